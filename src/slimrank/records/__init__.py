@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen values that cross rooms."""
+
+from slimrank.records._cost import METRICS, Cost, Metric
+from slimrank.records._layer import Call, LayerKind, LayerSpec
+from slimrank.records._note import Note
+from slimrank.records._options import Curve, Form, Method, Setting
+from slimrank.records._summary import LayerResult, Measurement, Summary
+
+__all__ = [
+    "METRICS",
+    "Call",
+    "Cost",
+    "Curve",
+    "Form",
+    "LayerKind",
+    "LayerResult",
+    "LayerSpec",
+    "Measurement",
+    "Method",
+    "Metric",
+    "Note",
+    "Setting",
+    "Summary",
+]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The geometry of a layer, as seen in one forward of one sample."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LayerKind = Literal["linear", "conv1d", "conv2d", "conv3d", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a layer, for ONE sample.
+
+    Attributes:
+        input_shape: shape of the first argument, batch dimension included (usually 1).
+        output_shape: shape of what came out, same convention.
+    """
+
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """A layer: geometry, calls, and whether it can be compressed.
+
+    Attributes:
+        name: dotted name in ``named_modules()``.
+        kind: "linear", "conv1d", "conv2d", "conv3d", or "other" for what no method knows.
+        class_name: class of the module, for people.
+        weight_shape: (C_out, C_in / groups, *kernel) or (out_features, in_features).
+        has_bias: whether the layer has a bias of its own.
+        dtype: of the weight, without prefix ("float32").
+        itemsize: bytes of one weight.
+        stride, dilation: per spatial dimension; () for linear.
+        padding: per spatial dimension, or "same"/"valid"; () for linear.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        groups: of the convolution; 1 otherwise.
+        calls: every call in one forward, in order.
+        macs, params: of this layer for one sample, all calls summed.
+        methods: methods that apply.
+        reason: why no method applies; None where one does.
+    """
+
+    name: str
+    kind: LayerKind
+    class_name: str
+    weight_shape: tuple[int, ...]
+    has_bias: bool
+    dtype: str
+    itemsize: int
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    padding: tuple[int, ...] | Literal["same", "valid"] = ()
+    padding_mode: str = "zeros"
+    groups: int = 1
+    calls: tuple[Call, ...] = ()
+    macs: int = 0
+    params: int = 0
+    methods: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size per spatial dimension; () for linear."""
+        return self.weight_shape[2:]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report tells."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from slimrank.records._cost import Cost
+from slimrank.records._note import Note
+from slimrank.records._options import Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerResult:
+    """What happened to one layer.
+
+    Attributes:
+        name: dotted name in the original model.
+        before, after: counted cost; equal where the layer was left alone.
+        setting: what was done; None where nothing was.
+        damage: predicted divergence of this layer alone, in the unit of the study; None without a setting.
+        fit: "sequential", "independent" or "weights": what the factors were fitted to; None without a setting.
+        reason: why the layer was left alone; None with a setting.
+    """
+
+    name: str
+    before: Cost
+    after: Cost
+    setting: Setting | None = None
+    damage: float | None = None
+    fit: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One number measured before and after, beside the costs.
+
+    Attributes:
+        name: what was measured ("accuracy", "latency, batch 1").
+        before, after: the values.
+        unit: "%", "ms", ...
+    """
+
+    name: str
+    before: float
+    after: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Everything a report shows.
+
+    Attributes:
+        title: heading.
+        before, after: counted cost of the whole model.
+        layers: every layer, in execution order.
+        divergence: measured on held-out samples, original against compressed; None if not measured.
+        damage: predicted, the sum over the layers; None if nothing was predicted.
+        unit: of divergence and damage ("nats per sample", "relative squared error").
+        notes: what the user should know.
+        seconds: wall time of each phase.
+        measurements: accuracy, latency and the like, where somebody measured them.
+    """
+
+    title: str
+    before: Cost
+    after: Cost
+    layers: tuple[LayerResult, ...]
+    divergence: float | None
+    damage: float | None
+    unit: str
+    notes: tuple[Note, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()

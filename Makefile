@@ -1,0 +1,55 @@
+# Every target does the set-up it needs. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WHEEL_DIR := build/wheel-test
+TORCH := $(shell grep '^torch==' constraints.txt)
+# Also holds inside pip's isolated build environments.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check fix test golden docs wheel-test
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+
+setup: $(READY)  ## make .venv with slimrank (editable) and the tools
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slimrank needs Python 3.11; try: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## compress the bundled network on bundled data; results in slimrank-demo/
+	$(BIN)/slimrank demo --out slimrank-demo
+
+check: $(READY)  ## format, lint, types, rooms, version, unit tests: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/api tests/unit -m 'not slow'
+
+fix: $(READY)  ## format, and repair what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(READY)  ## every test, doctests included
+	$(BIN)/python -m pytest
+
+golden: $(READY)  ## rewrite the golden files and show what moved
+	SLIMRANK_GOLDEN=1 $(BIN)/python -m pytest tests/golden
+	git diff --stat -- tests/golden
+
+docs: $(READY)  ## build the documentation into site/, warnings are errors
+	$(BIN)/mkdocs build --strict
+
+wheel-test: $(READY)  ## build the wheel and run the demo from it alone, in a fresh environment
+	rm -rf $(WHEEL_DIR)
+	$(BIN)/python -m build --wheel --outdir $(WHEEL_DIR)/dist
+	$(PYTHON) -m venv $(WHEEL_DIR)/venv
+	$(WHEEL_DIR)/venv/bin/python -m pip install --quiet '$(TORCH)'
+	$(WHEEL_DIR)/venv/bin/python -m pip install --quiet $(WHEEL_DIR)/dist/*.whl
+	cd $(WHEEL_DIR) && venv/bin/slimrank demo --out demo

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures and rules for every test."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+_GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator with a fixed seed; every test starts from the same state."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Compares a text with ``tests/golden/<name>``; ``make golden`` (SLIMRANK_GOLDEN=1) rewrites the file."""
+
+    def check(name: str, text: str) -> None:
+        path = _GOLDEN / name
+        if os.environ.get("SLIMRANK_GOLDEN"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{path} is missing; make golden writes it"
+        assert text == path.read_text(encoding="utf-8"), f"{name} moved; if that is meant: make golden"
+
+    return check

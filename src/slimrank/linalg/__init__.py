@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
+
+from slimrank.linalg._moments import Moments, MomentSums, ridge_of
+from slimrank.linalg._output_basis import output_basis, project_pair
+from slimrank.linalg._psd import cholesky_psd, square_roots
+from slimrank.linalg._split_pair import (
+    Split,
+    SplitFactors,
+    fit_split,
+    initial_first_factor,
+    nested_errors,
+    refine_split,
+)
+
+__all__ = [
+    "MomentSums",
+    "Moments",
+    "Split",
+    "SplitFactors",
+    "cholesky_psd",
+    "fit_split",
+    "initial_first_factor",
+    "nested_errors",
+    "output_basis",
+    "project_pair",
+    "refine_split",
+    "ridge_of",
+    "square_roots",
+]

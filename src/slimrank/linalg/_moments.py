@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Second moments of the rows that reach a layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BASE_RIDGE = 1e-3
+_MAX_RIDGE = 1.0
+_ROWS_PER_COLUMN = 10
+
+
+def ridge_of(n_rows: int, n_columns: int) -> float:
+    """Share of the mean diagonal that is added to a second moment before it is inverted.
+
+    With ten rows a column the moments are trusted; below, the ridge grows in proportion, and the fit falls back
+    towards the weights alone.
+
+    Args:
+        n_rows: rows that were summed.
+        n_columns: width of the rows.
+
+    Returns:
+        1e-3 to 1.
+    """
+    lack = _ROWS_PER_COLUMN * n_columns / max(n_rows, 1)
+    return min(_BASE_RIDGE * max(1.0, lack), _MAX_RIDGE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Moments:
+    """Mean and centred second moment of rows, as a matrix or, where rows are few and wide, as the rows.
+
+    Attributes:
+        mean: (D,) float64.
+        matrix: (D, D) float64, or None.
+        rows: (S, D) float32 or float64, centred, or None; exactly one of the two is given.
+        n_rows: S.
+    """
+
+    mean: Tensor
+    matrix: Tensor | None
+    rows: Tensor | None
+    n_rows: int
+
+    @property
+    def mean_diagonal(self) -> float:
+        """Mean of the diagonal."""
+        if self.matrix is not None:
+            return float(self.matrix.diagonal().mean())
+        rows = self._rows()
+        return float(rows.double().square().sum() / (self.n_rows * rows.shape[1]))
+
+    def times(self, left: Tensor) -> Tensor:
+        """``left @ H`` for ``left`` (M, D), float64."""
+        if self.matrix is not None:
+            return left @ self.matrix
+        rows = self._rows().to(left.dtype)
+        return (left @ rows.T) @ rows / self.n_rows
+
+    def gram(self, left: Tensor) -> Tensor:
+        """``left @ H @ left.T`` for ``left`` (M, D): (M, M) float64."""
+        if self.matrix is not None:
+            return left @ self.matrix @ left.T
+        projected = left @ self._rows().to(left.dtype).T
+        return projected @ projected.T / self.n_rows
+
+    def diagonal_of(self, left: Tensor) -> Tensor:
+        """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,) float64."""
+        if self.matrix is not None:
+            return ((left @ self.matrix) * left).sum(1)
+        return (left @ self._rows().to(left.dtype).T).square().sum(1) / self.n_rows
+
+    def ridged(self, ridge: float) -> Tensor:
+        """``H + ridge * mean_diagonal * I`` as a matrix (D, D) float64."""
+        if self.matrix is not None:
+            matrix = self.matrix.clone()
+        else:
+            rows = self._rows().double()
+            matrix = rows.T @ rows / self.n_rows
+        # A layer whose inputs never vary has no moments: the identity then stands for "weights alone".
+        scale = ridge * self.mean_diagonal
+        matrix.diagonal().add_(scale if scale > 0 else 1.0)
+        return matrix
+
+    def _rows(self) -> Tensor:
+        if self.rows is None:
+            raise TypeError("moments hold neither a matrix nor rows")
+        return self.rows
+
+
+class MomentSums:
+    """Running sums from which moments are made: streamed, shifted by a first mean, kept in float64.
+
+    Args:
+        width: D.
+        keep_rows: keep the rows themselves instead of their (D, D) sum, for rows that are few and wide.
+        other_width: width O of a second set of rows, whose covariance with the first is wanted; 0 for none.
+    """
+
+    def __init__(self, width: int, *, keep_rows: bool = False, other_width: int = 0) -> None:
+        self._width = width
+        self._other_width = other_width
+        self._kept: list[Tensor] | None = [] if keep_rows else None
+        self._kept_other: list[Tensor] = []
+        self._shift: Tensor | None = None
+        self._other_shift: Tensor | None = None
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._other_sum = torch.zeros(other_width, dtype=torch.float64)
+        self._square: Tensor | None = None
+        self._cross: Tensor | None = None
+        self.n_rows = 0
+
+    def add(self, rows: Tensor, other: Tensor | None = None) -> None:
+        """Adds rows.
+
+        Args:
+            rows: (S, D), any floating dtype.
+            other: (S, O) rows that belong to them, where ``other_width`` was given.
+        """
+        if len(rows) == 0:
+            return
+        rows = rows.detach().float()
+        if self._shift is None:
+            self._shift = rows.mean(0)
+            self._sum = self._sum.to(rows.device)
+            self._other_sum = self._other_sum.to(rows.device)
+        self.n_rows += len(rows)
+        shifted = rows - self._shift
+        self._sum += shifted.double().sum(0)
+        if other is not None:
+            self._add_other(shifted, other.detach().float())
+        if self._kept is not None:
+            self._kept.append(shifted)
+            return
+        product = shifted.T @ shifted
+        if self._square is None:
+            self._square = product.double()
+        else:
+            self._square += product
+
+    def _add_other(self, shifted: Tensor, other: Tensor) -> None:
+        if self._other_shift is None:
+            self._other_shift = other.mean(0)
+        moved = other - self._other_shift
+        self._other_sum += moved.double().sum(0)
+        if self._kept is not None:
+            self._kept_other.append(moved)
+            return
+        product = moved.T @ shifted
+        if self._cross is None:
+            self._cross = product.double()
+        else:
+            self._cross += product
+
+    def moments(self) -> Moments:
+        """Mean and centred second moment of all rows so far."""
+        shift = self._shift if self._shift is not None else self._sum
+        n_rows = max(self.n_rows, 1)
+        offset = self._sum / n_rows
+        mean = shift.double() + offset
+        if self._kept is not None:
+            rows = torch.cat(self._kept) if self._kept else self._sum.new_zeros(0, self._width)
+            return Moments(mean=mean, matrix=None, rows=rows - offset.to(rows.dtype), n_rows=n_rows)
+        square = self._square if self._square is not None else torch.diag(self._sum)
+        return Moments(
+            mean=mean, matrix=square / n_rows - torch.outer(offset, offset), rows=None, n_rows=n_rows
+        )
+
+    def cross(self) -> tuple[Tensor, Tensor]:
+        """Centred covariance with the other rows, and their mean.
+
+        Returns:
+            (O, D) float64 and (O,) float64.
+        """
+        if self._other_shift is None:
+            raise TypeError("no other rows were added")
+        n_rows = max(self.n_rows, 1)
+        offset, other_offset = self._sum / n_rows, self._other_sum / n_rows
+        mean = self._other_shift.double() + other_offset
+        if self._kept is not None:
+            rows, other = torch.cat(self._kept), torch.cat(self._kept_other)
+            product = other.double().T @ rows.double()
+        else:
+            product = self._cross if self._cross is not None else other_offset.outer(offset) * 0
+        return product / n_rows - torch.outer(other_offset, offset), mean

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closed form for pairs whose second factor is dense: project the outputs on their leading directions."""
+
+import torch
+from torch import Tensor
+
+from slimrank.linalg._moments import Moments
+from slimrank.linalg._psd import cholesky_psd
+
+
+def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[Tensor, Tensor]:
+    """Output directions in the order of what they carry, and what is lost at every rank.
+
+    Args:
+        weighted: (O, D) float64, the weight with the output metric multiplied in, ``M = G^(1/2) W``.
+        moments: second moments H of the D inputs.
+        ridge: share of the mean diagonal that is added to H while directions are chosen, above 0.
+
+    Returns:
+        ``basis`` (O, R) float64 with orthonormal columns, R = min(O, D); ``errors`` (R + 1,) float64, entry r is
+        ``1/2 tr((M - U_r U_r^T M) H (...)^T)`` on the un-ridged moments: never rising, entry 0 is all.
+
+    Source: principal components of predicted outputs, Zhang et al. 2016, arXiv 1505.06798, section 2.
+    """
+    n_out, n_in = weighted.shape
+    ridge_value = ridge * moments.mean_diagonal or 1.0
+    if n_out <= n_in:
+        gram = moments.gram(weighted)
+        _, vectors = torch.linalg.eigh(gram + ridge_value * (weighted @ weighted.T))
+        basis = vectors.flip(1)
+        kept = (basis * (gram @ basis)).sum(0)
+        total = gram.diagonal().sum()
+    else:
+        scaled = weighted @ cholesky_psd(moments.ridged(ridge))  # (O, D)
+        _, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        # QR instead of a division by singular values: columns stay orthonormal where the weight has no full rank.
+        basis = torch.linalg.qr(scaled @ vectors.flip(1)).Q
+        kept = moments.diagonal_of(basis.T @ weighted)
+        total = moments.diagonal_of(weighted).sum()
+    errors = (total - torch.cat([kept.new_zeros(1), kept.clamp_min(0).cumsum(0)])).clamp_min(0) / 2
+    return basis, errors
+
+
+def project_pair(dense: Tensor, basis: Tensor, rank: int, root: Tensor, inverse_root: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the best weight of a rank, given the output basis.
+
+    Args:
+        dense: (O, D) float64, the weight W.
+        basis: (O, R) float64 from ``output_basis(root @ dense, ...)``.
+        rank: at most R.
+        root: (O, O) float64, G^(1/2).
+        inverse_root: (O, O) float64, G^(-1/2).
+
+    Returns:
+        ``first`` (rank, D) and ``second`` (O, rank), float64: ``second @ first = G^(-1/2) U U^T G^(1/2) W``.
+    """
+    leading = basis[:, :rank]
+    return (leading.T @ root) @ dense, inverse_root @ leading

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs that share the taps of a kernel: some in the first factor, the rest in the second.
+
+A kernel of ``F * S`` taps over C_in channels is written ``W[o, (i, f, s)] = sum_p B[o, p, s] V[p, i, f]``.
+F = 1 is 1x1 -> k x k, S = 1 is k x k -> 1x1, F = k_h and S = k_w is the spatial pair.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slimrank.linalg._psd import cholesky_psd
+
+_CG_STEPS = 6
+_CG_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How D columns divide.
+
+    Attributes:
+        channels: C_in.
+        first: taps F in the first factor.
+        second: taps S in the second factor; D = channels * first * second, in that order.
+    """
+
+    channels: int
+    first: int
+    second: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SplitFactors:
+    """A fitted pair.
+
+    Attributes:
+        first: (R, C_in, F) float64.
+        second: (O, R, S) float64, with the output metric multiplied in.
+        gain: what the pair explains, ``tr(T W'^T)`` at the least-squares second factor; error = (total - gain) / 2.
+    """
+
+    first: Tensor
+    second: Tensor
+    gain: float
+
+
+def initial_first_factor(weighted: Tensor, moment: Tensor, split: Split) -> Tensor:
+    """First factors for every rank at once, by a block-diagonal approximation of the moments.
+
+    Args:
+        weighted: (O, D) float64, G^(1/2) W.
+        moment: (D, D) float64, regular.
+        split: how D divides.
+
+    Returns:
+        (R, C_in, F) float64 with R = min(C_in F, O S), most important first.
+    """
+    channels, first, second = split.channels, split.first, split.second
+    height = channels * first
+    strip = moment.view(height, second, height, second).diagonal(dim1=1, dim2=3).sum(-1) / second
+    factor = cholesky_psd(strip)
+    # (O, C_in F, S) -> (C_in F, O S)
+    unfolded = weighted.view(-1, height, second).permute(1, 0, 2).reshape(height, -1)
+    scaled = factor.T @ unfolded
+    if scaled.shape[0] <= scaled.shape[1]:
+        _, vectors = torch.linalg.eigh(scaled @ scaled.T)
+        left = vectors.flip(1)
+    else:
+        _, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        left = torch.linalg.qr(scaled @ vectors.flip(1)).Q
+    first_factor = torch.linalg.solve_triangular(factor.T, left, upper=True).T
+    return first_factor.reshape(-1, channels, first)
+
+
+def _expand(first: Tensor, split: Split) -> Tensor:
+    """Rows of P, rank-major: (R S, D) with P[(p, s), (i, f, s')] = V[p, i, f] where s = s'."""
+    rank, second = len(first), split.second
+    eye = torch.eye(second, dtype=first.dtype, device=first.device)
+    return torch.einsum("pc,st->psct", first.reshape(rank, -1), eye).reshape(rank * second, -1)
+
+
+def nested_errors(weighted: Tensor, moment: Tensor, first: Tensor, split: Split) -> Tensor:
+    """Upper bound of the error at every rank, from one Cholesky factorisation.
+
+    Args:
+        weighted: (O, D) float64, G^(1/2) W.
+        moment: (D, D) float64, regular.
+        first: (R, C_in, F) float64, first factors in order of importance.
+        split: how D divides.
+
+    Returns:
+        (R + 1,) float64, never rising: ``1/2 (tr(M H M^T) - gain of the first r)`` at the least-squares second factor.
+    """
+    rows = _expand(first, split)
+    target = weighted @ moment  # (O, D)
+    factor = cholesky_psd(rows @ moment @ rows.T)
+    solved = torch.linalg.solve_triangular(factor, rows @ target.T, upper=False)
+    gains = solved.square().sum(1).view(len(first), split.second).sum(1).cumsum(0)
+    total = (target * weighted).sum()
+    return (total - torch.cat([gains.new_zeros(1), gains])).clamp_min(0) / 2
+
+
+def fit_split(target: Tensor, moment: Tensor, first: Tensor, split: Split) -> SplitFactors:
+    """Least-squares second factor for a given first one.
+
+    Args:
+        target: (O, D) float64, ``T = G^(1/2) W H``.
+        moment: (D, D) float64, regular H.
+        first: (R, C_in, F) float64.
+        split: how D divides.
+
+    Returns:
+        The pair, with its gain.
+    """
+    rows = _expand(first, split)
+    right = rows @ target.T  # (R S, O)
+    factor = cholesky_psd(rows @ moment @ rows.T)
+    second = torch.cholesky_solve(right, factor)
+    gain = float((second * right).sum())
+    return SplitFactors(
+        first=first, second=second.view(len(first), split.second, -1).permute(2, 0, 1), gain=gain
+    )
+
+
+def refine_split(
+    target: Tensor, moment: Tensor, factors: SplitFactors, split: Split, *, alternations: int
+) -> SplitFactors:
+    """Alternates between the two factors; the gain never falls.
+
+    The first factor is improved by a few preconditioned conjugate-gradient steps on its normal equations (they
+    are too large to write down), the second by exact least squares.
+
+    Args:
+        target: (O, D) float64, ``T = G^(1/2) W H``.
+        moment: (D, D) float64, regular H.
+        factors: where to start.
+        split: how D divides.
+        alternations: rounds at most; stops early when nothing is gained.
+
+    Returns:
+        The refined pair.
+    """
+    height = split.channels * split.first
+    strip = moment.view(height, split.second, height, split.second).diagonal(dim1=1, dim2=3).sum(-1)
+    strip_factor = cholesky_psd(strip / split.second)
+    best = factors
+    for _ in range(alternations):
+        first = _improve_first(target, moment, best, split, strip_factor)
+        norms = first.flatten(1).norm(dim=1).clamp_min(torch.finfo(first.dtype).tiny)
+        refined = fit_split(target, moment, first / norms[:, None, None], split)
+        if refined.gain <= best.gain:
+            break
+        small = refined.gain - best.gain < 1e-4 * abs(best.gain)
+        best = refined
+        if small:
+            break
+    return best
+
+
+def _improve_first(target: Tensor, moment: Tensor, factors: SplitFactors, split: Split, strip_factor: Tensor) -> Tensor:
+    n_out = len(target)
+    second = factors.second
+    height = split.channels * split.first
+
+    def back(rows: Tensor) -> Tensor:
+        # (O, D) -> (R, C_in F): inner products with the second factor
+        return torch.einsum("ops,ocs->pc", second, rows.view(n_out, height, split.second))
+
+    def normal(first: Tensor) -> Tensor:
+        weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, -1)
+        return back(weight @ moment)
+
+    gram_factor = cholesky_psd(torch.einsum("ops,oqs->pq", second, second))
+
+    def precondition(residual: Tensor) -> Tensor:
+        return torch.cholesky_solve(torch.cholesky_solve(residual, gram_factor).T, strip_factor).T
+
+    first = factors.first.reshape(len(factors.first), height)
+    residual = back(target) - normal(first)
+    direction = precondition(residual)
+    strength = (residual * direction).sum()
+    start = strength
+    for _ in range(_CG_STEPS):
+        if strength <= _CG_TOLERANCE * start or strength <= 0:
+            break
+        image = normal(direction)
+        step = strength / (direction * image).sum()
+        first = first + step * direction
+        residual = residual - step * image
+        conditioned = precondition(residual)
+        renewed = (residual * conditioned).sum()
+        direction = conditioned + (renewed / strength) * direction
+        strength = renewed
+    return first.view_as(factors.first)

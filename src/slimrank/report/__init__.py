@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values in, text or a page out."""
+
+from slimrank.report._html import render_html, render_study_html
+from slimrank.report._text import render_layers, render_text
+
+__all__ = ["render_html", "render_layers", "render_study_html", "render_text"]

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan file: JSON, sorted, written whole or not at all."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from slimrank._errors import FileError, OptionError, PlanError, RankError, UnknownNameError
+from slimrank.cost import FORMS, forms_of, max_rank
+from slimrank.plan._json import (
+    Json,
+    as_flag,
+    as_integer,
+    as_integers,
+    as_list,
+    as_number,
+    as_object,
+    as_text,
+    from_text,
+    to_text,
+)
+from slimrank.plan._multiple import check_multiple_of
+from slimrank.plan._names import listed, nearest
+from slimrank.plan._settings import form_of, method_of
+from slimrank.plan._structure import Step, Structure, cost_after
+from slimrank.records import METRICS, Call, Cost, LayerKind, LayerSpec, Metric, Setting
+
+if TYPE_CHECKING:
+    from slimrank.plan._plan import Plan
+
+FORMAT = 1
+# Old format -> what turns such a file into one of the next format. Empty until there is a format 2.
+UPGRADERS: Mapping[int, Callable[[dict[str, Json]], dict[str, Json]]] = MappingProxyType({})
+
+_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
+_SELECT = ("optimal", "greedy", "uniform", "manual")
+_KINDS: tuple[LayerKind, ...] = ("linear", "conv1d", "conv2d", "conv3d", "other")
+_NEEDED = tuple(f.name for f in fields(LayerSpec) if f.default is MISSING and f.name != "name")
+_DEFAULTS = {f.name: f.default for f in fields(LayerSpec) if f.default is not MISSING}
+
+
+class PlanFields(TypedDict):
+    """The fields of a plan."""
+
+    steps: tuple[Step, ...]
+    before: Cost
+    has_bias: bool
+    select: str
+    damage: float | None
+    gap: float | None
+    multiple_of: int | Mapping[str, int]
+    budgets: Mapping[Metric, float]
+
+
+def write_plan(path: str | os.PathLike[str], plan: "Plan") -> None:
+    """Write a plan as JSON.
+
+    Args:
+        path: of the file; an existing one is replaced, whole or not at all.
+        plan: to write.
+
+    Raises:
+        FileError: the file cannot be written.
+        PlanError: the plan holds a number that is not finite.
+    """
+    content: Json = {
+        "format": FORMAT,
+        "steps": [_step_to_json(step) for step in plan.steps],
+        "costs": {"before": _cost_to_json(plan.before), "after": _cost_to_json(plan.after)},
+        "has_bias": plan.has_bias,
+        "select": plan.select,
+        "damage": plan.damage,
+        "gap": plan.gap,
+        # A list of pairs, since sorting would lose which glob comes first.
+        "multiple_of": [[glob, number] for glob, number in plan.multiple_of.items()]
+        if isinstance(plan.multiple_of, Mapping)
+        else plan.multiple_of,
+        "budgets": {str(metric): ratio for metric, ratio in plan.budgets.items()},
+    }
+    try:
+        text = to_text(content)
+    except ValueError as error:
+        raise PlanError(f"plan: damage, gap or a budget is not finite ({error}); plan anew") from error
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise FileError(
+            f"plan file {target}: cannot be written ({error}); give a file in an existing folder"
+        ) from error
+
+
+def read_plan(path: str | os.PathLike[str]) -> PlanFields:
+    """Read a plan file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The fields of a plan; ``Plan.load`` says what an edited file gives.
+
+    Raises:
+        FileError: the file is missing or cannot be read.
+        PlanError: it is no plan, is cut short, holds unknown keys, layers or settings, or is of another
+            format.
+        RankError: a rank that the layer does not have.
+    """
+    where = f"plan file {Path(path)}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{where}: no text ({error}); give a file that plan.save wrote") from error
+    except OSError as error:
+        raise FileError(f"{where}: cannot be read ({error}); give a file that plan.save wrote") from error
+    content = _upgraded(as_object(from_text(text, where), where), where)
+    as_object(content, where, required=_KEYS)
+    costs = as_object(content["costs"], f"{where}: costs", required=("before",), optional=("after",))
+    steps = tuple(
+        _step_from_json(step, f"{where}: steps[{i}]")
+        for i, step in enumerate(as_list(content["steps"], f"{where}: steps"))
+    )
+    before = _cost_from_json(costs["before"], f"{where}: costs.before")
+    has_bias = as_flag(content["has_bias"], f"{where}: has_bias")
+    select = as_text(content["select"], f"{where}: select")
+    if select not in _SELECT:
+        raise PlanError(f"{where}: select is {select!r}; {nearest(select, _SELECT)}")
+    numbers = {key: content[key] for key in ("damage", "gap")}
+    damage, gap = (
+        None if number is None else as_number(number, f"{where}: {key}") for key, number in numbers.items()
+    )
+    budgets = _budgets_from_json(content["budgets"], f"{where}: budgets")
+    after = cost_after(before, steps, has_bias=has_bias)
+    if "after" in costs and _cost_from_json(costs["after"], f"{where}: costs.after") != after:
+        # Edited by hand: what was predicted and promised belonged to the old settings.
+        select, damage, gap, budgets = "manual", None, None, {}
+    return PlanFields(
+        steps=steps,
+        before=before,
+        has_bias=has_bias,
+        select=select,
+        damage=damage,
+        gap=gap,
+        multiple_of=_multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of"),
+        budgets=budgets,
+    )
+
+
+def _upgraded(content: dict[str, Json], where: str) -> dict[str, Json]:
+    if "format" not in content:
+        raise PlanError(f'{where}: "format" is missing; give a file that plan.save wrote')
+    number = content["format"]
+    while isinstance(number, int) and not isinstance(number, bool) and number in UPGRADERS:
+        content = UPGRADERS[number](content)
+        number = content["format"]
+    if number != FORMAT or isinstance(number, bool):
+        readable = ", ".join(str(known) for known in sorted({*UPGRADERS, FORMAT}))
+        raise PlanError(
+            f"{where}: format {number!r} is unknown, this version reads {readable}; install a newer slimrank"
+        )
+    return content
+
+
+def _step_to_json(step: Step) -> Json:
+    return {
+        "structure": {
+            "sha256": step.structure.sha256,
+            "order": list(step.structure.layers),
+            "layers": {name: _layer_to_json(spec) for name, spec in step.structure.layers.items()},
+        },
+        "layers": {
+            name: [{"method": one.method, "form": one.form, "rank": one.rank} for one in settings]
+            for name, settings in step.layers.items()
+        },
+        "groups": {name: list(kept) for name, kept in step.groups.items()},
+    }
+
+
+def _step_from_json(value: Json, where: str) -> Step:
+    content = as_object(value, where, required=("structure", "layers", "groups"))
+    structure = _structure_from_json(content["structure"], f"{where}.structure")
+    chosen = as_object(content["layers"], f"{where}.layers")
+    for name in chosen:
+        if name not in structure.layers:
+            raise PlanError(
+                f"{where}.layers: {name!r} is no layer of the structure; {nearest(name, structure.layers)}"
+            )
+    if as_object(content["groups"], f"{where}.groups"):
+        raise PlanError(
+            f"{where}.groups: this version slims no channels; empty it, or install a newer slimrank"
+        )
+    return Step(
+        structure=structure,
+        layers={
+            name: tuple(
+                _setting_from_json(one, structure.layers[name], f"{where}.layers[{name!r}][{i}]")
+                for i, one in enumerate(_one(chosen[name], f"{where}.layers[{name!r}]"))
+            )
+            for name in structure.layers
+            if name in chosen
+        },
+    )
+
+
+def _one(value: Json, where: str) -> list[Json]:
+    settings = list(as_list(value, where))
+    if len(settings) != 1:
+        raise PlanError(
+            f"{where}: {len(settings)} settings; this version takes one for each layer, so leave one"
+        )
+    return settings
+
+
+def _setting_from_json(value: Json, spec: LayerSpec, where: str) -> Setting:
+    content = as_object(value, where, required=("method", "form", "rank"))
+    asked = as_text(content["method"], f"{where}.method")
+    method = method_of(asked)
+    if method is None:
+        raise PlanError(f"{where}: unknown method {asked!r}; {nearest(asked, FORMS)}")
+    asked = as_text(content["form"], f"{where}.form")
+    form = form_of(method, asked)
+    if form is None:
+        raise PlanError(f"{where}: {method} has no form {asked!r}; {nearest(asked, FORMS[method])}")
+    if form not in forms_of(spec, method):
+        possible = [other for known in FORMS for other in forms_of(spec, known)]
+        raise PlanError(
+            f"{where}: {method} {form} does not apply to this {spec.class_name} {spec.weight_shape}; "
+            f"{'it can take ' + listed(possible) if possible else 'no method does, delete the entry'}"
+        )
+    rank = as_integer(content["rank"], f"{where}.rank")
+    if not 1 <= rank <= max_rank(spec, form):
+        raise RankError(
+            f"{where}: rank {rank} is outside 1..{max_rank(spec, form)}; change it, or delete the entry"
+        )
+    return Setting(method=method, form=form, rank=rank)
+
+
+def _structure_from_json(value: Json, where: str) -> Structure:
+    content = as_object(value, where, required=("sha256", "order", "layers"))
+    specs = as_object(content["layers"], f"{where}.layers")
+    order = [as_text(name, f"{where}.order") for name in as_list(content["order"], f"{where}.order")]
+    odd = set(order).symmetric_difference(specs)
+    if odd or len(order) != len(specs):
+        raise PlanError(
+            f"{where}: order and layers do not hold the same names "
+            f"({listed(sorted(odd)) or 'one stands twice'}); save the plan again"
+        )
+    return Structure(
+        sha256=as_text(content["sha256"], f"{where}.sha256"),
+        layers={name: _layer_from_json(name, specs[name], f"{where}.layers[{name!r}]") for name in order},
+    )
+
+
+def _layer_to_json(spec: LayerSpec) -> Json:
+    every: dict[str, Json] = {
+        "kind": spec.kind,
+        "class_name": spec.class_name,
+        "weight_shape": list(spec.weight_shape),
+        "has_bias": spec.has_bias,
+        "dtype": spec.dtype,
+        "itemsize": spec.itemsize,
+        "stride": list(spec.stride),
+        "dilation": list(spec.dilation),
+        "padding": spec.padding if isinstance(spec.padding, str) else list(spec.padding),
+        "padding_mode": spec.padding_mode,
+        "groups": spec.groups,
+        "calls": [[list(call.input_shape), list(call.output_shape)] for call in spec.calls],
+        "macs": spec.macs,
+        "params": spec.params,
+        "methods": list(spec.methods),
+        "reason": spec.reason,
+    }
+    return {
+        key: value for key, value in every.items() if key in _NEEDED or getattr(spec, key) != _DEFAULTS[key]
+    }
+
+
+def _layer_from_json(name: str, value: Json, where: str) -> LayerSpec:
+    content = as_object(value, where, required=_NEEDED, optional=tuple(_DEFAULTS))
+    kind = as_text(content["kind"], f"{where}.kind")
+    known = next((one for one in _KINDS if one == kind), None)
+    if known is None:
+        raise PlanError(f"{where}: unknown kind {kind!r}; {nearest(kind, _KINDS)}")
+    reason = content.get("reason")
+    return LayerSpec(
+        name=name,
+        kind=known,
+        class_name=as_text(content["class_name"], f"{where}.class_name"),
+        weight_shape=as_integers(content["weight_shape"], f"{where}.weight_shape"),
+        has_bias=as_flag(content["has_bias"], f"{where}.has_bias"),
+        dtype=as_text(content["dtype"], f"{where}.dtype"),
+        itemsize=as_integer(content["itemsize"], f"{where}.itemsize"),
+        stride=as_integers(content.get("stride", []), f"{where}.stride"),
+        dilation=as_integers(content.get("dilation", []), f"{where}.dilation"),
+        padding=_padding_from_json(content.get("padding", []), f"{where}.padding"),
+        padding_mode=as_text(content.get("padding_mode", "zeros"), f"{where}.padding_mode"),
+        groups=as_integer(content.get("groups", 1), f"{where}.groups"),
+        calls=tuple(
+            _call_from_json(call, f"{where}.calls")
+            for call in as_list(content.get("calls", []), f"{where}.calls")
+        ),
+        macs=as_integer(content.get("macs", 0), f"{where}.macs"),
+        params=as_integer(content.get("params", 0), f"{where}.params"),
+        methods=tuple(
+            as_text(method, f"{where}.methods")
+            for method in as_list(content.get("methods", []), f"{where}.methods")
+        ),
+        reason=None if reason is None else as_text(reason, f"{where}.reason"),
+    )
+
+
+def _padding_from_json(value: Json, where: str) -> tuple[int, ...] | Literal["same", "valid"]:
+    if value == "same":
+        return "same"
+    if value == "valid":
+        return "valid"
+    return as_integers(value, where)
+
+
+def _call_from_json(value: Json, where: str) -> Call:
+    shapes = as_list(value, where)
+    if len(shapes) != 2:
+        raise PlanError(f"{where}: a call holds {len(shapes)} shapes; write [input shape, output shape]")
+    return Call(input_shape=as_integers(shapes[0], where), output_shape=as_integers(shapes[1], where))
+
+
+def _cost_to_json(cost: Cost) -> dict[str, Json]:
+    return {metric: cost.metric(metric) for metric in METRICS}
+
+
+def _cost_from_json(value: Json, where: str) -> Cost:
+    content = as_object(value, where, required=METRICS)
+    macs, params, size = (as_integer(content[metric], f"{where}.{metric}") for metric in METRICS)
+    return Cost(macs=macs, params=params, bytes=size)
+
+
+def _budgets_from_json(value: Json, where: str) -> dict[Metric, float]:
+    content = as_object(value, where, required=(), optional=METRICS)
+    return {
+        metric: as_number(content[metric], f"{where}.{metric}") for metric in METRICS if metric in content
+    }
+
+
+def _multiple_from_json(value: Json, steps: tuple[Step, ...], where: str) -> int | Mapping[str, int]:
+    multiple: int | Mapping[str, int]
+    if isinstance(value, list):
+        pairs = [as_list(pair, where) for pair in value]
+        if any(len(pair) != 2 for pair in pairs):
+            raise PlanError(f"{where}: an entry is no pair; write [glob, number]")
+        multiple = {as_text(glob, where): as_integer(number, where) for glob, number in pairs}
+    else:
+        multiple = as_integer(value, where)
+    try:
+        check_multiple_of(multiple, [name for step in steps for name in step.structure.layers])
+    except (OptionError, UnknownNameError) as error:
+        raise PlanError(f"{where}: {error}") from error
+    return multiple

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closest known names, for errors."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_SHOWN = 3
+_LISTED = 8
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names closest to a wrong one, as the end of an error message.
+
+    Args:
+        name: what was asked for.
+        known: what exists.
+
+    Returns:
+        "did you mean 'a' or 'b'?", or where nothing is close "known are 'a', 'b'" with a count of the rest.
+    """
+    names = list(dict.fromkeys(known))
+    close = get_close_matches(name, names, n=_SHOWN, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(match) for match in close) + "?"
+    return f"known are {listed(names)}" if names else "none are known"
+
+
+def listed(names: Iterable[str], limit: int = _LISTED) -> str:
+    """Names in quotes, the first few and a count of the rest.
+
+    Args:
+        names: what to list.
+        limit: how many are written out.
+
+    Returns:
+        "'a', 'b' and 3 more".
+    """
+    every = list(names)
+    text = ", ".join(repr(name) for name in every[:limit])
+    return f"{text} and {len(every) - limit} more" if len(every) > limit else text

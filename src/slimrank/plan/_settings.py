@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person may write for one layer, checked and turned into a setting."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from math import ceil, floor
+from numbers import Integral, Real
+from typing import NamedTuple
+
+import numpy as np
+
+from slimrank._errors import OptionError, RankError, UnknownNameError
+from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
+from slimrank.plan._multiple import multiple_for
+from slimrank.plan._names import listed, nearest
+from slimrank.plan._structure import Structure
+from slimrank.records import Curve, Form, LayerSpec, Method, Setting
+
+SettingLike = Setting | tuple[str, float | Mapping[str, int | float | str]] | None
+
+_KEYS = ("rank", "ratio", "form")
+# A ratio read off a cost, cost / cost, must find that cost again in spite of its rounding.
+_ROUNDING = Fraction(1, 10**12)
+
+
+class _Asked(NamedTuple):
+    """Exactly one of rank and ratio, and the form where it was given."""
+
+    method: Method
+    form: Form | None
+    rank: int | None
+    ratio: Fraction | None
+
+
+class _Reach(NamedTuple):
+    """MACs of the layer and per rank of a form, and the largest rank that costs no more."""
+
+    form: Form
+    whole: int
+    unit: int
+    top: int
+
+
+def setting_for(
+    structure: Structure,
+    name: str,
+    asked: SettingLike,
+    *,
+    methods: Iterable[str],
+    has_bias: bool,
+    multiple_of: int | Mapping[str, int],
+    curves: Sequence[Curve] = (),
+    current: Setting | None = None,
+) -> Setting | None:
+    """The setting that a person means for one layer.
+
+    Args:
+        structure: of the model.
+        name: dotted layer name.
+        asked: ``(method, ratio of the layer's MACs)``, ``(method, {"rank": r})`` or ``(method, {"ratio":
+            x})``, both with an optional "form"; a setting; None to leave the layer alone.
+        methods: that may be named.
+        has_bias: whether every second factor carries a bias; else only where the layer has one.
+        multiple_of: rank rounding. Ranks round up; a ratio whose rounded rank would cost more than the
+            layer takes the largest multiple that does not.
+        curves: damages; the form with the lowest one is taken where none is given.
+        current: what the plan does to this layer now; its form is preferred where there are no curves.
+
+    Returns:
+        The setting; None to leave the layer alone.
+
+    Raises:
+        UnknownNameError: no such layer, method or form.
+        OptionError: a setting of the wrong kind, or a method or form that does not apply to the layer.
+        RankError: a rank or ratio that the layer cannot take, or that makes it cost more MACs than before.
+    """
+    if name not in structure.layers:
+        raise UnknownNameError(f"layer {name!r}: the model has none; {nearest(name, structure.layers)}")
+    if asked is None:
+        return None
+    spec = structure.layers[name]
+    wish = _read(name, asked, tuple(methods))
+    forms = _forms(spec, wish)
+    multiple = multiple_for(multiple_of, name)
+    reaches = [_reach(spec, form, has_bias=has_bias) for form in forms]
+    ranks = {reach.form: _rank(reach, wish, multiple) for reach in reaches}
+    preferred = current.form if current is not None and current.method == wish.method else None
+
+    def preference(form: Form) -> tuple[float, bool, int, int]:
+        damage = damage_at(curves, name, Setting(method=wish.method, form=form, rank=ranks[form] or 1))
+        macs = pair_cost(spec, form, ranks[form] or 1, has_bias=has_bias or spec.has_bias).macs
+        return float("inf") if damage is None else damage, form != preferred, macs, forms.index(form)
+
+    possible = [form for form in forms if ranks[form] is not None]
+    if not possible:
+        raise RankError(_why_none(spec, wish, multiple, reaches))
+    form = min(possible, key=preference)
+    return Setting(method=wish.method, form=form, rank=ranks[form] or 1)
+
+
+def damage_at(curves: Iterable[Curve], name: str, setting: Setting) -> float | None:
+    """The damage that curves predict for a setting.
+
+    Args:
+        curves: of any layers.
+        name: dotted layer name.
+        setting: for that layer.
+
+    Returns:
+        In the unit of the curves; None where no curve holds that form and rank.
+    """
+    for curve in curves:
+        if curve.layer == name and curve.method == setting.method and curve.form == setting.form:
+            place = int(np.searchsorted(curve.ranks, setting.rank))
+            if place < len(curve.ranks) and curve.ranks[place] == setting.rank:
+                return float(curve.damage[place])
+    return None
+
+
+def method_of(text: str) -> Method | None:
+    """The method of this name; None where there is none."""
+    return next((method for method in FORMS if method == text), None)
+
+
+def form_of(method: Method, text: str) -> Form | None:
+    """The form of this name; None where the method has none."""
+    return next((form for form in FORMS[method] if form == text), None)
+
+
+def _read(name: str, asked: object, methods: Sequence[str]) -> _Asked:
+    if isinstance(asked, Setting):
+        asked = (asked.method, {"rank": asked.rank, "form": asked.form})
+    if not isinstance(asked, tuple | list) or len(asked) != 2 or not isinstance(asked[0], str):
+        raise OptionError(
+            f'layer {name!r}: the setting is {asked!r}; give (method, ratio), e.g. ("weight_svd", 0.5), '
+            f'or (method, {{"rank": 32}})'
+        )
+    method = method_of(asked[0])
+    if method is None or method not in methods:
+        raise UnknownNameError(
+            f"layer {name!r}: method {asked[0]!r} is not there; {nearest(asked[0], methods)}"
+        )
+    how = asked[1] if isinstance(asked[1], Mapping) else {"ratio": asked[1]}
+    for key in how:
+        if key not in _KEYS:
+            raise OptionError(f"layer {name!r}: {key!r} is no key of a setting; {nearest(str(key), _KEYS)}")
+    if ("rank" in how) == ("ratio" in how):
+        raise OptionError(f'layer {name!r}: give one of "rank" and "ratio", not {sorted(how)}')
+    form = None
+    if "form" in how:
+        form = form_of(method, how["form"]) if isinstance(how["form"], str) else None
+        if form is None:
+            close = nearest(str(how["form"]), FORMS[method])
+            raise UnknownNameError(f"layer {name!r}: {method} has no form {how['form']!r}; {close}")
+    if "rank" in how:
+        return _Asked(method, form, _read_rank(name, how["rank"]), None)
+    return _Asked(method, form, None, _read_ratio(name, how["ratio"]))
+
+
+def _read_rank(name: str, rank: object) -> int:
+    if not isinstance(rank, Integral) or isinstance(rank, bool):
+        raise OptionError(f'layer {name!r}: rank {rank!r} is no whole number; give e.g. {{"rank": 32}}')
+    if rank < 1:
+        raise RankError(f"layer {name!r}: rank {rank} is below 1; raise it or drop the layer from the plan")
+    return int(rank)
+
+
+def _read_ratio(name: str, ratio: object) -> Fraction:
+    if not isinstance(ratio, Real) or isinstance(ratio, Integral):
+        raise OptionError(
+            f"layer {name!r}: ratio {ratio!r} is no fraction of the layer's MACs; give e.g. 0.5 (1.0 for "
+            f'all of them), or {{"rank": 32}} for a rank'
+        )
+    if not 0 < float(ratio) <= 1:
+        raise RankError(
+            f"layer {name!r}: ratio {ratio} is outside (0, 1]; give the share of the layer's MACs to keep"
+        )
+    # Through its decimal digits, so that 0.4 means four tenths.
+    return Fraction(repr(float(ratio)))
+
+
+def _forms(spec: LayerSpec, wish: _Asked) -> tuple[Form, ...]:
+    forms = forms_of(spec, wish.method)
+    if wish.method not in spec.methods or not forms:
+        if spec.methods:
+            cure = f"it can take {listed(spec.methods)}"
+        else:
+            cure = f"{spec.reason or 'no method applies'}; drop it from the plan"
+        raise OptionError(
+            f"layer {spec.name!r}: {wish.method} does not apply to this {spec.class_name}; {cure}"
+        )
+    if wish.form is None:
+        return forms
+    if wish.form not in forms:
+        raise OptionError(
+            f"layer {spec.name!r}: form {wish.form!r} does not apply to kernel {spec.kernel}; "
+            f"take {listed(forms)}"
+        )
+    return (wish.form,)
+
+
+def _reach(spec: LayerSpec, form: Form, *, has_bias: bool) -> _Reach:
+    whole = layer_cost(spec).macs
+    unit = pair_cost(spec, form, 1, has_bias=has_bias or spec.has_bias).macs
+    full = max_rank(spec, form)
+    return _Reach(form, whole, unit, min(full, whole // unit) if unit else full)
+
+
+def _rank(reach: _Reach, wish: _Asked, multiple: int) -> int | None:
+    """The rank of one form, rounded; None where it cannot be reached."""
+    if wish.rank is not None:
+        rank = -(-wish.rank // multiple) * multiple
+        return rank if rank <= reach.top else None
+    if wish.ratio is None or not reach.unit:
+        return None
+    rank = min(floor(wish.ratio * reach.whole * (1 + _ROUNDING) / reach.unit), reach.top)
+    up = -(-rank // multiple) * multiple
+    return (up if up <= reach.top else reach.top // multiple * multiple) or None
+
+
+def _why_none(spec: LayerSpec, wish: _Asked, multiple: int, reaches: Sequence[_Reach]) -> str:
+    """The message for a wish that no form can meet."""
+    best = max(reaches, key=lambda reach: reach.top)
+    cheap = min(reaches, key=lambda reach: reach.unit)
+    where = f"layer {spec.name!r}: {wish.method} "
+    if best.top < 1:
+        return where + "costs more MACs than the layer at every rank; drop the layer from the plan"
+    if best.top < multiple:
+        return (
+            f"{where}has ranks 1..{best.top} that save MACs, and none is a multiple of {multiple}; "
+            f"lower multiple_of for this layer or drop it from the plan"
+        )
+    if wish.rank is not None:
+        rank = -(-wish.rank // multiple) * multiple
+        rounded = f" (rounded up to {rank}, a multiple of {multiple})" if rank != wish.rank else ""
+        limit = max_rank(spec, best.form)
+        why = "the layer has no such rank" if rank > limit else "the pair would cost more MACs than the layer"
+        return (
+            f"{where}rank {wish.rank}{rounded} is outside {multiple}..{best.top // multiple * multiple}: "
+            f"{why}; lower it or drop the layer from the plan"
+        )
+    if not cheap.unit:
+        return (
+            where + 'has no ratio, since the layer is never called; give {"rank": r} or drop it from the plan'
+        )
+    smallest = cheap.unit / cheap.whole
+    return (
+        f"{where}ratio {float(wish.ratio or 0):g} is below the smallest reachable one, "
+        f"{ceil(smallest * 1e4) / 1e4:g} at rank 1; raise it or drop the layer from the plan"
+    )

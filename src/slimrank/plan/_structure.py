@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The geometry that ties a plan to a model, and the steps on it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Protocol
+
+from slimrank._errors import PlanError
+from slimrank.cost import layer_cost, pair_cost
+from slimrank.plan._names import listed
+from slimrank.records import Cost, LayerSpec, Setting
+
+_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """The layers of a model, without its weights.
+
+    Attributes:
+        sha256: fingerprint of names and shapes (``structure_of`` makes it).
+        layers: every captured layer by dotted name, in execution order.
+    """
+
+    sha256: str
+    layers: Mapping[str, LayerSpec]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What is done to the layers of one structure.
+
+    Attributes:
+        structure: the model that the step starts from.
+        layers: settings per layer, in execution order; one each so far.
+        groups: first producer -> channels_kept; empty so far.
+    """
+
+    structure: Structure
+    layers: Mapping[str, tuple[Setting, ...]]
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class HasSteps(Protocol):
+    """Whatever has steps: a plan."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """In the order in which they are done."""
+        ...
+
+
+def structure_of(specs: Iterable[LayerSpec]) -> Structure:
+    """The structure of a model from its layers.
+
+    Args:
+        specs: every captured layer, in execution order.
+
+    Returns:
+        The structure. Its fingerprint covers names and geometry; input size, dtype and order leave it
+        unchanged.
+    """
+    layers = {spec.name: spec for spec in specs}
+    text = json.dumps([[name, _geometry(layers[name])] for name in sorted(layers)])
+    return Structure(sha256=sha256(text.encode()).hexdigest(), layers=layers)
+
+
+def check_structure(plan: HasSteps, structure: Structure) -> None:
+    """Check that a plan belongs to this model.
+
+    Args:
+        plan: the plan.
+        structure: of the model.
+
+    Raises:
+        PlanError: layers are missing, additional or of another shape.
+    """
+    steps = plan.steps
+    if not steps or steps[0].structure.sha256 == structure.sha256:
+        return
+    planned, present = steps[0].structure.layers, structure.layers
+    changed = [
+        f"{name!r} {_difference(planned[name], present[name])}"
+        for name in planned
+        if name in present and _geometry(planned[name]) != _geometry(present[name])
+    ]
+    parts = []
+    for word, names in (
+        ("missing in the model", [name for name in planned if name not in present]),
+        ("unknown to the plan", [name for name in present if name not in planned]),
+    ):
+        if names:
+            parts.append(f"{len(names)} {word}: {listed(names, _NAMED)}")
+    if changed:
+        rest = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        parts.append(f"{len(changed)} of another shape: {', '.join(changed[:_NAMED])}{rest}")
+    what = "; layers " + "; ".join(parts) if parts else "; same layers, but other tensors besides them"
+    raise PlanError(
+        f"plan: it belongs to another model (structure {steps[0].structure.sha256[:12]}, the model has "
+        f"{structure.sha256[:12]}){what}; build the model the plan was made for, or plan anew"
+    )
+
+
+def cost_after(before: Cost, steps: Iterable[Step], *, has_bias: bool) -> Cost:
+    """Cost of the whole model once every step is done.
+
+    Args:
+        before: of the whole model.
+        steps: of the plan.
+        has_bias: whether every second factor carries a bias; else only where the layer has one.
+
+    Returns:
+        The cost, for one sample.
+    """
+    cost = before
+    for step in steps:
+        for name, settings in step.layers.items():
+            spec = step.structure.layers[name]
+            for setting in settings[-1:]:
+                bias = has_bias or spec.has_bias
+                cost = cost - layer_cost(spec) + pair_cost(spec, setting.form, setting.rank, has_bias=bias)
+    return cost
+
+
+def _geometry(spec: LayerSpec) -> dict[str, object]:
+    # What decides whether a pair fits; input size, dtype and methods do not.
+    return {
+        "kind": spec.kind,
+        "weight_shape": spec.weight_shape,
+        "has_bias": spec.has_bias,
+        "stride": spec.stride,
+        "dilation": spec.dilation,
+        "padding": spec.padding,
+        "padding_mode": spec.padding_mode,
+        "groups": spec.groups,
+    }
+
+
+def _difference(planned: LayerSpec, present: LayerSpec) -> str:
+    there = _geometry(present)
+    return ", ".join(
+        f"{key} {value} -> {there[key]}" for key, value in _geometry(planned).items() if there[key] != value
+    )

@@ -7,7 +7,7 @@ from html import escape
 
 _ROW, _BAR, _TEXT_Y, _BAR_Y = 36, 11, 12, 18
 # Names are cut in the middle: both the block and the layer must stay readable on a phone.
-_NAME_CHARS = 30
+_NAME_CHARS = 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,8 @@ def _row(bar: Bar, top: int, longest: int) -> str:
     return (
         f"<g><title>{escape(bar.hint)}</title>"
         f'<text y="{top + _TEXT_Y}">{escape(_shortened(bar.name))}</text>'
-        f'<text class="v" x="100%" y="{top + _TEXT_Y}" text-anchor="end">{escape(bar.value)}</text>{rects}</g>'
+        f'<text class="v" x="100%" y="{top + _TEXT_Y}" text-anchor="end">{escape(bar.value)}</text>'
+        f"{rects}</g>"
     )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One self-contained page: tables and a chart, no script, nothing loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Note, Summary
+from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Metric, Note, Summary
 from slimrank.report._chart import Bar, bar_chart, legend
 from slimrank.report._numbers import (
     format_change,
@@ -23,6 +23,7 @@ from slimrank.report._words import (
     DIVERGENCE_LABEL,
     ELSEWHERE_LABEL,
     METRIC_LABELS,
+    layers_by_reason,
     setting_text,
     shape_text,
     why_left,
@@ -40,12 +41,14 @@ def render_html(summary: Summary) -> str:
         A document that loads nothing; under 200 kB for 100 layers.
     """
     done = sum(1 for layer in summary.layers if layer.setting is not None)
+    reasons = {layer.name: why_left(layer) for layer in summary.layers if layer.setting is None}
     parts = [
-        cards(_cost_card(summary, index) for index in range(len(METRICS))),
+        cards(_cards(summary)),
         section("Totals", _totals(summary)),
         section("MACs of each layer", _layer_chart(summary.layers)),
         section("Layers", _layer_table(summary)),
-        *_notes(summary.notes),
+        *_definitions("Left alone", layers_by_reason(reasons)),
+        *_definitions("Notes", [(note.where, note.text) for note in summary.notes]),
     ]
     return page(summary.title, f"{done} of {len(summary.layers)} layers compressed.", "\n".join(parts))
 
@@ -63,55 +66,56 @@ def render_study_html(title: str, specs: Sequence[LayerSpec], before: Cost, note
         A document that loads nothing; under 200 kB for 100 layers.
     """
     able = sum(1 for spec in specs if spec.methods)
+    reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
     parts = [
-        cards(
-            card(METRIC_LABELS[name], format_metric(name, before.metric(name)), _exact(before, index))
-            for index, name in enumerate(METRICS)
-        ),
+        cards(_metric_card(name, before) for name in METRICS),
         section("MACs of each layer", _spec_chart(specs, before)),
         section("Layers", _spec_table(specs, before)),
-        *_notes(notes),
+        *_definitions("Cannot be compressed", layers_by_reason(reasons)),
+        *_definitions("Notes", [(note.where, note.text) for note in notes]),
     ]
     return page(title, f"{able} of {len(specs)} layers can be compressed.", "\n".join(parts))
 
 
-def _cost_card(summary: Summary, index: int) -> str:
-    name = METRICS[index]
-    before, after = summary.before.metric(name), summary.after.metric(name)
-    return card(
-        METRIC_LABELS[name],
-        format_metric(name, after),
-        f"of {format_metric(name, before)}, keep ratio {format_ratio(after, before)}",
-        after / before if before else None,
-    )
+def _metric_card(name: Metric, before: Cost) -> str:
+    value = before.metric(name)
+    return card(METRIC_LABELS[name], format_metric(name, value), format_exact(value))
 
 
-def _exact(cost: Cost, index: int) -> str:
-    return format_exact(cost.metric(METRICS[index]))
+def _cards(summary: Summary) -> Iterator[str]:
+    for name in METRICS:
+        before, after = summary.before.metric(name), summary.after.metric(name)
+        detail = f"of {format_metric(name, before)}, keep ratio {format_ratio(after, before)}"
+        share = after / before if before else None
+        yield card(METRIC_LABELS[name], format_metric(name, after), detail, share)
+    for measured in summary.measurements:
+        detail = f"from {format_measured(measured.before, measured.unit)}, {format_change(measured)}"
+        yield card(measured.name, format_measured(measured.after, measured.unit), detail)
+    if summary.divergence is not None:
+        detail = summary.unit
+        if summary.damage is not None:
+            detail += f"; predicted: {format_damage(summary.damage)}"
+        yield card("held-out divergence", format_damage(summary.divergence), detail)
 
 
 def _totals(summary: Summary) -> str:
     rows = [
         (
-            (
-                METRIC_LABELS[name],
-                _exact(summary.before, index),
-                _exact(summary.after, index),
-                f"keep ratio {format_ratio(summary.after.metric(name), summary.before.metric(name))}",
+            METRIC_LABELS[name],
+            format_exact(summary.before.metric(name)),
+            format_exact(summary.after.metric(name)),
+            format_percent(
+                summary.after.metric(name) - summary.before.metric(name), summary.before.metric(name)
             ),
-            False,
         )
-        for index, name in enumerate(METRICS)
+        for name in METRICS
     ]
     rows += [
         (
-            (
-                measured.name,
-                format_measured(measured.before, measured.unit),
-                format_measured(measured.after, measured.unit),
-                format_change(measured),
-            ),
-            False,
+            measured.name,
+            format_measured(measured.before, measured.unit),
+            format_measured(measured.after, measured.unit),
+            format_change(measured),
         )
         for measured in summary.measurements
     ]
@@ -124,7 +128,7 @@ def _totals(summary: Summary) -> str:
     if summary.seconds:
         pairs.append(("Time", format_phases(summary.seconds)))
     columns = (("counted or measured", ""), ("before", "n"), ("after", "n"), ("change", "n"))
-    return f'{table(columns, rows)}\n<div class="under">{definitions(pairs)}</div>'
+    return f'{table(columns, [(row, False) for row in rows])}\n<div class="under">{definitions(pairs)}</div>'
 
 
 def _layer_chart(layers: Sequence[LayerResult]) -> str:
@@ -143,19 +147,22 @@ def _layer_chart(layers: Sequence[LayerResult]) -> str:
 
 
 def _change_text(layer: LayerResult) -> str:
-    before, after = layer.before.macs, layer.after.macs
-    if layer.setting is None:
-        return format_count(before)
-    return f"{format_count(before)} \N{RIGHTWARDS ARROW} {format_count(after)}"
+    before = format_count(layer.before.macs)
+    return before if layer.setting is None else _arrow(before, format_count(layer.after.macs))
+
+
+def _arrow(before: str, after: str) -> str:
+    return f"{before} \N{RIGHTWARDS ARROW} {after}"
 
 
 def _hint(layer: LayerResult) -> str:
     before, after = layer.before.macs, layer.after.macs
     if layer.setting is None:
         return f"{layer.name}: {format_exact(before)} MACs, left alone: {why_left(layer)}"
+    setting = f"{setting_text(layer.setting)}, rank {layer.setting.rank}"
+    ratio = f"keep ratio {format_ratio(after, before)}"
     return (
-        f"{layer.name}: {format_exact(before)} MACs before, {format_exact(after)} after "
-        f"(keep ratio {format_ratio(after, before)}); {setting_text(layer.setting)}, rank {layer.setting.rank}"
+        f"{layer.name}: {format_exact(before)} MACs before, {format_exact(after)} after, {ratio}; {setting}"
     )
 
 
@@ -164,35 +171,35 @@ def _layer_table(summary: Summary) -> str:
         ("layer", ""),
         ("setting", "w"),
         ("rank", "n"),
-        ("MACs before", "n"),
-        ("after", "n"),
+        ("MACs", "n"),
         ("keep ratio", "n"),
-        ("params before", "n"),
-        ("after", "n"),
+        ("params", "n"),
         ("predicted damage", "n"),
-        ("fit, or why left alone", "wide"),
+        ("fit", "w"),
     )
     rows = [(_layer_row(layer), layer.setting is None) for layer in summary.layers]
     before = macs_elsewhere(summary.before, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
-        numbers = (format_count(before), format_count(after), format_ratio(after, before))
-        rows.append(((ELSEWHERE_LABEL, "", "", *numbers, "", "", "", ""), True))
+        macs = _arrow(format_count(before), format_count(after))
+        rows.append(((ELSEWHERE_LABEL, "", "", macs, format_ratio(after, before), "", "", ""), True))
     return table(columns, rows)
 
 
 def _layer_row(layer: LayerResult) -> tuple[str, ...]:
+    macs, params = format_count(layer.before.macs), format_count(layer.before.params)
+    ratio = format_ratio(layer.after.macs, layer.before.macs)
+    if layer.setting is None:
+        return layer.name, setting_text(None), "-", macs, ratio, params, "-", "-"
     return (
         layer.name,
         setting_text(layer.setting),
-        "-" if layer.setting is None else str(layer.setting.rank),
-        format_count(layer.before.macs),
-        format_count(layer.after.macs),
-        format_ratio(layer.after.macs, layer.before.macs),
-        format_count(layer.before.params),
-        format_count(layer.after.params),
+        str(layer.setting.rank),
+        _arrow(macs, format_count(layer.after.macs)),
+        ratio,
+        _arrow(params, format_count(layer.after.params)),
         format_damage(layer.damage),
-        why_left(layer) if layer.setting is None else layer.fit or "-",
+        layer.fit or "-",
     )
 
 
@@ -222,7 +229,7 @@ def _spec_table(specs: Sequence[LayerSpec], before: Cost) -> str:
         ("MACs", "n"),
         ("share", "n"),
         ("params", "n"),
-        ("methods, or why none", "wide"),
+        ("methods", ""),
     )
     rows = [(_spec_row(spec, before), not spec.methods) for spec in specs]
     elsewhere = before.macs - sum(spec.macs for spec in specs)
@@ -242,9 +249,9 @@ def _spec_row(spec: LayerSpec, before: Cost) -> tuple[str, ...]:
         format_count(spec.macs),
         format_percent(spec.macs, before.macs),
         format_count(spec.params),
-        ", ".join(spec.methods) or why_not(spec),
+        ", ".join(spec.methods) or "-",
     )
 
 
-def _notes(notes: Sequence[Note]) -> list[str]:
-    return [section("Notes", definitions((note.where, note.text) for note in notes))] if notes else []
+def _definitions(heading: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [section(heading, definitions(pairs))] if pairs else []

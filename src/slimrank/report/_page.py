@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame of a page: head, style sheet, tables; everything that goes in is escaped here or by the caller."""
+"""The frame of a page: head, style sheet, tables, cards; plain text is escaped here."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
-# Two themes from one set of names; the viewer's setting chooses. Widths are relative, so that a phone can read it.
+# Two themes under one set of names; the viewer's setting chooses.
 _STYLE = """
 :root { color-scheme: light dark;
   --page: #f6f7f9; --card: #fff; --ink: #1b2330; --soft: #5b6675; --line: #e1e5ea; --accent: #1f6feb;
@@ -22,30 +22,36 @@ p { margin: .3rem 0; }
 .lead, .soft, footer { color: var(--soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.1rem;
   margin-top: 1rem; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); margin-top: 1rem; }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr));
+  margin-top: 1rem; }
 .cards section { margin: 0; }
 .cards b { display: block; font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .cards h2 { font-size: .95rem; font-weight: 600; margin: 0; color: var(--soft); }
 .meter { height: 8px; border-radius: 4px; background: var(--pale); margin: .5rem 0 .1rem; overflow: hidden; }
 .meter i { display: block; height: 100%; background: var(--accent); border-radius: 4px; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-tr > :first-child { padding-left: 0; }
+tr > :first-child { padding-left: 0; } tr > :last-child { padding-right: 0; }
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; font-size: .85rem; white-space: nowrap; }
-tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 8rem; }
+tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 10.5rem; }
 .n { text-align: right; white-space: nowrap; }
 .w { white-space: nowrap; }
 .idle td, .idle th { color: var(--soft); }
-.wide { min-width: 14rem; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: .3rem 1rem; margin: 0; }
+.under { margin-top: .9rem; }
+dl { display: grid; grid-template-columns: fit-content(24rem) 1fr; gap: .3rem 1rem; margin: 0; }
 dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; color: var(--soft); margin-bottom: .6rem; }
-.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .4rem; vertical-align: -1px; }
+@media (max-width: 40rem) { main { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
+  .cards { grid-template-columns: 1fr 1fr; gap: .6rem; } .cards b { font-size: 1.35rem; }
+  table { font-size: .82rem; } th, td { padding: .3rem .35rem; } tbody th { min-width: 6rem; } }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; color: var(--soft);
+  margin-bottom: .6rem; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .4rem;
+  vertical-align: -1px; }
 svg { display: block; width: 100%; }
-svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--ink); }
+svg text { font-size: 12px; fill: var(--ink); }
 svg .v { fill: var(--soft); font-variant-numeric: tabular-nums; }
 .b { fill: var(--pale); background: var(--pale); } .a { fill: var(--accent); background: var(--accent); }
 .k { fill: var(--idle); background: var(--idle); }
@@ -102,8 +108,9 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[tuple[Sequence[str]
     for (first, *rest), idle in rows:
         cells = "".join(f"<td{kind}>{escape(text)}</td>" for text, kind in zip(rest, kinds, strict=True))
         lines.append(f"<tr{_class('idle' if idle else '')}><th>{escape(first)}</th>{cells}</tr>")
-    body = "\n".join(lines)
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    head = f"<thead><tr>{head}</tr></thead>"
+    body = "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
+    return f'<div class="scroll"><table>\n{head}\n{body}\n</table></div>'
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
@@ -115,7 +122,9 @@ def card(heading: str, value: str, detail: str, share: float | None = None) -> s
     """A number with its name.
 
     Args:
-        heading, value, detail: plain text.
+        heading: what it is, plain text.
+        value: the number, plain text.
+        detail: the line below, plain text.
         share: 0 to 1 for a meter below the value; None for none.
 
     Returns:

@@ -6,6 +6,7 @@ from io import StringIO
 
 from rich.box import Box
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
@@ -25,11 +26,14 @@ from slimrank.report._words import (
     DIVERGENCE_LABEL,
     ELSEWHERE_LABEL,
     METRIC_LABELS,
+    layers_by_reason,
     setting_text,
     shape_text,
     why_left,
     why_not,
 )
+
+_UNLIMITED = 100_000
 
 # ASCII only: a report piped into a file or an old terminal must not fail on a line of dashes.
 _RULED = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
@@ -40,7 +44,7 @@ def render_text(summary: Summary, *, width: int = 120) -> str:
 
     Args:
         summary: what to show.
-        width: columns to fill at most; long names and remarks wrap.
+        width: columns to fill at most; remarks wrap, a table that needs more takes it.
 
     Returns:
         Lines of ASCII (names and notes as given), the last one ended.
@@ -63,7 +67,7 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 120)
     Args:
         specs: every layer, in execution order.
         before: counted cost of the whole model.
-        width: columns to fill at most.
+        width: columns to fill at most; a table that needs more takes it.
 
     Returns:
         Lines of ASCII (names and reasons as given), the last one ended.
@@ -72,7 +76,7 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 120)
     table.add_column("kind", no_wrap=True)
     for column in ("weight", "output", "calls", "MACs", "share", "params"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("methods", overflow="fold")
+    table.add_column("methods", no_wrap=True)
     for spec in specs:
         table.add_row(
             spec.name,
@@ -164,11 +168,7 @@ def _layer_row(layer: LayerResult) -> tuple[str, ...]:
 
 
 def _reason_lines(heading: str, reasons: Mapping[str, str]) -> list[RenderableType]:
-    """One line for each reason, with all layers it holds for."""
-    layers: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        layers.setdefault(reason, []).append(name)
-    return _list(heading, [f"{', '.join(names)}: {reason}" for reason, names in layers.items()])
+    return _list(heading, [f"{names}: {reason}" for names, reason in layers_by_reason(reasons)])
 
 
 def _list(heading: str, lines: Sequence[str]) -> list[RenderableType]:
@@ -185,7 +185,7 @@ def _list(heading: str, lines: Sequence[str]) -> list[RenderableType]:
 def _table(first: str | None = None, *numbers: str) -> Table:
     table = Table(box=_RULED, pad_edge=False, show_edge=False, padding=(0, 1), collapse_padding=True)
     if first is not None:
-        table.add_column(first, overflow="fold")
+        table.add_column(first, no_wrap=True)
     for column in numbers:
         table.add_column(column, justify="right", no_wrap=True)
     return table
@@ -194,9 +194,11 @@ def _table(first: str | None = None, *numbers: str) -> Table:
 def _rendered(parts: Sequence[RenderableType], *, width: int) -> str:
     # Markup off: names and reasons may hold square brackets.
     console = Console(
-        file=StringIO(), width=width, color_system=None, markup=False, emoji=False, highlight=False
+        file=StringIO(), width=_UNLIMITED, color_system=None, markup=False, emoji=False, highlight=False
     )
     with console.capture() as capture:
         for part in parts:
-            console.print(part)
+            # A number cut short would be a wrong number: a table that cannot fit stands out to the right.
+            needed = Measurement.get(console, console.options, part).minimum
+            console.print(part, width=max(width, needed))
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())

@@ -34,3 +34,18 @@ def why_not(spec: LayerSpec) -> str:
 def shape_text(shape: tuple[int, ...]) -> str:
     """A shape without spaces: "64x3x7x7"; "-" for an empty one."""
     return "x".join(map(str, shape)) or "-"
+
+
+def layers_by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Layers that share a reason, told once.
+
+    Args:
+        reasons: layer name to reason, in execution order.
+
+    Returns:
+        Pairs of the names, joined by commas, and their reason; in the order of the first layer of each.
+    """
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    return [(", ".join(names), reason) for reason, names in layers.items()]

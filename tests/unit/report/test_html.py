@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+from dataclasses import replace
+from html import escape
+from html.parser import HTMLParser
+
+import pytest
+
+from slimrank.records import Cost, LayerSpec, Summary
+from slimrank.report import render_html, render_study_html
+
+_VOID = {"meta", "link", "rect"}
+
+
+class _Reader(HTMLParser):
+    """Collects text, attributes and whether every tag is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def _read(page: str) -> _Reader:
+    reader = _Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def _study_page(specs: tuple[LayerSpec, ...], cost: Cost) -> str:
+    return render_study_html("a <study>", specs, cost, ())
+
+
+def test_page_is_well_formed_and_says_what_it_was_given(summary: Summary) -> None:
+    text = " ".join(_read(render_html(summary)).text)
+    for expected in (
+        summary.title,
+        "1 of 3 layers compressed.",
+        "1,500,000",
+        "of 1.50 M, keep ratio 0.467",
+        "spatial_svd v_h",
+        "-0.30 points",
+        "0.0231 nats per sample",
+        "block.0.depthwise, block.1.depthwise",
+        summary.layers[1].reason or "",
+        summary.notes[0].text,
+        "stem: 1,000,000 MACs before, 200,000 after, keep ratio 0.200; spatial_svd v_h, rank 7",
+    ):
+        assert expected in text
+
+
+def test_page_escapes_every_string(summary: Summary, specs: tuple[LayerSpec, ...], specs_cost: Cost) -> None:
+    evil = "<script>alert('x')</script>\"&"
+    layer = replace(summary.layers[0], name=evil)
+    left = replace(summary.layers[1], name=evil, reason=evil)
+    note = replace(summary.notes[0], where=evil, text=evil)
+    measured = replace(summary.measurements[0], name=evil, unit=evil)
+    pages = [
+        render_html(
+            replace(
+                summary, title=evil, layers=(layer, left), notes=(note,), unit=evil, measurements=(measured,)
+            )
+        ),
+        render_study_html(
+            evil, (replace(specs[1], name=evil, class_name=evil, reason=evil),), specs_cost, (note,)
+        ),
+    ]
+    for page in pages:
+        assert "<script" not in page
+        assert escape(evil) in page
+        _read(page)
+
+
+def test_page_loads_nothing(summary: Summary, specs: tuple[LayerSpec, ...], specs_cost: Cost) -> None:
+    for page in (render_html(summary), _study_page(specs, specs_cost)):
+        assert not re.search(r"https?:|//[a-z]|url\(|@import|<script|<img|<iframe", page)
+        links = [value for _, name, value in _read(page).attributes if name in {"href", "src", "xlink:href"}]
+        assert links == ["data:,"]
+        assert "default-src 'none'" in page
+
+
+def test_page_follows_the_viewers_theme_and_fits_a_phone(summary: Summary) -> None:
+    page = render_html(summary)
+    assert "prefers-color-scheme: dark" in page
+    assert "width=device-width" in page
+
+
+def test_bars_are_lengths_of_the_largest_layer(summary: Summary) -> None:
+    bars = re.findall(r'<rect class="(.)" y="\d+" width="([\d.]+)%"', render_html(summary))
+    assert bars == [("b", "100"), ("a", "20"), ("k", "30"), ("k", "10")]
+
+
+def test_a_long_name_is_cut_in_the_chart_and_whole_in_its_hint(summary: Summary) -> None:
+    name = "encoder.layers.11.attention.output.projection"
+    page = render_html(replace(summary, layers=(replace(summary.layers[0], name=name),)))
+    assert '<text y="12">encoder.laye\N{HORIZONTAL ELLIPSIS}t.projection</text>' in page
+    assert f"<title>{name}: 1,000,000 MACs before" in page
+
+
+@pytest.mark.parametrize("divergence", [None, 0.5])
+def test_missing_divergence_is_said(summary: Summary, divergence: float | None) -> None:
+    page = render_html(replace(summary, divergence=divergence, damage=None))
+    assert ("not measured" in page) == (divergence is None)
+    assert ("held-out divergence" in page) == (divergence is not None)
+
+
+def test_study_page_shows_layers_reasons_and_notes(
+    specs: tuple[LayerSpec, ...], specs_cost: Cost, summary: Summary
+) -> None:
+    text = " ".join(_read(render_study_html("a <study>", specs, specs_cost, summary.notes)).text)
+    for expected in (
+        "a <study>",
+        "1 of 2 layers can be compressed.",
+        "16x3x3x3",
+        "55.3 k, 92.2 %",
+        "(outside layers)",
+        "never called",
+        summary.notes[0].text,
+    ):
+        assert expected in text
+
+
+def test_an_empty_result_still_gives_a_page(summary: Summary) -> None:
+    zero = Cost(macs=0, params=0, bytes=0)
+    _read(render_html(replace(summary, before=zero, after=zero, layers=())))
+    _read(_study_page((), zero))
+
+
+def test_a_hundred_layers_stay_under_200_kb(summary: Summary, specs: tuple[LayerSpec, ...]) -> None:
+    name = "encoder.layers.{}.attention.output.a_rather_long_projection_name"
+    layers = tuple(replace(summary.layers[i % 2], name=name.format(i)) for i in range(100))
+    rows = tuple(replace(specs[i % 2], name=name.format(i)) for i in range(100))
+    assert len(render_html(replace(summary, layers=layers)).encode()) < 200_000
+    assert len(_study_page(rows, summary.before).encode()) < 200_000

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+from slimrank.records import Cost, LayerSpec, Summary
+from slimrank.report import render_layers, render_text
+
+
+def _cells(text: str, start: str) -> list[str]:
+    """The first line that starts so, split where two blanks or more stand."""
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_text_shows_totals_measurements_damage_and_time(summary: Summary) -> None:
+    text = render_text(summary)
+    assert text.startswith("half <of> it & more\n")
+    assert _cells(text, "MACs") == ["MACs", "1.50 M", "700 k", "0.467"]
+    assert _cells(text, "weight bytes") == ["weight bytes", "48.0 kB", "24.0 kB", "0.500"]
+    assert _cells(text, "accuracy") == ["accuracy", "96.3 %", "96 %", "-0.30 points"]
+    assert "measured on held-out samples: 0.0231 nats per sample\n" in text
+    assert "Damage predicted by the plan: 0.0187 nats per sample\n" in text
+    assert "Time: study 8.1 s, apply 3.0 s; 11.1 s in all\n" in text
+
+
+def test_text_shows_each_layer_and_what_lies_outside(summary: Summary) -> None:
+    text = render_text(summary)
+    expected = ["stem", "spatial_svd v_h", "7", "1.00 M", "200 k", "0.200", "0.0123", "sequential"]
+    assert _cells(text, "stem") == expected
+    assert _cells(text, "block.0") == [
+        "block.0.depthwise",
+        "left alone",
+        "-",
+        "300 k",
+        "300 k",
+        "1.000",
+        "-",
+        "-",
+    ]
+    assert _cells(text, "(outside layers)") == ["(outside layers)", "100 k", "100 k", "1.000"]
+
+
+def test_text_tells_a_shared_reason_once_and_keeps_square_brackets(summary: Summary) -> None:
+    text = render_text(summary)
+    reason = "depthwise [groups=32]; a <grouped> convolution has no SVD"
+    assert f" - block.0.depthwise, block.1.depthwise: {reason}\n" in text
+    assert ' - calibrate: few samples: "48" < 512\n' in text
+
+
+def test_text_says_when_nothing_was_measured(summary: Summary) -> None:
+    bare = replace(summary, divergence=None, damage=None, notes=(), seconds={}, measurements=(), layers=())
+    text = render_text(bare)
+    assert "held-out samples: not measured\n" in text
+    for absent in ("Damage predicted", "Time:", "Notes", "Left alone", "accuracy"):
+        assert absent not in text
+
+
+def test_text_is_plain_ascii_within_its_width(summary: Summary) -> None:
+    text = render_text(summary, width=90)
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 90
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_no_number_is_cut_where_the_width_is_too_small(summary: Summary) -> None:
+    wide, narrow = render_text(summary), render_text(summary, width=30)
+    assert narrow.isascii()
+    for start in ("MACs", "stem", "block.0", "accuracy"):
+        assert _cells(narrow, start) == _cells(wide, start)
+
+
+def test_a_layer_without_reason_was_not_in_the_plan(summary: Summary) -> None:
+    layers = (replace(summary.layers[1], reason=None),)
+    assert " - block.0.depthwise: not in the plan\n" in render_text(replace(summary, layers=layers))
+
+
+def test_layers_show_shape_calls_share_methods_and_reasons(
+    specs: tuple[LayerSpec, ...], specs_cost: Cost
+) -> None:
+    text = render_layers(specs, specs_cost)
+    expected = [
+        "stem",
+        "conv2d",
+        "16x3x3x3",
+        "1x16x8x8",
+        "2",
+        "55.3 k",
+        "92.2 %",
+        "448",
+        "weight_svd, spatial_svd",
+    ]
+    assert _cells(text, "stem") == expected
+    assert _cells(text, "spare") == ["spare", "Own<Linear>", "-", "-", "0", "0", "0.0 %", "0", "-"]
+    assert _cells(text, "(outside") == ["(outside layers)", "4.70 k", "7.8 %"]
+    assert "2 layers, 1 can be compressed; 60.0 k MACs, 448 parameters, 1.79 kB\n" in text
+    assert " - spare: never called\n" in text
+
+
+def test_layers_name_nothing_outside_when_all_is_counted(specs: tuple[LayerSpec, ...]) -> None:
+    assert "(outside" not in render_layers(specs, Cost(macs=55_296, params=448, bytes=1_792))

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain text for terminals, logs and files: ASCII, no colours."""
+"""Plain text for terminals, logs and files: ASCII, no colours, no number cut short."""
 
-from collections.abc import Mapping, Sequence
-from io import StringIO
-
-from rich.box import Box
-from rich.console import Console, RenderableType
-from rich.measure import Measurement
-from rich.table import Table
+from collections.abc import Iterator, Mapping, Sequence
+from textwrap import fill
 
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
 from slimrank.report._numbers import (
@@ -33,52 +28,46 @@ from slimrank.report._words import (
     why_not,
 )
 
-_UNLIMITED = 100_000
 
-# ASCII only: a report piped into a file or an old terminal must not fail on a line of dashes.
-_RULED = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
-
-
-def render_text(summary: Summary, *, width: int = 120) -> str:
+def render_text(summary: Summary, *, width: int = 110) -> str:
     """A result as plain text.
 
     Args:
         summary: what to show.
-        width: columns to fill at most; remarks wrap, a table that needs more takes it.
+        width: columns at which remarks wrap; tables take what they need (about 100).
 
     Returns:
         Lines of ASCII (names and notes as given), the last one ended.
     """
-    parts: list[RenderableType] = [summary.title, "", _totals(summary)]
-    if summary.measurements:
-        parts += ["", _measurements(summary)]
-    parts += ["", *_damage_lines(summary)]
+    remarks = [*_damage_lines(summary)]
     if summary.seconds:
-        parts.append(f"Time: {format_phases(summary.seconds)}")
+        remarks.append(f"Time: {format_phases(summary.seconds)}")
     reasons = {layer.name: why_left(layer) for layer in summary.layers if layer.setting is None}
-    parts += ["", _layers(summary), *_reason_lines("Left alone", reasons)]
-    parts += _list("Notes", [str(note) for note in summary.notes])
-    return _rendered(parts, width=width)
+    blocks = [
+        summary.title,
+        _totals(summary),
+        _measurements(summary),
+        "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
+        _layers(summary),
+        _reasons("Left alone", reasons, width),
+        _list("Notes", [str(note) for note in summary.notes], width),
+    ]
+    return _joined(blocks)
 
 
-def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 120) -> str:
+def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110) -> str:
     """The layers of a model as plain text: what each costs and what can be done to it.
 
     Args:
         specs: every layer, in execution order.
         before: counted cost of the whole model.
-        width: columns to fill at most; a table that needs more takes it.
+        width: columns at which remarks wrap; the table takes what it needs (about 110).
 
     Returns:
         Lines of ASCII (names and reasons as given), the last one ended.
     """
-    table = _table("layer")
-    table.add_column("kind", no_wrap=True)
-    for column in ("weight", "output", "calls", "MACs", "share", "params"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("methods", no_wrap=True)
-    for spec in specs:
-        table.add_row(
+    rows = [
+        (
             spec.name,
             spec.kind if spec.kind != "other" else spec.class_name,
             shape_text(spec.weight_shape),
@@ -89,69 +78,63 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 120)
             format_count(spec.params),
             ", ".join(spec.methods) or "-",
         )
+        for spec in specs
+    ]
     elsewhere = before.macs - sum(spec.macs for spec in specs)
     if elsewhere > 0:
         share = format_percent(elsewhere, before.macs)
-        table.add_row(ELSEWHERE_LABEL, "", "", "", "", format_count(elsewhere), share, "", "")
+        rows.append((ELSEWHERE_LABEL, "", "", "", "", format_count(elsewhere), share, "", ""))
+    columns = ("layer", "kind", ">weight", ">output", ">calls", ">MACs", ">share", ">params", "methods")
     closing = (
         f"{len(specs)} layers, {sum(1 for spec in specs if spec.methods)} can be compressed; "
         f"{format_count(before.macs)} MACs, {format_count(before.params)} parameters, "
         f"{format_metric('bytes', before.bytes)}"
     )
     reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
-    return _rendered([table, "", closing, *_reason_lines("Cannot be compressed", reasons)], width=width)
+    return _joined([_table(columns, rows), closing, _reasons("Cannot be compressed", reasons, width)])
 
 
-def _totals(summary: Summary) -> Table:
-    table = _table("counted", "before", "after", "keep ratio")
+def _totals(summary: Summary) -> str:
+    rows = []
     for name in METRICS:
         before, after = summary.before.metric(name), summary.after.metric(name)
-        table.add_row(
-            METRIC_LABELS[name],
-            format_metric(name, before),
-            format_metric(name, after),
-            format_ratio(after, before),
-        )
-    return table
+        numbers = (format_metric(name, before), format_metric(name, after), format_ratio(after, before))
+        rows.append((METRIC_LABELS[name], *numbers))
+    return _table(("counted", ">before", ">after", ">keep ratio"), rows)
 
 
-def _measurements(summary: Summary) -> Table:
-    table = _table("measured", "before", "after", "change")
-    for measured in summary.measurements:
-        table.add_row(
+def _measurements(summary: Summary) -> str:
+    if not summary.measurements:
+        return ""
+    rows = [
+        (
             measured.name,
             format_measured(measured.before, measured.unit),
             format_measured(measured.after, measured.unit),
             format_change(measured),
         )
-    return table
+        for measured in summary.measurements
+    ]
+    return _table(("measured", ">before", ">after", ">change"), rows)
 
 
-def _damage_lines(summary: Summary) -> list[str]:
-    lines = []
+def _damage_lines(summary: Summary) -> Iterator[str]:
     if summary.divergence is None:
-        lines.append(f"{DIVERGENCE_LABEL}: not measured")
+        yield f"{DIVERGENCE_LABEL}: not measured"
     else:
-        lines.append(f"{DIVERGENCE_LABEL}: {format_damage(summary.divergence)} {summary.unit}")
+        yield f"{DIVERGENCE_LABEL}: {format_damage(summary.divergence)} {summary.unit}"
     if summary.damage is not None:
-        lines.append(f"{DAMAGE_LABEL}: {format_damage(summary.damage)} {summary.unit}")
-    return lines
+        yield f"{DAMAGE_LABEL}: {format_damage(summary.damage)} {summary.unit}"
 
 
-def _layers(summary: Summary) -> Table:
-    table = _table("layer")
-    table.add_column("setting", no_wrap=True)
-    for column in ("rank", "MACs", "after", "keep ratio", "damage"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("fit", no_wrap=True)
-    for layer in summary.layers:
-        table.add_row(*_layer_row(layer))
+def _layers(summary: Summary) -> str:
+    rows = [_layer_row(layer) for layer in summary.layers]
     before = macs_elsewhere(summary.before, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
-        ratio = format_ratio(after, before)
-        table.add_row(ELSEWHERE_LABEL, "", "", format_count(before), format_count(after), ratio, "", "")
-    return table
+        numbers = (format_count(before), format_count(after), format_ratio(after, before))
+        rows.append((ELSEWHERE_LABEL, "", "", *numbers, "", ""))
+    return _table(("layer", "setting", ">rank", ">MACs", ">after", ">keep ratio", ">damage", "fit"), rows)
 
 
 def _layer_row(layer: LayerResult) -> tuple[str, ...]:
@@ -167,38 +150,31 @@ def _layer_row(layer: LayerResult) -> tuple[str, ...]:
     )
 
 
-def _reason_lines(heading: str, reasons: Mapping[str, str]) -> list[RenderableType]:
-    return _list(heading, [f"{names}: {reason}" for names, reason in layers_by_reason(reasons)])
+def _reasons(heading: str, reasons: Mapping[str, str], width: int) -> str:
+    return _list(heading, [f"{names}: {reason}" for names, reason in layers_by_reason(reasons)], width)
 
 
-def _list(heading: str, lines: Sequence[str]) -> list[RenderableType]:
-    if not lines:
-        return []
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_column()
-    grid.add_column(overflow="fold")
-    for line in lines:
-        grid.add_row(" -", line)
-    return ["", heading, grid]
+def _list(heading: str, items: Sequence[str], width: int) -> str:
+    if not items:
+        return ""
+    lines = (fill(item, width, initial_indent=" - ", subsequent_indent="   ") for item in items)
+    return "\n".join([heading, *lines])
 
 
-def _table(first: str | None = None, *numbers: str) -> Table:
-    table = Table(box=_RULED, pad_edge=False, show_edge=False, padding=(0, 1), collapse_padding=True)
-    if first is not None:
-        table.add_column(first, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns two blanks apart, as wide as their longest cell; ``>`` before a heading sets it to the right."""
+    cells = [[heading.removeprefix(">") for heading in columns], *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    marks = [">" if heading.startswith(">") else "<" for heading in columns]
+    lines = [
+        "  ".join(
+            f"{cell:{mark}{wide}}" for cell, mark, wide in zip(row, marks, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(lines)
 
 
-def _rendered(parts: Sequence[RenderableType], *, width: int) -> str:
-    # Markup off: names and reasons may hold square brackets.
-    console = Console(
-        file=StringIO(), width=_UNLIMITED, color_system=None, markup=False, emoji=False, highlight=False
-    )
-    with console.capture() as capture:
-        for part in parts:
-            # A number cut short would be a wrong number: a table that cannot fit stands out to the right.
-            needed = Measurement.get(console, console.options, part).minimum
-            console.print(part, width=max(width, needed))
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+def _joined(blocks: Sequence[str]) -> str:
+    return "\n\n".join(block for block in blocks if block) + "\n"

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches to second moments; the loss and the divergence."""
+
+from slimrank.calibrate._collect import (
+    GradientOptions,
+    collect_gradients,
+    collect_moments,
+    layer_seed,
+    rows_wanted,
+)
+from slimrank.calibrate._feed import Feed, first_batch, open_feed
+from slimrank.calibrate._likelihood import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
+from slimrank.calibrate._measure import measure_divergence, read_likelihood, reference_outputs
+from slimrank.calibrate._rows import (
+    draw_positions,
+    input_rows,
+    keeps_rows,
+    n_positions,
+    output_rows,
+    row_cap,
+    row_width,
+    token_mask,
+)
+
+__all__ = [
+    "Feed",
+    "GradientOptions",
+    "Likelihood",
+    "LikelihoodChoice",
+    "OutputModel",
+    "choose_likelihood",
+    "collect_gradients",
+    "collect_moments",
+    "divergence",
+    "draw_positions",
+    "first_batch",
+    "input_rows",
+    "keeps_rows",
+    "layer_seed",
+    "measure_divergence",
+    "n_positions",
+    "open_feed",
+    "output_rows",
+    "read_likelihood",
+    "reference_outputs",
+    "row_cap",
+    "row_width",
+    "rows_wanted",
+    "token_mask",
+]

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over the data: second moments of layer inputs, and of label-free output gradients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._errors import GradientError, NonFiniteError
+from slimrank.calibrate._feed import Feed
+from slimrank.calibrate._likelihood import Likelihood, sampled_loss
+from slimrank.calibrate._rows import draw_positions, input_rows, keeps_rows, output_rows, row_cap, row_width, token_mask
+from slimrank.graph import OutputChoice, pick_outputs, run, tap_layers
+from slimrank.linalg import Moments, MomentSums
+from slimrank.records import LayerSpec
+
+_GRADIENT_ROWS = 32768
+_HALF_LOSS_SCALE = 1024.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientOptions:
+    """How output gradients are drawn.
+
+    Attributes:
+        likelihood: how outputs are read.
+        outputs: which outputs matter.
+        draws: label-free draws per sample.
+    """
+
+    likelihood: Likelihood
+    outputs: OutputChoice
+    draws: int
+
+
+def layer_seed(seed: int, layer: int, micro: int, call: int) -> int:
+    """Seed of one draw of positions: the same rows for the same layer, batch and call, whatever else runs."""
+    return hash((seed, layer, micro, call)) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def rows_wanted(spec: LayerSpec, share: float) -> int:
+    """Rows to take from one call of a layer, given the share of all fit samples in the micro-batch."""
+    return max(1, ceil(row_cap(spec) * share / max(1, len(spec.calls))))
+
+
+def collect_moments(
+    model: nn.Module,
+    feed: Feed,
+    specs: Mapping[int, LayerSpec],
+    *,
+    seed: int,
+    advance: Callable[[int], None],
+) -> Mapping[str, Moments]:
+    """Second moments of the inputs of layers, over the fit samples.
+
+    Args:
+        model: a private copy in eval mode.
+        feed: the samples.
+        specs: layers by their index in the study.
+        seed: of the rows drawn.
+        advance: told the samples of every micro-batch done.
+
+    Returns:
+        Moments by layer name; layers that were never called are left out.
+    """
+    sums = {spec.name: MomentSums(row_width(spec), keep_rows=keeps_rows(spec)) for spec in specs.values()}
+    index_of = {spec.name: index for index, spec in specs.items()}
+    by_name = {spec.name: spec for spec in specs.values()}
+    n_fit = len(feed.fit)
+    for number, batch in enumerate(feed.stream(feed.fit)):
+        mask = token_mask(batch)
+        size = batch.n_samples if feed.micro else 1
+
+        def tap(name: str, call: int, x: Tensor, _y: Tensor, number: int = number, size: int = size, mask: Tensor | None = mask) -> None:
+            spec = by_name[name]
+            generator = torch.Generator().manual_seed(layer_seed(seed, index_of[name], number, call))
+            positions = draw_positions(spec, x, rows_wanted(spec, size / n_fit), generator, mask)
+            sums[name].add(input_rows(model.get_submodule(name), spec, x, positions))
+
+        with torch.no_grad(), tap_layers(model, list(by_name), tap):
+            run(model, batch)
+        advance(size)
+    return {name: total.moments() for name, total in sums.items() if total.n_rows}
+
+
+def collect_gradients(
+    model: nn.Module,
+    feed: Feed,
+    specs: Sequence[LayerSpec],
+    options: GradientOptions,
+    *,
+    seed: int,
+    advance: Callable[[int], None],
+) -> Mapping[str, Tensor]:
+    """Second moments of label-free output gradients, per sample, summed over its positions.
+
+    Args:
+        model: a private copy in eval mode, parameters without gradient.
+        feed: the samples.
+        specs: layers.
+        options: how gradients are drawn.
+        seed: of the draws.
+        advance: told the samples of every micro-batch done.
+
+    Returns:
+        (C_out, C_out) float32 by layer name; layers that no gradient reaches are left out.
+
+    Raises:
+        GradientError: the outputs have no gradient path to any layer.
+        NonFiniteError: a gradient holds nan or inf.
+    """
+    by_name = {spec.name: spec for spec in specs}
+    sums: dict[str, Tensor] = {}
+    scale = _HALF_LOSS_SCALE if any(p.dtype == torch.float16 for p in model.parameters()) else 1.0
+    n_samples = 0
+    state = _DrawState()
+    for number, batch in enumerate(feed.stream(feed.fit)):
+        size = batch.n_samples if feed.micro else 1
+        share = size / len(feed.fit)
+        n_samples += size
+
+        def tap(name: str, call: int, _x: Tensor, y: Tensor, share: float = share, number: int = number) -> Tensor | None:
+            if not y.requires_grad:
+                # A clone, since the user's code may go on in place, which a leaf forbids.
+                y = y.detach().requires_grad_().clone()
+            y.register_hook(_summing(by_name[name], sums, share, seed, number, call, state, scale))
+            return y
+
+        with torch.enable_grad(), tap_layers(model, list(by_name), tap):
+            outputs = pick_outputs(run(model, batch), options.outputs)
+            for draw in range(options.draws):
+                state.draw = draw
+                generator = torch.Generator().manual_seed(layer_seed(seed, -1, number, draw))
+                loss = sampled_loss(options.likelihood, outputs, generator, token_mask(batch))
+                if not loss.requires_grad:
+                    raise GradientError(
+                        "no gradient flows from the outputs to any layer (they are detached, or came out of an argmax); "
+                        "pass outputs=lambda out: ... that picks differentiable tensors, or fisher=False"
+                    )
+                (loss * scale).backward(retain_graph=draw + 1 < options.draws)
+        advance(size)
+    if not sums:
+        raise GradientError(
+            "no gradient reached any layer; pass outputs= that depend on the layers, or fisher=False"
+        )
+    grams = {}
+    for name, total in sums.items():
+        if not total.isfinite().all():
+            raise NonFiniteError(
+                f"layer {name!r}: its output gradient holds nan or inf; check weights and data, or pass fisher=False"
+            )
+        grams[name] = (total / (n_samples * options.draws)).float()
+    return grams
+
+
+class _DrawState:
+    """Which draw is running, for the hooks of the backward pass."""
+
+    draw = 0
+
+
+def _summing(
+    spec: LayerSpec,
+    sums: dict[str, Tensor],
+    share: float,
+    seed: int,
+    number: int,
+    call: int,
+    state: _DrawState,
+    scale: float,
+) -> Callable[[Tensor], None]:
+    def hook(gradient: Tensor) -> None:
+        rows = output_rows(spec, gradient.detach())
+        wanted = max(256, ceil(_GRADIENT_ROWS * share))
+        weight = 1.0
+        if len(rows) > wanted:
+            generator = torch.Generator().manual_seed(layer_seed(seed, call, number, 1000 + state.draw))
+            chosen = torch.randperm(len(rows), generator=generator)[:wanted].to(rows.device)
+            weight = len(rows) / wanted
+            rows = rows[chosen]
+        rows = rows.float() / scale
+        product = (rows.T @ rows).double() * weight
+        if spec.name in sums:
+            sums[spec.name] += product
+        else:
+            sums[spec.name] = product
+
+    return hook

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Divergence of a model from the original, measured."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.calibrate._likelihood import Likelihood, LikelihoodChoice, choose_likelihood, divergence
+from slimrank.calibrate._rows import token_mask
+from slimrank.graph import Batch, OutputChoice, pick_outputs, run
+
+
+def reference_outputs(model: nn.Module, batches: Sequence[Batch], outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
+    """Outputs of the original over batches.
+
+    Args:
+        model: in eval mode.
+        batches: what to run.
+        outputs: which tensors matter.
+
+    Returns:
+        Tensors by path, per batch.
+    """
+    with torch.no_grad():
+        return [
+            {name: tensor.clone() for name, tensor in pick_outputs(run(model, batch), outputs).items()}
+            for batch in batches
+        ]
+
+
+def read_likelihood(references: Sequence[Mapping[str, Tensor]], choice: LikelihoodChoice) -> Likelihood:
+    """Chooses how outputs are read, from outputs over some data.
+
+    Args:
+        references: from ``reference_outputs``.
+        choice: of the caller.
+
+    Returns:
+        The likelihood.
+    """
+    joined: dict[str, Tensor] = {}
+    for name, first in references[0].items():
+        parts = [reference[name] for reference in references]
+        same = all(part.shape[1:] == first.shape[1:] for part in parts)
+        joined[name] = torch.cat(parts) if same and first.ndim else first
+    return choose_likelihood(joined, choice)
+
+
+def measure_divergence(
+    results: Sequence[object],
+    references: Sequence[Mapping[str, Tensor]],
+    batches: Sequence[Batch],
+    likelihood: Likelihood,
+    outputs: OutputChoice,
+) -> float:
+    """Mean divergence per sample.
+
+    Args:
+        results: what a model returned, per batch.
+        references: outputs of the original, per batch.
+        batches: the inputs, for their token masks.
+        likelihood: how outputs are read.
+        outputs: which tensors matter.
+
+    Returns:
+        The divergence, 0 for identical outputs; inf where an output is not finite.
+    """
+    parts = [
+        divergence(likelihood, reference, pick_outputs(result, outputs), token_mask(batch))
+        for result, reference, batch in zip(results, references, batches, strict=True)
+    ]
+    mean = float(torch.cat(parts).double().mean())
+    return mean if mean == mean else float("inf")

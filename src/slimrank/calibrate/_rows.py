@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a layer's input: positions drawn at random, patches cut out of the maps."""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimrank.graph import Batch
+from slimrank.records import LayerSpec
+
+_KEEP_MASKS = ("attention_mask",)
+_PADDING_MASKS = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
+MAX_GRAM_WIDTH = 8192
+_ROWS_PER_COLUMN = 20
+_MIN_ROWS = 16384
+_MAX_KEPT_ROWS = 4096
+
+
+def row_width(spec: LayerSpec) -> int:
+    """Columns D of the rows that a layer sees: C_in x kernel, or in_features."""
+    return prod(spec.weight_shape[1:])
+
+
+def keeps_rows(spec: LayerSpec) -> bool:
+    """Whether rows are kept instead of their (D, D) moments, since those would be too large."""
+    return row_width(spec) > MAX_GRAM_WIDTH
+
+
+def row_cap(spec: LayerSpec) -> int:
+    """Rows that are used at most: twice the ten per column that the statistics need."""
+    return _MAX_KEPT_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _ROWS_PER_COLUMN * row_width(spec))
+
+
+def token_mask(batch: Batch) -> Tensor | None:
+    """Tokens that count, where the batch says so.
+
+    Args:
+        batch: with an ``attention_mask`` (1 = token) or a ``..._padding_mask`` (True = padding) among its keywords.
+
+    Returns:
+        (N, T) bool, True for tokens that count; None where the batch has no such mask.
+    """
+    named: Mapping[str, object] = batch.kwargs
+    for key in _KEEP_MASKS:
+        mask = named.get(key)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return mask.bool()
+    for key in _PADDING_MASKS:
+        mask = named.get(key)
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype == torch.bool:
+            return ~mask
+    return None
+
+
+def draw_positions(spec: LayerSpec, x: Tensor, count: int, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+    """Positions of a layer's output, without repetition.
+
+    Args:
+        spec: the layer.
+        x: its input.
+        count: how many at most.
+        generator: on the CPU.
+        mask: (N, T) bool; rows of tokens that do not count are left out where the shapes agree.
+
+    Returns:
+        (S,) int64 on the CPU, ascending: indices into the flattened output positions, samples first.
+    """
+    total = n_positions(spec, tuple(x.shape))
+    allowed: Tensor | None = None
+    if mask is not None and spec.kind == "linear":
+        if tuple(x.shape[:2]) == tuple(mask.shape) and x.ndim > 2:
+            allowed = mask.cpu().reshape(-1).repeat_interleave(total // mask.numel()).nonzero().flatten()
+        elif x.ndim == 2 and total == mask.numel():
+            allowed = mask.cpu().reshape(-1).nonzero().flatten()
+    available = total if allowed is None else len(allowed)
+    if available <= count:
+        return torch.arange(total) if allowed is None else allowed
+    chosen = torch.randperm(available, generator=generator)[:count].sort().values
+    return chosen if allowed is None else allowed[chosen]
+
+
+def n_positions(spec: LayerSpec, input_shape: tuple[int, ...]) -> int:
+    """Output positions of a call, all samples."""
+    if spec.kind == "linear":
+        return prod(input_shape[:-1])
+    dims = len(spec.kernel)
+    return prod(input_shape[: -dims - 1]) * prod(_output_size(spec, input_shape[-dims:]))
+
+
+def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
+    """What the layer sees at some output positions.
+
+    Args:
+        layer: the module (its padding is taken from it).
+        spec: its geometry.
+        x: its input.
+        positions: (S,) int64 from ``draw_positions``.
+
+    Returns:
+        (S, D), dtype of x: rows in the order of ``weight.flatten(1)``.
+    """
+    positions = positions.to(x.device)
+    if spec.kind == "linear":
+        return x.reshape(-1, x.shape[-1])[positions]
+    dims = len(spec.kernel)
+    x = x.reshape(-1, *x.shape[-dims - 1 :])
+    out_size = _output_size(spec, tuple(x.shape[-dims:]))
+    pads: list[int] = list(getattr(layer, "_reversed_padding_repeated_twice", [0] * (2 * dims)))
+    if spec.padding == "valid":
+        pads = [0] * (2 * dims)
+    if any(pads):
+        mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+        x = F.pad(x, pads, mode=mode)
+    size = tuple(x.shape[-dims:])
+    channels = x.shape[1]
+    # (N, C, *size) -> (N * prod(size), C)
+    flat = x.movedim(1, -1).reshape(-1, channels)
+    per_sample = prod(out_size)
+    sample, inside = positions // per_sample, positions % per_sample
+    start = sample * prod(size)
+    offsets = torch.zeros(1, dtype=torch.int64, device=x.device)
+    for dim in range(dims):
+        below_out, below = prod(out_size[dim + 1 :]), prod(size[dim + 1 :])
+        start = start + (inside // below_out) * spec.stride[dim] * below
+        inside = inside % below_out
+        taps = torch.arange(spec.kernel[dim], device=x.device) * spec.dilation[dim] * below
+        offsets = (offsets[:, None] + taps).reshape(-1)
+    gathered = flat[(start[:, None] + offsets).reshape(-1)]
+    # (S * taps, C) -> (S, C, taps) -> (S, D)
+    return gathered.view(len(positions), -1, channels).transpose(1, 2).reshape(len(positions), -1)
+
+
+def output_rows(spec: LayerSpec, y: Tensor) -> Tensor:
+    """Outputs of a layer as rows, samples and positions in the order of ``draw_positions``: (rows, C_out)."""
+    if spec.kind == "linear":
+        return y.reshape(-1, y.shape[-1])
+    dims = len(spec.kernel)
+    y = y.reshape(-1, *y.shape[-dims - 1 :])
+    return y.movedim(1, -1).reshape(-1, y.shape[1])
+
+
+def _output_size(spec: LayerSpec, size: tuple[int, ...]) -> tuple[int, ...]:
+    if spec.padding == "same":
+        return size
+    padding = spec.padding if isinstance(spec.padding, tuple) else (0,) * len(size)
+    return tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(size, padding, spec.dilation, spec.kernel, spec.stride, strict=True)
+    )

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a model, and changing it."""
+
+from slimrank.graph._batch import (
+    Batch,
+    as_batch,
+    batch_tensors,
+    check_batch,
+    digest_batch,
+    map_tensors,
+    named_tensors,
+    take_samples,
+)
+from slimrank.graph._capture import Captured, capture, check_compressible
+from slimrank.graph._count import count_by_module, count_cost, stored
+from slimrank.graph._lockstep import Lockstep
+from slimrank.graph._modules import copy_model, plain_attention, quiet_copy, replace_module, run
+from slimrank.graph._outputs import OutputChoice, pick_outputs
+from slimrank.graph._replay import Replay
+from slimrank.graph._taps import tap_layers
+
+__all__ = [
+    "Batch",
+    "Captured",
+    "Lockstep",
+    "OutputChoice",
+    "Replay",
+    "as_batch",
+    "batch_tensors",
+    "capture",
+    "check_batch",
+    "check_compressible",
+    "copy_model",
+    "count_by_module",
+    "count_cost",
+    "digest_batch",
+    "map_tensors",
+    "named_tensors",
+    "pick_outputs",
+    "plain_attention",
+    "quiet_copy",
+    "replace_module",
+    "run",
+    "stored",
+    "take_samples",
+    "tap_layers",
+]

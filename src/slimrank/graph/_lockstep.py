@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many forwards that pause together at a layer, so that it can be fitted before any of them goes on.
+
+A forward is the user's own Python; it cannot be cut in two. So each batch runs in a thread of its own, one at a
+time, and waits inside the call of the layer. All layers together then cost one forward over the data, and what is
+held is what is alive at one depth of the network.
+"""
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from slimrank.graph._batch import Batch
+from slimrank.graph._modules import plain_attention
+
+
+class _Abandoned(BaseException):
+    """Ends a paused forward; a BaseException so that user code does not swallow it."""
+
+
+class _Forward:
+    """One paused or running forward."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.paused_at: str | None = None
+        self.x: Tensor | None = None
+        self.passed: set[str] = set()
+        self.error: BaseException | None = None
+        self.finished = False
+        self.abandoned = False
+        self.may_run = threading.Semaphore(0)
+        self.has_stopped = threading.Semaphore(0)
+        self.thread: threading.Thread | None = None
+
+
+class Lockstep:
+    """Forwards over several batches that stop at the first call of each named layer.
+
+    Use as a context manager; ``advance`` to each layer in execution order.
+
+    Args:
+        model: in eval mode; layers may be changed in place while all forwards are paused at them.
+        batches: one forward each.
+        stops: layers to stop at, in execution order.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> None:
+        self._model = model
+        self._order = {name: index for index, name in enumerate(stops)}
+        self._forwards = [_Forward(batch) for batch in batches]
+        self._by_thread: dict[int, _Forward] = {}
+        self._handles: list[RemovableHandle] = []
+        self._context = contextlib.ExitStack()
+
+    def __enter__(self) -> "Lockstep":
+        # Entered once here, not in the threads: the switch is global and they would restore it out of order.
+        self._context.enter_context(plain_attention())
+        for name in self._order:
+
+            def hook(_m: nn.Module, args: tuple[object, ...], name: str = name) -> None:
+                self._pause(name, args)
+
+            self._handles.append(self._model.get_submodule(name).register_forward_pre_hook(hook))
+        for forward in self._forwards:
+            forward.thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
+            forward.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for forward in self._forwards:
+            if not forward.finished:
+                forward.abandoned = True
+                forward.may_run.release()
+        for forward in self._forwards:
+            if forward.thread is not None:
+                forward.thread.join()
+        for handle in self._handles:
+            handle.remove()
+        self._context.close()
+
+    def advance(self, name: str) -> list[Tensor | None]:
+        """Runs every forward up to the first call of a layer.
+
+        Args:
+            name: one of the stops, not before the one of the last call.
+
+        Returns:
+            Input of the layer, per batch; None where a forward does not call it.
+        """
+        target = self._order[name]
+        inputs: list[Tensor | None] = []
+        for forward in self._forwards:
+            while not forward.finished and (
+                forward.paused_at is None or self._order[forward.paused_at] < target
+            ):
+                forward.may_run.release()
+                forward.has_stopped.acquire()
+                if forward.error is not None:
+                    raise forward.error
+            inputs.append(forward.x if forward.paused_at == name and not forward.finished else None)
+        return inputs
+
+    def _work(self, forward: _Forward) -> None:
+        self._by_thread[threading.get_ident()] = forward
+        forward.may_run.acquire()
+        try:
+            if not forward.abandoned:
+                with torch.no_grad():
+                    self._model(*forward.batch.args, **forward.batch.kwargs)
+        except _Abandoned:
+            pass
+        except BaseException as error:
+            forward.error = error
+        finally:
+            forward.finished = True
+            forward.x = None
+            forward.has_stopped.release()
+
+    def _pause(self, name: str, args: tuple[object, ...]) -> None:
+        forward = self._by_thread.get(threading.get_ident())
+        if forward is None or name in forward.passed:
+            return
+        forward.passed.add(name)
+        forward.paused_at = name
+        forward.x = args[0] if args and isinstance(args[0], Tensor) else None
+        forward.has_stopped.release()
+        forward.may_run.acquire()
+        forward.x = None
+        if forward.abandoned:
+            raise _Abandoned

@@ -174,7 +174,7 @@ def _layer_table(summary: Summary) -> str:
         ("MACs", "n"),
         ("keep ratio", "n"),
         ("params", "n"),
-        ("predicted damage", "n"),
+        ("damage", "n"),
         ("fit", "w"),
     )
     rows = [(_layer_row(layer), layer.setting is None) for layer in summary.layers]

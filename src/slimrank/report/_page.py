@@ -15,7 +15,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
+main { max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 0 0 .7rem; }
 p { margin: .3rem 0; }
@@ -30,7 +30,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .meter { height: 8px; border-radius: 4px; background: var(--pale); margin: .5rem 0 .1rem; overflow: hidden; }
 .meter i { display: block; height: 100%; background: var(--accent); border-radius: 4px; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 tr > :first-child { padding-left: 0; } tr > :last-child { padding-right: 0; }
 tbody tr:last-child > * { border-bottom: 0; }
@@ -40,7 +40,7 @@ tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 10.5rem; }
 .w { white-space: nowrap; }
 .idle td, .idle th { color: var(--soft); }
 .under { margin-top: .9rem; }
-dl { display: grid; grid-template-columns: fit-content(24rem) 1fr; gap: .3rem 1rem; margin: 0; }
+dl { display: grid; grid-template-columns: fit-content(28rem) 1fr; gap: .3rem 1rem; margin: 0; }
 dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; }
 @media (max-width: 40rem) { main { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }

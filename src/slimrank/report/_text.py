@@ -162,7 +162,7 @@ def _list(heading: str, items: Sequence[str], width: int) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart, as wide as their longest cell; ``>`` before a heading sets it to the right."""
+    """Columns two blanks apart, as wide as their longest cell; ``>`` before a heading aligns right."""
     cells = [[heading.removeprefix(">") for heading in columns], *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     marks = [">" if heading.startswith(">") else "<" for heading in columns]

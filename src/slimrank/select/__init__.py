@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers to plans."""
+
+from slimrank.select._select import Select, reachable_floor, select_plan
+
+__all__ = ["Select", "reachable_floor", "select_plan"]

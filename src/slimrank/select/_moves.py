@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps from one choice to a better one."""
+
+import numpy as np
+
+from slimrank.select._table import Ints, Table, is_feasible, used
+
+
+def top_up(table: Table, choice: Ints) -> Ints:
+    """Spend what the budgets leave: the largest fall in damage per cost first.
+
+    Args:
+        table: of the options.
+        choice: (L,) feasible.
+
+    Returns:
+        (L,) feasible; no single layer can fall further in damage within the budgets.
+    """
+    choice = choice.copy()
+    weighted = table.weighted
+    room = table.room - used(table, choice)
+    layers = len(choice)
+    ratio, target = np.zeros(layers), choice.copy()
+
+    def look(at: int) -> None:
+        gain = table.damage[at, choice[at]] - table.damage[at]
+        extra = table.cost[:, at] - table.cost[:, at, choice[at], None]
+        fits = (gain > 0) & (extra <= room[:, None]).all(axis=0)
+        price = np.maximum(weighted[at] - weighted[at, choice[at]], 1e-300)
+        worth = np.where(fits, np.maximum(gain, 0) / price, 0.0)
+        target[at] = int(np.argmax(worth))
+        ratio[at] = worth[target[at]]
+
+    with np.errstate(over="ignore"):
+        for at in range(layers):
+            look(at)
+        # Room only shrinks, so a remembered best step that still fits is still the best.
+        while layers and ratio.max() > 0:
+            at = int(np.argmax(ratio))
+            extra = table.cost[:, at, target[at]] - table.cost[:, at, choice[at]]
+            if (extra <= room).all():
+                choice[at] = target[at]
+                room = room - extra
+            look(at)
+    return choice
+
+
+def spread(table: Table, choice: Ints) -> Ints:
+    """Spend what the budgets leave where damage does not tell: more rank at no more damage, evenly.
+
+    Args:
+        table: of the options.
+        choice: (L,) feasible.
+
+    Returns:
+        (L,) feasible, with no layer's damage raised.
+    """
+    rows = np.arange(len(choice))
+    current = table.damage[rows, choice]
+    harmless = table.damage <= current[:, None] + 1e-13 * current.sum()
+    share = table.cost[0] / np.maximum(table.whole[0], 1)[:, None]
+    dearer = harmless & (share > share[rows, choice][:, None])
+    if not dearer.any():
+        return choice
+
+    def raised(level: float) -> Ints:
+        within = dearer & (share <= level)
+        return np.where(within.any(axis=1), np.argmax(np.where(within, share, -1.0), axis=1), choice)
+
+    levels = np.unique(share[dearer])
+    low, high = -1, len(levels) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if is_feasible(table, raised(levels[middle])) else (low, middle - 1)
+    if low >= 0:
+        choice = raised(levels[low])
+    choice = choice.copy()
+    room = table.room - used(table, choice)
+    for at in np.argsort(share[rows, choice], kind="stable"):
+        extra = table.cost[:, at] - table.cost[:, at, choice[at], None]
+        fits = harmless[at] & (share[at] > share[at, choice[at]]) & (extra <= room[:, None]).all(axis=0)
+        if fits.any():
+            best = int(np.argmax(np.where(fits, share[at], -1.0)))
+            room = room - extra[:, best]
+            choice[at] = best
+    return choice
+
+
+def repair(table: Table, choice: Ints) -> Ints | None:
+    """Bring a choice back under the budgets: the smallest rise in damage per cost saved first.
+
+    Args:
+        table: of the options.
+        choice: (L,) options, feasible or not.
+
+    Returns:
+        (L,) feasible; None where these steps lead to none.
+    """
+    choice = choice.copy()
+    rows = np.arange(len(choice))
+    scale = table.scale[:, None, None]
+    finite = np.isfinite(table.damage)
+    for _ in range(4 * len(choice) + 4):
+        over = used(table, choice) - table.room
+        if (over <= 0).all():
+            return choice
+        change = table.cost - table.cost[:, rows, choice][:, :, None]
+        # Only what is over counts as saved, and only what goes beyond the room counts against it.
+        excess = np.maximum(over, 0)[:, None, None]
+        after = np.maximum(over[:, None, None] + change, 0)
+        saved = ((excess - after) / scale).sum(axis=0)
+        rise = table.damage - table.damage[rows, choice][:, None]
+        useful = finite & (saved > 0)
+        if not useful.any():
+            return None
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            price = np.where(useful, rise / saved, np.inf)
+        at, option = np.unravel_index(int(np.argmin(price)), price.shape)
+        choice[at] = option
+    return None

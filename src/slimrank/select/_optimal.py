@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The multiple-choice knapsack: least damage under every budget, with a bound on what is left to gain.
+
+With prices p >= 0 on the budgets, the sum over the layers of min(damage + p * cost), less p * room, bounds
+the least damage from below. Prices that make the bound high come from bisection (one budget) or from the
+linear relaxation (several). A choice within the budgets bounds it from above. An option whose reduced cost,
+its lead over the layer's minimum at these prices, exceeds the difference of the two bounds cannot be part
+of a better choice; what remains is searched layer by layer with lists of partial choices.
+
+Source: Kellerer, Pferschy & Pisinger 2004, "Knapsack Problems", chapter 11, doi:10.1007/978-3-540-24777-7.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import csr_array
+
+from slimrank.select._moves import repair, spread, top_up
+from slimrank.select._table import Floats, Ints, Table, is_feasible, total_damage
+
+# Partial choices looked at in one search, over all layers: bounds its time, the same on every machine.
+_WORK = 1_200_000
+_ROUNDS = 25
+_STEPS = 60
+_ROUNDING = 1e-12
+_PAIRWISE = 300
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Start:
+    """A feasible choice, a neighbour that is not (or the same), and the prices at which they stand."""
+
+    choice: Ints
+    other: Ints
+    price: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Search:
+    """What a search found: a choice, if any; and what no choice can undercut."""
+
+    choice: Ints | None
+    bound: float
+
+
+def choose_optimal(table: Table) -> tuple[Ints, float] | None:
+    """The choice with the least damage.
+
+    Args:
+        table: of the options.
+
+    Returns:
+        (L,) feasible options, and the certified gap: (damage - lower bound) / damage, 0 to 1. None where no
+        choice was found that keeps every budget.
+    """
+    core, kept = _subset(table, _worth_having(table))
+    start = _bisected(core)
+    if start is None:
+        found = any_feasible(core)
+        start = None if found is None else _Start(choice=found, other=found, price=np.zeros(len(core.room)))
+    if start is None:
+        return None
+    best = top_up(core, start.choice)
+    damage = total_damage(core, best)
+    bound = 0.0
+    if damage > 0:
+        # Scaled, so that tolerances mean the same for damages of 1e-9 and of 1e9.
+        scaled = replace(core, damage=np.where(core.damage > damage, np.inf, core.damage / damage))
+        start = replace(start, price=start.price / damage)
+        best, bound = _improved(scaled, best, start)
+    choice = spread(table, kept[np.arange(len(best)), best])
+    final = total_damage(table, choice)
+    gap = max(0.0, min(1.0, 1.0 - bound * damage / final)) if final > 0 else 0.0
+    return choice, gap if gap > _ROUNDING else 0.0
+
+
+def any_feasible(table: Table) -> Ints | None:
+    """Some choice within every budget.
+
+    Args:
+        table: of the options.
+
+    Returns:
+        (L,) feasible options; None where none was found.
+    """
+    cheapest: Ints = np.argmin(np.where(np.isfinite(table.damage), table.weighted, np.inf), axis=1)
+    if is_feasible(table, cheapest):
+        return cheapest
+    # The budgets pull apart. The first option of each curve is its cheapest in every metric.
+    first = np.zeros(table.damage.shape, dtype=np.bool_)
+    for at, curves in enumerate(table.curve):
+        first[at, np.unique(curves, return_index=True)[1]] = True
+    costs_only = replace(table, damage=np.where(np.isfinite(table.damage) & first, 0.0, np.inf))
+    small, kept = _subset(costs_only, _worth_having(costs_only))
+    found = repair(small, np.argmin(np.where(np.isfinite(small.damage), small.weighted, np.inf), axis=1))
+    if found is None:
+        found = _search(small, 1 / small.scale, -np.inf, np.inf).choice
+    return None if found is None else kept[np.arange(len(found)), found]
+
+
+def _worth_having(table: Table) -> Flags:
+    """(L, K) bool, options that no other undercuts in every cost and in damage (with many, some more)."""
+    keep = np.isfinite(table.damage)
+    if len(table.room) == 1:
+        # Options stand in order of cost: keep those below every damage before them.
+        keep[:, 1:] &= table.damage[:, 1:] < np.minimum.accumulate(table.damage, axis=1)[:, :-1]
+        return keep
+    for at in range(len(table.names)):
+        places = np.flatnonzero(keep[at])
+        if len(places) <= _PAIRWISE:
+            keep[at, places] = _front(
+                np.concatenate([table.cost[:, at, places], table.damage[None, at, places]])
+            )
+    return keep
+
+
+def _front(values: Floats) -> Flags:
+    """(K,) bool, columns of (V, K) that no other column undercuts; of equal ones the first."""
+    below = (values[:, :, None] <= values[:, None, :]).all(axis=0)
+    equal = below & below.T
+    return np.array(~((below & ~equal) | np.triu(equal, k=1)).any(axis=0))
+
+
+def _subset(table: Table, keep: Flags) -> tuple[Table, Ints]:
+    """The table with some of its options, and where those stood: (L, K') int64."""
+    order = np.argsort(~keep, axis=1, kind="stable")[:, : max(int(keep.sum(axis=1).max(initial=1)), 1)]
+    rows = np.arange(len(table.names))[:, None]
+    kept = keep[rows, order]
+    core = replace(
+        table,
+        cost=np.where(kept, table.cost[:, rows, order], 0.0),
+        damage=np.where(kept, table.damage[rows, order], np.inf),
+        curve=table.curve[rows, order],
+        rank=table.rank[rows, order],
+    )
+    return core, order
+
+
+def _priced(table: Table, price: Floats) -> Floats:
+    """(L, K) float64, damage plus the price of the cost."""
+    return table.damage + np.tensordot(price, table.cost, axes=1)
+
+
+def _bound(table: Table, price: Floats) -> float:
+    """What no choice within the budgets can undercut, at any prices of at least 0."""
+    return float(_priced(table, price).min(axis=1).sum() - price @ table.room)
+
+
+def _bisected(table: Table) -> _Start | None:
+    """The lowest common price at which the layers' own choices keep the budgets; None where none does."""
+    weighted = table.weighted
+
+    def at(price: float) -> Ints:
+        wanted: Ints = np.argmin(table.damage + price * weighted, axis=1)
+        return wanted
+
+    high = float(np.where(np.isfinite(table.damage), table.damage, 0.0).max(initial=0.0)) or 1.0
+    free = at(0.0)
+    if is_feasible(table, free):
+        return _Start(choice=free, other=free, price=np.zeros(len(table.room)))
+    tries = 0
+    while not is_feasible(table, at(high)):
+        high, tries = high * 16, tries + 1
+        if tries > _STEPS // 4:
+            return None
+    low = high / 16
+    while is_feasible(table, at(low)) and tries < 4 * _STEPS:
+        low, high, tries = low / 16, low, tries + 1
+    for _ in range(_STEPS):
+        middle = (low * high) ** 0.5 if low > 0 else high / 2
+        if not low < middle < high:
+            break
+        low, high = (low, middle) if is_feasible(table, at(middle)) else (middle, high)
+    return _Start(choice=at(high), other=at(low), price=high / table.scale)
+
+
+def _improved(table: Table, best: Ints, start: _Start) -> tuple[Ints, float]:
+    """A better choice, if there is one, and the bound."""
+    price = start.price
+    if len(table.room) > 1:
+        price = _relaxed(table, (best, start.choice, start.other), price)
+    bound = max(_bound(table, price), 0.0)
+    for guess in (np.argmin(_priced(table, price), axis=1), start.other):
+        mended = repair(table, guess) if np.isfinite(total_damage(table, guess)) else None
+        if mended is not None:
+            mended = top_up(table, mended)
+            best = min(best, mended, key=lambda choice: total_damage(table, choice))
+    upper = total_damage(table, best)
+    if upper - bound > _ROUNDING * upper:
+        found = _search(table, price, bound, upper)
+        bound = max(bound, found.bound)
+        best = best if found.choice is None else top_up(table, found.choice)
+    return best, bound
+
+
+def _relaxed(table: Table, choices: tuple[Ints, ...], price: Floats) -> Floats:
+    """(B,) float64, prices from the linear relaxation, whose options are added as the prices ask for them."""
+    rows = np.arange(len(table.names))
+    member = np.zeros(table.damage.shape, dtype=np.bool_)
+    for choice in choices:
+        member[rows, choice] = True
+    member &= np.isfinite(table.damage)
+    unit = np.where(table.room > 0, table.room, 1.0)
+    best = price
+    for _ in range(_ROUNDS):
+        layer, option = np.nonzero(member)
+        one_each = csr_array(
+            (np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(rows), len(layer))
+        )
+        solved = linprog(
+            table.damage[layer, option],
+            A_ub=table.cost[:, layer, option] / unit[:, None],
+            b_ub=table.room / unit,
+            A_eq=one_each,
+            b_eq=np.ones(len(rows)),
+            method="highs",
+        )
+        if solved.status != 0:
+            break
+        price = np.maximum(-solved.ineqlin.marginals, 0.0) / unit
+        best = max(best, price, key=lambda known: _bound(table, known))
+        wanted = np.argmin(_priced(table, price), axis=1)
+        if member[rows, wanted].all() or solved.fun - _bound(table, best) <= _ROUNDING:
+            break
+        member[rows, wanted] = True
+    return best
+
+
+def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
+    """Look for a choice below ``upper``, layer by layer.
+
+    Args:
+        table: of the options.
+        price: (B,) at least 0.
+        bound: of all choices, at these prices.
+        upper: damage of the best known choice.
+
+    Returns:
+        The best choice below ``upper``, or None; and the bound that holds now.
+    """
+    priced = _priced(table, price)
+    lead = priced - priced.min(axis=1)[:, None]
+    keep = lead <= upper - bound
+    order = np.argsort(keep.sum(axis=1), kind="stable")
+    options = [np.flatnonzero(keep[at] & np.isfinite(table.damage[at])) for at in order]
+    cap = max(_WORK // sum(len(places) for places in options), 64)
+    # What the layers after each step cost at least, and what they cost and damage at their own minimum.
+    lowest = _rest([table.cost[:, at, places].min(axis=1) for at, places in zip(order, options, strict=True)])
+    favourite = np.argmin(priced, axis=1)
+    usual = _rest([table.cost[:, at, favourite[at]] for at in order])
+    usual_damage = _rest([table.damage[at, favourite[at], None] for at in order])[:, 0]
+
+    cost, damage, leads = np.zeros((1, len(price))), np.zeros(1), np.zeros(1)
+    steps: list[tuple[Ints, Ints]] = []
+    record: tuple[int, int] | None = None
+    dropped = np.inf
+    for step, (at, places) in enumerate(zip(order, options, strict=True)):
+        came = np.repeat(np.arange(len(damage)), len(places))
+        taken = np.tile(places, len(damage))
+        leads = leads[came] + lead[at, taken]
+        near = np.flatnonzero(bound + leads < upper)
+        came, taken, leads = came[near], taken[near], leads[near]
+        cost = cost[came] + table.cost[:, at, taken].T
+        damage = damage[came] + table.damage[at, taken]
+        fits = np.flatnonzero((cost + lowest[step + 1] <= table.room).all(axis=1))
+        fits = fits[_best_partial(cost[fits], damage[fits])]
+        if len(fits) > cap:
+            ranked = fits[np.argsort(leads[fits], kind="stable")]
+            dropped = min(dropped, bound + float(leads[ranked[cap]]))
+            fits = ranked[:cap]
+        came, taken, leads, cost, damage = came[fits], taken[fits], leads[fits], cost[fits], damage[fits]
+        steps.append((came, taken))
+        done = (cost + usual[step + 1] <= table.room).all(axis=1)
+        whole = np.where(done, damage + usual_damage[step + 1], np.inf)
+        if len(whole) and whole.min() < upper:
+            upper = float(whole.min())
+            record = (step, int(np.argmin(whole)))
+        if not len(whole):
+            break
+    if record is None:
+        return _Search(choice=None, bound=min(upper, dropped))
+    choice = favourite.copy()
+    step, place = record
+    for back in range(step, -1, -1):
+        came, taken = steps[back]
+        choice[order[back]] = taken[place]
+        place = int(came[place])
+    return _Search(choice=choice, bound=min(upper, dropped))
+
+
+def _rest(parts: list[Floats]) -> Floats:
+    """(L + 1, B) float64, sums of the parts from each place to the end."""
+    stacked = np.array([*parts, np.zeros_like(parts[0])])
+    return stacked[::-1].cumsum(axis=0)[::-1]
+
+
+def _best_partial(cost: Floats, damage: Floats) -> Ints:
+    """Places of partial choices that no other undercuts (of many under several budgets, all)."""
+    if cost.shape[1] == 1:
+        order = np.lexsort((damage, cost[:, 0]))
+        sorted_damage = damage[order]
+        keep = np.ones(len(order), dtype=np.bool_)
+        keep[1:] = sorted_damage[1:] < np.minimum.accumulate(sorted_damage)[:-1]
+        return order[keep]
+    if len(damage) > _PAIRWISE:
+        return np.arange(len(damage))
+    return np.flatnonzero(_front(np.concatenate([cost.T, damage[None]])))

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each layer may become, as arrays."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimrank._errors import NonFiniteError
+from slimrank.cost import layer_cost, pair_costs
+from slimrank.plan import PlanSource, multiple_for
+from slimrank.records import Curve, LayerSpec, Metric, Setting
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+UNTOUCHED = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Table:
+    """Options of L layers under B budgets; at most K per layer.
+
+    Options stand in order of rising weighted cost, then of rising damage. Where a layer has fewer than K,
+    the rest is padding with damage inf and cost 0. Costs are whole numbers below 2**53, so float64 holds
+    them exactly.
+
+    Attributes:
+        names: (L,) dotted layer names.
+        curves: what ``curve`` points into.
+        cost: (B, L, K) float64, cost of the layer with that option.
+        damage: (L, K) float64, at least 0; 0 for an untouched layer.
+        curve: (L, K) int64, index into ``curves``; UNTOUCHED for the layer as it is.
+        rank: (L, K) int64; 0 for the layer as it is.
+        whole: (B, L) float64, cost of the layer as it is.
+        room: (B,) float64, what the budgets leave for these layers, all others counted.
+        scale: (B,) float64, cost of the whole model: costs over this can be added.
+    """
+
+    names: tuple[str, ...]
+    curves: tuple[Curve, ...]
+    cost: Floats
+    damage: Floats
+    curve: Ints
+    rank: Ints
+    whole: Floats
+    room: Floats
+    scale: Floats
+
+    @property
+    def weighted(self) -> Floats:
+        """(L, K) float64, the costs as shares of the model, added."""
+        return np.tensordot(1 / self.scale, self.cost, axes=1)
+
+    @property
+    def untouched(self) -> Ints:
+        """(L,) int64, the option that leaves each layer as it is."""
+        places: Ints = np.argmax((self.curve == UNTOUCHED) & np.isfinite(self.damage), axis=1)
+        return places
+
+
+def table_of(
+    source: PlanSource,
+    limits: Mapping[Metric, int],
+    *,
+    methods: Collection[str],
+    skipped: Collection[str],
+    multiple_of: int | Mapping[str, int],
+) -> Table:
+    """The options that a source offers.
+
+    Args:
+        source: curves and structure.
+        limits: metric -> largest cost allowed for the whole model.
+        methods: that may be used.
+        skipped: layers to leave alone.
+        multiple_of: ranks are multiples of this: a number, or layer-name glob -> number.
+
+    Returns:
+        The table, of the layers that have an option beside staying as they are, in execution order.
+
+    Raises:
+        NonFiniteError: a curve holds nan or inf.
+    """
+    by_layer: dict[str, list[Curve]] = {}
+    for curve in source.curves:
+        if curve.method in methods and curve.layer not in skipped:
+            by_layer.setdefault(curve.layer, []).append(curve)
+    metrics = tuple(limits)
+    scale = np.array([max(source.before.metric(metric), 1) for metric in metrics], dtype=np.float64)
+    curves: list[Curve] = []
+    rows: list[tuple[str, Floats, Floats, Ints, Ints]] = []
+    for name, spec in source.structure.layers.items():
+        options = _options(
+            spec,
+            by_layer.get(name, []),
+            metrics,
+            multiple_for(multiple_of, name),
+            source.has_bias,
+            len(curves),
+        )
+        if options is not None:
+            rows.append((name, *options))
+            curves.extend(by_layer[name])
+    layers, widest = len(rows), max((len(row[2]) for row in rows), default=1)
+    cost = np.zeros((len(metrics), layers, widest))
+    damage = np.full((layers, widest), np.inf)
+    index = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
+    rank = np.zeros((layers, widest), dtype=np.int64)
+    for at, (_, costs, damages, indices, ranks) in enumerate(rows):
+        order = np.lexsort((damages, costs.T @ (1 / scale)))
+        count = len(order)
+        cost[:, at, :count] = costs[:, order]
+        damage[at, :count] = damages[order]
+        index[at, :count] = indices[order]
+        rank[at, :count] = ranks[order]
+    names = tuple(row[0] for row in rows)
+    whole = np.array(
+        [[layer_cost(source.structure.layers[name]).metric(metric) for name in names] for metric in metrics],
+        dtype=np.float64,
+    )
+    fixed = np.array([source.before.metric(metric) for metric in metrics]) - whole.sum(axis=1)
+    return Table(
+        names=names,
+        curves=tuple(curves),
+        cost=cost,
+        damage=damage,
+        curve=index,
+        rank=rank,
+        whole=whole,
+        room=np.array([limits[metric] for metric in metrics]) - fixed,
+        scale=scale,
+    )
+
+
+def used(table: Table, choice: Ints) -> Floats:
+    """Cost of the chosen options.
+
+    Args:
+        table: of the options.
+        choice: (L,) option of each layer.
+
+    Returns:
+        (B,) float64.
+    """
+    total: Floats = table.cost[:, np.arange(len(choice)), choice].sum(axis=1)
+    return total
+
+
+def is_feasible(table: Table, choice: Ints) -> bool:
+    """Whether a choice keeps every budget."""
+    return bool(np.all(used(table, choice) <= table.room))
+
+
+def total_damage(table: Table, choice: Ints) -> float:
+    """Predicted damage of a choice, the sum over the layers."""
+    return float(table.damage[np.arange(len(choice)), choice].sum())
+
+
+def settings_of(table: Table, choice: Ints) -> dict[str, Setting]:
+    """The settings that a choice means.
+
+    Args:
+        table: of the options.
+        choice: (L,) option of each layer.
+
+    Returns:
+        Layer -> setting; untouched layers are not in it.
+    """
+    settings: dict[str, Setting] = {}
+    for at, name in enumerate(table.names):
+        index = int(table.curve[at, choice[at]])
+        if index != UNTOUCHED:
+            curve = table.curves[index]
+            settings[name] = Setting(
+                method=curve.method, form=curve.form, rank=int(table.rank[at, choice[at]])
+            )
+    return settings
+
+
+def _options(
+    spec: LayerSpec,
+    curves: Sequence[Curve],
+    metrics: Sequence[Metric],
+    multiple: int,
+    has_bias: bool,
+    first: int,
+) -> tuple[Floats, Floats, Ints, Ints] | None:
+    """Cost (B, K), damage, curve and rank (K,) of one layer; None where it can only stay as it is."""
+    whole = layer_cost(spec)
+    wholes = np.array([[whole.metric(metric)] for metric in metrics], dtype=np.float64)
+    costs, damages = [wholes], [np.zeros(1)]
+    indices, ranks = [np.full(1, UNTOUCHED)], [np.zeros(1, dtype=np.int64)]
+    for offset, curve in enumerate(curves):
+        if not np.isfinite(curve.damage).all():
+            raise NonFiniteError(
+                f"layer {spec.name!r}: the damage of {curve.method} {curve.form} is nan or inf; "
+                f"measure the study again with finite data, or skip this layer"
+            )
+        macs, params = pair_costs(spec, curve.form, curve.ranks, has_bias=has_bias or spec.has_bias)
+        known: dict[Metric, Ints] = {"macs": macs, "params": params, "bytes": params * spec.itemsize}
+        cost = np.array([known[metric] for metric in metrics], dtype=np.float64)
+        good = (curve.ranks % multiple == 0) & (cost < wholes).any(axis=0)
+        costs.append(cost[:, good])
+        # Rounding may leave a damage a hair below zero.
+        damages.append(np.maximum(curve.damage[good], 0.0))
+        indices.append(np.full(int(good.sum()), first + offset))
+        ranks.append(curve.ranks[good])
+    if sum(len(part) for part in ranks) == 1:
+        return None
+    return (
+        np.concatenate(costs, axis=1),
+        np.concatenate(damages),
+        np.concatenate(indices),
+        np.concatenate(ranks),
+    )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
 
-from slimrank.linalg._moments import Moments, MomentSums, ridge_of
+from slimrank.linalg._moments import Moments, MomentSums, least_squares_weight, ridge_of
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots
 from slimrank.linalg._split_pair import (
@@ -21,6 +21,7 @@ __all__ = [
     "cholesky_psd",
     "fit_split",
     "initial_first_factor",
+    "least_squares_weight",
     "nested_errors",
     "output_basis",
     "project_pair",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slimrank.linalg._psd import cholesky_psd
+
 _BASE_RIDGE = 1e-3
 _MAX_RIDGE = 1.0
 _ROWS_PER_COLUMN = 10
@@ -35,8 +37,8 @@ class Moments:
     Attributes:
         mean: (D,) float64.
         matrix: (D, D) float64, or None.
-        rows: (S, D) float32 or float64, centred, or None; exactly one of the two is given.
-        n_rows: S.
+        rows: (S, D) float32 or float64, centred, or None. Without matrix and rows the moments are the identity.
+        n_rows: S; 0 for the identity.
     """
 
     mean: Tensor
@@ -44,50 +46,89 @@ class Moments:
     rows: Tensor | None
     n_rows: int
 
+    @classmethod
+    def identity(cls, width: int, device: torch.device) -> "Moments":
+        """Moments of inputs about which nothing is known: plain, unweighted decompositions."""
+        mean = torch.zeros(width, dtype=torch.float64, device=device)
+        return cls(mean=mean, matrix=None, rows=None, n_rows=0)
+
     @property
     def mean_diagonal(self) -> float:
         """Mean of the diagonal."""
         if self.matrix is not None:
             return float(self.matrix.diagonal().mean())
-        rows = self._rows()
-        return float(rows.double().square().sum() / (self.n_rows * rows.shape[1]))
+        if self.rows is None:
+            return 1.0
+        return float(self.rows.double().square().sum() / (self.n_rows * len(self.mean)))
 
     def times(self, left: Tensor) -> Tensor:
         """``left @ H`` for ``left`` (M, D), float64."""
         if self.matrix is not None:
             return left @ self.matrix
-        rows = self._rows().to(left.dtype)
+        if self.rows is None:
+            return left
+        rows = self.rows.to(left.dtype)
         return (left @ rows.T) @ rows / self.n_rows
 
     def gram(self, left: Tensor) -> Tensor:
         """``left @ H @ left.T`` for ``left`` (M, D): (M, M) float64."""
         if self.matrix is not None:
             return left @ self.matrix @ left.T
-        projected = left @ self._rows().to(left.dtype).T
+        if self.rows is None:
+            return left @ left.T
+        projected = left @ self.rows.to(left.dtype).T
         return projected @ projected.T / self.n_rows
 
     def diagonal_of(self, left: Tensor) -> Tensor:
         """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,) float64."""
         if self.matrix is not None:
             return ((left @ self.matrix) * left).sum(1)
-        return (left @ self._rows().to(left.dtype).T).square().sum(1) / self.n_rows
+        if self.rows is None:
+            return left.square().sum(1)
+        return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
 
     def ridged(self, ridge: float) -> Tensor:
         """``H + ridge * mean_diagonal * I`` as a matrix (D, D) float64."""
         if self.matrix is not None:
             matrix = self.matrix.clone()
-        else:
-            rows = self._rows().double()
+        elif self.rows is not None:
+            rows = self.rows.double()
             matrix = rows.T @ rows / self.n_rows
+        else:
+            return torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
         # A layer whose inputs never vary has no moments: the identity then stands for "weights alone".
         scale = ridge * self.mean_diagonal
         matrix.diagonal().add_(scale if scale > 0 else 1.0)
         return matrix
 
-    def _rows(self) -> Tensor:
-        if self.rows is None:
-            raise TypeError("moments hold neither a matrix nor rows")
-        return self.rows
+
+def least_squares_weight(weight: Tensor, cross: Tensor, moments: Moments, *, ridge: float) -> Tensor:
+    """Weight that maps the inputs of a compressed model to the outputs of the original.
+
+    The ridge pulls towards the old weight, not towards zero: ``W + (T - W H) (H + ridge I)^-1``.
+
+    Args:
+        weight: (O, D) float64, the old weight.
+        cross: (O, D) float64, T: covariance of wanted outputs and inputs.
+        moments: of the inputs, H.
+        ridge: share of the mean diagonal.
+
+    Returns:
+        (O, D) float64.
+
+    Source: reduced-rank regression with shrinkage; Zhang et al. 2016, arXiv 1505.06798, section 3.3.
+    """
+    missing = cross - moments.times(weight)
+    if moments.rows is None:
+        factor = cholesky_psd(moments.ridged(ridge))
+        return weight + torch.cholesky_solve(missing.T, factor).T
+    # Few rows, many columns: the inverse by the smaller side (Woodbury).
+    rows = moments.rows.double()
+    added = ridge * moments.mean_diagonal or 1.0
+    inner = rows @ rows.T / moments.n_rows
+    inner.diagonal().add_(added)
+    solved = torch.cholesky_solve(rows @ missing.T, cholesky_psd(inner))  # (S, O)
+    return weight + (missing - solved.T @ rows / moments.n_rows) / added
 
 
 class MomentSums:

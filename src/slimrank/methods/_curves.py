@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cost and damage of a layer at every rank, in every form; damage anchored by measured divergences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
+from slimrank.methods._pair import Target, error_by_rank
+from slimrank.records import Curve, Form, LayerSpec, Method
+
+ANCHOR_RATIOS = (0.7, 0.4, 0.2, 0.08)
+_FLOOR = 1e-10
+_MIN_SLOPE, _MAX_SLOPE = 0.3, 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """One measured divergence.
+
+    Attributes:
+        form, rank: what the layer was replaced with.
+        error: its quadratic form E.
+        divergence: measured on held-out samples, everything else as in the original.
+    """
+
+    form: Form
+    rank: int
+    error: float
+    divergence: float
+
+
+def layer_curves(spec: LayerSpec, methods: Sequence[Method], target: Target, *, has_bias: bool) -> tuple[Curve, ...]:
+    """Curves of a layer, one per form, damage not yet anchored (it equals the error).
+
+    Args:
+        spec: the layer.
+        methods: methods to offer.
+        target: the weight and its metric.
+        has_bias: whether pairs carry a bias.
+
+    Returns:
+        The curves; forms without a rank that saves MACs or params are left out.
+    """
+    cost = layer_cost(spec)
+    curves = []
+    for method in methods:
+        for form in forms_of(spec, method):
+            ranks = np.arange(1, max_rank(spec, form) + 1, dtype=np.int64)
+            macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
+            worth = (macs < cost.macs) | (params < cost.params)
+            if not worth.any():
+                continue
+            errors = error_by_rank(spec, form, target).cpu().numpy()
+            error = np.minimum.accumulate(errors[ranks[worth]])
+            curves.append(
+                Curve(
+                    layer=spec.name,
+                    method=method,
+                    form=form,
+                    ranks=ranks[worth],
+                    macs=macs[worth],
+                    params=params[worth],
+                    bytes=params[worth] * spec.itemsize,
+                    error=error,
+                    damage=error,
+                )
+            )
+    return tuple(curves)
+
+
+def relative_curves(curves: Sequence[Curve], total: float) -> tuple[Curve, ...]:
+    """Damage as a share of the layer's whole error, where nothing was measured.
+
+    Args:
+        curves: of one layer.
+        total: the error of replacing the layer by nothing.
+
+    Returns:
+        The curves with damage = error / total.
+    """
+    return tuple(replace(curve, damage=curve.error / max(total, _FLOOR)) for curve in curves)
+
+
+def anchor_points(curves: Sequence[Curve], method: Method, macs: int) -> list[tuple[Form, int, float]]:
+    """Where to measure: a few costs, each in the form with the lowest error there.
+
+    Args:
+        curves: of one layer.
+        method: the method to anchor.
+        macs: of the layer as it stands.
+
+    Returns:
+        (form, rank, error), most expensive first, without repetition.
+    """
+    own = [curve for curve in curves if curve.method == method]
+    points: list[tuple[Form, int, float]] = []
+    for ratio in ANCHOR_RATIOS:
+        best: tuple[float, Form, int] | None = None
+        for curve in own:
+            index = max(int(np.searchsorted(curve.macs, ratio * macs, side="right")) - 1, 0)
+            option = (float(curve.error[index]), curve.form, int(curve.ranks[index]))
+            if best is None or option[0] < best[0]:
+                best = option
+        if best is not None and (best[1], best[2]) not in [(form, rank) for form, rank, _ in points]:
+            points.append((best[1], best[2], best[0]))
+    return points
+
+
+def anchored_curves(curves: Sequence[Curve], anchors: Mapping[Method, Sequence[Anchor]]) -> tuple[Curve, ...]:
+    """Curves with damage in the unit of the measured divergences.
+
+    Within a method, damage is a monotone log-log interpolation of the divergence over the error.
+
+    Args:
+        curves: of one layer.
+        anchors: by method.
+
+    Returns:
+        The curves, damage replaced.
+    """
+    return tuple(
+        replace(curve, damage=_interpolate(curve.error, anchors[curve.method])) for curve in curves
+    )
+
+
+def _interpolate(error: NDArray[np.float64], anchors: Sequence[Anchor]) -> NDArray[np.float64]:
+    points = sorted(anchors, key=lambda anchor: anchor.error)
+    largest = max(points[-1].error, _FLOOR)
+    x = np.log(np.maximum([anchor.error for anchor in points], 1e-9 * largest))
+    y = np.log(_never_falling(np.maximum([anchor.divergence for anchor in points], _FLOOR)))
+    keep = np.concatenate([[True], np.diff(x) > 1e-9])
+    x, y = x[keep], y[keep]
+    at = np.log(np.maximum(error, 1e-12 * largest))
+    result = np.interp(at, x, y)
+    slope = float(np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), _MIN_SLOPE, _MAX_SLOPE)) if len(x) > 1 else 1.0
+    # Below the smallest measured error the form is quadratic and exact in order: divergence goes with the error.
+    result = np.where(at < x[0], y[0] + (at - x[0]), result)
+    result = np.where(at > x[-1], y[-1] + slope * (at - x[-1]), result)
+    damage: NDArray[np.float64] = np.exp(result)
+    return damage
+
+
+def _never_falling(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Isotonic regression by pooling adjacent violators."""
+    blocks: list[tuple[float, int]] = []
+    for value in values.tolist():
+        mean, count = value, 1
+        while blocks and blocks[-1][0] > mean:
+            last_mean, last_count = blocks.pop()
+            mean = (mean * count + last_mean * last_count) / (count + last_count)
+            count += last_count
+        blocks.append((mean, count))
+    return np.concatenate([np.full(count, mean) for mean, count in blocks])

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank pairs: from a dense weight and its metric to two factors, their error, and two modules."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.linalg import (
+    Moments,
+    Split,
+    fit_split,
+    initial_first_factor,
+    nested_errors,
+    output_basis,
+    project_pair,
+    refine_split,
+    square_roots,
+)
+from slimrank.methods._table import RULES
+from slimrank.records import Form, LayerSpec
+
+_GRADIENT_SHRINK = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Target:
+    """What a pair shall reproduce, and how errors are weighed.
+
+    Attributes:
+        dense: (O, D) float64, the weight to approximate.
+        moments: second moments H of the D inputs.
+        root: (O, O) float64, G^(1/2).
+        inverse_root: (O, O) float64, G^(-1/2).
+        ridge: share of the mean diagonal of H that serves the fit.
+    """
+
+    dense: Tensor
+    moments: Moments
+    root: Tensor
+    inverse_root: Tensor
+    ridge: float
+
+    @property
+    def weighted(self) -> Tensor:
+        """(O, D) float64: G^(1/2) W."""
+        return self.root @ self.dense
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pair:
+    """Two factors of a layer.
+
+    Attributes:
+        form: how the kernel is split.
+        first: (R, C_in, F) float64.
+        second: (O, R, S) float64.
+    """
+
+    form: Form
+    first: Tensor
+    second: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Size between the factors."""
+        return len(self.first)
+
+
+def metric_roots(gram: Tensor | None, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Roots of the output metric; identities where there is none.
+
+    Args:
+        gram: (O, O) second moment of output gradients, or None.
+        n_out: O.
+        device: where to compute.
+
+    Returns:
+        Two (O, O) float64: G^(1/2), G^(-1/2).
+    """
+    if gram is None:
+        eye = torch.eye(n_out, dtype=torch.float64, device=device)
+        return eye, eye
+    return square_roots(gram.double().to(device), shrink=_GRADIENT_SHRINK)
+
+
+def dense_weight(layer: nn.Module) -> Tensor:
+    """Weight of a layer as a matrix: (O, D) float64."""
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight tensor")
+    return weight.detach().double().flatten(1)
+
+
+def error_by_rank(spec: LayerSpec, form: Form, target: Target) -> Tensor:
+    """Error of a form at every rank, from one decomposition.
+
+    Exact for ``linear`` and ``kxk_1x1``; for the other forms an upper bound, which refinement lowers.
+
+    Args:
+        spec: the layer.
+        form: how the kernel is split.
+        target: what to reproduce.
+
+    Returns:
+        (R + 1,) float64: entry r is ``1/2 tr((W - W_r)^T G (W - W_r) H)``; entry 0 is all.
+    """
+    if RULES[form].is_closed:
+        return output_basis(target.weighted, target.moments, ridge=target.ridge)[1]
+    split, columns = _arrangement(spec, form, target.dense.device)
+    moment = _arranged_moment(target, columns)
+    weighted = target.weighted[:, columns]
+    return nested_errors(weighted, moment, initial_first_factor(weighted, moment, split), split)
+
+
+def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternations: int) -> Pair:
+    """Factors of one rank.
+
+    Args:
+        spec: the layer.
+        form: how the kernel is split.
+        rank: size between the factors.
+        target: what to reproduce.
+        alternations: refinement rounds at most, for forms without closed solution.
+
+    Returns:
+        The pair, balanced.
+    """
+    if RULES[form].is_closed:
+        basis, _ = output_basis(target.weighted, target.moments, ridge=target.ridge)
+        first, second = project_pair(target.dense, basis, rank, target.root, target.inverse_root)
+        channels = spec.weight_shape[1]
+        return _balanced(form, first.view(rank, channels, -1), second.unsqueeze(-1))
+    split, columns = _arrangement(spec, form, target.dense.device)
+    moment = _arranged_moment(target, columns)
+    weighted = target.weighted[:, columns]
+    goal = weighted @ moment
+    start = fit_split(goal, moment, initial_first_factor(weighted, moment, split)[:rank], split)
+    factors = refine_split(goal, moment, start, split, alternations=alternations) if alternations else start
+    second = torch.einsum("uo,ors->urs", target.inverse_root, factors.second)
+    return _balanced(form, factors.first, second)
+
+
+def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:
+    """The weight that a pair amounts to: (O, D) float64, columns as in ``weight.flatten(1)``."""
+    product = torch.einsum("ops,pif->oifs", pair.second, pair.first).reshape(len(pair.second), -1)
+    _, columns = _arrangement(spec, pair.form, product.device)
+    weight = torch.empty_like(product)
+    weight[:, columns] = product
+    return weight
+
+
+def build_pair(spec: LayerSpec, layer: nn.Module, pair: Pair, bias: Tensor | None) -> tuple[nn.Module, nn.Module]:
+    """The two modules that replace a layer.
+
+    Args:
+        spec: its geometry.
+        layer: the original; dtype, device, mode and requires_grad are taken from it.
+        pair: the factors.
+        bias: (O,) of the second module; None for none.
+
+    Returns:
+        Two ordinary torch modules, without bias in the first.
+    """
+    modules = empty_pair(spec, pair.form, pair.rank, has_bias=bias is not None)
+    shapes = [module.weight.shape for module in modules]
+    weights = (pair.first, pair.second)
+    reference = layer.weight
+    if not isinstance(reference, Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight tensor")
+    for module, weight, shape in zip(modules, weights, shapes, strict=True):
+        module.weight = nn.Parameter(
+            weight.reshape(shape).to(device=reference.device, dtype=reference.dtype),
+            requires_grad=reference.requires_grad,
+        )
+        module.train(layer.training)
+    if bias is not None:
+        own = layer.bias if isinstance(layer.bias, Tensor) else reference
+        modules[1].bias = nn.Parameter(
+            bias.to(device=reference.device, dtype=own.dtype), requires_grad=own.requires_grad
+        )
+    return modules
+
+
+def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tuple[nn.Linear | nn.Conv1d, ...]:
+    """Modules of the right shapes, on the meta device.
+
+    Args:
+        spec: the layer to replace.
+        form: how the kernel is split.
+        rank: size between the factors.
+        has_bias: whether the second has a bias.
+
+    Returns:
+        Two modules whose parameters hold no storage yet.
+    """
+    c_out, c_in, *_ = spec.weight_shape
+    if form == "linear":
+        return (
+            nn.Linear(c_in, rank, bias=False, device="meta"),
+            nn.Linear(rank, c_out, bias=has_bias, device="meta"),
+        )
+    conv = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[spec.kind]
+    rule, n_dims = RULES[form], len(spec.kernel)
+
+    def factor(n_in: int, n_out: int, taps: tuple[bool, ...], bias: bool) -> nn.Conv1d:
+        def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+            return tuple(v if used else neutral for v, used in zip(values, taps, strict=True))
+
+        padding = spec.padding if isinstance(spec.padding, str) else pick(spec.padding, 0)
+        if not any(taps):
+            padding = pick((0,) * len(taps), 0)
+        module: nn.Conv1d = conv(
+            n_in,
+            n_out,
+            pick(spec.kernel, 1),
+            stride=pick(spec.stride, 1),
+            padding=padding,
+            dilation=pick(spec.dilation, 1),
+            bias=bias,
+            padding_mode=spec.padding_mode if any(taps) else "zeros",
+            device="meta",
+        )
+        return module
+
+    return factor(c_in, rank, rule.first_taps(n_dims), bias=False), factor(
+        rank, c_out, rule.second_taps(n_dims), bias=has_bias
+    )
+
+
+def _arrangement(spec: LayerSpec, form: Form, device: torch.device) -> tuple[Split, Tensor]:
+    """How columns divide, and their order: channels, taps of the first factor, taps of the second."""
+    channels, kernel = spec.weight_shape[1], spec.kernel
+    taken = RULES[form].first_taps(len(kernel))
+    first = [dim for dim, is_taken in enumerate(taken) if is_taken]
+    second = [dim for dim, is_taken in enumerate(taken) if not is_taken]
+    columns = torch.arange(channels * prod(kernel), device=device).view(channels, *kernel)
+    ordered = columns.permute(0, *(1 + dim for dim in first + second)).reshape(-1)
+    split = Split(
+        channels=channels, first=prod(kernel[dim] for dim in first), second=prod(kernel[dim] for dim in second)
+    )
+    return split, ordered
+
+
+def _arranged_moment(target: Target, columns: Tensor) -> Tensor:
+    moment = target.moments.ridged(target.ridge)
+    if bool((columns[1:] > columns[:-1]).all()):
+        return moment
+    return moment[columns][:, columns].contiguous()
+
+
+def _balanced(form: Form, first: Tensor, second: Tensor) -> Pair:
+    """Equal norms per component on both sides: kind to half precision and to int8."""
+    tiny = torch.finfo(first.dtype).tiny
+    norms = first.flatten(1).norm(dim=1).clamp_min(tiny)
+    other = second.transpose(0, 1).flatten(1).norm(dim=1).clamp_min(tiny)
+    scale = (other / norms).sqrt()
+    return Pair(form=form, first=first * scale[:, None, None], second=second / scale[None, :, None])

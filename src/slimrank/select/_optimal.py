@@ -26,16 +26,17 @@ _ROUNDS = 25
 _STEPS = 60
 _ROUNDING = 1e-12
 _PAIRWISE = 300
+_FIRST = 6
+_NEAR_ENOUGH = 1e-8
 
 Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Start:
-    """A feasible choice, a neighbour that is not (or the same), and the prices at which they stand."""
+    """A feasible choice, and the prices at which the layers make it."""
 
     choice: Ints
-    other: Ints
     price: Floats
 
 
@@ -61,7 +62,7 @@ def choose_optimal(table: Table) -> tuple[Ints, float] | None:
     start = _bisected(core)
     if start is None:
         found = any_feasible(core)
-        start = None if found is None else _Start(choice=found, other=found, price=np.zeros(len(core.room)))
+        start = None if found is None else _Start(choice=found, price=np.zeros(len(core.room)))
     if start is None:
         return None
     best = top_up(core, start.choice)
@@ -69,9 +70,9 @@ def choose_optimal(table: Table) -> tuple[Ints, float] | None:
     bound = 0.0
     if damage > 0:
         # Scaled, so that tolerances mean the same for damages of 1e-9 and of 1e9.
-        scaled = replace(core, damage=np.where(core.damage > damage, np.inf, core.damage / damage))
-        start = replace(start, price=start.price / damage)
-        best, bound = _improved(scaled, best, start)
+        scaled, places = _subset(replace(core, damage=core.damage / damage), core.damage <= damage)
+        best, bound = _improved(scaled, np.argmax(places == best[:, None], axis=1), start.price / damage)
+        best = places[np.arange(len(best)), best]
     choice = spread(table, kept[np.arange(len(best)), best])
     final = total_damage(table, choice)
     gap = max(0.0, min(1.0, 1.0 - bound * damage / final)) if final > 0 else 0.0
@@ -132,7 +133,8 @@ def _subset(table: Table, keep: Flags) -> tuple[Table, Ints]:
     kept = keep[rows, order]
     core = replace(
         table,
-        cost=np.where(kept, table.cost[:, rows, order], 0.0),
+        # In memory order: what follows walks over these arrays many times.
+        cost=np.ascontiguousarray(np.where(kept, table.cost[:, rows, order], 0.0)),
         damage=np.where(kept, table.damage[rows, order], np.inf),
         curve=table.curve[rows, order],
         rank=table.rank[rows, order],
@@ -145,9 +147,9 @@ def _priced(table: Table, price: Floats) -> Floats:
     return table.damage + np.tensordot(price, table.cost, axes=1)
 
 
-def _bound(table: Table, price: Floats) -> float:
+def _bound(table: Table, priced: Floats, price: Floats) -> float:
     """What no choice within the budgets can undercut, at any prices of at least 0."""
-    return float(_priced(table, price).min(axis=1).sum() - price @ table.room)
+    return float(priced.min(axis=1).sum() - price @ table.room)
 
 
 def _bisected(table: Table) -> _Start | None:
@@ -161,7 +163,7 @@ def _bisected(table: Table) -> _Start | None:
     high = float(np.where(np.isfinite(table.damage), table.damage, 0.0).max(initial=0.0)) or 1.0
     free = at(0.0)
     if is_feasible(table, free):
-        return _Start(choice=free, other=free, price=np.zeros(len(table.room)))
+        return _Start(choice=free, price=np.zeros(len(table.room)))
     tries = 0
     while not is_feasible(table, at(high)):
         high, tries = high * 16, tries + 1
@@ -175,20 +177,18 @@ def _bisected(table: Table) -> _Start | None:
         if not low < middle < high:
             break
         low, high = (low, middle) if is_feasible(table, at(middle)) else (middle, high)
-    return _Start(choice=at(high), other=at(low), price=high / table.scale)
+    return _Start(choice=at(high), price=high / table.scale)
 
 
-def _improved(table: Table, best: Ints, start: _Start) -> tuple[Ints, float]:
+def _improved(table: Table, best: Ints, price: Floats) -> tuple[Ints, float]:
     """A better choice, if there is one, and the bound."""
-    price = start.price
     if len(table.room) > 1:
-        price = _relaxed(table, (best, start.choice, start.other), price)
-    bound = max(_bound(table, price), 0.0)
-    for guess in (np.argmin(_priced(table, price), axis=1), start.other):
-        mended = repair(table, guess) if np.isfinite(total_damage(table, guess)) else None
-        if mended is not None:
-            mended = top_up(table, mended)
-            best = min(best, mended, key=lambda choice: total_damage(table, choice))
+        price = _relaxed(table, best, price)
+    priced = _priced(table, price)
+    bound = max(_bound(table, priced, price), 0.0)
+    mended = repair(table, np.argmin(priced, axis=1))
+    if mended is not None:
+        best = min(best, top_up(table, mended), key=lambda choice: total_damage(table, choice))
     upper = total_damage(table, best)
     if upper - bound > _ROUNDING * upper:
         found = _search(table, price, bound, upper)
@@ -197,15 +197,18 @@ def _improved(table: Table, best: Ints, start: _Start) -> tuple[Ints, float]:
     return best, bound
 
 
-def _relaxed(table: Table, choices: tuple[Ints, ...], price: Floats) -> Floats:
+def _relaxed(table: Table, feasible: Ints, price: Floats) -> Floats:
     """(B,) float64, prices from the linear relaxation, whose options are added as the prices ask for them."""
     rows = np.arange(len(table.names))
     member = np.zeros(table.damage.shape, dtype=np.bool_)
-    for choice in choices:
-        member[rows, choice] = True
-    member &= np.isfinite(table.damage)
+    member[rows, feasible] = True
+    priced = _priced(table, price)
+    # A first set around what these prices ask for: fewer rounds than one option at a time.
+    near = np.argsort(priced, axis=1)[:, :_FIRST]
+    member[rows[:, None], near] = np.isfinite(table.damage[rows[:, None], near])
+    member[rows, feasible] = True
     unit = np.where(table.room > 0, table.room, 1.0)
-    best = price
+    best, best_bound = price, _bound(table, priced, price)
     for _ in range(_ROUNDS):
         layer, option = np.nonzero(member)
         one_each = csr_array(
@@ -222,9 +225,12 @@ def _relaxed(table: Table, choices: tuple[Ints, ...], price: Floats) -> Floats:
         if solved.status != 0:
             break
         price = np.maximum(-solved.ineqlin.marginals, 0.0) / unit
-        best = max(best, price, key=lambda known: _bound(table, known))
-        wanted = np.argmin(_priced(table, price), axis=1)
-        if member[rows, wanted].all() or solved.fun - _bound(table, best) <= _ROUNDING:
+        priced = _priced(table, price)
+        bound = _bound(table, priced, price)
+        if bound > best_bound:
+            best, best_bound = price, bound
+        wanted = np.argmin(priced, axis=1)
+        if member[rows, wanted].all() or solved.fun - best_bound <= _NEAR_ENOUGH:
             break
         member[rows, wanted] = True
     return best

@@ -35,6 +35,7 @@ _CASES = {
     "2d": Case(6, 9, (3, 3), ((1, 6, 10, 10),), options={"padding": (1, 1)}),
     "2d without bias, non-square": Case(6, 9, (3, 5), ((1, 6, 11, 14),), bias=False),
     "2d 1x1 strided": Case(6, 9, (1, 1), ((1, 6, 11, 14),), options={"stride": (2, 2)}),
+    "2d narrowing": Case(20, 2, (3, 3), ((1, 20, 6, 6),)),
     "2d row kernel": Case(6, 9, (1, 7), ((1, 6, 11, 14),), options={"padding": (0, 3)}),
     "2d stride, dilation, padding": Case(
         4, 5, (3, 2), ((1, 4, 17, 13),), options={"stride": (2, 1), "dilation": (1, 3), "padding": (2, 1)}

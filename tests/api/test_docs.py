@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the pages promise: the quick start runs, links lead somewhere, no error is missing."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slimrank import _errors
+
+_ROOT = Path(__file__).parents[2]
+_PAGES = sorted([*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md")])
+
+
+def _quick_start(page: str) -> str:
+    text = (_ROOT / page).read_text(encoding="utf-8")
+    block = re.search(r"## Quick start\s+```python\n(.*?)```", text, flags=re.DOTALL)
+    assert block is not None, f"{page} has no quick start"
+    return block[1]
+
+
+def test_readme_and_docs_show_the_same_quick_start() -> None:
+    assert _quick_start("README.md") == _quick_start("docs/index.md")
+
+
+@pytest.mark.slow
+def test_quick_start_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _quick_start("docs/index.md")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "compressed" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(_ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_error_is_on_its_page_with_its_standard_type() -> None:
+    rows = (_ROOT / "docs" / "errors.md").read_text(encoding="utf-8").splitlines()
+    listed = {
+        name: bases for name, bases in re.findall(r"^\| `(\w+)` \| (.+?) \|", "\n".join(rows), re.MULTILINE)
+    }
+    errors = {name: error for name, error in inspect.getmembers(_errors, inspect.isclass)}
+    assert set(listed) == set(errors)
+    for name, error in errors.items():
+        bases = {base.__name__ for base in error.__bases__} - {"SlimrankError"}
+        assert set(re.findall(r"`(\w+)`", listed[name])) == bases, name

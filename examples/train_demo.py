@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -281,7 +281,7 @@ def main() -> None:
         test_images=test_images,
         test_labels=test_labels.astype(np.uint8),
     )
-    save_file(model.state_dict(), weights_path)
+    weights_path.write_bytes(save(model.state_dict()))
 
     accuracy = measure_accuracy(model, normalised(test_images), torch.from_numpy(test_labels))
     print(f"test accuracy {accuracy:.4f} on {len(test_labels)} images of unseen families")

@@ -72,7 +72,7 @@ def _holding_up(table: Table, source: PlanSource, metric: Metric, at: int, skipp
     alone = {name: cost for name, cost in costs.items() if name not in table.names and cost > 0}
     outside = source.before.metric(metric) - sum(costs.values())
     smallest = lowest_cost(table, source, metric, at) - source.before.metric(metric) + table.whole[at].sum()
-    parts = [(smallest, f"the {len(table.names)} compressible layers at their smallest")]
+    parts = [(smallest, f"compressible layers ({len(table.names)}) at their smallest")]
     if outside > 0:
         parts.append((outside, "what no layer holds, e.g. attention products"))
     largest = sorted(alone, key=lambda name: -alone[name])

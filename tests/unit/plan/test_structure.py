@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import pytest
+
+from slimrank._errors import PlanError
+from slimrank.plan import Plan, Step, Structure, check_structure, structure_of
+from slimrank.records import Call, Cost, LayerSpec
+
+
+def linear(name: str, rows: int = 4) -> LayerSpec:
+    return LayerSpec(
+        name=name,
+        kind="linear",
+        class_name="Linear",
+        weight_shape=(rows, 3),
+        has_bias=True,
+        dtype="float32",
+        itemsize=4,
+        calls=(Call(input_shape=(1, 3), output_shape=(1, rows)),),
+        methods=("weight_svd",),
+    )
+
+
+def plan_for(structure: Structure) -> Plan:
+    step = Step(structure=structure, layers={})
+    return Plan(steps=(step,), before=Cost(macs=1, params=1, bytes=4), has_bias=False)
+
+
+def test_fingerprint_follows_names_and_shapes_only() -> None:
+    first = structure_of([linear("a"), linear("b")]).sha256
+    assert structure_of([linear("b"), linear("a")]).sha256 == first
+    assert structure_of([replace(linear("a"), calls=(), dtype="bfloat16"), linear("b")]).sha256 == first
+    assert structure_of([linear("a"), linear("c")]).sha256 != first
+    assert structure_of([linear("a"), linear("b", 5)]).sha256 != first
+    assert structure_of([linear("a"), replace(linear("b"), has_bias=False)]).sha256 != first
+
+
+def test_same_structure_and_empty_plans_pass() -> None:
+    structure = structure_of([linear("a")])
+    check_structure(plan_for(structure), structure_of([linear("a")]))
+    check_structure(Plan(steps=(), before=Cost(macs=1, params=1, bytes=4), has_bias=False), structure)
+
+
+def test_other_models_are_named_layer_by_layer() -> None:
+    planned = structure_of([linear("a"), linear("b"), linear("gone")])
+    present = structure_of([linear("a"), linear("b", 7), linear("new")])
+    message = (
+        r"1 missing in the model: 'gone'; 1 unknown to the plan: 'new'; "
+        r"1 of another shape: 'b' weight_shape \(4, 3\) -> \(7, 3\)"
+    )
+    with pytest.raises(PlanError, match=message):
+        check_structure(plan_for(planned), present)
+
+
+def test_at_most_five_names_and_a_count() -> None:
+    planned = structure_of([linear(f"a{i}") for i in range(8)])
+    with pytest.raises(PlanError, match=r"8 missing in the model: 'a0', .*'a4' and 3 more"):
+        check_structure(plan_for(planned), structure_of([]))
+    with pytest.raises(PlanError, match=r"8 of another shape: .*'a4' [^']* and 3 more"):
+        check_structure(plan_for(planned), structure_of([linear(f"a{i}", 9) for i in range(8)]))
+
+
+def test_same_layers_but_other_fingerprint() -> None:
+    structure = structure_of([linear("a")])
+    with pytest.raises(PlanError, match="same layers, but other tensors besides them"):
+        check_structure(plan_for(structure), replace(structure, sha256="0" * 64))

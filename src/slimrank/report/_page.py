@@ -22,9 +22,9 @@ p { margin: .3rem 0; }
 .lead, .soft, footer { color: var(--soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.1rem;
   margin-top: 1rem; }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr));
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr));
   margin-top: 1rem; }
-.cards section { margin: 0; }
+.cards section { margin: 0; } .cards p { text-wrap: balance; }
 .cards b { display: block; font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .cards h2 { font-size: .95rem; font-weight: 600; margin: 0; color: var(--soft); }
 .meter { height: 8px; border-radius: 4px; background: var(--pale); margin: .5rem 0 .1rem; overflow: hidden; }
@@ -40,7 +40,7 @@ tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 10.5rem; }
 .w { white-space: nowrap; }
 .idle td, .idle th { color: var(--soft); }
 .under { margin-top: .9rem; }
-dl { display: grid; grid-template-columns: fit-content(28rem) 1fr; gap: .3rem 1rem; margin: 0; }
+dl { display: grid; grid-template-columns: fit-content(32rem) 1fr; gap: .3rem 1rem; margin: 0; }
 dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; }
 @media (max-width: 40rem) { main { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }

@@ -11,7 +11,7 @@ from slimrank._errors import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.plan import Structure, structure_of
 from slimrank.records import Call, Cost, Curve, LayerSpec, Metric, Setting
-from slimrank.select import Select, reachable_floor, select_plan
+from slimrank.select import Select, _optimal, reachable_floor, select_plan
 
 SELECTS: tuple[Select, ...] = get_args(Select)
 BUDGETS: tuple[tuple[Metric, ...], ...] = (
@@ -162,3 +162,28 @@ def test_the_floor_is_the_cheapest_of_all_choices(net: Source, multiple: int) ->
     assert reachable_floor(net, "macs", multiple_of=multiple) == pytest.approx(
         lowest / net.before.macs, rel=1e-12
     )
+
+
+@pytest.mark.parametrize("metrics", BUDGETS)
+@given(net=sources(), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_gap_holds_where_the_search_is_cut_short(
+    metrics: tuple[Metric, ...], net: Source, data: st.DataObject
+) -> None:
+    budgets = {metric: data.draw(st.floats(0.3, 1.0), label=metric) for metric in metrics}
+    expected = least_damage(net, budgets)
+    if expected is None:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_optimal, "_WORK", 0)
+        patch.setattr(_optimal, "_FEWEST", 2)
+        try:
+            plan = select_plan(net, budgets=budgets)
+        except BudgetError:
+            # With two partial choices at a time, budgets that pull apart may seem out of reach.
+            assert len(metrics) > 1
+            return
+    assert plan.damage is not None
+    assert plan.gap is not None
+    assert plan.damage * (1 - plan.gap) <= expected * (1 + 1e-9) + 1e-12
+    assert expected <= plan.damage * (1 + 1e-9) + 1e-12

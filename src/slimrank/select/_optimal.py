@@ -22,6 +22,7 @@ from slimrank.select._table import Floats, Ints, Table, is_feasible, total_damag
 
 # Partial choices looked at in one search, over all layers: bounds its time, the same on every machine.
 _WORK = 1_200_000
+_FEWEST = 64
 _ROUNDS = 25
 _STEPS = 60
 _ROUNDING = 1e-12
@@ -253,7 +254,7 @@ def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
     keep = lead <= upper - bound
     order = np.argsort(keep.sum(axis=1), kind="stable")
     options = [np.flatnonzero(keep[at] & np.isfinite(table.damage[at])) for at in order]
-    cap = max(_WORK // sum(len(places) for places in options), 64)
+    cap = max(_WORK // sum(len(places) for places in options), _FEWEST)
     # What the layers after each step cost at least, and what they cost and damage at their own minimum.
     lowest = _rest([table.cost[:, at, places].min(axis=1) for at, places in zip(order, options, strict=True)])
     favourite = np.argmin(priced, axis=1)

@@ -11,7 +11,7 @@ from slimrank.graph._batch import (
     named_tensors,
     take_samples,
 )
-from slimrank.graph._capture import Captured, capture, check_compressible
+from slimrank.graph._capture import Captured, capture, check_compressible, describe_layers
 from slimrank.graph._count import count_by_module, count_cost, stored
 from slimrank.graph._lockstep import Lockstep
 from slimrank.graph._modules import copy_model, plain_attention, quiet_copy, replace_module, run
@@ -33,6 +33,7 @@ __all__ = [
     "copy_model",
     "count_by_module",
     "count_cost",
+    "describe_layers",
     "digest_batch",
     "map_tensors",
     "named_tensors",

@@ -114,6 +114,22 @@ def capture(model: nn.Module, batch: Batch, *, methods: Sequence[Method], skip: 
     )
 
 
+def describe_layers(model: nn.Module) -> tuple[LayerSpec, ...]:
+    """Names and geometry of the layers, without running the model: enough to compare structures.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Every module that holds a matrix or kernel, in the order of ``named_modules()``, without calls or costs.
+    """
+    return tuple(
+        _describe(module, name, (), Counter(), {}, (), {})
+        for name, module in model.named_modules()
+        if _holds_weight(module)
+    )
+
+
 def check_compressible(layers: Sequence[LayerSpec], model: nn.Module) -> None:
     """Refuses a model in which nothing can be done.
 
@@ -270,27 +286,28 @@ def _describe(
         itemsize=weight.element_size(),
         calls=tuple(calls),
         reason=reason,
-        **_geometry(module),
     )
+    spec = _with_geometry(spec, module)
     cost = layer_cost(spec)
     return replace(spec, macs=cost.macs, params=cost.params)
 
 
-def _geometry(module: nn.Module) -> dict[str, object]:
+def _with_geometry(spec: LayerSpec, module: nn.Module) -> LayerSpec:
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return {}
+        return spec
     padding: tuple[int, ...] | Literal["same", "valid"]
     if isinstance(module.padding, str):
         padding = "same" if module.padding == "same" else "valid"
     else:
         padding = tuple(module.padding)
-    return {
-        "stride": tuple(module.stride),
-        "dilation": tuple(module.dilation),
-        "padding": padding,
-        "padding_mode": module.padding_mode,
-        "groups": module.groups,
-    }
+    return replace(
+        spec,
+        stride=tuple(module.stride),
+        dilation=tuple(module.dilation),
+        padding=padding,
+        padding_mode=module.padding_mode,
+        groups=module.groups,
+    )
 
 
 def _reason(

@@ -23,11 +23,13 @@ from slimrank.select._table import Floats, Ints, Table, is_feasible, total_damag
 # Partial choices looked at in one search, over all layers: bounds its time, the same on every machine.
 _WORK = 1_200_000
 _FEWEST = 64
+_SEARCHES = 4
+_WORTH_MORE = 1e-3
 _ROUNDS = 25
 _STEPS = 60
 _ROUNDING = 1e-12
 _PAIRWISE = 300
-_FIRST = 6
+_FIRST = 2
 _NEAR_ENOUGH = 1e-8
 
 Flags = NDArray[np.bool_]
@@ -190,11 +192,19 @@ def _improved(table: Table, best: Ints, price: Floats) -> tuple[Ints, float]:
     mended = repair(table, np.argmin(priced, axis=1))
     if mended is not None:
         best = min(best, top_up(table, mended), key=lambda choice: total_damage(table, choice))
-    upper = total_damage(table, best)
-    if upper - bound > _ROUNDING * upper:
-        found = _search(table, price, bound, upper)
+    floor = bound
+    for _ in range(_SEARCHES):
+        upper = total_damage(table, best)
+        if upper - bound <= _ROUNDING * upper:
+            break
+        found = _search(table, price, floor, upper)
         bound = max(bound, found.bound)
-        best = best if found.choice is None else top_up(table, found.choice)
+        if found.choice is None:
+            break
+        best = top_up(table, found.choice)
+        # A search that was cut short goes further from a better start, where that can pay.
+        if upper - bound <= _WORTH_MORE * upper:
+            break
     return best, bound
 
 
@@ -221,7 +231,7 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> Floats:
             b_ub=table.room / unit,
             A_eq=one_each,
             b_eq=np.ones(len(rows)),
-            method="highs",
+            method="highs-ds",
         )
         if solved.status != 0:
             break

@@ -68,7 +68,7 @@ def select_plan(
     if choice is None:
         asked = ", ".join(f"{metric}={ratio:g}" for metric, ratio in ratios.items())
         raise BudgetError(
-            f"budget: {asked} cannot be met together, though each alone can; "
+            f"budget: no plan was found that keeps {asked} together, though each alone can be met; "
             f"{floors(table, source, ratios)} (each alone); raise one of them"
         )
     return Plan(

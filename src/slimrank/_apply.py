@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model + plan -> new model: layers fitted in execution order to what reaches them."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._errors import OptionError
+from slimrank.calibrate import (
+    Feed,
+    collect_moments,
+    draw_positions,
+    input_rows,
+    keeps_rows,
+    layer_seed,
+    row_cap,
+    row_width,
+    rows_wanted,
+    token_mask,
+)
+from slimrank.graph import Batch, Lockstep, copy_model, quiet_copy, replace_module
+from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
+from slimrank.methods import Pair, Target, build_pair, dense_weight, effective_weight, empty_pair, fit_pair, metric_roots
+from slimrank.plan import Plan
+from slimrank.records import LayerSpec, Note, Setting
+
+OnLayer = Callable[[nn.Module, str], object]
+ALTERNATIONS = 3
+_LIVE_BYTES = 2_000_000_000
+_MIN_LIVE_SAMPLES = 32
+_HELD_OUT_ROWS = 8192
+_RIDGES = (1e-3, 1e-2, 1e-1)
+_ENOUGH_ROWS = 20
+
+
+class Journal(Protocol):
+    """Where fitted layers are kept, so that a killed run goes on."""
+
+    def load(self, name: str) -> Mapping[str, Tensor] | None:
+        """Tensors of a layer that was fitted before; None where it was not."""
+        ...
+
+    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps the tensors of a fitted layer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Applied:
+    """A new model, and how its layers were fitted.
+
+    Attributes:
+        model: the copy with pairs in place; modes and requires_grad as in the caller's model.
+        fits: "sequential", "independent" or "weights" by layer name.
+        notes: what the user should know.
+    """
+
+    model: nn.Module
+    fits: Mapping[str, str]
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Data:
+    """What fits draw on.
+
+    Attributes:
+        feed: the samples.
+        grams: (C_out, C_out) second moments of output gradients by layer; may lack layers.
+        seed: of the rows drawn.
+        sequential: fit to the inputs of the compressed model; False fits every layer on its own.
+    """
+
+    feed: Feed
+    grams: Mapping[str, Tensor]
+    seed: int
+    sequential: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Fit:
+    """A fitted layer."""
+
+    pair: Pair
+    bias: Tensor | None
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Rows:
+    """Rows of one layer on held-out samples: inputs in the compressed model, outputs of the original."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def check_on_layer(on_layer: OnLayer | None) -> None:
+    """Refuses a hook that cannot be called with a model and a name.
+
+    Raises:
+        OptionError: its signature does not fit.
+    """
+    if on_layer is None:
+        return
+    if not callable(on_layer):
+        raise OptionError(f"on_layer is a {type(on_layer).__name__}; give a function fn(model, layer_name)")
+    try:
+        inspect.signature(on_layer).bind(nn.Identity(), "layer")
+    except TypeError as error:
+        raise OptionError(f"on_layer cannot be called as fn(model, layer_name): {error}") from error
+
+
+def apply_plan(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    data: Data | None,
+    on_layer: OnLayer | None,
+    journal: Journal | None,
+    advance: Callable[[str], None],
+) -> Applied:
+    """Builds the compressed model.
+
+    Args:
+        model: the caller's; it is copied.
+        plan: checked against the model by the caller.
+        data: what fits draw on; None takes factors from the weights alone.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
+        journal: fitted layers of an earlier, killed run, and where to keep new ones.
+        advance: told every layer that is done.
+
+    Returns:
+        The new model, and how its layers were fitted.
+    """
+    check_on_layer(on_layer)
+    working = copy_model(model)
+    modes = {name: module.training for name, module in working.named_modules()}
+    working.eval()
+    layers = plan.steps[-1].structure.layers if plan.steps else {}
+    names = list(plan.settings)
+    fits: dict[str, str] = {}
+    notes: list[Note] = []
+    if data is None:
+        for name in names:
+            layer = working.get_submodule(name)
+            fit = _fit_weights(layers[name], plan.settings[name], layer)
+            _install(working, name, layers[name], layer, fit)
+            fits[name] = fit.kind
+            _call(on_layer, working, name)
+            advance(name)
+    else:
+        builder = _Builder(model, working, plan, data, notes)
+        fits = builder.build(names, on_layer, journal, advance)
+    for name, module in working.named_modules():
+        module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
+    return Applied(model=working, fits=fits, notes=tuple(notes))
+
+
+def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> nn.Sequential:
+    """The container that takes the place of a layer, its parameters on the meta device.
+
+    Args:
+        spec: the layer.
+        setting: what is done to it.
+        has_bias: whether the second factor has a bias.
+
+    Returns:
+        Two modules in a container.
+    """
+    return nn.Sequential(*empty_pair(spec, setting.form, setting.rank, has_bias=has_bias))
+
+
+class _Builder:
+    """One sequential build: the original and the new model run in lockstep over the same samples."""
+
+    def __init__(
+        self, model: nn.Module, working: nn.Module, plan: Plan, data: Data, notes: list[Note]
+    ) -> None:
+        self._original = quiet_copy(model)
+        self._original_layers = dict(self._original.named_modules())
+        self._working = working
+        self._settings = plan.settings
+        self._specs = plan.steps[-1].structure.layers if plan.steps else {}
+        self._index = {name: index for index, name in enumerate(self._specs)}
+        self._data = data
+        self._notes = notes
+        fit, held_out = self._samples()
+        self._batches = [(batch, False) for batch in data.feed.stream(fit)]
+        self._batches += [(batch, True) for batch in data.feed.stream(held_out)]
+        self._n_fit = len(fit)
+        self._shared = self._moments_of_shared()
+
+    def _samples(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Samples that can be held alive at one depth of both networks; the share of held-out ones is kept."""
+        feed = self._data.feed
+        largest = max((prod(call.input_shape) for spec in self._specs.values() for call in spec.calls), default=1)
+        # Two networks, each holding about a layer's input and one shortcut in float32.
+        limit = max(_MIN_LIVE_SAMPLES, _LIVE_BYTES // (2 * 2 * 4 * largest))
+        if feed.n_samples <= limit or feed.micro == 0:
+            return feed.fit, feed.held_out
+        n_fit = max(1, round(limit * len(feed.fit) / feed.n_samples))
+        self._notes.append(
+            Note(
+                where="apply",
+                text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps the activations that "
+                "are alive at one depth below 2 GB (estimated)",
+            )
+        )
+        return feed.fit[:n_fit], feed.held_out[: max(1, limit - n_fit)]
+
+    def _moments_of_shared(self) -> Mapping[str, Moments]:
+        """Moments of layers that are called several times, over all their calls in the original."""
+        shared = {
+            self._index[name]: self._specs[name]
+            for name in self._settings
+            if len(self._specs[name].calls) > 1
+        }
+        if not shared:
+            return {}
+        return collect_moments(
+            self._original, self._data.feed, shared, seed=self._data.seed, advance=lambda _n: None
+        )
+
+    def build(
+        self,
+        names: Sequence[str],
+        on_layer: OnLayer | None,
+        journal: Journal | None,
+        advance: Callable[[str], None],
+    ) -> dict[str, str]:
+        """Fits and installs every layer, in order."""
+        fits: dict[str, str] = {}
+        batches = [batch for batch, _ in self._batches]
+        sources = {name: self._working.get_submodule(name) for name in names}
+        if on_layer is None:
+            # The containers stand in place before the forwards start, so that a paused call finds its new content.
+            for name in names:
+                replace_module(self._working, name, nn.Sequential(sources[name]))
+        with contextlib.ExitStack() as stack:
+            before = stack.enter_context(Lockstep(self._original, batches, names))
+            after = stack.enter_context(Lockstep(self._working, batches, names)) if on_layer is None else None
+            for name in names:
+                stored = journal.load(name) if journal is not None else None
+                fit = None if stored is None else _from_journal(stored, self._settings[name])
+                if after is not None:
+                    inputs = before.advance(name), after.advance(name)
+                    fit = fit or self._fit(name, sources[name], *inputs)
+                    container = self._working.get_submodule(name)
+                    _fill(container, self._specs[name], sources[name], fit)
+                else:
+                    self._working.eval()
+                    with Lockstep(self._working, batches, [name]) as fresh:
+                        fit = fit or self._fit(name, sources[name], before.advance(name), fresh.advance(name))
+                    _install(self._working, name, self._specs[name], sources[name], fit)
+                if journal is not None and stored is None:
+                    journal.store(name, _to_journal(fit))
+                fits[name] = fit.kind
+                _call(on_layer, self._working, name)
+                advance(name)
+        return fits
+
+    def _fit(
+        self, name: str, source: nn.Module, xs: Sequence[Tensor | None], x_hats: Sequence[Tensor | None]
+    ) -> _Fit:
+        spec, setting = self._specs[name], self._settings[name]
+        if name in self._shared:
+            return self._fit_shared(name, source)
+        own, joint, held_out, moved = self._rows(name, source, xs, x_hats)
+        if not joint.n_rows:
+            self._notes.append(
+                Note(where=name, text="no calibration sample reached it; its factors come from the weights alone")
+            )
+            return _fit_weights(spec, setting, source)
+        weight = dense_weight(source)
+        root, inverse_root = metric_roots(self._data.grams.get(name), len(weight), weight.device)
+        moments = joint.moments()
+        cross, mean_out = joint.cross()
+        ridge = ridge_of(joint.n_rows, row_width(spec))
+        targets: list[tuple[str, Target]] = []
+        kind = "sequential" if self._data.sequential else "independent"
+        if moved and self._data.sequential:
+            for value in _ridges(ridge, joint.n_rows, row_width(spec)):
+                dense = least_squares_weight(weight, cross, moments, ridge=value)
+                targets.append(
+                    (kind, Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value))
+                )
+            targets.append(
+                (
+                    "independent",
+                    Target(
+                        dense=weight, moments=own.moments(), root=root, inverse_root=inverse_root, ridge=ridge
+                    ),
+                )
+            )
+        else:
+            base = own.moments() if moved else moments
+            for value in _ridges(ridge, joint.n_rows, row_width(spec)):
+                targets.append(
+                    (kind, Target(dense=weight, moments=base, root=root, inverse_root=inverse_root, ridge=value))
+                )
+        return self._best(spec, setting, targets, held_out, moments.mean, mean_out)
+
+    def _best(
+        self,
+        spec: LayerSpec,
+        setting: Setting,
+        targets: Sequence[tuple[str, Target]],
+        held_out: _Rows | None,
+        mean_in: Tensor,
+        mean_out: Tensor,
+    ) -> _Fit:
+        """The fit with the lowest error on held-out samples; refined, where refinement holds there too."""
+
+        def score(pair: Pair, root: Tensor) -> float:
+            if held_out is None:
+                return 0.0
+            weight = effective_weight(spec, pair).float()
+            bias = mean_out.float() - weight @ mean_in.float()
+            return _held_out_error(held_out, weight, bias, root.float())
+
+        tried = []
+        for kind, target in targets:
+            pair = fit_pair(spec, setting.form, setting.rank, target, alternations=0)
+            tried.append((score(pair, target.root), kind, target, pair))
+        error, kind, target, pair = min(tried, key=lambda option: option[0])
+        refined = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
+        if score(refined, target.root) <= error:
+            pair = refined
+        bias = mean_out - effective_weight(spec, pair) @ mean_in
+        return _Fit(pair=pair, bias=bias, kind=kind)
+
+    def _fit_shared(self, name: str, source: nn.Module) -> _Fit:
+        """A layer that is called several times: one pair for all calls, fitted to the original's inputs."""
+        spec, setting, moments = self._specs[name], self._settings[name], self._shared[name]
+        weight = dense_weight(source)
+        root, inverse_root = metric_roots(self._data.grams.get(name), len(weight), weight.device)
+        ridge = ridge_of(moments.n_rows, row_width(spec))
+        target = Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
+        pair = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
+        mean_out = weight @ moments.mean + _bias_of(source, weight)
+        return _Fit(pair=pair, bias=mean_out - effective_weight(spec, pair) @ moments.mean, kind="independent")
+
+    def _rows(
+        self, name: str, source: nn.Module, xs: Sequence[Tensor | None], x_hats: Sequence[Tensor | None]
+    ) -> tuple[MomentSums, MomentSums, _Rows | None, bool]:
+        """Sums over the original's own inputs, joint sums with the new model's inputs, held-out rows, any change."""
+        spec = self._specs[name]
+        original = self._original_layers[name]
+        width, n_out, keep = row_width(spec), spec.weight_shape[0], keeps_rows(spec)
+        own = MomentSums(width, keep_rows=keep)
+        joint = MomentSums(width, keep_rows=keep, other_width=n_out)
+        # A layer that on_layer changed is fitted to its own, changed output.
+        is_changed = not torch.equal(dense_weight(source), dense_weight(original))
+        held: list[tuple[Tensor, Tensor]] = []
+        moved = False
+        for number, ((batch, is_held_out), x, x_hat) in enumerate(zip(self._batches, xs, x_hats, strict=True)):
+            if x is None or x_hat is None or x.shape != x_hat.shape:
+                continue
+            generator = torch.Generator().manual_seed(layer_seed(self._data.seed, self._index[name], number, 0))
+            positions = draw_positions(spec, x, self._wanted(spec, batch), generator, token_mask(batch))
+            rows = input_rows(original, spec, x, positions).float()
+            rows_hat = input_rows(original, spec, x_hat, positions).float()
+            layer, seen = (source, rows_hat) if is_changed else (original, rows)
+            weight = dense_weight(layer).float()
+            wanted = seen @ weight.T + _bias_of(layer, weight)
+            if is_held_out:
+                held.append((rows_hat, wanted))
+                continue
+            moved = moved or not torch.equal(rows, rows_hat)
+            own.add(rows_hat if is_changed else rows)
+            joint.add(rows_hat, wanted)
+        if not held:
+            return own, joint, None, moved
+        inputs, outputs = (torch.cat(parts)[:_HELD_OUT_ROWS] for parts in zip(*held, strict=True))
+        return own, joint, _Rows(inputs=inputs, outputs=outputs), moved
+
+    def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
+        share = (batch.n_samples if self._data.feed.micro else 1) / max(self._n_fit, 1)
+        return min(rows_wanted(spec, share), row_cap(spec))
+
+
+def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
+    """Ridges to choose among on held-out samples: more where rows are few."""
+    larger = tuple(value for value in _RIDGES if value > least)
+    return (least, *larger[:1]) if n_rows >= _ENOUGH_ROWS * width else (least, *larger)
+
+
+def _held_out_error(rows: _Rows, weight: Tensor, bias: Tensor, root: Tensor) -> float:
+    difference = rows.inputs @ weight.T + bias - rows.outputs
+    return float((difference @ root).square().sum(1).mean() / 2)
+
+
+def _fit_weights(spec: LayerSpec, setting: Setting, layer: nn.Module) -> _Fit:
+    weight = dense_weight(layer)
+    root, inverse_root = metric_roots(None, len(weight), weight.device)
+    moments = Moments.identity(weight.shape[1], weight.device)
+    target = Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=1e-12)
+    pair = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
+    bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
+    return _Fit(pair=pair, bias=bias, kind="weights")
+
+
+def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
+    if isinstance(layer.bias, Tensor):
+        return layer.bias.detach().to(like.dtype)
+    return like.new_zeros(len(like))
+
+
+def _install(model: nn.Module, name: str, spec: LayerSpec, source: nn.Module, fit: _Fit) -> None:
+    container = nn.Sequential(source)
+    _fill(container, spec, source, fit)
+    replace_module(model, name, container)
+
+
+def _fill(container: nn.Module, spec: LayerSpec, source: nn.Module, fit: _Fit) -> None:
+    if not isinstance(container, nn.Sequential):
+        raise TypeError(f"{spec.name} is a {type(container).__name__}, not the container that was put there")
+    first, second = build_pair(spec, source, fit.pair, fit.bias)
+    container[0] = first
+    container.append(second)
+    container.train(source.training)
+
+
+def _call(on_layer: OnLayer | None, model: nn.Module, name: str) -> None:
+    if on_layer is None:
+        return
+    with torch.enable_grad():
+        on_layer(model, name)
+
+
+_KINDS = ("sequential", "independent", "weights")
+
+
+def _to_journal(fit: _Fit) -> Mapping[str, Tensor]:
+    tensors = {"first": fit.pair.first, "second": fit.pair.second, "kind": torch.tensor(_KINDS.index(fit.kind))}
+    return tensors if fit.bias is None else tensors | {"bias": fit.bias}
+
+
+def _from_journal(tensors: Mapping[str, Tensor], setting: Setting) -> _Fit:
+    pair = Pair(form=setting.form, first=tensors["first"], second=tensors["second"])
+    return _Fit(pair=pair, bias=tensors.get("bias"), kind=_KINDS[int(tensors["kind"])])

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compressed model, and what is known about it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import nn
+
+from slimrank._errors import UnknownNameError
+from slimrank._version import __version__
+from slimrank.deploy import Json, save_artifact, write_bytes
+from slimrank.plan import Plan, nearest
+from slimrank.records import METRICS, Cost, LayerResult, Measurement, Metric, Note, Summary
+from slimrank.report import render_html, render_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Result:
+    """A compressed model, counted and measured.
+
+    Attributes:
+        model: an ordinary module; the caller's model is as it was.
+        plan: that it was made by.
+        before, after: counted cost of the whole model, for one sample.
+        layers: what happened to each layer, in execution order.
+        divergence: mean over held-out samples, original against compressed; None where there were no data.
+        damage: predicted sum over the layers, in the same unit; None where nothing was predicted.
+        unit: of divergence and damage.
+        notes: what the user should know.
+        seconds: wall time of each phase.
+    """
+
+    model: nn.Module
+    plan: Plan
+    before: Cost
+    after: Cost
+    layers: tuple[LayerResult, ...]
+    divergence: float | None
+    damage: float | None
+    unit: str
+    notes: tuple[Note, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
+        measured = "not measured" if self.divergence is None else f"{self.divergence:.4g} {self.unit}"
+        return f"Result({ratios}; divergence {measured})"
+
+    def keep_ratio(self, metric: Metric = "macs") -> float:
+        """Counted cost after / cost before.
+
+        Args:
+            metric: "macs", "params" or "bytes".
+
+        Returns:
+            The ratio; 1.0 where the model costs nothing.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        if metric not in METRICS:
+            raise UnknownNameError(f"metric {metric!r} does not exist; {nearest(metric, METRICS)}")
+        before = self.before.metric(metric)
+        return self.after.metric(metric) / before if before else 1.0
+
+    def summary(self, measurements: Sequence[Measurement] = ()) -> str:
+        """A table of what was done, as text.
+
+        Args:
+            measurements: more numbers before and after (accuracy, latency) to show beside the costs.
+
+        Returns:
+            The text.
+        """
+        return render_text(self._summary(measurements))
+
+    def report(self, path: str | os.PathLike[str], measurements: Sequence[Measurement] = ()) -> None:
+        """Writes one self-contained HTML page.
+
+        Args:
+            path: of the file.
+            measurements: as in ``summary``.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        write_bytes(Path(path), render_html(self._summary(measurements)).encode())
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        measurements: Sequence[Measurement] = (),
+    ) -> None:
+        """Writes ``model.safetensors``, ``plan.json``, ``manifest.json`` and ``report.html``, all or nothing.
+
+        Args:
+            path: a new or empty directory.
+            overwrite: replace a directory that holds something.
+            measurements: as in ``summary``; for the report.
+
+        Raises:
+            NotEmptyError: the directory holds something and ``overwrite`` is False.
+            FileError: it cannot be written.
+        """
+        html = render_html(self._summary(measurements))
+        save_artifact(path, self.model, self.plan, self._manifest(), html, overwrite=overwrite)
+
+    def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Result":
+        """The same result with notes added and other times."""
+        return replace(self, notes=(*self.notes, *notes), seconds=dict(seconds))
+
+    def _summary(self, measurements: Sequence[Measurement]) -> Summary:
+        return Summary(
+            title=f"{type(self.model).__name__}, compressed",
+            before=self.before,
+            after=self.after,
+            layers=self.layers,
+            divergence=self.divergence,
+            damage=self.damage,
+            unit=self.unit,
+            notes=self.notes,
+            seconds=self.seconds,
+            measurements=tuple(measurements),
+        )
+
+    def _manifest(self) -> dict[str, Json]:
+        costs: dict[str, Json] = {
+            name: {metric: cost.metric(metric) for metric in METRICS}
+            for name, cost in (("before", self.before), ("after", self.after))
+        }
+        return {
+            "slimrank": __version__,
+            "model": type(self.model).__name__,
+            "costs": costs,
+            "divergence": self.divergence,
+            "damage": self.damage,
+            "unit": self.unit,
+            "notes": [str(note) for note in self.notes],
+        }

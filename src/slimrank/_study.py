@@ -1,0 +1,862 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of a model: measured once, planned and applied any number of times."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._apply import Data, OnLayer, apply_plan, check_on_layer
+from slimrank._errors import BudgetError, FileError, OptionError, StudyError
+from slimrank._result import Result
+from slimrank._survey import (
+    Options,
+    Opened,
+    check_options,
+    gather_gradients,
+    measure,
+    open_data,
+    read_curves,
+    write_curves,
+)
+from slimrank.calibrate import Likelihood, LikelihoodChoice, measure_divergence, reference_outputs
+from slimrank.deploy import (
+    Json,
+    Store,
+    batch_from_files,
+    batches_to_files,
+    digest_tensors,
+    load_artifact,
+    write_bytes,
+)
+from slimrank.graph import Batch, OutputChoice, count_by_module, describe_layers, run, stored
+from slimrank.methods import METHODS
+from slimrank.plan import Plan, Step, Structure, check_structure, structure_of
+from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Method, Metric, Note
+from slimrank.report import Phases, render_layers, render_study_html
+from slimrank.select import select_plan
+
+FORMAT = 1
+_STUDY, _UNTOUCHED = "study.json", "untouched_plan.json"
+Inputs = Callable[[object], object] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Session:
+    """What applying needs and a study read from disk may lack."""
+
+    model: nn.Module
+    opened: Opened
+    outputs: OutputChoice
+    options: Options
+    progress: bool
+    run_dir: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Study:
+    """What was measured of a model: layers, costs, and damage by rank.
+
+    Made by ``slimrank.study`` or ``Study.load``.
+
+    Attributes:
+        structure: every layer, in execution order.
+        before: counted cost of the model, for one sample.
+        has_bias: whether pairs carry a bias even where the layer has none (it absorbs the mean).
+        curves: cost and damage by rank, per layer and form.
+        methods: the methods that were measured.
+        grams: second moments of output gradients, (C_out, C_out) by layer.
+        unit: of damage.
+        notes: what the user should know.
+        seconds: wall time of each phase.
+        fingerprint: ties the study to structure, weights, inputs and options.
+    """
+
+    structure: Structure
+    before: Cost
+    has_bias: bool
+    curves: tuple[Curve, ...]
+    methods: tuple[Method, ...]
+    grams: Mapping[str, Tensor]
+    unit: str
+    notes: tuple[Note, ...]
+    seconds: Mapping[str, float]
+    fingerprint: Mapping[str, str]
+    _session: _Session | None = None
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """Every layer, in execution order."""
+        return tuple(self.structure.layers.values())
+
+    def __repr__(self) -> str:
+        count = sum(1 for spec in self.layers if spec.methods)
+        return f"Study({count} of {len(self.layers)} layers compressible, {self.before.macs:,} MACs, {self.before.params:,} params)"
+
+    def summary(self) -> str:
+        """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return render_layers(self.layers, self.before) + (f"\n{notes}\n" if notes else "")
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Writes the layers as one self-contained HTML page.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        html = render_study_html("Study", self.layers, self.before, self.notes)
+        write_bytes(Path(path), html.encode())
+
+    def plan(
+        self,
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        bytes: float | None = None,  # noqa: A002
+        select: Literal["optimal", "greedy", "uniform"] = "optimal",
+        multiple_of: int | Mapping[str, int] = 1,
+        methods: Sequence[Method] | None = None,
+        skip: Sequence[str] = (),
+    ) -> Plan:
+        """Chooses a rank for every layer under a budget. Runs no model and writes no file.
+
+        Args:
+            macs: keep ratio of the MACs, in (0, 1]; None for no such budget. Several budgets hold together.
+            params: keep ratio of the params.
+            bytes: keep ratio of the bytes.
+            select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
+            multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match wins.
+            methods: fewer than were measured; None for all.
+            skip: layer-name globs to leave alone.
+
+        Returns:
+            The plan; its counted cost is never above a budget.
+
+        Raises:
+            BudgetError: a budget that is no keep ratio, or out of reach; the message names the floor.
+            UnknownNameError: a method, selector or pattern that does not exist.
+        """
+        budgets: dict[Metric, float] = {}
+        if macs is not None:
+            budgets["macs"] = macs
+        if params is not None:
+            budgets["params"] = params
+        if bytes is not None:
+            budgets["bytes"] = bytes
+        if not budgets:
+            raise BudgetError("a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5")
+        return select_plan(
+            self, budgets=budgets, select=select, multiple_of=multiple_of, methods=methods, skip=tuple(skip)
+        )
+
+    def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
+        """Builds the compressed model, layer by layer, and measures it.
+
+        Args:
+            plan: of this study, or of another study of the same architecture.
+            on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
+            sequential: fit each layer to the inputs of the compressed model (guarded on held-out samples); False
+                fits every layer on its own.
+
+        Returns:
+            The result.
+
+        Raises:
+            PlanError: the plan belongs to another model.
+            StudyError: the study was loaded without a model.
+            OptionError: ``on_layer`` cannot be called with a model and a name.
+        """
+        check_structure(plan, self.structure)
+        check_on_layer(on_layer)
+        if self._session is None:
+            raise StudyError(
+                "this study was loaded without a model; pass Study.load(dir, model=build()) to apply a plan"
+            )
+        phases = Phases(shown=self._session.progress)
+        result = _build(self._session, plan, self.grams, self.curves, on_layer, sequential, phases)
+        return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the study to a directory, inputs included, so that it can be planned and applied elsewhere.
+
+        Args:
+            path: the directory; files of an earlier study in it are replaced.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        store = Store(path)
+        Plan(
+            steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
+        ).save(_made(store.root) / _UNTOUCHED)
+        write_curves(store, self.layers, self.curves)
+        store.write_tensors("gradients.safetensors", self.grams)
+        kept: str | None = "the study has no data"
+        if self._session is not None:
+            kept = batches_to_files(store, list(_all_batches(self._session.opened)))
+        facts: dict[str, Json] = {
+            "format": FORMAT,
+            "fingerprint": dict(self.fingerprint),
+            "methods": list(self.methods),
+            "unit": self.unit,
+            "notes": [[note.where, note.text] for note in self.notes],
+            "seconds": dict(self.seconds),
+            "inputs": kept is None,
+            "inputs_reason": kept,
+            "options": _options_to_json(self._session.options) if self._session is not None else None,
+            "outputs": _outputs_to_json(self._session.outputs) if self._session is not None else None,
+        }
+        # Last, so that a directory with this file is whole.
+        store.write_json(_STUDY, facts)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        batches: Iterable[object] | None = None,
+        inputs: Inputs = None,
+        outputs: OutputChoice = None,
+        progress: bool = True,
+    ) -> "Study":
+        """Reads a study that ``save`` or ``run_dir=`` left.
+
+        Args:
+            path: the directory.
+            model: the same model, same weights; needed to apply plans, not to make them.
+            batches: the same data; None takes the inputs that were saved.
+            inputs: as in ``slimrank.study``, for ``batches``.
+            outputs: as in ``slimrank.study``; needed again where it was a function.
+            progress: show bars in later work.
+
+        Returns:
+            The study.
+
+        Raises:
+            FileError: a file is missing, truncated or altered.
+            StudyError: the model or the data are not those of the study.
+        """
+        store = Store(path)
+        facts = store.read_json(_STUDY)
+        if facts.get("format") != FORMAT:
+            raise FileError(
+                f"{store.root / _STUDY} has format {facts.get('format')!r}, this version reads {FORMAT}; "
+                "run the study again"
+            )
+        untouched = Plan.load(store.root / _UNTOUCHED)
+        structure = untouched.steps[0].structure
+        fingerprint = {str(key): str(value) for key, value in _object(facts, "fingerprint").items()}
+        study = cls(
+            structure=structure,
+            before=untouched.before,
+            has_bias=untouched.has_bias,
+            curves=read_curves(store, tuple(structure.layers.values())),
+            methods=tuple(method for method in METHODS if method in _list(facts, "methods")),
+            grams=store.read_tensors("gradients.safetensors") if store.has("gradients.safetensors") else {},
+            unit=str(facts.get("unit")),
+            notes=tuple(Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)),
+            seconds={
+                key: float(value)
+                for key, value in _object(facts, "seconds").items()
+                if isinstance(value, int | float)
+            },
+            fingerprint=fingerprint,
+        )
+        if model is None:
+            return study
+        if facts.get("outputs") == "function" and outputs is None:
+            raise StudyError(
+                "the study was made with outputs= as a function, which no file can keep; pass the same outputs= again"
+            )
+        kept = facts.get("outputs")
+        chosen = outputs if outputs is not None or kept is None else kept
+        return study._with_model(store, facts, model, batches, inputs, chosen, progress)  # type: ignore[arg-type]
+
+    def _with_model(
+        self,
+        store: Store,
+        facts: Mapping[str, Json],
+        model: nn.Module,
+        batches: Iterable[object] | None,
+        inputs: Inputs,
+        outputs: OutputChoice,
+        progress: bool,
+    ) -> "Study":
+        check_structure(
+            Plan(steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias),
+            structure_of(describe_layers(model)),
+        )
+        options = _options_from_json(_object(facts, "options"))
+        if batches is None:
+            if facts.get("inputs") is not True:
+                raise StudyError(
+                    f"{store.root} holds no inputs ({facts.get('inputs_reason')}); pass batches= to apply plans"
+                )
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            batches, inputs = batch_from_files(store), _mover(device)
+        opened = open_data(model, batches, inputs, outputs, options, Phases(shown=False))
+        found = _fingerprint(model, opened, options)
+        differing = [key for key, value in found.items() if self.fingerprint.get(key) != value]
+        if differing:
+            raise StudyError(
+                f"the study in {store.root} was made of other {' and '.join(differing)}; pass the same model and data, "
+                "or study again"
+            )
+        device = next(opened.original.parameters()).device
+        session = _Session(
+            model=model, opened=opened, outputs=outputs, options=options, progress=progress, run_dir=store.root
+        )
+        return replace(
+            self, _session=session, grams={name: gram.to(device) for name, gram in self.grams.items()}
+        )
+
+
+def study(
+    model: nn.Module,
+    batches: Iterable[object],
+    *,
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    methods: Sequence[Method] = METHODS,
+    skip: Sequence[str] = (),
+    fisher: bool = True,
+    draws: int = 4,
+    holdout: float = 0.2,
+    data_free: bool = False,
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Study:
+    """Measures what every layer of a model can lose. No labels, no training; the model is not changed.
+
+    Args:
+        model: any module.
+        batches: a re-iterable (list, DataLoader) of unlabelled inputs: a tensor (first argument), a tuple (positional) or
+            a dict (keywords) each. A few hundred samples are a good number.
+        inputs: turns what the loader yields into inputs, e.g. ``lambda b: b[0]`` for (input, label); None for as it is.
+        outputs: which outputs matter: a function of what the model returns, a key or an index; None for ``logits``
+            where there are any, else all floating tensors.
+        likelihood: how outputs are read: "categorical", "bernoulli", "gaussian" or "auto".
+        methods: methods to measure.
+        skip: layer-name globs to leave alone.
+        fisher: weigh errors by label-free output gradients; False uses inputs only.
+        draws: label-free draws per sample.
+        holdout: share of samples kept out of fits, for guards and measured divergences.
+        data_free: use weights only (plain SVD); batches then only tell shapes and measure the result.
+        run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
+        progress: show bars on stderr.
+        seed: of everything drawn.
+
+    Returns:
+        The study.
+
+    Raises:
+        BatchesError: no batches, batches that change or that the model refuses.
+        DeviceError: model and batches on different devices.
+        NonFiniteError: nan or inf in data, weights, outputs or gradients.
+        ModelError: nothing to compress, or a model that cannot be copied.
+        OutputError: outputs that cannot be compared.
+        GradientError: outputs without gradient path.
+        UnknownNameError: an unknown method, or a skip pattern that matches nothing.
+        OptionError: another option out of range.
+        StudyError: ``run_dir`` holds a study of something else.
+    """
+    options = Options(
+        methods=tuple(methods),
+        skip=(skip,) if isinstance(skip, str) else tuple(skip),
+        likelihood=likelihood,
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        data_free=data_free,
+        seed=seed,
+    )
+    check_options(options)
+    _check_model(model)
+    phases = Phases(shown=progress)
+    opened = open_data(model, batches, inputs, outputs, options, phases)
+    fingerprint = _fingerprint(model, opened, options)
+    store = None if run_dir is None else Store(run_dir)
+    if store is not None:
+        _claim(store, fingerprint)
+    measured = measure(opened, outputs, options, phases, store)
+    session = _Session(
+        model=model,
+        opened=opened,
+        outputs=outputs,
+        options=options,
+        progress=progress,
+        run_dir=None if store is None else store.root,
+    )
+    done = Study(
+        structure=structure_of(measured.layers),
+        before=opened.captured.before,
+        has_bias=options.has_bias,
+        curves=measured.curves,
+        methods=options.methods,
+        grams=measured.grams,
+        unit="share of weight energy" if data_free else opened.likelihood.unit,
+        notes=(*opened.notes, *measured.notes),
+        seconds=phases.seconds,
+        fingerprint=fingerprint,
+        _session=session,
+    )
+    if store is not None:
+        done.save(store.root)
+    return done
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[object] | None = None,
+    *,
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    fisher: bool = True,
+    draws: int = 4,
+    holdout: float = 0.2,
+    on_layer: OnLayer | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Result:
+    """Replays a plan on a freshly built copy of the model it was made for.
+
+    Args:
+        model: the same architecture, trained; it is copied.
+        plan: e.g. from ``Plan.load``.
+        batches: unlabelled inputs to fit layers to; None takes factors from the weights alone, and the result says so.
+        inputs: as in ``slimrank.study``.
+        outputs: as in ``slimrank.study``.
+        likelihood: as in ``slimrank.study``.
+        fisher: as in ``slimrank.study``.
+        draws: as in ``slimrank.study``.
+        holdout: as in ``slimrank.study``.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
+        progress: show bars on stderr.
+        seed: of everything drawn.
+
+    Returns:
+        The result.
+
+    Raises:
+        PlanError: the plan belongs to another model.
+        SlimrankError: as in ``slimrank.study``, for the batches.
+    """
+    _check_model(model)
+    check_on_layer(on_layer)
+    check_structure(plan, structure_of(describe_layers(model)))
+    phases = Phases(shown=progress)
+    if batches is None:
+        return _build_from_weights(model, plan, on_layer, phases)
+    options = Options(
+        methods=METHODS,
+        skip=(),
+        likelihood=likelihood,
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        data_free=False,
+        seed=seed,
+    )
+    check_options(options)
+    opened = open_data(model, batches, inputs, outputs, options, phases)
+    grams = gather_gradients(opened, list(plan.settings), outputs, options, phases, None)
+    session = _Session(
+        model=model, opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None
+    )
+    result = _build(session, plan, grams, (), on_layer, True, phases)
+    return result.with_notes(opened.notes, phases.seconds)
+
+
+def compress(
+    model: nn.Module,
+    batches: Iterable[object],
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,  # noqa: A002
+    compete: bool = True,
+    multiple_of: int | Mapping[str, int] = 1,
+    on_layer: OnLayer | None = None,
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    methods: Sequence[Method] = METHODS,
+    skip: Sequence[str] = (),
+    fisher: bool = True,
+    draws: int = 4,
+    holdout: float = 0.2,
+    data_free: bool = False,
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Result:
+    """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
+
+    Args:
+        model: any module.
+        batches: as in ``slimrank.study``.
+        macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
+        params: keep ratio of the params.
+        bytes: keep ratio of the bytes.
+        compete: also build the single-method and the uniform plan, and return the best; False builds the optimal plan.
+        multiple_of: as in ``Study.plan``.
+        on_layer: as in ``Study.apply``.
+        inputs: as in ``slimrank.study``.
+        outputs: as in ``slimrank.study``.
+        likelihood: as in ``slimrank.study``.
+        methods: as in ``slimrank.study``.
+        skip: as in ``slimrank.study``.
+        fisher: as in ``slimrank.study``.
+        draws: as in ``slimrank.study``.
+        holdout: as in ``slimrank.study``.
+        data_free: as in ``slimrank.study``.
+        run_dir: as in ``slimrank.study``.
+        progress: as in ``slimrank.study``.
+        seed: as in ``slimrank.study``.
+
+    Returns:
+        The best result; its notes list every plan that was tried.
+
+    Raises:
+        SlimrankError: as in ``slimrank.study`` and ``Study.plan``.
+    """
+    check_on_layer(on_layer)
+    if macs is None and params is None and bytes is None:
+        raise BudgetError("compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5")
+    for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
+        if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
+            raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
+    measured = study(
+        model,
+        batches,
+        inputs=inputs,
+        outputs=outputs,
+        likelihood=likelihood,
+        methods=methods,
+        skip=skip,
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        data_free=data_free,
+        run_dir=run_dir,
+        progress=progress,
+        seed=seed,
+    )
+    plans = {"optimal": measured.plan(macs=macs, params=params, bytes=bytes, multiple_of=multiple_of)}
+    notes: list[Note] = []
+    if compete:
+        rivals: list[tuple[str, Literal["optimal", "uniform"], Sequence[Method] | None]] = [
+            ("uniform", "uniform", None)
+        ]
+        if len(measured.methods) > 1:
+            rivals += [(f"optimal, {method} only", "optimal", (method,)) for method in measured.methods]
+        for label, select, only in rivals:
+            try:
+                plan = measured.plan(
+                    macs=macs, params=params, bytes=bytes, multiple_of=multiple_of, select=select, methods=only
+                )
+            except BudgetError as error:
+                notes.append(Note(where="compete", text=f"{label}: out of reach ({error})"))
+                continue
+            if all(plan.settings != other.settings for other in plans.values()):
+                plans[label] = plan
+    results = {label: measured.apply(plan, on_layer=on_layer) for label, plan in plans.items()}
+    best = min(results, key=lambda label: _rank_of(results[label].divergence))
+    for label, result in results.items():
+        value = "not measured" if result.divergence is None else f"{result.divergence:.4g} {result.unit}"
+        chosen = " (returned)" if label == best and len(results) > 1 else ""
+        notes.append(Note(where="compete", text=f"{label} plan: held-out divergence {value}{chosen}"))
+    seconds = dict(measured.seconds)
+    seconds["apply"] = sum(result.seconds.get("apply", 0.0) for result in results.values())
+    return results[best].with_notes(notes, seconds)
+
+
+def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
+    """Rebuilds a compressed model that ``Result.save`` wrote.
+
+    Args:
+        path: the directory.
+        model: the original architecture, freshly built; it is copied, its weights do not matter.
+
+    Returns:
+        The compressed model with its weights, in eval mode.
+
+    Raises:
+        FileError: a file is missing, truncated or altered.
+        PlanError: the directory belongs to another model.
+    """
+    _check_model(model)
+    return load_artifact(path, model)
+
+
+def _rank_of(divergence: float | None) -> float:
+    return float("inf") if divergence is None else divergence
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+
+
+def _build(
+    session: _Session,
+    plan: Plan,
+    grams: Mapping[str, Tensor],
+    curves: Sequence[Curve],
+    on_layer: OnLayer | None,
+    sequential: bool,
+    phases: Phases,
+) -> Result:
+    """Applies a plan with data, then counts and measures."""
+    opened, options = session.opened, session.options
+    data = None
+    if not options.data_free:
+        data = Data(feed=opened.feed, grams=grams, seed=options.seed, sequential=sequential)
+    journal = None
+    if session.run_dir is not None and on_layer is None:
+        journal = _ApplyJournal(session.run_dir, plan, sequential)
+    with phases.phase("apply", len(plan.settings)) as advance:
+        applied = apply_plan(
+            session.model,
+            plan,
+            data=data,
+            on_layer=on_layer,
+            journal=journal,
+            advance=lambda _name: advance(1),
+        )
+    with phases.phase("verify", 1) as advance:
+        divergence = _measure(opened, session.outputs, applied.model)
+        after, by_module = _count(applied.model, opened.captured.sample)
+        advance(1)
+    layers = _layer_results(plan, opened.captured.layers, applied.fits, curves, applied.model, by_module)
+    return Result(
+        model=applied.model,
+        plan=plan,
+        before=opened.captured.before,
+        after=after,
+        layers=layers,
+        divergence=divergence,
+        damage=plan.damage,
+        unit=opened.likelihood.unit,
+        notes=applied.notes,
+        seconds=phases.seconds,
+    )
+
+
+def _build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, phases: Phases) -> Result:
+    with phases.phase("apply", len(plan.settings)) as advance:
+        applied = apply_plan(
+            model, plan, data=None, on_layer=on_layer, journal=None, advance=lambda _name: advance(1)
+        )
+    params, n_bytes = stored(applied.model)
+    layers = tuple(plan.steps[-1].structure.layers.values()) if plan.steps else ()
+    return Result(
+        model=applied.model,
+        plan=plan,
+        before=plan.before,
+        after=Cost(macs=plan.after.macs, params=params, bytes=n_bytes),
+        layers=_layer_results(plan, layers, applied.fits, (), applied.model, None),
+        divergence=None,
+        damage=None,
+        unit="",
+        notes=(
+            Note(
+                where="apply",
+                text="no batches were given: factors come from the weights alone, nothing was measured, and MACs are "
+                "computed from the shapes in the plan; pass batches= to fit to data",
+            ),
+            *applied.notes,
+        ),
+        seconds=phases.seconds,
+    )
+
+
+def _measure(opened: Opened, outputs: OutputChoice, model: nn.Module) -> float:
+    """Held-out divergence of a model, in eval mode; its modes are put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    batches = list(opened.feed.stream(opened.feed.held_out))
+    try:
+        with torch.no_grad():
+            results = [run(model, batch) for batch in batches]
+        references = reference_outputs(opened.original, batches, outputs)
+        return measure_divergence(results, references, batches, opened.likelihood, outputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _count(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str, int]]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return count_by_module(model, sample)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _layer_results(
+    plan: Plan,
+    layers: Sequence[LayerSpec],
+    fits: Mapping[str, str],
+    curves: Sequence[Curve],
+    model: nn.Module,
+    macs_by_module: Mapping[str, int] | None,
+) -> tuple[LayerResult, ...]:
+    damages = {
+        (curve.layer, curve.form, int(rank)): float(damage)
+        for curve in curves
+        if curve.layer in plan.settings
+        for rank, damage in zip(curve.ranks, curve.damage, strict=True)
+    }
+    results = []
+    for spec in layers:
+        before = Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
+        setting = plan.settings.get(spec.name)
+        if setting is None:
+            reason = spec.reason or "left alone by the plan"
+            results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))
+            continue
+        params, n_bytes = stored(model.get_submodule(spec.name))
+        macs = None if macs_by_module is None else macs_by_module.get(spec.name, 0)
+        planned = replace(plan, steps=(replace(plan.steps[-1], layers={spec.name: (setting,)}),)).after
+        results.append(
+            LayerResult(
+                name=spec.name,
+                before=before,
+                after=Cost(
+                    macs=before.macs - (plan.before.macs - planned.macs) if macs is None else macs,
+                    params=params,
+                    bytes=n_bytes,
+                ),
+                setting=setting,
+                damage=damages.get((spec.name, setting.form, setting.rank)),
+                fit=fits.get(spec.name),
+            )
+        )
+    return tuple(results)
+
+
+class _ApplyJournal:
+    """Fitted layers of one plan in a run directory."""
+
+    def __init__(self, run_dir: Path, plan: Plan, sequential: bool) -> None:
+        text = repr([(name, setting) for name, setting in plan.settings.items()]) + str(sequential)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._store = Store(run_dir / "apply" / key)
+        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(plan.settings)}
+
+    def load(self, name: str) -> Mapping[str, Tensor] | None:
+        """Tensors of a layer that was fitted before."""
+        file = self._names[name]
+        return self._store.read_tensors(file) if self._store.has(file) else None
+
+    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps a fitted layer."""
+        self._store.write_tensors(self._names[name], tensors)
+
+
+def _fingerprint(model: nn.Module, opened: Opened, options: Options) -> dict[str, str]:
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    return {
+        "structure": structure_of(describe_layers(model)).sha256,
+        "weights": digest_tensors(tensors),
+        "inputs": opened.feed.fingerprint,
+        "options": hashlib.sha256(repr(options).encode()).hexdigest(),
+    }
+
+
+def _claim(store: Store, fingerprint: Mapping[str, str]) -> None:
+    """Ties a run directory to a study, or finds it tied to this one."""
+    if store.has("run.json"):
+        found = store.read_json("run.json")
+        differing = [key for key, value in fingerprint.items() if found.get(key) != value]
+        if differing:
+            raise StudyError(
+                f"{store.root} holds a study of other {' and '.join(differing)}; give another run_dir or delete it"
+            )
+        return
+    store.write_json("run.json", dict(fingerprint))
+
+
+def _all_batches(opened: Opened) -> Iterable[Batch]:
+    feed = opened.feed
+    for raw in feed.batches:
+        yield feed.read(raw)
+
+
+def _mover(device: torch.device) -> Inputs:
+    from slimrank.graph import map_tensors
+
+    def move(raw: object) -> object:
+        return map_tensors(raw, lambda tensor: tensor.to(device))
+
+    return move
+
+
+def _made(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _options_to_json(options: Options) -> Json:
+    return {
+        "methods": list(options.methods),
+        "skip": list(options.skip),
+        "likelihood": options.likelihood,
+        "fisher": options.fisher,
+        "draws": options.draws,
+        "holdout": options.holdout,
+        "data_free": options.data_free,
+        "seed": options.seed,
+    }
+
+
+def _options_from_json(value: Mapping[str, Json]) -> Options:
+    return Options(
+        methods=tuple(method for method in METHODS if method in _list(value, "methods")),
+        skip=tuple(str(pattern) for pattern in _list(value, "skip")),
+        likelihood=str(value["likelihood"]),  # type: ignore[arg-type]
+        fisher=bool(value["fisher"]),
+        draws=int(str(value["draws"])),
+        holdout=float(str(value["holdout"])),
+        data_free=bool(value["data_free"]),
+        seed=int(str(value["seed"])),
+    )
+
+
+def _outputs_to_json(outputs: OutputChoice) -> Json:
+    if outputs is None or isinstance(outputs, str | int):
+        return outputs
+    return "function"
+
+
+def _object(facts: Mapping[str, Json], key: str) -> dict[str, Json]:
+    value = facts.get(key)
+    if not isinstance(value, dict):
+        raise FileError(f"study.json: {key} is {type(value).__name__}, not an object; study again")
+    return value
+
+
+def _list(facts: Mapping[str, Json], key: str) -> list[Json]:
+    value = facts.get(key)
+    if not isinstance(value, list):
+        raise FileError(f"study.json: {key} is {type(value).__name__}, not a list; study again")
+    return value
+
+
+__all__ = ["Likelihood", "Study", "apply", "compress", "load", "study"]

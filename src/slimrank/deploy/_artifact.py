@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The saved model: weights, plan, manifest and report in one directory."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from slimrank._apply import empty_replacement
+from slimrank._errors import FileError, NotEmptyError, PlanError
+from slimrank.deploy._store import Json, Store, digest_file, read_tensors, write_bytes
+from slimrank.graph import copy_model, describe_layers, replace_module
+from slimrank.plan import Plan, check_structure, structure_of
+
+FORMAT = 1
+_WEIGHTS, _PLAN, _MANIFEST, _REPORT = "model.safetensors", "plan.json", "manifest.json", "report.html"
+
+
+def save_artifact(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    plan: Plan,
+    manifest: Mapping[str, Json],
+    report: str,
+    *,
+    overwrite: bool,
+) -> None:
+    """Writes a compressed model to a directory, whole or not at all.
+
+    Args:
+        path: the directory.
+        model: the compressed model.
+        plan: that it was made by.
+        manifest: facts to keep beside it.
+        report: HTML.
+        overwrite: replace a directory that holds something.
+
+    Raises:
+        NotEmptyError: the directory holds something and ``overwrite`` is False.
+        FileError: it cannot be written, or the model holds state that is not a tensor.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
+        raise NotEmptyError(f"{target} is not empty; give another directory or pass overwrite=True")
+    tensors, aliases = _state_of(model)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    store = Store(draft)
+    try:
+        store.write_tensors(_WEIGHTS, tensors, {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)})
+        plan.save(draft / _PLAN)
+        write_bytes(draft / _REPORT, report.encode())
+        facts: dict[str, Json] = {**manifest, "format": FORMAT, "weights_sha256": digest_file(draft / _WEIGHTS)}
+        store.write_json(_MANIFEST, facts)
+        _move_into_place(draft, target)
+    except OSError as error:
+        raise FileError(f"{target} cannot be written ({error}); give a directory with room and rights") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Rebuilds a compressed model on a freshly built original.
+
+    Args:
+        path: a directory that ``save_artifact`` wrote.
+        model: the original architecture, any weights; it is copied.
+
+    Returns:
+        The compressed model with its weights, in eval mode, on the device of ``model``.
+
+    Raises:
+        FileError: a file is missing, truncated or altered.
+        PlanError: the directory belongs to another model.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise FileError(f"{root} is no directory; give one that result.save() wrote")
+    manifest = Store(root).read_json(_MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise FileError(
+            f"{root / _MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}; "
+            "use the version of slimrank that wrote it"
+        )
+    plan = Plan.load(root / _PLAN)
+    weights = root / _WEIGHTS
+    tensors = read_tensors(weights)
+    if digest_file(weights) != manifest.get("weights_sha256"):
+        raise FileError(f"{weights} was altered after it was saved; restore a copy or compress again")
+    check_structure(plan, structure_of(describe_layers(model)))
+    rebuilt = copy_model(model)
+    for step in plan.steps:
+        for name, settings in step.layers.items():
+            spec = step.structure.layers[name]
+            layer = rebuilt.get_submodule(name)
+            container = empty_replacement(spec, settings[-1], has_bias=f"{name}.1.bias" in tensors)
+            container = container.to_empty(device=_device_of(layer))
+            container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
+            replace_module(rebuilt, name, container)
+    _load_state(rebuilt, tensors, _aliases_of(weights), root)
+    return rebuilt.eval()
+
+
+def _device_of(layer: nn.Module) -> torch.device:
+    return next((p.device for p in layer.parameters()), torch.device("cpu"))
+
+
+def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to save, each storage once, and the names that share one."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise FileError(
+                f"{name} is a {type(value).__name__}, not a tensor; it cannot be saved without pickle: drop the "
+                "extra state of that module first"
+            )
+        key = (value.data_ptr(), value.storage_offset(), tuple(value.shape), tuple(value.stride()))
+        if value.numel() and key in first_name:
+            aliases[name] = first_name[key]
+            continue
+        first_name[key] = name
+        tensors[name] = value
+    return tensors, aliases
+
+
+def _aliases_of(weights: Path) -> dict[str, str]:
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata() or {}
+    aliases = json.loads(metadata.get("aliases", "{}"))
+    return {str(name): str(first) for name, first in aliases.items()}
+
+
+def _load_state(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str], root: Path) -> None:
+    state = dict(tensors)
+    state.update({name: tensors[first] for name, first in aliases.items() if first in tensors})
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    extra = sorted(state.keys() - own.keys())
+    shapes = sorted(
+        name for name in own.keys() & state.keys() if tuple(own[name].shape) != tuple(state[name].shape)
+    )
+    if missing or extra or shapes:
+        parts = [
+            f"{count} {word} ({', '.join(names[:5])}{', ...' if count > 5 else ''})"
+            for word, names in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
+            if (count := len(names))
+        ]
+        raise PlanError(
+            f"{root} does not fit {type(model).__name__}: tensors {', '.join(parts)}; build the model that was "
+            "compressed"
+        )
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        # The dtype it was saved in, so that nothing is rounded on the way.
+        if parameter.dtype != state[name].dtype:
+            parameter.data = parameter.data.to(state[name].dtype)
+    model.load_state_dict(state)
+
+
+def _move_into_place(draft: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target.replace(old)
+    try:
+        draft.replace(target)
+    except OSError:
+        if old.exists():
+            old.replace(target)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    elif old.exists():
+        old.unlink()

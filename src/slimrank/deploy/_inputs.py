@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration batches on disk: tensors in safetensors, what they are made of in JSON."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from slimrank._errors import FileError
+from slimrank.deploy._store import Json, Store
+from slimrank.graph import Batch
+
+
+def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:
+    """Keeps batches beside a study, so that it can go on in another process.
+
+    Args:
+        store: where.
+        batches: what to keep.
+
+    Returns:
+        None, or why they cannot be kept (then nothing is written): an input that is neither tensor nor plain value.
+    """
+    tensors: dict[str, Tensor] = {}
+    try:
+        shapes: list[Json] = [
+            {
+                "args": [_encode(value, f"{number}.{index}", tensors) for index, value in enumerate(batch.args)],
+                "kwargs": {key: _encode(value, f"{number}.{key}", tensors) for key, value in batch.kwargs.items()},
+            }
+            for number, batch in enumerate(batches)
+        ]
+    except TypeError as error:
+        return str(error)
+    store.write_tensors("inputs.safetensors", tensors)
+    store.write_json("inputs.json", {"batches": shapes})
+    return None
+
+
+def batch_from_files(store: Store) -> list[object]:
+    """Batches that ``batches_to_files`` kept, as a loader would yield them.
+
+    Args:
+        store: where.
+
+    Returns:
+        Tuples of positional arguments, or dicts of keyword arguments.
+
+    Raises:
+        FileError: missing, truncated or altered.
+    """
+    tensors = store.read_tensors("inputs.safetensors")
+    listed = store.read_json("inputs.json").get("batches")
+    if not isinstance(listed, list):
+        raise FileError(f"{store.root / 'inputs.json'} holds no batches; restore a copy")
+    batches: list[object] = []
+    for entry in listed:
+        if not isinstance(entry, dict):
+            raise FileError(f"{store.root / 'inputs.json'} holds a batch that is no object; restore a copy")
+        args, kwargs = entry["args"], entry["kwargs"]
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise FileError(f"{store.root / 'inputs.json'} holds a batch without args and kwargs; restore a copy")
+        if kwargs:
+            batches.append({key: _decode(value, tensors) for key, value in kwargs.items()})
+        else:
+            batches.append(tuple(_decode(value, tensors) for value in args))
+    return batches
+
+
+def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    if type(value) in {list, tuple}:
+        items = [_encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]  # type: ignore[arg-type]
+        return {"list" if type(value) is list else "tuple": items}
+    if isinstance(value, dict):
+        return {"dict": {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}}
+    raise TypeError(f"input {path} is a {type(value).__name__}")
+
+
+def _decode(value: Json, tensors: dict[str, Tensor]) -> object:
+    if not isinstance(value, dict) or len(value) != 1:
+        raise FileError("inputs.json holds an entry of unknown kind; restore a copy")
+    kind, content = next(iter(value.items()))
+    if kind == "tensor" and isinstance(content, str) and content in tensors:
+        return tensors[content]
+    if kind == "value":
+        return content
+    if kind in {"list", "tuple"} and isinstance(content, list):
+        items = [_decode(item, tensors) for item in content]
+        return items if kind == "list" else tuple(items)
+    if kind == "dict" and isinstance(content, dict):
+        return {key: _decode(item, tensors) for key, item in content.items()}
+    raise FileError(f"inputs.json holds an entry of unknown kind {kind!r}; restore a copy")

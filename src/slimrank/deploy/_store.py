@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory of JSON and safetensors files, each written whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from slimrank._errors import FileError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class Store:
+    """Files of one run.
+
+    Args:
+        root: the directory; made when the first file is written.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return (self.root / name).is_file()
+
+    def write_json(self, name: str, value: Json) -> None:
+        """Writes JSON, sorted."""
+        write_bytes(self.root / name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Json]:
+        """Reads a JSON object.
+
+        Raises:
+            FileError: missing, truncated, or not an object.
+        """
+        path = self.root / name
+        try:
+            value: Json = json.loads(path.read_text())
+        except OSError as error:
+            raise FileError(f"{path} cannot be read ({error.strerror}); is this a directory of slimrank?") from error
+        except ValueError as error:
+            raise FileError(f"{path} is not whole JSON ({error}); delete it or restore a copy") from error
+        if not isinstance(value, dict):
+            raise FileError(f"{path} holds a {type(value).__name__}, not an object; restore a copy")
+        return value
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        """Writes tensors; shared storage must have been told apart before."""
+        write_tensors(self.root / name, tensors, metadata)
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """Reads tensors onto the CPU.
+
+        Raises:
+            FileError: missing, truncated or altered.
+        """
+        return read_tensors(self.root / name)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise FileError(f"{path} cannot be written ({error}); give a directory with room and rights") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(ready, draft, dict(metadata or {}))
+        draft.replace(path)
+    except (OSError, SafetensorError) as error:
+        draft.unlink(missing_ok=True)
+        raise FileError(f"{path} cannot be written ({error}); give a directory with room and rights") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file onto the CPU.
+
+    Raises:
+        FileError: missing, truncated or altered.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise FileError(f"{path} does not exist; is this a directory of slimrank?") from error
+    except (OSError, SafetensorError, ValueError) as error:
+        raise FileError(f"{path} is truncated or altered ({error}); restore a copy or make it again") from error
+    return tensors
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors by name and value."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.numel():
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of long work: one line per phase on stderr, and the seconds each took."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Phases:
+    """Phases of one run.
+
+    Args:
+        shown: draw bars; False only takes the time.
+    """
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """One phase.
+
+        Args:
+            name: shown beside the bar; seconds of equal names add up.
+            total: steps in all.
+
+        Yields:
+            A function to tell how many more steps are done.
+        """
+        start = time.perf_counter()
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        progress = Progress(*columns, console=Console(stderr=True), disable=not self._shown, transient=True)
+        try:
+            with progress:
+                task = progress.add_task(name, total=total)
+                yield lambda steps: progress.advance(task, steps)
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

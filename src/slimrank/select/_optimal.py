@@ -11,6 +11,7 @@ Source: Kellerer, Pferschy & Pisinger 2004, "Knapsack Problems", chapter 11, doi
 """
 
 from dataclasses import dataclass, replace
+from itertools import islice, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,16 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
 from slimrank.select._moves import repair, spread, top_up
-from slimrank.select._table import Floats, Ints, Table, is_feasible, total_damage
+from slimrank.select._table import Floats, Ints, Table, is_feasible, total_damage, used
 
 # Partial choices looked at in one search, over all layers: bounds its time, the same on every machine.
 _WORK = 1_200_000
 _FEWEST = 64
 _SEARCHES = 4
+_SHARE = 1e-9
+_ROUNDINGS = 16
+_EXCHANGES = 3_000_000
+_PAIRS = 20_000_000
 _WORTH_MORE = 1e-3
 _ROUNDS = 25
 _STEPS = 60
@@ -185,15 +190,21 @@ def _bisected(table: Table) -> _Start | None:
 
 def _improved(table: Table, best: Ints, price: Floats) -> tuple[Ints, float]:
     """A better choice, if there is one, and the bound."""
+    rounded: list[Ints] = []
     if len(table.room) > 1:
-        price = _relaxed(table, best, price)
+        price, rounded = _relaxed(table, best, price)
     priced = _priced(table, price)
     bound = max(_bound(table, priced, price), 0.0)
-    mended = repair(table, np.argmin(priced, axis=1))
-    if mended is not None:
-        best = min(best, top_up(table, mended), key=lambda choice: total_damage(table, choice))
+    for guess in (np.argmin(priced, axis=1), *rounded):
+        if bound >= (1 - _WORTH_MORE) * total_damage(table, best):
+            break
+        mended = repair(table, guess)
+        if mended is not None:
+            best = min(best, top_up(table, mended), key=lambda choice: total_damage(table, choice))
     floor = bound
     for _ in range(_SEARCHES):
+        if bound < (1 - _WORTH_MORE) * total_damage(table, best):
+            best = top_up(table, _exchanged(table, best, priced))
         upper = total_damage(table, best)
         if upper - bound <= _ROUNDING * upper:
             break
@@ -208,8 +219,34 @@ def _improved(table: Table, best: Ints, price: Floats) -> tuple[Ints, float]:
     return best, bound
 
 
-def _relaxed(table: Table, feasible: Ints, price: Floats) -> Floats:
-    """(B,) float64, prices from the linear relaxation, whose options are added as the prices ask for them."""
+def _exchanged(table: Table, choice: Ints, priced: Floats) -> Ints:
+    """The choice after one sweep of changing two layers at a time, each to one of its best-priced options."""
+    choice = choice.copy()
+    layers = len(choice)
+    rows = np.arange(layers)
+    near = np.argsort(priced, axis=1)[:, : max(int(_EXCHANGES**0.5 / layers), 2)]
+    costs, damages = table.cost[:, rows[:, None], near], table.damage[rows[:, None], near]
+    for at in range(layers):
+        room = table.room - used(table, choice)
+        own, now = table.cost[:, rows, choice], table.damage[rows, choice]
+        gain = (now[at] - damages[at])[:, None, None] + (now[:, None] - damages)[None]
+        gain[:, at] = -np.inf
+        fits = gain > _ROUNDING
+        for metric, left in enumerate(room):
+            extra = costs[metric, at] - own[metric, at]
+            fits &= extra[:, None, None] + (costs[metric] - own[metric][:, None])[None] <= left
+        gain = np.where(fits, gain, 0.0)
+        mine, other, theirs = np.unravel_index(int(np.argmax(gain)), gain.shape)
+        if gain[mine, other, theirs] > 0:
+            choice[at], choice[other] = near[at, mine], near[other, theirs]
+    return choice
+
+
+def _relaxed(table: Table, feasible: Ints, price: Floats) -> tuple[Floats, list[Ints]]:
+    """Prices (B,) from the linear relaxation, and its solution rounded in every way (or the first few).
+
+    Options are added to the relaxation as its prices ask for them.
+    """
     rows = np.arange(len(table.names))
     member = np.zeros(table.damage.shape, dtype=np.bool_)
     member[rows, feasible] = True
@@ -220,6 +257,7 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> Floats:
     member[rows, feasible] = True
     unit = np.where(table.room > 0, table.room, 1.0)
     best, best_bound = price, _bound(table, priced, price)
+    rounded: list[Ints] = []
     for _ in range(_ROUNDS):
         layer, option = np.nonzero(member)
         one_each = csr_array(
@@ -235,6 +273,7 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> Floats:
         )
         if solved.status != 0:
             break
+        rounded = _roundings(solved.x, layer, option)
         price = np.maximum(-solved.ineqlin.marginals, 0.0) / unit
         priced = _priced(table, price)
         bound = _bound(table, priced, price)
@@ -244,7 +283,14 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> Floats:
         if member[rows, wanted].all() or solved.fun - best_bound <= _NEAR_ENOUGH:
             break
         member[rows, wanted] = True
-    return best
+    return best, rounded
+
+
+def _roundings(shares: Floats, layer: Ints, option: Ints) -> list[Ints]:
+    """Choices made of the options that have a share in a relaxed one; few layers have more than one."""
+    held = shares > _SHARE
+    support = [option[held & (layer == at)] for at in range(int(layer.max()) + 1)]
+    return [np.array(choice, dtype=np.int64) for choice in islice(product(*support), _ROUNDINGS)]
 
 
 def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
@@ -264,6 +310,7 @@ def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
     keep = lead <= upper - bound
     order = np.argsort(keep.sum(axis=1), kind="stable")
     options = [np.flatnonzero(keep[at] & np.isfinite(table.damage[at])) for at in order]
+    pairwise = int((_PAIRS / len(order)) ** 0.5)
     cap = max(_WORK // sum(len(places) for places in options), _FEWEST)
     # What the layers after each step cost at least, and what they cost and damage at their own minimum.
     lowest = _rest([table.cost[:, at, places].min(axis=1) for at, places in zip(order, options, strict=True)])
@@ -284,7 +331,7 @@ def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
         cost = cost[came] + table.cost[:, at, taken].T
         damage = damage[came] + table.damage[at, taken]
         fits = np.flatnonzero((cost + lowest[step + 1] <= table.room).all(axis=1))
-        fits = fits[_best_partial(cost[fits], damage[fits])]
+        fits = fits[_best_partial(cost[fits], damage[fits], pairwise)]
         if len(fits) > cap:
             ranked = fits[np.argsort(leads[fits], kind="stable")]
             dropped = min(dropped, bound + float(leads[ranked[cap]]))
@@ -315,7 +362,7 @@ def _rest(parts: list[Floats]) -> Floats:
     return stacked[::-1].cumsum(axis=0)[::-1]
 
 
-def _best_partial(cost: Floats, damage: Floats) -> Ints:
+def _best_partial(cost: Floats, damage: Floats, pairwise: int) -> Ints:
     """Places of partial choices that no other undercuts (of many under several budgets, all)."""
     if cost.shape[1] == 1:
         order = np.lexsort((damage, cost[:, 0]))
@@ -323,6 +370,6 @@ def _best_partial(cost: Floats, damage: Floats) -> Ints:
         keep = np.ones(len(order), dtype=np.bool_)
         keep[1:] = sorted_damage[1:] < np.minimum.accumulate(sorted_damage)[:-1]
         return order[keep]
-    if len(damage) > _PAIRWISE:
+    if len(damage) > pairwise:
         return np.arange(len(damage))
     return np.flatnonzero(_front(np.concatenate([cost.T, damage[None]])))

@@ -273,7 +273,7 @@ def test_budgets_that_pull_apart(select: Select) -> None:
     if all(select_possible(net, budgets, select)):
         pytest.fail("the two floors belong to the same option")
     with pytest.raises(
-        BudgetError, match="no plan was found that keeps macs=.* together, though each alone can be met; the smallest"
+        BudgetError, match=r"no plan was found that keeps macs=.* together, though each alone can be met"
     ):
         select_plan(net, budgets=budgets, select=select)
 

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Second moments against numpy, streamed and whole; the least-squares weight against lstsq."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
+
+
+def _summed(rows: Tensor, chunks: list[int], *, keep_rows: bool = False) -> Moments:
+    sums = MomentSums(rows.shape[1], keep_rows=keep_rows)
+    for part in rows.split(chunks):
+        sums.add(part)
+    return sums.moments()
+
+
+def _mixed(shape: tuple[int, int], rng: torch.Generator) -> Tensor:
+    """Correlated columns, with a mean."""
+    mixing = torch.randn(shape[1], shape[1], generator=rng)
+    return torch.randn(shape, generator=rng) @ mixing + torch.randn(shape[1], generator=rng)
+
+
+def _both_modes(rng: torch.Generator) -> tuple[Moments, Moments]:
+    rows = _mixed((40, 5), rng)
+    return _summed(rows, [40]), _summed(rows, [40], keep_rows=True)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+@pytest.mark.parametrize("chunks", [[50], [1, 2, 47], [0, 25, 25], [10] * 5], ids=str)
+def test_moments_are_mean_and_covariance(chunks: list[int], keep_rows: bool, rng: torch.Generator) -> None:
+    rows = _mixed((50, 6), rng)
+    moments = _summed(rows, chunks, keep_rows=keep_rows)
+    exact = rows.double().numpy()
+    # Products of at most 50 float32 rows: a few float32 roundings of the largest entry.
+    atol = 1e-5 * np.abs(np.cov(exact.T)).max()
+    np.testing.assert_allclose(moments.mean.numpy(), exact.mean(0), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        moments.gram(torch.eye(6, dtype=torch.float64)).numpy(), np.cov(exact.T, bias=True), rtol=0, atol=atol
+    )
+    assert moments.n_rows == 50
+    assert (moments.rows is not None, moments.matrix is None) == (keep_rows, keep_rows)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_a_large_mean_costs_no_precision(keep_rows: bool, rng: torch.Generator) -> None:
+    rows = torch.randn((2000, 4), generator=rng) + 1e4
+    moments = _summed(rows, [500] * 4, keep_rows=keep_rows)
+    exact = np.cov(rows.double().numpy().T, bias=True)
+    # Unshifted float32 squares (1e8) would be off by units; float32 rows around their mean by about 1e-6.
+    np.testing.assert_allclose(
+        moments.gram(torch.eye(4, dtype=torch.float64)).numpy(), exact, rtol=0, atol=1e-5
+    )
+
+
+def test_half_precision_rows_are_summed_in_float32(rng: torch.Generator) -> None:
+    rows = torch.randn((300, 3), generator=rng).bfloat16()
+    expected = _summed(rows.float(), [300])
+    torch.testing.assert_close(_summed(rows, [300]).matrix, expected.matrix, rtol=0, atol=0)
+
+
+def test_matrix_and_rows_agree(rng: torch.Generator) -> None:
+    by_matrix, by_rows = _both_modes(rng)
+    left = torch.randn((3, 5), dtype=torch.float64, generator=rng)
+    # Float32 products on one side, float64 on the other.
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(by_rows.times(left), by_matrix.times(left), **near)
+    torch.testing.assert_close(by_rows.gram(left), by_matrix.gram(left), **near)
+    torch.testing.assert_close(by_rows.diagonal_of(left), by_matrix.diagonal_of(left), **near)
+    torch.testing.assert_close(by_rows.ridged(0.1), by_matrix.ridged(0.1), **near)
+    assert by_rows.mean_diagonal == pytest.approx(by_matrix.mean_diagonal, rel=1e-5)
+
+
+def test_the_products_belong_to_one_matrix(rng: torch.Generator) -> None:
+    moments, _ = _both_modes(rng)
+    left = torch.randn((3, 5), dtype=torch.float64, generator=rng)
+    assert moments.matrix is not None
+    torch.testing.assert_close(moments.gram(left), moments.times(left) @ left.T)
+    torch.testing.assert_close(moments.diagonal_of(left), moments.gram(left).diagonal())
+    added = moments.ridged(0.25) - moments.matrix
+    torch.testing.assert_close(added, 0.25 * moments.mean_diagonal * torch.eye(5, dtype=torch.float64))
+
+
+def test_identity_is_the_unit_matrix(rng: torch.Generator) -> None:
+    identity = Moments.identity(5, torch.device("cpu"))
+    eye = torch.eye(5, dtype=torch.float64)
+    explicit = Moments(mean=torch.zeros(5, dtype=torch.float64), matrix=eye, rows=None, n_rows=1)
+    left = torch.randn((3, 5), dtype=torch.float64, generator=rng)
+    torch.testing.assert_close(identity.times(left), explicit.times(left))
+    torch.testing.assert_close(identity.gram(left), explicit.gram(left))
+    torch.testing.assert_close(identity.diagonal_of(left), explicit.diagonal_of(left))
+    torch.testing.assert_close(identity.ridged(0.5), eye)
+    assert identity.mean_diagonal == explicit.mean_diagonal == 1.0
+    assert identity.n_rows == 0
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_inputs_that_never_vary_get_the_identity_as_ridge(keep_rows: bool) -> None:
+    moments = _summed(torch.full((7, 3), 2.5), [3, 4], keep_rows=keep_rows)
+    torch.testing.assert_close(moments.mean, torch.full((3,), 2.5, dtype=torch.float64))
+    torch.testing.assert_close(moments.ridged(1e-3), torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_no_rows_give_empty_moments(keep_rows: bool) -> None:
+    moments = MomentSums(3, keep_rows=keep_rows).moments()
+    assert moments.mean_diagonal == 0
+    torch.testing.assert_close(
+        moments.gram(torch.eye(3, dtype=torch.float64)), torch.zeros((3, 3), dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_cross_is_the_covariance_with_other_rows(keep_rows: bool, rng: torch.Generator) -> None:
+    rows, other = _mixed((60, 4), rng) + 30, _mixed((60, 3), rng) - 50
+    sums = MomentSums(4, keep_rows=keep_rows, other_width=3)
+    for part, other_part in zip(rows.split(25), other.split(25), strict=True):
+        sums.add(part, other_part)
+    cross, mean = sums.cross()
+    exact = np.cov(other.double().numpy().T, rows.double().numpy().T, bias=True)[:3, 3:]
+    np.testing.assert_allclose(cross.numpy(), exact, rtol=0, atol=1e-4 * np.abs(exact).max())
+    np.testing.assert_allclose(mean.numpy(), other.double().numpy().mean(0), rtol=1e-6)
+
+
+def test_cross_without_other_rows_is_refused() -> None:
+    sums = MomentSums(2)
+    sums.add(torch.ones(3, 2))
+    with pytest.raises(TypeError, match="no other rows were added"):
+        sums.cross()
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_columns", "ridge"),
+    [(1000, 100, 1e-3), (10_000, 100, 1e-3), (100, 100, 1e-2), (1, 100, 1.0), (0, 100, 1.0), (5, 5000, 1.0)],
+)
+def test_ridge_grows_where_rows_are_few(n_rows: int, n_columns: int, ridge: float) -> None:
+    assert ridge_of(n_rows, n_columns) == pytest.approx(ridge)
+
+
+def _regression(
+    rng: torch.Generator, n_rows: int, *, keep_rows: bool
+) -> tuple[Tensor, Tensor, Moments, Tensor]:
+    rows = _mixed((n_rows, 6), rng)
+    weight = torch.randn((4, 6), generator=rng, dtype=torch.float64)
+    wanted = _mixed((n_rows, 4), rng)
+    sums = MomentSums(6, keep_rows=keep_rows, other_width=4)
+    sums.add(rows, wanted)
+    exact = np.linalg.lstsq(
+        (rows - rows.mean(0)).double().numpy(), (wanted - wanted.mean(0)).double().numpy(), rcond=None
+    )[0]
+    return weight, sums.cross()[0], sums.moments(), torch.from_numpy(exact.T)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_least_squares_with_a_tiny_ridge_is_lstsq(keep_rows: bool, rng: torch.Generator) -> None:
+    weight, cross, moments, exact = _regression(rng, 80, keep_rows=keep_rows)
+    fitted = least_squares_weight(weight, cross, moments, ridge=1e-7)
+    # Sums of float32 products, times the condition of the moments (some hundreds).
+    torch.testing.assert_close(fitted, exact, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_a_huge_ridge_keeps_the_old_weight(keep_rows: bool, rng: torch.Generator) -> None:
+    weight, cross, moments, _ = _regression(rng, 80, keep_rows=keep_rows)
+    fitted = least_squares_weight(weight, cross, moments, ridge=1e9)
+    torch.testing.assert_close(fitted, weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 1e-1, 1.0])
+@pytest.mark.parametrize("n_rows", [3, 80])
+def test_least_squares_by_rows_is_that_by_matrix(n_rows: int, ridge: float) -> None:
+    results = [
+        _regression(torch.Generator().manual_seed(1), n_rows, keep_rows=keep_rows)
+        for keep_rows in (False, True)
+    ]
+    by_matrix, by_rows = (
+        least_squares_weight(weight, cross, moments, ridge=ridge) for weight, cross, moments, _ in results
+    )
+    # Float32 sums against float64 ones, divided by the ridge.
+    torch.testing.assert_close(by_rows, by_matrix, rtol=0, atol=1e-5 / ridge)
+
+
+def test_least_squares_without_moments_takes_what_is_asked(rng: torch.Generator) -> None:
+    weight, cross = torch.randn((2, 3, 4), dtype=torch.float64, generator=rng)
+    identity = Moments.identity(4, torch.device("cpu"))
+    torch.testing.assert_close(least_squares_weight(weight, cross, identity, ridge=1e-3), cross)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_least_squares_on_constant_inputs_keeps_the_old_weight(keep_rows: bool, rng: torch.Generator) -> None:
+    sums = MomentSums(3, keep_rows=keep_rows, other_width=2)
+    sums.add(torch.ones(9, 3), torch.ones(9, 2))
+    weight = torch.randn((2, 3), dtype=torch.float64, generator=rng)
+    fitted = least_squares_weight(weight, sums.cross()[0], sums.moments(), ridge=1e-3)
+    torch.testing.assert_close(fitted, weight)

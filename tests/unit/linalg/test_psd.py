@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Roots and Cholesky factors, of regular, singular and indefinite matrices."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from slimrank._errors import WeightError
+from slimrank.linalg import cholesky_psd, square_roots
+
+
+def _psd(size: int, rank: int, rng: torch.Generator) -> Tensor:
+    factor = torch.randn((size, rank), dtype=torch.float64, generator=rng)
+    return factor @ factor.T
+
+
+@pytest.mark.parametrize("shrink", [1e-6, 0.1, 1.0])
+@pytest.mark.parametrize("rank", [2, 6])
+def test_square_roots_of_the_shrunk_matrix(rank: int, shrink: float, rng: torch.Generator) -> None:
+    matrix = _psd(6, rank, rng)
+    root, inverse = square_roots(matrix, shrink=shrink)
+    mean = matrix.diagonal().mean()
+    shrunk = (matrix + shrink * mean * torch.eye(6, dtype=torch.float64)) / (1 + shrink)
+    torch.testing.assert_close(root @ root, shrunk, rtol=0, atol=1e-12 * float(mean) * 6)
+    torch.testing.assert_close(root, root.T)
+    # The inverse magnifies roundings by the condition of the root, at most 1e3 * sqrt(6).
+    torch.testing.assert_close(root @ inverse, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close((root @ root).diagonal().mean(), mean)
+
+
+def test_square_roots_of_nothing_are_identities() -> None:
+    root, inverse = square_roots(torch.zeros((3, 3), dtype=torch.float64), shrink=0.1)
+    torch.testing.assert_close(root, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(inverse, torch.eye(3, dtype=torch.float64))
+    assert root.data_ptr() != inverse.data_ptr()
+
+
+def test_cholesky_of_a_regular_matrix_is_torchs(rng: torch.Generator) -> None:
+    matrix = _psd(5, 9, rng)
+    torch.testing.assert_close(cholesky_psd(matrix), torch.linalg.cholesky(matrix), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_cholesky_of_a_singular_matrix_moves_it_by_a_trifle(rank: int, rng: torch.Generator) -> None:
+    matrix = _psd(8, rank, rng)
+    before = matrix.clone()
+    factor = cholesky_psd(matrix)
+    assert torch.equal(factor, factor.tril())
+    # A rank deficit is cured by a jitter some powers of ten above float64 rounding.
+    torch.testing.assert_close(factor @ factor.T, matrix, rtol=0, atol=1e-8 * float(matrix.diagonal().mean()))
+    assert torch.equal(matrix, before)
+
+
+def test_cholesky_of_zeros_is_nearly_zero() -> None:
+    factor = cholesky_psd(torch.zeros((3, 3), dtype=torch.float64))
+    assert factor.isfinite().all()
+    assert factor.abs().max() < 1e-100
+
+
+def test_an_indefinite_matrix_is_refused() -> None:
+    with pytest.raises(WeightError, match="not positive semi-definite; check weights and data"):
+        cholesky_psd(torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)))
+
+
+def test_a_matrix_with_nan_is_refused() -> None:
+    with pytest.raises(WeightError, match="not positive semi-definite"):
+        cholesky_psd(torch.full((2, 2), float("nan"), dtype=torch.float64))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small networks, one thread for all of them, and what a caller's model looks like."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+_HERE = Path(__file__).parent
+
+
+def _load_nets() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("nets", _HERE / "nets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nets"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_NETS = _load_nets()
+
+
+@pytest.fixture
+def nets() -> ModuleType:
+    """The module of small networks."""
+    return _NETS
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Such small products are slower on two busy cores than on one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def snapshot() -> Callable[[nn.Module], object]:
+    """Everything of a model that the library must leave as it was."""
+
+    def take(model: nn.Module) -> object:
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return (
+            [(name, id(module), module.training) for name, module in model.named_modules()],
+            [
+                (name, id(p), p.requires_grad, p.device, p.dtype, p.grad is None, _bytes(p))
+                for name, p in model.named_parameters()
+            ],
+            [(name, id(b), b.device, b.dtype, _bytes(b)) for name, b in model.named_buffers()],
+            [
+                [(kind, list(getattr(module, kind).items())) for kind in hooks]
+                + [sorted(key for key in vars(module) if not key.startswith("_"))]
+                for module in model.modules()
+            ],
+        )
+
+    return take
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    data = tensor.detach().cpu().contiguous()
+    return data.flatten().view(torch.uint8).numpy().tobytes() if data.numel() else b""
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script in another process; ``nets`` can be imported there."""
+
+    def call(script: str, *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        file = tmp_path / "script.py"
+        file.write_text("import torch\ntorch.set_num_threads(1)\n" + script)
+        done = subprocess.run(
+            [sys.executable, str(file)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(_HERE), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return call

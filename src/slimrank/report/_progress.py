@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work: one line per phase on stderr, and the seconds each took."""
+"""Progress of long work: a bar per phase on stderr, and the seconds each took."""
 
 import contextlib
 import time
@@ -13,7 +13,7 @@ class Phases:
     """Phases of one run.
 
     Args:
-        shown: draw bars; False only takes the time.
+        shown: draw bars where stderr is a terminal; False only takes the time.
     """
 
     def __init__(self, *, shown: bool) -> None:
@@ -38,7 +38,10 @@ class Phases:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        progress = Progress(*columns, console=Console(stderr=True), disable=not self._shown, transient=True)
+        console = Console(stderr=True)
+        # A bar that cannot be redrawn would leave a blank line in the log for every phase.
+        disable = not (self._shown and console.is_terminal)
+        progress = Progress(*columns, console=console, disable=disable, transient=True)
         try:
             with progress:
                 task = progress.add_task(name, total=total)

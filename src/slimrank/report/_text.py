@@ -4,6 +4,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 
+from slimrank.cost import layer_cost, pair_cost
+from slimrank.plan import Plan
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
 from slimrank.report._numbers import (
     format_change,
@@ -45,7 +47,7 @@ def render_text(summary: Summary, *, width: int = 110) -> str:
     reasons = {layer.name: why_left(layer) for layer in summary.layers if layer.setting is None}
     blocks = [
         summary.title,
-        _totals(summary),
+        _costs("counted", summary.before, summary.after),
         _measurements(summary),
         "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
         _layers(summary),
@@ -94,13 +96,61 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110)
     return _joined([_table(columns, rows), closing, _reasons("Cannot be compressed", reasons, width)])
 
 
-def _totals(summary: Summary) -> str:
+def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
+    """A plan as plain text: what is done to each layer, and what the model then costs.
+
+    Args:
+        plan: what to show.
+        unit: of its damage; "" where it is not known.
+        width: columns at which remarks wrap; tables take what they need (about 90).
+
+    Returns:
+        Lines of ASCII (names as given), the last one ended.
+    """
+    specs = plan.steps[-1].structure.layers if plan.steps else {}
+    rows = [_plan_row(plan, spec) for spec in specs.values()]
+    layers = _table(("layer", "method", "form", ">rank", ">MACs", ">after", ">keep ratio"), rows)
+    closing = f"{plan.select}: {len(plan.settings)} of {len(specs)} layers compressed"
+    if plan.damage is not None:
+        closing += f"; predicted damage {format_damage(plan.damage)} {unit}".rstrip()
+    if plan.gap is not None:
+        closing += f" (another choice could save at most {format_percent(plan.gap, 1)} of it)"
+    reasons = {spec.name: why_not(spec) for spec in specs.values() if not spec.methods}
+    return _joined(
+        [
+            layers,
+            _costs("computed from shapes", plan.before, plan.after),
+            fill(closing, width, subsequent_indent="  "),
+            _reasons("Cannot be compressed", reasons, width),
+        ]
+    )
+
+
+def _plan_row(plan: Plan, spec: LayerSpec) -> tuple[str, ...]:
+    setting = plan.settings.get(spec.name)
+    before = layer_cost(spec).macs
+    if setting is None:
+        return (spec.name, setting_text(None), "", "-", format_count(before), format_count(before), "1.000")
+    after = pair_cost(spec, setting.form, setting.rank, has_bias=plan.has_bias or spec.has_bias).macs
+    return (
+        spec.name,
+        setting.method,
+        setting.form,
+        str(setting.rank),
+        format_count(before),
+        format_count(after),
+        format_ratio(after, before),
+    )
+
+
+def _costs(heading: str, before: Cost, after: Cost) -> str:
     rows = []
     for name in METRICS:
-        before, after = summary.before.metric(name), summary.after.metric(name)
-        numbers = (format_metric(name, before), format_metric(name, after), format_ratio(after, before))
-        rows.append((METRIC_LABELS[name], *numbers))
-    return _table(("counted", ">before", ">after", ">keep ratio"), rows)
+        old, new = before.metric(name), after.metric(name)
+        rows.append(
+            (METRIC_LABELS[name], format_metric(name, old), format_metric(name, new), format_ratio(new, old))
+        )
+    return _table((heading, ">before", ">after", ">keep ratio"), rows)
 
 
 def _measurements(summary: Summary) -> str:

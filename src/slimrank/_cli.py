@@ -1,0 +1,716 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: arguments in, one call, text or JSON out. The only file that prints.
+
+Every command returns an ``_Answer``; ``_Command`` prints it and turns errors into exit codes:
+0 done, 1 a bug (with its traceback), 2 something to correct (one line), 130 Ctrl-C.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import json
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, NotRequired, TypedDict, TypeVar, Unpack, cast
+
+import click
+import torch
+from torch import nn
+
+import slimrank as sr
+from slimrank._errors import FileError, NotEmptyError, OptionError, SlimrankError, UnknownNameError
+from slimrank.calibrate import LikelihoodChoice
+from slimrank.demo import run_demo
+from slimrank.deploy import Json
+from slimrank.graph import OutputChoice
+from slimrank.plan import nearest
+from slimrank.records import METRICS, Cost, Measurement, Method
+from slimrank.report import render_plan
+
+STOPPED = 130  # 128 + SIGINT, as shells count
+REFUSED = 2
+_REFERENCE = "package.module:name or path/to/file.py:name"
+_PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
+_Function = TypeVar("_Function", bound=Callable[..., "_Answer"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What a command says.
+
+    Attributes:
+        text: for people.
+        facts: for ``--json``.
+        code: exit code.
+    """
+
+    text: str
+    facts: Mapping[str, Json]
+    code: int = 0
+
+
+class _Command(click.Command):
+    """A command with ``--json`` and ``--traceback``, whose errors become exit codes."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.params += [
+            click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on stdout."),
+            click.Option(["--traceback", "with_traceback"], is_flag=True, help="Show where an error arose."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Runs the command, prints its answer, exits with its code."""
+        as_json, with_traceback = ctx.params.pop("as_json"), ctx.params.pop("with_traceback")
+        # What the user's own code prints must not end up inside the JSON.
+        guard = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        try:
+            with guard:
+                answer: _Answer = super().invoke(ctx)
+        except SlimrankError as error:
+            if with_traceback:
+                traceback.print_exception(error)
+            click.echo(f"slimrank: {' '.join(str(error).split())}", err=True)
+            ctx.exit(REFUSED)
+        except KeyboardInterrupt:
+            click.echo(f"\nslimrank: stopped; {_how_to_go_on(ctx)}", err=True)
+            ctx.exit(STOPPED)
+        click.echo(json.dumps(answer.facts, indent=1) if as_json else answer.text.rstrip("\n"))
+        ctx.exit(answer.code)
+
+
+def _how_to_go_on(ctx: click.Context) -> str:
+    kept = ctx.params.get("run_dir") or ctx.params.get("study_dir")
+    if kept is None:
+        return "nothing was kept"
+    if not Path(kept).exists():
+        return "nothing was measured yet"
+    return f"what was measured is kept in {kept}: the same command goes on from there"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sr.__version__, message="slimrank %(version)s")
+def cli() -> None:
+    """Makes trained PyTorch models smaller and faster, and keeps their accuracy.
+
+    MODEL, BATCHES and REF are written package.module:name or path/to/file.py:name. A function named
+    so is called without arguments and gives the model, or the batches; an object is taken as it is.
+
+    Exit codes: 0 done, 1 a bug, 2 something to correct, 130 stopped by Ctrl-C.
+    """
+
+
+cli.command_class = _Command
+
+
+# --- options that several commands share ---
+
+
+class _FitText(TypedDict):
+    """How data are read, as typed."""
+
+    inputs: str | None
+    outputs: str | None
+    likelihood: LikelihoodChoice
+    fisher: bool
+    draws: int
+    holdout: float
+    seed: int
+
+
+class _StudyText(_FitText):
+    """What a study measures, as typed."""
+
+    methods: tuple[str, ...]
+    skip: tuple[str, ...]
+    data_free: bool
+
+
+class _Fit(TypedDict):
+    """How data are read."""
+
+    inputs: Callable[[object], object] | None
+    outputs: OutputChoice
+    likelihood: LikelihoodChoice
+    fisher: bool
+    draws: int
+    holdout: float
+    seed: int
+
+
+class _Measure(_Fit):
+    """What a study measures."""
+
+    methods: Sequence[Method]
+    skip: Sequence[str]
+    data_free: bool
+
+
+class _Budgets(TypedDict):
+    """Keep ratios, and how ranks are rounded, as typed."""
+
+    macs: float | None
+    params: float | None
+    bytes: float | None
+    multiple_of: tuple[str, ...]
+    select: NotRequired[Literal["optimal", "greedy", "uniform"]]
+
+
+def _together(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
+    """Several options as one decorator, shown in this order."""
+
+    def add(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+_existing = click.Path(path_type=Path)
+_quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
+_methods = click.option("--methods", multiple=True, help=f"Only these: {', '.join(sr.METHODS)}.")
+_skip = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
+_on_layer = click.option(
+    "--on-layer", metavar="REF", help="Function of (model, layer name), called after each compressed layer."
+)
+_fit_options = _together(
+    click.option("--inputs", metavar="REF", help="Function of one batch that gives the model's inputs."),
+    click.option("--outputs", metavar="REF|KEY", help="Outputs that matter: a function, key or index."),
+    click.option(
+        "--likelihood",
+        type=click.Choice(["auto", "categorical", "bernoulli", "gaussian"]),
+        default="auto",
+        show_default=True,
+        help="How outputs are read.",
+    ),
+    click.option(
+        "--no-fisher", "fisher", flag_value=False, default=True, help="Use no output gradients, inputs only."
+    ),
+    click.option("--draws", type=int, default=4, show_default=True, help="Label-free draws per sample."),
+    click.option("--holdout", type=float, default=0.2, show_default=True, help="Share kept out of fits."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn."),
+)
+_study_options = _together(
+    _fit_options,
+    _methods,
+    _skip,
+    click.option("--data-free", is_flag=True, help="Use weights only; batches then only tell shapes."),
+)
+_budget_options = _together(
+    click.option("--macs", type=float, help="Keep ratio of the MACs, in (0, 1]."),
+    click.option("--params", type=float, help="Keep ratio of the parameters."),
+    click.option("--bytes", type=float, help="Keep ratio of the weight bytes."),
+    click.option(
+        "--multiple-of",
+        multiple=True,
+        metavar="N|GLOB=N",
+        help="Ranks are multiples of N; per layer with GLOB=N, the first match wins.",
+    ),
+)
+
+
+# --- commands ---
+
+
+@cli.command()
+@click.option("--out", type=_existing, default=Path("slimrank-demo"), show_default=True, help="Directory.")
+@click.option("--macs", type=float, default=0.5, show_default=True, help="Keep ratio of the MACs.")
+@_quiet
+def demo(out: Path, macs: float, quiet: bool) -> _Answer:
+    """Compress the bundled network on bundled images.
+
+    Writes OUT/model: weights, plan, manifest and report.html.
+    """
+    directory = out / "model"
+    _check_out(directory, overwrite=True)
+    run = run_demo(directory, macs=macs, progress=not quiet)
+    same = "bit for bit the same" if run.loads_equal else "DIFFERENT"
+    text = (
+        f"{run.result.summary(run.measurements)}\n"
+        f"Saved in {directory}; loaded again with slimrank.load, its outputs are {same}.\n"
+        f"Report: {directory / 'report.html'}\n"
+        f"{run.seconds:.0f} seconds in all."
+    )
+    facts = {
+        **_result_facts(run.result, directory, run.measurements),
+        "loads_equal": run.loads_equal,
+        "wall_seconds": run.seconds,
+    }
+    return _Answer(text=text, facts=facts, code=0 if run.loads_equal else 1)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("batches")
+@click.option("--out", "run_dir", type=_existing, required=True, help="Directory of the study; resumed.")
+@_study_options
+@_quiet
+def study(model: str, batches: str, run_dir: Path, quiet: bool, **options: Unpack[_StudyText]) -> _Answer:
+    """Measure what every layer of MODEL can lose on BATCHES.
+
+    All of it is kept in --out as it is measured: a command that was stopped goes on where it was.
+    """
+    network = _model(model)
+    data = _batches(batches)
+    measured = sr.study(network, data, run_dir=run_dir, progress=not quiet, **_read_study(options))
+    layers: list[Json] = [
+        {
+            "name": spec.name,
+            "kind": spec.kind,
+            "weight_shape": list(spec.weight_shape),
+            "macs": spec.macs,
+            "params": spec.params,
+            "methods": list(spec.methods),
+            "reason": spec.reason,
+        }
+        for spec in measured.layers
+    ]
+    facts: dict[str, Json] = {
+        "study": str(run_dir),
+        "before": _cost_facts(measured.before),
+        "unit": measured.unit,
+        "layers": layers,
+        "notes": [str(note) for note in measured.notes],
+        "seconds": dict(measured.seconds),
+    }
+    text = (
+        f"{measured.summary()}\nKept in {run_dir}. Next: slimrank plan {run_dir} --macs 0.5 --out plan.json"
+    )
+    return _Answer(text=text, facts=facts)
+
+
+@cli.command()
+@click.argument("study_dir", metavar="DIR", type=_existing)
+@_budget_options
+@click.option(
+    "--select",
+    type=click.Choice(["optimal", "greedy", "uniform"]),
+    default="optimal",
+    show_default=True,
+    help="How ranks are chosen.",
+)
+@_methods
+@_skip
+@click.option("--out", type=_existing, help="Plan file (JSON); without it the plan is only shown.")
+def plan(
+    study_dir: Path,
+    methods: tuple[str, ...],
+    skip: tuple[str, ...],
+    out: Path | None,
+    **budgets: Unpack[_Budgets],
+) -> _Answer:
+    """Choose a rank for every layer under a budget, from the study in DIR.
+
+    Needs no model and takes under a second.
+    """
+    measured = sr.Study.load(study_dir)
+    chosen = measured.plan(
+        macs=budgets["macs"],
+        params=budgets["params"],
+        bytes=budgets["bytes"],
+        select=budgets["select"],
+        multiple_of=_multiple_of(budgets["multiple_of"]),
+        methods=_split(methods) or None,
+        skip=skip,
+    )
+    if out is not None:
+        chosen.save(out)
+    settings: dict[str, Json] = {
+        name: {"method": setting.method, "form": setting.form, "rank": setting.rank}
+        for name, setting in chosen.settings.items()
+    }
+    facts: dict[str, Json] = {
+        "plan": None if out is None else str(out),
+        "select": chosen.select,
+        "before": _cost_facts(chosen.before),
+        "after": _cost_facts(chosen.after),
+        "keep_ratio": {metric: chosen.keep_ratio(metric) for metric in METRICS},
+        "damage": chosen.damage,
+        "unit": measured.unit,
+        "gap": chosen.gap,
+        "settings": settings,
+    }
+    closing = f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it."
+    return _Answer(text=f"{render_plan(chosen, measured.unit)}\n{closing}", facts=facts)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("plan_path", metavar="PLAN", type=_existing)
+@click.option("--out", type=_existing, required=True, help="Directory of the compressed model.")
+@click.option("--study", "study_dir", type=_existing, help="Fit to the inputs that this study kept.")
+@click.option("--batches", metavar="REF", help="Fit to these; without data factors come from weights alone.")
+@_fit_options
+@_on_layer
+@_overwrite
+@_quiet
+@click.pass_context
+def apply(
+    ctx: click.Context,
+    model: str,
+    plan_path: Path,
+    out: Path,
+    study_dir: Path | None,
+    batches: str | None,
+    on_layer: str | None,
+    overwrite: bool,
+    quiet: bool,
+    **options: Unpack[_FitText],
+) -> _Answer:
+    """Compress MODEL as PLAN says, and save it."""
+    _check_out(out, overwrite=overwrite)
+    chosen = sr.Plan.load(plan_path)
+    fit = _read_fit(options)
+    hook = None if on_layer is None else _function(on_layer, "--on-layer")
+    if study_dir is None:
+        network = _model(model)
+        data = None if batches is None else _batches(batches, "--batches")
+        result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, **fit)
+    else:
+        _refuse_fixed(ctx)
+        network = _model(model)
+        measured = sr.Study.load(study_dir, model=network, outputs=fit["outputs"], progress=not quiet)
+        result = measured.apply(chosen, on_layer=hook)
+    return _saved(result, out, overwrite)
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("batches")
+@click.option("--out", type=_existing, required=True, help="Directory of the compressed model.")
+@_budget_options
+@click.option(
+    "--no-compete", "compete", flag_value=False, default=True, help="Build the optimal plan only: faster."
+)
+@_study_options
+@_on_layer
+@click.option("--run-dir", type=_existing, help="Keep what is measured here, so that it can be resumed.")
+@click.option("--report", "report_path", type=_existing, help="Write the report here, too.")
+@_overwrite
+@_quiet
+def compress(
+    model: str,
+    batches: str,
+    out: Path,
+    macs: float | None,
+    params: float | None,
+    bytes: float | None,
+    multiple_of: tuple[str, ...],
+    compete: bool,
+    on_layer: str | None,
+    run_dir: Path | None,
+    report_path: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    **options: Unpack[_StudyText],
+) -> _Answer:
+    """Study, plan and apply in one: compress MODEL on BATCHES, and save it."""
+    _check_out(out, overwrite=overwrite)
+    result = sr.compress(
+        _model(model),
+        _batches(batches),
+        macs=macs,
+        params=params,
+        bytes=bytes,
+        compete=compete,
+        multiple_of=_multiple_of(multiple_of),
+        on_layer=None if on_layer is None else _function(on_layer, "--on-layer"),
+        run_dir=run_dir,
+        progress=not quiet,
+        **_read_study(options),
+    )
+    if report_path is not None:
+        result.report(report_path)
+    return _saved(result, out, overwrite)
+
+
+@cli.command()
+@click.argument("study_dir", metavar="DIR", type=_existing)
+@click.option("--out", type=_existing, required=True, help="HTML file.")
+def report(study_dir: Path, out: Path) -> _Answer:
+    """Write the study in DIR as one HTML page; a saved model has its report.html already."""
+    if (study_dir / "manifest.json").is_file() and (study_dir / "report.html").is_file():
+        raise OptionError(f"{study_dir} is a saved model; its report is {study_dir / 'report.html'}")
+    sr.Study.load(study_dir).report(out)
+    return _Answer(text=f"Report: {out}", facts={"report": str(out)})
+
+
+@cli.command()
+def env() -> _Answer:
+    """Show what a bug report needs."""
+    devices: list[Json] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts: dict[str, Json] = {
+        "slimrank": sr.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cuda_devices": devices,
+    }
+    shown = {**facts, "cuda": facts["cuda"] or "none", "cuda_devices": ", ".join(map(str, devices)) or "none"}
+    return _Answer(text="\n".join(f"{name:<13} {value}" for name, value in shown.items()), facts=facts)
+
+
+# --- typed text to values ---
+
+
+def _read_fit(options: _FitText) -> _Fit:
+    inputs = options["inputs"]
+    return {
+        "inputs": None if inputs is None else _function(inputs, "--inputs"),
+        "outputs": _outputs(options["outputs"]),
+        "likelihood": options["likelihood"],
+        "fisher": options["fisher"],
+        "draws": options["draws"],
+        "holdout": options["holdout"],
+        "seed": options["seed"],
+    }
+
+
+def _read_study(options: _StudyText) -> _Measure:
+    return {
+        **_read_fit(options),
+        "methods": _split(options["methods"]) or sr.METHODS,
+        "skip": options["skip"],
+        "data_free": options["data_free"],
+    }
+
+
+def _split(names: Iterable[str]) -> tuple[Method, ...]:
+    """Names given one by one or with commas between them; the library checks that they exist."""
+    parts = [part.strip() for name in names for part in name.split(",")]
+    return cast(tuple[Method, ...], tuple(part for part in parts if part))
+
+
+def _outputs(text: str | None) -> OutputChoice:
+    if text is None or ":" not in text:
+        return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
+    return _function(text, "--outputs")
+
+
+def _multiple_of(entries: Sequence[str]) -> int | Mapping[str, int]:
+    """One number, or globs in their order; a number among globs is for all other layers."""
+    by_glob: dict[str, int] = {}
+    default: int | None = None
+    for entry in entries:
+        glob, _, text = entry.rpartition("=")
+        if not text.isdecimal():
+            raise OptionError(
+                f"--multiple-of {entry!r} is no number; give N or GLOB=N, e.g. 8 or 'layer*=16'"
+            )
+        if glob:
+            by_glob[glob] = int(text)
+        elif default is not None:
+            raise OptionError(f"--multiple-of has two numbers, {default} and {text}; give one, and GLOB=N")
+        else:
+            default = int(text)
+    if not by_glob:
+        return 1 if default is None else default
+    return by_glob if default is None else {**by_glob, "*": default}
+
+
+def _refuse_fixed(ctx: click.Context) -> None:
+    """Refuses options that a study has decided already."""
+    fixed = ("batches", "inputs", "likelihood", "fisher", "draws", "holdout", "seed")
+    given = [
+        param.opts[0]
+        for param in ctx.command.params
+        if param.name in fixed
+        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise OptionError(
+            f"{', '.join(given)}: fixed when the study was made; leave it out, or leave out --study"
+        )
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuses now what saving would refuse after all the work, and never replaces foreign files."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise NotEmptyError(f"--out {out} is not empty; give another directory or --overwrite")
+    if not (out / "manifest.json").is_file():
+        raise NotEmptyError(
+            f"--out {out} holds something else than a saved model; give a directory of its own"
+        )
+
+
+# --- references to the user's code ---
+
+
+def _model(reference: str) -> nn.Module:
+    value = _made(reference, "MODEL")
+    if not isinstance(value, nn.Module):
+        raise OptionError(f"MODEL {reference!r} gives a {type(value).__name__}; give a torch.nn.Module")
+    return value
+
+
+def _batches(reference: str, where: str = "BATCHES") -> Iterable[object]:
+    value = _made(reference, where)
+    if not isinstance(value, Iterable):
+        raise OptionError(
+            f"{where} {reference!r} gives a {type(value).__name__}; give batches, as a list or a DataLoader"
+        )
+    return value
+
+
+def _made(reference: str, where: str) -> object:
+    """What a reference stands for: the object itself, or what the function of that name returns."""
+    value = _named(reference, where)
+    if isinstance(value, nn.Module) or not callable(value):
+        return value
+    with contextlib.suppress(ValueError):  # a builtin without a signature
+        needed = [
+            name
+            for name, parameter in inspect.signature(value).parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        if needed:
+            raise OptionError(
+                f"{where} {reference!r} needs arguments ({', '.join(needed)}); name a function without"
+            )
+    with _told(f"{where} {reference!r}"):
+        made: object = value()
+    return made
+
+
+def _function(reference: str, where: str) -> Callable[..., object]:
+    value = _named(reference, where)
+    if not callable(value):
+        raise OptionError(f"{where} {reference!r} is a {type(value).__name__}; name a function")
+    return value
+
+
+def _named(reference: str, where: str) -> object:
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise OptionError(f"{where} {reference!r} names nothing; write {_REFERENCE}")
+    is_file = place.endswith(".py") or "/" in place or "\\" in place
+    module = _module_of_file(Path(place), where) if is_file else _module_of_name(place, where)
+    value: object = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            known = [key for key in dir(value) if not key.startswith("_")]
+            raise UnknownNameError(f"{where}: {place} has no {name!r}; {nearest(part, known)}")
+        value = getattr(value, part)
+    return value
+
+
+def _module_of_name(name: str, where: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        with _told(f"{where}: {name}", passing=(SlimrankError, ModuleNotFoundError)):
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise OptionError(f"{where}: {name} imports {error.name}, which is not installed") from error
+        known = [path.stem for path in Path.cwd().glob("*.py")]
+        raise UnknownNameError(
+            f"{where}: no module {name!r} is installed or lies in {Path.cwd()}; {nearest(name, known)}"
+        ) from error
+
+
+def _module_of_file(path: Path, where: str) -> ModuleType:
+    file = path.resolve()
+    if not file.is_file():
+        known = [other.name for other in file.parent.glob("*.py")]
+        raise FileError(f"{where}: {path} does not exist; {nearest(file.name, known)}")
+    # As when Python runs the file: it may import what lies beside it.
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    name = file.stem
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) != str(file):
+        name = f"{name}_{sha256(str(file).encode()).hexdigest()[:8]}"
+        loaded = sys.modules.get(name)
+    if loaded is not None:
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise FileError(f"{where}: {path} is no Python file; write {_REFERENCE}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _told(f"{where}: {path}"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _told(where: str, passing: tuple[type[Exception], ...] = (SlimrankError,)) -> Iterator[None]:
+    """Errors of the user's own code, named as such."""
+    try:
+        yield
+    except passing:
+        raise
+    except (Exception, SystemExit) as error:
+        raise OptionError(
+            f"{where} raised {type(error).__name__}: {error} (--traceback shows where)"
+        ) from error
+
+
+# --- values to JSON ---
+
+
+def _saved(result: sr.Result, out: Path, overwrite: bool) -> _Answer:
+    result.save(out, overwrite=overwrite)
+    text = f"{result.summary()}\nSaved in {out}; report: {out / 'report.html'}"
+    return _Answer(text=text, facts=_result_facts(result, out))
+
+
+def _result_facts(result: sr.Result, out: Path, measurements: Sequence[Measurement] = ()) -> dict[str, Json]:
+    layers: list[Json] = [
+        {
+            "name": layer.name,
+            "before": _cost_facts(layer.before),
+            "after": _cost_facts(layer.after),
+            "setting": None if layer.setting is None else asdict(layer.setting),
+            "damage": layer.damage,
+            "fit": layer.fit,
+            "reason": layer.reason,
+        }
+        for layer in result.layers
+    ]
+    return {
+        "model": str(out),
+        "before": _cost_facts(result.before),
+        "after": _cost_facts(result.after),
+        "keep_ratio": {metric: result.keep_ratio(metric) for metric in METRICS},
+        "divergence": result.divergence,
+        "damage": result.damage,
+        "unit": result.unit,
+        "measurements": [asdict(measured) for measured in measurements],
+        "layers": layers,
+        "notes": [str(note) for note in result.notes],
+        "seconds": dict(result.seconds),
+    }
+
+
+def _cost_facts(cost: Cost) -> dict[str, Json]:
+    return {metric: cost.metric(metric) for metric in METRICS}
+
+
+def main() -> None:
+    """The program ``slimrank``."""
+    cli(prog_name="slimrank")
+
+
+if __name__ == "__main__":
+    main()

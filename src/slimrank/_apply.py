@@ -26,7 +26,16 @@ from slimrank.calibrate import (
 )
 from slimrank.graph import Batch, Lockstep, copy_model, quiet_copy, replace_module
 from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
-from slimrank.methods import Pair, Target, build_pair, dense_weight, effective_weight, empty_pair, fit_pair, metric_roots
+from slimrank.methods import (
+    Pair,
+    Target,
+    build_pair,
+    dense_weight,
+    effective_weight,
+    empty_pair,
+    fit_pair,
+    metric_roots,
+)
 from slimrank.plan import Plan
 from slimrank.records import LayerSpec, Note, Setting
 
@@ -197,9 +206,14 @@ class _Builder:
         self._shared = self._moments_of_shared()
 
     def _samples(self) -> tuple[Sequence[int], Sequence[int]]:
-        """Samples that can be held alive at one depth of both networks; the share of held-out ones is kept."""
+        """Samples that can be held alive at one depth of both networks.
+
+        The share of held-out ones is kept.
+        """
         feed = self._data.feed
-        largest = max((prod(call.input_shape) for spec in self._specs.values() for call in spec.calls), default=1)
+        largest = max(
+            (prod(call.input_shape) for spec in self._specs.values() for call in spec.calls), default=1
+        )
         # Two networks, each holding about a layer's input and one shortcut in float32.
         limit = max(_MIN_LIVE_SAMPLES, _LIVE_BYTES // (2 * 2 * 4 * largest))
         if feed.n_samples <= limit or feed.micro == 0:
@@ -208,8 +222,8 @@ class _Builder:
         self._notes.append(
             Note(
                 where="apply",
-                text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps the activations that "
-                "are alive at one depth below 2 GB (estimated)",
+                text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps the activations "
+                "that are alive at one depth below 2 GB (estimated)",
             )
         )
         return feed.fit[:n_fit], feed.held_out[: max(1, limit - n_fit)]
@@ -239,7 +253,8 @@ class _Builder:
         batches = [batch for batch, _ in self._batches]
         sources = {name: self._working.get_submodule(name) for name in names}
         if on_layer is None:
-            # The containers stand in place before the forwards start, so that a paused call finds its new content.
+            # The containers stand in place before the forwards start, so that a paused call finds its new
+            # content.
             for name in names:
                 replace_module(self._working, name, nn.Sequential(sources[name]))
         with contextlib.ExitStack() as stack:
@@ -274,7 +289,10 @@ class _Builder:
         own, joint, held_out, moved = self._rows(name, source, xs, x_hats)
         if not joint.n_rows:
             self._notes.append(
-                Note(where=name, text="no calibration sample reached it; its factors come from the weights alone")
+                Note(
+                    where=name,
+                    text="no calibration sample reached it; its factors come from the weights alone",
+                )
             )
             return _fit_weights(spec, setting, source)
         weight = dense_weight(source)
@@ -288,7 +306,12 @@ class _Builder:
             for value in _ridges(ridge, joint.n_rows, row_width(spec)):
                 dense = least_squares_weight(weight, cross, moments, ridge=value)
                 targets.append(
-                    (kind, Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value))
+                    (
+                        kind,
+                        Target(
+                            dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value
+                        ),
+                    )
                 )
             targets.append(
                 (
@@ -302,7 +325,10 @@ class _Builder:
             base = own.moments() if moved else moments
             for value in _ridges(ridge, joint.n_rows, row_width(spec)):
                 targets.append(
-                    (kind, Target(dense=weight, moments=base, root=root, inverse_root=inverse_root, ridge=value))
+                    (
+                        kind,
+                        Target(dense=weight, moments=base, root=root, inverse_root=inverse_root, ridge=value),
+                    )
                 )
         return self._best(spec, setting, targets, held_out, moments.mean, mean_out)
 
@@ -344,12 +370,14 @@ class _Builder:
         target = Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
         pair = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
         mean_out = weight @ moments.mean + _bias_of(source, weight)
-        return _Fit(pair=pair, bias=mean_out - effective_weight(spec, pair) @ moments.mean, kind="independent")
+        return _Fit(
+            pair=pair, bias=mean_out - effective_weight(spec, pair) @ moments.mean, kind="independent"
+        )
 
     def _rows(
         self, name: str, source: nn.Module, xs: Sequence[Tensor | None], x_hats: Sequence[Tensor | None]
     ) -> tuple[MomentSums, MomentSums, _Rows | None, bool]:
-        """Sums over the original's own inputs, joint sums with the new model's inputs, held-out rows, any change."""
+        """Sums over the original's own inputs, joint sums with the new model's, held-out rows, any change."""
         spec = self._specs[name]
         original = self._original_layers[name]
         width, n_out, keep = row_width(spec), spec.weight_shape[0], keeps_rows(spec)
@@ -359,10 +387,14 @@ class _Builder:
         is_changed = not torch.equal(dense_weight(source), dense_weight(original))
         held: list[tuple[Tensor, Tensor]] = []
         moved = False
-        for number, ((batch, is_held_out), x, x_hat) in enumerate(zip(self._batches, xs, x_hats, strict=True)):
+        for number, ((batch, is_held_out), x, x_hat) in enumerate(
+            zip(self._batches, xs, x_hats, strict=True)
+        ):
             if x is None or x_hat is None or x.shape != x_hat.shape:
                 continue
-            generator = torch.Generator().manual_seed(layer_seed(self._data.seed, self._index[name], number, 0))
+            generator = torch.Generator().manual_seed(
+                layer_seed(self._data.seed, self._index[name], number, 0)
+            )
             positions = draw_positions(spec, x, self._wanted(spec, batch), generator, token_mask(batch))
             rows = input_rows(original, spec, x, positions).float()
             rows_hat = input_rows(original, spec, x_hat, positions).float()
@@ -438,7 +470,11 @@ _KINDS = ("sequential", "independent", "weights")
 
 
 def _to_journal(fit: _Fit) -> Mapping[str, Tensor]:
-    tensors = {"first": fit.pair.first, "second": fit.pair.second, "kind": torch.tensor(_KINDS.index(fit.kind))}
+    tensors = {
+        "first": fit.pair.first,
+        "second": fit.pair.second,
+        "kind": torch.tensor(_KINDS.index(fit.kind)),
+    }
     return tensors if fit.bias is None else tensors | {"bias": fit.bias}
 
 

@@ -15,8 +15,8 @@ from slimrank._apply import Data, OnLayer, apply_plan, check_on_layer
 from slimrank._errors import BudgetError, FileError, OptionError, StudyError
 from slimrank._result import Result
 from slimrank._survey import (
-    Options,
     Opened,
+    Options,
     check_options,
     gather_gradients,
     measure,
@@ -34,7 +34,7 @@ from slimrank.deploy import (
     load_artifact,
     write_bytes,
 )
-from slimrank.graph import Batch, OutputChoice, count_by_module, describe_layers, run, stored
+from slimrank.graph import Batch, OutputChoice, count_by_module, describe_layers, map_tensors, run, stored
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, Step, Structure, check_structure, structure_of
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Method, Metric, Note
@@ -96,7 +96,10 @@ class Study:
 
     def __repr__(self) -> str:
         count = sum(1 for spec in self.layers if spec.methods)
-        return f"Study({count} of {len(self.layers)} layers compressible, {self.before.macs:,} MACs, {self.before.params:,} params)"
+        return (
+            f"Study({count} of {len(self.layers)} layers compressible, "
+            f"{self.before.macs:,} MACs, {self.before.params:,} params)"
+        )
 
     def summary(self) -> str:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
@@ -120,7 +123,7 @@ class Study:
         *,
         macs: float | None = None,
         params: float | None = None,
-        bytes: float | None = None,  # noqa: A002
+        bytes: float | None = None,
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
         multiple_of: int | Mapping[str, int] = 1,
         methods: Sequence[Method] | None = None,
@@ -133,7 +136,8 @@ class Study:
             params: keep ratio of the params.
             bytes: keep ratio of the bytes.
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
-            multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match wins.
+            multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match
+                wins.
             methods: fewer than were measured; None for all.
             skip: layer-name globs to leave alone.
 
@@ -152,7 +156,9 @@ class Study:
         if bytes is not None:
             budgets["bytes"] = bytes
         if not budgets:
-            raise BudgetError("a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5")
+            raise BudgetError(
+                "a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
+            )
         return select_plan(
             self, budgets=budgets, select=select, multiple_of=multiple_of, methods=methods, skip=tuple(skip)
         )
@@ -163,8 +169,8 @@ class Study:
         Args:
             plan: of this study, or of another study of the same architecture.
             on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
-            sequential: fit each layer to the inputs of the compressed model (guarded on held-out samples); False
-                fits every layer on its own.
+            sequential: fit each layer to the inputs of the compressed model (guarded on held-out samples);
+                False fits every layer on its own.
 
         Returns:
             The result.
@@ -263,7 +269,9 @@ class Study:
             methods=tuple(method for method in METHODS if method in _list(facts, "methods")),
             grams=store.read_tensors("gradients.safetensors") if store.has("gradients.safetensors") else {},
             unit=str(facts.get("unit")),
-            notes=tuple(Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)),
+            notes=tuple(
+                Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)
+            ),
             seconds={
                 key: float(value)
                 for key, value in _object(facts, "seconds").items()
@@ -275,7 +283,8 @@ class Study:
             return study
         if facts.get("outputs") == "function" and outputs is None:
             raise StudyError(
-                "the study was made with outputs= as a function, which no file can keep; pass the same outputs= again"
+                "the study was made with outputs= as a function, which no file can keep; "
+                "pass the same outputs= again"
             )
         kept = facts.get("outputs")
         chosen = outputs if outputs is not None or kept is None else kept
@@ -292,14 +301,17 @@ class Study:
         progress: bool,
     ) -> "Study":
         check_structure(
-            Plan(steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias),
+            Plan(
+                steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
+            ),
             structure_of(describe_layers(model)),
         )
         options = _options_from_json(_object(facts, "options"))
         if batches is None:
             if facts.get("inputs") is not True:
                 raise StudyError(
-                    f"{store.root} holds no inputs ({facts.get('inputs_reason')}); pass batches= to apply plans"
+                    f"{store.root} holds no inputs ({facts.get('inputs_reason')}); "
+                    "pass batches= to apply plans"
                 )
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
             batches, inputs = batch_from_files(store), _mover(device)
@@ -308,12 +320,17 @@ class Study:
         differing = [key for key, value in found.items() if self.fingerprint.get(key) != value]
         if differing:
             raise StudyError(
-                f"the study in {store.root} was made of other {' and '.join(differing)}; pass the same model and data, "
-                "or study again"
+                f"the study in {store.root} was made of other {' and '.join(differing)}; "
+                "pass the same model and data, or study again"
             )
         device = next(opened.original.parameters()).device
         session = _Session(
-            model=model, opened=opened, outputs=outputs, options=options, progress=progress, run_dir=store.root
+            model=model,
+            opened=opened,
+            outputs=outputs,
+            options=options,
+            progress=progress,
+            run_dir=store.root,
         )
         return replace(
             self, _session=session, grams={name: gram.to(device) for name, gram in self.grams.items()}
@@ -341,11 +358,12 @@ def study(
 
     Args:
         model: any module.
-        batches: a re-iterable (list, DataLoader) of unlabelled inputs: a tensor (first argument), a tuple (positional) or
-            a dict (keywords) each. A few hundred samples are a good number.
-        inputs: turns what the loader yields into inputs, e.g. ``lambda b: b[0]`` for (input, label); None for as it is.
-        outputs: which outputs matter: a function of what the model returns, a key or an index; None for ``logits``
-            where there are any, else all floating tensors.
+        batches: a re-iterable (list, DataLoader) of unlabelled inputs: a tensor (first argument), a tuple
+            (positional) or a dict (keywords) each. A few hundred samples are a good number.
+        inputs: turns what the loader yields into inputs, e.g. ``lambda b: b[0]`` for (input, label); None for
+            as it is.
+        outputs: which outputs matter: a function of what the model returns, a key or an index; None for
+            ``logits`` where there are any, else all floating tensors.
         likelihood: how outputs are read: "categorical", "bernoulli", "gaussian" or "auto".
         methods: methods to measure.
         skip: layer-name globs to leave alone.
@@ -436,7 +454,8 @@ def apply(
     Args:
         model: the same architecture, trained; it is copied.
         plan: e.g. from ``Plan.load``.
-        batches: unlabelled inputs to fit layers to; None takes factors from the weights alone, and the result says so.
+        batches: unlabelled inputs to fit layers to; None takes factors from the weights alone, and the result
+            says so.
         inputs: as in ``slimrank.study``.
         outputs: as in ``slimrank.study``.
         likelihood: as in ``slimrank.study``.
@@ -486,7 +505,7 @@ def compress(
     *,
     macs: float | None = None,
     params: float | None = None,
-    bytes: float | None = None,  # noqa: A002
+    bytes: float | None = None,
     compete: bool = True,
     multiple_of: int | Mapping[str, int] = 1,
     on_layer: OnLayer | None = None,
@@ -511,7 +530,8 @@ def compress(
         macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
         params: keep ratio of the params.
         bytes: keep ratio of the bytes.
-        compete: also build the single-method and the uniform plan, and return the best; False builds the optimal plan.
+        compete: also build the single-method and the uniform plan, and return the best; False builds the
+            optimal plan.
         multiple_of: as in ``Study.plan``.
         on_layer: as in ``Study.apply``.
         inputs: as in ``slimrank.study``.
@@ -535,7 +555,9 @@ def compress(
     """
     check_on_layer(on_layer)
     if macs is None and params is None and bytes is None:
-        raise BudgetError("compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5")
+        raise BudgetError(
+            "compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
+        )
     for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
         if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
             raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
@@ -566,7 +588,12 @@ def compress(
         for label, select, only in rivals:
             try:
                 plan = measured.plan(
-                    macs=macs, params=params, bytes=bytes, multiple_of=multiple_of, select=select, methods=only
+                    macs=macs,
+                    params=params,
+                    bytes=bytes,
+                    multiple_of=multiple_of,
+                    select=select,
+                    methods=only,
                 )
             except BudgetError as error:
                 notes.append(Note(where="compete", text=f"{label}: out of reach ({error})"))
@@ -675,8 +702,8 @@ def _build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, 
         notes=(
             Note(
                 where="apply",
-                text="no batches were given: factors come from the weights alone, nothing was measured, and MACs are "
-                "computed from the shapes in the plan; pass batches= to fit to data",
+                text="no batches were given: factors come from the weights alone, nothing was measured, and "
+                "MACs are computed from the shapes in the plan; pass batches= to fit to data",
             ),
             *applied.notes,
         ),
@@ -787,7 +814,8 @@ def _claim(store: Store, fingerprint: Mapping[str, str]) -> None:
         differing = [key for key, value in fingerprint.items() if found.get(key) != value]
         if differing:
             raise StudyError(
-                f"{store.root} holds a study of other {' and '.join(differing)}; give another run_dir or delete it"
+                f"{store.root} holds a study of other {' and '.join(differing)}; "
+                "give another run_dir or delete it"
             )
         return
     store.write_json("run.json", dict(fingerprint))
@@ -800,8 +828,6 @@ def _all_batches(opened: Opened) -> Iterable[Batch]:
 
 
 def _mover(device: torch.device) -> Inputs:
-    from slimrank.graph import map_tensors
-
     def move(raw: object) -> object:
         return map_tensors(raw, lambda tensor: tensor.to(device))
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurements behind a study: capture, gradients, moments, curves, anchors; each kept on disk as it is done."""
+"""The measurements behind a study, each kept on disk as it is done.
 
+They are capture, gradients, moments, curves and anchors.
+"""
+
+import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -177,9 +181,14 @@ def open_data(
             original, batch, methods=options.methods, skip=options.skip, has_bias=options.has_bias
         )
         for pattern in options.skip:
-            if not any(spec.reason == "skipped by the caller" and _matches(spec.name, pattern) for spec in captured.layers):
+            if not any(
+                spec.reason == "skipped by the caller" and _matches(spec.name, pattern)
+                for spec in captured.layers
+            ):
                 names = [spec.name for spec in captured.layers]
-                raise UnknownNameError(f"skip pattern {pattern!r} matches no layer; {nearest(pattern, names)}")
+                raise UnknownNameError(
+                    f"skip pattern {pattern!r} matches no layer; {nearest(pattern, names)}"
+                )
         check_compressible(captured.layers, original)
         feed = open_feed(
             batches,
@@ -201,8 +210,8 @@ def open_data(
             for name, tensor in reference.items():
                 if not tensor.isfinite().all():
                     raise NonFiniteError(
-                        f"output {name or 'of the model'} holds nan or inf on held-out samples; pass outputs= "
-                        "that picks finite tensors, or check weights and data"
+                        f"output {name or 'of the model'} holds nan or inf on held-out samples; pass "
+                        "outputs= that picks finite tensors, or check weights and data"
                     )
         likelihood = read_likelihood(references, options.likelihood)
         notes.append(Note(where="outputs", text=likelihood.reason))
@@ -211,8 +220,6 @@ def open_data(
 
 
 def _matches(name: str, pattern: str) -> bool:
-    import fnmatch
-
     return fnmatch.fnmatchcase(name, pattern)
 
 
@@ -287,17 +294,24 @@ def measure(
     if options.data_free:
         curves |= _weight_curves(opened.original, rest, options, phases)
         notes.append(
-            Note(where="study", text="data-free: factors come from the weights alone and damage is the share of "
-                 "each weight's energy that is lost; it is not anchored in measured divergences")
+            Note(
+                where="study",
+                text="data-free: factors come from the weights alone and damage is the share of "
+                "each weight's energy that is lost; it is not anchored in measured divergences",
+            )
         )
     else:
         anchors = _Anchors(opened, outputs, rest)
         for chunk in _chunks(rest):
             with phases.phase("moments", len(opened.feed.fit)) as advance:
-                moments = collect_moments(opened.original, opened.feed, chunk, seed=options.seed, advance=advance)
+                moments = collect_moments(
+                    opened.original, opened.feed, chunk, seed=options.seed, advance=advance
+                )
             with phases.phase("curves", len(chunk)) as advance:
                 for index, spec in chunk.items():
-                    curves[index] = _curves_of(spec, opened.original, moments[spec.name], grams, anchors, options)
+                    curves[index] = _curves_of(
+                        spec, opened.original, moments[spec.name], grams, anchors, options
+                    )
                     if store is not None:
                         _write_curves(store, index, curves[index])
                     advance(1)
@@ -314,19 +328,15 @@ def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec
 
 def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:
     n_fit = len(opened.feed.fit)
-    poor = [
-        spec.name
-        for spec in todo.values()
-        if _rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)
-    ]
+    poor = [spec.name for spec in todo.values() if _rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)]
     if not poor:
         return []
     listed = ", ".join(poor[:4]) + (f" and {len(poor) - 4} more" if len(poor) > 4 else "")
     return [
         Note(
             where="calibrate",
-            text=f"{n_fit} samples give fewer than {_FEW_ROWS} rows per column for {len(poor)} of {len(todo)} layers "
-            f"({listed}); their fits lean towards the original weights. More samples help",
+            text=f"{n_fit} samples give fewer than {_FEW_ROWS} rows per column for {len(poor)} of "
+            f"{len(todo)} layers ({listed}); their fits lean towards the original weights. More samples help",
         )
     ]
 
@@ -416,10 +426,16 @@ class _Anchors:
                 pair = fit_pair(spec, form, rank, target, alternations=_ANCHOR_ALTERNATIONS)
                 lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
                 pair_bias = lost if bias is None else lost + bias
-                replace_module(self._model, spec.name, nn.Sequential(*build_pair(spec, layer, pair, pair_bias)))
+                replace_module(
+                    self._model, spec.name, nn.Sequential(*build_pair(spec, layer, pair, pair_bias))
+                )
                 try:
                     value = measure_divergence(
-                        self._replay.outputs(), self._references, self._batches, self._likelihood, self._outputs
+                        self._replay.outputs(),
+                        self._references,
+                        self._batches,
+                        self._likelihood,
+                        self._outputs,
                     )
                 finally:
                     replace_module(self._model, spec.name, layer)
@@ -438,7 +454,9 @@ def _write_curves(store: Store, index: int, curves: Sequence[Curve]) -> None:
         for curve in curves
         for array in _ARRAYS
     }
-    store.write_tensors(f"curves-{index:04d}.safetensors", tensors, {"layer": curves[0].layer} if curves else None)
+    store.write_tensors(
+        f"curves-{index:04d}.safetensors", tensors, {"layer": curves[0].layer} if curves else None
+    )
 
 
 def _read_curves(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:

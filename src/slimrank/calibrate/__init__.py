@@ -9,7 +9,13 @@ from slimrank.calibrate._collect import (
     rows_wanted,
 )
 from slimrank.calibrate._feed import Feed, first_batch, open_feed
-from slimrank.calibrate._likelihood import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
+from slimrank.calibrate._likelihood import (
+    Likelihood,
+    LikelihoodChoice,
+    OutputModel,
+    choose_likelihood,
+    divergence,
+)
 from slimrank.calibrate._measure import measure_divergence, read_likelihood, reference_outputs
 from slimrank.calibrate._rows import (
     draw_positions,

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from slimrank._errors import GradientError, NonFiniteError
 from slimrank.calibrate._feed import Feed
 from slimrank.calibrate._likelihood import Likelihood, sampled_loss
-from slimrank.calibrate._rows import draw_positions, input_rows, keeps_rows, output_rows, row_cap, row_width, token_mask
+from slimrank.calibrate._rows import (
+    draw_positions,
+    input_rows,
+    keeps_rows,
+    output_rows,
+    row_cap,
+    row_width,
+    token_mask,
+)
 from slimrank.graph import OutputChoice, pick_outputs, run, tap_layers
 from slimrank.linalg import Moments, MomentSums
 from slimrank.records import LayerSpec
@@ -73,7 +81,15 @@ def collect_moments(
         mask = token_mask(batch)
         size = batch.n_samples if feed.micro else 1
 
-        def tap(name: str, call: int, x: Tensor, _y: Tensor, number: int = number, size: int = size, mask: Tensor | None = mask) -> None:
+        def tap(
+            name: str,
+            call: int,
+            x: Tensor,
+            _y: Tensor,
+            number: int = number,
+            size: int = size,
+            mask: Tensor | None = mask,
+        ) -> None:
             spec = by_name[name]
             generator = torch.Generator().manual_seed(layer_seed(seed, index_of[name], number, call))
             positions = draw_positions(spec, x, rows_wanted(spec, size / n_fit), generator, mask)
@@ -121,7 +137,9 @@ def collect_gradients(
         share = size / len(feed.fit)
         n_samples += size
 
-        def tap(name: str, call: int, _x: Tensor, y: Tensor, share: float = share, number: int = number) -> Tensor | None:
+        def tap(
+            name: str, call: int, _x: Tensor, y: Tensor, share: float = share, number: int = number
+        ) -> Tensor | None:
             if not y.requires_grad:
                 # A clone, since the user's code may go on in place, which a leaf forbids.
                 y = y.detach().requires_grad_().clone()
@@ -136,8 +154,9 @@ def collect_gradients(
                 loss = sampled_loss(options.likelihood, outputs, generator, token_mask(batch))
                 if not loss.requires_grad:
                     raise GradientError(
-                        "no gradient flows from the outputs to any layer (they are detached, or came out of an argmax); "
-                        "pass outputs=lambda out: ... that picks differentiable tensors, or fisher=False"
+                        "no gradient flows from the outputs to any layer (they are detached, or came "
+                        "out of an argmax); pass outputs=lambda out: ... that picks differentiable tensors, "
+                        "or fisher=False"
                     )
                 (loss * scale).backward(retain_graph=draw + 1 < options.draws)
         advance(size)
@@ -149,7 +168,8 @@ def collect_gradients(
     for name, total in sums.items():
         if not total.isfinite().all():
             raise NonFiniteError(
-                f"layer {name!r}: its output gradient holds nan or inf; check weights and data, or pass fisher=False"
+                f"layer {name!r}: its output gradient holds nan or inf; check weights and data, "
+                "or pass fisher=False"
             )
         grams[name] = (total / (n_samples * options.draws)).float()
     return grams

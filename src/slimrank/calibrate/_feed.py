@@ -89,8 +89,8 @@ class Feed:
             batch = self.read(raw)
             if number >= len(self.digests) or digest_batch(batch) != self.digests[number]:
                 raise BatchesError(
-                    f"batch {number} differs from what the first pass gave; the study needs the same data every "
-                    "time: use shuffle=False and no random augmentation, or pass list(loader)"
+                    f"batch {number} differs from what the first pass gave; the study needs the same data "
+                    "every time: use shuffle=False and no random augmentation, or pass list(loader)"
                 )
             count += 1
             yield batch
@@ -124,7 +124,8 @@ def first_batch(batches: object, inputs: Callable[[object], object] | None, mode
         )
     if isinstance(batches, nn.Module | str | bytes | Mapping):
         raise BatchesTypeError(
-            f"batches is a {type(batches).__name__}; give a re-iterable of batches, e.g. a list or a DataLoader"
+            f"batches is a {type(batches).__name__}; give a re-iterable of batches, "
+            "e.g. a list or a DataLoader"
         )
     if not isinstance(batches, Iterable):
         raise BatchesTypeError(
@@ -132,11 +133,14 @@ def first_batch(batches: object, inputs: Callable[[object], object] | None, mode
         )
     if iter(batches) is batches:
         raise BatchesTypeError(
-            f"batches is a {type(batches).__name__} that can be read only once; pass list(batches) or a DataLoader"
+            f"batches is a {type(batches).__name__} that can be read only once; "
+            "pass list(batches) or a DataLoader"
         )
     raw = next(iter(batches), None)
     if raw is None:
-        raise BatchesError("batches is empty; give at least one batch (a few hundred samples are a good number)")
+        raise BatchesError(
+            "batches is empty; give at least one batch (a few hundred samples are a good number)"
+        )
     batch = _reader(inputs)(raw)
     _check_samples(batch, 0)
     check_batch(batch, model, "batch 0")

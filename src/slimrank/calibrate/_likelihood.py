@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the outputs mean: a label-free loss to draw gradients from, and a divergence to measure damage with."""
+"""What the outputs mean.
+
+A label-free loss to draw gradients from, and a divergence to measure damage with.
+"""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from slimrank._errors import OptionError, OutputError
 
@@ -82,39 +85,43 @@ def choose_likelihood(tensors: Mapping[str, Tensor], choice: LikelihoodChoice) -
 
 def _choose_one(name: str, values: Tensor, choice: LikelihoodChoice) -> tuple[OutputModel, str]:
     dim = _class_dim(values)
+    if choice == "auto":
+        return _recognise(name, values, dim)
     if choice == "gaussian":
         return _gaussian(values), "as asked"
     if choice == "bernoulli":
         probability = bool((values >= 0).all() and (values <= 1).all())
         return OutputModel(family="bernoulli", dim=-1, is_probability=probability, scale=None), "as asked"
-    if choice == "categorical":
-        if values.ndim < 2 or values.shape[dim] < 2:
-            raise OutputError(
-                f"output {name or 'of the model'} is {list(values.shape)}: categorical needs at least two classes "
-                "in its last (or, for maps, second) dimension; use likelihood='bernoulli' or 'gaussian'"
-            )
-        is_probability = _sums_to_one(values, dim)
-        return OutputModel(family="categorical", dim=dim, is_probability=is_probability, scale=None), "as asked"
-    if values.ndim < 2 or values.shape[dim] < 2:
+    if not _has_classes(values, dim):
+        raise OutputError(
+            f"output {name or 'of the model'} is {list(values.shape)}: categorical needs at least two "
+            "classes in its last (or, for maps, second) dimension; use likelihood='bernoulli' or 'gaussian'"
+        )
+    return _categorical(dim, is_probability=_sums_to_one(values, dim)), "as asked"
+
+
+def _recognise(name: str, values: Tensor, dim: int) -> tuple[OutputModel, str]:
+    """The likelihood that the values themselves suggest, and why."""
+    if not _has_classes(values, dim):
         return _gaussian(values), "it has no dimension of classes"
     if _sums_to_one(values, dim):
-        return (
-            OutputModel(family="categorical", dim=dim, is_probability=True, scale=None),
-            "its values are probabilities that sum to one",
-        )
+        return _categorical(dim, is_probability=True), "its values are probabilities that sum to one"
+    if name.rpartition(".")[2] == "logits":
+        return _categorical(dim, is_probability=False), "it is called logits"
     log_p = values.log_softmax(dim)
     entropy = float(-(log_p.exp() * log_p).sum(dim).mean() / math.log(values.shape[dim]))
-    if name.rpartition(".")[2] == "logits" and values.shape[dim] > 1:
-        return (
-            OutputModel(family="categorical", dim=dim, is_probability=False, scale=None),
-            "it is called logits",
-        )
     if entropy < _CONFIDENT:
-        return (
-            OutputModel(family="categorical", dim=dim, is_probability=False, scale=None),
-            f"its softmax is confident (entropy {entropy:.2f} of the maximum)",
-        )
+        reason = f"its softmax is confident (entropy {entropy:.2f} of the maximum)"
+        return _categorical(dim, is_probability=False), reason
     return _gaussian(values), f"its softmax is near uniform (entropy {entropy:.2f} of the maximum)"
+
+
+def _has_classes(values: Tensor, dim: int) -> bool:
+    return values.ndim >= 2 and values.shape[dim] >= 2
+
+
+def _categorical(dim: int, *, is_probability: bool) -> OutputModel:
+    return OutputModel(family="categorical", dim=dim, is_probability=is_probability, scale=None)
 
 
 def _class_dim(values: Tensor) -> int:
@@ -172,7 +179,7 @@ def sampled_loss(
             logits = values.logit(1e-6) if model.is_probability else values
             uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
             target = (uniform < logits.detach().sigmoid()).to(logits.dtype)
-            terms = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            terms = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
             loss = (terms * _over_last(keep, terms)).sum()
         else:
             noise = torch.randn(values.shape, generator=generator).to(values.device)
@@ -187,7 +194,10 @@ def sampled_loss(
 
 
 def divergence(
-    likelihood: Likelihood, reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor], mask: Tensor | None
+    likelihood: Likelihood,
+    reference: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    mask: Tensor | None,
 ) -> Tensor:
     """Divergence from the original's outputs, per sample.
 
@@ -198,8 +208,8 @@ def divergence(
         mask: (N, T) bool, True for tokens that count; None for all.
 
     Returns:
-        (N,) float32. Categorical and bernoulli: KL divergence in nats, summed over positions. Gaussian: squared error
-        relative to the spread of each element over the data, averaged over the elements.
+        (N,) float32. Categorical and bernoulli: KL divergence in nats, summed over positions. Gaussian:
+        squared error relative to the spread of each element over the data, averaged over the elements.
     """
     total: Tensor | None = None
     for name, model in likelihood.outputs.items():
@@ -214,8 +224,8 @@ def divergence(
         elif model.family == "bernoulli":
             log_p, log_q = (v.logit(1e-6) if model.is_probability else v for v in (before, after))
             p = log_p.sigmoid()
-            terms = p * (F.logsigmoid(log_p) - F.logsigmoid(log_q)) + (1 - p) * (
-                F.logsigmoid(-log_p) - F.logsigmoid(-log_q)
+            terms = p * (functional.logsigmoid(log_p) - functional.logsigmoid(log_q)) + (1 - p) * (
+                functional.logsigmoid(-log_p) - functional.logsigmoid(-log_q)
             )
             part = (terms * _over_last(keep, terms)).reshape(len(before), -1).sum(1).clamp_min(0)
         else:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Divergence of a model from the original, measured."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,7 +12,9 @@ from slimrank.calibrate._rows import token_mask
 from slimrank.graph import Batch, OutputChoice, pick_outputs, run
 
 
-def reference_outputs(model: nn.Module, batches: Sequence[Batch], outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
+def reference_outputs(
+    model: nn.Module, batches: Sequence[Batch], outputs: OutputChoice
+) -> list[Mapping[str, Tensor]]:
     """Outputs of the original over batches.
 
     Args:
@@ -71,4 +74,4 @@ def measure_divergence(
         for result, reference, batch in zip(results, references, batches, strict=True)
     ]
     mean = float(torch.cat(parts).double().mean())
-    return mean if mean == mean else float("inf")
+    return float("inf") if math.isnan(mean) else mean

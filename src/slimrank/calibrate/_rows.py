@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from slimrank.graph import Batch
 from slimrank.records import LayerSpec
@@ -38,7 +38,8 @@ def token_mask(batch: Batch) -> Tensor | None:
     """Tokens that count, where the batch says so.
 
     Args:
-        batch: with an ``attention_mask`` (1 = token) or a ``..._padding_mask`` (True = padding) among its keywords.
+        batch: with an ``attention_mask`` (1 = token) or a ``..._padding_mask`` (True = padding) among its
+            keywords.
 
     Returns:
         (N, T) bool, True for tokens that count; None where the batch has no such mask.
@@ -55,7 +56,9 @@ def token_mask(batch: Batch) -> Tensor | None:
     return None
 
 
-def draw_positions(spec: LayerSpec, x: Tensor, count: int, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+def draw_positions(
+    spec: LayerSpec, x: Tensor, count: int, generator: torch.Generator, mask: Tensor | None
+) -> Tensor:
     """Positions of a layer's output, without repetition.
 
     Args:
@@ -113,7 +116,7 @@ def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) 
         pads = [0] * (2 * dims)
     if any(pads):
         mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-        x = F.pad(x, pads, mode=mode)
+        x = functional.pad(x, pads, mode=mode)
     size = tuple(x.shape[-dims:])
     channels = x.shape[1]
     # (N, C, *size) -> (N * prod(size), C)

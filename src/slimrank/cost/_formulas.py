@@ -51,7 +51,7 @@ def max_rank(spec: LayerSpec, form: Form) -> int:
     """
     c_out, c_in, *kernel = spec.weight_shape
     taps = prod(kernel)
-    if form == "linear" or form == "kxk_1x1":
+    if form in {"linear", "kxk_1x1"}:
         return min(c_out, c_in * taps)
     if form == "1x1_kxk":
         return min(c_in, c_out * taps)
@@ -119,7 +119,7 @@ def pair_costs(
 
 def _factor_taps(spec: LayerSpec, form: Form) -> tuple[int, int]:
     taps = prod(spec.kernel)
-    if form == "linear" or form == "kxk_1x1":
+    if form in {"linear", "kxk_1x1"}:
         return taps, 1
     if form == "1x1_kxk":
         return 1, taps
@@ -137,7 +137,7 @@ def _positions(spec: LayerSpec, shape: tuple[int, ...]) -> int:
 
 def _between_positions(spec: LayerSpec, form: Form, call: Call) -> int:
     """Positions of the map between the two factors."""
-    if form == "linear" or form == "kxk_1x1":
+    if form in {"linear", "kxk_1x1"}:
         return _positions(spec, call.output_shape)
     if form == "1x1_kxk":
         return _positions(spec, call.input_shape)

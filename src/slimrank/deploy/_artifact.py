@@ -52,14 +52,22 @@ def save_artifact(
     shutil.rmtree(draft, ignore_errors=True)
     store = Store(draft)
     try:
-        store.write_tensors(_WEIGHTS, tensors, {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)})
+        store.write_tensors(
+            _WEIGHTS, tensors, {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)}
+        )
         plan.save(draft / _PLAN)
         write_bytes(draft / _REPORT, report.encode())
-        facts: dict[str, Json] = {**manifest, "format": FORMAT, "weights_sha256": digest_file(draft / _WEIGHTS)}
+        facts: dict[str, Json] = {
+            **manifest,
+            "format": FORMAT,
+            "weights_sha256": digest_file(draft / _WEIGHTS),
+        }
         store.write_json(_MANIFEST, facts)
         _move_into_place(draft, target)
     except OSError as error:
-        raise FileError(f"{target} cannot be written ({error}); give a directory with room and rights") from error
+        raise FileError(
+            f"{target} cannot be written ({error}); give a directory with room and rights"
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -118,10 +126,10 @@ def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise FileError(
-                f"{name} is a {type(value).__name__}, not a tensor; it cannot be saved without pickle: drop the "
-                "extra state of that module first"
+                f"{name} is a {type(value).__name__}, not a tensor; it cannot be saved without pickle: "
+                "drop the extra state of that module first"
             )
-        key = (value.data_ptr(), value.storage_offset(), tuple(value.shape), tuple(value.stride()))
+        key = (value.data_ptr(), int(value.storage_offset()), tuple(value.shape), tuple(value.stride()))
         if value.numel() and key in first_name:
             aliases[name] = first_name[key]
             continue
@@ -137,7 +145,9 @@ def _aliases_of(weights: Path) -> dict[str, str]:
     return {str(name): str(first) for name, first in aliases.items()}
 
 
-def _load_state(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str], root: Path) -> None:
+def _load_state(
+    model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str], root: Path
+) -> None:
     state = dict(tensors)
     state.update({name: tensors[first] for name, first in aliases.items() if first in tensors})
     own = model.state_dict()
@@ -153,8 +163,8 @@ def _load_state(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mappin
             if (count := len(names))
         ]
         raise PlanError(
-            f"{root} does not fit {type(model).__name__}: tensors {', '.join(parts)}; build the model that was "
-            "compressed"
+            f"{root} does not fit {type(model).__name__}: tensors {', '.join(parts)}; "
+            "build the model that was compressed"
         )
     for name, parameter in model.named_parameters(remove_duplicate=False):
         # The dtype it was saved in, so that nothing is rounded on the way.

@@ -18,14 +18,19 @@ def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:
         batches: what to keep.
 
     Returns:
-        None, or why they cannot be kept (then nothing is written): an input that is neither tensor nor plain value.
+        None, or why they cannot be kept (then nothing is written): an input that is neither tensor nor
+        plain value.
     """
     tensors: dict[str, Tensor] = {}
     try:
         shapes: list[Json] = [
             {
-                "args": [_encode(value, f"{number}.{index}", tensors) for index, value in enumerate(batch.args)],
-                "kwargs": {key: _encode(value, f"{number}.{key}", tensors) for key, value in batch.kwargs.items()},
+                "args": [
+                    _encode(value, f"{number}.{index}", tensors) for index, value in enumerate(batch.args)
+                ],
+                "kwargs": {
+                    key: _encode(value, f"{number}.{key}", tensors) for key, value in batch.kwargs.items()
+                },
             }
             for number, batch in enumerate(batches)
         ]
@@ -58,7 +63,9 @@ def batch_from_files(store: Store) -> list[object]:
             raise FileError(f"{store.root / 'inputs.json'} holds a batch that is no object; restore a copy")
         args, kwargs = entry["args"], entry["kwargs"]
         if not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise FileError(f"{store.root / 'inputs.json'} holds a batch without args and kwargs; restore a copy")
+            raise FileError(
+                f"{store.root / 'inputs.json'} holds a batch without args and kwargs; restore a copy"
+            )
         if kwargs:
             batches.append({key: _decode(value, tensors) for key, value in kwargs.items()})
         else:
@@ -72,8 +79,8 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
         return {"tensor": path}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    if type(value) in {list, tuple}:
-        items = [_encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]  # type: ignore[arg-type]
+    if isinstance(value, list | tuple) and type(value) in {list, tuple}:
+        items = [_encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
         return {"list" if type(value) is list else "tuple": items}
     if isinstance(value, dict):
         return {"dict": {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}}

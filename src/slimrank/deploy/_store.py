@@ -45,14 +45,18 @@ class Store:
         try:
             value: Json = json.loads(path.read_text())
         except OSError as error:
-            raise FileError(f"{path} cannot be read ({error.strerror}); is this a directory of slimrank?") from error
+            raise FileError(
+                f"{path} cannot be read ({error.strerror}); is this a directory of slimrank?"
+            ) from error
         except ValueError as error:
             raise FileError(f"{path} is not whole JSON ({error}); delete it or restore a copy") from error
         if not isinstance(value, dict):
             raise FileError(f"{path} holds a {type(value).__name__}, not an object; restore a copy")
         return value
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    def write_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Writes tensors; shared storage must have been told apart before."""
         write_tensors(self.root / name, tensors, metadata)
 
@@ -77,10 +81,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise FileError(f"{path} cannot be written ({error}); give a directory with room and rights") from error
+        raise FileError(
+            f"{path} cannot be written ({error}); give a directory with room and rights"
+        ) from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a safetensors file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -90,7 +98,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         draft.replace(path)
     except (OSError, SafetensorError) as error:
         draft.unlink(missing_ok=True)
-        raise FileError(f"{path} cannot be written ({error}); give a directory with room and rights") from error
+        raise FileError(
+            f"{path} cannot be written ({error}); give a directory with room and rights"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -104,7 +114,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist; is this a directory of slimrank?") from error
     except (OSError, SafetensorError, ValueError) as error:
-        raise FileError(f"{path} is truncated or altered ({error}); restore a copy or make it again") from error
+        raise FileError(
+            f"{path} is truncated or altered ({error}); restore a copy or make it again"
+        ) from error
     return tensors
 
 

@@ -59,25 +59,32 @@ def as_batch(raw: object) -> Batch:
 
 
 def map_tensors(value: object, change: Callable[[Tensor], object]) -> object:
-    """A copy of nested tuples, lists, mappings and dataclasses with every tensor changed; the rest as it is."""
+    """A copy of nested containers with every tensor changed; the rest as it is.
+
+    Containers are tuples, lists, mappings and dataclasses.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, change) for item in value))
+        named: Callable[..., object] = type(value)
+        return named(*(map_tensors(item, change) for item in value))
     if isinstance(value, tuple | list):
         return type(value)(map_tensors(item, change) for item in value)
     if isinstance(value, Mapping):
         changed = {key: map_tensors(item, change) for key, item in value.items()}
         return changed if type(value) is dict else _like(value, changed)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: map_tensors(getattr(value, f.name), change) for f in dataclasses.fields(value) if f.init}
+        fields = {
+            f.name: map_tensors(getattr(value, f.name), change) for f in dataclasses.fields(value) if f.init
+        }
         return dataclasses.replace(value, **fields)
     return value
 
 
 def _like(value: Mapping[object, object], items: dict[object, object]) -> object:
     maker: Callable[..., object] = type(value)
-    return maker(**items) if all(isinstance(key, str) for key in items) else maker(items)
+    keywords = {key: item for key, item in items.items() if isinstance(key, str)}
+    return maker(**keywords) if len(keywords) == len(items) else maker(items)
 
 
 def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -161,7 +168,8 @@ def check_batch(batch: Batch, model: nn.Module, where: str) -> None:
     for name, tensor in batch_tensors(batch):
         if devices and str(tensor.device) not in devices and tensor.ndim:
             raise DeviceError(
-                f"{where}, {name}: the tensor is on {tensor.device}, the model on {', '.join(sorted(devices))}; "
+                f"{where}, {name}: the tensor is on {tensor.device}, the model on "
+                f"{', '.join(sorted(devices))}; "
                 f"move the batches with inputs=lambda b: b.to({sorted(devices)[0]!r}), or move the model"
             )
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -177,7 +185,7 @@ def digest_batch(batch: Batch) -> str:
     for name, tensor in batch_tensors(batch):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         data = tensor.detach().cpu().contiguous()
-        digest.update(data.view(torch.uint8).numpy() if data.ndim else repr(data.item()).encode())
+        digest.update(data.view(torch.uint8).numpy().data if data.ndim else repr(data.item()).encode())
     return digest.hexdigest()
 
 

@@ -52,7 +52,9 @@ class Captured:
     notes: tuple[Note, ...]
 
 
-def capture(model: nn.Module, batch: Batch, *, methods: Sequence[Method], skip: Sequence[str], has_bias: bool) -> Captured:
+def capture(
+    model: nn.Module, batch: Batch, *, methods: Sequence[Method], skip: Sequence[str], has_bias: bool
+) -> Captured:
     """Reads the layers of a model from a few forwards.
 
     Args:
@@ -82,7 +84,9 @@ def capture(model: nn.Module, batch: Batch, *, methods: Sequence[Method], skip: 
     before, macs_by_module = count_by_module(model, sample)
     uses, problem = read_weight_uses(model, sample)
     if problem is not None:
-        notes.append(Note(where="capture", text=f"torch.export failed ({problem}); layers were read from hooks alone"))
+        notes.append(
+            Note(where="capture", text=f"torch.export failed ({problem}); layers were read from hooks alone")
+        )
     owners = Counter(
         id(parameter)
         for module in model.modules()
@@ -99,7 +103,8 @@ def capture(model: nn.Module, batch: Batch, *, methods: Sequence[Method], skip: 
     swappable = [spec.name for spec in layers if spec.reason is None]
     refused = trial_swap(model, sample, swappable)
     layers = [
-        replace(spec, methods=(), reason=refused[spec.name]) if spec.name in refused else spec for spec in layers
+        replace(spec, methods=(), reason=refused[spec.name]) if spec.name in refused else spec
+        for spec in layers
     ]
     return Captured(
         layers=tuple(layers),
@@ -107,9 +112,7 @@ def capture(model: nn.Module, batch: Batch, *, methods: Sequence[Method], skip: 
         sample=sample,
         can_split=can_split,
         source="hooks" if problem is not None else "torch.export and hooks",
-        output_elements=sum(
-            _elements(call.output_shape) for name in calls for call in calls[name]
-        ),
+        output_elements=sum(_elements(call.output_shape) for name in calls for call in calls[name]),
         notes=tuple(notes),
     )
 
@@ -121,7 +124,8 @@ def describe_layers(model: nn.Module) -> tuple[LayerSpec, ...]:
         model: any module.
 
     Returns:
-        Every module that holds a matrix or kernel, in the order of ``named_modules()``, without calls or costs.
+        Every module that holds a matrix or kernel, in the order of ``named_modules()``, without calls or
+        costs.
     """
     return tuple(
         _describe(module, name, (), Counter(), {}, (), {})
@@ -213,7 +217,10 @@ def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Cal
 
 def _refusal(model: nn.Module, sample: Batch, error: Exception) -> str:
     given = ", ".join(
-        [f"{type(value).__name__}{list(value.shape) if isinstance(value, Tensor) else ''}" for value in sample.args]
+        [
+            f"{type(value).__name__}{list(value.shape) if isinstance(value, Tensor) else ''}"
+            for value in sample.args
+        ]
         + [f"{key}=" for key in sample.kwargs]
     )
     cure = (
@@ -221,7 +228,9 @@ def _refusal(model: nn.Module, sample: Batch, error: Exception) -> str:
         if len(sample.args) > 1
         else "check the shape and dtype of the inputs, or pass inputs=lambda b: ..."
     )
-    return f"{type(model).__name__} refuses the first batch ({given}): {type(error).__name__}: {error}; {cure}"
+    return (
+        f"{type(model).__name__} refuses the first batch ({given}): {type(error).__name__}: {error}; {cure}"
+    )
 
 
 def _can_split(model: nn.Module, batch: Batch) -> bool:
@@ -326,28 +335,53 @@ def _reason(
         return f"no method for {type(module).__name__}"
     if name == "":
         return "the model itself is this layer; wrap it in nn.Sequential to compress it"
-    own = type(module)
-    if own.forward is not base.forward or own.__call__ is not base.__call__ or (
-        getattr(own, "_conv_forward", None) is not getattr(base, "_conv_forward", None)
-    ):
-        return f"{own.__name__} has a forward of its own"
+    if _has_own_forward(module, base):
+        return f"{type(module).__name__} has a forward of its own"
     weight = module._parameters.get("weight")
     if weight is None:
         return "its weight is computed from other parameters (parametrised)"
+    return (
+        _storage_reason(weight, owners)
+        or _call_reason(module, name, calls, uses)
+        or _content_reason(module, weight)
+    )
+
+
+def _has_own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
+    own = type(module)
+    return (
+        own.forward is not base.forward
+        or own.__call__ is not base.__call__
+        or (getattr(own, "_conv_forward", None) is not getattr(base, "_conv_forward", None))
+    )
+
+
+def _storage_reason(weight: Tensor, owners: Counter[int]) -> str | None:
     if not weight.is_floating_point() or weight.is_sparse or weight.is_meta:
-        return f"its weight is {weight.dtype}{' on the meta device' if weight.is_meta else ''}, not a plain floating tensor"
+        place = " on the meta device" if weight.is_meta else ""
+        return f"its weight is {weight.dtype}{place}, not a plain floating tensor"
     if owners[id(weight)] > 1:
         return "its weight is shared with another module"
+    return None
+
+
+def _call_reason(module: nn.Module, name: str, calls: Sequence[Call], uses: Mapping[str, str]) -> str | None:
     if not calls:
         used = uses.get(f"{name}.weight")
         return f"never called as a module; its weight is read by {used}" if used else "never called"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return "it carries hooks, which a replacement would lose; remove them to compress it"
+    return None
+
+
+def _content_reason(module: nn.Module, weight: Tensor) -> str | None:
     if not weight.any():
         return "its weight is all zero"
     groups = getattr(module, "groups", 1)
     if groups != 1:
-        return "depthwise convolution" if groups == weight.shape[0] else f"grouped convolution ({groups} groups)"
+        return (
+            "depthwise convolution" if groups == weight.shape[0] else f"grouped convolution ({groups} groups)"
+        )
     return None
 
 
@@ -367,5 +401,7 @@ def _with_methods(spec: LayerSpec, methods: Sequence[Method], has_bias: bool) ->
     if applying:
         return replace(spec, methods=applying)
     offered = any(forms_of(spec, method) for method in methods)
-    reason = "too small to gain: even rank 1 costs as much" if offered else f"none of {', '.join(methods)} applies"
+    reason = (
+        "too small to gain: even rank 1 costs as much" if offered else f"none of {', '.join(methods)} applies"
+    )
     return replace(spec, reason=reason)

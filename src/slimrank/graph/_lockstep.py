@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many forwards that pause together at a layer, so that it can be fitted before any of them goes on.
 
-A forward is the user's own Python; it cannot be cut in two. So each batch runs in a thread of its own, one at a
-time, and waits inside the call of the layer. All layers together then cost one forward over the data, and what is
-held is what is alive at one depth of the network.
+A forward is the user's own Python; it cannot be cut in two. So each batch runs in a thread of its own, one
+at a time, and waits inside the call of the layer. All layers together then cost one forward over the data,
+and what is held is what is alive at one depth of the network.
 """
 
 import contextlib

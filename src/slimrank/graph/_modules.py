@@ -34,7 +34,8 @@ def copy_model(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be deep-copied ({error}); remove what copy.deepcopy(model) refuses"
+            f"{type(model).__name__} cannot be deep-copied ({error}); "
+            "remove what copy.deepcopy(model) refuses"
         ) from error
 
 

@@ -16,7 +16,8 @@ def pick_outputs(result: object, choice: OutputChoice) -> Mapping[str, Tensor]:
 
     Args:
         result: what the model returned.
-        choice: a function of it, a key, an index, or None: ``logits`` where there is one, else all floating tensors.
+        choice: a function of it, a key, an index, or None: ``logits`` where there is one, else all
+            floating tensors.
 
     Returns:
         Tensors by path; "" for a bare tensor.
@@ -31,7 +32,9 @@ def pick_outputs(result: object, choice: OutputChoice) -> Mapping[str, Tensor]:
             f"outputs={choice!r} does not fit what the model returned, a {type(result).__name__} "
             f"({type(error).__name__}: {error}); give a function of it, a key or an index"
         ) from error
-    tensors = {name: tensor for name, tensor in named_tensors(picked) if tensor.is_floating_point() and tensor.ndim}
+    tensors = {
+        name: tensor for name, tensor in named_tensors(picked) if tensor.is_floating_point() and tensor.ndim
+    }
     if choice is None:
         logits = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "logits"}
         tensors = logits or tensors

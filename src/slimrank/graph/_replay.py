@@ -35,7 +35,8 @@ class _Record:
 class Replay:
     """Repeated forwards of one unchanged model over the same batches, from a layer onwards.
 
-    Only outputs of the modules just before the layer are kept: a block's parts are dropped when the block is done.
+    Only outputs of the modules just before the layer are kept: a block's parts are dropped when the block is
+    done.
 
     Args:
         model: a private copy in eval mode; only the layer under test may differ between forwards.

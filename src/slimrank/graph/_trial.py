@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trial swaps: which layers may be replaced without their parents noticing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class _Wrapper(nn.Sequential):
 
     def forward(self, *args: object, **kwargs: object) -> object:
         self.n_calls += 1
-        return super().forward(*args, **kwargs)
+        forward: Callable[..., object] = super().forward
+        return forward(*args, **kwargs)
 
 
 def _try(model: nn.Module, sample: Batch, names: Sequence[str], expected: Sequence[_Observed]) -> str | None:
@@ -94,8 +95,8 @@ def _try(model: nn.Module, sample: Batch, names: Sequence[str], expected: Sequen
             if not _same(tensors, got):
                 return "its parent computes something else when the layer is wrapped"
     finally:
-        for name, wrapper in wrappers.items():
-            replace_module(model, name, layers[name])
+        for name, layer in layers.items():
+            replace_module(model, name, layer)
     if any(wrapper.n_calls == 0 for wrapper in wrappers.values()):
         return "the model calls it through another reference than its place in the module tree"
     return None

@@ -16,8 +16,8 @@ _ROWS_PER_COLUMN = 10
 def ridge_of(n_rows: int, n_columns: int) -> float:
     """Share of the mean diagonal that is added to a second moment before it is inverted.
 
-    With ten rows a column the moments are trusted; below, the ridge grows in proportion, and the fit falls back
-    towards the weights alone.
+    With ten rows a column the moments are trusted; below, the ridge grows in proportion, and the fit falls
+    back towards the weights alone.
 
     Args:
         n_rows: rows that were summed.
@@ -37,7 +37,8 @@ class Moments:
     Attributes:
         mean: (D,) float64.
         matrix: (D, D) float64, or None.
-        rows: (S, D) float32 or float64, centred, or None. Without matrix and rows the moments are the identity.
+        rows: (S, D) float32 or float64, centred, or None. Without matrix and rows the moments are the
+            identity.
         n_rows: S; 0 for the identity.
     """
 

@@ -17,8 +17,8 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
         ridge: share of the mean diagonal that is added to H while directions are chosen, above 0.
 
     Returns:
-        ``basis`` (O, R) float64 with orthonormal columns, R = min(O, D); ``errors`` (R + 1,) float64, entry r is
-        ``1/2 tr((M - U_r U_r^T M) H (...)^T)`` on the un-ridged moments: never rising, entry 0 is all.
+        ``basis`` (O, R) float64 with orthonormal columns, R = min(O, D); ``errors`` (R + 1,) float64, entry r
+        is ``1/2 tr((M - U_r U_r^T M) H (...)^T)`` on the un-ridged moments: never rising, entry 0 is all.
 
     Source: principal components of predicted outputs, Zhang et al. 2016, arXiv 1505.06798, section 2.
     """
@@ -33,7 +33,8 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
     else:
         scaled = weighted @ cholesky_psd(moments.ridged(ridge))  # (O, D)
         _, vectors = torch.linalg.eigh(scaled.T @ scaled)
-        # QR instead of a division by singular values: columns stay orthonormal where the weight has no full rank.
+        # QR instead of a division by singular values: columns stay orthonormal where the weight has no full
+        # rank.
         basis = torch.linalg.qr(scaled @ vectors.flip(1)).Q
         kept = moments.diagonal_of(basis.T @ weighted)
         total = moments.diagonal_of(weighted).sum()
@@ -41,7 +42,9 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
     return basis, errors
 
 
-def project_pair(dense: Tensor, basis: Tensor, rank: int, root: Tensor, inverse_root: Tensor) -> tuple[Tensor, Tensor]:
+def project_pair(
+    dense: Tensor, basis: Tensor, rank: int, root: Tensor, inverse_root: Tensor
+) -> tuple[Tensor, Tensor]:
     """Factors of the best weight of a rank, given the output basis.
 
     Args:

@@ -43,6 +43,8 @@ def cholesky_psd(matrix: Tensor) -> Tensor:
     Raises:
         WeightError: no jitter up to 1e-3 of the mean diagonal helps.
     """
+    factor: Tensor
+    info: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not info.any():
         return factor

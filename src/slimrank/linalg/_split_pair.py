@@ -38,7 +38,8 @@ class SplitFactors:
     Attributes:
         first: (R, C_in, F) float64.
         second: (O, R, S) float64, with the output metric multiplied in.
-        gain: what the pair explains, ``tr(T W'^T)`` at the least-squares second factor; error = (total - gain) / 2.
+        gain: what the pair explains, ``tr(T W'^T)`` at the least-squares second factor;
+            error = (total - gain) / 2.
     """
 
     first: Tensor
@@ -70,7 +71,7 @@ def initial_first_factor(weighted: Tensor, moment: Tensor, split: Split) -> Tens
     else:
         _, vectors = torch.linalg.eigh(scaled.T @ scaled)
         left = torch.linalg.qr(scaled @ vectors.flip(1)).Q
-    first_factor = torch.linalg.solve_triangular(factor.T, left, upper=True).T
+    first_factor: Tensor = torch.linalg.solve_triangular(factor.T, left, upper=True).T
     return first_factor.reshape(-1, channels, first)
 
 
@@ -91,7 +92,8 @@ def nested_errors(weighted: Tensor, moment: Tensor, first: Tensor, split: Split)
         split: how D divides.
 
     Returns:
-        (R + 1,) float64, never rising: ``1/2 (tr(M H M^T) - gain of the first r)`` at the least-squares second factor.
+        (R + 1,) float64, never rising: ``1/2 (tr(M H M^T) - gain of the first r)`` at the least-squares
+        second factor.
     """
     rows = _expand(first, split)
     target = weighted @ moment  # (O, D)
@@ -129,8 +131,8 @@ def refine_split(
 ) -> SplitFactors:
     """Alternates between the two factors; the gain never falls.
 
-    The first factor is improved by a few preconditioned conjugate-gradient steps on its normal equations (they
-    are too large to write down), the second by exact least squares.
+    The first factor is improved by a few preconditioned conjugate-gradient steps on its normal equations
+    (they are too large to write down), the second by exact least squares.
 
     Args:
         target: (O, D) float64, ``T = G^(1/2) W H``.
@@ -159,7 +161,9 @@ def refine_split(
     return best
 
 
-def _improve_first(target: Tensor, moment: Tensor, factors: SplitFactors, split: Split, strip_factor: Tensor) -> Tensor:
+def _improve_first(
+    target: Tensor, moment: Tensor, factors: SplitFactors, split: Split, strip_factor: Tensor
+) -> Tensor:
     n_out = len(target)
     second = factors.second
     height = split.channels * split.first

@@ -32,7 +32,9 @@ class Anchor:
     divergence: float
 
 
-def layer_curves(spec: LayerSpec, methods: Sequence[Method], target: Target, *, has_bias: bool) -> tuple[Curve, ...]:
+def layer_curves(
+    spec: LayerSpec, methods: Sequence[Method], target: Target, *, has_bias: bool
+) -> tuple[Curve, ...]:
     """Curves of a layer, one per form, damage not yet anchored (it equals the error).
 
     Args:
@@ -121,9 +123,7 @@ def anchored_curves(curves: Sequence[Curve], anchors: Mapping[Method, Sequence[A
     Returns:
         The curves, damage replaced.
     """
-    return tuple(
-        replace(curve, damage=_interpolate(curve.error, anchors[curve.method])) for curve in curves
-    )
+    return tuple(replace(curve, damage=_interpolate(curve.error, anchors[curve.method])) for curve in curves)
 
 
 def _interpolate(error: NDArray[np.float64], anchors: Sequence[Anchor]) -> NDArray[np.float64]:
@@ -136,7 +136,8 @@ def _interpolate(error: NDArray[np.float64], anchors: Sequence[Anchor]) -> NDArr
     at = np.log(np.maximum(error, 1e-12 * largest))
     result = np.interp(at, x, y)
     slope = float(np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), _MIN_SLOPE, _MAX_SLOPE)) if len(x) > 1 else 1.0
-    # Below the smallest measured error the form is quadratic and exact in order: divergence goes with the error.
+    # Below the smallest measured error the form is quadratic and exact in order: divergence goes with the
+    # error.
     result = np.where(at < x[0], y[0] + (at - x[0]), result)
     result = np.where(at > x[-1], y[-1] + slope * (at - x[-1]), result)
     damage: NDArray[np.float64] = np.exp(result)

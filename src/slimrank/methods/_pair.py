@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Low-rank pairs: from a dense weight and its metric to two factors, their error, and two modules."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -22,6 +23,13 @@ from slimrank.methods._table import RULES
 from slimrank.records import Form, LayerSpec
 
 _GRADIENT_SHRINK = 0.1
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_Factor = nn.Linear | _Conv
+_CONVS: Mapping[str, Callable[..., _Conv]] = {
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -151,7 +159,9 @@ def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:
     return weight
 
 
-def build_pair(spec: LayerSpec, layer: nn.Module, pair: Pair, bias: Tensor | None) -> tuple[nn.Module, nn.Module]:
+def build_pair(
+    spec: LayerSpec, layer: nn.Module, pair: Pair, bias: Tensor | None
+) -> tuple[nn.Module, nn.Module]:
     """The two modules that replace a layer.
 
     Args:
@@ -183,7 +193,7 @@ def build_pair(spec: LayerSpec, layer: nn.Module, pair: Pair, bias: Tensor | Non
     return modules
 
 
-def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tuple[nn.Linear | nn.Conv1d, ...]:
+def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tuple[_Factor, _Factor]:
     """Modules of the right shapes, on the meta device.
 
     Args:
@@ -201,17 +211,17 @@ def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tup
             nn.Linear(c_in, rank, bias=False, device="meta"),
             nn.Linear(rank, c_out, bias=has_bias, device="meta"),
         )
-    conv = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[spec.kind]
+    conv = _CONVS[spec.kind]
     rule, n_dims = RULES[form], len(spec.kernel)
 
-    def factor(n_in: int, n_out: int, taps: tuple[bool, ...], bias: bool) -> nn.Conv1d:
+    def factor(n_in: int, n_out: int, taps: tuple[bool, ...], bias: bool) -> _Conv:
         def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
             return tuple(v if used else neutral for v, used in zip(values, taps, strict=True))
 
         padding = spec.padding if isinstance(spec.padding, str) else pick(spec.padding, 0)
         if not any(taps):
             padding = pick((0,) * len(taps), 0)
-        module: nn.Conv1d = conv(
+        return conv(
             n_in,
             n_out,
             pick(spec.kernel, 1),
@@ -222,7 +232,6 @@ def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tup
             padding_mode=spec.padding_mode if any(taps) else "zeros",
             device="meta",
         )
-        return module
 
     return factor(c_in, rank, rule.first_taps(n_dims), bias=False), factor(
         rank, c_out, rule.second_taps(n_dims), bias=has_bias
@@ -238,7 +247,9 @@ def _arrangement(spec: LayerSpec, form: Form, device: torch.device) -> tuple[Spl
     columns = torch.arange(channels * prod(kernel), device=device).view(channels, *kernel)
     ordered = columns.permute(0, *(1 + dim for dim in first + second)).reshape(-1)
     split = Split(
-        channels=channels, first=prod(kernel[dim] for dim in first), second=prod(kernel[dim] for dim in second)
+        channels=channels,
+        first=prod(kernel[dim] for dim in first),
+        second=prod(kernel[dim] for dim in second),
     )
     return split, ordered
 

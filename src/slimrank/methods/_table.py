@@ -13,4 +13,6 @@ TABLE: Mapping[Method, tuple[FormRule, ...]] = MappingProxyType(
     {"weight_svd": WEIGHT_SVD, "spatial_svd": SPATIAL_SVD}
 )
 METHODS: tuple[Method, ...] = tuple(TABLE)
-RULES: Mapping[Form, FormRule] = MappingProxyType({rule.form: rule for rules in TABLE.values() for rule in rules})
+RULES: Mapping[Form, FormRule] = MappingProxyType(
+    {rule.form: rule for rules in TABLE.values() for rule in rules}
+)

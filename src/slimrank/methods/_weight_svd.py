@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight SVD: Linear -> two Linears, k x k -> k x k and 1x1 in either order. Derivation: docs/weight_svd.md."""
+"""Weight SVD: Linear -> two Linears, k x k -> k x k and 1x1 in either order.
+
+Derivation: docs/weight_svd.md.
+"""
 
 from slimrank.methods._form_rule import FormRule
 

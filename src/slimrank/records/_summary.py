@@ -18,7 +18,8 @@ class LayerResult:
         before, after: counted cost; equal where the layer was left alone.
         setting: what was done; None where nothing was.
         damage: predicted divergence of this layer alone, in the unit of the study; None without a setting.
-        fit: "sequential", "independent" or "weights": what the factors were fitted to; None without a setting.
+        fit: "sequential", "independent" or "weights": what the factors were fitted to; None without a
+            setting.
         reason: why the layer was left alone; None with a setting.
     """
 

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How outputs are read: the choice, the label-free loss, the divergence, and that the two fit together."""
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from slimrank._errors import OptionError, OutputError
+from slimrank.calibrate import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
+from slimrank.calibrate._likelihood import Family, sampled_loss
+
+_N_DRAWS = 20_000
+
+
+def _likelihood(
+    family: Family, *, dim: int = -1, is_probability: bool = False, scale: Tensor | None = None
+) -> Likelihood:
+    model = OutputModel(family=family, dim=dim, is_probability=is_probability, scale=scale)
+    return Likelihood(outputs={"": model}, reason="")
+
+
+def _one(likelihood: Likelihood) -> OutputModel:
+    (model,) = likelihood.outputs.values()
+    return model
+
+
+def _confident(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    return 20 * torch.randn(shape, generator=rng)
+
+
+# --- the choice ---
+
+
+def test_auto_takes_confident_logits_as_categorical(rng: torch.Generator) -> None:
+    likelihood = choose_likelihood({"": _confident((30, 5), rng)}, "auto")
+    model = _one(likelihood)
+    assert (model.family, model.dim, model.is_probability) == ("categorical", -1, False)
+    assert "confident" in likelihood.reason
+    assert likelihood.reason.startswith("output [5]: categorical")
+    assert likelihood.unit == "nats per sample"
+
+
+def test_auto_takes_near_uniform_outputs_as_gaussian(rng: torch.Generator) -> None:
+    values = 0.1 * torch.randn((30, 5), generator=rng)
+    likelihood = choose_likelihood({"": values}, "auto")
+    assert _one(likelihood).family == "gaussian"
+    assert "near uniform" in likelihood.reason
+    assert likelihood.unit == "relative squared error"
+
+
+def test_auto_believes_the_name_logits(rng: torch.Generator) -> None:
+    likelihood = choose_likelihood({"out.logits": 0.1 * torch.randn((30, 5), generator=rng)}, "auto")
+    assert _one(likelihood).family == "categorical"
+    assert "called logits" in likelihood.reason
+
+
+def test_auto_sees_probabilities(rng: torch.Generator) -> None:
+    likelihood = choose_likelihood({"": torch.randn((30, 5), generator=rng).softmax(-1)}, "auto")
+    assert _one(likelihood).family == "categorical"
+    assert _one(likelihood).is_probability
+    assert "sum to one" in likelihood.reason
+
+
+@pytest.mark.parametrize("shape", [(30,), (30, 1)], ids=str)
+def test_auto_takes_single_numbers_as_gaussian(shape: tuple[int, ...], rng: torch.Generator) -> None:
+    likelihood = choose_likelihood({"": _confident(shape, rng)}, "auto")
+    assert _one(likelihood).family == "gaussian"
+    assert "no dimension of classes" in likelihood.reason
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((9, 5), -1), ((9, 7, 5), -1), ((9, 5, 4, 3), 1), ((9, 5, 2, 4, 3), 1)], ids=str
+)
+def test_classes_lie_last_and_in_maps_second(shape: tuple[int, ...], dim: int, rng: torch.Generator) -> None:
+    assert _one(choose_likelihood({"": _confident(shape, rng)}, "auto")).dim == dim
+    probabilities = torch.randn(shape, generator=rng).softmax(dim)
+    assert _one(choose_likelihood({"": probabilities}, "auto")).is_probability
+
+
+def test_every_output_is_chosen_on_its_own(rng: torch.Generator) -> None:
+    tensors = {"classes": _confident((30, 5), rng), "boxes": torch.randn((30, 1), generator=rng)}
+    likelihood = choose_likelihood(tensors, "auto")
+    assert {name: model.family for name, model in likelihood.outputs.items()} == {
+        "classes": "categorical",
+        "boxes": "gaussian",
+    }
+    assert "classes [5]: categorical" in likelihood.reason
+    assert "boxes [1]: gaussian" in likelihood.reason
+    assert likelihood.unit == "nats per sample"
+
+
+@pytest.mark.parametrize("choice", ["categorical", "bernoulli", "gaussian"])
+def test_the_caller_is_obeyed(choice: LikelihoodChoice, rng: torch.Generator) -> None:
+    likelihood = choose_likelihood({"": _confident((30, 5), rng)}, choice)
+    assert _one(likelihood).family == choice
+    assert not _one(likelihood).is_probability
+    assert "as asked" in likelihood.reason
+
+
+def test_asked_for_probabilities_are_recognised(rng: torch.Generator) -> None:
+    probabilities = torch.rand((30, 5), generator=rng)
+    assert _one(choose_likelihood({"": probabilities}, "bernoulli")).is_probability
+    assert not _one(choose_likelihood({"": probabilities}, "categorical")).is_probability
+    normed = probabilities / probabilities.sum(-1, keepdim=True)
+    assert _one(choose_likelihood({"": normed}, "categorical")).is_probability
+
+
+def test_gaussian_spread_is_that_of_each_element() -> None:
+    values = torch.tensor([[1.0, 10.0], [3.0, 10.0], [5.0, 40.0]])
+    scale = _one(choose_likelihood({"": values}, "gaussian")).scale
+    assert scale is not None
+    torch.testing.assert_close(scale, values.std(0, correction=0))
+
+
+def test_gaussian_spread_has_a_floor() -> None:
+    # An element that never varies must not weigh infinitely; one sample alone has no spread.
+    constant = _one(choose_likelihood({"": torch.tensor([[1.0, 2.0], [5.0, 2.0]])}, "gaussian")).scale
+    single = _one(choose_likelihood({"": torch.tensor([[3.0, 4.0]])}, "gaussian")).scale
+    zero = _one(choose_likelihood({"": torch.zeros(4, 2)}, "gaussian")).scale
+    assert constant is not None
+    assert constant.tolist() == pytest.approx([2.0, 0.01 * math.sqrt(2.0)])
+    assert single is not None
+    assert single.tolist() == [3.0, 4.0]
+    assert zero is not None
+    assert zero.tolist() == [1.0, 1.0]
+
+
+def test_unknown_likelihoods_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"likelihood='softmax'; it is one of 'auto', 'categorical'"):
+        choose_likelihood({"": torch.zeros(3, 2)}, "softmax")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(30,), (30, 1)], ids=str)
+def test_categorical_needs_classes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        OutputError, match=r"output head is \[30.*at least two classes.*likelihood='bernoulli'"
+    ):
+        choose_likelihood({"head": torch.zeros(shape)}, "categorical")
+
+
+# --- the loss ---
+
+
+def _gradients(likelihood: Likelihood, values: Tensor, seed: int = 0, mask: Tensor | None = None) -> Tensor:
+    leaf = values.clone().requires_grad_()
+    loss = sampled_loss(likelihood, {"": leaf}, torch.Generator().manual_seed(seed), mask)
+    assert loss.shape == ()
+    assert loss.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return gradient
+
+
+def _second_moment(likelihood: Likelihood, value: Tensor) -> Tensor:
+    """Of the gradient with respect to the outputs of one sample, over many draws at once."""
+    repeated = value.expand(_N_DRAWS, *value.shape)
+    gradient = _gradients(likelihood, repeated).double().flatten(1)
+    return gradient.T @ gradient / _N_DRAWS
+
+
+def _fisher(likelihood: Likelihood, value: Tensor) -> Tensor:
+    """Exact, by hand."""
+    model = _one(likelihood)
+    if model.family == "gaussian":
+        assert model.scale is not None
+        return torch.diag(2 / len(value) / model.scale.double().square())
+    if model.family == "bernoulli":
+        p = value.double() if model.is_probability else value.double().sigmoid()
+        return torch.diag(1 / (p * (1 - p)) if model.is_probability else p * (1 - p))
+    p = value.double() if model.is_probability else value.double().softmax(-1)
+    return torch.diag(1 / p) if model.is_probability else torch.diag(p) - p.outer(p)
+
+
+_CASES: Mapping[str, tuple[Likelihood, Tensor]] = {
+    "softmax": (_likelihood("categorical"), torch.tensor([1.0, -0.5, 0.3])),
+    "probabilities": (_likelihood("categorical", is_probability=True), torch.tensor([0.5, 0.3, 0.2])),
+    "bernoulli": (_likelihood("bernoulli"), torch.tensor([1.0, -2.0])),
+    "bernoulli probabilities": (_likelihood("bernoulli", is_probability=True), torch.tensor([0.3, 0.6])),
+    "gaussian": (_likelihood("gaussian", scale=torch.tensor([0.5, 2.0])), torch.tensor([3.0, -1.0])),
+}
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_gradients_have_the_fisher_information_as_second_moment(name: str) -> None:
+    likelihood, value = _CASES[name]
+    exact = _fisher(likelihood, value)
+    # A mean of 20 000 terms of the size of the largest entry: standard error below 1 %, five of them 5 %.
+    torch.testing.assert_close(
+        _second_moment(likelihood, value), exact, rtol=0, atol=0.05 * float(exact.max())
+    )
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_the_fisher_form_is_the_divergence_of_a_small_change(name: str, rng: torch.Generator) -> None:
+    likelihood, value = _CASES[name]
+    change = 0.02 * torch.randn(value.shape, generator=rng)
+    if _one(likelihood).is_probability and _one(likelihood).family == "categorical":
+        change = change - change.mean()  # stays a distribution
+    expected = float(change.double() @ _fisher(likelihood, value) @ change.double()) / 2
+    # Both directions: the third order cancels; the fourth, (change / probability)^2, is a percent or two.
+    both = [
+        divergence(likelihood, {"": value[None]}, {"": (value + sign * change)[None]}, None).item()
+        for sign in (1, -1)
+    ]
+    assert sum(both) / 2 == pytest.approx(expected, rel=0.03)
+
+
+def test_the_loss_is_summed_over_samples_and_positions(rng: torch.Generator) -> None:
+    # With one sure class nothing is left to chance.
+    sure = torch.tensor([50.0, 0.0, 0.0]).expand(4, 6, 3)
+    likelihood = _likelihood("categorical", is_probability=True)
+    values = torch.tensor([0.5, 0.5]).expand(4, 6, 2)
+    loss = sampled_loss(likelihood, {"": values}, rng, None)
+    assert loss.item() == pytest.approx(24 * math.log(2), rel=1e-5)
+    assert sampled_loss(_likelihood("categorical"), {"": sure}, rng, None).item() == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_classes_of_maps_are_drawn_along_the_second_dimension(rng: torch.Generator) -> None:
+    gradient = _gradients(_likelihood("categorical", dim=1), torch.randn((2, 3, 4, 5), generator=rng))
+    # Softmax minus one-hot sums to zero over the classes, and over nothing else.
+    torch.testing.assert_close(gradient.sum(1), torch.zeros(2, 4, 5), rtol=0, atol=1e-6)
+    assert gradient.sum(-1).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["softmax", "bernoulli", "gaussian"])
+def test_draws_follow_the_generator(name: str) -> None:
+    likelihood, value = _CASES[name]
+    values = value.expand(30, *value.shape)
+    assert torch.equal(_gradients(likelihood, values, 1), _gradients(likelihood, values, 1))
+    assert not torch.equal(_gradients(likelihood, values, 1), _gradients(likelihood, values, 2))
+
+
+@pytest.mark.parametrize("family", ["categorical", "bernoulli", "gaussian"])
+def test_tokens_that_do_not_count_give_no_gradient(family: Family, rng: torch.Generator) -> None:
+    likelihood = _likelihood(family, scale=torch.ones(4, 3))
+    mask = torch.tensor([[True, True, False, False], [True, False, True, True]])
+    gradient = _gradients(likelihood, torch.randn((2, 4, 3), generator=rng), mask=mask)
+    assert (gradient[~mask] == 0).all()
+    assert (gradient[mask].abs().sum(-1) > 0).all()
+
+
+def test_half_precision_outputs_go_through(rng: torch.Generator) -> None:
+    values = torch.randn((4, 3), generator=rng).bfloat16()
+    assert _gradients(_likelihood("categorical"), values).dtype == torch.bfloat16
+
+
+def test_losses_of_several_outputs_add_up(rng: torch.Generator) -> None:
+    model = _one(_likelihood("categorical", is_probability=True))
+    likelihood = Likelihood(outputs={"a": model, "b": model}, reason="")
+    tensors = {"a": torch.full((3, 2), 0.5), "b": torch.full((3, 4), 0.25)}
+    loss = sampled_loss(likelihood, tensors, rng, None)
+    assert loss.item() == pytest.approx(3 * math.log(2) + 3 * math.log(4), rel=1e-5)
+
+
+def test_without_outputs_there_is_no_loss(rng: torch.Generator) -> None:
+    empty = Likelihood(outputs={}, reason="")
+    with pytest.raises(OutputError, match="no output to draw a loss from; pass outputs="):
+        sampled_loss(empty, {}, rng, None)
+    with pytest.raises(OutputError, match="no output to compare; pass outputs="):
+        divergence(empty, {}, {}, None)
+
+
+def test_a_gaussian_without_spread_is_refused(rng: torch.Generator) -> None:
+    with pytest.raises(OutputError, match="a gaussian output without spread"):
+        sampled_loss(_likelihood("gaussian"), {"": torch.zeros(2, 3)}, rng, None)
+
+
+# --- the divergence ---
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_equal_outputs_do_not_diverge(name: str) -> None:
+    likelihood, value = _CASES[name]
+    values = value.expand(3, *value.shape)
+    assert divergence(likelihood, {"": values}, {"": values.clone()}, None).tolist() == [0, 0, 0]
+
+
+def test_categorical_divergence_is_the_kl_by_hand() -> None:
+    p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
+    expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
+    by_probability = divergence(_likelihood("categorical", is_probability=True), {"": p}, {"": q}, None)
+    # A shift of the logits changes nothing.
+    by_logits = divergence(_likelihood("categorical"), {"": p.log() + 3}, {"": q.log() - 7}, None)
+    assert by_probability.item() == pytest.approx(expected, rel=1e-5)
+    assert by_logits.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_categorical_divergence_is_summed_over_positions() -> None:
+    p = torch.tensor([0.9, 0.1]).log().view(1, 2, 1, 1).expand(3, 2, 4, 5)
+    q = torch.tensor([0.5, 0.5]).log().view(1, 2, 1, 1).expand(3, 2, 4, 5)
+    one = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    result = divergence(_likelihood("categorical", dim=1), {"": p}, {"": q}, None)
+    assert result.tolist() == pytest.approx([20 * one] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("is_probability", [False, True])
+def test_bernoulli_divergence_is_the_kl_by_hand(is_probability: bool) -> None:
+    p, q = torch.tensor([[0.8, 0.5]]), torch.tensor([[0.6, 0.5]])
+    expected = 0.8 * math.log(0.8 / 0.6) + 0.2 * math.log(0.2 / 0.4)
+    before, after = (p, q) if is_probability else (p.logit(), q.logit())
+    likelihood = _likelihood("bernoulli", is_probability=is_probability)
+    assert divergence(likelihood, {"": before}, {"": after}, None).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gaussian_divergence_is_the_squared_error_in_units_of_the_spread() -> None:
+    likelihood = _likelihood("gaussian", scale=torch.tensor([2.0, 10.0]))
+    before, after = torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[5.0, 11.0], [0.0, 0.0]])
+    assert divergence(likelihood, {"": before}, {"": after}, None).tolist() == [2.5, 0.0]
+
+
+def test_gaussian_outputs_of_another_length_share_one_spread() -> None:
+    likelihood = _likelihood("gaussian", scale=torch.tensor([3.0, 4.0, 5.0]))
+    before, after = torch.zeros(1, 2), torch.ones(1, 2)
+    result = divergence(likelihood, {"": before}, {"": after}, None)
+    assert result.item() == pytest.approx(3 / 50)
+
+
+@pytest.mark.parametrize("family", ["categorical", "bernoulli", "gaussian"])
+def test_tokens_that_do_not_count_do_not_diverge(family: Family, rng: torch.Generator) -> None:
+    likelihood = _likelihood(family, scale=torch.ones(4, 3))
+    before = torch.randn((2, 4, 3), generator=rng)
+    mask = torch.tensor([[True, True, False, False], [True, False, True, True]])
+    noise = torch.randn(before.shape, generator=rng)
+    outside = before + noise * ~mask[:, :, None]
+    inside = before + noise * mask[:, :, None]
+    assert divergence(likelihood, {"": before}, {"": outside}, mask).tolist() == [0, 0]
+    masked = divergence(likelihood, {"": before}, {"": before + noise}, mask)
+    torch.testing.assert_close(masked, divergence(likelihood, {"": before}, {"": inside}, None))
+    assert (masked > 0).all()
+
+
+def test_a_mask_of_another_shape_is_ignored(rng: torch.Generator) -> None:
+    before, after = torch.randn((2, 2, 3), generator=rng), torch.randn((2, 2, 3), generator=rng)
+    mask = torch.zeros(2, 4, dtype=torch.bool)
+    likelihood = _likelihood("categorical")
+    with_mask = divergence(likelihood, {"": before}, {"": after}, mask)
+    assert torch.equal(with_mask, divergence(likelihood, {"": before}, {"": after}, None))
+
+
+def test_divergences_of_several_outputs_add_up(rng: torch.Generator) -> None:
+    categorical, gaussian = (
+        _one(_likelihood("categorical")),
+        _one(_likelihood("gaussian", scale=torch.ones(2))),
+    )
+    both = Likelihood(outputs={"a": categorical, "b": gaussian}, reason="")
+    before = {"a": torch.randn((3, 4), generator=rng), "b": torch.randn((3, 2), generator=rng)}
+    after = {"a": torch.randn((3, 4), generator=rng), "b": torch.randn((3, 2), generator=rng)}
+    parts = [
+        divergence(Likelihood(outputs={name: model}, reason=""), before, after, None)
+        for name, model in both.outputs.items()
+    ]
+    torch.testing.assert_close(divergence(both, before, after, None), parts[0] + parts[1])

@@ -35,7 +35,7 @@ def nets() -> ModuleType:
     return _NETS
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     # Such small products are slower on two busy cores than on one.
     threads = torch.get_num_threads()

@@ -28,10 +28,12 @@ def settle(model: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights from a seed, larger than torch's, so that outputs differ from sample to sample."""
     generator = seeded(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 fan = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2.0 / fan) ** 0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
 
 

@@ -202,7 +202,7 @@ CASES = {
     "a list of images of several sizes": Case(
         build=lambda n: n.settle(n.Detector()),
         batches=lambda n: [
-            ([*n.noise(8, 8, n=1, size=3)[0][None], n.noise(6, 9, n=1, size=3)[0]],) for _ in range(3)
+            ([n.noise(8, 8, n=1, size=3, seed=seed)[0], n.noise(6, 9, n=1, size=3)[0]],) for seed in range(3)
         ],
         compressible=["conv", "deep", "head"],
     ),
@@ -473,7 +473,7 @@ def test_a_model_under_no_grad_throughout_says_what_to_do(nets: ModuleType) -> N
 
         @torch.no_grad()
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.body(x)
+            return self.body(x) * 2
 
     with pytest.raises(sr.GradientError, match=r"no gradient .*outputs=.*fisher=False"):
         sr.study(Closed(), nets.noise(24), progress=False)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line end to end, on a model file of one's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from slimrank import _cli
+
+# PAUSE slows the forward down, so that a run can be met midway.
+_CODE = """
+import os
+import time
+
+import torch
+from torch import nn
+
+class Pause(nn.Module):
+    def forward(self, x):
+        time.sleep(float(os.environ.get("PAUSE", "0")))
+        return x
+
+def build():
+    print("building")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+            Pause(), nn.Flatten(), nn.Linear(128, 6),
+        ).eval()
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 3, 4, 4, generator=generator) for _ in range(4)]
+
+def labelled():
+    return [(batch, torch.zeros(len(batch))) for batch in batches()]
+
+def images(pair):
+    return pair[0]
+
+def note_layer(model, name):
+    with open("layers.txt", "a") as file:
+        file.write(name + "\\n")
+"""
+_MODEL, _BATCHES = "cli_net.py:build", "cli_net.py:batches"
+_LOAD = """
+import cli_net, slimrank
+print(slimrank.load("small", model=cli_net.build())(cli_net.batches()[0]).shape)
+"""
+_PROGRAM = Path(sys.executable).parent / "slimrank"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "cli_net.py").write_text(_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "cli_net", raising=False)
+    return tmp_path
+
+
+def _facts(*args: str) -> dict[str, object]:
+    """What a command says with ``--json``; also that stdout holds nothing else."""
+    done = CliRunner().invoke(_cli.cli, [*args, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    facts: dict[str, object] = json.loads(done.stdout)
+    return facts
+
+
+def _refused(*args: str) -> str:
+    done = CliRunner().invoke(_cli.cli, list(args), catch_exceptions=False)
+    assert done.exit_code == 2, done.output
+    return done.stderr
+
+
+def _start(*args: str, pause: float) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [_PROGRAM, *args],
+        env={**os.environ, "PAUSE": str(pause)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background hands on an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
+
+
+def _wait_for(path: Path, program: "subprocess.Popen[str]") -> None:
+    while not path.exists():
+        assert program.poll() is None, program.communicate()
+        time.sleep(0.005)
+
+
+def _arrays(run: Path) -> Mapping[str, torch.Tensor]:
+    files = sorted(run.glob("*.safetensors"))
+    return {f"{file.name}/{key}": value for file in files for key, value in load_file(file).items()}
+
+
+def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
+    study = _facts("study", _MODEL, _BATCHES, "--out", "run", "--likelihood", "categorical")
+    assert [layer["name"] for layer in study["layers"]] == ["0", "2", "6"]  # type: ignore[attr-defined]
+
+    shown = CliRunner().invoke(_cli.cli, ["plan", "run", "--macs", "0.6"])
+    assert "Not saved; --out plan.json saves it." in shown.stdout
+    assert not list(folder.glob("*.json"))
+    plan = _facts("plan", "run", "--macs", "0.6", "--multiple-of", "2", "--out", "plan.json")
+    assert 0 < plan["keep_ratio"]["macs"] <= 0.6  # type: ignore[index]
+    assert all(setting["rank"] % 2 == 0 for setting in plan["settings"].values())  # type: ignore[attr-defined]
+
+    result = _facts(
+        "apply", _MODEL, "plan.json", "--study", "run", "--out", "small", "--on-layer", "cli_net:note_layer"
+    )
+    assert result["after"] == plan["after"]
+    assert (folder / "layers.txt").read_text().split() == list(plan["settings"])  # type: ignore[call-overload]
+    loaded = subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=True)
+    assert "torch.Size([8, 6])" in loaded.stdout
+
+    # The same plan without data, and with data of the caller's own.
+    assert _facts("apply", _MODEL, "plan.json", "--out", "plain")["divergence"] is None
+    own = ("apply", _MODEL, "plan.json", "--batches", "cli_net:labelled", "--inputs", "cli_net:images")
+    assert _facts(*own, "--out", "small", "--overwrite")["divergence"] is not None
+
+    assert _facts("report", "run", "--out", "study.html")
+    assert "<!DOCTYPE html>" in (folder / "study.html").read_text()
+    assert "its report is small/report.html" in _refused("report", "small", "--out", "study.html")
+    assert "macs=1.5 is no keep ratio" in _refused("plan", "run", "--macs", "1.5").replace(
+        "macs 1.5", "macs=1.5"
+    )
+    assert "a plan needs a budget" in _refused("plan", "run")
+    assert "did you mean 'weight_svd'" in _refused("plan", "run", "--macs", "0.6", "--methods", "weight_svt")
+    fixed = _refused(
+        "apply", _MODEL, "plan.json", "--study", "run", "--out", "x", "--seed", "3", "--draws", "2"
+    )
+    assert "--draws, --seed: fixed when the study was made" in fixed
+    assert "plan.jsn" in _refused("apply", _MODEL, "plan.jsn", "--out", "x")
+    assert "no_run" in _refused("plan", "no_run", "--macs", "0.5")
+
+
+def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
+    options = ("--macs", "0.6", "--methods", "weight_svd", "--no-compete", "--no-fisher", "--quiet")
+    places = ("--out", "small", "--report", "page.html")
+    done = CliRunner().invoke(
+        _cli.cli,
+        ["compress", _MODEL, "cli_net:labelled", "--inputs", "cli_net:images", *options, *places],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "Saved in small; report: small/report.html" in done.stdout
+    assert sorted(path.name for path in (folder / "small").iterdir()) == [
+        "manifest.json",
+        "model.safetensors",
+        "plan.json",
+        "report.html",
+    ]
+    assert (folder / "page.html").read_bytes() == (folder / "small" / "report.html").read_bytes()
+    settings = json.loads((folder / "small" / "plan.json").read_text())["steps"][0]["layers"]
+    assert settings
+    assert "is not empty" in _refused("compress", _MODEL, _BATCHES, "--macs", "0.6", "--out", "small")
+
+
+@pytest.mark.parametrize("macs", ["0", "-1", "1.01", "nan"])
+def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: str) -> None:
+    line = _refused("compress", _MODEL, _BATCHES, f"--macs={macs}", "--out", "small")
+    assert "is no keep ratio; give a number in (0, 1]" in line
+    assert not (folder / "small").exists()
+
+
+def test_a_study_that_was_stopped_and_then_killed_goes_on(folder: Path) -> None:
+    command = ("study", _MODEL, _BATCHES, "--quiet")
+    assert _facts(*command, "--out", "whole")
+
+    stopped = _start(*command, "--out", "run", pause=0.2)
+    _wait_for(folder / "run" / "run.json", stopped)
+    stopped.send_signal(signal.SIGINT)
+    output, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, errors
+    assert "slimrank: stopped; what was measured is kept in run: the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert "Kept in" not in output
+
+    killed = _start(*command, "--out", "run", pause=0.05)
+    _wait_for(folder / "run" / "curves-0000.safetensors", killed)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert not (folder / "run" / "study.json").exists(), "the run was over before it was killed"
+
+    resumed = _facts(*command, "--out", "run")
+    assert "gradients" not in resumed["seconds"]  # type: ignore[operator]
+    whole, found = _arrays(folder / "whole"), _arrays(folder / "run")
+    assert whole.keys() == found.keys()
+    assert all(torch.equal(whole[key], found[key]) for key in whole)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of the transformers library, built small from a configuration: no download."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import slimrank as sr
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def bert(nets: ModuleType) -> nn.Module:
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=16,
+        num_labels=5,
+    )
+    return nets.settle(transformers.BertForSequenceClassification(config)).eval()
+
+
+def padded(nets: ModuleType, padding: int) -> list[dict[str, torch.Tensor]]:
+    """Batches in which the last three tokens of every second sample are padding, of one token or another."""
+    batches = []
+    for ids in nets.tokens(length=8, size=6):
+        mask = torch.ones_like(ids)
+        mask[::2, 5:] = 0
+        batches.append({"input_ids": ids.masked_fill(mask == 0, padding), "attention_mask": mask})
+    return batches
+
+
+def test_bert_with_attention_mask(nets: ModuleType) -> None:
+    model = bert(nets)
+    study = sr.study(model, padded(nets, 0), progress=False)
+    names = {spec.name for spec in study.layers if spec.methods}
+    assert {
+        "bert.encoder.layer.0.attention.self.query",
+        "bert.encoder.layer.0.intermediate.dense",
+        "bert.encoder.layer.0.output.dense",
+    } <= names
+    plan = study.plan(macs=0.6)
+    result = study.apply(plan)
+    assert result.after == plan.after
+    assert 0.59 < result.keep_ratio("macs") <= 0.6
+    assert "logits" in "\n".join(str(note) for note in study.notes)
+    assert study.unit == "nats per sample"
+
+
+def test_padding_tokens_leave_no_trace(nets: ModuleType) -> None:
+    one = sr.study(bert(nets), padded(nets, 0), progress=False)
+    other = sr.study(bert(nets), padded(nets, 37), progress=False)
+    assert len(one.curves) == len(other.curves) > 0
+    for before, after in zip(one.curves, other.curves, strict=True):
+        assert before.layer == after.layer
+        torch.testing.assert_close(
+            torch.from_numpy(before.error), torch.from_numpy(after.error), rtol=1e-3, atol=1e-9
+        )
+
+
+def test_padding_matters_where_no_mask_is_given(nets: ModuleType) -> None:
+    bare = [[{"input_ids": b["input_ids"]} for b in padded(nets, p)] for p in (0, 37)]
+    one, other = (sr.study(bert(nets), batches, progress=False) for batches in bare)
+    assert any(
+        abs(before.error[0] - after.error[0]) > 0.01 * before.error[0]
+        for before, after in zip(one.curves, other.curves, strict=True)
+    )
+
+
+def test_t5_leaves_wo_alone(nets: ModuleType) -> None:
+    config = transformers.T5Config(
+        vocab_size=50, d_model=24, d_kv=6, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0
+    )
+    model = nets.settle(transformers.T5ForConditionalGeneration(config)).eval()
+    batches = [{"input_ids": ids, "decoder_input_ids": ids[:, :4]} for ids in nets.tokens(size=4, n=2)]
+    study = sr.study(model, batches, progress=False)
+    specs = {spec.name: spec for spec in study.layers}
+    assert "its parent uses more than its output" in (
+        specs["encoder.block.0.layer.1.DenseReluDense.wo"].reason or ""
+    )
+    assert specs["encoder.block.0.layer.1.DenseReluDense.wi"].methods
+    assert specs["decoder.block.0.layer.0.SelfAttention.q"].methods
+    result = study.apply(study.plan(macs=0.85))
+    assert result.after == result.plan.after
+    assert result.keep_ratio("macs") <= 0.85
+    with torch.no_grad():
+        result.model(**batches[0])
+
+
+def test_gpt2_conv1d_has_a_reason(nets: ModuleType) -> None:
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=1, n_head=4)
+    model = nets.settle(transformers.GPT2LMHeadModel(config)).eval()
+    with pytest.raises(sr.ModelError, match=r"no compressible layer .*no method for Conv1D"):
+        sr.study(model, [{"input_ids": ids} for ids in nets.tokens(size=4, n=2)], progress=False)

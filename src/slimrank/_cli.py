@@ -571,20 +571,27 @@ def _made(reference: str, where: str) -> object:
     value = _named(reference, where)
     if isinstance(value, nn.Module) or not callable(value):
         return value
-    with contextlib.suppress(ValueError):  # a builtin without a signature
-        needed = [
-            name
-            for name, parameter in inspect.signature(value).parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ]
-        if needed:
-            raise OptionError(
-                f"{where} {reference!r} needs arguments ({', '.join(needed)}); name a function without"
-            )
+    needed = _needed_arguments(value)
+    if needed:
+        raise OptionError(
+            f"{where} {reference!r} needs arguments ({', '.join(needed)}); name a function without"
+        )
     with _told(f"{where} {reference!r}"):
         made: object = value()
     return made
+
+
+def _needed_arguments(function: Callable[..., object]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a builtin tells none
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in variadic
+    ]
 
 
 def _function(reference: str, where: str) -> Callable[..., object]:

@@ -82,16 +82,19 @@ def format_phases(seconds: Mapping[str, float]) -> str:
 
 
 def format_measured(value: float, unit: str) -> str:
-    """A measured value with its unit, four significant digits.
+    """A measured value with its unit: two decimals of a percentage, else four significant digits.
 
     Args:
         value: as measured.
         unit: "%", "ms", ...; "" for none.
 
     Returns:
-        "96.3 %", "1.234 ms", "12,345 images/s".
+        "96.30 %", "1.230 ms", "12,345 images/s".
     """
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if unit == "%":
+        return f"{value:.2f} %"
+    # Zeros at the end stay, so that before and after show the same digits.
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
     return f"{text} {unit}".rstrip()
 
 

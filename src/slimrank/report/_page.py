@@ -45,7 +45,7 @@ dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; }
 @media (max-width: 40rem) { main { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
   .cards { grid-template-columns: 1fr 1fr; gap: .6rem; } .cards b { font-size: 1.35rem; }
-  table { font-size: .82rem; } th, td { padding: .3rem .35rem; } tbody th { min-width: 6rem; } }
+  table { font-size: .82rem; } th, td { padding: .3rem .35rem; } tbody th { min-width: 8.5rem; } }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; color: var(--soft);
   margin-bottom: .6rem; }
 .legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .4rem;

@@ -74,9 +74,10 @@ def test_format_change(before: float, after: float, unit: str, text: str) -> Non
 
 
 def test_format_measured_has_four_digits_or_thousands() -> None:
-    assert _numbers.format_measured(96.3, "%") == "96.3 %"
+    assert _numbers.format_measured(96.3, "%") == "96.30 %"
     assert _numbers.format_measured(12345.6, "images/s") == "12,346 images/s"
-    assert _numbers.format_measured(0.5, "") == "0.5"
+    assert _numbers.format_measured(0.5, "") == "0.5000"
+    assert _numbers.format_measured(1.23, "ms") == "1.230 ms"
 
 
 def test_macs_elsewhere_is_what_the_layers_leave() -> None:

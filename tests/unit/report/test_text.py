@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
 
-from slimrank.records import Cost, LayerSpec, Summary
-from slimrank.report import render_layers, render_text
+from slimrank.plan import Plan, Step, structure_of
+from slimrank.records import Call, Cost, LayerSpec, Setting, Summary
+from slimrank.report import render_layers, render_plan, render_text
 
 
 def _cells(text: str, start: str) -> list[str]:
@@ -16,7 +17,7 @@ def test_text_shows_totals_measurements_damage_and_time(summary: Summary) -> Non
     assert text.startswith("half <of> it & more\n")
     assert _cells(text, "MACs") == ["MACs", "1.50 M", "700 k", "0.467"]
     assert _cells(text, "weight bytes") == ["weight bytes", "48.0 kB", "24.0 kB", "0.500"]
-    assert _cells(text, "accuracy") == ["accuracy", "96.3 %", "96 %", "-0.30 points"]
+    assert _cells(text, "accuracy") == ["accuracy", "96.30 %", "96.00 %", "-0.30 points"]
     assert "measured on held-out samples: 0.0231 nats per sample\n" in text
     assert "Damage predicted by the plan: 0.0187 nats per sample\n" in text
     assert "Time: study 8.1 s, apply 3.0 s; 11.1 s in all\n" in text
@@ -98,3 +99,40 @@ def test_layers_show_shape_calls_share_methods_and_reasons(
 
 def test_layers_name_nothing_outside_when_all_is_counted(specs: tuple[LayerSpec, ...]) -> None:
     assert "(outside" not in render_layers(specs, Cost(macs=55_296, params=448, bytes=1_792))
+
+
+def test_a_plan_shows_each_layer_what_it_costs_and_what_is_predicted() -> None:
+    call = Call(input_shape=(1, 64), output_shape=(1, 64))
+    specs = [
+        LayerSpec(
+            name=name,
+            kind="linear",
+            class_name="Linear",
+            weight_shape=(64, 64),
+            has_bias=False,
+            dtype="float32",
+            itemsize=4,
+            calls=(call,),
+            macs=4096,
+            params=4096,
+            methods=() if reason else ("weight_svd",),
+            reason=reason,
+        )
+        for name, reason in (("first", None), ("second", None), ("tied", "its weight is tied"))
+    ]
+    setting = Setting(method="weight_svd", form="linear", rank=16)
+    plan = Plan(
+        steps=(Step(structure=structure_of(specs), layers={"first": (setting,)}),),
+        before=Cost(macs=12_288, params=12_288, bytes=49_152),
+        has_bias=False,
+        select="optimal",
+        damage=0.25,
+        gap=0.012,
+    )
+    text = render_plan(plan, "nats per sample")
+    assert _cells(text, "first") == ["first", "weight_svd", "linear", "16", "4.10 k", "2.05 k", "0.500"]
+    assert _cells(text, "second") == ["second", "left alone", "-", "4.10 k", "4.10 k", "1.000"]
+    assert _cells(text, "MACs") == ["MACs", "12.3 k", "10.2 k", "0.833"]
+    assert "optimal: 1 of 3 layers compressed; predicted damage 0.250 nats per sample" in text
+    assert "could save at most 1.2 % of it" in " ".join(text.split())
+    assert " - tied: its weight is tied\n" in text

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pass over the data, against loops over single samples written out by hand."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -196,6 +197,30 @@ def test_gradients_of_many_draws_are_the_exact_fisher(rng: torch.Generator) -> N
     gram = _collect(model, feed, _specs(model), draws=400)["2"].double()
     # A mean of 6 x 400 terms below 1: standard error below 0.5 / sqrt(2400) = 0.01, five of them.
     torch.testing.assert_close(gram, exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_gradients_reach_layers_that_the_model_runs_without(
+    guard: Callable[[], contextlib.AbstractContextManager[None]], rng: torch.Generator
+) -> None:
+    class Guarded(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            with guard():
+                y = self.shared(x)
+            return self.head(y.tanh())
+
+    class Plain(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.shared(x).tanh())
+
+    guarded, plain = _fill(Guarded(), rng), Plain().double().eval().requires_grad_(False)
+    plain.load_state_dict(guarded.state_dict())
+    feed = _feed(guarded, [_vectors(rng)])
+    expected = _collect(plain, feed, _specs(plain))
+    grams = _collect(guarded, feed, _specs(guarded))
+    assert grams.keys() == expected.keys() == {"shared", "head"}
+    for name, gram in grams.items():
+        torch.testing.assert_close(gram, expected[name])
 
 
 def test_draws_follow_the_seed(rng: torch.Generator) -> None:

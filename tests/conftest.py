@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# The nets of the tests are tiny: a second thread costs more than it brings, above all beside other work.
+torch.set_num_threads(1)
+
 _GOLDEN = Path(__file__).parent / "golden"
 
 

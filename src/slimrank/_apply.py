@@ -24,7 +24,7 @@ from slimrank.calibrate import (
     rows_wanted,
     token_mask,
 )
-from slimrank.graph import Batch, Lockstep, copy_model, quiet_copy, replace_module
+from slimrank.graph import Batch, Lockstep, copy_model, replace_module
 from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
 from slimrank.methods import (
     Pair,
@@ -80,12 +80,14 @@ class Data:
     """What fits draw on.
 
     Attributes:
+        original: a private copy of the model in eval mode.
         feed: the samples.
         grams: (C_out, C_out) second moments of output gradients by layer; may lack layers.
         seed: of the rows drawn.
         sequential: fit to the inputs of the compressed model; False fits every layer on its own.
     """
 
+    original: nn.Module
     feed: Feed
     grams: Mapping[str, Tensor]
     seed: int
@@ -164,7 +166,7 @@ def apply_plan(
             _call(on_layer, working, name)
             advance(name)
     else:
-        builder = _Builder(model, working, plan, data, notes)
+        builder = _Builder(working, plan, data, notes)
         fits = builder.build(names, on_layer, journal, advance)
     for name, module in working.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
@@ -188,10 +190,8 @@ def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> n
 class _Builder:
     """One sequential build: the original and the new model run in lockstep over the same samples."""
 
-    def __init__(
-        self, model: nn.Module, working: nn.Module, plan: Plan, data: Data, notes: list[Note]
-    ) -> None:
-        self._original = quiet_copy(model)
+    def __init__(self, working: nn.Module, plan: Plan, data: Data, notes: list[Note]) -> None:
+        self._original = data.original
         self._original_layers = dict(self._original.named_modules())
         self._working = working
         self._settings = plan.settings

@@ -22,6 +22,7 @@ from slimrank._survey import (
     measure,
     open_data,
     read_curves,
+    restored_copy,
     write_curves,
 )
 from slimrank.calibrate import Likelihood, LikelihoodChoice, measure_divergence, reference_outputs
@@ -50,7 +51,6 @@ Inputs = Callable[[object], object] | None
 class _Session:
     """What applying needs and a study read from disk may lack."""
 
-    model: nn.Module
     opened: Opened
     outputs: OutputChoice
     options: Options
@@ -325,7 +325,6 @@ class Study:
             )
         device = next(opened.original.parameters()).device
         session = _Session(
-            model=model,
             opened=opened,
             outputs=outputs,
             options=options,
@@ -409,7 +408,6 @@ def study(
         _claim(store, fingerprint)
     measured = measure(opened, outputs, options, phases, store)
     session = _Session(
-        model=model,
         opened=opened,
         outputs=outputs,
         options=options,
@@ -492,9 +490,7 @@ def apply(
     check_options(options)
     opened = open_data(model, batches, inputs, outputs, options, phases)
     grams = gather_gradients(opened, list(plan.settings), outputs, options, phases, None)
-    session = _Session(
-        model=model, opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None
-    )
+    session = _Session(opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None)
     result = _build(session, plan, grams, (), on_layer, True, phases)
     return result.with_notes(opened.notes, phases.seconds)
 
@@ -651,13 +647,15 @@ def _build(
     opened, options = session.opened, session.options
     data = None
     if not options.data_free:
-        data = Data(feed=opened.feed, grams=grams, seed=options.seed, sequential=sequential)
+        data = Data(
+            original=opened.original, feed=opened.feed, grams=grams, seed=options.seed, sequential=sequential
+        )
     journal = None
     if session.run_dir is not None and on_layer is None:
         journal = _ApplyJournal(session.run_dir, plan, sequential)
     with phases.phase("apply", len(plan.settings)) as advance:
         applied = apply_plan(
-            session.model,
+            restored_copy(opened),
             plan,
             data=data,
             on_layer=on_layer,

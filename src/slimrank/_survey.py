@@ -36,6 +36,7 @@ from slimrank.graph import (
     Replay,
     capture,
     check_compressible,
+    copy_model,
     quiet_copy,
     replace_module,
 )
@@ -64,6 +65,7 @@ _MIN_ANCHOR_SAMPLES = 8
 _ANCHOR_ALTERNATIONS = 2
 _REPLAY_BYTES = 1_000_000_000
 _FEW_ROWS = 10
+_UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +103,9 @@ class Opened:
     """A model and its data, read but not measured.
 
     Attributes:
-        original: a private copy in eval mode.
+        original: a private copy in eval mode, as the model was when it was opened.
+        modes: training flag by module name, of the caller's model.
+        trainable: requires_grad by parameter name, of the caller's model.
         captured: its layers.
         feed: the samples.
         likelihood: how outputs are read.
@@ -109,6 +113,8 @@ class Opened:
     """
 
     original: nn.Module
+    modes: Mapping[str, bool]
+    trainable: Mapping[str, bool]
     captured: Captured
     feed: Feed
     likelihood: Likelihood
@@ -130,6 +136,16 @@ class Measured:
     curves: tuple[Curve, ...]
     grams: Mapping[str, Tensor]
     notes: tuple[Note, ...]
+
+
+def restored_copy(opened: Opened) -> nn.Module:
+    """A copy of the model as the caller gave it: weights, modes and requires_grad of that moment."""
+    model = copy_model(opened.original)
+    for name, module in model.named_modules():
+        module.training = opened.modes[name]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(opened.trainable[name])
+    return model
 
 
 def check_options(options: Options) -> None:
@@ -216,7 +232,15 @@ def open_data(
         likelihood = read_likelihood(references, options.likelihood)
         notes.append(Note(where="outputs", text=likelihood.reason))
         advance(1)
-    return Opened(original=original, captured=captured, feed=feed, likelihood=likelihood, notes=tuple(notes))
+    return Opened(
+        original=original,
+        modes={name: module.training for name, module in model.named_modules()},
+        trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        captured=captured,
+        feed=feed,
+        likelihood=likelihood,
+        notes=tuple(notes),
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -301,7 +325,7 @@ def measure(
             )
         )
     else:
-        anchors = _Anchors(opened, outputs, rest)
+        anchors = _Anchors(opened, outputs, todo)
         for chunk in _chunks(rest):
             with phases.phase("moments", len(opened.feed.fit)) as advance:
                 moments = collect_moments(
@@ -323,7 +347,7 @@ def measure(
 def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec:
     if not spec.methods or (spec.name in grams and bool(grams[spec.name].any())):
         return spec
-    return replace(spec, methods=(), reason="no gradient of the chosen outputs reaches it")
+    return replace(spec, methods=(), reason=_UNREACHED)
 
 
 def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:

@@ -141,8 +141,10 @@ def collect_gradients(
             name: str, call: int, _x: Tensor, y: Tensor, share: float = share, number: int = number
         ) -> Tensor | None:
             if not y.requires_grad:
-                # A clone, since the user's code may go on in place, which a leaf forbids.
-                y = y.detach().requires_grad_().clone()
+                # Frozen layers, integer inputs, or the user's own no_grad. A clone, since what follows
+                # may work in place, which a leaf forbids.
+                with torch.inference_mode(mode=False), torch.enable_grad():
+                    y = y.clone().detach().requires_grad_().clone()
             y.register_hook(_summing(by_name[name], sums, share, seed, number, call, state, scale))
             return y
 
@@ -154,9 +156,9 @@ def collect_gradients(
                 loss = sampled_loss(options.likelihood, outputs, generator, token_mask(batch))
                 if not loss.requires_grad:
                     raise GradientError(
-                        "no gradient flows from the outputs to any layer (they are detached, or came "
-                        "out of an argmax); pass outputs=lambda out: ... that picks differentiable tensors, "
-                        "or fisher=False"
+                        "no gradient flows from the outputs to any layer (they are detached, or came out of "
+                        "an argmax); pass outputs=lambda out: ... that picks differentiable tensors, or "
+                        "fisher=False"
                     )
                 (loss * scale).backward(retain_graph=draw + 1 < options.draws)
         advance(size)

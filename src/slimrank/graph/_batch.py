@@ -152,6 +152,15 @@ def take_samples(batch: Batch, index: Sequence[int]) -> Batch:
     )
 
 
+def copied(batch: Batch) -> Batch:
+    """The batch with every tensor cloned (an inference tensor becomes an ordinary one)."""
+    with torch.inference_mode(mode=False):
+        return Batch(
+            args=tuple(map_tensors(value, Tensor.clone) for value in batch.args),
+            kwargs={key: map_tensors(value, Tensor.clone) for key, value in batch.kwargs.items()},
+        )
+
+
 def check_batch(batch: Batch, model: nn.Module, where: str) -> None:
     """Refuses batches that lie on another device than the model, are empty, or hold nan or inf.
 

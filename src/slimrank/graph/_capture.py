@@ -165,8 +165,6 @@ def _holds_weight(module: nn.Module) -> bool:
 
 def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ModelError(f"{name} is not initialised yet (a lazy layer); run the model once first")
         if parameter.is_floating_point() and not parameter.is_meta and not parameter.isfinite().all():
             raise NonFiniteError(f"{name} holds nan or inf; load sound weights first")
 
@@ -238,11 +236,17 @@ def _can_split(model: nn.Module, batch: Batch) -> bool:
     n_samples = batch.n_samples
     if n_samples == 1:
         return True
-    several = take_samples(batch, list(range(min(n_samples, _SAMPLES_TO_COMPARE))))
+    count = min(n_samples, _SAMPLES_TO_COMPARE)
+    several = take_samples(batch, list(range(count)))
+    # The last one too: in a causal net with time first, step 0 does not see the others.
+    return all(_same_alone(model, several, index) for index in (0, count - 1))
+
+
+def _same_alone(model: nn.Module, several: Batch, index: int) -> bool:
     with torch.no_grad():
         try:
             together = [t for _, t in named_tensors(run(model, several))]
-            alone = [t for _, t in named_tensors(run(model, take_samples(batch, [0])))]
+            alone = [t for _, t in named_tensors(run(model, take_samples(several, [index])))]
         except Exception:
             # The model may accept whole batches only; if it accepts none, the watched forward reports it.
             return False
@@ -251,7 +255,7 @@ def _can_split(model: nn.Module, batch: Batch) -> bool:
     for many, one in zip(together, alone, strict=True):
         if not many.ndim or many.shape[1:] != one.shape[1:] or one.shape[:1] != (1,):
             return False
-        difference = (many[:1].double() - one.double()).abs().max() if one.numel() else 0.0
+        difference = (many[index : index + 1].double() - one.double()).abs().max() if one.numel() else 0.0
         if difference > _SAME * (one.double().abs().max() + 1e-6):
             return False
     return True
@@ -281,7 +285,7 @@ def _describe(
             dtype="" if largest is None else str(largest.dtype).removeprefix("torch."),
             itemsize=0 if largest is None else largest.element_size(),
             calls=tuple(calls),
-            macs=macs_by_module.get(name, 0),
+            macs=_own_macs(module, name, macs_by_module),
             params=sum(p.numel() for p in own),
             reason=reason,
         )
@@ -299,6 +303,13 @@ def _describe(
     spec = _with_geometry(spec, module)
     cost = layer_cost(spec)
     return replace(spec, macs=cost.macs, params=cost.params)
+
+
+def _own_macs(module: nn.Module, name: str, macs_by_module: Mapping[str, int]) -> int:
+    """MACs of a module without those of its children."""
+    prefix = f"{name}." if name else ""
+    children = sum(macs_by_module.get(prefix + key, 0) for key, _ in module.named_children())
+    return max(macs_by_module.get(name, 0) - children, 0)
 
 
 def _with_geometry(spec: LayerSpec, module: nn.Module) -> LayerSpec:
@@ -341,7 +352,7 @@ def _reason(
     if weight is None:
         return "its weight is computed from other parameters (parametrised)"
     return (
-        _storage_reason(weight, owners)
+        _storage_reason(weight, module._parameters.get("bias"), owners)
         or _call_reason(module, name, calls, uses)
         or _content_reason(module, weight)
     )
@@ -356,12 +367,14 @@ def _has_own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
     )
 
 
-def _storage_reason(weight: Tensor, owners: Counter[int]) -> str | None:
+def _storage_reason(weight: Tensor, bias: Tensor | None, owners: Counter[int]) -> str | None:
     if not weight.is_floating_point() or weight.is_sparse or weight.is_meta:
         place = " on the meta device" if weight.is_meta else ""
         return f"its weight is {weight.dtype}{place}, not a plain floating tensor"
     if owners[id(weight)] > 1:
         return "its weight is shared with another module"
+    if bias is not None and owners[id(bias)] > 1:
+        return "its bias is shared with another module"
     return None
 
 

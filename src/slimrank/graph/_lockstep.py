@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from slimrank.graph._batch import Batch
-from slimrank.graph._modules import plain_attention
+from slimrank.graph._modules import call, plain_attention
 
 
 class _Abandoned(BaseException):
@@ -63,10 +63,13 @@ class Lockstep:
         self._context.enter_context(plain_attention())
         for name in self._order:
 
-            def hook(_m: nn.Module, args: tuple[object, ...], name: str = name) -> None:
-                self._pause(name, args)
+            def hook(
+                _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
+            ) -> None:
+                self._pause(name, args[0] if args else kwargs.get("input"))
 
-            self._handles.append(self._model.get_submodule(name).register_forward_pre_hook(hook))
+            layer = self._model.get_submodule(name)
+            self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         for forward in self._forwards:
             forward.thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
             forward.thread.start()
@@ -114,7 +117,7 @@ class Lockstep:
         try:
             if not forward.abandoned:
                 with torch.no_grad():
-                    self._model(*forward.batch.args, **forward.batch.kwargs)
+                    call(self._model, forward.batch)
         except _Abandoned:
             pass
         except BaseException as error:
@@ -124,13 +127,13 @@ class Lockstep:
             forward.x = None
             forward.has_stopped.release()
 
-    def _pause(self, name: str, args: tuple[object, ...]) -> None:
+    def _pause(self, name: str, x: object) -> None:
         forward = self._by_thread.get(threading.get_ident())
         if forward is None or name in forward.passed:
             return
         forward.passed.add(name)
         forward.paused_at = name
-        forward.x = args[0] if args and isinstance(args[0], Tensor) else None
+        forward.x = x if isinstance(x, Tensor) else None
         forward.has_stopped.release()
         forward.may_run.acquire()
         forward.x = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ModelError
-from slimrank.graph._batch import Batch
+from slimrank.graph._batch import Batch, copied
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -24,6 +24,18 @@ def copy_model(model: nn.Module) -> nn.Module:
     Raises:
         ModelError: the model cannot be copied.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "the model is a torch.jit script; its modules cannot be replaced: pass the eager model"
+        )
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise ModelError(
+            "the model is compiled by torch.compile, which hides its layers; pass model._orig_mod, "
+            "and compile the result"
+        )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(f"{name} is not initialised yet (a lazy layer); run the model once first")
     memo: dict[int, object] = {}
     for module in model.modules():
         for value in vars(module).values():
@@ -73,5 +85,11 @@ def plain_attention() -> Iterator[None]:
 def run(model: nn.Module, batch: Batch) -> object:
     """One forward, every layer called as a module; gradients as the caller has set them."""
     with plain_attention():
-        result: object = model(*batch.args, **batch.kwargs)
+        return call(model, batch)
+
+
+def call(model: nn.Module, batch: Batch) -> object:
+    """One forward on copies of the tensors, since the model may work on its inputs in place."""
+    own = copied(batch)
+    result: object = model(*own.args, **own.kwargs)
     return result

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.graph._batch import Batch, named_tensors
-from slimrank.graph._modules import copy_model, replace_module
+from slimrank.graph._modules import call, copy_model, replace_module
 
 _TOLERANCE = 1e-4
 
@@ -55,7 +55,7 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
     try:
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(mode != "inference"):
             torch.manual_seed(0)
-            result = model(*sample.args, **sample.kwargs)
+            result = call(model, sample)
         return [tensor.detach() for _, tensor in named_tensors(result)], None
     except Exception as error:
         # Whatever the user's code raises is the answer to the question asked here.
@@ -69,8 +69,11 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
                     buffer.copy_(buffers[name])
 
 
-class _Wrapper(nn.Sequential):
-    """A layer in a container that counts its calls; no hooks, since torch's fused layers look for those."""
+class Sequential(nn.Sequential):
+    """A layer in a container that counts its calls; no hooks, since torch's fused layers look for those.
+
+    Its name is torch's own, as it stands in the reasons that users read.
+    """
 
     n_calls = 0
 
@@ -82,7 +85,7 @@ class _Wrapper(nn.Sequential):
 
 def _try(model: nn.Module, sample: Batch, names: Sequence[str], expected: Sequence[_Observed]) -> str | None:
     layers = {name: model.get_submodule(name) for name in names}
-    wrappers = {name: _Wrapper(layer) for name, layer in layers.items()}
+    wrappers = {name: Sequential(layer) for name, layer in layers.items()}
     for name, wrapper in wrappers.items():
         replace_module(model, name, wrapper)
     try:

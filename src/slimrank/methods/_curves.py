@@ -13,6 +13,7 @@ from slimrank.records import Curve, Form, LayerSpec, Method
 
 ANCHOR_RATIOS = (0.7, 0.4, 0.2, 0.08)
 _FLOOR = 1e-10
+_CEILING = 1e6
 _MIN_SLOPE, _MAX_SLOPE = 0.3, 3.0
 
 
@@ -130,7 +131,7 @@ def _interpolate(error: NDArray[np.float64], anchors: Sequence[Anchor]) -> NDArr
     points = sorted(anchors, key=lambda anchor: anchor.error)
     largest = max(points[-1].error, _FLOOR)
     x = np.log(np.maximum([anchor.error for anchor in points], 1e-9 * largest))
-    y = np.log(_never_falling(np.maximum([anchor.divergence for anchor in points], _FLOOR)))
+    y = np.log(_never_falling(np.clip([anchor.divergence for anchor in points], _FLOOR, _CEILING)))
     keep = np.concatenate([[True], np.diff(x) > 1e-9])
     x, y = x[keep], y[keep]
     at = np.log(np.maximum(error, 1e-12 * largest))

@@ -75,8 +75,8 @@ def test_error_never_rises_with_rank(problem: tuple[LayerSpec, Form, Target]) ->
     assert errors.isfinite().all()
     assert (errors >= 0).all()
     assert (errors.diff() <= 0).all()
-    # Nothing is left at full rank but roundings.
-    assert errors[-1] <= 1e-8 * errors[0]
+    # Nothing is left at full rank but roundings: moments are sums of float32 products.
+    assert errors[-1] <= 1e-6 * errors[0]
 
 
 @_few
@@ -102,11 +102,11 @@ def test_refinement_never_raises_the_error(
         _ridged_error(target, effective_weight(spec, fit_pair(spec, form, rank, target, alternations=count)))
         for count in (0, 1, 3)
     ]
-    # Up to roundings of the whole.
-    assert errors[1] <= errors[0] + 1e-8 * whole
-    assert errors[2] <= errors[1] + 1e-8 * whole
+    # Up to roundings of the whole: moments are sums of float32 products.
+    assert errors[1] <= errors[0] + 1e-6 * whole
+    assert errors[2] <= errors[1] + 1e-6 * whole
     if not RULES[form].is_closed:
-        assert errors[0] <= float(error_by_rank(spec, form, target)[rank]) + 1e-8 * whole
+        assert errors[0] <= float(error_by_rank(spec, form, target)[rank]) + 1e-6 * whole
 
 
 @_few

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets, selectors, rounding and hand-made plans, on the built model."""
+
+from collections.abc import Mapping
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import slimrank as sr
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 64),
+        nn.ReLU(),
+        nn.Linear(64, 20),
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(
+                torch.randn(p.shape, generator=generator) * (2 / p[0].numel()) ** 0.5 if p.ndim > 1 else p * 0
+            )
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def study(model: nn.Module) -> sr.Study:
+    generator = torch.Generator().manual_seed(1)
+    return sr.study(model, [torch.randn(16, 3, 8, 8, generator=generator) for _ in range(3)], progress=False)
+
+
+def ranks(result: sr.Result) -> dict[str, int]:
+    """Of every pair that really stands in the model."""
+    return {
+        name: module[0].weight.shape[0]
+        for name, module in result.model.named_children()
+        if isinstance(module, nn.Sequential)
+    }
+
+
+@pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
+@pytest.mark.parametrize("macs", [0.3, 0.6])
+def test_every_selector_keeps_the_budget(study: sr.Study, select: str, macs: float) -> None:
+    plan = study.plan(macs=macs, select=select)
+    result = study.apply(plan)
+    assert plan.select == select
+    assert result.after == plan.after
+    assert result.keep_ratio("macs") <= macs
+    assert result.keep_ratio("macs") > macs - (0.01 if select == "optimal" else 0.1)
+    assert (plan.gap is None) == (select != "optimal")
+
+
+def test_optimal_has_the_lowest_predicted_damage(study: sr.Study) -> None:
+    damages = {one: study.plan(macs=0.4, select=one).damage for one in ("optimal", "greedy", "uniform")}
+    assert damages["optimal"] is not None
+    assert all(damages["optimal"] <= other * (1 + 1e-9) for other in damages.values() if other is not None)
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        {"params": 0.5},
+        {"bytes": 0.4},
+        {"macs": 0.5, "params": 0.3},
+        {"macs": 0.35, "params": 0.6, "bytes": 0.5},
+    ],
+)
+def test_several_budgets_hold_together(study: sr.Study, budgets: Mapping[str, float]) -> None:
+    plan = study.plan(**budgets)
+    result = study.apply(plan)
+    assert result.after == plan.after
+    ratios = {metric: result.keep_ratio(metric) for metric in budgets}
+    assert all(ratios[metric] <= budgets[metric] for metric in budgets)
+    # At least one of them is used up.
+    assert any(ratios[metric] > budgets[metric] - 0.01 for metric in budgets)
+
+
+@pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
+def test_ranks_of_the_built_model_are_multiples(study: sr.Study, select: str) -> None:
+    result = study.apply(study.plan(macs=0.5, multiple_of=4, select=select))
+    assert ranks(result)
+    assert all(rank % 4 == 0 for rank in ranks(result).values())
+    assert result.keep_ratio("macs") <= 0.5
+
+
+def test_multiples_by_glob_first_match_wins(study: sr.Study) -> None:
+    result = study.apply(study.plan(macs=0.5, multiple_of={"0": 3, "[0-4]": 8, "*": 2}))
+    found = ranks(result)
+    assert found
+    for name, rank in found.items():
+        assert rank % (3 if name == "0" else 8 if name in "1234" else 2) == 0
+
+
+def test_methods_and_skip_narrow_a_plan(study: sr.Study) -> None:
+    plan = study.plan(macs=0.6, methods=("weight_svd",), skip=("2", "9"))
+    assert {setting.method for setting in plan.settings.values()} == {"weight_svd"}
+    assert not {"2", "9"} & set(plan.settings)
+    result = study.apply(plan)
+    assert isinstance(result.model[2], nn.Conv2d)
+    left = {layer.name: layer.reason for layer in result.layers if not layer.setting}
+    assert left["2"] == "left alone by the plan"
+
+
+def test_methods_and_skip_of_a_study(nets: ModuleType) -> None:
+    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), methods=("spatial_svd",), skip="la*", progress=False)
+    assert study.methods == ("spatial_svd",)
+    assert {curve.method for curve in study.curves} == {"spatial_svd"}
+    reasons = {spec.name: spec.reason for spec in study.layers}
+    assert reasons["last"] == "skipped by the caller"
+    assert reasons["fc"] == "none of spatial_svd applies"
+    with pytest.raises(sr.UnknownNameError, match="'weight_svd' was not measured by the study"):
+        study.plan(macs=0.9, methods=("weight_svd",))
+
+
+def test_manual_plans(study: sr.Study) -> None:
+    plan = sr.Plan.manual(
+        study,
+        {"2": ("spatial_svd", 0.4), "4": ("weight_svd", {"ratio": 0.5}), "7": ("weight_svd", {"rank": 30})},
+        multiple_of={"7": 8, "*": 1},
+    )
+    result = study.apply(plan)
+    assert result.after == plan.after
+    assert ranks(result)["7"] == 32
+    layers = {layer.name: layer for layer in result.layers}
+    assert layers["2"].after.macs <= 0.4 * layers["2"].before.macs
+    assert layers["2"].damage is not None
+    assert plan.damage is not None
+    assert plan.damage == pytest.approx(
+        sum(layer.damage for layer in result.layers if layer.damage is not None)
+    )
+
+
+def test_replace_and_diff(study: sr.Study) -> None:
+    plan = study.plan(macs=0.5)
+    name = next(iter(plan.settings))
+    other = plan.replace(name, ("weight_svd", {"rank": 2}))
+    result = study.apply(other)
+    assert ranks(result)[name] == 2
+    assert result.after == other.after
+    assert name in plan.diff(other)
+    assert plan.diff(plan).startswith("no difference")
+
+
+def test_layer_damages_are_those_of_the_curves(study: sr.Study) -> None:
+    result = study.apply(study.plan(macs=0.5))
+    assert result.damage == pytest.approx(sum(one.damage for one in result.layers if one.damage is not None))
+    curves = {
+        (c.layer, c.form): dict(zip(c.ranks.tolist(), c.damage.tolist(), strict=True)) for c in study.curves
+    }
+    for layer in result.layers:
+        if layer.setting:
+            assert layer.damage == curves[layer.name, layer.setting.form][layer.setting.rank]
+
+
+def test_an_unreachable_budget_names_the_floor_and_what_holds_it_up(study: sr.Study) -> None:
+    with pytest.raises(
+        sr.BudgetError, match=r"macs=0\.001 cannot be met; the smallest reachable is macs=0\.\d+.*remain: .*%"
+    ) as caught:
+        study.plan(macs=0.001)
+    floor = float(
+        str(caught.value)
+        .split("smallest reachable is macs=")[1]
+        .split(".", 2)[1]
+        .split(" ")[0]
+        .join(["0.", ""])
+    )
+    plan = study.plan(macs=floor)
+    assert study.apply(plan).keep_ratio("macs") <= floor
+    with pytest.raises(sr.BudgetError, match=r"'7' \(left alone: in skip\)"):
+        study.plan(params=0.2, skip=("7",))
+
+
+def test_a_model_that_is_one_layer(nets: ModuleType) -> None:
+    with pytest.raises(sr.ModelError, match=r"the model itself is this layer; wrap it in nn\.Sequential"):
+        sr.study(nn.Linear(24, 24), nets.noise(24), progress=False)

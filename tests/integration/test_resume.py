@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed studies and applies go on where they stopped, and end where an uninterrupted run ends, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import slimrank as sr
+from slimrank import _apply, _survey
+
+HERE = Path(__file__).parent
+
+
+def bits(study: sr.Study) -> list[tuple[str, str, str, list[bytes]]]:
+    arrays = ("ranks", "macs", "params", "bytes", "error", "damage")
+    return [
+        (c.layer, c.method, c.form, [np.asarray(getattr(c, name)).tobytes() for name in arrays])
+        for c in study.curves
+    ]
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def interrupt_after(count: int, function: Callable[..., object]) -> Callable[..., object]:
+    """The function, until it was called so many times; then Ctrl-C."""
+    calls: Iterator[int] = iter(range(10_000))
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        if next(calls) >= count:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_interrupted_study_goes_on(
+    after: int, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = nets.cnn(), nets.noise(1, 8, 8)
+    whole = sr.study(model, batches, progress=False)
+    monkeypatch.setattr(_survey, "layer_curves", interrupt_after(after, _survey.layer_curves))
+    with pytest.raises(KeyboardInterrupt):
+        sr.study(model, batches, run_dir=tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    measured: list[str] = []
+    original = _survey.layer_curves
+
+    def counting(spec: object, *args: object, **kwargs: object) -> object:
+        measured.append(spec.name)  # type: ignore[attr-defined]
+        return original(spec, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_survey, "layer_curves", counting)
+    resumed = sr.study(model, batches, run_dir=tmp_path / "run", progress=False)
+    assert measured == ["stem", "conv", "last", "fc"][after:]
+    assert bits(resumed) == bits(whole)
+    assert resumed.plan(macs=0.5).settings == whole.plan(macs=0.5).settings
+    assert same_state(resumed.apply(resumed.plan(macs=0.5)).model, whole.apply(whole.plan(macs=0.5)).model)
+
+
+def test_anchors_do_not_depend_on_where_it_stopped(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On large models the held-out samples behind an anchor are fewer; how many must not depend on the layers left.
+    model, batches = nets.cnn(), nets.noise(1, 8, 8, n=8, size=16)
+    monkeypatch.setattr(_survey, "_ANCHOR_MACS", 3.0e7)
+    whole = sr.study(model, batches, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(_survey, "layer_curves", interrupt_after(2, _survey.layer_curves))
+        with pytest.raises(KeyboardInterrupt):
+            sr.study(model, batches, run_dir=tmp_path, progress=False)
+    assert bits(sr.study(model, batches, run_dir=tmp_path, progress=False)) == bits(whole)
+
+
+def test_a_finished_study_is_read_back(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = nets.cnn(), nets.noise(1, 8, 8)
+    first = sr.study(model, batches, run_dir=tmp_path, progress=False)
+    for name in ("layer_curves", "collect_gradients", "collect_moments"):
+        monkeypatch.setattr(_survey, name, interrupt_after(0, lambda: None))
+    assert bits(sr.study(model, batches, run_dir=tmp_path, progress=False)) == bits(first)
+    loaded = sr.Study.load(tmp_path, model=model, progress=False)
+    assert bits(loaded) == bits(first)
+
+
+def test_a_killed_process_goes_on(nets: ModuleType, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import time, torch
+torch.set_num_threads(1)
+import nets
+import slimrank as sr
+from slimrank import _survey
+original = _survey.layer_curves
+def slow(*args, **kwargs):
+    time.sleep(0.3)
+    return original(*args, **kwargs)
+_survey.layer_curves = slow
+sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir="run", progress=False)
+"""
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("run/curves-*.safetensors")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run" / "study.json").exists()
+    with pytest.raises(sr.FileError, match="cannot be read"):
+        sr.Study.load(tmp_path / "run")
+    done = len(list(tmp_path.glob("run/curves-*.safetensors")))
+    assert 1 <= done < 4
+    resumed = sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir=tmp_path / "run", progress=False)
+    whole = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
+    assert [curve.layer for curve in resumed.curves] == [curve.layer for curve in whole.curves]
+    for one, other in zip(resumed.curves, whole.curves, strict=True):
+        np.testing.assert_allclose(one.damage, other.damage, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("weights", "weights"),
+        ("data", "inputs"),
+        ("model", "structure and weights"),
+        ("seed", "options"),
+        ("methods", "options"),
+        ("skip", "options"),
+        ("outputs", "options|outputs"),
+    ],
+)
+def test_a_run_directory_is_tied_to_its_study(
+    change: str, words: str, nets: ModuleType, tmp_path: Path
+) -> None:
+    def build() -> nn.Module:
+        return nets.settle(nets.TupleOutput())
+
+    sr.study(build(), nets.noise(24), outputs=0, run_dir=tmp_path, progress=False)
+    model, batches = build(), nets.noise(24)
+    options: dict[str, object] = {"outputs": 0}
+    if change == "weights":
+        model.box.bias.data[0] += 1e-3
+    elif change == "data":
+        batches[-1][-1, -1] += 1e-3
+    elif change == "model":
+        model.extra = nn.Linear(3, 3)
+    else:
+        options |= {
+            "seed": {"seed": 1},
+            "methods": {"methods": ("weight_svd",)},
+            "skip": {"skip": ("box",)},
+            "outputs": {"outputs": 2},
+        }[change]
+    with pytest.raises(
+        sr.StudyError, match=rf"holds a study of other ({words}).*give another run_dir or delete it"
+    ):
+        sr.study(model, batches, run_dir=tmp_path, progress=False, **options)
+
+
+def test_an_interrupted_apply_goes_on(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir=tmp_path, progress=False)
+    plan = sr.Plan.manual(study, {name: ("weight_svd", 0.5) for name in ("stem", "conv", "last", "fc")})
+    whole = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False).apply(plan)
+    # Refinement closes the fit of each layer.
+    monkeypatch.setattr(_apply, "build_pair", interrupt_after(2, _apply.build_pair))
+    with pytest.raises(KeyboardInterrupt):
+        study.apply(plan)
+    monkeypatch.undo()
+    fitted: list[str] = []
+    original = _apply.fit_pair
+
+    def counting(spec: object, *args: object, **kwargs: object) -> object:
+        fitted.append(spec.name)  # type: ignore[attr-defined]
+        return original(spec, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_apply, "fit_pair", counting)
+    loaded = sr.Study.load(tmp_path, model=nets.cnn(), progress=False)
+    resumed = loaded.apply(plan)
+    assert "stem" not in fitted
+    assert "fc" in fitted
+    assert same_state(resumed.model, whole.model)
+    assert resumed.divergence == whole.divergence
+    other = study.apply(plan.replace("fc", None))
+    assert isinstance(other.model.fc, nn.Linear)
+
+
+def test_files_of_a_run_directory_hold_no_code(nets: ModuleType, tmp_path: Path) -> None:
+    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir=tmp_path, progress=False)
+    study.apply(study.plan(macs=0.5))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+
+
+def test_a_run_directory_that_is_damaged_says_so(nets: ModuleType, tmp_path: Path) -> None:
+    sr.study(nets.mlp(), nets.noise(24), run_dir=tmp_path, progress=False)
+    file = next(tmp_path.glob("curves-*.safetensors"))
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(sr.FileError, match=r"curves-0000.safetensors is truncated or altered"):
+        sr.study(nets.mlp(), nets.noise(24), run_dir=tmp_path, progress=False)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(sr.FileError, match=r"run.json is not whole JSON"):
+        sr.study(nets.mlp(), nets.noise(24), run_dir=tmp_path, progress=False)

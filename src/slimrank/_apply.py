@@ -4,7 +4,7 @@
 import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -195,6 +195,7 @@ class _Builder:
         self._original_layers = dict(self._original.named_modules())
         self._working = working
         self._settings = plan.settings
+        self._has_bias = plan.has_bias
         self._specs = plan.steps[-1].structure.layers if plan.steps else {}
         self._index = {name: index for index, name in enumerate(self._specs)}
         self._data = data
@@ -251,11 +252,12 @@ class _Builder:
         """Fits and installs every layer, in order."""
         fits: dict[str, str] = {}
         batches = [batch for batch, _ in self._batches]
-        sources = {name: self._working.get_submodule(name) for name in names}
+        sources: dict[str, nn.Module] = {}
         if on_layer is None:
             # The containers stand in place before the forwards start, so that a paused call finds its new
             # content.
             for name in names:
+                sources[name] = self._working.get_submodule(name)
                 replace_module(self._working, name, nn.Sequential(sources[name]))
         with contextlib.ExitStack() as stack:
             before = stack.enter_context(Lockstep(self._original, batches, names))
@@ -270,6 +272,7 @@ class _Builder:
                     _fill(container, self._specs[name], sources[name], fit)
                 else:
                     self._working.eval()
+                    sources[name] = _checked(self._working.get_submodule(name), self._specs[name])
                     with Lockstep(self._working, batches, [name]) as fresh:
                         fit = fit or self._fit(name, sources[name], before.advance(name), fresh.advance(name))
                     _install(self._working, name, self._specs[name], sources[name], fit)
@@ -330,7 +333,13 @@ class _Builder:
                         Target(dense=weight, moments=base, root=root, inverse_root=inverse_root, ridge=value),
                     )
                 )
-        return self._best(spec, setting, targets, held_out, moments.mean, mean_out)
+        fit = self._best(spec, setting, targets, held_out, moments.mean, mean_out)
+        return self._with_planned_bias(fit, source)
+
+    def _with_planned_bias(self, fit: _Fit, source: nn.Module) -> _Fit:
+        """A plan made without data counts no bias where the layer has none."""
+        keeps = self._has_bias or isinstance(source.bias, Tensor)
+        return fit if keeps else replace(fit, bias=None)
 
     def _best(
         self,
@@ -370,9 +379,8 @@ class _Builder:
         target = Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
         pair = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
         mean_out = weight @ moments.mean + _bias_of(source, weight)
-        return _Fit(
-            pair=pair, bias=mean_out - effective_weight(spec, pair) @ moments.mean, kind="independent"
-        )
+        bias = mean_out - effective_weight(spec, pair) @ moments.mean
+        return self._with_planned_bias(_Fit(pair=pair, bias=bias, kind="independent"), source)
 
     def _rows(
         self, name: str, source: nn.Module, xs: Sequence[Tensor | None], x_hats: Sequence[Tensor | None]
@@ -384,7 +392,7 @@ class _Builder:
         own = MomentSums(width, keep_rows=keep)
         joint = MomentSums(width, keep_rows=keep, other_width=n_out)
         # A layer that on_layer changed is fitted to its own, changed output.
-        is_changed = not torch.equal(dense_weight(source), dense_weight(original))
+        is_changed = not _same_parameters(source, original)
         held: list[tuple[Tensor, Tensor]] = []
         moved = False
         for number, ((batch, is_held_out), x, x_hat) in enumerate(
@@ -415,6 +423,21 @@ class _Builder:
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
         share = (batch.n_samples if self._data.feed.micro else 1) / max(self._n_fit, 1)
         return min(rows_wanted(spec, share), row_cap(spec))
+
+
+def _checked(layer: nn.Module, spec: LayerSpec) -> nn.Module:
+    """A layer still to come, as ``on_layer`` left it."""
+    if not isinstance(layer.weight, Tensor) or tuple(layer.weight.shape) != spec.weight_shape:
+        raise OptionError(
+            f"layer {spec.name!r}: on_layer put a {type(layer).__name__} there that the plan does not fit; "
+            f"it may change values, or exchange the layer for one with a weight {list(spec.weight_shape)}"
+        )
+    return layer
+
+
+def _same_parameters(layer: nn.Module, other: nn.Module) -> bool:
+    own, others = list(layer.parameters()), list(other.parameters())
+    return len(own) == len(others) and all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
 
 
 def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:

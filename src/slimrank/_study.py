@@ -267,7 +267,7 @@ class Study:
             has_bias=untouched.has_bias,
             curves=read_curves(store, tuple(structure.layers.values())),
             methods=tuple(method for method in METHODS if method in _list(facts, "methods")),
-            grams=store.read_tensors("gradients.safetensors") if store.has("gradients.safetensors") else {},
+            grams=store.read_tensors("gradients.safetensors"),
             unit=str(facts.get("unit")),
             notes=tuple(
                 Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)
@@ -316,7 +316,7 @@ class Study:
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
             batches, inputs = batch_from_files(store), _mover(device)
         opened = open_data(model, batches, inputs, outputs, options, Phases(shown=False))
-        found = _fingerprint(model, opened, options)
+        found = _fingerprint(model, opened, outputs, options)
         differing = [key for key, value in found.items() if self.fingerprint.get(key) != value]
         if differing:
             raise StudyError(
@@ -402,7 +402,7 @@ def study(
     _check_model(model)
     phases = Phases(shown=progress)
     opened = open_data(model, batches, inputs, outputs, options, phases)
-    fingerprint = _fingerprint(model, opened, options)
+    fingerprint = _fingerprint(model, opened, outputs, options)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
         _claim(store, fingerprint)
@@ -795,13 +795,19 @@ class _ApplyJournal:
         self._store.write_tensors(self._names[name], tensors)
 
 
-def _fingerprint(model: nn.Module, opened: Opened, options: Options) -> dict[str, str]:
+def _fingerprint(model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options) -> dict[str, str]:
+    # A function has no fingerprint of its own; what it picks has one.
+    picked = (
+        "function" if callable(outputs) else outputs,
+        [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
+    )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     return {
         "structure": structure_of(describe_layers(model)).sha256,
         "weights": digest_tensors(tensors),
         "inputs": opened.feed.fingerprint,
         "options": hashlib.sha256(repr(options).encode()).hexdigest(),
+        "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
     }
 
 

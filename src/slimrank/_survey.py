@@ -28,6 +28,7 @@ from slimrank.calibrate import (
     row_cap,
     row_width,
 )
+from slimrank.cost import forms_of
 from slimrank.deploy import Store
 from slimrank.graph import (
     Batch,
@@ -490,9 +491,11 @@ def _read_curves(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]
     tensors = store.read_tensors(name)
     curves = []
     for method in METHODS:
-        for form in dict.fromkeys(key.split(".")[1] for key in tensors if key.startswith(f"{method}.")):
+        for form in forms_of(spec, method):
+            if f"{method}.{form}.ranks" not in tensors:
+                continue
             arrays = {array: tensors[f"{method}.{form}.{array}"].numpy() for array in _ARRAYS}
-            curves.append(Curve(layer=spec.name, method=method, form=form, **arrays))  # type: ignore[arg-type]
+            curves.append(Curve(layer=spec.name, method=method, form=form, **arrays))
     return tuple(curves)
 
 

@@ -6,7 +6,7 @@ A label-free loss to draw gradients from, and a divergence to measure damage wit
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,6 +28,7 @@ class OutputModel:
         family: its distribution.
         dim: of the classes (categorical).
         is_probability: values are probabilities, not logits.
+        shape: of one sample.
         scale: spread of each element over the data, without the sample dimension (gaussian); else None.
     """
 
@@ -35,6 +36,7 @@ class OutputModel:
     dim: int
     is_probability: bool
     scale: Tensor | None
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +80,7 @@ def choose_likelihood(tensors: Mapping[str, Tensor], choice: LikelihoodChoice) -
     reasons = []
     for name, tensor in tensors.items():
         model, reason = _choose_one(name, tensor.float(), choice)
-        models[name] = model
+        models[name] = replace(model, shape=tuple(tensor.shape[1:]))
         reasons.append(f"{name or 'output'} {list(tensor.shape[1:])}: {model.family}, {reason}")
     return Likelihood(outputs=models, reason="; ".join(reasons))
 

@@ -38,13 +38,13 @@ def save_artifact(
         plan: that it was made by.
         manifest: facts to keep beside it.
         report: HTML.
-        overwrite: replace a directory that holds something.
+        overwrite: write into a directory that holds something; files of other names stay.
 
     Raises:
         NotEmptyError: the directory holds something and ``overwrite`` is False.
         FileError: it cannot be written, or the model holds state that is not a tensor.
     """
-    target = Path(path)
+    target = Path(path).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
         raise NotEmptyError(f"{target} is not empty; give another directory or pass overwrite=True")
     tensors, aliases = _state_of(model)
@@ -170,21 +170,36 @@ def _load_state(
         # The dtype it was saved in, so that nothing is rounded on the way.
         if parameter.dtype != state[name].dtype:
             parameter.data = parameter.data.to(state[name].dtype)
+    for name, module in model.named_modules(remove_duplicate=False):
+        for key, buffer in module._buffers.items():
+            saved = state.get(f"{name}.{key}" if name else key)
+            if buffer is not None and saved is not None:
+                module._buffers[key] = buffer.to(saved.dtype)
     model.load_state_dict(state)
 
 
 def _move_into_place(draft: Path, target: Path) -> None:
+    """The draft under its final name; at no moment is there neither the old nor the new."""
+    if target.is_dir() and target in (Path.cwd(), *Path.cwd().parents):
+        # A directory that somebody stands in stays; the manifest, which vouches for the rest, goes last.
+        for name in (_WEIGHTS, _PLAN, _REPORT, _MANIFEST):
+            (draft / name).replace(target / name)
+        return
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.replace(target)
+        return
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        target.replace(old)
+    target.replace(old)
     try:
         draft.replace(target)
     except OSError:
-        if old.exists():
-            old.replace(target)
+        old.replace(target)
         raise
-    if old.is_dir():
-        shutil.rmtree(old)
-    elif old.exists():
+    if not old.is_dir():
         old.unlink()
+        return
+    for item in old.iterdir():
+        if not (target / item.name).exists():
+            item.replace(target / item.name)
+    shutil.rmtree(old)

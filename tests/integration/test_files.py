@@ -69,9 +69,7 @@ with torch.no_grad():
         plan = sr.Plan.load(tmp_path / "plan.json")
         other = nets.cnn()
         other.fc = nn.Linear(24, 11)
-        with pytest.raises(
-            sr.PlanError, match=r"belongs to another model.*1 of another shape: 'fc' weight_shape"
-        ):
+        with pytest.raises(sr.PlanError, match=r"another model.*1 of another shape: 'fc' weight_shape"):
             sr.apply(other, plan, progress=False)
         with pytest.raises(sr.PlanError, match=r"missing in the model: 'stem'.*unknown to the plan: '0'"):
             sr.apply(nets.mlp(), plan, nets.noise(24), progress=False)
@@ -312,9 +310,7 @@ class TestSavedStudy:
         assert loaded.summary() == study.summary()
         assert loaded.plan(macs=0.5).settings == study.plan(macs=0.5).settings
         assert loaded.plan(macs=0.5).damage == study.plan(macs=0.5).damage
-        with pytest.raises(
-            sr.StudyError, match=r"loaded without a model; pass Study.load\(dir, model=build\(\)\)"
-        ):
+        with pytest.raises(sr.StudyError, match=r"without a model; pass Study.load\(dir, model=build\(\)\)"):
             loaded.apply(loaded.plan(macs=0.5))
 
     def test_applies_in_another_process_with_saved_inputs(

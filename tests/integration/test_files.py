@@ -350,12 +350,19 @@ assert all(torch.equal(found[name], expected[name]) for name in found)
         with pytest.raises(sr.PlanError, match="another model"):
             sr.Study.load(tmp_path / "study", model=nets.mlp())
 
-    @pytest.mark.parametrize("kind", ["keywords", "list of images", "mapping in a tuple"])
+    @pytest.mark.parametrize(
+        "kind",
+        ["keywords", "keywords not in alphabetical order", "list of images", "mapping in a tuple"],
+    )
     def test_keeps_inputs_of_every_kind(self, kind: str, nets: ModuleType, tmp_path: Path) -> None:
         build, batches = {
             "keywords": (
                 lambda: nets.settle(nets.TwoInputs()),
                 [{"a": a, "b": b, "scale": 0.5} for a, b in zip(nets.noise(24), nets.noise(16), strict=True)],
+            ),
+            "keywords not in alphabetical order": (
+                lambda: nets.settle(nets.TwoInputs()),
+                [{"b": b, "a": a} for a, b in zip(nets.noise(24), nets.noise(16), strict=True)],
             ),
             "list of images": (
                 lambda: nets.settle(nets.Detector()),

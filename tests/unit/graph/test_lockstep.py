@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+import contextlib
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slimrank.graph import Lockstep, Replay, as_batch
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+def batches() -> list[object]:
+    generator = torch.Generator().manual_seed(0)
+    return [as_batch(torch.randn(n, 4, generator=generator)) for n in (3, 1, 2)]
+
+
+@torch.no_grad()
+def test_pauses_at_each_layer_and_takes_up_changes() -> None:
+    model, data = net(), batches()
+    with Lockstep(model, data, ["0", "2", "4"]) as lockstep:
+        for batch, x in zip(data, lockstep.advance("0"), strict=True):
+            assert torch.equal(x, batch.args[0])
+        model[0].weight.zero_()
+        model[0].bias.fill_(2.0)
+        assert all(torch.all(x == 2) for x in lockstep.advance("2"))
+        last = lockstep.advance("4")
+        assert [x.shape for x in last] == [(3, 6), (1, 6), (2, 6)]
+
+
+@torch.no_grad()
+def test_layers_may_be_left_out() -> None:
+    with Lockstep(net(), batches(), ["0", "2", "4"]) as lockstep:
+        assert all(x is not None for x in lockstep.advance("4"))
+
+
+def test_no_thread_and_no_hook_is_left() -> None:
+    model = net()
+    before = threading.active_count()
+    with Lockstep(model, batches(), ["0", "4"]) as lockstep:
+        lockstep.advance("0")
+    assert threading.active_count() == before
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled()
+    with contextlib.suppress(KeyboardInterrupt), Lockstep(model, batches(), ["0"]) as lockstep:
+        lockstep.advance("0")
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_error_of_the_model_comes_out() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            if len(x) == 1:
+                raise LookupError("no such thing")
+            return self.b(x)
+
+    with Lockstep(Failing(), batches(), ["a", "b"]) as lockstep:
+        lockstep.advance("a")
+        with pytest.raises(LookupError, match="no such thing"):
+            lockstep.advance("b")
+
+
+def test_a_forward_that_skips_a_layer() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x) if len(x) > 1 else x)
+
+    with Lockstep(Sometimes(), batches(), ["a", "b"]) as lockstep:
+        assert [x is None for x in lockstep.advance("a")] == [False, True, False]
+        assert [x is None for x in lockstep.advance("b")] == [False, False, False]
+
+
+def test_keyword_calls_hand_out_their_input() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(input=x)
+
+    with Lockstep(Keyword(), batches(), ["a"]) as lockstep:
+        assert [x.shape for x in lockstep.advance("a")] == [(3, 4), (1, 4), (2, 4)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("max_bytes", [0, 1 << 20])
+def test_replay_equals_whole_forwards(max_bytes: int) -> None:
+    model, data = net(), batches()
+    replay = Replay(model, data, max_bytes=max_bytes)
+    for name in ("0", "2", "4"):
+        replay.start_at(name)
+        layer = model.get_submodule(name)
+        kept = layer.bias.clone()
+        layer.bias.add_(1.0)
+        for got, batch in zip(replay.outputs(), data, strict=True):
+            assert torch.equal(got, model(*batch.args))
+        layer.bias.copy_(kept)
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+@torch.no_grad()
+def test_replay_runs_what_lies_behind_only() -> None:
+    model, data = net(), batches()
+    replay = Replay(model, data, max_bytes=1 << 20)
+    replay.start_at("4")
+    ran: list[int] = []
+    original = nn.functional.linear
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ran.append(len(weight))
+        return original(x, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "linear", counted)
+        replay.outputs()
+    assert ran == [3, 3, 3]

@@ -51,6 +51,13 @@ def test_cholesky_of_a_singular_matrix_moves_it_by_a_trifle(rank: int, rng: torc
     assert torch.equal(matrix, before)
 
 
+def test_cholesky_of_roundings_below_zero_takes_the_smallest_jitter_that_helps() -> None:
+    matrix = torch.diag(torch.tensor([2.0, 1.0, -1e-8], dtype=torch.float64))
+    factor = cholesky_psd(matrix)
+    # Just above 1e-8 of the mean diagonal, in powers of ten.
+    torch.testing.assert_close(factor @ factor.T, matrix, rtol=0, atol=1.1e-7)
+
+
 def test_cholesky_of_zeros_is_nearly_zero() -> None:
     factor = cholesky_psd(torch.zeros((3, 3), dtype=torch.float64))
     assert factor.isfinite().all()

@@ -149,6 +149,18 @@ def test_refinement_gains_where_columns_are_correlated(name: str, rng: torch.Gen
     assert float(before - after) == pytest.approx((refined.gain - start.gain) / 2)
 
 
+def test_a_step_that_loses_is_not_taken(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = _SPLITS["spatial"]
+    weighted, moment = _problem(split, 4, rng)
+    target = weighted @ moment
+    full = initial_first_factor(weighted, moment, split)
+    start = fit_split(target, moment, full[:2], split)
+    worst = full[-2:]
+    assert fit_split(target, moment, worst, split).gain < start.gain
+    monkeypatch.setattr("slimrank.linalg._split_pair._improve_first", lambda *_: worst)
+    assert refine_split(target, moment, start, split, alternations=3) is start
+
+
 def test_refinement_leaves_an_exact_pair_alone(rng: torch.Generator) -> None:
     split = _SPLITS["spatial"]
     weighted, moment = _problem(split, 4, rng)

@@ -123,6 +123,19 @@ def test_forms_without_gain_are_left_out(rng: torch.Generator) -> None:
     assert "1x1_kxk" in forms
 
 
+def test_a_rank_that_saves_params_alone_is_kept(rng: torch.Generator) -> None:
+    # The 1x1 works on the map before the stride, nine times as large.
+    spec = _spec(nn.Conv2d(8, 8, 3, stride=3, bias=False), (1, 8, 18, 18), (1, 8, 6, 6))
+    (curve,) = [
+        curve
+        for curve in layer_curves(spec, METHODS, _target(spec, rng), has_bias=False)
+        if curve.form == "1x1_kxk"
+    ]
+    whole = layer_cost(spec)
+    assert curve.params[-1] < whole.params
+    assert curve.macs[-1] > whole.macs
+
+
 def test_relative_damage_is_a_share_of_all() -> None:
     (curve,) = relative_curves([_curve([8.0, 4.0, 1.0])], 16.0)
     assert curve.damage.tolist() == [0.5, 0.25, 0.0625]

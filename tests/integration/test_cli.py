@@ -199,4 +199,8 @@ def test_a_study_that_was_stopped_and_then_killed_goes_on(folder: Path) -> None:
     assert "gradients" not in resumed["seconds"]  # type: ignore[operator]
     whole, found = _arrays(folder / "whole"), _arrays(folder / "run")
     assert whole.keys() == found.keys()
-    assert all(torch.equal(whole[key], found[key]) for key in whole)
+    for key, expected in whole.items():
+        # Not bit for bit: another process may sum in another order.
+        torch.testing.assert_close(
+            found[key], expected, rtol=1e-5, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}"
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -406,3 +407,30 @@ class Tupled(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self.out(self.a(batch["x"]).relu())
+
+
+class MixedTypes(nn.Module):
+    """One half in bfloat16; the last activation is kept on the module, with its graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(24, 32).bfloat16()
+        self.out = nn.Linear(32, 16)
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.kept = self.a(x.bfloat16()).relu().float()
+        return self.out(self.kept if mask is None else self.kept * mask)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(24, 32)
+        self.out = nn.Linear(32, 16)
+
+    def _body(self, x: Tensor) -> Tensor:
+        return self.out(self.a(x).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self._body, x, use_reentrant=False)

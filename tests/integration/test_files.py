@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans, results and studies on disk: read back in another process, and refused where they are not whole."""
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -159,6 +160,23 @@ with torch.no_grad():
         result.save(".")
         assert {path.name for path in (tmp_path / "here").iterdir()} == NAMES
         sr.load(".", model=nets.cnn())
+
+    def test_through_a_symbolic_link(self, result: sr.Result, nets: ModuleType, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        result.save(tmp_path / "link")
+        result.save(tmp_path / "link", overwrite=True)
+        assert (tmp_path / "link").is_symlink()
+        assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
+        assert {path.name for path in (tmp_path / "real").iterdir()} == NAMES
+        sr.load(tmp_path / "link", model=nets.cnn())
+
+    def test_overwrite_spares_files_of_others(self, result: sr.Result, tmp_path: Path) -> None:
+        result.save(tmp_path / "out")
+        (tmp_path / "out" / "thesis.tex").write_text("years of work")
+        with contextlib.suppress(sr.FileError):
+            result.save(tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
     def test_a_new_folder_is_made(self, result: sr.Result, nets: ModuleType, tmp_path: Path) -> None:
         result.save(tmp_path / "a" / "b" / "c")

@@ -51,6 +51,12 @@ def _old_weight_norm(n: ModuleType) -> nn.Module:
         return nn.Sequential(nn.utils.weight_norm(nn.Linear(24, 32)), nn.ReLU(), nn.Linear(32, 32)).eval()
 
 
+def _used_mixed(n: ModuleType) -> nn.Module:
+    model = n.settle(n.MixedTypes())
+    model(n.noise(24)[0])
+    return model
+
+
 CASES = {
     "mlp": Case(build=lambda n: n.mlp(), batches=lambda n: n.noise(24), compressible=["0", "2", "4"]),
     "cnn with batch norm and in-place activations": Case(
@@ -277,6 +283,14 @@ CASES = {
         build=lambda n: n.settle(n.TokenNet()),
         batches=lambda n: [n.tokens(length=length, n=1)[0] for length in (3, 9, 5)],
         compressible=["mix", "head"],
+    ),
+    "two dtypes, None for an input, an activation kept": Case(
+        build=_used_mixed, batches=lambda n: [(x, None) for x in n.noise(24)], compressible=["a", "out"]
+    ),
+    "gradient checkpoints": Case(
+        build=lambda n: n.settle(n.Checkpointed()),
+        batches=lambda n: n.noise(24),
+        compressible=["a", "out"],
     ),
     "without output gradients": Case(
         build=lambda n: n.cnn(),

@@ -3,7 +3,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
@@ -303,37 +303,26 @@ class _Builder:
         moments = joint.moments()
         cross, mean_out = joint.cross()
         ridge = ridge_of(joint.n_rows, row_width(spec))
-        targets: list[tuple[str, Target]] = []
         kind = "sequential" if self._data.sequential else "independent"
-        if moved and self._data.sequential:
+
+        def targets() -> Iterator[tuple[str, Target]]:
+            """One after the other: each holds moments and their decompositions."""
+            is_joint = moved and self._data.sequential
+            base = moments if is_joint or not moved else own.moments()
             for value in _ridges(ridge, joint.n_rows, row_width(spec)):
-                dense = least_squares_weight(weight, cross, moments, ridge=value)
-                targets.append(
-                    (
-                        kind,
-                        Target(
-                            dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value
-                        ),
-                    )
+                dense = least_squares_weight(weight, cross, moments, ridge=value) if is_joint else weight
+                yield (
+                    kind,
+                    Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
                 )
-            targets.append(
-                (
+            if is_joint:
+                alone = own.moments()
+                yield (
                     "independent",
-                    Target(
-                        dense=weight, moments=own.moments(), root=root, inverse_root=inverse_root, ridge=ridge
-                    ),
+                    Target(dense=weight, moments=alone, root=root, inverse_root=inverse_root, ridge=ridge),
                 )
-            )
-        else:
-            base = own.moments() if moved else moments
-            for value in _ridges(ridge, joint.n_rows, row_width(spec)):
-                targets.append(
-                    (
-                        kind,
-                        Target(dense=weight, moments=base, root=root, inverse_root=inverse_root, ridge=value),
-                    )
-                )
-        fit = self._best(spec, setting, targets, held_out, moments.mean, mean_out)
+
+        fit = self._best(spec, setting, targets(), held_out, moments.mean, mean_out)
         return self._with_planned_bias(fit, source)
 
     def _with_planned_bias(self, fit: _Fit, source: nn.Module) -> _Fit:
@@ -345,7 +334,7 @@ class _Builder:
         self,
         spec: LayerSpec,
         setting: Setting,
-        targets: Sequence[tuple[str, Target]],
+        targets: Iterable[tuple[str, Target]],
         held_out: _Rows | None,
         mean_in: Tensor,
         mean_out: Tensor,
@@ -359,11 +348,15 @@ class _Builder:
             bias = mean_out.float() - weight @ mean_in.float()
             return _held_out_error(held_out, weight, bias, root.float())
 
-        tried = []
+        best: tuple[float, str, Target, Pair] | None = None
         for kind, target in targets:
             pair = fit_pair(spec, setting.form, setting.rank, target, alternations=0)
-            tried.append((score(pair, target.root), kind, target, pair))
-        error, kind, target, pair = min(tried, key=lambda option: option[0])
+            error = score(pair, target.root)
+            if best is None or error < best[0]:
+                best = (error, kind, target, pair)
+        if best is None:
+            raise OptionError(f"layer {spec.name!r}: there is nothing to fit to")
+        error, kind, target, pair = best
         refined = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
         if score(refined, target.root) <= error:
             pair = refined

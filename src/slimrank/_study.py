@@ -33,9 +33,19 @@ from slimrank.deploy import (
     batches_to_files,
     digest_tensors,
     load_artifact,
+    make_directory,
     write_bytes,
 )
-from slimrank.graph import Batch, OutputChoice, count_by_module, describe_layers, map_tensors, run, stored
+from slimrank.graph import (
+    Batch,
+    OutputChoice,
+    check_weights,
+    count_by_module,
+    describe_layers,
+    map_tensors,
+    run,
+    stored,
+)
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, Step, Structure, check_structure, structure_of
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Method, Metric, Note
@@ -160,7 +170,7 @@ class Study:
                 "a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
             )
         return select_plan(
-            self, budgets=budgets, select=select, multiple_of=multiple_of, methods=methods, skip=tuple(skip)
+            self, budgets=budgets, select=select, multiple_of=multiple_of, methods=methods, skip=_globs(skip)
         )
 
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
@@ -180,6 +190,7 @@ class Study:
             StudyError: the study was loaded without a model.
             OptionError: ``on_layer`` cannot be called with a model and a name.
         """
+        _check_plan(plan)
         check_structure(plan, self.structure)
         check_on_layer(on_layer)
         if self._session is None:
@@ -202,7 +213,7 @@ class Study:
         store = Store(path)
         Plan(
             steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
-        ).save(_made(store.root) / _UNTOUCHED)
+        ).save(make_directory(store.root) / _UNTOUCHED)
         write_curves(store, self.layers, self.curves)
         store.write_tensors("gradients.safetensors", self.grams)
         kept: str | None = "the study has no data"
@@ -388,9 +399,11 @@ def study(
         OptionError: another option out of range.
         StudyError: ``run_dir`` holds a study of something else.
     """
+    if isinstance(methods, str):
+        raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
     options = Options(
         methods=tuple(methods),
-        skip=(skip,) if isinstance(skip, str) else tuple(skip),
+        skip=_globs(skip),
         likelihood=likelihood,
         fisher=fisher,
         draws=draws,
@@ -472,8 +485,10 @@ def apply(
         SlimrankError: as in ``slimrank.study``, for the batches.
     """
     _check_model(model)
+    _check_plan(plan)
     check_on_layer(on_layer)
     check_structure(plan, structure_of(describe_layers(model)))
+    check_weights(model)
     phases = Phases(shown=progress)
     if batches is None:
         return _build_from_weights(model, plan, on_layer, phases)
@@ -555,7 +570,8 @@ def compress(
             "compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
         )
     for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
-        if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio <= 1):
+        is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+        if ratio is not None and not (is_number and 0 < ratio <= 1):
             raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
     measured = study(
         model,
@@ -627,6 +643,18 @@ def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
 
 def _rank_of(divergence: float | None) -> float:
     return float("inf") if divergence is None else divergence
+
+
+def _globs(skip: Sequence[str]) -> tuple[str, ...]:
+    """One glob as text stands for itself."""
+    return (skip,) if isinstance(skip, str) else tuple(skip)
+
+
+def _check_plan(plan: object) -> None:
+    if not isinstance(plan, Plan):
+        raise OptionError(
+            f"plan is a {type(plan).__name__}; give a Plan, e.g. study.plan(macs=0.5) or Plan.load(path)"
+        )
 
 
 def _check_model(model: object) -> None:
@@ -836,11 +864,6 @@ def _mover(device: torch.device) -> Inputs:
         return map_tensors(raw, lambda tensor: tensor.to(device))
 
     return move
-
-
-def _made(root: Path) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 def _options_to_json(options: Options) -> Json:

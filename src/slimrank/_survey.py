@@ -64,6 +64,7 @@ _MOMENT_BYTES = 1_000_000_000
 _ANCHOR_MACS = 6e12
 _MIN_ANCHOR_SAMPLES = 8
 _ANCHOR_ALTERNATIONS = 2
+_WIDE = 2048
 _REPLAY_BYTES = 1_000_000_000
 _FEW_ROWS = 10
 _UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
@@ -163,7 +164,9 @@ def check_options(options: Options) -> None:
             raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, METHODS)}")
     if not isinstance(options.draws, int) or options.draws < 1:
         raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")
-    if not 0 < options.holdout < 1:
+    if not isinstance(options.seed, int) or options.seed < 0:
+        raise OptionError(f"seed={options.seed!r}; give a whole number of at least 0")
+    if not isinstance(options.holdout, int | float) or not 0 < options.holdout < 1:
         raise OptionError(f"holdout={options.holdout!r}; give a share between 0 and 1, such as 0.2")
 
 
@@ -448,7 +451,8 @@ class _Anchors:
         measured: dict[Method, list[Anchor]] = {}
         for method in dict.fromkeys(curve.method for curve in curves):
             for form, rank, error in anchor_points(curves, method, spec.macs):
-                pair = fit_pair(spec, form, rank, target, alternations=_ANCHOR_ALTERNATIONS)
+                rounds = _ANCHOR_ALTERNATIONS if row_width(spec) < _WIDE else 1
+                pair = fit_pair(spec, form, rank, target, alternations=rounds)
                 lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
                 pair_bias = lost if bias is None else lost + bias
                 replace_module(

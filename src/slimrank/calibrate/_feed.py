@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class Feed:
     def _again(self) -> Iterator[Batch]:
         count = 0
         for number, raw in enumerate(self.batches):
-            batch = self.read(raw)
+            batch = replace(self.read(raw), where=f"batch {number}")
             if number >= len(self.digests) or digest_batch(batch) != self.digests[number]:
                 raise BatchesError(
                     f"batch {number} differs from what the first pass gave; the study needs the same data "

@@ -142,7 +142,10 @@ def _gaussian(values: Tensor) -> OutputModel:
     # One sample has no spread; the size of the values then stands in.
     spread = values.std(0, correction=0) if len(values) > 1 else values.abs()[0]
     typical = spread.square().mean().sqrt()
-    floor = typical * 1e-2 if typical > 0 else spread.new_tensor(1.0)
+    # Not below rounding noise: outputs that never vary would else make any change look huge.
+    size = values.square().mean().sqrt()
+    floor = torch.maximum(typical * 1e-2, size * 1e-4)
+    floor = torch.where(floor > 0, floor, torch.ones_like(floor))
     return OutputModel(family="gaussian", dim=-1, is_probability=False, scale=spread.clamp_min(floor))
 
 

@@ -3,7 +3,7 @@
 
 from slimrank.deploy._artifact import load_artifact, save_artifact
 from slimrank.deploy._inputs import batch_from_files, batches_to_files
-from slimrank.deploy._store import Json, Store, digest_tensors, write_bytes
+from slimrank.deploy._store import Json, Store, digest_tensors, make_directory, write_bytes
 
 __all__ = [
     "Json",
@@ -12,6 +12,7 @@ __all__ = [
     "batches_to_files",
     "digest_tensors",
     "load_artifact",
+    "make_directory",
     "save_artifact",
     "write_bytes",
 ]

@@ -44,7 +44,7 @@ def save_artifact(
         NotEmptyError: the directory holds something and ``overwrite`` is False.
         FileError: it cannot be written, or the model holds state that is not a tensor.
     """
-    target = Path(path).absolute()
+    target = Path(path).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
         raise NotEmptyError(f"{target} is not empty; give another directory or pass overwrite=True")
     tensors, aliases = _state_of(model)

@@ -23,21 +23,14 @@ def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:
     """
     tensors: dict[str, Tensor] = {}
     try:
-        shapes: list[Json] = [
-            {
-                "args": [
-                    _encode(value, f"{number}.{index}", tensors) for index, value in enumerate(batch.args)
-                ],
-                "kwargs": {
-                    key: _encode(value, f"{number}.{key}", tensors) for key, value in batch.kwargs.items()
-                },
-            }
+        entries: list[Json] = [
+            _encode(dict(batch.kwargs) if batch.kwargs else batch.args, str(number), tensors)
             for number, batch in enumerate(batches)
         ]
     except TypeError as error:
         return str(error)
     store.write_tensors("inputs.safetensors", tensors)
-    store.write_json("inputs.json", {"batches": shapes})
+    store.write_json("inputs.json", {"batches": entries})
     return None
 
 
@@ -57,20 +50,7 @@ def batch_from_files(store: Store) -> list[object]:
     listed = store.read_json("inputs.json").get("batches")
     if not isinstance(listed, list):
         raise FileError(f"{store.root / 'inputs.json'} holds no batches; restore a copy")
-    batches: list[object] = []
-    for entry in listed:
-        if not isinstance(entry, dict):
-            raise FileError(f"{store.root / 'inputs.json'} holds a batch that is no object; restore a copy")
-        args, kwargs = entry["args"], entry["kwargs"]
-        if not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise FileError(
-                f"{store.root / 'inputs.json'} holds a batch without args and kwargs; restore a copy"
-            )
-        if kwargs:
-            batches.append({key: _decode(value, tensors) for key, value in kwargs.items()})
-        else:
-            batches.append(tuple(_decode(value, tensors) for value in args))
-    return batches
+    return [_decode(entry, tensors) for entry in listed]
 
 
 def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
@@ -83,7 +63,8 @@ def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> Json:
         items = [_encode(item, f"{path}.{index}", tensors) for index, item in enumerate(value)]
         return {"list" if type(value) is list else "tuple": items}
     if isinstance(value, dict):
-        return {"dict": {str(key): _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}}
+        # Pairs, since sorted JSON would lose the order, which tells the first tensor.
+        return {"dict": [[str(key), _encode(item, f"{path}.{key}", tensors)] for key, item in value.items()]}
     raise TypeError(f"input {path} is a {type(value).__name__}")
 
 
@@ -98,6 +79,8 @@ def _decode(value: Json, tensors: dict[str, Tensor]) -> object:
     if kind in {"list", "tuple"} and isinstance(content, list):
         items = [_decode(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
-    if kind == "dict" and isinstance(content, dict):
-        return {key: _decode(item, tensors) for key, item in content.items()}
+    if kind == "dict" and isinstance(content, list):
+        pairs = [pair for pair in content if isinstance(pair, list) and len(pair) == 2]
+        if len(pairs) == len(content):
+            return {str(key): _decode(item, tensors) for key, item in pairs}
     raise FileError(f"inputs.json holds an entry of unknown kind {kind!r}; restore a copy")

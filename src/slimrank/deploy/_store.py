@@ -69,9 +69,24 @@ class Store:
         return read_tensors(self.root / name)
 
 
+def make_directory(path: Path) -> Path:
+    """The directory, made where it is missing.
+
+    Raises:
+        FileError: something else stands there, or rights are missing.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be written ({error}); give a directory with room and rights"
+        ) from error
+    return path
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("wb") as file:
@@ -90,7 +105,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes a safetensors file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:

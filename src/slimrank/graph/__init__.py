@@ -11,7 +11,13 @@ from slimrank.graph._batch import (
     named_tensors,
     take_samples,
 )
-from slimrank.graph._capture import Captured, capture, check_compressible, describe_layers
+from slimrank.graph._capture import (
+    Captured,
+    capture,
+    check_compressible,
+    check_weights,
+    describe_layers,
+)
 from slimrank.graph._count import count_by_module, count_cost, stored
 from slimrank.graph._lockstep import Lockstep
 from slimrank.graph._modules import copy_model, plain_attention, quiet_copy, replace_module, run
@@ -30,6 +36,7 @@ __all__ = [
     "capture",
     "check_batch",
     "check_compressible",
+    "check_weights",
     "copy_model",
     "count_by_module",
     "count_cost",

@@ -19,10 +19,12 @@ class Batch:
     Attributes:
         args: positional arguments.
         kwargs: keyword arguments.
+        where: its name in messages ("batch 2").
     """
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
+    where: str = "the first batch"
 
     @property
     def n_samples(self) -> int:
@@ -149,6 +151,7 @@ def take_samples(batch: Batch, index: Sequence[int]) -> Batch:
     return Batch(
         args=tuple(take(value) for value in batch.args),
         kwargs={key: take(value) for key, value in batch.kwargs.items()},
+        where=batch.where,
     )
 
 
@@ -158,6 +161,7 @@ def copied(batch: Batch) -> Batch:
         return Batch(
             args=tuple(map_tensors(value, Tensor.clone) for value in batch.args),
             kwargs={key: map_tensors(value, Tensor.clone) for key, value in batch.kwargs.items()},
+            where=batch.where,
         )
 
 
@@ -195,6 +199,10 @@ def digest_batch(batch: Batch) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         data = tensor.detach().cpu().contiguous()
         digest.update(data.view(torch.uint8).numpy().data if data.ndim else repr(data.item()).encode())
+    structure = [
+        map_tensors(value, lambda _tensor: "tensor") for value in (*batch.args, *batch.kwargs.values())
+    ]
+    digest.update(repr([*batch.kwargs, structure]).encode())
     return digest.hexdigest()
 
 

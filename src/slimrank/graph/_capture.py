@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BatchesError, ModelError, NonFiniteError
+from slimrank._errors import ModelError, NonFiniteError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.graph._batch import Batch, named_tensors, take_samples
 from slimrank.graph._count import count_by_module
@@ -72,7 +72,7 @@ def capture(
         ModelError: the model has no compressible layer.
         NonFiniteError: a weight or an output holds nan or inf.
     """
-    _check_weights(model)
+    check_weights(model)
     can_split = _can_split(model, batch)
     sample = take_samples(batch, [0]) if can_split else batch
     notes: list[Note] = []
@@ -163,7 +163,12 @@ def _holds_weight(module: nn.Module) -> bool:
     return any(p is not None and p.ndim >= 2 for p in module._parameters.values())
 
 
-def _check_weights(model: nn.Module) -> None:
+def check_weights(model: nn.Module) -> None:
+    """Refuses weights that are not finite.
+
+    Raises:
+        NonFiniteError: a parameter holds nan or inf.
+    """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not parameter.is_meta and not parameter.isfinite().all():
             raise NonFiniteError(f"{name} holds nan or inf; load sound weights first")
@@ -200,8 +205,6 @@ def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Cal
     try:
         with torch.no_grad():
             result = run(model, sample)
-    except Exception as error:
-        raise BatchesError(_refusal(model, sample, error)) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -211,24 +214,6 @@ def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Cal
                 f"output {name or 'of the model'} holds nan for the first sample; check weights and data"
             )
     return calls, order
-
-
-def _refusal(model: nn.Module, sample: Batch, error: Exception) -> str:
-    given = ", ".join(
-        [
-            f"{type(value).__name__}{list(value.shape) if isinstance(value, Tensor) else ''}"
-            for value in sample.args
-        ]
-        + [f"{key}=" for key in sample.kwargs]
-    )
-    cure = (
-        "a loader that yields (input, label) needs inputs=lambda b: b[0]"
-        if len(sample.args) > 1
-        else "check the shape and dtype of the inputs, or pass inputs=lambda b: ..."
-    )
-    return (
-        f"{type(model).__name__} refuses the first batch ({given}): {type(error).__name__}: {error}; {cure}"
-    )
 
 
 def _can_split(model: nn.Module, batch: Batch) -> bool:

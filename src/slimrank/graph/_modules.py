@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import ModelError
+from slimrank._errors import BatchesError, ModelError
 from slimrank.graph._batch import Batch, copied
 
 
@@ -83,9 +83,16 @@ def plain_attention() -> Iterator[None]:
 
 
 def run(model: nn.Module, batch: Batch) -> object:
-    """One forward, every layer called as a module; gradients as the caller has set them."""
-    with plain_attention():
-        return call(model, batch)
+    """One forward, every layer called as a module; gradients as the caller has set them.
+
+    Raises:
+        BatchesError: the model refuses the batch.
+    """
+    try:
+        with plain_attention():
+            return call(model, batch)
+    except Exception as error:
+        raise BatchesError(_refusal(model, batch, error)) from error
 
 
 def call(model: nn.Module, batch: Batch) -> object:
@@ -93,3 +100,19 @@ def call(model: nn.Module, batch: Batch) -> object:
     own = copied(batch)
     result: object = model(*own.args, **own.kwargs)
     return result
+
+
+def _refusal(model: nn.Module, sample: Batch, error: Exception) -> str:
+    given = ", ".join(
+        [
+            f"{type(value).__name__}{list(value.shape) if isinstance(value, Tensor) else ''}"
+            for value in sample.args
+        ]
+        + [f"{key}=" for key in sample.kwargs]
+    )
+    cure = (
+        "a loader that yields (input, label) needs inputs=lambda b: b[0]"
+        if len(sample.args) > 1
+        else "check the shape and dtype of the inputs, or pass inputs=lambda b: ..."
+    )
+    return f"{type(model).__name__} refuses {sample.where} ({given}): {type(error).__name__}: {error}; {cure}"

@@ -75,11 +75,19 @@ def initial_first_factor(weighted: Tensor, moment: Tensor, split: Split) -> Tens
     return first_factor.reshape(-1, channels, first)
 
 
-def _expand(first: Tensor, split: Split) -> Tensor:
-    """Rows of P, rank-major: (R S, D) with P[(p, s), (i, f, s')] = V[p, i, f] where s = s'."""
-    rank, second = len(first), split.second
-    eye = torch.eye(second, dtype=first.dtype, device=first.device)
-    return torch.einsum("pc,st->psct", first.reshape(rank, -1), eye).reshape(rank * second, -1)
+def _inner(first: Tensor, moment: Tensor, split: Split) -> Tensor:
+    """P H P^T, rank-major, for P[(p, s), (i, f, s')] = V[p, i, f] where s = s', else 0; P is never formed."""
+    rank, height, second = len(first), split.channels * split.first, split.second
+    vectors = first.reshape(rank, height)
+    left = (vectors @ moment.view(height, -1)).view(rank * second, height, second)  # (R S, C_in F, S)
+    return torch.matmul(vectors, left).reshape(rank * second, rank * second)
+
+
+def _right(first: Tensor, target: Tensor, split: Split) -> Tensor:
+    """P T^T: (R S, O)."""
+    rank, height = len(first), split.channels * split.first
+    product = torch.matmul(first.reshape(rank, height), target.view(-1, height, split.second))  # (O, R, S)
+    return product.permute(1, 2, 0).reshape(rank * split.second, -1)
 
 
 def nested_errors(weighted: Tensor, moment: Tensor, first: Tensor, split: Split) -> Tensor:
@@ -95,10 +103,9 @@ def nested_errors(weighted: Tensor, moment: Tensor, first: Tensor, split: Split)
         (R + 1,) float64, never rising: ``1/2 (tr(M H M^T) - gain of the first r)`` at the least-squares
         second factor.
     """
-    rows = _expand(first, split)
     target = weighted @ moment  # (O, D)
-    factor = cholesky_psd(rows @ moment @ rows.T)
-    solved = torch.linalg.solve_triangular(factor, rows @ target.T, upper=False)
+    factor = cholesky_psd(_inner(first, moment, split))
+    solved = torch.linalg.solve_triangular(factor, _right(first, target, split), upper=False)
     gains = solved.square().sum(1).view(len(first), split.second).sum(1).cumsum(0)
     total = (target * weighted).sum()
     return (total - torch.cat([gains.new_zeros(1), gains])).clamp_min(0) / 2
@@ -116,9 +123,8 @@ def fit_split(target: Tensor, moment: Tensor, first: Tensor, split: Split) -> Sp
     Returns:
         The pair, with its gain.
     """
-    rows = _expand(first, split)
-    right = rows @ target.T  # (R S, O)
-    factor = cholesky_psd(rows @ moment @ rows.T)
+    right = _right(first, target, split)
+    factor = cholesky_psd(_inner(first, moment, split))
     second = torch.cholesky_solve(right, factor)
     gain = float((second * right).sum())
     return SplitFactors(

@@ -18,6 +18,7 @@ from slimrank.methods._pair import (
     error_by_rank,
     fit_pair,
     metric_roots,
+    true_error,
 )
 from slimrank.methods._table import METHODS, RULES, TABLE
 
@@ -39,4 +40,5 @@ __all__ = [
     "layer_curves",
     "metric_roots",
     "relative_curves",
+    "true_error",
 ]

@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
-from slimrank.methods._pair import Target, error_by_rank
+from slimrank.methods._pair import Target, effective_weight, error_by_rank, fit_pair, true_error
+from slimrank.methods._table import RULES
 from slimrank.records import Curve, Form, LayerSpec, Method
 
 ANCHOR_RATIOS = (0.7, 0.4, 0.2, 0.08)
+PROBE_SHARES = (0.15, 0.5)
+PROBE_ALTERNATIONS = 1
+_TINY = 1e-12
 _FLOOR = 1e-10
 _CEILING = 1e6
 _MIN_SLOPE, _MAX_SLOPE = 0.3, 3.0
@@ -56,8 +60,10 @@ def layer_curves(
             worth = (macs < cost.macs) | (params < cost.params)
             if not worth.any():
                 continue
-            errors = error_by_rank(spec, form, target).cpu().numpy()
+            errors = error_by_rank(spec, form, target, limit=int(ranks[worth][-1])).cpu().numpy()
             error = np.minimum.accumulate(errors[ranks[worth]])
+            if not RULES[form].is_closed and target.moments.n_rows:
+                error = _corrected(spec, form, target, ranks[worth], error)
             curves.append(
                 Curve(
                     layer=spec.name,
@@ -72,6 +78,21 @@ def layer_curves(
                 )
             )
     return tuple(curves)
+
+
+def _corrected(
+    spec: LayerSpec, form: Form, target: Target, ranks: NDArray[np.int64], bound: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A bound brought down to what refined pairs reach on un-ridged moments, measured at a few ranks."""
+    probes = sorted({int(ranks[int(share * (len(ranks) - 1))]) for share in PROBE_SHARES})
+    logs = []
+    for rank in probes:
+        pair = fit_pair(spec, form, rank, target, alternations=PROBE_ALTERNATIONS)
+        reached = true_error(target, effective_weight(spec, pair))
+        limit = max(float(bound[np.searchsorted(ranks, rank)]), _TINY)
+        logs.append(np.log(min(max(reached, _TINY * limit) / limit, 1.0)))
+    error: NDArray[np.float64] = bound * np.exp(np.interp(np.log(ranks), np.log(probes), logs))
+    return np.minimum.accumulate(error)
 
 
 def relative_curves(curves: Sequence[Curve], total: float) -> tuple[Curve, ...]:

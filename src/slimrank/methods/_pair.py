@@ -2,7 +2,7 @@
 """Low-rank pairs: from a dense weight and its metric to two factors, their error, and two modules."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -33,8 +33,26 @@ _CONVS: Mapping[str, Callable[..., _Conv]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Closed:
+    """Decomposition of the forms with a closed solution: see ``output_basis``."""
+
+    basis: Tensor
+    errors: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Opened:
+    """Decomposition of a form that shares the kernel: see ``initial_first_factor``."""
+
+    split: Split
+    moment: Tensor
+    weighted: Tensor
+    first: Tensor
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Target:
-    """What a pair shall reproduce, and how errors are weighed.
+    """What a pair shall reproduce, and how errors are weighed; it remembers its decompositions.
 
     Attributes:
         dense: (O, D) float64, the weight to approximate.
@@ -42,6 +60,7 @@ class Target:
         root: (O, O) float64, G^(1/2).
         inverse_root: (O, O) float64, G^(-1/2).
         ridge: share of the mean diagonal of H that serves the fit.
+        closed, splits, ridged: what was decomposed already, one per form.
     """
 
     dense: Tensor
@@ -49,6 +68,9 @@ class Target:
     root: Tensor
     inverse_root: Tensor
     ridge: float
+    closed: _Closed | None = field(default=None, init=False)
+    splits: dict[Form, _Opened] = field(default_factory=dict, init=False)
+    ridged: Tensor | None = field(default=None, init=False)
 
     @property
     def weighted(self) -> Tensor:
@@ -101,25 +123,38 @@ def dense_weight(layer: nn.Module) -> Tensor:
     return weight.detach().double().flatten(1)
 
 
-def error_by_rank(spec: LayerSpec, form: Form, target: Target) -> Tensor:
+def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:
     """Error of a form at every rank, from one decomposition.
 
-    Exact for ``linear`` and ``kxk_1x1``; for the other forms an upper bound, which refinement lowers.
+    Exact for ``linear`` and ``kxk_1x1``. For the other forms an upper bound on the ridged moments, which
+    refinement lowers.
 
     Args:
         spec: the layer.
         form: how the kernel is split.
         target: what to reproduce.
+        limit: largest rank of interest; None for all.
 
     Returns:
         (R + 1,) float64: entry r is ``1/2 tr((W - W_r)^T G (W - W_r) H)``; entry 0 is all.
     """
     if RULES[form].is_closed:
-        return output_basis(target.weighted, target.moments, ridge=target.ridge)[1]
-    split, columns = _arrangement(spec, form, target.dense.device)
-    moment = _arranged_moment(target, columns)
-    weighted = target.weighted[:, columns]
-    return nested_errors(weighted, moment, initial_first_factor(weighted, moment, split), split)
+        return _closed(target).errors[: None if limit is None else limit + 1]
+    opened = _split(spec, form, target)
+    return nested_errors(opened.weighted, opened.moment, opened.first[:limit], opened.split)
+
+
+def true_error(target: Target, weight: Tensor) -> float:
+    """Error of any weight in place of the target's, on the un-ridged moments.
+
+    Args:
+        target: what to reproduce.
+        weight: (O, D) float64.
+
+    Returns:
+        ``1/2 tr((W - W')^T G (W - W') H)``.
+    """
+    return float(target.moments.diagonal_of(target.root @ (target.dense - weight)).sum() / 2)
 
 
 def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternations: int) -> Pair:
@@ -129,25 +164,47 @@ def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternat
         spec: the layer.
         form: how the kernel is split.
         rank: size between the factors.
-        target: what to reproduce.
+        target: what to reproduce; it remembers its decompositions.
         alternations: refinement rounds at most, for forms without closed solution.
 
     Returns:
         The pair, balanced.
     """
     if RULES[form].is_closed:
-        basis, _ = output_basis(target.weighted, target.moments, ridge=target.ridge)
+        basis = _closed(target).basis
         first, second = project_pair(target.dense, basis, rank, target.root, target.inverse_root)
         channels = spec.weight_shape[1]
         return _balanced(form, first.view(rank, channels, -1), second.unsqueeze(-1))
-    split, columns = _arrangement(spec, form, target.dense.device)
-    moment = _arranged_moment(target, columns)
-    weighted = target.weighted[:, columns]
-    goal = weighted @ moment
-    start = fit_split(goal, moment, initial_first_factor(weighted, moment, split)[:rank], split)
-    factors = refine_split(goal, moment, start, split, alternations=alternations) if alternations else start
+    opened = _split(spec, form, target)
+    goal = opened.weighted @ opened.moment
+    factors = fit_split(goal, opened.moment, opened.first[:rank], opened.split)
+    if alternations:
+        factors = refine_split(goal, opened.moment, factors, opened.split, alternations=alternations)
     second = torch.einsum("uo,ors->urs", target.inverse_root, factors.second)
     return _balanced(form, factors.first, second)
+
+
+def _closed(target: Target) -> "_Closed":
+    if target.closed is None:
+        basis, errors = output_basis(target.weighted, target.moments, ridge=target.ridge)
+        target.closed = _Closed(basis=basis, errors=errors)
+    return target.closed
+
+
+def _split(spec: LayerSpec, form: Form, target: Target) -> "_Opened":
+    known = target.splits.get(form)
+    if known is not None:
+        return known
+    split, columns = _arrangement(spec, form, target.dense.device)
+    if target.ridged is None:
+        target.ridged = target.moments.ridged(target.ridge)
+    moment, weighted = target.ridged, target.weighted
+    if not bool((columns[1:] > columns[:-1]).all()):
+        moment, weighted = moment[columns][:, columns].contiguous(), weighted[:, columns].contiguous()
+    first = initial_first_factor(weighted, moment, split)
+    opened = _Opened(split=split, moment=moment, weighted=weighted, first=first)
+    target.splits[form] = opened
+    return opened
 
 
 def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:
@@ -188,7 +245,7 @@ def build_pair(
     if bias is not None:
         own = layer.bias if isinstance(layer.bias, Tensor) else reference
         modules[1].bias = nn.Parameter(
-            bias.to(device=reference.device, dtype=own.dtype), requires_grad=own.requires_grad
+            bias.to(device=reference.device, dtype=own.dtype, copy=True), requires_grad=own.requires_grad
         )
     return modules
 
@@ -252,13 +309,6 @@ def _arrangement(spec: LayerSpec, form: Form, device: torch.device) -> tuple[Spl
         second=prod(kernel[dim] for dim in second),
     )
     return split, ordered
-
-
-def _arranged_moment(target: Target, columns: Tensor) -> Tensor:
-    moment = target.moments.ridged(target.ridge)
-    if bool((columns[1:] > columns[:-1]).all()):
-        return moment
-    return moment[columns][:, columns].contiguous()
 
 
 def _balanced(form: Form, first: Tensor, second: Tensor) -> Pair:

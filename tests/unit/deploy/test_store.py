@@ -137,12 +137,12 @@ def test_inputs_that_no_file_can_keep(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{}", r"inputs\.json holds no batches; restore a copy"),
-        ('{"batches": [3]}', r"holds a batch that is no object"),
-        ('{"batches": [{}]}', r"holds a batch without args and kwargs"),
-        ('{"batches": [{"args": 1, "kwargs": {}}]}', r"holds a batch without args and kwargs"),
-        ('{"batches": [{"args": [{"code": "x"}], "kwargs": {}}]}', r"an entry of unknown kind 'code'"),
-        ('{"batches": [{"args": [{"tensor": "gone"}], "kwargs": {}}]}', r"an entry of unknown kind 'tensor'"),
-        ('{"batches": [{"args": [7], "kwargs": {}}]}', r"an entry of unknown kind"),
+        ('{"batches": [3]}', r"an entry of unknown kind"),
+        ('{"batches": [{}]}', r"an entry of unknown kind"),
+        ('{"batches": [{"tuple": 1}]}', r"an entry of unknown kind 'tuple'"),
+        ('{"batches": [{"tuple": [{"code": "x"}]}]}', r"an entry of unknown kind 'code'"),
+        ('{"batches": [{"tuple": [{"tensor": "gone"}]}]}', r"an entry of unknown kind 'tensor'"),
+        ('{"batches": [{"dict": [7]}]}', r"an entry of unknown kind 'dict'"),
     ],
 )
 def test_inputs_that_were_altered(text: str, words: str, tmp_path: Path) -> None:

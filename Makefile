@@ -8,6 +8,9 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Also holds inside pip's isolated build environments.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
+# Threads that wait asleep: OpenMP's spinning costs tens of times the work on machines that do other things too.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check fix test golden docs wheel-test
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan file: JSON, sorted, written whole or not at all."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -93,7 +94,9 @@ def write_plan(path: str | os.PathLike[str], plan: "Plan") -> None:
             os.fsync(file.fileno())
         draft.replace(target)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            # Below a file there is no draft to remove, and no place to look for one.
+            draft.unlink()
         raise FileError(
             f"plan file {target}: cannot be written ({error}); give a file in an existing folder"
         ) from error

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from slimrank import _cli
+from slimrank.demo import _run, calibration_batches
+from slimrank.demo import test_batches as labelled_batches
+from slimrank.demo._run import measure_times_ms
 
 # PAUSE slows the forward down, so that a run can be met midway.
 _CODE = """
@@ -204,3 +208,28 @@ def test_a_study_that_was_stopped_and_then_killed_goes_on(folder: Path) -> None:
         torch.testing.assert_close(
             found[key], expected, rtol=1e-5, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+def test_latency_rounds_are_bounded_in_time_and_equal_for_both() -> None:
+    models = (torch.nn.Identity(), torch.nn.ReLU())
+    first, second = measure_times_ms(models, torch.ones(1), rounds=1000, seconds=0.0)
+    assert len(first) == len(second) == 5
+    assert min(*first, *second) > 0
+    first, second = measure_times_ms(models, torch.ones(1), rounds=7, seconds=60.0)
+    assert len(first) == len(second) == 7
+
+
+def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Few images and no rival plans: what is told is the same, in a tenth of the time.
+    monkeypatch.setattr(_run, "calibration_batches", lambda: calibration_batches()[:1])
+    monkeypatch.setattr(_run, "test_batches", lambda: labelled_batches()[:1])
+    monkeypatch.setattr(
+        _run.sr, "compress", partial(_run.sr.compress, compete=False, methods=("weight_svd",))
+    )
+    facts = _facts("demo", "--out", str(tmp_path / "demo"), "--macs", "0.7", "--quiet")
+    assert facts["loads_equal"] is True
+    assert 0.69 < facts["keep_ratio"]["macs"] <= 0.7  # type: ignore[index]
+    names = [measured["name"] for measured in facts["measurements"]]  # type: ignore[attr-defined]
+    assert names == ["accuracy, 250 unseen images", "latency, batch 1", "latency, batch 64"]
+    assert {"capture", "curves", "apply", "latency"} <= set(facts["seconds"])  # type: ignore[call-overload]
+    assert (tmp_path / "demo" / "model" / "report.html").is_file()

@@ -15,9 +15,11 @@ from slimrank.demo._glyphnet import build, calibration_batches, test_batches
 from slimrank.records import Measurement, Note
 from slimrank.report import Phases
 
-# Batch size -> rounds: about two seconds each on two cores.
+# Batch size -> rounds: one to six seconds each on two idle cores.
 LATENCY_ROUNDS = {1: 200, 64: 30}
-_WARM_UP = 5
+# On a busy machine a forward may take a hundred times as long.
+LATENCY_SECONDS = 8.0
+_WARM_UP, _MIN_ROUNDS = 5, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,18 +72,15 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
     n_images = sum(len(labels) for _, labels in labelled)
     measurements = [_measurement(f"accuracy, {n_images:,} unseen images", accuracies, "%")]
     images = torch.cat([images for images, _ in labelled])
+    notes = []
     with phases.phase("latency", len(LATENCY_ROUNDS)) as advance:
         for batch_size, rounds in LATENCY_ROUNDS.items():
-            latencies = measure_latency_ms(pair, images[:batch_size], rounds=rounds)
-            measurements.append(_measurement(f"latency, batch {batch_size}", latencies, "ms"))
+            times = measure_times_ms(pair, images[:batch_size], rounds=rounds, seconds=LATENCY_SECONDS)
+            medians = [statistics.median(own) for own in times]
+            measurements.append(_measurement(f"latency, batch {batch_size}", medians, "ms"))
+            notes.append(Note(where=f"latency, batch {batch_size}", text=_told(times)))
             advance(1)
-    counts = " and ".join(f"{rounds} (batch {size})" for size, rounds in LATENCY_ROUNDS.items())
-    note = Note(
-        where="latency",
-        text=f"on the CPU with {torch.get_num_threads()} threads, eager, eval mode, no_grad; medians of "
-        f"{counts} rounds, original and compressed in turn",
-    )
-    result = result.with_notes([note], {**result.seconds, **phases.seconds})
+    result = result.with_notes(notes, {**result.seconds, **phases.seconds})
     result.save(directory, overwrite=True, measurements=measurements)
     loaded = sr.load(directory, model=build())
     return DemoRun(
@@ -108,28 +107,46 @@ def measure_accuracy(model: nn.Module, labelled: Sequence[tuple[Tensor, Tensor]]
     return 100 * right / sum(len(labels) for _, labels in labelled)
 
 
-def measure_latency_ms(models: Sequence[nn.Module], images: Tensor, *, rounds: int) -> tuple[float, ...]:
-    """Wall time of one forward, models in turn, so that a slow moment of the machine meets all of them.
+def measure_times_ms(
+    models: Sequence[nn.Module], images: Tensor, *, rounds: int, seconds: float
+) -> tuple[list[float], ...]:
+    """Wall times of forwards, models in turn, so that a slow moment of the machine meets all of them.
 
     Args:
         models: in eval mode.
         images: one batch.
-        rounds: forwards of each model, at least 1; 5 more are not counted.
+        rounds: forwards of each model, at least 1; those of the warm-up are not counted.
+        seconds: no further round is started after so long, once 5 are done.
 
     Returns:
-        Median milliseconds of each model.
+        Milliseconds of each forward, per model.
     """
     times: list[list[float]] = [[] for _ in models]
+    begin = time.perf_counter()
     with torch.no_grad():
-        for round_number in range(_WARM_UP + rounds):
+        for round_number in range(-_WARM_UP, rounds):
+            if round_number >= _MIN_ROUNDS and time.perf_counter() - begin > seconds:
+                break
             # Every other round backwards: neither always follows the other.
             order = range(len(models)) if round_number % 2 else reversed(range(len(models)))
             for index in order:
                 start = time.perf_counter()
                 models[index](images)
-                if round_number >= _WARM_UP:
+                if round_number >= 0:
                     times[index].append(1000 * (time.perf_counter() - start))
-    return tuple(statistics.median(own) for own in times)
+    return tuple(times)
+
+
+def _told(times: Sequence[Sequence[float]]) -> str:
+    """How latency was measured, and how far the middle half of the times spreads."""
+    spans = []
+    for own in times:
+        low, _, high = statistics.quantiles(own)
+        spans.append(f"{low:#.3g} to {high:#.3g} ms")
+    return (
+        f"on the CPU, {torch.get_num_threads()} threads, eager, eval mode, no_grad; medians of {len(times[0])} "
+        f"rounds, original and compressed in turn; half of the times lay within {spans[0]} before, {spans[1]} after"
+    )
 
 
 def _measurement(name: str, values: Sequence[float], unit: str) -> Measurement:

@@ -143,9 +143,11 @@ def _told(times: Sequence[Sequence[float]]) -> str:
     for own in times:
         low, _, high = statistics.quantiles(own)
         spans.append(f"{low:#.3g} to {high:#.3g} ms")
+    before, after = spans
     return (
-        f"on the CPU, {torch.get_num_threads()} threads, eager, eval mode, no_grad; medians of {len(times[0])} "
-        f"rounds, original and compressed in turn; half of the times lay within {spans[0]} before, {spans[1]} after"
+        f"on the CPU, {torch.get_num_threads()} threads, eager, eval mode, no_grad; "
+        f"medians of {len(times[0])} rounds, original and compressed in turn; "
+        f"half of the times lay within {before} before, {after} after"
     )
 
 

@@ -43,6 +43,7 @@ from slimrank.graph import (
     count_by_module,
     describe_layers,
     map_tensors,
+    outside_inference_mode,
     run,
     stored,
 )
@@ -53,7 +54,7 @@ from slimrank.report import Phases, render_layers, render_study_html
 from slimrank.select import select_plan
 
 FORMAT = 1
-_STUDY, _UNTOUCHED = "study.json", "untouched_plan.json"
+_STUDY, _UNTOUCHED, _RUN = "study.json", "untouched_plan.json", "run.json"
 Inputs = Callable[[object], object] | None
 
 
@@ -173,6 +174,7 @@ class Study:
             self, budgets=budgets, select=select, multiple_of=multiple_of, methods=methods, skip=_globs(skip)
         )
 
+    @outside_inference_mode
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
         """Builds the compressed model, layer by layer, and measures it.
 
@@ -225,7 +227,7 @@ class Study:
             "methods": list(self.methods),
             "unit": self.unit,
             "notes": [[note.where, note.text] for note in self.notes],
-            "seconds": dict(self.seconds),
+            "seconds": [[phase, taken] for phase, taken in self.seconds.items()],
             "inputs": kept is None,
             "inputs_reason": kept,
             "options": _options_to_json(self._session.options) if self._session is not None else None,
@@ -235,6 +237,7 @@ class Study:
         store.write_json(_STUDY, facts)
 
     @classmethod
+    @outside_inference_mode
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -263,6 +266,10 @@ class Study:
             StudyError: the model or the data are not those of the study.
         """
         store = Store(path)
+        if store.has(_RUN) and not store.has(_STUDY):
+            raise StudyError(
+                f"the study in {store.root} was not finished; run it again with this run_dir to go on"
+            )
         facts = store.read_json(_STUDY)
         if facts.get("format") != FORMAT:
             raise FileError(
@@ -284,9 +291,9 @@ class Study:
                 Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)
             ),
             seconds={
-                key: float(value)
-                for key, value in _object(facts, "seconds").items()
-                if isinstance(value, int | float)
+                str(pair[0]): float(str(pair[1]))
+                for pair in _list(facts, "seconds")
+                if isinstance(pair, list)
             },
             fingerprint=fingerprint,
         )
@@ -347,6 +354,7 @@ class Study:
         )
 
 
+@outside_inference_mode
 def study(
     model: nn.Module,
     batches: Iterable[object],
@@ -445,6 +453,7 @@ def study(
     return done
 
 
+@outside_inference_mode
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -510,6 +519,7 @@ def apply(
     return result.with_notes(opened.notes, phases.seconds)
 
 
+@outside_inference_mode
 def compress(
     model: nn.Module,
     batches: Iterable[object],
@@ -619,7 +629,8 @@ def compress(
         chosen = " (returned)" if label == best and len(results) > 1 else ""
         notes.append(Note(where="compete", text=f"{label} plan: held-out divergence {value}{chosen}"))
     seconds = dict(measured.seconds)
-    seconds["apply"] = sum(result.seconds.get("apply", 0.0) for result in results.values())
+    for phase in ("apply", "verify"):
+        seconds[phase] = sum(result.seconds.get(phase, 0.0) for result in results.values())
     return results[best].with_notes(notes, seconds)
 
 
@@ -841,8 +852,8 @@ def _fingerprint(model: nn.Module, opened: Opened, outputs: OutputChoice, option
 
 def _claim(store: Store, fingerprint: Mapping[str, str]) -> None:
     """Ties a run directory to a study, or finds it tied to this one."""
-    if store.has("run.json"):
-        found = store.read_json("run.json")
+    if store.has(_RUN):
+        found = store.read_json(_RUN)
         differing = [key for key, value in fingerprint.items() if found.get(key) != value]
         if differing:
             raise StudyError(
@@ -850,7 +861,7 @@ def _claim(store: Store, fingerprint: Mapping[str, str]) -> None:
                 "give another run_dir or delete it"
             )
         return
-    store.write_json("run.json", dict(fingerprint))
+    store.write_json(_RUN, dict(fingerprint))
 
 
 def _all_batches(opened: Opened) -> Iterable[Batch]:

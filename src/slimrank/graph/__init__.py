@@ -20,7 +20,14 @@ from slimrank.graph._capture import (
 )
 from slimrank.graph._count import count_by_module, count_cost, stored
 from slimrank.graph._lockstep import Lockstep
-from slimrank.graph._modules import copy_model, plain_attention, quiet_copy, replace_module, run
+from slimrank.graph._modules import (
+    copy_model,
+    outside_inference_mode,
+    plain_attention,
+    quiet_copy,
+    replace_module,
+    run,
+)
 from slimrank.graph._outputs import OutputChoice, pick_outputs
 from slimrank.graph._replay import Replay
 from slimrank.graph._taps import tap_layers
@@ -44,6 +51,7 @@ __all__ = [
     "digest_batch",
     "map_tensors",
     "named_tensors",
+    "outside_inference_mode",
     "pick_outputs",
     "plain_attention",
     "quiet_copy",

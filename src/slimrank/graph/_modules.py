@@ -3,13 +3,18 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, ModelError
 from slimrank.graph._batch import Batch, copied
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -80,6 +85,17 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, with inference mode off while it runs, so that what it makes can be trained."""
+
+    @functools.wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with torch.inference_mode(mode=False):
+            return function(*args, **kwargs)
+
+    return wrapper
 
 
 def run(model: nn.Module, batch: Batch) -> object:

@@ -79,15 +79,20 @@ def _inner(first: Tensor, moment: Tensor, split: Split) -> Tensor:
     """P H P^T, rank-major, for P[(p, s), (i, f, s')] = V[p, i, f] where s = s', else 0; P is never formed."""
     rank, height, second = len(first), split.channels * split.first, split.second
     vectors = first.reshape(rank, height)
-    left = (vectors @ moment.view(height, -1)).view(rank * second, height, second)  # (R S, C_in F, S)
-    return torch.matmul(vectors, left).reshape(rank * second, rank * second)
+    left = (vectors @ moment.view(height, -1)).view(rank * second, height, second)
+    # (R S, C_in F, S) -> (S R S, C_in F): one large product instead of many small ones
+    stacked = left.permute(2, 0, 1).reshape(-1, height)
+    product = (stacked @ vectors.T).view(second, rank * second, rank)
+    return product.permute(1, 2, 0).reshape(rank * second, rank * second)
 
 
 def _right(first: Tensor, target: Tensor, split: Split) -> Tensor:
     """P T^T: (R S, O)."""
     rank, height = len(first), split.channels * split.first
-    product = torch.matmul(first.reshape(rank, height), target.view(-1, height, split.second))  # (O, R, S)
-    return product.permute(1, 2, 0).reshape(rank * split.second, -1)
+    # (O, C_in F, S) -> (S O, C_in F)
+    stacked = target.view(-1, height, split.second).permute(2, 0, 1).reshape(-1, height)
+    product = (stacked @ first.reshape(rank, height).T).view(split.second, -1, rank)  # (S, O, R)
+    return product.permute(2, 0, 1).reshape(rank * split.second, -1)
 
 
 def nested_errors(weighted: Tensor, moment: Tensor, first: Tensor, split: Split) -> Tensor:

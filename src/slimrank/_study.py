@@ -599,39 +599,70 @@ def compress(
         progress=progress,
         seed=seed,
     )
-    plans = {"optimal": measured.plan(macs=macs, params=params, bytes=bytes, multiple_of=multiple_of)}
+
+    def planned(select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> Plan:
+        return measured.plan(
+            macs=macs, params=params, bytes=bytes, multiple_of=multiple_of, select=select, methods=only
+        )
+
+    plans = {"optimal": planned("optimal", None)}
     notes: list[Note] = []
     if compete:
-        rivals: list[tuple[str, Literal["optimal", "uniform"], Sequence[Method] | None]] = [
-            ("uniform", "uniform", None)
-        ]
-        if len(measured.methods) > 1:
-            rivals += [(f"optimal, {method} only", "optimal", (method,)) for method in measured.methods]
-        for label, select, only in rivals:
-            try:
-                plan = measured.plan(
-                    macs=macs,
-                    params=params,
-                    bytes=bytes,
-                    multiple_of=multiple_of,
-                    select=select,
-                    methods=only,
-                )
-            except BudgetError as error:
-                notes.append(Note(where="compete", text=f"{label}: out of reach ({error})"))
-                continue
-            if all(plan.settings != other.settings for other in plans.values()):
-                plans[label] = plan
-    results = {label: measured.apply(plan, on_layer=on_layer) for label, plan in plans.items()}
-    best = min(results, key=lambda label: _rank_of(results[label].divergence))
-    for label, result in results.items():
-        value = "not measured" if result.divergence is None else f"{result.divergence:.4g} {result.unit}"
-        chosen = " (returned)" if label == best and len(results) > 1 else ""
-        notes.append(Note(where="compete", text=f"{label} plan: held-out divergence {value}{chosen}"))
+        rivals, notes = _rival_plans(measured.methods, planned, plans["optimal"])
+        plans |= rivals
+    return _best_of(measured, plans, notes, on_layer)
+
+
+def _rival_plans(
+    methods: Sequence[Method],
+    planned: Callable[[Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
+    optimal: Plan,
+) -> tuple[dict[str, Plan], list[Note]]:
+    """The uniform and the single-method plans, where they differ; notes on those out of reach."""
+    plans: dict[str, Plan] = {}
+    notes: list[Note] = []
+    asked: list[tuple[str, Literal["optimal", "uniform"], Sequence[Method] | None]] = [
+        ("uniform", "uniform", None)
+    ]
+    if len(methods) > 1:
+        asked += [(f"optimal, {method} only", "optimal", (method,)) for method in methods]
+    for label, select, only in asked:
+        try:
+            plan = planned(select, only)
+        except BudgetError as error:
+            notes.append(Note(where="compete", text=f"{label}: out of reach ({error})"))
+            continue
+        if all(plan.settings != other.settings for other in (optimal, *plans.values())):
+            plans[label] = plan
+    return plans, notes
+
+
+def _best_of(
+    measured: Study, plans: Mapping[str, Plan], notes: Sequence[Note], on_layer: OnLayer | None
+) -> Result:
+    """Builds every plan and keeps the one with the lowest held-out divergence."""
+    best: tuple[float, str, Result] | None = None
+    values: dict[str, float] = {}
     seconds = dict(measured.seconds)
-    for phase in ("apply", "verify"):
-        seconds[phase] = sum(result.seconds.get(phase, 0.0) for result in results.values())
-    return results[best].with_notes(notes, seconds)
+    for label, plan in plans.items():
+        result = measured.apply(plan, on_layer=on_layer)
+        values[label] = float("inf") if result.divergence is None else result.divergence
+        for phase in ("apply", "verify"):
+            seconds[phase] = seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
+        if best is None or values[label] < best[0]:
+            best = (values[label], label, result)
+    if best is None:
+        raise BudgetError("there is no plan to build")
+    _, winner, result = best
+    told = [
+        Note(
+            where="compete",
+            text=f"{label} plan: held-out divergence {value:.4g} {result.unit}"
+            + (" (returned)" if label == winner and len(plans) > 1 else ""),
+        )
+        for label, value in values.items()
+    ]
+    return result.with_notes([*notes, *told], seconds)
 
 
 def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
@@ -650,10 +681,6 @@ def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
     """
     _check_model(model)
     return load_artifact(path, model)
-
-
-def _rank_of(divergence: float | None) -> float:
-    return float("inf") if divergence is None else divergence
 
 
 def _globs(skip: Sequence[str]) -> tuple[str, ...]:

@@ -60,12 +60,12 @@ from slimrank.plan import nearest
 from slimrank.records import Curve, LayerSpec, Method, Note
 from slimrank.report import Phases
 
-_MOMENT_BYTES = 1_000_000_000
+_MOMENT_BYTES = 600_000_000
 _ANCHOR_MACS = 6e12
 _MIN_ANCHOR_SAMPLES = 8
 _ANCHOR_ALTERNATIONS = 2
 _WIDE = 2048
-_REPLAY_BYTES = 1_000_000_000
+_REPLAY_BYTES = 500_000_000
 _FEW_ROWS = 10
 _UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
 
@@ -332,13 +332,13 @@ def measure(
         anchors = _Anchors(opened, outputs, todo)
         for chunk in _chunks(rest):
             with phases.phase("moments", len(opened.feed.fit)) as advance:
-                moments = collect_moments(
-                    opened.original, opened.feed, chunk, seed=options.seed, advance=advance
+                moments = dict(
+                    collect_moments(opened.original, opened.feed, chunk, seed=options.seed, advance=advance)
                 )
             with phases.phase("curves", len(chunk)) as advance:
                 for index, spec in chunk.items():
                     curves[index] = _curves_of(
-                        spec, opened.original, moments[spec.name], grams, anchors, options
+                        spec, opened.original, moments.pop(spec.name), grams, anchors, options
                     )
                     if store is not None:
                         _write_curves(store, index, curves[index])

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much accuracy does the demo's network keep, by budget and by way of choosing and fitting?
+
+No labels, no training: 512 unlabelled images; labels serve the report only. One row per budget and way,
+written to ``benchmarks/results/demo-cpu-torch<version>.csv`` with commit and date.
+"""
+
+import csv
+import datetime
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import slimrank as sr
+from slimrank import demo
+
+RATIOS = (0.75, 0.5, 0.35, 0.25)
+RESULTS = Path(__file__).parent / "results"
+
+
+def _accuracy(model: torch.nn.Module) -> float:
+    labelled = demo.test_batches()
+    with torch.no_grad():
+        right = sum(int((model.eval()(x).argmax(1) == y).sum()) for x, y in labelled)
+    return 100 * right / sum(len(y) for _, y in labelled)
+
+
+def main() -> None:
+    """Runs every row and writes the table."""
+    model, images = demo.build(), demo.calibration_batches()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    )
+    before = _accuracy(model)
+    start = time.perf_counter()
+    study = sr.study(model, images, progress=False)
+    study_seconds = time.perf_counter() - start
+    ways: dict[str, Callable[[float], sr.Result]] = {
+        "optimal, sequential": lambda ratio: study.apply(study.plan(macs=ratio)),
+        "optimal, independent": lambda ratio: study.apply(study.plan(macs=ratio), sequential=False),
+        "greedy, sequential": lambda ratio: study.apply(study.plan(macs=ratio, select="greedy")),
+        "uniform, sequential": lambda ratio: study.apply(study.plan(macs=ratio, select="uniform")),
+        "optimal, weights only": lambda ratio: sr.apply(model, study.plan(macs=ratio), progress=False),
+    }
+    rows = []
+    for ratio in RATIOS:
+        for way, build in ways.items():
+            start = time.perf_counter()
+            result = build(ratio)
+            rows.append(
+                {
+                    "macs_asked": ratio,
+                    "macs_counted": round(result.keep_ratio("macs"), 4),
+                    "way": way,
+                    "accuracy_before": round(before, 2),
+                    "accuracy_after": round(_accuracy(result.model), 2),
+                    "divergence": None if result.divergence is None else round(result.divergence, 5),
+                    "damage_predicted": None if result.damage is None else round(result.damage, 5),
+                    "study_seconds": round(study_seconds, 1),
+                    "build_seconds": round(time.perf_counter() - start, 1),
+                    "torch": torch.__version__,
+                    "slimrank": sr.__version__,
+                    "threads": torch.get_num_threads(),
+                    "commit": commit.stdout.strip(),
+                    "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+                }
+            )
+            print(
+                rows[-1]["macs_counted"], way, rows[-1]["accuracy_after"], rows[-1]["divergence"], flush=True
+            )
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"demo-cpu-torch{torch.__version__.split('+')[0]}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

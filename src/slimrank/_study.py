@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._apply import Data, OnLayer, apply_plan, check_on_layer
+from slimrank._apply import OnLayer, check_on_layer
+from slimrank._build import Session, build_from_weights, build_result
 from slimrank._errors import BudgetError, FileError, OptionError, StudyError
 from slimrank._result import Result
 from slimrank._survey import (
@@ -22,10 +23,9 @@ from slimrank._survey import (
     measure,
     open_data,
     read_curves,
-    restored_copy,
     write_curves,
 )
-from slimrank.calibrate import Likelihood, LikelihoodChoice, measure_divergence, reference_outputs
+from slimrank.calibrate import LikelihoodChoice
 from slimrank.deploy import (
     Json,
     Store,
@@ -40,33 +40,19 @@ from slimrank.graph import (
     Batch,
     OutputChoice,
     check_weights,
-    count_by_module,
     describe_layers,
     map_tensors,
     outside_inference_mode,
-    run,
-    stored,
 )
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, Step, Structure, check_structure, structure_of
-from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Method, Metric, Note
+from slimrank.records import Cost, Curve, LayerSpec, Method, Metric, Note
 from slimrank.report import Phases, render_layers, render_study_html
 from slimrank.select import select_plan
 
 FORMAT = 1
 _STUDY, _UNTOUCHED, _RUN = "study.json", "untouched_plan.json", "run.json"
 Inputs = Callable[[object], object] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Session:
-    """What applying needs and a study read from disk may lack."""
-
-    opened: Opened
-    outputs: OutputChoice
-    options: Options
-    progress: bool
-    run_dir: Path | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -98,7 +84,7 @@ class Study:
     notes: tuple[Note, ...]
     seconds: Mapping[str, float]
     fingerprint: Mapping[str, str]
-    _session: _Session | None = None
+    _session: Session | None = None
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -200,7 +186,7 @@ class Study:
                 "this study was loaded without a model; pass Study.load(dir, model=build()) to apply a plan"
             )
         phases = Phases(shown=self._session.progress)
-        result = _build(self._session, plan, self.grams, self.curves, on_layer, sequential, phases)
+        result = build_result(self._session, plan, self.grams, self.curves, on_layer, sequential, phases)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -305,8 +291,9 @@ class Study:
                 "pass the same outputs= again"
             )
         kept = facts.get("outputs")
-        chosen = outputs if outputs is not None or kept is None else kept
-        return study._with_model(store, facts, model, batches, inputs, chosen, progress)  # type: ignore[arg-type]
+        if outputs is None and isinstance(kept, str | int):
+            outputs = kept
+        return study._with_model(store, facts, model, batches, inputs, outputs, progress)
 
     def _with_model(
         self,
@@ -342,7 +329,7 @@ class Study:
                 "pass the same model and data, or study again"
             )
         device = next(opened.original.parameters()).device
-        session = _Session(
+        session = Session(
             opened=opened,
             outputs=outputs,
             options=options,
@@ -428,7 +415,7 @@ def study(
     if store is not None:
         _claim(store, fingerprint)
     measured = measure(opened, outputs, options, phases, store)
-    session = _Session(
+    session = Session(
         opened=opened,
         outputs=outputs,
         options=options,
@@ -500,7 +487,7 @@ def apply(
     check_weights(model)
     phases = Phases(shown=progress)
     if batches is None:
-        return _build_from_weights(model, plan, on_layer, phases)
+        return build_from_weights(model, plan, on_layer, phases)
     options = Options(
         methods=METHODS,
         skip=(),
@@ -514,8 +501,8 @@ def apply(
     check_options(options)
     opened = open_data(model, batches, inputs, outputs, options, phases)
     grams = gather_gradients(opened, list(plan.settings), outputs, options, phases, None)
-    session = _Session(opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None)
-    result = _build(session, plan, grams, (), on_layer, True, phases)
+    session = Session(opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None)
+    result = build_result(session, plan, grams, (), on_layer, True, phases)
     return result.with_notes(opened.notes, phases.seconds)
 
 
@@ -700,167 +687,6 @@ def _check_model(model: object) -> None:
         raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")
 
 
-def _build(
-    session: _Session,
-    plan: Plan,
-    grams: Mapping[str, Tensor],
-    curves: Sequence[Curve],
-    on_layer: OnLayer | None,
-    sequential: bool,
-    phases: Phases,
-) -> Result:
-    """Applies a plan with data, then counts and measures."""
-    opened, options = session.opened, session.options
-    data = None
-    if not options.data_free:
-        data = Data(
-            original=opened.original, feed=opened.feed, grams=grams, seed=options.seed, sequential=sequential
-        )
-    journal = None
-    if session.run_dir is not None and on_layer is None:
-        journal = _ApplyJournal(session.run_dir, plan, sequential)
-    with phases.phase("apply", len(plan.settings)) as advance:
-        applied = apply_plan(
-            restored_copy(opened),
-            plan,
-            data=data,
-            on_layer=on_layer,
-            journal=journal,
-            advance=lambda _name: advance(1),
-        )
-    with phases.phase("verify", 1) as advance:
-        divergence = _measure(opened, session.outputs, applied.model)
-        after, by_module = _count(applied.model, opened.captured.sample)
-        advance(1)
-    layers = _layer_results(plan, opened.captured.layers, applied.fits, curves, applied.model, by_module)
-    return Result(
-        model=applied.model,
-        plan=plan,
-        before=opened.captured.before,
-        after=after,
-        layers=layers,
-        divergence=divergence,
-        damage=plan.damage,
-        unit=opened.likelihood.unit,
-        notes=applied.notes,
-        seconds=phases.seconds,
-    )
-
-
-def _build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, phases: Phases) -> Result:
-    with phases.phase("apply", len(plan.settings)) as advance:
-        applied = apply_plan(
-            model, plan, data=None, on_layer=on_layer, journal=None, advance=lambda _name: advance(1)
-        )
-    params, n_bytes = stored(applied.model)
-    layers = tuple(plan.steps[-1].structure.layers.values()) if plan.steps else ()
-    return Result(
-        model=applied.model,
-        plan=plan,
-        before=plan.before,
-        after=Cost(macs=plan.after.macs, params=params, bytes=n_bytes),
-        layers=_layer_results(plan, layers, applied.fits, (), applied.model, None),
-        divergence=None,
-        damage=None,
-        unit="",
-        notes=(
-            Note(
-                where="apply",
-                text="no batches were given: factors come from the weights alone, nothing was measured, and "
-                "MACs are computed from the shapes in the plan; pass batches= to fit to data",
-            ),
-            *applied.notes,
-        ),
-        seconds=phases.seconds,
-    )
-
-
-def _measure(opened: Opened, outputs: OutputChoice, model: nn.Module) -> float:
-    """Held-out divergence of a model, in eval mode; its modes are put back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    batches = list(opened.feed.stream(opened.feed.held_out))
-    try:
-        with torch.no_grad():
-            results = [run(model, batch) for batch in batches]
-        references = reference_outputs(opened.original, batches, outputs)
-        return measure_divergence(results, references, batches, opened.likelihood, outputs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _count(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str, int]]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return count_by_module(model, sample)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _layer_results(
-    plan: Plan,
-    layers: Sequence[LayerSpec],
-    fits: Mapping[str, str],
-    curves: Sequence[Curve],
-    model: nn.Module,
-    macs_by_module: Mapping[str, int] | None,
-) -> tuple[LayerResult, ...]:
-    damages = {
-        (curve.layer, curve.form, int(rank)): float(damage)
-        for curve in curves
-        if curve.layer in plan.settings
-        for rank, damage in zip(curve.ranks, curve.damage, strict=True)
-    }
-    results = []
-    for spec in layers:
-        before = Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
-        setting = plan.settings.get(spec.name)
-        if setting is None:
-            reason = spec.reason or "left alone by the plan"
-            results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))
-            continue
-        params, n_bytes = stored(model.get_submodule(spec.name))
-        macs = None if macs_by_module is None else macs_by_module.get(spec.name, 0)
-        planned = replace(plan, steps=(replace(plan.steps[-1], layers={spec.name: (setting,)}),)).after
-        results.append(
-            LayerResult(
-                name=spec.name,
-                before=before,
-                after=Cost(
-                    macs=before.macs - (plan.before.macs - planned.macs) if macs is None else macs,
-                    params=params,
-                    bytes=n_bytes,
-                ),
-                setting=setting,
-                damage=damages.get((spec.name, setting.form, setting.rank)),
-                fit=fits.get(spec.name),
-            )
-        )
-    return tuple(results)
-
-
-class _ApplyJournal:
-    """Fitted layers of one plan in a run directory."""
-
-    def __init__(self, run_dir: Path, plan: Plan, sequential: bool) -> None:
-        text = repr([(name, setting) for name, setting in plan.settings.items()]) + str(sequential)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._store = Store(run_dir / "apply" / key)
-        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(plan.settings)}
-
-    def load(self, name: str) -> Mapping[str, Tensor] | None:
-        """Tensors of a layer that was fitted before."""
-        file = self._names[name]
-        return self._store.read_tensors(file) if self._store.has(file) else None
-
-    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps a fitted layer."""
-        self._store.write_tensors(self._names[name], tensors)
-
-
 def _fingerprint(model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options) -> dict[str, str]:
     # A function has no fingerprint of its own; what it picks has one.
     picked = (
@@ -948,6 +774,3 @@ def _list(facts: Mapping[str, Json], key: str) -> list[Json]:
     if not isinstance(value, list):
         raise FileError(f"study.json: {key} is {type(value).__name__}, not a list; study again")
     return value
-
-
-__all__ = ["Likelihood", "Study", "apply", "compress", "load", "study"]

@@ -53,7 +53,7 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
     flags = {module: module.training for module in model.modules()}
     model.train(mode == "training")
     try:
-        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(mode != "inference"):
+        with torch.random.fork_rng(devices=_cuda_devices(model)), torch.set_grad_enabled(mode != "inference"):
             torch.manual_seed(0)
             result = call(model, sample)
         return [tensor.detach() for _, tensor in named_tensors(result)], None
@@ -67,6 +67,10 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
             for name, buffer in model.named_buffers():
                 if name in buffers:
                     buffer.copy_(buffers[name])
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 class Sequential(nn.Sequential):

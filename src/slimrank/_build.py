@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a plan to a result: the model is built, then counted and measured."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._apply import Data, OnLayer, apply_plan
+from slimrank._result import Result
+from slimrank._survey import Opened, Options, restored_copy
+from slimrank.calibrate import measure_divergence, reference_outputs
+from slimrank.deploy import Store
+from slimrank.graph import Batch, OutputChoice, count_by_module, run, stored
+from slimrank.plan import Plan
+from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
+from slimrank.report import Phases
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Session:
+    """What applying needs and a study read from disk may lack."""
+
+    opened: Opened
+    outputs: OutputChoice
+    options: Options
+    progress: bool
+    run_dir: Path | None
+
+
+def build_result(
+    session: Session,
+    plan: Plan,
+    grams: Mapping[str, Tensor],
+    curves: Sequence[Curve],
+    on_layer: OnLayer | None,
+    sequential: bool,
+    phases: Phases,
+) -> Result:
+    """Applies a plan with data, then counts and measures what came out.
+
+    Args:
+        session: model, data and options.
+        plan: checked against the model.
+        grams: (C_out, C_out) second moments of output gradients by layer.
+        curves: to tell predicted damage by layer; may be empty.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
+        sequential: fit layers to the inputs of the compressed model.
+        phases: progress.
+
+    Returns:
+        The result.
+    """
+    opened, options = session.opened, session.options
+    data = None
+    if not options.data_free:
+        data = Data(
+            original=opened.original, feed=opened.feed, grams=grams, seed=options.seed, sequential=sequential
+        )
+    journal = None
+    if session.run_dir is not None and on_layer is None:
+        journal = _Journal(session.run_dir, plan, sequential)
+    with phases.phase("apply", len(plan.settings)) as advance:
+        applied = apply_plan(
+            restored_copy(opened),
+            plan,
+            data=data,
+            on_layer=on_layer,
+            journal=journal,
+            advance=lambda _name: advance(1),
+        )
+    with phases.phase("verify", 1) as advance:
+        divergence = _measure(opened, session.outputs, applied.model)
+        after, by_module = _count(applied.model, opened.captured.sample)
+        advance(1)
+    layers = _layer_results(plan, opened.captured.layers, applied.fits, curves, applied.model, by_module)
+    return Result(
+        model=applied.model,
+        plan=plan,
+        before=opened.captured.before,
+        after=after,
+        layers=layers,
+        divergence=divergence,
+        damage=plan.damage,
+        unit=opened.likelihood.unit,
+        notes=applied.notes,
+        seconds=phases.seconds,
+    )
+
+
+def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, phases: Phases) -> Result:
+    """Applies a plan without data: factors from the weights alone, nothing measured.
+
+    Args:
+        model: the caller's; it is copied.
+        plan: checked against the model.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
+        phases: progress.
+
+    Returns:
+        The result; its notes say that there were no data.
+    """
+    with phases.phase("apply", len(plan.settings)) as advance:
+        applied = apply_plan(
+            model, plan, data=None, on_layer=on_layer, journal=None, advance=lambda _name: advance(1)
+        )
+    params, n_bytes = stored(applied.model)
+    layers = tuple(plan.steps[-1].structure.layers.values()) if plan.steps else ()
+    return Result(
+        model=applied.model,
+        plan=plan,
+        before=plan.before,
+        after=Cost(macs=plan.after.macs, params=params, bytes=n_bytes),
+        layers=_layer_results(plan, layers, applied.fits, (), applied.model, None),
+        divergence=None,
+        damage=None,
+        unit="",
+        notes=(
+            Note(
+                where="apply",
+                text="no batches were given: factors come from the weights alone, nothing was measured, and "
+                "MACs are computed from the shapes in the plan; pass batches= to fit to data",
+            ),
+            *applied.notes,
+        ),
+        seconds=phases.seconds,
+    )
+
+
+def _measure(opened: Opened, outputs: OutputChoice, model: nn.Module) -> float:
+    """Held-out divergence of a model, in eval mode; its modes are put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    batches = list(opened.feed.stream(opened.feed.held_out))
+    try:
+        with torch.no_grad():
+            results = [run(model, batch) for batch in batches]
+        references = reference_outputs(opened.original, batches, outputs)
+        return measure_divergence(results, references, batches, opened.likelihood, outputs)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _count(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str, int]]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        return count_by_module(model, sample)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _layer_results(
+    plan: Plan,
+    layers: Sequence[LayerSpec],
+    fits: Mapping[str, str],
+    curves: Sequence[Curve],
+    model: nn.Module,
+    macs_by_module: Mapping[str, int] | None,
+) -> tuple[LayerResult, ...]:
+    damages = {
+        (curve.layer, curve.form, int(rank)): float(damage)
+        for curve in curves
+        if curve.layer in plan.settings
+        for rank, damage in zip(curve.ranks, curve.damage, strict=True)
+    }
+    results = []
+    for spec in layers:
+        before = Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
+        setting = plan.settings.get(spec.name)
+        if setting is None:
+            reason = spec.reason or "left alone by the plan"
+            results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))
+            continue
+        params, n_bytes = stored(model.get_submodule(spec.name))
+        macs = None if macs_by_module is None else macs_by_module.get(spec.name, 0)
+        planned = replace(plan, steps=(replace(plan.steps[-1], layers={spec.name: (setting,)}),)).after
+        results.append(
+            LayerResult(
+                name=spec.name,
+                before=before,
+                after=Cost(
+                    macs=before.macs - (plan.before.macs - planned.macs) if macs is None else macs,
+                    params=params,
+                    bytes=n_bytes,
+                ),
+                setting=setting,
+                damage=damages.get((spec.name, setting.form, setting.rank)),
+                fit=fits.get(spec.name),
+            )
+        )
+    return tuple(results)
+
+
+class _Journal:
+    """Fitted layers of one plan in a run directory."""
+
+    def __init__(self, run_dir: Path, plan: Plan, sequential: bool) -> None:
+        text = repr([(name, setting) for name, setting in plan.settings.items()]) + str(sequential)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._store = Store(run_dir / "apply" / key)
+        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(plan.settings)}
+
+    def load(self, name: str) -> Mapping[str, Tensor] | None:
+        """Tensors of a layer that was fitted before."""
+        file = self._names[name]
+        return self._store.read_tensors(file) if self._store.has(file) else None
+
+    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps a fitted layer."""
+        self._store.write_tensors(self._names[name], tensors)

@@ -215,8 +215,8 @@ class _Builder:
         largest = max(
             (prod(call.input_shape) for spec in self._specs.values() for call in spec.calls), default=1
         )
-        # Two networks, each holding about a layer's input and one shortcut in float32.
-        limit = max(_MIN_LIVE_SAMPLES, _LIVE_BYTES // (2 * 2 * 4 * largest))
+        # Two networks; each was seen to hold about four of its largest layer inputs, slack included.
+        limit = max(_MIN_LIVE_SAMPLES, _LIVE_BYTES // (2 * 4 * 4 * largest))
         if feed.n_samples <= limit or feed.micro == 0:
             return feed.fit, feed.held_out
         n_fit = max(1, round(limit * len(feed.fit) / feed.n_samples))

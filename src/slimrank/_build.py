@@ -29,6 +29,7 @@ class Session:
     options: Options
     progress: bool
     run_dir: Path | None
+    fingerprint: Mapping[str, str]
 
 
 def build_result(
@@ -62,7 +63,7 @@ def build_result(
         )
     journal = None
     if session.run_dir is not None and on_layer is None:
-        journal = _Journal(session.run_dir, plan, sequential)
+        journal = _Journal(session.run_dir, plan, sequential, session.fingerprint)
     with phases.phase("apply", len(plan.settings)) as advance:
         applied = apply_plan(
             restored_copy(opened),
@@ -200,8 +201,12 @@ def _layer_results(
 class _Journal:
     """Fitted layers of one plan in a run directory."""
 
-    def __init__(self, run_dir: Path, plan: Plan, sequential: bool) -> None:
-        text = repr([(name, setting) for name, setting in plan.settings.items()]) + str(sequential)
+    def __init__(self, run_dir: Path, plan: Plan, sequential: bool, fingerprint: Mapping[str, str]) -> None:
+        text = (
+            repr([(name, setting) for name, setting in plan.settings.items()])
+            + str(sequential)
+            + repr(sorted(fingerprint.items()))
+        )
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._store = Store(run_dir / "apply" / key)
         self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(plan.settings)}

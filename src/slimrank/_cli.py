@@ -379,7 +379,9 @@ def apply(
     else:
         _refuse_fixed(ctx)
         network = _model(model)
-        measured = sr.Study.load(study_dir, model=network, outputs=fit["outputs"], progress=not quiet)
+        measured = sr.Study.load(
+            study_dir, model=network, outputs=fit["outputs"], run_dir=study_dir, progress=not quiet
+        )
         result = measured.apply(chosen, on_layer=hook)
     return _saved(result, out, overwrite)
 

@@ -199,6 +199,14 @@ class Study:
             FileError: it cannot be written.
         """
         store = Store(path)
+        # First and last, so that a directory with this file is whole.
+        known = _fingerprint_in(store)
+        store.remove(_STUDY)
+        if known is not None and dict(known) != dict(self.fingerprint):
+            # Of another study: what is left of it must not be taken for this one's.
+            for name in ("gradients.safetensors", *(path.name for path in store.root.glob("curves-*"))):
+                store.remove(name)
+        store.write_json(_RUN, dict(self.fingerprint))
         Plan(
             steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
         ).save(make_directory(store.root) / _UNTOUCHED)
@@ -219,7 +227,6 @@ class Study:
             "options": _options_to_json(self._session.options) if self._session is not None else None,
             "outputs": _outputs_to_json(self._session.outputs) if self._session is not None else None,
         }
-        # Last, so that a directory with this file is whole.
         store.write_json(_STUDY, facts)
 
     @classmethod
@@ -232,6 +239,7 @@ class Study:
         batches: Iterable[object] | None = None,
         inputs: Inputs = None,
         outputs: OutputChoice = None,
+        run_dir: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> "Study":
         """Reads a study that ``save`` or ``run_dir=`` left.
@@ -242,6 +250,7 @@ class Study:
             batches: the same data; None takes the inputs that were saved.
             inputs: as in ``slimrank.study``, for ``batches``.
             outputs: as in ``slimrank.study``; needed again where it was a function.
+            run_dir: where ``apply`` keeps fitted layers, so that a killed one goes on; None for nowhere.
             progress: show bars in later work.
 
         Returns:
@@ -293,7 +302,7 @@ class Study:
         kept = facts.get("outputs")
         if outputs is None and isinstance(kept, str | int):
             outputs = kept
-        return study._with_model(store, facts, model, batches, inputs, outputs, progress)
+        return study._with_model(store, facts, model, batches, inputs, outputs, run_dir, progress)
 
     def _with_model(
         self,
@@ -303,6 +312,7 @@ class Study:
         batches: Iterable[object] | None,
         inputs: Inputs,
         outputs: OutputChoice,
+        run_dir: str | os.PathLike[str] | None,
         progress: bool,
     ) -> "Study":
         check_structure(
@@ -334,7 +344,8 @@ class Study:
             outputs=outputs,
             options=options,
             progress=progress,
-            run_dir=store.root,
+            run_dir=None if run_dir is None else Path(run_dir),
+            fingerprint=found,
         )
         return replace(
             self, _session=session, grams={name: gram.to(device) for name, gram in self.grams.items()}
@@ -397,7 +408,7 @@ def study(
     if isinstance(methods, str):
         raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
     options = Options(
-        methods=tuple(methods),
+        methods=_in_order(methods),
         skip=_globs(skip),
         likelihood=likelihood,
         fisher=fisher,
@@ -421,6 +432,7 @@ def study(
         options=options,
         progress=progress,
         run_dir=None if store is None else store.root,
+        fingerprint=fingerprint,
     )
     done = Study(
         structure=structure_of(measured.layers),
@@ -501,7 +513,9 @@ def apply(
     check_options(options)
     opened = open_data(model, batches, inputs, outputs, options, phases)
     grams = gather_gradients(opened, list(plan.settings), outputs, options, phases, None)
-    session = Session(opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None)
+    session = Session(
+        opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None, fingerprint={}
+    )
     result = build_result(session, plan, grams, (), on_layer, True, phases)
     return result.with_notes(opened.notes, phases.seconds)
 
@@ -670,6 +684,12 @@ def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
     return load_artifact(path, model)
 
 
+def _in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
+    """Known methods in the order of the table, once each; unknown ones last, to be refused."""
+    unknown = tuple(method for method in methods if method not in METHODS)
+    return (*(method for method in METHODS if method in methods), *unknown)
+
+
 def _globs(skip: Sequence[str]) -> tuple[str, ...]:
     """One glob as text stands for itself."""
     return (skip,) if isinstance(skip, str) else tuple(skip)
@@ -703,18 +723,25 @@ def _fingerprint(model: nn.Module, opened: Opened, outputs: OutputChoice, option
     }
 
 
+def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
+    """Of the study that a directory holds; None where it holds none."""
+    if store.has(_RUN):
+        return store.read_json(_RUN)
+    return _object(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
+
+
 def _claim(store: Store, fingerprint: Mapping[str, str]) -> None:
     """Ties a run directory to a study, or finds it tied to this one."""
-    if store.has(_RUN):
-        found = store.read_json(_RUN)
-        differing = [key for key, value in fingerprint.items() if found.get(key) != value]
-        if differing:
-            raise StudyError(
-                f"{store.root} holds a study of other {' and '.join(differing)}; "
-                "give another run_dir or delete it"
-            )
+    found = _fingerprint_in(store)
+    if found is None:
+        store.write_json(_RUN, dict(fingerprint))
         return
-    store.write_json(_RUN, dict(fingerprint))
+    differing = [key for key, value in fingerprint.items() if found.get(key) != value]
+    if differing:
+        raise StudyError(
+            f"{store.root} holds a study of other {' and '.join(differing)}; "
+            "give another run_dir or delete it"
+        )
 
 
 def _all_batches(opened: Opened) -> Iterable[Batch]:

@@ -198,7 +198,12 @@ def open_data(
     batch = first_batch(batches, inputs, original)
     with phases.phase("capture", 1) as advance:
         captured = capture(
-            original, batch, methods=options.methods, skip=options.skip, has_bias=options.has_bias
+            original,
+            batch,
+            methods=options.methods,
+            skip=options.skip,
+            has_bias=options.has_bias,
+            outputs=outputs,
         )
         for pattern in options.skip:
             if not any(
@@ -337,6 +342,9 @@ def measure(
                 )
             with phases.phase("curves", len(chunk)) as advance:
                 for index, spec in chunk.items():
+                    if spec.name not in moments:
+                        layers[index] = replace(spec, methods=(), reason="no calibration sample reached it")
+                        continue
                     curves[index] = _curves_of(
                         spec, opened.original, moments.pop(spec.name), grams, anchors, options
                     )

@@ -437,7 +437,8 @@ assert all(torch.equal(found[name], expected[name]) for name in found)
         else:
             path.unlink()
         with pytest.raises(
-            sr.SlimrankError, match=r"cut short|truncated|whole JSON|cannot be read|holds no|not exist"
+            sr.SlimrankError,
+            match=r"cut short|truncated|whole JSON|cannot be read|holds no|not exist|not finished",
         ):
             sr.Study.load(tmp_path / "study", model=nets.cnn())
 

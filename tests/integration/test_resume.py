@@ -131,7 +131,7 @@ sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir="run", progress=False)
         process.wait()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "run" / "study.json").exists()
-    with pytest.raises(sr.FileError, match="cannot be read"):
+    with pytest.raises(sr.StudyError, match=r"was not finished; run it again with this run_dir"):
         sr.Study.load(tmp_path / "run")
     done = len(list(tmp_path.glob("run/curves-*.safetensors")))
     assert 1 <= done < 4
@@ -198,7 +198,7 @@ def test_an_interrupted_apply_goes_on(
         return original(spec, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_apply, "fit_pair", counting)
-    loaded = sr.Study.load(tmp_path, model=nets.cnn(), progress=False)
+    loaded = sr.Study.load(tmp_path, model=nets.cnn(), run_dir=tmp_path, progress=False)
     resumed = loaded.apply(plan)
     assert "stem" not in fitted
     assert "fc" in fitted

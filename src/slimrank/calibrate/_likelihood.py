@@ -203,6 +203,7 @@ def divergence(
     reference: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     mask: Tensor | None,
+    n_samples: int | None = None,
 ) -> Tensor:
     """Divergence from the original's outputs, per sample.
 
@@ -211,6 +212,8 @@ def divergence(
         reference: outputs of the original, by path.
         tensors: outputs of the compressed model.
         mask: (N, T) bool, True for tokens that count; None for all.
+        n_samples: N; None for the first dimension of the first output. An output with another first dimension
+            (layers first, one row for all) counts in equal parts for every sample.
 
     Returns:
         (N,) float32. Categorical and bernoulli: KL divergence in nats, summed over positions. Gaussian:
@@ -237,6 +240,10 @@ def divergence(
             scale = _matched_scale(_scale_of(model), before)
             terms = ((after - before) / scale).square() * _over_last(keep, before)
             part = terms.reshape(len(before), -1).mean(1)
+        n_samples = n_samples or len(part)
+        if len(part) != n_samples:
+            whole = part.mean() if model.family == "gaussian" else part.sum() / n_samples
+            part = whole.expand(n_samples)
         total = part if total is None else total + part
     if total is None:
         raise OutputError("there is no output to compare; pass outputs=")

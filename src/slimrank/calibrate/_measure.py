@@ -70,7 +70,7 @@ def measure_divergence(
         The divergence, 0 for identical outputs; inf where an output is not finite.
     """
     parts = [
-        divergence(likelihood, reference, pick_outputs(result, outputs), token_mask(batch))
+        divergence(likelihood, reference, pick_outputs(result, outputs), token_mask(batch), batch.n_samples)
         for result, reference, batch in zip(results, references, batches, strict=True)
     ]
     mean = float(torch.cat(parts).double().mean())

@@ -111,7 +111,8 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)
     _load_state(rebuilt, tensors, _aliases_of(weights), root)
-    return rebuilt.eval()
+    rebuilt.eval()
+    return rebuilt
 
 
 def _device_of(layer: nn.Module) -> torch.device:

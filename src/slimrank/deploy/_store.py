@@ -31,6 +31,11 @@ class Store:
         """Whether a file is there."""
         return (self.root / name).is_file()
 
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        if self.has(name):
+            (self.root / name).unlink()
+
     def write_json(self, name: str, value: Json) -> None:
         """Writes JSON, sorted."""
         write_bytes(self.root / name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import ModelError, NonFiniteError
+from slimrank._errors import BatchesError, ModelError, NonFiniteError, OutputError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.graph._batch import Batch, named_tensors, take_samples
 from slimrank.graph._count import count_by_module
 from slimrank.graph._export import read_weight_uses
 from slimrank.graph._modules import run
+from slimrank.graph._outputs import OutputChoice, pick_outputs
 from slimrank.graph._trial import trial_swap
 from slimrank.records import Call, Cost, LayerKind, LayerSpec, Method, Note
 
@@ -53,7 +54,13 @@ class Captured:
 
 
 def capture(
-    model: nn.Module, batch: Batch, *, methods: Sequence[Method], skip: Sequence[str], has_bias: bool
+    model: nn.Module,
+    batch: Batch,
+    *,
+    methods: Sequence[Method],
+    skip: Sequence[str],
+    has_bias: bool,
+    outputs: OutputChoice = None,
 ) -> Captured:
     """Reads the layers of a model from a few forwards.
 
@@ -63,6 +70,7 @@ def capture(
         methods: methods to offer.
         skip: layer-name globs that the caller wants left alone.
         has_bias: whether pairs carry a bias even where the layer has none.
+        outputs: which outputs matter, to see whether samples are independent.
 
     Returns:
         Layers, costs and notes.
@@ -73,7 +81,7 @@ def capture(
         NonFiniteError: a weight or an output holds nan or inf.
     """
     check_weights(model)
-    can_split = _can_split(model, batch)
+    can_split = _can_split(model, batch, outputs)
     sample = take_samples(batch, [0]) if can_split else batch
     notes: list[Note] = []
     if not can_split:
@@ -216,7 +224,7 @@ def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Cal
     return calls, order
 
 
-def _can_split(model: nn.Module, batch: Batch) -> bool:
+def _can_split(model: nn.Module, batch: Batch, outputs: OutputChoice) -> bool:
     """Whether the first samples, run alone, give what they give in company."""
     n_samples = batch.n_samples
     if n_samples == 1:
@@ -224,26 +232,36 @@ def _can_split(model: nn.Module, batch: Batch) -> bool:
     count = min(n_samples, _SAMPLES_TO_COMPARE)
     several = take_samples(batch, list(range(count)))
     # The last one too: in a causal net with time first, step 0 does not see the others.
-    return all(_same_alone(model, several, index) for index in (0, count - 1))
+    return all(_same_alone(model, several, index, outputs) for index in (0, count - 1))
 
 
-def _same_alone(model: nn.Module, several: Batch, index: int) -> bool:
+def _same_alone(model: nn.Module, several: Batch, index: int, outputs: OutputChoice) -> bool:
     with torch.no_grad():
         try:
-            together = [t for _, t in named_tensors(run(model, several))]
-            alone = [t for _, t in named_tensors(run(model, take_samples(several, [index])))]
-        except Exception:
+            together = _compared(run(model, several), outputs)
+            alone = _compared(run(model, take_samples(several, [index])), outputs)
+        except BatchesError:
             # The model may accept whole batches only; if it accepts none, the watched forward reports it.
             return False
     if len(together) != len(alone):
         return False
     for many, one in zip(together, alone, strict=True):
-        if not many.ndim or many.shape[1:] != one.shape[1:] or one.shape[:1] != (1,):
+        if many.shape[1:] != one.shape[1:] or one.shape[:1] != (1,):
             return False
-        difference = (many[index : index + 1].double() - one.double()).abs().max() if one.numel() else 0.0
+        # One row for any number of samples (a shared embedding) must not depend on who is in the batch.
+        own = many if many.shape == one.shape else many[index : index + 1]
+        difference = (own.double() - one.double()).abs().max() if one.numel() else 0.0
         if difference > _SAME * (one.double().abs().max() + 1e-6):
             return False
     return True
+
+
+def _compared(result: object, outputs: OutputChoice) -> list[Tensor]:
+    """The outputs that matter; all tensors where those cannot be picked (which is told later)."""
+    try:
+        return list(pick_outputs(result, outputs).values())
+    except OutputError:
+        return [tensor for _, tensor in named_tensors(result) if tensor.ndim]
 
 
 def _describe(

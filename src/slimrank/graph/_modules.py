@@ -73,7 +73,11 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 def quiet_copy(model: nn.Module) -> nn.Module:
     """A private copy for reading: eval mode, no parameter asks for gradients."""
-    return copy_model(model).eval().requires_grad_(requires_grad=False)
+    copy_ = copy_model(model)
+    # One call each: overridden train() methods often forget to return the module.
+    copy_.eval()
+    copy_.requires_grad_(requires_grad=False)
+    return copy_
 
 
 @contextlib.contextmanager

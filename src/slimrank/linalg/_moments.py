@@ -207,7 +207,7 @@ class MomentSums:
             return Moments(mean=mean, matrix=None, rows=rows - offset.to(rows.dtype), n_rows=n_rows)
         square = self._square if self._square is not None else torch.diag(self._sum)
         return Moments(
-            mean=mean, matrix=square / n_rows - torch.outer(offset, offset), rows=None, n_rows=n_rows
+            mean=mean, matrix=(square / n_rows).addr_(offset, offset, alpha=-1), rows=None, n_rows=n_rows
         )
 
     def cross(self) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,10 @@ from slimrank.calibrate import (
     row_cap,
     row_width,
     rows_wanted,
+    spread,
     token_mask,
 )
-from slimrank.graph import Batch, Lockstep, copy_model, replace_module
+from slimrank.graph import Batch, Lockstep, OneByOne, can_interleave, copy_model, replace_module
 from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
 from slimrank.methods import (
     Pair,
@@ -44,6 +45,7 @@ ALTERNATIONS = 3
 _LIVE_BYTES = 2_000_000_000
 _MIN_LIVE_SAMPLES = 32
 _HELD_OUT_ROWS = 8192
+_MAX_FORWARDS = 64
 _RIDGES = (1e-3, 1e-2, 1e-1)
 _ENOUGH_ROWS = 20
 
@@ -205,6 +207,20 @@ class _Builder:
         self._batches += [(batch, True) for batch in data.feed.stream(held_out)]
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
+        both = [batch for batch, _ in self._batches]
+        self._is_interleaved = can_interleave(self._original, both, list(self._settings))
+        if not self._is_interleaved:
+            notes.append(
+                Note(
+                    where="apply",
+                    text="the model keeps state on itself during a forward, so batches were run one after "
+                    "the other, from the start for every layer: slower, equally exact",
+                )
+            )
+
+    def _steps(self, model: nn.Module, stops: Sequence[str]) -> Lockstep | OneByOne:
+        batches = [batch for batch, _ in self._batches]
+        return Lockstep(model, batches, stops) if self._is_interleaved else OneByOne(model, batches, stops)
 
     def _samples(self) -> tuple[Sequence[int], Sequence[int]]:
         """Samples that can be held alive at one depth of both networks.
@@ -217,17 +233,19 @@ class _Builder:
         )
         # Two networks; each was seen to hold about four of its largest layer inputs, slack included.
         limit = max(_MIN_LIVE_SAMPLES, _LIVE_BYTES // (2 * 4 * 4 * largest))
-        if feed.n_samples <= limit or feed.micro == 0:
+        # A forward is a thread in each network.
+        limit = min(limit, _MAX_FORWARDS * max(feed.micro, 1))
+        if feed.n_samples <= limit:
             return feed.fit, feed.held_out
         n_fit = max(1, round(limit * len(feed.fit) / feed.n_samples))
         self._notes.append(
             Note(
                 where="apply",
                 text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps the activations "
-                "that are alive at one depth below 2 GB (estimated)",
+                "that are alive at one depth below 2 GB (estimated), and forwards below 64",
             )
         )
-        return feed.fit[:n_fit], feed.held_out[: max(1, limit - n_fit)]
+        return spread(feed.fit, n_fit), spread(feed.held_out, max(1, limit - n_fit))
 
     def _moments_of_shared(self) -> Mapping[str, Moments]:
         """Moments of layers that are called several times, over all their calls in the original."""
@@ -251,7 +269,6 @@ class _Builder:
     ) -> dict[str, str]:
         """Fits and installs every layer, in order."""
         fits: dict[str, str] = {}
-        batches = [batch for batch, _ in self._batches]
         sources: dict[str, nn.Module] = {}
         if on_layer is None:
             # The containers stand in place before the forwards start, so that a paused call finds its new
@@ -260,8 +277,11 @@ class _Builder:
                 sources[name] = self._working.get_submodule(name)
                 replace_module(self._working, name, nn.Sequential(sources[name]))
         with contextlib.ExitStack() as stack:
-            before = stack.enter_context(Lockstep(self._original, batches, names))
-            after = stack.enter_context(Lockstep(self._working, batches, names)) if on_layer is None else None
+            before = self._steps(self._original, names)
+            stack.enter_context(before)
+            after = None if on_layer is not None else self._steps(self._working, names)
+            if after is not None:
+                stack.enter_context(after)
             for name in names:
                 stored = journal.load(name) if journal is not None else None
                 fit = None if stored is None else _from_journal(stored, self._settings[name])
@@ -273,7 +293,7 @@ class _Builder:
                 else:
                     self._working.eval()
                     sources[name] = _checked(self._working.get_submodule(name), self._specs[name])
-                    with Lockstep(self._working, batches, [name]) as fresh:
+                    with self._steps(self._working, [name]) as fresh:
                         fit = fit or self._fit(name, sources[name], before.advance(name), fresh.advance(name))
                     _install(self._working, name, self._specs[name], sources[name], fit)
                 if journal is not None and stored is None:
@@ -410,11 +430,12 @@ class _Builder:
             joint.add(rows_hat, wanted)
         if not held:
             return own, joint, None, moved
-        inputs, outputs = (torch.cat(parts)[:_HELD_OUT_ROWS] for parts in zip(*held, strict=True))
+        step = max(1, sum(len(rows) for rows, _ in held) // _HELD_OUT_ROWS)
+        inputs, outputs = (torch.cat(parts)[::step] for parts in zip(*held, strict=True))
         return own, joint, _Rows(inputs=inputs, outputs=outputs), moved
 
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
-        share = (batch.n_samples if self._data.feed.micro else 1) / max(self._n_fit, 1)
+        share = batch.n_samples / max(self._n_fit, 1)
         return min(rows_wanted(spec, share), row_cap(spec))
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from slimrank._apply import Data, OnLayer, apply_plan
 from slimrank._result import Result
 from slimrank._survey import Opened, Options, restored_copy
-from slimrank.calibrate import measure_divergence, reference_outputs
+from slimrank.calibrate import measure_divergence
 from slimrank.deploy import Store
-from slimrank.graph import Batch, OutputChoice, count_by_module, run, stored
+from slimrank.graph import Batch, OutputChoice, count_by_module, pick_outputs, run, stored
 from slimrank.plan import Plan
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
 from slimrank.report import Phases
@@ -135,12 +135,16 @@ def _measure(opened: Opened, outputs: OutputChoice, model: nn.Module) -> float:
     """Held-out divergence of a model, in eval mode; its modes are put back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    batches = list(opened.feed.stream(opened.feed.held_out))
+    feed = opened.feed
     try:
         with torch.no_grad():
-            results = [run(model, batch) for batch in batches]
-        references = reference_outputs(opened.original, batches, outputs)
-        return measure_divergence(results, references, batches, opened.likelihood, outputs)
+            return measure_divergence(
+                (run(model, batch) for batch in feed.stream(feed.held_out)),
+                (pick_outputs(run(opened.original, batch), outputs) for batch in feed.stream(feed.held_out)),
+                feed.stream(feed.held_out),
+                opened.likelihood,
+                outputs,
+            )
     finally:
         for module, training in modes.items():
             module.training = training

@@ -168,7 +168,7 @@ class Study:
             plan: of this study, or of another study of the same architecture.
             on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
             sequential: fit each layer to the inputs of the compressed model (guarded on held-out samples);
-                False fits every layer on its own.
+                False fits weights to the original's inputs, and only the bias to the new ones.
 
         Returns:
             The result.
@@ -555,7 +555,7 @@ def compress(
         compete: also build the single-method and the uniform plan, and return the best; False builds the
             optimal plan.
         multiple_of: as in ``Study.plan``.
-        on_layer: as in ``Study.apply``.
+        on_layer: as in ``Study.apply``; called for every plan that competes.
         inputs: as in ``slimrank.study``.
         outputs: as in ``slimrank.study``.
         likelihood: as in ``slimrank.study``.
@@ -708,19 +708,26 @@ def _check_model(model: object) -> None:
 
 
 def _fingerprint(model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options) -> dict[str, str]:
-    # A function has no fingerprint of its own; what it picks has one.
+    kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     picked = (
-        "function" if callable(outputs) else outputs,
+        _code_of(outputs) if callable(outputs) else outputs,
         [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     return {
         "structure": structure_of(describe_layers(model)).sha256,
         "weights": digest_tensors(tensors),
+        "modules": hashlib.sha256(repr(kinds).encode()).hexdigest(),
         "inputs": opened.feed.fingerprint,
         "options": hashlib.sha256(repr(options).encode()).hexdigest(),
         "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
     }
+
+
+def _code_of(function: Callable[[object], object]) -> str:
+    """What a function does, as far as its code tells."""
+    code = getattr(function, "__code__", None)
+    return repr(function) if code is None else repr((code.co_code, code.co_consts, code.co_names))
 
 
 def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:

@@ -5,6 +5,7 @@ They are capture, gradients, moments, curves and anchors.
 """
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ from slimrank.calibrate import (
     reference_outputs,
     row_cap,
     row_width,
+    spread,
 )
 from slimrank.cost import forms_of
 from slimrank.deploy import Store
@@ -66,6 +68,7 @@ _MIN_ANCHOR_SAMPLES = 8
 _ANCHOR_ALTERNATIONS = 2
 _WIDE = 2048
 _REPLAY_BYTES = 500_000_000
+_OUTPUT_BYTES = 250_000_000
 _FEW_ROWS = 10
 _UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
 
@@ -229,16 +232,7 @@ def open_data(
             notes.append(
                 Note(where="calibrate", text="there is one sample only; it serves both fit and hold-out")
             )
-        with torch.no_grad():
-            references = reference_outputs(original, list(feed.stream(feed.held_out)), outputs)
-        for reference in references:
-            for name, tensor in reference.items():
-                if not tensor.isfinite().all():
-                    raise NonFiniteError(
-                        f"output {name or 'of the model'} holds nan or inf on held-out samples; pass "
-                        "outputs= that picks finite tensors, or check weights and data"
-                    )
-        likelihood = read_likelihood(references, options.likelihood)
+        likelihood = read_likelihood(_some_outputs(original, feed, outputs), options.likelihood)
         notes.append(Note(where="outputs", text=likelihood.reason))
         advance(1)
     return Opened(
@@ -250,6 +244,25 @@ def open_data(
         likelihood=likelihood,
         notes=tuple(notes),
     )
+
+
+def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
+    """Held-out outputs, as many as are needed to read them; all are checked."""
+    kept: list[Mapping[str, Tensor]] = []
+    held = 0
+    for batch in feed.stream(feed.held_out):
+        (picked,) = reference_outputs(model, [batch], outputs)
+        for name, tensor in picked.items():
+            if not tensor.isfinite().all():
+                raise NonFiniteError(
+                    f"output {name or 'of the model'} holds nan or inf on held-out samples; "
+                    "pass outputs= that picks finite tensors, or check weights and data"
+                )
+        size = sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
+        if not kept or held + size <= _OUTPUT_BYTES:
+            kept.append(picked)
+            held += size
+    return kept
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -446,8 +459,10 @@ class _Anchors:
         evaluations = sum(4 * len(spec.methods) for spec in layers.values())
         cost = max(1.0, 0.6 * evaluations * opened.captured.before.macs)
         held_out = opened.feed.held_out
+        per_sample = 4 * sum(math.prod(output.shape) for output in opened.likelihood.outputs.values())
         limit = max(_MIN_ANCHOR_SAMPLES, int(_ANCHOR_MACS / cost))
-        self._batches: list[Batch] = list(opened.feed.stream(held_out[:limit])) if layers else []
+        limit = min(limit, max(1, _OUTPUT_BYTES // max(1, per_sample)))
+        self._batches: list[Batch] = list(opened.feed.stream(spread(held_out, limit))) if layers else []
         self._references = reference_outputs(self._model, self._batches, outputs)
         self._replay = Replay(self._model, self._batches, max_bytes=_REPLAY_BYTES)
 
@@ -455,7 +470,7 @@ class _Anchors:
         """Divergences at a few ranks of each method."""
         layer = self._model.get_submodule(spec.name)
         bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
-        self._replay.start_at(spec.name)
+        self._replay.start_at(spec.name, self._references, self._outputs)
         measured: dict[Method, list[Anchor]] = {}
         for method in dict.fromkeys(curve.method for curve in curves):
             for form, rank, error in anchor_points(curves, method, spec.macs):
@@ -468,7 +483,7 @@ class _Anchors:
                 )
                 try:
                     value = measure_divergence(
-                        self._replay.outputs(),
+                        self._replay.stream(),
                         self._references,
                         self._batches,
                         self._likelihood,

@@ -8,7 +8,7 @@ from slimrank.calibrate._collect import (
     layer_seed,
     rows_wanted,
 )
-from slimrank.calibrate._feed import Feed, first_batch, open_feed
+from slimrank.calibrate._feed import Feed, first_batch, open_feed, spread
 from slimrank.calibrate._likelihood import (
     Likelihood,
     LikelihoodChoice,
@@ -52,5 +52,6 @@ __all__ = [
     "row_cap",
     "row_width",
     "rows_wanted",
+    "spread",
     "token_mask",
 ]

@@ -25,7 +25,7 @@ from slimrank.linalg import Moments, MomentSums
 from slimrank.records import LayerSpec
 
 _GRADIENT_ROWS = 32768
-_HALF_LOSS_SCALE = 1024.0
+_HALF_LOSS_SCALES = (1024.0, 32.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def collect_moments(
     n_fit = len(feed.fit)
     for number, batch in enumerate(feed.stream(feed.fit)):
         mask = token_mask(batch)
-        size = batch.n_samples if feed.micro else 1
+        size = batch.n_samples
 
         def tap(
             name: str,
@@ -127,15 +127,43 @@ def collect_gradients(
         GradientError: the outputs have no gradient path to any layer.
         NonFiniteError: a gradient holds nan or inf.
     """
+    # Half precision loses small gradients without a scale, and large ones with too much of it.
+    is_half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    for scale in _HALF_LOSS_SCALES if is_half else (1.0,):
+        sums = _gradient_sums(model, feed, specs, options, seed, scale, advance)
+        if all(bool(total.isfinite().all()) for total in sums.values()):
+            break
+    if not sums:
+        raise GradientError(
+            "no gradient reached any layer; pass outputs= that depend on the layers, or fisher=False"
+        )
+    grams = {}
+    for name, total in sums.items():
+        if not total.isfinite().all():
+            raise NonFiniteError(
+                f"layer {name!r}: its output gradient holds nan or inf; check weights and data, "
+                "or pass fisher=False"
+            )
+        grams[name] = (total / (len(feed.fit) * options.draws)).float()
+    return grams
+
+
+def _gradient_sums(
+    model: nn.Module,
+    feed: Feed,
+    specs: Sequence[LayerSpec],
+    options: GradientOptions,
+    seed: int,
+    scale: float,
+    advance: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """Sums over the fit samples and draws of ``g g^T``, by layer."""
     by_name = {spec.name: spec for spec in specs}
     sums: dict[str, Tensor] = {}
-    scale = _HALF_LOSS_SCALE if any(p.dtype == torch.float16 for p in model.parameters()) else 1.0
-    n_samples = 0
     state = _DrawState()
     for number, batch in enumerate(feed.stream(feed.fit)):
-        size = batch.n_samples if feed.micro else 1
+        size = batch.n_samples
         share = size / len(feed.fit)
-        n_samples += size
 
         def tap(
             name: str, call: int, _x: Tensor, y: Tensor, share: float = share, number: int = number
@@ -162,19 +190,7 @@ def collect_gradients(
                     )
                 (loss * scale).backward(retain_graph=draw + 1 < options.draws)
         advance(size)
-    if not sums:
-        raise GradientError(
-            "no gradient reached any layer; pass outputs= that depend on the layers, or fisher=False"
-        )
-    grams = {}
-    for name, total in sums.items():
-        if not total.isfinite().all():
-            raise NonFiniteError(
-                f"layer {name!r}: its output gradient holds nan or inf; check weights and data, "
-                "or pass fisher=False"
-            )
-        grams[name] = (total / (n_samples * options.draws)).float()
-    return grams
+    return sums
 
 
 class _DrawState:
@@ -199,7 +215,7 @@ def _summing(
         weight = 1.0
         if len(rows) > wanted:
             generator = torch.Generator().manual_seed(layer_seed(seed, call, number, 1000 + state.draw))
-            chosen = torch.randperm(len(rows), generator=generator)[:wanted].to(rows.device)
+            chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:wanted].to(rows.device)
             weight = len(rows) / wanted
             rows = rows[chosen]
         rows = rows.float() / scale

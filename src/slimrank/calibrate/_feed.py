@@ -2,14 +2,14 @@
 """Calibration batches: read again and again, cut into micro-batches, split once into fit and hold-out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, BatchesTypeError
-from slimrank.graph import Batch, as_batch, check_batch, digest_batch, take_samples
+from slimrank.graph import Batch, as_batch, check_batch, digest_batch, join_samples, take_samples
 
 _GRAPH_BYTES = 1_000_000_000
 _COPIES_IN_GRAPH = 3
@@ -66,6 +66,7 @@ class Feed:
             BatchesError: the batches differ from those of the first pass.
         """
         wanted = sorted(set(indices))
+        waiting: Batch | None = None
         start = 0
         position = 0
         for number, batch in enumerate(self._again()):
@@ -78,10 +79,19 @@ class Feed:
             if not local:
                 continue
             if self.micro == 0:
-                yield batch
+                yield replace(batch, is_whole=True)
                 continue
             for first in range(0, len(local), self.micro):
-                yield take_samples(batch, local[first : first + self.micro])
+                piece = take_samples(batch, local[first : first + self.micro])
+                joined = None
+                if waiting is not None and waiting.n_samples + piece.n_samples <= self.micro:
+                    # Loaders with small batches: fewer, larger forwards.
+                    joined = join_samples(waiting, piece)
+                if joined is None and waiting is not None:
+                    yield waiting
+                waiting = joined or piece
+        if waiting is not None:
+            yield waiting
 
     def _again(self) -> Iterator[Batch]:
         count = 0
@@ -98,6 +108,21 @@ class Feed:
             raise BatchesError(
                 f"the batches ended after {count} of {len(self.digests)}; give a re-iterable such as a list"
             )
+
+
+def spread(indices: Sequence[int], count: int) -> tuple[int, ...]:
+    """At most so many of the indices, evenly spaced: data are often sorted by class.
+
+    Args:
+        indices: sample indices, ascending.
+        count: how many at most.
+
+    Returns:
+        The chosen ones, ascending.
+    """
+    if count >= len(indices):
+        return tuple(indices)
+    return tuple(indices[number * len(indices) // count] for number in range(count))
 
 
 def first_batch(batches: object, inputs: Callable[[object], object] | None, model: nn.Module) -> Batch:
@@ -187,7 +212,7 @@ def open_feed(
     total = sum(sizes)
     generator = torch.Generator().manual_seed(seed)
     count = min(max(1, round(holdout * total)), max(1, total - 1))
-    held_out = torch.randperm(total, generator=generator)[:count].sort().values.tolist()
+    held_out = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values.tolist()
     per_sample = max(1, _COPIES_IN_GRAPH * 4 * output_elements)
     micro = max(1, min(_MAX_MICRO, _GRAPH_BYTES // per_sample)) if can_split else 0
     return Feed(

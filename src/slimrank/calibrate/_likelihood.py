@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from slimrank._errors import OptionError, OutputError
+from slimrank._errors import NonFiniteError, OptionError, OutputError
 
 Family = Literal["categorical", "bernoulli", "gaussian"]
 LikelihoodChoice = Literal["auto", "categorical", "bernoulli", "gaussian"]
@@ -173,6 +173,11 @@ def sampled_loss(
     total: Tensor | None = None
     for name, model in likelihood.outputs.items():
         values = tensors[name].float()
+        if not values.isfinite().all():
+            raise NonFiniteError(
+                f"output {name or 'of the model'} holds nan or inf on calibration samples; "
+                "pass outputs= that picks finite tensors, or check weights and data"
+            )
         keep = _keep(mask, values)
         if model.family == "categorical":
             log_p = _log_probabilities(values, model)
@@ -182,12 +187,12 @@ def sampled_loss(
             loss = (terms * keep).sum() if keep is not None else terms.sum()
         elif model.family == "bernoulli":
             logits = values.logit(1e-6) if model.is_probability else values
-            uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
+            uniform = torch.rand(logits.shape, generator=generator, device="cpu").to(logits.device)
             target = (uniform < logits.detach().sigmoid()).to(logits.dtype)
             terms = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
             loss = (terms * _over_last(keep, terms)).sum()
         else:
-            noise = torch.randn(values.shape, generator=generator).to(values.device)
+            noise = torch.randn(values.shape, generator=generator, device="cpu").to(values.device)
             scale = _matched_scale(_scale_of(model), values)
             # Divided by the number of elements, so that the quadratic form is in the unit of the divergence.
             count = max(1, values[0].numel())

@@ -2,7 +2,7 @@
 """Divergence of a model from the original, measured."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,13 @@ def read_likelihood(references: Sequence[Mapping[str, Tensor]], choice: Likeliho
 
 
 def measure_divergence(
-    results: Sequence[object],
-    references: Sequence[Mapping[str, Tensor]],
-    batches: Sequence[Batch],
+    results: Iterable[object],
+    references: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Batch],
     likelihood: Likelihood,
     outputs: OutputChoice,
 ) -> float:
-    """Mean divergence per sample.
+    """Mean divergence per sample, one batch at a time.
 
     Args:
         results: what a model returned, per batch.
@@ -69,9 +69,11 @@ def measure_divergence(
     Returns:
         The divergence, 0 for identical outputs; inf where an output is not finite.
     """
-    parts = [
-        divergence(likelihood, reference, pick_outputs(result, outputs), token_mask(batch), batch.n_samples)
-        for result, reference, batch in zip(results, references, batches, strict=True)
-    ]
-    mean = float(torch.cat(parts).double().mean())
+    total, n_samples = 0.0, 0
+    for result, reference, batch in zip(results, references, batches, strict=True):
+        picked = pick_outputs(result, outputs)
+        own = divergence(likelihood, reference, picked, token_mask(batch), batch.n_samples)
+        total += float(own.double().sum())
+        n_samples += batch.n_samples
+    mean = total / max(n_samples, 1)
     return float("inf") if math.isnan(mean) else mean

@@ -81,7 +81,7 @@ def draw_positions(
     available = total if allowed is None else len(allowed)
     if available <= count:
         return torch.arange(total) if allowed is None else allowed
-    chosen = torch.randperm(available, generator=generator)[:count].sort().values
+    chosen = torch.randperm(available, generator=generator, device="cpu")[:count].sort().values
     return chosen if allowed is None else allowed[chosen]
 
 

@@ -7,6 +7,7 @@ from slimrank.graph._batch import (
     batch_tensors,
     check_batch,
     digest_batch,
+    join_samples,
     map_tensors,
     named_tensors,
     take_samples,
@@ -19,7 +20,7 @@ from slimrank.graph._capture import (
     describe_layers,
 )
 from slimrank.graph._count import count_by_module, count_cost, stored
-from slimrank.graph._lockstep import Lockstep
+from slimrank.graph._lockstep import Lockstep, OneByOne, can_interleave
 from slimrank.graph._modules import (
     copy_model,
     outside_inference_mode,
@@ -36,10 +37,12 @@ __all__ = [
     "Batch",
     "Captured",
     "Lockstep",
+    "OneByOne",
     "OutputChoice",
     "Replay",
     "as_batch",
     "batch_tensors",
+    "can_interleave",
     "capture",
     "check_batch",
     "check_compressible",
@@ -49,6 +52,7 @@ __all__ = [
     "count_cost",
     "describe_layers",
     "digest_batch",
+    "join_samples",
     "map_tensors",
     "named_tensors",
     "outside_inference_mode",

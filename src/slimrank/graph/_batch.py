@@ -20,15 +20,19 @@ class Batch:
         args: positional arguments.
         kwargs: keyword arguments.
         where: its name in messages ("batch 2").
+        is_whole: it cannot be cut, and counts as one sample.
     """
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
     where: str = "the first batch"
+    is_whole: bool = False
 
     @property
     def n_samples(self) -> int:
         """Samples in the batch: length of the first tensor, or of the first list of tensors."""
+        if self.is_whole:
+            return 1
         for value in (*self.args, *self.kwargs.values()):
             length = _length(value)
             if length is not None:
@@ -155,6 +159,42 @@ def take_samples(batch: Batch, index: Sequence[int]) -> Batch:
     )
 
 
+def join_samples(first: Batch, second: Batch) -> Batch | None:
+    """Two batches as one, the samples of the first before those of the second.
+
+    Args:
+        first: cut from the data.
+        second: what comes after.
+
+    Returns:
+        The joined batch; None where anything but the number of samples differs.
+    """
+    if len(first.args) != len(second.args) or list(first.kwargs) != list(second.kwargs):
+        return None
+    args = [
+        _joined(a, b, first.n_samples, second.n_samples) for a, b in zip(first.args, second.args, strict=True)
+    ]
+    kwargs = {
+        key: _joined(value, second.kwargs[key], first.n_samples, second.n_samples)
+        for key, value in first.kwargs.items()
+    }
+    if any(value is _APART for value in (*args, *kwargs.values())):
+        return None
+    return Batch(args=tuple(args), kwargs=kwargs, where=first.where)
+
+
+_APART = object()
+
+
+def _joined(first: object, second: object, n_first: int, n_second: int) -> object:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        fits = first.ndim and first.shape[1:] == second.shape[1:] and first.dtype == second.dtype
+        is_cut = (first.shape[:1], second.shape[:1]) == ((n_first,), (n_second,))
+        return torch.cat([first, second]) if fits and is_cut else _APART
+    plain = (bool, int, float, str, type(None))
+    return first if isinstance(first, plain) and type(first) is type(second) and first == second else _APART
+
+
 def copied(batch: Batch) -> Batch:
     """The batch with every tensor cloned (an inference tensor becomes an ordinary one)."""
     with torch.inference_mode(mode=False):
@@ -162,6 +202,7 @@ def copied(batch: Batch) -> Batch:
             args=tuple(map_tensors(value, Tensor.clone) for value in batch.args),
             kwargs={key: map_tensors(value, Tensor.clone) for key, value in batch.kwargs.items()},
             where=batch.where,
+            is_whole=batch.is_whole,
         )
 
 

@@ -27,6 +27,7 @@ _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
     ("conv3d", nn.Conv3d),
 )
 _SAMPLES_TO_COMPARE = 3
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAME = 1e-3
 
 
@@ -178,7 +179,7 @@ def check_weights(model: nn.Module) -> None:
         NonFiniteError: a parameter holds nan or inf.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta and not parameter.isfinite().all():
+        if parameter.dtype in _PLAIN and not parameter.is_meta and not parameter.isfinite().all():
             raise NonFiniteError(f"{name} holds nan or inf; load sound weights first")
 
 
@@ -251,7 +252,7 @@ def _same_alone(model: nn.Module, several: Batch, index: int, outputs: OutputCho
         # One row for any number of samples (a shared embedding) must not depend on who is in the batch.
         own = many if many.shape == one.shape else many[index : index + 1]
         difference = (own.double() - one.double()).abs().max() if one.numel() else 0.0
-        if difference > _SAME * (one.double().abs().max() + 1e-6):
+        if difference > max(_SAME, 4 * torch.finfo(one.dtype).eps) * (one.double().abs().max() + 1e-6):
             return False
     return True
 
@@ -363,6 +364,8 @@ def _reason(
 
 def _has_own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
     own = type(module)
+    if "forward" in vars(module) or "_conv_forward" in vars(module):
+        return True
     return (
         own.forward is not base.forward
         or own.__call__ is not base.__call__
@@ -371,7 +374,7 @@ def _has_own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def _storage_reason(weight: Tensor, bias: Tensor | None, owners: Counter[int]) -> str | None:
-    if not weight.is_floating_point() or weight.is_sparse or weight.is_meta:
+    if weight.dtype not in _PLAIN or weight.is_sparse or weight.is_meta:
         place = " on the meta device" if weight.is_meta else ""
         return f"its weight is {weight.dtype}{place}, not a plain floating tensor"
     if owners[id(weight)] > 1:

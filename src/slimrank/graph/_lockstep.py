@@ -8,7 +8,7 @@ and what is held is what is alive at one depth of the network.
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import torch
@@ -39,6 +39,69 @@ class _Forward:
         self.thread: threading.Thread | None = None
 
 
+class OneByOne:
+    """The same as ``Lockstep``, one forward after the other and from the start for every layer.
+
+    For models that keep state on themselves during a forward, which paused forwards would mix up.
+
+    Args:
+        model: in eval mode.
+        batches: one forward each, for every layer.
+        stops: layers to stop at.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> None:
+        self._model = model
+        self._batches = batches
+        self._stops = frozenset(stops)
+
+    def __enter__(self) -> "OneByOne":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def advance(self, name: str) -> list[Tensor | None]:
+        """Runs every forward up to the first call of a layer; see ``Lockstep.advance``."""
+        if name not in self._stops:
+            raise KeyError(name)
+        inputs: list[Tensor | None] = []
+        for batch in self._batches:
+            with Lockstep(self._model, [batch], [name]) as alone:
+                inputs += alone.advance(name)
+        return inputs
+
+
+def can_interleave(model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> bool:
+    """Whether paused forwards see what they see alone.
+
+    Args:
+        model: in eval mode.
+        batches: two or more are worth the question.
+        stops: layers, in execution order.
+
+    Returns:
+        False where a forward leaves something on the model that another one, running in between, changes.
+    """
+    if len(batches) < 2 or not stops:
+        return True
+    pair = [batches[0], batches[-1]]
+    last = stops[-1]
+    try:
+        with Lockstep(model, pair, stops) as together:
+            for name in stops:
+                seen = together.advance(name)
+    except Exception:
+        # Alone they ran when the layers were captured; what fails is their company.
+        return False
+    with OneByOne(model, pair, stops) as apart:
+        alone = apart.advance(last)
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(seen, alone, strict=True)
+    )
+
+
 class Lockstep:
     """Forwards over several batches that stop at the first call of each named layer.
 
@@ -57,6 +120,13 @@ class Lockstep:
         self._by_thread: dict[int, _Forward] = {}
         self._handles: list[RemovableHandle] = []
         self._context = contextlib.ExitStack()
+        self._device = torch.get_default_device()
+        self._cuda_device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._autocast = {
+            kind: torch.get_autocast_dtype(kind)
+            for kind in ("cpu", "cuda")
+            if torch.is_autocast_enabled(kind)
+        }
 
     def __enter__(self) -> "Lockstep":
         # Entered once here, not in the threads: the switch is global and they would restore it out of order.
@@ -116,7 +186,7 @@ class Lockstep:
         forward.may_run.acquire()
         try:
             if not forward.abandoned:
-                with torch.no_grad():
+                with torch.no_grad(), self._surroundings():
                     call(self._model, forward.batch)
         except _Abandoned:
             pass
@@ -127,9 +197,25 @@ class Lockstep:
             forward.x = None
             forward.has_stopped.release()
 
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """What torch keeps per thread, as it is in the caller's."""
+        with contextlib.ExitStack() as stack:
+            if self._device.type != "cpu":
+                stack.enter_context(self._device)
+            if self._cuda_device is not None:
+                stack.enter_context(torch.cuda.device(self._cuda_device))
+            for kind, dtype in self._autocast.items():
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            yield
+
     def _pause(self, name: str, x: object) -> None:
         forward = self._by_thread.get(threading.get_ident())
-        if forward is None or name in forward.passed:
+        if forward is None:
+            return
+        if forward.abandoned:
+            raise _Abandoned
+        if name in forward.passed:
             return
         forward.passed.add(name)
         forward.paused_at = name

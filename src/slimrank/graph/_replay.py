@@ -2,14 +2,16 @@
 """Forwards that start at a layer: modules that lie wholly before it hand out what they gave before."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from slimrank._errors import BatchesError, OutputError
 from slimrank.graph._batch import Batch, map_tensors, named_tensors
 from slimrank.graph._modules import run
+from slimrank.graph._outputs import OutputChoice, pick_outputs
 
 
 class _Reached(BaseException):
@@ -49,6 +51,7 @@ class Replay:
         self._batches = list(batches)
         self._max_bytes = max_bytes
         self._held: dict[str, _Record] = {}
+        self._is_off = False
         self._spans = self._watch() if self._batches else {}
 
     def _watch(self) -> dict[str, _Span]:
@@ -79,15 +82,38 @@ class Replay:
                 handle.remove()
         return spans
 
-    def start_at(self, layer: str) -> None:
+    def start_at(self, layer: str, references: Sequence[Mapping[str, Tensor]], outputs: OutputChoice) -> None:
         """Records what lies before a layer, so that later forwards skip it.
 
+        A model whose modules share state (in-place work on what others read, attributes set in a forward)
+        gives something else when parts of it are skipped. That is looked for at every layer, and ends it.
+
         Args:
-            layer: dotted name; call in execution order.
+            layer: dotted name; call in execution order, the model unchanged.
+            references: what the whole model gives, per batch.
+            outputs: which outputs are compared.
         """
-        if layer not in self._spans:
+        if self._is_off or layer not in self._spans:
             self._held.clear()
             return
+        self._prepare(layer)
+        if not self._agrees(references, outputs):
+            self._is_off = True
+            self._held.clear()
+
+    def _agrees(self, references: Sequence[Mapping[str, Tensor]], outputs: OutputChoice) -> bool:
+        if not self._held:
+            return True
+        try:
+            for result, reference in zip(self.stream(), references, strict=True):
+                picked = pick_outputs(result, outputs)
+                if any(not torch.equal(tensor, picked[name]) for name, tensor in reference.items()):
+                    return False
+        except (BatchesError, OutputError):
+            return False
+        return True
+
+    def _prepare(self, layer: str) -> None:
         before = self._spans[layer].first_enter
         done = {name for name, span in self._spans.items() if name and 0 <= span.last_exit < before}
         wanted = {name for name in done if not any(p in done for p in _ancestors(name))}
@@ -127,18 +153,20 @@ class Replay:
                 self._held[name] = record
                 held += size
 
-    def outputs(self) -> list[object]:
-        """Results of the model, per batch."""
-        return [self._forward(index, batch, stop_early=False) for index, batch in enumerate(self._batches)]
+    def stream(self) -> Iterator[object]:
+        """Results of the model, batch after batch."""
+        for index, batch in enumerate(self._batches):
+            yield self._forward(index, batch, stop_early=False)
 
     def _forward(self, index: int, batch: Batch, *, stop_early: bool) -> object:
         given: defaultdict[str, int] = defaultdict(int)
-        patched: list[nn.Module] = []
+        patched: list[tuple[nn.Module, Callable[..., object] | None]] = []
         for name, record in self._held.items():
             module = self._model.get_submodule(name)
+            own: Callable[..., object] | None = vars(module).get("forward")
             # An attribute of the instance shadows the method of the class; hooks of the module still run.
             module.forward = _hand_out(record.outputs[index], given, name)
-            patched.append(module)
+            patched.append((module, own))
         try:
             with torch.no_grad():
                 return run(self._model, batch)
@@ -147,8 +175,10 @@ class Replay:
                 return None
             raise
         finally:
-            for module in patched:
+            for module, own in patched:
                 del module.forward
+                if own is not None:
+                    module.forward = own
 
 
 def _hand_out(outputs: Sequence[object], given: defaultdict[str, int], name: str) -> Callable[..., object]:

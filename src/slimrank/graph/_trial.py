@@ -54,7 +54,9 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
     model.train(mode == "training")
     try:
         with torch.random.fork_rng(devices=_cuda_devices(model)), torch.set_grad_enabled(mode != "inference"):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
+            for device in _cuda_devices(model):
+                torch.cuda.default_generators[device.index or 0].manual_seed(0)
             result = call(model, sample)
         return [tensor.detach() for _, tensor in named_tensors(result)], None
     except Exception as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from slimrank.calibrate import keeps_rows
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
 from slimrank.methods._pair import Target, effective_weight, error_by_rank, fit_pair, true_error
 from slimrank.methods._table import RULES
@@ -55,6 +56,9 @@ def layer_curves(
     curves = []
     for method in methods:
         for form in forms_of(spec, method):
+            if keeps_rows(spec) and not RULES[form].is_closed:
+                # Its moments are kept as rows, since a matrix of them would not fit; these forms need one.
+                continue
             ranks = np.arange(1, max_rank(spec, form) + 1, dtype=np.int64)
             macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
             worth = (macs < cost.macs) | (params < cost.params)

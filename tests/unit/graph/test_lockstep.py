@@ -102,12 +102,13 @@ def test_keyword_calls_hand_out_their_input() -> None:
 def test_replay_equals_whole_forwards(max_bytes: int) -> None:
     model, data = net(), batches()
     replay = Replay(model, data, max_bytes=max_bytes)
+    references = [{"": model(*batch.args)} for batch in data]
     for name in ("0", "2", "4"):
-        replay.start_at(name)
+        replay.start_at(name, references, None)
         layer = model.get_submodule(name)
         kept = layer.bias.clone()
         layer.bias.add_(1.0)
-        for got, batch in zip(replay.outputs(), data, strict=True):
+        for got, batch in zip(replay.stream(), data, strict=True):
             assert torch.equal(got, model(*batch.args))
         layer.bias.copy_(kept)
     assert not any("forward" in vars(m) for m in model.modules())
@@ -117,7 +118,7 @@ def test_replay_equals_whole_forwards(max_bytes: int) -> None:
 def test_replay_runs_what_lies_behind_only() -> None:
     model, data = net(), batches()
     replay = Replay(model, data, max_bytes=1 << 20)
-    replay.start_at("4")
+    replay.start_at("4", [{"": model(*batch.args)} for batch in data], None)
     ran: list[int] = []
     original = nn.functional.linear
 
@@ -127,5 +128,5 @@ def test_replay_runs_what_lies_behind_only() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.functional, "linear", counted)
-        replay.outputs()
+        list(replay.stream())
     assert ran == [3, 3, 3]

@@ -252,7 +252,8 @@ def _same_alone(model: nn.Module, several: Batch, index: int, outputs: OutputCho
         # One row for any number of samples (a shared embedding) must not depend on who is in the batch.
         own = many if many.shape == one.shape else many[index : index + 1]
         difference = (own.double() - one.double()).abs().max() if one.numel() else 0.0
-        if difference > max(_SAME, 4 * torch.finfo(one.dtype).eps) * (one.double().abs().max() + 1e-6):
+        rounding = torch.finfo(one.dtype).eps if one.is_floating_point() else 0.0
+        if difference > max(_SAME, 4 * rounding) * (one.double().abs().max() + 1e-6):
             return False
     return True
 

@@ -14,7 +14,7 @@ from slimrank._result import Result
 from slimrank._survey import Opened, Options, restored_copy
 from slimrank.calibrate import measure_divergence
 from slimrank.deploy import Store
-from slimrank.graph import Batch, OutputChoice, count_by_module, pick_outputs, run, stored
+from slimrank.graph import OutputChoice, count_by_module, eval_mode, pick_outputs, run, stored
 from slimrank.plan import Plan
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
 from slimrank.report import Phases
@@ -75,7 +75,8 @@ def build_result(
         )
     with phases.phase("verify", 1) as advance:
         divergence = _measure(opened, session.outputs, applied.model)
-        after, by_module = _count(applied.model, opened.captured.sample)
+        with eval_mode(applied.model):
+            after, by_module = count_by_module(applied.model, opened.captured.sample)
         advance(1)
     layers = _layer_results(plan, opened.captured.layers, applied.fits, curves, applied.model, by_module)
     return Result(
@@ -132,32 +133,16 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
 
 
 def _measure(opened: Opened, outputs: OutputChoice, model: nn.Module) -> float:
-    """Held-out divergence of a model, in eval mode; its modes are put back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    """Held-out divergence of a model in eval mode, one batch at a time."""
     feed = opened.feed
-    try:
-        with torch.no_grad():
-            return measure_divergence(
-                (run(model, batch) for batch in feed.stream(feed.held_out)),
-                (pick_outputs(run(opened.original, batch), outputs) for batch in feed.stream(feed.held_out)),
-                feed.stream(feed.held_out),
-                opened.likelihood,
-                outputs,
-            )
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def _count(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str, int]]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return count_by_module(model, sample)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with torch.no_grad(), eval_mode(model):
+        return measure_divergence(
+            (run(model, batch) for batch in feed.stream(feed.held_out)),
+            (pick_outputs(run(opened.original, batch), outputs) for batch in feed.stream(feed.held_out)),
+            feed.stream(feed.held_out),
+            opened.likelihood,
+            outputs,
+        )
 
 
 def _layer_results(

@@ -210,7 +210,7 @@ def open_data(
         )
         for pattern in options.skip:
             if not any(
-                spec.reason == "skipped by the caller" and _matches(spec.name, pattern)
+                spec.reason == "skipped by the caller" and fnmatch.fnmatchcase(spec.name, pattern)
                 for spec in captured.layers
             ):
                 names = [spec.name for spec in captured.layers]
@@ -263,10 +263,6 @@ def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[M
             kept.append(picked)
             held += size
     return kept
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern)
 
 
 def gather_gradients(

@@ -23,6 +23,7 @@ from slimrank.graph._count import count_by_module, count_cost, stored
 from slimrank.graph._lockstep import Lockstep, OneByOne, can_interleave
 from slimrank.graph._modules import (
     copy_model,
+    eval_mode,
     outside_inference_mode,
     plain_attention,
     quiet_copy,
@@ -52,6 +53,7 @@ __all__ = [
     "count_cost",
     "describe_layers",
     "digest_batch",
+    "eval_mode",
     "join_samples",
     "map_tensors",
     "named_tensors",

@@ -91,6 +91,18 @@ def plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode while the context lasts; every module's own mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """The function, with inference mode off while it runs, so that what it makes can be trained."""
 

@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test golden docs wheel-test bench-demo
+.PHONY: help setup demo check fix test golden docs wheel-test bench-demo bench-scale
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -51,6 +51,9 @@ docs: $(READY)  ## build the documentation into site/, warnings are errors
 
 bench-demo: $(READY)  ## accuracy of the demo's network over budgets and ways to fit; table in benchmarks/results/
 	$(BIN)/python benchmarks/bench_demo.py
+
+bench-scale: $(READY)  ## time and memory on a ResNet-50-sized network; about ten minutes
+	$(BIN)/python benchmarks/bench_scale.py
 
 wheel-test: $(READY)  ## build the wheel and run the demo from it alone, in a fresh environment
 	rm -rf $(WHEEL_DIR)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a ResNet-50-sized network at 224 px go through in minutes, and in how much memory?
 
-Random weights with randomised norm statistics, 128 smooth random images; study, two plans, one apply. One row,
-appended to ``benchmarks/results/scale-cpu-torch<version>.csv`` with commit and date. Memory is the peak of the
-process above what it held with model and images loaded.
+Random weights with randomised norm statistics, 128 smooth random images; study, two plans, one apply. One
+row, appended to ``benchmarks/results/scale-cpu-torch<version>.csv`` with commit and date. Memory is the peak
+of the process above what it held with model and images loaded.
 """
 
 import csv

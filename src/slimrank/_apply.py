@@ -25,7 +25,15 @@ from slimrank.calibrate import (
     spread,
     token_mask,
 )
-from slimrank.graph import Batch, Lockstep, OneByOne, can_interleave, copy_model, replace_module
+from slimrank.graph import (
+    Batch,
+    Lockstep,
+    OneByOne,
+    can_interleave,
+    copy_model,
+    release_memory,
+    replace_module,
+)
 from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
 from slimrank.methods import (
     Pair,
@@ -46,6 +54,7 @@ _LIVE_BYTES = 2_000_000_000
 _MIN_LIVE_SAMPLES = 32
 _HELD_OUT_ROWS = 8192
 _MAX_FORWARDS = 64
+_FORWARDS_PER_MICRO = 4
 _RIDGES = (1e-3, 1e-2, 1e-1)
 _ENOUGH_ROWS = 20
 
@@ -203,8 +212,10 @@ class _Builder:
         self._data = data
         self._notes = notes
         fit, held_out = self._samples()
-        self._batches = [(batch, False) for batch in data.feed.stream(fit)]
-        self._batches += [(batch, True) for batch in data.feed.stream(held_out)]
+        # Without a backward pass a forward may hold more samples; fewer threads also waste less memory.
+        feed = replace(data.feed, micro=_FORWARDS_PER_MICRO * data.feed.micro)
+        self._batches = [(batch, False) for batch in feed.stream(fit)]
+        self._batches += [(batch, True) for batch in feed.stream(held_out)]
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
         both = [batch for batch, _ in self._batches]
@@ -299,6 +310,7 @@ class _Builder:
                 if journal is not None and stored is None:
                     journal.store(name, _to_journal(fit))
                 fits[name] = fit.kind
+                release_memory()
                 _call(on_layer, self._working, name)
                 advance(name)
         return fits

@@ -41,6 +41,7 @@ from slimrank.graph import (
     check_compressible,
     copy_model,
     quiet_copy,
+    release_memory,
     replace_module,
 )
 from slimrank.linalg import Moments, ridge_of
@@ -359,6 +360,7 @@ def measure(
                     )
                     if store is not None:
                         _write_curves(store, index, curves[index])
+                    release_memory()
                     advance(1)
         notes += _row_notes(opened, todo)
     flat = tuple(curve for index in sorted(curves) for curve in curves[index])

@@ -21,6 +21,7 @@ from slimrank.graph._capture import (
 )
 from slimrank.graph._count import count_by_module, count_cost, stored
 from slimrank.graph._lockstep import Lockstep, OneByOne, can_interleave
+from slimrank.graph._memory import release_memory
 from slimrank.graph._modules import (
     copy_model,
     eval_mode,
@@ -61,6 +62,7 @@ __all__ = [
     "pick_outputs",
     "plain_attention",
     "quiet_copy",
+    "release_memory",
     "replace_module",
     "run",
     "stored",

@@ -19,6 +19,8 @@ from slimrank.plan import Plan
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
 from slimrank.report import Phases
 
+_MUCH_NATS, _MUCH_RELATIVE = 1.0, 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Session:
@@ -88,9 +90,30 @@ def build_result(
         divergence=divergence,
         damage=plan.damage,
         unit=opened.likelihood.unit,
-        notes=applied.notes,
+        notes=(*applied.notes, *_warnings(opened, divergence)),
         seconds=phases.seconds,
     )
+
+
+def _warnings(opened: Opened, divergence: float) -> list[Note]:
+    notes = []
+    if divergence > (_MUCH_RELATIVE if opened.likelihood.unit == "relative squared error" else _MUCH_NATS):
+        notes.append(
+            Note(
+                where="verify",
+                text=f"divergence {divergence:.3g} {opened.likelihood.unit}: the outputs have little left of "
+                "the original's; give a larger budget or more samples, or train the result",
+            )
+        )
+    if any(opened.modes.values()):
+        notes.append(
+            Note(
+                where="verify",
+                text="the model came in train mode and so is the result; it was measured in eval mode: call "
+                ".eval() before you use or compare it",
+            )
+        )
+    return notes
 
 
 def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, phases: Phases) -> Result:

@@ -609,7 +609,8 @@ def compress(
     plans = {"optimal": planned("optimal", None)}
     notes: list[Note] = []
     if compete:
-        rivals, notes = _rival_plans(measured.methods, planned, plans["optimal"])
+        applying = [method for method in measured.methods if any(c.method == method for c in measured.curves)]
+        rivals, notes = _rival_plans(applying, planned, plans["optimal"])
         plans |= rivals
     return _best_of(measured, plans, notes, on_layer)
 
@@ -631,7 +632,7 @@ def _rival_plans(
         try:
             plan = planned(select, only)
         except BudgetError as error:
-            notes.append(Note(where="compete", text=f"{label}: out of reach ({error})"))
+            notes.append(Note(where="compete", text=f"{label}: out of reach ({str(error).split(';')[0]})"))
             continue
         if all(plan.settings != other.settings for other in (optimal, *plans.values())):
             plans[label] = plan

@@ -191,7 +191,7 @@ with torch.no_grad():
             result.save(tmp_path / "out")
         assert isinstance(caught.value, FileExistsError)
         (tmp_path / "file").write_text("mine")
-        with pytest.raises(sr.NotEmptyError, match="overwrite=True"):
+        with pytest.raises(sr.NotEmptyError, match=r"file is a file; give a directory"):
             result.save(tmp_path / "file")
         assert (tmp_path / "file").read_text() == "mine"
 

@@ -241,3 +241,48 @@ def test_an_output_that_is_not_finite_on_fit_samples() -> None:
     batches[0][index, 0] = 7.0
     with pytest.raises(sr.NonFiniteError, match="holds nan or inf on calibration samples"):
         sr.study(Sometimes(), batches, likelihood="categorical", progress=False)
+
+
+def test_only_saved_models_are_replaced(tmp_path: Path) -> None:
+    study = sr.study(net(), data(), progress=False)
+    result = study.apply(study.plan(macs=0.7))
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(sr.NotEmptyError, match=r"note.txt is a file; give a directory"):
+        result.save(tmp_path / "note.txt", overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "plan.json").write_text("mine")
+    with pytest.raises(sr.NotEmptyError, match="holds files but no saved model to replace"):
+        result.save(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "note.txt").read_text() == (tmp_path / "mine" / "plan.json").read_text() == "mine"
+
+
+def test_the_mode_of_the_result_is_told() -> None:
+    results = [sr.compress(net().train(mode), data(), macs=0.7, progress=False) for mode in (True, False)]
+    assert [result.model.training for result in results] == [True, False]
+    told = [any(".eval() before you use" in note.text for note in result.notes) for result in results]
+    assert told == [True, False]
+
+
+def test_a_result_that_lost_its_outputs_says_so() -> None:
+    study = sr.study(net(), data(), likelihood="gaussian", progress=False)
+    bad = study.apply(sr.Plan.manual(study, {name: ("weight_svd", {"rank": 1}) for name in ("0", "2")}))
+    assert any("have little left of the original's" in note.text for note in bad.notes)
+
+
+def test_inputs_that_fail_or_are_no_function() -> None:
+    with pytest.raises(sr.BatchesTypeError, match=r"inputs=0 is no function; .*inputs=lambda b: b\[0\]"):
+        sr.study(net(), data(), inputs=0, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(sr.BatchesError, match=r"inputs= failed on a batch, a Tensor: TypeError"):
+        sr.study(net(), data(), inputs=lambda b: b["x"], progress=False)  # type: ignore[index]
+
+
+def test_an_edited_plan_is_checked(tmp_path: Path) -> None:
+    study = sr.study(net(), data(), progress=False)
+    plan = sr.Plan.manual(study, {"0": ("weight_svd", {"rank": 4})}, multiple_of=4)
+    plan.save(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text.replace('"rank": 4', '"rank": 12'))
+    with pytest.raises(sr.RankError, match="rank 12 costs at least what the layer does; lower it"):
+        sr.Plan.load(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text(text.replace('"rank": 4', '"rank": 5'))
+    assert sr.Plan.load(tmp_path / "plan.json").multiple_of == 1

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slimrank.cost import FORMS, forms_of, layer_cost, max_rank
+from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import METRICS, Call, Cost, LayerKind, LayerSpec, Setting
 
@@ -52,6 +52,9 @@ def plans(draw: st.DrawFn) -> Plan:
         if pairs and draw(st.booleans()):
             method, form = draw(st.sampled_from(pairs))
             rank = draw(st.integers(1, max_rank(spec, form)))
+            pair, layer = pair_cost(spec, form, rank, has_bias=spec.has_bias), layer_cost(spec)
+            if pair.macs >= layer.macs and pair.params >= layer.params:
+                continue
             chosen[spec.name] = (Setting(method=method, form=form, rank=rank),)
     before = sum((layer_cost(spec) for spec in layers), Cost(macs=5, params=5, bytes=20))
     return Plan(

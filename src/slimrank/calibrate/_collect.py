@@ -185,8 +185,8 @@ def _gradient_sums(
                 if not loss.requires_grad:
                     raise GradientError(
                         "no gradient flows from the outputs to any layer (they are detached, or came out of "
-                        "an argmax); pass outputs=lambda out: ... that picks differentiable tensors, or "
-                        "fisher=False"
+                        "an argmax); pass outputs=lambda out: ... that picks differentiable tensors, wrap "
+                        "the model so that it returns some, or pass fisher=False"
                     )
                 (loss * scale).backward(retain_graph=draw + 1 < options.draws)
         advance(size)

@@ -226,8 +226,23 @@ def open_feed(
 
 
 def _reader(inputs: Callable[[object], object] | None) -> Callable[[object], Batch]:
+    if inputs is not None and not callable(inputs):
+        raise BatchesTypeError(
+            f"inputs={inputs!r} is no function; give one that makes inputs of a batch, "
+            "e.g. inputs=lambda b: b[0]"
+        )
+
     def read(raw: object) -> Batch:
-        return as_batch(raw if inputs is None else inputs(raw))
+        if inputs is None:
+            return as_batch(raw)
+        try:
+            made = inputs(raw)
+        except Exception as error:
+            raise BatchesError(
+                f"inputs= failed on a batch, a {type(raw).__name__}: {type(error).__name__}: {error}; "
+                "make it fit what the loader yields"
+            ) from error
+        return as_batch(made)
 
     return read
 

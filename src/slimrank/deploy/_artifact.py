@@ -38,15 +38,14 @@ def save_artifact(
         plan: that it was made by.
         manifest: facts to keep beside it.
         report: HTML.
-        overwrite: write into a directory that holds something; files of other names stay.
+        overwrite: replace a saved model; files of other names stay.
 
     Raises:
-        NotEmptyError: the directory holds something and ``overwrite`` is False.
+        NotEmptyError: the directory holds something, and ``overwrite`` is False or it is no saved model.
         FileError: it cannot be written, or the model holds state that is not a tensor.
     """
     target = Path(path).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not overwrite:
-        raise NotEmptyError(f"{target} is not empty; give another directory or pass overwrite=True")
+    _check_place(target, overwrite=overwrite)
     tensors, aliases = _state_of(model)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -70,6 +69,20 @@ def save_artifact(
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_place(target: Path, *, overwrite: bool) -> None:
+    """Refuses to replace what is no saved model."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise NotEmptyError(f"{target} is a file; give a directory")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise NotEmptyError(f"{target} is not empty; give another directory or pass overwrite=True")
+    if not (target / _MANIFEST).is_file() or not (target / _WEIGHTS).is_file():
+        raise NotEmptyError(f"{target} holds files but no saved model to replace; give another directory")
 
 
 def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:

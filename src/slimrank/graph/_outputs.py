@@ -41,7 +41,8 @@ def pick_outputs(result: object, choice: OutputChoice) -> Mapping[str, Tensor]:
     if not tensors:
         raise OutputError(
             f"the model returned {type(result).__name__} without a floating tensor that can be compared; "
-            "pass outputs=lambda out: ... that picks the tensors that matter"
+            "pass outputs=lambda out: ... that picks the tensors that matter, or wrap the model so that it "
+            "returns what it has before an argmax"
         )
     return tensors
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from slimrank._errors import FileError, OptionError, PlanError, RankError, UnknownNameError
-from slimrank.cost import FORMS, forms_of, max_rank
+from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
 from slimrank.plan._json import (
     Json,
     as_flag,
@@ -23,7 +23,7 @@ from slimrank.plan._json import (
     from_text,
     to_text,
 )
-from slimrank.plan._multiple import check_multiple_of
+from slimrank.plan._multiple import check_multiple_of, multiple_for
 from slimrank.plan._names import listed, nearest
 from slimrank.plan._settings import form_of, method_of
 from slimrank.plan._structure import Step, Structure, cost_after
@@ -145,6 +145,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     if "after" in costs and _cost_from_json(costs["after"], f"{where}: costs.after") != after:
         # Edited by hand: what was predicted and promised belonged to the old settings.
         select, damage, gap, budgets = "manual", None, None, {}
+    multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
     return PlanFields(
         steps=steps,
         before=before,
@@ -152,8 +153,18 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         select=select,
         damage=damage,
         gap=gap,
-        multiple_of=_multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of"),
+        multiple_of=multiple_of if _holds(multiple_of, steps) else 1,
         budgets=budgets,
+    )
+
+
+def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> bool:
+    """Whether every rank is a true multiple; a hand may have edited either."""
+    return all(
+        setting.rank % multiple_for(multiple_of, name) == 0
+        for step in steps
+        for name, settings in step.layers.items()
+        for setting in settings
     )
 
 
@@ -242,6 +253,12 @@ def _setting_from_json(value: Json, spec: LayerSpec, where: str) -> Setting:
     if not 1 <= rank <= max_rank(spec, form):
         raise RankError(
             f"{where}: rank {rank} is outside 1..{max_rank(spec, form)}; change it, or delete the entry"
+        )
+    before, after = layer_cost(spec), pair_cost(spec, form, rank, has_bias=spec.has_bias)
+    if after.macs >= before.macs and after.params >= before.params:
+        raise RankError(
+            f"{where}: rank {rank} costs at least what the layer does; lower it, or delete the entry to "
+            "leave the layer alone"
         )
     return Setting(method=method, form=form, rank=rank)
 

@@ -291,7 +291,7 @@ def test_detached_outputs_are_refused(rng: torch.Generator) -> None:
             return super().forward(x).detach()
 
     model = _fill(Detached(), rng)
-    with pytest.raises(GradientError, match=r"no gradient flows from the outputs.*or fisher=False"):
+    with pytest.raises(GradientError, match=r"no gradient flows from the outputs.*or pass fisher=False"):
         _collect(model, _feed(model, [_vectors(rng)]), _specs(model))
 
 

@@ -142,10 +142,11 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     )
     budgets = _budgets_from_json(content["budgets"], f"{where}: budgets")
     after = cost_after(before, steps, has_bias=has_bias)
+    multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
     if "after" in costs and _cost_from_json(costs["after"], f"{where}: costs.after") != after:
         # Edited by hand: what was predicted and promised belonged to the old settings.
         select, damage, gap, budgets = "manual", None, None, {}
-    multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
+        multiple_of = multiple_of if _holds(multiple_of, steps) else 1
     return PlanFields(
         steps=steps,
         before=before,
@@ -153,7 +154,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         select=select,
         damage=damage,
         gap=gap,
-        multiple_of=multiple_of if _holds(multiple_of, steps) else 1,
+        multiple_of=multiple_of,
         budgets=budgets,
     )
 

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from sklearn import datasets
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,7 +22,6 @@ Python = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    datasets = pytest.importorskip("sklearn.datasets")
     data = datasets.load_digits()
     images = torch.from_numpy(np.asarray(data.images, dtype=np.float32))[:, None] / 16
     return images, torch.from_numpy(data.target)

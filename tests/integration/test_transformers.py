@@ -5,11 +5,11 @@ from types import ModuleType
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import slimrank as sr
 
-transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -44,6 +44,7 @@ from slimrank.methods import (
     empty_pair,
     fit_pair,
     metric_roots,
+    weights_target,
 )
 from slimrank.plan import Plan
 from slimrank.records import LayerSpec, Note, Setting
@@ -479,10 +480,7 @@ def _held_out_error(rows: _Rows, weight: Tensor, bias: Tensor, root: Tensor) -> 
 
 def _fit_weights(spec: LayerSpec, setting: Setting, layer: nn.Module) -> _Fit:
     weight = dense_weight(layer)
-    root, inverse_root = metric_roots(None, len(weight), weight.device)
-    moments = Moments.identity(weight.shape[1], weight.device)
-    target = Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=1e-12)
-    pair = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
+    pair = fit_pair(spec, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS)
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
     return _Fit(pair=pair, bias=bias, kind="weights")
 

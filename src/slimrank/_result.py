@@ -8,10 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from slimrank._errors import UnknownNameError
 from slimrank._version import __version__
 from slimrank.deploy import Json, save_artifact, write_bytes
-from slimrank.plan import Plan, nearest
+from slimrank.plan import Plan, ratio_of
 from slimrank.records import METRICS, Cost, LayerResult, Measurement, Metric, Note, Summary
 from slimrank.report import render_html, render_text
 
@@ -60,10 +59,7 @@ class Result:
         Raises:
             UnknownNameError: no such metric.
         """
-        if metric not in METRICS:
-            raise UnknownNameError(f"metric {metric!r} does not exist; {nearest(metric, METRICS)}")
-        before = self.before.metric(metric)
-        return self.after.metric(metric) / before if before else 1.0
+        return ratio_of(self.before, self.after, metric)
 
     def summary(self, measurements: Sequence[Measurement] = ()) -> str:
         """A table of what was done, as text.

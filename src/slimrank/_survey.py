@@ -58,6 +58,7 @@ from slimrank.methods import (
     layer_curves,
     metric_roots,
     relative_curves,
+    weights_target,
 )
 from slimrank.plan import nearest
 from slimrank.records import Curve, LayerSpec, Method, Note
@@ -423,11 +424,8 @@ def _weight_curves(
     with phases.phase("curves", len(layers)) as advance:
         for index, spec in layers.items():
             weight = dense_weight(model.get_submodule(spec.name))
-            moments = Moments.identity(weight.shape[1], weight.device)
-            root, inverse_root = metric_roots(None, len(weight), weight.device)
-            target = Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=1e-12)
             methods = [method for method in options.methods if method in spec.methods]
-            own = layer_curves(spec, methods, target, has_bias=spec.has_bias)
+            own = layer_curves(spec, methods, weights_target(weight), has_bias=spec.has_bias)
             curves[index] = relative_curves(own, float(weight.square().sum() / 2))
             advance(1)
     return curves

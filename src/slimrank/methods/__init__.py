@@ -19,6 +19,7 @@ from slimrank.methods._pair import (
     fit_pair,
     metric_roots,
     true_error,
+    weights_target,
 )
 from slimrank.methods._table import METHODS, RULES, TABLE
 
@@ -41,4 +42,5 @@ __all__ = [
     "metric_roots",
     "relative_curves",
     "true_error",
+    "weights_target",
 ]

@@ -123,6 +123,20 @@ def dense_weight(layer: nn.Module) -> Tensor:
     return weight.detach().double().flatten(1)
 
 
+def weights_target(weight: Tensor) -> Target:
+    """A target about whose inputs and outputs nothing is known: plain, unweighted decompositions.
+
+    Args:
+        weight: (O, D) float64.
+
+    Returns:
+        The target, with identities for moments and metric.
+    """
+    root, inverse_root = metric_roots(None, len(weight), weight.device)
+    moments = Moments.identity(weight.shape[1], weight.device)
+    return Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=1e-12)
+
+
 def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:
     """Error of a form at every rank, from one decomposition.
 

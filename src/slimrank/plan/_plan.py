@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from typing import Protocol
 
-from slimrank._errors import PlanError, UnknownNameError
+from slimrank._errors import PlanError
 from slimrank.cost import FORMS, layer_cost, pair_cost
 from slimrank.plan._file import read_plan, write_plan
 from slimrank.plan._multiple import check_multiple_of
-from slimrank.plan._names import nearest
+from slimrank.plan._ratio import ratio_of
 from slimrank.plan._settings import SettingLike, damage_at, setting_for
 from slimrank.plan._structure import Step, Structure, cost_after
 from slimrank.records import METRICS, Cost, Curve, Metric, Setting
@@ -200,10 +200,7 @@ class Plan:
         Raises:
             UnknownNameError: no such metric.
         """
-        if metric not in METRICS:
-            raise UnknownNameError(f"metric {metric!r} does not exist; {nearest(metric, METRICS)}")
-        before = self.before.metric(metric)
-        return self.after.metric(metric) / before if before else 1.0
+        return ratio_of(self.before, self.after, metric)
 
     def replace(self, layer: str, setting: SettingLike) -> "Plan":
         """This plan with another setting for one layer.

@@ -119,8 +119,8 @@ def warp(glyph: Image.Image, shift: tuple[float, float], rng: np.random.Generato
     return glyph.transform(glyph.size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
 
 
-def render(label: int, sheets: Sheets, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One picture of a class: warped, crowded, crossed, blurred, noisy.
+def draw_ink(label: int, sheets: Sheets, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The ink of one picture of a class: warped, crowded, crossed, blurred.
 
     Args:
         label: index into ``CLASSES``.
@@ -128,7 +128,7 @@ def render(label: int, sheets: Sheets, rng: np.random.Generator) -> NDArray[np.u
         rng: source of the chance.
 
     Returns:
-        (32, 32) uint8.
+        (32, 32), 0 (paper) to 1 (ink).
     """
     families = list(sheets)
 
@@ -153,15 +153,26 @@ def render(label: int, sheets: Sheets, rng: np.random.Generator) -> NDArray[np.u
         ends = [float(end) for end in rng.uniform(-8, CANVAS + 8, size=4)]
         draw.line(ends, fill=int(rng.choice([0, 160, 255])), width=int(rng.integers(1, 5)))
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.8))).reduce(2)
-    alpha = np.asarray(picture, dtype=np.float64) / 255
+    return np.asarray(picture, dtype=np.float64) / 255
 
+
+def photograph(ink: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The ink on paper, in some light, with the noise of a camera.
+
+    Args:
+        ink: (32, 32), 0 (paper) to 1 (ink).
+        rng: source of the chance.
+
+    Returns:
+        (32, 32) uint8.
+    """
     contrast = rng.uniform(60, 200) * rng.choice([-1, 1])
     paper = rng.uniform(max(0, -contrast), 255 - max(0, contrast))
     across = np.linspace(-1, 1, SIDE)
     light = rng.normal(0, 12) * across[:, None] + rng.normal(0, 12) * across[None, :]
     # Tied to the contrast: at less than about 5:1 nobody can read a thin, blurred glyph.
     noise = rng.uniform(0.03, 0.17) * abs(contrast) * rng.standard_normal((SIDE, SIDE))
-    grey = paper + contrast * alpha + light + noise
+    grey = paper + contrast * ink + light + noise
     return np.clip(grey.round(), 0, 255).astype(np.uint8)
 
 
@@ -176,26 +187,29 @@ def render_all(labels: NDArray[np.int64], sheets: Sheets, rng: np.random.Generat
     Returns:
         (S, 32, 32) uint8.
     """
-    return np.stack([render(int(label), sheets, rng) for label in labels])
+    return np.stack([photograph(draw_ink(int(label), sheets, rng), rng) for label in labels])
 
 
-def train(images: Tensor, labels: Tensor, epochs: int, rng: torch.Generator) -> GlyphNet:
-    """GlyphNet, trained with one rise and fall of the learning rate.
+def train(
+    model: nn.Module, images: Tensor, labels: Tensor, epochs: int, rng: torch.Generator, lr: float = 4e-3
+) -> None:
+    """Trains with one rise and fall of the learning rate; leaves the weights of the last step, in eval mode.
+
+    There is no choice among checkpoints.
 
     Args:
+        model: takes (N, 1, 32, 32) and gives logits; changed in place.
         images: (S, 1, 32, 32) float32, normalised.
         labels: (S,) int64.
         epochs: passes over the images.
-        rng: source of the order and of the shifts; the weights start from the global seed.
-
-    Returns:
-        The network of the last step, in eval mode: no choice among checkpoints.
+        rng: source of the order and of the shifts.
+        lr: the highest learning rate.
     """
     batch_size = 128
-    model = GlyphNet().to(memory_format=torch.channels_last)
+    model.train().to(memory_format=torch.channels_last)
     steps = epochs * (len(images) // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.2)
     loss_fn = nn.CrossEntropyLoss(label_smoothing=0.05)
     for epoch in range(epochs):
         start, total = time.perf_counter(), 0.0
@@ -212,11 +226,11 @@ def train(images: Tensor, labels: Tensor, epochs: int, rng: torch.Generator) -> 
             total += loss.item()
         seconds = time.perf_counter() - start
         print(f"epoch {epoch + 1}: loss {total / len(batches):.4f}, {seconds:.0f} s", flush=True)
-    return model.to(memory_format=torch.contiguous_format).eval()
+    model.to(memory_format=torch.contiguous_format).eval()
 
 
 @torch.inference_mode()
-def measure_accuracy(model: GlyphNet, images: Tensor, labels: Tensor) -> float:
+def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images whose largest logit is the right one.
 
     Args:
@@ -231,7 +245,7 @@ def measure_accuracy(model: GlyphNet, images: Tensor, labels: Tensor) -> float:
     return float((found == labels).float().mean())
 
 
-def measure_macs(model: GlyphNet) -> int:
+def measure_macs(model: nn.Module) -> int:
     """Multiply-accumulates for one image, as PyTorch counts them.
 
     Args:
@@ -273,7 +287,8 @@ def main() -> None:
     print(f"drawn in {time.perf_counter() - start:.0f} s", flush=True)
 
     generator = torch.Generator().manual_seed(args.seed)
-    model = train(normalised(train_images), torch.from_numpy(train_labels), args.epochs, generator)
+    model = GlyphNet()
+    train(model, normalised(train_images), torch.from_numpy(train_labels), args.epochs, generator)
     images_path, weights_path = args.out / IMAGES_FILE, args.out / WEIGHTS_FILE
     np.savez_compressed(
         images_path,

@@ -19,6 +19,7 @@ from slimrank.calibrate import (
     input_rows,
     keeps_rows,
     layer_seed,
+    output_rows,
     row_cap,
     row_width,
     rows_wanted,
@@ -29,10 +30,13 @@ from slimrank.graph import (
     Batch,
     Lockstep,
     OneByOne,
+    Shortcut,
     can_interleave,
     copy_model,
+    find_shortcuts,
     release_memory,
     replace_module,
+    take_samples,
 )
 from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
 from slimrank.methods import (
@@ -58,6 +62,7 @@ _MAX_FORWARDS = 64
 _FORWARDS_PER_MICRO = 4
 _RIDGES = (1e-3, 1e-2, 1e-1)
 _ENOUGH_ROWS = 20
+_MIN_GAIN = 1e-2
 
 
 class Journal(Protocol):
@@ -121,6 +126,27 @@ class _Rows:
 
     inputs: Tensor
     outputs: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reached:
+    """One batch at a layer, in the original and in the new model.
+
+    Attributes:
+        x, x_hat: inputs of the layer.
+        shortcut, shortcut_hat: what will be added to its output; None where that is not known.
+    """
+
+    x: Tensor | None
+    x_hat: Tensor | None
+    shortcut: Tensor | None
+    shortcut_hat: Tensor | None
+
+    def missing(self) -> Tensor | None:
+        """What the new model's shortcut lacks."""
+        if self.shortcut is None or self.shortcut_hat is None:
+            return None
+        return self.shortcut - self.shortcut_hat
 
 
 def check_on_layer(on_layer: OnLayer | None) -> None:
@@ -219,6 +245,7 @@ class _Builder:
         self._batches += [(batch, True) for batch in feed.stream(held_out)]
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
+        self._shortcuts = self._shortcuts_of([name for name in self._settings if name not in self._shared])
         both = [batch for batch, _ in self._batches]
         self._is_interleaved = can_interleave(self._original, both, list(self._settings))
         if not self._is_interleaved:
@@ -232,7 +259,27 @@ class _Builder:
 
     def _steps(self, model: nn.Module, stops: Sequence[str]) -> Lockstep | OneByOne:
         batches = [batch for batch, _ in self._batches]
-        return Lockstep(model, batches, stops) if self._is_interleaved else OneByOne(model, batches, stops)
+        kind = Lockstep if self._is_interleaved else OneByOne
+        return kind(model, batches, stops, self._shortcuts)
+
+    def _shortcuts_of(self, names: Sequence[str]) -> Mapping[str, Shortcut]:
+        """What is added to the outputs of layers, where fits are sequential and so can make up for it."""
+        if not self._data.sequential or not names:
+            return {}
+        batch, _ = self._batches[0]
+        return find_shortcuts(self._original, batch if batch.is_whole else take_samples(batch, [0]), names)
+
+    def _gains(self, name: str) -> Tensor:
+        """(C_out,) float64: by how much the sum changes with the output of a layer."""
+        norm = self._shortcuts[name].norm
+        if norm is None:
+            return torch.ones((), dtype=torch.float64)
+        module = self._original_layers[norm]
+        variance, own = module.running_var, module.weight
+        if not isinstance(variance, Tensor) or not isinstance(module.eps, float):
+            raise TypeError(f"{norm} is a {type(module).__name__} without running statistics")
+        scale = (variance.double() + module.eps).rsqrt()
+        return scale * own.detach().double() if isinstance(own, Tensor) else scale
 
     def _samples(self) -> tuple[Sequence[int], Sequence[int]]:
         """Samples that can be held alive at one depth of both networks.
@@ -298,15 +345,15 @@ class _Builder:
                 stored = journal.load(name) if journal is not None else None
                 fit = None if stored is None else _from_journal(stored, self._settings[name])
                 if after is not None:
-                    inputs = before.advance(name), after.advance(name)
-                    fit = fit or self._fit(name, sources[name], *inputs)
+                    reached = _reach(before, after, name)
+                    fit = fit or self._fit(name, sources[name], reached)
                     container = self._working.get_submodule(name)
                     _fill(container, self._specs[name], sources[name], fit)
                 else:
                     self._working.eval()
                     sources[name] = _checked(self._working.get_submodule(name), self._specs[name])
                     with self._steps(self._working, [name]) as fresh:
-                        fit = fit or self._fit(name, sources[name], before.advance(name), fresh.advance(name))
+                        fit = fit or self._fit(name, sources[name], _reach(before, fresh, name))
                     _install(self._working, name, self._specs[name], sources[name], fit)
                 if journal is not None and stored is None:
                     journal.store(name, _to_journal(fit))
@@ -316,13 +363,11 @@ class _Builder:
                 advance(name)
         return fits
 
-    def _fit(
-        self, name: str, source: nn.Module, xs: Sequence[Tensor | None], x_hats: Sequence[Tensor | None]
-    ) -> _Fit:
+    def _fit(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> _Fit:
         spec, setting = self._specs[name], self._settings[name]
         if name in self._shared:
             return self._fit_shared(name, source)
-        own, joint, held_out, moved = self._rows(name, source, xs, x_hats)
+        own, joint, held_out, moved = self._rows(name, source, reached)
         if not joint.n_rows:
             self._notes.append(
                 Note(
@@ -409,7 +454,7 @@ class _Builder:
         return self._with_planned_bias(_Fit(pair=pair, bias=bias, kind="independent"), source)
 
     def _rows(
-        self, name: str, source: nn.Module, xs: Sequence[Tensor | None], x_hats: Sequence[Tensor | None]
+        self, name: str, source: nn.Module, reached: Sequence[_Reached]
     ) -> tuple[MomentSums, MomentSums, _Rows | None, bool]:
         """Sums over the original's own inputs, joint sums with the new model's, held-out rows, any change."""
         spec = self._specs[name]
@@ -421,9 +466,9 @@ class _Builder:
         is_changed = not _same_parameters(source, original)
         held: list[tuple[Tensor, Tensor]] = []
         moved = False
-        for number, ((batch, is_held_out), x, x_hat) in enumerate(
-            zip(self._batches, xs, x_hats, strict=True)
-        ):
+        gains = self._gains(name).float() if name in self._shortcuts else None
+        for number, ((batch, is_held_out), here) in enumerate(zip(self._batches, reached, strict=True)):
+            x, x_hat = here.x, here.x_hat
             if x is None or x_hat is None or x.shape != x_hat.shape:
                 continue
             generator = torch.Generator().manual_seed(
@@ -435,6 +480,14 @@ class _Builder:
             layer, seen = (source, rows_hat) if is_changed else (original, rows)
             weight = dense_weight(layer).float()
             wanted = seen @ weight.T + _bias_of(layer, weight)
+            missing = None if gains is None or is_changed else here.missing()
+            if missing is not None and gains is not None:
+                # What the shortcut lost so far, in units of the layer's output; channels that hardly reach
+                # the sum cannot make up for it.
+                reach = gains.to(wanted.device).abs() > _MIN_GAIN * gains.abs().max()
+                lost = output_rows(spec, missing)[positions.to(missing.device)].float()
+                wanted = wanted + torch.where(reach, lost / gains.to(wanted.device), 0.0)
+                moved = moved or bool(lost.any())
             if is_held_out:
                 held.append((rows_hat, wanted))
                 continue
@@ -450,6 +503,13 @@ class _Builder:
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
         share = batch.n_samples / max(self._n_fit, 1)
         return min(rows_wanted(spec, share), row_cap(spec))
+
+
+def _reach(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -> list[_Reached]:
+    """Runs both networks up to a layer."""
+    inputs = zip(before.advance(name), after.advance(name), strict=True)
+    shortcuts = zip(before.shortcut(name), after.shortcut(name), strict=True)
+    return [_Reached(*here, *added) for here, added in zip(inputs, shortcuts, strict=True)]
 
 
 def _checked(layer: nn.Module, spec: LayerSpec) -> nn.Module:

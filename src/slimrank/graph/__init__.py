@@ -33,6 +33,7 @@ from slimrank.graph._modules import (
 )
 from slimrank.graph._outputs import OutputChoice, pick_outputs
 from slimrank.graph._replay import Replay
+from slimrank.graph._residual import Shortcut, find_shortcuts
 from slimrank.graph._taps import tap_layers
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "OneByOne",
     "OutputChoice",
     "Replay",
+    "Shortcut",
     "as_batch",
     "batch_tensors",
     "can_interleave",
@@ -55,6 +57,7 @@ __all__ = [
     "describe_layers",
     "digest_batch",
     "eval_mode",
+    "find_shortcuts",
     "join_samples",
     "map_tensors",
     "named_tensors",

@@ -8,15 +8,18 @@ and what is held is what is alive at one depth of the network.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from slimrank.graph._batch import Batch
+from slimrank.graph._batch import Batch, take_samples
 from slimrank.graph._modules import call, plain_attention
+from slimrank.graph._residual import Shortcut
+
+_TRIAL_SAMPLES = 2
 
 
 class _Abandoned(BaseException):
@@ -30,6 +33,7 @@ class _Forward:
         self.batch = batch
         self.paused_at: str | None = None
         self.x: Tensor | None = None
+        self.shortcuts: dict[str, Tensor] = {}
         self.passed: set[str] = set()
         self.error: BaseException | None = None
         self.finished = False
@@ -48,12 +52,21 @@ class OneByOne:
         model: in eval mode.
         batches: one forward each, for every layer.
         stops: layers to stop at.
+        shortcuts: by layer, what to read on the way; see ``shortcut``.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        stops: Sequence[str],
+        shortcuts: Mapping[str, Shortcut] | None = None,
+    ) -> None:
         self._model = model
         self._batches = batches
         self._stops = frozenset(stops)
+        self._shortcuts = shortcuts or {}
+        self._taken: list[Tensor | None] = []
 
     def __enter__(self) -> "OneByOne":
         return self
@@ -66,10 +79,16 @@ class OneByOne:
         if name not in self._stops:
             raise KeyError(name)
         inputs: list[Tensor | None] = []
+        self._taken = []
         for batch in self._batches:
-            with Lockstep(self._model, [batch], [name]) as alone:
+            with Lockstep(self._model, [batch], [name], self._shortcuts) as alone:
                 inputs += alone.advance(name)
+                self._taken += alone.shortcut(name)
         return inputs
+
+    def shortcut(self, name: str) -> list[Tensor | None]:
+        """What is added to the output of the layer reached last; see ``Lockstep.shortcut``."""
+        return self._taken
 
 
 def can_interleave(model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> bool:
@@ -85,7 +104,11 @@ def can_interleave(model: nn.Module, batches: Sequence[Batch], stops: Sequence[s
     """
     if len(batches) < 2 or not stops:
         return True
-    pair = [batches[0], batches[-1]]
+    # A few samples show it: what paused forwards mix up is state, whatever its size.
+    pair = [
+        batch if batch.is_whole else take_samples(batch, range(min(_TRIAL_SAMPLES, batch.n_samples)))
+        for batch in (batches[0], batches[-1])
+    ]
     last = stops[-1]
     try:
         with Lockstep(model, pair, stops) as together:
@@ -111,10 +134,18 @@ class Lockstep:
         model: in eval mode; layers may be changed in place while all forwards are paused at them.
         batches: one forward each.
         stops: layers to stop at, in execution order.
+        shortcuts: by layer, what to read on the way; see ``shortcut``.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        stops: Sequence[str],
+        shortcuts: Mapping[str, Shortcut] | None = None,
+    ) -> None:
         self._model = model
+        self._shortcuts = {name: found for name, found in (shortcuts or {}).items() if name in stops}
         self._order = {name: index for index, name in enumerate(stops)}
         self._forwards = [_Forward(batch) for batch in batches]
         self._by_thread: dict[int, _Forward] = {}
@@ -140,6 +171,8 @@ class Lockstep:
 
             layer = self._model.get_submodule(name)
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        for name, found in self._shortcuts.items():
+            self._handles.append(self._reading(name, found))
         for forward in self._forwards:
             forward.thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
             forward.thread.start()
@@ -181,6 +214,33 @@ class Lockstep:
             inputs.append(forward.x if forward.paused_at == name and not forward.finished else None)
         return inputs
 
+    def shortcut(self, name: str) -> list[Tensor | None]:
+        """What is added to the output of the layer that the forwards are paused at.
+
+        Args:
+            name: the layer of the last ``advance``.
+
+        Returns:
+            The tensor, per batch, handed out once; None where nothing is known to be added.
+        """
+        return [forward.shortcuts.pop(name, None) for forward in self._forwards]
+
+    def _reading(self, layer: str, found: Shortcut) -> RemovableHandle:
+        """A hook that keeps what will be added to a layer's output."""
+        module = self._model.get_submodule(found.source)
+
+        def keep(value: object) -> None:
+            forward = self._by_thread.get(threading.get_ident())
+            if forward is not None and isinstance(value, Tensor):
+                forward.shortcuts[layer] = value
+
+        if found.side == "output":
+            return module.register_forward_hook(lambda _m, _i, output: keep(output))
+        return module.register_forward_pre_hook(
+            lambda _m, args, kwargs: keep(args[0] if args else next(iter(kwargs.values()), None)),
+            with_kwargs=True,
+        )
+
     def _work(self, forward: _Forward) -> None:
         self._by_thread[threading.get_ident()] = forward
         forward.may_run.acquire()
@@ -195,6 +255,7 @@ class Lockstep:
         finally:
             forward.finished = True
             forward.x = None
+            forward.shortcuts.clear()
             forward.has_stopped.release()
 
     @contextlib.contextmanager

@@ -10,7 +10,9 @@ Two tables over the thirty networks of ``zoo.py``, both in ``benchmarks/results/
   counts, by slimrank and by the same truth.
 
 Every network runs in a process of its own, which may fail: then its row tells the error. A second run does
-what is missing; ``--again`` does all. No data are needed: studies are data-free, one sample.
+what is missing; ``--again`` does all. No data are needed: one sample tells the shapes, factors come from the
+weights. Plans of networks of up to five million params are the optimal ones of a data-free study; in larger
+ones every layer gets the same ratio: the decompositions of a study would take minutes and change no count.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,12 +34,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import slimrank as sr
 from benchmarks import zoo
+from slimrank.graph import Captured, as_batch, capture, count_by_module
+from slimrank.plan import Structure, structure_of
+from slimrank.records import Cost, Curve
 
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("networks", "plans")
 LIMIT_SECONDS = 900
 RATIOS = (0.5, 0.75, 0.9)
+SMALL = 5_000_000
 Value = str | int | float | None
 Row = dict[str, Value]
 
@@ -66,6 +74,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "plans": (
         "network",
         "source",
+        "select",
         "macs_asked",
         "layers_compressed",
         "layers",
@@ -196,19 +205,7 @@ def _off(value: int, truth: int) -> float:
     return round(100 * (value / truth - 1), 4)
 
 
-def _study(model: nn.Module, net: zoo.Net) -> "tuple[object, float]":
-    import slimrank as sr  # noqa: PLC0415
-
-    args, kwargs = _arguments(net, 1)
-    start = time.perf_counter()
-    study = sr.study(model, [kwargs or args], data_free=True, progress=False)
-    return study, time.perf_counter() - start
-
-
 def _network_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
-    from slimrank.graph import capture  # noqa: PLC0415
-    from slimrank.graph._batch import as_batch  # noqa: PLC0415
-
     truth, plain = _true_macs(model, net), _torch_macs(model, net)
     params, gmacs = _published(net)
     row |= {
@@ -246,9 +243,7 @@ def _network_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
             why.append("fvcore does not count " + ", ".join(missed))
     row["why"] = "; ".join(why)
     args, kwargs = _arguments(net, 1)
-    captured = capture(
-        model, as_batch(kwargs or args), methods=("weight_svd", "spatial_svd"), skip=(), has_bias=False
-    )
+    captured = capture(model, as_batch(kwargs or args), methods=sr.METHODS, skip=(), has_bias=False)
     before = captured.before
     row |= {
         "params_slimrank": before.params,
@@ -260,15 +255,46 @@ def _network_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
         row["why"] = "; ".join([*why, f"slimrank lacks {_uncounted(unknown)}"])
 
 
-def _plan_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
-    import slimrank as sr  # noqa: PLC0415
+@dataclass(frozen=True)
+class _Source:
+    """What ``Plan.manual`` asks of a study, without its curves: those would need decompositions."""
 
+    structure: Structure
+    before: Cost
+    has_bias: bool = False
+    curves: Sequence[Curve] = ()
+    methods: Sequence[str] = sr.METHODS
+
+
+def _uniform_plan(captured: Captured, ratio: float) -> sr.Plan:
+    """Every layer at one ratio, the largest of twentieths at which the network keeps the budget."""
+    source = _Source(structure_of(captured.layers), captured.before)
+    for share in (twentieths / 20 for twentieths in range(20, 0, -1)):
+        settings = {}
+        for spec in captured.layers:
+            for method in spec.methods[::-1]:
+                try:
+                    sr.Plan.manual(source, {spec.name: (method, share)})
+                except sr.RankError:
+                    continue
+                settings[spec.name] = (method, share)
+                break
+        plan = sr.Plan.manual(source, settings)
+        if plan.keep_ratio("macs") <= ratio:
+            return plan
+    raise sr.BudgetError(f"macs={ratio} cannot be met by one ratio for all layers")
+
+
+def _plan_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
     args, kwargs = _arguments(net, 1)
-    study = sr.study(model, [kwargs or args], data_free=True, progress=False)
+    batch = kwargs or args
+    is_small = sum(p.numel() for p in model.parameters()) <= SMALL
+    study = sr.study(model, [batch], data_free=True, progress=False) if is_small else None
+    captured = capture(model, as_batch(batch), methods=sr.METHODS, skip=(), has_bias=False)
     why = ""
     for ratio in RATIOS:
         try:
-            plan = study.plan(macs=ratio)
+            plan = _uniform_plan(captured, ratio) if study is None else study.plan(macs=ratio)
             break
         except sr.BudgetError as error:
             why = str(error).split("Of the")[0].removeprefix("budget: ").strip()
@@ -277,14 +303,17 @@ def _plan_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
     result = sr.apply(model, plan, progress=False)
     built = result.model.eval()
     truth = _true_macs(built, net) / _true_macs(model, net)
-    counted = study.apply(plan).keep_ratio("macs")
+    counted = count_by_module(built, captured.sample)[0].macs / captured.before.macs
+    if study is not None:
+        counted = study.apply(plan).keep_ratio("macs")
     if abs(plan.keep_ratio("macs") - truth) > 1e-6:
         why = f"{why} slimrank lacks {_uncounted(_unknown_kernels(model, net))}".strip()
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, built))
     row |= {
+        "select": plan.select,
         "macs_asked": ratio,
         "layers_compressed": len(plan.settings),
-        "layers": len(study.layers),
+        "layers": len(captured.layers),
         "macs_reported": round(plan.keep_ratio("macs"), 6),
         "macs_counted": round(counted, 6),
         "macs_truth": round(truth, 6),
@@ -302,8 +331,6 @@ def _run_one(table: str, key: str) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     zoo.stand_in_for_torchvision()
-    import slimrank as sr  # noqa: PLC0415
-
     net = zoo.NETS[key]
     row: Row = {"network": net.name, "source": net.source, "torch": torch.__version__}
     row["slimrank"] = sr.__version__

@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WHEEL_DIR := build/wheel-test
+BENCH := $(VENV)/.bench
+AIMET := build/aimet
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Also holds inside pip's isolated build environments.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -12,7 +14,8 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test golden docs wheel-test bench-demo bench-scale
+.PHONY: help setup demo check fix test golden docs wheel-test aimet train-tasks \
+	bench-demo bench-scale bench-accuracy bench-speed bench-counts bench-plots
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -49,11 +52,38 @@ golden: $(READY)  ## rewrite the golden files and show what moved
 docs: $(READY)  ## build the documentation into site/, warnings are errors
 	$(BIN)/mkdocs build --strict
 
-bench-demo: $(READY)  ## accuracy of the demo's network over budgets and ways to fit; table in benchmarks/results/
-	$(BIN)/python benchmarks/bench_demo.py
+$(BENCH): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
 
-bench-scale: $(READY)  ## time and memory on a ResNet-50-sized network; about ten minutes
-	$(BIN)/python benchmarks/bench_scale.py
+aimet: $(AIMET)/.ready  ## AIMET 2.42 in an environment of its own, 1.6 GB: the reference of the benchmarks
+
+$(AIMET)/.ready: benchmarks/aimet/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(AIMET)
+	$(AIMET)/bin/python -m pip install --quiet '$(TORCH)'
+	$(AIMET)/bin/python -m pip install --quiet --no-deps -r benchmarks/aimet/requirements.txt
+	touch $@
+
+train-tasks: $(BENCH)  ## draw the benchmark's pictures and train its networks anew; an hour and a half, needs fonts
+	$(BIN)/python -m benchmarks.tasks.train --pictures
+	for network in vgg resnet mobilenet vit; do $(BIN)/python -m benchmarks.tasks.train --network $$network; done
+
+bench-demo: $(BENCH)  ## accuracy of the demo's network over budgets and ways to fit; table in benchmarks/results/
+	$(BIN)/python -m benchmarks.bench_demo
+
+bench-accuracy: $(BENCH) aimet  ## accuracy on four networks beside AIMET, data need, what was tried; an hour
+	$(BIN)/python -m benchmarks.bench_accuracy
+	$(BIN)/python -m benchmarks.bench_data
+	$(BIN)/python -m benchmarks.bench_ablation
+
+bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth and width; half an hour
+	$(BIN)/python -m benchmarks.bench_speed
+
+bench-scale: $(BENCH)  ## time and memory on a ResNet-50-sized network; about ten minutes
+	$(BIN)/python -m benchmarks.bench_scale
+
+bench-plots: $(BENCH)  ## draw docs/figures/ from the tables
+	$(BIN)/python -m benchmarks.plots
 
 wheel-test: $(READY)  ## build the wheel and run the demo from it alone, in a fresh environment
 	rm -rf $(WHEEL_DIR)

@@ -9,10 +9,13 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import slimrank as sr
-from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.reference import LABELLED, SCHEMES, compressed, network_at
+from benchmarks.tables import Row, Value, context, merge_table, table_path
 from benchmarks.tasks.tasks import TASKS, Task, paired_interval
 
 RATIOS = (0.75, 0.5, 0.35, 0.25)
@@ -43,6 +46,18 @@ def _measured(task: Task, before: Tensor, ratio: float, way: str, build: Callabl
         "evaluations": 0,
         "seconds": round(seconds, 1),
     }
+
+
+def _macs(model: nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 32, 32))
+    # Two operations a multiply-accumulate; attention on the CPU, which is not counted, is the same before
+    # and after.
+    return int(counter.get_total_flops()) // 2
+
+
+def _params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def rows_of(task: Task) -> Iterator[Row]:
@@ -85,19 +100,60 @@ def rows_of(task: Task) -> Iterator[Row]:
             yield {**row, "seconds": round(float(row["seconds"] or 0) + times[study], 1), "seed": 0}
 
 
+def reference_rows(task: Task) -> Iterator[Row]:
+    """AIMET's rows on one network; MACs are counted by slimrank, on the network that AIMET made.
+
+    Args:
+        task: the network.
+
+    Yields:
+        The rows, as they are done.
+    """
+    model = task.model()
+    before, whole = task.right(model), _macs(model)
+    for scheme in SCHEMES[task.name]:
+        results, folder = compressed(task.name, scheme)
+        for entry in results["ratios"]:
+            ratio = entry["ratio"]
+            row: dict[str, Value] = {"network": task.name, "ratio_asked": ratio, "way": f"AIMET {scheme}"}
+            if entry["error"]:
+                yield {**row, "note": entry["error"].strip().splitlines()[-1]}
+                continue
+            found = network_at(task.name, folder, ratio)
+            after = task.right(found)
+            lost, interval = paired_interval(before, after)
+            yield {
+                **row,
+                "macs_counted": round(_macs(found) / whole, 4),
+                "params_counted": round(_params(found) / _params(model), 4),
+                "accuracy_before": round(100 * float(before.double().mean()), 2),
+                "accuracy_after": round(100 * float(after.double().mean()), 2),
+                "points_lost": round(lost, 2),
+                "interval_95": round(interval, 2),
+                "unlabelled_images": 0,
+                "labelled_images": LABELLED,
+                "evaluations": entry["evaluations"],
+                "seconds": round(
+                    entry["seconds"] + (0 if entry["evaluations_table"] else results["seconds_table"]), 1
+                ),
+            }
+
+
 def main() -> None:
     """Runs the rows of the networks asked for, and merges them into the table."""
     parser = argparse.ArgumentParser(description="Accuracy without labels or training.")
     parser.add_argument("--network", choices=sorted(TASKS), action="append")
+    parser.add_argument("--only", choices=("slimrank", "aimet"), help="rows of one of the two")
     args = parser.parse_args()
     for name in args.network or sorted(TASKS):
-        rows = []
-        for row in rows_of(TASKS[name]):
-            rows.append({**row, **context()})
-            print(*(row[column] for column in (*KEY, "macs_counted", "accuracy_before", "accuracy_after")),
-                  row["points_lost"], row["interval_95"], row["divergence"], row["damage_predicted"],
-                  row["seconds"], flush=True)  # fmt: skip
-        merge_table(table_path("accuracy"), rows, KEY)
+        task = TASKS[name]
+        sources = {"slimrank": rows_of, "aimet": reference_rows}
+        for source in (args.only,) if args.only else sources:
+            rows = []
+            for row in sources[source](task):
+                rows.append({**row, **context()})
+                print({key: value for key, value in row.items() if value is not None}, flush=True)
+            merge_table(table_path("accuracy"), rows, KEY)
 
 
 if __name__ == "__main__":

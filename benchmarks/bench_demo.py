@@ -5,20 +5,16 @@ No labels, no training: 512 unlabelled images; labels serve the report only. One
 written to ``benchmarks/results/demo-cpu-torch<version>.csv`` with commit and date.
 """
 
-import csv
-import datetime
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 import slimrank as sr
+from benchmarks.tables import context, table_path, write_table
 from slimrank import demo
 
 RATIOS = (0.75, 0.5, 0.35, 0.25)
-RESULTS = Path(__file__).parent / "results"
 
 
 def _accuracy(model: torch.nn.Module) -> float:
@@ -31,9 +27,6 @@ def _accuracy(model: torch.nn.Module) -> float:
 def main() -> None:
     """Runs every row and writes the table."""
     model, images = demo.build(), demo.calibration_batches()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
     before = _accuracy(model)
     start = time.perf_counter()
     study = sr.study(model, images, progress=False)
@@ -61,23 +54,14 @@ def main() -> None:
                     "damage_predicted": None if result.damage is None else round(result.damage, 5),
                     "study_seconds": round(study_seconds, 1),
                     "build_seconds": round(time.perf_counter() - start, 1),
-                    "torch": torch.__version__,
-                    "slimrank": sr.__version__,
-                    "threads": torch.get_num_threads(),
-                    "commit": commit.stdout.strip(),
-                    "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+                    **context(),
                 }
             )
             print(
                 rows[-1]["macs_counted"], way, rows[-1]["accuracy_after"], rows[-1]["divergence"], flush=True
             )
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"demo-cpu-torch{torch.__version__.split('+')[0]}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path)
+    write_table(table_path("demo"), rows)
+    print(table_path("demo"))
 
 
 if __name__ == "__main__":

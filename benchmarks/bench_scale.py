@@ -2,24 +2,22 @@
 """Does a ResNet-50-sized network at 224 px go through in minutes, and in how much memory?
 
 Random weights with randomised norm statistics, 128 smooth random images; study, two plans, one apply. One
-row, appended to ``benchmarks/results/scale-cpu-torch<version>.csv`` with commit and date. Memory is the peak
-of the process above what it held with model and images loaded.
+row, added to ``benchmarks/results/scale-cpu-torch<version>.csv`` with commit and date. Memory is the peak
+of the process above what it held with model and images loaded. AIMET's time is estimated: its number of
+evaluations, times 2,000 images, times the measured seconds of a forward.
 """
 
-import csv
-import datetime
 import resource
-import subprocess
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import slimrank as sr
+from benchmarks.reference import LABELLED
+from benchmarks.tables import Row, context, merge_table, table_path
 
-RESULTS = Path(__file__).parent / "results"
 N_IMAGES, BATCH = 128, 32
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 
@@ -94,10 +92,13 @@ def main() -> None:
     start = time.perf_counter()
     result = study.apply(plan)
     apply_seconds = time.perf_counter() - start
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    row = {
+    with torch.no_grad():
+        per_image = _timed(lambda: model(torch.cat(images)[: 2 * BATCH])) / (2 * BATCH)
+    # AIMET evaluates the network at nine ratios of every layer, as seen in its runs on the other networks.
+    evaluations = 9 * sum(1 for spec in study.layers if spec.methods)
+    reference_seconds = evaluations * LABELLED * per_image
+    own_seconds = study_seconds + plan_seconds + apply_seconds
+    row: Row = {
         "images": N_IMAGES,
         "macs_before": result.before.macs,
         "macs_counted": round(result.keep_ratio("macs"), 4),
@@ -108,20 +109,13 @@ def main() -> None:
         "plan_seconds": round(plan_seconds, 3),
         "apply_seconds": round(apply_seconds),
         "peak_gb_above_model_and_images": round(_peak_gb() - base, 2),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "slimrank": sr.__version__,
-        "commit": commit.stdout.strip(),
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "aimet_evaluations": evaluations,
+        "aimet_labelled_images": LABELLED,
+        "aimet_seconds_estimated": round(reference_seconds),
+        "times_faster_estimated": round(reference_seconds / own_seconds, 1),
+        **context(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"scale-cpu-torch{torch.__version__.split('+')[0]}.csv"
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    merge_table(table_path("scale"), [row], ("date", "commit"))
     print(row)
 
 

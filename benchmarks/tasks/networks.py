@@ -85,16 +85,16 @@ class BasicBlock(nn.Module):
 
 
 class ResNetLike(nn.Module):
-    """A stem, three stages of two basic blocks, global average pooling: 14 layers deep."""
+    """A stem, three stages of basic blocks, global average pooling: 14 layers deep as it is trained."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 2, widths: tuple[int, int, int] = (16, 40, 80)) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_norm(1, 16, 3)
-        widths = (16, 40, 80)
+        self.conv1, self.bn1 = conv_norm(1, widths[0], 3)
         blocks: list[nn.Module] = []
         c_in = widths[0]
         for stage, width in enumerate(widths):
-            blocks += [BasicBlock(c_in, width, 1 if stage == 0 else 2), BasicBlock(width, width, 1)]
+            blocks.append(BasicBlock(c_in, width, 1 if stage == 0 else 2))
+            blocks += [BasicBlock(width, width, 1) for _ in range(depth - 1)]
             c_in = width
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -246,6 +246,24 @@ class VitLike(nn.Module):
         tokens = self.stem(images).flatten(2).transpose(1, 2) + self.position
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits
+
+
+def scaled_resnet(depth: int, width: int) -> nn.Module:
+    """A larger ``ResNetLike`` with random weights, its batch norms set to what it sees.
+
+    Args:
+        depth: times as many blocks.
+        width: times as many channels.
+
+    Returns:
+        The network, in eval mode.
+    """
+    torch.manual_seed(0)
+    model = ResNetLike(2 * depth, (16 * width, 40 * width, 80 * width))
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(16, 1, 32, 32))
+    return model.eval()
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds and memory of study + plan + apply beside AIMET's greedy procedure, and their growth.
+
+Half of the MACs, everything included on both sides but imports of AIMET. slimrank runs in a process of its
+own before, between and after AIMET's runs; medians and ratios. Tables ``speed`` and ``growth`` in
+``benchmarks/results/``.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.reference import LABELLED, ROOT, RUNS, SCHEMES, compressed
+from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tasks.tasks import TASKS
+
+RATIO = 0.5
+N_IMAGES = 512
+GROWTH_IMAGES = 128
+SCALES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))
+PHASES = ("capture", "gradients", "moments", "curves", "apply", "verify")
+
+
+def _run(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.one_run", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over runs of the same thing."""
+
+    def median(*path: str) -> float:
+        values = []
+        for run in runs:
+            value: Any = run
+            for key in path:
+                value = value.get(key, 0.0)
+            values.append(float(value))
+        return statistics.median(values)
+
+    names = ("study", "plan", "apply", "further_plan", "floor", "peak_mb")
+    return {
+        "seconds": round(median("seconds"), 2),
+        **{f"{name}" if name == "peak_mb" else f"{name}_seconds": round(median(name), 3) for name in names},
+        **{f"phase_{phase}": round(median("phases", phase), 2) for phase in PHASES},
+        "times_floor": round(median("seconds") / median("floor"), 1),
+    }
+
+
+def speed_rows(network: str) -> list[Row]:
+    """Slimrank and AIMET on one network, interleaved.
+
+    Args:
+        network: key of ``TASKS``.
+
+    Returns:
+        A row per scheme of AIMET.
+    """
+    arguments = (network, "--images", str(N_IMAGES), "--ratio", str(RATIO))
+    ours = [_run(*arguments)]
+    theirs = {}
+    for scheme in SCHEMES[network]:
+        shutil.rmtree(RUNS / f"{network}-{scheme}", ignore_errors=True)
+        theirs[scheme], _ = compressed(network, scheme)
+        ours.append(_run(*arguments))
+    if len(ours) < 3:
+        ours.append(_run(*arguments))
+    rows = []
+    for scheme, results in theirs.items():
+        entry = next(entry for entry in results["ratios"] if entry["ratio"] == RATIO)
+        seconds = results["seconds_table"] + entry["seconds"]
+        rows.append(
+            {
+                "network": network,
+                "aimet_scheme": scheme,
+                "aimet_seconds": round(seconds, 1),
+                "aimet_evaluations": results["evaluations_table"] + entry["evaluations"],
+                "aimet_labelled_images": LABELLED,
+                "unlabelled_images": N_IMAGES,
+                "times_faster": round(seconds / _summary(ours)["seconds"], 1),
+                "runs": len(ours),
+                **_summary(ours),
+            }
+        )
+    return rows
+
+
+def growth_rows() -> list[Row]:
+    """The ResNet-like with random weights, deeper and wider.
+
+    Returns:
+        A row per size.
+    """
+    rows = []
+    for depth, width in SCALES:
+        sizes = ("--images", str(GROWTH_IMAGES), "--depth", str(depth), "--width", str(width))
+        runs = [_run("scaled", *sizes)]
+        row: Row = {
+            "depth": depth,
+            "width": width,
+            "macs": runs[0]["macs"],
+            "images": GROWTH_IMAGES,
+            **_summary(runs),
+        }
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Runs what is asked for, and merges it into the tables."""
+    parser = argparse.ArgumentParser(description="Speed beside AIMET, and growth.")
+    parser.add_argument("--network", choices=sorted(TASKS), action="append")
+    parser.add_argument("--growth", action="store_true", help="only the table of growth")
+    args = parser.parse_args()
+    for name in [] if args.growth else args.network or sorted(TASKS):
+        rows = [{**row, **context()} for row in speed_rows(name)]
+        print(*rows, sep="\n", flush=True)
+        merge_table(table_path("speed"), rows, ("network", "aimet_scheme"))
+    if args.growth or not args.network:
+        rows = [{**row, **context()} for row in growth_rows()]
+        merge_table(table_path("growth"), rows, ("depth", "width"))
+
+
+if __name__ == "__main__":
+    main()

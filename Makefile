@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 WHEEL_DIR := build/wheel-test
 BENCH := $(VENV)/.bench
 AIMET := build/aimet
+ZOO := build/zoo
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Also holds inside pip's isolated build environments.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -81,6 +82,16 @@ bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth 
 
 bench-scale: $(BENCH)  ## time and memory on a ResNet-50-sized network; about ten minutes
 	$(BIN)/python -m benchmarks.bench_scale
+
+bench-counts: $(ZOO)/.ready  ## counts of thirty networks against torch, fvcore and published figures; resumes
+	$(ZOO)/bin/python benchmarks/bench_counts.py
+
+$(ZOO)/.ready: pyproject.toml constraints.txt benchmarks/zoo-requirements.txt
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet '$(TORCH)'
+	$(ZOO)/bin/python -m pip install --quiet --editable . transformers
+	$(ZOO)/bin/python -m pip install --quiet --no-deps -r benchmarks/zoo-requirements.txt
+	touch $@
 
 bench-plots: $(BENCH)  ## draw docs/figures/ from the tables
 	$(BIN)/python -m benchmarks.plots

@@ -59,6 +59,7 @@ def rows_of(task: Task) -> Iterator[Row]:
         seconds = time.perf_counter() - start
         after = task.right(result.model)
         lost, interval = paired_interval(before, after)
+        is_few = any("More samples help" in note.text for note in result.notes)
         kinds = [layer.fit for layer in result.layers if layer.fit]
         yield {
             "network": task.name,
@@ -73,9 +74,7 @@ def rows_of(task: Task) -> Iterator[Row]:
             "divergence_on_fresh_pictures": round(_divergence(model, result.model, fresh), 4),
             "divergence_told": round(result.divergence or 0.0, 4),
             "layers_fitted_sequentially": f"{kinds.count('sequential')} of {len(kinds)}",
-            "says_data_are_few": "yes"
-            if any("More samples help" in note.text for note in result.notes)
-            else "no",
+            "says_data_are_few": "yes" if is_few else "no",
             "seconds": round(seconds, 1),
         }
 

@@ -165,11 +165,9 @@ def _unknown_kernels(model: nn.Module, net: zoo.Net) -> dict[str, int]:
     return found
 
 
-def _uncounted(unknown: Mapping[str, int]) -> str:
-    """What slimrank does not count, in words; it has a formula for attention."""
-    return (
-        ", ".join(f"{n} calls of {word}" for word, n in unknown.items() if word != "attention") or "something"
-    )
+def _uncounted(model: nn.Module, captured: Captured) -> str:
+    """What slimrank says it does not count."""
+    return ", ".join(count_by_module(model, captured.sample)[2]) or "something"
 
 
 def _fvcore(model: nn.Module, net: zoo.Net) -> tuple[dict[str, int], list[str]]:
@@ -252,7 +250,7 @@ def _network_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
         "macs_outside_layers": before.macs - sum(spec.macs for spec in captured.layers),
     }
     if before.macs != truth:
-        row["why"] = "; ".join([*why, f"slimrank lacks {_uncounted(unknown)}"])
+        row["why"] = "; ".join([*why, f"slimrank lacks {_uncounted(model, captured)}"])
 
 
 @dataclass(frozen=True)
@@ -307,7 +305,7 @@ def _plan_row(model: nn.Module, net: zoo.Net, row: Row) -> None:
     if study is not None:
         counted = study.apply(plan).keep_ratio("macs")
     if abs(plan.keep_ratio("macs") - truth) > 1e-6:
-        why = f"{why} slimrank lacks {_uncounted(_unknown_kernels(model, net))}".strip()
+        why = f"{why} slimrank lacks {_uncounted(built, captured)}".strip()
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, built))
     row |= {
         "select": plan.select,

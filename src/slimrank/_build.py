@@ -33,6 +33,11 @@ class Session:
     run_dir: Path | None
     fingerprint: Mapping[str, str]
 
+    @property
+    def damage_unit(self) -> str:
+        """Of the damage that a study of this session predicts."""
+        return "share of weight energy" if self.options.data_free else self.opened.likelihood.unit
+
 
 def build_result(
     session: Session,
@@ -78,7 +83,7 @@ def build_result(
     with phases.phase("verify", 1) as advance:
         divergence = _measure(opened, session.outputs, applied.model)
         with eval_mode(applied.model):
-            after, by_module = count_by_module(applied.model, opened.captured.sample)
+            after, by_module, _ = count_by_module(applied.model, opened.captured.sample)
         advance(1)
     layers = _layer_results(plan, opened.captured.layers, applied.fits, curves, applied.model, by_module)
     return Result(
@@ -90,6 +95,7 @@ def build_result(
         divergence=divergence,
         damage=plan.damage,
         unit=opened.likelihood.unit,
+        damage_unit=session.damage_unit,
         notes=(*applied.notes, *_warnings(opened, divergence)),
         seconds=phases.seconds,
     )
@@ -143,6 +149,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
         divergence=None,
         damage=None,
         unit="",
+        damage_unit="",
         notes=(
             Note(
                 where="apply",

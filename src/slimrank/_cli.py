@@ -705,6 +705,7 @@ def _result_facts(result: sr.Result, out: Path, measurements: Sequence[Measureme
         "divergence": result.divergence,
         "damage": result.damage,
         "unit": result.unit,
+        "damage_unit": result.damage_unit,
         "measurements": [asdict(measured) for measured in measurements],
         "layers": layers,
         "notes": [str(note) for note in result.notes],

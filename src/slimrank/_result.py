@@ -25,8 +25,9 @@ class Result:
         before, after: counted cost of the whole model, for one sample.
         layers: what happened to each layer, in execution order.
         divergence: mean over held-out samples, original against compressed; None where there were no data.
-        damage: predicted sum over the layers, in the same unit; None where nothing was predicted.
-        unit: of divergence and damage.
+        damage: predicted sum over the layers; None where nothing was predicted.
+        unit: of divergence.
+        damage_unit: of damage: the same, or another where the study had no data.
         notes: what the user should know.
         seconds: wall time of each phase.
     """
@@ -39,6 +40,7 @@ class Result:
     divergence: float | None
     damage: float | None
     unit: str
+    damage_unit: str
     notes: tuple[Note, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -118,6 +120,7 @@ class Result:
             divergence=self.divergence,
             damage=self.damage,
             unit=self.unit,
+            damage_unit=self.damage_unit,
             notes=self.notes,
             seconds=self.seconds,
             measurements=tuple(measurements),
@@ -135,5 +138,6 @@ class Result:
             "divergence": self.divergence,
             "damage": self.damage,
             "unit": self.unit,
+            "damage_unit": self.damage_unit,
             "notes": [str(note) for note in self.notes],
         }

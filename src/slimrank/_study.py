@@ -441,7 +441,7 @@ def study(
         curves=measured.curves,
         methods=options.methods,
         grams=measured.grams,
-        unit="share of weight energy" if data_free else opened.likelihood.unit,
+        unit=session.damage_unit,
         notes=(*opened.notes, *measured.notes),
         seconds=phases.seconds,
         fingerprint=fingerprint,

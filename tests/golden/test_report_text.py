@@ -59,6 +59,7 @@ def test_report_text(golden: Callable[[str, str], None]) -> None:
         divergence=0.0261,
         damage=0.02392,
         unit="nats per sample",
+        damage_unit="nats per sample",
         notes=(Note(where="block.1.conv", text="few rows for its columns; its moments were shrunk more"),),
         seconds={"study": 6.25, "plan": 0.02, "apply": 2.5},
         measurements=(

@@ -78,7 +78,7 @@ def test_half_of_the_macs_keep_the_accuracy(
     assert 0.49 < result.keep_ratio("macs") <= 0.5
     assert accuracy(trained, digits) > 0.85
     assert accuracy(result.model, digits) > accuracy(trained, digits) - 0.04
-    assert result.unit == "nats per sample"
+    assert result.unit == result.damage_unit == "nats per sample"
     assert result.divergence is not None
     assert result.damage is not None
     assert 0 < result.divergence < 0.5
@@ -88,10 +88,12 @@ def test_data_and_gradients_are_worth_having(
     study: sr.Study, trained: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     plain = sr.study(trained, list(digits[0][:256].split(64)), data_free=True, progress=False)
-    with_data, without = (one.apply(one.plan(macs=0.35)).divergence for one in (study, plain))
-    assert with_data is not None
-    assert without is not None
-    assert with_data < without
+    with_data, without = (one.apply(one.plan(macs=0.35)) for one in (study, plain))
+    assert with_data.divergence is not None
+    assert without.divergence is not None
+    assert with_data.divergence < without.divergence
+    assert without.unit == "nats per sample"
+    assert without.damage_unit == plain.unit == "share of weight energy"
 
 
 def test_more_costs_less_damage(study: sr.Study) -> None:

@@ -90,7 +90,15 @@ def capture(
             Note(where="capture", text="inputs cannot be cut into samples; one batch counts as one sample")
         )
     calls, order = _watch_calls(model, sample)
-    before, macs_by_module = count_by_module(model, sample)
+    before, macs_by_module, uncounted = count_by_module(model, sample)
+    if uncounted:
+        notes.append(
+            Note(
+                where="capture",
+                text=f"MACs leave out {', '.join(uncounted)}: no formula is known; register one with "
+                "torch.utils.flop_counter.register_flop_formula",
+            )
+        )
     uses, problem = read_weight_uses(model, sample)
     if problem is not None:
         notes.append(

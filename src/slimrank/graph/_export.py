@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exported graph, read for what hooks cannot see: weights that are used outside their own layer."""
 
+import contextlib
+import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -24,9 +26,7 @@ def read_weight_uses(model: nn.Module, sample: Batch) -> tuple[Mapping[str, str]
         "aten.linear in module 'attn'" by parameter name, and why the export failed (None where it did not).
     """
     try:
-        # The exporter warns about the user's code; what matters of it is in the answer.
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.export.export(model, sample.args, dict(sample.kwargs), strict=False)
     except Exception as error:
         _log.debug("torch.export failed", exc_info=True)
@@ -42,3 +42,24 @@ def read_weight_uses(model: nn.Module, sample: Batch) -> tuple[Mapping[str, str]
             uses[names[node.name]] = f"{user.target} in {inside or 'the model itself'}"
             break
     return uses, None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the exporter says of the user's code from the terminal; what matters is in the answer.
+
+    It warns, it logs, and it prints the graph that it has got so far to stderr.
+    """
+    torch_log = logging.getLogger("torch")
+    level = torch_log.level
+    said = io.StringIO()
+    try:
+        # Loggers below it that TORCH_LOGS has switched on have a level of their own, and go on.
+        torch_log.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), contextlib.redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch_log.setLevel(level)
+        if said.tell():
+            _log.debug("torch.export printed: %s", said.getvalue())

@@ -58,7 +58,8 @@ class Summary:
         layers: every layer, in execution order.
         divergence: measured on held-out samples, original against compressed; None if not measured.
         damage: predicted, the sum over the layers; None if nothing was predicted.
-        unit: of divergence and damage ("nats per sample", "relative squared error").
+        unit: of divergence ("nats per sample", "relative squared error").
+        damage_unit: of damage; the same, or "share of weight energy" where the study had no data.
         notes: what the user should know.
         seconds: wall time of each phase.
         measurements: accuracy, latency and the like, where somebody measured them.
@@ -71,6 +72,7 @@ class Summary:
     divergence: float | None
     damage: float | None
     unit: str
+    damage_unit: str
     notes: tuple[Note, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()

@@ -93,7 +93,8 @@ def _cards(summary: Summary) -> Iterator[str]:
         yield card(measured.name, format_measured(measured.after, measured.unit), detail)
     if summary.divergence is not None:
         detail = summary.unit
-        if summary.damage is not None:
+        # Only of the same quantity: a share of weight energy does not predict a divergence.
+        if summary.damage is not None and summary.damage_unit == summary.unit:
             detail += f"; predicted: {format_damage(summary.damage)}"
         yield card("held-out divergence", format_damage(summary.divergence), detail)
 
@@ -124,7 +125,7 @@ def _totals(summary: Summary) -> str:
         divergence = f"{format_damage(summary.divergence)} {summary.unit}"
     pairs = [(DIVERGENCE_LABEL, divergence)]
     if summary.damage is not None:
-        pairs.append((DAMAGE_LABEL, f"{format_damage(summary.damage)} {summary.unit}"))
+        pairs.append((DAMAGE_LABEL, f"{format_damage(summary.damage)} {summary.damage_unit}"))
     if summary.seconds:
         pairs.append(("Time", format_phases(summary.seconds)))
     columns = (("counted or measured", ""), ("before", "n"), ("after", "n"), ("change", "n"))

@@ -174,7 +174,7 @@ def _damage_lines(summary: Summary) -> Iterator[str]:
     else:
         yield f"{DIVERGENCE_LABEL}: {format_damage(summary.divergence)} {summary.unit}"
     if summary.damage is not None:
-        yield f"{DAMAGE_LABEL}: {format_damage(summary.damage)} {summary.unit}"
+        yield f"{DAMAGE_LABEL}: {format_damage(summary.damage)} {summary.damage_unit}"
 
 
 def _layers(summary: Summary) -> str:

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
+import logging
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -216,3 +219,29 @@ def test_pick_outputs() -> None:
         pick_outputs({"a": x}, "c")
     with pytest.raises(OutputError, match=r"without a floating tensor that can be compared; pass outputs="):
         pick_outputs(n, None)
+
+
+def test_a_failing_export_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    class Undecided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y.relu() if y.sum() > 0 else y)
+
+    # The logger of torch writes to the stderr of the moment of its import, which capfd may not see.
+    torch_log, heard = logging.getLogger("torch"), io.StringIO()
+    handler, level = logging.StreamHandler(heard), torch_log.level
+    handler.setLevel(logging.WARNING)
+    torch_log.addHandler(handler)
+    try:
+        captured = read(Undecided().eval(), torch.randn(1, 8))
+    finally:
+        torch_log.removeHandler(handler)
+    assert captured.source == "hooks"
+    assert "torch.export failed" in captured.notes[0].text
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert heard.getvalue() == ""
+    assert torch_log.level == level

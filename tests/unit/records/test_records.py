@@ -43,7 +43,16 @@ def test_a_note_reads_as_place_and_remark() -> None:
 def test_summaries_share_no_default() -> None:
     zero = Cost(macs=0, params=0, bytes=0)
     one, two = (
-        Summary(title="", before=zero, after=zero, layers=(), divergence=None, damage=None, unit="")
+        Summary(
+            title="",
+            before=zero,
+            after=zero,
+            layers=(),
+            divergence=None,
+            damage=None,
+            unit="",
+            damage_unit="",
+        )
         for _ in range(2)
     )
     assert one.seconds is not two.seconds

@@ -46,6 +46,7 @@ def summary() -> Summary:
         divergence=0.02314,
         damage=0.0187,
         unit="nats per sample",
+        damage_unit="nats per sample",
         notes=(Note(where="calibrate", text='few samples: "48" < 512'),),
         seconds={"study": 8.1, "apply": 3.0},
         measurements=(Measurement(name="accuracy", before=96.3, after=96.0, unit="%"),),

@@ -147,3 +147,11 @@ def test_a_hundred_layers_stay_under_200_kb(summary: Summary, specs: tuple[Layer
     rows = tuple(replace(specs[i % 2], name=name.format(i)) for i in range(100))
     assert len(render_html(replace(summary, layers=layers)).encode()) < 200_000
     assert len(_study_page(rows, summary.before).encode()) < 200_000
+
+
+def test_damage_has_a_unit_of_its_own(summary: Summary) -> None:
+    page = render_html(replace(summary, damage_unit="share of weight energy"))
+    assert "0.0187 share of weight energy" in page
+    # It does not predict the divergence, beside which the card would show it.
+    assert "predicted: " not in page
+    assert "nats per sample; predicted: 0.0187" in render_html(summary)

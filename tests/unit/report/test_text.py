@@ -136,3 +136,9 @@ def test_a_plan_shows_each_layer_what_it_costs_and_what_is_predicted() -> None:
     assert "optimal: 1 of 3 layers compressed; predicted damage 0.250 nats per sample" in text
     assert "could save at most 1.2 % of it" in " ".join(text.split())
     assert " - tied: its weight is tied\n" in text
+
+
+def test_damage_has_a_unit_of_its_own(summary: Summary) -> None:
+    text = render_text(replace(summary, damage_unit="share of weight energy"))
+    assert "Damage predicted by the plan: 0.0187 share of weight energy\n" in text
+    assert "held-out samples: 0.0231 nats per sample\n" in text

@@ -3,8 +3,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import OptionError
+from slimrank._fits import ALTERNATIONS, Fit, Rows, Sample, best_fit
 from slimrank.calibrate import (
     Feed,
     collect_moments,
@@ -30,15 +31,15 @@ from slimrank.graph import (
     Batch,
     Lockstep,
     OneByOne,
-    Shortcut,
+    Tail,
     can_interleave,
     copy_model,
-    find_shortcuts,
+    find_tails,
     release_memory,
     replace_module,
     take_samples,
 )
-from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
+from slimrank.linalg import Clipping, Moments, MomentSums, least_squares_weight, reaching, ridge_of
 from slimrank.methods import (
     Pair,
     Target,
@@ -54,7 +55,6 @@ from slimrank.plan import Plan
 from slimrank.records import LayerSpec, Note, Setting
 
 OnLayer = Callable[[nn.Module, str], object]
-ALTERNATIONS = 3
 _LIVE_BYTES = 2_000_000_000
 _MIN_LIVE_SAMPLES = 32
 _HELD_OUT_ROWS = 8192
@@ -62,7 +62,8 @@ _MAX_FORWARDS = 64
 _FORWARDS_PER_MICRO = 4
 _RIDGES = (1e-3, 1e-2, 1e-1)
 _ENOUGH_ROWS = 20
-_MIN_GAIN = 1e-2
+_CLIPPED_BYTES = 250_000_000
+_CLIPPED_ROWS = 16_384
 
 
 class Journal(Protocol):
@@ -111,23 +112,6 @@ class Data:
     sequential: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Fit:
-    """A fitted layer."""
-
-    pair: Pair
-    bias: Tensor | None
-    kind: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Rows:
-    """Rows of one layer on held-out samples: inputs in the compressed model, outputs of the original."""
-
-    inputs: Tensor
-    outputs: Tensor
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reached:
     """One batch at a layer, in the original and in the new model.
@@ -147,6 +131,45 @@ class _Reached:
         if self.shortcut is None or self.shortcut_hat is None:
             return None
         return self.shortcut - self.shortcut_hat
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Gathered:
+    """What is known of one layer once all batches have reached it.
+
+    Attributes:
+        own: sums over the inputs in the original.
+        joint: sums over the inputs in the new model, with the wanted outputs.
+        held_out: rows of held-out samples, per batch.
+        rows: some of the other rows, per batch, where a clipping follows.
+        moved: whether anything differs from the original.
+        clipping: what follows.
+    """
+
+    own: MomentSums
+    joint: MomentSums
+    clipping: Clipping | None
+    held_out: list[Rows] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+    moved: bool = False
+
+
+def _every(rows: Rows, step: int) -> Rows:
+    """One of so many rows, each a copy, so that the others can be freed."""
+    parts = (rows.inputs, rows.outputs, rows.offsets)
+    inputs, outputs, offsets = (part[::step].clone() if step > 1 else part for part in parts)
+    return Rows(inputs=inputs, outputs=outputs, offsets=offsets)
+
+
+def _joined(parts: Sequence[Rows], limit: int | None) -> Rows | None:
+    """Rows of all batches; at most so many of them."""
+    if not parts:
+        return None
+    step = 1 if limit is None else max(1, sum(len(part.inputs) for part in parts) // limit)
+    inputs = torch.cat([part.inputs for part in parts])[::step]
+    outputs = torch.cat([part.outputs for part in parts])[::step]
+    offsets = torch.cat([part.offsets for part in parts])[::step]
+    return Rows(inputs=inputs, outputs=outputs, offsets=offsets)
 
 
 def check_on_layer(on_layer: OnLayer | None) -> None:
@@ -245,7 +268,7 @@ class _Builder:
         self._batches += [(batch, True) for batch in feed.stream(held_out)]
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
-        self._shortcuts = self._shortcuts_of([name for name in self._settings if name not in self._shared])
+        self._tails = self._tails_of([name for name in self._settings if name not in self._shared])
         both = [batch for batch, _ in self._batches]
         self._is_interleaved = can_interleave(self._original, both, list(self._settings))
         if not self._is_interleaved:
@@ -260,26 +283,31 @@ class _Builder:
     def _steps(self, model: nn.Module, stops: Sequence[str]) -> Lockstep | OneByOne:
         batches = [batch for batch, _ in self._batches]
         kind = Lockstep if self._is_interleaved else OneByOne
-        return kind(model, batches, stops, self._shortcuts)
+        found = {name: tail.shortcut for name, tail in self._tails.items() if tail.shortcut is not None}
+        return kind(model, batches, stops, found)
 
-    def _shortcuts_of(self, names: Sequence[str]) -> Mapping[str, Shortcut]:
-        """What is added to the outputs of layers, where fits are sequential and so can make up for it."""
+    def _tails_of(self, names: Sequence[str]) -> Mapping[str, Tail]:
+        """What follows layers, where fits are sequential and so can make up for it, or make use of it."""
         if not self._data.sequential or not names:
             return {}
         batch, _ = self._batches[0]
-        return find_shortcuts(self._original, batch if batch.is_whole else take_samples(batch, [0]), names)
+        return find_tails(self._original, batch if batch.is_whole else take_samples(batch, [0]), names)
 
-    def _gains(self, name: str) -> Tensor:
-        """(C_out,) float64: by how much the sum changes with the output of a layer."""
-        norm = self._shortcuts[name].norm
+    def _affine(self, norm: str | None) -> tuple[Tensor, Tensor]:
+        """Gain and offset, (C_out,) or () float32, of the batch norm after a layer."""
         if norm is None:
-            return torch.ones((), dtype=torch.float64)
+            return torch.ones(()), torch.zeros(())
         module = self._original_layers[norm]
-        variance, own = module.running_var, module.weight
-        if not isinstance(variance, Tensor) or not isinstance(module.eps, float):
+        mean, variance = module.running_mean, module.running_var
+        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
             raise TypeError(f"{norm} is a {type(module).__name__} without running statistics")
-        scale = (variance.double() + module.eps).rsqrt()
-        return scale * own.detach().double() if isinstance(own, Tensor) else scale
+        gain = (variance.double() + float(str(module.eps))).rsqrt()
+        if isinstance(module.weight, Tensor):
+            gain = gain * module.weight.detach().double()
+        offset = -mean.double() * gain
+        if isinstance(module.bias, Tensor):
+            offset = offset + module.bias.detach().double()
+        return gain.float(), offset.float()
 
     def _samples(self) -> tuple[Sequence[int], Sequence[int]]:
         """Samples that can be held alive at one depth of both networks.
@@ -363,12 +391,12 @@ class _Builder:
                 advance(name)
         return fits
 
-    def _fit(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> _Fit:
+    def _fit(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> Fit:
         spec, setting = self._specs[name], self._settings[name]
         if name in self._shared:
             return self._fit_shared(name, source)
-        own, joint, held_out, moved = self._rows(name, source, reached)
-        if not joint.n_rows:
+        seen = self._gather(name, source, reached)
+        if not seen.joint.n_rows:
             self._notes.append(
                 Note(
                     where=name,
@@ -378,70 +406,43 @@ class _Builder:
             return _fit_weights(spec, setting, source)
         weight = dense_weight(source)
         root, inverse_root = metric_roots(self._data.grams.get(name), len(weight), weight.device)
-        moments = joint.moments()
-        cross, mean_out = joint.cross()
-        ridge = ridge_of(joint.n_rows, row_width(spec))
-        kind = "sequential" if self._data.sequential else "independent"
+        moments = seen.joint.moments()
+        cross, mean_out = seen.joint.cross()
+        sample = Sample(
+            moments=moments,
+            cross=cross,
+            mean_out=mean_out,
+            held_out=_joined(seen.held_out, _HELD_OUT_ROWS),
+            rows=_joined(seen.rows, None),
+            clipping=seen.clipping,
+        )
+        n_rows, width = seen.joint.n_rows, row_width(spec)
+        ridge = ridge_of(n_rows, width)
+        is_joint = seen.moved and self._data.sequential
 
         def targets() -> Iterator[tuple[str, Target]]:
-            """One after the other: each holds moments and their decompositions."""
-            is_joint = moved and self._data.sequential
-            base = moments if is_joint or not moved else own.moments()
-            for value in _ridges(ridge, joint.n_rows, row_width(spec)):
+            base = moments if is_joint or not seen.moved else seen.own.moments()
+            for value in _ridges(ridge, n_rows, width):
                 dense = least_squares_weight(weight, cross, moments, ridge=value) if is_joint else weight
                 yield (
-                    kind,
+                    "sequential" if self._data.sequential else "independent",
                     Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
                 )
             if is_joint:
-                alone = own.moments()
+                alone = seen.own.moments()
                 yield (
                     "independent",
                     Target(dense=weight, moments=alone, root=root, inverse_root=inverse_root, ridge=ridge),
                 )
 
-        fit = self._best(spec, setting, targets(), held_out, moments.mean, mean_out)
-        return self._with_planned_bias(fit, source)
+        return self._with_planned_bias(best_fit(spec, setting, sample, weight, targets()), source)
 
-    def _with_planned_bias(self, fit: _Fit, source: nn.Module) -> _Fit:
+    def _with_planned_bias(self, fit: Fit, source: nn.Module) -> Fit:
         """A plan made without data counts no bias where the layer has none."""
         keeps = self._has_bias or isinstance(source.bias, Tensor)
         return fit if keeps else replace(fit, bias=None)
 
-    def _best(
-        self,
-        spec: LayerSpec,
-        setting: Setting,
-        targets: Iterable[tuple[str, Target]],
-        held_out: _Rows | None,
-        mean_in: Tensor,
-        mean_out: Tensor,
-    ) -> _Fit:
-        """The fit with the lowest error on held-out samples; refined, where refinement holds there too."""
-
-        def score(pair: Pair, root: Tensor) -> float:
-            if held_out is None:
-                return 0.0
-            weight = effective_weight(spec, pair).float()
-            bias = mean_out.float() - weight @ mean_in.float()
-            return _held_out_error(held_out, weight, bias, root.float())
-
-        best: tuple[float, str, Target, Pair] | None = None
-        for kind, target in targets:
-            pair = fit_pair(spec, setting.form, setting.rank, target, alternations=0)
-            error = score(pair, target.root)
-            if best is None or error < best[0]:
-                best = (error, kind, target, pair)
-        if best is None:
-            raise OptionError(f"layer {spec.name!r}: there is nothing to fit to")
-        error, kind, target, pair = best
-        refined = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
-        if score(refined, target.root) <= error:
-            pair = refined
-        bias = mean_out - effective_weight(spec, pair) @ mean_in
-        return _Fit(pair=pair, bias=bias, kind=kind)
-
-    def _fit_shared(self, name: str, source: nn.Module) -> _Fit:
+    def _fit_shared(self, name: str, source: nn.Module) -> Fit:
         """A layer that is called several times: one pair for all calls, fitted to the original's inputs."""
         spec, setting, moments = self._specs[name], self._settings[name], self._shared[name]
         weight = dense_weight(source)
@@ -451,22 +452,27 @@ class _Builder:
         pair = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
         mean_out = weight @ moments.mean + _bias_of(source, weight)
         bias = mean_out - effective_weight(spec, pair) @ moments.mean
-        return self._with_planned_bias(_Fit(pair=pair, bias=bias, kind="independent"), source)
+        return self._with_planned_bias(Fit(pair=pair, bias=bias, kind="independent"), source)
 
-    def _rows(
-        self, name: str, source: nn.Module, reached: Sequence[_Reached]
-    ) -> tuple[MomentSums, MomentSums, _Rows | None, bool]:
-        """Sums over the original's own inputs, joint sums with the new model's, held-out rows, any change."""
+    def _gather(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> _Gathered:
+        """Rows of a layer, in the original and in the new model."""
         spec = self._specs[name]
         original = self._original_layers[name]
         width, n_out, keep = row_width(spec), spec.weight_shape[0], keeps_rows(spec)
-        own = MomentSums(width, keep_rows=keep)
-        joint = MomentSums(width, keep_rows=keep, other_width=n_out)
-        # A layer that on_layer changed is fitted to its own, changed output.
+        # A layer that on_layer changed is fitted to its own, changed output, whatever follows.
         is_changed = not _same_parameters(source, original)
-        held: list[tuple[Tensor, Tensor]] = []
-        moved = False
-        gains = self._gains(name).float() if name in self._shortcuts else None
+        tail = Tail() if is_changed else self._tails.get(name, Tail())
+        gains, offset = (part.to(dense_weight(source).device) for part in self._affine(tail.norm))
+        clipping = None
+        if tail.bounds is not None:
+            clipping = Clipping(gains=gains.expand(n_out), low=tail.bounds[0], high=tail.bounds[1])
+        seen = _Gathered(
+            own=MomentSums(width, keep_rows=keep),
+            joint=MomentSums(width, keep_rows=keep, other_width=n_out),
+            clipping=clipping,
+        )
+        limit = min(max(_CLIPPED_ROWS, 8 * width), _CLIPPED_BYTES // (4 * (width + 2 * n_out)))
+        step = max(1, row_cap(spec) // max(limit, 1))
         for number, ((batch, is_held_out), here) in enumerate(zip(self._batches, reached, strict=True)):
             x, x_hat = here.x, here.x_hat
             if x is None or x_hat is None or x.shape != x_hat.shape:
@@ -477,28 +483,32 @@ class _Builder:
             positions = draw_positions(spec, x, self._wanted(spec, batch), generator, token_mask(batch))
             rows = input_rows(original, spec, x, positions).float()
             rows_hat = input_rows(original, spec, x_hat, positions).float()
-            layer, seen = (source, rows_hat) if is_changed else (original, rows)
-            weight = dense_weight(layer).float()
-            wanted = seen @ weight.T + _bias_of(layer, weight)
-            missing = None if gains is None or is_changed else here.missing()
-            if missing is not None and gains is not None:
+            weight = dense_weight(source if is_changed else original).float()
+            wanted = (rows_hat if is_changed else rows) @ weight.T
+            wanted = wanted + _bias_of(source if is_changed else original, weight)
+            offsets = offset.expand_as(wanted)
+            if tail.shortcut is not None and here.shortcut is not None and here.shortcut_hat is not None:
+                places = positions.to(wanted.device)
+                added = output_rows(spec, here.shortcut_hat)[places].float()
+                lost = output_rows(spec, here.shortcut)[places].float() - added
                 # What the shortcut lost so far, in units of the layer's output; channels that hardly reach
                 # the sum cannot make up for it.
-                reach = gains.to(wanted.device).abs() > _MIN_GAIN * gains.abs().max()
-                lost = output_rows(spec, missing)[positions.to(missing.device)].float()
-                wanted = wanted + torch.where(reach, lost / gains.to(wanted.device), 0.0)
-                moved = moved or bool(lost.any())
+                wanted = wanted + torch.where(reaching(gains.expand(n_out)), lost / gains, 0.0)
+                offsets = offsets + added
+                seen.moved = seen.moved or bool(lost.any())
+            elif tail.shortcut is not None:
+                # Read on one sample, absent here: then nothing is known of what is clipped.
+                seen.clipping = None
+            here_rows = Rows(inputs=rows_hat, outputs=wanted, offsets=offsets)
             if is_held_out:
-                held.append((rows_hat, wanted))
+                seen.held_out.append(here_rows)
                 continue
-            moved = moved or not torch.equal(rows, rows_hat)
-            own.add(rows_hat if is_changed else rows)
-            joint.add(rows_hat, wanted)
-        if not held:
-            return own, joint, None, moved
-        step = max(1, sum(len(rows) for rows, _ in held) // _HELD_OUT_ROWS)
-        inputs, outputs = (torch.cat(parts)[::step] for parts in zip(*held, strict=True))
-        return own, joint, _Rows(inputs=inputs, outputs=outputs), moved
+            seen.moved = seen.moved or not torch.equal(rows, rows_hat)
+            seen.own.add(rows_hat if is_changed else rows)
+            seen.joint.add(rows_hat, wanted)
+            if clipping is not None:
+                seen.rows.append(_every(here_rows, step))
+        return seen
 
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
         share = batch.n_samples / max(self._n_fit, 1)
@@ -533,16 +543,11 @@ def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
     return (least, *larger[:1]) if n_rows >= _ENOUGH_ROWS * width else (least, *larger)
 
 
-def _held_out_error(rows: _Rows, weight: Tensor, bias: Tensor, root: Tensor) -> float:
-    difference = rows.inputs @ weight.T + bias - rows.outputs
-    return float((difference @ root).square().sum(1).mean() / 2)
-
-
-def _fit_weights(spec: LayerSpec, setting: Setting, layer: nn.Module) -> _Fit:
+def _fit_weights(spec: LayerSpec, setting: Setting, layer: nn.Module) -> Fit:
     weight = dense_weight(layer)
     pair = fit_pair(spec, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS)
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
-    return _Fit(pair=pair, bias=bias, kind="weights")
+    return Fit(pair=pair, bias=bias, kind="weights")
 
 
 def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
@@ -551,13 +556,13 @@ def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
     return like.new_zeros(len(like))
 
 
-def _install(model: nn.Module, name: str, spec: LayerSpec, source: nn.Module, fit: _Fit) -> None:
+def _install(model: nn.Module, name: str, spec: LayerSpec, source: nn.Module, fit: Fit) -> None:
     container = nn.Sequential(source)
     _fill(container, spec, source, fit)
     replace_module(model, name, container)
 
 
-def _fill(container: nn.Module, spec: LayerSpec, source: nn.Module, fit: _Fit) -> None:
+def _fill(container: nn.Module, spec: LayerSpec, source: nn.Module, fit: Fit) -> None:
     if not isinstance(container, nn.Sequential):
         raise TypeError(f"{spec.name} is a {type(container).__name__}, not the container that was put there")
     first, second = build_pair(spec, source, fit.pair, fit.bias)
@@ -576,7 +581,7 @@ def _call(on_layer: OnLayer | None, model: nn.Module, name: str) -> None:
 _KINDS = ("sequential", "independent", "weights")
 
 
-def _to_journal(fit: _Fit) -> Mapping[str, Tensor]:
+def _to_journal(fit: Fit) -> Mapping[str, Tensor]:
     tensors = {
         "first": fit.pair.first,
         "second": fit.pair.second,
@@ -585,6 +590,6 @@ def _to_journal(fit: _Fit) -> Mapping[str, Tensor]:
     return tensors if fit.bias is None else tensors | {"bias": fit.bias}
 
 
-def _from_journal(tensors: Mapping[str, Tensor], setting: Setting) -> _Fit:
+def _from_journal(tensors: Mapping[str, Tensor], setting: Setting) -> Fit:
     pair = Pair(form=setting.form, first=tensors["first"], second=tensors["second"])
-    return _Fit(pair=pair, bias=tensors.get("bias"), kind=_KINDS[int(tensors["kind"])])
+    return Fit(pair=pair, bias=tensors.get("bias"), kind=_KINDS[int(tensors["kind"])])

@@ -33,7 +33,7 @@ from slimrank.graph._modules import (
 )
 from slimrank.graph._outputs import OutputChoice, pick_outputs
 from slimrank.graph._replay import Replay
-from slimrank.graph._residual import Shortcut, find_shortcuts
+from slimrank.graph._tails import Shortcut, Tail, find_tails
 from slimrank.graph._taps import tap_layers
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "OutputChoice",
     "Replay",
     "Shortcut",
+    "Tail",
     "as_batch",
     "batch_tensors",
     "can_interleave",
@@ -57,7 +58,7 @@ __all__ = [
     "describe_layers",
     "digest_batch",
     "eval_mode",
-    "find_shortcuts",
+    "find_tails",
     "join_samples",
     "map_tensors",
     "named_tensors",

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slimrank.graph._batch import Batch, take_samples
 from slimrank.graph._modules import call, plain_attention
-from slimrank.graph._residual import Shortcut
+from slimrank.graph._tails import Shortcut
 
 _TRIAL_SAMPLES = 2
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
 
+from slimrank.linalg._clipping import Clipping, reaching
 from slimrank.linalg._moments import Moments, MomentSums, least_squares_weight, ridge_of
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots
@@ -14,6 +15,7 @@ from slimrank.linalg._split_pair import (
 )
 
 __all__ = [
+    "Clipping",
     "MomentSums",
     "Moments",
     "Split",
@@ -25,6 +27,7 @@ __all__ = [
     "nested_errors",
     "output_basis",
     "project_pair",
+    "reaching",
     "refine_split",
     "ridge_of",
     "square_roots",

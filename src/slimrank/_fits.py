@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One layer's pair, chosen and refined by its error on held-out rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from slimrank._errors import OptionError
+from slimrank.linalg import Clipping, Moments, least_squares_weight
+from slimrank.methods import Pair, Target, effective_weight, fit_pair
+from slimrank.records import LayerSpec, Setting
+
+ALTERNATIONS = 3
+CLIPPED_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """A fitted layer.
+
+    Attributes:
+        pair: the factors.
+        bias: (O,) float64 of the second; None for none.
+        kind: "sequential", "independent" or "weights".
+    """
+
+    pair: Pair
+    bias: Tensor | None
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rows:
+    """Rows of one layer.
+
+    Attributes:
+        inputs: (S, D) float32, in the compressed model.
+        outputs: (S, O) float32, wanted.
+        offsets: (S, O) or (O,) float32: what is added before the clipping that follows.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """What a layer is fitted to.
+
+    Attributes:
+        moments: of its inputs in the compressed model.
+        cross: (O, D) float64, covariance of wanted outputs and these inputs.
+        mean_out: (O,) float64, of the wanted outputs.
+        held_out: rows to choose by; None where there are none.
+        rows: some of the rows that were summed; None where nothing is clipped.
+        clipping: what follows the layer; None where nothing is known.
+    """
+
+    moments: Moments
+    cross: Tensor
+    mean_out: Tensor
+    held_out: Rows | None
+    rows: Rows | None
+    clipping: Clipping | None
+
+
+def best_fit(
+    spec: LayerSpec, setting: Setting, sample: Sample, weight: Tensor, targets: Iterable[tuple[str, Target]]
+) -> Fit:
+    """The target whose pair has the lowest error on held-out rows, refined as far as that holds there too.
+
+    Args:
+        spec: the layer.
+        setting: form and rank.
+        sample: what the layer is fitted to.
+        weight: (O, D) float64, of the layer.
+        targets: kind and target, one after the other: each holds moments and their decompositions.
+
+    Returns:
+        The fit.
+
+    Raises:
+        OptionError: there is no target.
+    """
+
+    def fitted(kind: str, target: Target, alternations: int) -> Fit:
+        pair = fit_pair(spec, setting.form, setting.rank, target, alternations=alternations)
+        bias = sample.mean_out - effective_weight(spec, pair) @ sample.moments.mean
+        return Fit(pair=pair, bias=bias, kind=kind)
+
+    best: tuple[float, Fit, Target] | None = None
+    for kind, target in targets:
+        fit = fitted(kind, target, 0)
+        error = _error(spec, sample.held_out, fit, target.root)
+        if best is None or error < best[0]:
+            best = (error, fit, target)
+    if best is None:
+        raise OptionError(f"layer {spec.name!r}: there is nothing to fit to")
+    error, fit, target = best
+    refined = fitted(fit.kind, target, ALTERNATIONS)
+    if _error(spec, sample.held_out, refined, target.root) <= error:
+        fit = refined
+    if sample.clipping is None or sample.rows is None:
+        return fit
+    return _clipped_fit(spec, setting, sample, sample.rows, sample.clipping, weight, fit, target)
+
+
+def _error(
+    spec: LayerSpec, rows: Rows | None, fit: Fit, root: Tensor, clipping: Clipping | None = None
+) -> float:
+    """Mean squared error on rows in the output metric, halved; after the clipping where one is given."""
+    if rows is None or fit.bias is None:
+        return 0.0
+    predicted = _predicted(spec, rows, fit)
+    if clipping is None:
+        difference = predicted - rows.outputs
+    else:
+        difference = clipping.errors(rows.outputs, predicted, rows.offsets)
+    return float((difference @ root.float()).square().sum(1).mean() / 2)
+
+
+def _predicted(spec: LayerSpec, rows: Rows, fit: Fit) -> Tensor:
+    predicted = rows.inputs @ effective_weight(spec, fit.pair).float().T
+    return predicted if fit.bias is None else predicted + fit.bias.float()
+
+
+def _clipped_fit(
+    spec: LayerSpec,
+    setting: Setting,
+    sample: Sample,
+    rows: Rows,
+    clipping: Clipping,
+    weight: Tensor,
+    fit: Fit,
+    target: Target,
+) -> Fit:
+    """The fit, improved for what is left of its outputs after the clipping; guarded on held-out rows.
+
+    The wanted outputs move (``Clipping.wanted``), so only the covariance with them changes, and by little:
+    the change is taken from some of the rows.
+    """
+    error = _error(spec, sample.held_out, fit, target.root, clipping)
+    centred = rows.inputs - rows.inputs.mean(0)
+    newest = fit
+    for _ in range(CLIPPED_ROUNDS):
+        wanted = clipping.wanted(rows.outputs, _predicted(spec, rows, newest), rows.offsets)
+        moved = wanted - rows.outputs
+        cross = sample.cross + (moved.T @ centred).double() / len(moved)
+        mean_out = sample.mean_out + moved.double().mean(0)
+        dense = least_squares_weight(weight, cross, sample.moments, ridge=target.ridge)
+        goal = _with_dense(target, dense, sample.moments)
+        pair = fit_pair(spec, setting.form, setting.rank, goal, alternations=ALTERNATIONS)
+        bias = mean_out - effective_weight(spec, pair) @ sample.moments.mean
+        newest = replace(newest, pair=pair, bias=bias)
+        reached = _error(spec, sample.held_out, newest, target.root, clipping)
+        if reached >= error:
+            break
+        error, fit = reached, newest
+    return fit
+
+
+def _with_dense(target: Target, dense: Tensor, moments: Moments) -> Target:
+    """The same metric and ridge for another weight, nothing decomposed yet."""
+    return Target(
+        dense=dense,
+        moments=moments,
+        root=target.root,
+        inverse_root=target.inverse_root,
+        ridge=target.ridge,
+    )

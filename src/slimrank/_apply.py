@@ -227,7 +227,7 @@ def apply_plan(
             _call(on_layer, working, name)
             advance(name)
     else:
-        builder = _Builder(working, plan, data, notes)
+        builder = _Builder(working, plan, data, notes, knows_tails=on_layer is None)
         fits = builder.build(names, on_layer, journal, advance)
     for name, module in working.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
@@ -251,7 +251,9 @@ def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> n
 class _Builder:
     """One sequential build: the original and the new model run in lockstep over the same samples."""
 
-    def __init__(self, working: nn.Module, plan: Plan, data: Data, notes: list[Note]) -> None:
+    def __init__(
+        self, working: nn.Module, plan: Plan, data: Data, notes: list[Note], *, knows_tails: bool
+    ) -> None:
         self._original = data.original
         self._original_layers = dict(self._original.named_modules())
         self._working = working
@@ -268,7 +270,9 @@ class _Builder:
         self._batches += [(batch, True) for batch in feed.stream(held_out)]
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
-        self._tails = self._tails_of([name for name in self._settings if name not in self._shared])
+        # What on_layer changes is kept, so nothing is made up for then.
+        alone = [name for name in self._settings if name not in self._shared]
+        self._tails = self._tails_of(alone) if knows_tails else {}
         both = [batch for batch, _ in self._batches]
         self._is_interleaved = can_interleave(self._original, both, list(self._settings))
         if not self._is_interleaved:

@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError
@@ -13,6 +14,7 @@ from slimrank.records import LayerSpec, Setting
 
 ALTERNATIONS = 3
 CLIPPED_ROUNDS = 4
+CLIPPED_ALTERNATIONS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,10 +150,10 @@ def _clipped_fit(
         wanted = clipping.wanted(rows.outputs, _predicted(spec, rows, newest), rows.offsets)
         moved = wanted - rows.outputs
         cross = sample.cross + (moved.T @ centred).double() / len(moved)
-        mean_out = sample.mean_out + moved.double().mean(0)
+        mean_out = sample.mean_out + moved.mean(0, dtype=torch.float64)
         dense = least_squares_weight(weight, cross, sample.moments, ridge=target.ridge)
         goal = _with_dense(target, dense, sample.moments)
-        pair = fit_pair(spec, setting.form, setting.rank, goal, alternations=ALTERNATIONS)
+        pair = fit_pair(spec, setting.form, setting.rank, goal, alternations=CLIPPED_ALTERNATIONS)
         bias = mean_out - effective_weight(spec, pair) @ sample.moments.mean
         newest = replace(newest, pair=pair, bias=bias)
         reached = _error(spec, sample.held_out, newest, target.root, clipping)

@@ -156,6 +156,7 @@ CASES = {
         batches=lambda n: n.noise(24),
         compressible=["plain", "out"],
         reasons={"parametrized": "parametrised", "spectral": "parametrised"},
+        macs=0.8,
     ),
     "old weight norm": Case(
         build=_old_weight_norm,
@@ -204,6 +205,7 @@ CASES = {
         batches=lambda n: n.noise(5, 24),
         compressible=["fc", "out"],
         reasons={"lstm": "no method for LSTM"},
+        macs=0.95,
     ),
     "a list of images of several sizes": Case(
         build=lambda n: n.settle(n.Detector()),

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank import _apply, _survey
+from slimrank import _apply, _fits, _survey
 
 HERE = Path(__file__).parent
 
@@ -191,13 +191,13 @@ def test_an_interrupted_apply_goes_on(
         study.apply(plan)
     monkeypatch.undo()
     fitted: list[str] = []
-    original = _apply.fit_pair
+    original = _fits.fit_pair
 
     def counting(spec: object, *args: object, **kwargs: object) -> object:
         fitted.append(spec.name)  # type: ignore[attr-defined]
         return original(spec, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_apply, "fit_pair", counting)
+    monkeypatch.setattr(_fits, "fit_pair", counting)
     loaded = sr.Study.load(tmp_path, model=nets.cnn(), run_dir=tmp_path, progress=False)
     resumed = loaded.apply(plan)
     assert "stem" not in fitted

@@ -170,7 +170,7 @@ class MomentSums:
             self._other_sum = self._other_sum.to(rows.device)
         self.n_rows += len(rows)
         shifted = rows - self._shift
-        self._sum += shifted.double().sum(0)
+        self._sum += shifted.sum(0, dtype=torch.float64)
         if other is not None:
             self._add_other(shifted, other.detach().float())
         if self._kept is not None:
@@ -186,7 +186,7 @@ class MomentSums:
         if self._other_shift is None:
             self._other_shift = other.mean(0)
         moved = other - self._other_shift
-        self._other_sum += moved.double().sum(0)
+        self._other_sum += moved.sum(0, dtype=torch.float64)
         if self._kept is not None:
             self._kept_other.append(moved)
             return

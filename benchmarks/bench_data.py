@@ -26,8 +26,17 @@ KEY = ("network", "images", "shift", "seed")
 NETWORKS = ("resnet", "vit")
 
 
-def _divergence(model: nn.Module, other: nn.Module, images: list[Tensor]) -> float:
-    """Nats per picture."""
+def divergence(model: nn.Module, other: nn.Module, images: list[Tensor]) -> float:
+    """Nats per picture between the answers of two networks.
+
+    Args:
+        model: the original.
+        other: the other.
+        images: batches of pictures.
+
+    Returns:
+        The mean Kullback-Leibler divergence.
+    """
     total = 0.0
     with torch.inference_mode():
         for batch in images:
@@ -71,7 +80,7 @@ def rows_of(task: Task) -> Iterator[Row]:
             "accuracy_after": round(100 * float(after.double().mean()), 2),
             "points_lost": round(lost, 2),
             "interval_95": round(interval, 2),
-            "divergence_on_fresh_pictures": round(_divergence(model, result.model, fresh), 4),
+            "divergence_on_fresh_pictures": round(divergence(model, result.model, fresh), 4),
             "divergence_told": round(result.divergence or 0.0, 4),
             "layers_fitted_sequentially": f"{kinds.count('sequential')} of {len(kinds)}",
             "says_data_are_few": "yes" if is_few else "no",

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was tried to lose less: each idea alone, on the same plan, with what it brings on fresh pictures.
+
+What helps is in slimrank and is taken out here; what does not is not, and is put in here. One row per network
+and idea, in ``benchmarks/results/ablation-cpu-torch<version>.csv``.
+"""
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import slimrank as sr
+from benchmarks.bench_data import divergence
+from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tasks.tasks import TASKS, Task, paired_interval
+from slimrank.graph import Tail, find_tails
+
+RATIOS = {"vgg": 0.25, "resnet": 0.35, "mobilenet": 0.35, "vit": 0.35}
+N_IMAGES = 512
+N_PLANS = 6
+
+
+def _only(**kept: bool) -> Callable[..., Mapping[str, Tail]]:
+    """``find_tails`` that knows of a part only."""
+
+    def find(*args: object) -> Mapping[str, Tail]:
+        tails = find_tails(*args)  # type: ignore[arg-type]
+        if not kept.get("clipping", False):
+            return {name: dataclasses.replace(tail, bounds=None) for name, tail in tails.items()}
+        return {name: tail for name, tail in tails.items() if tail.shortcut is None}
+
+    return find
+
+
+PATCHES: dict[str, dict[str, object]] = {
+    "as it is": {},
+    "knows neither shortcut nor clipping": {"slimrank._apply.find_tails": lambda *_: {}},
+    "knows the shortcut only": {"slimrank._apply.find_tails": _only()},
+    "knows the clipping only": {"slimrank._apply.find_tails": _only(clipping=True)},
+    "no alternating refinement": {"slimrank._fits.ALTERNATIONS": 0},
+    "12 rounds of alternating refinement": {"slimrank._fits.ALTERNATIONS": 12},
+    "four times the rows": {
+        "slimrank.calibrate._rows._ROWS_PER_COLUMN": 80,
+        "slimrank.calibrate._rows._MIN_ROWS": 65536,
+    },
+    "G shrunk by 0.01": {"slimrank.methods._pair._GRADIENT_SHRINK": 0.01},
+    "G shrunk by 1": {"slimrank.methods._pair._GRADIENT_SHRINK": 1.0},
+    "one ridge, not chosen on held-out rows": {"slimrank._apply._RIDGES": ()},
+}
+
+
+def _with_patches(patches: Mapping[str, object], build: Callable[[], sr.Result]) -> sr.Result:
+    with contextlib.ExitStack() as stack:
+        for name, value in patches.items():
+            stack.enter_context(mock.patch(name, value))
+        return build()
+
+
+def _best_of_plans(study: sr.Study, macs: float) -> sr.Result:
+    """Plans from damages that are off by a random factor a layer; the build with the least divergence."""
+    rng = np.random.default_rng(0)
+    results = [study.apply(study.plan(macs=macs))]
+    for _ in range(N_PLANS - 1):
+        factors = {spec.name: np.exp(0.4 * rng.standard_normal()) for spec in study.layers}
+        curves = tuple(
+            dataclasses.replace(curve, damage=curve.damage * factors[curve.layer]) for curve in study.curves
+        )
+        results.append(study.apply(dataclasses.replace(study, curves=curves).plan(macs=macs)))
+    return min(results, key=lambda result: result.divergence or 0.0)
+
+
+def _norms_again(model: nn.Module, images: Tensor) -> nn.Module:
+    """Batch-norm statistics from the calibration pictures, in the compressed network."""
+    model = copy.deepcopy(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in images.split(64):
+            model(batch)
+    return model.eval()
+
+
+def _distilled(model: nn.Module, original: nn.Module, images: Tensor, epochs: int) -> nn.Module:
+    """All weights trained towards the original's outputs."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(model).requires_grad_().eval()
+    with torch.no_grad():
+        wanted = torch.cat([original(batch).log_softmax(1) for batch in images.split(64)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0)
+    steps = epochs * -(-len(images) // 64)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(64):
+            found = model(images[batch]).log_softmax(1)
+            loss = functional.kl_div(found, wanted[batch], log_target=True, reduction="batchmean")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model
+
+
+def rows_of(task: Task) -> Iterator[Row]:
+    """Every idea on one network.
+
+    Args:
+        task: the network.
+
+    Yields:
+        The rows, as they are done.
+    """
+    model, batches = task.model(), task.batches(N_IMAGES)
+    before, fresh, ratio = task.right(model), task.batches(512, seed=99), RATIOS[task.name]
+    study = sr.study(model, batches, skip=task.skip, progress=False)
+    macs = task.budget(study, ratio)
+    plan = study.plan(macs=macs)
+    images = torch.cat(batches)
+
+    def row(idea: str, found: nn.Module, seconds: float) -> Row:
+        after = task.right(found)
+        lost, interval = paired_interval(before, after)
+        return {
+            "network": task.name,
+            "ratio_asked": ratio,
+            "idea": idea,
+            "points_lost": round(lost, 2),
+            "interval_95": round(interval, 2),
+            "divergence_on_fresh_pictures": round(divergence(model, found, fresh), 5),
+            "seconds": round(seconds, 1),
+        }
+
+    built = study.apply(plan).model
+    later: dict[str, Callable[[], nn.Module]] = {
+        f"best of {N_PLANS} plans by held-out divergence": lambda: _best_of_plans(study, macs).model,
+        "batch norms estimated again": lambda: _norms_again(built, images),
+        "distilled for 5 epochs (training)": lambda: _distilled(built, model, images, 5),
+        "distilled for 15 epochs (training)": lambda: _distilled(built, model, images, 15),
+    }
+    ideas = {
+        name: lambda patches=patches: _with_patches(patches, lambda: study.apply(plan)).model
+        for name, patches in PATCHES.items()
+    }
+    for idea, build in {**ideas, **later}.items():
+        start = time.perf_counter()
+        found = build()
+        yield row(idea, found, time.perf_counter() - start)
+
+
+def main() -> None:
+    """Runs the rows of the networks asked for, and merges them into the table."""
+    parser = argparse.ArgumentParser(description="Each idea alone.")
+    parser.add_argument("--network", choices=sorted(TASKS), action="append")
+    args = parser.parse_args()
+    for name in args.network or sorted(TASKS):
+        rows = []
+        for row in rows_of(TASKS[name]):
+            rows.append({**row, **context()})
+            print(row, flush=True)
+        merge_table(table_path("ablation"), rows, ("network", "idea"))
+
+
+if __name__ == "__main__":
+    main()

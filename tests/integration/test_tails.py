@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits that make up for what a shortcut lost, and that know what a ReLU throws away."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slimrank as sr
+from slimrank import _apply, demo
+
+
+def without_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_apply, "find_tails", lambda *_args: {})
+
+
+@pytest.mark.slow
+def test_both_lower_the_divergence_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = demo.build(), demo.calibration_batches()[:4]
+    study = sr.study(model, batches, progress=False)
+    plan = study.plan(macs=0.3)
+    knowing = study.apply(plan)
+    without_tails(monkeypatch)
+    plain = study.apply(plan)
+    assert knowing.divergence is not None
+    assert plain.divergence is not None
+    assert knowing.divergence < 0.95 * plain.divergence
+
+
+class Relued(nn.Module):
+    """Most outputs of the first layer are thrown away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.last = nn.Linear(12, 12), nn.Linear(12, 6)
+        with torch.no_grad():
+            for layer in (self.first, self.last):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+            self.first.bias.fill_(-2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x).relu())
+        return out
+
+
+def test_a_relu_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = list(torch.randn(600, 12, generator=torch.Generator().manual_seed(1)).split(60))
+    study = sr.study(Relued().eval(), data, progress=False)
+    plan = sr.Plan.manual(study, {"first": ("weight_svd", 4)})
+    knowing = study.apply(plan)
+    without_tails(monkeypatch)
+    plain = study.apply(plan)
+    assert knowing.divergence is not None
+    assert plain.divergence is not None
+    assert knowing.divergence < 0.9 * plain.divergence
+
+
+def test_on_layer_is_not_worked_against(nets: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user's function changes is kept, so nothing is made up for."""
+    study = sr.study(nets.cnn(), nets.noise(4, 8, 8), progress=False)
+    seen: list[object] = []
+    monkeypatch.setattr(_apply, "find_tails", lambda *args: seen.append(args) or {})
+    study.apply(study.plan(macs=0.7), on_layer=lambda _model, _name: None)
+    assert not seen
+    study.apply(study.plan(macs=0.7))
+    assert seen

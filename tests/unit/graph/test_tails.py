@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slimrank.graph import Lockstep, Shortcut, Tail, as_batch, find_tails, quiet_copy
+
+INF = float("inf")
+
+
+class Block(nn.Module):
+    """A residual block; ``late`` computes its shortcut last, ``leak`` uses the sum before the ReLU too."""
+
+    def __init__(self, *, late: bool = False, leak: bool = False, inplace: bool = False) -> None:
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.b, self.nb = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.short = nn.Conv2d(3, 3, 1)
+        self.relu = nn.ReLU(inplace=inplace)
+        self.late, self.leak = late, leak
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = None if self.late else self.short(x)
+        y = self.nb(self.b(self.relu(self.na(self.a(x)))))
+        total = y + (self.short(x) if shortcut is None else shortcut)
+        out = self.relu(total)
+        return out + total if self.leak else out
+
+
+def tails(model: nn.Module, x: Tensor) -> dict[str, Tail]:
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return dict(find_tails(quiet_copy(model), as_batch(x), names))
+
+
+IMAGE = torch.ones(1, 3, 5, 5)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_norm_sum_and_relu_are_found(inplace: bool) -> None:
+    # One ReLU module called twice: it is no source, and its calls count by tensor.
+    found = tails(Block(inplace=inplace), IMAGE)
+    assert found["a"] == Tail(norm="na", bounds=(0.0, INF))
+    assert found["b"] == Tail(norm="nb", shortcut=Shortcut("short", "output"), bounds=(0.0, INF))
+    assert "short" not in found
+
+
+def test_the_branch_that_runs_last_makes_up_for_the_other() -> None:
+    found = tails(Block(late=True), IMAGE)
+    assert found["short"] == Tail(shortcut=Shortcut("nb", "output"), bounds=(0.0, INF))
+    # What is added to b comes later than b: neither sum nor ReLU can be reckoned with.
+    assert "b" not in found
+
+
+def test_a_sum_that_is_used_again_is_not_clipped() -> None:
+    assert tails(Block(leak=True), IMAGE)["b"].bounds is None
+
+
+def test_an_output_that_is_used_twice_has_no_tail() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return functional.relu(y) + y.mean()
+
+    assert tails(Twice(), torch.ones(2, 4)) == {}
+
+
+def test_an_output_that_is_returned_as_well_has_no_tail() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.a(x)
+            return y, functional.relu(y)
+
+    assert tails(Both(), torch.ones(2, 4)) == {}
+
+
+def test_a_layer_that_is_called_twice_has_no_tail() -> None:
+    shared = nn.Linear(4, 4)
+    assert tails(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU()), torch.ones(2, 4)) == {}
+
+
+@pytest.mark.parametrize(
+    ("clip", "bounds"),
+    [
+        (nn.ReLU6(), (0.0, 6.0)),
+        (nn.ReLU6(inplace=True), (0.0, 6.0)),
+        (nn.Hardtanh(-2, 3), (-2.0, 3.0)),
+        (nn.Hardtanh(), (-1.0, 1.0)),
+    ],
+)
+def test_both_ends_of_a_clipping_are_read(clip: nn.Module, bounds: tuple[float, float]) -> None:
+    assert tails(nn.Sequential(nn.Linear(4, 4), clip), torch.ones(2, 4))["0"].bounds == bounds
+
+
+def test_clamp_with_one_end_is_read() -> None:
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).clamp(min=0.5)).clamp(max=2.0)
+
+    found = tails(Clamped(), torch.ones(2, 4))
+    assert found["a"].bounds == (0.5, INF)
+    assert found["b"].bounds == (-INF, 2.0)
+
+
+def test_other_nonlinearities_are_no_clipping() -> None:
+    assert tails(nn.Sequential(nn.Linear(4, 4), nn.GELU()), torch.ones(2, 4)) == {}
+
+
+@torch.no_grad()
+def test_lockstep_hands_out_what_will_be_added() -> None:
+    model = quiet_copy(Block())
+    data = [as_batch(torch.randn(n, 3, 5, 5)) for n in (2, 1)]
+    with Lockstep(model, data, ["b"], {"b": Shortcut("short", "output")}) as lockstep:
+        lockstep.advance("b")
+        added = lockstep.shortcut("b")
+    for batch, tensor in zip(data, added, strict=True):
+        assert tensor is not None
+        assert torch.equal(tensor, model.short(batch.args[0]))

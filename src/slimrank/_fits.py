@@ -13,7 +13,7 @@ from slimrank.methods import Pair, Target, effective_weight, fit_pair
 from slimrank.records import LayerSpec, Setting
 
 ALTERNATIONS = 3
-CLIPPED_ROUNDS = 4
+CLIPPED_ROUNDS = 2
 CLIPPED_ALTERNATIONS = 1
 
 

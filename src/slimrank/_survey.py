@@ -67,8 +67,7 @@ from slimrank.report import Phases
 _MOMENT_BYTES = 600_000_000
 _ANCHOR_MACS = 6e12
 _MIN_ANCHOR_SAMPLES = 8
-_ANCHOR_ALTERNATIONS = 2
-_WIDE = 2048
+_ANCHOR_ALTERNATIONS = 1
 _REPLAY_BYTES = 500_000_000
 _OUTPUT_BYTES = 250_000_000
 _FEW_ROWS = 10
@@ -470,8 +469,7 @@ class _Anchors:
         measured: dict[Method, list[Anchor]] = {}
         for method in dict.fromkeys(curve.method for curve in curves):
             for form, rank, error in anchor_points(curves, method, spec.macs):
-                rounds = _ANCHOR_ALTERNATIONS if row_width(spec) < _WIDE else 1
-                pair = fit_pair(spec, form, rank, target, alternations=rounds)
+                pair = fit_pair(spec, form, rank, target, alternations=_ANCHOR_ALTERNATIONS)
                 lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
                 pair_bias = lost if bias is None else lost + bias
                 replace_module(

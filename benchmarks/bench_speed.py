@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds and memory of study + plan + apply beside AIMET's greedy procedure, and their growth.
 
-Half of the MACs, everything included on both sides but imports of AIMET. slimrank runs in a process of its
-own before AIMET's run and twice after it; medians and ratios. AIMET's scheme is the one that suits the network. Tables ``speed`` and ``growth`` in
-``benchmarks/results/``.
+Half of the MACs, everything included on both sides but imports. slimrank runs in a process of its own before
+AIMET's run and twice after it; medians and ratios. AIMET's scheme is the one that suits the network. Tables
+``speed`` and ``growth`` in ``benchmarks/results/``.
 """
 
 import argparse
@@ -22,7 +22,7 @@ RATIO = 0.5
 N_IMAGES = 512
 GROWTH_IMAGES = 128
 SCALES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))
-PHASES = ("capture", "gradients", "moments", "curves", "apply", "verify")
+PHASES = ("capture", "gradients", "moments", "curves", "anchors", "apply", "verify")
 
 
 def _run(*arguments: str) -> dict[str, Any]:

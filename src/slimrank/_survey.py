@@ -356,7 +356,7 @@ def measure(
                         layers[index] = replace(spec, methods=(), reason="no calibration sample reached it")
                         continue
                     curves[index] = _curves_of(
-                        spec, opened.original, moments.pop(spec.name), grams, anchors, options
+                        spec, opened.original, moments.pop(spec.name), grams, anchors, options, phases
                     )
                     if store is not None:
                         _write_curves(store, index, curves[index])
@@ -437,11 +437,14 @@ def _curves_of(
     grams: Mapping[str, Tensor],
     anchors: "_Anchors",
     options: Options,
+    phases: Phases,
 ) -> tuple[Curve, ...]:
     target = _target_of(spec, model.get_submodule(spec.name), moments, grams)
     methods = [method for method in options.methods if method in spec.methods]
     curves = layer_curves(spec, methods, target, has_bias=True)
-    return anchored_curves(curves, anchors.measure(spec, target, curves))
+    with phases.part("anchors", of="curves"):
+        measured = anchors.measure(spec, target, curves)
+    return anchored_curves(curves, measured)
 
 
 class _Anchors:

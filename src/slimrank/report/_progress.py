@@ -48,3 +48,19 @@ class Phases:
                 yield lambda steps: progress.advance(task, steps)
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def part(self, name: str, of: str) -> Iterator[None]:
+        """A part of a running phase whose seconds are told apart.
+
+        Args:
+            name: of the part; seconds of equal names add up.
+            of: the phase; the part's seconds are not in it.
+        """
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            taken = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + taken
+            self.seconds[of] = self.seconds.get(of, 0.0) - taken

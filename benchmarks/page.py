@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets the tables of ``docs/benchmarks.md`` from ``benchmarks/results/``, between its markers."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.plots import NAMES
+from benchmarks.tables import read_table, table_path
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+COLUMNS = ("optimal", "independent fits", "without G", "greedy", "uniform", "data-free")
+REFERENCES = ("AIMET spatial_svd", "AIMET weight_svd")
+Row = Mapping[str, str]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _lost(row: Row | None) -> str:
+    if row is None:
+        return ""
+    macs = float(row["macs_counted"])
+    off = (
+        ""
+        if abs(macs - float(row["ratio_asked"])) < 0.005 or row["network"] == "vit"
+        else f" (at {macs:.2f})"
+    )
+    return f"{float(row['points_lost']):.2f} ± {float(row['interval_95']):.2f}{off}"
+
+
+def accuracy() -> str:
+    """Points lost, by network and budget."""
+    rows = {(r["network"], r["ratio_asked"], r["way"]): r for r in read_table(table_path("accuracy"))}
+    ways = (*COLUMNS, *REFERENCES)
+    lines = [
+        [NAMES[network], ratio, *(_lost(rows.get((network, ratio, way))) for way in ways)]
+        for network in NAMES
+        for ratio in ("0.75", "0.5", "0.35", "0.25")
+    ]
+    heads = ("network", "MACs", "**slimrank**", *COLUMNS[1:], "AIMET spatial SVD", "AIMET weight SVD")
+    return _table(heads, lines)
+
+
+def given() -> str:
+    """What was given to each, at half of the MACs."""
+    rows = [r for r in read_table(table_path("accuracy")) if r["ratio_asked"] == "0.5"]
+    lines = [
+        [
+            NAMES[row["network"]],
+            row["way"],
+            row["accuracy_before"],
+            row["accuracy_after"],
+            row["unlabelled_images"],
+            row["labelled_images"],
+            row["evaluations"],
+            row["divergence"],
+            row["damage_predicted"],
+        ]
+        for row in rows
+        if row["way"] in ("optimal", *REFERENCES)
+    ]
+    return _table(
+        ("network", "way", "before, %", "after, %", "unlabelled images", "labelled images", "evaluations",
+         "divergence, nats", "predicted"),
+        lines,
+    )  # fmt: skip
+
+
+def data() -> str:
+    """Points lost by number and kind of pictures."""
+    lines = [
+        [
+            NAMES[row["network"]],
+            row["images"],
+            {"none": "pictures of the task"}.get(row["shift"], row["shift"]),
+            row["seed"],
+            f"{float(row['points_lost']):.2f} ± {float(row['interval_95']):.2f}",
+            row["divergence_on_fresh_pictures"],
+            row["says_data_are_few"],
+        ]
+        for row in read_table(table_path("data"))
+    ]
+    heads = (
+        "network",
+        "images",
+        "kind",
+        "seed",
+        "points lost",
+        "divergence on fresh pictures",
+        "says data are few",
+    )
+    return _table(heads, lines)
+
+
+def speed() -> str:
+    """Seconds beside AIMET."""
+    lines = [
+        [
+            NAMES[row["network"]],
+            row["aimet_scheme"].replace("_", " "),
+            row["aimet_evaluations"],
+            row["aimet_seconds"],
+            row["seconds"],
+            f"**{float(row['times_faster']):.1f}**",
+            row["further_plan_seconds"],
+            row["floor_seconds"],
+            f"{float(row['peak_mb']):.0f}",
+        ]
+        for row in read_table(table_path("speed"))
+    ]
+    return _table(
+        ("network", "AIMET's scheme", "its evaluations", "its seconds", "slimrank's seconds", "times faster",
+         "a further plan, s", "one forward + backward, s", "peak above the model, MB"),
+        lines,
+    )  # fmt: skip
+
+
+def phases() -> str:
+    """Where the seconds go."""
+    rows = read_table(table_path("speed"))
+    names = [name for name in (rows[0] if rows else {}) if name.startswith("phase_")]
+    lines = [[NAMES[row["network"]], *(row[name] for name in names), row["times_floor"]] for row in rows]
+    heads = ("network", *(name.removeprefix("phase_") for name in names), "times one forward + backward")
+    return _table(heads, lines)
+
+
+def growth() -> str:
+    """Seconds by size."""
+    lines = [
+        [
+            row["depth"],
+            row["width"],
+            f"{int(row['macs']) / 1e6:.0f}",
+            row["seconds"],
+            row["times_floor"],
+            row["peak_mb"],
+        ]
+        for row in read_table(table_path("growth"))
+    ]
+    return _table(
+        ("depth", "width", "million MACs", "seconds", "times one forward + backward", "peak, MB"), lines
+    )
+
+
+def ablation() -> str:
+    """What was tried."""
+    rows = read_table(table_path("ablation"))
+    by_idea: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_idea.setdefault(row["idea"], {})[row["network"]] = row
+
+    def cell(row: Row | None) -> str:
+        if row is None:
+            return ""
+        return f"{float(row['points_lost']):.2f} / {float(row['divergence_on_fresh_pictures']):.4f}"
+
+    lines = [[idea, *(cell(own.get(network)) for network in NAMES)] for idea, own in by_idea.items()]
+    ratios = {row["network"]: row["ratio_asked"] for row in rows}
+    return _table(("idea", *(f"{NAMES[n]}, {ratios.get(n, '')}" for n in NAMES)), lines)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    table.__name__: table for table in (accuracy, given, data, speed, phases, growth, ablation)
+}
+
+
+def main() -> None:
+    """Writes the page anew."""
+    page = PAGE.read_text()
+    for name, table in TABLES.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if start not in page or end not in page:
+            raise SystemExit(f"{PAGE} lacks the markers {start} and {end}")
+        body = f"{start}\n{table()}\n{end}"
+        page = re.sub(
+            f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, page, flags=re.DOTALL
+        )
+    PAGE.write_text(page)
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

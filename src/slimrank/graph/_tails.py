@@ -100,7 +100,8 @@ class _Moment:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Moment":
-        return cls(tensor, tensor._version)
+        # Inference tensors do not count their changes.
+        return cls(tensor, 0 if tensor.is_inference() else tensor._version)
 
     @property
     def key(self) -> tuple[int, int]:

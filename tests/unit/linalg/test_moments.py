@@ -194,3 +194,15 @@ def test_least_squares_on_constant_inputs_keeps_the_old_weight(keep_rows: bool, 
     weight = torch.randn((2, 3), dtype=torch.float64, generator=rng)
     fitted = least_squares_weight(weight, sums.cross()[0], sums.moments(), ridge=1e-3)
     torch.testing.assert_close(fitted, weight)
+
+
+def test_wide_moments_are_symmetric_and_right() -> None:
+    # Above the block size, where half of the product is copied.
+    rows = torch.randn(900, 601, generator=torch.Generator().manual_seed(0))
+    sums = MomentSums(601)
+    sums.add(rows[:500])
+    sums.add(rows[500:])
+    matrix = sums.moments().matrix
+    assert matrix is not None
+    torch.testing.assert_close(matrix, matrix.T, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(matrix, torch.cov(rows.double().T, correction=0), atol=1e-5, rtol=1e-4)

@@ -138,7 +138,7 @@ class _Gathered:
     """What is known of one layer once all batches have reached it.
 
     Attributes:
-        own: sums over the inputs in the original.
+        own: sums over the inputs in the original; empty where rows are plenty.
         joint: sums over the inputs in the new model, with the wanted outputs.
         held_out: rows of held-out samples, per batch.
         rows: some of the other rows, per batch, where a clipping follows.
@@ -432,7 +432,7 @@ class _Builder:
                     "sequential" if self._data.sequential else "independent",
                     Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
                 )
-            if is_joint:
+            if is_joint and seen.own.n_rows:
                 alone = seen.own.moments()
                 yield (
                     "independent",
@@ -475,6 +475,8 @@ class _Builder:
             joint=MomentSums(width, keep_rows=keep, other_width=n_out),
             clipping=clipping,
         )
+        # With rows in plenty a fit to the original's inputs has nothing to win.
+        needs_own = not self._data.sequential or self._is_scarce(spec)
         limit = min(max(_CLIPPED_ROWS, 8 * width), _CLIPPED_BYTES // (4 * (width + 2 * n_out)))
         step = max(1, row_cap(spec) // max(limit, 1))
         for number, ((batch, is_held_out), here) in enumerate(zip(self._batches, reached, strict=True)):
@@ -508,11 +510,18 @@ class _Builder:
                 seen.held_out.append(here_rows)
                 continue
             seen.moved = seen.moved or not torch.equal(rows, rows_hat)
-            seen.own.add(rows_hat if is_changed else rows)
+            if needs_own:
+                seen.own.add(rows_hat if is_changed else rows)
             seen.joint.add(rows_hat, wanted)
             if clipping is not None:
                 seen.rows.append(_every(here_rows, step))
         return seen
+
+    def _is_scarce(self, spec: LayerSpec) -> bool:
+        """Whether fewer rows reach a layer than a fit to moving inputs wants."""
+        width = row_width(spec)
+        per_sample = spec.macs // max(1, width * spec.weight_shape[0])
+        return min(row_cap(spec), per_sample * self._n_fit) < _ENOUGH_ROWS * width
 
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
         share = batch.n_samples / max(self._n_fit, 1)

@@ -13,7 +13,7 @@ from slimrank.methods._pair import Target, effective_weight, error_by_rank, fit_
 from slimrank.methods._table import RULES
 from slimrank.records import Curve, Form, LayerSpec, Method
 
-ANCHOR_RATIOS = (0.7, 0.4, 0.2, 0.08)
+ANCHOR_RATIOS = (0.55, 0.25, 0.08)
 PROBE_SHARES = (0.15, 0.5)
 PROBE_ALTERNATIONS = 1
 _TINY = 1e-12

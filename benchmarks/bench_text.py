@@ -32,7 +32,7 @@ def examine(model: TextClassifier) -> tuple[Tensor, Tensor]:
         model: the classifier or what became of it.
 
     Returns:
-        (1920,) bool, right answers, and (1920, 384).
+        (1600,) bool, right answers, and (1600, 384).
     """
     texts, labels = labelled_texts("test")
     embeddings = embed(model, texts)

@@ -98,7 +98,7 @@ def calibration_batches(count: int = 512, seed: int = 0) -> list[Tokens]:
     """Unlabelled texts, neither in the test nor in the train split.
 
     Args:
-        count: at most 720.
+        count: at most 544.
         seed: which of them.
 
     Returns:

@@ -21,7 +21,7 @@ from slimrank.calibrate._rows import (
     token_mask,
 )
 from slimrank.graph import OutputChoice, pick_outputs, run, tap_layers
-from slimrank.linalg import Moments, MomentSums
+from slimrank.linalg import Moments, MomentSums, gram
 from slimrank.records import LayerSpec
 
 _GRADIENT_ROWS = 32768
@@ -219,7 +219,7 @@ def _summing(
             weight = len(rows) / wanted
             rows = rows[chosen]
         rows = rows.float() / scale
-        product = (rows.T @ rows).double() * weight
+        product = gram(rows).double() * weight
         if spec.name in sums:
             sums[spec.name] += product
         else:

@@ -2,7 +2,7 @@
 """Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
 
 from slimrank.linalg._clipping import Clipping, reaching
-from slimrank.linalg._moments import Moments, MomentSums, least_squares_weight, ridge_of
+from slimrank.linalg._moments import Moments, MomentSums, gram, least_squares_weight, ridge_of
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots
 from slimrank.linalg._split_pair import (
@@ -22,6 +22,7 @@ __all__ = [
     "SplitFactors",
     "cholesky_psd",
     "fit_split",
+    "gram",
     "initial_first_factor",
     "least_squares_weight",
     "nested_errors",

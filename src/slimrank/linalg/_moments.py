@@ -133,16 +133,23 @@ def least_squares_weight(weight: Tensor, cross: Tensor, moments: Moments, *, rid
     return weight + (missing - solved.T @ rows / moments.n_rows) / added
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """``rows.T @ rows``, the half below the diagonal copied from the one above it."""
+def gram(rows: Tensor) -> Tensor:
+    """``rows.T @ rows``, the half below the diagonal copied from the one above it.
+
+    Args:
+        rows: (S, D).
+
+    Returns:
+        (D, D), dtype of the rows.
+    """
     width = rows.shape[1]
     if width <= _GRAM_BLOCK:
         return rows.T @ rows
     half = width // 2
     left, right = rows[:, :half], rows[:, half:]
     product = rows.new_empty(width, width)
-    product[:half, :half] = _gram(left)
-    product[half:, half:] = _gram(right)
+    product[:half, :half] = gram(left)
+    product[half:, half:] = gram(right)
     product[:half, half:] = left.T @ right
     product[half:, :half] = product[:half, half:].T
     return product
@@ -192,7 +199,7 @@ class MomentSums:
         if self._kept is not None:
             self._kept.append(shifted)
             return
-        product = _gram(shifted)
+        product = gram(shifted)
         if self._square is None:
             self._square = product.double()
         else:

@@ -174,6 +174,10 @@ def main() -> None:
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if start not in page or end not in page:
             raise SystemExit(f"{PAGE} lacks the markers {start} and {end}")
+        source = {"given": "accuracy", "phases": "speed"}.get(name, name)
+        if not read_table(table_path(source)):
+            print(f"{source}: no table yet")
+            continue
         body = f"{start}\n{table()}\n{end}"
         page = re.sub(
             f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, page, flags=re.DOTALL

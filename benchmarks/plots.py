@@ -147,7 +147,7 @@ def speed() -> None:
     single = list({row["network"]: row for row in rows}.values())
     base = [0.0] * len(single)
     for phase in phases:
-        heights = [float(row[phase]) for row in single]
+        heights = [float(row[phase] or 0) for row in single]
         right.bar(range(len(single)), heights, 0.6, bottom=base, label=phase.removeprefix("phase_"))
         base = [a + b for a, b in zip(base, heights, strict=True)]
     floors = [float(row["floor_seconds"]) for row in single]
@@ -194,6 +194,10 @@ def main() -> None:
     mpl.rcParams |= {"svg.hashsalt": "slimrank", "font.size": 8, "axes.grid": True, "grid.alpha": 0.3}
     FIGURES.mkdir(exist_ok=True)
     for plot in PLOTS:
+        table = "accuracy" if plot is prediction else plot.__name__
+        if not read_table(table_path(table)):
+            print(f"{table}: no table yet")
+            continue
         plot()
         print(FIGURES / f"{plot.__name__}.svg")
 

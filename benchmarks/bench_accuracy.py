@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 import slimrank as sr
 from benchmarks.reference import LABELLED, SCHEMES, compressed, network_at
 from benchmarks.tables import Row, Value, context, merge_table, table_path
-from benchmarks.tasks.tasks import TASKS, Task, paired_interval
+from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
+from slimrank.graph import as_batch, count_cost
 
 RATIOS = (0.75, 0.5, 0.35, 0.25)
 N_IMAGES = 512
@@ -28,17 +28,13 @@ def _measured(task: Task, before: Tensor, ratio: float, way: str, build: Callabl
     result = build()
     seconds = time.perf_counter() - start
     after = task.right(result.model)
-    lost, interval = paired_interval(before, after)
     return {
         "network": task.name,
         "ratio_asked": ratio,
         "way": way,
         "macs_counted": round(result.keep_ratio("macs"), 4),
         "params_counted": round(result.keep_ratio("params"), 4),
-        "accuracy_before": round(100 * float(before.double().mean()), 2),
-        "accuracy_after": round(100 * float(after.double().mean()), 2),
-        "points_lost": round(lost, 2),
-        "interval_95": round(interval, 2),
+        **accuracy_columns(before, after),
         "divergence": None if result.divergence is None else round(result.divergence, 5),
         "damage_predicted": None if result.damage is None else round(result.damage, 5),
         "unlabelled_images": 0 if way == "data-free" else N_IMAGES,
@@ -46,18 +42,6 @@ def _measured(task: Task, before: Tensor, ratio: float, way: str, build: Callabl
         "evaluations": 0,
         "seconds": round(seconds, 1),
     }
-
-
-def _macs(model: nn.Module) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 1, 32, 32))
-    # Two operations a multiply-accumulate; attention on the CPU, which is not counted, is the same before
-    # and after.
-    return int(counter.get_total_flops()) // 2
-
-
-def _params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def rows_of(task: Task) -> Iterator[Row]:
@@ -110,7 +94,8 @@ def reference_rows(task: Task) -> Iterator[Row]:
         The rows, as they are done.
     """
     model = task.model()
-    before, whole = task.right(model), _macs(model)
+    before, sample = task.right(model), as_batch(torch.zeros(1, 1, 32, 32))
+    whole = count_cost(model, sample)
     for scheme in SCHEMES[task.name]:
         results, folder = compressed(task.name, scheme)
         for entry in results["ratios"]:
@@ -120,16 +105,12 @@ def reference_rows(task: Task) -> Iterator[Row]:
                 yield {**row, "note": entry["error"].strip().splitlines()[-1]}
                 continue
             found = network_at(task.name, folder, ratio)
-            after = task.right(found)
-            lost, interval = paired_interval(before, after)
+            after, cost = task.right(found), count_cost(found, sample)
             yield {
                 **row,
-                "macs_counted": round(_macs(found) / whole, 4),
-                "params_counted": round(_params(found) / _params(model), 4),
-                "accuracy_before": round(100 * float(before.double().mean()), 2),
-                "accuracy_after": round(100 * float(after.double().mean()), 2),
-                "points_lost": round(lost, 2),
-                "interval_95": round(interval, 2),
+                "macs_counted": round(cost.macs / whole.macs, 4),
+                "params_counted": round(cost.params / whole.params, 4),
+                **accuracy_columns(before, after),
                 "unlabelled_images": 0,
                 "labelled_images": LABELLED,
                 "evaluations": entry["evaluations"],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import slimrank as sr
 from benchmarks.tables import Row, context, merge_table, table_path
 from benchmarks.tasks.glyphs import Shift
-from benchmarks.tasks.tasks import TASKS, Task, paired_interval
+from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 
 RATIO = 0.5
 COUNTS = (32, 64, 128, 256, 512, 2048)
@@ -67,7 +67,6 @@ def rows_of(task: Task) -> Iterator[Row]:
         result = study.apply(study.plan(macs=task.budget(study, RATIO)))
         seconds = time.perf_counter() - start
         after = task.right(result.model)
-        lost, interval = paired_interval(before, after)
         is_few = any("More samples help" in note.text for note in result.notes)
         kinds = [layer.fit for layer in result.layers if layer.fit]
         yield {
@@ -76,10 +75,7 @@ def rows_of(task: Task) -> Iterator[Row]:
             "shift": shift,
             "seed": seed,
             "macs_counted": round(result.keep_ratio("macs"), 4),
-            "accuracy_before": round(100 * float(before.double().mean()), 2),
-            "accuracy_after": round(100 * float(after.double().mean()), 2),
-            "points_lost": round(lost, 2),
-            "interval_95": round(interval, 2),
+            **accuracy_columns(before, after),
             "divergence_on_fresh_pictures": round(divergence(model, result.model, fresh), 4),
             "divergence_told": round(result.divergence or 0.0, 4),
             "layers_fitted_sequentially": f"{kinds.count('sequential')} of {len(kinds)}",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import slimrank as sr
 from benchmarks.tables import Row, context, merge_table, table_path
-from benchmarks.tasks.tasks import Task, paired_interval
+from benchmarks.tasks.tasks import Task, accuracy_columns
 from benchmarks.tasks.text import TextClassifier, calibration_batches, embed, labelled_texts, text_model
 
 RATIOS = (0.75, 0.5, 0.35)
@@ -69,7 +69,6 @@ def rows(count: int, ratios: tuple[float, ...], ways: tuple[str, ...]) -> Iterat
             result = study.apply(plan)
             seconds_here = seconds + time.perf_counter() - start
             right_after, embeddings_after = examine(result.model)
-            lost, interval = paired_interval(right, right_after)
             open_macs = sum(spec.macs for spec in study.layers if spec.methods)
             yield {
                 "network": TASK.name,
@@ -78,10 +77,7 @@ def rows(count: int, ratios: tuple[float, ...], ways: tuple[str, ...]) -> Iterat
                 "macs_counted": round(result.keep_ratio("macs"), 4),
                 "encoder_macs_counted": round(1 - (result.before.macs - result.after.macs) / open_macs, 4),
                 "params_counted": round(result.keep_ratio("params"), 4),
-                "accuracy_before": round(100 * float(right.double().mean()), 2),
-                "accuracy_after": round(100 * float(right_after.double().mean()), 2),
-                "points_lost": round(lost, 2),
-                "interval_95": round(interval, 2),
+                **accuracy_columns(right, right_after),
                 "cosine": round(float(torch.cosine_similarity(embeddings, embeddings_after).mean()), 4),
                 "divergence": None if result.divergence is None else round(result.divergence, 5),
                 "damage_predicted": None if result.damage is None else round(result.damage, 5),

@@ -90,3 +90,22 @@ def paired_interval(before: Tensor, after: Tensor) -> tuple[float, float]:
     """
     difference = before.double() - after.double()
     return 100 * float(difference.mean()), 196 * float(difference.std() / len(difference) ** 0.5)
+
+
+def accuracy_columns(before: Tensor, after: Tensor) -> dict[str, float]:
+    """What every table tells of accuracy.
+
+    Args:
+        before: (S,) bool, right answers of the original.
+        after: (S,) bool, of the other network.
+
+    Returns:
+        Percent before and after, points lost with the half width of their 95 % interval.
+    """
+    lost, interval = paired_interval(before, after)
+    return {
+        "accuracy_before": round(100 * float(before.double().mean()), 2),
+        "accuracy_after": round(100 * float(after.double().mean()), 2),
+        "points_lost": round(lost, 2),
+        "interval_95": round(interval, 2),
+    }

@@ -23,6 +23,7 @@ from slimrank.calibrate import (
     output_rows,
     row_cap,
     row_width,
+    rows_available,
     rows_wanted,
     spread,
     token_mask,
@@ -125,12 +126,6 @@ class _Reached:
     x_hat: Tensor | None
     shortcut: Tensor | None
     shortcut_hat: Tensor | None
-
-    def missing(self) -> Tensor | None:
-        """What the new model's shortcut lacks."""
-        if self.shortcut is None or self.shortcut_hat is None:
-            return None
-        return self.shortcut - self.shortcut_hat
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -519,9 +514,7 @@ class _Builder:
 
     def _is_scarce(self, spec: LayerSpec) -> bool:
         """Whether fewer rows reach a layer than a fit to moving inputs wants."""
-        width = row_width(spec)
-        per_sample = spec.macs // max(1, width * spec.weight_shape[0])
-        return min(row_cap(spec), per_sample * self._n_fit) < _ENOUGH_ROWS * width
+        return rows_available(spec, self._n_fit) < _ENOUGH_ROWS * row_width(spec)
 
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
         share = batch.n_samples / max(self._n_fit, 1)

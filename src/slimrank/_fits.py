@@ -2,7 +2,7 @@
 """One layer's pair, chosen and refined by its error on held-out rows."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -88,9 +88,7 @@ def best_fit(
     """
 
     def fitted(kind: str, target: Target, alternations: int) -> Fit:
-        pair = fit_pair(spec, setting.form, setting.rank, target, alternations=alternations)
-        bias = sample.mean_out - effective_weight(spec, pair) @ sample.moments.mean
-        return Fit(pair=pair, bias=bias, kind=kind)
+        return _fitted(spec, setting, kind, target, sample.moments.mean, sample.mean_out, alternations)
 
     best: tuple[float, Fit, Target] | None = None
     for kind, target in targets:
@@ -107,6 +105,20 @@ def best_fit(
     if sample.clipping is None or sample.rows is None:
         return fit
     return _clipped_fit(spec, setting, sample, sample.rows, sample.clipping, weight, fit, target)
+
+
+def _fitted(
+    spec: LayerSpec,
+    setting: Setting,
+    kind: str,
+    target: Target,
+    mean_in: Tensor,
+    mean_out: Tensor,
+    alternations: int,
+) -> Fit:
+    """A pair for the target, and the bias that maps the mean of the inputs to the wanted mean."""
+    pair = fit_pair(spec, setting.form, setting.rank, target, alternations=alternations)
+    return Fit(pair=pair, bias=mean_out - effective_weight(spec, pair) @ mean_in, kind=kind)
 
 
 def _error(
@@ -153,9 +165,8 @@ def _clipped_fit(
         mean_out = sample.mean_out + moved.mean(0, dtype=torch.float64)
         dense = least_squares_weight(weight, cross, sample.moments, ridge=target.ridge)
         goal = _with_dense(target, dense, sample.moments)
-        pair = fit_pair(spec, setting.form, setting.rank, goal, alternations=CLIPPED_ALTERNATIONS)
-        bias = mean_out - effective_weight(spec, pair) @ sample.moments.mean
-        newest = replace(newest, pair=pair, bias=bias)
+        mean_in = sample.moments.mean
+        newest = _fitted(spec, setting, fit.kind, goal, mean_in, mean_out, CLIPPED_ALTERNATIONS)
         reached = _error(spec, sample.held_out, newest, target.root, clipping)
         if reached >= error:
             break

@@ -28,6 +28,7 @@ from slimrank.calibrate import (
     reference_outputs,
     row_cap,
     row_width,
+    rows_available,
     spread,
 )
 from slimrank.cost import forms_of
@@ -375,7 +376,7 @@ def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec
 
 def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:
     n_fit = len(opened.feed.fit)
-    poor = [spec.name for spec in todo.values() if _rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)]
+    poor = [spec.name for spec in todo.values() if rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)]
     if not poor:
         return []
     listed = ", ".join(poor[:4]) + (f" and {len(poor) - 4} more" if len(poor) > 4 else "")
@@ -386,11 +387,6 @@ def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:
             f"{len(todo)} layers ({listed}); their fits lean towards the original weights. More samples help",
         )
     ]
-
-
-def _rows_available(spec: LayerSpec, n_samples: int) -> int:
-    per_sample = spec.macs // max(1, row_width(spec) * spec.weight_shape[0])
-    return min(row_cap(spec), per_sample * n_samples)
 
 
 def _chunks(layers: Mapping[int, LayerSpec]) -> Iterator[dict[int, LayerSpec]]:

@@ -25,6 +25,7 @@ from slimrank.calibrate._rows import (
     output_rows,
     row_cap,
     row_width,
+    rows_available,
     token_mask,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "reference_outputs",
     "row_cap",
     "row_width",
+    "rows_available",
     "rows_wanted",
     "spread",
     "token_mask",

@@ -34,6 +34,20 @@ def row_cap(spec: LayerSpec) -> int:
     return _MAX_KEPT_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _ROWS_PER_COLUMN * row_width(spec))
 
 
+def rows_available(spec: LayerSpec, n_samples: int) -> int:
+    """Rows of a layer that so many samples give, up to those that are used.
+
+    Args:
+        spec: the layer.
+        n_samples: how many samples.
+
+    Returns:
+        The count, from the shapes of one sample.
+    """
+    per_sample = spec.macs // max(1, row_width(spec) * spec.weight_shape[0])
+    return min(row_cap(spec), per_sample * n_samples)
+
+
 def token_mask(batch: Batch) -> Tensor | None:
     """Tokens that count, where the batch says so.
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """slimrank: trained PyTorch models, smaller and faster, with their accuracy kept."""
 
+from slimrank._compress import apply, compress, load
 from slimrank._errors import (
     BatchesError,
     BatchesTypeError,
@@ -15,6 +16,7 @@ from slimrank._errors import (
     OutputError,
     PlanError,
     RankError,
+    ScoreError,
     ShapeError,
     SlimrankError,
     StudyError,
@@ -22,10 +24,14 @@ from slimrank._errors import (
     WeightError,
 )
 from slimrank._result import Result
-from slimrank._study import Study, apply, compress, load, study
+from slimrank._scoring import measure_scores
+from slimrank._search import search_split, smallest
+from slimrank._study import Study, study
 from slimrank._version import __version__
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
+from slimrank.recover import distill, finetune
+from slimrank.scores import Scores
 
 __all__ = [
     "METHODS",
@@ -44,6 +50,8 @@ __all__ = [
     "PlanError",
     "RankError",
     "Result",
+    "ScoreError",
+    "Scores",
     "ShapeError",
     "SlimrankError",
     "Study",
@@ -53,6 +61,11 @@ __all__ = [
     "__version__",
     "apply",
     "compress",
+    "distill",
+    "finetune",
     "load",
+    "measure_scores",
+    "search_split",
+    "smallest",
     "study",
 ]

@@ -5,6 +5,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 from typing import Protocol
 
@@ -33,10 +34,10 @@ from slimrank.graph import (
     Lockstep,
     OneByOne,
     Tail,
+    Trimmer,
     can_interleave,
     copy_model,
     find_tails,
-    release_memory,
     replace_module,
     take_samples,
 )
@@ -368,33 +369,42 @@ class _Builder:
             after = None if on_layer is not None else self._steps(self._working, names)
             if after is not None:
                 stack.enter_context(after)
-            for name in names:
+            trim = Trimmer()
+            for name, following in pairwise([*names, ""]):
                 stored = journal.load(name) if journal is not None else None
                 fit = None if stored is None else _from_journal(stored, self._settings[name])
                 if after is not None:
                     reached = _reach(before, after, name)
-                    fit = fit or self._fit(name, sources[name], reached)
+                    if fit is None:
+                        seen = self._gather(name, sources[name], reached)
+                        del reached
+                        if following:
+                            # The original does not wait for the fit.
+                            before.start(following)
+                        fit = self._fit(name, sources[name], seen)
                     container = self._working.get_submodule(name)
                     _fill(container, self._specs[name], sources[name], fit)
                 else:
                     self._working.eval()
                     sources[name] = _checked(self._working.get_submodule(name), self._specs[name])
                     with self._steps(self._working, [name]) as fresh:
-                        fit = fit or self._fit(name, sources[name], _reach(before, fresh, name))
+                        reached = _reach(before, fresh, name)
+                        fit = fit or self._fit(
+                            name, sources[name], self._gather(name, sources[name], reached)
+                        )
                     _install(self._working, name, self._specs[name], sources[name], fit)
                 if journal is not None and stored is None:
                     journal.store(name, _to_journal(fit))
                 fits[name] = fit.kind
-                release_memory()
+                trim.after(_gathered_bytes(self._specs[name]))
                 _call(on_layer, self._working, name)
                 advance(name)
         return fits
 
-    def _fit(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> Fit:
+    def _fit(self, name: str, source: nn.Module, seen: _Gathered | None) -> Fit:
         spec, setting = self._specs[name], self._settings[name]
-        if name in self._shared:
+        if seen is None:
             return self._fit_shared(name, source)
-        seen = self._gather(name, source, reached)
         if not seen.joint.n_rows:
             self._notes.append(
                 Note(
@@ -453,8 +463,10 @@ class _Builder:
         bias = mean_out - effective_weight(spec, pair) @ moments.mean
         return self._with_planned_bias(Fit(pair=pair, bias=bias, kind="independent"), source)
 
-    def _gather(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> _Gathered:
-        """Rows of a layer, in the original and in the new model."""
+    def _gather(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> _Gathered | None:
+        """Rows of a layer, in the original and in the new model; None where all its calls share moments."""
+        if name in self._shared:
+            return None
         spec = self._specs[name]
         original = self._original_layers[name]
         width, n_out, keep = row_width(spec), spec.weight_shape[0], keeps_rows(spec)
@@ -519,6 +531,12 @@ class _Builder:
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
         share = batch.n_samples / max(self._n_fit, 1)
         return min(rows_wanted(spec, share), row_cap(spec))
+
+
+def _gathered_bytes(spec: LayerSpec) -> int:
+    """About what the rows and moments of a layer hold."""
+    width = row_width(spec)
+    return 4 * row_cap(spec) * (width + 2 * spec.weight_shape[0]) + 32 * width * width
 
 
 def _reach(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -> list[_Reached]:

@@ -15,10 +15,12 @@ from slimrank._survey import Opened, Options, restored_copy
 from slimrank.calibrate import measure_divergence
 from slimrank.deploy import Store
 from slimrank.graph import OutputChoice, count_by_module, eval_mode, pick_outputs, run, stored
-from slimrank.plan import Plan
+from slimrank.plan import Plan, ratio_of
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
 from slimrank.report import Phases
 
+_AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
+_AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")
 _MUCH_NATS, _MUCH_RELATIVE = 1.0, 0.5
 
 
@@ -81,7 +83,7 @@ def build_result(
             advance=lambda _name: advance(1),
         )
     with phases.phase("verify", 1) as advance:
-        divergence = _measure(opened, session.outputs, applied.model)
+        divergence = _divergence(session, applied.model)
         with eval_mode(applied.model):
             after, by_module, _ = count_by_module(applied.model, opened.captured.sample)
         advance(1)
@@ -89,14 +91,14 @@ def build_result(
     return Result(
         model=applied.model,
         plan=plan,
-        before=opened.captured.before,
+        before=plan.before if len(plan.steps) > 1 else opened.captured.before,
         after=after,
         layers=layers,
         divergence=divergence,
         damage=plan.damage,
         unit=opened.likelihood.unit,
         damage_unit=session.damage_unit,
-        notes=(*applied.notes, *_warnings(opened, divergence)),
+        notes=(*applied.notes, *_warnings(opened, divergence), *_step_notes(plan)),
         seconds=phases.seconds,
     )
 
@@ -120,6 +122,18 @@ def _warnings(opened: Opened, divergence: float) -> list[Note]:
             )
         )
     return notes
+
+
+def _step_notes(plan: Plan) -> list[Note]:
+    if len(plan.steps) < 2:
+        return []
+    started = f"{ratio_of(plan.before, plan.start, 'macs'):.4f}"
+    layers = Note(
+        where="verify",
+        text=f"this is step {len(plan.steps)}: the layers are those of the model it started from, which had "
+        f"{started} of the original's MACs",
+    )
+    return [layers, _AGAINST_START]
 
 
 def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, phases: Phases) -> Result:
@@ -162,8 +176,38 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     )
 
 
-def _measure(opened: Opened, outputs: OutputChoice, model: nn.Module) -> float:
-    """Held-out divergence of a model in eval mode, one batch at a time."""
+def measured_from(session: Session, result: Result) -> Result:
+    """A result of several steps, its divergence measured from the session's model.
+
+    Args:
+        session: of the original model, and data.
+        result: its model takes the same inputs.
+
+    Returns:
+        The result with that divergence, and a note that says so where there are several steps.
+    """
+    if len(result.plan.steps) < 2:
+        return replace(result, divergence=_divergence(session, result.model))
+    notes = [note for note in result.notes if note != _AGAINST_START]
+    return replace(
+        result,
+        before=session.opened.captured.before,
+        divergence=_divergence(session, result.model),
+        notes=(*notes, _AGAINST_FIRST),
+    )
+
+
+def _divergence(session: Session, model: nn.Module) -> float:
+    """Held-out divergence of a model from the session's, in eval mode, one batch at a time.
+
+    Args:
+        session: original and data.
+        model: takes the same inputs.
+
+    Returns:
+        The divergence, in the session's unit.
+    """
+    opened, outputs = session.opened, session.outputs
     feed = opened.feed
     with torch.no_grad(), eval_mode(model):
         return measure_divergence(

@@ -6,19 +6,14 @@ Every command returns an ``_Answer``; ``_Command`` prints it and turns errors in
 """
 
 import contextlib
-import importlib
-import importlib.util
-import inspect
 import json
 import platform
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Literal, NotRequired, TypedDict, TypeVar, Unpack, cast
 
 import click
@@ -26,18 +21,19 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank._errors import FileError, NotEmptyError, OptionError, SlimrankError, UnknownNameError
+from slimrank._errors import NotEmptyError, OptionError, SlimrankError
+from slimrank._references import batches_at, function_at, model_at
+from slimrank._scoring import PREFIX_CACHE
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.demo import run_demo
 from slimrank.deploy import Json
 from slimrank.graph import OutputChoice
-from slimrank.plan import nearest
-from slimrank.records import METRICS, Cost, Measurement, Method
+from slimrank.plan import read_settings
+from slimrank.records import METRICS, Cost, Measurement, Method, Metric
 from slimrank.report import render_plan
 
 STOPPED = 130  # 128 + SIGINT, as shells count
 REFUSED = 2
-_REFERENCE = "package.module:name or path/to/file.py:name"
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
 _Function = TypeVar("_Function", bound=Callable[..., "_Answer"])
 
@@ -88,7 +84,8 @@ class _Command(click.Command):
 
 
 def _how_to_go_on(ctx: click.Context) -> str:
-    kept = ctx.params.get("run_dir") or ctx.params.get("study_dir")
+    places = ("run_dir", "scores_path", "study_dir")
+    kept = next((ctx.params[name] for name in places if ctx.params.get(name)), None)
     if kept is None:
         return "nothing was kept"
     if not Path(kept).exists():
@@ -180,6 +177,19 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
 _methods = click.option("--methods", multiple=True, help=f"Only these: {', '.join(sr.METHODS)}.")
 _skip = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
+_after = click.option(
+    "--after",
+    type=_existing,
+    metavar="DIR",
+    help="Compress the model saved in DIR once more; MODEL is the original.",
+)
+_relative_to = click.option(
+    "--relative-to",
+    type=click.Choice(["model", "original"]),
+    default="model",
+    show_default=True,
+    help="What keep ratios are shares of, after an earlier compression.",
+)
 _on_layer = click.option(
     "--on-layer", metavar="REF", help="Function of (model, layer name), called after each compressed layer."
 )
@@ -254,15 +264,20 @@ def demo(out: Path, macs: float, quiet: bool) -> _Answer:
 @click.argument("batches")
 @click.option("--out", "run_dir", type=_existing, required=True, help="Directory of the study; resumed.")
 @_study_options
+@_after
 @_quiet
-def study(model: str, batches: str, run_dir: Path, quiet: bool, **options: Unpack[_StudyText]) -> _Answer:
+def study(
+    model: str, batches: str, run_dir: Path, after: Path | None, quiet: bool, **options: Unpack[_StudyText]
+) -> _Answer:
     """Measure what every layer of MODEL can lose on BATCHES.
 
     All of it is kept in --out as it is measured: a command that was stopped goes on where it was.
     """
-    network = _model(model)
-    data = _batches(batches)
-    measured = sr.study(network, data, run_dir=run_dir, progress=not quiet, **_read_study(options))
+    network, previous = _start(model, after)
+    data = batches_at(batches)
+    measured = sr.study(
+        network, data, run_dir=run_dir, progress=not quiet, previous=previous, **_read_study(options)
+    )
     layers: list[Json] = [
         {
             "name": spec.name,
@@ -301,11 +316,25 @@ def study(model: str, batches: str, run_dir: Path, quiet: bool, **options: Unpac
 )
 @_methods
 @_skip
+@click.option("--scores", "table", type=_existing, help="Choose by this eval-score table.")
+@click.option("--monotonic", is_flag=True, help="Make each layer's scores monotone first.")
+@click.option("--interpolate", is_flag=True, help="Offer ranks between the scored ones, too.")
+@_relative_to
+@click.option("--manual", type=_existing, help="No budget: take the settings of this CSV or JSON file.")
+@click.option("--base", type=_existing, help="With --manual: the plan that those settings change.")
+@click.option("--diff", "other", type=_existing, help="Show what this plan does otherwise than that one.")
 @click.option("--out", type=_existing, help="Plan file (JSON); without it the plan is only shown.")
 def plan(
     study_dir: Path,
     methods: tuple[str, ...],
     skip: tuple[str, ...],
+    table: Path | None,
+    monotonic: bool,
+    interpolate: bool,
+    relative_to: Literal["model", "original"],
+    manual: Path | None,
+    base: Path | None,
+    other: Path | None,
     out: Path | None,
     **budgets: Unpack[_Budgets],
 ) -> _Answer:
@@ -314,15 +343,30 @@ def plan(
     Needs no model and takes under a second.
     """
     measured = sr.Study.load(study_dir)
-    chosen = measured.plan(
-        macs=budgets["macs"],
-        params=budgets["params"],
-        bytes=budgets["bytes"],
-        select=budgets["select"],
-        multiple_of=_multiple_of(budgets["multiple_of"]),
-        methods=_split(methods) or None,
-        skip=skip,
-    )
+    multiple_of = _multiple_of(budgets["multiple_of"])
+    ratios = {metric: budgets[metric] for metric in METRICS}
+    if manual is not None:
+        _refuse_beside_manual(ratios, table, methods, skip)
+        chosen = _manual_plan(measured, manual, base, multiple_of)
+    else:
+        if base is not None:
+            raise OptionError(
+                "--base is what the settings of --manual change; give --manual, or leave it out"
+            )
+        chosen = measured.plan(
+            macs=budgets["macs"],
+            params=budgets["params"],
+            bytes=budgets["bytes"],
+            select=budgets["select"],
+            multiple_of=multiple_of,
+            methods=_split(methods) or None,
+            skip=skip,
+            scores=None if table is None else sr.Scores.load(table),
+            monotonic=monotonic,
+            interpolate=interpolate,
+            relative_to=relative_to,
+        )
+    difference = None if other is None else sr.Plan.load(other).diff(chosen)
     if out is not None:
         chosen.save(out)
     settings: dict[str, Json] = {
@@ -337,11 +381,134 @@ def plan(
         "keep_ratio": {metric: chosen.keep_ratio(metric) for metric in METRICS},
         "damage": chosen.damage,
         "unit": measured.unit,
+        "score_loss": chosen.score_loss,
         "gap": chosen.gap,
         "settings": settings,
+        "diff": difference,
     }
-    closing = f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it."
-    return _Answer(text=f"{render_plan(chosen, measured.unit)}\n{closing}", facts=facts)
+    parts = [
+        render_plan(chosen, measured.unit),
+        *([] if difference is None else [f"{other} (this) and the new plan (other):\n{difference}\n"]),
+        f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it.",
+    ]
+    return _Answer(text="\n".join(parts), facts=facts)
+
+
+def _refuse_beside_manual(
+    ratios: Mapping[Metric, float | None], table: Path | None, methods: Sequence[str], skip: Sequence[str]
+) -> None:
+    given = [f"--{metric}" for metric, ratio in ratios.items() if ratio is not None]
+    given += [
+        name for name, value in (("--scores", table), ("--methods", methods), ("--skip", skip)) if value
+    ]
+    if given:
+        raise OptionError(f"--manual says all; leave out {', '.join(given)}")
+
+
+def _manual_plan(
+    measured: sr.Study, manual: Path, base: Path | None, multiple_of: int | Mapping[str, int]
+) -> sr.Plan:
+    """The settings of a file, over those of another plan where one is given."""
+    if base is None:
+        return sr.Plan.manual(measured, manual, multiple_of=multiple_of)
+    settings = {**sr.Plan.load(base).settings, **read_settings(manual)}
+    return sr.Plan.manual(measured, settings, multiple_of=multiple_of)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.argument("score_fn", required=False)
+@click.option("--study", "study_dir", type=_existing, required=True, help="Study of MODEL.")
+@click.option("--out", "scores_path", type=_existing, required=True, help="Table (JSON); resumed.")
+@_methods
+@click.option("--layers", multiple=True, metavar="GLOB", help="Only these layers.")
+@click.option(
+    "--candidates",
+    default="10",
+    show_default=True,
+    metavar="N|R,R,...",
+    help="Ratios per layer: k/N for k below N, or a list.",
+)
+@click.option("--lower-is-better", is_flag=True, help="The score is a loss or an error rate.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes that evaluate.")
+@click.option("--no-prefix-cache", is_flag=True, help="Run every evaluation from the inputs.")
+@click.option("--from-aimet", type=_existing, metavar="FILE", help="Read AIMET's pickled table instead.")
+@click.option("--baseline", type=float, help="With --from-aimet: score of the original.")
+@_quiet
+def score(
+    model: str | None,
+    score_fn: str | None,
+    study_dir: Path,
+    scores_path: Path,
+    methods: tuple[str, ...],
+    layers: tuple[str, ...],
+    candidates: str,
+    lower_is_better: bool,
+    workers: int,
+    no_prefix_cache: bool,
+    from_aimet: Path | None,
+    baseline: float | None,
+    quiet: bool,
+) -> _Answer:
+    """Score MODEL with each layer compressed to each candidate ratio: AIMET's eval-score table.
+
+    SCORE_FN is a function of the model that returns a number, higher is better. The table is written after
+    every evaluation: a command that was stopped goes on where it was.
+    """
+    if from_aimet is not None:
+        if model or score_fn:
+            raise OptionError("--from-aimet reads a table that is done; leave out MODEL and SCORE_FN")
+        table = _from_aimet(study_dir, from_aimet, _split(methods), baseline, lower_is_better)
+        table.save(scores_path)
+    else:
+        if model is None or score_fn is None:
+            raise OptionError(
+                "give MODEL and SCORE_FN, e.g. net.py:build net.py:accuracy, or --from-aimet FILE"
+            )
+        if baseline is not None:
+            raise OptionError("--baseline is for --from-aimet; otherwise the original is evaluated")
+        function = function_at(score_fn, "SCORE_FN")
+        measured = sr.Study.load(study_dir, model=model_at(model), progress=not quiet)
+        table = sr.measure_scores(
+            measured,
+            cast(Callable[[nn.Module], float], function),
+            methods=_split(methods) or None,
+            layers=layers or None,
+            candidates=_candidates(candidates),
+            path=scores_path,
+            lower_is_better=lower_is_better,
+            workers=workers,
+            prefix_cache=0 if no_prefix_cache else PREFIX_CACHE,
+        )
+    closing = f"Kept in {scores_path}. Next: slimrank plan {study_dir} --scores {scores_path} --macs 0.5"
+    return _Answer(text=f"{table.summary()}\n{closing}", facts=json.loads(scores_path.read_text()))
+
+
+def _from_aimet(
+    study_dir: Path,
+    file: Path,
+    methods: Sequence[Method],
+    baseline: float | None,
+    lower_is_better: bool,
+) -> sr.Scores:
+    if len(methods) != 1:
+        raise OptionError("--from-aimet needs the one method that AIMET explored: --methods spatial_svd, say")
+    return sr.Scores.from_aimet(
+        file,
+        sr.Study.load(study_dir),
+        method=methods[0],
+        baseline=baseline,
+        lower_is_better=lower_is_better,
+    )
+
+
+def _candidates(text: str) -> int | tuple[float, ...]:
+    try:
+        if text.isdecimal():
+            return int(text)
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"--candidates {text!r}: {error}; give a number, or ratios like 0.3,0.5") from error
 
 
 @cli.command()
@@ -352,6 +519,7 @@ def plan(
 @click.option("--batches", metavar="REF", help="Fit to these; without data factors come from weights alone.")
 @_fit_options
 @_on_layer
+@_after
 @_overwrite
 @_quiet
 @click.pass_context
@@ -363,6 +531,7 @@ def apply(
     study_dir: Path | None,
     batches: str | None,
     on_layer: str | None,
+    after: Path | None,
     overwrite: bool,
     quiet: bool,
     **options: Unpack[_FitText],
@@ -371,14 +540,18 @@ def apply(
     _check_out(out, overwrite=overwrite)
     chosen = sr.Plan.load(plan_path)
     fit = _read_fit(options)
-    hook = None if on_layer is None else _function(on_layer, "--on-layer")
+    hook = None if on_layer is None else function_at(on_layer, "--on-layer")
     if study_dir is None:
-        network = _model(model)
-        data = None if batches is None else _batches(batches, "--batches")
+        if after is not None:
+            raise OptionError(
+                "--after goes with the --study of that model; without one, PLAN replays every step"
+            )
+        network = model_at(model)
+        data = None if batches is None else batches_at(batches, "--batches")
         result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, **fit)
     else:
         _refuse_fixed(ctx)
-        network = _model(model)
+        network, _ = _start(model, after)
         measured = sr.Study.load(
             study_dir, model=network, outputs=fit["outputs"], run_dir=study_dir, progress=not quiet
         )
@@ -391,6 +564,8 @@ def apply(
 @click.argument("batches")
 @click.option("--out", type=_existing, required=True, help="Directory of the compressed model.")
 @_budget_options
+@click.option("--max-drop", type=float, help="No budget: the smallest model that loses at most this.")
+@click.option("--score", metavar="REF", help="With --max-drop: function of the model, higher is better.")
 @click.option(
     "--no-compete", "compete", flag_value=False, default=True, help="Build the optimal plan only: faster."
 )
@@ -398,6 +573,8 @@ def apply(
 @_on_layer
 @click.option("--run-dir", type=_existing, help="Keep what is measured here, so that it can be resumed.")
 @click.option("--report", "report_path", type=_existing, help="Write the report here, too.")
+@_after
+@_relative_to
 @_overwrite
 @_quiet
 def compress(
@@ -408,29 +585,56 @@ def compress(
     params: float | None,
     bytes: float | None,
     multiple_of: tuple[str, ...],
+    max_drop: float | None,
+    score: str | None,
     compete: bool,
     on_layer: str | None,
     run_dir: Path | None,
     report_path: Path | None,
+    after: Path | None,
+    relative_to: Literal["model", "original"],
     overwrite: bool,
     quiet: bool,
     **options: Unpack[_StudyText],
 ) -> _Answer:
     """Study, plan and apply in one: compress MODEL on BATCHES, and save it."""
     _check_out(out, overwrite=overwrite)
-    result = sr.compress(
-        _model(model),
-        _batches(batches),
-        macs=macs,
-        params=params,
-        bytes=bytes,
-        compete=compete,
-        multiple_of=_multiple_of(multiple_of),
-        on_layer=None if on_layer is None else _function(on_layer, "--on-layer"),
-        run_dir=run_dir,
-        progress=not quiet,
-        **_read_study(options),
-    )
+    network, previous = _start(model, after)
+    if max_drop is None:
+        if score is not None:
+            raise OptionError("--score judges what --max-drop searches; give --max-drop, or leave it out")
+        result = sr.compress(
+            network,
+            batches_at(batches),
+            macs=macs,
+            params=params,
+            bytes=bytes,
+            compete=compete,
+            multiple_of=_multiple_of(multiple_of),
+            on_layer=None if on_layer is None else function_at(on_layer, "--on-layer"),
+            run_dir=run_dir,
+            progress=not quiet,
+            previous=previous,
+            relative_to=relative_to,
+            **_read_study(options),
+        )
+    else:
+        if any(ratio is not None for ratio in (macs, params, bytes)) or on_layer is not None:
+            raise OptionError(
+                "--max-drop finds the budget itself; leave out --macs, --params, --bytes, --on-layer"
+            )
+        judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
+        measured = sr.study(
+            network,
+            batches_at(batches),
+            run_dir=run_dir,
+            progress=not quiet,
+            previous=previous,
+            **_read_study(options),
+        )
+        result = sr.smallest(
+            measured, max_drop=max_drop, score_fn=judge, multiple_of=_multiple_of(multiple_of)
+        )
     if report_path is not None:
         result.report(report_path)
     return _saved(result, out, overwrite)
@@ -467,10 +671,18 @@ def env() -> _Answer:
 # --- typed text to values ---
 
 
+def _start(model: str, after: Path | None) -> tuple[nn.Module, sr.Plan | None]:
+    """The model to compress, and the plan that made it where it was compressed before."""
+    network = model_at(model)
+    if after is None:
+        return network, None
+    return sr.load(after, model=network), sr.Plan.load(after / "plan.json")
+
+
 def _read_fit(options: _FitText) -> _Fit:
     inputs = options["inputs"]
     return {
-        "inputs": None if inputs is None else _function(inputs, "--inputs"),
+        "inputs": None if inputs is None else function_at(inputs, "--inputs"),
         "outputs": _outputs(options["outputs"]),
         "likelihood": options["likelihood"],
         "fisher": options["fisher"],
@@ -498,7 +710,7 @@ def _split(names: Iterable[str]) -> tuple[Method, ...]:
 def _outputs(text: str | None) -> OutputChoice:
     if text is None or ":" not in text:
         return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
-    return _function(text, "--outputs")
+    return function_at(text, "--outputs")
 
 
 def _multiple_of(entries: Sequence[str]) -> int | Mapping[str, int]:
@@ -547,132 +759,6 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise NotEmptyError(
             f"--out {out} holds something else than a saved model; give a directory of its own"
         )
-
-
-# --- references to the user's code ---
-
-
-def _model(reference: str) -> nn.Module:
-    value = _made(reference, "MODEL")
-    if not isinstance(value, nn.Module):
-        raise OptionError(f"MODEL {reference!r} gives a {type(value).__name__}; give a torch.nn.Module")
-    return value
-
-
-def _batches(reference: str, where: str = "BATCHES") -> Iterable[object]:
-    value = _made(reference, where)
-    if not isinstance(value, Iterable):
-        raise OptionError(
-            f"{where} {reference!r} gives a {type(value).__name__}; give batches, as a list or a DataLoader"
-        )
-    return value
-
-
-def _made(reference: str, where: str) -> object:
-    """What a reference stands for: the object itself, or what the function of that name returns."""
-    value = _named(reference, where)
-    if isinstance(value, nn.Module) or not callable(value):
-        return value
-    needed = _needed_arguments(value)
-    if needed:
-        raise OptionError(
-            f"{where} {reference!r} needs arguments ({', '.join(needed)}); name a function without"
-        )
-    with _told(f"{where} {reference!r}"):
-        made: object = value()
-    return made
-
-
-def _needed_arguments(function: Callable[..., object]) -> list[str]:
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # a builtin tells none
-        return []
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and parameter.kind not in variadic
-    ]
-
-
-def _function(reference: str, where: str) -> Callable[..., object]:
-    value = _named(reference, where)
-    if not callable(value):
-        raise OptionError(f"{where} {reference!r} is a {type(value).__name__}; name a function")
-    return value
-
-
-def _named(reference: str, where: str) -> object:
-    place, _, name = reference.rpartition(":")
-    if not place or not name:
-        raise OptionError(f"{where} {reference!r} names nothing; write {_REFERENCE}")
-    is_file = place.endswith(".py") or "/" in place or "\\" in place
-    module = _module_of_file(Path(place), where) if is_file else _module_of_name(place, where)
-    value: object = module
-    for part in name.split("."):
-        if not hasattr(value, part):
-            known = [key for key in dir(value) if not key.startswith("_")]
-            raise UnknownNameError(f"{where}: {place} has no {name!r}; {nearest(part, known)}")
-        value = getattr(value, part)
-    return value
-
-
-def _module_of_name(name: str, where: str) -> ModuleType:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        with _told(f"{where}: {name}", passing=(SlimrankError, ModuleNotFoundError)):
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise OptionError(f"{where}: {name} imports {error.name}, which is not installed") from error
-        known = [path.stem for path in Path.cwd().glob("*.py")]
-        raise UnknownNameError(
-            f"{where}: no module {name!r} is installed or lies in {Path.cwd()}; {nearest(name, known)}"
-        ) from error
-
-
-def _module_of_file(path: Path, where: str) -> ModuleType:
-    file = path.resolve()
-    if not file.is_file():
-        known = [other.name for other in file.parent.glob("*.py")]
-        raise FileError(f"{where}: {path} does not exist; {nearest(file.name, known)}")
-    # As when Python runs the file: it may import what lies beside it.
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
-    name = file.stem
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) != str(file):
-        name = f"{name}_{sha256(str(file).encode()).hexdigest()[:8]}"
-        loaded = sys.modules.get(name)
-    if loaded is not None:
-        return loaded
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise FileError(f"{where}: {path} is no Python file; write {_REFERENCE}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        with _told(f"{where}: {path}"):
-            spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-@contextlib.contextmanager
-def _told(where: str, passing: tuple[type[Exception], ...] = (SlimrankError,)) -> Iterator[None]:
-    """Errors of the user's own code, named as such."""
-    try:
-        yield
-    except passing:
-        raise
-    except (Exception, SystemExit) as error:
-        raise OptionError(
-            f"{where} raised {type(error).__name__}: {error} (--traceback shows where)"
-        ) from error
 
 
 # --- values to JSON ---

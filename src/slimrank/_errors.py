@@ -54,6 +54,10 @@ class PlanError(SlimrankError, ValueError):
     """A plan that cannot be read, or that belongs to another model."""
 
 
+class ScoreError(SlimrankError, ValueError):
+    """A score table or score function that cannot be used."""
+
+
 class ShapeError(SlimrankError, ValueError):
     """A tensor of the wrong shape."""
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from slimrank._errors import ModelError, OptionError
 from slimrank._version import __version__
 from slimrank.deploy import Json, save_artifact, write_bytes
 from slimrank.plan import Plan, ratio_of
@@ -22,7 +23,8 @@ class Result:
     Attributes:
         model: an ordinary module; the caller's model is as it was.
         plan: that it was made by.
-        before, after: counted cost of the whole model, for one sample.
+        before, after: counted cost of the whole model, for one sample; ``before`` is of the original, however
+            many steps the plan has.
         layers: what happened to each layer, in execution order.
         divergence: mean over held-out samples, original against compressed; None where there were no data.
         damage: predicted sum over the layers; None where nothing was predicted.
@@ -111,11 +113,43 @@ class Result:
         """The same result with notes added and other times."""
         return replace(self, notes=(*self.notes, *notes), seconds=dict(seconds))
 
+    def with_model(self, model: nn.Module) -> "Result":
+        """The same result around a model whose weights were trained further.
+
+        Args:
+            model: what training made of ``model``: same modules and shapes.
+
+        Returns:
+            A new result with this model. Its divergence is None, since it belonged to the weights as fitted.
+
+        Raises:
+            OptionError: no module.
+            ModelError: tensors that this result's model does not have, or of other shapes.
+        """
+        if not isinstance(model, nn.Module):
+            raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        own, other = (
+            {key: _shape(value) for key, value in m.state_dict().items()} for m in (self.model, model)
+        )
+        odd = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+        if odd:
+            raise ModelError(
+                f"model is not this result's, trained further: {len(odd)} tensors differ in name or shape "
+                f"({', '.join(odd[:4])}); give what finetune, distill or you made of result.model"
+            )
+        note = Note(
+            where="train",
+            text="weights were trained after the fit; divergence and damage tell of the fit only",
+        )
+        notes = self.notes if model is self.model else (*self.notes, note)
+        return replace(self, model=model, divergence=None, notes=notes)
+
     def _summary(self, measurements: Sequence[Measurement]) -> Summary:
         return Summary(
             title=f"{type(self.model).__name__}, compressed",
             before=self.before,
             after=self.after,
+            start=self.plan.start if len(self.plan.steps) > 1 else self.before,
             layers=self.layers,
             divergence=self.divergence,
             damage=self.damage,
@@ -141,3 +175,7 @@ class Result:
             "damage_unit": self.damage_unit,
             "notes": [str(note) for note in self.notes],
         }
+
+
+def _shape(value: object) -> object:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value)

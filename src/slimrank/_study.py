@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._apply import OnLayer, check_on_layer
-from slimrank._build import Session, build_from_weights, build_result
-from slimrank._errors import BudgetError, FileError, OptionError, StudyError
+from slimrank._build import Session, build_result
+from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
 from slimrank._result import Result
 from slimrank._survey import (
     Opened,
     Options,
     check_options,
-    gather_gradients,
     measure,
     open_data,
     read_curves,
@@ -32,26 +31,26 @@ from slimrank.deploy import (
     batch_from_files,
     batches_to_files,
     digest_tensors,
-    load_artifact,
     make_directory,
     write_bytes,
 )
 from slimrank.graph import (
     Batch,
     OutputChoice,
-    check_weights,
     describe_layers,
     map_tensors,
     outside_inference_mode,
 )
 from slimrank.methods import METHODS
-from slimrank.plan import Plan, Step, Structure, check_structure, structure_of
+from slimrank.plan import Plan, PlanSource, Step, Structure, check_structure, plan_on, structure_of
 from slimrank.records import Cost, Curve, LayerSpec, Method, Metric, Note
 from slimrank.report import Phases, render_layers, render_study_html
+from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
 
 FORMAT = 1
 _STUDY, _UNTOUCHED, _RUN = "study.json", "untouched_plan.json", "run.json"
+_PREVIOUS = "previous_plan.json"
 Inputs = Callable[[object], object] | None
 
 
@@ -72,6 +71,7 @@ class Study:
         notes: what the user should know.
         seconds: wall time of each phase.
         fingerprint: ties the study to structure, weights, inputs and options.
+        previous: the plan that made the model, where it had been compressed before.
     """
 
     structure: Structure
@@ -84,6 +84,7 @@ class Study:
     notes: tuple[Note, ...]
     seconds: Mapping[str, float]
     fingerprint: Mapping[str, str]
+    previous: Plan | None = None
     _session: Session | None = None
 
     @property
@@ -125,6 +126,10 @@ class Study:
         multiple_of: int | Mapping[str, int] = 1,
         methods: Sequence[Method] | None = None,
         skip: Sequence[str] = (),
+        scores: Scores | None = None,
+        monotonic: bool = False,
+        interpolate: bool = False,
+        relative_to: Literal["model", "original"] = "model",
     ) -> Plan:
         """Chooses a rank for every layer under a budget. Runs no model and writes no file.
 
@@ -137,6 +142,12 @@ class Study:
                 wins.
             methods: fewer than were measured; None for all.
             skip: layer-name globs to leave alone.
+            scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
+                instead of predicted damage, among the ranks that were tried; layers not in it are left alone.
+            monotonic: first make each layer's losses monotone, by isotonic regression; with ``scores``.
+            interpolate: offer every rank between the tried ones, losses interpolated; with ``scores``.
+            relative_to: what keep ratios are shares of: the "model" that was studied, or the "original" where
+                that model had been compressed before.
 
         Returns:
             The plan; its counted cost is never above a budget.
@@ -144,6 +155,8 @@ class Study:
         Raises:
             BudgetError: a budget that is no keep ratio, or out of reach; the message names the floor.
             UnknownNameError: a method, selector or pattern that does not exist.
+            ScoreError: a table of another study.
+            OptionError: ``monotonic`` or ``interpolate`` without ``scores``, or an unknown ``relative_to``.
         """
         budgets: dict[Metric, float] = {}
         if macs is not None:
@@ -156,9 +169,45 @@ class Study:
             raise BudgetError(
                 "a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
             )
-        return select_plan(
-            self, budgets=budgets, select=select, multiple_of=multiple_of, methods=methods, skip=_globs(skip)
+        if relative_to not in ("model", "original"):
+            raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
+        of = self.previous.before if self.previous and relative_to == "original" else None
+        if scores is None and (monotonic or interpolate):
+            raise OptionError(
+                "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
+            )
+        source: PlanSource = self
+        if scores is not None:
+            source = scored_source(
+                self,
+                scores,
+                fingerprint=self.fingerprint,
+                monotonic=monotonic,
+                interpolate=interpolate,
+                walk_down=select == "greedy",
+                multiple_of=multiple_of,
+            )
+        chosen = select_plan(
+            source,
+            budgets=budgets,
+            select=select,
+            multiple_of=multiple_of,
+            methods=methods,
+            skip=_globs(skip),
+            of=of,
         )
+        if scores is None:
+            return chosen
+        # What was minimised is the loss of score; the damage beside it is the study's.
+        known = plan_on(
+            self,
+            chosen.settings,
+            select=chosen.select,
+            multiple_of=multiple_of,
+            budgets=chosen.budgets,
+            gap=chosen.gap,
+        )
+        return replace(known, score_loss=chosen.damage)
 
     @outside_inference_mode
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
@@ -178,8 +227,8 @@ class Study:
             StudyError: the study was loaded without a model.
             OptionError: ``on_layer`` cannot be called with a model and a name.
         """
-        _check_plan(plan)
-        check_structure(plan, self.structure)
+        check_plan(plan)
+        self._check_steps(plan)
         check_on_layer(on_layer)
         if self._session is None:
             raise StudyError(
@@ -188,6 +237,19 @@ class Study:
         phases = Phases(shown=self._session.progress)
         result = build_result(self._session, plan, self.grams, self.curves, on_layer, sequential, phases)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
+
+    def _check_steps(self, plan: Plan) -> None:
+        """Refuses a plan whose last step does not start from the model of this study."""
+        check_structure(plan, self.structure, step=-1)
+        earlier = self.previous.steps if self.previous else ()
+        found = plan.steps[:-1]
+        if [(step.structure.sha256, step.settings) for step in found] != [
+            (step.structure.sha256, step.settings) for step in earlier
+        ]:
+            raise PlanError(
+                f"plan: {len(found)} steps come before its last one, and they are not the {len(earlier)} "
+                "that made the model of this study; use slimrank.apply(model, plan, batches) on the original"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the study to a directory, inputs included, so that it can be planned and applied elsewhere.
@@ -204,12 +266,18 @@ class Study:
         store.remove(_STUDY)
         if known is not None and dict(known) != dict(self.fingerprint):
             # Of another study: what is left of it must not be taken for this one's.
-            for name in ("gradients.safetensors", *(path.name for path in store.root.glob("curves-*"))):
+            for name in (
+                "gradients.safetensors",
+                _PREVIOUS,
+                *(path.name for path in store.root.glob("curves-*")),
+            ):
                 store.remove(name)
         store.write_json(_RUN, dict(self.fingerprint))
         Plan(
             steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
         ).save(make_directory(store.root) / _UNTOUCHED)
+        if self.previous is not None:
+            self.previous.save(store.root / _PREVIOUS)
         write_curves(store, self.layers, self.curves)
         store.write_tensors("gradients.safetensors", self.grams)
         kept: str | None = "the study has no data"
@@ -291,6 +359,7 @@ class Study:
                 if isinstance(pair, list)
             },
             fingerprint=fingerprint,
+            previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
         )
         if model is None:
             return study
@@ -331,7 +400,7 @@ class Study:
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
             batches, inputs = batch_from_files(store), _mover(device)
         opened = open_data(model, batches, inputs, outputs, options, Phases(shown=False))
-        found = _fingerprint(model, opened, outputs, options)
+        found = _fingerprint(model, opened, outputs, options, self.previous)
         differing = [key for key, value in found.items() if self.fingerprint.get(key) != value]
         if differing:
             raise StudyError(
@@ -354,7 +423,7 @@ class Study:
 
 @outside_inference_mode
 def study(
-    model: nn.Module,
+    model: nn.Module | Result,
     batches: Iterable[object],
     *,
     inputs: Inputs = None,
@@ -369,11 +438,12 @@ def study(
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
+    previous: Plan | None = None,
 ) -> Study:
     """Measures what every layer of a model can lose. No labels, no training; the model is not changed.
 
     Args:
-        model: any module.
+        model: any module; or a result, to compress its model (trained further or not) once more.
         batches: a re-iterable (list, DataLoader) of unlabelled inputs: a tensor (first argument), a tuple
             (positional) or a dict (keywords) each. A few hundred samples are a good number.
         inputs: turns what the loader yields into inputs, e.g. ``lambda b: b[0]`` for (input, label); None for
@@ -390,6 +460,8 @@ def study(
         run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
         progress: show bars on stderr.
         seed: of everything drawn.
+        previous: the plan that made the model, where it was compressed before (a result brings its own):
+            plans then hold both steps, and what is saved rebuilds from the original model.
 
     Returns:
         The study.
@@ -404,7 +476,9 @@ def study(
         UnknownNameError: an unknown method, or a skip pattern that matches nothing.
         OptionError: another option out of range.
         StudyError: ``run_dir`` holds a study of something else.
+        PlanError: ``previous`` did not make this model.
     """
+    model, previous = resolve_model(model, previous)
     if isinstance(methods, str):
         raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
     options = Options(
@@ -418,10 +492,12 @@ def study(
         seed=seed,
     )
     check_options(options)
-    _check_model(model)
+    check_model(model)
+    if previous is not None:
+        _check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
     opened = open_data(model, batches, inputs, outputs, options, phases)
-    fingerprint = _fingerprint(model, opened, outputs, options)
+    fingerprint = _fingerprint(model, opened, outputs, options, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
         _claim(store, fingerprint)
@@ -445,244 +521,12 @@ def study(
         notes=(*opened.notes, *measured.notes),
         seconds=phases.seconds,
         fingerprint=fingerprint,
+        previous=previous,
         _session=session,
     )
     if store is not None:
         done.save(store.root)
     return done
-
-
-@outside_inference_mode
-def apply(
-    model: nn.Module,
-    plan: Plan,
-    batches: Iterable[object] | None = None,
-    *,
-    inputs: Inputs = None,
-    outputs: OutputChoice = None,
-    likelihood: LikelihoodChoice = "auto",
-    fisher: bool = True,
-    draws: int = 4,
-    holdout: float = 0.2,
-    on_layer: OnLayer | None = None,
-    progress: bool = True,
-    seed: int = 0,
-) -> Result:
-    """Replays a plan on a freshly built copy of the model it was made for.
-
-    Args:
-        model: the same architecture, trained; it is copied.
-        plan: e.g. from ``Plan.load``.
-        batches: unlabelled inputs to fit layers to; None takes factors from the weights alone, and the result
-            says so.
-        inputs: as in ``slimrank.study``.
-        outputs: as in ``slimrank.study``.
-        likelihood: as in ``slimrank.study``.
-        fisher: as in ``slimrank.study``.
-        draws: as in ``slimrank.study``.
-        holdout: as in ``slimrank.study``.
-        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
-        progress: show bars on stderr.
-        seed: of everything drawn.
-
-    Returns:
-        The result.
-
-    Raises:
-        PlanError: the plan belongs to another model.
-        SlimrankError: as in ``slimrank.study``, for the batches.
-    """
-    _check_model(model)
-    _check_plan(plan)
-    check_on_layer(on_layer)
-    check_structure(plan, structure_of(describe_layers(model)))
-    check_weights(model)
-    phases = Phases(shown=progress)
-    if batches is None:
-        return build_from_weights(model, plan, on_layer, phases)
-    options = Options(
-        methods=METHODS,
-        skip=(),
-        likelihood=likelihood,
-        fisher=fisher,
-        draws=draws,
-        holdout=holdout,
-        data_free=False,
-        seed=seed,
-    )
-    check_options(options)
-    opened = open_data(model, batches, inputs, outputs, options, phases)
-    grams = gather_gradients(opened, list(plan.settings), outputs, options, phases, None)
-    session = Session(
-        opened=opened, outputs=outputs, options=options, progress=progress, run_dir=None, fingerprint={}
-    )
-    result = build_result(session, plan, grams, (), on_layer, True, phases)
-    return result.with_notes(opened.notes, phases.seconds)
-
-
-@outside_inference_mode
-def compress(
-    model: nn.Module,
-    batches: Iterable[object],
-    *,
-    macs: float | None = None,
-    params: float | None = None,
-    bytes: float | None = None,
-    compete: bool = True,
-    multiple_of: int | Mapping[str, int] = 1,
-    on_layer: OnLayer | None = None,
-    inputs: Inputs = None,
-    outputs: OutputChoice = None,
-    likelihood: LikelihoodChoice = "auto",
-    methods: Sequence[Method] = METHODS,
-    skip: Sequence[str] = (),
-    fisher: bool = True,
-    draws: int = 4,
-    holdout: float = 0.2,
-    data_free: bool = False,
-    run_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-    seed: int = 0,
-) -> Result:
-    """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
-
-    Args:
-        model: any module.
-        batches: as in ``slimrank.study``.
-        macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
-        params: keep ratio of the params.
-        bytes: keep ratio of the bytes.
-        compete: also build the single-method and the uniform plan, and return the best; False builds the
-            optimal plan.
-        multiple_of: as in ``Study.plan``.
-        on_layer: as in ``Study.apply``; called for every plan that competes.
-        inputs: as in ``slimrank.study``.
-        outputs: as in ``slimrank.study``.
-        likelihood: as in ``slimrank.study``.
-        methods: as in ``slimrank.study``.
-        skip: as in ``slimrank.study``.
-        fisher: as in ``slimrank.study``.
-        draws: as in ``slimrank.study``.
-        holdout: as in ``slimrank.study``.
-        data_free: as in ``slimrank.study``.
-        run_dir: as in ``slimrank.study``.
-        progress: as in ``slimrank.study``.
-        seed: as in ``slimrank.study``.
-
-    Returns:
-        The best result; its notes list every plan that was tried.
-
-    Raises:
-        SlimrankError: as in ``slimrank.study`` and ``Study.plan``.
-    """
-    check_on_layer(on_layer)
-    if macs is None and params is None and bytes is None:
-        raise BudgetError(
-            "compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
-        )
-    for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
-        is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-        if ratio is not None and not (is_number and 0 < ratio <= 1):
-            raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
-    measured = study(
-        model,
-        batches,
-        inputs=inputs,
-        outputs=outputs,
-        likelihood=likelihood,
-        methods=methods,
-        skip=skip,
-        fisher=fisher,
-        draws=draws,
-        holdout=holdout,
-        data_free=data_free,
-        run_dir=run_dir,
-        progress=progress,
-        seed=seed,
-    )
-
-    def planned(select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> Plan:
-        return measured.plan(
-            macs=macs, params=params, bytes=bytes, multiple_of=multiple_of, select=select, methods=only
-        )
-
-    plans = {"optimal": planned("optimal", None)}
-    notes: list[Note] = []
-    if compete:
-        applying = [method for method in measured.methods if any(c.method == method for c in measured.curves)]
-        rivals, notes = _rival_plans(applying, planned, plans["optimal"])
-        plans |= rivals
-    return _best_of(measured, plans, notes, on_layer)
-
-
-def _rival_plans(
-    methods: Sequence[Method],
-    planned: Callable[[Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
-    optimal: Plan,
-) -> tuple[dict[str, Plan], list[Note]]:
-    """The uniform and the single-method plans, where they differ; notes on those out of reach."""
-    plans: dict[str, Plan] = {}
-    notes: list[Note] = []
-    asked: list[tuple[str, Literal["optimal", "uniform"], Sequence[Method] | None]] = [
-        ("uniform", "uniform", None)
-    ]
-    if len(methods) > 1:
-        asked += [(f"optimal, {method} only", "optimal", (method,)) for method in methods]
-    for label, select, only in asked:
-        try:
-            plan = planned(select, only)
-        except BudgetError as error:
-            notes.append(Note(where="compete", text=f"{label}: out of reach ({str(error).split(';')[0]})"))
-            continue
-        if all(plan.settings != other.settings for other in (optimal, *plans.values())):
-            plans[label] = plan
-    return plans, notes
-
-
-def _best_of(
-    measured: Study, plans: Mapping[str, Plan], notes: Sequence[Note], on_layer: OnLayer | None
-) -> Result:
-    """Builds every plan and keeps the one with the lowest held-out divergence."""
-    best: tuple[float, str, Result] | None = None
-    values: dict[str, float] = {}
-    seconds = dict(measured.seconds)
-    for label, plan in plans.items():
-        result = measured.apply(plan, on_layer=on_layer)
-        values[label] = float("inf") if result.divergence is None else result.divergence
-        for phase in ("apply", "verify"):
-            seconds[phase] = seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
-        if best is None or values[label] < best[0]:
-            best = (values[label], label, result)
-    if best is None:
-        raise BudgetError("there is no plan to build")
-    _, winner, result = best
-    told = [
-        Note(
-            where="compete",
-            text=f"{label} plan: held-out divergence {value:.4g} {result.unit}"
-            + (" (returned)" if label == winner and len(plans) > 1 else ""),
-        )
-        for label, value in values.items()
-    ]
-    return result.with_notes([*notes, *told], seconds)
-
-
-def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
-    """Rebuilds a compressed model that ``Result.save`` wrote.
-
-    Args:
-        path: the directory.
-        model: the original architecture, freshly built; it is copied, its weights do not matter.
-
-    Returns:
-        The compressed model with its weights, in eval mode.
-
-    Raises:
-        FileError: a file is missing, truncated or altered.
-        PlanError: the directory belongs to another model.
-    """
-    _check_model(model)
-    return load_artifact(path, model)
 
 
 def _in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
@@ -696,26 +540,68 @@ def _globs(skip: Sequence[str]) -> tuple[str, ...]:
     return (skip,) if isinstance(skip, str) else tuple(skip)
 
 
-def _check_plan(plan: object) -> None:
+def check_plan(plan: object) -> None:
     if not isinstance(plan, Plan):
         raise OptionError(
             f"plan is a {type(plan).__name__}; give a Plan, e.g. study.plan(macs=0.5) or Plan.load(path)"
         )
 
 
-def _check_model(model: object) -> None:
+def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.Module, Plan | None]:
+    """The model, and the plan that made it, of what a caller gave as the model.
+
+    Raises:
+        OptionError: a result and a plan.
+    """
+    if not isinstance(model, Result):
+        return model, previous
+    if previous is not None:
+        raise OptionError("previous= is given beside a result, which brings its own plan; leave it out")
+    return model.model, model.plan
+
+
+def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None:
+    """Refuses a plan that did not make this model."""
+    check_plan(previous)
+    if not previous.steps:
+        raise PlanError("previous: it has no step, so it made no model; leave it out")
+    if previous.has_bias != has_bias:
+        raise PlanError(
+            f"previous: that step was made {'with' if previous.has_bias else 'without'} data and this study "
+            "is not; make both alike"
+        )
+    modules = dict(model.named_modules())
+    replaced = {name for step in previous.steps for name in step.settings}
+    for step in previous.steps:
+        for name, setting in step.settings.items():
+            first = f"{name}.0"
+            weight = getattr(modules.get(first), "weight", None)
+            if first not in replaced and (not isinstance(weight, Tensor) or len(weight) != setting.rank):
+                raise PlanError(
+                    f"previous: it did not make this model: {name!r} is no pair of rank {setting.rank}; give "
+                    "the plan of the result that the model came from"
+                )
+
+
+def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")
 
 
-def _fingerprint(model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options) -> dict[str, str]:
+def _fingerprint(
+    model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options, previous: Plan | None
+) -> dict[str, str]:
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     picked = (
         _code_of(outputs) if callable(outputs) else outputs,
         [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    return {
+    earlier = {}
+    if previous is not None:
+        steps = [(step.structure.sha256, sorted(step.settings.items())) for step in previous.steps]
+        earlier["previous"] = hashlib.sha256(repr(steps).encode()).hexdigest()
+    return earlier | {
         "structure": structure_of(describe_layers(model)).sha256,
         "weights": digest_tensors(tensors),
         "modules": hashlib.sha256(repr(kinds).encode()).hexdigest(),

@@ -38,17 +38,18 @@ from slimrank.graph import (
     Captured,
     OutputChoice,
     Replay,
+    Trimmer,
     capture,
     check_compressible,
     copy_model,
     quiet_copy,
-    release_memory,
     replace_module,
 )
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
     METHODS,
     Anchor,
+    Pair,
     Target,
     anchor_points,
     anchored_curves,
@@ -62,7 +63,7 @@ from slimrank.methods import (
     weights_target,
 )
 from slimrank.plan import nearest
-from slimrank.records import Curve, LayerSpec, Method, Note
+from slimrank.records import Curve, Form, LayerSpec, Method, Note
 from slimrank.report import Phases
 
 _MOMENT_BYTES = 600_000_000
@@ -346,7 +347,8 @@ def measure(
         )
     else:
         anchors = _Anchors(opened, outputs, todo)
-        for chunk in _chunks(rest):
+        trim = Trimmer()
+        for chunk in chunks_of(rest):
             with phases.phase("moments", len(opened.feed.fit)) as advance:
                 moments = dict(
                     collect_moments(opened.original, opened.feed, chunk, seed=options.seed, advance=advance)
@@ -361,7 +363,7 @@ def measure(
                     )
                     if store is not None:
                         _write_curves(store, index, curves[index])
-                    release_memory()
+                    trim.after(32 * row_width(spec) ** 2)
                     advance(1)
         notes += _row_notes(opened, todo)
     flat = tuple(curve for index in sorted(curves) for curve in curves[index])
@@ -389,8 +391,15 @@ def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:
     ]
 
 
-def _chunks(layers: Mapping[int, LayerSpec]) -> Iterator[dict[int, LayerSpec]]:
-    """Layers whose moments fit into memory together."""
+def chunks_of(layers: Mapping[int, LayerSpec]) -> Iterator[dict[int, LayerSpec]]:
+    """Layers whose moments fit into memory together.
+
+    Args:
+        layers: by their index in the study.
+
+    Yields:
+        Some of them, in the same order.
+    """
     chunk: dict[int, LayerSpec] = {}
     held = 0
     for index, spec in layers.items():
@@ -405,7 +414,18 @@ def _chunks(layers: Mapping[int, LayerSpec]) -> Iterator[dict[int, LayerSpec]]:
         yield chunk
 
 
-def _target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mapping[str, Tensor]) -> Target:
+def target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mapping[str, Tensor]) -> Target:
+    """What a pair shall reproduce where inputs are those of the original.
+
+    Args:
+        spec: the layer.
+        layer: its module.
+        moments: of its inputs.
+        grams: (C_out, C_out) second moments of output gradients by layer; may lack it.
+
+    Returns:
+        The target.
+    """
     weight = dense_weight(layer)
     root, inverse_root = metric_roots(grams.get(spec.name), len(weight), weight.device)
     ridge = ridge_of(moments.n_rows, row_width(spec))
@@ -435,12 +455,32 @@ def _curves_of(
     options: Options,
     phases: Phases,
 ) -> tuple[Curve, ...]:
-    target = _target_of(spec, model.get_submodule(spec.name), moments, grams)
+    target = target_of(spec, model.get_submodule(spec.name), moments, grams)
     methods = [method for method in options.methods if method in spec.methods]
     curves = layer_curves(spec, methods, target, has_bias=True)
     with phases.part("anchors", of="curves"):
         measured = anchors.measure(spec, target, curves)
     return anchored_curves(curves, measured)
+
+
+def independent_pair(
+    spec: LayerSpec, layer: nn.Module, form: Form, rank: int, target: Target
+) -> tuple[Pair, Tensor]:
+    """A pair fitted to the inputs of the original, everything else as it is there.
+
+    Args:
+        spec: the layer.
+        layer: its module.
+        form: how the kernel is split.
+        rank: size between the factors.
+        target: what to reproduce; it remembers its decompositions.
+
+    Returns:
+        The factors, and the bias of the second, (O,) float64, that keeps the mean of the outputs.
+    """
+    pair = fit_pair(spec, form, rank, target, alternations=_ANCHOR_ALTERNATIONS)
+    lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
+    return pair, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 
 class _Anchors:
@@ -463,17 +503,12 @@ class _Anchors:
     def measure(self, spec: LayerSpec, target: Target, curves: Sequence[Curve]) -> dict[Method, list[Anchor]]:
         """Divergences at a few ranks of each method."""
         layer = self._model.get_submodule(spec.name)
-        bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
         self._replay.start_at(spec.name, self._references, self._outputs)
         measured: dict[Method, list[Anchor]] = {}
         for method in dict.fromkeys(curve.method for curve in curves):
             for form, rank, error in anchor_points(curves, method, spec.macs):
-                pair = fit_pair(spec, form, rank, target, alternations=_ANCHOR_ALTERNATIONS)
-                lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
-                pair_bias = lost if bias is None else lost + bias
-                replace_module(
-                    self._model, spec.name, nn.Sequential(*build_pair(spec, layer, pair, pair_bias))
-                )
+                pair, bias = independent_pair(spec, layer, form, rank, target)
+                replace_module(self._model, spec.name, nn.Sequential(*build_pair(spec, layer, pair, bias)))
                 try:
                     value = measure_divergence(
                         self._replay.stream(),

@@ -32,7 +32,22 @@ _ROOMS = (
     "latency",
     "report",
 )
-_EVERYTHING = frozenset({*_ROOMS, "_result", "_survey", "_build", "_study", "_cli", "demo", "__init__"})
+_EVERYTHING = frozenset(
+    {
+        *_ROOMS,
+        "_result",
+        "_survey",
+        "_build",
+        "_study",
+        "_compress",
+        "_search",
+        "_scoring",
+        "_references",
+        "_cli",
+        "demo",
+        "__init__",
+    }
+)
 
 _ALLOWED: Mapping[str, frozenset[str]] = {
     "_errors": frozenset(),
@@ -47,8 +62,8 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
     "select": frozenset({"records", "cost", "plan"}),
     "_fits": frozenset({"records", "linalg", "methods"}),
     "_apply": frozenset({"records", "linalg", "plan", "methods", "graph", "calibrate", "_fits"}),
-    "scores": frozenset({"records", "plan", "methods", "graph", "_apply"}),
-    "recover": frozenset({"records", "graph", "_apply"}),
+    "scores": frozenset({"records", "cost", "plan", "methods", "graph", "report"}),
+    "recover": frozenset({"records", "graph", "calibrate", "plan", "_apply", "deploy", "report"}),
     "deploy": frozenset({"records", "graph", "plan", "_apply"}),
     "latency": frozenset({"records", "cost", "methods", "deploy"}),
     "report": frozenset({"records", "plan", "cost"}),
@@ -57,6 +72,10 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
     "_survey": frozenset(_ROOMS),
     "_build": frozenset({*_ROOMS, "_result", "_survey"}),
     "_study": frozenset({*_ROOMS, "_result", "_survey", "_build"}),
+    "_compress": frozenset({*_ROOMS, "_result", "_survey", "_build", "_study"}),
+    "_search": frozenset({*_ROOMS, "_result", "_survey", "_build", "_study", "_compress"}),
+    "_scoring": frozenset({*_ROOMS, "_survey", "_build", "_study"}),
+    "_references": frozenset({"plan"}),
     "_cli": _EVERYTHING,
     "demo": _EVERYTHING,
     "__init__": _EVERYTHING,

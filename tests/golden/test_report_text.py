@@ -54,6 +54,7 @@ def test_report_text(golden: Callable[[str, str], None]) -> None:
     summary = Summary(
         title="A small network at half of its MACs",
         before=before,
+        start=before,
         after=sum((layer.after for layer in layers), Cost(macs=65_536, params=0, bytes=0)),
         layers=tuple(layers),
         divergence=0.0261,

@@ -68,7 +68,6 @@ CASES = {
         build=lambda n: n.settle(n.Control()),
         batches=lambda n: n.noise(24),
         compressible=["a", "b", "c"],
-        notes=["torch.export failed"],
     ),
     "two positional inputs": Case(
         build=lambda n: n.settle(n.TwoInputs()),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from slimrank._errors import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
-from slimrank.plan import Structure, structure_of
+from slimrank.plan import Plan, Structure, structure_of
 from slimrank.records import Call, Cost, Curve, LayerSpec, Metric, Setting
 from slimrank.select import Select, _optimal, reachable_floor, select_plan
 
@@ -29,6 +29,7 @@ class Source:
     curves: Sequence[Curve]
     has_bias: bool
     methods: Sequence[str] = ("weight_svd", "spatial_svd")
+    previous: Plan | None = None
 
 
 @st.composite

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import slimrank as sr
-from slimrank import _cli
+from slimrank import _cli, _references
 
 _CODE = """
 import torch
@@ -83,23 +83,23 @@ def _refused(*args: str) -> str:
     ],
 )
 def test_a_model_is_found_by_file_or_module_built_or_taken(reference: str) -> None:
-    assert type(_cli._model(reference)).__name__ == "Sequential"
+    assert type(_references.model_at(reference)).__name__ == "Sequential"
 
 
 @pytest.mark.parametrize("reference", ["user_net.py:batches", "user_net.py:data"])
 def test_batches_are_made_or_taken(reference: str) -> None:
-    (batch,) = _cli._batches(reference)
+    (batch,) = _references.batches_at(reference)
     assert batch.shape == (2, 4)  # type: ignore[attr-defined]
 
 
 def test_two_references_to_a_file_run_it_once(tmp_path: Path) -> None:
-    first = _cli._named("user_net.py:net", "MODEL")
-    assert _cli._named(f"{tmp_path}/user_net.py:net", "MODEL") is first
+    first = _references._named("user_net.py:net", "MODEL")
+    assert _references._named(f"{tmp_path}/user_net.py:net", "MODEL") is first
 
 
 def test_a_file_named_like_a_loaded_module_is_still_the_file(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("value = [1]\n")
-    assert _cli._named("json.py:value", "BATCHES") == [1]
+    assert _references._named("json.py:value", "BATCHES") == [1]
     assert json.loads("[2]") == [2]
 
 
@@ -107,7 +107,7 @@ def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "beside_this.py").write_text("value = [4]\n")
     (tmp_path / "deep" / "user_data.py").write_text("from beside_this import value\n")
-    assert _cli._named("deep/user_data.py:value", "BATCHES") == [4]
+    assert _references._named("deep/user_data.py:value", "BATCHES") == [4]
 
 
 @pytest.mark.parametrize(

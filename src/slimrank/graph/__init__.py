@@ -21,7 +21,7 @@ from slimrank.graph._capture import (
 )
 from slimrank.graph._count import count_by_module, count_cost, stored
 from slimrank.graph._lockstep import Lockstep, OneByOne, can_interleave
-from slimrank.graph._memory import release_memory
+from slimrank.graph._memory import Trimmer
 from slimrank.graph._modules import (
     copy_model,
     eval_mode,
@@ -32,6 +32,7 @@ from slimrank.graph._modules import (
     run,
 )
 from slimrank.graph._outputs import OutputChoice, pick_outputs
+from slimrank.graph._prefix import PrefixCache
 from slimrank.graph._replay import Replay
 from slimrank.graph._tails import Shortcut, Tail, find_tails
 from slimrank.graph._taps import tap_layers
@@ -42,9 +43,11 @@ __all__ = [
     "Lockstep",
     "OneByOne",
     "OutputChoice",
+    "PrefixCache",
     "Replay",
     "Shortcut",
     "Tail",
+    "Trimmer",
     "as_batch",
     "batch_tensors",
     "can_interleave",
@@ -66,7 +69,6 @@ __all__ = [
     "pick_outputs",
     "plain_attention",
     "quiet_copy",
-    "release_memory",
     "replace_module",
     "run",
     "stored",

@@ -40,7 +40,6 @@ class Captured:
         before: counted cost of the whole model for one sample.
         sample: the sample that was used.
         can_split: whether batches can be cut into samples; if not, a batch counts as one sample.
-        source: "torch.export and hooks", or "hooks".
         output_elements: numbers that all layer outputs of one sample hold, for sizing micro-batches.
         notes: what the user should know.
     """
@@ -49,7 +48,6 @@ class Captured:
     before: Cost
     sample: Batch
     can_split: bool
-    source: str
     output_elements: int
     notes: tuple[Note, ...]
 
@@ -99,7 +97,9 @@ def capture(
                 "torch.utils.flop_counter.register_flop_formula",
             )
         )
-    uses, problem = read_weight_uses(model, sample)
+    # The graph only tells who else reads a weight; where every layer is called as a module, nobody asks.
+    is_asked = any(name not in calls and _holds_weight(module) for name, module in model.named_modules())
+    uses, problem = read_weight_uses(model, sample) if is_asked else ({}, None)
     if problem is not None:
         notes.append(
             Note(where="capture", text=f"torch.export failed ({problem}); layers were read from hooks alone")
@@ -128,7 +128,6 @@ def capture(
         before=before,
         sample=sample,
         can_split=can_split,
-        source="hooks" if problem is not None else "torch.export and hooks",
         output_elements=sum(_elements(call.output_shape) for name in calls for call in calls[name]),
         notes=tuple(notes),
     )

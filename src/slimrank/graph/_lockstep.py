@@ -86,6 +86,9 @@ class OneByOne:
                 self._taken += alone.shortcut(name)
         return inputs
 
+    def start(self, name: str) -> None:
+        """Nothing: these forwards begin anew for every layer; see ``Lockstep.start``."""
+
     def shortcut(self, name: str) -> list[Tensor | None]:
         """What is added to the output of the layer reached last; see ``Lockstep.shortcut``."""
         return self._taken
@@ -149,6 +152,7 @@ class Lockstep:
         self._order = {name: index for index, name in enumerate(stops)}
         self._forwards = [_Forward(batch) for batch in batches]
         self._by_thread: dict[int, _Forward] = {}
+        self._ahead: threading.Thread | None = None
         self._handles: list[RemovableHandle] = []
         self._context = contextlib.ExitStack()
         self._device = torch.get_default_device()
@@ -181,6 +185,7 @@ class Lockstep:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._wait()
         for forward in self._forwards:
             if not forward.finished:
                 forward.abandoned = True
@@ -201,18 +206,41 @@ class Lockstep:
         Returns:
             Input of the layer, per batch; None where a forward does not call it.
         """
-        target = self._order[name]
+        self._wait()
+        self._run_to(name)
         inputs: list[Tensor | None] = []
+        for forward in self._forwards:
+            if forward.error is not None:
+                raise forward.error
+            inputs.append(forward.x if forward.paused_at == name and not forward.finished else None)
+        return inputs
+
+    def start(self, name: str) -> None:
+        """Begins to run every forward up to a layer, while the caller does something else.
+
+        Args:
+            name: of the next ``advance``, which waits for it. What the last one gave must be read by now.
+        """
+        self._wait()
+        self._ahead = threading.Thread(target=self._run_to, args=(name,), daemon=True)
+        self._ahead.start()
+
+    def _wait(self) -> None:
+        if self._ahead is not None:
+            self._ahead.join()
+            self._ahead = None
+
+    def _run_to(self, name: str) -> None:
+        """Runs one forward after the other up to a layer; ends at the first that fails."""
+        target = self._order[name]
         for forward in self._forwards:
             while not forward.finished and (
                 forward.paused_at is None or self._order[forward.paused_at] < target
             ):
                 forward.may_run.release()
                 forward.has_stopped.acquire()
-                if forward.error is not None:
-                    raise forward.error
-            inputs.append(forward.x if forward.paused_at == name and not forward.finished else None)
-        return inputs
+            if forward.error is not None:
+                return
 
     def shortcut(self, name: str) -> list[Tensor | None]:
         """What is added to the output of the layer that the forwards are paused at.

@@ -8,6 +8,7 @@ from slimrank.methods._curves import (
     layer_curves,
     relative_curves,
 )
+from slimrank.methods._isotonic import never_falling
 from slimrank.methods._pair import (
     Pair,
     Target,
@@ -40,6 +41,7 @@ __all__ = [
     "fit_pair",
     "layer_curves",
     "metric_roots",
+    "never_falling",
     "relative_curves",
     "true_error",
     "weights_target",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from slimrank.calibrate import keeps_rows
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
+from slimrank.methods._isotonic import never_falling
 from slimrank.methods._pair import Target, effective_weight, error_by_rank, fit_pair, true_error
 from slimrank.methods._table import RULES
 from slimrank.records import Curve, Form, LayerSpec, Method
@@ -156,7 +157,7 @@ def _interpolate(error: NDArray[np.float64], anchors: Sequence[Anchor]) -> NDArr
     points = sorted(anchors, key=lambda anchor: anchor.error)
     largest = max(points[-1].error, _FLOOR)
     x = np.log(np.maximum([anchor.error for anchor in points], 1e-9 * largest))
-    y = np.log(_never_falling(np.clip([anchor.divergence for anchor in points], _FLOOR, _CEILING)))
+    y = np.log(never_falling(np.clip([anchor.divergence for anchor in points], _FLOOR, _CEILING)))
     keep = np.concatenate([[True], np.diff(x) > 1e-9])
     x, y = x[keep], y[keep]
     at = np.log(np.maximum(error, 1e-12 * largest))
@@ -168,16 +169,3 @@ def _interpolate(error: NDArray[np.float64], anchors: Sequence[Anchor]) -> NDArr
     result = np.where(at > x[-1], y[-1] + slope * (at - x[-1]), result)
     damage: NDArray[np.float64] = np.exp(result)
     return damage
-
-
-def _never_falling(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Isotonic regression by pooling adjacent violators."""
-    blocks: list[tuple[float, int]] = []
-    for value in values.tolist():
-        mean, count = value, 1
-        while blocks and blocks[-1][0] > mean:
-            last_mean, last_count = blocks.pop()
-            mean = (mean * count + last_mean * last_count) / (count + last_count)
-            count += last_count
-        blocks.append((mean, count))
-    return np.concatenate([np.full(count, mean) for mean, count in blocks])

@@ -1,25 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan values, their file, and their checks."""
 
+from slimrank.plan._json import (
+    Json,
+    as_flag,
+    as_integer,
+    as_list,
+    as_number,
+    as_object,
+    as_text,
+    from_text,
+    to_text,
+)
+from slimrank.plan._manual_file import read_settings
 from slimrank.plan._multiple import check_multiple_of, multiple_for
 from slimrank.plan._names import listed, nearest
-from slimrank.plan._plan import Plan, PlanSource, step_of
+from slimrank.plan._plan import Plan, PlanSource, plan_on, step_of
 from slimrank.plan._ratio import ratio_of
-from slimrank.plan._settings import SettingLike
+from slimrank.plan._settings import SettingLike, form_of, method_of
 from slimrank.plan._structure import Step, Structure, check_structure, structure_of
+from slimrank.plan._text_file import write_text
 
 __all__ = [
+    "Json",
     "Plan",
     "PlanSource",
     "SettingLike",
     "Step",
     "Structure",
+    "as_flag",
+    "as_integer",
+    "as_list",
+    "as_number",
+    "as_object",
+    "as_text",
     "check_multiple_of",
     "check_structure",
+    "form_of",
+    "from_text",
     "listed",
+    "method_of",
     "multiple_for",
     "nearest",
+    "plan_on",
     "ratio_of",
+    "read_settings",
     "step_of",
     "structure_of",
+    "to_text",
+    "write_text",
 ]

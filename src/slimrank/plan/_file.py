@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan file: JSON, sorted, written whole or not at all."""
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
@@ -27,6 +26,7 @@ from slimrank.plan._multiple import check_multiple_of, multiple_for
 from slimrank.plan._names import listed, nearest
 from slimrank.plan._settings import form_of, method_of
 from slimrank.plan._structure import Step, Structure, cost_after
+from slimrank.plan._text_file import write_text
 from slimrank.records import METRICS, Call, Cost, LayerKind, LayerSpec, Metric, Setting
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ FORMAT = 1
 UPGRADERS: Mapping[int, Callable[[dict[str, Json]], dict[str, Json]]] = MappingProxyType({})
 
 _KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
+_MAYBE = ("score_loss",)
 _SELECT = ("optimal", "greedy", "uniform", "manual")
 _KINDS: tuple[LayerKind, ...] = ("linear", "conv1d", "conv2d", "conv3d", "other")
 _NEEDED = tuple(f.name for f in fields(LayerSpec) if f.default is MISSING and f.name != "name")
@@ -51,6 +52,7 @@ class PlanFields(TypedDict):
     has_bias: bool
     select: str
     damage: float | None
+    score_loss: float | None
     gap: float | None
     multiple_of: int | Mapping[str, int]
     budgets: Mapping[Metric, float]
@@ -74,6 +76,7 @@ def write_plan(path: str | os.PathLike[str], plan: "Plan") -> None:
         "has_bias": plan.has_bias,
         "select": plan.select,
         "damage": plan.damage,
+        "score_loss": plan.score_loss,
         "gap": plan.gap,
         # A list of pairs, since sorting would lose which glob comes first.
         "multiple_of": [[glob, number] for glob, number in plan.multiple_of.items()]
@@ -84,22 +87,10 @@ def write_plan(path: str | os.PathLike[str], plan: "Plan") -> None:
     try:
         text = to_text(content)
     except ValueError as error:
-        raise PlanError(f"plan: damage, gap or a budget is not finite ({error}); plan anew") from error
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            # Below a file there is no draft to remove, and no place to look for one.
-            draft.unlink()
-        raise FileError(
-            f"plan file {target}: cannot be written ({error}); give a file in an existing folder"
+        raise PlanError(
+            f"plan: damage, score_loss, gap or a budget is not finite ({error}); plan anew"
         ) from error
+    write_text(path, text, what="plan file")
 
 
 def read_plan(path: str | os.PathLike[str]) -> PlanFields:
@@ -125,7 +116,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     except OSError as error:
         raise FileError(f"{where}: cannot be read ({error}); give a file that plan.save wrote") from error
     content = _upgraded(as_object(from_text(text, where), where), where)
-    as_object(content, where, required=_KEYS)
+    as_object(content, where, required=_KEYS, optional=_MAYBE)
     costs = as_object(content["costs"], f"{where}: costs", required=("before",), optional=("after",))
     steps = tuple(
         _step_from_json(step, f"{where}: steps[{i}]")
@@ -136,8 +127,8 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     select = as_text(content["select"], f"{where}: select")
     if select not in _SELECT:
         raise PlanError(f"{where}: select is {select!r}; {nearest(select, _SELECT)}")
-    numbers = {key: content[key] for key in ("damage", "gap")}
-    damage, gap = (
+    numbers = {key: content.get(key) for key in ("damage", "score_loss", "gap")}
+    damage, score_loss, gap = (
         None if number is None else as_number(number, f"{where}: {key}") for key, number in numbers.items()
     )
     budgets = _budgets_from_json(content["budgets"], f"{where}: budgets")
@@ -145,7 +136,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
     if "after" in costs and _cost_from_json(costs["after"], f"{where}: costs.after") != after:
         # Edited by hand: what was predicted and promised belonged to the old settings.
-        select, damage, gap, budgets = "manual", None, None, {}
+        select, damage, score_loss, gap, budgets = "manual", None, None, None, {}
         multiple_of = multiple_of if _holds(multiple_of, steps) else 1
     return PlanFields(
         steps=steps,
@@ -153,6 +144,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         has_bias=has_bias,
         select=select,
         damage=damage,
+        score_loss=score_loss,
         gap=gap,
         multiple_of=multiple_of,
         budgets=budgets,

@@ -59,14 +59,16 @@ def from_text(text: str, where: str) -> Json:
         return found
 
     def infinite(constant: str) -> NoReturn:
-        raise PlanError(f"{where}: {constant} is no number that a plan may hold; write a finite one, or null")
+        raise PlanError(
+            f"{where}: {constant} is no number that such a file may hold; write a finite one, or null"
+        )
 
     try:
         value: Json = json.loads(text, object_pairs_hook=once, parse_constant=infinite)
     except (ValueError, RecursionError) as error:
         if isinstance(error, PlanError):
             raise
-        raise PlanError(f"{where}: no JSON, or cut short ({error}); save the plan again") from error
+        raise PlanError(f"{where}: no JSON, or cut short ({error}); save it again") from error
     return value
 
 
@@ -96,7 +98,7 @@ def as_object(
                 raise PlanError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
         for key in required:
             if key not in value:
-                raise PlanError(f"{where}: {key!r} is missing; add it, or save the plan again")
+                raise PlanError(f"{where}: {key!r} is missing; add it, or save it again")
     return value
 
 

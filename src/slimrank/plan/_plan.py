@@ -10,6 +10,7 @@ from typing import Protocol
 from slimrank._errors import PlanError
 from slimrank.cost import FORMS, layer_cost, pair_cost
 from slimrank.plan._file import read_plan, write_plan
+from slimrank.plan._manual_file import read_settings
 from slimrank.plan._multiple import check_multiple_of
 from slimrank.plan._ratio import ratio_of
 from slimrank.plan._settings import SettingLike, damage_at, setting_for
@@ -45,22 +46,31 @@ class PlanSource(Protocol):
         """The methods that were measured."""
         ...
 
+    @property
+    def previous(self) -> "Plan | None":
+        """The plan that made the model, where it was compressed before."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """What is done to each layer, and what that costs.
 
     Attributes:
-        steps: one so far: the structure of the model, and the setting of each compressed layer.
-        before: cost of the whole model, for one sample.
+        steps: one for each compression of the model, each with the structure that it starts from and the
+            setting of each layer that it compresses.
+        before: cost of the whole original model, for one sample.
         has_bias: True when every second factor carries a bias, because data were used; else a pair has one
             only where the layer has one.
         select: "optimal", "greedy", "uniform" or "manual".
-        damage: predicted, the sum over the layers, nats per sample once anchored; None if nothing was
-            predicted.
-        gap: at most this share of ``damage`` could be saved by another choice, 0 to 1; None if not certified.
+        damage: predicted for the last step, the sum over the layers, nats per sample once anchored; None if
+            nothing was predicted.
+        score_loss: predicted loss of the score, the sum over the layers, where the last step was chosen from
+            an eval-score table; else None.
+        gap: at most this share of ``score_loss``, or else of ``damage``, could be saved by another choice, 0
+            to 1; None if not certified.
         multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match wins.
-        budgets: metric -> keep ratio that was asked for.
+        budgets: metric -> keep ratio that was asked for, of the original model.
 
     Example:
         >>> from slimrank.plan import structure_of
@@ -90,6 +100,7 @@ class Plan:
     has_bias: bool
     select: str = "manual"
     damage: float | None = None
+    score_loss: float | None = None
     gap: float | None = None
     multiple_of: int | Mapping[str, int] = 1
     budgets: Mapping[Metric, float] = field(default_factory=dict)
@@ -98,7 +109,7 @@ class Plan:
     def manual(
         cls,
         study: PlanSource,
-        settings: Mapping[str, SettingLike],
+        settings: Mapping[str, SettingLike] | str | os.PathLike[str],
         *,
         multiple_of: int | Mapping[str, int] = 1,
     ) -> "Plan":
@@ -108,7 +119,9 @@ class Plan:
             study: the study, for layers and damages.
             settings: layer -> ``(method, ratio)``, ``(method, {"rank": r})`` or ``(method, {"ratio": x})``;
                 a "form" may stand beside rank or ratio, else the one with the lowest damage is taken. A
-                ratio is of that layer's MACs. Layers not named are left alone.
+                ratio is of that layer's MACs. Layers not named are left alone. Settings of another plan may
+                stand among them: ``{**plan.settings, "fc": ("weight_svd", 0.3)}``. Or the path of a CSV file
+                (columns layer, method, ratio or rank, form) or of a JSON file that holds them.
             multiple_of: ranks are rounded up to multiples of this: a number, or layer-name glob -> number.
                 A ratio whose rounded rank would cost more than the layer takes the largest multiple that
                 does not.
@@ -121,7 +134,11 @@ class Plan:
             OptionError: a setting of the wrong kind, or a method that does not apply to the layer.
             RankError: a rank or ratio that the layer cannot take, or that makes it cost more MACs than
                 before.
+            FileError: the file cannot be read.
+            PlanError: the file holds something else.
         """
+        if isinstance(settings, str | os.PathLike):
+            settings = read_settings(settings)
         check_multiple_of(multiple_of, study.structure.layers)
         chosen = {
             name: setting_for(
@@ -136,15 +153,7 @@ class Plan:
             for name, asked in settings.items()
         }
         kept = {name: setting for name, setting in chosen.items() if setting is not None}
-        damages = [damage_at(study.curves, name, setting) for name, setting in kept.items()]
-        known = [damage for damage in damages if damage is not None]
-        return cls(
-            steps=(step_of(study.structure, kept),),
-            before=study.before,
-            has_bias=study.has_bias,
-            damage=sum(known) if len(known) == len(damages) else None,
-            multiple_of=multiple_of,
-        )
+        return plan_on(study, kept, select="manual", multiple_of=multiple_of)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
@@ -154,8 +163,8 @@ class Plan:
             path: of the JSON file.
 
         Returns:
-            The plan. Where settings were edited, its ``select`` is "manual", and ``damage``, ``gap`` and
-            ``budgets``, which belonged to the old ones, are empty.
+            The plan. Where settings were edited, its ``select`` is "manual", and ``damage``, ``score_loss``,
+            ``gap`` and ``budgets``, which belonged to the old ones, are empty.
 
         Raises:
             FileError: the file is missing or cannot be read.
@@ -183,10 +192,30 @@ class Plan:
         return cost_after(self.before, self.steps, has_bias=self.has_bias)
 
     @property
+    def start(self) -> Cost:
+        """Cost of the model that the last step starts from, counted from shapes."""
+        return cost_after(self.before, self.steps[:-1], has_bias=self.has_bias)
+
+    @property
     def settings(self) -> Mapping[str, Setting]:
-        """Layer -> setting, in execution order; layers left alone are not in it."""
-        layers = self.steps[-1].layers if self.steps else {}
-        return {name: settings[-1] for name, settings in layers.items() if settings}
+        """Layer -> setting of the last step, in execution order; layers left alone are not in it."""
+        return self.steps[-1].settings if self.steps else {}
+
+    def up_to(self, count: int) -> "Plan":
+        """The first steps alone.
+
+        Args:
+            count: how many, at least 1.
+
+        Returns:
+            This plan where it has no more; else one without ``damage``, ``score_loss``, ``gap`` and
+            ``budgets``, which belong to the last step.
+        """
+        if count >= len(self.steps):
+            return self
+        return changed(
+            self, steps=self.steps[:count], damage=None, score_loss=None, gap=None, budgets={}, multiple_of=1
+        )
 
     def keep_ratio(self, metric: Metric) -> float:
         """Cost after / cost before.
@@ -211,7 +240,8 @@ class Plan:
                 given, the one in this plan is kept if the method stays, else the cheaper one is taken.
 
         Returns:
-            A new plan; its ``select`` is "manual", and ``damage``, ``gap`` and ``budgets`` are empty.
+            A new plan; its ``select`` is "manual", and ``damage``, ``score_loss``, ``gap`` and ``budgets``
+            are empty.
 
         Raises:
             UnknownNameError: no such layer, method or form.
@@ -241,6 +271,7 @@ class Plan:
             steps=(*self.steps[:-1], step_of(structure, settings)),
             select="manual",
             damage=None,
+            score_loss=None,
             gap=None,
             budgets={},
         )
@@ -254,7 +285,7 @@ class Plan:
         Returns:
             Lines of text: layer, this plan, the other one; then the keep ratios of both.
         """
-        mine, theirs = self.settings, other.settings
+        mine, theirs = _every_setting(self), _every_setting(other)
         order = [name for plan in (self, other) for step in plan.steps for name in step.structure.layers]
         rows = [
             (name, _told(self, name), _told(other, name))
@@ -271,7 +302,47 @@ class Plan:
     def __repr__(self) -> str:
         layers = self.steps[-1].structure.layers if self.steps else {}
         ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
-        return f"Plan({self.select}: {len(self.settings)} of {len(layers)} layers, {ratios})"
+        steps = f"step {len(self.steps)}, " if len(self.steps) > 1 else ""
+        return f"Plan({steps}{self.select}: {len(self.settings)} of {len(layers)} layers, {ratios})"
+
+
+def plan_on(
+    source: PlanSource,
+    settings: Mapping[str, Setting],
+    *,
+    select: str,
+    multiple_of: int | Mapping[str, int] = 1,
+    budgets: Mapping[Metric, float] | None = None,
+    gap: float | None = None,
+) -> Plan:
+    """A plan whose last step gives these settings to the model of a source.
+
+    Args:
+        source: a study, or whatever has structure, costs and curves.
+        settings: layer -> setting.
+        select: how they were chosen.
+        multiple_of: what their ranks are multiples of.
+        budgets: keep ratios of the original model that were asked for.
+        gap: of the choice, where it is certified.
+
+    Returns:
+        The plan, after the steps of the source's earlier plan; its damage is None where the source's curves
+        hold none for a rank.
+    """
+    damages = [damage_at(source.curves, name, setting) for name, setting in settings.items()]
+    # Rounding may leave a damage a hair below zero.
+    known = [max(damage, 0.0) for damage in damages if damage is not None]
+    earlier = source.previous
+    return Plan(
+        steps=(*(earlier.steps if earlier else ()), step_of(source.structure, settings)),
+        before=earlier.before if earlier else source.before,
+        has_bias=source.has_bias,
+        select=select,
+        damage=float(sum(known)) if len(known) == len(damages) else None,
+        gap=gap,
+        multiple_of=multiple_of,
+        budgets=budgets or {},
+    )
 
 
 def step_of(structure: Structure, settings: Mapping[str, Setting]) -> Step:
@@ -290,12 +361,17 @@ def step_of(structure: Structure, settings: Mapping[str, Setting]) -> Step:
     )
 
 
+def _every_setting(plan: Plan) -> dict[str, Setting]:
+    """Layer -> setting over all steps; a layer that one step replaced is not there for the next."""
+    return {name: setting for step in plan.steps for name, setting in step.settings.items()}
+
+
 def _told(plan: Plan, name: str) -> str:
     """One layer of a plan, for people."""
-    setting = plan.settings.get(name)
-    if setting is None:
+    step = next((step for step in plan.steps if name in step.settings), None)
+    if step is None:
         return "left alone"
-    spec = plan.steps[-1].structure.layers[name]
+    setting, spec = step.settings[name], step.structure.layers[name]
     whole = layer_cost(spec).macs
     pair = pair_cost(spec, setting.form, setting.rank, has_bias=plan.has_bias or spec.has_bias).macs
     share = f" ({pair / whole:.3f} macs)" if whole else ""

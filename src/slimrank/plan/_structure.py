@@ -42,6 +42,11 @@ class Step:
     layers: Mapping[str, tuple[Setting, ...]]
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """Layer -> setting, in execution order; layers left alone are not in it."""
+        return {name: settings[-1] for name, settings in self.layers.items() if settings}
+
 
 class HasSteps(Protocol):
     """Whatever has steps: a plan."""
@@ -67,20 +72,21 @@ def structure_of(specs: Iterable[LayerSpec]) -> Structure:
     return Structure(sha256=sha256(text.encode()).hexdigest(), layers=layers)
 
 
-def check_structure(plan: HasSteps, structure: Structure) -> None:
+def check_structure(plan: HasSteps, structure: Structure, *, step: int = 0) -> None:
     """Check that a plan belongs to this model.
 
     Args:
         plan: the plan.
         structure: of the model.
+        step: place of the step that starts from this model; -1 for the last.
 
     Raises:
         PlanError: layers are missing, additional or of another shape.
     """
     steps = plan.steps
-    if not steps or steps[0].structure.sha256 == structure.sha256:
+    if not steps or steps[step].structure.sha256 == structure.sha256:
         return
-    planned, present = steps[0].structure.layers, structure.layers
+    planned, present = steps[step].structure.layers, structure.layers
     changed = [
         f"{name!r} {_difference(planned[name], present[name])}"
         for name in planned
@@ -98,7 +104,7 @@ def check_structure(plan: HasSteps, structure: Structure) -> None:
         parts.append(f"{len(changed)} of another shape: {', '.join(changed[:_NAMED])}{rest}")
     what = "; layers " + "; ".join(parts) if parts else "; same layers, but other tensors besides them"
     raise PlanError(
-        f"plan: it belongs to another model (structure {steps[0].structure.sha256[:12]}, the model has "
+        f"plan: it belongs to another model (structure {steps[step].structure.sha256[:12]}, the model has "
         f"{structure.sha256[:12]}){what}; build the model the plan was made for, or plan anew"
     )
 
@@ -116,11 +122,10 @@ def cost_after(before: Cost, steps: Iterable[Step], *, has_bias: bool) -> Cost:
     """
     cost = before
     for step in steps:
-        for name, settings in step.layers.items():
+        for name, setting in step.settings.items():
             spec = step.structure.layers[name]
-            for setting in settings[-1:]:
-                bias = has_bias or spec.has_bias
-                cost = cost - layer_cost(spec) + pair_cost(spec, setting.form, setting.rank, has_bias=bias)
+            bias = has_bias or spec.has_bias
+            cost = cost - layer_cost(spec) + pair_cost(spec, setting.form, setting.rank, has_bias=bias)
     return cost
 
 

@@ -55,6 +55,7 @@ class Summary:
     Attributes:
         title: heading.
         before, after: counted cost of the whole model.
+        start: cost of the model whose layers are listed: ``before``, or what an earlier step left of it.
         layers: every layer, in execution order.
         divergence: measured on held-out samples, original against compressed; None if not measured.
         damage: predicted, the sum over the layers; None if nothing was predicted.
@@ -68,6 +69,7 @@ class Summary:
     title: str
     before: Cost
     after: Cost
+    start: Cost
     layers: tuple[LayerResult, ...]
     divergence: float | None
     damage: float | None

@@ -3,6 +3,15 @@
 
 from slimrank.report._html import render_html, render_study_html
 from slimrank.report._progress import Phases
+from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
 
-__all__ = ["Phases", "render_html", "render_layers", "render_plan", "render_study_html", "render_text"]
+__all__ = [
+    "Phases",
+    "render_html",
+    "render_layers",
+    "render_plan",
+    "render_study_html",
+    "render_table",
+    "render_text",
+]

@@ -179,7 +179,7 @@ def _layer_table(summary: Summary) -> str:
         ("fit", "w"),
     )
     rows = [(_layer_row(layer), layer.setting is None) for layer in summary.layers]
-    before = macs_elsewhere(summary.before, (layer.before for layer in summary.layers))
+    before = macs_elsewhere(summary.start, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
         macs = _arrow(format_count(before), format_count(after))

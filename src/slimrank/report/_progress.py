@@ -3,10 +3,19 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Advance(Protocol):
+    """Tells a running phase how many more steps are done."""
+
+    def __call__(self, steps: int, text: str = "") -> None:
+        """So many more steps, and a text beside the bar."""
+        ...
 
 
 class Phases:
@@ -21,7 +30,7 @@ class Phases:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def phase(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    def phase(self, name: str, total: int) -> Iterator[Advance]:
         """One phase.
 
         Args:
@@ -29,7 +38,7 @@ class Phases:
             total: steps in all.
 
         Yields:
-            A function to tell how many more steps are done.
+            A function to tell how many more steps are done, and what stands beside the bar.
         """
         start = time.perf_counter()
         columns = (
@@ -37,6 +46,7 @@ class Phases:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         console = Console(stderr=True)
         # A bar that cannot be redrawn would leave a blank line in the log for every phase.
@@ -44,10 +54,19 @@ class Phases:
         progress = Progress(*columns, console=console, disable=disable, transient=True)
         try:
             with progress:
-                task = progress.add_task(name, total=total)
-                yield lambda steps: progress.advance(task, steps)
+                task = progress.add_task(name, total=total, text="")
+
+                def advance(steps: int, text: str = "") -> None:
+                    progress.update(task, advance=steps, text=text)
+
+                yield advance
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def tell(self, text: str) -> None:
+        """One line on stderr, where progress is shown."""
+        if self._shown:
+            Console(stderr=True).print(text, highlight=False, markup=False)
 
     @contextlib.contextmanager
     def part(self, name: str, of: str) -> Iterator[None]:

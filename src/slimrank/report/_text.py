@@ -18,6 +18,7 @@ from slimrank.report._numbers import (
     format_ratio,
     macs_elsewhere,
 )
+from slimrank.report._table import render_table
 from slimrank.report._words import (
     DAMAGE_LABEL,
     DIVERGENCE_LABEL,
@@ -93,7 +94,7 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110)
         f"{format_metric('bytes', before.bytes)}"
     )
     reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
-    return _joined([_table(columns, rows), closing, _reasons("Cannot be compressed", reasons, width)])
+    return _joined([render_table(columns, rows), closing, _reasons("Cannot be compressed", reasons, width)])
 
 
 def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
@@ -109,7 +110,7 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
     rows = [_plan_row(plan, spec) for spec in specs.values()]
-    layers = _table(("layer", "method", "form", ">rank", ">MACs", ">after", ">keep ratio"), rows)
+    layers = render_table(("layer", "method", "form", ">rank", ">MACs", ">after", ">keep ratio"), rows)
     closing = f"{plan.select}: {len(plan.settings)} of {len(specs)} layers compressed"
     if plan.damage is not None:
         closing += f"; predicted damage {format_damage(plan.damage)} {unit}".rstrip()
@@ -150,7 +151,7 @@ def _costs(heading: str, before: Cost, after: Cost) -> str:
         rows.append(
             (METRIC_LABELS[name], format_metric(name, old), format_metric(name, new), format_ratio(new, old))
         )
-    return _table((heading, ">before", ">after", ">keep ratio"), rows)
+    return render_table((heading, ">before", ">after", ">keep ratio"), rows)
 
 
 def _measurements(summary: Summary) -> str:
@@ -165,7 +166,7 @@ def _measurements(summary: Summary) -> str:
         )
         for measured in summary.measurements
     ]
-    return _table(("measured", ">before", ">after", ">change"), rows)
+    return render_table(("measured", ">before", ">after", ">change"), rows)
 
 
 def _damage_lines(summary: Summary) -> Iterator[str]:
@@ -179,12 +180,14 @@ def _damage_lines(summary: Summary) -> Iterator[str]:
 
 def _layers(summary: Summary) -> str:
     rows = [_layer_row(layer) for layer in summary.layers]
-    before = macs_elsewhere(summary.before, (layer.before for layer in summary.layers))
+    before = macs_elsewhere(summary.start, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
         numbers = (format_count(before), format_count(after), format_ratio(after, before))
         rows.append((ELSEWHERE_LABEL, "", "", *numbers, "", ""))
-    return _table(("layer", "setting", ">rank", ">MACs", ">after", ">keep ratio", ">damage", "fit"), rows)
+    return render_table(
+        ("layer", "setting", ">rank", ">MACs", ">after", ">keep ratio", ">damage", "fit"), rows
+    )
 
 
 def _layer_row(layer: LayerResult) -> tuple[str, ...]:
@@ -209,21 +212,6 @@ def _list(heading: str, items: Sequence[str], width: int) -> str:
         return ""
     lines = (fill(item, width, initial_indent=" - ", subsequent_indent="   ") for item in items)
     return "\n".join([heading, *lines])
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart, as wide as their longest cell; ``>`` before a heading aligns right."""
-    cells = [[heading.removeprefix(">") for heading in columns], *rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    marks = [">" if heading.startswith(">") else "<" for heading in columns]
-    lines = [
-        "  ".join(
-            f"{cell:{mark}{wide}}" for cell, mark, wide in zip(row, marks, widths, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join(lines)
 
 
 def _joined(blocks: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from slimrank._errors import BudgetError
 from slimrank.cost import layer_cost
 from slimrank.plan import PlanSource
-from slimrank.records import Metric
+from slimrank.records import Cost, Metric
 from slimrank.select._table import Table
 
 _NAMED = 4
@@ -32,7 +32,7 @@ def lowest_cost(table: Table, source: PlanSource, metric: Metric, at: int) -> in
 
 
 def check_reachable(
-    table: Table, source: PlanSource, budgets: Mapping[Metric, float], *, skipped: Collection[str]
+    table: Table, source: PlanSource, budgets: Mapping[Metric, float], *, skipped: Collection[str], of: Cost
 ) -> None:
     """Check that each budget alone can be met.
 
@@ -41,6 +41,7 @@ def check_reachable(
         source: what it was made from.
         budgets: metric -> keep ratio.
         skipped: layers that the caller wants left alone.
+        of: cost that keep ratios are shares of.
 
     Raises:
         BudgetError: a budget that no choice meets.
@@ -49,17 +50,17 @@ def check_reachable(
         room = table.room[at] + source.before.metric(metric) - table.whole[at].sum()
         if lowest_cost(table, source, metric, at) > room:
             raise BudgetError(
-                f"budget: {metric}={budgets[metric]:g} cannot be met; {floors(table, source, budgets)}. "
+                f"budget: {metric}={budgets[metric]:g} cannot be met; {floors(table, source, budgets, of)}. "
                 f"{_holding_up(table, source, metric, at, skipped)}. Raise the budget, or allow more: "
                 f"fewer layers in skip, more methods, a smaller multiple_of"
             )
 
 
-def floors(table: Table, source: PlanSource, budgets: Mapping[Metric, float]) -> str:
+def floors(table: Table, source: PlanSource, budgets: Mapping[Metric, float], of: Cost) -> str:
     """The smallest reachable keep ratio of each metric, for people."""
     parts = []
     for at, metric in enumerate(budgets):
-        ratio = lowest_cost(table, source, metric, at) / max(source.before.metric(metric), 1)
+        ratio = lowest_cost(table, source, metric, at) / max(of.metric(metric), 1)
         # Rounded up, so that the number shown can be asked for.
         parts.append(f"{metric}={ceil(ratio * 1e4) / 1e4:.4f}")
     return f"the smallest reachable is {', '.join(parts)}"

@@ -7,8 +7,8 @@ from typing import Literal, assert_never
 import numpy as np
 
 from slimrank._errors import BudgetError, UnknownNameError
-from slimrank.plan import Plan, PlanSource, check_multiple_of, nearest, step_of
-from slimrank.records import Metric
+from slimrank.plan import Plan, PlanSource, check_multiple_of, nearest, plan_on
+from slimrank.records import Cost, Metric
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
 from slimrank.select._floor import check_reachable, floors, lowest_cost
 from slimrank.select._greedy import choose_greedy
@@ -19,7 +19,6 @@ from slimrank.select._table import (
     is_feasible,
     settings_of,
     table_of,
-    total_damage,
 )
 from slimrank.select._uniform import choose_uniform
 
@@ -35,6 +34,7 @@ def select_plan(
     multiple_of: int | Mapping[str, int] = 1,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
+    of: Cost | None = None,
 ) -> Plan:
     """The plan that keeps every budget, with the least predicted damage or by one of two simpler rules.
 
@@ -48,6 +48,7 @@ def select_plan(
             wins, and a layer that none matches takes any rank.
         methods: that may be used; None for all that the source measured.
         skip: globs on the names of layers to leave alone.
+        of: cost that the keep ratios are shares of; None for the cost of the source's model.
 
     Returns:
         The plan. Its ``gap`` is None unless it is "optimal".
@@ -61,25 +62,28 @@ def select_plan(
     if select not in _SELECTS:
         raise UnknownNameError(f"select: {select!r} does not exist; {nearest(str(select), _SELECTS)}")
     ratios = check_budgets(budgets)
-    limits = {metric: cost_limit(source.before, metric, ratio) for metric, ratio in ratios.items()}
+    of = of or source.before
+    limits = {metric: cost_limit(of, metric, ratio) for metric, ratio in ratios.items()}
     table, skipped = _prepared(source, limits, multiple_of=multiple_of, methods=methods, skip=skip)
-    check_reachable(table, source, ratios, skipped=skipped)
+    check_reachable(table, source, ratios, skipped=skipped, of=of)
     choice, gap = _chosen(table, select)
     if choice is None:
         asked = ", ".join(f"{metric}={ratio:g}" for metric, ratio in ratios.items())
         raise BudgetError(
             f"budget: no plan was found that keeps {asked} together, though each alone can be met; "
-            f"{floors(table, source, ratios)} (each alone); raise one of them"
+            f"{floors(table, source, ratios, of)} (each alone); raise one of them"
         )
-    return Plan(
-        steps=(step_of(source.structure, settings_of(table, choice)),),
-        before=source.before,
-        has_bias=source.has_bias,
+    original = source.previous.before if source.previous else source.before
+    return plan_on(
+        source,
+        settings_of(table, choice),
         select=select,
-        damage=total_damage(table, choice),
-        gap=gap,
         multiple_of=multiple_of,
-        budgets=ratios,
+        budgets={
+            metric: ratio * of.metric(metric) / max(original.metric(metric), 1) if of != original else ratio
+            for metric, ratio in ratios.items()
+        },
+        gap=gap,
     )
 
 

@@ -55,6 +55,7 @@ class Source:
     has_bias: bool = True
     curves: Sequence[Curve] = ()
     methods: Sequence[str] = ("weight_svd", "spatial_svd")
+    previous: Plan | None = None
 
 
 OUTSIDE = Cost(macs=1000, params=10, bytes=40)
@@ -235,7 +236,7 @@ def test_load_of_a_file_cut_short(path: Path, share: float) -> None:
         ('"select": "optimal"', '"select": "best"', "select is 'best'; known are 'optimal'"),
         ('"select": "optimal"', '"select": 3', "3 is no text"),
         ('"has_bias": true,\n', '"has_bias": 1,\n', "1 is neither true nor false"),
-        ('"damage": 0.25', '"damage": NaN', "NaN is no number that a plan may hold"),
+        ('"damage": 0.25', '"damage": NaN', "NaN is no number that such a file may hold"),
         ('"damage": 0.25', '"damage": "low"', '"low" is no number'),
         ('{"macs": 0.6}', '{"latency": 0.6}', "unknown key 'latency'"),
         ('["f*", 4]', '["f*", 0]', "give a whole number of at least 1"),

@@ -58,6 +58,7 @@ class Source:
     curves: Sequence[Curve] = ()
     has_bias: bool = True
     methods: Sequence[str] = field(default=("weight_svd", "spatial_svd"))
+    previous: Plan | None = None
 
 
 def source(*specs: LayerSpec, worst: str | None = None) -> Source:

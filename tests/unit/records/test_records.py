@@ -47,6 +47,7 @@ def test_summaries_share_no_default() -> None:
             title="",
             before=zero,
             after=zero,
+            start=zero,
             layers=(),
             divergence=None,
             damage=None,

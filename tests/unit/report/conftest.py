@@ -21,6 +21,7 @@ def summary() -> Summary:
         title="half <of> it & more",
         before=Cost(macs=1_500_000, params=12_000, bytes=48_000),
         after=Cost(macs=700_000, params=6_000, bytes=24_000),
+        start=Cost(macs=1_500_000, params=12_000, bytes=48_000),
         layers=(
             LayerResult(
                 name="stem",

@@ -22,6 +22,7 @@ class Source:
     curves: Sequence[Curve]
     has_bias: bool = True
     methods: Sequence[str] = ("weight_svd", "spatial_svd")
+    previous: Plan | None = None
 
 
 def conv(name: str, c_out: int, c_in: int, size: int) -> LayerSpec:

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans replayed, and the whole way in one call."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from slimrank._apply import OnLayer, check_on_layer
+from slimrank._build import Session, build_from_weights, build_result, measured_from
+from slimrank._errors import BudgetError
+from slimrank._result import Result
+from slimrank._study import Inputs, Study, check_model, check_plan, study
+from slimrank._survey import Options, check_options, gather_gradients, open_data
+from slimrank.calibrate import LikelihoodChoice
+from slimrank.deploy import load_artifact
+from slimrank.graph import OutputChoice, check_weights, describe_layers, outside_inference_mode
+from slimrank.methods import METHODS
+from slimrank.plan import Plan, check_structure, structure_of
+from slimrank.records import Method, Note
+from slimrank.report import Phases
+
+
+@outside_inference_mode
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[object] | None = None,
+    *,
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    fisher: bool = True,
+    draws: int = 4,
+    holdout: float = 0.2,
+    on_layer: OnLayer | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> Result:
+    """Replays a plan on a freshly built copy of the model it was made for.
+
+    Args:
+        model: the same architecture, trained; it is copied.
+        plan: e.g. from ``Plan.load``.
+        batches: unlabelled inputs to fit layers to; None takes factors from the weights alone, and the result
+            says so.
+        inputs: as in ``slimrank.study``.
+        outputs: as in ``slimrank.study``.
+        likelihood: as in ``slimrank.study``.
+        fisher: as in ``slimrank.study``.
+        draws: as in ``slimrank.study``.
+        holdout: as in ``slimrank.study``.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
+        progress: show bars on stderr.
+        seed: of everything drawn.
+
+    Returns:
+        The result.
+
+    Raises:
+        PlanError: the plan belongs to another model.
+        SlimrankError: as in ``slimrank.study``, for the batches.
+    """
+    check_model(model)
+    check_plan(plan)
+    check_on_layer(on_layer)
+    check_structure(plan, structure_of(describe_layers(model)))
+    check_weights(model)
+    phases = Phases(shown=progress)
+    options = Options(
+        methods=METHODS,
+        skip=(),
+        likelihood=likelihood,
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        data_free=False,
+        seed=seed,
+    )
+    check_options(options)
+
+    def opened(start: nn.Module) -> Session | None:
+        if batches is None:
+            return None
+        data = open_data(start, batches, inputs, outputs, options, phases)
+        return Session(
+            opened=data, outputs=outputs, options=options, progress=progress, run_dir=None, fingerprint={}
+        )
+
+    def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
+        if session is None:
+            return build_from_weights(start, part, on_layer, phases)
+        grams = gather_gradients(session.opened, list(part.settings), outputs, options, phases, None)
+        done = build_result(session, part, grams, (), on_layer, True, phases)
+        return done.with_notes(session.opened.notes, phases.seconds)
+
+    first = opened(model)
+    result = replayed(model, plan.up_to(1), first)
+    for count in range(2, len(plan.steps) + 1):
+        notes = result.notes
+        result = replayed(result.model, plan.up_to(count), opened(result.model))
+        added = [note for note in notes if note not in result.notes]
+        result = result.with_notes(added, phases.seconds)
+    if len(plan.steps) < 2 or first is None:
+        return result
+    return measured_from(first, result)
+
+
+@outside_inference_mode
+def compress(
+    model: nn.Module | Result,
+    batches: Iterable[object],
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    compete: bool = True,
+    multiple_of: int | Mapping[str, int] = 1,
+    on_layer: OnLayer | None = None,
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    methods: Sequence[Method] = METHODS,
+    skip: Sequence[str] = (),
+    fisher: bool = True,
+    draws: int = 4,
+    holdout: float = 0.2,
+    data_free: bool = False,
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    seed: int = 0,
+    previous: Plan | None = None,
+    relative_to: Literal["model", "original"] = "model",
+) -> Result:
+    """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
+
+    Args:
+        model: any module; or a result, to compress its model once more.
+        batches: as in ``slimrank.study``.
+        macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
+        params: keep ratio of the params.
+        bytes: keep ratio of the bytes.
+        compete: also build the single-method and the uniform plan, and return the best; False builds the
+            optimal plan.
+        multiple_of: as in ``Study.plan``.
+        on_layer: as in ``Study.apply``; called for every plan that competes.
+        inputs: as in ``slimrank.study``.
+        outputs: as in ``slimrank.study``.
+        likelihood: as in ``slimrank.study``.
+        methods: as in ``slimrank.study``.
+        skip: as in ``slimrank.study``.
+        fisher: as in ``slimrank.study``.
+        draws: as in ``slimrank.study``.
+        holdout: as in ``slimrank.study``.
+        data_free: as in ``slimrank.study``.
+        run_dir: as in ``slimrank.study``.
+        progress: as in ``slimrank.study``.
+        seed: as in ``slimrank.study``.
+        previous: as in ``slimrank.study``.
+        relative_to: as in ``Study.plan``.
+
+    Returns:
+        The best result; its notes list every plan that was tried.
+
+    Raises:
+        SlimrankError: as in ``slimrank.study`` and ``Study.plan``.
+    """
+    check_on_layer(on_layer)
+    if macs is None and params is None and bytes is None:
+        raise BudgetError(
+            "compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
+        )
+    for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
+        is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+        if ratio is not None and not (is_number and 0 < ratio <= 1):
+            raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
+    measured = study(
+        model,
+        batches,
+        inputs=inputs,
+        outputs=outputs,
+        likelihood=likelihood,
+        methods=methods,
+        skip=skip,
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        data_free=data_free,
+        run_dir=run_dir,
+        progress=progress,
+        seed=seed,
+        previous=previous,
+    )
+
+    def planned(select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> Plan:
+        return measured.plan(
+            macs=macs,
+            params=params,
+            bytes=bytes,
+            multiple_of=multiple_of,
+            select=select,
+            methods=only,
+            relative_to=relative_to,
+        )
+
+    plans = {"optimal": planned("optimal", None)}
+    notes: list[Note] = []
+    if compete:
+        applying = [method for method in measured.methods if any(c.method == method for c in measured.curves)]
+        rivals, notes = _rival_plans(applying, planned, plans["optimal"])
+        plans |= rivals
+    return _best_of(measured, plans, notes, on_layer)
+
+
+def _rival_plans(
+    methods: Sequence[Method],
+    planned: Callable[[Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
+    optimal: Plan,
+) -> tuple[dict[str, Plan], list[Note]]:
+    """The uniform and the single-method plans, where they differ; notes on those out of reach."""
+    plans: dict[str, Plan] = {}
+    notes: list[Note] = []
+    asked: list[tuple[str, Literal["optimal", "uniform"], Sequence[Method] | None]] = [
+        ("uniform", "uniform", None)
+    ]
+    if len(methods) > 1:
+        asked += [(f"optimal, {method} only", "optimal", (method,)) for method in methods]
+    for label, select, only in asked:
+        try:
+            plan = planned(select, only)
+        except BudgetError as error:
+            notes.append(Note(where="compete", text=f"{label}: out of reach ({str(error).split(';')[0]})"))
+            continue
+        if all(plan.settings != other.settings for other in (optimal, *plans.values())):
+            plans[label] = plan
+    return plans, notes
+
+
+def _best_of(
+    measured: Study, plans: Mapping[str, Plan], notes: Sequence[Note], on_layer: OnLayer | None
+) -> Result:
+    """Builds every plan and keeps the one with the lowest held-out divergence."""
+    best: tuple[float, str, Result] | None = None
+    values: dict[str, float] = {}
+    seconds = dict(measured.seconds)
+    for label, plan in plans.items():
+        result = measured.apply(plan, on_layer=on_layer)
+        values[label] = float("inf") if result.divergence is None else result.divergence
+        for phase in ("apply", "verify"):
+            seconds[phase] = seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
+        if best is None or values[label] < best[0]:
+            best = (values[label], label, result)
+    if best is None:
+        raise BudgetError("there is no plan to build")
+    _, winner, result = best
+    told = [
+        Note(
+            where="compete",
+            text=f"{label} plan: held-out divergence {value:.4g} {result.unit}"
+            + (" (returned)" if label == winner and len(plans) > 1 else ""),
+        )
+        for label, value in values.items()
+    ]
+    return result.with_notes([*notes, *told], seconds)
+
+
+def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
+    """Rebuilds a compressed model that ``Result.save`` wrote.
+
+    Args:
+        path: the directory.
+        model: the original architecture, freshly built; it is copied, its weights do not matter.
+
+    Returns:
+        The compressed model with its weights, in eval mode.
+
+    Raises:
+        FileError: a file is missing, truncated or altered.
+        PlanError: the directory belongs to another model.
+    """
+    check_model(model)
+    return load_artifact(path, model)

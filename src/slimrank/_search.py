@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets found by trying: the smallest model within a drop, and the best split between two methods."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import nn
+
+from slimrank._build import Session, measured_from
+from slimrank._errors import BudgetError, OptionError, ScoreError, SlimrankError, StudyError
+from slimrank._result import Result
+from slimrank._study import Study, study
+from slimrank._survey import restored_copy
+from slimrank.graph import Batch
+from slimrank.plan import Plan
+from slimrank.records import Method, Metric, Note
+from slimrank.report import Phases
+from slimrank.select import Select, reachable_floor
+
+ScoreFn = Callable[[nn.Module], float]
+Tune = Callable[[nn.Module], object]
+# Points of accuracy lost per nat of divergence were seen to be about a quarter: a first guess, no more.
+_NATS_PER_SCORE = 4.0
+_NEAR_END = 0.1
+_MAX_TRIES = 20
+_N_SPLITS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Gauge:
+    """How a model is judged.
+
+    Attributes:
+        drop: what a result has lost against the original; more is worse.
+        unit: of the drop, for people.
+        per_damage: first guess of drop / predicted damage.
+    """
+
+    drop: Callable[[Result], float]
+    unit: str
+    per_damage: float
+
+
+def smallest(
+    study: Study,
+    *,
+    max_drop: float = 0.01,
+    score_fn: ScoreFn | None = None,
+    lower_is_better: bool = False,
+    metric: Metric = "macs",
+    tolerance: float = 0.01,
+    select: Select = "optimal",
+    multiple_of: int | Mapping[str, int] = 1,
+    methods: Sequence[Method] | None = None,
+    skip: Sequence[str] = (),
+) -> Result:
+    """The smallest model whose measured loss stays within a drop.
+
+    Budgets are searched by bisection. Where to try next is read off the damage that plans predict, scaled by
+    what was measured so far, so that few models are built: about five.
+
+    Args:
+        study: of the model.
+        max_drop: largest loss allowed, at least 0: of the score with ``score_fn``, else held-out divergence
+            in the study's unit.
+        score_fn: ``score_fn(model) -> float``, higher is better; None for the held-out divergence.
+        lower_is_better: the score is a loss, an error rate or the like.
+        metric: "macs", "params" or "bytes", to be made small.
+        tolerance: the search ends when a keep ratio that holds is this close above one that does not.
+        select: as in ``Study.plan``.
+        multiple_of: as in ``Study.plan``.
+        methods: as in ``Study.plan``.
+        skip: as in ``Study.plan``.
+
+    Returns:
+        The result; its notes list what was tried.
+
+    Raises:
+        BudgetError: no budget that was tried stays within the drop.
+        OptionError: a drop or tolerance that makes no sense.
+        ScoreError: ``score_fn`` fails or returns no finite number.
+        StudyError: the study was loaded without a model.
+    """
+    session = _session_of(study)
+    if not isinstance(max_drop, int | float) or not 0 <= max_drop < math.inf:
+        raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+        raise OptionError(f"tolerance={tolerance!r}; give a share of the cost between 0 and 1, such as 0.01")
+    gauge = _gauge(session, score_fn, lower_is_better)
+    phases = Phases(shown=session.progress)
+
+    def planned(ratio: float) -> Plan:
+        budget: dict[str, float] = {metric: ratio}
+        return study.plan(select=select, multiple_of=multiple_of, methods=methods, skip=skip, **budget)  # type: ignore[arg-type]
+
+    floor = reachable_floor(study, metric, multiple_of=multiple_of, methods=methods, skip=skip)
+    search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
+    best: Result | None = None
+    tried: list[Note] = []
+    for _ in range(_MAX_TRIES):
+        if search.high - search.low <= tolerance and tried:
+            break
+        plan = planned(search.next_ratio(lambda ratio: planned(ratio).damage or 0.0))
+        result = study.apply(plan)
+        drop, ratio = gauge.drop(result), plan.keep_ratio(metric)
+        is_within = drop <= max_drop
+        note = Note(
+            where="smallest",
+            text=f"{metric} {ratio:.4f}: drop {drop:.4g} {gauge.unit}, {'within' if is_within else 'above'} "
+            f"{max_drop:g}",
+        )
+        tried.append(note)
+        phases.tell(str(note))
+        search.learn(ratio, plan.damage or 0.0, drop)
+        if is_within:
+            best = result
+    if best is None:
+        raise BudgetError(
+            f"smallest: no model stays within a drop of {max_drop:g} {gauge.unit}; tried "
+            f"{'; '.join(note.text for note in tried)}; raise max_drop, or give the study more samples"
+        )
+    return best.with_notes(tried, best.seconds)
+
+
+class _Bisection:
+    """Keep ratios between one that fails and one that holds.
+
+    Args:
+        low: fails, or cannot be undercut.
+        high: holds.
+        max_drop: what holds.
+        per_damage: drop / predicted damage, until something was measured.
+    """
+
+    def __init__(self, *, low: float, high: float, max_drop: float, per_damage: float) -> None:
+        self.low, self.high = low, high
+        self._max_drop = max_drop
+        self._per_damage = per_damage
+        self._is_fresh = True
+
+    def next_ratio(self, damage_at: Callable[[float], float]) -> float:
+        """Where to try: where the predicted damage says that the drop is just allowed, well inside."""
+        wanted = self._max_drop / self._per_damage
+        low, high = self.low, self.high
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (low, middle) if damage_at(middle) <= wanted else (middle, high)
+        margin = _NEAR_END * (self.high - self.low)
+        if self._is_fresh:
+            return min(max(high, self.low), self.high - margin)
+        return min(max(high, self.low + margin), self.high - margin)
+
+    def learn(self, ratio: float, damage: float, drop: float) -> None:
+        """Takes in a measurement."""
+        self._is_fresh = False
+        if drop <= self._max_drop:
+            self.high = min(self.high, ratio)
+        else:
+            self.low = max(self.low, min(ratio, self.high))
+        if damage > 0 and drop > 0:
+            self._per_damage = drop / damage
+
+
+def search_split(
+    study: Study,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    methods: tuple[Method, Method] = ("spatial_svd", "weight_svd"),
+    splits: Sequence[float] | None = None,
+    score_fn: ScoreFn | None = None,
+    lower_is_better: bool = False,
+    tune: Tune | None = None,
+    multiple_of: int | Mapping[str, int] = 1,
+) -> Result:
+    """The best way to share one budget between two methods, one after the other.
+
+    For each split the first method brings the model to that keep ratio; then the compressed model is studied
+    anew, and the second method brings it to the whole budget. Each method alone competes as well.
+
+    Args:
+        study: of the original model, with both methods measured.
+        macs: keep ratio of the original's MACs; exactly one budget.
+        params: keep ratio of the params.
+        bytes: keep ratio of the bytes.
+        methods: the first and the second.
+        splits: keep ratios after the first step, between the budget and 1; None for three of them, evenly
+            spaced as factors.
+        score_fn: ``score_fn(model) -> float``, higher is better; None keeps the split with the lowest
+            held-out divergence from the original.
+        lower_is_better: the score is a loss, an error rate or the like.
+        tune: called with the model after each step, to train it further; it may work in place, or return the
+            trained model.
+        multiple_of: as in ``Study.plan``.
+
+    Returns:
+        The best result; its plan holds both steps, its divergence is measured against the original, and its
+        notes list every split.
+
+    Raises:
+        BudgetError: no split can be built, or not exactly one budget.
+        OptionError: splits or methods that make no sense.
+        ScoreError: ``score_fn`` fails or returns no finite number.
+        StudyError: the study was loaded without a model.
+    """
+    session = _session_of(study)
+    metric, budget = _one_budget(macs, params, bytes)
+    if len(methods) != 2 or methods[0] == methods[1]:
+        raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
+    ratios = _splits(budget, splits)
+    gauge = _gauge(session, score_fn, lower_is_better)
+    phases = Phases(shown=session.progress)
+    best: tuple[float, str, Result] | None = None
+    notes: list[Note] = []
+    for label, build in _attempts(study, session, metric, budget, methods, ratios, tune, multiple_of):
+        try:
+            result = build()
+        except BudgetError as error:
+            notes.append(Note(where="split", text=f"{label}: out of reach ({str(error).split(';')[0]})"))
+            continue
+        result = measured_from(session, result)
+        loss = gauge.drop(result)
+        notes.append(Note(where="split", text=f"{label}: drop {loss:.4g} {gauge.unit}"))
+        phases.tell(str(notes[-1]))
+        if best is None or loss < best[0]:
+            best = (loss, label, result)
+    if best is None:
+        raise BudgetError(
+            f"split: nothing can be built: {'; '.join(note.text for note in notes)}; raise the budget"
+        )
+    _, winner, result = best
+    told = [
+        replace(note, text=note.text + " (returned)") if note.text.startswith(f"{winner}:") else note
+        for note in notes
+    ]
+    return result.with_notes(told, result.seconds)
+
+
+def _attempts(
+    first: Study,
+    session: Session,
+    metric: Metric,
+    budget: float,
+    methods: tuple[Method, Method],
+    ratios: Sequence[float],
+    tune: Tune | None,
+    multiple_of: int | Mapping[str, int],
+) -> list[tuple[str, Callable[[], Result]]]:
+    """Every split with what builds it, the methods alone first."""
+
+    def planned(source: Study, ratio: float, method: Method, *, is_second: bool = False) -> Plan:
+        budgets: dict[str, float] = {metric: ratio}
+        relative = "original" if is_second else "model"
+        return source.plan(methods=(method,), multiple_of=multiple_of, relative_to=relative, **budgets)  # type: ignore[arg-type]
+
+    def alone(method: Method) -> Result:
+        return _tuned(first.apply(planned(first, budget, method)), tune)
+
+    def split(ratio: float) -> Result:
+        halfway = _tuned(first.apply(planned(first, ratio, methods[0])), tune)
+        second = _studied_again(halfway, session, methods[1])
+        return _tuned(second.apply(planned(second, budget, methods[1], is_second=True)), tune)
+
+    return [
+        *((f"{method} alone", partial(alone, method)) for method in methods),
+        *((f"{methods[0]} to {ratio:.3f}, then {methods[1]}", partial(split, ratio)) for ratio in ratios),
+    ]
+
+
+def _studied_again(result: Result, session: Session, method: Method) -> Study:
+    """A study of a compressed model, on the same data with the same options."""
+    feed, options = session.opened.feed, session.options
+
+    def inputs(raw: object) -> object:
+        batch: Batch = feed.read(raw)
+        return dict(batch.kwargs) if batch.kwargs else batch.args
+
+    return study(
+        result,
+        feed.batches,
+        inputs=inputs,
+        outputs=session.outputs,
+        likelihood=options.likelihood,
+        methods=(method,),
+        fisher=options.fisher,
+        draws=options.draws,
+        holdout=options.holdout,
+        data_free=options.data_free,
+        progress=session.progress,
+        seed=options.seed,
+    )
+
+
+def _tuned(result: Result, tune: Tune | None) -> Result:
+    if tune is None:
+        return result
+    found = tune(result.model)
+    return result.with_model(found if isinstance(found, nn.Module) else result.model)
+
+
+def _one_budget(macs: float | None, params: float | None, bytes: float | None) -> tuple[Metric, float]:
+    given: dict[Metric, float] = {}
+    if macs is not None:
+        given["macs"] = macs
+    if params is not None:
+        given["params"] = params
+    if bytes is not None:
+        given["bytes"] = bytes
+    if len(given) != 1:
+        raise BudgetError(f"a split needs exactly one budget, and {len(given)} are given; e.g. macs=0.5")
+    ((metric, ratio),) = given.items()
+    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio < 1:
+        raise BudgetError(f"{metric}={ratio!r} is no keep ratio below 1; give e.g. {metric}=0.5")
+    return metric, float(ratio)
+
+
+def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:
+    if splits is None:
+        return tuple(budget ** (step / (_N_SPLITS + 1)) for step in range(_N_SPLITS, 0, -1))
+    for ratio in splits:
+        if not isinstance(ratio, int | float) or not budget < ratio < 1:
+            raise OptionError(
+                f"splits: {ratio!r} is not between the budget {budget:g} and 1; give what step 1 keeps"
+            )
+    return tuple(float(ratio) for ratio in splits)
+
+
+def _session_of(study: Study) -> Session:
+    if study._session is None:
+        raise StudyError(
+            "this study was loaded without a model; pass Study.load(dir, model=build()) to build from it"
+        )
+    return study._session
+
+
+def _gauge(session: Session, score_fn: ScoreFn | None, lower_is_better: bool) -> _Gauge:
+    if score_fn is None:
+        return _Gauge(
+            drop=lambda result: math.inf if result.divergence is None else result.divergence,
+            unit=session.opened.likelihood.unit,
+            per_damage=1.0,
+        )
+    if not callable(score_fn):
+        raise OptionError(f"score_fn is a {type(score_fn).__name__}; give a function fn(model) -> float")
+    sign = -1.0 if lower_is_better else 1.0
+    baseline = score_of(restored_copy(session.opened), score_fn, "the original")
+
+    def drop(result: Result) -> float:
+        return sign * (baseline - score_of(result.model, score_fn, "a compressed model"))
+
+    return _Gauge(drop=drop, unit=f"of the score (original {baseline:.6g})", per_damage=1 / _NATS_PER_SCORE)
+
+
+def score_of(model: nn.Module, score_fn: ScoreFn, where: str) -> float:
+    """What the caller's function makes of a model in eval mode.
+
+    Args:
+        model: to judge; its modes are put back.
+        score_fn: of the caller.
+        where: of messages.
+
+    Returns:
+        The score, finite.
+
+    Raises:
+        ScoreError: the function fails, or returns no finite number.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        score = float(score_fn(model))
+    except SlimrankError:
+        raise
+    except Exception as error:
+        raise ScoreError(f"score_fn failed on {where}: {type(error).__name__}: {error}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not math.isfinite(score):
+        raise ScoreError(f"score_fn returned {score} for {where}; return a finite number")
+    return score

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that a person wrote into a CSV or JSON file."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+
+from slimrank._errors import FileError, PlanError
+from slimrank.plan._json import from_text
+from slimrank.plan._names import nearest
+from slimrank.plan._settings import SettingLike
+
+_COLUMNS = ("layer", "method", "ratio", "rank", "form")
+_NEEDED = ("layer", "method")
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
+    """Settings by layer from a file.
+
+    Args:
+        path: of a ``.json`` file, an object of layer -> ``["weight_svd", 0.5]``, ``{"method": ..., "ratio":
+            ...}``, ``{"method": ..., "rank": ...}`` or null; or of a ``.csv`` file with the columns layer,
+            method, ratio or rank, and form where one is wanted. Without a method, a layer is left alone.
+
+    Returns:
+        What ``Plan.manual`` takes, in the order of the file.
+
+    Raises:
+        FileError: it cannot be read.
+        PlanError: it is no such file; the message names the line or the layer.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PlanError(f"settings file {file}: no text ({error}); give a .csv or .json file") from error
+    except OSError as error:
+        raise FileError(
+            f"settings file {file}: cannot be read ({error}); give a .csv or .json file"
+        ) from error
+    if file.suffix.lower() == ".json":
+        return _from_json(text, f"settings file {file}")
+    if file.suffix.lower() == ".csv":
+        return _from_csv(text, f"settings file {file}")
+    raise PlanError(f"settings file {file}: the ending {file.suffix!r} is unknown; give a .csv or .json file")
+
+
+def _from_json(text: str, where: str) -> dict[str, SettingLike]:
+    content = from_text(text, where)
+    if not isinstance(content, dict):
+        raise PlanError(f'{where}: no object; write {{"layer": ["weight_svd", 0.5], ...}}')
+    settings: dict[str, SettingLike] = {}
+    for name, value in content.items():
+        if value is None:
+            settings[name] = None
+        elif isinstance(value, dict):
+            how = dict(value)
+            method = how.pop("method", None)
+            settings[name] = _setting(method, how, f"{where}: layer {name!r}")
+        elif isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
+            settings[name] = _setting(value[0], value[1], f"{where}: layer {name!r}")
+        else:
+            raise PlanError(
+                f"{where}: layer {name!r}: {json.dumps(value)} is no setting; write "
+                '["weight_svd", 0.5] or {"method": "weight_svd", "rank": 32}'
+            )
+    return settings
+
+
+def _setting(method: object, how: object, where: str) -> SettingLike:
+    if not isinstance(method, str):
+        raise PlanError(f"{where}: the method is {method!r}; give its name, e.g. weight_svd")
+    if isinstance(how, Mapping):
+        return method, {str(key): _number(value, where) for key, value in how.items()}
+    number = _number(how, where)
+    if isinstance(number, str):
+        raise PlanError(f"{where}: {how!r} is no ratio; give the share of the layer's MACs to keep, e.g. 0.5")
+    return method, number
+
+
+def _number(value: object, where: str) -> int | float | str:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise PlanError(f"{where}: {value!r} is neither number nor name; give a ratio, a rank or a form")
+    return value
+
+
+def _from_csv(text: str, where: str) -> dict[str, SettingLike]:
+    reader = csv.DictReader(StringIO(text))
+    columns = [column.strip() for column in reader.fieldnames or ()]
+    for column in columns:
+        if column not in _COLUMNS:
+            raise PlanError(f"{where}: column {column!r} is unknown; {nearest(column, _COLUMNS)}")
+    missing = [column for column in _NEEDED if column not in columns]
+    if missing:
+        raise PlanError(
+            f"{where}: the first line names no column {missing[0]!r}; start with layer,method,ratio or "
+            "layer,method,rank"
+        )
+    settings: dict[str, SettingLike] = {}
+    for row in reader:
+        at = f"{where}, line {reader.line_num}"
+        if None in row:
+            raise PlanError(f"{at}: it has more cells than the first line; remove them")
+        cells = {key.strip(): (value or "").strip() for key, value in row.items()}
+        name = cells["layer"]
+        if not name:
+            raise PlanError(f"{at}: it names no layer; fill in the column layer or delete the line")
+        if name in settings:
+            raise PlanError(f"{at}: layer {name!r} stands twice; delete one of the lines")
+        settings[name] = _from_cells(cells, f"{at}: layer {name!r}")
+    return settings
+
+
+def _from_cells(cells: Mapping[str, str], where: str) -> SettingLike:
+    if not cells["method"]:
+        return None
+    how: dict[str, int | float | str] = {}
+    try:
+        if cells.get("ratio"):
+            how["ratio"] = float(cells["ratio"])
+        if cells.get("rank"):
+            how["rank"] = int(cells["rank"])
+    except ValueError as error:
+        raise PlanError(f"{where}: {error}; a ratio is a decimal like 0.5, a rank a whole number") from error
+    if cells.get("form"):
+        how["form"] = cells["form"]
+    return cells["method"], how

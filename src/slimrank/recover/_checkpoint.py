@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run in a directory: written after every epoch, continued after a kill."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import CodeType
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._errors import FileError, OptionError, StudyError
+from slimrank.deploy import Json, Store, digest_tensors
+
+FORMAT = 1
+_RUN, _STATE = "recover.json", "recover-state.json"
+_NUMBERS = (bool, int, float, type(None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Kept:
+    """Where a run stands after an epoch.
+
+    Attributes:
+        model: parameters and buffers by name, as training goes on with them.
+        best: those with the lowest held-out loss so far.
+        tensors: state of the optimiser, by "index.name" of the parameter and the entry.
+        numbers: the entries of that state that are no tensors.
+        facts: losses and history, as the loop wrote them.
+    """
+
+    model: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    numbers: Mapping[str, Json]
+    facts: Mapping[str, Json]
+
+
+class Checkpoint:
+    """The directory of one run.
+
+    Args:
+        root: the directory; a study may live in it as well.
+        fingerprint: what the run is of, by topic.
+
+    Raises:
+        StudyError: the directory holds another run.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> None:
+        self._store = Store(root)
+        if not self._store.has(_RUN):
+            self._store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
+            return
+        found = self._store.read_json(_RUN)
+        known = {"format": str(FORMAT), **fingerprint}
+        differing = [key for key in known if found.get(key) != known[key]]
+        if differing:
+            raise StudyError(
+                f"{self._store.root} holds a training run of other {' and '.join(differing)}; "
+                "give another run_dir or delete it"
+            )
+
+    def load(self) -> Kept | None:
+        """Where the run stood.
+
+        Returns:
+            The state after its last whole epoch; None where there is none.
+
+        Raises:
+            FileError: a file is missing, truncated or altered.
+        """
+        if not self._store.has(_STATE):
+            return None
+        state = self._store.read_json(_STATE)
+        name, numbers, facts = (state.get(key) for key in ("tensors", "numbers", "facts"))
+        if not isinstance(name, str) or not isinstance(numbers, dict) or not isinstance(facts, dict):
+            raise FileError(f"{self._store.root / _STATE} was altered; delete the directory and run again")
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for key, tensor in self._store.read_tensors(name).items():
+            part, _, rest = key.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        return Kept(
+            model=parts["model"],
+            # Not written twice where the last epoch is the best one.
+            best=parts["best"] or parts["model"],
+            tensors=parts["optimizer"],
+            numbers=numbers,
+            facts=facts,
+        )
+
+    def store(self, kept: Kept, epoch: int) -> None:
+        """Keeps the state after an epoch, and lets the one before go.
+
+        Args:
+            kept: the state.
+            epoch: its number.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        old = self._store.read_json(_STATE).get("tensors") if self._store.has(_STATE) else None
+        name = f"recover-{epoch}.safetensors"
+        parts = {"model": kept.model, "optimizer": kept.tensors}
+        if kept.best is not kept.model:
+            parts["best"] = kept.best
+        tensors = {f"{part}.{key}": tensor for part, held in parts.items() for key, tensor in held.items()}
+        self._store.write_tensors(name, tensors)
+        # The state names its tensors: until it is replaced, the epoch before holds.
+        self._store.write_json(
+            _STATE, {"tensors": name, "numbers": dict(kept.numbers), "facts": dict(kept.facts)}
+        )
+        if isinstance(old, str) and old != name:
+            self._store.remove(old)
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name, shared ones once."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers, on their device."""
+    return {name: tensor.detach().clone() for name, tensor in tensors_of(model)}
+
+
+def restore_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Puts a snapshot back, into the same tensors.
+
+    Args:
+        model: changed in place.
+        state: from ``snapshot``.
+    """
+    with torch.no_grad():
+        for name, tensor in tensors_of(model):
+            if name in state and tensor.shape == state[name].shape:
+                tensor.copy_(state[name])
+            elif name in state:
+                # A buffer that a forward exchanged for one of another size.
+                owner, _, key = name.rpartition(".")
+                model.get_submodule(owner)._buffers[key] = state[name].to(tensor.device, copy=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """State of an optimiser without pickle.
+
+    Args:
+        optimizer: any whose state is tensors and numbers.
+
+    Returns:
+        Tensors, and the rest, by "index.name".
+
+    Raises:
+        OptionError: its state holds something else.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Json] = {}
+    states: Mapping[int, Mapping[str, object]] = optimizer.state_dict()["state"]
+    for index, entries in states.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            elif isinstance(value, _NUMBERS):
+                numbers[f"{index}.{name}"] = value
+            else:
+                raise OptionError(
+                    f"{type(optimizer).__name__} keeps {name} as a {type(value).__name__}, which run_dir= "
+                    "cannot hold; take another optimizer, or leave run_dir out"
+                )
+    return tensors, numbers
+
+
+def load_optimizer_(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Json]
+) -> None:
+    """Gives a fresh optimiser the state of an earlier one.
+
+    Args:
+        optimizer: made the same way, over the same parameters.
+        tensors: from ``optimizer_state``.
+        numbers: from ``optimizer_state``.
+    """
+    states: dict[int, dict[str, object]] = {}
+    for key, value in (*tensors.items(), *numbers.items()):
+        index, _, name = key.partition(".")
+        states.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def describe_callable(function: object) -> str:
+    """What a function does, as far as its code or its type tells; the same in every process."""
+    if function is None or isinstance(function, str | int):
+        return repr(function)
+    if isinstance(function, nn.Module):
+        return _describe_module(function)
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):
+        return _describe_code(code)
+    bound: Callable[..., object] | None = getattr(function, "func", None)
+    if bound is not None:
+        arguments = repr((getattr(function, "args", ()), getattr(function, "keywords", {})))
+        return f"{describe_callable(bound)} {arguments}"
+    named = function if isinstance(function, type) else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _describe_module(module: nn.Module) -> str:
+    # A loss shows neither its options nor its weights.
+    options = [
+        sorted((key, value) for key, value in vars(part).items() if isinstance(value, str | float | int))
+        for part in module.modules()
+    ]
+    return f"{module!r} {options} {digest_tensors(dict(tensors_of(module)))}"
+
+
+def _describe_code(code: CodeType) -> str:
+    constants = []
+    for constant in code.co_consts:
+        # The repr of code holds an address, that of a set has no order.
+        if isinstance(constant, CodeType):
+            constants.append(_describe_code(constant))
+        else:
+            constants.append(
+                repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
+            )
+    return repr((code.co_code, constants, code.co_names))

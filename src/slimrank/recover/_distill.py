@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training towards the original's outputs: no labels, never worse than what came in."""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._errors import NonFiniteError, OptionError, OutputError, UnknownNameError
+from slimrank.calibrate import (
+    Likelihood,
+    LikelihoodChoice,
+    divergence,
+    read_likelihood,
+    reference_outputs,
+    token_mask,
+)
+from slimrank.deploy import digest_tensors
+from slimrank.graph import (
+    Batch,
+    OutputChoice,
+    outside_inference_mode,
+    pick_outputs,
+    quiet_copy,
+    run,
+    tap_layers,
+)
+from slimrank.plan import nearest
+from slimrank.recover._checkpoint import describe_callable, tensors_of
+from slimrank.recover._supply import Example, Inputs, Supply, open_supply, read_with
+from slimrank.recover._train import (
+    MakeOptimizer,
+    NormsChoice,
+    Objective,
+    OnEpoch,
+    Options,
+    ScheduleChoice,
+    check_training,
+    private_random,
+    train,
+)
+
+_OUTPUT_BYTES = 250_000_000
+Seen = Mapping[tuple[str, int], Tensor]
+
+
+@outside_inference_mode
+def distill(
+    model: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[object],
+    *,
+    epochs: int = 1,
+    lr: float = 1e-4,
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    temperature: float = 1.0,
+    features: Sequence[str] = (),
+    feature_weight: float = 1.0,
+    holdout: float | Iterable[object] = 0.2,
+    norms: NormsChoice = "frozen",
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    schedule: ScheduleChoice = "cosine",
+    optimizer: MakeOptimizer | None = None,
+    on_epoch: OnEpoch | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    in_place: bool = False,
+    progress: bool = True,
+    seed: int = 0,
+) -> nn.Module:
+    """A model trained towards its original's outputs, in its best state on held-out batches.
+
+    Needs no labels. What is minimised is the divergence that ``study`` measures, per position of an output
+    (a token, a pixel), plus feature terms; what judges on held-out batches is the divergence alone, per
+    sample. As with ``finetune``, what is returned is never worse there than what came in.
+
+    Args:
+        model: e.g. ``result.model``; as in ``finetune``.
+        teacher: the original; it runs as a private copy in eval mode.
+        batches: a re-iterable of inputs, as in ``slimrank.study``; moved and ordered as in ``finetune``.
+        epochs: as in ``finetune``.
+        lr: as in ``finetune``.
+        inputs: as in ``slimrank.study``, e.g. ``lambda b: b[0]`` for a loader with labels.
+        outputs: as in ``slimrank.study``: which of the tensors that both models return matter.
+        likelihood: as in ``slimrank.study``, chosen on the teacher's outputs for held-out batches.
+        temperature: of categorical outputs while training, above 0: higher ones weigh unlikely classes more.
+        features: names of modules of both models whose outputs are to agree as well.
+        feature_weight: of the mean over ``features`` of the squared error relative to the teacher's variance.
+        holdout: as in ``finetune``.
+        norms: as in ``finetune``.
+        weight_decay: as in ``finetune``.
+        clip_norm: as in ``finetune``.
+        schedule: as in ``finetune``.
+        optimizer: as in ``finetune``.
+        on_epoch: as in ``finetune``.
+        run_dir: as in ``finetune``.
+        in_place: as in ``finetune``.
+        progress: as in ``finetune``.
+        seed: as in ``finetune``.
+
+    Returns:
+        The trained model, training flags and ``requires_grad`` as in ``model``.
+
+    Raises:
+        UnknownNameError: a feature that one of the models lacks.
+        OptionError: an option out of range, or features of unequal shape.
+        OutputError: outputs of the two models that cannot be compared.
+        SlimrankError: as in ``finetune``, for model, batches and ``run_dir``.
+
+    Example:
+        >>> import torch, slimrank.recover
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> batches = [torch.randn(16, 4, generator=generator) for _ in range(5)]
+        >>> teacher, model = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+        >>> tuned = slimrank.recover.distill(model, teacher, batches, epochs=5, lr=0.05, progress=False)
+        >>> wanted = teacher(batches[0])
+        >>> bool((tuned(batches[0]) - wanted).norm() < (model(batches[0]) - wanted).norm())
+        True
+    """
+    options = Options(
+        epochs=epochs,
+        lr=lr,
+        norms=norms,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        schedule=schedule,
+        seed=seed,
+    )
+    check_training(model, options, optimizer, on_epoch)
+    _check_options(teacher, temperature, feature_weight)
+    names = (features,) if isinstance(features, str) else tuple(features)
+    _check_names(names, model, teacher)
+    with private_random(model, seed):
+        own = quiet_copy(teacher)
+        devices = {parameter.device for parameter in model.parameters()}
+        if len(devices) == 1:
+            own.to(next(iter(devices)))
+        read = read_with(inputs, None, model, labelled=False)
+        supply = open_supply(batches, read, model, holdout=holdout, seed=seed)
+        lesson = _Lesson(
+            teacher=own,
+            outputs=outputs,
+            likelihood=read_likelihood(_some_outputs(own, supply, outputs), likelihood),
+            temperature=float(temperature),
+            features=names,
+            weight=float(feature_weight),
+        )
+        lesson.check(model, next(supply.stream_held_out()))
+        facts = (
+            [(name, o.family, o.shape) for name, o in lesson.likelihood.outputs.items()],
+            (describe_callable(outputs), lesson.temperature, names, lesson.weight),
+        )
+        objective = Objective(
+            name="distill",
+            loss=lesson.loss,
+            judge=lesson.judge,
+            facts={
+                "teacher": digest_tensors(dict(tensors_of(own))),
+                "objective": hashlib.sha256(repr(facts).encode()).hexdigest(),
+            },
+        )
+        return train(
+            model,
+            supply,
+            objective,
+            options,
+            optimizer=optimizer,
+            on_epoch=on_epoch,
+            run_dir=run_dir,
+            in_place=in_place,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Lesson:
+    """What the teacher teaches.
+
+    Attributes:
+        teacher: a private copy in eval mode.
+        outputs: which tensors matter.
+        likelihood: how they are read.
+        temperature: of categorical outputs in training.
+        features: names of modules whose outputs are to agree.
+        weight: of that.
+    """
+
+    teacher: nn.Module
+    outputs: OutputChoice
+    likelihood: Likelihood
+    temperature: float
+    features: tuple[str, ...]
+    weight: float
+
+    def check(self, model: nn.Module, example: Example) -> None:
+        """One forward of both, before training: outputs and features must fit each other."""
+        _softened(self.likelihood, self.temperature)
+        with torch.no_grad():
+            # A copy: some models keep what they computed on themselves.
+            trained = quiet_copy(model)
+            result, seen = _run_tapped(trained, example.batch, self.features)
+            wanted, target = self._taught(example.batch)
+        self._picked(result, wanted)
+        for name in self.features:
+            own, other = ([y for (key, _), y in s.items() if key == name] for s in (seen, target))
+            if not own or not other:
+                raise OptionError(
+                    f"feature {name!r} takes or gives no tensor in the {'teacher' if own else 'model'}; "
+                    "name a module that is called with a tensor and returns one"
+                )
+            shapes = [[list(y.shape) for y in ys] for ys in (own, other)]
+            if shapes[0] != shapes[1]:
+                raise OptionError(
+                    f"feature {name!r} is {shapes[0][0]} in the model and {shapes[1][0]} in the teacher "
+                    f"({len(own)} and {len(other)} calls); name one that has the same shape in both"
+                )
+
+    def judge(self, model: nn.Module, example: Example) -> float:
+        """Mean divergence per sample."""
+        wanted, _ = self._taught(example.batch, with_features=False)
+        picked = self._picked(run(model, example.batch), wanted)
+        mask, n_samples = token_mask(example.batch), example.batch.n_samples
+        return float(divergence(self.likelihood, wanted, picked, mask, n_samples).double().mean())
+
+    def loss(self, model: nn.Module, example: Example) -> Tensor:
+        """Divergence per position, softened by the temperature, plus the feature terms."""
+        batch = example.batch
+        wanted, target = self._taught(batch)
+        result, seen = _run_tapped(model, batch, self.features)
+        picked, mask = self._picked(result, wanted), token_mask(batch)
+        total = picked[next(iter(picked))].new_zeros((), dtype=torch.float32)
+        for likelihood, factor in _softened(self.likelihood, self.temperature):
+            before, after = (self._soft(values, factor) for values in (wanted, picked))
+            part = divergence(likelihood, before, after, mask, batch.n_samples).mean()
+            # The square keeps gradients the size that they have at temperature 1.
+            total = total + part * factor**2
+        total = total / _positions(self.likelihood)
+        errors = [_relative_error(seen[key], y, mask) for key, y in target.items() if key in seen]
+        return total + self.weight * torch.stack(errors).mean() if errors else total
+
+    def _taught(self, batch: Batch, *, with_features: bool = True) -> tuple[Mapping[str, Tensor], Seen]:
+        with torch.no_grad():
+            result, seen = _run_tapped(self.teacher, batch, self.features if with_features else ())
+        return pick_outputs(result, self.outputs), seen
+
+    def _soft(self, tensors: Mapping[str, Tensor], temperature: float) -> Mapping[str, Tensor]:
+        """Logits at a temperature; probabilities become logits first."""
+        if temperature == 1:
+            return tensors
+        logits = {
+            name: values.float().clamp_min(1e-12).log() if output.is_probability else values.float()
+            for name, output in self.likelihood.outputs.items()
+            for values in (tensors[name],)
+        }
+        return {name: values / temperature for name, values in logits.items()}
+
+    def _picked(self, result: object, wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        picked = pick_outputs(result, self.outputs)
+        own, other = ({name: list(t.shape) for name, t in ts.items()} for ts in (picked, wanted))
+        if own != other:
+            raise OutputError(
+                f"the model gives {own or 'nothing'}, the teacher {other}; pass outputs= that picks tensors "
+                "that both return, in train mode as well"
+            )
+        return picked
+
+
+def _run_tapped(model: nn.Module, batch: Batch, names: Sequence[str]) -> tuple[object, Seen]:
+    """One forward, with the outputs of some modules by name and call."""
+    seen: dict[tuple[str, int], Tensor] = {}
+
+    def tap(name: str, call: int, _x: Tensor, y: Tensor) -> None:
+        # A copy: what follows may work in place.
+        seen[name, call] = y.clone()
+
+    with tap_layers(model, names, tap):
+        return run(model, batch), seen
+
+
+def _relative_error(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean squared error over the teacher's variance; padding tokens do not count."""
+    found, wanted = found.float(), wanted.float()
+    if mask is not None and wanted.ndim >= 3 and wanted.shape[:2] == mask.shape:
+        found, wanted = found[mask], wanted[mask]
+    return (found - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
+
+
+def _softened(likelihood: Likelihood, temperature: float) -> list[tuple[Likelihood, float]]:
+    """The likelihood in parts, each with the temperature of its outputs."""
+    if temperature == 1:
+        return [(likelihood, 1.0)]
+    soft = {
+        n: replace(o, is_probability=False)
+        for n, o in likelihood.outputs.items()
+        if o.family == "categorical"
+    }
+    if not soft:
+        raise OptionError(
+            f"temperature={temperature} is for categorical outputs, and there is none ({likelihood.reason}); "
+            "leave it out, or pass likelihood='categorical'"
+        )
+    hard = {name: output for name, output in likelihood.outputs.items() if name not in soft}
+    parts = [(replace(likelihood, outputs=soft), temperature)]
+    return [*parts, (replace(likelihood, outputs=hard), 1.0)] if hard else parts
+
+
+def _positions(likelihood: Likelihood) -> int:
+    """How many terms the divergence of one sample is a sum of."""
+    counts = [1]
+    for output in likelihood.outputs.values():
+        if output.family == "bernoulli":
+            counts.append(math.prod(output.shape))
+        elif output.family == "categorical":
+            classes = output.shape[-1] if output.dim == -1 else output.shape[output.dim - 1]
+            counts.append(math.prod(output.shape) // classes)
+    return max(counts)
+
+
+def _some_outputs(teacher: nn.Module, supply: Supply, outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
+    """What the teacher says on held-out batches, as many as memory allows."""
+    kept: list[Mapping[str, Tensor]] = []
+    held = 0
+    for example in supply.stream_held_out():
+        (picked,) = reference_outputs(teacher, [example.batch], outputs)
+        for name, tensor in picked.items():
+            if not tensor.isfinite().all():
+                raise NonFiniteError(
+                    f"{example.batch.where}: output {name or 'of the teacher'} holds nan or inf; pass "
+                    "outputs= that picks finite tensors, or check weights and data"
+                )
+        held += sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
+        if kept and held > _OUTPUT_BYTES:
+            break
+        kept.append(picked)
+    return kept
+
+
+def _check_options(teacher: object, temperature: object, feature_weight: object) -> None:
+    if not isinstance(teacher, nn.Module):
+        raise OptionError(f"teacher is a {type(teacher).__name__}; give the original torch.nn.Module")
+    for keyword, value in (("temperature", temperature), ("feature_weight", feature_weight)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < float(str(value)) < math.inf:
+            raise OptionError(f"{keyword}={value!r}; give a positive number, e.g. {keyword}=1.0")
+
+
+def _check_names(names: Sequence[str], model: nn.Module, teacher: nn.Module) -> None:
+    for owner, module in (("the model", model), ("the teacher", teacher)):
+        known = [name for name, _ in module.named_modules() if name]
+        for name in names:
+            if name not in known:
+                raise UnknownNameError(f"features: {owner} has no module {name!r}; {nearest(name, known)}")

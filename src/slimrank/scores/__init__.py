@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eval-score tables."""
+
+from slimrank.scores._aimet import StudyLike
+from slimrank.scores._bench import Bench, ScoreFn, Trial
+from slimrank.scores._curves import score_curves
+from slimrank.scores._file import ScoreEntry
+from slimrank.scores._journal import Journal
+from slimrank.scores._scores import Scores, check_scores
+from slimrank.scores._source import ScoredSource, scored_source
+from slimrank.scores._spread import count_workers, evaluate_spread
+
+__all__ = [
+    "Bench",
+    "Journal",
+    "ScoreEntry",
+    "ScoreFn",
+    "ScoredSource",
+    "Scores",
+    "StudyLike",
+    "Trial",
+    "check_scores",
+    "count_workers",
+    "evaluate_spread",
+    "score_curves",
+    "scored_source",
+]

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores to curves: what a layer loses at the ranks that were tried, or between them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimrank._errors import ScoreError
+from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
+from slimrank.methods import never_falling
+from slimrank.plan import Structure, check_multiple_of, multiple_for, nearest
+from slimrank.records import Curve, Form, LayerSpec, Method
+from slimrank.scores._scores import Scores
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Point:
+    """What a layer loses at one rank."""
+
+    form: Form
+    rank: int
+    keep_ratio: float
+    loss: float
+
+
+def score_curves(
+    scores: Scores,
+    structure: Structure,
+    *,
+    has_bias: bool,
+    monotonic: bool = False,
+    interpolate: bool = False,
+    walk_down: bool = False,
+    multiple_of: int | Mapping[str, int] = 1,
+    methods: Sequence[Method] | None = None,
+) -> tuple[Curve, ...]:
+    """Curves whose damage is the loss of score, at the ranks that were tried.
+
+    Where ranks must be multiples, a tried rank is rounded up and its loss is an estimate: interpolated over
+    the layer's keep ratio, between the tried neighbours (the untouched layer loses nothing). Nothing is
+    offered below the smallest candidate that was tried.
+
+    Args:
+        scores: the table.
+        structure: of the model.
+        has_bias: whether every second factor carries a bias; else only where the layer has one.
+        monotonic: make losses fall with the keep ratio, by isotonic regression per layer and method.
+        interpolate: offer every rank between the tried ones, too, up to the untouched layer, in the form of
+            the dearer neighbour; their losses are interpolated.
+        walk_down: AIMET's greedy rule: going down from the dearest candidate, a layer stops before the first
+            one that loses too much, whatever cheaper ones lose.
+        multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match wins.
+        methods: of the curves; None for all in the table.
+
+    Returns:
+        The curves, damage in the unit of the score; it is negative where the score got better. ``error`` is
+        nan, since nothing is known of it.
+
+    Raises:
+        ScoreError: the table holds a layer, form or rank that the model does not have.
+        OptionError: a wrong multiple_of.
+        UnknownNameError: a glob of multiple_of that no layer matches.
+    """
+    check_multiple_of(multiple_of, structure.layers)
+    for name in scores.entries:
+        if name not in structure.layers:
+            raise ScoreError(
+                f"score table: the model has no layer {name!r}; {nearest(name, structure.layers)}"
+            )
+    curves: list[Curve] = []
+    for name, spec in structure.layers.items():
+        multiple = multiple_for(multiple_of, name)
+        for method in scores.methods if methods is None else methods:
+            points = _tried(scores, spec, method)
+            if monotonic and points:
+                points = _with_losses(points, never_falling(_losses(points)[::-1])[::-1])
+            points = _offered(spec, points, multiple, interpolate=interpolate)
+            if walk_down:
+                points = _with_losses(points, np.maximum.accumulate(_losses(points)[::-1])[::-1])
+            curves += _as_curves(spec, method, points, has_bias=has_bias or spec.has_bias)
+    return tuple(curves)
+
+
+def _tried(scores: Scores, spec: LayerSpec, method: Method) -> list[_Point]:
+    """The ranks that were tried of one layer and method, cheapest first."""
+    points = []
+    whole = layer_cost(spec).macs
+    for entry in scores.entries.get(spec.name, ()):
+        if entry.method != method:
+            continue
+        if entry.form not in forms_of(spec, method) or entry.rank > max_rank(spec, entry.form) or not whole:
+            raise ScoreError(
+                f"score table: layer {spec.name!r} cannot take {method} {entry.form} rank {entry.rank}; "
+                "delete the entry, or measure the scores again"
+            )
+        macs = pair_cost(spec, entry.form, entry.rank, has_bias=spec.has_bias).macs
+        points.append(
+            _Point(form=entry.form, rank=entry.rank, keep_ratio=macs / whole, loss=scores.loss(entry))
+        )
+    return sorted(points, key=_place)
+
+
+def _place(point: _Point) -> tuple[float, float]:
+    return point.keep_ratio, point.loss
+
+
+def _losses(points: Iterable[_Point]) -> Floats:
+    return np.array([point.loss for point in points], dtype=np.float64)
+
+
+def _with_losses(points: Sequence[_Point], losses: Floats) -> list[_Point]:
+    return [replace(point, loss=float(loss)) for point, loss in zip(points, losses, strict=True)]
+
+
+def _offered(spec: LayerSpec, points: Sequence[_Point], multiple: int, *, interpolate: bool) -> list[_Point]:
+    """Tried points whose rank is a multiple, and others with a loss from between their neighbours."""
+    if not points:
+        return []
+    offered = {(point.form, point.rank): point for point in points if point.rank % multiple == 0}
+    wanted = [(point.form, -(-point.rank // multiple) * multiple) for point in points]
+    if interpolate:
+        wanted += _between(spec, points, multiple)
+    whole = layer_cost(spec)
+    ratios = np.array([*(point.keep_ratio for point in points), 1.0])
+    losses = np.array([*_losses(points), 0.0])
+    for form, rank in wanted:
+        if (form, rank) in offered or rank > max_rank(spec, form):
+            continue
+        cost = pair_cost(spec, form, rank, has_bias=spec.has_bias)
+        if cost.macs >= whole.macs and cost.params >= whole.params:
+            continue
+        ratio = cost.macs / whole.macs
+        offered[form, rank] = _Point(
+            form=form, rank=rank, keep_ratio=ratio, loss=float(np.interp(ratio, ratios, losses))
+        )
+    return sorted(offered.values(), key=_place)
+
+
+def _between(spec: LayerSpec, points: Sequence[_Point], multiple: int) -> list[tuple[Form, int]]:
+    """Every rank between two tried points, and between the dearest one and the untouched layer."""
+    whole = layer_cost(spec).macs
+    found: list[tuple[Form, int]] = []
+    for at, low in enumerate(points):
+        high = points[at + 1] if at + 1 < len(points) else None
+        form, top = (low.form, 1.0) if high is None else (high.form, high.keep_ratio)
+        unit = pair_cost(spec, form, 1, has_bias=spec.has_bias).macs
+        found += [
+            (form, rank)
+            for rank in range(multiple, max_rank(spec, form) + 1, multiple)
+            if low.keep_ratio < rank * unit / whole < top
+        ]
+    return found
+
+
+def _as_curves(spec: LayerSpec, method: Method, points: Sequence[_Point], *, has_bias: bool) -> list[Curve]:
+    """One curve per form, ranks ascending."""
+    curves = []
+    for form in dict.fromkeys(point.form for point in points):
+        own = sorted((point for point in points if point.form == form), key=lambda point: point.rank)
+        ranks = np.array([point.rank for point in own], dtype=np.int64)
+        macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
+        curves.append(
+            Curve(
+                layer=spec.name,
+                method=method,
+                form=form,
+                ranks=ranks,
+                macs=macs,
+                params=params,
+                bytes=params * spec.itemsize,
+                error=np.full(len(own), np.nan),
+                damage=_losses(own),
+            )
+        )
+    return curves

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of a score table: JSON, sorted, written whole or not at all."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from slimrank._errors import FileError, PlanError, ScoreError
+from slimrank.cost import FORMS
+from slimrank.plan import (
+    Json,
+    as_flag,
+    as_integer,
+    as_list,
+    as_number,
+    as_object,
+    as_text,
+    form_of,
+    from_text,
+    listed,
+    method_of,
+    nearest,
+    to_text,
+    write_text,
+)
+from slimrank.records import Form, Method
+
+if TYPE_CHECKING:
+    from slimrank.scores._scores import Scores
+
+FORMAT = 1
+_KEYS = (
+    "format",
+    "fingerprint",
+    "baseline",
+    "lower_is_better",
+    "methods",
+    "candidates",
+    "order",
+    "entries",
+    "notes",
+)
+_ENTRY = ("method", "form", "rank", "keep_ratio", "score")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreEntry:
+    """One score: the whole model with one layer compressed.
+
+    Attributes:
+        method: a name of ``slimrank.METHODS``.
+        form: how the pair is split.
+        rank: size between the two factors.
+        keep_ratio: counted MACs of the pair / MACs of the layer.
+        score: what the score function returned.
+    """
+
+    method: Method
+    form: Form
+    rank: int
+    keep_ratio: float
+    score: float
+
+
+class ScoresFields(TypedDict):
+    """The fields of a score table."""
+
+    fingerprint: Mapping[str, str]
+    baseline: float
+    lower_is_better: bool
+    methods: tuple[Method, ...]
+    candidates: tuple[float, ...]
+    entries: Mapping[str, tuple[ScoreEntry, ...]]
+    notes: tuple[str, ...]
+
+
+def write_scores(path: str | os.PathLike[str], scores: "Scores") -> None:
+    """Write a table as JSON.
+
+    Args:
+        path: of the file; an existing one is replaced, whole or not at all.
+        scores: to write.
+
+    Raises:
+        FileError: the file cannot be written.
+        ScoreError: the table holds a number that is not finite.
+    """
+    content: Json = {
+        "format": FORMAT,
+        "fingerprint": dict(scores.fingerprint),
+        "baseline": scores.baseline,
+        "lower_is_better": scores.lower_is_better,
+        "methods": list(scores.methods),
+        "candidates": list(scores.candidates),
+        # Sorting would lose the order of execution.
+        "order": list(scores.entries),
+        "entries": {
+            name: [{key: getattr(entry, key) for key in _ENTRY} for entry in entries]
+            for name, entries in scores.entries.items()
+        },
+        "notes": list(scores.notes),
+    }
+    try:
+        text = to_text(content)
+    except ValueError as error:
+        raise ScoreError(f"score table: a number is not finite ({error}); measure it again") from error
+    write_text(path, text, what="score table")
+
+
+def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
+    """Read the file of a table.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The fields of a table.
+
+    Raises:
+        FileError: the file is missing or cannot be read.
+        ScoreError: it is no score table, is cut short, holds unknown keys, or is of another format.
+    """
+    where = f"score table {Path(path)}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ScoreError(f"{where}: no text ({error}); give a file that measure_scores wrote") from error
+    except OSError as error:
+        raise FileError(
+            f"{where}: cannot be read ({error}); give a file that measure_scores wrote"
+        ) from error
+    try:
+        return _from_json(text, where)
+    except PlanError as error:
+        # The readers of JSON belong to the plan, and so do their errors.
+        raise ScoreError(str(error)) from error
+
+
+def _from_json(text: str, where: str) -> ScoresFields:
+    content = as_object(from_text(text, where), where)
+    number = content.get("format")
+    if number != FORMAT or isinstance(number, bool):
+        raise ScoreError(
+            f"{where}: format {number!r} is unknown, this version reads {FORMAT}; give a file that "
+            "measure_scores wrote, or install a newer slimrank"
+        )
+    as_object(content, where, required=_KEYS)
+    fingerprint = as_object(content["fingerprint"], f"{where}: fingerprint")
+    order = [as_text(name, f"{where}: order") for name in as_list(content["order"], f"{where}: order")]
+    listings = as_object(content["entries"], f"{where}: entries")
+    odd = set(order).symmetric_difference(listings)
+    if odd or len(order) != len(listings):
+        raise ScoreError(
+            f"{where}: order and entries do not hold the same layers "
+            f"({listed(sorted(odd)) or 'one stands twice'}); save it again"
+        )
+    return ScoresFields(
+        fingerprint={key: as_text(value, f"{where}: fingerprint") for key, value in fingerprint.items()},
+        baseline=_finite(content["baseline"], f"{where}: baseline"),
+        lower_is_better=as_flag(content["lower_is_better"], f"{where}: lower_is_better"),
+        methods=tuple(
+            _method(value, f"{where}: methods") for value in as_list(content["methods"], f"{where}: methods")
+        ),
+        candidates=tuple(
+            _finite(value, f"{where}: candidates")
+            for value in as_list(content["candidates"], f"{where}: candidates")
+        ),
+        entries={
+            name: tuple(
+                _entry(value, f"{where}: entries[{name!r}][{i}]")
+                for i, value in enumerate(as_list(listings[name], f"{where}: entries[{name!r}]"))
+            )
+            for name in order
+        },
+        notes=tuple(
+            as_text(value, f"{where}: notes") for value in as_list(content["notes"], f"{where}: notes")
+        ),
+    )
+
+
+def _entry(value: Json, where: str) -> ScoreEntry:
+    content = as_object(value, where, required=_ENTRY)
+    method = _method(content["method"], f"{where}.method")
+    asked = as_text(content["form"], f"{where}.form")
+    form = form_of(method, asked)
+    if form is None:
+        raise ScoreError(f"{where}: {method} has no form {asked!r}; {nearest(asked, FORMS[method])}")
+    rank = as_integer(content["rank"], f"{where}.rank")
+    ratio = _finite(content["keep_ratio"], f"{where}.keep_ratio")
+    if rank < 1 or ratio <= 0:
+        raise ScoreError(f"{where}: rank {rank} and keep_ratio {ratio:g} must be above 0; delete the entry")
+    return ScoreEntry(
+        method=method,
+        form=form,
+        rank=rank,
+        keep_ratio=ratio,
+        score=_finite(content["score"], f"{where}.score"),
+    )
+
+
+def _method(value: Json, where: str) -> Method:
+    asked = as_text(value, where)
+    method = method_of(asked)
+    if method is None:
+        raise ScoreError(f"{where}: unknown method {asked!r}; {nearest(asked, FORMS)}")
+    return method
+
+
+def _finite(value: Json, where: str) -> float:
+    number = as_number(value, where)
+    if not math.isfinite(number):
+        raise ScoreError(f"{where}: {number} is not finite; write a finite number")
+    return number

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table that grows, written after every score."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from slimrank._errors import FileError, ScoreError
+from slimrank.records import Method
+from slimrank.scores._file import ScoreEntry
+from slimrank.scores._scores import Scores, differing_keys
+
+
+class Journal:
+    """A score table under way.
+
+    Args:
+        path: of its file; an existing one is gone on with. None keeps it in memory.
+        fingerprint: of the study.
+        methods: to try.
+        candidates: shares of a layer's MACs, ascending.
+        lower_is_better: the score is a loss or an error rate.
+        order: every layer, in execution order.
+
+    Raises:
+        FileError: the file cannot be read, or could not be written.
+        ScoreError: the file holds a table of another study or of other options; the message names them.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        fingerprint: Mapping[str, str],
+        methods: tuple[Method, ...],
+        candidates: tuple[float, ...],
+        lower_is_better: bool,
+        order: Iterable[str],
+    ) -> None:
+        self._path = None if path is None else Path(path)
+        self._fingerprint = fingerprint
+        self._methods = methods
+        self._candidates = candidates
+        self._lower_is_better = lower_is_better
+        self._order = list(order)
+        self._table: Scores | None = None
+        if self._path is None:
+            return
+        if self._path.is_file():
+            self._table = self._read(self._path)
+        elif self._path.exists() or not self._path.parent.is_dir():
+            raise FileError(f"score table {self._path}: cannot be written; give a file in an existing folder")
+
+    def _read(self, path: Path) -> Scores:
+        found = Scores.load(path)
+        differing = differing_keys(found.fingerprint, self._fingerprint)
+        for name, old, new in (
+            ("methods", found.methods, self._methods),
+            ("candidates", found.candidates, self._candidates),
+            ("lower_is_better", found.lower_is_better, self._lower_is_better),
+        ):
+            if old != new:
+                differing.append(f"{name} ({old!r} there, {new!r} here)")
+        if differing:
+            raise ScoreError(
+                f"score table {path}: it was measured with other {' and '.join(differing)}; give another "
+                "path, or delete the file"
+            )
+        return found
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the untouched model has its score."""
+        return self._table is not None
+
+    def known(self, layer: str) -> frozenset[tuple[str, int]]:
+        """Form and rank of what has been scored of a layer."""
+        entries = () if self._table is None else self._table.entries.get(layer, ())
+        return frozenset((entry.form, entry.rank) for entry in entries)
+
+    def start(self, baseline: float) -> None:
+        """The first score: of the untouched model."""
+        self._keep(
+            Scores(
+                fingerprint=dict(self._fingerprint),
+                baseline=baseline,
+                lower_is_better=self._lower_is_better,
+                methods=self._methods,
+                candidates=self._candidates,
+                entries={},
+            )
+        )
+
+    def add(self, layer: str, entry: ScoreEntry) -> None:
+        """One more score; it stands in the file when this returns."""
+
+        def place(one: ScoreEntry) -> tuple[int, float, str, int]:
+            return self._methods.index(one.method), one.keep_ratio, one.form, one.rank
+
+        table = self.finished()
+        entries = dict(table.entries)
+        entries[layer] = tuple(sorted((*entries.get(layer, ()), entry), key=place))
+        self._keep(replace(table, entries={name: entries[name] for name in self._order if name in entries}))
+
+    def finished(self) -> Scores:
+        """The table as it stands.
+
+        Raises:
+            ScoreError: nothing was scored.
+        """
+        if self._table is None:
+            raise ScoreError("score table: the untouched model has no score; measure it first")
+        return self._table
+
+    def _keep(self, table: Scores) -> None:
+        self._table = table
+        if self._path is not None:
+            table.save(self._path)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A score table as something that plans are made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from slimrank.plan import Plan, PlanSource, Structure
+from slimrank.records import Cost, Curve
+from slimrank.scores._curves import score_curves
+from slimrank.scores._scores import Scores, check_scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoredSource:
+    """What ``select_plan`` chooses from: the layers of a study, losses from a score table.
+
+    Attributes:
+        structure: of the model.
+        before: cost of the whole model.
+        has_bias: whether every second factor carries a bias.
+        curves: loss of score and cost by rank.
+        methods: that the table holds.
+        previous: the plan that made the model, where it had been compressed before.
+    """
+
+    structure: Structure
+    before: Cost
+    has_bias: bool
+    curves: Sequence[Curve]
+    methods: Sequence[str]
+    previous: Plan | None
+
+
+def scored_source(
+    source: PlanSource,
+    scores: Scores,
+    fingerprint: Mapping[str, str],
+    *,
+    monotonic: bool = False,
+    interpolate: bool = False,
+    walk_down: bool = False,
+    multiple_of: int | Mapping[str, int] = 1,
+) -> ScoredSource:
+    """A source whose damages are losses of score.
+
+    Args:
+        source: a study, or whatever has structure and costs.
+        scores: the table.
+        fingerprint: of the study.
+        monotonic: as in ``score_curves``.
+        interpolate: as in ``score_curves``.
+        walk_down: as in ``score_curves``; for ``select="greedy"``.
+        multiple_of: as in ``score_curves``; the one that the plan will have.
+
+    Returns:
+        The source; layers that the table does not hold have no curve, so they are left alone.
+
+    Raises:
+        ScoreError: the table belongs to another study, or holds what the model does not have.
+        OptionError: a wrong multiple_of.
+        UnknownNameError: a glob of multiple_of that no layer matches.
+    """
+    check_scores(scores, fingerprint)
+    curves = score_curves(
+        scores,
+        source.structure,
+        has_bias=source.has_bias,
+        monotonic=monotonic,
+        interpolate=interpolate,
+        walk_down=walk_down,
+        multiple_of=multiple_of,
+    )
+    return ScoredSource(
+        structure=source.structure,
+        before=source.before,
+        has_bias=source.has_bias,
+        curves=curves,
+        methods=scores.methods,
+        previous=source.previous,
+    )

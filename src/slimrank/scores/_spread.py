@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluations spread over the workers of joblib: processes of this machine, Ray, Dask."""
+
+import functools
+import hashlib
+import importlib
+import pickle
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from slimrank._errors import OptionError
+from slimrank.graph import outside_inference_mode
+from slimrank.scores._bench import Bench, ScoreFn, Trial
+
+_Results = Iterable[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Payload:
+    """What a worker needs once.
+
+    Attributes:
+        data: pickled model and score function; uint8, which joblib hands over as a file.
+        digest: of ``data``.
+        max_bytes: outputs of unchanged layers that one worker holds at most.
+        threads: that torch uses, as in the calling process: results depend on it.
+    """
+
+    data: NDArray[np.uint8]
+    digest: str
+    max_bytes: int
+    threads: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Payload) and other.digest == self.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def count_workers(workers: int) -> int:
+    """How many evaluations run at a time.
+
+    Args:
+        workers: asked for; 1 takes what an active ``joblib.parallel_config`` says.
+
+    Returns:
+        At least 1; 1 for this process alone.
+
+    Raises:
+        OptionError: joblib is not installed.
+    """
+    if workers == 1 and "joblib" not in sys.modules:
+        return 1
+    return int(_joblib().effective_n_jobs(None if workers == 1 else workers))
+
+
+def evaluate_spread(
+    model: nn.Module, score_fn: ScoreFn, trials: Iterable[Trial], *, workers: int, max_bytes: int
+) -> Generator[tuple[Trial, float], None, None]:
+    """Scores of trials, as they come in.
+
+    Args:
+        model: a private copy in eval mode; not changed.
+        score_fn: of the caller.
+        trials: taken as workers become free, one at a time, but not always in the same thread.
+        workers: as in ``count_workers``.
+        max_bytes: outputs of unchanged layers held at most, by all workers together.
+
+    Yields:
+        A trial, and its score.
+
+    Raises:
+        OptionError: joblib is missing, or model or function cannot be sent to another process.
+        ScoreError: the function fails, returns no finite number, or changes the model.
+    """
+    joblib = _joblib()
+    n_workers = count_workers(workers)
+    payload = _packed(model, score_fn, max_bytes // n_workers)
+    pending: dict[int, Trial] = {}
+    failed: list[BaseException] = []
+
+    def tasks() -> Iterator[object]:
+        try:
+            for number, trial in enumerate(trials):
+                pending[number] = trial
+                yield joblib.delayed(_work)(payload, number, _on_cpu(trial))
+        except BaseException as error:
+            # In a thread of joblib it would be lost.
+            failed.append(error)
+
+    backend, _ = joblib.parallel.get_active_backend()
+    is_streaming = bool(backend.supports_return_generator)
+    # One at a time: what is kept back is lost when the run is killed.
+    parallel = joblib.Parallel(
+        n_jobs=None if workers == 1 else workers,
+        batch_size=1,
+        return_as="generator_unordered" if is_streaming else "list",
+    )
+    results: _Results = parallel(tasks()) if is_streaming else _in_groups(parallel, tasks(), n_workers)
+    for number, score in results:
+        yield pending.pop(number), score
+    if failed:
+        raise failed[0]
+
+
+def _in_groups(
+    parallel: Callable[[Iterable[object]], _Results], tasks: Iterator[object], size: int
+) -> Iterator[tuple[int, float]]:
+    """Results of backends that give them all at once: as many at a time as there are workers."""
+    while group := list(islice(tasks, size)):
+        yield from parallel(group)
+
+
+@outside_inference_mode
+def _work(payload: _Payload, number: int, trial: Trial) -> tuple[int, float]:
+    """One evaluation, in a worker."""
+    if torch.get_num_threads() != payload.threads:
+        torch.set_num_threads(payload.threads)
+    try:
+        return number, _bench_of(payload).score(trial)
+    except BaseException:
+        # The model may have been changed half-way.
+        _bench_of.cache_clear()
+        raise
+
+
+@functools.lru_cache(maxsize=1)
+def _bench_of(payload: _Payload) -> Bench:
+    """Model and function of this worker: unpacked once."""
+    model, score_fn = pickle.loads(payload.data.tobytes())
+    return Bench(model, score_fn, max_bytes=payload.max_bytes)
+
+
+def _packed(model: nn.Module, score_fn: ScoreFn, max_bytes: int) -> _Payload:
+    cloudpickle = importlib.import_module("joblib.externals.cloudpickle")
+    classes = {type(module).__module__ for module in model.modules()}
+    names = {*classes, getattr(score_fn, "__module__", None), type(score_fn).__module__}
+    with ExitStack() as stack:
+        for name in names:
+            module = sys.modules.get(name or "")
+            if module is not None and not _is_importable(module.__name__):
+                cloudpickle.register_pickle_by_value(module)
+                stack.callback(cloudpickle.unregister_pickle_by_value, module)
+        try:
+            data: bytes = cloudpickle.dumps((model, score_fn))
+        except Exception as error:
+            raise OptionError(
+                f"score_fn or the model cannot be sent to another process ({type(error).__name__}: {error}); "
+                "open files and connections within score_fn, or take workers=1"
+            ) from error
+    return _Payload(
+        data=np.frombuffer(data, dtype=np.uint8),
+        digest=hashlib.sha256(data).hexdigest(),
+        max_bytes=max_bytes,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _is_importable(name: str) -> bool:
+    """Whether another process finds a module by its name; not what was loaded from a file by hand."""
+    if name == "__main__":
+        # Always pickled by value.
+        return True
+    top = name.partition(".")[0]
+    return top in sys.builtin_module_names or any(
+        finder.find_spec(top, None) is not None for finder in sys.meta_path if hasattr(finder, "find_spec")
+    )
+
+
+def _on_cpu(trial: Trial) -> Trial:
+    pair = replace(trial.pair, first=trial.pair.first.cpu(), second=trial.pair.second.cpu())
+    return replace(trial, pair=pair, bias=None if trial.bias is None else trial.bias.cpu())
+
+
+def _joblib() -> ModuleType:
+    try:
+        return importlib.import_module("joblib")
+    except ImportError as error:
+        raise OptionError(
+            "workers above 1 need joblib, which is not installed; pip install slimrank[parallel], or take "
+            "workers=1"
+        ) from error

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets found by trying: smallest and search_split."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import slimrank as sr
+from slimrank import _search
+
+
+@pytest.fixture(scope="module")
+def study() -> sr.Study:
+    nets: ModuleType = sys.modules["nets"]
+    return sr.study(nets.cnn(), nets.noise(1, 8, 8, n=4), progress=False)
+
+
+def test_smallest_stays_within_the_divergence_and_the_next_smaller_does_not(study: sr.Study) -> None:
+    limit = 0.002
+    result = sr.smallest(study, max_drop=limit, tolerance=0.02)
+    assert result.divergence is not None
+    assert result.divergence <= limit
+    tried = [note.text for note in result.notes if note.where == "smallest"]
+    assert 1 < len(tried) <= 10
+    above = [float(text.split()[1].rstrip(":")) for text in tried if "above" in text]
+    assert max(above) < result.keep_ratio("macs") <= max(above) + 0.03
+
+
+def test_smallest_by_score_evaluates_the_original_once_and_keeps_the_drop(study: sr.Study) -> None:
+    seen: list[bool] = []
+
+    def score(model: nn.Module) -> float:
+        seen.append(model.training)
+        with torch.no_grad():
+            return -float(model(torch.ones(1, 1, 8, 8)).square().mean())
+
+    result = sr.smallest(study, max_drop=0.2, score_fn=score, metric="params", tolerance=0.05)
+    tried = [note for note in result.notes if note.where == "smallest"]
+    assert len(seen) == 1 + len(tried)
+    assert not any(seen)
+    loss = sr.smallest(
+        study,
+        max_drop=0.2,
+        score_fn=lambda model: -score(model),
+        lower_is_better=True,
+        metric="params",
+        tolerance=0.05,
+    )
+    assert loss.after == result.after
+
+
+def test_smallest_says_when_nothing_holds(study: sr.Study) -> None:
+    models: list[nn.Module] = []
+
+    def score(model: nn.Module) -> float:
+        models.append(model)
+        return 0.0 if len(models) == 1 else -1.0
+
+    with pytest.raises(
+        sr.BudgetError, match=r"no model stays within a drop of 0\.5 .*; tried macs .*raise max"
+    ):
+        sr.smallest(study, max_drop=0.5, score_fn=score, tolerance=0.3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"max_drop": -1.0}, sr.OptionError, "max_drop=-1.0; give a number of at least 0"),
+        ({"max_drop": 0.1, "tolerance": 0.0}, sr.OptionError, "tolerance=0.0; give a share"),
+        ({"max_drop": 0.1, "score_fn": 3}, sr.OptionError, "score_fn is a int; give a function"),
+        (
+            {"max_drop": 0.1, "score_fn": lambda _m: float("nan")},
+            sr.ScoreError,
+            "returned nan for the original",
+        ),
+        ({"max_drop": 0.1, "score_fn": lambda _m: 1 / 0}, sr.ScoreError, "failed on the original: ZeroDiv"),
+    ],
+)
+def test_smallest_refuses(
+    asked: dict[str, object], error: type[Exception], message: str, study: sr.Study
+) -> None:
+    with pytest.raises(error, match=message):
+        sr.smallest(study, **asked)  # type: ignore[arg-type]
+
+
+def test_a_study_without_a_model_cannot_search(study: sr.Study, tmp_path: pytest.TempPathFactory) -> None:
+    study.save(str(tmp_path))
+    with pytest.raises(sr.StudyError, match="loaded without a model"):
+        sr.smallest(sr.Study.load(str(tmp_path)), max_drop=0.1)
+
+
+def test_bisection_ends_for_any_guess_of_the_damage() -> None:
+    for scale in (1e-3, 1.0, 1e3):
+        search = _search._Bisection(low=0.1, high=1.0, max_drop=0.01, per_damage=scale)
+        for _ in range(40):
+            ratio = search.next_ratio(lambda r: (1 - r) ** 2)
+            assert search.low <= ratio < search.high
+            search.learn(ratio, (1 - ratio) ** 2, 0.3 * (1 - ratio) ** 2)
+            if search.high - search.low < 0.01:
+                break
+        assert search.low <= 1 - (0.01 / 0.3) ** 0.5 <= search.high
+        assert search.high - search.low < 0.01
+
+
+def test_search_split_tries_both_ends_and_the_splits_and_keeps_the_best(study: sr.Study) -> None:
+    tuned: list[int] = []
+
+    def tune(model: nn.Module) -> nn.Module:
+        tuned.append(1)
+        return model
+
+    result = sr.search_split(study, macs=0.5, splits=(0.8, 0.65), tune=tune)
+    told = [note.text for note in result.notes if note.where == "split"]
+    assert len(told) == 4
+    assert len(tuned) == 2 + 2 * 2
+    values = {text: float(text.split("drop ")[1].split()[0]) for text in told}
+    (winner,) = [text for text in told if text.endswith("(returned)")]
+    assert values[winner] == min(values.values())
+    assert result.divergence == pytest.approx(values[winner], rel=1e-3)
+    assert result.keep_ratio("macs") <= 0.5
+
+
+def test_search_split_by_score_can_prefer_two_steps(study: sr.Study) -> None:
+    result = sr.search_split(
+        study, macs=0.6, splits=(0.8,), score_fn=lambda model: sum(1 for _ in model.modules())
+    )
+    assert len(result.plan.steps) == 2
+    assert result.plan.steps[0].settings
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({}, sr.BudgetError, "exactly one budget, and 0 are given"),
+        ({"macs": 0.5, "params": 0.5}, sr.BudgetError, "exactly one budget, and 2 are given"),
+        ({"bytes": 1.5}, sr.BudgetError, "bytes=1.5 is no keep ratio below 1"),
+        ({"macs": 0.5, "splits": (0.4,)}, sr.OptionError, "0.4 is not between the budget 0.5 and 1"),
+        ({"macs": 0.5, "methods": ("weight_svd",)}, sr.OptionError, "give two different ones"),
+        ({"macs": 0.001}, sr.BudgetError, "nothing can be built: .*raise the budget"),
+    ],
+)
+def test_search_split_refuses(
+    asked: dict[str, object], error: type[Exception], message: str, study: sr.Study
+) -> None:
+    with pytest.raises(error, match=message):
+        sr.search_split(study, **asked)  # type: ignore[arg-type]

@@ -18,16 +18,20 @@ Row = Mapping[str, Value]
 
 def context() -> dict[str, Value]:
     """What a row needs to be trusted: versions, threads, commit and date."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-    )
+    # The tables themselves change while benchmarks run; what counts is the code.
+    is_dirty = bool(_git("status", "--porcelain", "--", ":/", ":!/benchmarks/results"))
     return {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "slimrank": sr.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("-dirty" if is_dirty else ""),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
     }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=RESULTS)
+    return done.stdout.strip()
 
 
 def table_path(name: str) -> Path:

@@ -518,7 +518,7 @@ def study(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*opened.notes, *measured.notes),
+        notes=(*opened.notes, *measured.notes, *_step_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
@@ -558,6 +558,18 @@ def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.
     if previous is not None:
         raise OptionError("previous= is given beside a result, which brings its own plan; leave it out")
     return model.model, model.plan
+
+
+def _step_notes(previous: Plan | None) -> list[Note]:
+    if previous is None:
+        return []
+    return [
+        Note(
+            where="study",
+            text=f"the model was compressed before, to {previous.keep_ratio('macs'):.4f} of the original's "
+            'MACs; relative_to="original" reads budgets as shares of the original',
+        )
+    ]
 
 
 def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None:

@@ -257,13 +257,15 @@ def _blank(tensor: Tensor) -> Tensor:
     return torch.full((), value, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
-def _is_blank(tensor: Tensor) -> bool:
+def is_blank(tensor: Tensor) -> bool:
+    """Whether a recorded tensor stands for one that nothing reads."""
     return tensor.numel() > 1 and not any(tensor.stride())
 
 
 def _held_bytes(tensor: Tensor) -> int:
-    return tensor.element_size() * (1 if _is_blank(tensor) else tensor.numel())
+    return tensor.element_size() * (1 if is_blank(tensor) else tensor.numel())
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor if _is_blank(tensor) else tensor.clone()
+    # A new object in any case: whether somebody holds it must not depend on the record.
+    return tensor.expand(tensor.shape) if is_blank(tensor) else tensor.clone()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ScoreError
@@ -145,9 +146,17 @@ def _state(model: nn.Module) -> dict[str, tuple[object, ...]]:
         state[label] = (_Same(module), module.training, hooks)
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
-            version = None if tensor.is_inference() else tensor._version
-            state[f"{kind} {name!r}"] = (_Same(tensor), version, tensor.data_ptr(), tensor.dtype)
+            state[f"{kind} {name!r}"] = (_Same(tensor), tensor.data_ptr(), tensor.dtype, _checksum(tensor))
     return state
+
+
+def _checksum(tensor: Tensor) -> int:
+    """A sum over the bits. Torch's own counter of changes misses ``.data`` and the statistics of norms."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return 0
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    words = flat.view(torch.int32) if len(flat) % 4 == 0 else flat
+    return int(words.sum(dtype=torch.int64))
 
 
 class _Same:

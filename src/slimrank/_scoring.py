@@ -99,7 +99,7 @@ def measure_scores(
         ...     return float((model(x).argmax(1) == wanted).float().mean())
         >>> scores = measure_scores(study, accuracy, candidates=4, progress=False)
         >>> scores
-        Scores(6 scores of 2 layers, baseline 1)
+        Scores(5 scores of 2 layers, baseline 1)
         >>> study.plan(macs=0.8, select="greedy", scores=scores).keep_ratio("macs") <= 0.8
         True
     """

@@ -72,49 +72,52 @@ def test_every_candidate_is_the_largest_rank_within_it(cnn: sr.Study, loss: Scor
 
 
 def test_a_score_is_that_of_the_model_with_one_layer_replaced(cnn: sr.Study) -> None:
-    seen: list[tuple[str, int, bytes]] = []
-    original = {name: id(module) for name, module in cnn._session.opened.original.named_modules()}  # type: ignore[union-attr]
+    seen: list[tuple[str, int]] = []
+    assert cnn._session is not None
+    original = {id(module) for module in cnn._session.opened.original.modules()}
+
+    def total(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float(model(DATA).square().sum())
 
     def score(model: nn.Module) -> float:
         pairs = {name: m for name, m in model.named_modules() if type(m) is nn.Sequential}
         assert len(pairs) <= 1
-        assert not {id(module) for module in model.modules()} & set(original.values())
-        for name, pair in pairs.items():
-            seen.append((name, pair[0].weight.shape[0], pair[1].bias.detach().numpy().tobytes()))
-        with torch.no_grad():
-            return float(model(DATA).square().sum())
+        assert not {id(module) for module in model.modules()} & original
+        seen.extend((name, len(pair[0].weight)) for name, pair in pairs.items())
+        return total(model)
 
-    table = measure_scores(cnn, score, candidates=3, progress=False)
-    assert [(name, rank) for name, rank, _ in seen] == [
-        (name, entry.rank) for name, entries in table.entries.items() for entry in entries
-    ]
-    plan = sr.Plan.manual(cnn, {"conv": ("weight_svd", {"rank": 1, "form": "kxk_1x1"})})
-    model = cnn.apply(plan, sequential=False).model
-    entry = next(e for e in table.entries["conv"] if e.method == "weight_svd" and e.rank == seen[2][1])
-    assert table.baseline != entry.score
-    assert isinstance(model, nn.Module)
+    table = measure_scores(cnn, score, candidates=4, progress=False)
+    tried = [(name, entry) for name, entries in table.entries.items() for entry in entries]
+    assert sorted(seen) == sorted((name, entry.rank) for name, entry in tried)
+    # Applying the same setting gives about the same model: other rows of the samples, perhaps another ridge.
+    for name, entry in tried:
+        if entry.form in {"linear", "kxk_1x1"}:
+            plan = sr.Plan.manual(cnn, {name: (entry.method, {"rank": entry.rank, "form": entry.form})})
+            applied = cnn.apply(plan, sequential=False).model
+            assert entry.score == pytest.approx(total(applied), rel=0.05)
 
 
 def test_one_decomposition_per_layer_and_form(
     cnn: sr.Study, loss: ScoreFn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decomposed: list[str] = []
-    for name in ("output_basis", "initial_first_factor"):
-        function = getattr(_pair, name)
 
-        def watched(
-            *args: object, name: str = name, function: Callable[..., object] = function, **kw: object
-        ) -> object:
+    def watch(name: str) -> None:
+        function: Callable[..., object] = getattr(_pair, name)
+
+        def watched(*args: object, **kwargs: object) -> object:
             decomposed.append(name)
-            return function(*args, **kw)
+            return function(*args, **kwargs)
 
         monkeypatch.setattr(_pair, name, watched)
-    measure_scores(cnn, loss, layers=["conv"], lower_is_better=True, progress=False)
-    assert sorted(decomposed) == ["initial_first_factor"] * decomposed.count("initial_first_factor") + [
-        "output_basis"
-    ] * decomposed.count("output_basis")
-    assert decomposed.count("output_basis") <= 1
-    assert decomposed.count("initial_first_factor") <= 3
+
+    watch("output_basis")
+    watch("initial_first_factor")
+    table = measure_scores(cnn, loss, layers=["conv"], lower_is_better=True, progress=False)
+    forms = {entry.form for entry in table.entries["conv"]}
+    assert len(table.entries["conv"]) > len(forms) > 1
+    assert len(decomposed) == len(forms)
 
 
 def test_the_caller_s_model_is_left_alone(nets: ModuleType, snapshot: Callable[[nn.Module], object]) -> None:
@@ -147,7 +150,7 @@ def test_layers_methods_and_candidates(cnn: sr.Study, loss: ScoreFn) -> None:
     assert list(table.entries) == ["stem", "last"]
     assert {entry.method for own in table.entries.values() for entry in own} == {"spatial_svd"}
     # 1 to 16 channels, 3 x 3: no rank within a quarter of it, so the cheapest pair stands for that.
-    assert [entry.rank for entry in table.entries["stem"]][0] == 1
+    assert next(iter(table.entries["stem"])).rank == 1
 
 
 @pytest.mark.parametrize(
@@ -316,7 +319,6 @@ def test_a_study_without_data(nets: ModuleType) -> None:
 def test_the_cache_changes_nothing(name: str, nets: ModuleType) -> None:
     model, x = _model(nets, name)
     study = sr.study(model, list(x), progress=False)
-    runs: dict[int, int] = {}
 
     def score(model: nn.Module) -> float:
         total = 0.0
@@ -324,17 +326,28 @@ def test_the_cache_changes_nothing(name: str, nets: ModuleType) -> None:
             for batch in x:
                 output = model(batch)
                 tensor = output["logits"] if isinstance(output, dict) else output
-                total += float((tensor if isinstance(tensor, Tensor) else tensor[0]).double().square().sum())
+                total += float(tensor.double().square().sum())
         return total
 
-    tables = []
+    tables = [
+        measure_scores(study, score, candidates=4, prefix_cache=max_bytes, progress=False)
+        for max_bytes in (0, 1 << 24)
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_the_cache_saves_calls(cnn: sr.Study) -> None:
+    runs: dict[int, int] = {}
+
+    def score(model: nn.Module) -> float:
+        with torch.no_grad():
+            return sum(float(model(x).sum()) for x in DATA.split(4))
+
     for max_bytes in (0, 1 << 24):
         with _counting() as count:
-            tables.append(measure_scores(study, score, candidates=4, prefix_cache=max_bytes, progress=False))
+            measure_scores(cnn, score, candidates=8, prefix_cache=max_bytes, progress=False)
         runs[max_bytes] = len(count)
-    assert tables[0] == tables[1]
-    if name not in {"MixedTypes", "Mixture"}:
-        assert runs[1 << 24] < runs[0]
+    assert runs[1 << 24] < 0.75 * runs[0]
 
 
 class Stacked(nn.Module):

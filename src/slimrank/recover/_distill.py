@@ -114,11 +114,12 @@ def distill(
         SlimrankError: as in ``finetune``, for model, batches and ``run_dir``.
 
     Example:
-        >>> import torch, slimrank.recover
+        >>> import torch
+        >>> import slimrank as sr
         >>> generator = torch.Generator().manual_seed(0)
         >>> batches = [torch.randn(16, 4, generator=generator) for _ in range(5)]
         >>> teacher, model = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
-        >>> tuned = slimrank.recover.distill(model, teacher, batches, epochs=5, lr=0.05, progress=False)
+        >>> tuned = sr.distill(model, teacher, batches, epochs=5, lr=0.05, progress=False)
         >>> wanted = teacher(batches[0])
         >>> bool((tuned(batches[0]) - wanted).norm() < (model(batches[0]) - wanted).norm())
         True

@@ -96,11 +96,12 @@ def finetune(
         StudyError: ``run_dir`` holds another run.
 
     Example:
-        >>> import torch, slimrank.recover
+        >>> import torch
+        >>> import slimrank as sr
         >>> model = torch.nn.Linear(4, 2)
         >>> batches = [(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)) for _ in range(5)]
         >>> loss_fn = torch.nn.CrossEntropyLoss()
-        >>> tuned = slimrank.recover.finetune(model, batches, loss_fn, epochs=2, lr=0.01, progress=False)
+        >>> tuned = sr.finetune(model, batches, loss_fn, epochs=2, lr=0.01, progress=False)
         >>> x, y = batches[0]
         >>> bool(loss_fn(tuned(x), y) < loss_fn(model(x), y))
         True

@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check fix test golden docs wheel-test aimet train-tasks \
-	bench-demo bench-scale bench-accuracy bench-speed bench-counts bench-plots
+	bench-demo bench-scale bench-accuracy bench-speed bench-counts bench-recovery bench-kill bench-plots
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -79,6 +79,12 @@ bench-accuracy: $(BENCH) aimet  ## accuracy on four networks beside AIMET, data 
 
 bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth and width; half an hour
 	$(BIN)/python -m benchmarks.bench_speed
+
+bench-recovery: $(BENCH)  ## what training wins back, with labels and without; half an hour
+	$(BIN)/python -m benchmarks.bench_recovery
+
+bench-kill: $(BENCH)  ## a score run killed at 20 random moments loses nothing; a minute
+	$(BIN)/python -m benchmarks.bench_kill
 
 bench-scale: $(BENCH)  ## time and memory on a ResNet-50-sized network; about ten minutes
 	$(BIN)/python -m benchmarks.bench_scale

@@ -17,7 +17,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check fix test golden docs wheel-test aimet train-tasks \
-	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-recovery bench-kill bench-plots
+	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
+	bench-plots
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -87,6 +88,9 @@ $(TEXT): $(BENCH) benchmarks/text-requirements.txt
 
 bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth and width; half an hour
 	$(BIN)/python -m benchmarks.bench_speed
+
+bench-methods: $(BENCH)  ## methods, combinations, candidates, quantisation: the guidebook's figures; ten minutes
+	$(BIN)/python -m benchmarks.bench_methods
 
 bench-recovery: $(BENCH)  ## what training wins back, with labels and without; half an hour
 	$(BIN)/python -m benchmarks.bench_recovery

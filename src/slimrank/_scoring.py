@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from slimrank._build import Session
-from slimrank._errors import OptionError, StudyError, UnknownNameError
-from slimrank._study import Study
+from slimrank._errors import OptionError, UnknownNameError
+from slimrank._study import Study, session_of
 from slimrank._survey import chunks_of, independent_pair, target_of
 from slimrank.calibrate import collect_moments
 from slimrank.graph import outside_inference_mode, quiet_copy
@@ -103,7 +103,7 @@ def measure_scores(
         >>> study.plan(macs=0.8, select="greedy", scores=scores).keep_ratio("macs") <= 0.8
         True
     """
-    session = _session_of(study)
+    session = session_of(study)
     tried = _methods(study, methods)
     ratios = _ratios(candidates)
     _check_numbers(score_fn, workers, prefix_cache)
@@ -143,18 +143,6 @@ def measure_scores(
                 journal.add(trial.spec.name, _entry(trial, score))
                 advance(1, f"{trial.spec.name} {trial.pair.form} {trial.pair.rank}: {score:.4g}")
     return journal.finished()
-
-
-def _session_of(study: Study) -> Session:
-    if not isinstance(study, Study):
-        raise OptionError(
-            f"study is a {type(study).__name__}; give a Study, e.g. slimrank.study(model, batches)"
-        )
-    if study._session is None:
-        raise StudyError(
-            "this study was loaded without a model; pass Study.load(dir, model=build()) to measure scores"
-        )
-    return study._session
 
 
 def _methods(study: Study, methods: Sequence[Method] | None) -> tuple[Method, ...]:

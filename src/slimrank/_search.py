@@ -9,17 +9,17 @@ from functools import partial
 from torch import nn
 
 from slimrank._build import Session, measured_from
-from slimrank._errors import BudgetError, OptionError, ScoreError, SlimrankError, StudyError
+from slimrank._errors import BudgetError, OptionError
 from slimrank._result import Result
-from slimrank._study import Study, study
+from slimrank._study import Study, session_of, study
 from slimrank._survey import restored_copy
-from slimrank.graph import Batch
+from slimrank.graph import Batch, eval_mode
 from slimrank.plan import Plan
 from slimrank.records import Method, Metric, Note
 from slimrank.report import Phases
+from slimrank.scores import ScoreFn, score_model
 from slimrank.select import Select, reachable_floor
 
-ScoreFn = Callable[[nn.Module], float]
 Tune = Callable[[nn.Module], object]
 # Points of accuracy lost per nat of divergence were seen to be about a quarter: a first guess, no more.
 _NATS_PER_SCORE = 4.0
@@ -83,7 +83,7 @@ def smallest(
         ScoreError: ``score_fn`` fails or returns no finite number.
         StudyError: the study was loaded without a model.
     """
-    session = _session_of(study)
+    session = session_of(study)
     if not isinstance(max_drop, int | float) or not 0 <= max_drop < math.inf:
         raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
@@ -206,7 +206,7 @@ def search_split(
         ScoreError: ``score_fn`` fails or returns no finite number.
         StudyError: the study was loaded without a model.
     """
-    session = _session_of(study)
+    session = session_of(study)
     metric, budget = _one_budget(macs, params, bytes)
     if len(methods) != 2 or methods[0] == methods[1]:
         raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
@@ -328,14 +328,6 @@ def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:
     return tuple(float(ratio) for ratio in splits)
 
 
-def _session_of(study: Study) -> Session:
-    if study._session is None:
-        raise StudyError(
-            "this study was loaded without a model; pass Study.load(dir, model=build()) to build from it"
-        )
-    return study._session
-
-
 def _gauge(session: Session, score_fn: ScoreFn | None, lower_is_better: bool) -> _Gauge:
     if score_fn is None:
         return _Gauge(
@@ -346,39 +338,10 @@ def _gauge(session: Session, score_fn: ScoreFn | None, lower_is_better: bool) ->
     if not callable(score_fn):
         raise OptionError(f"score_fn is a {type(score_fn).__name__}; give a function fn(model) -> float")
     sign = -1.0 if lower_is_better else 1.0
-    baseline = score_of(restored_copy(session.opened), score_fn, "the original")
+    baseline = score_model(restored_copy(session.opened), score_fn, "the original")
 
     def drop(result: Result) -> float:
-        return sign * (baseline - score_of(result.model, score_fn, "a compressed model"))
+        with eval_mode(result.model):
+            return sign * (baseline - score_model(result.model, score_fn, "a compressed model"))
 
     return _Gauge(drop=drop, unit=f"of the score (original {baseline:.6g})", per_damage=1 / _NATS_PER_SCORE)
-
-
-def score_of(model: nn.Module, score_fn: ScoreFn, where: str) -> float:
-    """What the caller's function makes of a model in eval mode.
-
-    Args:
-        model: to judge; its modes are put back.
-        score_fn: of the caller.
-        where: of messages.
-
-    Returns:
-        The score, finite.
-
-    Raises:
-        ScoreError: the function fails, or returns no finite number.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        score = float(score_fn(model))
-    except SlimrankError:
-        raise
-    except Exception as error:
-        raise ScoreError(f"score_fn failed on {where}: {type(error).__name__}: {error}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if not math.isfinite(score):
-        raise ScoreError(f"score_fn returned {score} for {where}; return a finite number")
-    return score

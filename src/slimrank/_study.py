@@ -230,12 +230,9 @@ class Study:
         check_plan(plan)
         self._check_steps(plan)
         check_on_layer(on_layer)
-        if self._session is None:
-            raise StudyError(
-                "this study was loaded without a model; pass Study.load(dir, model=build()) to apply a plan"
-            )
-        phases = Phases(shown=self._session.progress)
-        result = build_result(self._session, plan, self.grams, self.curves, on_layer, sequential, phases)
+        session = session_of(self)
+        phases = Phases(shown=session.progress)
+        result = build_result(session, plan, self.grams, self.curves, on_layer, sequential, phases)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _check_steps(self, plan: Plan) -> None:
@@ -545,6 +542,24 @@ def check_plan(plan: object) -> None:
         raise OptionError(
             f"plan is a {type(plan).__name__}; give a Plan, e.g. study.plan(macs=0.5) or Plan.load(path)"
         )
+
+
+def session_of(study: object) -> Session:
+    """What applying and evaluating need.
+
+    Raises:
+        OptionError: no study.
+        StudyError: a study that was loaded without a model.
+    """
+    if not isinstance(study, Study):
+        raise OptionError(
+            f"study is a {type(study).__name__}; give a Study, e.g. slimrank.study(model, batches)"
+        )
+    if study._session is None:
+        raise StudyError(
+            "this study was loaded without a model; pass Study.load(dir, model=build()) to build from it"
+        )
+    return study._session
 
 
 def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.Module, Plan | None]:

@@ -74,9 +74,13 @@ def test_smallest_says_when_nothing_holds(study: sr.Study) -> None:
         (
             {"max_drop": 0.1, "score_fn": lambda _m: float("nan")},
             sr.ScoreError,
-            "returned nan for the original",
+            "the original: score_fn returned nan",
         ),
-        ({"max_drop": 0.1, "score_fn": lambda _m: 1 / 0}, sr.ScoreError, "failed on the original: ZeroDiv"),
+        (
+            {"max_drop": 0.1, "score_fn": lambda _m: 1 / 0},
+            sr.ScoreError,
+            "the original: score_fn failed with ZeroDiv",
+        ),
     ],
 )
 def test_smallest_refuses(

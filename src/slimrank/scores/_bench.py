@@ -88,16 +88,34 @@ class Bench:
                 replace_module(self._model, name, layer)
 
     def _score(self, where: str, layer: str | None) -> float:
-        self._model.eval()
-        with _unchanged(self._model, where), self._cache.evaluation(layer):
-            try:
-                value = self._score_fn(self._model)
-            except Exception as error:
-                raise ScoreError(
-                    f"{where}: score_fn failed with {type(error).__name__}: {error}; try score_fn(model) on "
-                    "the model itself"
-                ) from error
-        return _number(value, where)
+        with self._cache.evaluation(layer):
+            return score_model(self._model, self._score_fn, where)
+
+
+def score_model(model: nn.Module, score_fn: ScoreFn, where: str) -> float:
+    """What a score function says of a model.
+
+    Args:
+        model: left in eval mode.
+        score_fn: of the caller.
+        where: of messages.
+
+    Returns:
+        The score, finite.
+
+    Raises:
+        ScoreError: the function fails, returns no finite number, or changes the model.
+    """
+    model.eval()
+    with _unchanged(model, where):
+        try:
+            value = score_fn(model)
+        except Exception as error:
+            raise ScoreError(
+                f"{where}: score_fn failed with {type(error).__name__}: {error}; try score_fn(model) on "
+                "the model itself"
+            ) from error
+    return _number(value, where)
 
 
 def _number(value: object, where: str) -> float:

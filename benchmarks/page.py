@@ -22,7 +22,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _lost(row: Row | None) -> str:
     if row is None:
         return ""
-    macs = float(row["macs_counted"])
+    macs = float(row.get("encoder_macs_counted") or row["macs_counted"])
     off = (
         ""
         if abs(macs - float(row["ratio_asked"])) < 0.005 or row["network"] == "vit"
@@ -67,6 +67,18 @@ def given() -> str:
          "divergence, nats", "predicted"),
         lines,
     )  # fmt: skip
+
+
+def text() -> str:
+    """Points lost and likeness of the embeddings on the text task, by budget."""
+    rows = {(r["ratio_asked"], r["way"]): r for r in read_table(table_path("text"))}
+
+    def cell(row: Row | None) -> str:
+        return "" if row is None else f"{_lost(row)} / {float(row['cosine']):.3f}"
+
+    ways = (*COLUMNS, "data-free, uniform")
+    lines = [[ratio, *(cell(rows.get((ratio, way))) for way in ways)] for ratio in ("0.75", "0.5", "0.35")]
+    return _table(("MACs", "**slimrank**", *ways[1:]), lines)
 
 
 def data() -> str:
@@ -163,7 +175,7 @@ def ablation() -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    table.__name__: table for table in (accuracy, given, data, speed, phases, growth, ablation)
+    table.__name__: table for table in (accuracy, given, text, data, speed, phases, growth, ablation)
 }
 
 

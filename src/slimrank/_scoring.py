@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from fractions import Fraction
+from math import floor
 from numbers import Real
 
 import numpy as np
@@ -226,7 +228,9 @@ def _points(
         for ratio in ratios if own and spec.macs else ():
             offers = []
             for curve in own:
-                place = int(np.searchsorted(curve.macs, ratio * spec.macs, side="right")) - 1
+                # Through its decimal digits, so that 0.7 means seven tenths.
+                limit = floor(Fraction(repr(ratio)) * spec.macs)
+                place = int(np.searchsorted(curve.macs, limit, side="right")) - 1
                 offers.append((curve, place))
             within = [
                 (float(curve.error[place]), at) for at, (curve, place) in enumerate(offers) if place >= 0

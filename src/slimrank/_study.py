@@ -30,6 +30,7 @@ from slimrank.deploy import (
     Store,
     batch_from_files,
     batches_to_files,
+    describe,
     digest_tensors,
     make_directory,
     write_bytes,
@@ -144,6 +145,7 @@ class Study:
             skip: layer-name globs to leave alone.
             scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
                 instead of predicted damage, among the ranks that were tried; layers not in it are left alone.
+                A layer that scores better compressed than untouched counts as losing nothing.
             monotonic: first make each layer's losses monotone, by isotonic regression; with ``scores``.
             interpolate: offer every rank between the tried ones, losses interpolated; with ``scores``.
             relative_to: what keep ratios are shares of: the "model" that was studied, or the "original" where
@@ -494,6 +496,11 @@ def study(
         _check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
     opened = open_data(model, batches, inputs, outputs, options, phases)
+    if previous is not None and opened.captured.before.params != previous.after.params:
+        raise PlanError(
+            f"previous: it made a model of {previous.after.params:,} params, and this one has "
+            f"{opened.captured.before.params:,}; give the plan of the result that the model came from"
+        )
     fingerprint = _fingerprint(model, opened, outputs, options, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
@@ -620,7 +627,7 @@ def _fingerprint(
 ) -> dict[str, str]:
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     picked = (
-        _code_of(outputs) if callable(outputs) else outputs,
+        describe(outputs) if callable(outputs) else outputs,
         [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
@@ -636,12 +643,6 @@ def _fingerprint(
         "options": hashlib.sha256(repr(options).encode()).hexdigest(),
         "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
     }
-
-
-def _code_of(function: Callable[[object], object]) -> str:
-    """What a function does, as far as its code tells."""
-    code = getattr(function, "__code__", None)
-    return repr(function) if code is None else repr((code.co_code, code.co_consts, code.co_names))
 
 
 def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:

@@ -19,7 +19,7 @@ from slimrank.calibrate import (
     reference_outputs,
     token_mask,
 )
-from slimrank.deploy import digest_tensors
+from slimrank.deploy import describe, digest_tensors
 from slimrank.graph import (
     Batch,
     OutputChoice,
@@ -30,7 +30,7 @@ from slimrank.graph import (
     tap_layers,
 )
 from slimrank.plan import nearest
-from slimrank.recover._checkpoint import describe_callable, tensors_of
+from slimrank.recover._checkpoint import tensors_of
 from slimrank.recover._supply import Example, Inputs, Supply, open_supply, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
@@ -155,7 +155,7 @@ def distill(
         lesson.check(model, next(supply.stream_held_out()))
         facts = (
             [(name, o.family, o.shape) for name, o in lesson.likelihood.outputs.items()],
-            (describe_callable(outputs), lesson.temperature, names, lesson.weight),
+            (describe(outputs), lesson.temperature, names, lesson.weight),
         )
         objective = Objective(
             name="distill",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from slimrank._errors import OptionError
+from slimrank.deploy import describe
 from slimrank.graph import outside_inference_mode, run
-from slimrank.recover._checkpoint import describe_callable
 from slimrank.recover._supply import Example, Inputs, open_supply, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
@@ -131,7 +131,7 @@ def finetune(
         name="finetune",
         loss=loss,
         judge=lambda model, example: float(loss(model, example)),
-        facts={"loss_fn": describe_callable(loss_fn)},
+        facts={"loss_fn": describe(loss_fn)},
     )
     with private_random(model, seed):
         read = read_with(inputs, targets, model, labelled=True)

@@ -173,7 +173,8 @@ def _checksum(tensor: Tensor) -> int:
     if tensor.layout != torch.strided or not tensor.numel():
         return 0
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    words = flat.view(torch.int32) if len(flat) % 4 == 0 else flat
+    is_aligned = len(flat) % 4 == 0 and flat.storage_offset() % 4 == 0
+    words = flat.view(torch.int32) if is_aligned else flat
     return int(words.sum(dtype=torch.int64))
 
 

@@ -116,7 +116,7 @@ class Scores:
         return entry.score - self.baseline if self.lower_is_better else self.baseline - entry.score
 
     def summary(self) -> str:
-        """The table as plain text: layers by candidates; "-" where nothing was tried."""
+        """The table as plain text: layers by candidates, each at the dearest tried rank within it."""
         better = "lower" if self.lower_is_better else "higher"
         heading = (
             f"score with only this layer at this share of its MACs; untouched {self.baseline:.4f}, "

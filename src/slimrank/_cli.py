@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 import slimrank as sr
+from slimrank._apply import check_on_layer
 from slimrank._errors import NotEmptyError, OptionError, SlimrankError
-from slimrank._references import batches_at, function_at, model_at
+from slimrank._references import batches_at, function_at, model_at, told
 from slimrank._scoring import PREFIX_CACHE
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.demo import run_demo
@@ -479,6 +480,7 @@ def score(
         if baseline is not None:
             raise OptionError("--baseline is for --from-aimet; otherwise the original is evaluated")
         function = function_at(score_fn, "SCORE_FN")
+        _check_after(study_dir, after)
         network, _ = _start(model, after)
         measured = sr.Study.load(study_dir, model=network, outputs=_outputs(outputs), progress=not quiet)
         table = sr.measure_scores(
@@ -553,7 +555,7 @@ def apply(
     _check_out(out, overwrite=overwrite)
     chosen = sr.Plan.load(plan_path)
     fit = _read_fit(options)
-    hook = None if on_layer is None else function_at(on_layer, "--on-layer")
+    hook = _hook(on_layer)
     if study_dir is None:
         if after is not None:
             raise OptionError(
@@ -564,6 +566,7 @@ def apply(
         result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, **fit)
     else:
         _refuse_given(ctx, _FIXED, "fixed when the study was made; leave it out, or leave out --study")
+        _check_after(study_dir, after)
         network, _ = _start(model, after)
         measured = sr.Study.load(
             study_dir, model=network, outputs=fit["outputs"], run_dir=study_dir, progress=not quiet
@@ -629,7 +632,7 @@ def compress(
             bytes=bytes,
             compete=compete,
             multiple_of=_multiple_of(multiple_of),
-            on_layer=None if on_layer is None else function_at(on_layer, "--on-layer"),
+            on_layer=_hook(on_layer),
             run_dir=run_dir,
             progress=not quiet,
             previous=previous,
@@ -700,6 +703,29 @@ def env() -> _Answer:
 
 
 # --- typed text to values ---
+
+
+def _hook(reference: str | None) -> Callable[[nn.Module, str], object] | None:
+    """The function of --on-layer; what it raises is told as the user's own error."""
+    if reference is None:
+        return None
+    function = function_at(reference, "--on-layer")
+    check_on_layer(function)
+
+    def hook(model: nn.Module, name: str) -> object:
+        with told(f"--on-layer {reference!r}, layer {name!r}"):
+            return function(model, name)
+
+    return hook
+
+
+def _check_after(study_dir: Path, after: Path | None) -> None:
+    """Refuses a study of a second step where the model of the first one is not named."""
+    if after is None and (study_dir / "previous_plan.json").is_file():
+        raise OptionError(
+            f"{study_dir} is a study of a model that had been compressed before; name the directory it was "
+            "saved in with --after"
+        )
 
 
 def _start(model: str, after: Path | None) -> tuple[nn.Module, sr.Plan | None]:

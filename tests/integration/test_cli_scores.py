@@ -30,6 +30,9 @@ def batches():
 
 WANTED = [build()(batch).detach().argmax(1) for batch in batches()]
 
+def boom(model, name):
+    raise ValueError("no such luck")
+
 def accuracy(model):
     with open("evaluations.txt", "a") as file:
         file.write("x")
@@ -139,6 +142,13 @@ def test_a_second_step_from_a_saved_model(folder: Path) -> None:
     assert replayed["after"] == plan["after"]
     score = ("score", _MODEL, _SCORE, "--study", "again", "--after", "small", "--candidates", "0.5")
     assert _facts(*score, "--out", "scores.json")["entries"]
+    apply = ("apply", _MODEL, "second.json", "--study", "again", "--out", "x")
+    assert "again is a study of a model that had been compressed before; name the directory" in _refused(
+        *apply
+    )
+    told = _refused(*apply, "--after", "small", "--on-layer", "score_net.py:boom")
+    assert "--on-layer 'score_net.py:boom', layer '" in told
+    assert "raised ValueError: no such luck" in told
     compressed = ("compress", _MODEL, _BATCHES, "--after", "small", "--macs", "0.6", "--out", "third")
     done = _facts(*compressed, "--relative-to", "original", "--likelihood", "categorical", "--no-compete")
     assert done["keep_ratio"]["macs"] <= 0.6  # type: ignore[index]

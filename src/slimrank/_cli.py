@@ -439,6 +439,7 @@ def _manual_plan(
 @click.option("--no-prefix-cache", is_flag=True, help="Run every evaluation from the inputs.")
 @click.option("--outputs", metavar="REF|KEY", help="As in the study, where it was made with a function.")
 @_after
+@click.option("--report", "report_path", type=_existing, help="Write the table as an HTML page, too.")
 @click.option("--from-aimet", type=_existing, metavar="FILE", help="Read AIMET's pickled table instead.")
 @click.option("--baseline", type=float, help="With --from-aimet: score of the original.")
 @_quiet
@@ -457,6 +458,7 @@ def score(
     no_prefix_cache: bool,
     outputs: str | None,
     after: Path | None,
+    report_path: Path | None,
     from_aimet: Path | None,
     baseline: float | None,
     quiet: bool,
@@ -495,6 +497,8 @@ def score(
             prefix_cache=0 if no_prefix_cache else PREFIX_CACHE,
             progress=not quiet,
         )
+    if report_path is not None:
+        table.report(report_path)
     closing = f"Kept in {scores_path}. Next: slimrank plan {study_dir} --scores {scores_path} --macs 0.5"
     return _Answer(text=f"{table.summary()}\n{closing}", facts=json.loads(scores_path.read_text()))
 

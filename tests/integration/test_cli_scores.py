@@ -73,7 +73,8 @@ def _refused(*args: str) -> str:
 
 def test_score_resumes_and_its_table_plans(folder: Path) -> None:
     score = ("score", _MODEL, _SCORE, "--study", "run", "--out", "scores.json", "--candidates", "0.3,0.6")
-    shown = _shown(*score)
+    shown = _shown(*score, "--report", "scores.html")
+    assert "<svg" in (folder / "scores.html").read_text()
     assert "Next: slimrank plan run --scores scores.json" in shown
     count = len((folder / "evaluations.txt").read_text())
     assert count == 1 + len([entry for row in _facts(*score)["entries"].values() for entry in row])  # type: ignore[attr-defined]

@@ -55,6 +55,13 @@ svg text { font-size: 12px; fill: var(--ink); }
 svg .v { fill: var(--soft); font-variant-numeric: tabular-nums; }
 .b { fill: var(--pale); background: var(--pale); } .a { fill: var(--accent); background: var(--accent); }
 .k { fill: var(--idle); background: var(--idle); }
+.charts { display: grid; gap: .8rem 1.2rem; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }
+figure { margin: 0; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+figcaption span { color: var(--soft); margin-left: .5rem; }
+.charts svg { border: 1px solid var(--line); border-radius: 6px; }
+.charts line { stroke: var(--soft); stroke-dasharray: 4 3; } .charts circle { fill: var(--accent); }
+.charts polyline { fill: none; stroke: var(--accent); stroke-width: 1.5; }
+pre { font-size: .8rem; margin: 0; }
 footer { margin-top: 1.2rem; font-size: .85rem; }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """

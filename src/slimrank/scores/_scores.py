@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from slimrank._errors import ScoreError
+from slimrank.plan import write_text
 from slimrank.records import Method
-from slimrank.report import render_table
+from slimrank.report import ScoreLine, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._file import ScoreEntry, read_scores, write_scores
 
@@ -134,6 +135,33 @@ class Scores:
         columns = ("layer", "method", *(f">{ratio:.2f}" for ratio in self.candidates))
         notes = "".join(f"- {note}\n" for note in self.notes)
         return f"{heading}\n{render_table(columns, rows)}\n{notes}"
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table as one self-contained HTML page, with a chart for every layer.
+
+        Args:
+            path: of the file; an existing one is replaced, whole or not at all.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        lines = [
+            ScoreLine(
+                layer=name,
+                method=method,
+                points=[
+                    (entry.keep_ratio, entry.score, f"{entry.form} rank {entry.rank}: {entry.score:.6g}")
+                    for entry in own
+                ],
+            )
+            for name, entries in self.entries.items()
+            for method in self.methods
+            if (own := [entry for entry in entries if entry.method == method])
+        ]
+        html = render_scores_html(
+            lines, baseline=self.baseline, lower_is_better=self.lower_is_better, table=self.summary()
+        )
+        write_text(path, html.rstrip("\n"), what="report")
 
     def __repr__(self) -> str:
         count = sum(len(entries) for entries in self.entries.values())

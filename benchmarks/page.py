@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets the tables of ``docs/benchmarks.md`` from ``benchmarks/results/``, between its markers."""
+"""Sets the tables of the pages from ``benchmarks/results/``, between their markers."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks.plots import NAMES
 from benchmarks.tables import read_table, table_path
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (DOCS / "benchmarks.md", DOCS / "guidebook.md")
 COLUMNS = ("optimal", "independent fits", "without G", "greedy", "uniform", "data-free")
 REFERENCES = ("AIMET spatial_svd", "AIMET weight_svd")
 Row = Mapping[str, str]
@@ -22,7 +23,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _lost(row: Row | None) -> str:
     if row is None:
         return ""
-    macs = float(row["macs_counted"])
+    macs = float(row.get("encoder_macs_counted") or row["macs_counted"])
     off = (
         ""
         if abs(macs - float(row["ratio_asked"])) < 0.005 or row["network"] == "vit"
@@ -67,6 +68,18 @@ def given() -> str:
          "divergence, nats", "predicted"),
         lines,
     )  # fmt: skip
+
+
+def text() -> str:
+    """Points lost and likeness of the embeddings on the text task, by budget."""
+    rows = {(r["ratio_asked"], r["way"]): r for r in read_table(table_path("text"))}
+
+    def cell(row: Row | None) -> str:
+        return "" if row is None else f"{_lost(row)} / {float(row['cosine']):.3f}"
+
+    ways = (*COLUMNS, "data-free, uniform")
+    lines = [[ratio, *(cell(rows.get((ratio, way))) for way in ways)] for ratio in ("0.75", "0.5", "0.35")]
+    return _table(("MACs", "**slimrank**", *ways[1:]), lines)
 
 
 def data() -> str:
@@ -162,28 +175,93 @@ def ablation() -> str:
     return _table(("idea", *(f"{NAMES[n]}, {ratios.get(n, '')}" for n in NAMES)), lines)
 
 
+def scores() -> str:
+    """AIMET's own procedure done by slimrank."""
+    lines = [
+        [
+            NAMES[row["network"]],
+            row["method"].replace("_", " "),
+            row["aimet_seconds"],
+            row["seconds"],
+            f"**{float(row['times_faster']):.1f}**",
+            row["scores_seconds"],
+            row["scores_seconds_without_prefix_cache"],
+            row["evaluations"],
+            row["macs_counted"],
+            row["points_lost"],
+        ]
+        for row in read_table(table_path("speed-scores"))
+    ]
+    return _table(
+        ("network", "method", "AIMET, s", "slimrank, s", "times faster", "of it the table, s",
+         "the table without prefix cache, s", "evaluations", "MACs kept", "points lost"),
+        lines,
+    )  # fmt: skip
+
+
+def recovery() -> str:
+    """What training wins back."""
+    lines = [
+        [
+            NAMES[row["network"]],
+            row["ratio_asked"],
+            row["way"],
+            f"{float(row['points_lost']):.2f} ± {float(row['interval_95']):.2f}",
+            row["labels"],
+            row["seconds"],
+        ]
+        for row in read_table(table_path("recovery"))
+    ]
+    return _table(("network", "MACs", "training", "points lost", "labels", "seconds"), lines)
+
+
+def methods() -> str:
+    """Methods and combinations."""
+    rows = read_table(table_path("methods"))
+    by_way: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        by_way.setdefault(row["way"], {})[row["network"], row["ratio_asked"]] = row
+    cases = [(network, ratio) for network in NAMES for ratio in ("1.0", "0.5", "0.35")]
+    cases = [case for case in cases if any(case in own for own in by_way.values())]
+
+    def cell(row: Row | None) -> str:
+        if row is None:
+            return ""
+        return f"{float(row['points_lost']):.2f} / {float(row['divergence_on_fresh_pictures']):.4f}"
+
+    lines = [[way, *(cell(own.get(case)) for case in cases)] for way, own in by_way.items()]
+    heads = [NAMES[network] if ratio == "1.0" else f"{NAMES[network]}, {ratio}" for network, ratio in cases]
+    return _table(("way", *heads), lines)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
-    table.__name__: table for table in (accuracy, given, data, speed, phases, growth, ablation)
+    table.__name__: table
+    for table in (accuracy, given, text, data, speed, phases, scores, growth, ablation, methods, recovery)
 }
 
 
+SOURCES = {"given": "accuracy", "phases": "speed", "scores": "speed-scores"}
+
+
 def main() -> None:
-    """Writes the page anew."""
-    page = PAGE.read_text()
+    """Writes the pages anew."""
+    pages = {path: path.read_text() for path in PAGES}
     for name, table in TABLES.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        if start not in page or end not in page:
-            raise SystemExit(f"{PAGE} lacks the markers {start} and {end}")
-        source = {"given": "accuracy", "phases": "speed"}.get(name, name)
+        path = next((path for path, page in pages.items() if start in page and end in page), None)
+        if path is None:
+            raise SystemExit(f"no page has the markers {start} and {end}")
+        source = SOURCES.get(name, name)
         if not read_table(table_path(source)):
             print(f"{source}: no table yet")
             continue
         body = f"{start}\n{table()}\n{end}"
-        page = re.sub(
-            f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, page, flags=re.DOTALL
+        pages[path] = re.sub(
+            f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, pages[path], flags=re.DOTALL
         )
-    PAGE.write_text(page)
-    print(PAGE)
+    for path, page in pages.items():
+        path.write_text(page)
+        print(path)
 
 
 if __name__ == "__main__":

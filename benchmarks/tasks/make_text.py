@@ -2,9 +2,9 @@
 """Collect the texts of the text task and train its head; both are committed under ``data/``.
 
 The texts are first sentences of docstrings of public functions and classes of Python and seven installed
-packages; the topic is the subpackage. Names of package, module, class and function are struck out. Licences,
-kept in the file: Python PSF-2.0; transformers Apache-2.0; networkx, numpy, scikit-learn, scipy, sympy and
-torch BSD-3-Clause.
+packages; the topic is the subpackage. Names of all packages, and of the text's own module, class and
+function, are struck out, and so are addresses. Licences, kept in the file: Python PSF-2.0; transformers
+Apache-2.0; networkx, numpy, scikit-learn, scipy, sympy and torch BSD-3-Clause.
 
 Run from the repository root (other versions of the packages give other texts)::
 
@@ -58,7 +58,26 @@ LONGEST, SHORTEST_WORDS, KEY_WORDS = 320, 6, 6
 _HEADING = re.compile(
     r"(args|arguments|parameters|returns?|yields|raises|examples?|notes?|see also)\s*:?$", re.I
 )
-_MARKUP = re.compile(r":[a-z:]+:`~?\.?([^`<]*)[^`]*`|[`*$\\]")
+_MARKUP = re.compile(
+    r":[a-z:]+:`~?\.?([^`<]*)[^`]*`|<?https?://\S+|%\(\w+\)s|[`*$\\]"
+    # Words made of a package's name, as idleConf and torchrun.
+    r"|\b(?:[Ii]dle[A-Z_.]|[Tt]orch)\w*[._]*"
+)
+# As the packages are written in running text.
+_WRITTEN = (
+    "IDLE",
+    "Idle",
+    "Hugging Face",
+    "HuggingFace",
+    "NetworkX",
+    "NumPy",
+    "PyTorch",
+    "SciPy",
+    "Scikit-learn",
+    "SymPy",
+    "scikit-learn",
+)
+_SPELLED = ("huggingface", "pytorch", "tk", "tcl", *(topic.split(".")[0] for topic in TOPICS))
 
 
 def folder_of(topic: str) -> Path:
@@ -135,9 +154,9 @@ def texts_of(topic: str) -> list[str]:
     for path in sorted(folder.rglob("*.py")):
         if {"tests", "test", "testing"} & set(path.relative_to(folder).parts[:-1]):
             continue
-        words = {*topic.split("."), path.stem, "pytorch", "tk", "tcl"}
+        words = {*_SPELLED, *topic.split("."), path.stem}
         words |= {cased for word in words for cased in (word.capitalize(), word.upper())}
-        words |= {"NumPy", "SciPy", "SymPy", "NetworkX", "PyTorch"}
+        words |= set(_WRITTEN)
         for names, docstring in docstrings_of(ast.parse(path.read_text(encoding="utf-8"))):
             text = without_names(first_sentences(docstring), words.union(names))
             if len(text.split()) >= SHORTEST_WORDS:

@@ -171,6 +171,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
                 "MACs are computed from the shapes in the plan; pass batches= to fit to data",
             ),
             *applied.notes,
+            *(note for note in _step_notes(plan) if note != _AGAINST_START),
         ),
         seconds=phases.seconds,
     )

@@ -137,11 +137,8 @@ class Result:
                 f"model is not this result's, trained further: {len(odd)} tensors differ in name or shape "
                 f"({', '.join(odd[:4])}); give what finetune, distill or you made of result.model"
             )
-        note = Note(
-            where="train",
-            text="weights were trained after the fit; divergence and damage tell of the fit only",
-        )
-        notes = self.notes if model is self.model else (*self.notes, note)
+        note = Note(where="train", text="weights were trained after the fit; damage tells of the fit alone")
+        notes = (*(old for old in self.notes if old != note), note)
         return replace(self, model=model, divergence=None, notes=notes)
 
     def _summary(self, measurements: Sequence[Measurement]) -> Summary:

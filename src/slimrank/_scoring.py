@@ -6,14 +6,16 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from fractions import Fraction
+from math import floor
 from numbers import Real
 
 import numpy as np
 from torch import Tensor, nn
 
 from slimrank._build import Session
-from slimrank._errors import OptionError, StudyError, UnknownNameError
-from slimrank._study import Study
+from slimrank._errors import OptionError, UnknownNameError
+from slimrank._study import Study, session_of
 from slimrank._survey import chunks_of, independent_pair, target_of
 from slimrank.calibrate import collect_moments
 from slimrank.graph import outside_inference_mode, quiet_copy
@@ -99,11 +101,11 @@ def measure_scores(
         ...     return float((model(x).argmax(1) == wanted).float().mean())
         >>> scores = measure_scores(study, accuracy, candidates=4, progress=False)
         >>> scores
-        Scores(6 scores of 2 layers, baseline 1)
+        Scores(5 scores of 2 layers, baseline 1)
         >>> study.plan(macs=0.8, select="greedy", scores=scores).keep_ratio("macs") <= 0.8
         True
     """
-    session = _session_of(study)
+    session = session_of(study)
     tried = _methods(study, methods)
     ratios = _ratios(candidates)
     _check_numbers(score_fn, workers, prefix_cache)
@@ -143,18 +145,6 @@ def measure_scores(
                 journal.add(trial.spec.name, _entry(trial, score))
                 advance(1, f"{trial.spec.name} {trial.pair.form} {trial.pair.rank}: {score:.4g}")
     return journal.finished()
-
-
-def _session_of(study: Study) -> Session:
-    if not isinstance(study, Study):
-        raise OptionError(
-            f"study is a {type(study).__name__}; give a Study, e.g. slimrank.study(model, batches)"
-        )
-    if study._session is None:
-        raise StudyError(
-            "this study was loaded without a model; pass Study.load(dir, model=build()) to measure scores"
-        )
-    return study._session
 
 
 def _methods(study: Study, methods: Sequence[Method] | None) -> tuple[Method, ...]:
@@ -238,7 +228,9 @@ def _points(
         for ratio in ratios if own and spec.macs else ():
             offers = []
             for curve in own:
-                place = int(np.searchsorted(curve.macs, ratio * spec.macs, side="right")) - 1
+                # Through its decimal digits, so that 0.7 means seven tenths.
+                limit = floor(Fraction(repr(ratio)) * spec.macs)
+                place = int(np.searchsorted(curve.macs, limit, side="right")) - 1
                 offers.append((curve, place))
             within = [
                 (float(curve.error[place]), at) for at, (curve, place) in enumerate(offers) if place >= 0

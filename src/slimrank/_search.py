@@ -9,22 +9,22 @@ from functools import partial
 from torch import nn
 
 from slimrank._build import Session, measured_from
-from slimrank._errors import BudgetError, OptionError, ScoreError, SlimrankError, StudyError
+from slimrank._errors import BudgetError, OptionError, StudyError
 from slimrank._result import Result
-from slimrank._study import Study, study
+from slimrank._study import Study, session_of, study
 from slimrank._survey import restored_copy
-from slimrank.graph import Batch
-from slimrank.plan import Plan
+from slimrank.graph import Batch, eval_mode
+from slimrank.plan import Plan, ratio_of
 from slimrank.records import Method, Metric, Note
 from slimrank.report import Phases
+from slimrank.scores import ScoreFn, score_model
 from slimrank.select import Select, reachable_floor
 
-ScoreFn = Callable[[nn.Module], float]
 Tune = Callable[[nn.Module], object]
 # Points of accuracy lost per nat of divergence were seen to be about a quarter: a first guess, no more.
 _NATS_PER_SCORE = 4.0
 _NEAR_END = 0.1
-_MAX_TRIES = 20
+_HALVINGS = 12
 _N_SPLITS = 3
 
 
@@ -59,7 +59,8 @@ def smallest(
     """The smallest model whose measured loss stays within a drop.
 
     Budgets are searched by bisection. Where to try next is read off the damage that plans predict, scaled by
-    what was measured so far, so that few models are built: about five.
+    what was measured so far, so that few models are built: about five. Where predictions tell nothing (a
+    score that is flat, then falls) the bounds are halved: about ten.
 
     Args:
         study: of the model.
@@ -83,7 +84,7 @@ def smallest(
         ScoreError: ``score_fn`` fails or returns no finite number.
         StudyError: the study was loaded without a model.
     """
-    session = _session_of(study)
+    session = session_of(study)
     if not isinstance(max_drop, int | float) or not 0 <= max_drop < math.inf:
         raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
@@ -99,21 +100,25 @@ def smallest(
     search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
     best: Result | None = None
     tried: list[Note] = []
-    for _ in range(_MAX_TRIES):
-        if search.high - search.low <= tolerance and tried:
-            break
-        plan = planned(search.next_ratio(lambda ratio: planned(ratio).damage or 0.0))
+    while not tried or search.high - search.low > tolerance:
+        asked = search.next_ratio(lambda ratio: planned(ratio).damage or 0.0)
+        plan = planned(asked)
+        reached = ratio_of(plan.start, plan.after, metric)
+        if search.knows(reached):
+            # Ranks are whole: no plan lies between the bounds here, only one that was built already.
+            search.skip(asked, reached)
+            continue
         result = study.apply(plan)
-        drop, ratio = gauge.drop(result), plan.keep_ratio(metric)
+        drop = gauge.drop(result)
         is_within = drop <= max_drop
         note = Note(
             where="smallest",
-            text=f"{metric} {ratio:.4f}: drop {drop:.4g} {gauge.unit}, {'within' if is_within else 'above'} "
-            f"{max_drop:g}",
+            text=f"{metric} {plan.keep_ratio(metric):.4f}: drop {drop:.4g} {gauge.unit}, "
+            f"{'within' if is_within else 'above'} {max_drop:g}",
         )
         tried.append(note)
         phases.tell(str(note))
-        search.learn(ratio, plan.damage or 0.0, drop)
+        search.learn(asked, reached, plan.damage or 0.0, drop)
         if is_within:
             best = result
     if best is None:
@@ -137,30 +142,52 @@ class _Bisection:
     def __init__(self, *, low: float, high: float, max_drop: float, per_damage: float) -> None:
         self.low, self.high = low, high
         self._max_drop = max_drop
-        self._per_damage = per_damage
-        self._is_fresh = True
+        self._per_damage: float | None = per_damage
+        self._known: set[float] = set()
+        self._width = 2 * (high - low)
 
     def next_ratio(self, damage_at: Callable[[float], float]) -> float:
-        """Where to try: where the predicted damage says that the drop is just allowed, well inside."""
+        """Where to try: where the predicted damage says that the drop is just allowed, or in the middle.
+
+        The middle is taken where predictions have told nothing: nothing was lost, or the bounds have not come
+        closer by half. So the bounds halve at every second try at the latest.
+        """
+        width = self.high - self.low
+        has_halved, self._width = width <= self._width / 2, width
+        if self._per_damage is None or not has_halved:
+            return (self.low + self.high) / 2
         wanted = self._max_drop / self._per_damage
         low, high = self.low, self.high
-        for _ in range(12):
+        for _ in range(_HALVINGS):
             middle = (low + high) / 2
             low, high = (low, middle) if damage_at(middle) <= wanted else (middle, high)
-        margin = _NEAR_END * (self.high - self.low)
-        if self._is_fresh:
-            return min(max(high, self.low), self.high - margin)
-        return min(max(high, self.low + margin), self.high - margin)
+        margin = _NEAR_END * width
+        # The floor itself has not been tried before the first measurement.
+        lowest = self.low + margin if self._known else self.low
+        return min(max(high, lowest), self.high - margin)
 
-    def learn(self, ratio: float, damage: float, drop: float) -> None:
-        """Takes in a measurement."""
-        self._is_fresh = False
-        if drop <= self._max_drop:
-            self.high = min(self.high, ratio)
+    def knows(self, reached: float) -> bool:
+        """Whether a plan of this keep ratio was measured."""
+        return reached in self._known
+
+    def skip(self, asked: float, reached: float) -> None:
+        """Takes in that a ratio gives a plan that was measured: nothing lies between the two."""
+        if reached >= self.high:
+            self.low = max(self.low, min(asked, self.high))
+        elif reached <= self.low:
+            self.low = max(self.low, asked)
         else:
-            self.low = max(self.low, min(ratio, self.high))
-        if damage > 0 and drop > 0:
-            self._per_damage = drop / damage
+            self.low = self.high
+
+    def learn(self, asked: float, reached: float, damage: float, drop: float) -> None:
+        """Takes in a measurement."""
+        self._known.add(reached)
+        if drop <= self._max_drop:
+            self.high = min(self.high, reached)
+        else:
+            # No plan lies between what was reached and what was asked for.
+            self.low = max(self.low, min(asked, self.high))
+        self._per_damage = drop / damage if damage > 0 and drop > 0 else None
 
 
 def search_split(
@@ -204,9 +231,14 @@ def search_split(
         BudgetError: no split can be built, or not exactly one budget.
         OptionError: splits or methods that make no sense.
         ScoreError: ``score_fn`` fails or returns no finite number.
-        StudyError: the study was loaded without a model.
+        StudyError: the study was loaded without a model, or is of one that was compressed before.
     """
-    session = _session_of(study)
+    session = session_of(study)
+    if study.previous is not None:
+        raise StudyError(
+            "search_split shares the budget of an original model, and this study is of one that was "
+            "compressed before; give a study of the original"
+        )
     metric, budget = _one_budget(macs, params, bytes)
     if len(methods) != 2 or methods[0] == methods[1]:
         raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
@@ -285,6 +317,7 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
         outputs=session.outputs,
         likelihood=options.likelihood,
         methods=(method,),
+        skip=options.skip,
         fisher=options.fisher,
         draws=options.draws,
         holdout=options.holdout,
@@ -328,14 +361,6 @@ def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:
     return tuple(float(ratio) for ratio in splits)
 
 
-def _session_of(study: Study) -> Session:
-    if study._session is None:
-        raise StudyError(
-            "this study was loaded without a model; pass Study.load(dir, model=build()) to build from it"
-        )
-    return study._session
-
-
 def _gauge(session: Session, score_fn: ScoreFn | None, lower_is_better: bool) -> _Gauge:
     if score_fn is None:
         return _Gauge(
@@ -346,39 +371,10 @@ def _gauge(session: Session, score_fn: ScoreFn | None, lower_is_better: bool) ->
     if not callable(score_fn):
         raise OptionError(f"score_fn is a {type(score_fn).__name__}; give a function fn(model) -> float")
     sign = -1.0 if lower_is_better else 1.0
-    baseline = score_of(restored_copy(session.opened), score_fn, "the original")
+    baseline = score_model(restored_copy(session.opened), score_fn, "the original")
 
     def drop(result: Result) -> float:
-        return sign * (baseline - score_of(result.model, score_fn, "a compressed model"))
+        with eval_mode(result.model):
+            return sign * (baseline - score_model(result.model, score_fn, "a compressed model"))
 
     return _Gauge(drop=drop, unit=f"of the score (original {baseline:.6g})", per_damage=1 / _NATS_PER_SCORE)
-
-
-def score_of(model: nn.Module, score_fn: ScoreFn, where: str) -> float:
-    """What the caller's function makes of a model in eval mode.
-
-    Args:
-        model: to judge; its modes are put back.
-        score_fn: of the caller.
-        where: of messages.
-
-    Returns:
-        The score, finite.
-
-    Raises:
-        ScoreError: the function fails, or returns no finite number.
-    """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        score = float(score_fn(model))
-    except SlimrankError:
-        raise
-    except Exception as error:
-        raise ScoreError(f"score_fn failed on {where}: {type(error).__name__}: {error}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if not math.isfinite(score):
-        raise ScoreError(f"score_fn returned {score} for {where}; return a finite number")
-    return score

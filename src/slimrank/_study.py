@@ -30,6 +30,7 @@ from slimrank.deploy import (
     Store,
     batch_from_files,
     batches_to_files,
+    describe,
     digest_tensors,
     make_directory,
     write_bytes,
@@ -144,6 +145,7 @@ class Study:
             skip: layer-name globs to leave alone.
             scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
                 instead of predicted damage, among the ranks that were tried; layers not in it are left alone.
+                A layer that scores better compressed than untouched counts as losing nothing.
             monotonic: first make each layer's losses monotone, by isotonic regression; with ``scores``.
             interpolate: offer every rank between the tried ones, losses interpolated; with ``scores``.
             relative_to: what keep ratios are shares of: the "model" that was studied, or the "original" where
@@ -230,12 +232,9 @@ class Study:
         check_plan(plan)
         self._check_steps(plan)
         check_on_layer(on_layer)
-        if self._session is None:
-            raise StudyError(
-                "this study was loaded without a model; pass Study.load(dir, model=build()) to apply a plan"
-            )
-        phases = Phases(shown=self._session.progress)
-        result = build_result(self._session, plan, self.grams, self.curves, on_layer, sequential, phases)
+        session = session_of(self)
+        phases = Phases(shown=session.progress)
+        result = build_result(session, plan, self.grams, self.curves, on_layer, sequential, phases)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _check_steps(self, plan: Plan) -> None:
@@ -497,6 +496,11 @@ def study(
         _check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
     opened = open_data(model, batches, inputs, outputs, options, phases)
+    if previous is not None and opened.captured.before.params != previous.after.params:
+        raise PlanError(
+            f"previous: it made a model of {previous.after.params:,} params, and this one has "
+            f"{opened.captured.before.params:,}; give the plan of the result that the model came from"
+        )
     fingerprint = _fingerprint(model, opened, outputs, options, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
@@ -518,7 +522,7 @@ def study(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*opened.notes, *measured.notes),
+        notes=(*opened.notes, *measured.notes, *_step_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
@@ -547,6 +551,24 @@ def check_plan(plan: object) -> None:
         )
 
 
+def session_of(study: object) -> Session:
+    """What applying and evaluating need.
+
+    Raises:
+        OptionError: no study.
+        StudyError: a study that was loaded without a model.
+    """
+    if not isinstance(study, Study):
+        raise OptionError(
+            f"study is a {type(study).__name__}; give a Study, e.g. slimrank.study(model, batches)"
+        )
+    if study._session is None:
+        raise StudyError(
+            "this study was loaded without a model; pass Study.load(dir, model=build()) to build from it"
+        )
+    return study._session
+
+
 def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.Module, Plan | None]:
     """The model, and the plan that made it, of what a caller gave as the model.
 
@@ -558,6 +580,18 @@ def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.
     if previous is not None:
         raise OptionError("previous= is given beside a result, which brings its own plan; leave it out")
     return model.model, model.plan
+
+
+def _step_notes(previous: Plan | None) -> list[Note]:
+    if previous is None:
+        return []
+    return [
+        Note(
+            where="study",
+            text=f"the model was compressed before, to {previous.keep_ratio('macs'):.4f} of the original's "
+            'MACs; relative_to="original" reads budgets as shares of the original',
+        )
+    ]
 
 
 def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None:
@@ -593,7 +627,7 @@ def _fingerprint(
 ) -> dict[str, str]:
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     picked = (
-        _code_of(outputs) if callable(outputs) else outputs,
+        describe(outputs) if callable(outputs) else outputs,
         [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
@@ -609,12 +643,6 @@ def _fingerprint(
         "options": hashlib.sha256(repr(options).encode()).hexdigest(),
         "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
     }
-
-
-def _code_of(function: Callable[[object], object]) -> str:
-    """What a function does, as far as its code tells."""
-    code = getattr(function, "__code__", None)
-    return repr(function) if code is None else repr((code.co_code, code.co_consts, code.co_names))
 
 
 def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:

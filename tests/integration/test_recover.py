@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import slimrank as sr
-from slimrank.recover import Epoch, distill, finetune
+from slimrank.recover import Epoch
 
 HERE = Path(__file__).parent
 LOSS = nn.CrossEntropyLoss()
@@ -71,7 +71,7 @@ def right(model: nn.Module, labelled: list[tuple[Tensor, Tensor]]) -> float:
 
 def held_out_divergence(model: nn.Module, teacher: nn.Module, batches: list[Tensor]) -> float:
     seen: list[Epoch] = []
-    distill(model, teacher, batches, lr=1e-12, on_epoch=seen.append, progress=False)
+    sr.distill(model, teacher, batches, lr=1e-12, on_epoch=seen.append, progress=False)
     return seen[0].held_out_before
 
 
@@ -81,7 +81,7 @@ def test_distilling_wins_back_what_compression_lost(
 ) -> None:
     teacher = net(nets)
     before = snapshot(teacher), snapshot(damaged.model), torch.get_rng_state()
-    tuned = distill(
+    tuned = sr.distill(
         damaged.model,
         teacher,
         images,
@@ -100,7 +100,7 @@ def test_distilling_wins_back_what_compression_lost(
 
 
 def test_labels_win_back_accuracy(damaged: sr.Result, labelled: list[tuple[Tensor, Tensor]]) -> None:
-    tuned = finetune(damaged.model, labelled, LOSS, epochs=6, lr=3e-3, progress=False)
+    tuned = sr.finetune(damaged.model, labelled, LOSS, epochs=6, lr=3e-3, progress=False)
     assert right(tuned, labelled) > right(damaged.model, labelled) + 0.05
     again = damaged.with_model(tuned)
     assert again.model is tuned
@@ -117,7 +117,7 @@ def test_after_each_layer(
     def tune(model: nn.Module, name: str) -> None:
         own = seen.setdefault(name, [])
         assert (
-            finetune(model, labelled, LOSS, lr=3e-3, in_place=True, on_epoch=own.append, progress=False)
+            sr.finetune(model, labelled, LOSS, lr=3e-3, in_place=True, on_epoch=own.append, progress=False)
             is model
         )
 
@@ -137,7 +137,7 @@ def test_after_each_layer_without_labels(images: list[Tensor], nets: ModuleType)
     plan = study.plan(macs=0.25)
 
     def tune(part: nn.Module, _name: str) -> None:
-        distill(part, model, images, lr=3e-3, in_place=True, progress=False)
+        sr.distill(part, model, images, lr=3e-3, in_place=True, progress=False)
 
     plain, tuned = study.apply(plan), study.apply(plan, on_layer=tune)
     lost, left = (held_out_divergence(result.model, model, images) for result in (plain, tuned))
@@ -148,11 +148,12 @@ def test_after_each_layer_without_labels(images: list[Tensor], nets: ModuleType)
 def test_never_worse_than_what_came_in(
     lr: float, damaged: sr.Result, labelled: list[tuple[Tensor, Tensor]], nets: ModuleType
 ) -> None:
-    tuned = finetune(damaged.model, labelled, LOSS, epochs=2, lr=lr, progress=False)
+    tuned = sr.finetune(damaged.model, labelled, LOSS, epochs=2, lr=lr, progress=False)
     assert same_state(tuned, damaged.model)
     images = [x for x, _ in labelled]
     assert same_state(
-        distill(damaged.model, net(nets), images, lr=lr, norms="reestimated", progress=False), damaged.model
+        sr.distill(damaged.model, net(nets), images, lr=lr, norms="reestimated", progress=False),
+        damaged.model,
     )
 
 
@@ -190,7 +191,7 @@ def test_padding_tokens_teach_nothing(nets: ModuleType) -> None:
         with torch.no_grad():
             model.classifier.weight.mul_(0.5)
         seen: list[Epoch] = []
-        tuned = distill(
+        tuned = sr.distill(
             model,
             teacher,
             padded(nets, padding),
@@ -214,7 +215,7 @@ def test_a_model_that_computes_its_own_loss(nets: ModuleType) -> None:
     model = bert(5, 0, nets)
     batches = [{**b, "labels": b["input_ids"] % 5} for b in padded(nets, 0)]
     seen: list[Epoch] = []
-    finetune(
+    sr.finetune(
         model,
         batches,
         lambda out, _: out.loss,
@@ -234,7 +235,7 @@ def test_several_inputs(nets: ModuleType) -> None:
     for inputs in (list(zip(a, b, strict=True)), [{"a": x, "b": y} for x, y in zip(a, b, strict=True)]):
         other = nets.settle(nets.TwoInputs(), seed=3).eval()
         assert held_out_divergence(model, other, inputs) > 0
-        tuned = distill(model, other, inputs, epochs=3, lr=1e-2, progress=False)
+        tuned = sr.distill(model, other, inputs, epochs=3, lr=1e-2, progress=False)
         assert held_out_divergence(tuned, other, inputs) < held_out_divergence(model, other, inputs)
 
 
@@ -244,12 +245,14 @@ def test_a_loader_that_shuffles(damaged: sr.Result, labelled: list[tuple[Tensor,
 
     def tuned() -> nn.Module:
         loader = DataLoader(data, batch_size=32, shuffle=True)
-        return finetune(damaged.model, loader, LOSS, epochs=2, lr=3e-3, holdout=labelled[8:], progress=False)
+        return sr.finetune(
+            damaged.model, loader, LOSS, epochs=2, lr=3e-3, holdout=labelled[8:], progress=False
+        )
 
     assert same_state(tuned(), tuned())
     assert torch.equal(chance, torch.get_rng_state())
     with pytest.raises(sr.BatchesError, match="differs from what the first pass gave"):
-        finetune(damaged.model, DataLoader(data, batch_size=32, shuffle=True), LOSS, progress=False)
+        sr.finetune(damaged.model, DataLoader(data, batch_size=32, shuffle=True), LOSS, progress=False)
 
 
 # --- resume ---
@@ -261,7 +264,7 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(
 ) -> None:
     def run(run_dir: Path | None, on_epoch: Callable[[Epoch], None]) -> nn.Module:
         if way == "distill":
-            return distill(
+            return sr.distill(
                 damaged.model,
                 net(nets),
                 [x for x, _ in labelled],
@@ -271,7 +274,7 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(
                 on_epoch=on_epoch,
                 progress=False,
             )
-        return finetune(
+        return sr.finetune(
             damaged.model,
             labelled,
             LOSS,
@@ -312,8 +315,8 @@ def test_a_killed_process_goes_on(nets: ModuleType, tmp_path: Path) -> None:
 import time, torch
 torch.set_num_threads(1)
 import nets
-from slimrank.recover import distill
-distill(nets.settle(nets.cnn(), 1), nets.cnn(), nets.noise(1, 8, 8), epochs=40, lr=1e-2, run_dir="run",
+import slimrank as sr
+sr.distill(nets.settle(nets.cnn(), 1), nets.cnn(), nets.noise(1, 8, 8), epochs=40, lr=1e-2, run_dir="run",
     progress=False, on_epoch=lambda epoch: time.sleep(0.3))
 """
     )
@@ -334,7 +337,7 @@ distill(nets.settle(nets.cnn(), 1), nets.cnn(), nets.noise(1, 8, 8), epochs=40, 
     assert process.returncode == -signal.SIGKILL
 
     def run(run_dir: Path | None, told: list[int]) -> nn.Module:
-        return distill(
+        return sr.distill(
             nets.settle(nets.cnn(), 1),
             nets.cnn(),
             nets.noise(1, 8, 8),
@@ -371,7 +374,7 @@ def test_a_run_directory_is_tied_to_its_run(
 
     def run(model: nn.Module, **options: object) -> nn.Module:
         loss_fn = options.pop("loss_fn", LOSS)
-        return finetune(model, pairs, loss_fn, run_dir=tmp_path, progress=False, **options)  # type: ignore[arg-type]
+        return sr.finetune(model, pairs, loss_fn, run_dir=tmp_path, progress=False, **options)  # type: ignore[arg-type]
 
     run(nets.mlp())
     model = nets.mlp()
@@ -399,16 +402,16 @@ def test_a_run_directory_is_tied_to_its_run(
 def test_another_teacher_or_kind_is_another_run(nets: ModuleType, tmp_path: Path) -> None:
     model, data = nets.mlp(), nets.noise(24)
     other = nets.settle(nets.mlp(), 5)
-    distill(model, other, data, run_dir=tmp_path, progress=False)
+    sr.distill(model, other, data, run_dir=tmp_path, progress=False)
     with pytest.raises(sr.StudyError, match="of other teacher; give"):
-        distill(model, nets.settle(nets.mlp(), 6), data, run_dir=tmp_path, progress=False)
+        sr.distill(model, nets.settle(nets.mlp(), 6), data, run_dir=tmp_path, progress=False)
     with pytest.raises(sr.StudyError, match="of other objective; give"):
-        distill(
+        sr.distill(
             model, other, data, temperature=2.0, likelihood="categorical", run_dir=tmp_path, progress=False
         )
     pairs = [(x, torch.zeros(8, dtype=torch.int64)) for x in data]
     with pytest.raises(sr.StudyError, match="of other kind and data and loss_fn; give"):
-        finetune(model, pairs, LOSS, run_dir=tmp_path, progress=False)
+        sr.finetune(model, pairs, LOSS, run_dir=tmp_path, progress=False)
 
 
 # --- GPU ---
@@ -427,17 +430,17 @@ def test_on_a_gpu(norms: str, nets: ModuleType, tmp_path: Path) -> None:
         seen: list[Epoch] = []
         options = {"epochs": 4, "lr": 1e-2, "norms": norms, "run_dir": tmp_path / way, "progress": False}
         tuned = (
-            distill(model, teacher, images, on_epoch=seen.append, **options)  # type: ignore[arg-type]
+            sr.distill(model, teacher, images, on_epoch=seen.append, **options)  # type: ignore[arg-type]
             if way == "distill"
-            else finetune(model, pairs, LOSS, on_epoch=seen.append, **options)  # type: ignore[arg-type]
+            else sr.finetune(model, pairs, LOSS, on_epoch=seen.append, **options)  # type: ignore[arg-type]
         )
         assert min(epoch.held_out_loss for epoch in seen) < seen[0].held_out_before
         assert {p.device.type for p in tuned.parameters()} == {"cuda"}
         # A finished run is read back.
         again = (
-            distill(model, teacher, images, **options)  # type: ignore[arg-type]
+            sr.distill(model, teacher, images, **options)  # type: ignore[arg-type]
             if way == "distill"
-            else finetune(model, pairs, LOSS, **options)  # type: ignore[arg-type]
+            else sr.finetune(model, pairs, LOSS, **options)  # type: ignore[arg-type]
         )
         assert same_state(again, tuned)
     assert torch.equal(chance, torch.cuda.get_rng_state())

@@ -2,6 +2,7 @@
 """Budgets found by trying: smallest and search_split."""
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -74,9 +75,13 @@ def test_smallest_says_when_nothing_holds(study: sr.Study) -> None:
         (
             {"max_drop": 0.1, "score_fn": lambda _m: float("nan")},
             sr.ScoreError,
-            "returned nan for the original",
+            "the original: score_fn returned nan",
         ),
-        ({"max_drop": 0.1, "score_fn": lambda _m: 1 / 0}, sr.ScoreError, "failed on the original: ZeroDiv"),
+        (
+            {"max_drop": 0.1, "score_fn": lambda _m: 1 / 0},
+            sr.ScoreError,
+            "the original: score_fn failed with ZeroDiv",
+        ),
     ],
 )
 def test_smallest_refuses(
@@ -92,17 +97,68 @@ def test_a_study_without_a_model_cannot_search(study: sr.Study, tmp_path: pytest
         sr.smallest(sr.Study.load(str(tmp_path)), max_drop=0.1)
 
 
-def test_bisection_ends_for_any_guess_of_the_damage() -> None:
-    for scale in (1e-3, 1.0, 1e3):
-        search = _search._Bisection(low=0.1, high=1.0, max_drop=0.01, per_damage=scale)
-        for _ in range(40):
-            ratio = search.next_ratio(lambda r: (1 - r) ** 2)
-            assert search.low <= ratio < search.high
-            search.learn(ratio, (1 - ratio) ** 2, 0.3 * (1 - ratio) ** 2)
-            if search.high - search.low < 0.01:
-                break
-        assert search.low <= 1 - (0.01 / 0.3) ** 0.5 <= search.high
-        assert search.high - search.low < 0.01
+def tries(drop: Callable[[float], float], plans: Callable[[float], float], guess: float = 1.0) -> list[float]:
+    """Keep ratios that a search builds; predicted damage is (1 - ratio)^2."""
+    search = _search._Bisection(low=0.05, high=1.0, max_drop=0.01, per_damage=guess)
+    built: list[float] = []
+    for _ in range(100):
+        if built and search.high - search.low <= 0.01:
+            return [*built, search.high]
+        asked = search.next_ratio(lambda ratio: (1 - plans(ratio)) ** 2)
+        reached = plans(asked)
+        if search.knows(reached):
+            search.skip(asked, reached)
+            continue
+        built.append(reached)
+        search.learn(asked, reached, (1 - reached) ** 2, drop(reached))
+    raise AssertionError(f"no end: {built}")
+
+
+@pytest.mark.parametrize("guess", [1e-3, 1.0, 1e3])
+def test_a_drop_that_follows_the_damage_is_found_in_few_tries(guess: float) -> None:
+    limit = 1 - (0.01 / 0.3) ** 0.5
+    *built, found = tries(lambda ratio: 0.3 * (1 - ratio) ** 2, lambda asked: asked, guess)
+    assert limit <= found <= limit + 0.01
+    assert len(built) <= 7
+
+
+@pytest.mark.parametrize("limit", [0.12, 0.3, 0.6, 0.97])
+def test_a_score_that_is_flat_and_then_falls_is_found_by_halving(limit: float) -> None:
+    *built, found = tries(lambda ratio: 0.0 if ratio >= limit else 0.5, lambda asked: asked)
+    assert limit <= found <= limit + 0.01
+    assert len(built) <= 10
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.1, 0.2), (0.3, 0.55), (0.6, 0.81), (0.9, 1.0)])
+def test_where_plans_are_few_each_is_built_once(limit: float, expected: float) -> None:
+    ratios = (0.05, 0.2, 0.55, 0.81, 1.0)
+    *built, found = tries(
+        lambda ratio: 0.0 if ratio >= limit else 0.5,
+        lambda asked: max(ratio for ratio in ratios if ratio <= asked),
+    )
+    assert found == expected
+    assert len(built) == len(set(built)) <= 4
+
+
+def test_smallest_of_a_second_step_searches_in_shares_of_its_own_model(study: sr.Study) -> None:
+    halfway = study.apply(study.plan(macs=0.5))
+    feed = sys.modules["nets"].noise(1, 8, 8, n=4)
+    second = sr.study(halfway, feed, progress=False)
+    result = sr.smallest(second, max_drop=0.002, tolerance=0.02)
+    assert result.divergence is not None
+    assert result.divergence <= 0.002
+    assert result.keep_ratio("macs") < halfway.keep_ratio("macs")
+    assert len([note for note in result.notes if note.where == "smallest"]) <= 8
+    with pytest.raises(sr.StudyError, match="give a study of the original"):
+        sr.search_split(second, macs=0.5)
+
+
+def test_search_split_skips_in_both_steps_what_the_study_skipped() -> None:
+    nets = sys.modules["nets"]
+    spared = sr.study(nets.cnn(), nets.noise(1, 8, 8, n=4), skip=("conv",), progress=False)
+    result = sr.search_split(spared, macs=0.8, splits=(0.9,))
+    assert all("conv" not in step.settings for step in result.plan.steps)
+    assert result.plan.keep_ratio("macs") <= 0.8
 
 
 def test_search_split_tries_both_ends_and_the_splits_and_keeps_the_best(study: sr.Study) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.graph._batch import Batch, copied, digest_batch, map_tensors, named_tensors
-from slimrank.graph._record import Record, handing_out, is_plain, recording
+from slimrank.graph._record import Record, handing_out, is_blank, is_plain, recording
 
 _Forward = Callable[..., object]
 
@@ -112,7 +112,7 @@ class PrefixCache:
             yield
         again = self._records.get(key)
         if again is not None:
-            if recorder.record is None or not _same(recorder.record.outputs, again.outputs):
+            if recorder.record is None or not _agree(recorder.record, again):
                 # Equal inputs, other values: what is handed out would not be what is computed.
                 self._turn_off()
             return
@@ -199,6 +199,15 @@ def _key(args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
     kinds = {tensor.device.type for _, tensor in named_tensors([args, kwargs])}
     autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
     return f"{digest_batch(Batch(args=args, kwargs=kwargs))}{layouts}{autocast}"
+
+
+def _agree(one: Record, other: Record) -> bool:
+    """Whether two forwards gave the same before the layer; what one of them did not keep does not count."""
+    mine, others = list(named_tensors(one.outputs)), list(named_tensors(other.outputs))
+    if [(name, tensor.shape) for name, tensor in mine] != [(name, tensor.shape) for name, tensor in others]:
+        return False
+    pairs = [(a, b) for (_, a), (_, b) in zip(mine, others, strict=True) if not is_blank(a) | is_blank(b)]
+    return all(torch.equal(_bits(a), _bits(b)) for a, b in pairs)
 
 
 def _same(one: object, other: object) -> bool:

@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.graph._batch import map_tensors, named_tensors
 
+_Forward = Callable[..., object]
+
 
 class Reached(BaseException):
     """Ends a forward at a layer; a BaseException so that user code does not swallow it."""
@@ -174,29 +176,22 @@ def recording(model: nn.Module, layer: str, *, stops: bool) -> Iterator[Recorder
     """
     recorder = Recorder(layer, stops=stops)
     target = model.get_submodule(layer)
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            if not name:
-                continue
 
-            def enter(
-                _m: nn.Module, args: object, kwargs: object, name: str = layer if module is target else name
-            ) -> None:
-                recorder.enter(name, args, kwargs)
+    def watched(name: str, module: nn.Module) -> _Forward:
+        forward: _Forward = module.forward
+        name = layer if module is target else name
 
-            def leave(_m: nn.Module, _i: object, output: object, name: str = name) -> None:
-                recorder.leave(name, output)
+        def watch(*args: object, **kwargs: object) -> object:
+            recorder.enter(name, args, kwargs)
+            output = forward(*args, **kwargs)
+            recorder.leave(name, output)
+            return output
 
-            handles += [
-                module.register_forward_pre_hook(enter, with_kwargs=True),
-                module.register_forward_hook(leave),
-            ]
-        with recorder:
-            yield recorder
-    finally:
-        for handle in handles:
-            handle.remove()
+        return watch
+
+    modules = {name: module for name, module in model.named_modules() if name and _is_open(module)}
+    with _forwards({module: watched(name, module) for name, module in modules.items()}), recorder:
+        yield recorder
 
 
 @contextlib.contextmanager
@@ -207,22 +202,12 @@ def handing_out(model: nn.Module, record: Record | None) -> Iterator[None]:
         model: as it was recorded, but for the layer.
         record: what they gave; None for nothing.
     """
-    patched: list[tuple[nn.Module, object]] = []
-    try:
-        for name, outputs in () if record is None else record.outputs.items():
-            module = model.get_submodule(name)
-            patched.append((module, vars(module).get("forward")))
-            # An attribute of the instance shadows the method of the class.
-            module.forward = _giving(outputs, module.forward)
+    outputs = {} if record is None else {model.get_submodule(n): given for n, given in record.outputs.items()}
+    with _forwards({module: _giving(given, module.forward) for module, given in outputs.items()}):
         yield
-    finally:
-        for module, own in patched:
-            vars(module).pop("forward", None)
-            if own is not None:
-                vars(module)["forward"] = own
 
 
-def _giving(outputs: Sequence[object], forward: Callable[..., object]) -> Callable[..., object]:
+def _giving(outputs: Sequence[object], forward: _Forward) -> _Forward:
     given = iter(outputs)
     end = object()
 
@@ -232,6 +217,27 @@ def _giving(outputs: Sequence[object], forward: Callable[..., object]) -> Callab
         return forward(*args, **kwargs) if output is end else map_tensors(output, _copy)
 
     return give
+
+
+@contextlib.contextmanager
+def _forwards(changed: Mapping[nn.Module, _Forward]) -> Iterator[None]:
+    """Other forwards while the context lasts: no hooks, since torch's fused layers look for those."""
+    own = {module: vars(module).get("forward") for module in changed}
+    try:
+        for module, forward in changed.items():
+            # An attribute of the instance shadows the method of the class.
+            module.forward = forward
+        yield
+    finally:
+        for module, before in own.items():
+            vars(module).pop("forward", None)
+            if before is not None:
+                vars(module)["forward"] = before
+
+
+def _is_open(module: nn.Module) -> bool:
+    """Whether the forward of a module can be changed; what scripts do is seen as single operations."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def is_plain(value: object) -> bool:
@@ -257,13 +263,15 @@ def _blank(tensor: Tensor) -> Tensor:
     return torch.full((), value, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
-def _is_blank(tensor: Tensor) -> bool:
+def is_blank(tensor: Tensor) -> bool:
+    """Whether a recorded tensor stands for one that nothing reads."""
     return tensor.numel() > 1 and not any(tensor.stride())
 
 
 def _held_bytes(tensor: Tensor) -> int:
-    return tensor.element_size() * (1 if _is_blank(tensor) else tensor.numel())
+    return tensor.element_size() * (1 if is_blank(tensor) else tensor.numel())
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor if _is_blank(tensor) else tensor.clone()
+    # A new object in any case: whether somebody holds it must not depend on the record.
+    return tensor.expand(tensor.shape) if is_blank(tensor) else tensor.clone()

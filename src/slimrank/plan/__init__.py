@@ -17,7 +17,7 @@ from slimrank.plan._multiple import check_multiple_of, multiple_for
 from slimrank.plan._names import listed, nearest
 from slimrank.plan._plan import Plan, PlanSource, plan_on, step_of
 from slimrank.plan._ratio import ratio_of
-from slimrank.plan._settings import SettingLike, form_of, method_of
+from slimrank.plan._settings import SettingLike, damage_at, form_of, method_of
 from slimrank.plan._structure import Step, Structure, check_structure, structure_of
 from slimrank.plan._text_file import write_text
 
@@ -36,6 +36,7 @@ __all__ = [
     "as_text",
     "check_multiple_of",
     "check_structure",
+    "damage_at",
     "form_of",
     "from_text",
     "listed",

@@ -93,6 +93,9 @@ def _from_csv(text: str, where: str) -> dict[str, SettingLike]:
     for column in columns:
         if column not in _COLUMNS:
             raise PlanError(f"{where}: column {column!r} is unknown; {nearest(column, _COLUMNS)}")
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise PlanError(f"{where}: column {twice!r} stands twice in the first line; delete one of them")
     missing = [column for column in _NEEDED if column not in columns]
     if missing:
         raise PlanError(

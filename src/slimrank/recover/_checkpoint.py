@@ -2,15 +2,14 @@
 """A training run in a directory: written after every epoch, continued after a kill."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import CodeType
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, OptionError, StudyError
-from slimrank.deploy import Json, Store, digest_tensors
+from slimrank.deploy import Json, Store
 
 FORMAT = 1
 _RUN, _STATE = "recover.json", "recover-state.json"
@@ -186,42 +185,3 @@ def load_optimizer_(
         index, _, name = key.partition(".")
         states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-
-
-def describe_callable(function: object) -> str:
-    """What a function does, as far as its code or its type tells; the same in every process."""
-    if function is None or isinstance(function, str | int):
-        return repr(function)
-    if isinstance(function, nn.Module):
-        return _describe_module(function)
-    code = getattr(function, "__code__", None)
-    if isinstance(code, CodeType):
-        return _describe_code(code)
-    bound: Callable[..., object] | None = getattr(function, "func", None)
-    if bound is not None:
-        arguments = repr((getattr(function, "args", ()), getattr(function, "keywords", {})))
-        return f"{describe_callable(bound)} {arguments}"
-    named = function if isinstance(function, type) else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _describe_module(module: nn.Module) -> str:
-    # A loss shows neither its options nor its weights.
-    options = [
-        sorted((key, value) for key, value in vars(part).items() if isinstance(value, str | float | int))
-        for part in module.modules()
-    ]
-    return f"{module!r} {options} {digest_tensors(dict(tensors_of(module)))}"
-
-
-def _describe_code(code: CodeType) -> str:
-    constants = []
-    for constant in code.co_consts:
-        # The repr of code holds an address, that of a set has no order.
-        if isinstance(constant, CodeType):
-            constants.append(_describe_code(constant))
-        else:
-            constants.append(
-                repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
-            )
-    return repr((code.co_code, constants, code.co_names))

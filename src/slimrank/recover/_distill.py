@@ -19,7 +19,7 @@ from slimrank.calibrate import (
     reference_outputs,
     token_mask,
 )
-from slimrank.deploy import digest_tensors
+from slimrank.deploy import describe, digest_tensors
 from slimrank.graph import (
     Batch,
     OutputChoice,
@@ -30,7 +30,7 @@ from slimrank.graph import (
     tap_layers,
 )
 from slimrank.plan import nearest
-from slimrank.recover._checkpoint import describe_callable, tensors_of
+from slimrank.recover._checkpoint import tensors_of
 from slimrank.recover._supply import Example, Inputs, Supply, open_supply, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
@@ -114,11 +114,12 @@ def distill(
         SlimrankError: as in ``finetune``, for model, batches and ``run_dir``.
 
     Example:
-        >>> import torch, slimrank.recover
+        >>> import torch
+        >>> import slimrank as sr
         >>> generator = torch.Generator().manual_seed(0)
         >>> batches = [torch.randn(16, 4, generator=generator) for _ in range(5)]
         >>> teacher, model = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
-        >>> tuned = slimrank.recover.distill(model, teacher, batches, epochs=5, lr=0.05, progress=False)
+        >>> tuned = sr.distill(model, teacher, batches, epochs=5, lr=0.05, progress=False)
         >>> wanted = teacher(batches[0])
         >>> bool((tuned(batches[0]) - wanted).norm() < (model(batches[0]) - wanted).norm())
         True
@@ -154,7 +155,7 @@ def distill(
         lesson.check(model, next(supply.stream_held_out()))
         facts = (
             [(name, o.family, o.shape) for name, o in lesson.likelihood.outputs.items()],
-            (describe_callable(outputs), lesson.temperature, names, lesson.weight),
+            (describe(outputs), lesson.temperature, names, lesson.weight),
         )
         objective = Objective(
             name="distill",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from slimrank._errors import OptionError
+from slimrank.deploy import describe
 from slimrank.graph import outside_inference_mode, run
-from slimrank.recover._checkpoint import describe_callable
 from slimrank.recover._supply import Example, Inputs, open_supply, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
@@ -96,11 +96,12 @@ def finetune(
         StudyError: ``run_dir`` holds another run.
 
     Example:
-        >>> import torch, slimrank.recover
+        >>> import torch
+        >>> import slimrank as sr
         >>> model = torch.nn.Linear(4, 2)
         >>> batches = [(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)) for _ in range(5)]
         >>> loss_fn = torch.nn.CrossEntropyLoss()
-        >>> tuned = slimrank.recover.finetune(model, batches, loss_fn, epochs=2, lr=0.01, progress=False)
+        >>> tuned = sr.finetune(model, batches, loss_fn, epochs=2, lr=0.01, progress=False)
         >>> x, y = batches[0]
         >>> bool(loss_fn(tuned(x), y) < loss_fn(model(x), y))
         True
@@ -130,7 +131,7 @@ def finetune(
         name="finetune",
         loss=loss,
         judge=lambda model, example: float(loss(model, example)),
-        facts={"loss_fn": describe_callable(loss_fn)},
+        facts={"loss_fn": describe(loss_fn)},
     )
     with private_random(model, seed):
         read = read_with(inputs, targets, model, labelled=True)

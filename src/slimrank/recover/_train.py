@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, GradientError, ModelError, NonFiniteError, OptionError
-from slimrank.deploy import Json, digest_tensors
+from slimrank.deploy import Json, describe, digest_tensors
 from slimrank.graph import copy_model, eval_mode
 from slimrank.recover._checkpoint import (
     Checkpoint,
     Kept,
-    describe_callable,
     load_optimizer_,
     optimizer_state,
     restore_,
@@ -480,7 +479,7 @@ def _fingerprint(
 ) -> dict[str, str]:
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    made = repr((options, describe_callable(optimizer)))
+    made = repr((options, describe(optimizer)))
     return {
         "kind": objective.name,
         "weights": digest_tensors(dict(tensors_of(model))),

@@ -112,8 +112,12 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
     rows = [_plan_row(plan, spec) for spec in specs.values()]
     layers = render_table(("layer", "method", "form", ">rank", ">MACs", ">after", ">keep ratio"), rows)
     closing = f"{plan.select}: {len(plan.settings)} of {len(specs)} layers compressed"
+    if len(plan.steps) > 1:
+        closing = f"step {len(plan.steps)}, {closing}"
     if plan.damage is not None:
         closing += f"; predicted damage {format_damage(plan.damage)} {unit}".rstrip()
+    if plan.score_loss is not None:
+        closing += f"; predicted loss of the score {format_damage(plan.score_loss)}"
     if plan.gap is not None:
         closing += f" (another choice could save at most {format_percent(plan.gap, 1)} of it)"
     reasons = {spec.name: why_not(spec) for spec in specs.values() if not spec.methods}

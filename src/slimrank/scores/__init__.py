@@ -2,7 +2,7 @@
 """Eval-score tables."""
 
 from slimrank.scores._aimet import StudyLike
-from slimrank.scores._bench import Bench, ScoreFn, Trial
+from slimrank.scores._bench import Bench, ScoreFn, Trial, score_model
 from slimrank.scores._curves import score_curves
 from slimrank.scores._file import ScoreEntry
 from slimrank.scores._journal import Journal
@@ -23,5 +23,6 @@ __all__ = [
     "count_workers",
     "evaluate_spread",
     "score_curves",
+    "score_model",
     "scored_source",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ScoreError
@@ -87,16 +88,34 @@ class Bench:
                 replace_module(self._model, name, layer)
 
     def _score(self, where: str, layer: str | None) -> float:
-        self._model.eval()
-        with _unchanged(self._model, where), self._cache.evaluation(layer):
-            try:
-                value = self._score_fn(self._model)
-            except Exception as error:
-                raise ScoreError(
-                    f"{where}: score_fn failed with {type(error).__name__}: {error}; try score_fn(model) on "
-                    "the model itself"
-                ) from error
-        return _number(value, where)
+        with self._cache.evaluation(layer):
+            return score_model(self._model, self._score_fn, where)
+
+
+def score_model(model: nn.Module, score_fn: ScoreFn, where: str) -> float:
+    """What a score function says of a model.
+
+    Args:
+        model: left in eval mode.
+        score_fn: of the caller.
+        where: of messages.
+
+    Returns:
+        The score, finite.
+
+    Raises:
+        ScoreError: the function fails, returns no finite number, or changes the model.
+    """
+    model.eval()
+    with _unchanged(model, where):
+        try:
+            value = score_fn(model)
+        except Exception as error:
+            raise ScoreError(
+                f"{where}: score_fn failed with {type(error).__name__}: {error}; try score_fn(model) on "
+                "the model itself"
+            ) from error
+    return _number(value, where)
 
 
 def _number(value: object, where: str) -> float:
@@ -145,9 +164,18 @@ def _state(model: nn.Module) -> dict[str, tuple[object, ...]]:
         state[label] = (_Same(module), module.training, hooks)
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
-            version = None if tensor.is_inference() else tensor._version
-            state[f"{kind} {name!r}"] = (_Same(tensor), version, tensor.data_ptr(), tensor.dtype)
+            state[f"{kind} {name!r}"] = (_Same(tensor), tensor.data_ptr(), tensor.dtype, _checksum(tensor))
     return state
+
+
+def _checksum(tensor: Tensor) -> int:
+    """A sum over the bits. Torch's own counter of changes misses ``.data`` and the statistics of norms."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return 0
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    is_aligned = len(flat) % 4 == 0 and flat.storage_offset() % 4 == 0
+    words = flat.view(torch.int32) if is_aligned else flat
+    return int(words.sum(dtype=torch.int64))
 
 
 class _Same:

@@ -125,8 +125,10 @@ def _offered(spec: LayerSpec, points: Sequence[_Point], multiple: int, *, interp
     if interpolate:
         wanted += _between(spec, points, multiple)
     whole = layer_cost(spec)
-    ratios = np.array([*(point.keep_ratio for point in points), 1.0])
-    losses = np.array([*_losses(points), 0.0])
+    # Tables of other tools may hold a rank that costs more than the layer; interpolation ends before it.
+    inner = [point for point in points if point.keep_ratio < 1]
+    ratios = np.array([*(point.keep_ratio for point in inner), 1.0])
+    losses = np.array([*_losses(inner), 0.0])
     for form, rank in wanted:
         if (form, rank) in offered or rank > max_rank(spec, form):
             continue

@@ -54,7 +54,7 @@ class Journal:
 
     def _read(self, path: Path) -> Scores:
         found = Scores.load(path)
-        differing = differing_keys(found.fingerprint, self._fingerprint)
+        differing = differing_keys(self._fingerprint, found.fingerprint)
         for name, old, new in (
             ("methods", found.methods, self._methods),
             ("candidates", found.candidates, self._candidates),

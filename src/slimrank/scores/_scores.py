@@ -35,8 +35,8 @@ class Scores:
         ... )
         >>> print(table.summary())
         score with only this layer at this share of its MACs; untouched 0.8750, higher is better
-        layer  method       0.50
-        ------------------------
+        layer  method        0.50
+        -------------------------
         fc     weight_svd  0.7500
         <BLANKLINE>
     """
@@ -147,7 +147,7 @@ def check_scores(scores: Scores, fingerprint: Mapping[str, str]) -> None:
     Raises:
         ScoreError: it belongs to another one; the message names what differs.
     """
-    differing = differing_keys(scores.fingerprint, fingerprint)
+    differing = differing_keys(fingerprint, scores.fingerprint)
     if differing:
         raise ScoreError(
             f"score table: it was measured with other {' and '.join(differing)} than this study; pass the "

@@ -59,7 +59,7 @@ def count_workers(workers: int) -> int:
     Raises:
         OptionError: joblib is not installed.
     """
-    if workers == 1 and "joblib" not in sys.modules:
+    if workers == 1 and sys.modules.get("joblib") is None:
         return 1
     return int(_joblib().effective_n_jobs(None if workers == 1 else workers))
 
@@ -142,7 +142,7 @@ def _bench_of(payload: _Payload) -> Bench:
 
 
 def _packed(model: nn.Module, score_fn: ScoreFn, max_bytes: int) -> _Payload:
-    cloudpickle = importlib.import_module("joblib.externals.cloudpickle")
+    cloudpickle = _cloudpickle()
     classes = {type(module).__module__ for module in model.modules()}
     names = {*classes, getattr(score_fn, "__module__", None), type(score_fn).__module__}
     with ExitStack() as stack:
@@ -180,6 +180,14 @@ def _is_importable(name: str) -> bool:
 def _on_cpu(trial: Trial) -> Trial:
     pair = replace(trial.pair, first=trial.pair.first.cpu(), second=trial.pair.second.cpu())
     return replace(trial, pair=pair, bias=None if trial.bias is None else trial.bias.cpu())
+
+
+def _cloudpickle() -> ModuleType:
+    """The pickler of joblib, which older versions carry with them."""
+    try:
+        return importlib.import_module("cloudpickle")
+    except ImportError:
+        return importlib.import_module("joblib.externals.cloudpickle")
 
 
 def _joblib() -> ModuleType:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import slimrank as sr
 from slimrank.recover._checkpoint import (
     Checkpoint,
     Kept,
-    describe_callable,
     load_optimizer_,
     optimizer_state,
     restore_,
@@ -129,22 +128,3 @@ def test_a_state_that_no_file_holds_is_refused() -> None:
     optimizer.state[p]["history"] = [torch.ones(2)]
     with pytest.raises(sr.OptionError, match="SGD keeps history as a list, which run_dir= cannot hold"):
         optimizer_state(optimizer)
-
-
-def test_functions_are_told_by_what_they_do() -> None:
-    def outer(x: Tensor) -> object:
-        return [x in {"b", "a"} for _ in (1, 2)]
-
-    assert describe_callable(lambda a, b: a - b) == describe_callable(lambda a, b: a - b)
-    assert describe_callable(lambda a, b: a - b) != describe_callable(lambda a, b: a + b)
-    assert describe_callable(nn.CrossEntropyLoss()) == describe_callable(nn.CrossEntropyLoss())
-    weighted = [nn.CrossEntropyLoss(weight=torch.tensor([1.0, w])) for w in (1.0, 2.0)]
-    losses = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), *weighted]
-    assert len({describe_callable(loss) for loss in losses}) == 4
-    assert describe_callable(torch.optim.SGD) == "torch.optim.sgd.SGD"
-    half = functools.partial(torch.optim.SGD, momentum=0.5)
-    assert describe_callable(half) != describe_callable(functools.partial(torch.optim.SGD, momentum=0.9))
-    assert describe_callable(None) == "None"
-    # Neither addresses nor the order of a set, which differ from process to process.
-    assert "0x" not in describe_callable(outer)
-    assert "frozenset" not in describe_callable(outer)

@@ -136,6 +136,10 @@ def test_a_plan_shows_each_layer_what_it_costs_and_what_is_predicted() -> None:
     assert "optimal: 1 of 3 layers compressed; predicted damage 0.250 nats per sample" in text
     assert "could save at most 1.2 % of it" in " ".join(text.split())
     assert " - tied: its weight is tied\n" in text
+    chosen_by_scores = replace(plan, score_loss=0.0125, steps=(*plan.steps, *plan.steps))
+    text = " ".join(render_plan(chosen_by_scores, "nats per sample").split())
+    assert "step 2, optimal: 1 of 3 layers" in text
+    assert "predicted loss of the score 0.0125 (another choice could save at most 1.2 % of it)" in text
 
 
 def test_damage_has_a_unit_of_its_own(summary: Summary) -> None:

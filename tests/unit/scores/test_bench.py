@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -134,9 +135,13 @@ def _half(model: nn.Module) -> None:
 CHANGES: dict[str, tuple[Callable[[nn.Module], object], str]] = {
     "in place": (lambda m: m.last.weight.mul_(2), "parameter 'last.weight'"),
     "statistics": (_train, "buffer 'norm.running_mean' and 2 more"),
+    "behind torch's back": (lambda m: m.last.weight.data.neg_(), "parameter 'last.weight'"),
     "mode": (lambda m: m.norm.train(), "module 'norm'"),
     "all modes": (lambda m: m.train(), "the model itself and "),
-    "new parameter": (lambda m: setattr(m.last, "bias", nn.Parameter(m.last.bias.clone())), "'last.bias'"),
+    "new parameter": (
+        lambda m: setattr(m.last, "bias", nn.Parameter(m.last.bias.clone())),
+        "parameter 'last.bias'",
+    ),
     "new buffer": (lambda m: m.register_buffer("extra", torch.ones(1)), "buffer 'extra'"),
     "new module": (lambda m: setattr(m, "norm", nn.Identity()), "module 'norm' and "),
     "hook": (lambda m: m.norm.register_forward_hook(lambda *_: None), "module 'norm'"),
@@ -159,8 +164,6 @@ def test_a_function_that_changes_the_model_is_refused(name: str, max_bytes: int)
 
 
 def test_a_function_may_work_on_a_copy_or_put_things_back() -> None:
-    import copy
-
     model = net()
 
     def score(model: nn.Module) -> float:

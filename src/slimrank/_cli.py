@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 import slimrank as sr
+from slimrank._apply import check_on_layer
 from slimrank._errors import NotEmptyError, OptionError, SlimrankError
-from slimrank._references import batches_at, function_at, model_at
+from slimrank._references import batches_at, function_at, model_at, told
 from slimrank._scoring import PREFIX_CACHE
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.demo import run_demo
@@ -35,6 +36,10 @@ from slimrank.report import render_plan
 STOPPED = 130  # 128 + SIGINT, as shells count
 REFUSED = 2
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
+# Decided when a study is made; without effect on a table that is done.
+_FIXED = ("batches", "inputs", "likelihood", "fisher", "draws", "holdout", "seed")
+_ONLY_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "outputs", "after")
+_SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 _Function = TypeVar("_Function", bound=Callable[..., "_Answer"])
 
 
@@ -432,10 +437,14 @@ def _manual_plan(
 @click.option("--lower-is-better", is_flag=True, help="The score is a loss or an error rate.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that evaluate.")
 @click.option("--no-prefix-cache", is_flag=True, help="Run every evaluation from the inputs.")
+@click.option("--outputs", metavar="REF|KEY", help="As in the study, where it was made with a function.")
+@_after
 @click.option("--from-aimet", type=_existing, metavar="FILE", help="Read AIMET's pickled table instead.")
 @click.option("--baseline", type=float, help="With --from-aimet: score of the original.")
 @_quiet
+@click.pass_context
 def score(
+    ctx: click.Context,
     model: str | None,
     score_fn: str | None,
     study_dir: Path,
@@ -446,6 +455,8 @@ def score(
     lower_is_better: bool,
     workers: int,
     no_prefix_cache: bool,
+    outputs: str | None,
+    after: Path | None,
     from_aimet: Path | None,
     baseline: float | None,
     quiet: bool,
@@ -458,6 +469,7 @@ def score(
     if from_aimet is not None:
         if model or score_fn:
             raise OptionError("--from-aimet reads a table that is done; leave out MODEL and SCORE_FN")
+        _refuse_given(ctx, _ONLY_MEASURED, "a table of AIMET's is done; leave it out")
         table = _from_aimet(study_dir, from_aimet, _split(methods), baseline, lower_is_better)
         table.save(scores_path)
     else:
@@ -468,7 +480,9 @@ def score(
         if baseline is not None:
             raise OptionError("--baseline is for --from-aimet; otherwise the original is evaluated")
         function = function_at(score_fn, "SCORE_FN")
-        measured = sr.Study.load(study_dir, model=model_at(model), progress=not quiet)
+        _check_after(study_dir, after)
+        network, _ = _start(model, after)
+        measured = sr.Study.load(study_dir, model=network, outputs=_outputs(outputs), progress=not quiet)
         table = sr.measure_scores(
             measured,
             cast(Callable[[nn.Module], float], function),
@@ -479,6 +493,7 @@ def score(
             lower_is_better=lower_is_better,
             workers=workers,
             prefix_cache=0 if no_prefix_cache else PREFIX_CACHE,
+            progress=not quiet,
         )
     closing = f"Kept in {scores_path}. Next: slimrank plan {study_dir} --scores {scores_path} --macs 0.5"
     return _Answer(text=f"{table.summary()}\n{closing}", facts=json.loads(scores_path.read_text()))
@@ -540,7 +555,7 @@ def apply(
     _check_out(out, overwrite=overwrite)
     chosen = sr.Plan.load(plan_path)
     fit = _read_fit(options)
-    hook = None if on_layer is None else function_at(on_layer, "--on-layer")
+    hook = _hook(on_layer)
     if study_dir is None:
         if after is not None:
             raise OptionError(
@@ -550,7 +565,8 @@ def apply(
         data = None if batches is None else batches_at(batches, "--batches")
         result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, **fit)
     else:
-        _refuse_fixed(ctx)
+        _refuse_given(ctx, _FIXED, "fixed when the study was made; leave it out, or leave out --study")
+        _check_after(study_dir, after)
         network, _ = _start(model, after)
         measured = sr.Study.load(
             study_dir, model=network, outputs=fit["outputs"], run_dir=study_dir, progress=not quiet
@@ -565,7 +581,9 @@ def apply(
 @click.option("--out", type=_existing, required=True, help="Directory of the compressed model.")
 @_budget_options
 @click.option("--max-drop", type=float, help="No budget: the smallest model that loses at most this.")
-@click.option("--score", metavar="REF", help="With --max-drop: function of the model, higher is better.")
+@click.option("--split", is_flag=True, help="One method, then the other of --methods: the best split.")
+@click.option("--score", metavar="REF", help="With --max-drop or --split: function of the model.")
+@click.option("--lower-is-better", is_flag=True, help="The --score is a loss or an error rate.")
 @click.option(
     "--no-compete", "compete", flag_value=False, default=True, help="Build the optimal plan only: faster."
 )
@@ -577,7 +595,9 @@ def apply(
 @_relative_to
 @_overwrite
 @_quiet
+@click.pass_context
 def compress(
+    ctx: click.Context,
     model: str,
     batches: str,
     out: Path,
@@ -586,7 +606,9 @@ def compress(
     bytes: float | None,
     multiple_of: tuple[str, ...],
     max_drop: float | None,
+    split: bool,
     score: str | None,
+    lower_is_better: bool,
     compete: bool,
     on_layer: str | None,
     run_dir: Path | None,
@@ -600,9 +622,8 @@ def compress(
     """Study, plan and apply in one: compress MODEL on BATCHES, and save it."""
     _check_out(out, overwrite=overwrite)
     network, previous = _start(model, after)
-    if max_drop is None:
-        if score is not None:
-            raise OptionError("--score judges what --max-drop searches; give --max-drop, or leave it out")
+    if max_drop is None and not split:
+        _refuse_given(ctx, ("score", "lower_is_better"), "it judges what --max-drop or --split tries")
         result = sr.compress(
             network,
             batches_at(batches),
@@ -611,7 +632,7 @@ def compress(
             bytes=bytes,
             compete=compete,
             multiple_of=_multiple_of(multiple_of),
-            on_layer=None if on_layer is None else function_at(on_layer, "--on-layer"),
+            on_layer=_hook(on_layer),
             run_dir=run_dir,
             progress=not quiet,
             previous=previous,
@@ -619,22 +640,35 @@ def compress(
             **_read_study(options),
         )
     else:
-        if any(ratio is not None for ratio in (macs, params, bytes)) or on_layer is not None:
-            raise OptionError(
-                "--max-drop finds the budget itself; leave out --macs, --params, --bytes, --on-layer"
-            )
+        _refuse_given(
+            ctx, ("on_layer", "compete", "relative_to"), "--max-drop and --split try plans of their own"
+        )
         judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
+        chosen = _read_study(options)
         measured = sr.study(
-            network,
-            batches_at(batches),
-            run_dir=run_dir,
-            progress=not quiet,
-            previous=previous,
-            **_read_study(options),
+            network, batches_at(batches), run_dir=run_dir, progress=not quiet, previous=previous, **chosen
         )
-        result = sr.smallest(
-            measured, max_drop=max_drop, score_fn=judge, multiple_of=_multiple_of(multiple_of)
-        )
+        rounding = _multiple_of(multiple_of)
+        if max_drop is not None:
+            _refuse_given(ctx, ("macs", "params", "bytes", "split"), "--max-drop finds the budget itself")
+            result = sr.smallest(
+                measured,
+                max_drop=max_drop,
+                score_fn=judge,
+                lower_is_better=lower_is_better,
+                multiple_of=rounding,
+            )
+        else:
+            result = sr.search_split(
+                measured,
+                macs=macs,
+                params=params,
+                bytes=bytes,
+                methods=cast(tuple[Method, Method], _split(options["methods"]) or _SPLIT),
+                score_fn=judge,
+                lower_is_better=lower_is_better,
+                multiple_of=rounding,
+            )
     if report_path is not None:
         result.report(report_path)
     return _saved(result, out, overwrite)
@@ -669,6 +703,29 @@ def env() -> _Answer:
 
 
 # --- typed text to values ---
+
+
+def _hook(reference: str | None) -> Callable[[nn.Module, str], object] | None:
+    """The function of --on-layer; what it raises is told as the user's own error."""
+    if reference is None:
+        return None
+    function = function_at(reference, "--on-layer")
+    check_on_layer(function)
+
+    def hook(model: nn.Module, name: str) -> object:
+        with told(f"--on-layer {reference!r}, layer {name!r}"):
+            return function(model, name)
+
+    return hook
+
+
+def _check_after(study_dir: Path, after: Path | None) -> None:
+    """Refuses a study of a second step where the model of the first one is not named."""
+    if after is None and (study_dir / "previous_plan.json").is_file():
+        raise OptionError(
+            f"{study_dir} is a study of a model that had been compressed before; name the directory it was "
+            "saved in with --after"
+        )
 
 
 def _start(model: str, after: Path | None) -> tuple[nn.Module, sr.Plan | None]:
@@ -734,19 +791,16 @@ def _multiple_of(entries: Sequence[str]) -> int | Mapping[str, int]:
     return by_glob if default is None else {**by_glob, "*": default}
 
 
-def _refuse_fixed(ctx: click.Context) -> None:
-    """Refuses options that a study has decided already."""
-    fixed = ("batches", "inputs", "likelihood", "fisher", "draws", "holdout", "seed")
+def _refuse_given(ctx: click.Context, names: Sequence[str], why: str) -> None:
+    """Refuses options that would be without effect."""
     given = [
         param.opts[0]
         for param in ctx.command.params
-        if param.name in fixed
+        if param.name in names
         and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
     ]
     if given:
-        raise OptionError(
-            f"{', '.join(given)}: fixed when the study was made; leave it out, or leave out --study"
-        )
+        raise OptionError(f"{', '.join(given)}: {why}")
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:

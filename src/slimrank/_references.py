@@ -70,7 +70,7 @@ def _made(reference: str, where: str) -> object:
         raise OptionError(
             f"{where} {reference!r} needs arguments ({', '.join(needed)}); name a function without"
         )
-    with _told(f"{where} {reference!r}"):
+    with told(f"{where} {reference!r}"):
         made: object = value()
     return made
 
@@ -126,7 +126,7 @@ def _module_of_name(name: str, where: str) -> ModuleType:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        with _told(f"{where}: {name}", passing=(SlimrankError, ModuleNotFoundError)):
+        with told(f"{where}: {name}", passing=(SlimrankError, ModuleNotFoundError)):
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
@@ -158,7 +158,7 @@ def _module_of_file(path: Path, where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _told(f"{where}: {path}"):
+        with told(f"{where}: {path}"):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -167,8 +167,19 @@ def _module_of_file(path: Path, where: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _told(where: str, passing: tuple[type[Exception], ...] = (SlimrankError,)) -> Iterator[None]:
-    """Errors of the user's own code, named as such."""
+def told(where: str, passing: tuple[type[Exception], ...] = (SlimrankError,)) -> Iterator[None]:
+    """Errors of the user's own code, named as such.
+
+    Args:
+        where: what of the user's runs.
+        passing: errors that are let through.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OptionError: the user's code raised.
+    """
     try:
         yield
     except passing:

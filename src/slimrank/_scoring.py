@@ -71,7 +71,8 @@ def measure_scores(
         methods: to try; None for those of the study.
         layers: names or globs of layers to try; None for all that can be compressed.
         candidates: N for the ratios k / N, k = 1 to N - 1, of each layer's MACs, or the ratios themselves, in
-            (0, 1). Each is tried at the largest rank within it.
+            (0, 1). Each is tried at the largest rank within it; those below what a layer can reach at its
+            cheapest pair.
         path: of a JSON file, written after every evaluation; if it exists, the table in it is gone on with.
         lower_is_better: the score is a loss or an error rate.
         workers: evaluations at a time, in processes of joblib; 1 for this process alone, or for what an
@@ -198,6 +199,8 @@ def _layers(
     if layers is None:
         return frozenset(possible)
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise OptionError(f"layers={layers!r}; give names or globs of layers, or None for all")
     chosen: set[str] = set()
     for pattern in patterns:
         found = [spec for spec in specs if pattern == spec.name or fnmatchcase(spec.name, pattern)]
@@ -235,7 +238,8 @@ def _points(
             within = [
                 (float(curve.error[place]), at) for at, (curve, place) in enumerate(offers) if place >= 0
             ]
-            at = min(within)[1] if within else min(range(len(own)), key=lambda at: int(own[at].macs[0]))
+            cheapest = min((int(curve.macs[0]), float(curve.error[0]), at) for at, curve in enumerate(own))
+            at = min(within)[1] if within else cheapest[-1]
             curve, place = own[at], max(offers[at][1], 0)
             rank = int(curve.ranks[place])
             points[curve.form, rank] = _Point(

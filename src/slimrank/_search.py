@@ -9,12 +9,12 @@ from functools import partial
 from torch import nn
 
 from slimrank._build import Session, measured_from
-from slimrank._errors import BudgetError, OptionError, StudyError
+from slimrank._errors import BudgetError, OptionError, StudyError, UnknownNameError
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study
 from slimrank._survey import restored_copy
 from slimrank.graph import Batch, eval_mode
-from slimrank.plan import Plan, ratio_of
+from slimrank.plan import Plan, nearest, ratio_of
 from slimrank.records import Method, Metric, Note
 from slimrank.report import Phases
 from slimrank.scores import ScoreFn, score_model
@@ -85,7 +85,7 @@ def smallest(
         StudyError: the study was loaded without a model.
     """
     session = session_of(study)
-    if not isinstance(max_drop, int | float) or not 0 <= max_drop < math.inf:
+    if not isinstance(max_drop, int | float) or isinstance(max_drop, bool) or not 0 <= max_drop < math.inf:
         raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise OptionError(f"tolerance={tolerance!r}; give a share of the cost between 0 and 1, such as 0.01")
@@ -230,6 +230,7 @@ def search_split(
     Raises:
         BudgetError: no split can be built, or not exactly one budget.
         OptionError: splits or methods that make no sense.
+        UnknownNameError: a method that the study did not measure.
         ScoreError: ``score_fn`` fails or returns no finite number.
         StudyError: the study was loaded without a model, or is of one that was compressed before.
     """
@@ -242,6 +243,11 @@ def search_split(
     metric, budget = _one_budget(macs, params, bytes)
     if len(methods) != 2 or methods[0] == methods[1]:
         raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
+    for method in methods:
+        if method not in study.methods:
+            raise UnknownNameError(
+                f"methods: {method!r} was not measured by the study; {nearest(str(method), study.methods)}"
+            )
     ratios = _splits(budget, splits)
     gauge = _gauge(session, score_fn, lower_is_better)
     phases = Phases(shown=session.progress)
@@ -353,6 +359,8 @@ def _one_budget(macs: float | None, params: float | None, bytes: float | None) -
 def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:
     if splits is None:
         return tuple(budget ** (step / (_N_SPLITS + 1)) for step in range(_N_SPLITS, 0, -1))
+    if not isinstance(splits, Sequence) or isinstance(splits, str):
+        raise OptionError(f"splits={splits!r}; give several keep ratios, e.g. (0.8, 0.65)")
     for ratio in splits:
         if not isinstance(ratio, int | float) or not budget < ratio < 1:
             raise OptionError(

@@ -178,19 +178,24 @@ class Study:
             raise OptionError(
                 "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
             )
-        source: PlanSource = self
-        if scores is not None:
-            source = scored_source(
+
+        def scored(table: Scores, *, walk_down: bool) -> PlanSource:
+            return scored_source(
                 self,
-                scores,
+                table,
                 fingerprint=self.fingerprint,
                 monotonic=monotonic,
                 interpolate=interpolate,
-                walk_down=select == "greedy",
+                walk_down=walk_down,
                 multiple_of=multiple_of,
             )
+
+        if scores is not None and not isinstance(scores, Scores):
+            raise OptionError(
+                f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
+            )
         chosen = select_plan(
-            source,
+            self if scores is None else scored(scores, walk_down=select == "greedy"),
             budgets=budgets,
             select=select,
             multiple_of=multiple_of,
@@ -200,7 +205,8 @@ class Study:
         )
         if scores is None:
             return chosen
-        # What was minimised is the loss of score; the damage beside it is the study's.
+        # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
+        losses = plan_on(scored(scores, walk_down=False), chosen.settings, select=chosen.select)
         known = plan_on(
             self,
             chosen.settings,
@@ -209,7 +215,7 @@ class Study:
             budgets=chosen.budgets,
             gap=chosen.gap,
         )
-        return replace(known, score_loss=chosen.damage)
+        return replace(known, score_loss=losses.damage)
 
     @outside_inference_mode
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:

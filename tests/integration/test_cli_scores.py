@@ -30,6 +30,9 @@ def batches():
 
 WANTED = [build()(batch).detach().argmax(1) for batch in batches()]
 
+def boom(model, name):
+    raise ValueError("no such luck")
+
 def accuracy(model):
     with open("evaluations.txt", "a") as file:
         file.write("x")
@@ -92,6 +95,9 @@ def test_score_says_what_it_needs(folder: Path) -> None:
     assert "give a number, or ratios" in _refused("score", _MODEL, _SCORE, *base, "--candidates", "few")
     aimet = ("score", "--from-aimet", "old.pkl", *base)
     assert "needs the one method that AIMET explored" in _refused(*aimet)
+    assert "--layers, --workers: a table of AIMET's is done" in _refused(
+        *aimet, "--methods", "spatial_svd", "--layers", "2", "--workers", "2"
+    )
     assert "leave out MODEL and SCORE_FN" in _refused("score", _MODEL, "--from-aimet", "old.pkl", *base)
 
 
@@ -134,6 +140,15 @@ def test_a_second_step_from_a_saved_model(folder: Path) -> None:
     assert result["after"] == plan["after"]
     replayed = _facts("apply", _MODEL, "second.json", "--batches", _BATCHES, "--out", "replayed")
     assert replayed["after"] == plan["after"]
+    score = ("score", _MODEL, _SCORE, "--study", "again", "--after", "small", "--candidates", "0.5")
+    assert _facts(*score, "--out", "scores.json")["entries"]
+    apply = ("apply", _MODEL, "second.json", "--study", "again", "--out", "x")
+    assert "again is a study of a model that had been compressed before; name the directory" in _refused(
+        *apply
+    )
+    told = _refused(*apply, "--after", "small", "--on-layer", "score_net.py:boom")
+    assert "--on-layer 'score_net.py:boom', layer '" in told
+    assert "raised ValueError: no such luck" in told
     compressed = ("compress", _MODEL, _BATCHES, "--after", "small", "--macs", "0.6", "--out", "third")
     done = _facts(*compressed, "--relative-to", "original", "--likelihood", "categorical", "--no-compete")
     assert done["keep_ratio"]["macs"] <= 0.6  # type: ignore[index]
@@ -147,6 +162,15 @@ def test_compress_finds_the_smallest_model_within_a_drop(folder: Path) -> None:
     facts = _facts(*compress, "--score", _SCORE, "--out", "small")
     assert any(note.startswith("smallest: ") for note in facts["notes"])  # type: ignore[attr-defined]
     assert facts["keep_ratio"]["macs"] < 1  # type: ignore[index]
-    assert "leave out --macs" in _refused(*compress, "--macs", "0.5", "--out", "x")
+    assert "--macs: --max-drop finds the budget itself" in _refused(*compress, "--macs", "0.5", "--out", "x")
+    assert "--no-compete: " in _refused(*compress, "--no-compete", "--out", "x")
     plain = ("compress", _MODEL, _BATCHES, "--macs", "0.5", "--score", _SCORE, "--out", "x")
-    assert "give --max-drop, or leave it out" in _refused(*plain)
+    assert "--score: it judges what --max-drop or --split tries" in _refused(*plain)
+
+
+def test_compress_shares_the_budget_between_two_methods(folder: Path) -> None:
+    compress = ("compress", _MODEL, _BATCHES, "--likelihood", "categorical", "--split", "--macs", "0.7")
+    facts = _facts(*compress, "--methods", "spatial_svd,weight_svd", "--out", "small")
+    assert len([note for note in facts["notes"] if note.startswith("split: ")]) >= 3  # type: ignore[attr-defined]
+    assert facts["keep_ratio"]["macs"] <= 0.7  # type: ignore[index]
+    assert "--max-drop finds the budget itself" in _refused(*compress, "--max-drop", "0.1", "--out", "x")

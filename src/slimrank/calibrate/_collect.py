@@ -188,7 +188,14 @@ def _gradient_sums(
                         "an argmax); pass outputs=lambda out: ... that picks differentiable tensors, wrap "
                         "the model so that it returns some, or pass fisher=False"
                     )
-                (loss * scale).backward(retain_graph=draw + 1 < options.draws)
+                try:
+                    (loss * scale).backward(retain_graph=draw + 1 < options.draws)
+                except RuntimeError as error:
+                    # Such as work in place on what the backward pass needs, which inference does not mind.
+                    raise GradientError(
+                        f"the backward pass through the model failed ({str(error).splitlines()[0]}); pass "
+                        "fisher=False, or mend the model"
+                    ) from error
         advance(size)
     return sums
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from slimrank.graph._batch import Batch, copied, digest_batch, map_tensors, named_tensors
 from slimrank.graph._record import Record, handing_out, is_blank, is_plain, recording
@@ -21,8 +22,9 @@ class PrefixCache:
     """Forwards of a private copy skip what lies before the layer under test, whoever calls them.
 
     The first evaluation of a layer records, later ones hand out. Inputs are told apart by their content, so
-    batches may come in any order. Forwards with gradients, with a module in training mode, or on inputs that
-    hold anything but tensors and plain values are run as they are. For every layer, the first forward that
+    batches may come in any order. Forwards with gradients, with hooks, with a module in training mode, or on
+    inputs that hold anything but tensors and plain values are run as they are, and so are modules that keep
+    something of a forward on themselves. For every layer, the first forward that
     records and the first one that hands out are compared, bit for bit, with plain ones; where they differ, or
     draw other random numbers, the cache turns itself off.
 
@@ -84,7 +86,9 @@ class PrefixCache:
     def _applies(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
         if self._is_off or torch.compiler.is_compiling() or torch._C._is_tracing():
             return False
-        if any(module.training for module in self._model.modules()):
+        if any(module.training or _has_hooks(module) for module in self._model.modules()):
+            return False
+        if _global_forward_hooks or _global_forward_pre_hooks:
             return False
         tensors = [tensor for _, tensor in named_tensors([args, kwargs])]
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *self._model.parameters())):
@@ -108,7 +112,10 @@ class PrefixCache:
         known = self._earlier.pop(key, None)
         if known is not None and not known.serves(self._model, layer):
             known = None
-        with handing_out(self._model, known), recording(self._model, layer, stops=False) as recorder:
+        with (
+            handing_out(self._model, known),
+            recording(self._model, layer, stops=False, spares_state=True) as recorder,
+        ):
             yield
         again = self._records.get(key)
         if again is not None:
@@ -238,6 +245,11 @@ def _set_random_states(model: nn.Module, states: Sequence[Tensor]) -> None:
     torch.set_rng_state(states[0])
     for device, state in zip(_cuda_devices(model), states[1:], strict=True):
         torch.cuda.set_rng_state(state, device)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks into the forward: what is handed out would not show there."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

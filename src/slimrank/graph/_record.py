@@ -47,6 +47,7 @@ class _Call:
     Attributes:
         name: of the module; "" for the model.
         is_plain: nothing but tensors, plain values and containers went in and came out.
+        sets_state: an attribute of a module was set within.
         output: a copy of what came out.
         living: the tensors that came out, as long as somebody holds them.
         done: calls within this one that are done, while this one is not.
@@ -55,6 +56,7 @@ class _Call:
 
     name: str
     is_plain: bool = True
+    sets_state: bool = False
     output: object = None
     living: Sequence[weakref.ref[Tensor]] = ()
     done: list["_Call"] = field(default_factory=list)
@@ -114,7 +116,7 @@ class Recorder(TorchDispatchMode):
             return
         self._open.append(_Call(name=name, is_plain=is_plain(args) and is_plain(kwargs)))
 
-    def leave(self, name: str, output: object) -> None:
+    def leave(self, name: str, output: object, *, sets_state: bool) -> None:
         """A module is done."""
         if self._is_over:
             return
@@ -123,7 +125,9 @@ class Recorder(TorchDispatchMode):
             # A call ended by an exception that was caught: what belongs where is lost.
             self._is_over = True
             return
-        call.is_plain = call.is_plain and is_plain(output)
+        # Of what a module keeps for others to read nothing is handed out.
+        call.sets_state = sets_state or any(part.sets_state for part in call.done)
+        call.is_plain = call.is_plain and is_plain(output) and not call.sets_state
         call.done.clear()
         call.read.clear()
         if call.is_plain:
@@ -162,13 +166,15 @@ class Recorder(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def recording(model: nn.Module, layer: str, *, stops: bool) -> Iterator[Recorder]:
+def recording(model: nn.Module, layer: str, *, stops: bool, spares_state: bool = False) -> Iterator[Recorder]:
     """Records one forward, up to a layer, while the context lasts.
 
     Args:
         model: no gradients wanted.
         layer: dotted name.
         stops: raise ``Reached`` at the layer.
+        spares_state: hand out nothing where a module that is done has set an attribute of its own, for
+            somebody outside may read it.
 
     Yields:
         The recorder; its record is None as long as the layer is not reached, and where what lies before it
@@ -183,8 +189,9 @@ def recording(model: nn.Module, layer: str, *, stops: bool) -> Iterator[Recorder
 
         def watch(*args: object, **kwargs: object) -> object:
             recorder.enter(name, args, kwargs)
+            before = dict(vars(module))
             output = forward(*args, **kwargs)
-            recorder.leave(name, output)
+            recorder.leave(name, output, sets_state=spares_state and _differ(before, vars(module)))
             return output
 
         return watch
@@ -233,6 +240,11 @@ def _forwards(changed: Mapping[nn.Module, _Forward]) -> Iterator[None]:
             vars(module).pop("forward", None)
             if before is not None:
                 vars(module)["forward"] = before
+
+
+def _differ(before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+    """Whether attributes were set, or set anew."""
+    return len(after) != len(before) or any(after[key] is not before.get(key) for key in after)
 
 
 def _is_open(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from typing import Protocol
 
-from slimrank._errors import PlanError
+from slimrank._errors import OptionError, PlanError
 from slimrank.cost import FORMS, layer_cost, pair_cost
 from slimrank.plan._file import read_plan, write_plan
 from slimrank.plan._manual_file import read_settings
@@ -139,6 +139,11 @@ class Plan:
         """
         if isinstance(settings, str | os.PathLike):
             settings = read_settings(settings)
+        if not isinstance(settings, Mapping):
+            raise OptionError(
+                f"settings is a {type(settings).__name__}; give layer -> setting, e.g. "
+                '{"fc": ("weight_svd", 0.5)}, or the path of a CSV or JSON file'
+            )
         check_multiple_of(multiple_of, study.structure.layers)
         chosen = {
             name: setting_for(
@@ -284,7 +289,12 @@ class Plan:
 
         Returns:
             Lines of text: layer, this plan, the other one; then the keep ratios of both.
+
+        Raises:
+            OptionError: no plan.
         """
+        if not isinstance(other, Plan):
+            raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
         mine, theirs = _every_setting(self), _every_setting(other)
         order = [name for plan in (self, other) for step in plan.steps for name in step.structure.layers]
         rows = [

@@ -44,10 +44,11 @@ def reestimate_(model: nn.Module, batches: Iterable[Batch]) -> None:
         with eval_mode(model), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
-                # None stands for the cumulative average.
-                norm.momentum = None
                 norm.training = True
-            for batch in batches:
+            for count, batch in enumerate(batches, 1):
+                for norm in norms:
+                    # The cumulative average, told as a number: instance norms take None for no update at all.
+                    norm.momentum = 1 / count
                 run(model, batch)
     finally:
         for norm, momentum in momenta.items():

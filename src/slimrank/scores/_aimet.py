@@ -99,7 +99,11 @@ def read_aimet(
         if name not in layers:
             raise UnknownNameError(f"{where}: the model has no layer {name!r}; {nearest(name, layers)}")
     entries = {name: _entries(layers[name], table[name], method, where) for name in layers if name in table}
+    useless = [name for name, own in entries.items() if not own]
     notes = []
+    if useless:
+        notes.append(f"{listed(useless)}: every rank costs as much as the layer, so no score of it was kept")
+    entries = {name: own for name, own in entries.items() if own}
     if baseline is None:
         found = [score for scores in table.values() for score in scores.values()]
         baseline = min(found) if lower_is_better else max(found)
@@ -187,6 +191,8 @@ def _entries(
     entries: dict[int, ScoreEntry] = {}
     for ratio in sorted(scores):
         rank = min(max(floor(ratio * whole / unit), 1), max_rank(spec, form))
+        if rank * unit >= whole:
+            continue
         entries[rank] = ScoreEntry(
             method=method, form=form, rank=rank, keep_ratio=rank * unit / whole, score=scores[ratio]
         )

@@ -169,9 +169,12 @@ def _from_json(text: str, where: str) -> ScoresFields:
             for value in as_list(content["candidates"], f"{where}: candidates")
         ),
         entries={
-            name: tuple(
-                _entry(value, f"{where}: entries[{name!r}][{i}]")
-                for i, value in enumerate(as_list(listings[name], f"{where}: entries[{name!r}]"))
+            name: _distinct(
+                tuple(
+                    _entry(value, f"{where}: entries[{name!r}][{i}]")
+                    for i, value in enumerate(as_list(listings[name], f"{where}: entries[{name!r}]"))
+                ),
+                f"{where}: entries[{name!r}]",
             )
             for name in order
         },
@@ -179,6 +182,15 @@ def _from_json(text: str, where: str) -> ScoresFields:
             as_text(value, f"{where}: notes") for value in as_list(content["notes"], f"{where}: notes")
         ),
     )
+
+
+def _distinct(entries: tuple[ScoreEntry, ...], where: str) -> tuple[ScoreEntry, ...]:
+    """The entries, each of another method, form and rank."""
+    known = [(entry.method, entry.form, entry.rank) for entry in entries]
+    twice = next((one for one in known if known.count(one) > 1), None)
+    if twice is not None:
+        raise ScoreError(f"{where}: {' '.join(map(str, twice))} stands twice; delete one of the entries")
+    return entries
 
 
 def _entry(value: Json, where: str) -> ScoreEntry:

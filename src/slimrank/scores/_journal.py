@@ -94,13 +94,9 @@ class Journal:
 
     def add(self, layer: str, entry: ScoreEntry) -> None:
         """One more score; it stands in the file when this returns."""
-
-        def place(one: ScoreEntry) -> tuple[int, float, str, int]:
-            return self._methods.index(one.method), one.keep_ratio, one.form, one.rank
-
         table = self.finished()
         entries = dict(table.entries)
-        entries[layer] = tuple(sorted((*entries.get(layer, ()), entry), key=place))
+        entries[layer] = tuple(sorted((*entries.get(layer, ()), entry), key=self._place))
         self._keep(replace(table, entries={name: entries[name] for name in self._order if name in entries}))
 
     def finished(self) -> Scores:
@@ -114,6 +110,22 @@ class Journal:
         return self._table
 
     def _keep(self, table: Scores) -> None:
+        if self._path is not None and self._path.is_file():
+            # Another run may have added to the same file meanwhile; nobody's scores are dropped.
+            table = self._merged(table, self._read(self._path))
         self._table = table
         if self._path is not None:
             table.save(self._path)
+
+    def _merged(self, table: Scores, other: Scores) -> Scores:
+        entries: dict[str, tuple[ScoreEntry, ...]] = {}
+        for name in self._order:
+            own = table.entries.get(name, ())
+            known = {(entry.form, entry.rank) for entry in own}
+            theirs = [entry for entry in other.entries.get(name, ()) if (entry.form, entry.rank) not in known]
+            if own or theirs:
+                entries[name] = tuple(sorted((*own, *theirs), key=self._place))
+        return replace(table, entries=entries)
+
+    def _place(self, entry: ScoreEntry) -> tuple[int, float, str, int]:
+        return self._methods.index(entry.method), entry.keep_ratio, entry.form, entry.rank

@@ -116,7 +116,10 @@ class Scores:
         return entry.score - self.baseline if self.lower_is_better else self.baseline - entry.score
 
     def summary(self) -> str:
-        """The table as plain text: layers by candidates; "-" where nothing was tried."""
+        """The table as plain text: layers by candidates, each at the dearest tried rank within it.
+
+        Where no rank is within a candidate, the score of the cheapest pair stands in brackets.
+        """
         better = "lower" if self.lower_is_better else "higher"
         heading = (
             f"score with only this layer at this share of its MACs; untouched {self.baseline:.4f}, "
@@ -161,6 +164,6 @@ def differing_keys(one: Mapping[str, str], other: Mapping[str, str]) -> list[str
 
 
 def _cell(entries: list[ScoreEntry], ratio: float) -> str:
-    """The score of the largest keep ratio within a candidate; of the smallest where none is."""
+    """The score of the largest keep ratio within a candidate; in brackets of the smallest where none is."""
     within = [entry for entry in entries if entry.keep_ratio <= ratio]
-    return f"{(within[-1] if within else entries[0]).score:.4f}"
+    return f"{within[-1].score:.4f}" if within else f"({entries[0].score:.4f})"

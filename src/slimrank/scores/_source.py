@@ -2,12 +2,14 @@
 """A score table as something that plans are made from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slimrank.plan import Plan, PlanSource, Structure
 from slimrank.records import Cost, Curve
 from slimrank.scores._curves import score_curves
 from slimrank.scores._scores import Scores, check_scores
+
+_UNSCORED = "not in the score table; measure it with layers="
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,8 +72,15 @@ def scored_source(
         walk_down=walk_down,
         multiple_of=multiple_of,
     )
+    # Told where a budget is out of reach; plans keep the study's own structure.
+    layers = {
+        name: spec
+        if name in scores.entries or not spec.methods
+        else replace(spec, methods=(), reason=_UNSCORED)
+        for name, spec in source.structure.layers.items()
+    }
     return ScoredSource(
-        structure=source.structure,
+        structure=Structure(sha256=source.structure.sha256, layers=layers),
         before=source.before,
         has_bias=source.has_bias,
         curves=curves,

@@ -4,8 +4,11 @@
 import functools
 import hashlib
 import importlib
+import os
 import pickle
 import sys
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +24,7 @@ from slimrank._errors import OptionError
 from slimrank.graph import outside_inference_mode
 from slimrank.scores._bench import Bench, ScoreFn, Trial
 
+_WATCH_SECONDS = 1.0
 _Results = Iterable[tuple[int, float]]
 
 
@@ -33,12 +37,14 @@ class _Payload:
         digest: of ``data``.
         max_bytes: outputs of unchanged layers that one worker holds at most.
         threads: that torch uses, as in the calling process: results depend on it.
+        parent: process that calls.
     """
 
     data: NDArray[np.uint8]
     digest: str
     max_bytes: int
     threads: int
+    parent: int
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Payload) and other.digest == self.digest
@@ -124,6 +130,7 @@ def _in_groups(
 @outside_inference_mode
 def _work(payload: _Payload, number: int, trial: Trial) -> tuple[int, float]:
     """One evaluation, in a worker."""
+    _end_with(payload.parent)
     if torch.get_num_threads() != payload.threads:
         torch.set_num_threads(payload.threads)
     try:
@@ -132,6 +139,21 @@ def _work(payload: _Payload, number: int, trial: Trial) -> tuple[int, float]:
         # The model may have been changed half-way.
         _bench_of.cache_clear()
         raise
+
+
+@functools.lru_cache(maxsize=1)
+def _end_with(parent: int) -> None:
+    """Ends this worker soon after its parent, where that is killed and so cannot say goodbye."""
+    if os.getppid() != parent:
+        # A thread of the caller, or a machine of its own.
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @functools.lru_cache(maxsize=1)
@@ -163,6 +185,7 @@ def _packed(model: nn.Module, score_fn: ScoreFn, max_bytes: int) -> _Payload:
         digest=hashlib.sha256(data).hexdigest(),
         max_bytes=max_bytes,
         threads=torch.get_num_threads(),
+        parent=os.getpid(),
     )
 
 

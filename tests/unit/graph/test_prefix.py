@@ -514,3 +514,41 @@ def test_a_call_that_ends_in_a_caught_error_is_not_recorded() -> None:
     assert recorder.record is None
     with handing_out(model, recorder.record):
         assert torch.equal(model(x), expected)
+
+
+def _evaluations(net: nn.Module, judge: Callable[[nn.Module], float], max_bytes: int) -> list[float]:
+    """What a function says of a net with its head exchanged, three times."""
+    cache = PrefixCache(net, max_bytes=max_bytes)
+    values = []
+    for seed in range(3):
+        with swapped(net, "head", seed), cache.evaluation("head"), torch.no_grad():
+            values.append(judge(net))
+    return values
+
+
+def test_functions_that_hook_modules_see_every_forward() -> None:
+    def judge(net: nn.Module) -> float:
+        seen: list[Tensor] = []
+        handle = net.blocks[0].a.register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
+        out = sum(float(net(x).sum()) for x in batches())
+        handle.remove()
+        return out + sum(float(x.sum()) for x in seen)
+
+    assert _evaluations(quiet(Net()), judge, 10**9) == _evaluations(quiet(Net()), judge, 0)
+
+
+def test_functions_that_read_what_modules_keep_of_a_forward_see_the_last_one() -> None:
+    class Keeps(Net):
+        class Keeper(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                self.last = x * 2
+                return x
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.Sequential(nn.ReLU(), Keeps.Keeper())
+
+    def judge(net: nn.Module) -> float:
+        return sum(float(net(x).sum() + net.act[1].last.sum()) for x in batches())
+
+    assert _evaluations(quiet(Keeps()), judge, 10**9) == _evaluations(quiet(Keeps()), judge, 0)

@@ -32,6 +32,16 @@ def test_statistics_become_the_average_over_batches(rng: torch.Generator) -> Non
     assert [module.training for module in model] == [False, False, True]
 
 
+def test_statistics_of_instance_norms_become_the_average_as_well(rng: torch.Generator) -> None:
+    model = nn.Sequential(nn.InstanceNorm1d(4, track_running_stats=True)).eval()
+    batches = [torch.randn(8, 4, 16, generator=rng) * (i + 1) + i for i in range(3)]
+    reestimate_(model, [Batch(args=(x,), kwargs={}) for x in batches])
+    torch.testing.assert_close(model[0].running_mean, torch.stack([x.mean((0, 2)) for x in batches]).mean(0))
+    torch.testing.assert_close(
+        model[0].running_var, torch.stack([x.var(2).mean(0) for x in batches]).mean(0), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_a_failure_puts_modes_and_momenta_back() -> None:
     model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.3)).eval()
     with pytest.raises(ValueError, match="refuses"):

@@ -42,10 +42,10 @@ def test_a_file_gives_the_table_back(tmp_path: Path) -> None:
 def test_summary_shows_layers_by_candidates() -> None:
     assert TABLE.summary().splitlines() == [
         "score with only this layer at this share of its MACs; untouched 0.8750, higher is better",
-        "layer   method        0.25    0.50",
-        "----------------------------------",
-        "second  weight_svd  0.5000  0.7500",
-        "first   weight_svd  0.8750  0.8750",
+        "layer   method          0.25    0.50",
+        "------------------------------------",
+        "second  weight_svd    0.5000  0.7500",
+        "first   weight_svd  (0.8750)  0.8750",
         "- a remark",
     ]
     assert "lower is better" in replace(TABLE, lower_is_better=True).summary()

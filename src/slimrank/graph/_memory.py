@@ -4,7 +4,7 @@
 import ctypes
 import sys
 
-_TRIM_BYTES = 256_000_000
+_TRIM_BYTES = 96_000_000
 
 
 class Trimmer:

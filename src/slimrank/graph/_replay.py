@@ -54,8 +54,13 @@ class Replay:
             del self._records[index]
             known = None
         try:
-            with recording(self._model, layer, stops=True) as recorder:
-                self._forward(index, known)
+            # In this order, so that what is handed out is recorded again.
+            with (
+                torch.no_grad(),
+                handing_out(self._model, known),
+                recording(self._model, layer, stops=True) as recorder,
+            ):
+                run(self._model, self._batches[index])
         except Reached:
             pass
         record = recorder.record

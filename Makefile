@@ -92,7 +92,7 @@ bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth 
 bench-methods: $(BENCH)  ## methods, combinations, candidates, quantisation: the guidebook's figures; ten minutes
 	$(BIN)/python -m benchmarks.bench_methods
 
-bench-recovery: $(BENCH)  ## what training wins back, with labels and without; half an hour
+bench-recovery: $(BENCH)  ## what training wins back, with labels and without; a quarter of an hour
 	$(BIN)/python -m benchmarks.bench_recovery
 
 bench-kill: $(BENCH)  ## a score run killed at 20 random moments loses nothing; a minute

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training wins back after compression: with labels or without, once or after every layer.
 
-Every way gets the same 2,000 pictures, in fonts of the training set; a fifth of them is held out as the
+Every way gets the same 1,000 pictures, in fonts of the training set; a fifth of them is held out as the
 guard. One row per network, budget and way, in ``benchmarks/results/recovery-cpu-torch<version>.csv``.
 """
 
@@ -23,7 +23,7 @@ from slimrank.recover import Epoch
 NETWORKS = ("resnet", "mobilenet")
 RATIOS = (0.5, 0.35)
 N_CALIBRATION = 512
-N_PICTURES = 2000
+N_PICTURES = 1000
 EPOCHS = 5
 # Of 1e-4 and 3e-4 the one with the lower held-out loss on the ResNet-like network at 0.35.
 LR = 1e-4

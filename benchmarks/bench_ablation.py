@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from benchmarks.bench_data import divergence
-from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tables import Row, keep_rows
 from benchmarks.tasks.tasks import TASKS, Task, paired_interval
 from slimrank.graph import Tail, as_batch, find_tails
 from slimrank.plan import damage_at
@@ -178,11 +178,7 @@ def main() -> None:
     parser.add_argument("--network", choices=sorted(TASKS), action="append")
     args = parser.parse_args()
     for name in args.network or sorted(TASKS):
-        rows = []
-        for row in rows_of(TASKS[name]):
-            rows.append({**row, **context()})
-            print(row, flush=True)
-        merge_table(table_path("ablation"), rows, ("network", "idea"))
+        keep_rows("ablation", rows_of(TASKS[name]), ("network", "idea"))
 
 
 if __name__ == "__main__":

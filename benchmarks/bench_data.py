@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tables import Row, keep_rows
 from benchmarks.tasks.glyphs import Shift
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 
@@ -90,11 +90,7 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, action="append")
     args = parser.parse_args()
     for name in args.network or NETWORKS:
-        rows = []
-        for row in rows_of(TASKS[name]):
-            rows.append({**row, **context()})
-            print(row, flush=True)
-        merge_table(table_path("data"), rows, KEY)
+        keep_rows("data", rows_of(TASKS[name]), KEY)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from benchmarks.bench_data import divergence
-from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tables import Row, keep_rows
 from benchmarks.tasks.glyphs import labelled_set
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 
@@ -134,11 +134,7 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, action="append")
     args = parser.parse_args()
     for name in args.network or NETWORKS:
-        rows = []
-        for row in rows_of(TASKS[name]):
-            rows.append({**row, **context()})
-            print(row, flush=True)
-        merge_table(table_path("methods"), rows, KEY)
+        keep_rows("methods", rows_of(TASKS[name]), KEY)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 import csv
 import datetime
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -92,3 +92,18 @@ def merge_table(path: Path, rows: Sequence[Row], key: Sequence[str]) -> None:
 
     new = {name(row) for row in rows}
     write_table(path, [*(row for row in read_table(path) if name(row) not in new), *rows])
+
+
+def keep_rows(name: str, rows: Iterable[Row], key: Sequence[str]) -> None:
+    """Prints rows as they are done, and merges them into a table once all are.
+
+    Args:
+        name: of the benchmark.
+        rows: without context, which is added.
+        key: as in ``merge_table``.
+    """
+    done = []
+    for row in rows:
+        done.append({**row, **context()})
+        print(done[-1], flush=True)
+    merge_table(table_path(name), done, key)

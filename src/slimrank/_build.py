@@ -188,6 +188,9 @@ def measured_from(session: Session, result: Result) -> Result:
         The result with that divergence, and a note that says so where there are several steps.
     """
     if len(result.plan.steps) < 2:
+        if result.divergence is not None:
+            # One step starts from the original, so this was measured when it was built.
+            return result
         return replace(result, divergence=_divergence(session, result.model))
     notes = [note for note in result.notes if note != _AGAINST_START]
     return replace(

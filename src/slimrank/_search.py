@@ -9,16 +9,16 @@ from functools import partial
 from torch import nn
 
 from slimrank._build import Session, measured_from
-from slimrank._errors import BudgetError, OptionError, StudyError, UnknownNameError
+from slimrank._errors import BudgetError, OptionError, StudyError
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study
 from slimrank._survey import restored_copy
 from slimrank.graph import Batch, eval_mode
-from slimrank.plan import Plan, nearest, ratio_of
+from slimrank.plan import Plan, ratio_of
 from slimrank.records import Method, Metric, Note
 from slimrank.report import Phases
 from slimrank.scores import ScoreFn, score_model
-from slimrank.select import Select, reachable_floor
+from slimrank.select import Select, check_methods, reachable_floor
 
 Tune = Callable[[nn.Module], object]
 # Points of accuracy lost per nat of divergence were seen to be about a quarter: a first guess, no more.
@@ -243,11 +243,7 @@ def search_split(
     metric, budget = _one_budget(macs, params, bytes)
     if len(methods) != 2 or methods[0] == methods[1]:
         raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
-    for method in methods:
-        if method not in study.methods:
-            raise UnknownNameError(
-                f"methods: {method!r} was not measured by the study; {nearest(str(method), study.methods)}"
-            )
+    check_methods(methods, study.methods)
     ratios = _splits(budget, splits)
     gauge = _gauge(session, score_fn, lower_is_better)
     phases = Phases(shown=session.progress)

@@ -80,6 +80,11 @@ def quiet_copy(model: nn.Module) -> nn.Module:
     return copy_
 
 
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    """The CUDA devices that parameters lie on, each once: those whose random numbers a forward may draw."""
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+
+
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """Turns torch's fused transformer layers off, so that every layer is called as a module."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from slimrank.graph._batch import Batch, copied, digest_batch, map_tensors, named_tensors
+from slimrank.graph._modules import cuda_devices
 from slimrank.graph._record import Record, handing_out, is_blank, is_plain, recording
 
 _Forward = Callable[..., object]
@@ -238,19 +239,15 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def _random_states(model: nn.Module) -> list[Tensor]:
     """States of the generators that a forward may draw from: of the CPU, then of the model's devices."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in _cuda_devices(model))]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda_devices(model))]
 
 
 def _set_random_states(model: nn.Module, states: Sequence[Tensor]) -> None:
     torch.set_rng_state(states[0])
-    for device, state in zip(_cuda_devices(model), states[1:], strict=True):
+    for device, state in zip(cuda_devices(model), states[1:], strict=True):
         torch.cuda.set_rng_state(state, device)
 
 
 def _has_hooks(module: nn.Module) -> bool:
     """Whether somebody looks into the forward: what is handed out would not show there."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)

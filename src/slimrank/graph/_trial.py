@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.graph._batch import Batch, named_tensors
-from slimrank.graph._modules import call, copy_model, replace_module
+from slimrank.graph._modules import call, copy_model, cuda_devices, replace_module
 
 _TOLERANCE = 1e-4
 
@@ -53,9 +53,9 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
     flags = {module: module.training for module in model.modules()}
     model.train(mode == "training")
     try:
-        with torch.random.fork_rng(devices=_cuda_devices(model)), torch.set_grad_enabled(mode != "inference"):
+        with torch.random.fork_rng(devices=cuda_devices(model)), torch.set_grad_enabled(mode != "inference"):
             torch.default_generator.manual_seed(0)
-            for device in _cuda_devices(model):
+            for device in cuda_devices(model):
                 torch.cuda.default_generators[device.index or 0].manual_seed(0)
             result = call(model, sample)
         return [tensor.detach() for _, tensor in named_tensors(result)], None
@@ -69,10 +69,6 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
             for name, buffer in model.named_buffers():
                 if name in buffers:
                     buffer.copy_(buffers[name])
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
 class Sequential(nn.Sequential):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers to plans."""
 
+from slimrank.select._budget import check_methods
 from slimrank.select._select import Select, reachable_floor, select_plan
 
-__all__ = ["Select", "reachable_floor", "select_plan"]
+__all__ = ["Select", "check_methods", "reachable_floor", "select_plan"]

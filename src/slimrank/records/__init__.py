@@ -2,6 +2,17 @@
 """Frozen values that cross rooms."""
 
 from slimrank.records._cost import METRICS, Cost, Metric
+from slimrank.records._group import (
+    AxisUnits,
+    BlockDamage,
+    BlockSpec,
+    ChannelMap,
+    GroupCurve,
+    GroupSpec,
+    ProductSpec,
+    Role,
+    TensorSpec,
+)
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._options import Curve, Form, Method, Setting
@@ -9,10 +20,16 @@ from slimrank.records._summary import LayerResult, Measurement, Summary
 
 __all__ = [
     "METRICS",
+    "AxisUnits",
+    "BlockDamage",
+    "BlockSpec",
     "Call",
+    "ChannelMap",
     "Cost",
     "Curve",
     "Form",
+    "GroupCurve",
+    "GroupSpec",
     "LayerKind",
     "LayerResult",
     "LayerSpec",
@@ -20,6 +37,9 @@ __all__ = [
     "Method",
     "Metric",
     "Note",
+    "ProductSpec",
+    "Role",
     "Setting",
     "Summary",
+    "TensorSpec",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["weight_svd", "spatial_svd"]
+Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
 Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v"]
 
 

@@ -29,6 +29,7 @@ from slimrank.calibrate import (
     spread,
     token_mask,
 )
+from slimrank.cost import slimmed_spec, stays
 from slimrank.graph import (
     Batch,
     Lockstep,
@@ -37,24 +38,35 @@ from slimrank.graph import (
     Trimmer,
     can_interleave,
     copy_model,
+    drop_blocks,
     find_tails,
     replace_module,
+    set_weights,
+    slim,
+    slim_failures,
     take_samples,
 )
-from slimrank.linalg import Clipping, Moments, MomentSums, least_squares_weight, reaching, ridge_of
+from slimrank.linalg import (
+    Clipping,
+    Moments,
+    MomentSums,
+    least_squares_weight,
+    narrowed_weight,
+    reaching,
+    ridge_of,
+)
 from slimrank.methods import (
     Pair,
     Target,
     build_pair,
     dense_weight,
-    effective_weight,
     empty_pair,
     fit_pair,
     metric_roots,
     weights_target,
 )
-from slimrank.plan import Plan
-from slimrank.records import LayerSpec, Note, Setting
+from slimrank.plan import Plan, Step
+from slimrank.records import ChannelMap, LayerSpec, Note, Setting
 
 OnLayer = Callable[[nn.Module, str], object]
 _LIVE_BYTES = 2_000_000_000
@@ -66,6 +78,7 @@ _RIDGES = (1e-3, 1e-2, 1e-1)
 _ENOUGH_ROWS = 20
 _CLIPPED_BYTES = 250_000_000
 _CLIPPED_ROWS = 16_384
+_VERIFIED = 2
 
 
 class Journal(Protocol):
@@ -86,11 +99,13 @@ class Applied:
 
     Attributes:
         model: the copy with pairs in place; modes and requires_grad as in the caller's model.
+        plan: what was built: the plan, less the groups that turned out to be no groups in this model.
         fits: "sequential", "independent" or "weights" by layer name.
         notes: what the user should know.
     """
 
     model: nn.Module
+    plan: Plan
     fits: Mapping[str, str]
     notes: tuple[Note, ...]
 
@@ -112,6 +127,37 @@ class Data:
     grams: Mapping[str, Tensor]
     seed: int
     sequential: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Work:
+    """One layer that is fitted.
+
+    Attributes:
+        spec: of the layer in the original.
+        slimmed: the same, once its channels are gone.
+        setting: the pair that takes its place; None where it stays one layer.
+        columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
+        outputs: (O',) int64, of its O outputs, those that stay; None where all do.
+    """
+
+    spec: LayerSpec
+    slimmed: LayerSpec
+    setting: Setting | None
+    columns: Tensor | None
+    outputs: Tensor | None
+
+    def rows_of(self, values: Tensor) -> Tensor:
+        """Of (O, ...) values, those of the outputs that stay; values of no dimension count for all."""
+        return values if self.outputs is None or not values.ndim else values[self.outputs.to(values.device)]
+
+    def last_of(self, values: Tensor) -> Tensor:
+        """Of (..., O) values, those of the outputs that stay."""
+        return values if self.outputs is None else values[..., self.outputs.to(values.device)]
+
+    def square_of(self, gram: Tensor | None) -> Tensor | None:
+        """Of an (O, O) matrix, what belongs to the outputs that stay."""
+        return None if gram is None else self.last_of(self.rows_of(gram))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,6 +194,22 @@ class _Gathered:
     held_out: list[Rows] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     moved: bool = False
+
+    def add(self, own: Tensor, here: Rows, *, with_own: bool, step: int) -> None:
+        """Rows that are fitted to.
+
+        Args:
+            own: (S, D) inputs in the original.
+            here: the same rows in the new model.
+            with_own: sum over the former as well.
+            step: keep one of so many rows where a clipping follows.
+        """
+        self.moved = self.moved or not torch.equal(own, here.inputs)
+        if with_own:
+            self.own.add(own)
+        self.joint.add(here.inputs, here.outputs)
+        if self.clipping is not None:
+            self.rows.append(_every(here, step))
 
 
 def _every(rows: Rows, step: int) -> Rows:
@@ -210,37 +272,128 @@ def apply_plan(
     working = copy_model(model)
     modes = {name: module.training for name, module in working.named_modules()}
     working.eval()
-    layers = plan.steps[-1].structure.layers if plan.steps else {}
-    names = list(plan.settings)
     fits: dict[str, str] = {}
     notes: list[Note] = []
+    plan = _slimmed(working, plan, data, notes)
+    work = work_of(plan)
     if data is None:
-        for name in names:
+        for name, one in work.items():
             layer = working.get_submodule(name)
-            fit = _fit_weights(layers[name], plan.settings[name], layer)
-            _install(working, name, layers[name], layer, fit)
+            fit = _fit_weights(one, layer)
+            _install(working, name, one, layer, fit)
             fits[name] = fit.kind
             _call(on_layer, working, name)
             advance(name)
     else:
-        builder = _Builder(working, plan, data, notes, knows_tails=on_layer is None)
-        fits = builder.build(names, on_layer, journal, advance)
+        builder = _Builder(working, plan, work, data, notes, knows_tails=on_layer is None)
+        fits = builder.build(list(work), on_layer, journal, advance)
     for name, module in working.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
-    return Applied(model=working, fits=fits, notes=tuple(notes))
+    return Applied(model=working, plan=plan, fits=fits, notes=tuple(notes))
 
 
-def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> nn.Sequential:
+def work_of(plan: Plan) -> Mapping[str, _Work]:
+    """The layers that are fitted when the last step of a plan is done, in execution order.
+
+    They are those that a pair takes the place of, and those that lose columns.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        Work by layer name.
+    """
+    if not plan.steps:
+        return {}
+    step = plan.steps[-1]
+    channels = step.structure.channels
+    readers = _refitted(step)
+    work: dict[str, _Work] = {}
+    for name, spec in step.structure.layers.items():
+        if name not in plan.settings and name not in readers:
+            continue
+        setting = plan.settings.get(name)
+        outputs, columns = _what_stays(channels, spec, step.groups)
+        work[name] = _Work(
+            spec=spec,
+            slimmed=slimmed_spec(spec, channels, step.groups),
+            setting=setting,
+            columns=columns,
+            outputs=outputs,
+        )
+    return work
+
+
+def _what_stays(
+    channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Outputs and columns of a layer's weight that stay; None each for all."""
+    tensor = channels.tensors.get(f"{spec.name}.weight")
+    if tensor is None:
+        return None, None
+    staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
+    n_taps = prod(spec.kernel)
+    columns = staying.get(1)
+    if columns is not None:
+        columns = (columns[:, None] * n_taps + torch.arange(n_taps)).flatten()
+    return staying.get(0), columns
+
+
+def _refitted(step: Step) -> frozenset[str]:
+    """Layers that lose columns and are fitted anew."""
+    groups = step.structure.channels.groups
+    inside = tuple(f"{block}." for block in step.dropped)
+    return frozenset(
+        name
+        for group, units in step.groups.items()
+        if len(units) < groups[group].units
+        for name in groups[group].consumers
+        if not name.startswith(inside)
+    )
+
+
+def _slimmed(working: nn.Module, plan: Plan, data: Data | None, notes: list[Note]) -> Plan:
+    """Takes channels and blocks out of the model (in place), each group only where that is exact.
+
+    Returns:
+        The plan, less the groups that could not go.
+    """
+    if not plan.steps or not (plan.groups or plan.dropped):
+        return plan
+    step = plan.steps[-1]
+    channels = step.structure.channels
+    kept = dict(plan.groups)
+    if data is not None and kept:
+        feed = data.feed
+        batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_VERIFIED), strict=False)]
+        failures = slim_failures(data.original, channels, kept, batches)
+        for name, problem in failures.items():
+            del kept[name]
+            notes.append(Note(where=name, text=f"its channels all stay, though the plan slims it: {problem}"))
+        if failures:
+            steps = (*plan.steps[:-1], replace(step, groups=kept))
+            # What was predicted and promised belonged to the plan that cannot be built.
+            plan = replace(
+                plan, steps=steps, select="manual", damage=None, score_loss=None, gap=None, budgets={}
+            )
+    slim(working, channels, kept)
+    drop_blocks(working, plan.dropped)
+    return plan
+
+
+def empty_replacement(step: Step, name: str, *, has_bias: bool) -> nn.Sequential:
     """The container that takes the place of a layer, its parameters on the meta device.
 
     Args:
-        spec: the layer.
-        setting: what is done to it.
+        step: of a plan.
+        name: a layer that the step sets.
         has_bias: whether the second factor has a bias.
 
     Returns:
         Two modules in a container.
     """
+    setting = step.settings[name]
+    spec = slimmed_spec(step.structure.layers[name], step.structure.channels, step.groups)
     return nn.Sequential(*empty_pair(spec, setting.form, setting.rank, has_bias=has_bias))
 
 
@@ -248,12 +401,20 @@ class _Builder:
     """One sequential build: the original and the new model run in lockstep over the same samples."""
 
     def __init__(
-        self, working: nn.Module, plan: Plan, data: Data, notes: list[Note], *, knows_tails: bool
+        self,
+        working: nn.Module,
+        plan: Plan,
+        work: Mapping[str, _Work],
+        data: Data,
+        notes: list[Note],
+        *,
+        knows_tails: bool,
     ) -> None:
         self._original = data.original
         self._original_layers = dict(self._original.named_modules())
         self._working = working
-        self._settings = plan.settings
+        self._work = work
+        self._as_they_were: Mapping[str, list[Tensor]] = {}
         self._has_bias = plan.has_bias
         self._specs = plan.steps[-1].structure.layers if plan.steps else {}
         self._index = {name: index for index, name in enumerate(self._specs)}
@@ -267,10 +428,10 @@ class _Builder:
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
         # What on_layer changes is kept, so nothing is made up for then.
-        alone = [name for name in self._settings if name not in self._shared]
+        alone = [name for name in work if name not in self._shared]
         self._tails = self._tails_of(alone) if knows_tails else {}
         both = [batch for batch, _ in self._batches]
-        self._is_interleaved = can_interleave(self._original, both, list(self._settings))
+        self._is_interleaved = can_interleave(self._original, both, list(work))
         if not self._is_interleaved:
             notes.append(
                 Note(
@@ -283,7 +444,13 @@ class _Builder:
     def _steps(self, model: nn.Module, stops: Sequence[str]) -> Lockstep | OneByOne:
         batches = [batch for batch, _ in self._batches]
         kind = Lockstep if self._is_interleaved else OneByOne
-        found = {name: tail.shortcut for name, tail in self._tails.items() if tail.shortcut is not None}
+        # A shortcut from inside a block that is gone cannot be read in the new model.
+        present = {name for name, _ in model.named_modules()}
+        found = {
+            name: tail.shortcut
+            for name, tail in self._tails.items()
+            if tail.shortcut is not None and tail.shortcut.source in present
+        }
         return kind(model, batches, stops, found)
 
     def _tails_of(self, names: Sequence[str]) -> Mapping[str, Tail]:
@@ -337,9 +504,7 @@ class _Builder:
     def _moments_of_shared(self) -> Mapping[str, Moments]:
         """Moments of layers that are called several times, over all their calls in the original."""
         shared = {
-            self._index[name]: self._specs[name]
-            for name in self._settings
-            if len(self._specs[name].calls) > 1
+            self._index[name]: self._specs[name] for name in self._work if len(self._specs[name].calls) > 1
         }
         if not shared:
             return {}
@@ -356,13 +521,15 @@ class _Builder:
     ) -> dict[str, str]:
         """Fits and installs every layer, in order."""
         fits: dict[str, str] = {}
-        sources: dict[str, nn.Module] = {}
+        sources = {name: self._working.get_submodule(name) for name in names}
         if on_layer is None:
             # The containers stand in place before the forwards start, so that a paused call finds its new
             # content.
             for name in names:
-                sources[name] = self._working.get_submodule(name)
-                replace_module(self._working, name, nn.Sequential(sources[name]))
+                if self._work[name].setting is not None:
+                    replace_module(self._working, name, nn.Sequential(sources[name]))
+        else:
+            self._as_they_were = {name: _parameters_of(source) for name, source in sources.items()}
         with contextlib.ExitStack() as stack:
             before = self._steps(self._original, names)
             stack.enter_context(before)
@@ -371,8 +538,9 @@ class _Builder:
                 stack.enter_context(after)
             trim = Trimmer()
             for name, following in pairwise([*names, ""]):
+                work = self._work[name]
                 stored = journal.load(name) if journal is not None else None
-                fit = None if stored is None else _from_journal(stored, self._settings[name])
+                fit = None if stored is None else _from_journal(stored, work.setting)
                 if after is not None:
                     reached = _reach(before, after, name)
                     if fit is None:
@@ -382,27 +550,36 @@ class _Builder:
                             # The original does not wait for the fit.
                             before.start(following)
                         fit = self._fit(name, sources[name], seen)
-                    container = self._working.get_submodule(name)
-                    _fill(container, self._specs[name], sources[name], fit)
+                    _fill(self._working.get_submodule(name), work, sources[name], fit)
                 else:
                     self._working.eval()
-                    sources[name] = _checked(self._working.get_submodule(name), self._specs[name])
+                    sources[name] = _checked(self._working.get_submodule(name), work.slimmed)
                     with self._steps(self._working, [name]) as fresh:
                         reached = _reach(before, fresh, name)
                         fit = fit or self._fit(
                             name, sources[name], self._gather(name, sources[name], reached)
                         )
-                    _install(self._working, name, self._specs[name], sources[name], fit)
+                    _install(self._working, name, work, sources[name], fit)
                 if journal is not None and stored is None:
                     journal.store(name, _to_journal(fit))
                 fits[name] = fit.kind
-                trim.after(_gathered_bytes(self._specs[name]))
+                trim.after(_gathered_bytes(work.spec))
                 _call(on_layer, self._working, name)
                 advance(name)
         return fits
 
+    def _is_changed(self, name: str, source: nn.Module) -> bool:
+        """Whether ``on_layer`` has changed a layer that is still to be fitted."""
+        known = self._as_they_were.get(name)
+        return known is not None and not _same_tensors(_parameters_of(source), known)
+
+    def _metric(self, work: _Work, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Roots of the output metric, of the outputs that stay."""
+        gram = work.square_of(self._data.grams.get(work.spec.name))
+        return metric_roots(gram, work.slimmed.weight_shape[0], device)
+
     def _fit(self, name: str, source: nn.Module, seen: _Gathered | None) -> Fit:
-        spec, setting = self._specs[name], self._settings[name]
+        work = self._work[name]
         if seen is None:
             return self._fit_shared(name, source)
         if not seen.joint.n_rows:
@@ -412,9 +589,8 @@ class _Builder:
                     text="no calibration sample reached it; its factors come from the weights alone",
                 )
             )
-            return _fit_weights(spec, setting, source)
+            return _fit_weights(work, source)
         weight = dense_weight(source)
-        root, inverse_root = metric_roots(self._data.grams.get(name), len(weight), weight.device)
         moments = seen.joint.moments()
         cross, mean_out = seen.joint.cross()
         sample = Sample(
@@ -425,26 +601,52 @@ class _Builder:
             rows=_joined(seen.rows, None),
             clipping=seen.clipping,
         )
-        n_rows, width = seen.joint.n_rows, row_width(spec)
+        targets = self._targets(work, weight, seen, moments, cross)
+        if work.columns is not None and not self._is_changed(name, source):
+            targets = self._narrowed_targets(work, seen, moments, cross)
+        return self._with_planned_bias(best_fit(work.slimmed, work.setting, sample, weight, targets), source)
+
+    def _targets(
+        self, work: _Work, weight: Tensor, seen: _Gathered, moments: Moments, cross: Tensor
+    ) -> Iterator[tuple[str, Target]]:
+        """What a layer that reads as many inputs as before may be fitted to."""
+        n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
+        root, inverse_root = self._metric(work, weight.device)
         ridge = ridge_of(n_rows, width)
         is_joint = seen.moved and self._data.sequential
+        base = moments if is_joint or not seen.moved else seen.own.moments()
+        for value in _ridges(ridge, n_rows, width):
+            dense = least_squares_weight(weight, cross, moments, ridge=value) if is_joint else weight
+            yield (
+                "sequential" if self._data.sequential else "independent",
+                Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
+            )
+        if is_joint and seen.own.n_rows:
+            alone = seen.own.moments()
+            yield (
+                "independent",
+                Target(dense=weight, moments=alone, root=root, inverse_root=inverse_root, ridge=ridge),
+            )
 
-        def targets() -> Iterator[tuple[str, Target]]:
-            base = moments if is_joint or not seen.moved else seen.own.moments()
-            for value in _ridges(ridge, n_rows, width):
-                dense = least_squares_weight(weight, cross, moments, ridge=value) if is_joint else weight
-                yield (
-                    "sequential" if self._data.sequential else "independent",
-                    Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
-                )
-            if is_joint and seen.own.n_rows:
-                alone = seen.own.moments()
-                yield (
-                    "independent",
-                    Target(dense=weight, moments=alone, root=root, inverse_root=inverse_root, ridge=ridge),
-                )
-
-        return self._with_planned_bias(best_fit(spec, setting, sample, weight, targets()), source)
+    def _narrowed_targets(
+        self, work: _Work, seen: _Gathered, moments: Moments, cross: Tensor
+    ) -> Iterator[tuple[str, Target]]:
+        """What a layer that lost columns may be fitted to; more ridge trusts the old inputs more."""
+        n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
+        full = work.rows_of(dense_weight(self._original_layers[work.spec.name]))
+        root, inverse_root = self._metric(work, full.device)
+        own = seen.own.moments()
+        for value in _ridges(ridge_of(n_rows, width), n_rows, width):
+            prior, alone = narrowed_weight(full, own, work.columns, ridge=value)
+            if not self._data.sequential:
+                target = Target(dense=prior, moments=alone, root=root, inverse_root=inverse_root, ridge=value)
+                yield "independent", target
+                continue
+            dense = least_squares_weight(prior, cross, moments, ridge=value)
+            yield (
+                "sequential",
+                Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value),
+            )
 
     def _with_planned_bias(self, fit: Fit, source: nn.Module) -> Fit:
         """A plan made without data counts no bias where the layer has none."""
@@ -453,42 +655,54 @@ class _Builder:
 
     def _fit_shared(self, name: str, source: nn.Module) -> Fit:
         """A layer that is called several times: one pair for all calls, fitted to the original's inputs."""
-        spec, setting, moments = self._specs[name], self._settings[name], self._shared[name]
-        weight = dense_weight(source)
-        root, inverse_root = metric_roots(self._data.grams.get(name), len(weight), weight.device)
-        ridge = ridge_of(moments.n_rows, row_width(spec))
-        target = Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
-        pair = fit_pair(spec, setting.form, setting.rank, target, alternations=ALTERNATIONS)
-        mean_out = weight @ moments.mean + _bias_of(source, weight)
-        bias = mean_out - effective_weight(spec, pair) @ moments.mean
-        return self._with_planned_bias(Fit(pair=pair, bias=bias, kind="independent"), source)
+        work, moments = self._work[name], self._shared[name]
+        original = self._original_layers[name]
+        full = work.rows_of(dense_weight(original))
+        bias = work.rows_of(_bias_of(original, dense_weight(original)))
+        mean_out = full @ moments.mean + bias
+        ridge = ridge_of(moments.n_rows, row_width(work.slimmed))
+        dense = full
+        if work.columns is not None:
+            dense, moments = narrowed_weight(full, moments, work.columns, ridge=ridge)
+        root, inverse_root = self._metric(work, full.device)
+        target = Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
+        sample = Sample(
+            moments=moments, cross=dense, mean_out=mean_out, held_out=None, rows=None, clipping=None
+        )
+        fit = best_fit(work.slimmed, work.setting, sample, dense, [("independent", target)])
+        return self._with_planned_bias(fit, source)
 
     def _gather(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> _Gathered | None:
         """Rows of a layer, in the original and in the new model; None where all its calls share moments."""
         if name in self._shared:
             return None
-        spec = self._specs[name]
+        work = self._work[name]
+        spec, n_out = work.spec, work.slimmed.weight_shape[0]
         original = self._original_layers[name]
-        width, n_out, keep = row_width(spec), spec.weight_shape[0], keeps_rows(spec)
+        keep = keeps_rows(spec)
         # A layer that on_layer changed is fitted to its own, changed output, whatever follows.
-        is_changed = not _same_parameters(source, original)
+        is_changed = self._is_changed(name, source)
+        width, width_own = row_width(work.slimmed), row_width(work.slimmed if is_changed else spec)
         tail = Tail() if is_changed else self._tails.get(name, Tail())
-        gains, offset = (part.to(dense_weight(source).device) for part in self._affine(tail.norm))
+        device = dense_weight(source).device
+        gains, offset = (work.rows_of(part.to(device)) for part in self._affine(tail.norm))
         clipping = None
         if tail.bounds is not None:
             clipping = Clipping(gains=gains.expand(n_out), low=tail.bounds[0], high=tail.bounds[1])
         seen = _Gathered(
-            own=MomentSums(width, keep_rows=keep),
+            own=MomentSums(width_own, keep_rows=keep),
             joint=MomentSums(width, keep_rows=keep, other_width=n_out),
             clipping=clipping,
+            # Other columns are another input.
+            moved=work.columns is not None,
         )
         # With rows in plenty a fit to the original's inputs has nothing to win.
-        needs_own = not self._data.sequential or self._is_scarce(spec)
+        needs_own = not self._data.sequential or self._is_scarce(spec) or work.columns is not None
         limit = min(max(_CLIPPED_ROWS, 8 * width), _CLIPPED_BYTES // (4 * (width + 2 * n_out)))
         step = max(1, row_cap(spec) // max(limit, 1))
         for number, ((batch, is_held_out), here) in enumerate(zip(self._batches, reached, strict=True)):
             x, x_hat = here.x, here.x_hat
-            if x is None or x_hat is None or x.shape != x_hat.shape:
+            if x is None or x_hat is None or not _same_places(spec, x, x_hat):
                 continue
             generator = torch.Generator().manual_seed(
                 layer_seed(self._data.seed, self._index[name], number, 0)
@@ -496,14 +710,12 @@ class _Builder:
             positions = draw_positions(spec, x, self._wanted(spec, batch), generator, token_mask(batch))
             rows = input_rows(original, spec, x, positions).float()
             rows_hat = input_rows(original, spec, x_hat, positions).float()
-            weight = dense_weight(source if is_changed else original).float()
-            wanted = (rows_hat if is_changed else rows) @ weight.T
-            wanted = wanted + _bias_of(source if is_changed else original, weight)
+            wanted = self._wanted_outputs(work, source if is_changed else None, rows, rows_hat)
             offsets = offset.expand_as(wanted)
             if tail.shortcut is not None and here.shortcut is not None and here.shortcut_hat is not None:
                 places = positions.to(wanted.device)
                 added = output_rows(spec, here.shortcut_hat)[places].float()
-                lost = output_rows(spec, here.shortcut)[places].float() - added
+                lost = work.last_of(output_rows(spec, here.shortcut)[places].float()) - added
                 # What the shortcut lost so far, in units of the layer's output; channels that hardly reach
                 # the sum cannot make up for it.
                 wanted = wanted + torch.where(reaching(gains.expand(n_out)), lost / gains, 0.0)
@@ -516,13 +728,19 @@ class _Builder:
             if is_held_out:
                 seen.held_out.append(here_rows)
                 continue
-            seen.moved = seen.moved or not torch.equal(rows, rows_hat)
-            if needs_own:
-                seen.own.add(rows_hat if is_changed else rows)
-            seen.joint.add(rows_hat, wanted)
-            if clipping is not None:
-                seen.rows.append(_every(here_rows, step))
+            seen.add(rows_hat if is_changed else rows, here_rows, with_own=needs_own, step=step)
         return seen
+
+    def _wanted_outputs(
+        self, work: _Work, changed: nn.Module | None, rows: Tensor, rows_hat: Tensor
+    ) -> Tensor:
+        """Outputs of the original, those that stay; of the changed layer itself where there is one."""
+        if changed is not None:
+            weight = dense_weight(changed).float()
+            return rows_hat @ weight.T + _bias_of(changed, weight)
+        original = self._original_layers[work.spec.name]
+        weight = dense_weight(original).float()
+        return work.last_of(rows @ weight.T + _bias_of(original, weight))
 
     def _is_scarce(self, spec: LayerSpec) -> bool:
         """Whether fewer rows reach a layer than a fit to moving inputs wants."""
@@ -531,6 +749,14 @@ class _Builder:
     def _wanted(self, spec: LayerSpec, batch: Batch) -> int:
         share = batch.n_samples / max(self._n_fit, 1)
         return min(rows_wanted(spec, share), row_cap(spec))
+
+
+def _same_places(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
+    """Whether two inputs of a layer differ in their channels alone."""
+    channel = x.ndim - 1 if spec.kind == "linear" else x.ndim - 1 - len(spec.kernel)
+    return x.ndim == x_hat.ndim and all(
+        a == b for dim, (a, b) in enumerate(zip(x.shape, x_hat.shape, strict=True)) if dim != channel
+    )
 
 
 def _gathered_bytes(spec: LayerSpec) -> int:
@@ -556,9 +782,15 @@ def _checked(layer: nn.Module, spec: LayerSpec) -> nn.Module:
     return layer
 
 
-def _same_parameters(layer: nn.Module, other: nn.Module) -> bool:
-    own, others = list(layer.parameters()), list(other.parameters())
-    return len(own) == len(others) and all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+def _parameters_of(layer: nn.Module) -> list[Tensor]:
+    """Copies of the parameters."""
+    return [parameter.detach().clone() for parameter in layer.parameters()]
+
+
+def _same_tensors(own: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(own) == len(others) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(own, others, strict=True)
+    )
 
 
 def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
@@ -567,11 +799,15 @@ def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
     return (least, *larger[:1]) if n_rows >= _ENOUGH_ROWS * width else (least, *larger)
 
 
-def _fit_weights(spec: LayerSpec, setting: Setting, layer: nn.Module) -> Fit:
-    weight = dense_weight(layer)
-    pair = fit_pair(spec, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS)
+def _fit_weights(work: _Work, layer: nn.Module) -> Fit:
+    weight, setting = dense_weight(layer), work.setting
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
-    return Fit(pair=pair, bias=bias, kind="weights")
+    if setting is None:
+        return Fit(factors=weight, bias=bias, kind="weights")
+    pair = fit_pair(
+        work.slimmed, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS
+    )
+    return Fit(factors=pair, bias=bias, kind="weights")
 
 
 def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
@@ -580,19 +816,27 @@ def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
     return like.new_zeros(len(like))
 
 
-def _install(model: nn.Module, name: str, spec: LayerSpec, source: nn.Module, fit: Fit) -> None:
+def _install(model: nn.Module, name: str, work: _Work, source: nn.Module, fit: Fit) -> None:
+    if work.setting is None:
+        _fill(source, work, source, fit)
+        return
     container = nn.Sequential(source)
-    _fill(container, spec, source, fit)
+    _fill(container, work, source, fit)
     replace_module(model, name, container)
 
 
-def _fill(container: nn.Module, spec: LayerSpec, source: nn.Module, fit: Fit) -> None:
-    if not isinstance(container, nn.Sequential):
-        raise TypeError(f"{spec.name} is a {type(container).__name__}, not the container that was put there")
-    first, second = build_pair(spec, source, fit.pair, fit.bias)
-    container[0] = first
-    container.append(second)
-    container.train(source.training)
+def _fill(place: nn.Module, work: _Work, source: nn.Module, fit: Fit) -> None:
+    """Puts a fit where its layer is: new values, or a pair in the container around it."""
+    name = work.spec.name
+    if isinstance(fit.factors, Tensor):
+        set_weights(source, fit.factors, fit.bias)
+        return
+    if not isinstance(place, nn.Sequential):
+        raise TypeError(f"{name} is a {type(place).__name__}, not the container that was put there")
+    first, second = build_pair(work.slimmed, source, fit.factors, fit.bias)
+    place[0] = first
+    place.append(second)
+    place.train(source.training)
 
 
 def _call(on_layer: OnLayer | None, model: nn.Module, name: str) -> None:
@@ -606,14 +850,17 @@ _KINDS = ("sequential", "independent", "weights")
 
 
 def _to_journal(fit: Fit) -> Mapping[str, Tensor]:
-    tensors = {
-        "first": fit.pair.first,
-        "second": fit.pair.second,
-        "kind": torch.tensor(_KINDS.index(fit.kind)),
-    }
+    tensors = {"kind": torch.tensor(_KINDS.index(fit.kind))}
+    if isinstance(fit.factors, Tensor):
+        tensors["weight"] = fit.factors
+    else:
+        tensors |= {"first": fit.factors.first, "second": fit.factors.second}
     return tensors if fit.bias is None else tensors | {"bias": fit.bias}
 
 
-def _from_journal(tensors: Mapping[str, Tensor], setting: Setting) -> Fit:
+def _from_journal(tensors: Mapping[str, Tensor], setting: Setting | None) -> Fit:
+    kind = _KINDS[int(tensors["kind"])]
+    if setting is None:
+        return Fit(factors=tensors["weight"], bias=tensors.get("bias"), kind=kind)
     pair = Pair(form=setting.form, first=tensors["first"], second=tensors["second"])
-    return Fit(pair=pair, bias=tensors.get("bias"), kind=_KINDS[int(tensors["kind"])])
+    return Fit(factors=pair, bias=tensors.get("bias"), kind=kind)

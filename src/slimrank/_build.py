@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slimrank._apply import Data, OnLayer, apply_plan
+from slimrank._apply import Data, OnLayer, apply_plan, work_of
+from slimrank._opened import Opened, Options, restored_copy
 from slimrank._result import Result
-from slimrank._survey import Opened, Options, restored_copy
 from slimrank.calibrate import measure_divergence
+from slimrank.cost import pair_cost, slimmed_spec
 from slimrank.deploy import Store
 from slimrank.graph import OutputChoice, count_by_module, eval_mode, pick_outputs, run, stored
 from slimrank.plan import Plan, ratio_of
@@ -73,7 +74,7 @@ def build_result(
     journal = None
     if session.run_dir is not None and on_layer is None:
         journal = _Journal(session.run_dir, plan, sequential, session.fingerprint)
-    with phases.phase("apply", len(plan.settings)) as advance:
+    with phases.phase("apply", len(work_of(plan))) as advance:
         applied = apply_plan(
             restored_copy(opened),
             plan,
@@ -87,6 +88,7 @@ def build_result(
         with eval_mode(applied.model):
             after, by_module, _ = count_by_module(applied.model, opened.captured.sample)
         advance(1)
+    plan = applied.plan
     layers = _layer_results(plan, opened.captured.layers, applied.fits, curves, applied.model, by_module)
     return Result(
         model=applied.model,
@@ -148,7 +150,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     Returns:
         The result; its notes say that there were no data.
     """
-    with phases.phase("apply", len(plan.settings)) as advance:
+    with phases.phase("apply", len(work_of(plan))) as advance:
         applied = apply_plan(
             model, plan, data=None, on_layer=on_layer, journal=None, advance=lambda _name: advance(1)
         )
@@ -240,29 +242,53 @@ def _layer_results(
     results = []
     for spec in layers:
         before = Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
-        setting = plan.settings.get(spec.name)
-        if setting is None:
+        setting, slimmed = plan.settings.get(spec.name), _slimmed_text(plan, spec)
+        if setting is None and slimmed is None:
             reason = spec.reason or "left alone by the plan"
             results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))
             continue
-        params, n_bytes = stored(model.get_submodule(spec.name))
-        macs = None if macs_by_module is None else macs_by_module.get(spec.name, 0)
-        planned = replace(plan, steps=(replace(plan.steps[-1], layers={spec.name: (setting,)}),)).after
         results.append(
             LayerResult(
                 name=spec.name,
                 before=before,
-                after=Cost(
-                    macs=before.macs - (plan.before.macs - planned.macs) if macs is None else macs,
-                    params=params,
-                    bytes=n_bytes,
-                ),
+                after=_cost_of(plan, spec, model, macs_by_module),
                 setting=setting,
-                damage=damages.get((spec.name, setting.form, setting.rank)),
+                slimmed=slimmed,
+                damage=None if setting is None else damages.get((spec.name, setting.form, setting.rank)),
                 fit=fits.get(spec.name),
             )
         )
     return tuple(results)
+
+
+def _slimmed_text(plan: Plan, spec: LayerSpec) -> str | None:
+    """What became of a layer's channels; None where all stayed."""
+    step = plan.steps[-1]
+    block = next((name for name in step.dropped if spec.name.startswith(f"{name}.")), None)
+    if block is not None:
+        return f"gone with {block}"
+    after = slimmed_spec(spec, step.structure.channels, step.groups)
+    if after.weight_shape == spec.weight_shape:
+        return None
+    parts = zip(("outputs", "inputs"), spec.weight_shape, after.weight_shape, strict=False)
+    return ", ".join(f"{old} -> {new} {word}" for word, old, new in parts if old != new)
+
+
+def _cost_of(plan: Plan, spec: LayerSpec, model: nn.Module, macs_by_module: Mapping[str, int] | None) -> Cost:
+    """Cost of what stands in a layer's place: params stored, MACs counted or else from shapes."""
+    try:
+        params, n_bytes = stored(model.get_submodule(spec.name))
+    except AttributeError:
+        # It went with its block.
+        return Cost(macs=0, params=0, bytes=0)
+    if macs_by_module is not None:
+        return Cost(macs=macs_by_module.get(spec.name, 0), params=params, bytes=n_bytes)
+    step, setting = plan.steps[-1], plan.settings.get(spec.name)
+    slimmed = slimmed_spec(spec, step.structure.channels, step.groups)
+    if setting is None:
+        return Cost(macs=slimmed.macs, params=params, bytes=n_bytes)
+    pair = pair_cost(slimmed, setting.form, setting.rank, has_bias=plan.has_bias or spec.has_bias)
+    return Cost(macs=pair.macs, params=params, bytes=n_bytes)
 
 
 class _Journal:
@@ -271,12 +297,13 @@ class _Journal:
     def __init__(self, run_dir: Path, plan: Plan, sequential: bool, fingerprint: Mapping[str, str]) -> None:
         text = (
             repr([(name, setting) for name, setting in plan.settings.items()])
+            + repr((sorted(plan.groups.items()), plan.dropped))
             + str(sequential)
             + repr(sorted(fingerprint.items()))
         )
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._store = Store(run_dir / "apply" / key)
-        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(plan.settings)}
+        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(work_of(plan))}
 
     def load(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of a layer that was fitted before."""

@@ -29,7 +29,7 @@ from slimrank.calibrate import LikelihoodChoice
 from slimrank.demo import run_demo
 from slimrank.deploy import Json
 from slimrank.graph import OutputChoice
-from slimrank.plan import read_settings
+from slimrank.plan import SettingLike, read_settings
 from slimrank.records import METRICS, Cost, Measurement, Method, Metric
 from slimrank.report import render_plan
 
@@ -229,7 +229,7 @@ _budget_options = _together(
         "--multiple-of",
         multiple=True,
         metavar="N|GLOB=N",
-        help="Ranks are multiples of N; per layer with GLOB=N, the first match wins.",
+        help="Ranks and widths are multiples of N; per layer or group with GLOB=N, the first match wins.",
     ),
 )
 
@@ -269,12 +269,19 @@ def demo(out: Path, macs: float, quiet: bool) -> _Answer:
 @click.argument("batches")
 @click.option("--out", "run_dir", type=_existing, required=True, help="Directory of the study; resumed.")
 @_study_options
+@click.option("--groups", "with_groups", is_flag=True, help="Also show the channel groups.")
 @_after
 @_quiet
 def study(
-    model: str, batches: str, run_dir: Path, after: Path | None, quiet: bool, **options: Unpack[_StudyText]
+    model: str,
+    batches: str,
+    run_dir: Path,
+    with_groups: bool,
+    after: Path | None,
+    quiet: bool,
+    **options: Unpack[_StudyText],
 ) -> _Answer:
-    """Measure what every layer of MODEL can lose on BATCHES.
+    """Measure what every layer and channel group of MODEL can lose on BATCHES.
 
     All of it is kept in --out as it is measured: a command that was stopped goes on where it was.
     """
@@ -300,13 +307,16 @@ def study(
         "before": _cost_facts(measured.before),
         "unit": measured.unit,
         "layers": layers,
+        **_channel_facts(measured),
         "notes": [str(note) for note in measured.notes],
         "seconds": dict(measured.seconds),
     }
-    text = (
-        f"{measured.summary()}\nKept in {run_dir}. Next: slimrank plan {run_dir} --macs 0.5 --out plan.json"
-    )
-    return _Answer(text=text, facts=facts)
+    parts = [
+        measured.summary(),
+        *([measured.groups()] if with_groups else []),
+        f"Kept in {run_dir}. Next: slimrank plan {run_dir} --macs 0.5 --out plan.json",
+    ]
+    return _Answer(text="\n".join(parts), facts=facts)
 
 
 @cli.command()
@@ -343,7 +353,7 @@ def plan(
     out: Path | None,
     **budgets: Unpack[_Budgets],
 ) -> _Answer:
-    """Choose a rank for every layer under a budget, from the study in DIR.
+    """Choose ranks, channels and blocks under a budget, from the study in DIR.
 
     Needs no model and takes under a second.
     """
@@ -389,6 +399,8 @@ def plan(
         "score_loss": chosen.score_loss,
         "gap": chosen.gap,
         "settings": settings,
+        "groups": {name: list(kept) for name, kept in chosen.groups.items()},
+        "dropped": list(chosen.dropped),
         "diff": difference,
     }
     parts = [
@@ -416,8 +428,20 @@ def _manual_plan(
     """The settings of a file, over those of another plan where one is given."""
     if base is None:
         return sr.Plan.manual(measured, manual, multiple_of=multiple_of)
-    settings = {**sr.Plan.load(base).settings, **read_settings(manual)}
+    settings = {**_as_settings(sr.Plan.load(base)), **read_settings(manual)}
     return sr.Plan.manual(measured, settings, multiple_of=multiple_of)
+
+
+def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:
+    """All that a plan does, as ``Plan.manual`` takes it."""
+    settings: dict[str, SettingLike] = dict(chosen.settings)
+    for name, kept in chosen.groups.items():
+        width = ("channel_pruning", {"channels_kept": kept})
+        pair = chosen.settings.get(name)
+        settings[name] = width if pair is None else (pair, width)
+    for block in chosen.dropped:
+        settings[block] = "drop"
+    return settings
 
 
 @cli.command()
@@ -835,6 +859,7 @@ def _result_facts(result: sr.Result, out: Path, measurements: Sequence[Measureme
             "before": _cost_facts(layer.before),
             "after": _cost_facts(layer.after),
             "setting": None if layer.setting is None else asdict(layer.setting),
+            "slimmed": layer.slimmed,
             "damage": layer.damage,
             "fit": layer.fit,
             "reason": layer.reason,
@@ -855,6 +880,34 @@ def _result_facts(result: sr.Result, out: Path, measurements: Sequence[Measureme
         "notes": [str(note) for note in result.notes],
         "seconds": dict(result.seconds),
     }
+
+
+def _channel_facts(measured: sr.Study) -> dict[str, Json]:
+    channels = measured.structure.channels
+    damages = {one.block: one.damage for one in measured.block_damages}
+    groups: list[Json] = [
+        {
+            "name": group.name,
+            "units": group.units,
+            "unit_width": group.unit_width,
+            "producers": list(group.producers),
+            "consumers": list(group.consumers),
+            "sizes": [list(size) for size in group.sizes],
+            "reason": group.reason,
+        }
+        for group in channels.groups.values()
+    ]
+    blocks: list[Json] = [
+        {
+            "name": block.name,
+            "macs": block.macs,
+            "params": block.params,
+            "bytes": block.bytes,
+            "damage": damages.get(block.name),
+        }
+        for block in channels.blocks.values()
+    ]
+    return {"groups": groups, "blocks": blocks}
 
 
 def _cost_facts(cost: Cost) -> dict[str, Json]:

@@ -10,9 +10,10 @@ from torch import nn
 from slimrank._apply import OnLayer, check_on_layer
 from slimrank._build import Session, build_from_weights, build_result, measured_from
 from slimrank._errors import BudgetError
+from slimrank._opened import Options, check_options, open_data
 from slimrank._result import Result
 from slimrank._study import Inputs, Study, check_model, check_plan, study
-from slimrank._survey import Options, check_options, gather_gradients, open_data
+from slimrank._survey import gather_gradients
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.deploy import load_artifact
 from slimrank.graph import OutputChoice, check_weights, describe_layers, outside_inference_mode
@@ -141,8 +142,8 @@ def compress(
         macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
         params: keep ratio of the params.
         bytes: keep ratio of the bytes.
-        compete: also build the single-method and the uniform plan, and return the best; False builds the
-            optimal plan.
+        compete: also build the single-method, the factors-only and the uniform plan, and return the best;
+            False builds the optimal plan.
         multiple_of: as in ``Study.plan``.
         on_layer: as in ``Study.apply``; called for every plan that competes.
         inputs: as in ``slimrank.study``.
@@ -207,7 +208,10 @@ def compress(
     plans = {"optimal": planned("optimal", None)}
     notes: list[Note] = []
     if compete:
-        applying = [method for method in measured.methods if any(c.method == method for c in measured.curves)]
+        found = {curve.method for curve in measured.curves}
+        if measured.group_curves or measured.block_damages:
+            found.add("channel_pruning")
+        applying = [method for method in measured.methods if method in found]
         rivals, notes = _rival_plans(applying, planned, plans["optimal"])
         plans |= rivals
     return _best_of(measured, plans, notes, on_layer)
@@ -218,7 +222,7 @@ def _rival_plans(
     planned: Callable[[Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
     optimal: Plan,
 ) -> tuple[dict[str, Plan], list[Note]]:
-    """The uniform and the single-method plans, where they differ; notes on those out of reach."""
+    """The uniform, the single-method and the factors-only plans, where they differ; notes on the others."""
     plans: dict[str, Plan] = {}
     notes: list[Note] = []
     asked: list[tuple[str, Literal["optimal", "uniform"], Sequence[Method] | None]] = [
@@ -226,15 +230,22 @@ def _rival_plans(
     ]
     if len(methods) > 1:
         asked += [(f"optimal, {method} only", "optimal", (method,)) for method in methods]
+    pairs = tuple(method for method in methods if method != "channel_pruning")
+    if 1 < len(pairs) < len(methods):
+        asked.append((f"optimal, {' and '.join(pairs)}", "optimal", pairs))
     for label, select, only in asked:
         try:
             plan = planned(select, only)
         except BudgetError as error:
             notes.append(Note(where="compete", text=f"{label}: out of reach ({str(error).split(';')[0]})"))
             continue
-        if all(plan.settings != other.settings for other in (optimal, *plans.values())):
+        if all(_content(plan) != _content(other) for other in (optimal, *plans.values())):
             plans[label] = plan
     return plans, notes
+
+
+def _content(plan: Plan) -> tuple[object, ...]:
+    return plan.settings, plan.groups, plan.dropped
 
 
 def _best_of(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer's pair, chosen and refined by its error on held-out rows."""
+"""One layer's factors or weight, chosen and refined by the error on held-out rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,14 +22,18 @@ class Fit:
     """A fitted layer.
 
     Attributes:
-        pair: the factors.
-        bias: (O,) float64 of the second; None for none.
+        factors: the pair that takes its place, or the (O, D) float64 weight of a layer that stays one.
+        bias: (O,) float64, of the second factor of a pair; None for none.
         kind: "sequential", "independent" or "weights".
     """
 
-    pair: Pair
+    factors: Pair | Tensor
     bias: Tensor | None
     kind: str
+
+    def weight(self, spec: LayerSpec) -> Tensor:
+        """The (O, D) float64 weight that the factors stand for."""
+        return self.factors if isinstance(self.factors, Tensor) else effective_weight(spec, self.factors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,13 +73,17 @@ class Sample:
 
 
 def best_fit(
-    spec: LayerSpec, setting: Setting, sample: Sample, weight: Tensor, targets: Iterable[tuple[str, Target]]
+    spec: LayerSpec,
+    setting: Setting | None,
+    sample: Sample,
+    weight: Tensor,
+    targets: Iterable[tuple[str, Target]],
 ) -> Fit:
     """The target whose pair has the lowest error on held-out rows, refined as far as that holds there too.
 
     Args:
         spec: the layer.
-        setting: form and rank.
+        setting: form and rank; None to keep the layer in one piece.
         sample: what the layer is fitted to.
         weight: (O, D) float64, of the layer.
         targets: kind and target, one after the other: each holds moments and their decompositions.
@@ -99,9 +107,10 @@ def best_fit(
     if best is None:
         raise OptionError(f"layer {spec.name!r}: there is nothing to fit to")
     error, fit, target = best
-    refined = fitted(fit.kind, target, ALTERNATIONS)
-    if _error(spec, sample.held_out, refined, target.root) <= error:
-        fit = refined
+    if setting is not None:
+        refined = fitted(fit.kind, target, ALTERNATIONS)
+        if _error(spec, sample.held_out, refined, target.root) <= error:
+            fit = refined
     if sample.clipping is None or sample.rows is None:
         return fit
     return _clipped_fit(spec, setting, sample, sample.rows, sample.clipping, weight, fit, target)
@@ -109,16 +118,18 @@ def best_fit(
 
 def _fitted(
     spec: LayerSpec,
-    setting: Setting,
+    setting: Setting | None,
     kind: str,
     target: Target,
     mean_in: Tensor,
     mean_out: Tensor,
     alternations: int,
 ) -> Fit:
-    """A pair for the target, and the bias that maps the mean of the inputs to the wanted mean."""
+    """Factors for the target, and the bias that maps the mean of the inputs to the wanted mean."""
+    if setting is None:
+        return Fit(factors=target.dense, bias=mean_out - target.dense @ mean_in, kind=kind)
     pair = fit_pair(spec, setting.form, setting.rank, target, alternations=alternations)
-    return Fit(pair=pair, bias=mean_out - effective_weight(spec, pair) @ mean_in, kind=kind)
+    return Fit(factors=pair, bias=mean_out - effective_weight(spec, pair) @ mean_in, kind=kind)
 
 
 def _error(
@@ -136,13 +147,13 @@ def _error(
 
 
 def _predicted(spec: LayerSpec, rows: Rows, fit: Fit) -> Tensor:
-    predicted = rows.inputs @ effective_weight(spec, fit.pair).float().T
+    predicted = rows.inputs @ fit.weight(spec).float().T
     return predicted if fit.bias is None else predicted + fit.bias.float()
 
 
 def _clipped_fit(
     spec: LayerSpec,
-    setting: Setting,
+    setting: Setting | None,
     sample: Sample,
     rows: Rows,
     clipping: Clipping,

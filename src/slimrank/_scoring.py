@@ -13,11 +13,13 @@ from numbers import Real
 import numpy as np
 from torch import Tensor, nn
 
+from slimrank._anchors import independent_pair
 from slimrank._build import Session
 from slimrank._errors import OptionError, UnknownNameError
 from slimrank._study import Study, session_of
-from slimrank._survey import chunks_of, independent_pair, target_of
+from slimrank._survey import chunks_of, target_of
 from slimrank.calibrate import collect_moments
+from slimrank.cost import FORMS
 from slimrank.graph import outside_inference_mode, quiet_copy
 from slimrank.methods import Target, dense_weight, weights_target
 from slimrank.plan import listed, nearest
@@ -150,7 +152,7 @@ def measure_scores(
 
 def _methods(study: Study, methods: Sequence[Method] | None) -> tuple[Method, ...]:
     if methods is None:
-        return study.methods
+        return tuple(method for method in study.methods if method in FORMS)
     if isinstance(methods, str) or not methods:
         raise OptionError(
             f"methods={methods!r} names no method; give a tuple such as ({study.methods[0]!r},)"

@@ -10,9 +10,9 @@ from torch import nn
 
 from slimrank._build import Session, measured_from
 from slimrank._errors import BudgetError, OptionError, StudyError
+from slimrank._opened import restored_copy
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study
-from slimrank._survey import restored_copy
 from slimrank.graph import Batch, eval_mode
 from slimrank.plan import Plan, ratio_of
 from slimrank.records import Method, Metric, Note

@@ -14,16 +14,10 @@ from torch import Tensor, nn
 from slimrank._apply import OnLayer, check_on_layer
 from slimrank._build import Session, build_result
 from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
+from slimrank._group_survey import read_group_curves, write_groups
+from slimrank._opened import Opened, Options, check_options, open_data
 from slimrank._result import Result
-from slimrank._survey import (
-    Opened,
-    Options,
-    check_options,
-    measure,
-    open_data,
-    read_curves,
-    write_curves,
-)
+from slimrank._survey import measure, read_curves, write_curves
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.deploy import (
     Json,
@@ -44,14 +38,15 @@ from slimrank.graph import (
 )
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, PlanSource, Step, Structure, check_structure, plan_on, structure_of
-from slimrank.records import Cost, Curve, LayerSpec, Method, Metric, Note
-from slimrank.report import Phases, render_layers, render_study_html
+from slimrank.records import BlockDamage, Cost, Curve, GroupCurve, LayerSpec, Method, Metric, Note
+from slimrank.report import Phases, render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
 
 FORMAT = 1
 _STUDY, _UNTOUCHED, _RUN = "study.json", "untouched_plan.json", "run.json"
 _PREVIOUS = "previous_plan.json"
+_CURVES = ("curves-*", "group-*", "blocks.safetensors")
 Inputs = Callable[[object], object] | None
 
 
@@ -66,6 +61,8 @@ class Study:
         before: counted cost of the model, for one sample.
         has_bias: whether pairs carry a bias even where the layer has none (it absorbs the mean).
         curves: cost and damage by rank, per layer and form.
+        group_curves: damage by the channels that stay, per channel group.
+        block_damages: damage of replacing a block by the identity.
         methods: the methods that were measured.
         grams: second moments of output gradients, (C_out, C_out) by layer.
         unit: of damage.
@@ -86,6 +83,8 @@ class Study:
     seconds: Mapping[str, float]
     fingerprint: Mapping[str, str]
     previous: Plan | None = None
+    group_curves: tuple[GroupCurve, ...] = ()
+    block_damages: tuple[BlockDamage, ...] = ()
     _session: Session | None = None
 
     @property
@@ -104,6 +103,10 @@ class Study:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
         notes = "\n".join(f"- {note}" for note in self.notes)
         return render_layers(self.layers, self.before) + (f"\n{notes}\n" if notes else "")
+
+    def groups(self) -> str:
+        """A table of all channel groups: units, who makes and reads them, or why they stay."""
+        return render_groups(self.structure.channels, self.group_curves, self.block_damages)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Writes the layers as one self-contained HTML page.
@@ -248,9 +251,7 @@ class Study:
         check_structure(plan, self.structure, step=-1)
         earlier = self.previous.steps if self.previous else ()
         found = plan.steps[:-1]
-        if [(step.structure.sha256, step.settings) for step in found] != [
-            (step.structure.sha256, step.settings) for step in earlier
-        ]:
+        if [_content(step) for step in found] != [_content(step) for step in earlier]:
             raise PlanError(
                 f"plan: {len(found)} steps come before its last one, and they are not the {len(earlier)} "
                 "that made the model of this study; use slimrank.apply(model, plan, batches) on the original"
@@ -274,7 +275,7 @@ class Study:
             for name in (
                 "gradients.safetensors",
                 _PREVIOUS,
-                *(path.name for path in store.root.glob("curves-*")),
+                *(path.name for kind in _CURVES for path in store.root.glob(kind)),
             ):
                 store.remove(name)
         store.write_json(_RUN, dict(self.fingerprint))
@@ -284,6 +285,7 @@ class Study:
         if self.previous is not None:
             self.previous.save(store.root / _PREVIOUS)
         write_curves(store, self.layers, self.curves)
+        write_groups(store, self.structure.channels, self.group_curves, self.block_damages)
         store.write_tensors("gradients.safetensors", self.grams)
         kept: str | None = "the study has no data"
         if self._session is not None:
@@ -346,6 +348,7 @@ class Study:
             )
         untouched = Plan.load(store.root / _UNTOUCHED)
         structure = untouched.steps[0].structure
+        group_curves, block_damages = read_group_curves(store, structure.channels)
         fingerprint = {str(key): str(value) for key, value in _object(facts, "fingerprint").items()}
         study = cls(
             structure=structure,
@@ -365,6 +368,8 @@ class Study:
             },
             fingerprint=fingerprint,
             previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
+            group_curves=group_curves,
+            block_damages=block_damages,
         )
         if model is None:
             return study
@@ -521,10 +526,12 @@ def study(
         fingerprint=fingerprint,
     )
     done = Study(
-        structure=structure_of(measured.layers),
+        structure=structure_of(measured.layers, measured.channels),
         before=opened.captured.before,
         has_bias=options.has_bias,
         curves=measured.curves,
+        group_curves=measured.group_curves,
+        block_damages=measured.block_damages,
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
@@ -537,6 +544,12 @@ def study(
     if store is not None:
         done.save(store.root)
     return done
+
+
+def _content(step: Step) -> tuple[object, ...]:
+    """What a step does, and to what."""
+    groups = sorted((name, tuple(kept)) for name, kept in step.groups.items())
+    return step.structure.sha256, sorted(step.settings.items(), key=repr), groups, step.dropped
 
 
 def _in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
@@ -639,7 +652,7 @@ def _fingerprint(
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     earlier = {}
     if previous is not None:
-        steps = [(step.structure.sha256, sorted(step.settings.items())) for step in previous.steps]
+        steps = [_content(step) for step in previous.steps]
         earlier["previous"] = hashlib.sha256(repr(steps).encode()).hexdigest()
     return earlier | {
         "structure": structure_of(describe_layers(model)).sha256,

@@ -4,129 +4,54 @@
 They are capture, gradients, moments, curves and anchors.
 """
 
-import fnmatch
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import NonFiniteError, OptionError, StudyError, UnknownNameError
+from slimrank._anchors import Anchors
+from slimrank._errors import StudyError
+from slimrank._group_survey import GroupSurvey, measure_groups
+from slimrank._opened import Opened, Options
 from slimrank.calibrate import (
-    Feed,
     GradientOptions,
-    Likelihood,
-    LikelihoodChoice,
     collect_gradients,
     collect_moments,
-    first_batch,
     keeps_rows,
-    measure_divergence,
-    open_feed,
-    read_likelihood,
-    reference_outputs,
     row_cap,
     row_width,
     rows_available,
-    spread,
 )
 from slimrank.cost import forms_of
 from slimrank.deploy import Store
 from slimrank.graph import (
-    Batch,
-    Captured,
+    SKIPPED,
     OutputChoice,
-    Replay,
     Trimmer,
-    capture,
     check_compressible,
-    copy_model,
-    quiet_copy,
-    replace_module,
+    find_blocks,
+    read_groups,
+    try_groups,
+    without_layers,
 )
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
     METHODS,
-    Anchor,
-    Pair,
     Target,
-    anchor_points,
     anchored_curves,
-    build_pair,
     dense_weight,
-    effective_weight,
-    fit_pair,
     layer_curves,
     metric_roots,
     relative_curves,
     weights_target,
 )
-from slimrank.plan import nearest
-from slimrank.records import Curve, Form, LayerSpec, Method, Note
+from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
 from slimrank.report import Phases
 
 _MOMENT_BYTES = 600_000_000
-_ANCHOR_MACS = 6e12
-_MIN_ANCHOR_SAMPLES = 8
-_ANCHOR_ALTERNATIONS = 1
-_REPLAY_BYTES = 500_000_000
-_OUTPUT_BYTES = 250_000_000
 _FEW_ROWS = 10
 _UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the caller asked of a study.
-
-    Attributes:
-        methods: methods to measure.
-        skip: layer-name globs to leave alone.
-        likelihood: how outputs are read, or "auto".
-        fisher: gather output gradients.
-        draws: label-free draws per sample.
-        holdout: share of the samples kept out of fits.
-        data_free: use weights only.
-        seed: of everything drawn.
-    """
-
-    methods: tuple[Method, ...]
-    skip: tuple[str, ...]
-    likelihood: LikelihoodChoice
-    fisher: bool
-    draws: int
-    holdout: float
-    data_free: bool
-    seed: int
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether pairs carry a bias even where the layer has none: it absorbs the mean, which data tell."""
-        return not self.data_free
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Opened:
-    """A model and its data, read but not measured.
-
-    Attributes:
-        original: a private copy in eval mode, as the model was when it was opened.
-        modes: training flag by module name, of the caller's model.
-        trainable: requires_grad by parameter name, of the caller's model.
-        captured: its layers.
-        feed: the samples.
-        likelihood: how outputs are read.
-        notes: what the user should know.
-    """
-
-    original: nn.Module
-    modes: Mapping[str, bool]
-    trainable: Mapping[str, bool]
-    captured: Captured
-    feed: Feed
-    likelihood: Likelihood
-    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,137 +60,21 @@ class Measured:
 
     Attributes:
         layers: as captured, less those that turned out to be out of reach.
+        channels: groups and blocks of the model.
         curves: cost and damage by rank.
+        group_curves: damage by the channels that stay.
+        block_damages: damage of blocks that go.
         grams: output-gradient moments by layer.
         notes: what the user should know.
     """
 
     layers: tuple[LayerSpec, ...]
+    channels: ChannelMap
     curves: tuple[Curve, ...]
+    group_curves: tuple[GroupCurve, ...]
+    block_damages: tuple[BlockDamage, ...]
     grams: Mapping[str, Tensor]
     notes: tuple[Note, ...]
-
-
-def restored_copy(opened: Opened) -> nn.Module:
-    """A copy of the model as the caller gave it: weights, modes and requires_grad of that moment."""
-    model = copy_model(opened.original)
-    for name, module in model.named_modules():
-        module.training = opened.modes[name]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(opened.trainable[name])
-    return model
-
-
-def check_options(options: Options) -> None:
-    """Refuses options outside their values.
-
-    Raises:
-        UnknownNameError: a method that does not exist.
-        OptionError: a number out of range.
-    """
-    if not options.methods:
-        raise OptionError(f"methods is empty; give some of {', '.join(METHODS)}")
-    for method in options.methods:
-        if method not in METHODS:
-            raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, METHODS)}")
-    if not isinstance(options.draws, int) or options.draws < 1:
-        raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")
-    if not isinstance(options.seed, int) or options.seed < 0:
-        raise OptionError(f"seed={options.seed!r}; give a whole number of at least 0")
-    if not isinstance(options.holdout, int | float) or not 0 < options.holdout < 1:
-        raise OptionError(f"holdout={options.holdout!r}; give a share between 0 and 1, such as 0.2")
-
-
-def open_data(
-    model: nn.Module,
-    batches: Iterable[object],
-    inputs: Callable[[object], object] | None,
-    outputs: OutputChoice,
-    options: Options,
-    phases: Phases,
-) -> Opened:
-    """Reads model and data.
-
-    Args:
-        model: the caller's; it is copied.
-        batches: re-iterable.
-        inputs: turns what the loader yields into inputs of the model.
-        outputs: which outputs matter.
-        options: of the study.
-        phases: progress.
-
-    Returns:
-        The opened study.
-
-    Raises:
-        SlimrankError: whatever is wrong with model, data or options; see ``slimrank.study``.
-    """
-    original = quiet_copy(model)
-    batch = first_batch(batches, inputs, original)
-    with phases.phase("capture", 1) as advance:
-        captured = capture(
-            original,
-            batch,
-            methods=options.methods,
-            skip=options.skip,
-            has_bias=options.has_bias,
-            outputs=outputs,
-        )
-        for pattern in options.skip:
-            if not any(
-                spec.reason == "skipped by the caller" and fnmatch.fnmatchcase(spec.name, pattern)
-                for spec in captured.layers
-            ):
-                names = [spec.name for spec in captured.layers]
-                raise UnknownNameError(
-                    f"skip pattern {pattern!r} matches no layer; {nearest(pattern, names)}"
-                )
-        check_compressible(captured.layers, original)
-        feed = open_feed(
-            batches,
-            inputs,
-            original,
-            can_split=captured.can_split,
-            output_elements=captured.output_elements,
-            holdout=options.holdout,
-            seed=options.seed,
-        )
-        notes = list(captured.notes)
-        if feed.n_samples == 1:
-            notes.append(
-                Note(where="calibrate", text="there is one sample only; it serves both fit and hold-out")
-            )
-        likelihood = read_likelihood(_some_outputs(original, feed, outputs), options.likelihood)
-        notes.append(Note(where="outputs", text=likelihood.reason))
-        advance(1)
-    return Opened(
-        original=original,
-        modes={name: module.training for name, module in model.named_modules()},
-        trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
-        captured=captured,
-        feed=feed,
-        likelihood=likelihood,
-        notes=tuple(notes),
-    )
-
-
-def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
-    """Held-out outputs, as many as are needed to read them; all are checked."""
-    kept: list[Mapping[str, Tensor]] = []
-    held = 0
-    for batch in feed.stream(feed.held_out):
-        (picked,) = reference_outputs(model, [batch], outputs)
-        for name, tensor in picked.items():
-            if not tensor.isfinite().all():
-                raise NonFiniteError(
-                    f"output {name or 'of the model'} holds nan or inf on held-out samples; "
-                    "pass outputs= that picks finite tensors, or check weights and data"
-                )
-        size = sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if not kept or held + size <= _OUTPUT_BYTES:
-            kept.append(picked)
-            held += size
-    return kept
 
 
 def gather_gradients(
@@ -324,13 +133,15 @@ def measure(
     Returns:
         Layers, curves, gradients and notes.
     """
+    channels = _channels_of(opened, options, phases)
     layers = list(opened.captured.layers)
-    names = [spec.name for spec in layers if spec.methods]
+    read = {name for group in channels.groups.values() for name in group.consumers}
+    names = [spec.name for spec in layers if spec.methods or spec.name in read]
     grams = gather_gradients(opened, names, outputs, options, phases, store)
     notes: list[Note] = []
     if options.fisher and not options.data_free:
         layers = [_unless_unreached(spec, grams) for spec in layers]
-        check_compressible(layers, opened.original)
+    check_compressible(_with_groups(layers, channels), opened.original)
     todo = {index: spec for index, spec in enumerate(layers) if spec.methods}
     curves: dict[int, tuple[Curve, ...]] = {}
     if store is not None:
@@ -346,28 +157,86 @@ def measure(
             )
         )
     else:
-        anchors = _Anchors(opened, outputs, todo)
-        trim = Trimmer()
-        for chunk in chunks_of(rest):
-            with phases.phase("moments", len(opened.feed.fit)) as advance:
-                moments = dict(
-                    collect_moments(opened.original, opened.feed, chunk, seed=options.seed, advance=advance)
-                )
-            with phases.phase("curves", len(chunk)) as advance:
-                for index, spec in chunk.items():
-                    if spec.name not in moments:
-                        layers[index] = replace(spec, methods=(), reason="no calibration sample reached it")
-                        continue
-                    curves[index] = _curves_of(
-                        spec, opened.original, moments.pop(spec.name), grams, anchors, options, phases
-                    )
-                    if store is not None:
-                        _write_curves(store, index, curves[index])
-                    trim.after(32 * row_width(spec) ** 2)
-                    advance(1)
+        curves |= _data_curves(opened, outputs, options, phases, store, layers, rest, grams)
         notes += _row_notes(opened, todo)
+    by_name = {spec.name: spec for spec in layers}
+    survey = GroupSurvey(
+        opened=opened, outputs=outputs, options=options, layers=by_name, channels=channels, grams=grams
+    )
+    group_curves, block_damages = measure_groups(survey, phases, store)
     flat = tuple(curve for index in sorted(curves) for curve in curves[index])
-    return Measured(layers=tuple(layers), curves=flat, grams=grams, notes=tuple(notes))
+    return Measured(
+        layers=tuple(_with_groups(layers, channels)),
+        channels=channels,
+        curves=flat,
+        group_curves=group_curves,
+        block_damages=block_damages,
+        grams=grams,
+        notes=tuple(notes),
+    )
+
+
+def _channels_of(opened: Opened, options: Options, phases: Phases) -> ChannelMap:
+    """Groups and blocks of a model, each tried; those that a skipped layer is part of are frozen."""
+    if "channel_pruning" not in options.methods:
+        return ChannelMap()
+    captured, feed = opened.captured, opened.feed
+    skipped = [spec.name for spec in captured.layers if spec.reason == SKIPPED]
+    with phases.phase("channels", 3) as advance:
+        found = read_groups(opened.original, captured.sample, captured.layers)
+        advance(1)
+        # Two samples: code that fits one sample only shows itself.
+        several = next(iter(feed.stream(feed.fit[:2])))
+        found = try_groups(opened.original, several, without_layers(found, skipped))
+        advance(1)
+        blocks = find_blocks(opened.original, captured.sample, [spec.name for spec in captured.layers])
+        advance(1)
+    return without_layers(replace(found, blocks=blocks), skipped)
+
+
+def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[LayerSpec]:
+    """Layers, those that make channels which can go told so."""
+    makers = {name for group in channels.groups.values() if group.reason is None for name in group.producers}
+    return [
+        replace(spec, methods=(*spec.methods, "channel_pruning"), reason=None)
+        if spec.name in makers
+        else spec
+        for spec in layers
+    ]
+
+
+def _data_curves(
+    opened: Opened,
+    outputs: OutputChoice,
+    options: Options,
+    phases: Phases,
+    store: Store | None,
+    layers: list[LayerSpec],
+    rest: Mapping[int, LayerSpec],
+    grams: Mapping[str, Tensor],
+) -> dict[int, tuple[Curve, ...]]:
+    """Curves of layers from data, by index; a layer that no sample reaches loses its methods (in place)."""
+    curves: dict[int, tuple[Curve, ...]] = {}
+    anchors = Anchors(opened, outputs, sum(4 * len(spec.methods) for spec in rest.values()))
+    trim = Trimmer()
+    for chunk in chunks_of(rest):
+        with phases.phase("moments", len(opened.feed.fit)) as advance:
+            moments = dict(
+                collect_moments(opened.original, opened.feed, chunk, seed=options.seed, advance=advance)
+            )
+        with phases.phase("curves", len(chunk)) as advance:
+            for index, spec in chunk.items():
+                if spec.name not in moments:
+                    layers[index] = replace(spec, methods=(), reason="no calibration sample reached it")
+                    continue
+                curves[index] = _curves_of(
+                    spec, opened.original, moments.pop(spec.name), grams, anchors, options, phases
+                )
+                if store is not None:
+                    _write_curves(store, index, curves[index])
+                trim.after(32 * row_width(spec) ** 2)
+                advance(1)
+    return curves
 
 
 def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec:
@@ -451,7 +320,7 @@ def _curves_of(
     model: nn.Module,
     moments: Moments,
     grams: Mapping[str, Tensor],
-    anchors: "_Anchors",
+    anchors: Anchors,
     options: Options,
     phases: Phases,
 ) -> tuple[Curve, ...]:
@@ -461,68 +330,6 @@ def _curves_of(
     with phases.part("anchors", of="curves"):
         measured = anchors.measure(spec, target, curves)
     return anchored_curves(curves, measured)
-
-
-def independent_pair(
-    spec: LayerSpec, layer: nn.Module, form: Form, rank: int, target: Target
-) -> tuple[Pair, Tensor]:
-    """A pair fitted to the inputs of the original, everything else as it is there.
-
-    Args:
-        spec: the layer.
-        layer: its module.
-        form: how the kernel is split.
-        rank: size between the factors.
-        target: what to reproduce; it remembers its decompositions.
-
-    Returns:
-        The factors, and the bias of the second, (O,) float64, that keeps the mean of the outputs.
-    """
-    pair = fit_pair(spec, form, rank, target, alternations=_ANCHOR_ALTERNATIONS)
-    lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
-    return pair, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
-
-
-class _Anchors:
-    """Held-out divergences of the original with one layer replaced."""
-
-    def __init__(self, opened: Opened, outputs: OutputChoice, layers: Mapping[int, LayerSpec]) -> None:
-        self._model = opened.original
-        self._outputs = outputs
-        self._likelihood = opened.likelihood
-        evaluations = sum(4 * len(spec.methods) for spec in layers.values())
-        cost = max(1.0, 0.6 * evaluations * opened.captured.before.macs)
-        held_out = opened.feed.held_out
-        per_sample = 4 * sum(math.prod(output.shape) for output in opened.likelihood.outputs.values())
-        limit = max(_MIN_ANCHOR_SAMPLES, int(_ANCHOR_MACS / cost))
-        limit = min(limit, max(1, _OUTPUT_BYTES // max(1, per_sample)))
-        self._batches: list[Batch] = list(opened.feed.stream(spread(held_out, limit))) if layers else []
-        self._references = reference_outputs(self._model, self._batches, outputs)
-        self._replay = Replay(self._model, self._batches, max_bytes=_REPLAY_BYTES)
-
-    def measure(self, spec: LayerSpec, target: Target, curves: Sequence[Curve]) -> dict[Method, list[Anchor]]:
-        """Divergences at a few ranks of each method."""
-        layer = self._model.get_submodule(spec.name)
-        self._replay.start_at(spec.name, self._references, self._outputs)
-        measured: dict[Method, list[Anchor]] = {}
-        for method in dict.fromkeys(curve.method for curve in curves):
-            for form, rank, error in anchor_points(curves, method, spec.macs):
-                pair, bias = independent_pair(spec, layer, form, rank, target)
-                replace_module(self._model, spec.name, nn.Sequential(*build_pair(spec, layer, pair, bias)))
-                try:
-                    value = measure_divergence(
-                        self._replay.stream(),
-                        self._references,
-                        self._batches,
-                        self._likelihood,
-                        self._outputs,
-                    )
-                finally:
-                    replace_module(self._model, spec.name, layer)
-                measured.setdefault(method, []).append(
-                    Anchor(form=form, rank=rank, error=error, divergence=value)
-                )
-        return measured
 
 
 _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")

@@ -43,6 +43,22 @@ def build():
             Pause(), nn.Flatten(), nn.Linear(128, 6),
         ).eval()
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x).relu()
+
+def residual():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Residual(), Residual(),
+            nn.Flatten(), nn.Linear(128, 6),
+        ).eval()
+
 def batches():
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(8, 3, 4, 4, generator=generator) for _ in range(4)]
@@ -126,7 +142,9 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
         "apply", _MODEL, "plan.json", "--study", "run", "--out", "small", "--on-layer", "cli_net:note_layer"
     )
     assert result["after"] == plan["after"]
-    assert (folder / "layers.txt").read_text().split() == list(plan["settings"])  # type: ignore[call-overload]
+    fitted = [layer["name"] for layer in result["layers"] if layer["fit"]]  # type: ignore[attr-defined]
+    assert (folder / "layers.txt").read_text().split() == fitted
+    assert set(plan["settings"]) <= set(fitted)  # type: ignore[call-overload]
     loaded = subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=True)
     assert "torch.Size([8, 6])" in loaded.stdout
 
@@ -149,6 +167,90 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
     assert "--draws, --seed: fixed when the study was made" in fixed
     assert "plan.jsn" in _refused("apply", _MODEL, "plan.jsn", "--out", "x")
     assert "no_run" in _refused("plan", "no_run", "--macs", "0.5")
+
+
+def test_channels_from_the_study_to_the_saved_model(folder: Path) -> None:
+    command = ("study", _MODEL, _BATCHES, "--out", "run", "--methods", "channel_pruning", "--quiet")
+    shown = CliRunner().invoke(_cli.cli, [*command, "--groups"], catch_exceptions=False)
+    assert "2 groups, 2 can be slimmed" not in shown.stdout
+    assert "\n3 groups, 2 can be slimmed\n\nStay whole\n - 6: model output\n" in shown.stdout
+    assert "layer  kind" in shown.stdout
+    assert "Kept in run." in shown.stdout
+    assert "Stay whole" not in CliRunner().invoke(_cli.cli, list(command)).stdout
+    facts = _facts(*command)
+    groups = {group["name"]: group for group in facts["groups"]}  # type: ignore[attr-defined]
+    assert groups["0"]["producers"] == ["0"]
+    assert groups["0"]["consumers"] == ["2"]
+    assert groups["6"]["reason"] == "model output"
+    assert facts["blocks"] == []
+
+    budget = ("plan", "run", "--macs", "0.6", "--methods", "channel_pruning")
+    text = CliRunner().invoke(_cli.cli, list(budget)).stdout
+    assert "slimmed" in text
+    assert "of 2 groups compressed" in text
+    plan = _facts(*budget, "--multiple-of", "2", "--out", "plan.json")
+    assert plan["settings"] == {}
+    assert plan["dropped"] == []
+    kept: dict[str, list[int]] = plan["groups"]  # type: ignore[assignment]
+    assert kept
+    assert all(len(units) % 2 == 0 for units in kept.values())
+
+    result = _facts("apply", _MODEL, "plan.json", "--study", "run", "--out", "small")
+    assert result["after"] == plan["after"]
+    slimmed = {layer["name"]: layer["slimmed"] for layer in result["layers"]}  # type: ignore[attr-defined]
+    for name, units in kept.items():
+        assert slimmed[name].startswith(f"8 -> {len(units)} outputs")
+    loaded = subprocess.run([sys.executable, "-c", _LOAD], capture_output=True, text=True, check=True)
+    assert "torch.Size([8, 6])" in loaded.stdout
+
+
+def test_channels_and_factors_by_hand(folder: Path) -> None:
+    assert _facts("study", _MODEL, _BATCHES, "--out", "run", "--quiet")
+    (folder / "first.json").write_text(
+        json.dumps({"0": ["channel_pruning", {"keep": 4}], "6": ["weight_svd", {"rank": 3}]})
+    )
+    first = _facts("plan", "run", "--manual", "first.json", "--out", "first_plan.json")
+    assert len(first["groups"]["0"]) == 4  # type: ignore[index]
+    assert list(first["settings"]) == ["6"]  # type: ignore[call-overload]
+
+    (folder / "second.csv").write_text("layer,method,ratio\n2,channel_pruning,0.5\n6,,\n")
+    command = (
+        "plan",
+        "run",
+        "--manual",
+        "second.csv",
+        "--base",
+        "first_plan.json",
+        "--diff",
+        "first_plan.json",
+    )
+    second = _facts(*command)
+    assert second["settings"] == {}
+    assert second["groups"]["0"] == first["groups"]["0"]  # type: ignore[index]
+    assert len(second["groups"]["2"]) == 4  # type: ignore[index]
+    assert "4 of 8" in str(second["diff"])
+    shown = CliRunner().invoke(_cli.cli, list(command)).stdout
+    assert "2      channel_pruning  4 of 8" in shown
+    assert "manual: 0 of 3 layers, 2 of 2 groups compressed" in shown
+
+
+def test_a_base_keeps_a_pair_and_channels_of_one_name_and_its_dropped_blocks(folder: Path) -> None:
+    assert _facts("study", "cli_net.py:residual", _BATCHES, "--out", "run", "--quiet")
+    wanted = {
+        "0": [["channel_pruning", {"keep": 4}], ["weight_svd", {"rank": 2}]],
+        "2": "drop",
+    }
+    (folder / "first.json").write_text(json.dumps(wanted))
+    first = _facts("plan", "run", "--manual", "first.json", "--out", "first_plan.json")
+    assert first["dropped"] == ["2"]
+    assert list(first["settings"]) == ["0"]  # type: ignore[call-overload]
+    (folder / "none.json").write_text("{}")
+    again = _facts("plan", "run", "--manual", "none.json", "--base", "first_plan.json")
+    for key in ("settings", "groups", "dropped", "after"):
+        assert again[key] == first[key], key
+    shown = CliRunner().invoke(_cli.cli, ["plan", "run", "--manual", "first.json"]).stdout
+    assert "gone with 2" in shown
+    assert "1 block compressed" in shown
 
 
 def test_compress_saves_the_model_and_a_report(folder: Path) -> None:

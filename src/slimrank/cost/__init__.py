@@ -9,5 +9,18 @@ from slimrank.cost._formulas import (
     pair_cost,
     pair_costs,
 )
+from slimrank.cost._slimming import group_share, kept_shape, model_cost, slimmed_spec, stays
 
-__all__ = ["FORMS", "forms_of", "layer_cost", "max_rank", "pair_cost", "pair_costs"]
+__all__ = [
+    "FORMS",
+    "forms_of",
+    "group_share",
+    "kept_shape",
+    "layer_cost",
+    "max_rank",
+    "model_cost",
+    "pair_cost",
+    "pair_costs",
+    "slimmed_spec",
+    "stays",
+]

@@ -27,7 +27,7 @@ def forms_of(spec: LayerSpec, method: Method) -> tuple[Form, ...]:
     Returns:
         The forms, in the order in which ties are decided; () when the method does not apply.
     """
-    if spec.kind == "other" or spec.groups != 1:
+    if spec.kind == "other" or spec.groups != 1 or method not in FORMS:
         return ()
     if method == "weight_svd":
         if spec.kind == "linear":

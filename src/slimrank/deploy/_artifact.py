@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from slimrank._apply import empty_replacement
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.deploy._store import Json, Store, digest_file, read_tensors, write_bytes
-from slimrank.graph import copy_model, describe_layers, replace_module
+from slimrank.graph import (
+    copy_model,
+    describe_layers,
+    drop_blocks,
+    replace_module,
+    set_weights,
+    slim,
+)
 from slimrank.plan import Plan, check_structure, structure_of
 
 FORMAT = 1
@@ -116,16 +123,28 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     check_structure(plan, structure_of(describe_layers(model)))
     rebuilt = copy_model(model)
     for step in plan.steps:
-        for name, settings in step.layers.items():
-            spec = step.structure.layers[name]
+        slim(rebuilt, step.structure.channels, step.groups)
+        drop_blocks(rebuilt, step.dropped)
+        for name in step.settings:
             layer = rebuilt.get_submodule(name)
-            container = empty_replacement(spec, settings[-1], has_bias=f"{name}.1.bias" in tensors)
+            container = empty_replacement(step, name, has_bias=f"{name}.1.bias" in tensors)
             container = container.to_empty(device=_device_of(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)
+    _add_biases(rebuilt, plan, tensors)
     _load_state(rebuilt, tensors, _aliases_of(weights), root)
     rebuilt.eval()
     return rebuilt
+
+
+def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Gives layers that lost columns the bias that their fit made (in place)."""
+    groups = [group for step in plan.steps for group in step.structure.channels.groups.values()]
+    modules = dict(model.named_modules())
+    for name in {name for group in groups for name in group.consumers}:
+        layer = modules.get(name)
+        if layer is not None and f"{name}.bias" in tensors and getattr(layer, "bias", None) is None:
+            set_weights(layer, layer.weight, tensors[f"{name}.bias"])
 
 
 def _device_of(layer: nn.Module) -> torch.device:

@@ -12,14 +12,19 @@ from slimrank.graph._batch import (
     named_tensors,
     take_samples,
 )
+from slimrank.graph._blocks import drop_blocks, find_blocks
 from slimrank.graph._capture import (
+    SKIPPED,
     Captured,
     capture,
     check_compressible,
     check_weights,
     describe_layers,
 )
+from slimrank.graph._channels import without_layers
 from slimrank.graph._count import count_by_module, count_cost, stored
+from slimrank.graph._group_trial import freeze, try_groups
+from slimrank.graph._groups import read_groups
 from slimrank.graph._lockstep import Lockstep, OneByOne, can_interleave
 from slimrank.graph._memory import Trimmer
 from slimrank.graph._modules import (
@@ -27,17 +32,22 @@ from slimrank.graph._modules import (
     eval_mode,
     outside_inference_mode,
     plain_attention,
+    put_back,
     quiet_copy,
     replace_module,
     run,
+    set_weights,
 )
 from slimrank.graph._outputs import OutputChoice, pick_outputs
 from slimrank.graph._prefix import PrefixCache
 from slimrank.graph._replay import Replay
+from slimrank.graph._slim import mask, slim
+from slimrank.graph._slim_check import slim_failures
 from slimrank.graph._tails import Shortcut, Tail, find_tails
 from slimrank.graph._taps import tap_layers
 
 __all__ = [
+    "SKIPPED",
     "Batch",
     "Captured",
     "Lockstep",
@@ -60,18 +70,29 @@ __all__ = [
     "count_cost",
     "describe_layers",
     "digest_batch",
+    "drop_blocks",
     "eval_mode",
+    "find_blocks",
     "find_tails",
+    "freeze",
     "join_samples",
     "map_tensors",
+    "mask",
     "named_tensors",
     "outside_inference_mode",
     "pick_outputs",
     "plain_attention",
+    "put_back",
     "quiet_copy",
+    "read_groups",
     "replace_module",
     "run",
+    "set_weights",
+    "slim",
+    "slim_failures",
     "stored",
     "take_samples",
     "tap_layers",
+    "try_groups",
+    "without_layers",
 ]

@@ -26,6 +26,7 @@ _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
     ("conv2d", nn.Conv2d),
     ("conv3d", nn.Conv3d),
 )
+SKIPPED = "skipped by the caller"
 _SAMPLES_TO_COMPARE = 3
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAME = 1e-3
@@ -353,7 +354,7 @@ def _reason(
     uses: Mapping[str, str],
 ) -> str | None:
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
-        return "skipped by the caller"
+        return SKIPPED
     if kind == "other":
         return f"no method for {type(module).__name__}"
     if name == "":

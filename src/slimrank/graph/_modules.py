@@ -71,6 +71,50 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
                 parent._modules[key] = new
 
 
+def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """Gives a layer another weight and bias, new parameters in its own dtype and layout (in place).
+
+    Args:
+        layer: with a ``weight``.
+        weight: as many numbers, in the same order.
+        bias: (C_out,); made where the layer has none; None leaves what it has.
+    """
+    own = layer.weight
+    if not isinstance(own, Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight tensor")
+    layer.weight = nn.Parameter(weight.reshape(own.shape).to(own.dtype), requires_grad=own.requires_grad)
+    if bias is not None:
+        known = layer.bias if isinstance(layer.bias, Tensor) else own
+        layer.bias = nn.Parameter(bias.to(known.dtype), requires_grad=known.requires_grad)
+
+
+@contextlib.contextmanager
+def put_back(model: nn.Module) -> Iterator[None]:
+    """Whatever is exchanged in a model while the context lasts is put back: modules, tensors, attributes.
+
+    Values changed within a tensor are not; exchange the tensor.
+    """
+    saved = [
+        (
+            module,
+            dict(vars(module)),
+            [dict(part) for part in (module._parameters, module._buffers, module._modules)],
+        )
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, parts in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for own, before in zip(
+                (module._parameters, module._buffers, module._modules), parts, strict=True
+            ):
+                own.clear()
+                own.update(before)
+
+
 def quiet_copy(model: nn.Module) -> nn.Module:
     """A private copy for reading: eval mode, no parameter asks for gradients."""
     copy_ = copy_model(model)

@@ -2,7 +2,22 @@
 """Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
 
 from slimrank.linalg._clipping import Clipping, reaching
-from slimrank.linalg._moments import Moments, MomentSums, gram, least_squares_weight, ridge_of
+from slimrank.linalg._moments import (
+    Moments,
+    MomentSums,
+    gram,
+    least_squares_weight,
+    narrowed_weight,
+    ridge_of,
+)
+from slimrank.linalg._obs import (
+    Consumer,
+    Removal,
+    least_squares_columns,
+    removal_errors,
+    removal_order,
+    swap_refine,
+)
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots
 from slimrank.linalg._split_pair import (
@@ -16,20 +31,27 @@ from slimrank.linalg._split_pair import (
 
 __all__ = [
     "Clipping",
+    "Consumer",
     "MomentSums",
     "Moments",
+    "Removal",
     "Split",
     "SplitFactors",
     "cholesky_psd",
     "fit_split",
     "gram",
     "initial_first_factor",
+    "least_squares_columns",
     "least_squares_weight",
+    "narrowed_weight",
     "nested_errors",
     "output_basis",
     "project_pair",
     "reaching",
     "refine_split",
+    "removal_errors",
+    "removal_order",
     "ridge_of",
     "square_roots",
+    "swap_refine",
 ]

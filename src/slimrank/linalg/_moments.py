@@ -89,6 +89,16 @@ class Moments:
             return left.square().sum(1)
         return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
 
+    def restricted(self, columns: Tensor) -> "Moments":
+        """Of some of the columns, (D',) int64."""
+        columns = columns.to(self.mean.device)
+        return Moments(
+            mean=self.mean[columns],
+            matrix=None if self.matrix is None else self.matrix[columns][:, columns],
+            rows=None if self.rows is None else self.rows[:, columns],
+            n_rows=self.n_rows,
+        )
+
     def ridged(self, ridge: float) -> Tensor:
         """``H + ridge * mean_diagonal * I`` as a matrix (D, D) float64."""
         if self.matrix is not None:
@@ -102,6 +112,32 @@ class Moments:
         scale = ridge * self.mean_diagonal
         matrix.diagonal().add_(scale if scale > 0 else 1.0)
         return matrix
+
+
+def narrowed_weight(
+    weight: Tensor, moments: Moments, columns: Tensor, *, ridge: float
+) -> tuple[Tensor, Moments]:
+    """Weight on some of the columns that does what the whole weight does, as well as they can.
+
+    What the columns that go can be foretold from those that stay is folded into the latter; the ridge pulls
+    towards leaving them as they are.
+
+    Args:
+        weight: (O, D) float64.
+        moments: of all D inputs.
+        columns: (D',) int64, those that stay.
+        ridge: share of the mean diagonal.
+
+    Returns:
+        (O, D') float64, and the moments of the columns that stay. The mean is for a bias to absorb.
+
+    Source: block OBS, Hassibi & Stork 1993, "Second order derivatives for network pruning", in the form of
+    one least-squares fit.
+    """
+    columns = columns.to(weight.device)
+    part = moments.restricted(columns)
+    cross = moments.times(weight)[:, columns]
+    return least_squares_weight(weight[:, columns], cross, part, ridge=ridge), part
 
 
 def least_squares_weight(weight: Tensor, cross: Tensor, moments: Moments, *, ridge: float) -> Tensor:

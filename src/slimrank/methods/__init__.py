@@ -1,6 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods: error curves, fits and replacement modules."""
 
+from slimrank.methods._channel_pruning import (
+    SELECTORS,
+    Selector,
+    anchor_counts,
+    anchored_group_curve,
+    group_curve,
+    inner_removal,
+    joined_removal,
+    relative_group_curve,
+    removal_by_magnitude,
+    removal_by_obs,
+    removal_by_random,
+)
 from slimrank.methods._curves import (
     Anchor,
     anchor_points,
@@ -27,22 +40,33 @@ from slimrank.methods._table import METHODS, RULES, TABLE
 __all__ = [
     "METHODS",
     "RULES",
+    "SELECTORS",
     "TABLE",
     "Anchor",
     "Pair",
+    "Selector",
     "Target",
+    "anchor_counts",
     "anchor_points",
     "anchored_curves",
+    "anchored_group_curve",
     "build_pair",
     "dense_weight",
     "effective_weight",
     "empty_pair",
     "error_by_rank",
     "fit_pair",
+    "group_curve",
+    "inner_removal",
+    "joined_removal",
     "layer_curves",
     "metric_roots",
     "never_falling",
     "relative_curves",
+    "relative_group_curve",
+    "removal_by_magnitude",
+    "removal_by_obs",
+    "removal_by_random",
     "true_error",
     "weights_target",
 ]

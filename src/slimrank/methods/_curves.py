@@ -19,7 +19,7 @@ PROBE_SHARES = (0.15, 0.5)
 PROBE_ALTERNATIONS = 1
 _TINY = 1e-12
 _FLOOR = 1e-10
-_CEILING = 1e6
+CEILING = 1e6
 _MIN_SLOPE, _MAX_SLOPE = 0.3, 3.0
 
 
@@ -150,14 +150,33 @@ def anchored_curves(curves: Sequence[Curve], anchors: Mapping[Method, Sequence[A
     Returns:
         The curves, damage replaced.
     """
-    return tuple(replace(curve, damage=_interpolate(curve.error, anchors[curve.method])) for curve in curves)
+    return tuple(
+        replace(
+            curve,
+            damage=divergence_over_error(
+                curve.error, [(anchor.error, anchor.divergence) for anchor in anchors[curve.method]]
+            ),
+        )
+        for curve in curves
+    )
 
 
-def _interpolate(error: NDArray[np.float64], anchors: Sequence[Anchor]) -> NDArray[np.float64]:
-    points = sorted(anchors, key=lambda anchor: anchor.error)
-    largest = max(points[-1].error, _FLOOR)
-    x = np.log(np.maximum([anchor.error for anchor in points], 1e-9 * largest))
-    y = np.log(never_falling(np.clip([anchor.divergence for anchor in points], _FLOOR, _CEILING)))
+def divergence_over_error(
+    error: NDArray[np.float64], measured: Sequence[tuple[float, float]]
+) -> NDArray[np.float64]:
+    """Divergences that go with errors: monotone log-log interpolation between measured ones.
+
+    Args:
+        error: (K,) float64, quadratic forms.
+        measured: error and divergence, one pair or more, in any order.
+
+    Returns:
+        (K,) float64.
+    """
+    points = sorted(measured, key=lambda point: point[0])
+    largest = max(points[-1][0], _FLOOR)
+    x = np.log(np.maximum([point[0] for point in points], 1e-9 * largest))
+    y = np.log(never_falling(np.clip([point[1] for point in points], _FLOOR, CEILING)))
     keep = np.concatenate([[True], np.diff(x) > 1e-9])
     x, y = x[keep], y[keep]
     at = np.log(np.maximum(error, 1e-12 * largest))

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from slimrank._errors import FileError, OptionError, PlanError, RankError, UnknownNameError
-from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
+from slimrank._errors import FileError, OptionError, PlanError, UnknownNameError
+from slimrank.cost import FORMS, forms_of, slimmed_spec
+from slimrank.plan._channels_file import channels_from_json, channels_to_json
 from slimrank.plan._json import (
     Json,
     as_flag,
@@ -25,9 +26,10 @@ from slimrank.plan._json import (
 from slimrank.plan._multiple import check_multiple_of, multiple_for
 from slimrank.plan._names import listed, nearest
 from slimrank.plan._settings import form_of, method_of
-from slimrank.plan._structure import Step, Structure, cost_after
+from slimrank.plan._step import check_dropped, check_groups, check_pair, step_of
+from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.plan._text_file import write_text
-from slimrank.records import METRICS, Call, Cost, LayerKind, LayerSpec, Metric, Setting
+from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting
 
 if TYPE_CHECKING:
     from slimrank.plan._plan import Plan
@@ -152,13 +154,16 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
 
 
 def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> bool:
-    """Whether every rank is a true multiple; a hand may have edited either."""
-    return all(
-        setting.rank % multiple_for(multiple_of, name) == 0
+    """Whether every rank and width is a true multiple; a hand may have edited either."""
+    sizes = [
+        (name, size)
         for step in steps
-        for name, settings in step.layers.items()
-        for setting in settings
-    )
+        for name, size in (
+            *((name, setting.rank) for name, setting in step.settings.items()),
+            *((name, len(kept)) for name, kept in step.groups.items()),
+        )
+    ]
+    return all(size % multiple_for(multiple_of, name) == 0 for name, size in sizes)
 
 
 def _upgraded(content: dict[str, Json], where: str) -> dict[str, Json]:
@@ -177,56 +182,69 @@ def _upgraded(content: dict[str, Json], where: str) -> dict[str, Json]:
 
 
 def _step_to_json(step: Step) -> Json:
-    return {
-        "structure": {
-            "sha256": step.structure.sha256,
-            "order": list(step.structure.layers),
-            "layers": {name: _layer_to_json(spec) for name, spec in step.structure.layers.items()},
-        },
+    structure: dict[str, Json] = {
+        "sha256": step.structure.sha256,
+        "order": list(step.structure.layers),
+        "layers": {name: _layer_to_json(spec) for name, spec in step.structure.layers.items()},
+    }
+    # Absent where nobody looked for groups: such files are those of versions that knew none.
+    if step.structure.channels != ChannelMap():
+        structure["channels"] = channels_to_json(step.structure.channels)
+    content: dict[str, Json] = {
+        "structure": structure,
         "layers": {
             name: [{"method": one.method, "form": one.form, "rank": one.rank} for one in settings]
             for name, settings in step.layers.items()
         },
         "groups": {name: list(kept) for name, kept in step.groups.items()},
     }
+    return {**content, "dropped": list(step.dropped)} if step.dropped else content
 
 
 def _step_from_json(value: Json, where: str) -> Step:
-    content = as_object(value, where, required=("structure", "layers", "groups"))
+    content = as_object(value, where, required=("structure", "layers", "groups"), optional=("dropped",))
     structure = _structure_from_json(content["structure"], f"{where}.structure")
+    groups = {
+        name: as_integers(kept, f"{where}.groups[{name!r}]")
+        for name, kept in as_object(content["groups"], f"{where}.groups").items()
+    }
+    check_groups(structure.channels, groups, where)
+    dropped = [
+        as_text(name, f"{where}.dropped") for name in as_list(content.get("dropped", []), f"{where}.dropped")
+    ]
+    twice = next((name for name in dropped if dropped.count(name) > 1), None)
+    if twice is not None:
+        raise PlanError(f"{where}.dropped: {twice!r} stands twice; delete one of them")
     chosen = as_object(content["layers"], f"{where}.layers")
     for name in chosen:
         if name not in structure.layers:
             raise PlanError(
                 f"{where}.layers: {name!r} is no layer of the structure; {nearest(name, structure.layers)}"
             )
-    if as_object(content["groups"], f"{where}.groups"):
-        raise PlanError(
-            f"{where}.groups: this version slims no channels; empty it, or install a newer slimrank"
+    check_dropped(structure.channels, chosen, groups, dropped, where)
+    settings = {
+        name: _setting_from_json(
+            _one(chosen[name], f"{where}.layers[{name!r}]"),
+            spec,
+            slimmed_spec(spec, structure.channels, groups),
+            f"{where}.layers[{name!r}][0]",
         )
-    return Step(
-        structure=structure,
-        layers={
-            name: tuple(
-                _setting_from_json(one, structure.layers[name], f"{where}.layers[{name!r}][{i}]")
-                for i, one in enumerate(_one(chosen[name], f"{where}.layers[{name!r}]"))
-            )
-            for name in structure.layers
-            if name in chosen
-        },
-    )
+        for name, spec in structure.layers.items()
+        if name in chosen
+    }
+    return step_of(structure, settings, groups, dropped, where=where)
 
 
-def _one(value: Json, where: str) -> list[Json]:
-    settings = list(as_list(value, where))
+def _one(value: Json, where: str) -> Json:
+    settings = as_list(value, where)
     if len(settings) != 1:
         raise PlanError(
             f"{where}: {len(settings)} settings; this version takes one for each layer, so leave one"
         )
-    return settings
+    return settings[0]
 
 
-def _setting_from_json(value: Json, spec: LayerSpec, where: str) -> Setting:
+def _setting_from_json(value: Json, spec: LayerSpec, slimmed: LayerSpec, where: str) -> Setting:
     content = as_object(value, where, required=("method", "form", "rank"))
     asked = as_text(content["method"], f"{where}.method")
     method = method_of(asked)
@@ -242,22 +260,13 @@ def _setting_from_json(value: Json, spec: LayerSpec, where: str) -> Setting:
             f"{where}: {method} {form} does not apply to this {spec.class_name} {spec.weight_shape}; "
             f"{'it can take ' + listed(possible) if possible else 'no method does, delete the entry'}"
         )
-    rank = as_integer(content["rank"], f"{where}.rank")
-    if not 1 <= rank <= max_rank(spec, form):
-        raise RankError(
-            f"{where}: rank {rank} is outside 1..{max_rank(spec, form)}; change it, or delete the entry"
-        )
-    before, after = layer_cost(spec), pair_cost(spec, form, rank, has_bias=spec.has_bias)
-    if after.macs >= before.macs and after.params >= before.params:
-        raise RankError(
-            f"{where}: rank {rank} costs at least what the layer does; lower it, or delete the entry to "
-            "leave the layer alone"
-        )
-    return Setting(method=method, form=form, rank=rank)
+    setting = Setting(method=method, form=form, rank=as_integer(content["rank"], f"{where}.rank"))
+    check_pair(slimmed, setting, where, slimmed=slimmed is not spec)
+    return setting
 
 
 def _structure_from_json(value: Json, where: str) -> Structure:
-    content = as_object(value, where, required=("sha256", "order", "layers"))
+    content = as_object(value, where, required=("sha256", "order", "layers"), optional=("channels",))
     specs = as_object(content["layers"], f"{where}.layers")
     order = [as_text(name, f"{where}.order") for name in as_list(content["order"], f"{where}.order")]
     odd = set(order).symmetric_difference(specs)
@@ -266,9 +275,13 @@ def _structure_from_json(value: Json, where: str) -> Structure:
             f"{where}: order and layers do not hold the same names "
             f"({listed(sorted(odd)) or 'one stands twice'}); save the plan again"
         )
+    layers = {name: _layer_from_json(name, specs[name], f"{where}.layers[{name!r}]") for name in order}
     return Structure(
         sha256=as_text(content["sha256"], f"{where}.sha256"),
-        layers={name: _layer_from_json(name, specs[name], f"{where}.layers[{name!r}]") for name in order},
+        layers=layers,
+        channels=channels_from_json(content["channels"], layers, f"{where}.channels")
+        if "channels" in content
+        else ChannelMap(),
     )
 
 
@@ -372,7 +385,7 @@ def _multiple_from_json(value: Json, steps: tuple[Step, ...], where: str) -> int
     else:
         multiple = as_integer(value, where)
     try:
-        check_multiple_of(multiple, [name for step in steps for name in step.structure.layers])
+        check_multiple_of(multiple, [name for step in steps for name in names_of(step.structure)])
     except (OptionError, UnknownNameError) as error:
         raise PlanError(f"{where}: {error}") from error
     return multiple

@@ -9,11 +9,12 @@ from io import StringIO
 from pathlib import Path
 
 from slimrank._errors import FileError, PlanError
-from slimrank.plan._json import from_text
+from slimrank.plan._json import Json, from_text
 from slimrank.plan._names import nearest
-from slimrank.plan._settings import SettingLike
+from slimrank.plan._settings import OneSetting, SettingLike
+from slimrank.plan._wishes import DROP
 
-_COLUMNS = ("layer", "method", "ratio", "rank", "form")
+_COLUMNS = ("layer", "method", "ratio", "rank", "form", "keep", "channels_kept")
 _NEEDED = ("layer", "method")
 
 
@@ -22,8 +23,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
 
     Args:
         path: of a ``.json`` file, an object of layer -> ``["weight_svd", 0.5]``, ``{"method": ..., "ratio":
-            ...}``, ``{"method": ..., "rank": ...}`` or null; or of a ``.csv`` file with the columns layer,
-            method, ratio or rank, and form where one is wanted. Without a method, a layer is left alone.
+            ...}``, ``{"method": ..., "rank": ...}``, a list of such, "drop" or null; or of a ``.csv`` file
+            with the columns layer, method, ratio or rank, and form where one is wanted; and for
+            channel_pruning keep, or channels_kept with spaces between the units. Without a method, a layer
+            is left alone. A second row gives a layer another method beside the first.
 
     Returns:
         What ``Plan.manual`` takes, in the order of the file.
@@ -52,36 +55,45 @@ def _from_json(text: str, where: str) -> dict[str, SettingLike]:
     content = from_text(text, where)
     if not isinstance(content, dict):
         raise PlanError(f'{where}: no object; write {{"layer": ["weight_svd", 0.5], ...}}')
-    settings: dict[str, SettingLike] = {}
-    for name, value in content.items():
-        if value is None:
-            settings[name] = None
-        elif isinstance(value, dict):
-            how = dict(value)
-            method = how.pop("method", None)
-            settings[name] = _setting(method, how, f"{where}: layer {name!r}")
-        elif isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
-            settings[name] = _setting(value[0], value[1], f"{where}: layer {name!r}")
-        else:
-            raise PlanError(
-                f"{where}: layer {name!r}: {json.dumps(value)} is no setting; write "
-                '["weight_svd", 0.5] or {"method": "weight_svd", "rank": 32}'
-            )
-    return settings
+    return {name: _from_value(value, f"{where}: layer {name!r}") for name, value in content.items()}
 
 
-def _setting(method: object, how: object, where: str) -> SettingLike:
+def _from_value(value: Json, where: str) -> SettingLike:
+    """What a JSON file says of one layer."""
+    if value is None:
+        return None
+    if value == DROP:
+        return "drop"
+    if isinstance(value, Sequence) and value and all(isinstance(one, dict | list) for one in value):
+        return [_from_one(one, where) for one in value]
+    return _from_one(value, where)
+
+
+def _from_one(value: Json, where: str) -> OneSetting:
+    if isinstance(value, dict):
+        how = dict(value)
+        return _setting(how.pop("method", None), how, where)
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
+        return _setting(value[0], value[1], where)
+    raise PlanError(
+        f"{where}: {json.dumps(value)} is no setting; write "
+        '["weight_svd", 0.5] or {"method": "weight_svd", "rank": 32}'
+    )
+
+
+def _setting(method: object, how: object, where: str) -> OneSetting:
     if not isinstance(method, str):
         raise PlanError(f"{where}: the method is {method!r}; give its name, e.g. weight_svd")
     if isinstance(how, Mapping):
         return method, {str(key): _number(value, where) for key, value in how.items()}
-    number = _number(how, where)
-    if isinstance(number, str):
+    if isinstance(how, bool) or not isinstance(how, int | float):
         raise PlanError(f"{where}: {how!r} is no ratio; give the share of the layer's MACs to keep, e.g. 0.5")
-    return method, number
+    return method, how
 
 
-def _number(value: object, where: str) -> int | float | str:
+def _number(value: object, where: str) -> int | float | str | list[int]:
+    if isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise PlanError(f"{where}: {value!r} is neither number nor name; give a ratio, a rank or a form")
     return value
@@ -111,23 +123,46 @@ def _from_csv(text: str, where: str) -> dict[str, SettingLike]:
         name = cells["layer"]
         if not name:
             raise PlanError(f"{at}: it names no layer; fill in the column layer or delete the line")
+        setting = _from_cells(cells, f"{at}: layer {name!r}")
         if name in settings:
-            raise PlanError(f"{at}: layer {name!r} stands twice; delete one of the lines")
-        settings[name] = _from_cells(cells, f"{at}: layer {name!r}")
+            setting = _beside(settings[name], setting, f"{at}: layer {name!r}")
+        settings[name] = setting
     return settings
+
+
+def _beside(first: SettingLike, second: SettingLike, where: str) -> SettingLike:
+    """Both settings of a layer that has two rows, each with a method of its own."""
+    if (
+        not isinstance(first, tuple)
+        or not isinstance(second, tuple)
+        or not isinstance(first[0], str)
+        or not isinstance(second[0], str)
+        or first[0] == second[0]
+    ):
+        raise PlanError(f"{where} stands twice; delete one of the lines")
+    return [first, second]
 
 
 def _from_cells(cells: Mapping[str, str], where: str) -> SettingLike:
     if not cells["method"]:
         return None
-    how: dict[str, int | float | str] = {}
+    how: dict[str, int | float | str | Sequence[int]] = {}
     try:
         if cells.get("ratio"):
             how["ratio"] = float(cells["ratio"])
-        if cells.get("rank"):
-            how["rank"] = int(cells["rank"])
+        for column in ("rank", "keep"):
+            if cells.get(column):
+                how[column] = int(cells[column])
+        if cells.get("channels_kept"):
+            how["channels_kept"] = [int(unit) for unit in cells["channels_kept"].split()]
     except ValueError as error:
-        raise PlanError(f"{where}: {error}; a ratio is a decimal like 0.5, a rank a whole number") from error
+        raise PlanError(
+            f"{where}: {error}; a ratio is a decimal like 0.5, a rank or width a whole number"
+        ) from error
     if cells.get("form"):
         how["form"] = cells["form"]
-    return cells["method"], how
+    if cells["method"] != DROP:
+        return cells["method"], how
+    if how:
+        raise PlanError(f"{where}: drop takes no number; clear the cells {sorted(how)}")
+    return "drop"

@@ -8,14 +8,23 @@ from dataclasses import replace as changed
 from typing import Protocol
 
 from slimrank._errors import OptionError, PlanError
-from slimrank.cost import FORMS, layer_cost, pair_cost
+from slimrank.plan._difference import difference
 from slimrank.plan._file import read_plan, write_plan
 from slimrank.plan._manual_file import read_settings
 from slimrank.plan._multiple import check_multiple_of
 from slimrank.plan._ratio import ratio_of
-from slimrank.plan._settings import SettingLike, damage_at, setting_for
-from slimrank.plan._structure import Step, Structure, cost_after
-from slimrank.records import METRICS, Cost, Curve, Metric, Setting
+from slimrank.plan._settings import METHOD_NAMES, SettingLike, damage_at, setting_for
+from slimrank.plan._step import (
+    block_damage_at,
+    group_damage_at,
+    group_is_inside,
+    is_inside,
+    live,
+    step_of,
+)
+from slimrank.plan._structure import Step, Structure, cost_after, names_of
+from slimrank.plan._wishes import check_known, groups_called, units_for, wishes_of
+from slimrank.records import METRICS, BlockDamage, Cost, Curve, GroupCurve, Metric, Setting
 
 
 class PlanSource(Protocol):
@@ -42,6 +51,16 @@ class PlanSource(Protocol):
         ...
 
     @property
+    def group_curves(self) -> Sequence[GroupCurve]:
+        """Damage by units kept, for every group that can be slimmed; read where a group is asked for."""
+        ...
+
+    @property
+    def block_damages(self) -> Sequence[BlockDamage]:
+        """Damage of every block that can be dropped; read where one is asked for."""
+        ...
+
+    @property
     def methods(self) -> Sequence[str]:
         """The methods that were measured."""
         ...
@@ -58,18 +77,20 @@ class Plan:
 
     Attributes:
         steps: one for each compression of the model, each with the structure that it starts from and the
-            setting of each layer that it compresses.
+            setting of each layer that it compresses, the channels that each slimmed group keeps, and the
+            blocks that are dropped.
         before: cost of the whole original model, for one sample.
-        has_bias: True when every second factor carries a bias, because data were used; else a pair has one
-            only where the layer has one.
+        has_bias: True when every second factor, and every layer that is fitted to fewer channels, carries a
+            bias, because data were used; else only where the layer has one.
         select: "optimal", "greedy", "uniform" or "manual".
-        damage: predicted for the last step, the sum over the layers, nats per sample once anchored; None if
-            nothing was predicted.
+        damage: predicted for the last step, the sum over layers, groups and blocks, nats per sample once
+            anchored; None if something was not predicted.
         score_loss: predicted loss of the score, the sum over the layers, where the last step was chosen from
             an eval-score table; else None.
         gap: at most this share of ``score_loss``, or else of ``damage``, could be saved by another choice, 0
             to 1; None if not certified.
-        multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match wins.
+        multiple_of: ranks, and units that a group keeps, are multiples of this: a number, or name glob ->
+            number, first match wins.
         budgets: metric -> keep ratio that was asked for, of the original model.
 
     Example:
@@ -119,23 +140,28 @@ class Plan:
             study: the study, for layers and damages.
             settings: layer -> ``(method, ratio)``, ``(method, {"rank": r})`` or ``(method, {"ratio": x})``;
                 a "form" may stand beside rank or ratio, else the one with the lowest damage is taken. A
-                ratio is of that layer's MACs. Layers not named are left alone. Settings of another plan may
-                stand among them: ``{**plan.settings, "fc": ("weight_svd", 0.3)}``. Or the path of a CSV file
-                (columns layer, method, ratio or rank, form) or of a JSON file that holds them.
-            multiple_of: ranks are rounded up to multiples of this: a number, or layer-name glob -> number.
-                A ratio whose rounded rank would cost more than the layer takes the largest multiple that
-                does not.
+                ratio is of that layer's MACs, before its channels are slimmed. Group, or layer that makes
+                the channels of one -> ``("channel_pruning", ratio)``, the share of its units to keep, or
+                ``{"keep": n}`` or ``{"channels_kept": [0, 3, 5]}`` in its place. Block -> ``"drop"``. A
+                layer may have both: a list of its two settings. What is not named is left alone. Settings
+                of another plan may stand among them: ``{**plan.settings, "fc": ("weight_svd", 0.3)}``. Or
+                the path of a CSV file (columns layer, method, ratio or rank, form, keep, channels_kept) or
+                of a JSON file that holds them.
+            multiple_of: ranks and units kept are rounded up to multiples of this: a number, or name glob ->
+                number. A ratio whose rounded rank would cost more than the layer, or a width beyond the
+                units of the group, takes the largest multiple that does not.
 
         Returns:
-            The plan; its damage is None where the study holds none for a rank.
+            The plan; its damage is None where the study holds none for a rank, a width or a block.
 
         Raises:
-            UnknownNameError: no such layer, method, form, or a glob that matches nothing.
-            OptionError: a setting of the wrong kind, or a method that does not apply to the layer.
-            RankError: a rank or ratio that the layer cannot take, or that makes it cost more MACs than
-                before.
+            UnknownNameError: no such layer, group, block, method, form, or a glob that matches nothing.
+            OptionError: a setting of the wrong kind, a method that does not apply to the layer, or a width
+                without a curve that says which units go.
+            RankError: a rank, ratio or width that cannot be, or that makes the layer, slimmed by its
+                groups, cost more MACs than without the pair.
             FileError: the file cannot be read.
-            PlanError: the file holds something else.
+            PlanError: the file holds something else, or something inside a dropped block is named.
         """
         if isinstance(settings, str | os.PathLike):
             settings = read_settings(settings)
@@ -144,21 +170,27 @@ class Plan:
                 f"settings is a {type(settings).__name__}; give layer -> setting, e.g. "
                 '{"fc": ("weight_svd", 0.5)}, or the path of a CSV or JSON file'
             )
-        check_multiple_of(multiple_of, study.structure.layers)
+        structure = study.structure
+        check_multiple_of(multiple_of, names_of(structure))
+        wishes = wishes_of(structure, settings, methods=study.methods)
+        groups = _units(structure, wishes.groups, multiple_of, study.group_curves if wishes.groups else ())
         chosen = {
             name: setting_for(
-                study.structure,
+                structure,
                 name,
                 asked,
                 methods=study.methods,
                 has_bias=study.has_bias,
                 multiple_of=multiple_of,
                 curves=study.curves,
+                groups=groups,
             )
-            for name, asked in settings.items()
+            for name, asked in wishes.layers.items()
         }
         kept = {name: setting for name, setting in chosen.items() if setting is not None}
-        return plan_on(study, kept, select="manual", multiple_of=multiple_of)
+        return plan_on(
+            study, kept, groups=groups, dropped=wishes.dropped, select="manual", multiple_of=multiple_of
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
@@ -206,6 +238,16 @@ class Plan:
         """Layer -> setting of the last step, in execution order; layers left alone are not in it."""
         return self.steps[-1].settings if self.steps else {}
 
+    @property
+    def groups(self) -> Mapping[str, tuple[int, ...]]:
+        """Group -> units that stay in the last step, ascending; groups that stay whole are not in it."""
+        return self.steps[-1].groups if self.steps else {}
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Blocks that the last step replaces by the identity, in execution order."""
+        return self.steps[-1].dropped if self.steps else ()
+
     def up_to(self, count: int) -> "Plan":
         """The first steps alone.
 
@@ -237,49 +279,68 @@ class Plan:
         return ratio_of(self.before, self.after, metric)
 
     def replace(self, layer: str, setting: SettingLike) -> "Plan":
-        """This plan with another setting for one layer.
+        """This plan with another setting for one layer, group or block.
 
         Args:
-            layer: dotted name.
-            setting: as in ``manual``, a ``Setting``, or None to leave the layer alone. Where no form is
-                given, the one in this plan is kept if the method stays, else the cheaper one is taken.
+            layer: dotted name; or the name of a group.
+            setting: as in ``manual``, or None to leave alone all that has the name. Where no form is given,
+                the one in this plan is kept if the method stays, else the cheaper one is taken. A plan knows
+                no order of channels, so a group takes ``{"channels_kept": ...}``. What is inside a block
+                that is dropped leaves the plan.
 
         Returns:
             A new plan; its ``select`` is "manual", and ``damage``, ``score_loss``, ``gap`` and ``budgets``
             are empty.
 
         Raises:
-            UnknownNameError: no such layer, method or form.
+            UnknownNameError: no such layer, group, block, method or form.
             OptionError: a setting of the wrong kind, or a method that does not apply to the layer.
             RankError: a rank or ratio that the layer cannot take, or that makes it cost more MACs than
-                before.
-            PlanError: the plan has no step.
+                before; or a rank of this plan that the layer, slimmed anew, cannot take.
+            PlanError: the plan has no step, or drops the block that the layer is in.
         """
         if not self.steps:
             raise PlanError(
                 "plan: it has no step, so no layer to set; make one with study.plan or Plan.manual"
             )
-        structure = self.steps[-1].structure
-        chosen = setting_for(
-            structure,
-            layer,
-            setting,
-            methods=tuple(FORMS),
-            has_bias=self.has_bias,
-            multiple_of=self.multiple_of,
-            current=self.settings.get(layer),
-        )
-        others = {name: one for name, one in self.settings.items() if name != layer}
-        settings = others if chosen is None else {**others, layer: chosen}
+        step = _without(self.steps[-1], layer) if setting is None else self._with(layer, setting)
         return changed(
             self,
-            steps=(*self.steps[:-1], step_of(structure, settings)),
+            steps=(*self.steps[:-1], step),
             select="manual",
             damage=None,
             score_loss=None,
             gap=None,
             budgets={},
         )
+
+    def _with(self, layer: str, setting: SettingLike) -> Step:
+        """The last step with another setting for one name."""
+        structure = self.steps[-1].structure
+        wishes = wishes_of(structure, {layer: setting}, methods=METHOD_NAMES)
+        blocks = tuple(wishes.dropped)
+        settings = {name: one for name, one in self.settings.items() if not is_inside(name, blocks)}
+        dropped = (*(name for name in self.dropped if not is_inside(name, blocks)), *blocks)
+        groups = {
+            name: kept
+            for name, kept in self.groups.items()
+            if name not in wishes.groups and not group_is_inside(structure.channels, name, blocks)
+        }
+        groups |= _units(structure, wishes.groups, self.multiple_of, ())
+        for name, asked in wishes.layers.items():
+            chosen = setting_for(
+                structure,
+                name,
+                asked,
+                methods=METHOD_NAMES,
+                has_bias=self.has_bias,
+                multiple_of=self.multiple_of,
+                current=self.settings.get(name),
+                groups=groups,
+            )
+            if chosen is not None:
+                settings[name] = chosen
+        return step_of(structure, settings, groups, dropped)
 
     def diff(self, other: "Plan") -> str:
         """What another plan does otherwise, as a table.
@@ -295,25 +356,30 @@ class Plan:
         """
         if not isinstance(other, Plan):
             raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
-        mine, theirs = _every_setting(self), _every_setting(other)
-        order = [name for plan in (self, other) for step in plan.steps for name in step.structure.layers]
-        rows = [
-            (name, _told(self, name), _told(other, name))
-            for name in dict.fromkeys(order)
-            if mine.get(name) != theirs.get(name)
-        ]
+        rows = difference(self.steps, other.steps, (self.has_bias, other.has_bias))
         if not rows:
             return "no difference: both plans give every layer the same setting"
-        rows += [(m, f"{self.keep_ratio(m):.4f}", f"{other.keep_ratio(m):.4f}") for m in METRICS]
+        costs = [(plan.before, plan.after) for plan in (self, other)]
+        for metric in METRICS:
+            this, that = (f"{ratio_of(before, after, metric):.4f}" for before, after in costs)
+            rows.append((metric, this, that))
         table = [("layer", "this", "other"), *rows]
         widths = [max(len(row[column]) for row in table) for column in (0, 1)]
         return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}   {c}" for a, b, c in table)
 
     def __repr__(self) -> str:
-        layers = self.steps[-1].structure.layers if self.steps else {}
-        ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
+        structure = self.steps[-1].structure if self.steps else None
+        layers = structure.layers if structure else {}
+        groups = live(structure.channels) if structure else {}
+        counts = [f"{len(self.settings)} of {len(layers)} layers"]
+        if groups:
+            counts.append(f"{len(self.groups)} of {len(groups)} groups")
+        if structure and self.dropped:
+            counts.append(f"{len(self.dropped)} of {len(structure.channels.blocks)} blocks dropped")
+        after = self.after
+        ratios = [f"{metric} {ratio_of(self.before, after, metric):.4f}" for metric in METRICS]
         steps = f"step {len(self.steps)}, " if len(self.steps) > 1 else ""
-        return f"Plan({steps}{self.select}: {len(self.settings)} of {len(layers)} layers, {ratios})"
+        return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
 
 
 def plan_on(
@@ -321,6 +387,8 @@ def plan_on(
     settings: Mapping[str, Setting],
     *,
     select: str,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    dropped: Sequence[str] = (),
     multiple_of: int | Mapping[str, int] = 1,
     budgets: Mapping[Metric, float] | None = None,
     gap: float | None = None,
@@ -331,20 +399,30 @@ def plan_on(
         source: a study, or whatever has structure, costs and curves.
         settings: layer -> setting.
         select: how they were chosen.
-        multiple_of: what their ranks are multiples of.
+        groups: group -> units that stay, ascending.
+        dropped: blocks to replace by the identity.
+        multiple_of: what their ranks and widths are multiples of.
         budgets: keep ratios of the original model that were asked for.
         gap: of the choice, where it is certified.
 
     Returns:
         The plan, after the steps of the source's earlier plan; its damage is None where the source's curves
-        hold none for a rank.
+        hold none for a rank, for the units that a group keeps, or for a block.
+
+    Raises:
+        PlanError: no such group or block, units that the group does not have, or something inside a dropped
+            block.
+        RankError: a rank that the slimmed layer does not have, or at which the pair costs as much as it.
     """
+    step = step_of(source.structure, settings, groups, dropped)
     damages = [damage_at(source.curves, name, setting) for name, setting in settings.items()]
+    damages += [group_damage_at(source.group_curves, name, kept) for name, kept in step.groups.items()]
+    damages += [block_damage_at(source.block_damages, name) for name in step.dropped]
     # Rounding may leave a damage a hair below zero.
     known = [max(damage, 0.0) for damage in damages if damage is not None]
     earlier = source.previous
     return Plan(
-        steps=(*(earlier.steps if earlier else ()), step_of(source.structure, settings)),
+        steps=(*(earlier.steps if earlier else ()), step),
         before=earlier.before if earlier else source.before,
         has_bias=source.has_bias,
         select=select,
@@ -355,34 +433,27 @@ def plan_on(
     )
 
 
-def step_of(structure: Structure, settings: Mapping[str, Setting]) -> Step:
-    """A step with one setting per layer, in execution order.
+def _units(
+    structure: Structure,
+    wishes: Mapping[str, object],
+    multiple_of: int | Mapping[str, int],
+    curves: Sequence[GroupCurve],
+) -> dict[str, tuple[int, ...]]:
+    """Group -> units that stay, of what was written; groups that stay whole are not in it."""
+    found = {
+        name: units_for(structure.channels.groups[name], how, multiple_of=multiple_of, curves=curves)
+        for name, how in wishes.items()
+    }
+    return {name: kept for name, kept in found.items() if kept is not None}
 
-    Args:
-        structure: of the model.
-        settings: layer -> setting; every layer is in the structure.
 
-    Returns:
-        The step.
-    """
-    return Step(
-        structure=structure,
-        layers={name: (settings[name],) for name in structure.layers if name in settings},
+def _without(step: Step, name: str) -> Step:
+    """A step that leaves alone all that has this name."""
+    check_known(step.structure, name)
+    called = {group.name for group in groups_called(step.structure, name)}
+    return step_of(
+        step.structure,
+        {layer: setting for layer, setting in step.settings.items() if layer != name},
+        {group: kept for group, kept in step.groups.items() if group not in called},
+        [block for block in step.dropped if block != name],
     )
-
-
-def _every_setting(plan: Plan) -> dict[str, Setting]:
-    """Layer -> setting over all steps; a layer that one step replaced is not there for the next."""
-    return {name: setting for step in plan.steps for name, setting in step.settings.items()}
-
-
-def _told(plan: Plan, name: str) -> str:
-    """One layer of a plan, for people."""
-    step = next((step for step in plan.steps if name in step.settings), None)
-    if step is None:
-        return "left alone"
-    setting, spec = step.settings[name], step.structure.layers[name]
-    whole = layer_cost(spec).macs
-    pair = pair_cost(spec, setting.form, setting.rank, has_bias=plan.has_bias or spec.has_bias).macs
-    share = f" ({pair / whole:.3f} macs)" if whole else ""
-    return f"{setting.method} {setting.form} rank {setting.rank}{share}"

@@ -5,18 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import ceil, floor
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from slimrank._errors import OptionError, RankError, UnknownNameError
-from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
+from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost, slimmed_spec
 from slimrank.plan._multiple import multiple_for
 from slimrank.plan._names import listed, nearest
 from slimrank.plan._structure import Structure
 from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
-SettingLike = Setting | tuple[str, float | Mapping[str, int | float | str]] | None
+OneSetting = Setting | tuple[str, float | Mapping[str, int | float | str | Sequence[int]]] | None
+SettingLike = OneSetting | Literal["drop"] | list[OneSetting]
+
+METHOD_NAMES: tuple[Method, ...] = get_args(Method)
 
 _KEYS = ("rank", "ratio", "form")
 # A ratio read off a cost, cost / cost, must find that cost again in spite of its rounding.
@@ -33,24 +36,29 @@ class _Asked(NamedTuple):
 
 
 class _Reach(NamedTuple):
-    """MACs of the layer and per rank of a form, and the largest rank that costs no more."""
+    """MACs of the layer as it is and per rank of a form, and the largest rank that costs no more.
+
+    Where groups slim the layer, all but ``whole`` is of the slimmed one.
+    """
 
     form: Form
     whole: int
     unit: int
+    full: int
     top: int
 
 
 def setting_for(
     structure: Structure,
     name: str,
-    asked: SettingLike,
+    asked: object,
     *,
     methods: Iterable[str],
     has_bias: bool,
     multiple_of: int | Mapping[str, int],
     curves: Sequence[Curve] = (),
     current: Setting | None = None,
+    groups: Mapping[str, Sequence[int]] | None = None,
 ) -> Setting | None:
     """The setting that a person means for one layer.
 
@@ -65,6 +73,7 @@ def setting_for(
             layer takes the largest multiple that does not.
         curves: damages; the form with the lowest one is taken where none is given.
         current: what the plan does to this layer now; its form is preferred where there are no curves.
+        groups: group -> units that stay; the pair replaces the slimmed layer, and costs no more than that.
 
     Returns:
         The setting; None to leave the layer alone.
@@ -78,11 +87,12 @@ def setting_for(
         raise UnknownNameError(f"layer {name!r}: the model has none; {nearest(name, structure.layers)}")
     if asked is None:
         return None
-    spec = structure.layers[name]
+    whole = structure.layers[name]
+    spec = slimmed_spec(whole, structure.channels, groups or {})
     wish = _read(name, asked, tuple(methods))
-    forms = _forms(spec, wish)
+    forms = _forms(whole, wish)
     multiple = multiple_for(multiple_of, name)
-    reaches = [_reach(spec, form, has_bias=has_bias) for form in forms]
+    reaches = [_reach(whole, spec, form, has_bias=has_bias) for form in forms]
     ranks = {reach.form: _rank(reach, wish, multiple) for reach in reaches}
     preferred = current.form if current is not None and current.method == wish.method else None
 
@@ -93,7 +103,7 @@ def setting_for(
 
     possible = [form for form in forms if ranks[form] is not None]
     if not possible:
-        raise RankError(_why_none(spec, wish, multiple, reaches))
+        raise RankError(_why_none(whole, spec, wish, multiple, reaches))
     form = min(possible, key=preference)
     return Setting(method=wish.method, form=form, rank=ranks[form] or 1)
 
@@ -117,14 +127,19 @@ def damage_at(curves: Iterable[Curve], name: str, setting: Setting) -> float | N
     return None
 
 
-def method_of(text: str) -> Method | None:
-    """The method of this name; None where there is none."""
-    return next((method for method in FORMS if method == text), None)
+def method_of(text: str, among: Iterable[Method] = tuple(FORMS)) -> Method | None:
+    """The method of this name; None where there is none.
+
+    Args:
+        text: the name.
+        among: methods that may be meant; those that split a layer into a pair where none are given.
+    """
+    return next((method for method in among if method == text), None)
 
 
 def form_of(method: Method, text: str) -> Form | None:
     """The form of this name; None where the method has none."""
-    return next((form for form in FORMS[method] if form == text), None)
+    return next((form for form in FORMS.get(method, ()) if form == text), None)
 
 
 def _read(name: str, asked: object, methods: Sequence[str]) -> _Asked:
@@ -140,12 +155,12 @@ def _read(name: str, asked: object, methods: Sequence[str]) -> _Asked:
         raise UnknownNameError(
             f"layer {name!r}: method {asked[0]!r} is not there; {nearest(asked[0], methods)}"
         )
-    how = asked[1] if isinstance(asked[1], Mapping) else {"ratio": asked[1]}
+    how: Mapping[object, object] = asked[1] if isinstance(asked[1], Mapping) else {"ratio": asked[1]}
     for key in how:
         if key not in _KEYS:
             raise OptionError(f"layer {name!r}: {key!r} is no key of a setting; {nearest(str(key), _KEYS)}")
     if ("rank" in how) == ("ratio" in how):
-        raise OptionError(f'layer {name!r}: give one of "rank" and "ratio", not {sorted(how)}')
+        raise OptionError(f'layer {name!r}: give one of "rank" and "ratio", not {sorted(map(str, how))}')
     form = None
     if "form" in how:
         form = form_of(method, how["form"]) if isinstance(how["form"], str) else None
@@ -154,7 +169,10 @@ def _read(name: str, asked: object, methods: Sequence[str]) -> _Asked:
             raise UnknownNameError(f"layer {name!r}: {method} has no form {how['form']!r}; {close}")
     if "rank" in how:
         return _Asked(method, form, _read_rank(name, how["rank"]), None)
-    return _Asked(method, form, None, _read_ratio(name, how["ratio"]))
+    ratio = read_ratio(
+        f"layer {name!r}", how["ratio"], of="the layer's MACs", instead='{"rank": 32} for a rank'
+    )
+    return _Asked(method, form, None, ratio)
 
 
 def _read_rank(name: str, rank: object) -> int:
@@ -165,17 +183,29 @@ def _read_rank(name: str, rank: object) -> int:
     return int(rank)
 
 
-def _read_ratio(name: str, ratio: object) -> Fraction:
+def read_ratio(where: str, ratio: object, *, of: str, instead: str) -> Fraction:
+    """A share that a person wrote, through its decimal digits, so that 0.4 means four tenths.
+
+    Args:
+        where: for errors.
+        ratio: to check.
+        of: what it is a share of; for errors.
+        instead: what else could be given; for errors.
+
+    Returns:
+        In (0, 1].
+
+    Raises:
+        OptionError: no fraction.
+        RankError: outside (0, 1].
+    """
     if not isinstance(ratio, Real) or isinstance(ratio, Integral):
         raise OptionError(
-            f"layer {name!r}: ratio {ratio!r} is no fraction of the layer's MACs; give e.g. 0.5 (1.0 for "
-            f'all of them), or {{"rank": 32}} for a rank'
+            f"{where}: ratio {ratio!r} is no fraction of {of}; give e.g. 0.5 (1.0 for all of them), "
+            f"or {instead}"
         )
     if not 0 < float(ratio) <= 1:
-        raise RankError(
-            f"layer {name!r}: ratio {ratio} is outside (0, 1]; give the share of the layer's MACs to keep"
-        )
-    # Through its decimal digits, so that 0.4 means four tenths.
+        raise RankError(f"{where}: ratio {ratio} is outside (0, 1]; give the share of {of} to keep")
     return Fraction(repr(float(ratio)))
 
 
@@ -199,11 +229,12 @@ def _forms(spec: LayerSpec, wish: _Asked) -> tuple[Form, ...]:
     return (wish.form,)
 
 
-def _reach(spec: LayerSpec, form: Form, *, has_bias: bool) -> _Reach:
-    whole = layer_cost(spec).macs
+def _reach(whole: LayerSpec, spec: LayerSpec, form: Form, *, has_bias: bool) -> _Reach:
+    # A slimmed layer is left without a pair rather than with one that costs the same.
+    macs = layer_cost(spec).macs - (spec is not whole)
     unit = pair_cost(spec, form, 1, has_bias=has_bias or spec.has_bias).macs
     full = max_rank(spec, form)
-    return _Reach(form, whole, unit, min(full, whole // unit) if unit else full)
+    return _Reach(form, layer_cost(whole).macs, unit, full, min(full, macs // unit) if unit else full)
 
 
 def _rank(reach: _Reach, wish: _Asked, multiple: int) -> int | None:
@@ -213,18 +244,24 @@ def _rank(reach: _Reach, wish: _Asked, multiple: int) -> int | None:
         return rank if rank <= reach.top else None
     if wish.ratio is None or not reach.unit:
         return None
-    rank = min(floor(wish.ratio * reach.whole * (1 + _ROUNDING) / reach.unit), reach.top)
+    rank = min(floor(wish.ratio * reach.whole * (1 + _ROUNDING) / reach.unit), reach.full)
+    if rank > reach.top:
+        # Only where the layer is slimmed: the share is of what it cost before.
+        return None
     up = -(-rank // multiple) * multiple
     return (up if up <= reach.top else reach.top // multiple * multiple) or None
 
 
-def _why_none(spec: LayerSpec, wish: _Asked, multiple: int, reaches: Sequence[_Reach]) -> str:
+def _why_none(
+    whole: LayerSpec, spec: LayerSpec, wish: _Asked, multiple: int, reaches: Sequence[_Reach]
+) -> str:
     """The message for a wish that no form can meet."""
     best = max(reaches, key=lambda reach: reach.top)
     cheap = min(reaches, key=lambda reach: reach.unit)
     where = f"layer {spec.name!r}: {wish.method} "
+    layer = "layer" if spec is whole else "slimmed layer"
     if best.top < 1:
-        return where + "costs more MACs than the layer at every rank; drop the layer from the plan"
+        return where + f"costs more MACs than the {layer} at every rank; drop the layer from the plan"
     if best.top < multiple:
         return (
             f"{where}has ranks 1..{best.top} that save MACs, and none is a multiple of {multiple}; "
@@ -234,7 +271,11 @@ def _why_none(spec: LayerSpec, wish: _Asked, multiple: int, reaches: Sequence[_R
         rank = -(-wish.rank // multiple) * multiple
         rounded = f" (rounded up to {rank}, a multiple of {multiple})" if rank != wish.rank else ""
         limit = max_rank(spec, best.form)
-        why = "the layer has no such rank" if rank > limit else "the pair would cost more MACs than the layer"
+        why = (
+            f"the {layer} has no such rank"
+            if rank > limit
+            else f"the pair would cost more MACs than the {layer}"
+        )
         return (
             f"{where}rank {wish.rank}{rounded} is outside {multiple}..{best.top // multiple * multiple}: "
             f"{why}; lower it or drop the layer from the plan"
@@ -244,6 +285,14 @@ def _why_none(spec: LayerSpec, wish: _Asked, multiple: int, reaches: Sequence[_R
             where + 'has no ratio, since the layer is never called; give {"rank": r} or drop it from the plan'
         )
     smallest = cheap.unit / cheap.whole
+    if spec is not whole and float(wish.ratio or 0) >= smallest:
+        # At the largest multiple, so that what is named here is accepted.
+        largest = max(reach.top // multiple * multiple * reach.unit for reach in reaches) / cheap.whole
+        return (
+            f"{where}ratio {float(wish.ratio or 0):g} is of the layer before slimming, and there the pair "
+            f"would cost more MACs than the slimmed layer; give at most {floor(largest * 1e4) / 1e4:g} or "
+            "drop the layer from the plan"
+        )
     return (
         f"{where}ratio {float(wish.ratio or 0):g} is below the smallest reachable one, "
         f"{ceil(smallest * 1e4) / 1e4:g} at rank 1; raise it or drop the layer from the plan"

@@ -8,9 +8,9 @@ from hashlib import sha256
 from typing import Protocol
 
 from slimrank._errors import PlanError
-from slimrank.cost import layer_cost, pair_cost
+from slimrank.cost import model_cost
 from slimrank.plan._names import listed
-from slimrank.records import Cost, LayerSpec, Setting
+from slimrank.records import ChannelMap, Cost, LayerSpec, Setting
 
 _NAMED = 5
 
@@ -22,10 +22,12 @@ class Structure:
     Attributes:
         sha256: fingerprint of names and shapes (``structure_of`` makes it).
         layers: every captured layer by dotted name, in execution order.
+        channels: groups and blocks, where they were looked for; no part of the fingerprint.
     """
 
     sha256: str
     layers: Mapping[str, LayerSpec]
+    channels: ChannelMap = field(default_factory=ChannelMap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,15 @@ class Step:
 
     Attributes:
         structure: the model that the step starts from.
-        layers: settings per layer, in execution order; one each so far.
-        groups: first producer -> channels_kept; empty so far.
+        layers: settings per layer, in execution order; one each so far. A rank is that of the slimmed layer.
+        groups: group -> units that stay (channels_kept), ascending; groups that stay whole are not in it.
+        dropped: blocks that the identity replaces, in execution order.
     """
 
     structure: Structure
     layers: Mapping[str, tuple[Setting, ...]]
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     @property
     def settings(self) -> Mapping[str, Setting]:
@@ -57,11 +61,12 @@ class HasSteps(Protocol):
         ...
 
 
-def structure_of(specs: Iterable[LayerSpec]) -> Structure:
+def structure_of(specs: Iterable[LayerSpec], channels: ChannelMap | None = None) -> Structure:
     """The structure of a model from its layers.
 
     Args:
         specs: every captured layer, in execution order.
+        channels: groups and blocks; None where they were not looked for.
 
     Returns:
         The structure. Its fingerprint covers names and geometry; input size, dtype and order leave it
@@ -69,7 +74,15 @@ def structure_of(specs: Iterable[LayerSpec]) -> Structure:
     """
     layers = {spec.name: spec for spec in specs}
     text = json.dumps([[name, _geometry(layers[name])] for name in sorted(layers)])
-    return Structure(sha256=sha256(text.encode()).hexdigest(), layers=layers)
+    return Structure(
+        sha256=sha256(text.encode()).hexdigest(), layers=layers, channels=channels or ChannelMap()
+    )
+
+
+def names_of(structure: Structure) -> tuple[str, ...]:
+    """What a person may name: layers, and groups that can be slimmed; each once."""
+    groups = (name for name, group in structure.channels.groups.items() if group.reason is None)
+    return tuple(dict.fromkeys((*structure.layers, *groups)))
 
 
 def check_structure(plan: HasSteps, structure: Structure, *, step: int = 0) -> None:
@@ -115,17 +128,23 @@ def cost_after(before: Cost, steps: Iterable[Step], *, has_bias: bool) -> Cost:
     Args:
         before: of the whole model.
         steps: of the plan.
-        has_bias: whether every second factor carries a bias; else only where the layer has one.
+        has_bias: whether every second factor, and every consumer that is fitted anew, carries a bias; else
+            only where the layer has one.
 
     Returns:
         The cost, for one sample.
     """
     cost = before
     for step in steps:
-        for name, setting in step.settings.items():
-            spec = step.structure.layers[name]
-            bias = has_bias or spec.has_bias
-            cost = cost - layer_cost(spec) + pair_cost(spec, setting.form, setting.rank, has_bias=bias)
+        cost = model_cost(
+            cost,
+            step.structure.layers,
+            step.structure.channels,
+            settings=step.settings,
+            kept=step.groups,
+            dropped=step.dropped,
+            has_bias=has_bias,
+        )
     return cost
 
 

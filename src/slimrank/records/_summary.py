@@ -16,17 +16,20 @@ class LayerResult:
     Attributes:
         name: dotted name in the original model.
         before, after: counted cost; equal where the layer was left alone.
-        setting: what was done; None where nothing was.
+        setting: the pair that took its place; None where none did.
+        slimmed: what became of its channels, such as "64 -> 24 outputs, 64 -> 30 inputs", or the block that
+            it went with; None where all stayed.
         damage: predicted divergence of this layer alone, in the unit of the study; None without a setting.
-        fit: "sequential", "independent" or "weights": what the factors were fitted to; None without a
-            setting.
-        reason: why the layer was left alone; None with a setting.
+        fit: "sequential", "independent" or "weights": what factors or weight were fitted to; None where
+            nothing was fitted.
+        reason: why the layer was left alone; None where something was done to it.
     """
 
     name: str
     before: Cost
     after: Cost
     setting: Setting | None = None
+    slimmed: str | None = None
     damage: float | None = None
     fit: str | None = None
     reason: str | None = None

@@ -2,9 +2,34 @@
 """One self-contained page: tables and a chart, no script, nothing loaded."""
 
 from collections.abc import Iterator, Sequence
+from html import escape
 
-from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Metric, Note, Summary
+from slimrank.plan import Plan, live
+from slimrank.records import (
+    METRICS,
+    BlockDamage,
+    ChannelMap,
+    Cost,
+    GroupCurve,
+    LayerResult,
+    LayerSpec,
+    Metric,
+    Note,
+    Summary,
+)
 from slimrank.report._chart import Bar, bar_chart, legend
+from slimrank.report._groups import (
+    BLOCK_COLUMNS,
+    DROPPED_COLUMNS,
+    GROUP_COLUMNS,
+    STAY_WHOLE,
+    block_rows,
+    counts_text,
+    dropped_rows,
+    frozen_reasons,
+    group_rows,
+    groups_line,
+)
 from slimrank.report._numbers import (
     format_change,
     format_count,
@@ -23,6 +48,9 @@ from slimrank.report._words import (
     DIVERGENCE_LABEL,
     ELSEWHERE_LABEL,
     METRIC_LABELS,
+    done_text,
+    first_of,
+    is_left_alone,
     layers_by_reason,
     setting_text,
     shape_text,
@@ -30,30 +58,47 @@ from slimrank.report._words import (
     why_not,
 )
 
+_ARROW = "\N{RIGHTWARDS ARROW}"
 
-def render_html(summary: Summary) -> str:
+
+def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
     """A result as one HTML page.
 
     Args:
         summary: what to show.
+        plan: that made it, for the channels that each group keeps and the blocks that are dropped; None
+            leaves them out.
 
     Returns:
         A document that loads nothing; under 200 kB for 100 layers.
     """
-    done = sum(1 for layer in summary.layers if layer.setting is not None)
-    reasons = {layer.name: why_left(layer) for layer in summary.layers if layer.setting is None}
+    done = sum(1 for layer in summary.layers if not is_left_alone(layer))
+    reasons = {layer.name: why_left(layer) for layer in summary.layers if is_left_alone(layer)}
     parts = [
         cards(_cards(summary)),
         section("Totals", _totals(summary)),
         section("MACs of each layer", _layer_chart(summary.layers)),
+        *([] if plan is None else _plan_sections(plan)),
         section("Layers", _layer_table(summary)),
         *_definitions("Left alone", layers_by_reason(reasons)),
         *_definitions("Notes", [(note.where, note.text) for note in summary.notes]),
     ]
-    return page(summary.title, f"{done} of {len(summary.layers)} layers compressed.", "\n".join(parts))
+    lead = f"{done} of {len(summary.layers)} layers compressed"
+    if plan is not None and (plan.groups or plan.dropped):
+        lead = counts_text(plan)
+    return page(summary.title, f"{lead}.", "\n".join(parts))
 
 
-def render_study_html(title: str, specs: Sequence[LayerSpec], before: Cost, notes: Sequence[Note]) -> str:
+def render_study_html(
+    title: str,
+    specs: Sequence[LayerSpec],
+    before: Cost,
+    notes: Sequence[Note],
+    *,
+    channels: ChannelMap | None = None,
+    curves: Sequence[GroupCurve] = (),
+    blocks: Sequence[BlockDamage] = (),
+) -> str:
     """A study as one HTML page: what each layer costs and what can be done to it.
 
     Args:
@@ -61,6 +106,9 @@ def render_study_html(title: str, specs: Sequence[LayerSpec], before: Cost, note
         specs: every layer, in execution order.
         before: counted cost of the whole model.
         notes: what the user should know.
+        channels: groups and blocks of the model; None where they were not looked for.
+        curves: damage by units kept, of groups.
+        blocks: measured damage of dropping a block.
 
     Returns:
         A document that loads nothing; under 200 kB for 100 layers.
@@ -71,6 +119,7 @@ def render_study_html(title: str, specs: Sequence[LayerSpec], before: Cost, note
         cards(_metric_card(name, before) for name in METRICS),
         section("MACs of each layer", _spec_chart(specs, before)),
         section("Layers", _spec_table(specs, before)),
+        *([] if channels is None else _channel_sections(channels, curves, blocks, before)),
         *_definitions("Cannot be compressed", layers_by_reason(reasons)),
         *_definitions("Notes", [(note.where, note.text) for note in notes]),
     ]
@@ -137,7 +186,7 @@ def _layer_chart(layers: Sequence[LayerResult]) -> str:
         Bar(
             name=layer.name,
             before=layer.before.macs,
-            after=None if layer.setting is None else layer.after.macs,
+            after=None if is_left_alone(layer) else layer.after.macs,
             value=_change_text(layer),
             hint=_hint(layer),
         )
@@ -149,18 +198,19 @@ def _layer_chart(layers: Sequence[LayerResult]) -> str:
 
 def _change_text(layer: LayerResult) -> str:
     before = format_count(layer.before.macs)
-    return before if layer.setting is None else _arrow(before, format_count(layer.after.macs))
+    return before if is_left_alone(layer) else _arrow(before, format_count(layer.after.macs))
 
 
 def _arrow(before: str, after: str) -> str:
-    return f"{before} \N{RIGHTWARDS ARROW} {after}"
+    return f"{before} {_ARROW} {after}"
 
 
 def _hint(layer: LayerResult) -> str:
     before, after = layer.before.macs, layer.after.macs
-    if layer.setting is None:
+    if is_left_alone(layer):
         return f"{layer.name}: {format_exact(before)} MACs, left alone: {why_left(layer)}"
-    setting = f"{setting_text(layer.setting)}, rank {layer.setting.rank}"
+    rank = "" if layer.setting is None else f", rank {layer.setting.rank}"
+    setting = f"{done_text(layer)}{rank}"
     ratio = f"keep ratio {format_ratio(after, before)}"
     return (
         f"{layer.name}: {format_exact(before)} MACs before, {format_exact(after)} after, {ratio}; {setting}"
@@ -168,9 +218,11 @@ def _hint(layer: LayerResult) -> str:
 
 
 def _layer_table(summary: Summary) -> str:
+    # What becomes of channels is too long for one line.
+    is_slimmed = any(layer.slimmed is not None for layer in summary.layers)
     columns = (
         ("layer", ""),
-        ("setting", "w"),
+        ("setting", "" if is_slimmed else "w"),
         ("rank", "n"),
         ("MACs", "n"),
         ("keep ratio", "n"),
@@ -178,7 +230,7 @@ def _layer_table(summary: Summary) -> str:
         ("damage", "n"),
         ("fit", "w"),
     )
-    rows = [(_layer_row(layer), layer.setting is None) for layer in summary.layers]
+    rows = [(_layer_row(layer), is_left_alone(layer)) for layer in summary.layers]
     before = macs_elsewhere(summary.start, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
@@ -190,12 +242,12 @@ def _layer_table(summary: Summary) -> str:
 def _layer_row(layer: LayerResult) -> tuple[str, ...]:
     macs, params = format_count(layer.before.macs), format_count(layer.before.params)
     ratio = format_ratio(layer.after.macs, layer.before.macs)
-    if layer.setting is None:
+    if is_left_alone(layer):
         return layer.name, setting_text(None), "-", macs, ratio, params, "-", "-"
     return (
         layer.name,
-        setting_text(layer.setting),
-        str(layer.setting.rank),
+        done_text(layer).replace("->", _ARROW),
+        "-" if layer.setting is None else str(layer.setting.rank),
         _arrow(macs, format_count(layer.after.macs)),
         ratio,
         _arrow(params, format_count(layer.after.params)),
@@ -252,6 +304,57 @@ def _spec_row(spec: LayerSpec, before: Cost) -> tuple[str, ...]:
         format_count(spec.params),
         ", ".join(spec.methods) or "-",
     )
+
+
+def _plan_sections(plan: Plan) -> list[str]:
+    """The channels that groups keep, and the blocks that went."""
+    parts = []
+    if plan.groups:
+        parts.append(section("Channels that stay", _kept_chart(plan)))
+    if plan.dropped:
+        parts.append(section("Dropped blocks", _table(DROPPED_COLUMNS, dropped_rows(plan))))
+    return parts
+
+
+def _kept_chart(plan: Plan) -> str:
+    bars = []
+    for group in live(plan.steps[-1].structure.channels).values():
+        kept = plan.groups.get(group.name)
+        count = group.units if kept is None else len(kept)
+        made = f"made by {first_of(group.producers)}, read by {first_of(group.consumers)}"
+        bars.append(
+            Bar(
+                name=group.name,
+                before=group.units * group.unit_width,
+                after=None if kept is None else count * group.unit_width,
+                value=str(group.units) if kept is None else f"{count} of {group.units}",
+                hint=f"{group.name}: {count} of {group.units} units of {group.unit_width} stay; {made}",
+            )
+        )
+    colours = [("a", "after"), ("b", "before"), ("k", "stays whole")]
+    return legend(colours) + bar_chart(bars, "Channels of each group before and after")
+
+
+def _channel_sections(
+    channels: ChannelMap, curves: Sequence[GroupCurve], blocks: Sequence[BlockDamage], before: Cost
+) -> list[str]:
+    """What a study knows of groups and blocks."""
+    if not channels.groups and not channels.blocks:
+        return []
+    rows = group_rows(channels, curves)
+    lead = f'<p class="soft">{escape(groups_line(channels))}</p>'
+    parts = [section("Channel groups", lead + (_table(GROUP_COLUMNS, rows) if rows else ""))]
+    parts += _definitions(STAY_WHOLE, layers_by_reason(frozen_reasons(channels)))
+    if channels.blocks:
+        dropped = _table(BLOCK_COLUMNS, block_rows(channels, blocks, before))
+        parts.append(section("Can be dropped whole", dropped))
+    return parts
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table from columns as text writes them: ``>`` before a heading aligns right."""
+    kinds = [(heading.removeprefix(">"), "n" if heading.startswith(">") else "") for heading in columns]
+    return table(kinds, [(row, False) for row in rows])
 
 
 def _definitions(heading: str, pairs: Sequence[tuple[str, str]]) -> list[str]:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as plain text."""
+"""Tables and lists as plain text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+
+from slimrank.report._words import layers_by_reason
 
 
 def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -25,3 +28,21 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)
+
+
+def list_text(heading: str, items: Sequence[str], width: int) -> str:
+    """A heading and its items, wrapped; "" where there are none."""
+    if not items:
+        return ""
+    lines = (fill(item, width, initial_indent=" - ", subsequent_indent="   ") for item in items)
+    return "\n".join([heading, *lines])
+
+
+def reasons_text(heading: str, reasons: Mapping[str, str], width: int) -> str:
+    """A heading and the names that share a reason, each reason told once; "" where there are none."""
+    return list_text(heading, [f"{names}: {reason}" for names, reason in layers_by_reason(reasons)], width)
+
+
+def joined(blocks: Sequence[str]) -> str:
+    """Parts of a text with a blank line between them, the last line ended; empty parts are left out."""
+    return "\n\n".join(block for block in blocks if block) + "\n"

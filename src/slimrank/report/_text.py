@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain text for terminals, logs and files: ASCII, no colours, no number cut short."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import fill
 
-from slimrank.cost import layer_cost, pair_cost
-from slimrank.plan import Plan
+from slimrank.cost import layer_cost, pair_cost, slimmed_spec
+from slimrank.plan import Plan, is_inside
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
+from slimrank.report._groups import (
+    DROPPED_COLUMNS,
+    KEPT_COLUMNS,
+    counts_text,
+    dropped_rows,
+    kept_rows,
+)
 from slimrank.report._numbers import (
     format_change,
     format_count,
@@ -18,25 +25,28 @@ from slimrank.report._numbers import (
     format_ratio,
     macs_elsewhere,
 )
-from slimrank.report._table import render_table
+from slimrank.report._table import joined, list_text, reasons_text, render_table
 from slimrank.report._words import (
     DAMAGE_LABEL,
     DIVERGENCE_LABEL,
     ELSEWHERE_LABEL,
     METRIC_LABELS,
-    layers_by_reason,
+    done_text,
+    is_left_alone,
     setting_text,
     shape_text,
+    slimmed_text,
     why_left,
     why_not,
 )
 
 
-def render_text(summary: Summary, *, width: int = 110) -> str:
+def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110) -> str:
     """A result as plain text.
 
     Args:
         summary: what to show.
+        plan: that made it, for the groups it slims and the blocks it drops; None leaves them out.
         width: columns at which remarks wrap; tables take what they need (about 100).
 
     Returns:
@@ -45,17 +55,18 @@ def render_text(summary: Summary, *, width: int = 110) -> str:
     remarks = [*_damage_lines(summary)]
     if summary.seconds:
         remarks.append(f"Time: {format_phases(summary.seconds)}")
-    reasons = {layer.name: why_left(layer) for layer in summary.layers if layer.setting is None}
+    reasons = {layer.name: why_left(layer) for layer in summary.layers if is_left_alone(layer)}
     blocks = [
         summary.title,
         _costs("counted", summary.before, summary.after),
         _measurements(summary),
         "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
         _layers(summary),
-        _reasons("Left alone", reasons, width),
-        _list("Notes", [str(note) for note in summary.notes], width),
+        *([] if plan is None else _groups_and_blocks(plan)),
+        reasons_text("Left alone", reasons, width),
+        list_text("Notes", [str(note) for note in summary.notes], width),
     ]
-    return _joined(blocks)
+    return joined(blocks)
 
 
 def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110) -> str:
@@ -94,7 +105,9 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110)
         f"{format_metric('bytes', before.bytes)}"
     )
     reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
-    return _joined([render_table(columns, rows), closing, _reasons("Cannot be compressed", reasons, width)])
+    return joined(
+        [render_table(columns, rows), closing, reasons_text("Cannot be compressed", reasons, width)]
+    )
 
 
 def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
@@ -109,9 +122,22 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
         Lines of ASCII (names as given), the last one ended.
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
-    rows = [_plan_row(plan, spec) for spec in specs.values()]
-    layers = render_table(("layer", "method", "form", ">rank", ">MACs", ">after", ">keep ratio"), rows)
-    closing = f"{plan.select}: {len(plan.settings)} of {len(specs)} layers compressed"
+    slimmed = {name: slimmed_text(plan.steps[-1], spec) for name, spec in specs.items()}
+    rows = [_plan_row(plan, spec, slimmed[spec.name]) for spec in specs.values()]
+    columns: tuple[str, ...] = (
+        "layer",
+        "method",
+        "form",
+        ">rank",
+        "channels",
+        ">MACs",
+        ">after",
+        ">keep ratio",
+    )
+    if not any(slimmed.values()):
+        at = columns.index("channels")
+        columns, *rows = ((*row[:at], *row[at + 1 :]) for row in (columns, *rows))
+    closing = f"{plan.select}: {counts_text(plan)}"
     if len(plan.steps) > 1:
         closing = f"step {len(plan.steps)}, {closing}"
     if plan.damage is not None:
@@ -120,32 +146,41 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
         closing += f"; predicted loss of the score {format_damage(plan.score_loss)}"
     if plan.gap is not None:
         closing += f" (another choice could save at most {format_percent(plan.gap, 1)} of it)"
-    reasons = {spec.name: why_not(spec) for spec in specs.values() if not spec.methods}
-    return _joined(
+    reasons = {
+        spec.name: why_not(spec) for spec in specs.values() if not spec.methods and slimmed[spec.name] is None
+    }
+    return joined(
         [
-            layers,
+            render_table(columns, rows),
+            *_groups_and_blocks(plan),
             _costs("computed from shapes", plan.before, plan.after),
             fill(closing, width, subsequent_indent="  "),
-            _reasons("Cannot be compressed", reasons, width),
+            reasons_text("Cannot be compressed", reasons, width),
         ]
     )
 
 
-def _plan_row(plan: Plan, spec: LayerSpec) -> tuple[str, ...]:
-    setting = plan.settings.get(spec.name)
-    before = layer_cost(spec).macs
-    if setting is None:
-        return (spec.name, setting_text(None), "", "-", format_count(before), format_count(before), "1.000")
-    after = pair_cost(spec, setting.form, setting.rank, has_bias=plan.has_bias or spec.has_bias).macs
-    return (
-        spec.name,
-        setting.method,
-        setting.form,
-        str(setting.rank),
-        format_count(before),
-        format_count(after),
-        format_ratio(after, before),
-    )
+def _plan_row(plan: Plan, spec: LayerSpec, slimmed: str | None) -> tuple[str, ...]:
+    """Cells of one layer; what its channels become stands beside the pair, if any."""
+    setting, before = plan.settings.get(spec.name), layer_cost(spec).macs
+    step = plan.steps[-1]
+    left = slimmed_spec(spec, step.structure.channels, step.groups)
+    if setting is not None:
+        after = pair_cost(left, setting.form, setting.rank, has_bias=plan.has_bias or spec.has_bias).macs
+        done: tuple[str, ...] = (setting.method, setting.form, str(setting.rank))
+    elif is_inside(spec.name, plan.dropped):
+        after, done = 0, ("dropped", "", "-")
+    else:
+        after = layer_cost(left).macs
+        done = (setting_text(None) if slimmed is None else "slimmed", "", "-")
+    numbers = (format_count(before), format_count(after), format_ratio(after, before))
+    return (spec.name, *done, slimmed or "", *numbers)
+
+
+def _groups_and_blocks(plan: Plan) -> list[str]:
+    """Tables of the groups that a plan slims and of the blocks that it drops."""
+    parts = ((KEPT_COLUMNS, kept_rows(plan)), (DROPPED_COLUMNS, dropped_rows(plan)))
+    return [render_table(columns, rows) for columns, rows in parts if rows]
 
 
 def _costs(heading: str, before: Cost, after: Cost) -> str:
@@ -197,7 +232,7 @@ def _layers(summary: Summary) -> str:
 def _layer_row(layer: LayerResult) -> tuple[str, ...]:
     return (
         layer.name,
-        setting_text(layer.setting),
+        done_text(layer),
         "-" if layer.setting is None else str(layer.setting.rank),
         format_count(layer.before.macs),
         format_count(layer.after.macs),
@@ -205,18 +240,3 @@ def _layer_row(layer: LayerResult) -> tuple[str, ...]:
         format_damage(layer.damage),
         layer.fit or "-",
     )
-
-
-def _reasons(heading: str, reasons: Mapping[str, str], width: int) -> str:
-    return _list(heading, [f"{names}: {reason}" for names, reason in layers_by_reason(reasons)], width)
-
-
-def _list(heading: str, items: Sequence[str], width: int) -> str:
-    if not items:
-        return ""
-    lines = (fill(item, width, initial_indent=" - ", subsequent_indent="   ") for item in items)
-    return "\n".join([heading, *lines])
-
-
-def _joined(blocks: Sequence[str]) -> str:
-    return "\n\n".join(block for block in blocks if block) + "\n"

@@ -4,7 +4,9 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from slimrank.records import LayerResult, LayerSpec, Metric, Setting
+from slimrank.cost import slimmed_spec
+from slimrank.plan import Step, is_inside
+from slimrank.records import ChannelMap, LayerResult, LayerSpec, Metric, Setting
 
 METRIC_LABELS: Mapping[Metric, str] = MappingProxyType(
     {"macs": "MACs", "params": "parameters", "bytes": "weight bytes"}
@@ -12,6 +14,7 @@ METRIC_LABELS: Mapping[Metric, str] = MappingProxyType(
 DIVERGENCE_LABEL = "Divergence from the original, measured on held-out samples"
 DAMAGE_LABEL = "Damage predicted by the plan"
 ELSEWHERE_LABEL = "(outside layers)"
+_GONE = "gone with "
 
 
 def setting_text(setting: Setting | None) -> str:
@@ -19,6 +22,62 @@ def setting_text(setting: Setting | None) -> str:
     if setting is None:
         return "left alone"
     return setting.method if setting.form == "linear" else f"{setting.method} {setting.form}"
+
+
+def done_text(layer: LayerResult) -> str:
+    """What was done to a layer: its setting, what became of its channels, or both; else "left alone"."""
+    if layer.slimmed is None:
+        return setting_text(layer.setting)
+    channels = layer.slimmed if layer.slimmed.startswith(_GONE) else f"channels {layer.slimmed}"
+    return channels if layer.setting is None else f"{setting_text(layer.setting)}, {channels}"
+
+
+def is_left_alone(layer: LayerResult) -> bool:
+    """Whether neither a pair took the place of a layer nor channels of it went."""
+    return layer.setting is None and layer.slimmed is None
+
+
+def slimmed_text(step: Step, spec: LayerSpec) -> str | None:
+    """What becomes of the channels of a layer.
+
+    Args:
+        step: of a plan.
+        spec: a layer of its structure.
+
+    Returns:
+        "64 -> 24 outputs, 64 -> 30 inputs"; "gone with layer2.1" in a dropped block; None where all stay.
+    """
+    block = next((name for name in step.dropped if is_inside(spec.name, (name,))), None)
+    if block is not None:
+        return f"{_GONE}{block}"
+    channels = step.structure.channels
+    after = slimmed_spec(spec, channels, step.groups)
+    words = _side_by_dim(channels, spec)
+    sizes = zip(words, spec.weight_shape, after.weight_shape, strict=False)
+    parts = [f"{old} -> {new} {word}" for word, old, new in sizes if old != new]
+    if not parts and after.params != spec.params:
+        # Its weights bear names of their own, so no dimension of them is known as its outputs.
+        parts = [f"{spec.params} -> {after.params} parameters"]
+    return ", ".join(parts) or None
+
+
+def _side_by_dim(channels: ChannelMap, spec: LayerSpec) -> tuple[str, ...]:
+    """Which side of a layer each dimension of its weight is: transposed kernels have their inputs first."""
+    weight = channels.tensors.get(f"{spec.name}.weight")
+    inputs = {axis.dim for axis in weight.axes if axis.role == "input"} if weight else set()
+    return tuple("inputs" if dim in inputs else "outputs" for dim in range(len(spec.weight_shape)))
+
+
+def first_of(names: tuple[str, ...]) -> str:
+    """The first name and how many more there are: "conv1 + 3 more"; "-" for none."""
+    if not names:
+        return "-"
+    return names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1} more"
+
+
+def counted(count: int, word: str) -> str:
+    """A count with its word: "1 block", "2 blocks"."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def why_left(layer: LayerResult) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How low a budget can go, and what holds it up."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 
 import numpy as np
@@ -58,32 +58,77 @@ def check_reachable(
 
 def floors(table: Table, source: PlanSource, budgets: Mapping[Metric, float], of: Cost) -> str:
     """The smallest reachable keep ratio of each metric, for people."""
-    parts = []
-    for at, metric in enumerate(budgets):
-        ratio = lowest_cost(table, source, metric, at) / max(of.metric(metric), 1)
-        # Rounded up, so that the number shown can be asked for.
-        parts.append(f"{metric}={ceil(ratio * 1e4) / 1e4:.4f}")
+    return reachable(
+        {metric: lowest_cost(table, source, metric, at) for at, metric in enumerate(budgets)}, of
+    )
+
+
+def reachable(lowest: Mapping[Metric, int], of: Cost) -> str:
+    """Smallest costs as keep ratios, for people.
+
+    Args:
+        lowest: metric -> smallest cost of the whole model.
+        of: cost that keep ratios are shares of.
+
+    Returns:
+        One sentence without its stop.
+    """
+    # Rounded up, so that the number shown can be asked for.
+    parts = [
+        f"{metric}={ceil(cost / max(of.metric(metric), 1) * 1e4) / 1e4:.4f}"
+        for metric, cost in lowest.items()
+    ]
     return f"the smallest reachable is {', '.join(parts)}"
 
 
+def told(
+    metric: Metric,
+    whole: int,
+    parts: Sequence[tuple[int, str]],
+    alone: Mapping[str, int],
+    reasons: Mapping[str, str],
+) -> str:
+    """What remains of a metric, the largest parts first, for people.
+
+    Args:
+        metric: that is told about.
+        whole: of the model, at least 1.
+        parts: what is no single layer: cost and name.
+        alone: layer left alone -> cost.
+        reasons: why each of these is.
+
+    Returns:
+        One sentence without its stop.
+    """
+    largest = sorted(alone, key=lambda name: -alone[name])
+    rows = list(parts)
+    rows += [(alone[name], f"{name!r} (left alone: {reasons[name]})") for name in largest[:_NAMED]]
+    rows.append(
+        (sum(alone[name] for name in largest[_NAMED:]), f"{len(largest) - _NAMED} more layers left alone")
+    )
+    listed = [
+        f"{cost / whole:.1%} {text}" for cost, text in sorted(rows, key=lambda row: -row[0]) if cost > 0
+    ]
+    return f"Of the {metric}, these remain: {', '.join(listed)}"
+
+
 def _holding_up(table: Table, source: PlanSource, metric: Metric, at: int, skipped: Collection[str]) -> str:
-    whole = max(source.before.metric(metric), 1)
     layers = source.structure.layers
     costs = {name: layer_cost(spec).metric(metric) for name, spec in layers.items()}
     alone = {name: cost for name, cost in costs.items() if name not in table.names and cost > 0}
     outside = source.before.metric(metric) - sum(costs.values())
     smallest = lowest_cost(table, source, metric, at) - source.before.metric(metric) + table.whole[at].sum()
-    parts = [(smallest, f"compressible layers ({len(table.names)}) at their smallest")]
-    if outside > 0:
-        parts.append((outside, "what no layer holds, e.g. attention products"))
-    largest = sorted(alone, key=lambda name: -alone[name])
-    for name in largest[:_NAMED]:
-        reason = "in skip" if name in skipped else layers[name].reason
-        parts.append((alone[name], f"{name!r} (left alone: {reason or 'no rank allowed saves anything'})"))
-    rest = sum(alone[name] for name in largest[_NAMED:])
-    if rest:
-        parts.append((rest, f"{len(largest) - _NAMED} more layers left alone"))
-    told = [
-        f"{cost / whole:.1%} {text}" for cost, text in sorted(parts, key=lambda part: -part[0]) if cost > 0
-    ]
-    return f"Of the {metric}, these remain: {', '.join(told)}"
+    reasons = {
+        name: "in skip" if name in skipped else layers[name].reason or "no rank allowed saves anything"
+        for name in alone
+    }
+    return told(
+        metric,
+        max(source.before.metric(metric), 1),
+        [
+            (int(smallest), f"compressible layers ({len(table.names)}) at their smallest"),
+            (outside, "what no layer holds, e.g. attention products"),
+        ],
+        alone,
+        reasons,
+    )

@@ -19,7 +19,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
 from slimrank.select._moves import repair, spread, top_up
-from slimrank.select._table import Floats, Ints, Table, is_feasible, total_damage, used
+from slimrank.select._table import Floats, Ints, Table, added, is_feasible, total_damage, used
 
 # Partial choices looked at in one search, over all layers: bounds its time, the same on every machine.
 _WORK = 1_200_000
@@ -87,6 +87,27 @@ def choose_optimal(table: Table) -> tuple[Ints, float] | None:
     return choice, gap if gap > _ROUNDING else 0.0
 
 
+def quick_choice(table: Table) -> Ints | None:
+    """A good choice, found fast.
+
+    Args:
+        table: of the options.
+
+    Returns:
+        (L,) feasible options; None where none was found at once.
+    """
+    core, kept = _subset(table, _worth_having(table))
+    start = _bisected(core)
+    if start is None:
+        found = repair(core, np.argmin(np.where(np.isfinite(core.damage), core.weighted, np.inf), axis=1))
+    else:
+        found = start.choice
+    if found is None:
+        return None
+    best = top_up(core, found)
+    return kept[np.arange(len(best)), best]
+
+
 def any_feasible(table: Table) -> Ints | None:
     """Some choice within every budget.
 
@@ -152,7 +173,7 @@ def _subset(table: Table, keep: Flags) -> tuple[Table, Ints]:
 
 def _priced(table: Table, price: Floats) -> Floats:
     """(L, K) float64, damage plus the price of the cost."""
-    return table.damage + np.tensordot(price, table.cost, axes=1)
+    return table.damage + added(price, table.cost)
 
 
 def _bound(table: Table, priced: Floats, price: Floats) -> float:

@@ -2,16 +2,22 @@
 """Budgets and curves to a plan."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
 import numpy as np
 
 from slimrank._errors import BudgetError, UnknownNameError
-from slimrank.plan import Plan, PlanSource, check_multiple_of, nearest, plan_on
-from slimrank.records import Cost, Metric
+from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, nearest, plan_on
+from slimrank.records import Cost, Metric, Setting
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
 from slimrank.select._floor import check_reachable, floors, lowest_cost
 from slimrank.select._greedy import choose_greedy
+from slimrank.select._joint import choose_joint
+from slimrank.select._joint_floor import check_joint_reachable, lowest_costs
+from slimrank.select._joint_ranks import RankTables
+from slimrank.select._joint_rules import choose_greedy_joint, choose_uniform_widths
+from slimrank.select._joint_table import PRUNING, Joint, State, joint_of
 from slimrank.select._optimal import choose_optimal
 from slimrank.select._table import (
     Ints,
@@ -64,26 +70,30 @@ def select_plan(
     ratios = check_budgets(budgets)
     of = of or source.before
     limits = {metric: cost_limit(of, metric, ratio) for metric, ratio in ratios.items()}
-    table, skipped = _prepared(source, limits, multiple_of=multiple_of, methods=methods, skip=skip)
-    check_reachable(table, source, ratios, skipped=skipped, of=of)
-    choice, gap = _chosen(table, select)
-    if choice is None:
-        asked = ", ".join(f"{metric}={ratio:g}" for metric, ratio in ratios.items())
+    asked = _asked(source, multiple_of=multiple_of, methods=methods, skip=skip)
+    if asked.has_groups:
+        chosen, floor = _joint(source, asked, select, ratios, limits, of)
+    else:
+        chosen, floor = _layers(source, asked, select, ratios, limits, of)
+    if chosen is None:
+        wanted = ", ".join(f"{metric}={ratio:g}" for metric, ratio in ratios.items())
         raise BudgetError(
-            f"budget: no plan was found that keeps {asked} together, though each alone can be met; "
-            f"{floors(table, source, ratios, of)} (each alone); raise one of them"
+            f"budget: no plan was found that keeps {wanted} together, though each alone can be met; "
+            f"{floor} (each alone); raise one of them"
         )
     original = source.previous.before if source.previous else source.before
     return plan_on(
         source,
-        settings_of(table, choice),
+        chosen.settings,
+        groups=chosen.groups,
+        dropped=chosen.dropped,
         select=select,
         multiple_of=multiple_of,
         budgets={
             metric: ratio * of.metric(metric) / max(original.metric(metric), 1) if of != original else ratio
             for metric, ratio in ratios.items()
         },
-        gap=gap,
+        gap=chosen.gap,
     )
 
 
@@ -114,8 +124,11 @@ def reachable_floor(
     """
     metric = check_metric(metric)
     limits = {metric: source.before.metric(metric)}
-    table, _ = _prepared(source, limits, multiple_of=multiple_of, methods=methods, skip=skip)
-    lowest = lowest_cost(table, source, metric, 0)
+    asked = _asked(source, multiple_of=multiple_of, methods=methods, skip=skip)
+    if asked.has_groups:
+        lowest = lowest_costs(asked.joint(source, limits), limits)[0]
+    else:
+        lowest = lowest_cost(asked.table(source, limits), source, metric, 0)
     whole = max(source.before.metric(metric), 1)
     ratio = lowest / whole
     # Division may round down; the next float up then stands for the same cost as a budget.
@@ -124,22 +137,122 @@ def reachable_floor(
     return ratio
 
 
-def _prepared(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a plan may use."""
+
+    methods: tuple[str, ...]
+    skipped: frozenset[str]
+    multiple_of: int | Mapping[str, int]
+    has_groups: bool
+
+    def table(self, source: PlanSource, limits: Mapping[Metric, int]) -> Table:
+        """The options of the layers alone."""
+        return table_of(
+            source, limits, methods=self.methods, skipped=self.skipped, multiple_of=self.multiple_of
+        )
+
+    def joint(
+        self, source: PlanSource, limits: Mapping[Metric, int], methods: Sequence[str] | None = None
+    ) -> Joint:
+        """The options of layers, groups and blocks."""
+        return joint_of(
+            source,
+            limits,
+            methods=self.methods if methods is None else methods,
+            skipped=self.skipped,
+            multiple_of=self.multiple_of,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """What a plan holds."""
+
+    settings: Mapping[str, Setting]
+    gap: float | None
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+
+def _asked(
     source: PlanSource,
-    limits: Mapping[Metric, int],
     *,
     multiple_of: int | Mapping[str, int],
     methods: Sequence[str] | None,
     skip: Sequence[str],
-) -> tuple[Table, frozenset[str]]:
-    names = source.structure.layers
+) -> _Asked:
+    names = names_of(source.structure)
     check_multiple_of(multiple_of, names)
-    skipped = check_skip(skip, names)
+    skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
     allowed = check_methods(methods, source.methods)
-    return table_of(source, limits, methods=allowed, skipped=skipped, multiple_of=multiple_of), skipped
+    has_groups = PRUNING in allowed and bool(source.group_curves or source.block_damages)
+    return _Asked(methods=allowed, skipped=skipped, multiple_of=multiple_of, has_groups=has_groups)
 
 
-def _chosen(table: Table, select: Select) -> tuple[Ints | None, float | None]:
+def _layers(
+    source: PlanSource,
+    asked: _Asked,
+    select: Select,
+    ratios: Mapping[Metric, float],
+    limits: Mapping[Metric, int],
+    of: Cost,
+) -> tuple[_Chosen | None, str]:
+    """The choice over layers alone, and the smallest reachable ratios for people."""
+    table = asked.table(source, limits)
+    check_reachable(table, source, ratios, skipped=asked.skipped, of=of)
+    choice, gap = _of_layers(table, select)
+    chosen = None if choice is None else _Chosen(settings=settings_of(table, choice), gap=gap)
+    return chosen, floors(table, source, ratios, of)
+
+
+def _joint(
+    source: PlanSource,
+    asked: _Asked,
+    select: Select,
+    ratios: Mapping[Metric, float],
+    limits: Mapping[Metric, int],
+    of: Cost,
+) -> tuple[_Chosen | None, str]:
+    """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
+    layers_alone = tuple(method for method in asked.methods if method != PRUNING)
+    if select == "uniform" and layers_alone:
+        return _layers(source, replace(asked, methods=layers_alone), select, ratios, limits, of)
+    joint = asked.joint(source, limits)
+    floor = check_joint_reachable(joint, source, ratios, limits, skipped=asked.skipped, of=of)
+    whole = RankTables(joint).at(State(at=joint.whole))
+    if is_feasible(whole, whole.untouched):
+        return _Chosen(settings={}, gap=0.0 if select == "optimal" else None), floor
+    if select == "optimal":
+        pruned = asked.joint(source, limits, (PRUNING,)) if layers_alone else None
+        answer, bound = choose_joint(joint, pruned)
+    elif select == "greedy":
+        answer, bound = choose_greedy_joint(joint), 0.0
+    elif select == "uniform":
+        answer, bound = choose_uniform_widths(joint), 0.0
+    else:
+        assert_never(select)
+    if answer is None:
+        return None, floor
+    gap = max(0.0, min(1.0, 1.0 - bound / answer.damage)) if answer.damage > 0 else 0.0
+    curves = {curve.group: curve for curve in source.group_curves}
+    kept = {one.name: int(one.kept[at]) for one, at in zip(joint.widths, answer.state.at, strict=True)}
+    return (
+        _Chosen(
+            settings=settings_of(answer.table, answer.choice),
+            gap=gap if select == "optimal" else None,
+            groups={
+                name: curves[name].channels_kept(count)
+                for name, count in kept.items()
+                if count < len(curves[name].order)
+            },
+            dropped=tuple(joint.blocks[at].name for at in sorted(answer.state.dropped)),
+        ),
+        floor,
+    )
+
+
+def _of_layers(table: Table, select: Select) -> tuple[Ints | None, float | None]:
     """The choice and its certified gap, each None where there is none."""
     if is_feasible(table, table.untouched):
         return table.untouched, 0.0 if select == "optimal" else None

@@ -51,13 +51,27 @@ class Table:
     @property
     def weighted(self) -> Floats:
         """(L, K) float64, the costs as shares of the model, added."""
-        return np.tensordot(1 / self.scale, self.cost, axes=1)
+        return added(1 / self.scale, self.cost)
 
     @property
     def untouched(self) -> Ints:
         """(L,) int64, the option that leaves each layer as it is."""
         places: Ints = np.argmax((self.curve == UNTOUCHED) & np.isfinite(self.damage), axis=1)
         return places
+
+
+def added(price: Floats, cost: Floats) -> Floats:
+    """Costs times prices, added.
+
+    Args:
+        price: (B,) float64.
+        cost: (B, ...) float64.
+
+    Returns:
+        (...) float64.
+    """
+    # One price is no matrix product: BLAS takes many times as long for it.
+    return price[0] * cost[0] if len(price) == 1 else np.tensordot(price, cost, axes=1)
 
 
 def table_of(

@@ -37,6 +37,33 @@ def test_json_takes_the_same_three_ways(tmp_path: Path) -> None:
     }
 
 
+def test_csv_gives_widths_blocks_and_both_settings_of_a_layer(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "plan.csv",
+        "layer,method,ratio,rank,keep,channels_kept\nconv,channel_pruning,0.5,,,\nfc,channel_pruning,,,24,\n"
+        "conv,spatial_svd,,8,,\nstem,channel_pruning,,,,0 3  5\nblocks.3,drop,,,,\n",
+    )
+    assert read_settings(path) == {
+        "conv": [("channel_pruning", {"ratio": 0.5}), ("spatial_svd", {"rank": 8})],
+        "fc": ("channel_pruning", {"keep": 24}),
+        "stem": ("channel_pruning", {"channels_kept": [0, 3, 5]}),
+        "blocks.3": "drop",
+    }
+
+
+def test_json_takes_widths_blocks_and_both_settings_of_a_layer(tmp_path: Path) -> None:
+    text = """{"conv": [["channel_pruning", 0.5], {"method": "spatial_svd", "rank": 8}], "blocks.3": "drop",
+        "stem": ["channel_pruning", {"channels_kept": [0, 3]}],
+        "fc": {"method": "channel_pruning", "keep": 24}}"""
+    assert read_settings(written(tmp_path, "plan.json", text)) == {
+        "conv": [("channel_pruning", 0.5), ("spatial_svd", {"rank": 8})],
+        "blocks.3": "drop",
+        "stem": ("channel_pruning", {"channels_kept": [0, 3]}),
+        "fc": ("channel_pruning", {"keep": 24}),
+    }
+
+
 def test_a_file_from_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "plan.csv"
     path.write_bytes("﻿layer,method,ratio\r\nfc,weight_svd,0.25\r\n".encode())
@@ -53,13 +80,36 @@ def test_a_file_from_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path: Path
         ("a.csv", "layer,method,ratio\nfc,weight_svd,0.5,8\n", "line 2: it has more cells"),
         ("a.csv", "layer,method,ratio\n,weight_svd,0.5\n", "line 2: it names no layer"),
         ("a.csv", "layer,method,ratio\nfc,weight_svd,0.5\nfc,,\n", "line 3: layer 'fc' stands twice"),
+        ("a.csv", "layer,method,ratio\nfc,weight_svd,0.5\nfc,weight_svd,0.4\n", "line 3: layer 'fc' stands"),
+        ("a.csv", "layer,method\nb,drop\nb,channel_pruning\n", "line 3: layer 'b' stands twice"),
+        ("a.csv", "layer,method,ratio\nb,drop,0.5\n", "line 2: layer 'b': drop takes no number"),
+        (
+            "a.csv",
+            "layer,method,keep\nfc,channel_pruning,3.5\n",
+            "line 2: layer 'fc': .*3.5.*a rank or width a",
+        ),
+        ("a.csv", 'layer,method,channels_kept\nfc,channel_pruning,"0, 1"\n', "line 2: layer 'fc': .*'0,'"),
         ("a.csv", "layer,method,ratio\nfc,weight_svd,half\n", "line 2: layer 'fc': .*half.*; a ratio is"),
-        ("a.csv", "layer,method,rank\nfc,weight_svd,3.5\n", "line 2: layer 'fc': .*3.5.*a rank a whole"),
+        (
+            "a.csv",
+            "layer,method,rank\nfc,weight_svd,3.5\n",
+            "line 2: layer 'fc': .*3.5.*a rank or width a whole",
+        ),
         ("a.json", "[1]", "no object; write"),
         ("a.json", '{"fc": 0.5}', r"layer 'fc': 0.5 is no setting; write \[\"weight_svd\", 0.5\]"),
         ("a.json", '{"fc": {"rank": 3}}', "layer 'fc': the method is None"),
         ("a.json", '{"fc": ["weight_svd", "half"]}', "layer 'fc': 'half' is no ratio"),
-        ("a.json", '{"fc": ["weight_svd", [1]]}', r"layer 'fc': \[1\] is neither number nor name"),
+        ("a.json", '{"fc": ["weight_svd", [1]]}', r"layer 'fc': \[1\] is no ratio"),
+        ("a.json", '{"fc": ["weight_svd", {"rank": null}]}', "layer 'fc': None is neither number nor name"),
+        (
+            "a.json",
+            '{"fc": ["a", {"channels_kept": [1.5]}]}',
+            r"layer 'fc': \[1.5\] is neither number nor name",
+        ),
+        ("a.json", '{"fc": ["weight_svd", null]}', "layer 'fc': None is no ratio"),
+        ("a.json", '{"fc": "dropp"}', "layer 'fc': \"dropp\" is no setting"),
+        ("a.json", '{"fc": [["a", 0.5], 3]}', "layer 'fc': the method is"),
+        ("a.json", '{"fc": []}', "layer 'fc': .* is no setting"),
         ("a.json", '{"fc": [', "a.json"),
         ("a.txt", "fc 0.5", "the ending '.txt' is unknown"),
     ],

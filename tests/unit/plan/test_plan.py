@@ -231,7 +231,7 @@ def test_load_of_a_file_cut_short(path: Path, share: float) -> None:
         ('"fc": [{', '"Norm": [{', "does not apply to this LayerNorm .* no method does"),
         ('"fc": [{', '"a": [{', "'a' stands twice in one object"),
         ('"fc": [{', '"fc": [{}, {', "2 settings; this version takes one"),
-        ('"groups": {}', '"groups": {"a": [1]}', "this version slims no channels"),
+        ('"groups": {}', '"groups": {"a": [1]}', "steps.0..groups: 'a' is no group .*; none are known"),
         ('"groups": {}', '"groups": []', "is no object"),
         ('"select": "optimal"', '"select": "best"', "select is 'best'; known are 'optimal'"),
         ('"select": "optimal"', '"select": 3', "3 is no text"),

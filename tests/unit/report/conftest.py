@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small result and a small model, with every case a report must show."""
 
+import numpy as np
 import pytest
 
+from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import (
+    AxisUnits,
+    BlockDamage,
+    BlockSpec,
     Call,
+    ChannelMap,
     Cost,
+    GroupCurve,
+    GroupSpec,
     LayerResult,
     LayerSpec,
     Measurement,
     Note,
+    Role,
     Setting,
     Summary,
+    TensorSpec,
 )
 
 
@@ -87,3 +97,97 @@ def specs() -> tuple[LayerSpec, ...]:
 @pytest.fixture
 def specs_cost() -> Cost:
     return Cost(macs=60_000, params=448, bytes=1_792)
+
+
+def _axis(group: str, dim: int, role: Role, size: int) -> AxisUnits:
+    return AxisUnits(group=group, dim=dim, role=role, units=tuple(range(size)))
+
+
+def _tensor(name: str, shape: tuple[int, ...], positions: int, *axes: AxisUnits) -> TensorSpec:
+    return TensorSpec(name=name, shape=shape, itemsize=4, is_parameter=True, positions=positions, axes=axes)
+
+
+def _linear(name: str, c_in: int, c_out: int, reason: str | None = None) -> LayerSpec:
+    return LayerSpec(
+        name=name,
+        kind="linear",
+        class_name="Linear",
+        weight_shape=(c_out, c_in),
+        has_bias=False,
+        dtype="float32",
+        itemsize=4,
+        calls=(Call(input_shape=(1, c_in), output_shape=(1, c_out)),),
+        macs=c_in * c_out,
+        params=c_in * c_out,
+        methods=() if reason else ("weight_svd", "channel_pruning"),
+        reason=reason,
+    )
+
+
+@pytest.fixture
+def channels() -> ChannelMap:
+    """``up`` makes 64 channels that ``down`` and ``side`` read; ``extra.fc`` can go whole."""
+    return ChannelMap(
+        groups={
+            "up": GroupSpec(
+                name="up",
+                units=64,
+                unit_width=1,
+                producers=("up",),
+                consumers=("down", "side"),
+                sizes=(("", "width"), ("head", "size")),
+            ),
+            "heads": GroupSpec(
+                name="heads",
+                units=4,
+                unit_width=8,
+                producers=("heads", "keys"),
+                consumers=(),
+                sizes=(("attention", "num_heads"),),
+            ),
+            "down": GroupSpec(
+                name="down", units=32, unit_width=1, producers=("down",), consumers=(), reason="an output"
+            ),
+            "side": GroupSpec(
+                name="side", units=8, unit_width=1, producers=("side",), consumers=(), reason="an output"
+            ),
+        },
+        tensors={
+            "up.weight": _tensor("up.weight", (64, 16), 1, _axis("up", 0, "output", 64)),
+            "down.weight": _tensor("down.weight", (32, 64), 1, _axis("up", 1, "input", 64)),
+            "side.weight": _tensor("side.weight", (8, 64), 1, _axis("up", 1, "input", 64)),
+        },
+        blocks={"extra": BlockSpec(name="extra", macs=1_000, params=500, bytes=2_000)},
+    )
+
+
+@pytest.fixture
+def group_curves() -> tuple[GroupCurve, ...]:
+    kept = np.array([16, 30, 40], dtype=np.int64)
+    damage = np.array([0.9, 0.25, 0.1])
+    return (GroupCurve(group="up", order=tuple(range(64)), kept=kept, error=damage, damage=damage),)
+
+
+@pytest.fixture
+def block_damages() -> tuple[BlockDamage, ...]:
+    return (BlockDamage(block="extra", damage=0.5),)
+
+
+@pytest.fixture
+def slim_plan(channels: ChannelMap) -> Plan:
+    """Two pairs, one of them on a slimmed layer; one slimmed group; one dropped block."""
+    specs = [
+        _linear("up", 16, 64),
+        _linear("down", 64, 32),
+        _linear("side", 64, 8, reason="too small"),
+        _linear("alone", 8, 8, reason="too small"),
+        _linear("extra.fc", 25, 20),
+    ]
+    step = Step(
+        structure=structure_of(specs, channels),
+        layers={"down": (Setting(method="weight_svd", form="linear", rank=4),)},
+        groups={"up": tuple(range(24))},
+        dropped=("extra",),
+    )
+    before = Cost(macs=5_000, params=4_096, bytes=16_384)
+    return Plan(steps=(step,), before=before, has_bias=False, select="optimal", damage=0.25, gap=0.01)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 
 import pytest
 
-from slimrank.records import Cost, LayerSpec, Summary
+from slimrank.plan import Plan
+from slimrank.records import BlockDamage, ChannelMap, Cost, GroupCurve, LayerSpec, Summary
 from slimrank.report import render_html, render_study_html
 
 _VOID = {"meta", "link", "rect"}
@@ -155,3 +157,64 @@ def test_damage_has_a_unit_of_its_own(summary: Summary) -> None:
     # It does not predict the divergence, beside which the card would show it.
     assert "predicted: " not in page
     assert "nats per sample; predicted: 0.0187" in render_html(summary)
+
+
+def test_page_shows_slimmed_layers_channels_that_stay_and_dropped_blocks(
+    summary: Summary, slim_plan: Plan
+) -> None:
+    layers = (
+        replace(summary.layers[0], slimmed="64 -> 24 outputs"),
+        replace(summary.layers[1], slimmed="64 -> 24 inputs", reason=None),
+        summary.layers[2],
+    )
+    page = render_html(replace(summary, layers=layers), plan=slim_plan)
+    text = " ".join(_read(page).text)
+    arrow = "\N{RIGHTWARDS ARROW}"
+    for expected in (
+        "1 of 5 layers, 1 of 2 groups, 1 block compressed.",
+        f"spatial_svd v_h, channels 64 {arrow} 24 outputs",
+        f"channels 64 {arrow} 24 inputs",
+        "Channels that stay",
+        "24 of 64",
+        "up: 24 of 64 units of 1 stay; made by up, read by down + 1 more",
+        "heads: 4 of 4 units of 8 stay",
+        "Dropped blocks",
+    ):
+        assert expected in text
+    # Left alone is the last of the three alone.
+    assert "<dt>block.1.depthwise</dt>" in page
+    chart = page[page.index("Channels that stay") :]
+    bars = re.findall(r'<rect class="(.)" y="\d+" width="([\d.]+)%"', chart)
+    assert bars == [("b", "100"), ("a", "37.5"), ("k", "50")]
+
+
+def test_a_plan_without_groups_adds_nothing_to_the_page(summary: Summary, slim_plan: Plan) -> None:
+    step = replace(slim_plan.steps[0], groups={}, dropped=())
+    assert render_html(summary, plan=replace(slim_plan, steps=(step,))) == render_html(summary)
+
+
+def test_study_page_shows_groups(
+    specs: tuple[LayerSpec, ...],
+    specs_cost: Cost,
+    channels: ChannelMap,
+    group_curves: Sequence[GroupCurve],
+    block_damages: Sequence[BlockDamage],
+) -> None:
+    page = render_study_html(
+        "s", specs, specs_cost, (), channels=channels, curves=group_curves, blocks=block_damages
+    )
+    text = " ".join(_read(page).text)
+    for expected in (
+        "4 groups, 2 can be slimmed; 1 block can be dropped",
+        "attention.num_heads",
+        "0.250",
+        "Stay whole",
+        "down, side",
+        "an output",
+        "Can be dropped whole",
+        "1.7 %",
+    ):
+        assert expected in text
+    assert render_study_html("s", specs, specs_cost, (), channels=ChannelMap()) == render_study_html(
+        "s", specs, specs_cost, ()
+    )

@@ -146,3 +146,50 @@ def test_damage_has_a_unit_of_its_own(summary: Summary) -> None:
     text = render_text(replace(summary, damage_unit="share of weight energy"))
     assert "Damage predicted by the plan: 0.0187 share of weight energy\n" in text
     assert "held-out samples: 0.0231 nats per sample\n" in text
+
+
+def _slimmed(summary: Summary) -> Summary:
+    first, second, third = summary.layers
+    return replace(
+        summary,
+        layers=(
+            replace(first, slimmed="64 -> 24 outputs, 64 -> 30 inputs"),
+            replace(second, slimmed="32 -> 16 outputs", fit="sequential", reason=None),
+            replace(third, slimmed="gone with block.1", reason=None),
+        ),
+    )
+
+
+def test_text_shows_what_became_of_channels_and_leaves_such_layers_out_of_left_alone(
+    summary: Summary, slim_plan: Plan
+) -> None:
+    text = render_text(_slimmed(summary))
+    assert _cells(text, "stem")[1] == "spatial_svd v_h, channels 64 -> 24 outputs, 64 -> 30 inputs"
+    assert _cells(text, "block.0")[1:3] == ["channels 32 -> 16 outputs", "-"]
+    assert _cells(text, "block.1")[1] == "gone with block.1"
+    assert "Left alone" not in text
+    assert "keeps" not in text
+    text = render_text(_slimmed(summary), plan=slim_plan)
+    assert _cells(text, "up") == ["up", "channel_pruning", "24 of 64", "up", "down + 1 more"]
+    assert _cells(text, "extra") == ["extra", "dropped", "1.00 k", "20.0 %", "500"]
+
+
+def test_a_plan_shows_groups_blocks_and_slimmed_layers(slim_plan: Plan) -> None:
+    text = render_plan(slim_plan, "nats per sample")
+    assert _cells(text, "layer")[4] == "channels"
+    assert _cells(text, "up") == ["up", "slimmed", "-", "64 -> 24 outputs", "1.02 k", "384", "0.375"]
+    assert _cells(text, "down") == [
+        *("down", "weight_svd", "linear", "4", "64 -> 24 inputs"),
+        *("2.05 k", "224", "0.109"),
+    ]
+    assert _cells(text, "alone") == ["alone", "left alone", "-", "64", "64", "1.000"]
+    assert _cells(text, "extra.fc") == ["extra.fc", "dropped", "-", "gone with extra", "500", "0", "0.000"]
+    assert _cells(text[text.index("keeps") :], "up") == [
+        *("up", "channel_pruning", "24 of 64", "up", "down + 1 more")
+    ]
+    assert _cells(text, "extra ") == ["extra", "dropped", "1.00 k", "20.0 %", "500"]
+    assert "optimal: 1 of 5 layers, 1 of 2 groups, 1 block compressed; predicted damage 0.250" in text
+    # Slimmed, so no longer one that nothing can be done to.
+    assert " - alone: too small\n" in text
+    assert "side" not in text[text.index("Cannot be compressed") :]
+    assert text.isascii()

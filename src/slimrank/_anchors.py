@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured held-out divergences of the original with one layer, group or block changed."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from slimrank._opened import Opened
+from slimrank.calibrate import measure_divergence, reference_outputs, spread
+from slimrank.graph import Batch, OutputChoice, Replay, put_back, replace_module
+from slimrank.methods import Anchor, Pair, Target, anchor_points, build_pair, effective_weight, fit_pair
+from slimrank.records import Curve, Form, LayerSpec, Method
+
+_ANCHOR_MACS = 6e12
+_MIN_SAMPLES = 8
+_ALTERNATIONS = 1
+_REPLAY_BYTES = 500_000_000
+_OUTPUT_BYTES = 250_000_000
+
+
+def independent_pair(
+    spec: LayerSpec, layer: nn.Module, form: Form, rank: int, target: Target
+) -> tuple[Pair, Tensor]:
+    """A pair fitted to the inputs of the original, everything else as it is there.
+
+    Args:
+        spec: the layer.
+        layer: its module.
+        form: how the kernel is split.
+        rank: size between the factors.
+        target: what to reproduce; it remembers its decompositions.
+
+    Returns:
+        The factors, and the bias of the second, (O,) float64, that keeps the mean of the outputs.
+    """
+    pair = fit_pair(spec, form, rank, target, alternations=_ALTERNATIONS)
+    lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
+    return pair, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
+
+
+class Anchors:
+    """Held-out divergences of the original with one thing changed.
+
+    Args:
+        opened: model and data.
+        outputs: which outputs matter.
+        evaluations: about how many will be measured, to size the share of the held-out samples.
+    """
+
+    def __init__(self, opened: Opened, outputs: OutputChoice, evaluations: int) -> None:
+        self._model = opened.original
+        self._outputs = outputs
+        self._likelihood = opened.likelihood
+        cost = max(1.0, 0.6 * evaluations * opened.captured.before.macs)
+        held_out = opened.feed.held_out
+        per_sample = 4 * sum(math.prod(output.shape) for output in opened.likelihood.outputs.values())
+        limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
+        limit = min(limit, max(1, _OUTPUT_BYTES // max(1, per_sample)))
+        self._batches: list[Batch] = list(opened.feed.stream(spread(held_out, limit))) if evaluations else []
+        self._references = reference_outputs(self._model, self._batches, outputs)
+        self._replay = self._new_replay()
+
+    def _new_replay(self) -> Replay:
+        return Replay(self._model, self._batches, max_bytes=_REPLAY_BYTES)
+
+    def start_at(self, layer: str) -> None:
+        """Lets the measurements that follow begin at a layer; call in execution order."""
+        self._replay.start_at(layer, self._references, self._outputs)
+
+    def start_anew(self) -> None:
+        """Lets the measurements that follow run the whole model."""
+        self._replay = self._new_replay()
+
+    def measured(self, change: Callable[[nn.Module], None]) -> float:
+        """Divergence of the model with a change.
+
+        Args:
+            change: works on the model it is given by exchanging modules, tensors and attributes, nothing
+                before the layer of ``start_at``; all is put back.
+
+        Returns:
+            The divergence, in the unit of the likelihood.
+        """
+        with put_back(self._model):
+            change(self._model)
+            return measure_divergence(
+                self._replay.stream(), self._references, self._batches, self._likelihood, self._outputs
+            )
+
+    def measure(self, spec: LayerSpec, target: Target, curves: Sequence[Curve]) -> dict[Method, list[Anchor]]:
+        """Divergences at a few ranks of each method.
+
+        Args:
+            spec: the layer; call in execution order.
+            target: what its pairs reproduce.
+            curves: of the layer.
+
+        Returns:
+            Anchors by method.
+        """
+        layer = self._model.get_submodule(spec.name)
+        self.start_at(spec.name)
+        measured: dict[Method, list[Anchor]] = {}
+        for method in dict.fromkeys(curve.method for curve in curves):
+            for form, rank, error in anchor_points(curves, method, spec.macs):
+                pair, bias = independent_pair(spec, layer, form, rank, target)
+                place = nn.Sequential(*build_pair(spec, layer, pair, bias))
+
+                def change(model: nn.Module, place: nn.Module = place) -> None:
+                    replace_module(model, spec.name, place)
+
+                value = self.measured(change)
+                measured.setdefault(method, []).append(
+                    Anchor(form=form, rank=rank, error=error, divergence=value)
+                )
+        return measured

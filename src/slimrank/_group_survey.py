@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurements of channel groups and blocks, each kept on disk as it is done."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._anchors import Anchors
+from slimrank._errors import StudyError
+from slimrank._opened import Opened, Options
+from slimrank.calibrate import collect_moments, row_width
+from slimrank.deploy import Store
+from slimrank.graph import OutputChoice, Trimmer, drop_blocks, set_weights, slim
+from slimrank.linalg import Consumer, Moments, Removal, narrowed_weight, ridge_of
+from slimrank.methods import (
+    anchor_counts,
+    anchored_group_curve,
+    dense_weight,
+    group_curve,
+    inner_removal,
+    metric_roots,
+    relative_group_curve,
+    removal_by_magnitude,
+    removal_by_obs,
+)
+from slimrank.records import BlockDamage, ChannelMap, GroupCurve, GroupSpec, LayerSpec
+from slimrank.report import Phases
+
+_MOMENT_BYTES = 900_000_000
+_ANCHORS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupSurvey:
+    """What measuring groups and blocks draws on.
+
+    Attributes:
+        opened: model and data.
+        outputs: which outputs matter.
+        options: of the study.
+        layers: by name, in execution order.
+        channels: groups and blocks of the model.
+        grams: second moments of output gradients by layer; may lack some.
+    """
+
+    opened: Opened
+    outputs: OutputChoice
+    options: Options
+    layers: Mapping[str, LayerSpec]
+    channels: ChannelMap
+    grams: Mapping[str, Tensor]
+
+    @property
+    def live(self) -> Mapping[int, GroupSpec]:
+        """The groups that can be slimmed, by their index among all."""
+        groups = enumerate(self.channels.groups.values())
+        return {index: group for index, group in groups if group.reason is None}
+
+    def units(self, layer: str, group: str, dim: int) -> tuple[int, ...]:
+        """Unit of every index of one dimension of a layer's weight; () where it holds none of the group."""
+        tensor = self.channels.tensors.get(f"{layer}.weight")
+        axes = () if tensor is None else tensor.axes
+        return next((axis.units for axis in axes if axis.group == group and axis.dim == dim), ())
+
+    def needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
+        """Layers whose input moments a group needs, by their index in the study."""
+        names = {*group.consumers, *(group.producers if group.is_inner else ())}
+        return {
+            index: spec
+            for index, (name, spec) in enumerate(self.layers.items())
+            if name in names and spec.kind != "other" and spec.groups == 1 and spec.calls
+        }
+
+
+def measure_groups(
+    survey: GroupSurvey, phases: Phases, store: Store | None
+) -> tuple[tuple[GroupCurve, ...], tuple[BlockDamage, ...]]:
+    """Curves of every group that can be slimmed, and damages of every block that can go.
+
+    Args:
+        survey: model, data and map.
+        phases: progress.
+        store: where measurements are kept and found again; None for nowhere.
+
+    Returns:
+        Curves in the order of the map; damages likewise, none in a data-free study.
+    """
+    live = survey.live
+    curves: dict[int, GroupCurve] = {}
+    if store is not None:
+        curves = {index: found for index, group in live.items() if (found := _read(store, index, group))}
+    rest = {index: group for index, group in live.items() if index not in curves}
+    if survey.options.data_free:
+        for index, group in rest.items():
+            curves[index] = _weight_curve(survey, group)
+        return tuple(curves[index] for index in sorted(curves)), ()
+    blocks = () if store is None else _read_blocks(store, survey.channels)
+    missing = [name for name in survey.channels.blocks if name not in {one.block for one in blocks}]
+    anchors = Anchors(survey.opened, survey.outputs, _ANCHORS * len(rest) + len(missing))
+    trim = Trimmer()
+    for chunk in _chunks(survey, rest):
+        needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
+        with phases.phase("moments", len(survey.opened.feed.fit)) as advance:
+            moments = collect_moments(
+                survey.opened.original,
+                survey.opened.feed,
+                dict(sorted(needed.items())),
+                seed=survey.options.seed,
+                advance=advance,
+            )
+        with phases.phase("groups", len(chunk)) as advance:
+            for index, group in chunk.items():
+                curves[index] = _curve(survey, group, moments, anchors, phases)
+                if store is not None:
+                    _write(store, index, curves[index])
+                trim.after(sum(32 * row_width(spec) ** 2 for spec in survey.needed(group).values()))
+                advance(1)
+    if missing:
+        blocks = (*blocks, *_block_damages(anchors, missing, phases))
+        if store is not None:
+            _write_blocks(store, blocks)
+    return tuple(curves[index] for index in sorted(curves)), blocks
+
+
+def _chunks(survey: GroupSurvey, groups: Mapping[int, GroupSpec]) -> Iterator[dict[int, GroupSpec]]:
+    """Groups whose moments fit into memory together; at least one."""
+    chunk: dict[int, GroupSpec] = {}
+    widths: dict[int, int] = {}
+    for index, group in groups.items():
+        added = {at: row_width(spec) for at, spec in survey.needed(group).items()}
+        if chunk and sum(8 * width**2 for width in (widths | added).values()) > _MOMENT_BYTES:
+            yield chunk
+            chunk, widths = {}, {}
+        chunk[index] = group
+        widths |= added
+    if chunk:
+        yield chunk
+
+
+def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments]) -> list[Consumer]:
+    """The layers that read a group, as far as they can be fitted anew."""
+    consumers = []
+    for name in group.consumers:
+        if name not in moments:
+            continue
+        layer = survey.opened.original.get_submodule(name)
+        weight = dense_weight(layer)
+        root, _ = metric_roots(survey.grams.get(name), len(weight), weight.device)
+        consumers.append(
+            Consumer(
+                weight=weight,
+                moments=moments[name],
+                root=root,
+                unit_of=_columns(survey, name, group.name, weight.shape[1]),
+            )
+        )
+    return consumers
+
+
+def _columns(survey: GroupSurvey, layer: str, group: str, width: int) -> Tensor:
+    """Unit of every column of a layer's weight as a matrix, (D,) int64; -1 for none."""
+    units = torch.tensor(survey.units(layer, group, 1), dtype=torch.int64)
+    return units.repeat_interleave(width // max(len(units), 1))
+
+
+def _removal(
+    survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments], consumers: Sequence[Consumer]
+) -> Removal:
+    """The order in which units go, and what that costs."""
+    if group.is_inner:
+        variances, unit_maps = [], []
+        for name in group.producers:
+            units = survey.units(name, group.name, 0)
+            if name in moments and units:
+                weight = dense_weight(survey.opened.original.get_submodule(name))
+                variances.append(moments[name].diagonal_of(weight))
+                unit_maps.append(torch.tensor(units, dtype=torch.int64))
+        if variances:
+            return inner_removal(variances, unit_maps, group.units)
+    if consumers:
+        return removal_by_obs(consumers, group.units)
+    return removal_by_magnitude(_plain_consumers(survey, group), group.units)
+
+
+def _plain_consumers(survey: GroupSurvey, group: GroupSpec) -> list[Consumer]:
+    """Whatever reads a group, or else makes it, as weights about whose inputs nothing is known."""
+    tensors = dict(survey.opened.original.named_parameters())
+    axes = [
+        (tensors[tensor.name].detach().double(), axis)
+        for tensor in survey.channels.tensors.values()
+        for axis in tensor.axes
+        if axis.group == group.name and tensor.name in tensors and len(tensor.shape) > 1
+    ]
+    readers = [(tensor, axis) for tensor, axis in axes if axis.role == "input"] or axes
+    consumers = []
+    for tensor, axis in readers:
+        weight = tensor.movedim(axis.dim, -1).reshape(-1, tensor.shape[axis.dim])
+        # One output is enough: with neither metric nor moments only the norms of columns count.
+        weight = weight.norm(dim=0, keepdim=True)
+        consumers.append(
+            Consumer(
+                weight=weight,
+                moments=Moments.identity(weight.shape[1], weight.device),
+                root=torch.ones((1, 1), dtype=torch.float64, device=weight.device),
+                unit_of=torch.tensor(axis.units, dtype=torch.int64),
+            )
+        )
+    return consumers
+
+
+def _weight_curve(survey: GroupSurvey, group: GroupSpec) -> GroupCurve:
+    removal = removal_by_magnitude(_plain_consumers(survey, group), group.units)
+    return relative_group_curve(group_curve(group, removal), removal)
+
+
+def _curve(
+    survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments], anchors: Anchors, phases: Phases
+) -> GroupCurve:
+    consumers = _consumers(survey, group, moments)
+    curve = group_curve(group, _removal(survey, group, moments, consumers))
+    start = _start(survey, group)
+    with phases.part("anchors", of="groups"):
+        if start is None:
+            anchors.start_anew()
+        else:
+            anchors.start_at(start)
+        measured = {
+            count: anchors.measured(partial(_slim_alone, survey, curve, count, moments))
+            for count in anchor_counts(curve)
+        }
+        if start is None:
+            anchors.start_anew()
+    return anchored_group_curve(curve, measured)
+
+
+def _start(survey: GroupSurvey, group: GroupSpec) -> str | None:
+    """The layer before which nothing of a group lies; None where that is not known."""
+    order = {name: index for index, name in enumerate(survey.layers)}
+    owners = [
+        tensor.name.rpartition(".")[0]
+        for tensor in survey.channels.tensors.values()
+        if any(axis.group == group.name for axis in tensor.axes)
+    ]
+    first = min((name for name in owners if name in order), key=lambda name: order[name], default=None)
+    if first is None or "" in owners or not survey.layers[first].calls:
+        return None
+    return first
+
+
+def _slim_alone(
+    survey: GroupSurvey, curve: GroupCurve, count: int, moments: Mapping[str, Moments], model: nn.Module
+) -> None:
+    """Slims one group, its consumers fitted to the inputs of the original (in place)."""
+    kept = {curve.group: curve.channels_kept(count)}
+    known = {
+        name: model.get_submodule(name)
+        for name in survey.channels.groups[curve.group].consumers
+        if name in moments
+    }
+    fits = {}
+    for name, layer in known.items():
+        weight, own = dense_weight(layer), moments[name]
+        units = _columns(survey, name, curve.group, weight.shape[1])
+        staying = torch.isin(units, torch.tensor((-1, *kept[curve.group]))).nonzero().flatten()
+        narrow, part = narrowed_weight(weight, own, staying, ridge=ridge_of(own.n_rows, len(staying)))
+        bias = weight @ own.mean - narrow @ part.mean
+        if isinstance(layer.bias, Tensor):
+            bias = bias + layer.bias.detach().double()
+        fits[name] = narrow, bias
+    slim(model, survey.channels, kept)
+    for name, (narrow, bias) in fits.items():
+        set_weights(known[name], *_outputs_left(survey, name, kept, narrow, bias))
+
+
+def _outputs_left(
+    survey: GroupSurvey, layer: str, kept: Mapping[str, Sequence[int]], weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of a consumer that makes channels of the same group as well, those that stay."""
+    for group, units in kept.items():
+        own = survey.units(layer, group, 0)
+        if own:
+            rows = torch.isin(torch.tensor(own), torch.tensor((-1, *units))).nonzero().flatten()
+            weight, bias = weight[rows], bias[rows]
+    return weight, bias
+
+
+def _block_damages(anchors: Anchors, names: Sequence[str], phases: Phases) -> list[BlockDamage]:
+    damages = []
+    anchors.start_anew()
+    with phases.phase("blocks", len(names)) as advance:
+        for name in names:
+            anchors.start_at(name)
+            damage = anchors.measured(partial(drop_blocks, names=(name,)))
+            damages.append(BlockDamage(block=name, damage=damage))
+            advance(1)
+    return damages
+
+
+_ARRAYS = ("kept", "error", "damage")
+
+
+def _write(store: Store, index: int, curve: GroupCurve) -> None:
+    tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _ARRAYS}
+    tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
+    store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
+
+
+def _read(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
+    name = f"group-{index:04d}.safetensors"
+    if not store.has(name):
+        return None
+    tensors = store.read_tensors(name)
+    arrays = {array: tensors[array].numpy() for array in _ARRAYS}
+    return GroupCurve(group=group.name, order=tuple(tensors["order"].tolist()), **arrays)
+
+
+def _write_blocks(store: Store, blocks: Sequence[BlockDamage]) -> None:
+    damages = torch.tensor([one.damage for one in blocks], dtype=torch.float64)
+    store.write_tensors(
+        "blocks.safetensors", {"damage": damages}, {str(i): b.block for i, b in enumerate(blocks)}
+    )
+
+
+def _read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
+    if not store.has("blocks.safetensors"):
+        return ()
+    damages = store.read_tensors("blocks.safetensors")["damage"].tolist()
+    return tuple(
+        BlockDamage(block=name, damage=float(damage))
+        for name, damage in zip(channels.blocks, damages, strict=True)
+    )
+
+
+def write_groups(
+    store: Store, channels: ChannelMap, curves: Sequence[GroupCurve], blocks: Sequence[BlockDamage]
+) -> None:
+    """Writes the curves of all groups and the damages of all blocks of a study."""
+    index_of = {name: index for index, name in enumerate(channels.groups)}
+    for curve in curves:
+        _write(store, index_of[curve.group], curve)
+    if blocks:
+        _write_blocks(store, blocks)
+
+
+def read_group_curves(
+    store: Store, channels: ChannelMap
+) -> tuple[tuple[GroupCurve, ...], tuple[BlockDamage, ...]]:
+    """Reads the curves of all groups and the damages of all blocks of a study.
+
+    Raises:
+        StudyError: a group lacks its curve; the study was not finished.
+    """
+    curves = []
+    for index, group in enumerate(channels.groups.values()):
+        if group.reason is not None:
+            continue
+        curve = _read(store, index, group)
+        if curve is None:
+            raise StudyError(
+                f"{store.root} holds no curve for group {group.name!r}: the study was not finished; run "
+                "sr.study(..., run_dir=) on it again to go on"
+            )
+        curves.append(curve)
+    return tuple(curves), _read_blocks(store, channels)

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slimmed and masked models side by side: what one does that the other does not."""
+
+import contextlib
+import copy
+import linecache
+import traceback
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from slimrank.cost import stays
+from slimrank.graph._batch import Batch, map_tensors, named_tensors
+from slimrank.graph._modules import call, copy_model, cuda_devices, plain_attention
+from slimrank.graph._slim import Kept, mask, replace_tensors, slim
+from slimrank.records import ChannelMap
+
+_TOLERANCE = 1e-4
+_EPS_FACTOR = 64
+# A difference below this may be rounding that a deep net has blown up; above it nothing is that.
+_MAYBE_ROUNDING = 0.05
+_TOLERANCE_DOUBLE = 1e-7
+_ROUNDING_SHRINKS = 1e-2
+# Torch's fused layers sum in another order, and in other kernels.
+_FUSED_TOLERANCE = 1e-3
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_REMEMBERED = 4
+_NOT_THE_USERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What goes wrong in a slimmed model.
+
+    Attributes:
+        kind: it raises, computes something else than the masked model, or cannot be trained.
+        text: the error with its source line, or how much differs.
+        size: the difference, as a share of the largest value; 0 where it raises.
+        is_late: every watched layer gives the same, only what the model makes of it differs.
+    """
+
+    kind: Literal["raises", "differs", "trains"]
+    text: str
+    size: float = 0.0
+    is_late: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """Floating outputs by path, and what watched layers gave at every call."""
+
+    outputs: Mapping[str, Tensor]
+    layers: Mapping[str, Sequence[Tensor]]
+
+
+class Bench:
+    """A model that is slimmed on private copies, again and again; these share what is not slimmed."""
+
+    def __init__(self, model: nn.Module, sample: Batch, watched: Sequence[str]) -> None:
+        """Takes a private copy.
+
+        Args:
+            model: any model; not changed.
+            sample: for every forward.
+            watched: layers whose outputs are compared as well.
+        """
+        self.model = copy_model(model)
+        self.model.eval()
+        for parameter in self.model.parameters():
+            # Whoever trains what comes out may free what is frozen here.
+            parameter.requires_grad_(requires_grad=parameter.is_floating_point())
+        self._sample = sample
+        self._watched = tuple(watched)
+        self._masked: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], _Seen] = OrderedDict()
+        self._double: Bench | None = None
+        self._trains: bool | None = None
+
+    def problem(self, channels: ChannelMap, kept: Kept, *, is_full: bool = False) -> Problem | None:
+        """What goes wrong when these units are all that stays.
+
+        Args:
+            channels: groups, with the sizes to be tried.
+            kept: group -> units that stay.
+            is_full: whether torch's fused layers and training are tried too.
+
+        Returns:
+            The problem; None where the slimmed model does what the masked one does.
+        """
+        expected = self._expected(channels, kept)
+        slimmed = light_copy(self.model)
+        try:
+            slim(slimmed, channels, kept)
+            got = _observe(slimmed, self._sample, self._watched)
+        except Exception as error:
+            # Whatever the user's code raises is the answer to the question asked here.
+            return Problem(kind="raises", text=describe(error))
+        problem = _difference(expected, got, _Rows(self.model, channels, kept), _TOLERANCE)
+        if problem is not None and (problem.is_late or problem.size < _MAYBE_ROUNDING):
+            problem = self._in_double(channels, kept, problem)
+        if problem is None and is_full:
+            problem = self._in_use(channels, kept, expected)
+        return problem
+
+    def _expected(self, channels: ChannelMap, kept: Kept) -> _Seen:
+        key = tuple(sorted((name, tuple(units)) for name, units in kept.items()))
+        if key not in self._masked:
+            masked = light_copy(self.model)
+            _own_tensors(masked, channels)
+            mask(masked, channels, kept)
+            self._masked[key] = _observe(masked, self._sample, self._watched)
+            if len(self._masked) > _REMEMBERED:
+                self._masked.popitem(last=False)
+        self._masked.move_to_end(key)
+        return self._masked[key]
+
+    def _in_double(self, channels: ChannelMap, kept: Kept, problem: Problem) -> Problem | None:
+        """The same in float64, where what was rounding all but vanishes."""
+        try:
+            if self._double is None:
+                self._double = Bench(copy_model(self.model).double(), _doubled(self._sample), self._watched)
+            exact = self._double
+            expected = exact._expected(channels, kept)
+            slimmed = light_copy(exact.model)
+            slim(slimmed, channels, kept)
+            got = _observe(slimmed, exact._sample, exact._watched)
+        except Exception:
+            # Code that asks for float32 by name; then the difference stands.
+            return problem
+        tolerance = max(_TOLERANCE_DOUBLE, problem.size * _ROUNDING_SHRINKS)
+        return _difference(expected, got, _Rows(exact.model, channels, kept), tolerance)
+
+    def _in_use(self, channels: ChannelMap, kept: Kept, expected: _Seen) -> Problem | None:
+        """As its owner will run it: with torch's fused layers, which hooks switch off, and in training."""
+        slimmed = light_copy(self.model)
+        slim(slimmed, channels, kept)
+        if any(isinstance(module, _FUSED) for module in self.model.modules()):
+            try:
+                got = _observe(slimmed, self._sample, (), is_plain=False)
+            except Exception as error:
+                return Problem(kind="raises", text=describe(error))
+            outputs = _Seen(outputs=expected.outputs, layers={})
+            problem = _difference(outputs, got, _Rows(self.model, channels, kept), _FUSED_TOLERANCE)
+            if problem is not None:
+                return problem
+        if self._trains is None:
+            self._trains = training_error(light_copy(self.model), self._sample) is None
+        died = training_error(slimmed, self._sample) if self._trains else None
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        return None if died is None else Problem(kind="trains", text=died)
+
+
+def light_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters are those of the original: to be replaced, never to be written to.
+
+    Args:
+        model: a private copy.
+
+    Returns:
+        The copy; its buffers are its own.
+    """
+    memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, with the innermost source line that is neither torch's nor of this room."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_THE_USERS) and not frame.filename.startswith("<")
+    ]
+    if not frames:
+        return text
+    last = frames[-1]
+    line = linecache.getline(last.filename, last.lineno or 0).strip()
+    return f"{text} at {Path(last.filename).name}:{last.lineno} `{line}`"
+
+
+class _Rows:
+    """Which outputs of a layer stay, for layers that are slimmed themselves."""
+
+    def __init__(self, model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
+        self._model = model
+        self._channels = channels
+        self._kept = kept
+
+    def taken(self, name: str, output: Tensor) -> Tensor:
+        """What stays of a layer's output.
+
+        Args:
+            name: of the layer.
+            output: of the layer in the masked model.
+
+        Returns:
+            The output without the channels that go.
+        """
+        module = self._model.get_submodule(name)
+        spec = self._channels.tensors.get(f"{name}.weight")
+        if spec is None or not isinstance(module, nn.Linear | _ConvNd):
+            return output
+        staying = stays(spec, self._kept)
+        dim = 1 if isinstance(module, _ConvTransposeNd) else 0
+        if dim not in staying:
+            return output
+        index = torch.from_numpy(staying[dim]).to(output.device)
+        return output.index_select(-1 if isinstance(module, nn.Linear) else 1 - len(spec.shape), index)
+
+
+def _observe(model: nn.Module, sample: Batch, watched: Sequence[str], *, is_plain: bool = True) -> _Seen:
+    """One forward in eval mode."""
+    layers: dict[str, list[Tensor]] = {name: [] for name in watched}
+    handles = []
+    for name in watched:
+
+        def keep(_m: nn.Module, _i: object, output: object, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                layers[name].append(output.detach().clone())
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
+    try:
+        with torch.no_grad(), same_luck(model), plain_attention() if is_plain else contextlib.nullcontext():
+            result = call(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    outputs = {name: tensor.detach() for name, tensor in named_tensors(result) if tensor.is_floating_point()}
+    return _Seen(outputs=outputs, layers=layers)
+
+
+def training_error(model: nn.Module, sample: Batch) -> str | None:
+    """What a forward in training mode or the way back dies of."""
+    model.train()
+    try:
+        with torch.enable_grad(), same_luck(model):
+            result = call(model, sample)
+            sums = [tensor.float().sum() for _, tensor in named_tensors(result) if tensor.requires_grad]
+            if sums:
+                torch.stack(sums).sum().backward()
+    except Exception as error:
+        return describe(error)
+    return None
+
+
+@contextlib.contextmanager
+def same_luck(model: nn.Module) -> Iterator[None]:
+    """The same random numbers every time, and no word of what warns."""
+    devices = cuda_devices(model)
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Instance norms without parameters only warn of a size that is not theirs any more.
+        warnings.filterwarnings("error", message="input's size at dim=")
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(0)
+        yield
+
+
+def _difference(expected: _Seen, got: _Seen, rows: _Rows, tolerance: float) -> Problem | None:
+    # Layers come first: what differs there shows what is wrong better than the end of the model.
+    for name, calls in expected.layers.items():
+        if len(calls) != len(got.layers[name]):
+            return Problem(kind="differs", text=f"{name} is called another number of times", size=1.0)
+        for before, after in zip(calls, got.layers[name], strict=True):
+            problem = _compared(f"the output of {name}", rows.taken(name, before), after, tolerance)
+            if problem is not None:
+                return problem
+    if list(expected.outputs) != list(got.outputs):
+        return Problem(kind="differs", text="the slimmed model returns other outputs", size=1.0, is_late=True)
+    for name, before in expected.outputs.items():
+        title = f"output {name!r}" if name else "the output"
+        problem = _compared(title, before, got.outputs[name], tolerance)
+        if problem is not None:
+            return replace(problem, is_late=True)
+    return None
+
+
+def _compared(name: str, before: Tensor, after: Tensor, tolerance: float) -> Problem | None:
+    if before.shape != after.shape:
+        text = f"{name} is {tuple(after.shape)}, and {tuple(before.shape)} in the masked model"
+        return Problem(kind="differs", text=text, size=1.0)
+    finite = before.isfinite()
+    if not torch.equal(finite, after.isfinite()):
+        return Problem(kind="differs", text=f"{name} holds nan or inf at other places", size=1.0)
+    if not finite.any():
+        return None
+    lost = float((before - after)[finite].abs().double().max())
+    scale = max(float(before[finite].abs().double().max()), 1e-30)
+    if lost > max(tolerance, _EPS_FACTOR * torch.finfo(before.dtype).eps) * scale:
+        text = f"slimmed and masked model differ by {lost / scale:.0e} in {name}"
+        return Problem(kind="differs", text=text, size=lost / scale)
+    return None
+
+
+def _own_tensors(model: nn.Module, channels: ChannelMap) -> None:
+    """Gives a light copy parameters of its own where a group touches them."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    touched = [named[name] for name in channels.tensors if name in named]
+    replace_tensors(
+        model,
+        {id(p): nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for p in touched},
+    )
+
+
+def _doubled(sample: Batch) -> Batch:
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    return replace(
+        sample,
+        args=tuple(map_tensors(value, double) for value in sample.args),
+        kwargs={key: map_tensors(value, double) for key, value in sample.kwargs.items()},
+    )

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person may write for a layer, a group of channels or a block, told apart."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import ceil
+from numbers import Integral
+from typing import NamedTuple
+
+from slimrank._errors import OptionError, RankError, UnknownNameError
+from slimrank.plan._multiple import multiple_for
+from slimrank.plan._names import listed, nearest
+from slimrank.plan._settings import SettingLike, read_ratio
+from slimrank.plan._step import kept_problem, live
+from slimrank.plan._structure import Structure, names_of
+from slimrank.records import GroupCurve, GroupSpec, Setting
+
+PRUNING = "channel_pruning"
+DROP = "drop"
+
+_KEYS = ("ratio", "keep", "channels_kept")
+# A share read off two counts, kept / units, must find that count again in spite of its rounding.
+_ROUNDING = Fraction(1, 10**12)
+
+
+class Wishes(NamedTuple):
+    """What was written, by what it is for.
+
+    Attributes:
+        layers: layer -> what was written for its pair.
+        groups: group -> how much of it to keep: a ratio, or a mapping.
+        dropped: blocks.
+    """
+
+    layers: dict[str, object]
+    groups: dict[str, object]
+    dropped: list[str]
+
+
+def wishes_of(structure: Structure, settings: Mapping[str, SettingLike], *, methods: Sequence[str]) -> Wishes:
+    """What was written, by what it is for.
+
+    Args:
+        structure: of the model.
+        settings: name of a layer, group or block -> what was written for it.
+        methods: that may be named.
+
+    Returns:
+        The wishes; names that are to be left alone are in none of them.
+
+    Raises:
+        UnknownNameError: no such layer, group, block or method.
+        OptionError: two settings of one kind for one layer, or a name that means several groups or one of
+            which nothing can go.
+    """
+    wishes = Wishes({}, {}, [])
+    for name, asked in settings.items():
+        if isinstance(asked, str) and asked == DROP:
+            wishes.dropped.append(_known_block(structure, name))
+        elif asked is None:
+            check_known(structure, name)
+        else:
+            for one in _each(asked):
+                _sort_one(structure, name, one, wishes, methods)
+    return wishes
+
+
+def check_known(structure: Structure, name: str) -> None:
+    """Check that something has this name.
+
+    Raises:
+        UnknownNameError: nothing has.
+    """
+    names = (*names_of(structure), *structure.channels.blocks)
+    if name not in names and name not in structure.channels.groups:
+        raise UnknownNameError(f"layer {name!r}: the model has none; {nearest(name, names)}")
+
+
+def groups_called(structure: Structure, name: str) -> tuple[GroupSpec, ...]:
+    """The groups that can be slimmed and that a name may mean: the one of this name, or all of a producer."""
+    groups = live(structure.channels)
+    if name in groups:
+        return (groups[name],)
+    return tuple(group for group in groups.values() if name in group.producers)
+
+
+def units_for(
+    group: GroupSpec,
+    how: object,
+    *,
+    multiple_of: int | Mapping[str, int],
+    curves: Sequence[GroupCurve],
+) -> tuple[int, ...] | None:
+    """The units of a group that a person means to keep.
+
+    Args:
+        group: the group.
+        how: a ratio, the share of its units to keep; or ``{"ratio": x}``, ``{"keep": n}`` or
+            ``{"channels_kept": units}``.
+        multiple_of: width rounding. Widths round up; one that would reach beyond the units takes the
+            largest multiple that does not.
+        curves: in whose order units go.
+
+    Returns:
+        Units that stay, ascending; None where all do.
+
+    Raises:
+        OptionError: no such key, no number, no order that says which units go, or units that the group does
+            not have.
+        RankError: a width that it cannot take.
+    """
+    where = f"group {group.name!r}"
+    wish = how if isinstance(how, Mapping) else {"ratio": how}
+    for key in wish:
+        if key not in _KEYS:
+            raise OptionError(f"{where}: {key!r} is no key of {PRUNING}; {nearest(str(key), _KEYS)}")
+    if len(wish) != 1:
+        raise OptionError(
+            f'{where}: give one of "ratio", "keep" and "channels_kept", not {sorted(map(str, wish))}'
+        )
+    multiple = multiple_for(multiple_of, group.name)
+    if "channels_kept" in wish:
+        kept = _named_units(group, wish["channels_kept"], multiple)
+        return kept if len(kept) < group.units else None
+    count = _width(group, wish, multiple)
+    if count == group.units:
+        return None
+    curve = next((curve for curve in curves if curve.group == group.name), None)
+    if curve is None:
+        raise OptionError(
+            f"{where}: no curve says in which order its units go; plan on a study that measured {PRUNING}, "
+            'or name the units, {"channels_kept": [0, 3, 5]}'
+        )
+    return curve.channels_kept(count)
+
+
+def _each(asked: object) -> Sequence[object]:
+    """The settings of a list of them; else the one (method, how)."""
+    if (
+        isinstance(asked, list | tuple)
+        and len(asked) > 0
+        and all(isinstance(one, Setting | list | tuple) for one in asked)
+    ):
+        return asked
+    return (asked,)
+
+
+def _sort_one(structure: Structure, name: str, one: object, wishes: Wishes, methods: Sequence[str]) -> None:
+    if not _is_pruning(one):
+        if name in wishes.layers:
+            raise OptionError(
+                f"layer {name!r}: two settings split it into a pair; leave one, beside {PRUNING} if you like"
+            )
+        wishes.layers[name] = one
+        return
+    if PRUNING not in methods:
+        raise UnknownNameError(
+            f"layer {name!r}: method {PRUNING!r} is not there; {nearest(PRUNING, methods)}"
+        )
+    group = _the_group(structure, name)
+    if group.name in wishes.groups:
+        raise OptionError(f"layer {name!r}: group {group.name!r} gets a second width; leave one of them")
+    wishes.groups[group.name] = one[1] if isinstance(one, list | tuple) else None
+
+
+def _is_pruning(one: object) -> bool:
+    return isinstance(one, list | tuple) and len(one) == 2 and one[0] == PRUNING
+
+
+def _the_group(structure: Structure, name: str) -> GroupSpec:
+    """The one group that a name means."""
+    meant = groups_called(structure, name)
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise OptionError(
+            f"layer {name!r}: it makes channels of {len(meant)} groups; name one of them: "
+            f"{listed(group.name for group in meant)}"
+        )
+    check_known(structure, name)
+    groups = structure.channels.groups
+    frozen = groups.get(name) or next((one for one in groups.values() if name in one.producers), None)
+    why = "it makes no channels of a group" if frozen is None else f"nothing can go ({frozen.reason})"
+    raise OptionError(f"layer {name!r}: {PRUNING} does not apply, {why}; drop it from the plan")
+
+
+def _known_block(structure: Structure, name: str) -> str:
+    if name not in structure.channels.blocks:
+        raise UnknownNameError(
+            f"block {name!r}: the model has none that can be dropped; "
+            f"{nearest(name, structure.channels.blocks)}"
+        )
+    return name
+
+
+def _named_units(group: GroupSpec, units: object, multiple: int) -> tuple[int, ...]:
+    where = f"group {group.name!r}: channels_kept"
+    if not isinstance(units, list | tuple) or not all(_is_whole(unit) for unit in units):
+        raise OptionError(f"{where} {units!r} is no list of whole numbers; give e.g. [0, 3, 5]")
+    problem = kept_problem(group, units)
+    if problem is not None:
+        raise OptionError(f"{where}: {problem}")
+    if len(units) % multiple:
+        raise RankError(
+            f"{where} holds {len(units)} units, no multiple of {multiple}; name others or lower multiple_of"
+        )
+    return tuple(int(unit) for unit in units)
+
+
+def _width(group: GroupSpec, wish: Mapping[object, object], multiple: int) -> int:
+    """The number of units to keep, rounded."""
+    where = f"group {group.name!r}"
+    if multiple > group.units:
+        raise RankError(
+            f"{where}: it has {group.units} units, and no number of them is a multiple of {multiple}; lower "
+            "multiple_of for this group or drop it from the plan"
+        )
+    if "keep" in wish:
+        asked = wish["keep"]
+        if not isinstance(asked, Integral) or isinstance(asked, bool):
+            raise OptionError(f'{where}: keep {asked!r} is no whole number; give e.g. {{"keep": 24}}')
+        count = int(asked)
+        if not 1 <= count <= group.units:
+            raise RankError(f"{where}: keep {count} is outside 1..{group.units}; change it")
+    else:
+        ratio = read_ratio(
+            where, wish["ratio"], of="the group's units", instead='{"keep": 24} for a number of them'
+        )
+        count = ceil(ratio * group.units * (1 - _ROUNDING))
+    up = -(-count // multiple) * multiple
+    return up if up <= group.units else group.units // multiple * multiple
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Channel groups and blocks: the cells that text and page share, and the text of a study."""
+
+from collections.abc import Mapping, Sequence
+
+from slimrank.plan import Plan, live
+from slimrank.records import BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec
+from slimrank.report._numbers import format_count, format_damage, format_percent
+from slimrank.report._table import joined, reasons_text, render_table
+from slimrank.report._words import counted, first_of
+
+GROUP_COLUMNS = (
+    "group",
+    ">units",
+    ">unit width",
+    "made by",
+    "read by",
+    "sizes changed",
+    ">damage at half",
+)
+BLOCK_COLUMNS = ("block", ">MACs", ">share", ">params", ">damage")
+KEPT_COLUMNS = ("group", "method", "keeps", "made by", "read by")
+DROPPED_COLUMNS = ("block", "method", ">MACs", ">share", ">params")
+STAY_WHOLE = "Stay whole"
+_PRUNING = "channel_pruning"
+
+
+def render_groups(
+    channels: ChannelMap,
+    curves: Sequence[GroupCurve],
+    blocks: Sequence[BlockDamage],
+    *,
+    before: Cost | None = None,
+    width: int = 110,
+) -> str:
+    """Channel groups and blocks as plain text: who makes and reads them, what they can lose, or why not.
+
+    Args:
+        channels: groups and blocks of a model.
+        curves: damage by units kept; groups without one show none.
+        blocks: measured damage of dropping a block; blocks without one show none.
+        before: counted cost of the whole model, for the share of each block; None leaves it out.
+        width: columns at which reasons wrap; tables take what they need (about 110).
+
+    Returns:
+        Lines of ASCII (names and reasons as given), the last one ended.
+    """
+    if not channels.groups and not channels.blocks:
+        return f"No channel groups; a study with the method {_PRUNING} looks for them.\n"
+    rows = group_rows(channels, curves)
+    dropped = block_rows(channels, blocks, before)
+    columns = tuple(column for column in BLOCK_COLUMNS if before is not None or column != ">share")
+    return joined(
+        [
+            render_table(GROUP_COLUMNS, rows) if rows else "",
+            groups_line(channels),
+            reasons_text(STAY_WHOLE, frozen_reasons(channels), width),
+            "Can be dropped whole\n" + render_table(columns, dropped) if dropped else "",
+        ]
+    )
+
+
+def groups_line(channels: ChannelMap) -> str:
+    """Groups and blocks, counted: "9 groups, 5 can be slimmed; 1 block can be dropped"."""
+    text = f"{counted(len(channels.groups), 'group')}, {len(live(channels))} can be slimmed"
+    return f"{text}; {counted(len(channels.blocks), 'block')} can be dropped" if channels.blocks else text
+
+
+def group_rows(channels: ChannelMap, curves: Sequence[GroupCurve]) -> list[tuple[str, ...]]:
+    """Cells of ``GROUP_COLUMNS`` for each group that can be slimmed."""
+    by_group = {curve.group: curve for curve in curves}
+    return [
+        (
+            group.name,
+            str(group.units),
+            str(group.unit_width),
+            first_of(group.producers),
+            first_of(group.consumers),
+            first_of(tuple(f"{module}.{name}" if module else name for module, name in group.sizes)),
+            format_damage(damage_at_half(by_group.get(group.name))),
+        )
+        for group in live(channels).values()
+    ]
+
+
+def damage_at_half(curve: GroupCurve | None) -> float | None:
+    """Damage at the number of units nearest to half of them; None without a curve."""
+    if curve is None or not len(curve.kept):
+        return None
+    points = zip(curve.kept.tolist(), curve.damage.tolist(), strict=True)
+    _, damage = min(points, key=lambda point: abs(2 * point[0] - len(curve.order)))
+    return float(damage)
+
+
+def frozen_reasons(channels: ChannelMap) -> dict[str, str]:
+    """Group -> why nothing of it can go."""
+    return {name: group.reason for name, group in channels.groups.items() if group.reason is not None}
+
+
+def block_rows(
+    channels: ChannelMap, damages: Sequence[BlockDamage], before: Cost | None
+) -> list[tuple[str, ...]]:
+    """Cells of ``BLOCK_COLUMNS`` for each block that can be dropped; no share where ``before`` is None."""
+    known = {one.block: one.damage for one in damages}
+    return [
+        (name, *_costs(block, before), format_damage(known.get(name)))
+        for name, block in channels.blocks.items()
+    ]
+
+
+def kept_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Cells of ``KEPT_COLUMNS`` for each group that the last step of a plan slims."""
+    groups = _groups_of(plan)
+    return [
+        (
+            name,
+            _PRUNING,
+            f"{len(kept)} of {groups[name].units}",
+            first_of(groups[name].producers),
+            first_of(groups[name].consumers),
+        )
+        for name, kept in plan.groups.items()
+    ]
+
+
+def dropped_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Cells of ``DROPPED_COLUMNS`` for each block that the last step of a plan drops."""
+    if not plan.dropped:
+        return []
+    blocks = plan.steps[-1].structure.channels.blocks
+    return [(name, "dropped", *_costs(blocks[name], plan.start)) for name in plan.dropped]
+
+
+def counts_text(plan: Plan) -> str:
+    """What the last step of a plan does, counted.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        "12 of 30 layers compressed"; "12 of 30 layers, 5 of 9 groups, 1 block compressed" where there are
+        groups that can be slimmed. Layers are those that become pairs.
+    """
+    structure = plan.steps[-1].structure if plan.steps else None
+    groups = live(structure.channels) if structure else {}
+    counts = [f"{len(plan.settings)} of {len(structure.layers) if structure else 0} layers"]
+    if groups:
+        counts.append(f"{len(plan.groups)} of {len(groups)} groups")
+    if plan.dropped:
+        counts.append(counted(len(plan.dropped), "block"))
+    return f"{', '.join(counts)} compressed"
+
+
+def _groups_of(plan: Plan) -> Mapping[str, GroupSpec]:
+    return plan.steps[-1].structure.channels.groups if plan.steps else {}
+
+
+def _costs(block: BlockSpec, before: Cost | None) -> tuple[str, ...]:
+    share = () if before is None else (format_percent(block.macs, before.macs),)
+    return (format_count(block.macs), *share, format_count(block.params))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many indices of a dimension stay, at any widths of the groups that touch it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimrank.records import AxisUnits
+from slimrank.select._table import Floats, Ints
+
+# Places of widths, one per group: whole numbers, or arrays that broadcast together.
+Places = Sequence[int | Ints]
+
+_TABLED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Widths:
+    """What one group may become.
+
+    Attributes:
+        name: of the group.
+        units: it has.
+        kept: (W,) int64, numbers of units kept, ascending; the last is ``units``.
+        damage: (W,) float64, at least 0; the last is 0.
+        need: (units,) int64, the smallest number kept at which each unit stays.
+    """
+
+    name: str
+    units: int
+    kept: Ints
+    damage: Floats
+    need: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """Indices of a dimension that the same groups touch.
+
+    Attributes:
+        groups: places of these groups.
+        need: (n, G) int64, the number each group must keep for the index to stay.
+        table: count by width of each group, where that is small; else None.
+    """
+
+    groups: tuple[int, ...]
+    need: Ints
+    table: Ints | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Dim:
+    """One dimension of a tensor.
+
+    Attributes:
+        fixed: indices that no group touches.
+        parts: the others, by the groups that touch them.
+        kept: of every group, its (W,) numbers of units kept.
+    """
+
+    fixed: int
+    parts: tuple[_Part, ...]
+    kept: tuple[Ints, ...]
+
+    @property
+    def groups(self) -> frozenset[int]:
+        """Places of the groups that touch it."""
+        return frozenset(group for part in self.parts for group in part.groups)
+
+    def count(self, at: Places) -> Ints:
+        """How many indices stay, exactly.
+
+        Args:
+            at: place of the width of each group.
+
+        Returns:
+            int64, of the shape that the places broadcast to.
+        """
+        total: Ints = np.asarray(self.fixed, dtype=np.int64)
+        for part in self.parts:
+            if part.table is not None:
+                total = total + part.table[tuple(at[group] for group in part.groups)]
+            else:
+                stays = np.asarray(True)
+                for column, group in enumerate(part.groups):
+                    stays = stays & (
+                        part.need[:, column] <= np.asarray(self.kept[group][at[group]])[..., None]
+                    )
+                total = total + stays.sum(axis=-1)
+        return total
+
+
+class Dims:
+    """Makes dimensions, each distinct one once."""
+
+    def __init__(self, widths: Sequence[Widths]) -> None:
+        self._widths = tuple(widths)
+        self._places = {one.name: place for place, one in enumerate(widths)}
+        self._kept = tuple(one.kept for one in widths)
+        self._known: dict[tuple[int, frozenset[tuple[str, tuple[int, ...]]]], Dim] = {}
+
+    def place_of(self, group: str) -> int | None:
+        """Place of a group; None where it is not offered."""
+        return self._places.get(group)
+
+    def all_of(self, shape: Sequence[int], axes: Sequence[AxisUnits]) -> tuple[Dim, ...]:
+        """The dimensions of a tensor.
+
+        Args:
+            shape: of the tensor.
+            axes: what it holds of groups; those not offered are as good as absent.
+
+        Returns:
+            One for each dimension.
+        """
+        return tuple(
+            self._one(size, [axis for axis in axes if axis.dim == dim and axis.group in self._places])
+            for dim, size in enumerate(shape)
+        )
+
+    def _one(self, size: int, axes: Sequence[AxisUnits]) -> Dim:
+        key = (size, frozenset((axis.group, axis.units) for axis in axes))
+        if key not in self._known:
+            self._known[key] = self._made(size, axes)
+        return self._known[key]
+
+    def _made(self, size: int, axes: Sequence[AxisUnits]) -> Dim:
+        needs: dict[int, Ints] = {}
+        for axis in axes:
+            place = self._places[axis.group]
+            # One entry more than the units: -1 looks it up.
+            need = np.append(self._widths[place].need, 0)[np.array(axis.units, dtype=np.int64)]
+            needs[place] = np.maximum(needs.get(place, 0), need)
+        if not needs:
+            return Dim(fixed=size, parts=(), kept=self._kept)
+        groups = tuple(sorted(needs))
+        stacked = np.stack([needs[group] for group in groups], axis=1)
+        patterns, which = np.unique(stacked > 0, axis=0, return_inverse=True)
+        fixed, parts = 0, []
+        for place, pattern in enumerate(patterns):
+            rows = stacked[which.reshape(-1) == place]
+            if not pattern.any():
+                fixed += len(rows)
+                continue
+            touched = tuple(group for group, used in zip(groups, pattern, strict=True) if used)
+            parts.append(self._part(touched, rows[:, pattern]))
+        return Dim(fixed=fixed, parts=tuple(parts), kept=self._kept)
+
+    def _part(self, groups: tuple[int, ...], need: Ints) -> _Part:
+        if len(groups) > _TABLED:
+            return _Part(groups=groups, need=need, table=None)
+        stays = [need[:, [column]] <= self._kept[group] for column, group in enumerate(groups)]
+        table = stays[0].sum(axis=0)
+        if len(groups) == _TABLED:
+            table = np.rint(stays[0].T.astype(np.float64) @ stays[1].astype(np.float64)).astype(np.int64)
+        return _Part(groups=groups, need=need, table=table)
+
+
+def widths_of(name: str, units: int, order: Sequence[int], kept: Ints, damage: Floats) -> Widths:
+    """What one group may become, the whole group included.
+
+    Args:
+        name: of the group.
+        units: it has.
+        order: units, the first to go first.
+        kept: (W,) int64, ascending, below ``units``.
+        damage: (W,) float64.
+
+    Returns:
+        The widths, with the whole group as the last.
+    """
+    need = np.empty(units, dtype=np.int64)
+    need[np.array(order, dtype=np.int64)] = units - np.arange(units)
+    return Widths(
+        name=name,
+        units=units,
+        kept=np.append(kept, units).astype(np.int64),
+        # Rounding may leave a damage a hair below zero.
+        damage=np.append(np.maximum(damage, 0.0), 0.0),
+        need=need,
+    )

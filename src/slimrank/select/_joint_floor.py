@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How low a budget can go where channels and blocks may go too."""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from slimrank._errors import BudgetError
+from slimrank.cost import layer_cost
+from slimrank.plan import PlanSource
+from slimrank.records import Cost, Metric
+from slimrank.select._floor import reachable, told
+from slimrank.select._joint_ranks import RankTables
+from slimrank.select._joint_table import Joint, State, proper
+
+
+def lowest_costs(joint: Joint, limits: Mapping[Metric, int]) -> list[int]:
+    """A small cost of the whole model, in each metric alone, whatever the damage.
+
+    Args:
+        joint: everything that may be chosen.
+        limits: what it was made with.
+
+    Returns:
+        Of each metric, the least cost of a few choices: everything whole, every group at its smallest, and
+        that without every block or without one.
+    """
+    tables = RankTables(joint)
+    lowest = (0,) * len(joint.widths)
+    blocks = range(len(joint.blocks))
+    states = [State(at=joint.whole), State(at=lowest), proper(joint, lowest, blocks)]
+    states += [proper(joint, lowest, {block}) for block in blocks]
+    found = []
+    for state in dict.fromkeys(states):
+        table = tables.at(state)
+        options = np.where(np.isfinite(table.damage), table.cost, np.inf)
+        layers = options.min(axis=2, initial=np.inf).sum(axis=1) if table.names else 0.0
+        found.append(layers - table.room)
+    least = np.min(found, axis=0)
+    return [int(limit + over) for limit, over in zip(limits.values(), least, strict=True)]
+
+
+def check_joint_reachable(
+    joint: Joint,
+    source: PlanSource,
+    budgets: Mapping[Metric, float],
+    limits: Mapping[Metric, int],
+    *,
+    skipped: Collection[str],
+    of: Cost,
+) -> str:
+    """Check that each budget alone can be met.
+
+    Args:
+        joint: everything that may be chosen.
+        source: what it was made from.
+        budgets: metric -> keep ratio.
+        limits: metric -> largest cost allowed.
+        skipped: layers, groups and blocks that the caller wants left alone.
+        of: cost that keep ratios are shares of.
+
+    Returns:
+        The smallest reachable keep ratio of each metric, for people.
+
+    Raises:
+        BudgetError: a budget that no choice meets.
+    """
+    lowest = dict(zip(limits, lowest_costs(joint, limits), strict=True))
+    floors = reachable(lowest, of)
+    for metric, cost in lowest.items():
+        if cost > limits[metric]:
+            raise BudgetError(
+                f"budget: {metric}={budgets[metric]:g} cannot be met; {floors}. "
+                f"{_holding_up(joint, source, metric, cost, skipped)}. Raise the budget, or allow more: "
+                f"fewer layers in skip, more methods, a smaller multiple_of"
+            )
+    return floors
+
+
+def _holding_up(
+    joint: Joint, source: PlanSource, metric: Metric, lowest: int, skipped: Collection[str]
+) -> str:
+    layers, channels = source.structure.layers, source.structure.channels
+    offered = {one.name for one in joint.widths}
+    touched = {layer.spec.name for layer in joint.layers}
+    for tensor in channels.tensors.values():
+        if any(axis.group in offered for axis in tensor.axes):
+            touched.add(tensor.name.rpartition(".")[0])
+    costs = {name: layer_cost(spec).metric(metric) for name, spec in layers.items()}
+    alone = {name: cost for name, cost in costs.items() if name not in touched and cost > 0}
+    # Blocks that go may take some of these with them; products that shrink are counted with the groups.
+    outside = max(source.before.metric(metric) - sum(costs.values()), 0)
+    smallest = lowest - sum(alone.values()) - outside
+    what = f"layers ({len(touched)}) and groups ({len(offered)}) at their smallest"
+    reasons = {
+        name: "in skip" if name in skipped else layers[name].reason or "nothing allowed saves anything"
+        for name in alone
+    }
+    return told(
+        metric,
+        max(source.before.metric(metric), 1),
+        [(smallest, what), (outside, "what no layer holds, e.g. attention products")],
+        alone,
+        reasons,
+    )

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ranks that layers may take once widths and blocks are chosen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from slimrank.cost import max_rank
+from slimrank.select._joint_price import Hull
+from slimrank.select._joint_table import Joint, JointLayer, State, is_there, standing_cost
+from slimrank.select._optimal import choose_optimal, quick_choice
+from slimrank.select._table import UNTOUCHED, Floats, Ints, Table, added, total_damage
+
+_BETWEEN = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """Widths, blocks and ranks within every budget.
+
+    Attributes:
+        state: widths and blocks.
+        table: of the layers that are still there, at these widths.
+        choice: (L,) option of each of them.
+        damage: predicted, of everything.
+    """
+
+    state: State
+    table: Table
+    choice: Ints
+    damage: float
+
+
+class RankTables:
+    """Tables of the layers at any widths."""
+
+    def __init__(self, joint: Joint, hulls: Sequence[Sequence[Hull]] | None = None) -> None:
+        """Lay the options out.
+
+        Args:
+            joint: everything.
+            hulls: of the forms of each layer, where a few ranks beside these are enough; None for all ranks.
+        """
+        self._joint = joint
+        rows = [
+            _options(layer, None if hulls is None else hulls[place])
+            for place, layer in enumerate(joint.layers)
+        ]
+        budgets, layers = len(joint.metrics), len(rows)
+        widest = max((row.rank.shape[0] for row in rows), default=1)
+        self._column, self._row, self._bias = (np.zeros((budgets, layers, widest)) for _ in range(3))
+        self._damage = np.full((layers, widest), np.inf)
+        self._rank = np.zeros((layers, widest), dtype=np.int64)
+        self._form = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
+        self._curve = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
+        for at, (row, layer) in enumerate(zip(rows, joint.layers, strict=True)):
+            count = len(row.rank)
+            self._column[:, at, :count], self._row[:, at, :count] = row.column, row.row
+            self._bias[:, at, 1:count] = layer.bias[:, None]
+            self._damage[at, :count], self._rank[at, :count] = row.damage, row.rank
+            self._form[at, :count] = row.form
+            curves = np.array([form.curve for form in layer.forms] + [UNTOUCHED])
+            self._curve[at, :count] = curves[row.form]
+
+    @property
+    def size(self) -> int:
+        """Number of places for options."""
+        return self._damage.size
+
+    def at(self, state: State) -> Table:
+        """The table at some widths.
+
+        Args:
+            state: widths and blocks.
+
+        Returns:
+            Of the layers that are still there; only ranks that the slimmed layer has and that save something
+            of it.
+        """
+        joint = self._joint
+        there = np.array(
+            [at for at, layer in enumerate(joint.layers) if is_there(layer.blocks, state.dropped)],
+            dtype=np.int64,
+        )
+        layers = [joint.layers[at] for at in there]
+        rows = np.array([int(layer.rows.count(state.at)) for layer in layers], dtype=np.int64)
+        columns = np.array([int(layer.columns.count(state.at)) for layer in layers], dtype=np.int64)
+        dense = [layer.dense_cost(state.at) for layer in layers]
+        whole = np.array(dense, dtype=np.float64).reshape(len(there), len(joint.metrics)).T
+        cost = (
+            self._column[:, there] * columns[:, None]
+            + (self._row[:, there] + self._bias[:, there]) * rows[:, None]
+        )
+        damage = self._damage[there]
+        full = _full_ranks(layers, rows, columns)
+        good = np.isfinite(damage) & (cost < whole[:, :, None]).any(axis=0)
+        good &= self._rank[there] <= np.take_along_axis(full, self._form[there], axis=1)
+        if len(there):
+            cost[:, :, 0], good[:, 0] = whole, True
+        weighted = np.where(good, added(1 / joint.scale, cost), np.inf)
+        damage = np.where(good, damage, np.inf)
+        order = np.lexsort((damage, weighted), axis=-1)[:, : max(int(good.sum(axis=1).max(initial=1)), 1)]
+        kept = np.take_along_axis(good, order, axis=1)
+        return Table(
+            names=tuple(layer.spec.name for layer in layers),
+            curves=joint.curves,
+            cost=np.where(kept, np.take_along_axis(cost, order[None], axis=2), 0.0),
+            damage=np.take_along_axis(damage, order, axis=1),
+            curve=np.take_along_axis(self._curve[there], order, axis=1),
+            rank=np.take_along_axis(self._rank[there], order, axis=1),
+            whole=whole,
+            room=joint.room - standing_cost(joint, state),
+            scale=joint.scale,
+        )
+
+    def answer(self, state: State, *, exact: bool) -> Answer | None:
+        """The best ranks at some widths.
+
+        Args:
+            state: widths and blocks.
+            exact: whether to look for the very best.
+
+        Returns:
+            None where no ranks were found that keep every budget.
+        """
+        table = self.at(state)
+        if not table.names:
+            choice: Ints | None = np.zeros(0, dtype=np.int64) if (table.room >= 0).all() else None
+        elif exact:
+            found = choose_optimal(table)
+            choice = found[0] if found else None
+        else:
+            choice = quick_choice(table)
+        if choice is None:
+            return None
+        damage = standing_damage(self._joint, state) + total_damage(table, choice)
+        return Answer(state=state, table=table, choice=choice, damage=damage)
+
+
+def standing_damage(joint: Joint, state: State) -> float:
+    """Damage of the widths and blocks alone."""
+    groups = sum(float(one.damage[place]) for one, place in zip(joint.widths, state.at, strict=True))
+    return groups + sum(joint.blocks[place].damage for place in state.dropped)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Row:
+    """Options of one layer, the whole layer first; what they cost per column and row."""
+
+    column: Floats
+    row: Floats
+    damage: Floats
+    rank: Ints
+    form: Ints
+
+
+def _options(layer: JointLayer, hulls: Sequence[Hull] | None) -> _Row:
+    zero = np.zeros((len(layer.bias), 1))
+    columns, rows, damages = [zero], [zero], [np.zeros(1)]
+    ranks, forms = [np.zeros(1, dtype=np.int64)], [np.full(1, UNTOUCHED, dtype=np.int64)]
+    for place, form in enumerate(layer.forms):
+        count = len(form.ranks)
+        if hulls is None:
+            taken = np.arange(count)
+        else:
+            corners = np.searchsorted(form.ranks, hulls[place].rank.astype(np.int64))
+            taken = np.union1d(corners, np.linspace(0, count - 1, min(count, _BETWEEN)).astype(np.int64))
+        rank = form.ranks[taken]
+        columns.append(np.multiply.outer(form.column, rank))
+        rows.append(np.multiply.outer(form.row, rank))
+        damages.append(form.damage[taken])
+        ranks.append(rank)
+        forms.append(np.full(len(rank), place, dtype=np.int64))
+    return _Row(
+        column=np.concatenate(columns, axis=1),
+        row=np.concatenate(rows, axis=1),
+        damage=np.concatenate(damages),
+        rank=np.concatenate(ranks),
+        form=np.concatenate(forms),
+    )
+
+
+def _full_ranks(layers: Sequence[JointLayer], rows: Ints, columns: Ints) -> Ints:
+    """(L, F + 1) the full rank of each form, slimmed; the last stands for no form."""
+    widest = max((len(layer.forms) for layer in layers), default=0)
+    full = np.zeros((len(layers), widest + 1), dtype=np.int64)
+    for at, layer in enumerate(layers):
+        slimmed = replace(layer.spec, weight_shape=(int(rows[at]), int(columns[at]), *layer.spec.kernel))
+        full[at, : len(layer.forms)] = [max_rank(slimmed, form.form) for form in layer.forms]
+    return full

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two simpler rules, over groups as well: one share of units, and one threshold on damage."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from slimrank.select._joint_ranks import Answer, RankTables, standing_damage
+from slimrank.select._joint_table import Joint, State
+from slimrank.select._moves import spread, top_up
+from slimrank.select._table import Ints, Table, is_feasible, total_damage
+
+
+def choose_uniform_widths(joint: Joint) -> Answer | None:
+    """Every group at the largest common share of its units that keeps the budgets; blocks stay.
+
+    Args:
+        joint: groups alone.
+
+    Returns:
+        The choice; None where no share keeps every budget.
+    """
+    tables = RankTables(joint)
+    shares = np.unique(np.concatenate([one.kept / one.units for one in joint.widths]))
+
+    def at(share: float) -> State:
+        within = (np.searchsorted(one.kept / one.units, share, side="right") for one in joint.widths)
+        return State(at=tuple(max(int(count) - 1, 0) for count in within))
+
+    def fits(place: int) -> bool:
+        return tables.answer(at(shares[place]), exact=False) is not None
+
+    place = _last(len(shares), fits)
+    return tables.answer(at(shares[place]), exact=False)
+
+
+def choose_greedy_joint(joint: Joint) -> Answer | None:
+    """Each layer's cheapest option and each group's smallest width below one threshold on damage; topped up.
+
+    Args:
+        joint: everything; blocks stay.
+
+    Returns:
+        The choice under the smallest threshold that keeps the budgets, with first the groups that were hurt
+        most and then the layers given back what is left; None where no threshold keeps every budget.
+    """
+    tables = RankTables(joint)
+    damages = [one.damage for one in joint.widths]
+    every = [*damages, *(form.damage for layer in joint.layers for form in layer.forms)]
+    thresholds = np.unique(np.concatenate([np.zeros(1), *every]))
+
+    def widths(threshold: float) -> State:
+        return State(at=tuple(int(np.argmax(damage <= threshold)) for damage in damages))
+
+    # Options stand in order of cost, so the first below the threshold is the cheapest.
+    def ranks(table: Table, threshold: float) -> Ints:
+        first: Ints = np.argmax(table.damage <= threshold, axis=1)
+        return first
+
+    def keeps(state: State, threshold: float) -> bool:
+        table = tables.at(state)
+        return is_feasible(table, ranks(table, threshold))
+
+    count = len(thresholds)
+    # From the largest threshold down, as far as the budgets are kept.
+    place = _last(
+        count, lambda down: keeps(widths(thresholds[count - 1 - down]), thresholds[count - 1 - down])
+    )
+    threshold = float(thresholds[count - 1 - place])
+    state = widths(threshold)
+    if not keeps(state, threshold):
+        return None
+    hurt = sorted(range(len(damages)), key=lambda group: -damages[group][state.at[group]])
+    for group in hurt:
+        state = _widened(joint, state, group, lambda wider: keeps(wider, threshold))
+    table = tables.at(state)
+    choice = spread(table, top_up(table, ranks(table, threshold))) if table.names else np.zeros(0, np.int64)
+    damage = standing_damage(joint, state) + total_damage(table, choice)
+    return Answer(state=state, table=table, choice=choice, damage=damage)
+
+
+def _widened(joint: Joint, state: State, group: int, keeps: Callable[[State], bool]) -> State:
+    """The state with the widest group that still keeps the budgets."""
+    start = state.at[group]
+
+    def at(more: int) -> State:
+        places = list(state.at)
+        places[group] = start + more
+        return State(at=tuple(places), dropped=state.dropped)
+
+    return at(_last(len(joint.widths[group].kept) - start, lambda more: more == 0 or keeps(at(more))))
+
+
+def _last(count: int, holds: Callable[[int], bool]) -> int:
+    """The last of ``count`` places at which something holds that held at all before; 0 if none."""
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,569 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What layers, groups and blocks may become together, and what that costs, exactly."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from slimrank._errors import NonFiniteError
+from slimrank.cost import layer_cost, pair_costs
+from slimrank.plan import PlanSource, is_inside, multiple_for
+from slimrank.records import Cost, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Metric, TensorSpec
+from slimrank.select._joint_counts import Dim, Dims, Places, Widths, widths_of
+from slimrank.select._table import Floats, Ints
+
+PRUNING = "channel_pruning"
+_GRID = 2
+_NOTHING = Cost(macs=0, params=0, bytes=0)
+
+Key = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class Piece(Protocol):
+    """Whatever costs something that goes with the widths of groups."""
+
+    @property
+    def groups(self) -> frozenset[int]:
+        """Places of the groups that it goes with."""
+        ...
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Places of the blocks that it is in."""
+        ...
+
+    def cost(self, at: Places) -> Floats:
+        """(..., B) float64, at places of widths that broadcast."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TensorPiece:
+    """A tensor, or a bias that is made where a consumer is fitted anew.
+
+    Attributes:
+        groups: places of the groups that it goes with.
+        blocks: places of the blocks that it is in.
+        dims: its dimensions.
+        unit: (B,) float64, cost of one number of it.
+        once: (group, place of its whole width) pairs: it is only there where one of these is slimmed; ()
+            where it always is.
+    """
+
+    groups: frozenset[int]
+    blocks: tuple[int, ...]
+    dims: tuple[Dim, ...]
+    unit: Floats
+    once: tuple[tuple[int, int], ...] = ()
+
+    def cost(self, at: Places) -> Floats:
+        """(..., B) float64, at places of widths that broadcast."""
+        numbers: Ints = np.asarray(1, dtype=np.int64)
+        for dim in self.dims:
+            numbers = numbers * dim.count(at)
+        if self.once:
+            slimmed = np.asarray(False)
+            for group, whole in self.once:
+                slimmed = slimmed | (np.asarray(at[group]) < whole)
+            numbers = numbers * slimmed
+        return np.multiply.outer(numbers.astype(np.float64), self.unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProductPiece:
+    """A product of two activations.
+
+    Attributes:
+        groups: places of the groups that it goes with.
+        blocks: places of the blocks that it is in.
+        macs: of the whole product.
+        kept: (group, its (W,) numbers of units kept, its units) triples.
+        unit: (B,) float64, cost of one MAC.
+    """
+
+    groups: frozenset[int]
+    blocks: tuple[int, ...]
+    macs: int
+    kept: tuple[tuple[int, Ints, int], ...]
+    unit: Floats
+
+    def cost(self, at: Places) -> Floats:
+        """(..., B) float64, at places of widths that broadcast."""
+        macs: Ints = np.asarray(self.macs, dtype=np.int64)
+        for group, kept, _ in self.kept:
+            macs = macs * kept[at[group]]
+        macs = macs // prod(units for _, _, units in self.kept)
+        return np.multiply.outer(macs.astype(np.float64), self.unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ranks:
+    """A form that one layer can take.
+
+    Attributes:
+        form: how the pair is split.
+        curve: place of its curve.
+        ranks: (K,) int64, ascending.
+        damage: (K,) float64, at least 0.
+        column: (B,) float64, cost per rank and column of the weight.
+        row: (B,) float64, cost per rank and row of the weight.
+    """
+
+    form: Form
+    curve: int
+    ranks: Ints
+    damage: Floats
+    column: Floats
+    row: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class JointLayer:
+    """A layer that a pair may replace.
+
+    Attributes:
+        spec: as it stands.
+        groups: places of the groups that it goes with.
+        blocks: places of the blocks that it is in.
+        rows, columns: first two dimensions of its weight.
+        dense: weight, bias, and the bias that it gets where it is fitted anew.
+        fixed: (B,) float64, what else it costs without a pair.
+        forms: that it can take.
+        bias: (B,) float64, cost of the pair's bias, per row.
+    """
+
+    spec: LayerSpec
+    groups: frozenset[int]
+    blocks: tuple[int, ...]
+    rows: Dim
+    columns: Dim
+    dense: tuple[TensorPiece, ...]
+    fixed: Floats
+    forms: tuple[Ranks, ...]
+    bias: Floats
+
+    def dense_cost(self, at: Places) -> Floats:
+        """(..., B) float64, cost without a pair, at places of widths that broadcast."""
+        total = self.fixed
+        for piece in self.dense:
+            total = total + piece.cost(at)
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Block:
+    """A module that may be replaced by the identity.
+
+    Attributes:
+        name: dotted name of the module.
+        damage: of doing so.
+        cost: (B,) float64, of everything in it.
+        rest: (B,) float64, the same less the pieces and layers that are in it.
+        outer: places of the blocks that it is in.
+    """
+
+    name: str
+    damage: float
+    cost: Floats
+    rest: Floats
+    outer: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Joint:
+    """Everything that may be chosen under B budgets.
+
+    Attributes:
+        metrics: of the budgets.
+        widths: of each group.
+        homes: of each group, the blocks that hold each of its tensors, each combination once.
+        blocks: that may go.
+        layers: that a pair may replace.
+        cells: cost of all other pieces that go with at most two groups, added: groups and blocks ->
+            (W, ..., B) float64.
+        wide: the pieces that go with more groups.
+        curves: that ``Ranks.curve`` points into.
+        room: (B,) float64, what the budgets leave for layers, cells and wide pieces.
+        scale: (B,) float64, cost of the whole model.
+    """
+
+    metrics: tuple[Metric, ...]
+    widths: tuple[Widths, ...]
+    homes: tuple[tuple[tuple[int, ...], ...], ...]
+    blocks: tuple[Block, ...]
+    layers: tuple[JointLayer, ...]
+    cells: Mapping[Key, Floats]
+    wide: tuple[Piece, ...]
+    curves: tuple[Curve, ...]
+    room: Floats
+    scale: Floats
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Places of the whole groups."""
+        return tuple(len(one.kept) - 1 for one in self.widths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Widths and blocks, chosen.
+
+    Attributes:
+        at: place of each group's width.
+        dropped: places of the blocks that go; none is inside another.
+    """
+
+    at: tuple[int, ...]
+    dropped: frozenset[int] = frozenset()
+
+
+def is_there(blocks: Iterable[int], dropped: Collection[int]) -> bool:
+    """Whether what is in these blocks is still there."""
+    return not any(block in dropped for block in blocks)
+
+
+def proper(joint: Joint, at: Sequence[int], dropped: Collection[int]) -> State:
+    """The same choice, with blocks inside dropped ones not dropped and groups inside them whole."""
+    outermost = frozenset(block for block in dropped if not joint.blocks[block].outer & frozenset(dropped))
+    places = [
+        whole if is_gone(homes, outermost) else place
+        for place, whole, homes in zip(at, joint.whole, joint.homes, strict=True)
+    ]
+    return State(at=tuple(places), dropped=outermost)
+
+
+def is_gone(homes: Collection[Sequence[int]], dropped: Collection[int]) -> bool:
+    """Whether every tensor of a group is in a dropped block."""
+    return bool(dropped) and bool(homes) and not any(is_there(home, dropped) for home in homes)
+
+
+def grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
+    """Places of every width of these groups, one axis for each, and the first of all others."""
+    at: list[int | Ints] = [0] * len(joint.widths)
+    for axis, group in enumerate(groups):
+        size = len(joint.widths[group].kept)
+        at[group] = np.arange(size).reshape([-1 if other == axis else 1 for other in range(len(groups))])
+    return at
+
+
+def standing_cost(joint: Joint, state: State) -> Floats:
+    """Cost of all but the layers, as ``room`` counts it.
+
+    Args:
+        joint: everything.
+        state: widths and blocks.
+
+    Returns:
+        (B,) float64, exact.
+    """
+    total = np.zeros(len(joint.metrics))
+    for (groups, blocks), cell in joint.cells.items():
+        if is_there(blocks, state.dropped):
+            total += cell[tuple(state.at[group] for group in groups)]
+    for piece in joint.wide:
+        if is_there(piece.blocks, state.dropped):
+            total += piece.cost(state.at)
+    for block in state.dropped:
+        total -= joint.blocks[block].rest
+    return total
+
+
+def joint_of(
+    source: PlanSource,
+    limits: Mapping[Metric, int],
+    *,
+    methods: Collection[str],
+    skipped: Collection[str],
+    multiple_of: int | Mapping[str, int],
+) -> Joint:
+    """Everything that a source offers.
+
+    Args:
+        source: curves, damages and structure.
+        limits: metric -> largest cost allowed for the whole model.
+        methods: that may be used.
+        skipped: layers, groups and blocks to leave alone.
+        multiple_of: ranks, and outputs of a group's first producer, are multiples of this.
+
+    Returns:
+        The table.
+
+    Raises:
+        NonFiniteError: a curve or a block holds nan or inf.
+    """
+    widths = [
+        _widths(curve, source.structure.channels.groups[curve.group], multiple_of)
+        for curve in source.group_curves
+        if PRUNING in methods and is_offered(source.structure.channels.groups[curve.group], skipped)
+    ]
+    return _joint(source, limits, [one for one in widths if len(one.kept) > 1], methods, skipped, multiple_of)
+
+
+def is_offered(group: GroupSpec, skipped: Collection[str]) -> bool:
+    """Whether channels of a group may go."""
+    return group.reason is None and not any(name in skipped for name in (group.name, *group.producers))
+
+
+def _widths(curve: GroupCurve, group: GroupSpec, multiple_of: int | Mapping[str, int]) -> Widths:
+    if not np.isfinite(curve.damage).all():
+        raise NonFiniteError(
+            f"group {curve.group!r}: its damage is nan or inf; measure the study again with finite data, or "
+            f"skip this group"
+        )
+    good = curve.kept * group.unit_width % multiple_for(multiple_of, curve.group) == 0
+    return widths_of(curve.group, group.units, curve.order, curve.kept[good], curve.damage[good])
+
+
+def _joint(
+    source: PlanSource,
+    limits: Mapping[Metric, int],
+    widths: Sequence[Widths],
+    methods: Collection[str],
+    skipped: Collection[str],
+    multiple_of: int | Mapping[str, int],
+) -> Joint:
+    maker = _Maker(source, tuple(limits), widths, methods, skipped)
+    curves: list[Curve] = []
+    layers: list[JointLayer] = []
+    for name, spec in source.structure.layers.items():
+        mine = [
+            curve
+            for curve in source.curves
+            if curve.layer == name and curve.method in methods and name not in skipped
+        ]
+        forms = [
+            _ranks(spec, curve, maker.metrics, multiple_for(multiple_of, name), len(curves) + place)
+            for place, curve in enumerate(mine)
+        ]
+        offered = tuple(form for form in forms if len(form.ranks))
+        if offered:
+            layers.append(maker.layer(spec, offered))
+            curves.extend(mine)
+    pieces = maker.pieces({layer.spec.name for layer in layers})
+    whole = [len(one.kept) - 1 for one in widths]
+    full = [(piece.blocks, piece.cost(whole)) for piece in pieces]
+    full += [(layer.blocks, layer.dense_cost(whole)) for layer in layers]
+    total = sum((cost for _, cost in full), np.zeros(len(limits)))
+    before = maker.of(source.before)
+    return Joint(
+        metrics=maker.metrics,
+        widths=tuple(widths),
+        homes=maker.homes(),
+        blocks=maker.blocks(full),
+        layers=tuple(layers),
+        cells=_cells(pieces, widths),
+        wide=tuple(piece for piece in pieces if len(piece.groups) > _GRID),
+        curves=tuple(curves),
+        room=np.array([limits[metric] for metric in limits], dtype=np.float64) - before + total,
+        scale=np.maximum(before, 1.0),
+    )
+
+
+def _cells(pieces: Sequence[Piece], widths: Sequence[Widths]) -> dict[Key, Floats]:
+    cells: dict[Key, Floats] = {}
+    for piece in pieces:
+        groups = tuple(sorted(piece.groups))
+        if len(groups) > _GRID:
+            continue
+        at: list[int | Ints] = [0] * len(widths)
+        for axis, group in enumerate(groups):
+            shape = [-1 if other == axis else 1 for other in range(len(groups))]
+            at[group] = np.arange(len(widths[group].kept)).reshape(shape)
+        key = (groups, piece.blocks)
+        cells[key] = cells.get(key, 0.0) + piece.cost(at)
+    return cells
+
+
+def _ranks(spec: LayerSpec, curve: Curve, metrics: Sequence[Metric], multiple: int, place: int) -> Ranks:
+    if not np.isfinite(curve.damage).all():
+        raise NonFiniteError(
+            f"layer {spec.name!r}: the damage of {curve.method} {curve.form} is nan or inf; "
+            f"measure the study again with finite data, or skip this layer"
+        )
+    good = curve.ranks % multiple == 0
+    one = np.array([1], dtype=np.int64)
+
+    # What the pair costs is a sum over its columns and one over its rows: each counted alone.
+    def alone(rows: int, columns: int) -> Floats:
+        narrow = replace(spec, weight_shape=(rows, columns, *spec.kernel))
+        macs, params = pair_costs(narrow, curve.form, one, has_bias=False)
+        known: dict[Metric, Ints] = {"macs": macs, "params": params, "bytes": params * spec.itemsize}
+        return np.array([known[metric][0] for metric in metrics], dtype=np.float64)
+
+    return Ranks(
+        form=curve.form,
+        curve=place,
+        ranks=curve.ranks[good],
+        damage=np.maximum(curve.damage[good], 0.0),
+        column=alone(0, 1),
+        row=alone(1, 0),
+    )
+
+
+class _Maker:
+    """Makes pieces and layers of one source."""
+
+    def __init__(
+        self,
+        source: PlanSource,
+        metrics: tuple[Metric, ...],
+        widths: Sequence[Widths],
+        methods: Collection[str],
+        skipped: Collection[str],
+    ) -> None:
+        self.metrics = metrics
+        self._source = source
+        self._channels = source.structure.channels
+        self._widths = tuple(widths)
+        self._dims = Dims(widths)
+        self._offered = [
+            damage
+            for damage in source.block_damages
+            if PRUNING in methods
+            and damage.block in self._channels.blocks
+            and damage.block not in skipped
+            and not any(
+                name in skipped for name in source.structure.layers if is_inside(name, (damage.block,))
+            )
+        ]
+        for one in self._offered:
+            if not np.isfinite(one.damage):
+                raise NonFiniteError(
+                    f"block {one.block!r}: its damage is nan or inf; measure the study again with finite "
+                    f"data, or skip this block"
+                )
+        self._consumed = self._consumers()
+
+    def of(self, cost: Cost) -> Floats:
+        """(B,) float64."""
+        return np.array([cost.metric(metric) for metric in self.metrics], dtype=np.float64)
+
+    def layer(self, spec: LayerSpec, forms: tuple[Ranks, ...]) -> JointLayer:
+        """A layer that pairs may replace."""
+        dense = [
+            self._tensor(tensor)
+            for leaf in ("weight", "bias")
+            if (tensor := self._channels.tensors.get(f"{spec.name}.{leaf}")) is not None
+        ]
+        dense += self._new_bias(spec)
+        rows, columns = self._weight(spec)[:2]
+        whole = [len(one.kept) - 1 for one in self._widths]
+        counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.metrics)))
+        has_bias = self._source.has_bias or spec.has_bias
+        groups = rows.groups | columns.groups
+        return JointLayer(
+            spec=spec,
+            groups=groups.union(*(piece.groups for piece in dense)),
+            blocks=self._inside(spec.name),
+            rows=rows,
+            columns=columns,
+            dense=tuple(dense),
+            fixed=self.of(layer_cost(spec)) - counted,
+            forms=forms,
+            bias=self._number(spec.itemsize) * has_bias,
+        )
+
+    def pieces(self, layers: Collection[str]) -> list[Piece]:
+        """Everything that goes with a group and is no part of these layers."""
+        own = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
+        pieces: list[Piece] = [
+            self._tensor(tensor) for name, tensor in self._channels.tensors.items() if name not in own
+        ]
+        for product in self._channels.products:
+            kept = tuple(
+                (place, self._widths[place].kept, self._widths[place].units)
+                for group in product.groups
+                if (place := self._dims.place_of(group)) is not None
+            )
+            pieces.append(
+                ProductPiece(
+                    groups=frozenset(place for place, _, _ in kept),
+                    blocks=self._inside(product.module),
+                    macs=product.macs,
+                    kept=kept,
+                    unit=np.array([float(metric == "macs") for metric in self.metrics]),
+                )
+            )
+        for name in self._consumed:
+            if name not in layers:
+                pieces.extend(self._new_bias(self._source.structure.layers[name]))
+        return [piece for piece in pieces if piece.groups]
+
+    def blocks(self, full: Sequence[tuple[tuple[int, ...], Floats]]) -> tuple[Block, ...]:
+        """The blocks, given blocks and cost of every piece and layer at full width."""
+        names = [one.block for one in self._offered]
+        return tuple(
+            Block(
+                name=one.block,
+                damage=max(float(one.damage), 0.0),
+                cost=self._block_cost(one.block),
+                rest=self._block_cost(one.block)
+                - sum((c for at, c in full if place in at), self.of(_NOTHING)),
+                outer=frozenset(
+                    at for at, name in enumerate(names) if name != one.block and is_inside(one.block, (name,))
+                ),
+            )
+            for place, one in enumerate(self._offered)
+        )
+
+    def _block_cost(self, name: str) -> Floats:
+        block = self._channels.blocks[name]
+        return self.of(Cost(macs=block.macs, params=block.params, bytes=block.bytes))
+
+    def homes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Of each group, the blocks that hold each of its tensors."""
+        found: list[dict[tuple[int, ...], None]] = [{} for _ in self._widths]
+        for tensor in self._channels.tensors.values():
+            for axis in tensor.axes:
+                place = self._dims.place_of(axis.group)
+                if place is not None:
+                    found[place][self._inside(tensor.name)] = None
+        return tuple(tuple(one) for one in found)
+
+    def _consumers(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Layer -> the offered groups that it reads, each with the place of its whole width."""
+        found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for place, one in enumerate(self._widths):
+            for name in self._channels.groups[one.name].consumers:
+                found[name].append((place, len(one.kept) - 1))
+        return {name: tuple(places) for name, places in found.items()}
+
+    def _number(self, itemsize: int) -> Floats:
+        """(B,) float64, cost of one stored number."""
+        return self.of(Cost(macs=0, params=1, bytes=itemsize))
+
+    def _tensor(self, tensor: TensorSpec) -> TensorPiece:
+        stored = int(tensor.is_parameter)
+        dims = self._dims.all_of(tensor.shape, tensor.axes)
+        return TensorPiece(
+            groups=frozenset[int]().union(*(dim.groups for dim in dims)),
+            blocks=self._inside(tensor.name),
+            dims=dims,
+            unit=self.of(Cost(macs=tensor.positions, params=stored, bytes=stored * tensor.itemsize)),
+        )
+
+    def _weight(self, spec: LayerSpec) -> tuple[Dim, ...]:
+        tensor = self._channels.tensors.get(f"{spec.name}.weight")
+        return self._dims.all_of(spec.weight_shape, () if tensor is None else tensor.axes)
+
+    def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:
+        """The bias that a consumer without one gets when it is fitted anew."""
+        if spec.has_bias or spec.kind == "other" or not self._source.has_bias:
+            return []
+        once = self._consumed.get(spec.name, ())
+        rows = self._weight(spec)[0]
+        piece = TensorPiece(
+            groups=rows.groups.union(group for group, _ in once),
+            blocks=self._inside(spec.name),
+            dims=(rows,),
+            unit=self._number(spec.itemsize),
+            once=once,
+        )
+        return [piece] if once else []
+
+    def _inside(self, name: str) -> tuple[int, ...]:
+        return tuple(place for place, one in enumerate(self._offered) if is_inside(name, (one.block,)))

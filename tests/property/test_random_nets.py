@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever the network: what is slimmed equals what is masked, and costs, plans and files are exact."""
+
+import os
+import random
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor, nn
+
+from random_nets import Example, random_nets
+from slimrank.graph import (
+    as_batch,
+    capture,
+    mask,
+    named_tensors,
+    quiet_copy,
+    read_groups,
+    run,
+    slim,
+    try_groups,
+)
+from slimrank.records import ChannelMap
+
+# ``make bench-zoo`` asks for hundreds.
+N_EXAMPLES = int(os.environ.get("SLIMRANK_RANDOM_NETS", "40"))
+_slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+_some = settings(deadline=None, max_examples=N_EXAMPLES, derandomize=True, suppress_health_check=_slow)
+
+
+def _drawn(channels: ChannelMap, seed: int) -> dict[str, tuple[int, ...]]:
+    """Some units of every group that can be slimmed."""
+    draw = random.Random(seed)
+    kept = {}
+    for group in channels.groups.values():
+        if group.reason is None:
+            n = draw.randint(1, group.units)
+            kept[group.name] = tuple(sorted(draw.sample(range(group.units), n)))
+    return kept
+
+
+def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return [tensor for _, tensor in named_tensors(run(model, as_batch(x)))]
+
+
+@_some
+@given(example=random_nets())
+def test_slimmed_equals_masked(example: Example) -> None:
+    model = quiet_copy(example.model)
+    batch = as_batch(example.inputs(2))
+    layers = capture(model, batch, methods=("weight_svd",), skip=(), has_bias=True)
+    channels = try_groups(model, batch, read_groups(model, layers.sample, layers.layers))
+    assert all(group.reason is None or group.reason.strip() for group in channels.groups.values())
+    for seed in range(2):
+        kept = _drawn(channels, seed)
+        slimmed, masked = quiet_copy(example.model), quiet_copy(example.model)
+        slim(slimmed, channels, kept)
+        mask(masked, channels, kept)
+        x = example.inputs(3, seed=seed + 1)
+        for expected, got in zip(_outputs(masked, x), _outputs(slimmed, x), strict=True):
+            scale = float(expected.abs().max()) + 1e-6
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * scale)

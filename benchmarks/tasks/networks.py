@@ -188,10 +188,10 @@ class Attention(nn.Module):
         Returns:
             (N, tokens, width).
         """
-        n, tokens, width = x.shape
+        n, tokens, _ = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(n, tokens, width))
+        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 
 

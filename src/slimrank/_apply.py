@@ -42,6 +42,7 @@ from slimrank.graph import (
     find_tails,
     replace_module,
     set_weights,
+    shift_mean,
     slim,
     slim_failures,
     take_samples,
@@ -139,6 +140,7 @@ class _Work:
         setting: the pair that takes its place; None where it stays one layer.
         columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
         outputs: (O',) int64, of its O outputs, those that stay; None where all do.
+        norm: the batch norm that takes up a mean that moves; None where the layer has, or gets, a bias.
     """
 
     spec: LayerSpec
@@ -146,6 +148,7 @@ class _Work:
     setting: Setting | None
     columns: Tensor | None
     outputs: Tensor | None
+    norm: str | None
 
     def rows_of(self, values: Tensor) -> Tensor:
         """Of (O, ...) values, those of the outputs that stay; values of no dimension count for all."""
@@ -280,7 +283,7 @@ def apply_plan(
         for name, one in work.items():
             layer = working.get_submodule(name)
             fit = _fit_weights(one, layer)
-            _install(working, name, one, layer, fit)
+            _install(working, one, layer, fit)
             fits[name] = fit.kind
             _call(on_layer, working, name)
             advance(name)
@@ -320,6 +323,7 @@ def work_of(plan: Plan) -> Mapping[str, _Work]:
             setting=setting,
             columns=columns,
             outputs=outputs,
+            norm=channels.norms.get(name) if setting is None else None,
         )
     return work
 
@@ -550,7 +554,7 @@ class _Builder:
                             # The original does not wait for the fit.
                             before.start(following)
                         fit = self._fit(name, sources[name], seen)
-                    _fill(self._working.get_submodule(name), work, sources[name], fit)
+                    _fill(self._working, work, sources[name], fit)
                 else:
                     self._working.eval()
                     sources[name] = _checked(self._working.get_submodule(name), work.slimmed)
@@ -559,7 +563,7 @@ class _Builder:
                         fit = fit or self._fit(
                             name, sources[name], self._gather(name, sources[name], reached)
                         )
-                    _install(self._working, name, work, sources[name], fit)
+                    _install(self._working, work, sources[name], fit)
                 if journal is not None and stored is None:
                     journal.store(name, _to_journal(fit))
                 fits[name] = fit.kind
@@ -636,8 +640,9 @@ class _Builder:
         full = work.rows_of(dense_weight(self._original_layers[work.spec.name]))
         root, inverse_root = self._metric(work, full.device)
         own = seen.own.moments()
+        columns = torch.arange(full.shape[1]) if work.columns is None else work.columns
         for value in _ridges(ridge_of(n_rows, width), n_rows, width):
-            prior, alone = narrowed_weight(full, own, work.columns, ridge=value)
+            prior, alone = narrowed_weight(full, own, columns, ridge=value)
             if not self._data.sequential:
                 target = Target(dense=prior, moments=alone, root=root, inverse_root=inverse_root, ridge=value)
                 yield "independent", target
@@ -816,23 +821,24 @@ def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
     return like.new_zeros(len(like))
 
 
-def _install(model: nn.Module, name: str, work: _Work, source: nn.Module, fit: Fit) -> None:
-    if work.setting is None:
-        _fill(source, work, source, fit)
-        return
-    container = nn.Sequential(source)
-    _fill(container, work, source, fit)
-    replace_module(model, name, container)
+def _install(model: nn.Module, work: _Work, source: nn.Module, fit: Fit) -> None:
+    if work.setting is not None:
+        replace_module(model, work.spec.name, nn.Sequential(source))
+    _fill(model, work, source, fit)
 
 
-def _fill(place: nn.Module, work: _Work, source: nn.Module, fit: Fit) -> None:
+def _fill(model: nn.Module, work: _Work, source: nn.Module, fit: Fit) -> None:
     """Puts a fit where its layer is: new values, or a pair in the container around it."""
-    name = work.spec.name
     if isinstance(fit.factors, Tensor):
-        set_weights(source, fit.factors, fit.bias)
+        if work.norm is None or fit.bias is None:
+            set_weights(source, fit.factors, fit.bias)
+            return
+        set_weights(source, fit.factors, None)
+        shift_mean(model.get_submodule(work.norm), fit.bias)
         return
+    place = model.get_submodule(work.spec.name)
     if not isinstance(place, nn.Sequential):
-        raise TypeError(f"{name} is a {type(place).__name__}, not the container that was put there")
+        raise TypeError(f"{work.spec.name} is a {type(place).__name__}, not the container that was put there")
     first, second = build_pair(work.slimmed, source, fit.factors, fit.bias)
     place[0] = first
     place.append(second)

@@ -18,7 +18,7 @@ from slimrank.deploy import Store
 from slimrank.graph import OutputChoice, count_by_module, eval_mode, pick_outputs, run, stored
 from slimrank.plan import Plan, ratio_of
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
-from slimrank.report import Phases
+from slimrank.report import Phases, slimmed_text
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
 _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")
@@ -242,7 +242,7 @@ def _layer_results(
     results = []
     for spec in layers:
         before = Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
-        setting, slimmed = plan.settings.get(spec.name), _slimmed_text(plan, spec)
+        setting, slimmed = plan.settings.get(spec.name), slimmed_text(plan.steps[-1], spec)
         if setting is None and slimmed is None:
             reason = spec.reason or "left alone by the plan"
             results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))
@@ -259,19 +259,6 @@ def _layer_results(
             )
         )
     return tuple(results)
-
-
-def _slimmed_text(plan: Plan, spec: LayerSpec) -> str | None:
-    """What became of a layer's channels; None where all stayed."""
-    step = plan.steps[-1]
-    block = next((name for name in step.dropped if spec.name.startswith(f"{name}.")), None)
-    if block is not None:
-        return f"gone with {block}"
-    after = slimmed_spec(spec, step.structure.channels, step.groups)
-    if after.weight_shape == spec.weight_shape:
-        return None
-    parts = zip(("outputs", "inputs"), spec.weight_shape, after.weight_shape, strict=False)
-    return ", ".join(f"{old} -> {new} {word}" for word, old, new in parts if old != new)
 
 
 def _cost_of(plan: Plan, spec: LayerSpec, model: nn.Module, macs_by_module: Mapping[str, int] | None) -> Cost:

@@ -436,9 +436,9 @@ def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:
     """All that a plan does, as ``Plan.manual`` takes it."""
     settings: dict[str, SettingLike] = dict(chosen.settings)
     for name, kept in chosen.groups.items():
-        width = ("channel_pruning", {"channels_kept": kept})
         pair = chosen.settings.get(name)
-        settings[name] = width if pair is None else (pair, width)
+        width = ("channel_pruning", {"channels_kept": kept})
+        settings[name] = width if pair is None else [pair, width]
     for block in chosen.dropped:
         settings[block] = "drop"
     return settings

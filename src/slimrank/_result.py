@@ -74,7 +74,7 @@ class Result:
         Returns:
             The text.
         """
-        return render_text(self._summary(measurements))
+        return render_text(self._summary(measurements), plan=self.plan)
 
     def report(self, path: str | os.PathLike[str], measurements: Sequence[Measurement] = ()) -> None:
         """Writes one self-contained HTML page.
@@ -86,7 +86,7 @@ class Result:
         Raises:
             FileError: it cannot be written.
         """
-        write_bytes(Path(path), render_html(self._summary(measurements)).encode())
+        write_bytes(Path(path), render_html(self._summary(measurements), plan=self.plan).encode())
 
     def save(
         self,
@@ -106,7 +106,7 @@ class Result:
             NotEmptyError: the directory holds something and ``overwrite`` is False.
             FileError: it cannot be written.
         """
-        html = render_html(self._summary(measurements))
+        html = render_html(self._summary(measurements), plan=self.plan)
         save_artifact(path, self.model, self.plan, self._manifest(), html, overwrite=overwrite)
 
     def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Result":

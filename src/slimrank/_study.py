@@ -106,7 +106,9 @@ class Study:
 
     def groups(self) -> str:
         """A table of all channel groups: units, who makes and reads them, or why they stay."""
-        return render_groups(self.structure.channels, self.group_curves, self.block_damages)
+        return render_groups(
+            self.structure.channels, self.group_curves, self.block_damages, before=self.before
+        )
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Writes the layers as one self-contained HTML page.
@@ -117,7 +119,15 @@ class Study:
         Raises:
             FileError: it cannot be written.
         """
-        html = render_study_html("Study", self.layers, self.before, self.notes)
+        html = render_study_html(
+            "Study",
+            self.layers,
+            self.before,
+            self.notes,
+            channels=self.structure.channels,
+            curves=self.group_curves,
+            blocks=self.block_damages,
+        )
         write_bytes(Path(path), html.encode())
 
     def plan(

@@ -31,6 +31,7 @@ from slimrank.graph import (
     Trimmer,
     check_compressible,
     find_blocks,
+    find_norms,
     read_groups,
     try_groups,
     without_layers,
@@ -191,7 +192,10 @@ def _channels_of(opened: Opened, options: Options, phases: Phases) -> ChannelMap
         advance(1)
         blocks = find_blocks(opened.original, captured.sample, [spec.name for spec in captured.layers])
         advance(1)
-    return without_layers(replace(found, blocks=blocks), skipped)
+    read = {name for group in found.groups.values() if group.reason is None for name in group.consumers}
+    bare = [spec.name for spec in captured.layers if spec.name in read and not spec.has_bias]
+    norms = find_norms(opened.original, captured.sample, bare) if bare else {}
+    return without_layers(replace(found, blocks=blocks, norms=norms), skipped)
 
 
 def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[LayerSpec]:
@@ -377,7 +381,7 @@ def read_curves(store: Store, layers: Sequence[LayerSpec]) -> tuple[Curve, ...]:
     """
     curves: list[Curve] = []
     for index, spec in enumerate(layers):
-        if spec.methods:
+        if set(spec.methods) - {"channel_pruning"}:
             own = _read_curves(store, index, spec)
             if not own:
                 raise StudyError(

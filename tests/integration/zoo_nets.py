@@ -240,7 +240,7 @@ class _ConformerBlock(nn.Module):
 
 
 class Conformer(nn.Module):
-    """Spectrogram to letters: strided convolutions, then half feed-forwards, attention and a gated convolution."""
+    """Spectrogram to letters: strided convolutions, half feed-forwards, attention, a gated convolution."""
 
     def __init__(self, width: int = 32, depth: int = 2, n_mels: int = 24, n_letters: int = 20) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Costs of slimmed models against small nets that are built narrow, and counted by torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -97,7 +97,7 @@ def layers_of(model: nn.Module, x: Tensor) -> dict[str, LayerSpec]:
 
 
 class Branch(nn.Module):
-    def __init__(self, w0: int, w1: int, biased: Sequence[str]) -> None:
+    def __init__(self, w0: int, w1: int, biased: Collection[str]) -> None:
         super().__init__()
         self.a = nn.Conv2d(w0, w1, 3, padding=1, bias="branch.a" in biased)
         self.norm = nn.BatchNorm2d(w1)
@@ -112,7 +112,7 @@ class ConvNet(nn.Module):
     """Residual branch with a depthwise convolution, a transposed one, flattened into a Linear."""
 
     def __init__(
-        self, stem: int = 6, a: int = 8, up: int = 4, biased: Sequence[str] = ("branch.a", "up", "fc")
+        self, stem: int = 6, a: int = 8, up: int = 4, biased: Collection[str] = ("branch.a", "up", "fc")
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, stem, 3, padding=1, bias=False)
@@ -249,7 +249,7 @@ class Attention(nn.Module):
     """Heads whose queries and keys have a width of their own, then a gated network."""
 
     def __init__(
-        self, heads: int = 4, qk: int = 6, neurons: int = 20, biased: Sequence[str] = ("q", "k", "v")
+        self, heads: int = 4, qk: int = 6, neurons: int = 20, biased: Collection[str] = ("q", "k", "v")
     ) -> None:
         super().__init__()
         self.heads = heads

@@ -72,7 +72,8 @@ class SplitStage(nn.Module):
     def __init__(self, width: int, *, by_size: bool) -> None:
         super().__init__()
         self.half = width // 2
-        self.enter, self.step = nn.Conv2d(width, 2 * self.half, 1), nn.Conv2d(self.half, self.half, 3, padding=1)
+        self.enter = nn.Conv2d(width, 2 * self.half, 1)
+        self.step = nn.Conv2d(self.half, self.half, 3, padding=1)
         self.by_size = by_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +88,8 @@ class ShuffleUnit(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        self.enter, self.depthwise = nn.Conv2d(half, half, 1), nn.Conv2d(half, half, 3, padding=1, groups=half)
+        self.enter = nn.Conv2d(half, half, 1)
+        self.depthwise = nn.Conv2d(half, half, 3, padding=1, groups=half)
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, 1)
@@ -278,7 +280,17 @@ Values = Sequence[Tensor]
 # What a kind of step makes of the values so far, or None where it does not fit them.
 Maker = Callable[[st.DrawFn, Values], Made | None]
 
-_ACTIVATIONS = (nn.ReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus)
+_ACTIVATIONS = (
+    nn.ReLU,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.LeakyReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.ELU,
+    nn.Softplus,
+)
 _PLAIN: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu_": lambda x: x.clone().relu_(),
     "x * sigmoid(x)": lambda x: x * x.sigmoid(),
@@ -406,7 +418,9 @@ def _channels(draw: st.DrawFn, values: Values) -> Made | None:
 def _join(draw: st.DrawFn, values: Values) -> Made | None:
     """With an earlier value: added, multiplied or concatenated."""
     last = values[-1]
-    alike = [k for k, value in enumerate(values[:-1]) if value.shape == last.shape and value.is_floating_point()]
+    alike = [
+        k for k, value in enumerate(values[:-1]) if (value.shape, value.dtype) == (last.shape, last.dtype)
+    ]
     narrow = [
         k
         for k, value in enumerate(values[1:-1], 1)
@@ -440,7 +454,7 @@ def _but_channels(value: Tensor) -> torch.Size:
 def _to_tokens(draw: st.DrawFn, values: Values) -> Made:
     if draw(st.booleans()):
         return _here(Call("flatten, transpose", lambda x: x.flatten(2).transpose(1, 2)), values)
-    return _here(Call("permute, reshape", lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[1])), values)
+    return _here(Call("permute, flatten", lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)), values)
 
 
 def _linear(draw: st.DrawFn, values: Values) -> Made:
@@ -501,8 +515,29 @@ def _token_norm(draw: st.DrawFn, values: Values) -> Made:
     return _here(draw(st.sampled_from([nn.LayerNorm, nn.RMSNorm]))(values[-1].shape[-1]), values)
 
 
-_PICTURE: tuple[Maker, ...] = (_conv, _conv, _conv, _transposed, _norm, _activation, _block, _resize, _channels, _join)
-_TOKENS: tuple[Maker, ...] = (_linear, _linear, _attend, _attend, _feed, _over_time, _token_norm, _activation, _join)
+_PICTURE: tuple[Maker, ...] = (
+    _conv,
+    _conv,
+    _conv,
+    _transposed,
+    _norm,
+    _activation,
+    _block,
+    _resize,
+    _channels,
+    _join,
+)
+_TOKENS: tuple[Maker, ...] = (
+    _linear,
+    _linear,
+    _attend,
+    _attend,
+    _feed,
+    _over_time,
+    _token_norm,
+    _activation,
+    _join,
+)
 
 
 def _head(draw: st.DrawFn, values: Values) -> list[Made]:

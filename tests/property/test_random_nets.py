@@ -6,9 +6,9 @@ import random
 
 import torch
 from hypothesis import HealthCheck, given, settings
+from random_nets import Example, random_nets
 from torch import Tensor, nn
 
-from random_nets import Example, random_nets
 from slimrank.graph import (
     as_batch,
     capture,

@@ -1,12 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
 """Joint plans against brute force on tiny networks whose widths and ranks interact."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
 import numpy as np
+import pytest
 
+from slimrank._errors import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, slimmed_spec
 from slimrank.plan import Plan, Structure, structure_of
 from slimrank.records import (
@@ -26,6 +29,7 @@ from slimrank.records import (
     Setting,
     TensorSpec,
 )
+from slimrank.select import reachable_floor, select_plan
 
 METHODS = ("weight_svd", "spatial_svd", "channel_pruning")
 BUDGETS: tuple[tuple[Metric, ...], ...] = (("macs",), ("params",), ("macs", "params"))
@@ -283,3 +287,63 @@ def table(net: Source) -> tuple[dict[Metric, np.ndarray], np.ndarray]:
     costs, damages = zip(*every_choice(net), strict=True)
     metrics: tuple[Metric, ...] = ("macs", "params", "bytes")
     return {m: np.array([cost.metric(m) for cost in costs]) for m in metrics}, np.array(damages)
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("seed", range(4))
+def test_joint_plans_against_brute_force(make: Callable[[int], Source], seed: int) -> None:
+    net = make(seed)
+    costs, damages = table(net)
+    exact = 0
+    for budgets in ({"macs": 0.3}, {"macs": 0.6}, {"params": 0.5}, {"macs": 0.5, "params": 0.6}):
+        asked: dict[Metric, float] = {metric: ratio for metric, ratio in budgets.items() if metric in costs}
+        fits = np.all(
+            [costs[metric] <= ratio * net.before.metric(metric) for metric, ratio in asked.items()], axis=0
+        )
+        if not fits.any():
+            with pytest.raises(BudgetError):
+                select_plan(net, budgets=asked)
+            continue
+        best = float(damages[fits].min())
+        plan = select_plan(net, budgets=asked)
+        assert all(plan.keep_ratio(metric) <= ratio for metric, ratio in asked.items())
+        assert plan.damage is not None
+        assert plan.gap is not None
+        assert best * (1 - 1e-9) <= plan.damage <= best * 1.05 + 1e-12
+        assert plan.damage * (1 - plan.gap) <= best * (1 + 1e-9) + 1e-12
+        exact += plan.damage <= best * (1 + 1e-9) + 1e-12
+        for methods in (METHODS[:2], METHODS[2:]):
+            try:
+                other = select_plan(net, budgets=asked, methods=methods)
+            except BudgetError:
+                continue
+            assert other.damage is not None
+            assert plan.damage <= other.damage * (1 + 1e-12)
+    assert exact >= 1
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_a_joint_plan_costs_what_it_was_chosen_for(make: Callable[[int], Source]) -> None:
+    net = make(11)
+    costs, damages = table(net)
+    for select in ("optimal", "greedy", "uniform"):
+        plan = select_plan(
+            net, budgets={"macs": 0.6}, select=select, methods=METHODS[select == "uniform" and 2 :]
+        )
+        same = np.all([costs[metric] == plan.after.metric(metric) for metric in costs], axis=0)
+        assert np.isclose(damages[same], plan.damage or 0.0).any()
+        assert plan.keep_ratio("macs") <= 0.6
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("metric", ["macs", "params", "bytes"])
+def test_the_floor_can_be_reached_and_nothing_is_below_it(
+    make: Callable[[int], Source], metric: Metric
+) -> None:
+    net = make(5)
+    costs, _ = table(net)
+    floor = reachable_floor(net, metric)
+    assert floor == pytest.approx(costs[metric].min() / net.before.metric(metric), rel=1e-9)
+    assert select_plan(net, budgets={metric: floor}).keep_ratio(metric) <= floor
+    with pytest.raises(BudgetError, match="cannot be met; the smallest reachable is"):
+        select_plan(net, budgets={metric: floor * 0.99})

@@ -179,8 +179,8 @@ def _lost_product(product: ProductSpec, channels: ChannelMap, kept: Kept) -> Cos
 
 
 def _new_bias(spec: LayerSpec, channels: ChannelMap, kept: Kept) -> Cost:
-    """The bias that a consumer gets when it is fitted anew."""
-    if spec.has_bias or spec.kind == "other":
+    """The bias that a consumer gets when it is fitted anew and no norm takes up what its mean moves."""
+    if spec.has_bias or spec.kind == "other" or spec.name in channels.norms:
         return _NOTHING
     outputs = slimmed_spec(spec, channels, kept).weight_shape[0]
     return Cost(macs=0, params=outputs, bytes=outputs * spec.itemsize)

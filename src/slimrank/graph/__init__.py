@@ -37,13 +37,14 @@ from slimrank.graph._modules import (
     replace_module,
     run,
     set_weights,
+    shift_mean,
 )
 from slimrank.graph._outputs import OutputChoice, pick_outputs
 from slimrank.graph._prefix import PrefixCache
 from slimrank.graph._replay import Replay
 from slimrank.graph._slim import mask, slim
 from slimrank.graph._slim_check import slim_failures
-from slimrank.graph._tails import Shortcut, Tail, find_tails
+from slimrank.graph._tails import Shortcut, Tail, find_norms, find_tails
 from slimrank.graph._taps import tap_layers
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "drop_blocks",
     "eval_mode",
     "find_blocks",
+    "find_norms",
     "find_tails",
     "freeze",
     "join_samples",
@@ -88,6 +90,7 @@ __all__ = [
     "replace_module",
     "run",
     "set_weights",
+    "shift_mean",
     "slim",
     "slim_failures",
     "stored",

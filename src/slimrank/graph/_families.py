@@ -61,6 +61,10 @@ class _Units:
     labels: Labels
     known: dict[int, dict[int, set[int]]] = field(default_factory=dict)
 
+    def touches(self, place: _Place) -> bool:
+        """Whether any index of a dimension goes with a unit."""
+        return not self.of.keys().isdisjoint(place.parts)
+
     def at(self, label: int) -> Mapping[int, set[int]]:
         """Units that an index with this canonical label goes with, by family."""
         found = self.known.get(label)
@@ -122,6 +126,8 @@ def _owned(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec]) -> lis
     modules = dict(model.named_modules())
     pairs = []
     for spec in layers:
+        if ".parametrizations." in f".{spec.name}.":
+            continue
         holders = [modules[spec.name]] if spec.name in modules else []
         parametrizations = getattr(holders[0], "parametrizations", None) if holders else None
         if isinstance(parametrizations, nn.Module):
@@ -141,13 +147,20 @@ def _families(traced: Traced, places: Sequence[_Place], owned: Sequence[tuple[st
     born = [
         birth for birth in labels.births if birth.tensor is None or (birth.tensor, birth.dim) in uses.linked
     ]
+    cuts: dict[int, tuple[int, ...]] = {}
+    for number, cut in enumerate(labels.cuts):
+        # Pieces of different sizes are different things, such as keys and values out of one layer.
+        cuts.update((part, (*cuts.get(part, ()), number)) for part in labels.all_parts(cut).tolist())
     for birth in born:
-        _link(parents, labels.canonical(np.arange(birth.start, birth.stop)), labels)
+        by_cut: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for label in labels.canonical(np.arange(birth.start, birth.stop)).tolist():
+            by_cut[cuts.get(label, ())].append(label)
+        for members in by_cut.values():
+            _link(parents, members, labels)
     strong = set(parents)
     for place in made:
         if traced.stored[place.name].ndim and isinstance(traced.stored[place.name], nn.Parameter):
-            left = sorted(place.parts - strong)
-            _link(parents, np.array(left, np.int64), labels)
+            _link(parents, sorted(place.parts - strong), labels)
     by_root: defaultdict[int, set[int]] = defaultdict(set)
     for label in parents:
         by_root[_root(parents, label)].add(label)
@@ -178,7 +191,16 @@ def _families(traced: Traced, places: Sequence[_Place], owned: Sequence[tuple[st
         first = next((layer for layer, place in at if place is home), "")
         ordered = tuple(dict.fromkeys([first, *producers])) if first else producers
         found.append(_Family(_in_order(by_root[root], home, labels), ordered, home))
-    return found
+    return sorted(found, key=lambda family: _outermost_first(family, labels))
+
+
+def _outermost_first(family: _Family, labels: Labels) -> tuple[int, int]:
+    """Where its first unit starts; of several parts of one product, heads stand before their width."""
+    starts = [
+        next((i for i, label in enumerate(family.home.labels.tolist()) if member in labels.parts(label)), 0)
+        for member in family.members[:2].tolist()
+    ]
+    return starts[0], -starts[-1]
 
 
 def _in_order(members: Iterable[int], home: _Place, labels: Labels) -> NDArray[np.int64]:
@@ -188,10 +210,10 @@ def _in_order(members: Iterable[int], home: _Place, labels: Labels) -> NDArray[n
     return np.array([*ordered, *(part for part in rest if part not in ordered)], np.int64)
 
 
-def _link(parents: dict[int, int], canonical: NDArray[np.int64], labels: Labels) -> None:
+def _link(parents: dict[int, int], canonical: Iterable[int], labels: Labels) -> None:
     """Puts labels that are no products into one family."""
     first: int | None = None
-    for label in np.unique(canonical).tolist():
+    for label in sorted(set(canonical)):
         if labels.parts(label) != {label}:
             continue
         root = _root(parents, label)
@@ -233,7 +255,7 @@ def _freeze_problems(
             problems[family] = "all its channels go together as one"
     made = traced.uses.made
     carried: set[int] = set()
-    for place in places:
+    for place in filter(units.touches, places):
         is_both = (place.name, place.dim) in made & traced.uses.read
         for label in place.distinct:
             for family, own in units.at(label).items():
@@ -383,7 +405,7 @@ def _tensors(
     traced: Traced, places: Sequence[_Place], units: _Units, names: Mapping[int, str]
 ) -> Iterator[TensorSpec]:
     axes: defaultdict[str, list[AxisUnits]] = defaultdict(list)
-    for place in places:
+    for place in filter(units.touches, places):
         at = {label: units.at(label) for label in place.distinct}
         for family in sorted({family for found in at.values() for family in found}):
             own = [min(at[label].get(family, {-1})) for label in place.labels.tolist()]

@@ -14,7 +14,7 @@ from slimrank.graph._size_search import Candidate, Hint, candidates, hypotheses,
 from slimrank.graph._slim_bench import Bench, Problem
 from slimrank.records import ChannelMap, TensorSpec
 
-_MAX_TRIALS = 16
+_MAX_TRIALS = 24
 _MAX_REMOVALS = 8
 # Groups of a kind whose sizes were sought in vain, before the next ones are believed.
 _MAX_SEARCHES = 2
@@ -147,8 +147,10 @@ class _Trial:
             if name in self._reasons and group.reason is None and group.units > 1
         ]
         for first, second in mergeable(failed):
+            if done & {first, second}:
+                continue
             pair = (self._kind(first), self._kind(second))
-            if done & {first, second} or vain[pair] >= _MAX_SEARCHES:
+            if vain[pair] >= _MAX_SEARCHES:
                 continue
             before, reasons, kinds = self._channels, self._reasons, self._kinds
             self._channels = merged(self._channels, first, second)

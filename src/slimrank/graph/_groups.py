@@ -84,6 +84,7 @@ def _freeze_own(traced: Traced, module: nn.Module, name: str) -> None:
     for parameter in module.parameters():
         for axis in traced.axes(parameter):
             traced.labels.freeze(axis, lambda: f"{name or 'the model'} is a {type(module).__name__}")
+        traced.own(parameter)
 
 
 def _freeze_outputs(traced: Traced, result: object) -> None:

@@ -54,6 +54,7 @@ class Labels:
         self._reasons: list[str] = []
         self._size = 1
         self.births: list[Birth] = []
+        self.cuts: list[NDArray[np.int64]] = []
 
     def fresh(self, size: int, tensor: str | None, dim: int = 0) -> NDArray[np.int64]:
         """New labels of one dimension.

@@ -88,6 +88,19 @@ def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         layer.bias = nn.Parameter(bias.to(known.dtype), requires_grad=known.requires_grad)
 
 
+def shift_mean(norm: nn.Module, shift: Tensor) -> None:
+    """Lets a batch norm expect another mean (in place, by another buffer).
+
+    Args:
+        norm: with running statistics.
+        shift: (C,), what its inputs lack of the mean that they had.
+    """
+    mean = norm.running_mean
+    if not isinstance(mean, Tensor):
+        raise TypeError(f"{type(norm).__name__} keeps no running mean")
+    norm.running_mean = (mean.double() - shift.double()).to(mean.dtype)
+
+
 @contextlib.contextmanager
 def put_back(model: nn.Module) -> Iterator[None]:
     """Whatever is exchanged in a model while the context lasts is put back: modules, tensors, attributes.
@@ -97,22 +110,16 @@ def put_back(model: nn.Module) -> Iterator[None]:
     saved = [
         (
             module,
-            dict(vars(module)),
-            [dict(part) for part in (module._parameters, module._buffers, module._modules)],
+            vars(module) | {key: dict(vars(module)[key]) for key in ("_parameters", "_buffers", "_modules")},
         )
         for module in model.modules()
     ]
     try:
         yield
     finally:
-        for module, attributes, parts in saved:
+        for module, attributes in saved:
             vars(module).clear()
             vars(module).update(attributes)
-            for own, before in zip(
-                (module._parameters, module._buffers, module._modules), parts, strict=True
-            ):
-                own.clear()
-                own.update(before)
 
 
 def quiet_copy(model: nn.Module) -> nn.Module:

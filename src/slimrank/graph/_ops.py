@@ -147,6 +147,14 @@ class Traced:
         for origin in self.origins(tensor) or () if origins is None else origins:
             self.uses.made.update((origin.name, dim) for dims in origin.dims for dim in dims)
 
+    def own(self, matrix: Tensor) -> None:
+        """Notes a matrix of a layer that is left alone: it makes its rows and reads its columns."""
+        for origin in self.origins(matrix) or ():
+            if matrix.ndim > 1:
+                self.uses.made.add((origin.name, 0))
+                self.uses.linked.add((origin.name, 0))
+                self.uses.read.add((origin.name, 1))
+
     def _first_seen(self, tensor: Tensor) -> Axes:
         name = self._names.get(id(tensor)) or self._places.get(_storage(tensor))
         if name is None or self.stored[name].shape != tensor.shape:

@@ -159,6 +159,8 @@ def _slice(op: Op) -> None:
         elif step == 1 and length and size % length == 0 and start % length == 0:
             op.labels.couple(axis, size // length, op.why)
         axis = axis[start : start + (length - 1) * step + 1 : step] if length else None
+        if axis is not None:
+            op.labels.cuts.append(axis)
     _give_cut(op, given, out, dim, axis)
 
 
@@ -180,7 +182,21 @@ def _split(op: Op) -> None:
     for out, size in zip(op.outputs, sizes, strict=True):
         part = axis if axis is None or not axis.size else axis[start : start + size]
         start += size
+        if part is not None and part.size and len(set(sizes)) > 1:
+            op.labels.cuts.append(part)
         _give_cut(op, given, out, dim, part)
+
+
+def _glu(op: Op) -> None:
+    """The first half, gated by the second."""
+    given = op.tensor("self")
+    axes = list(op.axes(given))
+    dim = op.number("dim", -1) % given.ndim
+    axis = axes[dim]
+    if axis is not None and axis.size:
+        op.labels.couple(axis, 2, op.why)
+        axes[dim] = axis[: axis.size // 2]
+    op.give(op.outputs[0], axes, is_whole=False)
 
 
 def _select(op: Op) -> None:
@@ -335,6 +351,7 @@ _TABLE: Mapping[str, Callable[[Op], None]] = {
     "slice": _slice,
     **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split),
     **dict.fromkeys(("chunk", "unsafe_chunk", "tensor_split"), _split),
+    "glu": _glu,
     **dict.fromkeys(("select", "unbind"), _select),
     **dict.fromkeys(("cat", "concat"), _cat),
     "stack": _stack,

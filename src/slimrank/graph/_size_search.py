@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from torch import nn
@@ -13,6 +14,7 @@ from slimrank.records import ChannelMap, GroupSpec
 _Kind = Literal["units", "total", "part"]
 _KINDS: tuple[_Kind, ...] = ("units", "total", "part")
 _ABOVE = 2
+_MAX_SINGLES = 6
 # What standard modules without tensors keep of the channels that pass through them.
 _STANDARD = frozenset({"unflattened_size", "groups", "num_groups", "num_channels", "num_features"})
 _TELLING = ("head", "group")
@@ -27,12 +29,14 @@ class Candidate:
         path: attribute, or element of it.
         kind: the number of units, of all indices of some tensor, or a share of these.
         is_near: whether the module holds nothing but what the group is about.
+        is_consumer: whether the module reads the group.
     """
 
     module: str
     path: str
     kind: _Kind
     is_near: bool
+    is_consumer: bool
 
     @property
     def is_telling(self) -> bool:
@@ -127,8 +131,15 @@ def candidates(model: nn.Module, channels: ChannelMap, group: GroupSpec) -> tupl
         for path, value in _numbers(model.get_submodule(name)):
             kind = _kind(value, group.units, totals)
             if kind is not None:
-                near = _is_inside(name, scope.common)
-                found.append(Candidate(module=name, path=path, kind=kind, is_near=near))
+                found.append(
+                    Candidate(
+                        module=name,
+                        path=path,
+                        kind=kind,
+                        is_near=_is_inside(name, scope.common),
+                        is_consumer=name in group.consumers,
+                    )
+                )
     return tuple(found)
 
 
@@ -154,17 +165,24 @@ def hypotheses(found: Sequence[Candidate], limit: int) -> Iterator[tuple[Candida
 
 def _sets(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     near = [one for one in found if one.is_near]
-    for scope in (near, found):
-        by_kind = {kind: [one for one in scope if one.kind == kind] for kind in _KINDS}
-        yield [one for one in by_kind["units"] if one.is_telling]
-        yield by_kind["units"]
-        yield by_kind["total"]
-        yield [*by_kind["units"], *by_kind["total"]]
-        yield list(scope)
-        yield by_kind["part"]
-        yield [*by_kind["units"], *by_kind["part"]]
-    order = sorted(found, key=lambda one: (not one.is_near, _KINDS.index(one.kind), not one.is_telling))
-    yield from ([one] for one in order)
+    # What a consumer keeps is more often the size of what it makes than of what it reads.
+    before = [one for one in near if not one.is_consumer]
+    yield from chain(_by_kind(near), _by_kind(before))
+    yield from ([one] for one in sorted(near, key=_rank)[:_MAX_SINGLES])
+    for some in (before, near):
+        yield from ([one for one in some if one is not left_out] for left_out in some[:_MAX_SINGLES])
+    yield from _by_kind(found)
+    yield from ([one] for one in sorted(found, key=_rank))
+
+
+def _by_kind(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+    units, totals, parts = ([one for one in found if one.kind == kind] for kind in _KINDS)
+    yield [one for one in units if one.is_telling]
+    yield from (units, totals, [*units, *totals], list(found), parts, [*units, *parts])
+
+
+def _rank(one: Candidate) -> tuple[bool, bool, int, bool]:
+    return not one.is_near, one.is_consumer, _KINDS.index(one.kind), not one.is_telling
 
 
 def _kind(value: int, units: int, totals: Iterable[int]) -> _Kind | None:

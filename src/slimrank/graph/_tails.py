@@ -66,6 +66,27 @@ def find_tails(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappin
     Returns:
         Tail by layer name; layers followed by neither a sum nor a clipping are left out.
     """
+    recorder, result = _watched(model, sample, layers)
+    return recorder.tails(result)
+
+
+def find_norms(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, str]:
+    """The batch norms that alone read the outputs of layers, so that a mean can move into them.
+
+    Args:
+        model: a private copy in eval mode.
+        sample: one sample.
+        layers: names to look for.
+
+    Returns:
+        Norm with running statistics by layer name; layers without such a norm are left out.
+    """
+    recorder, result = _watched(model, sample, layers)
+    return recorder.norms(result)
+
+
+def _watched(model: nn.Module, sample: Batch, layers: Sequence[str]) -> tuple["_Recorder", object]:
+    """One forward, recorded."""
     recorder = _Recorder(model, layers)
     handles = []
     for name, module in model.named_modules():
@@ -88,7 +109,7 @@ def find_tails(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappin
     finally:
         for handle in handles:
             handle.remove()
-    return recorder.tails(result)
+    return recorder, result
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +156,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._norms = {name for name, module in model.named_modules() if type(module) in _NORMS}
+        self._means = {name for name in self._norms if model.get_submodule(name).running_mean is not None}
         self._layers = frozenset(layers)
         self._clock = 0
         self._calls: Counter[str] = Counter()
@@ -227,8 +249,7 @@ class _Recorder(TorchDispatchMode):
         Returns:
             Tail by layer name.
         """
-        for _, tensor in named_tensors(result):
-            self._uses[_Moment.of(tensor).key] += 1
+        self._use(result)
         tails: dict[str, Tail] = {}
         for total, found in self._sums:
             if found.shortcut is not None and self._is_once(*found.links):
@@ -247,6 +268,25 @@ class _Recorder(TorchDispatchMode):
                 for name in (layer, tail.norm or layer, tail.shortcut.source if tail.shortcut else layer)
             )
         }
+
+    def norms(self, result: object) -> Mapping[str, str]:
+        """Batch norms with running statistics that alone read a layer, by layer name.
+
+        Args:
+            result: of the forward; what it holds is used once more.
+        """
+        self._use(result)
+        return {
+            layer: norm
+            for norm in self._means & self._entered.keys()
+            if self._calls[norm] == 1 and self._is_once(self._entered[norm].moment)
+            for layer in self._makers.get(self._entered[norm].moment.key, ())
+            if layer in self._layers and self._calls[layer] == 1
+        }
+
+    def _use(self, result: object) -> None:
+        for _, tensor in named_tensors(result):
+            self._uses[_Moment.of(tensor).key] += 1
 
     def _is_once(self, *moments: _Moment) -> bool:
         return all(self._uses[moment.key] == 1 for moment in moments)

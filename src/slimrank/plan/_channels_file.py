@@ -19,6 +19,7 @@ from slimrank.records import (
     TensorSpec,
 )
 
+_LISTS = ("groups", "tensors", "products", "blocks")
 _ROLES: tuple[Role, ...] = ("output", "input")
 # start, count, repeat, tile
 _PATTERN = 4
@@ -45,6 +46,7 @@ def channels_to_json(channels: ChannelMap) -> dict[str, Json]:
             {"name": block.name, "macs": block.macs, "params": block.params, "bytes": block.bytes}
             for block in channels.blocks.values()
         ],
+        "norms": dict(channels.norms),
     }
 
 
@@ -62,8 +64,8 @@ def channels_from_json(value: Json, layers: Mapping[str, LayerSpec], where: str)
     Raises:
         PlanError: something else, a name twice, or names and numbers that do not belong together.
     """
-    content = as_object(value, where, required=("groups", "tensors", "products", "blocks"))
-    parts = {key: list(_items(content[key], f"{where}.{key}")) for key in content}
+    content = as_object(value, where, required=(*_LISTS, "norms"))
+    parts = {key: list(_items(content[key], f"{where}.{key}")) for key in _LISTS}
     groups = _by_name((_group(one, layers, at) for one, at in parts["groups"]), f"{where}.groups")
     tensors = _by_name((_tensor(one, groups, at) for one, at in parts["tensors"]), f"{where}.tensors")
     return ChannelMap(
@@ -71,7 +73,16 @@ def channels_from_json(value: Json, layers: Mapping[str, LayerSpec], where: str)
         tensors=tensors,
         products=tuple(_product(one, groups, at) for one, at in parts["products"]),
         blocks=_by_name((_block(one, at) for one, at in parts["blocks"]), f"{where}.blocks"),
+        norms=_norms(content["norms"], layers, f"{where}.norms"),
     )
+
+
+def _norms(value: Json, layers: Mapping[str, LayerSpec], where: str) -> dict[str, str]:
+    norms = as_object(value, where)
+    for layer in norms:
+        if layer not in layers:
+            raise PlanError(f"{where}: {layer!r} is no layer of the structure; {nearest(layer, layers)}")
+    return {layer: as_text(norm, f"{where}.{layer}") for layer, norm in norms.items()}
 
 
 def units_to_json(units: Sequence[int]) -> list[Json]:

@@ -16,8 +16,10 @@ from slimrank.plan._names import listed, nearest
 from slimrank.plan._structure import Structure
 from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
-OneSetting = Setting | tuple[str, float | Mapping[str, int | float | str | Sequence[int]]] | None
-SettingLike = OneSetting | Literal["drop"] | list[OneSetting]
+_Pair = tuple[str, float | Mapping[str, int | float | str | Sequence[int]]]
+OneSetting = Setting | _Pair
+# Written out: through another union's name, mypy takes {"rank": 8, "form": "v_h"} for a dict of objects.
+SettingLike = Setting | _Pair | Literal["drop"] | list[Setting | _Pair] | None
 
 METHOD_NAMES: tuple[Method, ...] = get_args(Method)
 

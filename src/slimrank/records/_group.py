@@ -117,12 +117,15 @@ class ChannelMap:
         tensors: by name; those that a group which can be slimmed touches.
         products: of activations, those that such a group changes.
         blocks: by name, in execution order.
+        norms: batch norm that alone reads a layer without bias, by layer name: it takes up a mean that moves
+            when that layer is fitted anew, so that the layer needs no bias.
     """
 
     groups: Mapping[str, GroupSpec] = field(default_factory=dict)
     tensors: Mapping[str, TensorSpec] = field(default_factory=dict)
     products: tuple[ProductSpec, ...] = ()
     blocks: Mapping[str, BlockSpec] = field(default_factory=dict)
+    norms: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

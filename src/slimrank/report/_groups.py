@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Channel groups and blocks: the cells that text and page share, and the text of a study."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from slimrank.plan import Plan, live
 from slimrank.records import BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec
@@ -75,12 +75,22 @@ def group_rows(channels: ChannelMap, curves: Sequence[GroupCurve]) -> list[tuple
             str(group.units),
             str(group.unit_width),
             first_of(group.producers),
-            first_of(group.consumers),
+            first_of(readers_of(channels, group)),
             first_of(tuple(f"{module}.{name}" if module else name for module, name in group.sizes)),
             format_damage(damage_at_half(by_group.get(group.name))),
         )
         for group in live(channels).values()
     ]
+
+
+def readers_of(channels: ChannelMap, group: GroupSpec) -> tuple[str, ...]:
+    """Layers that sum over the channels of a group, those that cannot be fitted anew as well."""
+    others = (
+        tensor.name.rpartition(".")[0]
+        for tensor in channels.tensors.values()
+        if any(axis.group == group.name and axis.role == "input" for axis in tensor.axes)
+    )
+    return tuple(dict.fromkeys((*group.consumers, *others)))
 
 
 def damage_at_half(curve: GroupCurve | None) -> float | None:
@@ -110,14 +120,14 @@ def block_rows(
 
 def kept_rows(plan: Plan) -> list[tuple[str, ...]]:
     """Cells of ``KEPT_COLUMNS`` for each group that the last step of a plan slims."""
-    groups = _groups_of(plan)
+    channels = _channels_of(plan)
     return [
         (
             name,
             _PRUNING,
-            f"{len(kept)} of {groups[name].units}",
-            first_of(groups[name].producers),
-            first_of(groups[name].consumers),
+            f"{len(kept)} of {channels.groups[name].units}",
+            first_of(channels.groups[name].producers),
+            first_of(readers_of(channels, channels.groups[name])),
         )
         for name, kept in plan.groups.items()
     ]
@@ -127,7 +137,7 @@ def dropped_rows(plan: Plan) -> list[tuple[str, ...]]:
     """Cells of ``DROPPED_COLUMNS`` for each block that the last step of a plan drops."""
     if not plan.dropped:
         return []
-    blocks = plan.steps[-1].structure.channels.blocks
+    blocks = _channels_of(plan).blocks
     return [(name, "dropped", *_costs(blocks[name], plan.start)) for name in plan.dropped]
 
 
@@ -141,9 +151,9 @@ def counts_text(plan: Plan) -> str:
         "12 of 30 layers compressed"; "12 of 30 layers, 5 of 9 groups, 1 block compressed" where there are
         groups that can be slimmed. Layers are those that become pairs.
     """
-    structure = plan.steps[-1].structure if plan.steps else None
-    groups = live(structure.channels) if structure else {}
-    counts = [f"{len(plan.settings)} of {len(structure.layers) if structure else 0} layers"]
+    layers = plan.steps[-1].structure.layers if plan.steps else {}
+    groups = live(_channels_of(plan))
+    counts = [f"{len(plan.settings)} of {len(layers)} layers"]
     if groups:
         counts.append(f"{len(plan.groups)} of {len(groups)} groups")
     if plan.dropped:
@@ -151,8 +161,8 @@ def counts_text(plan: Plan) -> str:
     return f"{', '.join(counts)} compressed"
 
 
-def _groups_of(plan: Plan) -> Mapping[str, GroupSpec]:
-    return plan.steps[-1].structure.channels.groups if plan.steps else {}
+def _channels_of(plan: Plan) -> ChannelMap:
+    return plan.steps[-1].structure.channels if plan.steps else ChannelMap()
 
 
 def _costs(block: BlockSpec, before: Cost | None) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from slimrank.report._groups import (
     frozen_reasons,
     group_rows,
     groups_line,
+    readers_of,
 )
 from slimrank.report._numbers import (
     format_change,
@@ -318,10 +319,11 @@ def _plan_sections(plan: Plan) -> list[str]:
 
 def _kept_chart(plan: Plan) -> str:
     bars = []
-    for group in live(plan.steps[-1].structure.channels).values():
+    channels = plan.steps[-1].structure.channels
+    for group in live(channels).values():
         kept = plan.groups.get(group.name)
         count = group.units if kept is None else len(kept)
-        made = f"made by {first_of(group.producers)}, read by {first_of(group.consumers)}"
+        made = f"made by {first_of(group.producers)}, read by {first_of(readers_of(channels, group))}"
         bars.append(
             Bar(
                 name=group.name,

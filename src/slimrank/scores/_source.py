@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from slimrank.plan import Plan, PlanSource, Structure
-from slimrank.records import Cost, Curve
+from slimrank.records import BlockDamage, Cost, Curve, GroupCurve
 from slimrank.scores._curves import score_curves
 from slimrank.scores._scores import Scores, check_scores
 
@@ -23,6 +23,7 @@ class ScoredSource:
         curves: loss of score and cost by rank.
         methods: that the table holds.
         previous: the plan that made the model, where it had been compressed before.
+        group_curves, block_damages: none; a table holds scores of layers alone.
     """
 
     structure: Structure
@@ -31,6 +32,8 @@ class ScoredSource:
     curves: Sequence[Curve]
     methods: Sequence[str]
     previous: Plan | None
+    group_curves: Sequence[GroupCurve] = ()
+    block_damages: Sequence[BlockDamage] = ()
 
 
 def scored_source(

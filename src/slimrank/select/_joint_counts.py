@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slimrank.records import AxisUnits
 from slimrank.select._table import Floats, Ints
@@ -42,11 +43,13 @@ class _Part:
         groups: places of these groups.
         need: (n, G) int64, the number each group must keep for the index to stay.
         table: count by width of each group, where that is small; else None.
+        listed: the same for a single group, where looking up one number must be fast.
     """
 
     groups: tuple[int, ...]
     need: Ints
     table: Ints | None
+    listed: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,7 +71,7 @@ class Dim:
         """Places of the groups that touch it."""
         return frozenset(group for part in self.parts for group in part.groups)
 
-    def count(self, at: Places) -> Ints:
+    def count(self, at: Places) -> int | Ints:
         """How many indices stay, exactly.
 
         Args:
@@ -77,18 +80,29 @@ class Dim:
         Returns:
             int64, of the shape that the places broadcast to.
         """
-        total: Ints = np.asarray(self.fixed, dtype=np.int64)
+        total: int | Ints = self.fixed
         for part in self.parts:
-            if part.table is not None:
+            place = at[part.groups[0]]
+            if part.listed is not None and isinstance(place, int):
+                total = total + part.listed[place]
+            elif part.table is not None:
                 total = total + part.table[tuple(at[group] for group in part.groups)]
             else:
-                stays = np.asarray(True)
-                for column, group in enumerate(part.groups):
-                    stays = stays & (
-                        part.need[:, column] <= np.asarray(self.kept[group][at[group]])[..., None]
-                    )
-                total = total + stays.sum(axis=-1)
+                total = total + self._alive(part, at)
         return total
+
+    def _alive(self, part: _Part, at: Places) -> Ints:
+        stays: NDArray[np.bool_] = np.asarray(True)
+        for column, group in enumerate(part.groups):
+            kept = np.asarray(self.kept[group][at[group]])
+            stays = stays & (part.need[:, column] <= kept[..., None])
+        return np.asarray(stays.sum(axis=-1))
+
+    def split(self) -> tuple["Dim", ...]:
+        """Dimensions of fewer groups each, whose counts add up to this one's."""
+        fixed = Dim(fixed=self.fixed, parts=(), kept=self.kept)
+        parts = tuple(Dim(fixed=0, parts=(part,), kept=self.kept) for part in self.parts)
+        return (fixed, *parts) if self.fixed else parts
 
 
 class Dims:
@@ -154,7 +168,8 @@ class Dims:
         table = stays[0].sum(axis=0)
         if len(groups) == _TABLED:
             table = np.rint(stays[0].T.astype(np.float64) @ stays[1].astype(np.float64)).astype(np.int64)
-        return _Part(groups=groups, need=need, table=table)
+        listed = tuple(table.tolist()) if len(groups) == 1 else None
+        return _Part(groups=groups, need=need, table=table, listed=listed)
 
 
 def widths_of(name: str, units: int, order: Sequence[int], kept: Ints, damage: Floats) -> Widths:

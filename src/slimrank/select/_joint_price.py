@@ -98,7 +98,7 @@ def value_of(layer: JointLayer, hulls: Sequence[Hull], price: Floats, at: Places
         not excluded.
     """
     value: Floats = layer.dense_cost(at) @ price
-    rows, columns = layer.rows.count(at).astype(np.float64), layer.columns.count(at).astype(np.float64)
+    rows, columns = (np.asarray(dim.count(at), dtype=np.float64) for dim in (layer.rows, layer.columns))
     bias = (price @ layer.bias) * rows
     for hull in hulls:
         form = layer.forms[hull.place]

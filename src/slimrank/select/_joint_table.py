@@ -2,8 +2,9 @@
 """What layers, groups and blocks may become together, and what that costs, exactly."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from slimrank.select._joint_counts import Dim, Dims, Places, Widths, widths_of
 from slimrank.select._table import Floats, Ints
 
 PRUNING = "channel_pruning"
-_GRID = 2
+GRID = 2
 _NOTHING = Cost(macs=0, params=0, bytes=0)
 
 Key = tuple[tuple[int, ...], tuple[int, ...]]
@@ -36,6 +37,11 @@ class Piece(Protocol):
         """Places of the blocks that it is in."""
         ...
 
+    @property
+    def unit(self) -> Floats:
+        """(B,) float64, cost of one number or MAC of it."""
+        ...
+
     def cost(self, at: Places) -> Floats:
         """(..., B) float64, at places of widths that broadcast."""
         ...
@@ -48,8 +54,8 @@ class TensorPiece:
     Attributes:
         groups: places of the groups that it goes with.
         blocks: places of the blocks that it is in.
-        dims: its dimensions.
-        unit: (B,) float64, cost of one number of it.
+        dims: its dimensions that groups touch.
+        unit: (B,) float64, cost of one number of these.
         once: (group, place of its whole width) pairs: it is only there where one of these is slimmed; ()
             where it always is.
     """
@@ -62,15 +68,22 @@ class TensorPiece:
 
     def cost(self, at: Places) -> Floats:
         """(..., B) float64, at places of widths that broadcast."""
-        numbers: Ints = np.asarray(1, dtype=np.int64)
+        numbers: int | Ints = 1
         for dim in self.dims:
             numbers = numbers * dim.count(at)
-        if self.once:
-            slimmed = np.asarray(False)
-            for group, whole in self.once:
-                slimmed = slimmed | (np.asarray(at[group]) < whole)
-            numbers = numbers * slimmed
-        return np.multiply.outer(numbers.astype(np.float64), self.unit)
+        if self.once and not any(isinstance(at[g], int) and at[g] < whole for g, whole in self.once):
+            slimmed = [np.asarray(at[group] < whole) for group, whole in self.once]
+            numbers = numbers * np.any(np.broadcast_arrays(*slimmed), axis=0)
+        return np.multiply.outer(np.asarray(numbers, dtype=np.float64), self.unit)
+
+    def split(self) -> Iterator["TensorPiece"]:
+        """Pieces of fewer groups each, whose costs add up to this one's."""
+        if self.once or len(self.groups) <= GRID:
+            yield self
+            return
+        for dims in product(*(dim.split() for dim in self.dims)):
+            groups = frozenset[int]().union(*(dim.groups for dim in dims))
+            yield TensorPiece(groups=groups, blocks=self.blocks, dims=dims, unit=self.unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,6 +193,7 @@ class Joint:
     Attributes:
         metrics: of the budgets.
         widths: of each group.
+        whole: place of the whole width of each group.
         homes: of each group, the blocks that hold each of its tensors, each combination once.
         blocks: that may go.
         layers: that a pair may replace.
@@ -193,6 +207,7 @@ class Joint:
 
     metrics: tuple[Metric, ...]
     widths: tuple[Widths, ...]
+    whole: tuple[int, ...]
     homes: tuple[tuple[tuple[int, ...], ...], ...]
     blocks: tuple[Block, ...]
     layers: tuple[JointLayer, ...]
@@ -201,11 +216,6 @@ class Joint:
     curves: tuple[Curve, ...]
     room: Floats
     scale: Floats
-
-    @property
-    def whole(self) -> tuple[int, ...]:
-        """Places of the whole groups."""
-        return tuple(len(one.kept) - 1 for one in self.widths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,11 +362,12 @@ def _joint(
     return Joint(
         metrics=maker.metrics,
         widths=tuple(widths),
+        whole=tuple(whole),
         homes=maker.homes(),
         blocks=maker.blocks(full),
         layers=tuple(layers),
         cells=_cells(pieces, widths),
-        wide=tuple(piece for piece in pieces if len(piece.groups) > _GRID),
+        wide=tuple(piece for piece in pieces if len(piece.groups) > GRID),
         curves=tuple(curves),
         room=np.array([limits[metric] for metric in limits], dtype=np.float64) - before + total,
         scale=np.maximum(before, 1.0),
@@ -367,7 +378,7 @@ def _cells(pieces: Sequence[Piece], widths: Sequence[Widths]) -> dict[Key, Float
     cells: dict[Key, Floats] = {}
     for piece in pieces:
         groups = tuple(sorted(piece.groups))
-        if len(groups) > _GRID:
+        if len(groups) > GRID:
             continue
         at: list[int | Ints] = [0] * len(widths)
         for axis, group in enumerate(groups):
@@ -471,19 +482,22 @@ class _Maker:
         """Everything that goes with a group and is no part of these layers."""
         own = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
         pieces: list[Piece] = [
-            self._tensor(tensor) for name, tensor in self._channels.tensors.items() if name not in own
+            piece
+            for name, tensor in self._channels.tensors.items()
+            if name not in own
+            for piece in self._tensor(tensor).split()
         ]
-        for product in self._channels.products:
+        for one in self._channels.products:
             kept = tuple(
                 (place, self._widths[place].kept, self._widths[place].units)
-                for group in product.groups
+                for group in one.groups
                 if (place := self._dims.place_of(group)) is not None
             )
             pieces.append(
                 ProductPiece(
                     groups=frozenset(place for place, _, _ in kept),
-                    blocks=self._inside(product.module),
-                    macs=product.macs,
+                    blocks=self._inside(one.module),
+                    macs=one.macs,
                     kept=kept,
                     unit=np.array([float(metric == "macs") for metric in self.metrics]),
                 )
@@ -491,7 +505,7 @@ class _Maker:
         for name in self._consumed:
             if name not in layers:
                 pieces.extend(self._new_bias(self._source.structure.layers[name]))
-        return [piece for piece in pieces if piece.groups]
+        return [piece for piece in pieces if piece.groups and piece.unit.any()]
 
     def blocks(self, full: Sequence[tuple[tuple[int, ...], Floats]]) -> tuple[Block, ...]:
         """The blocks, given blocks and cost of every piece and layer at full width."""
@@ -539,11 +553,13 @@ class _Maker:
     def _tensor(self, tensor: TensorSpec) -> TensorPiece:
         stored = int(tensor.is_parameter)
         dims = self._dims.all_of(tensor.shape, tensor.axes)
+        untouched = prod(dim.fixed for dim in dims if not dim.parts)
         return TensorPiece(
             groups=frozenset[int]().union(*(dim.groups for dim in dims)),
             blocks=self._inside(tensor.name),
-            dims=dims,
-            unit=self.of(Cost(macs=tensor.positions, params=stored, bytes=stored * tensor.itemsize)),
+            dims=tuple(dim for dim in dims if dim.parts),
+            unit=untouched
+            * self.of(Cost(macs=tensor.positions, params=stored, bytes=stored * tensor.itemsize)),
         )
 
     def _weight(self, spec: LayerSpec) -> tuple[Dim, ...]:
@@ -552,7 +568,8 @@ class _Maker:
 
     def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:
         """The bias that a consumer without one gets when it is fitted anew."""
-        if spec.has_bias or spec.kind == "other" or not self._source.has_bias:
+        is_needed = not spec.has_bias and spec.name not in self._channels.norms
+        if not is_needed or spec.kind == "other" or not self._source.has_bias:
             return []
         once = self._consumed.get(spec.name, ())
         rows = self._weight(spec)[0]

@@ -8,7 +8,7 @@ import pytest
 from slimrank._errors import FileError, PlanError, RankError, UnknownNameError
 from slimrank.cost import layer_cost, pair_cost
 from slimrank.plan import Plan, Step, Structure, structure_of
-from slimrank.records import Call, Cost, Curve, LayerSpec, Setting
+from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec, Setting
 
 A = LayerSpec(
     name="a",
@@ -54,6 +54,8 @@ class Source:
     before: Cost
     has_bias: bool = True
     curves: Sequence[Curve] = ()
+    group_curves: Sequence[GroupCurve] = ()
+    block_damages: Sequence[BlockDamage] = ()
     methods: Sequence[str] = ("weight_svd", "spatial_svd")
     previous: Plan | None = None
 

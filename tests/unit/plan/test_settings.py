@@ -7,7 +7,7 @@ import pytest
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.plan import Plan, SettingLike, Structure, structure_of
-from slimrank.records import Call, Cost, Curve, LayerSpec, Setting
+from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec, Setting
 
 
 def conv(name: str, c_out: int = 32, c_in: int = 16, stride: int = 1) -> LayerSpec:
@@ -57,6 +57,8 @@ class Source:
     before: Cost
     curves: Sequence[Curve] = ()
     has_bias: bool = True
+    group_curves: Sequence[GroupCurve] = ()
+    block_damages: Sequence[BlockDamage] = ()
     methods: Sequence[str] = field(default=("weight_svd", "spatial_svd"))
     previous: Plan | None = None
 

@@ -55,6 +55,11 @@ def test_groups_are_plain_ascii_and_reasons_wrap(channels: ChannelMap) -> None:
     assert text.endswith("\n")
 
 
+def test_a_reader_that_cannot_be_fitted_anew_is_named_too(channels: ChannelMap) -> None:
+    group = replace(channels.groups["up"], consumers=("side",))
+    assert _groups.readers_of(channels, group) == ("side", "down")
+
+
 def test_a_model_without_groups_says_so() -> None:
     assert render_groups(ChannelMap(), (), ()).startswith("No channel groups; a study with the method")
 

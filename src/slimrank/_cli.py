@@ -30,7 +30,7 @@ from slimrank.demo import run_demo
 from slimrank.deploy import Json
 from slimrank.graph import OutputChoice
 from slimrank.plan import SettingLike, read_settings
-from slimrank.records import METRICS, Cost, Measurement, Method, Metric
+from slimrank.records import METRICS, ChannelOrder, Cost, Measurement, Method, Metric
 from slimrank.report import render_plan
 
 STOPPED = 130  # 128 + SIGINT, as shells count
@@ -134,6 +134,7 @@ class _StudyText(_FitText):
     methods: tuple[str, ...]
     skip: tuple[str, ...]
     data_free: bool
+    channel_order: ChannelOrder
 
 
 class _Fit(TypedDict):
@@ -154,6 +155,7 @@ class _Measure(_Fit):
     methods: Sequence[Method]
     skip: Sequence[str]
     data_free: bool
+    channel_order: ChannelOrder
 
 
 class _Budgets(TypedDict):
@@ -220,6 +222,13 @@ _study_options = _together(
     _methods,
     _skip,
     click.option("--data-free", is_flag=True, help="Use weights only; batches then only tell shapes."),
+    click.option(
+        "--channel-order",
+        type=click.Choice(("obs", "magnitude", "random")),
+        default="obs",
+        show_default=True,
+        help="By what channels of a group go first.",
+    ),
 )
 _budget_options = _together(
     click.option("--macs", type=float, help="Keep ratio of the MACs, in (0, 1]."),
@@ -783,6 +792,7 @@ def _read_study(options: _StudyText) -> _Measure:
         "methods": _split(options["methods"]) or sr.METHODS,
         "skip": options["skip"],
         "data_free": options["data_free"],
+        "channel_order": options["channel_order"],
     }
 
 

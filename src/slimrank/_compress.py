@@ -2,7 +2,7 @@
 """Plans replayed, and the whole way in one call."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from torch import nn
@@ -12,6 +12,7 @@ from slimrank._build import Session, build_from_weights, build_result, measured_
 from slimrank._errors import BudgetError
 from slimrank._opened import Options, check_options, open_data
 from slimrank._result import Result
+from slimrank._rivals import Rivals
 from slimrank._study import Inputs, Study, check_model, check_plan, study
 from slimrank._survey import gather_gradients
 from slimrank.calibrate import LikelihoodChoice
@@ -19,7 +20,7 @@ from slimrank.deploy import load_artifact
 from slimrank.graph import OutputChoice, check_weights, describe_layers, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
-from slimrank.records import Method, Note
+from slimrank.records import ChannelOrder, Method
 from slimrank.report import Phases
 
 
@@ -77,6 +78,7 @@ def apply(
         draws=draws,
         holdout=holdout,
         data_free=False,
+        channel_order="obs",
         seed=seed,
     )
     check_options(options)
@@ -128,6 +130,7 @@ def compress(
     draws: int = 4,
     holdout: float = 0.2,
     data_free: bool = False,
+    channel_order: ChannelOrder = "obs",
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -155,6 +158,7 @@ def compress(
         draws: as in ``slimrank.study``.
         holdout: as in ``slimrank.study``.
         data_free: as in ``slimrank.study``.
+        channel_order: as in ``slimrank.study``.
         run_dir: as in ``slimrank.study``.
         progress: as in ``slimrank.study``.
         seed: as in ``slimrank.study``.
@@ -188,14 +192,15 @@ def compress(
         draws=draws,
         holdout=holdout,
         data_free=data_free,
+        channel_order=channel_order,
         run_dir=run_dir,
         progress=progress,
         seed=seed,
         previous=previous,
     )
 
-    def planned(select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> Plan:
-        return measured.plan(
+    def plan_of(source: Study, select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> Plan:
+        return source.plan(
             macs=macs,
             params=params,
             bytes=bytes,
@@ -205,75 +210,11 @@ def compress(
             relative_to=relative_to,
         )
 
-    plans = {"optimal": planned("optimal", None)}
-    notes: list[Note] = []
+    rivals = Rivals(measured, plan_of, on_layer)
+    rivals.build("optimal", plan_of(measured, "optimal", None))
     if compete:
-        found = {curve.method for curve in measured.curves}
-        if measured.group_curves or measured.block_damages:
-            found.add("channel_pruning")
-        applying = [method for method in measured.methods if method in found]
-        rivals, notes = _rival_plans(applying, planned, plans["optimal"])
-        plans |= rivals
-    return _best_of(measured, plans, notes, on_layer)
-
-
-def _rival_plans(
-    methods: Sequence[Method],
-    planned: Callable[[Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
-    optimal: Plan,
-) -> tuple[dict[str, Plan], list[Note]]:
-    """The uniform, the single-method and the factors-only plans, where they differ; notes on the others."""
-    plans: dict[str, Plan] = {}
-    notes: list[Note] = []
-    asked: list[tuple[str, Literal["optimal", "uniform"], Sequence[Method] | None]] = [
-        ("uniform", "uniform", None)
-    ]
-    if len(methods) > 1:
-        asked += [(f"optimal, {method} only", "optimal", (method,)) for method in methods]
-    pairs = tuple(method for method in methods if method != "channel_pruning")
-    if 1 < len(pairs) < len(methods):
-        asked.append((f"optimal, {' and '.join(pairs)}", "optimal", pairs))
-    for label, select, only in asked:
-        try:
-            plan = planned(select, only)
-        except BudgetError as error:
-            notes.append(Note(where="compete", text=f"{label}: out of reach ({str(error).split(';')[0]})"))
-            continue
-        if all(_content(plan) != _content(other) for other in (optimal, *plans.values())):
-            plans[label] = plan
-    return plans, notes
-
-
-def _content(plan: Plan) -> tuple[object, ...]:
-    return plan.settings, plan.groups, plan.dropped
-
-
-def _best_of(
-    measured: Study, plans: Mapping[str, Plan], notes: Sequence[Note], on_layer: OnLayer | None
-) -> Result:
-    """Builds every plan and keeps the one with the lowest held-out divergence."""
-    best: tuple[float, str, Result] | None = None
-    values: dict[str, float] = {}
-    seconds = dict(measured.seconds)
-    for label, plan in plans.items():
-        result = measured.apply(plan, on_layer=on_layer)
-        values[label] = float("inf") if result.divergence is None else result.divergence
-        for phase in ("apply", "verify"):
-            seconds[phase] = seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
-        if best is None or values[label] < best[0]:
-            best = (values[label], label, result)
-    if best is None:
-        raise BudgetError("there is no plan to build")
-    _, winner, result = best
-    told = [
-        Note(
-            where="compete",
-            text=f"{label} plan: held-out divergence {value:.4g} {result.unit}"
-            + (" (returned)" if label == winner and len(plans) > 1 else ""),
-        )
-        for label, value in values.items()
-    ]
-    return result.with_notes([*notes, *told], seconds)
+        rivals.build_others()
+    return rivals.best()
 
 
 def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from slimrank.deploy import Store
 from slimrank.graph import OutputChoice, Trimmer, drop_blocks, set_weights, slim
 from slimrank.linalg import Consumer, Moments, Removal, narrowed_weight, ridge_of
 from slimrank.methods import (
+    SELECTORS,
     anchor_counts,
     anchored_group_curve,
     dense_weight,
@@ -23,10 +24,8 @@ from slimrank.methods import (
     inner_removal,
     metric_roots,
     relative_group_curve,
-    removal_by_magnitude,
-    removal_by_obs,
 )
-from slimrank.records import BlockDamage, ChannelMap, GroupCurve, GroupSpec, LayerSpec
+from slimrank.records import BlockDamage, ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec
 from slimrank.report import Phases
 
 _MOMENT_BYTES = 900_000_000
@@ -170,7 +169,8 @@ def _removal(
     survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments], consumers: Sequence[Consumer]
 ) -> Removal:
     """The order in which units go, and what that costs."""
-    if group.is_inner:
+    order = survey.options.channel_order
+    if group.is_inner and order == "obs":
         variances, unit_maps = [], []
         for name in group.producers:
             units = survey.units(name, group.name, 0)
@@ -180,9 +180,11 @@ def _removal(
                 unit_maps.append(torch.tensor(units, dtype=torch.int64))
         if variances:
             return inner_removal(variances, unit_maps, group.units)
+    generator = torch.Generator().manual_seed(survey.options.seed)
     if consumers:
-        return removal_by_obs(consumers, group.units)
-    return removal_by_magnitude(_plain_consumers(survey, group), group.units)
+        return SELECTORS[order](consumers, group.units, generator=generator)
+    plain: ChannelOrder = "magnitude" if order == "obs" else order
+    return SELECTORS[plain](_plain_consumers(survey, group), group.units, generator=generator)
 
 
 def _plain_consumers(survey: GroupSurvey, group: GroupSpec) -> list[Consumer]:
@@ -212,7 +214,7 @@ def _plain_consumers(survey: GroupSurvey, group: GroupSpec) -> list[Consumer]:
 
 
 def _weight_curve(survey: GroupSurvey, group: GroupSpec) -> GroupCurve:
-    removal = removal_by_magnitude(_plain_consumers(survey, group), group.units)
+    removal = _removal(survey, group, {}, ())
     return relative_group_curve(group_curve(group, removal), removal)
 
 

@@ -27,9 +27,10 @@ from slimrank.graph import (
 )
 from slimrank.methods import (
     METHODS,
+    SELECTORS,
 )
 from slimrank.plan import nearest
-from slimrank.records import Method, Note
+from slimrank.records import ChannelOrder, Method, Note
 from slimrank.report import Phases
 
 _OUTPUT_BYTES = 250_000_000
@@ -47,6 +48,7 @@ class Options:
         draws: label-free draws per sample.
         holdout: share of the samples kept out of fits.
         data_free: use weights only.
+        channel_order: by what channels of a group go first.
         seed: of everything drawn.
     """
 
@@ -57,6 +59,7 @@ class Options:
     draws: int
     holdout: float
     data_free: bool
+    channel_order: ChannelOrder
     seed: int
 
     @property
@@ -110,6 +113,9 @@ def check_options(options: Options) -> None:
     for method in options.methods:
         if method not in METHODS:
             raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, METHODS)}")
+    if options.channel_order not in SELECTORS:
+        close = nearest(str(options.channel_order), tuple(SELECTORS))
+        raise UnknownNameError(f"channel_order={options.channel_order!r} does not exist; {close}")
     if not isinstance(options.draws, int) or options.draws < 1:
         raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")
     if not isinstance(options.seed, int) or options.seed < 0:

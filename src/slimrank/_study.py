@@ -38,7 +38,17 @@ from slimrank.graph import (
 )
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, PlanSource, Step, Structure, check_structure, plan_on, structure_of
-from slimrank.records import BlockDamage, Cost, Curve, GroupCurve, LayerSpec, Method, Metric, Note
+from slimrank.records import (
+    BlockDamage,
+    ChannelOrder,
+    Cost,
+    Curve,
+    GroupCurve,
+    LayerSpec,
+    Method,
+    Metric,
+    Note,
+)
 from slimrank.report import Phases, render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
@@ -455,6 +465,7 @@ def study(
     draws: int = 4,
     holdout: float = 0.2,
     data_free: bool = False,
+    channel_order: ChannelOrder = "obs",
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -477,6 +488,8 @@ def study(
         draws: label-free draws per sample.
         holdout: share of samples kept out of fits, for guards and measured divergences.
         data_free: use weights only (plain SVD); batches then only tell shapes and measure the result.
+        channel_order: by what channels of a group go first: "obs" (what their loss costs once the others make
+            up for it), or two baselines: "magnitude" (AIMET's: norm of the weights that read them), "random".
         run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
         progress: show bars on stderr.
         seed: of everything drawn.
@@ -509,6 +522,7 @@ def study(
         draws=draws,
         holdout=holdout,
         data_free=data_free,
+        channel_order=channel_order,
         seed=seed,
     )
     check_options(options)
@@ -717,6 +731,7 @@ def _options_to_json(options: Options) -> Json:
         "draws": options.draws,
         "holdout": options.holdout,
         "data_free": options.data_free,
+        "channel_order": options.channel_order,
         "seed": options.seed,
     }
 
@@ -730,6 +745,7 @@ def _options_from_json(value: Mapping[str, Json]) -> Options:
         draws=int(str(value["draws"])),
         holdout=float(str(value["holdout"])),
         data_free=bool(value["data_free"]),
+        channel_order=str(value["channel_order"]),  # type: ignore[arg-type]
         seed=int(str(value["seed"])),
     )
 

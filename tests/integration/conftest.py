@@ -16,17 +16,19 @@ from torch import nn
 _HERE = Path(__file__).parent
 
 
-def _load_nets() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nets", _HERE / "nets.py")
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, _HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["nets"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-_NETS = _load_nets()
+_NETS = _load("nets")
+_load("zoo_nets")
+_load("pruning_nets")
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 """Small networks assembled at random from what people build networks of. Imports torch and Hypothesis alone.
 
 A network is a list of steps. Each is a module and the values that it reads: the input, or what earlier steps
-gave. Steps are drawn while the network runs on a sample, so that the next one knows the shapes.
+gave. Steps are thrown by dice while the network runs on a sample, so that the next one knows the shapes.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-MAX_CHANNELS, MAX_SIDE = 24, 16
+MAX_CHANNELS, MAX_SIDE, VOCAB = 24, 16, 11
 N_OUTPUTS = 5
 
 
@@ -277,8 +278,8 @@ class Example:
 Reads = tuple[int, ...]
 Made = tuple[nn.Module, Reads]
 Values = Sequence[Tensor]
-# What a kind of step makes of the values so far, or None where it does not fit them.
-Maker = Callable[[st.DrawFn, Values], Made | None]
+# What a kind of step makes of the values so far; None where it does not fit them.
+Maker = Callable[[random.Random, Values], Made | None]
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -313,48 +314,48 @@ def _here(module: nn.Module, values: Values) -> Made:
     return module, (len(values) - 1,)
 
 
-def _activation(draw: st.DrawFn, values: Values) -> Made:
-    if draw(st.booleans()):
-        return _here(draw(st.sampled_from(_ACTIVATIONS))(), values)
-    name = draw(st.sampled_from(sorted(_PLAIN)))
+def _activation(dice: random.Random, values: Values) -> Made:
+    if dice.random() < 0.5:
+        return _here(dice.choice(_ACTIVATIONS)(), values)
+    name = dice.choice(sorted(_PLAIN))
     return _here(Call(name, _PLAIN[name]), values)
 
 
-def _width(draw: st.DrawFn, step: int = 1) -> int:
-    return step * draw(st.integers(1, 12 // step)) + step
+def _width(dice: random.Random, step: int = 1) -> int:
+    return step * dice.randint(1, 12 // step) + step
 
 
 def _divisors(n: int) -> list[int]:
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def _conv(draw: st.DrawFn, values: Values) -> Made:
+def _conv(dice: random.Random, values: Values) -> Made:
     _, C, H, _ = values[-1].shape
-    groups = draw(st.sampled_from([1, 1, 1, *_divisors(C)]))
-    kernel = draw(st.sampled_from([1, 3]))
-    stride = draw(st.sampled_from([1, 1, 2])) if H >= 4 else 1
-    mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate"])) if H > 1 else "zeros"
-    n_out = groups * draw(st.integers(1, max(12 // groups, 1)))
+    groups = dice.choice([1, 1, 1, *_divisors(C)])
+    kernel = dice.choice([1, 3])
+    stride = dice.choice([1, 1, 2]) if H >= 4 else 1
+    mode = dice.choice(["zeros", "zeros", "reflect", "replicate"]) if H > 1 else "zeros"
+    n_out = groups * dice.randint(1, max(12 // groups, 1))
     conv = nn.Conv2d(
-        C, n_out, kernel, stride, kernel // 2, groups=groups, bias=draw(st.booleans()), padding_mode=mode
+        C, n_out, kernel, stride, kernel // 2, groups=groups, bias=dice.random() < 0.5, padding_mode=mode
     )
     return _here(conv, values)
 
 
-def _transposed(draw: st.DrawFn, values: Values) -> Made | None:
+def _transposed(dice: random.Random, values: Values) -> Made | None:
     _, C, H, _ = values[-1].shape
     if 2 * H > MAX_SIDE:
         return None
-    groups = draw(st.sampled_from([1, 1, *_divisors(C)]))
-    n_out = groups * draw(st.integers(1, max(8 // groups, 1)))
-    return _here(nn.ConvTranspose2d(C, n_out, 2, 2, groups=groups, bias=draw(st.booleans())), values)
+    groups = dice.choice([1, 1, *_divisors(C)])
+    n_out = groups * dice.randint(1, max(8 // groups, 1))
+    return _here(nn.ConvTranspose2d(C, n_out, 2, 2, groups=groups, bias=dice.random() < 0.5), values)
 
 
-def _norm(draw: st.DrawFn, values: Values) -> Made:
+def _norm(dice: random.Random, values: Values) -> Made:
     C = values[-1].shape[1]
-    kind = draw(st.sampled_from(["batch", "batch", "group", "instance", "layer", "rms", "prelu"]))
+    kind = dice.choice(["batch", "batch", "group", "instance", "layer", "rms", "prelu"])
     if kind == "group":
-        return _here(nn.GroupNorm(draw(st.sampled_from(_divisors(C))), C), values)
+        return _here(nn.GroupNorm(dice.choice(_divisors(C)), C), values)
     if kind in ("layer", "rms"):
         return _here(LastNorm(C, nn.LayerNorm if kind == "layer" else nn.RMSNorm), values)
     if kind == "instance" and values[-1].shape[2] > 1:
@@ -362,21 +363,21 @@ def _norm(draw: st.DrawFn, values: Values) -> Made:
     return _here(nn.PReLU(C) if kind == "prelu" else nn.BatchNorm2d(C), values)
 
 
-def _block(draw: st.DrawFn, values: Values) -> Made | None:
+def _block(dice: random.Random, values: Values) -> Made | None:
     C = values[-1].shape[1]
-    kind = draw(st.sampled_from(["squeeze", "split", "shuffle", "inverted"]))
+    kind = dice.choice(["squeeze", "split", "shuffle", "inverted"])
     if kind == "squeeze":
-        return _here(SqueezeExcite(C, _width(draw)), values)
+        return _here(SqueezeExcite(C, _width(dice)), values)
     if kind == "inverted":
-        return _here(Inverted(C, _width(draw)), values)
+        return _here(Inverted(C, _width(dice)), values)
     if C % 2 or C < 4:
         return None
-    return _here(SplitStage(C, by_size=draw(st.booleans())) if kind == "split" else ShuffleUnit(C), values)
+    return _here(SplitStage(C, by_size=dice.random() < 0.5) if kind == "split" else ShuffleUnit(C), values)
 
 
-def _resize(draw: st.DrawFn, values: Values) -> Made | None:
+def _resize(dice: random.Random, values: Values) -> Made | None:
     H = values[-1].shape[2]
-    name = draw(st.sampled_from(["max", "avg", "adaptive", "nearest", "bilinear", "pad", "crop"]))
+    name = dice.choice(["max", "avg", "adaptive", "nearest", "bilinear", "pad", "crop"])
     if (name in ("max", "avg", "adaptive", "crop") and H < 4) or (
         name in ("nearest", "bilinear", "pad") and 2 * H > MAX_SIDE
     ):
@@ -393,11 +394,11 @@ def _resize(draw: st.DrawFn, values: Values) -> Made | None:
     return _here(Call(name, functions[name]), values)
 
 
-def _channels(draw: st.DrawFn, values: Values) -> Made | None:
+def _channels(dice: random.Random, values: Values) -> Made | None:
     """Channels moved about, without weights."""
     _, C, H, _ = values[-1].shape
-    half = draw(st.integers(1, max(C - 1, 1)))
-    groups = draw(st.sampled_from(_divisors(C)))
+    half = dice.randint(1, max(C - 1, 1))
+    groups = dice.choice(_divisors(C))
     offers: dict[str, tuple[bool, nn.Module]] = {
         "pixel shuffle": (C % 4 == 0 and 2 * H <= MAX_SIDE, nn.PixelShuffle(2)),
         "pixel unshuffle": (4 * C <= MAX_CHANNELS and H % 2 == 0, nn.PixelUnshuffle(2)),
@@ -412,10 +413,10 @@ def _channels(draw: st.DrawFn, values: Values) -> Made | None:
         "swapped": (C % 2 == 0, Call("halves swapped", lambda x: torch.cat(x.chunk(2, 1)[::-1], 1))),
     }
     names = [name for name, (fits, _) in offers.items() if fits]
-    return _here(offers[draw(st.sampled_from(names))][1], values) if names else None
+    return _here(offers[dice.choice(names)][1], values) if names else None
 
 
-def _join(draw: st.DrawFn, values: Values) -> Made | None:
+def _join(dice: random.Random, values: Values) -> Made | None:
     """With an earlier value: added, multiplied or concatenated."""
     last = values[-1]
     alike = [
@@ -429,7 +430,7 @@ def _join(draw: st.DrawFn, values: Values) -> Made | None:
         and _but_channels(value) == _but_channels(last)
         and _n_channels(value) + _n_channels(last) <= MAX_CHANNELS
     ]
-    kind = draw(st.sampled_from(["add", "multiply", "concatenate", "larger"]))
+    kind = dice.choice(["add", "multiply", "concatenate", "larger"])
     dim = 1 if last.ndim == 4 else -1
     functions: Mapping[str, Callable[..., Tensor]] = {
         "add": lambda a, b: a + b,
@@ -440,7 +441,7 @@ def _join(draw: st.DrawFn, values: Values) -> Made | None:
     partners = narrow if kind == "concatenate" else alike
     if not partners:
         return None
-    return Call(kind, functions[kind]), (draw(st.sampled_from(partners)), len(values) - 1)
+    return Call(kind, functions[kind]), (dice.choice(partners), len(values) - 1)
 
 
 def _n_channels(value: Tensor) -> int:
@@ -451,68 +452,66 @@ def _but_channels(value: Tensor) -> torch.Size:
     return value.shape[2:] if value.ndim == 4 else value.shape[:-1]
 
 
-def _to_tokens(draw: st.DrawFn, values: Values) -> Made:
-    if draw(st.booleans()):
+def _to_tokens(dice: random.Random, values: Values) -> Made:
+    if dice.random() < 0.5:
         return _here(Call("flatten, transpose", lambda x: x.flatten(2).transpose(1, 2)), values)
     return _here(Call("permute, flatten", lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)), values)
 
 
-def _linear(draw: st.DrawFn, values: Values) -> Made:
-    return _here(nn.Linear(values[-1].shape[-1], _width(draw), bias=draw(st.booleans())), values)
+def _linear(dice: random.Random, values: Values) -> Made:
+    return _here(nn.Linear(values[-1].shape[-1], _width(dice), bias=dice.random() < 0.5), values)
 
 
-def _attend(draw: st.DrawFn, values: Values) -> Made | None:
+def _attend(dice: random.Random, values: Values) -> Made | None:
     width = values[-1].shape[-1]
-    kind = draw(st.sampled_from(["apart", "apart", "fused", "torch"]))
+    kind = dice.choice(["apart", "apart", "fused", "torch"])
     if kind == "apart":
-        key_heads = draw(st.integers(1, 3))
-        heads = key_heads * draw(st.integers(1, 2))
-        step: nn.Module = Attention(
-            width, heads, key_heads, draw(st.integers(1, 4)), flat=draw(st.booleans())
-        )
+        key_heads = dice.randint(1, 3)
+        heads = key_heads * dice.randint(1, 2)
+        step: nn.Module = Attention(width, heads, key_heads, dice.randint(1, 4), flat=dice.random() < 0.5)
     else:
-        heads = draw(st.sampled_from(_divisors(width)))
+        heads = dice.choice(_divisors(width))
         step = (
             TorchAttention(width, heads)
             if kind == "torch"
-            else FusedAttention(width, heads, by_chunk=draw(st.booleans()))
+            else FusedAttention(width, heads, by_chunk=dice.random() < 0.5)
         )
-    return _here(_maybe_residual(draw, width, step), values)
+    return _here(_maybe_residual(dice, width, step), values)
 
 
-def _maybe_residual(draw: st.DrawFn, width: int, step: nn.Module) -> nn.Module:
-    norm = draw(st.sampled_from(["none", "layer", "rms", "identity"]))
+def _maybe_residual(dice: random.Random, width: int, step: nn.Module) -> nn.Module:
+    norm = dice.choice(["none", "layer", "rms", "identity"])
     if norm == "none":
         return step
     return Residual({"layer": nn.LayerNorm, "rms": nn.RMSNorm}.get(norm, nn.Identity)(width), step)
 
 
-def _feed(draw: st.DrawFn, values: Values) -> Made:
-    width, hidden = values[-1].shape[-1], _width(draw)
-    kind = draw(st.sampled_from(["plain", "gated", "fused", "tied"]))
+def _feed(dice: random.Random, values: Values) -> Made:
+    width, hidden = values[-1].shape[-1], _width(dice)
+    kind = dice.choice(["plain", "gated", "fused", "tied"])
     steps: Mapping[str, nn.Module] = {
         "plain": nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)),
         "gated": GatedFeed(width, hidden, fused=False),
         "fused": GatedFeed(width, hidden, fused=True),
         "tied": TiedFeed(width, hidden),
     }
-    return _here(_maybe_residual(draw, width, steps[kind]), values)
+    return _here(_maybe_residual(dice, width, steps[kind]), values)
 
 
-def _over_time(draw: st.DrawFn, values: Values) -> Made:
+def _over_time(dice: random.Random, values: Values) -> Made:
     width = values[-1].shape[-1]
-    kind = draw(st.sampled_from(["conv", "conv", "depthwise", "grouped", "recurrent", "placed"]))
+    kind = dice.choice(["conv", "conv", "depthwise", "grouped", "recurrent", "placed"])
     if kind == "recurrent":
-        return _here(Recurrent(width, _width(draw)), values)
+        return _here(Recurrent(width, _width(dice)), values)
     if kind == "placed":
         return _here(Placed(values[-1].shape[1], width), values)
-    groups = {"conv": 1, "depthwise": width}.get(kind) or draw(st.sampled_from(_divisors(width)))
-    n_out = groups * draw(st.integers(1, max(8 // groups, 1)))
+    groups = {"conv": 1, "depthwise": width}.get(kind) or dice.choice(_divisors(width))
+    n_out = groups * dice.randint(1, max(8 // groups, 1))
     return _here(OverTime(width, n_out, groups), values)
 
 
-def _token_norm(draw: st.DrawFn, values: Values) -> Made:
-    return _here(draw(st.sampled_from([nn.LayerNorm, nn.RMSNorm]))(values[-1].shape[-1]), values)
+def _token_norm(dice: random.Random, values: Values) -> Made:
+    return _here(dice.choice([nn.LayerNorm, nn.RMSNorm])(values[-1].shape[-1]), values)
 
 
 _PICTURE: tuple[Maker, ...] = (
@@ -540,18 +539,17 @@ _TOKENS: tuple[Maker, ...] = (
 )
 
 
-def _head(draw: st.DrawFn, values: Values) -> list[Made]:
+def _head(dice: random.Random, values: Values) -> list[Made]:
     """From the last value to outputs."""
     last, place = values[-1], len(values) - 1
-    if last.ndim == 4 and last[0].numel() <= 256 and draw(st.booleans()):
-        flat: nn.Module = nn.Flatten() if draw(st.booleans()) else Call("view", lambda x: x.view(len(x), -1))
+    if last.ndim == 4 and last[0].numel() <= 256 and dice.random() < 0.5:
+        view = Call("contiguous, view", lambda x: x.contiguous().view(len(x), -1))
+        flat: nn.Module = nn.Flatten() if dice.random() < 0.5 else view
         width = last[0].numel()
-        if isinstance(flat, Call):
-            flat = Call("contiguous, view", lambda x: x.contiguous().view(len(x), -1))
     elif last.ndim == 4:
         flat, width = Call("mean", lambda x: x.mean((2, 3))), last.shape[1]
     else:
-        how = draw(st.sampled_from(["mean", "first", "all"]))
+        how = dice.choice(["mean", "first", "all"])
         functions: Mapping[str, Callable[[Tensor], Tensor]] = {
             "mean": lambda x: x.mean(1),
             "first": lambda x: x[:, 0],
@@ -559,53 +557,67 @@ def _head(draw: st.DrawFn, values: Values) -> list[Made]:
         }
         flat, width = Call(how, functions[how]), last.shape[-1]
     steps: list[Made] = [(flat, (place,))]
-    if draw(st.booleans()):
-        hidden = _width(draw)
+    if dice.random() < 0.5:
+        hidden = _width(dice)
         steps += [(nn.Linear(width, hidden), (place + 1,)), (nn.ReLU(), (place + 2,))]
         width = hidden
     return [*steps, (nn.Linear(width, N_OUTPUTS), (place + len(steps),))]
 
 
 @st.composite
-def random_nets(draw: st.DrawFn, max_steps: int = 8) -> Example:
-    """A network of up to ``max_steps`` steps and a head: pictures, then perhaps tokens, or tokens alone."""
-    kind = draw(st.sampled_from(["picture", "picture", "picture", "sequence", "ids"]))
-    vocab = 11 if kind == "ids" else None
-    shape = {"picture": (3, 8, 8), "sequence": (6, 8), "ids": (6,)}[kind]
-    x = torch.zeros((2, *shape), dtype=torch.long if kind == "ids" else torch.float32)
-    with torch.random.fork_rng(devices=[]):
-        # Parts come with torch's own weights, whose scale is kept: the sample that tells shapes stays finite.
-        torch.manual_seed(0)
-        values, steps = [x], []
+def random_nets(draw: st.DrawFn, max_steps: int = 10) -> Example:
+    """A network of some steps and a head: pictures, then perhaps tokens, or tokens alone.
 
-        def add(made: Made) -> None:
+    All but the number of steps comes from one seed: Hypothesis prefers what is simple, and would leave out
+    most kinds of steps.
+    """
+    n_steps = draw(st.integers(2, max_steps))
+    return random_net(n_steps, draw(st.integers(0, 2**32 - 1)))
+
+
+def random_net(n_steps: int, seed: int) -> Example:
+    """The network of a seed.
+
+    Args:
+        n_steps: between the first layer and the head.
+        seed: of everything else.
+
+    Returns:
+        The network and what it takes.
+    """
+    dice = random.Random(seed)
+    kind = dice.choice(["picture", "picture", "picture", "sequence", "ids"])
+    shape = {"picture": (3, 8, 8), "sequence": (6, 8), "ids": (6,)}[kind]
+    values = [torch.zeros((2, *shape), dtype=torch.long if kind == "ids" else torch.float32)]
+    steps: list[Made] = []
+
+    def add(made: Made | None) -> None:
+        if made is not None:
             part, reads = made
             with torch.no_grad():
                 values.append(part.eval()(*(values[place] for place in reads)))
-            steps.append((part, reads))
+            steps.append(made)
 
-        if kind == "picture":
-            add(_here(nn.Conv2d(3, _width(draw, 4), 3, padding=1), values))
-        else:
-            width = _width(draw, 4)
-            add(_here(nn.Embedding(11, width) if kind == "ids" else nn.Linear(8, width), values))
-        turn = draw(st.integers(0, max_steps)) if kind == "picture" else 0
-        for step in range(draw(st.integers(2, max_steps))):
-            if kind == "picture" and step == turn and step > 0:
-                add(_to_tokens(draw, values))
-            makers = _PICTURE if values[-1].ndim == 4 else _TOKENS
-            made = draw(st.sampled_from(makers))(draw, values)
-            if made is not None:
-                add(made)
-        for made in _head(draw, values):
-            add(made)
-    has_two_ends = draw(st.integers(0, 5)) == 0
+    if kind == "picture":
+        add(_here(nn.Conv2d(3, _width(dice, 4), 3, padding=1), values))
+    else:
+        width = _width(dice, 4)
+        add(_here(nn.Embedding(VOCAB, width) if kind == "ids" else nn.Linear(8, width), values))
+    turn = dice.randint(1, 12)
+    while len(steps) <= n_steps:
+        if len(steps) >= turn and values[-1].ndim == 4:
+            add(_to_tokens(dice, values))
+        makers = _PICTURE if values[-1].ndim == 4 else _TOKENS
+        add(dice.choice(makers)(dice, values))
+    for made in _head(dice, values):
+        add(made)
+    has_two_ends = dice.random() < 0.15
     if has_two_ends:
-        add_end = [k for k, value in enumerate(values[1:-1], 1) if value.ndim >= 2]
-        steps.append((Call("a second output", lambda x: 2 * x), (draw(st.sampled_from(add_end)),)))
+        place = dice.randrange(1, len(values) - 1)
+        steps.append((Call("doubled", lambda x: 2 * x), (place,)))
     model = RandomNet(steps, 2 if has_two_ends else 1).eval()
-    _settle(model, draw(st.integers(0, 2**16)))
-    return Example(model=model, shape=shape, vocab=vocab)
+    _settle(model, seed)
+    return Example(model=model, shape=shape, vocab=VOCAB if kind == "ids" else None)
 
 
 def _settle(model: nn.Module, seed: int) -> None:

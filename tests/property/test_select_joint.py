@@ -30,6 +30,9 @@ from slimrank.records import (
     TensorSpec,
 )
 from slimrank.select import reachable_floor, select_plan
+from slimrank.select._joint_bound import bound_of
+from slimrank.select._joint_price import Priced, hull_of
+from slimrank.select._joint_table import joint_of
 
 METHODS = ("weight_svd", "spatial_svd", "channel_pruning")
 BUDGETS: tuple[tuple[Metric, ...], ...] = (("macs",), ("params",), ("macs", "params"))
@@ -228,7 +231,36 @@ def heads(seed: int) -> Source:
     return net.source()
 
 
-NETS = {"chain": chain, "residual": residual, "concatenation": concatenation, "heads": heads}
+def nested(seed: int) -> Source:
+    """A block inside a block, each with a group of its own, on a stream that four layers read."""
+    net = Builder(seed, few=1)
+    net.layer("a", [("", 3)], [("g", 8)], 8)
+    net.layer("block.b", [("g", 8)], [("h", 12)], 8)
+    net.layer("block.sub.c", [("h", 12)], [("i", 9)], 8)
+    net.layer("block.sub.d", [("i", 9)], [("h", 12)], 8)
+    net.layer("block.e", [("g", 8), ("h", 12)], [("g", 8)], 8)
+    net.layer("f", [("g", 8)], [("", 10)], 4)
+    return net.source(blocks=("block", "block.sub"))
+
+
+def two_blocks(seed: int) -> Source:
+    """A group whose tensors stand in two blocks."""
+    net = Builder(seed, few=2)
+    net.layer("one.a", [("", 8)], [("g", 8)], 8)
+    net.layer("two.b", [("g", 8)], [("h", 8)], 8)
+    net.layer("two.c", [("h", 8)], [("", 8)], 8)
+    net.layer("d", [("", 8)], [("", 10)], 4)
+    return net.source(blocks=("one", "two"))
+
+
+NETS = {
+    "chain": chain,
+    "residual": residual,
+    "concatenation": concatenation,
+    "heads": heads,
+    "nested": nested,
+    "blocks": two_blocks,
+}
 
 
 def every_choice(net: Source) -> Iterator[tuple[Cost, float]]:
@@ -347,3 +379,25 @@ def test_the_floor_can_be_reached_and_nothing_is_below_it(
     assert select_plan(net, budgets={metric: floor}).keep_ratio(metric) <= floor
     with pytest.raises(BudgetError, match="cannot be met; the smallest reachable is"):
         select_plan(net, budgets={metric: floor * 0.99})
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("level", [0.1, 1.0, 10.0])
+def test_the_bound_is_what_prices_alone_allow(make: Callable[[int], Source], level: float) -> None:
+    metrics: tuple[Metric, ...] = ("macs", "params")
+    shares = []
+    for seed in range(4):
+        net = make(seed)
+        costs, damages = table(net)
+        limits = {metric: net.before.metric(metric) // 2 for metric in metrics}
+        joint = joint_of(net, limits, methods=METHODS, skipped=(), multiple_of=1)
+        price = level * np.array([1.0, 0.3 * seed]) / joint.scale
+        over = np.array([costs[metric] - limits[metric] for metric in metrics])
+        least = float((damages + price @ over).min())
+        hulls = [tuple(hull_of(at, form) for at, form in enumerate(layer.forms)) for layer in joint.layers]
+        bound = bound_of(Priced(joint, hulls, price))
+        assert bound <= max(least, 0.0) + 1e-9
+        if least > 0:
+            shares.append(bound / least)
+    # Exact where groups form no circle and no layer touches three of them.
+    assert not shares or min(shares) > (0.999 if make in (chain, heads, two_blocks) else 0.3)

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,15 +148,12 @@ def _families(traced: Traced, places: Sequence[_Place], owned: Sequence[tuple[st
     born = [
         birth for birth in labels.births if birth.tensor is None or (birth.tensor, birth.dim) in uses.linked
     ]
-    cuts: dict[int, tuple[int, ...]] = {}
-    for number, cut in enumerate(labels.cuts):
-        # Pieces of different sizes are different things, such as keys and values out of one layer.
-        cuts.update((part, (*cuts.get(part, ()), number)) for part in labels.all_parts(cut).tolist())
+    pieces = _pieces(labels, places)
     for birth in born:
-        by_cut: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        by_piece: defaultdict[int, list[int]] = defaultdict(list)
         for label in labels.canonical(np.arange(birth.start, birth.stop)).tolist():
-            by_cut[cuts.get(label, ())].append(label)
-        for members in by_cut.values():
+            by_piece[pieces.get(label, 0)].append(label)
+        for members in by_piece.values():
             _link(parents, members, labels)
     strong = set(parents)
     for place in made:
@@ -192,6 +190,19 @@ def _families(traced: Traced, places: Sequence[_Place], owned: Sequence[tuple[st
         ordered = tuple(dict.fromkeys([first, *producers])) if first else producers
         found.append(_Family(_in_order(by_root[root], home, labels), ordered, home))
     return sorted(found, key=lambda family: _outermost_first(family, labels))
+
+
+def _pieces(labels: Labels, places: Sequence[_Place]) -> Mapping[int, int]:
+    """A number by label, the same for labels that are always cut out, and carried, together.
+
+    Pieces of a layer's outputs can be different things, such as queries and values; and a dimension that
+    carries a part of a family only could be left without any channel.
+    """
+    pieces: dict[int, int] = {}
+    for number, parts in enumerate([*map(labels.all_parts, labels.cuts), *(place.parts for place in places)]):
+        members = parts if isinstance(parts, frozenset) else parts.tolist()
+        pieces.update((part, hash((pieces.get(part, 0), number))) for part in members)
+    return pieces
 
 
 def _outermost_first(family: _Family, labels: Labels) -> tuple[int, int]:
@@ -248,23 +259,15 @@ def _freeze_problems(
     Returns:
         Whether there were any.
     """
-    problems: dict[int, str] = {}
     counts = Counter(family for family, _ in units.of.values())
-    for family, count in counts.items():
-        if count < _FEWEST_UNITS:
-            problems[family] = "all its channels go together as one"
-    made = traced.uses.made
+    problems = {
+        family: "all its channels go together as one" for family in counts if counts[family] < _FEWEST_UNITS
+    }
     carried: set[int] = set()
     for place in filter(units.touches, places):
-        is_both = (place.name, place.dim) in made & traced.uses.read
-        for label in place.distinct:
-            for family, own in units.at(label).items():
-                if is_both:
-                    problems.setdefault(family, f"{place.name} makes these channels and reads them (tied)")
-                if len(own) > 1:
-                    problems.setdefault(family, f"an index of {place.name} belongs to several of its units")
-                if (place.name, place.dim) in made and isinstance(traced.stored[place.name], nn.Parameter):
-                    carried.add(family)
+        _add_problems(problems, traced, place, units, counts)
+        if _is_made(traced, place):
+            carried.update(family for label in place.distinct for family in units.at(label))
     for item in traced.uses.products:
         for family in _uneven(item, units, counts):
             problems.setdefault(family, f"it has an uneven share in a product: {item.where}")
@@ -272,7 +275,49 @@ def _freeze_problems(
         problems.setdefault(family, "no parameter makes it")
     for family, text in problems.items():
         traced.labels.freeze(families[family].members, lambda text=text: text)  # type: ignore[misc]
-    return bool(problems)
+    # A dimension has to keep an index.
+    alone = [_in_all(traced, place, units) for place in places if units.touches(place)]
+    return any([*alone, problems])
+
+
+def _is_made(traced: Traced, place: _Place) -> bool:
+    is_parameter = isinstance(traced.stored[place.name], nn.Parameter)
+    return is_parameter and (place.name, place.dim) in traced.uses.made
+
+
+def _add_problems(
+    problems: dict[int, str], traced: Traced, place: _Place, units: _Units, counts: Mapping[int, int]
+) -> None:
+    """Families that cannot be slimmed because of one dimension."""
+    is_both = (place.name, place.dim) in traced.uses.made & traced.uses.read
+    seen: defaultdict[frozenset[int], set[tuple[int, ...]]] = defaultdict(set)
+    for label in place.distinct:
+        at = units.at(label)
+        families = sorted(at)
+        seen[frozenset(families)].add(tuple(min(at[family]) for family in families))
+        for family, own in at.items():
+            if is_both:
+                problems.setdefault(family, f"{place.name} makes these channels and reads them (tied)")
+            if len(own) > 1:
+                problems.setdefault(family, f"an index of {place.name} belongs to several of its units")
+    for together, tuples in seen.items():
+        if len(together) > 1 and len(tuples) != prod(counts[family] for family in together):
+            # Units of two families could take every index with them.
+            family = min(together, key=lambda family: (counts[family], family))
+            problems.setdefault(family, f"{place.name} holds it unevenly")
+
+
+def _in_all(traced: Traced, place: _Place, units: _Units) -> bool:
+    """Freezes units that stand in every index of a dimension.
+
+    Returns:
+        Whether there were any.
+    """
+    common = frozenset.intersection(*(traced.labels.parts(label) for label in place.distinct))
+    alone = sorted(common & units.of.keys())
+    if alone:
+        traced.labels.freeze(np.array(alone), lambda: f"without it nothing of {place.name} is left")
+    return bool(alone)
 
 
 def _shares(
@@ -292,7 +337,7 @@ def _shares(
         parts[frozenset(families)][tuple(min(at[family]) for family in families)] += count
     uneven: set[int] = set()
     for families_of, seen in parts.items():
-        expected = int(np.prod([counts[family] for family in families_of], dtype=np.int64))
+        expected = prod(counts[family] for family in families_of)
         if len(seen) != expected or len(set(seen.values())) != 1:
             uneven |= families_of
     return [(sum(seen.values()), axis.size, families_of) for families_of, seen in parts.items()], uneven

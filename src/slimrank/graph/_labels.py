@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels: which index of which dimension is which channel, and which of them are one and the same."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ Axis = NDArray[np.int64] | None
 Why = Callable[[], str]
 
 _FIXED = 0
+_TWO_WAYS = "laid out in two ways: "
 _NEVER = np.iinfo(np.int64).max
 # More products than this in one dimension are not worth the minutes.
 _MOST_PRODUCTS = 1 << 17
@@ -53,6 +55,7 @@ class Labels:
         self._known: dict[int, frozenset[int]] = {}
         self._reasons: list[str] = []
         self._size = 1
+        self._starts: list[int] = []
         self.births: list[Birth] = []
         self.cuts: list[NDArray[np.int64]] = []
 
@@ -69,6 +72,7 @@ class Labels:
         """
         start = self._take(size)
         self.births.append(Birth(start, self._size, tensor, dim))
+        self._starts.append(start)
         return np.arange(start, self._size)
 
     def canonical(self, axis: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -97,6 +101,8 @@ class Labels:
                 known = frozenset()
             elif self._is_product[root]:
                 known = frozenset().union(*(self.parts(part) for part in self._parts[root]))
+                # What never goes adds nothing; of a product that never goes, all parts have a reason.
+                known = self._free(known) or known
             else:
                 known = frozenset((root,))
             self._known[label] = known
@@ -136,6 +142,7 @@ class Labels:
         if new.size:
             self._reason[new] = len(self._reasons)
             self._reasons.append(why())
+            self._known.clear()
 
     def unify(self, a: Axis, b: Axis, why: Why) -> Axis:
         """Two dimensions are index by index the same.
@@ -279,17 +286,31 @@ class Labels:
 
     def _match(self, one: int, other: int, why: Why) -> None:
         """Makes two labels one, at least one of which is a product."""
-        a, b = self.parts(one), self.parts(other)
-        only_a, only_b = a - b, b - a
-        if len(only_a) == len(only_b) == 1:
-            self._link(np.array([*only_a]), np.array([*only_b]))
-        elif len(only_a) == 1 and only_b:
-            self._refine(next(iter(only_a)), only_b)
-        elif len(only_b) == 1 and only_a:
-            self._refine(next(iter(only_b)), only_a)
-        elif only_a or only_b:
-            # Either the parts do not answer each other, or what is left over may not go alone.
-            self.freeze(np.array(sorted(only_a | only_b)), lambda: f"laid out in two ways: {why()}")
+        while True:
+            a, b = self.parts(one), self.parts(other)
+            only_a, only_b = a - b, b - a
+            if len(only_a) == len(only_b) == 1:
+                self._link(np.array([*only_a]), np.array([*only_b]))
+                return
+            only_a, only_b = self._free(only_a), self._free(only_b)
+            if not only_a or not only_b:
+                # What one has more than the other may not go alone.
+                self.freeze(np.array(sorted(only_a | only_b), np.int64), lambda: _TWO_WAYS + why())
+                return
+            if len(only_a) == 1 or len(only_b) == 1:
+                label, parts = (only_a, only_b) if len(only_a) == 1 else (only_b, only_a)
+                self._refine(next(iter(label)), parts)
+                return
+            self._pin(only_a | only_b, why)
+
+    def _pin(self, parts: frozenset[int], why: Why) -> None:
+        """Of parts that do not answer each other, the dimension with the fewest indices stays whole."""
+        births = [self.births[bisect_right(self._starts, part) - 1] for part in sorted(parts)]
+        birth = min(births, key=lambda birth: birth.stop - birth.start)
+        self.freeze(np.arange(birth.start, birth.stop), lambda: _TWO_WAYS + why())
+
+    def _free(self, parts: frozenset[int]) -> frozenset[int]:
+        return frozenset(part for part in parts if self._reason[part] == _NEVER)
 
     def _refine(self, label: int, parts: frozenset[int]) -> None:
         """A label that is no product is from now on one."""

@@ -15,7 +15,7 @@ from slimrank.records._group import (
 )
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
-from slimrank.records._options import Curve, Form, Method, Setting
+from slimrank.records._options import ChannelOrder, Curve, Form, Method, Setting
 from slimrank.records._summary import LayerResult, Measurement, Summary
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "BlockSpec",
     "Call",
     "ChannelMap",
+    "ChannelOrder",
     "Cost",
     "Curve",
     "Form",

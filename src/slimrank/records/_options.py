@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
+ChannelOrder = Literal["obs", "magnitude", "random"]
 Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v"]
 
 

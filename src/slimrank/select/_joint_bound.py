@@ -7,19 +7,26 @@ rewritten as terms of one group and of two groups, and the sum of each term's ow
 is moved between terms that share a group. What is moved is found by passing messages along the groups, each
 pass of which can only raise the bound.
 
-What touches more than two groups enters with at most what each group alone would save of it: 1 - xy is at
-most (1 - x) + (1 - y), and a pair that saves something saves at most its saving at full width and what each
-width saves of the whole layer. A block enters with at most its whole cost.
+Groups inside a block that may go have one more width, "gone", at which what they touch in the block costs
+nothing. What does not fit into two groups enters with less than it costs:
+
+- a layer that more groups touch, with its cost without a pair, less what a pair saves at most: with its rows
+  as they are and all its columns. A pair saves most at full width, since what it saves of each column rises
+  with the rows, and of each row with the columns, wherever it saves anything.
+- any other piece that more groups touch, with its whole cost less what each group alone takes of it:
+  1 - xy <= (1 - x) + (1 - y).
+- a block inside another one, and one without groups of its own, with damage less its whole cost.
 
 Source: Kolmogorov 2006, "Convergent tree-reweighted message passing", doi:10.1109/TPAMI.2006.200.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
 from slimrank.select._joint_price import Priced, Wide
-from slimrank.select._joint_table import ProductPiece, TensorPiece
+from slimrank.select._joint_table import GRID, Joint, JointLayer, Piece, ProductPiece, TensorPiece, grid
 from slimrank.select._table import Floats, Ints
 
 _PASSES = 30
@@ -37,56 +44,148 @@ def bound_of(priced: Priced) -> float:
         The bound, at least 0.
     """
     joint, price = priced.joint, priced.price
-    alone = [one.damage.copy() for one in joint.widths]
-    together: dict[tuple[int, int], Floats] = {}
-    fixed = -float(price @ joint.room)
-    size = abs(fixed)
-    for (groups, _), table in priced.tables.items():
+    terms = _Terms(joint, price)
+    for (groups, blocks), table in priced.tables.items():
+        terms.add(groups, blocks, table)
+    for wide in priced.wide:
+        _add_wide(terms, joint, price, wide)
+    room = float(price @ joint.room)
+    least = _Messages(terms.alone, terms.together).least()
+    return max(0.0, terms.fixed - room + least - _SAFE * (terms.size + abs(room)))
+
+
+class _Terms:
+    """Terms of no, one and two groups, whose sum is at most damage plus price times cost.
+
+    Attributes:
+        fixed: term of no group.
+        alone: of each group, its (W,) term; one longer where it may be gone with a block.
+        together: pair of groups -> (W, V) term.
+        size: about how large the numbers are that are added.
+    """
+
+    def __init__(self, joint: Joint, price: Floats) -> None:
+        self.fixed = 0.0
+        self.together: dict[tuple[int, int], Floats] = {}
+        outermost = [place for place, block in enumerate(joint.blocks) if not block.outer]
+        # The block that a group is gone with, and the group that stands for each of these blocks.
+        self._home: dict[int, int] = {}
+        self._stands: dict[int, int] = {}
+        for group, homes in enumerate(joint.homes):
+            for place in outermost:
+                if homes and all(place in home for home in homes):
+                    self._home[group] = place
+                    self._stands.setdefault(place, group)
+        self.alone: list[Floats] = [
+            np.append(one.damage, 0.0) if group in self._home else one.damage.copy()
+            for group, one in enumerate(joint.widths)
+        ]
+        self.size = float(sum(one.damage.max() for one in joint.widths) + price @ joint.scale)
+        self.size += sum(block.damage for block in joint.blocks)
+        for place, block in enumerate(joint.blocks):
+            if place in self._stands:
+                self.alone[self._stands[place]][-1] += block.damage - float(price @ block.rest)
+            else:
+                self.fixed += min(0.0, block.damage - float(price @ block.cost))
+        for group, place in self._home.items():
+            if self._stands[place] != group:
+                self._tie(self._stands[place], group)
+
+    def add(self, groups: tuple[int, ...], blocks: Sequence[int], table: Floats) -> None:
+        """Add a term of at most two groups, ascending, that is gone with any of its blocks."""
+        gone = next((block for block in blocks if block in self._stands), None)
+        for axis, group in enumerate(groups):
+            if group in self._home:
+                last = np.take(table, [-1], axis=axis)
+                # Where its block goes, a group is whole for what is outside that block.
+                table = np.append(table, last * (self._home[group] != gone), axis=axis)
+        if gone is not None and all(self._home.get(group) != gone for group in groups):
+            groups, table = self._with_block(groups, table, self._stands[gone])
         if not groups:
-            fixed += float(table)
+            self.fixed += float(table)
         elif len(groups) == 1:
-            alone[groups[0]] += table
+            self.alone[groups[0]] = self.alone[groups[0]] + table
         else:
             pair = (groups[0], groups[1])
-            together[pair] = together[pair] + table if pair in together else table.copy()
-    for wide in priced.wide:
-        fixed += _whole(wide, priced)
-        for group in wide.groups:
-            alone[group] -= _saved(wide, priced, group)
-    for block in joint.blocks:
-        fixed += min(0.0, block.damage - float(price @ block.cost))
-    return max(0.0, fixed + _Messages(alone, together).least() - _SAFE * size)
+            self.together[pair] = self.together[pair] + table if pair in self.together else table.copy()
+
+    def _with_block(
+        self, groups: tuple[int, ...], table: Floats, stands: int
+    ) -> tuple[tuple[int, ...], Floats]:
+        """The term with the group that stands for its block, where there is room for one more."""
+        there = np.ones(len(self.alone[stands]))
+        there[-1] = 0.0
+        if len(groups) == GRID:
+            self.alone[stands] = self.alone[stands] - max(float(table.max()), 0.0) * (1.0 - there)
+            return groups, table
+        joined = np.multiply.outer(table, there)
+        if groups and groups[0] > stands:
+            return (stands, groups[0]), joined.T
+        return (*groups, stands), joined
+
+    def _tie(self, stands: int, group: int) -> None:
+        """Two groups inside one block are gone together."""
+        table = np.zeros((len(self.alone[stands]), len(self.alone[group])))
+        table[-1, :-1] = table[:-1, -1] = self.size
+        self.together[stands, group] = table
 
 
-def _whole(wide: Wide, priced: Priced) -> float:
-    """Damage plus price times cost at full width; a pair counts at most what the whole layer does."""
-    price, whole = priced.price, priced.joint.whole
-    layer = wide.layer
-    if layer is None:
+def _add_wide(terms: _Terms, joint: Joint, price: Floats, wide: Wide) -> None:
+    """Add what goes with more than two groups, or less."""
+    if wide.piece is not None:
+        _add_piece(terms, joint, price, wide.piece)
+    if wide.layer is not None:
+        terms.add((), wide.blocks, np.asarray(price @ wide.layer.fixed))
+        for whole in wide.layer.dense:
+            for piece in whole.split():
+                _add_piece(terms, joint, price, piece)
+        rows = tuple(wide.layer.rows.groups)
+        by = rows if len(rows) == 1 else ()
+        terms.add(by, wide.blocks, -_most_saved(wide.layer, joint, price, by))
+
+
+def _add_piece(terms: _Terms, joint: Joint, price: Floats, piece: Piece) -> None:
+    # A new bias only adds to the cost, and only where something is slimmed: left out where it is wide.
+    groups = tuple(sorted(piece.groups))
+    if len(groups) <= GRID:
+        terms.add(groups, piece.blocks, piece.cost(grid(joint, groups)) @ price)
+    elif not (isinstance(piece, TensorPiece) and piece.once):
+        whole = piece.cost(joint.whole)
         # A product is counted in whole MACs: one less is surely below every share of it.
-        rounding = price @ wide.piece.unit if isinstance(wide.piece, ProductPiece) else 0.0
-        return float(wide.value(price, whole) - rounding)
-    dense = layer.dense_cost(whole)
-    best = float(price @ dense)
-    rows, columns = int(layer.rows.count(whole)), int(layer.columns.count(whole))
+        less = piece.unit if isinstance(piece, ProductPiece) else np.zeros(len(price))
+        terms.add((), piece.blocks, np.asarray((whole - less) @ price))
+        for group in groups:
+            at = _only(joint, (group,))
+            terms.add((group,), piece.blocks, (piece.cost(at) - whole) @ price)
+
+
+def _most_saved(layer: JointLayer, joint: Joint, price: Floats, by: tuple[int, ...]) -> Floats:
+    """The most that damage plus price times cost falls with a pair, by the width of a group or of none.
+
+    A metric that a pair costs more of counts as if it cost the same.
+    """
+    at = _only(joint, by)
+    rows, columns = (np.asarray(dim.count(at), dtype=np.float64) for dim in (layer.rows, layer.columns))
+    dense = layer.fixed + sum(
+        (piece.cost(at) for piece in layer.dense if not piece.once), np.zeros(len(price))
+    )
+    most = np.zeros(np.broadcast_shapes(rows.shape, columns.shape))
     for form in layer.forms:
-        unit = form.column * columns + form.row * rows
-        pair = np.minimum(np.multiply.outer(unit, form.ranks) + (layer.bias * rows)[:, None], dense[:, None])
-        best = min(best, float((form.damage + price @ pair).min()))
-    return best
+        saved = np.zeros((*most.shape, len(form.ranks))) - form.damage
+        for metric, one in enumerate(price):
+            unit = form.column[metric] * columns + form.row[metric] * rows
+            pair = np.multiply.outer(unit, form.ranks) + (layer.bias[metric] * rows)[..., None]
+            saved += one * np.maximum(dense[..., metric, None] - pair, 0.0)
+        most = np.maximum(most, saved.max(axis=-1))
+    return most
 
 
-def _saved(wide: Wide, priced: Priced, group: int) -> Floats:
-    """(W,) price of what one group alone saves, at each of its widths; new biases not counted."""
-    joint = priced.joint
+def _only(joint: Joint, by: tuple[int, ...]) -> list[int | Ints]:
+    """Places of every width of these groups, one axis for each, and of all others whole."""
     at: list[int | Ints] = list(joint.whole)
-    at[group] = np.arange(len(joint.widths[group].kept))
-    pieces = wide.layer.dense if wide.layer else (wide.piece,)
-    saved = np.zeros(len(joint.widths[group].kept))
-    for piece in pieces:
-        if piece is not None and not (isinstance(piece, TensorPiece) and piece.once):
-            saved += (piece.cost(joint.whole) - piece.cost(at)) @ priced.price
-    return saved
+    for group, places in zip(by, (grid(joint, by)[group] for group in by), strict=True):
+        at[group] = places
+    return at
 
 
 class _Messages:

@@ -9,6 +9,7 @@ import numpy as np
 
 from slimrank.select._joint_counts import Places
 from slimrank.select._joint_table import (
+    GRID,
     Joint,
     JointLayer,
     Key,
@@ -22,7 +23,6 @@ from slimrank.select._joint_table import (
 )
 from slimrank.select._table import Floats, Ints
 
-_PAIR = 2
 _SWEEPS = 20
 _EXACT = 1e-12
 
@@ -180,7 +180,7 @@ class Priced:
         self._wide_of: dict[int, list[Wide]] = defaultdict(list)
         for layer, own in zip(joint.layers, hulls, strict=True):
             groups = tuple(sorted(layer.groups))
-            if len(groups) > _PAIR:
+            if len(groups) > GRID:
                 one = Wide(groups=layer.groups, blocks=layer.blocks, piece=None, layer=layer, hulls=own)
                 wide.append(one)
                 continue
@@ -197,7 +197,7 @@ class Priced:
         for (groups, blocks), table in tables.items():
             if len(groups) == 1:
                 self._touches[groups[0]].append(_Touch(other=None, table=table, blocks=blocks))
-            if len(groups) == _PAIR:
+            if len(groups) == GRID:
                 first, second = groups
                 self._touches[first].append(_Touch(other=second, table=table, blocks=blocks))
                 self._touches[second].append(
@@ -246,7 +246,7 @@ class Priced:
 
     def pairs(self) -> list[tuple[int, int]]:
         """Groups that share a table."""
-        return list(dict.fromkeys((g[0], g[1]) for g, _ in self.tables if len(g) == _PAIR))
+        return list(dict.fromkeys((g[0], g[1]) for g, _ in self.tables if len(g) == GRID))
 
     def settled(self, state: State) -> State:
         """A choice from which no move of one group, one block or two groups leads to less energy."""

@@ -48,16 +48,22 @@ def select_plan(
         source: a study, or whatever has structure, costs and curves.
         budgets: metric -> keep ratio in (0, 1]: cost after / cost before, of the whole model. None is ever
             exceeded.
-        select: "optimal" for the least damage, with a certified gap; "greedy" for AIMET's threshold on each
-            layer's damage; "uniform" for one keep ratio in all layers, in the first metric of ``budgets``.
-        multiple_of: ranks are multiples of this: a number, or layer-name glob -> number; the first match
-            wins, and a layer that none matches takes any rank.
-        methods: that may be used; None for all that the source measured.
-        skip: globs on the names of layers to leave alone.
+        select: "optimal" for the least damage, with a certified gap; "greedy" for AIMET's threshold on the
+            damage of each layer and each group; "uniform" for one keep ratio in all layers, in the first
+            metric of ``budgets``, or, with channel pruning alone, for one share of units in all groups. Only
+            "optimal" drops blocks.
+        multiple_of: ranks, and the outputs that a group leaves its first producer, are multiples of this: a
+            number, or name glob -> number; the first match wins, and what none matches takes any.
+        methods: that may be used; None for all that the source measured. Groups and blocks belong to
+            "channel_pruning".
+        skip: globs on the names of layers, groups and blocks to leave alone. A group stays whole where one
+            of its producers is skipped, a block where anything in it is.
         of: cost that the keep ratios are shares of; None for the cost of the source's model.
 
     Returns:
-        The plan. Its ``gap`` is None unless it is "optimal".
+        The plan. Its ``gap`` is None unless it is "optimal"; then no plan that the source offers has less
+        than (1 - gap) times its damage. Over layers alone the gap is mostly 0. Over groups too it also counts
+        how far the bound is from what can be reached, so a plan with a gap may still be the best there is.
 
     Raises:
         BudgetError: no budget, one that is no keep ratio, or one that cannot be met.
@@ -219,6 +225,10 @@ def _joint(
     if select == "uniform" and layers_alone:
         return _layers(source, replace(asked, methods=layers_alone), select, ratios, limits, of)
     joint = asked.joint(source, limits)
+    if select != "optimal":
+        joint = replace(joint, blocks=())
+    if not joint.widths and not joint.blocks:
+        return _layers(source, asked, select, ratios, limits, of)
     floor = check_joint_reachable(joint, source, ratios, limits, skipped=asked.skipped, of=of)
     whole = RankTables(joint).at(State(at=joint.whole))
     if is_feasible(whole, whole.untouched):

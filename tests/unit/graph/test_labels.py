@@ -63,11 +63,26 @@ def test_a_finer_split_refines_a_coarser_one(labels: Labels, outer: int, inner: 
     assert not reasons(labels, channels)
 
 
-def test_splits_that_do_not_fit_into_each_other_freeze(labels: Labels) -> None:
+def test_of_splits_that_do_not_fit_into_each_other_the_small_parts_stay_whole(labels: Labels) -> None:
     channels = labels.fresh(24, "w")
-    labels.split(channels, 4, 6, why)
+    heads, width = labels.split(channels, 4, 6, why)
     labels.split(channels, 3, 8, why)
-    assert reasons(labels, channels) == {"laid out in two ways: because"}
+    assert reasons(labels, heads) == {"laid out in two ways: because"}
+    # Six places in a row of the one are places 0 to 5, 6 to 11, ... of rows of eight: two classes are left.
+    assert np.unique(labels.canonical(width)).size == 2
+    assert not reasons(labels, width)
+
+
+def test_channel_shuffles_one_after_the_other_couple_halves_of_halves(labels: Labels) -> None:
+    channels = labels.fresh(24, "w")
+    for _ in range(2):
+        outer, inner = labels.split(channels, 2, 12, why)
+        mixed = labels.merge([(inner, 12), (outer, 2)], why)
+        assert mixed is not None
+        labels.couple(mixed, 2, why)
+        channels = np.concatenate([mixed[:12], labels.fresh(12, "b")])
+    assert np.unique(labels.canonical(mixed)).size == 6
+    assert not labels.is_frozen(labels.canonical(mixed)).any()
 
 
 def test_products_are_one_part_by_part(labels: Labels) -> None:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans that compete by what they build."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from slimrank._apply import OnLayer
+from slimrank._errors import BudgetError
+from slimrank._result import Result
+from slimrank._study import Study
+from slimrank.plan import Plan
+from slimrank.records import Method, Note
+
+_MOST_SCALED = 8.0
+
+
+class Rivals:
+    """Plans that compete by the held-out divergence of what they build.
+
+    Args:
+        measured: the study.
+        plan_of: makes a plan of a study under the caller's budgets.
+        on_layer: as in ``Study.apply``.
+    """
+
+    def __init__(
+        self,
+        measured: Study,
+        plan_of: Callable[[Study, Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
+        on_layer: OnLayer | None,
+    ) -> None:
+        self._measured = measured
+        self._plan_of = plan_of
+        self._on_layer = on_layer
+        self._plans: dict[str, Plan] = {}
+        self._divergences: dict[str, float] = {}
+        self._same_as: dict[str, str] = {}
+        self._best: tuple[float, str, Result] | None = None
+        self._notes: list[Note] = []
+        self._seconds = dict(measured.seconds)
+
+    def build(self, label: str, plan: Plan) -> None:
+        """Builds a plan, unless it is known already, and keeps the result where it is the best so far."""
+        for known, other in self._plans.items():
+            if _content(plan) == _content(other):
+                self._same_as[label] = known
+                return
+        result = self._measured.apply(plan, on_layer=self._on_layer)
+        value = float("inf") if result.divergence is None else result.divergence
+        self._plans[label], self._divergences[label] = plan, value
+        for phase in ("apply", "verify"):
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
+        if self._best is None or value < self._best[0]:
+            self._best = (value, label, result)
+
+    def build_others(self) -> None:
+        """Builds the uniform plan, one for each method, one for all that put pairs, and one that learns."""
+        found = {curve.method for curve in self._measured.curves}
+        if self._measured.group_curves or self._measured.block_damages:
+            found.add("channel_pruning")
+        methods = tuple(method for method in self._measured.methods if method in found)
+        self._try("uniform", "uniform", None)
+        if len(methods) < 2:
+            return
+        for method in methods:
+            self._try(f"optimal, {method} only", "optimal", (method,))
+        pairs = tuple(method for method in methods if method != "channel_pruning")
+        if not pairs or len(pairs) == len(methods):
+            return
+        factors = " and ".join(pairs) if len(pairs) > 1 else f"{pairs[0]} only"
+        if len(pairs) > 1:
+            self._try(f"optimal, {factors}", "optimal", pairs)
+        self._try_recalibrated(f"optimal, {factors}", "optimal, channel_pruning only")
+
+    def _try(self, label: str, select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> None:
+        try:
+            plan = self._plan_of(self._measured, select, only)
+        except BudgetError as error:
+            text = f"{label}: out of reach ({str(error).split(';')[0]})"
+            self._notes.append(Note(where="compete", text=text))
+            return
+        self.build(label, plan)
+
+    def _try_recalibrated(self, pairs: str, pruning: str) -> None:
+        """The joint plan once more, damages scaled by what the plans of either kind really did.
+
+        Predicted damages are those of one change alone. How much of it fits made one after the other undo
+        differs between ranks and channels, and from network to network.
+        """
+        of_pairs, of_groups = self._scale(pairs), self._scale(pruning)
+        if of_pairs is None or of_groups is None:
+            return
+        learnt = replace(
+            self._measured,
+            curves=tuple(replace(one, damage=one.damage * of_pairs) for one in self._measured.curves),
+            group_curves=tuple(
+                replace(one, damage=one.damage * of_groups) for one in self._measured.group_curves
+            ),
+        )
+        self.build("optimal, recalibrated", self._plan_of(learnt, "optimal", None))
+
+    def _scale(self, label: str) -> float | None:
+        """Measured divergence over predicted damage of a plan that was built; None where there is none."""
+        label = self._same_as.get(label, label)
+        plan, value = self._plans.get(label), self._divergences.get(label)
+        if plan is None or value is None or not plan.damage or not 0 < value < float("inf"):
+            return None
+        return min(max(value / plan.damage, 1 / _MOST_SCALED), _MOST_SCALED)
+
+    def best(self) -> Result:
+        """The result with the lowest divergence; its notes list every plan that was built."""
+        if self._best is None:
+            raise BudgetError("there is no plan to build")
+        _, winner, result = self._best
+        told = [
+            Note(
+                where="compete",
+                text=f"{label} plan: held-out divergence {self._divergences[label]:.4g} {result.unit}"
+                + (" (returned)" if label == winner and len(self._plans) > 1 else ""),
+            )
+            for label in self._plans
+        ]
+        return result.with_notes([*self._notes, *told], self._seconds)
+
+
+def _content(plan: Plan) -> tuple[object, ...]:
+    return plan.settings, plan.groups, plan.dropped

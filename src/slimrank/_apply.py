@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import OptionError
 from slimrank._fits import ALTERNATIONS, Fit, Rows, Sample, best_fit
+from slimrank._work import Work, work_of
 from slimrank.calibrate import (
     Feed,
     collect_moments,
@@ -29,7 +30,7 @@ from slimrank.calibrate import (
     spread,
     token_mask,
 )
-from slimrank.cost import slimmed_spec, stays
+from slimrank.cost import slimmed_spec
 from slimrank.graph import (
     Batch,
     Lockstep,
@@ -67,7 +68,7 @@ from slimrank.methods import (
     weights_target,
 )
 from slimrank.plan import Plan, Step
-from slimrank.records import ChannelMap, LayerSpec, Note, Setting
+from slimrank.records import LayerSpec, Note, Setting
 
 OnLayer = Callable[[nn.Module, str], object]
 _LIVE_BYTES = 2_000_000_000
@@ -128,39 +129,6 @@ class Data:
     grams: Mapping[str, Tensor]
     seed: int
     sequential: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Work:
-    """One layer that is fitted.
-
-    Attributes:
-        spec: of the layer in the original.
-        slimmed: the same, once its channels are gone.
-        setting: the pair that takes its place; None where it stays one layer.
-        columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
-        outputs: (O',) int64, of its O outputs, those that stay; None where all do.
-        norm: the batch norm that takes up a mean that moves; None where the layer has, or gets, a bias.
-    """
-
-    spec: LayerSpec
-    slimmed: LayerSpec
-    setting: Setting | None
-    columns: Tensor | None
-    outputs: Tensor | None
-    norm: str | None
-
-    def rows_of(self, values: Tensor) -> Tensor:
-        """Of (O, ...) values, those of the outputs that stay; values of no dimension count for all."""
-        return values if self.outputs is None or not values.ndim else values[self.outputs.to(values.device)]
-
-    def last_of(self, values: Tensor) -> Tensor:
-        """Of (..., O) values, those of the outputs that stay."""
-        return values if self.outputs is None else values[..., self.outputs.to(values.device)]
-
-    def square_of(self, gram: Tensor | None) -> Tensor | None:
-        """Of an (O, O) matrix, what belongs to the outputs that stay."""
-        return None if gram is None else self.last_of(self.rows_of(gram))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -295,67 +263,6 @@ def apply_plan(
     return Applied(model=working, plan=plan, fits=fits, notes=tuple(notes))
 
 
-def work_of(plan: Plan) -> Mapping[str, _Work]:
-    """The layers that are fitted when the last step of a plan is done, in execution order.
-
-    They are those that a pair takes the place of, and those that lose columns.
-
-    Args:
-        plan: the plan.
-
-    Returns:
-        Work by layer name.
-    """
-    if not plan.steps:
-        return {}
-    step = plan.steps[-1]
-    channels = step.structure.channels
-    readers = _refitted(step)
-    work: dict[str, _Work] = {}
-    for name, spec in step.structure.layers.items():
-        if name not in plan.settings and name not in readers:
-            continue
-        setting = plan.settings.get(name)
-        outputs, columns = _what_stays(channels, spec, step.groups)
-        work[name] = _Work(
-            spec=spec,
-            slimmed=slimmed_spec(spec, channels, step.groups),
-            setting=setting,
-            columns=columns,
-            outputs=outputs,
-            norm=channels.norms.get(name) if setting is None else None,
-        )
-    return work
-
-
-def _what_stays(
-    channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Outputs and columns of a layer's weight that stay; None each for all."""
-    tensor = channels.tensors.get(f"{spec.name}.weight")
-    if tensor is None:
-        return None, None
-    staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
-    n_taps = prod(spec.kernel)
-    columns = staying.get(1)
-    if columns is not None:
-        columns = (columns[:, None] * n_taps + torch.arange(n_taps)).flatten()
-    return staying.get(0), columns
-
-
-def _refitted(step: Step) -> frozenset[str]:
-    """Layers that lose columns and are fitted anew."""
-    groups = step.structure.channels.groups
-    inside = tuple(f"{block}." for block in step.dropped)
-    return frozenset(
-        name
-        for group, units in step.groups.items()
-        if len(units) < groups[group].units
-        for name in groups[group].consumers
-        if not name.startswith(inside)
-    )
-
-
 def _slimmed(working: nn.Module, plan: Plan, data: Data | None, notes: list[Note]) -> Plan:
     """Takes channels and blocks out of the model (in place), each group only where that is exact.
 
@@ -408,7 +315,7 @@ class _Builder:
         self,
         working: nn.Module,
         plan: Plan,
-        work: Mapping[str, _Work],
+        work: Mapping[str, Work],
         data: Data,
         notes: list[Note],
         *,
@@ -577,7 +484,7 @@ class _Builder:
         known = self._as_they_were.get(name)
         return known is not None and not _same_tensors(_parameters_of(source), known)
 
-    def _metric(self, work: _Work, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _metric(self, work: Work, device: torch.device) -> tuple[Tensor, Tensor]:
         """Roots of the output metric, of the outputs that stay."""
         gram = work.square_of(self._data.grams.get(work.spec.name))
         return metric_roots(gram, work.slimmed.weight_shape[0], device)
@@ -611,7 +518,7 @@ class _Builder:
         return self._with_planned_bias(best_fit(work.slimmed, work.setting, sample, weight, targets), source)
 
     def _targets(
-        self, work: _Work, weight: Tensor, seen: _Gathered, moments: Moments, cross: Tensor
+        self, work: Work, weight: Tensor, seen: _Gathered, moments: Moments, cross: Tensor
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that reads as many inputs as before may be fitted to."""
         n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
@@ -633,7 +540,7 @@ class _Builder:
             )
 
     def _narrowed_targets(
-        self, work: _Work, seen: _Gathered, moments: Moments, cross: Tensor
+        self, work: Work, seen: _Gathered, moments: Moments, cross: Tensor
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that lost columns may be fitted to; more ridge trusts the old inputs more."""
         n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
@@ -737,7 +644,7 @@ class _Builder:
         return seen
 
     def _wanted_outputs(
-        self, work: _Work, changed: nn.Module | None, rows: Tensor, rows_hat: Tensor
+        self, work: Work, changed: nn.Module | None, rows: Tensor, rows_hat: Tensor
     ) -> Tensor:
         """Outputs of the original, those that stay; of the changed layer itself where there is one."""
         if changed is not None:
@@ -804,7 +711,7 @@ def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
     return (least, *larger[:1]) if n_rows >= _ENOUGH_ROWS * width else (least, *larger)
 
 
-def _fit_weights(work: _Work, layer: nn.Module) -> Fit:
+def _fit_weights(work: Work, layer: nn.Module) -> Fit:
     weight, setting = dense_weight(layer), work.setting
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
     if setting is None:
@@ -821,13 +728,13 @@ def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
     return like.new_zeros(len(like))
 
 
-def _install(model: nn.Module, work: _Work, source: nn.Module, fit: Fit) -> None:
+def _install(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
     if work.setting is not None:
         replace_module(model, work.spec.name, nn.Sequential(source))
     _fill(model, work, source, fit)
 
 
-def _fill(model: nn.Module, work: _Work, source: nn.Module, fit: Fit) -> None:
+def _fill(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
     """Puts a fit where its layer is: new values, or a pair in the container around it."""
     if isinstance(fit.factors, Tensor):
         if work.norm is None or fit.bias is None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slimrank._apply import Data, OnLayer, apply_plan, work_of
+from slimrank._apply import Data, OnLayer, apply_plan
 from slimrank._opened import Opened, Options, restored_copy
 from slimrank._result import Result
+from slimrank._work import work_of
 from slimrank.calibrate import measure_divergence
 from slimrank.cost import pair_cost, slimmed_spec
 from slimrank.deploy import Store

@@ -98,7 +98,9 @@ def measure_groups(
         return tuple(curves[index] for index in sorted(curves)), ()
     blocks = () if store is None else _read_blocks(store, survey.channels)
     missing = [name for name in survey.channels.blocks if name not in {one.block for one in blocks}]
-    anchors = Anchors(survey.opened, survey.outputs, _ANCHORS * len(rest) + len(missing))
+    # For all of them, also those of an earlier run: where that stopped must not change how many samples serve.
+    evaluations = _ANCHORS * len(live) + len(survey.channels.blocks) if rest or missing else 0
+    anchors = Anchors(survey.opened, survey.outputs, evaluations)
     trim = Trimmer()
     for chunk in _chunks(survey, rest):
         needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}

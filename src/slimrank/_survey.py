@@ -221,7 +221,9 @@ def _data_curves(
 ) -> dict[int, tuple[Curve, ...]]:
     """Curves of layers from data, by index; a layer that no sample reaches loses its methods (in place)."""
     curves: dict[int, tuple[Curve, ...]] = {}
-    anchors = Anchors(opened, outputs, sum(4 * len(spec.methods) for spec in rest.values()))
+    # For all layers, also those of an earlier run: where that stopped must not change how many samples serve.
+    evaluations = sum(4 * len(spec.methods) for spec in layers) if rest else 0
+    anchors = Anchors(opened, outputs, evaluations)
     trim = Trimmer()
     for chunk in chunks_of(rest):
         with phases.phase("moments", len(opened.feed.fit)) as advance:

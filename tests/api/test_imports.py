@@ -25,6 +25,7 @@ _ROOMS = (
     "plan",
     "select",
     "_fits",
+    "_work",
     "_apply",
     "scores",
     "recover",
@@ -65,7 +66,10 @@ _ALLOWED: Mapping[str, frozenset[str]] = {
     "plan": frozenset({"records", "cost"}),
     "select": frozenset({"records", "cost", "plan"}),
     "_fits": frozenset({"records", "linalg", "methods"}),
-    "_apply": frozenset({"records", "linalg", "cost", "plan", "methods", "graph", "calibrate", "_fits"}),
+    "_work": frozenset({"records", "cost", "plan"}),
+    "_apply": frozenset(
+        {"_work", "records", "linalg", "cost", "plan", "methods", "graph", "calibrate", "_fits"}
+    ),
     "scores": frozenset({"records", "cost", "plan", "methods", "graph", "report"}),
     "recover": frozenset({"records", "graph", "calibrate", "plan", "_apply", "deploy", "report"}),
     "deploy": frozenset({"records", "graph", "plan", "_apply"}),

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.graph._batch import Batch, named_tensors
-from slimrank.graph._families import describe_groups
+from slimrank.graph._group_map import describe_groups
 from slimrank.graph._modules import run
 from slimrank.graph._ops import Op, Traced
 from slimrank.graph._rules import trace_op

@@ -3,7 +3,7 @@
 
 import linecache
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -93,6 +93,7 @@ class Traced:
         self._own: dict[str, tuple[str, ...]] = {}
         self._axes: dict[int, Axes] = {}
         self._origins: dict[int, tuple[Origin, ...]] = {}
+        self._constants: defaultdict[object, list[int]] = defaultdict(list)
         self._names: dict[int, str] = {}
         self._places: dict[tuple[object, ...], str] = {}
         # Ids are only their own while the tensor lives.
@@ -132,10 +133,12 @@ class Traced:
     def give_origins(self, tensor: Tensor, origins: Sequence[Origin]) -> None:
         """Notes that a tensor is a constant, and what it was computed from."""
         self._origins[id(tensor)] = tuple(origins)
+        self._constants[_memory(tensor)].append(id(tensor))
 
     def forget_origins(self, tensor: Tensor) -> None:
-        """Notes that a tensor depends on the inputs."""
-        self._origins.pop(id(tensor), None)
+        """Notes that a tensor depends on the inputs, and with it whatever shares its memory."""
+        for same in self._constants.pop(_memory(tensor), ()):
+            self._origins.pop(same, None)
 
     def is_of_module(self, origins: Sequence[Origin] | None) -> bool:
         """Whether a constant comes from a parameter that the module which runs now holds itself."""
@@ -246,7 +249,7 @@ class Op:
             # In-place work makes an activation of a constant.
             self.traced.forget_origins(tensor)
             return
-        carried = []
+        carried: dict[tuple[str, tuple[tuple[int, ...], ...]], bool] = {}
         for given, of_given in zip(self.inputs, origins, strict=True):
             where = dims or [(i,) if i >= 0 else () for i in range(given.ndim - tensor.ndim, given.ndim)]
             for origin in of_given or ():
@@ -254,8 +257,11 @@ class Op:
                     tuple(own for place in places if place < given.ndim for own in origin.dims[place])
                     for places in where
                 )
-                carried.append(Origin(origin.name, kept, origin.is_whole and is_whole))
-        self.traced.give_origins(tensor, carried)
+                before = carried.get((origin.name, kept), False)
+                carried[origin.name, kept] = before or (origin.is_whole and is_whole)
+        self.traced.give_origins(
+            tensor, [Origin(name, kept, whole) for (name, kept), whole in carried.items()]
+        )
 
     def freeze(self, axis: Axis, detail: str = "") -> None:
         """Nothing of a dimension may go."""
@@ -321,6 +327,14 @@ def _sizes(tensor: Tensor) -> list[tuple[int, int]]:
     return list(enumerate(tensor.shape))
 
 
+def _memory(tensor: Tensor) -> object:
+    """The same for all tensors that look at one piece of memory."""
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)
+
+
 def _storage(tensor: Tensor) -> tuple[object, ...]:
     if tensor.layout != torch.strided or not tensor.numel():
         return (id(tensor),)
@@ -332,7 +346,7 @@ def _storage(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _name(func: object) -> str:
-    """ "aten.add" of aten.add.Tensor and aten.add_.Tensor."""
+    """One name for every form of an operation: "aten.add" of aten.add.Tensor and aten.add_.Tensor."""
     if not isinstance(func, torch._ops.OpOverload):
         return str(func)
     library, _, kernel = func._schema.name.partition("::")

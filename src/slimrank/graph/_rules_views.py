@@ -10,7 +10,7 @@ from slimrank.graph._labels import ANY, Axis
 from slimrank.graph._ops import Op, expanded, unlabelled
 
 # Of larger dimensions the labels are not kept.
-_MOST_LABELS = 1 << 25
+_MOST_LABELS = 1 << 21
 
 
 def _reshape(op: Op) -> None:
@@ -34,7 +34,7 @@ def _regroup(op: Op, old: Sequence[tuple[Axis, int]], sizes: Sequence[int]) -> l
     total = int(np.prod([size for _, size in old]))
     if total > _MOST_LABELS and any(axis is not None for axis, _ in old):
         for axis, _ in old:
-            op.freeze(axis)
+            op.freeze(axis, f"{total} numbers are too many to follow")
         return [None] * len(sizes)
     rest = op.merge(old)
     axes = []

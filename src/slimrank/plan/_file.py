@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -39,7 +40,7 @@ FORMAT = 1
 UPGRADERS: Mapping[int, Callable[[dict[str, Json]], dict[str, Json]]] = MappingProxyType({})
 
 _KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
-_MAYBE = ("score_loss",)
+_MAYBE = ("score_loss", "choice")
 _SELECT = ("optimal", "greedy", "uniform", "manual")
 _KINDS: tuple[LayerKind, ...] = ("linear", "conv1d", "conv2d", "conv3d", "other")
 _NEEDED = tuple(f.name for f in fields(LayerSpec) if f.default is MISSING and f.name != "name")
@@ -71,7 +72,7 @@ def write_plan(path: str | os.PathLike[str], plan: "Plan") -> None:
         FileError: the file cannot be written.
         PlanError: the plan holds a number that is not finite.
     """
-    content: Json = {
+    content: dict[str, Json] = {
         "format": FORMAT,
         "steps": [_step_to_json(step) for step in plan.steps],
         "costs": {"before": _cost_to_json(plan.before), "after": _cost_to_json(plan.after)},
@@ -86,6 +87,8 @@ def write_plan(path: str | os.PathLike[str], plan: "Plan") -> None:
         else plan.multiple_of,
         "budgets": {str(metric): ratio for metric, ratio in plan.budgets.items()},
     }
+    if any(step.groups for step in plan.steps):
+        content["choice"] = _choice(plan.steps)
     try:
         text = to_text(content)
     except ValueError as error:
@@ -136,7 +139,8 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     budgets = _budgets_from_json(content["budgets"], f"{where}: budgets")
     after = cost_after(before, steps, has_bias=has_bias)
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
-    if "after" in costs and _cost_from_json(costs["after"], f"{where}: costs.after") != after:
+    known = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
+    if known != after or content.get("choice", _choice(steps)) != _choice(steps):
         # Edited by hand: what was predicted and promised belonged to the old settings.
         select, damage, score_loss, gap, budgets = "manual", None, None, None, {}
         multiple_of = multiple_of if _holds(multiple_of, steps) else 1
@@ -151,6 +155,12 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         multiple_of=multiple_of,
         budgets=budgets,
     )
+
+
+def _choice(steps: tuple[Step, ...]) -> str:
+    """Fingerprint of what is done: other channels of the same number cost the same."""
+    chosen = [(sorted(step.settings.items()), sorted(step.groups.items()), step.dropped) for step in steps]
+    return sha256(repr(chosen).encode()).hexdigest()
 
 
 def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> bool:

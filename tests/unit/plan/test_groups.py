@@ -551,6 +551,15 @@ def test_edited_widths_are_counted_anew(path: Path) -> None:
     assert (loaded.select, loaded.damage, loaded.budgets, loaded.multiple_of) == ("manual", None, {}, 1)
 
 
+def test_other_units_of_the_same_number_are_an_edit_too(path: Path) -> None:
+    FULL.save(path)
+    text = path.read_text()
+    path.write_text(text.replace(KEPT, json.dumps([1, *range(2, 32, 2)])))
+    loaded = Plan.load(path)
+    assert loaded.after == FULL.after
+    assert (loaded.select, loaded.damage, loaded.budgets) == ("manual", None, {})
+
+
 KEPT = json.dumps(list(range(0, 32, 2)))
 
 

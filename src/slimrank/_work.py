@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan asks to be fitted, layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from slimrank.cost import slimmed_spec, stays
+from slimrank.plan import Plan, Step
+from slimrank.records import ChannelMap, LayerSpec, Setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """One layer that is fitted.
+
+    Attributes:
+        spec: of the layer in the original.
+        slimmed: the same, once its channels are gone.
+        setting: the pair that takes its place; None where it stays one layer.
+        columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
+        outputs: (O',) int64, of its O outputs, those that stay; None where all do.
+        norm: the batch norm that takes up a mean that moves; None where the layer has, or gets, a bias.
+    """
+
+    spec: LayerSpec
+    slimmed: LayerSpec
+    setting: Setting | None
+    columns: Tensor | None
+    outputs: Tensor | None
+    norm: str | None
+
+    def rows_of(self, values: Tensor) -> Tensor:
+        """Of (O, ...) values, those of the outputs that stay; values of no dimension count for all."""
+        return values if self.outputs is None or not values.ndim else values[self.outputs.to(values.device)]
+
+    def last_of(self, values: Tensor) -> Tensor:
+        """Of (..., O) values, those of the outputs that stay."""
+        return values if self.outputs is None else values[..., self.outputs.to(values.device)]
+
+    def square_of(self, gram: Tensor | None) -> Tensor | None:
+        """Of an (O, O) matrix, what belongs to the outputs that stay."""
+        return None if gram is None else self.last_of(self.rows_of(gram))
+
+
+def work_of(plan: Plan) -> Mapping[str, Work]:
+    """The layers that are fitted when the last step of a plan is done, in execution order.
+
+    They are those that a pair takes the place of, and those that lose columns.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        Work by layer name.
+    """
+    if not plan.steps:
+        return {}
+    step = plan.steps[-1]
+    channels = step.structure.channels
+    readers = _refitted(step)
+    work: dict[str, Work] = {}
+    for name, spec in step.structure.layers.items():
+        if name not in plan.settings and name not in readers:
+            continue
+        setting = plan.settings.get(name)
+        outputs, columns = _what_stays(channels, spec, step.groups)
+        work[name] = Work(
+            spec=spec,
+            slimmed=slimmed_spec(spec, channels, step.groups),
+            setting=setting,
+            columns=columns,
+            outputs=outputs,
+            norm=channels.norms.get(name) if setting is None else None,
+        )
+    return work
+
+
+def _what_stays(
+    channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Outputs and columns of a layer's weight that stay; None each for all."""
+    tensor = channels.tensors.get(f"{spec.name}.weight")
+    if tensor is None:
+        return None, None
+    staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
+    n_taps = prod(spec.kernel)
+    columns = staying.get(1)
+    if columns is not None:
+        columns = (columns[:, None] * n_taps + torch.arange(n_taps)).flatten()
+    return staying.get(0), columns
+
+
+def _refitted(step: Step) -> frozenset[str]:
+    """Layers that lose columns and are fitted anew."""
+    groups = step.structure.channels.groups
+    inside = tuple(f"{block}." for block in step.dropped)
+    return frozenset(
+        name
+        for group, units in step.groups.items()
+        if len(units) < groups[group].units
+        for name in groups[group].consumers
+        if not name.startswith(inside)
+    )

@@ -15,6 +15,7 @@ from slimrank._result import Result
 from slimrank._rivals import Rivals
 from slimrank._study import Inputs, Study, check_model, check_plan, study
 from slimrank._survey import gather_gradients
+from slimrank._work import work_of
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.deploy import load_artifact
 from slimrank.graph import OutputChoice, check_weights, describe_layers, outside_inference_mode
@@ -94,7 +95,7 @@ def apply(
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
             return build_from_weights(start, part, on_layer, phases)
-        grams = gather_gradients(session.opened, list(part.settings), outputs, options, phases, None)
+        grams = gather_gradients(session.opened, list(work_of(part)), outputs, options, phases, None)
         done = build_result(session, part, grams, (), on_layer, True, phases)
         return done.with_notes(session.opened.notes, phases.seconds)
 

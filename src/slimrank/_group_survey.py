@@ -98,11 +98,11 @@ def measure_groups(
         return tuple(curves[index] for index in sorted(curves)), ()
     blocks = () if store is None else _read_blocks(store, survey.channels)
     missing = [name for name in survey.channels.blocks if name not in {one.block for one in blocks}]
-    # For all of them, also those of an earlier run: where that stopped must not change how many samples serve.
+    # For all, also those of an earlier run: where that stopped must not change how many samples serve.
     evaluations = _ANCHORS * len(live) + len(survey.channels.blocks) if rest or missing else 0
     anchors = Anchors(survey.opened, survey.outputs, evaluations)
     trim = Trimmer()
-    for chunk in _chunks(survey, rest):
+    for chunk in group_chunks(survey, rest):
         needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
         with phases.phase("moments", len(survey.opened.feed.fit)) as advance:
             moments = collect_moments(
@@ -126,7 +126,7 @@ def measure_groups(
     return tuple(curves[index] for index in sorted(curves)), blocks
 
 
-def _chunks(survey: GroupSurvey, groups: Mapping[int, GroupSpec]) -> Iterator[dict[int, GroupSpec]]:
+def group_chunks(survey: GroupSurvey, groups: Mapping[int, GroupSpec]) -> Iterator[dict[int, GroupSpec]]:
     """Groups whose moments fit into memory together; at least one."""
     chunk: dict[int, GroupSpec] = {}
     widths: dict[int, int] = {}
@@ -258,25 +258,41 @@ def _slim_alone(
     survey: GroupSurvey, curve: GroupCurve, count: int, moments: Mapping[str, Moments], model: nn.Module
 ) -> None:
     """Slims one group, its consumers fitted to the inputs of the original (in place)."""
-    kept = {curve.group: curve.channels_kept(count)}
-    known = {
-        name: model.get_submodule(name)
-        for name in survey.channels.groups[curve.group].consumers
-        if name in moments
-    }
+    kept = curve.channels_kept(count)
+    fits = fits_alone(survey, curve.group, kept, moments)
+    slim(model, survey.channels, {curve.group: kept})
+    for name, (weight, bias) in fits.items():
+        set_weights(model.get_submodule(name), weight, bias)
+
+
+def fits_alone(
+    survey: GroupSurvey, group: str, kept: Sequence[int], moments: Mapping[str, Moments]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the consumers of one group become when it alone is slimmed, fitted to the original's inputs.
+
+    Args:
+        survey: model and map.
+        group: name of it.
+        kept: units that stay, ascending.
+        moments: of the inputs of its consumers, by layer; those that are missing are not fitted.
+
+    Returns:
+        Weight, (O', D') float64, and bias, (O',) float64, by layer: of the columns and outputs that stay.
+    """
     fits = {}
-    for name, layer in known.items():
+    for name in survey.channels.groups[group].consumers:
+        if name not in moments:
+            continue
+        layer = survey.opened.original.get_submodule(name)
         weight, own = dense_weight(layer), moments[name]
-        units = _columns(survey, name, curve.group, weight.shape[1])
-        staying = torch.isin(units, torch.tensor((-1, *kept[curve.group]))).nonzero().flatten()
+        units = _columns(survey, name, group, weight.shape[1])
+        staying = torch.isin(units, torch.tensor((-1, *kept))).nonzero().flatten()
         narrow, part = narrowed_weight(weight, own, staying, ridge=ridge_of(own.n_rows, len(staying)))
         bias = weight @ own.mean - narrow @ part.mean
         if isinstance(layer.bias, Tensor):
             bias = bias + layer.bias.detach().double()
-        fits[name] = narrow, bias
-    slim(model, survey.channels, kept)
-    for name, (narrow, bias) in fits.items():
-        set_weights(known[name], *_outputs_left(survey, name, kept, narrow, bias))
+        fits[name] = _outputs_left(survey, name, {group: kept}, narrow, bias)
+    return fits
 
 
 def _outputs_left(

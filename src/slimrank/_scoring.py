@@ -1,34 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The eval-score table, measured: every layer at every candidate, the rest of the model as it is."""
+"""The eval-score table, measured: every layer and group at every candidate, the rest as it is."""
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from itertools import chain
 from math import floor
 from numbers import Real
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from slimrank._anchors import independent_pair
 from slimrank._build import Session
 from slimrank._errors import OptionError, UnknownNameError
+from slimrank._group_survey import GroupSurvey, fits_alone, group_chunks
 from slimrank._study import Study, session_of
 from slimrank._survey import chunks_of, target_of
 from slimrank.calibrate import collect_moments
 from slimrank.cost import FORMS
-from slimrank.graph import outside_inference_mode, quiet_copy
+from slimrank.graph import Batch, outside_inference_mode, quiet_copy, run
+from slimrank.linalg import Moments
 from slimrank.methods import Target, dense_weight, weights_target
 from slimrank.plan import listed, nearest
-from slimrank.records import Curve, Form, LayerSpec, Method
+from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
 from slimrank.report import Phases
 from slimrank.scores import (
+    PRUNING,
+    AnyTrial,
     Bench,
+    GroupTrial,
     Journal,
-    ScoreEntry,
     ScoreFn,
     Scores,
     Trial,
@@ -63,18 +69,20 @@ def measure_scores(
     prefix_cache: int = PREFIX_CACHE,
     progress: bool = True,
 ) -> Scores:
-    """Scores of the whole model, each with one layer compressed: AIMET's eval-score table.
+    """Scores of the whole model, each with one layer compressed or one channel group slimmed: AIMET's table.
 
-    Factors are fitted without labels, as a plan's would be; labels are needed by the score function only.
+    Factors, and the layers that read a slimmed group, are fitted without labels, as a plan's would be; labels
+    are needed by the score function only.
 
     Args:
         study: with its model.
         score_fn: of a model in eval mode; returns one number. It must leave the model as it was.
         methods: to try; None for those of the study.
-        layers: names or globs of layers to try; None for all that can be compressed.
-        candidates: N for the ratios k / N, k = 1 to N - 1, of each layer's MACs, or the ratios themselves, in
-            (0, 1). Each is tried at the largest rank within it; those below what a layer can reach at its
-            cheapest pair.
+        layers: names or globs of layers to try, and of groups or the layers that make them; None for all that
+            can be compressed.
+        candidates: N for the ratios k / N, k = 1 to N - 1, of each layer's MACs and of each group's units, or
+            the ratios themselves, in (0, 1). Each is tried at the largest rank, and the largest number of
+            units, within it; those below what a layer can reach at its cheapest pair.
         path: of a JSON file, written after every evaluation; if it exists, the table in it is gone on with.
         lower_is_better: the score is a loss or an error rate.
         workers: evaluations at a time, in processes of joblib; 1 for this process alone, or for what an
@@ -90,8 +98,8 @@ def measure_scores(
         ScoreError: ``score_fn`` fails, returns no finite number or changes the model, or the file holds
             another table.
         StudyError: the study was loaded without a model.
-        UnknownNameError: a method that the study did not measure, or a layer that does not exist.
-        OptionError: another option out of range, or a layer that cannot be compressed.
+        UnknownNameError: a method that the study did not measure, or a name that does not exist.
+        OptionError: another option out of range, or a layer or group that cannot be compressed.
         FileError: ``path`` cannot be read or written.
 
     Example:
@@ -104,7 +112,7 @@ def measure_scores(
         ...     return float((model(x).argmax(1) == wanted).float().mean())
         >>> scores = measure_scores(study, accuracy, candidates=4, progress=False)
         >>> scores
-        Scores(5 scores of 2 layers, baseline 1)
+        Scores(8 scores of 2 layers and 1 group, baseline 1)
         >>> study.plan(macs=0.8, select="greedy", scores=scores).keep_ratio("macs") <= 0.8
         True
     """
@@ -112,7 +120,7 @@ def measure_scores(
     tried = _methods(study, methods)
     ratios = _ratios(candidates)
     _check_numbers(score_fn, workers, prefix_cache)
-    chosen = _layers(study.layers, tried, layers)
+    chosen, slimmed = _chosen(study, tried, layers)
     journal = Journal(
         path,
         fingerprint=study.fingerprint,
@@ -120,6 +128,7 @@ def measure_scores(
         candidates=ratios,
         lower_is_better=lower_is_better,
         order=study.structure.layers,
+        groups=study.structure.channels.groups,
     )
     todo: dict[int, tuple[LayerSpec, list[_Point]]] = {}
     for index, spec in enumerate(study.layers):
@@ -128,31 +137,42 @@ def measure_scores(
         points = [point for point in points if (point.form, point.rank) not in known]
         if points:
             todo[index] = (spec, points)
+    counts: dict[str, list[int]] = {}
+    for curve in study.group_curves:
+        scored = journal.known_counts(curve.group)
+        own = [count for count in _counts(curve, ratios) if count not in scored]
+        if own and curve.group in slimmed:
+            counts[curve.group] = own
     n_workers = count_workers(workers)
     model = quiet_copy(session.opened.original)
     bench = Bench(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
-    total = sum(len(points) for _, points in todo.values()) + (not journal.is_started)
+    total = sum(len(points) for _, points in todo.values()) + sum(map(len, counts.values()))
+    total += not journal.is_started
     with Phases(shown=progress).phase("scores", total) as advance:
         if not journal.is_started:
             advance(0, "the untouched model")
             journal.start(bench.baseline())
             advance(1, "")
-        trials = _trials(session, study.grams, todo, lambda text: advance(0, text))
-        results: Generator[tuple[Trial, float], None, None]
+        trials: Iterator[AnyTrial] = chain(
+            _trials(session, study.grams, todo, lambda text: advance(0, text)),
+            _group_trials(session, study, counts, lambda text: advance(0, text)),
+        )
+        results: Generator[tuple[AnyTrial, float], None, None]
         if n_workers == 1:
             results = ((trial, bench.score(trial)) for trial in trials)
         else:
             results = evaluate_spread(model, score_fn, trials, workers=workers, max_bytes=prefix_cache)
         with closing(results):
             for trial, score in results:
-                journal.add(trial.spec.name, _entry(trial, score))
-                advance(1, f"{trial.spec.name} {trial.pair.form} {trial.pair.rank}: {score:.4g}")
+                entry = trial.entry(score)
+                journal.add(trial.name, entry)
+                advance(1, f"{trial.name} {entry.form} {entry.rank}: {score:.4g}")
     return journal.finished()
 
 
 def _methods(study: Study, methods: Sequence[Method] | None) -> tuple[Method, ...]:
     if methods is None:
-        return tuple(method for method in study.methods if method in FORMS)
+        return study.methods
     if isinstance(methods, str) or not methods:
         raise OptionError(
             f"methods={methods!r} names no method; give a tuple such as ({study.methods[0]!r},)"
@@ -178,7 +198,7 @@ def _ratios(candidates: int | Sequence[float]) -> tuple[float, ...]:
         )
     for ratio in candidates:
         if not isinstance(ratio, Real) or isinstance(ratio, bool) or not 0 < float(ratio) < 1:
-            raise OptionError(f"candidates: {ratio!r} is no share of a layer's MACs; give ratios in (0, 1)")
+            raise OptionError(f"candidates: {ratio!r} is no share of a layer; give ratios in (0, 1)")
     return tuple(sorted({float(ratio) for ratio in candidates}))
 
 
@@ -193,30 +213,97 @@ def _check_numbers(score_fn: ScoreFn, workers: int, prefix_cache: int) -> None:
         raise OptionError(f"prefix_cache={prefix_cache!r}; give a number of bytes, or 0 for none")
 
 
-def _layers(
-    specs: Sequence[LayerSpec], methods: Sequence[Method], layers: Sequence[str] | None
-) -> frozenset[str]:
-    """Names of the layers to try."""
-    possible = {spec.name for spec in specs if set(spec.methods) & set(methods)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """Something that may be tried: a layer, or a group.
+
+    Attributes:
+        name: of it.
+        called: the names by which people may mean it.
+        reason: why it cannot be tried; None where it can.
+    """
+
+    name: str
+    called: tuple[str, ...]
+    reason: str | None
+
+
+def _chosen(
+    study: Study, methods: Sequence[Method], layers: Sequence[str] | None
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the layers and of the groups to try."""
+    tables = [_layers_to_try(study.layers, methods), _groups_to_try(study, methods)]
     if layers is None:
-        return frozenset(possible)
-    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+        patterns: tuple[str, ...] = ("*",)
+    else:
+        patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+        _check_patterns(layers, patterns, [one for table in tables for one in table])
+    found = [
+        frozenset(
+            one.name for one in table if one.reason is None and any(_is_meant(one, p) for p in patterns)
+        )
+        for table in tables
+    ]
+    return found[0], found[1]
+
+
+def _layers_to_try(specs: Sequence[LayerSpec], methods: Sequence[Method]) -> list[_Target]:
+    factored = [method for method in methods if method in FORMS]
+    return [
+        _Target(
+            name=spec.name,
+            called=(spec.name,),
+            reason=None
+            if set(spec.methods) & set(factored)
+            else spec.reason or f"{listed(methods)} does not apply to it",
+        )
+        for spec in specs
+    ]
+
+
+def _groups_to_try(study: Study, methods: Sequence[Method]) -> list[_Target]:
+    if PRUNING not in methods:
+        return []
+    offered = {curve.group for curve in study.group_curves if len(curve.kept)}
+    return [
+        _Target(
+            name=group.name,
+            called=(group.name, *group.producers),
+            reason=None if group.name in offered else group.reason or "no channel of it can go",
+        )
+        for group in study.structure.channels.groups.values()
+    ]
+
+
+def _is_meant(one: _Target, pattern: str) -> bool:
+    return any(pattern == name or fnmatchcase(name, pattern) for name in one.called)
+
+
+def _check_patterns(asked: Sequence[str], patterns: Sequence[str], targets: Sequence[_Target]) -> None:
+    """Refuses what means nothing, or nothing that can be tried."""
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise OptionError(f"layers={layers!r}; give names or globs of layers, or None for all")
-    chosen: set[str] = set()
+        raise OptionError(f"layers={asked!r}; give names or globs of layers, or None for all")
     for pattern in patterns:
-        found = [spec for spec in specs if pattern == spec.name or fnmatchcase(spec.name, pattern)]
+        found = [one for one in targets if _is_meant(one, pattern)]
         if not found:
-            names = [spec.name for spec in specs]
-            raise UnknownNameError(f"layers: {pattern!r} matches no layer; {nearest(str(pattern), names)}")
-        useful = {spec.name for spec in found} & possible
-        if not useful:
-            reason = found[0].reason or f"{listed(methods)} does not apply to it"
+            names = dict.fromkeys(name for one in targets for name in one.called)
+            raise UnknownNameError(f"layers: {pattern!r} matches no layer; {nearest(pattern, names)}")
+        if all(one.reason is not None for one in found):
             raise OptionError(
-                f"layers: {pattern!r} matches {found[0].name!r}, which cannot be compressed: {reason}"
+                f"layers: {pattern!r} matches {found[0].name!r}, which cannot be compressed: "
+                f"{found[0].reason}"
             )
-        chosen |= useful
-    return frozenset(chosen)
+
+
+def _counts(curve: GroupCurve, ratios: Sequence[float]) -> list[int]:
+    """Numbers of units to try of one group, ascending: the largest offered within each candidate.
+
+    Where none is within a candidate, the smallest there is.
+    """
+    # Through its decimal digits, so that 0.7 means seven tenths.
+    limits = [floor(Fraction(repr(ratio)) * len(curve.order)) for ratio in ratios]
+    places = np.maximum(np.searchsorted(curve.kept, limits, side="right") - 1, 0)
+    return [int(curve.kept[place]) for place in np.unique(places)]
 
 
 def _points(
@@ -290,11 +377,89 @@ def _targets(
             yield spec, layer, target_of(spec, layer, moments.pop(spec.name), grams)
 
 
-def _entry(trial: Trial, score: float) -> ScoreEntry:
-    return ScoreEntry(
-        method=trial.method,
-        form=trial.pair.form,
-        rank=trial.pair.rank,
-        keep_ratio=trial.keep_ratio,
-        score=score,
+def _group_trials(
+    session: Session, study: Study, counts: Mapping[str, Sequence[int]], tell: Callable[[str], None]
+) -> Iterator[GroupTrial]:
+    """Slimmed groups, one after the other; what reads them is fitted to the original's inputs."""
+    if not counts:
+        return
+    survey = GroupSurvey(
+        opened=session.opened,
+        outputs=session.outputs,
+        options=session.options,
+        layers=study.structure.layers,
+        channels=study.structure.channels,
+        grams=study.grams,
     )
+    curves = {curve.group: curve for curve in study.group_curves}
+    order = _call_order(session.opened.original, session.opened.captured.sample)
+    groups = {index: group for index, group in survey.live.items() if group.name in counts}
+    for chunk in group_chunks(survey, groups):
+        needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
+        moments: Mapping[str, Moments] = {}
+        if needed and not session.options.data_free:
+            tell("inputs of the layers that read the groups")
+            moments = collect_moments(
+                session.opened.original,
+                session.opened.feed,
+                dict(sorted(needed.items())),
+                seed=session.options.seed,
+                advance=lambda _steps: None,
+            )
+        for group in chunk.values():
+            own = _alone(survey.channels, group)
+            for count in counts[group.name]:
+                kept = curves[group.name].channels_kept(count)
+                yield GroupTrial(
+                    name=group.name,
+                    kept=kept,
+                    channels=own,
+                    fits=fits_alone(survey, group.name, kept, moments),
+                    start=_first(own, order),
+                )
+
+
+def _alone(channels: ChannelMap, group: GroupSpec) -> ChannelMap:
+    """One group, and the tensors that it touches: what is sent to other processes."""
+    tensors = {
+        name: replace(tensor, axes=axes)
+        for name, tensor in channels.tensors.items()
+        if (axes := tuple(axis for axis in tensor.axes if axis.group == group.name))
+    }
+    return ChannelMap(groups={group.name: group}, tensors=tensors)
+
+
+def _call_order(model: nn.Module, sample: Batch) -> Mapping[str, int]:
+    """When each module is first called in a forward; those that are not called have no place."""
+    order: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, object], None]:
+        def hook(_module: nn.Module, _inputs: object) -> None:
+            order.setdefault(name, len(order))
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name
+    ]
+    try:
+        with torch.no_grad():
+            run(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
+def _first(channels: ChannelMap, order: Mapping[str, int]) -> str | None:
+    """The first called of the modules whose tensors change; None where that is the model itself."""
+    owners = set()
+    for name in channels.tensors:
+        owner = name.rpartition(".")[0]
+        # Weights of a module that is not called are read by the one around it.
+        while owner and owner not in order:
+            owner = owner.rpartition(".")[0]
+        owners.add(owner)
+    return None if "" in owners else min(owners, key=order.__getitem__)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import slimrank as sr
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
+FACTORS = ("weight_svd", "spatial_svd")
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +152,15 @@ def test_seconds_of_every_phase(study: sr.Study) -> None:
 
 
 def test_planning_is_quick(study: sr.Study) -> None:
-    start = time.perf_counter()
+    # Of this process: what others do on the machine is no matter of the planner.
+    start = time.process_time()
     study.plan(macs=0.5, params=0.6)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_compress_lets_plans_compete(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     batches = list(digits[0][:128].split(64))
-    result = sr.compress(trained, batches, macs=0.4, progress=False)
+    result = sr.compress(trained, batches, macs=0.4, methods=FACTORS, progress=False)
     lines = [str(note) for note in result.notes if note.where == "compete"]
     assert {"optimal", "uniform", "optimal, weight_svd only", "optimal, spatial_svd only"} == {
         line.removeprefix("compete: ").partition(" plan:")[0] for line in lines
@@ -168,7 +170,7 @@ def test_compress_lets_plans_compete(trained: nn.Module, digits: tuple[Tensor, T
     values = [float(line.split("divergence ")[1].split()[0]) for line in lines]
     assert float(chosen[0].split("divergence ")[1].split()[0]) == min(values)
     assert result.keep_ratio("macs") <= 0.4
-    alone = sr.compress(trained, batches, macs=0.4, compete=False, progress=False)
+    alone = sr.compress(trained, batches, macs=0.4, compete=False, methods=FACTORS, progress=False)
     assert result.divergence is not None
     assert alone.divergence is not None
     assert result.divergence <= alone.divergence
@@ -341,7 +343,7 @@ def test_a_study_may_be_applied_again_and_again(nets: ModuleType) -> None:
 
 
 def test_independent_fits(nets: ModuleType) -> None:
-    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
+    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), methods=FACTORS, progress=False)
     result = study.apply(study.plan(macs=0.5), sequential=False)
     assert {layer.fit for layer in result.layers if layer.setting} == {"independent"}
     assert {layer.fit for layer in result.layers if not layer.setting} == {None}

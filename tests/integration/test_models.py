@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import slimrank as sr
 
+FACTORS = ("weight_svd", "spatial_svd")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -20,8 +22,8 @@ class Case:
     Attributes:
         build: the model.
         batches: its data.
-        compressible: names of all layers that can be compressed.
-        reasons: layer -> words in the reason why it is left alone.
+        compressible: names of all layers that can be split into a pair.
+        reasons: layer -> words in the reason why it is left alone, unless its channels may go.
         notes: words that must stand in the notes.
         options: of the study.
         macs: keep ratio to ask for.
@@ -333,26 +335,23 @@ def batch_of(raw: object) -> tuple[tuple[object, ...], dict[str, object]]:
     return (raw, {}) if isinstance(raw, tuple) else ((raw,), {})
 
 
+@pytest.mark.parametrize("methods", [FACTORS, sr.METHODS], ids=["factors", "all methods"])
 @pytest.mark.parametrize("name", CASES)
-def test_study_plan_apply(name: str, nets: ModuleType, snapshot: Callable[[nn.Module], object]) -> None:
+def test_study_plan_apply(
+    name: str, methods: Sequence[str], nets: ModuleType, snapshot: Callable[[nn.Module], object]
+) -> None:
     case = CASES[name]
     model, batches = case.build(nets), case.batches(nets)
     before = snapshot(model)
     state = torch.get_rng_state()
 
-    study = sr.study(model, batches, progress=False, **case.options)
+    study = sr.study(model, batches, progress=False, methods=methods, **case.options)
     plan = study.plan(macs=case.macs)
     result = study.apply(plan)
 
     assert snapshot(model) == before
     assert torch.equal(torch.get_rng_state(), state)
-    specs = {spec.name: spec for spec in study.layers}
-    assert sorted(spec.name for spec in study.layers if spec.methods) == sorted(case.compressible)
-    for layer, words in case.reasons.items():
-        assert words in (specs[layer].reason or ""), f"{layer}: {specs[layer].reason}"
-        # Broken into lines there.
-        assert "".join(str(specs[layer].reason).split()) in "".join(study.summary().split())
-    assert all(bool(spec.methods) != bool(spec.reason) for spec in study.layers)
+    check_layers(case, study, methods)
     told = "\n".join(str(note) for note in (*study.notes, *result.notes))
     for words in case.notes:
         assert words in told
@@ -361,6 +360,37 @@ def test_study_plan_apply(name: str, nets: ModuleType, snapshot: Callable[[nn.Mo
     assert isinstance(result.divergence, float)
     assert result.divergence >= 0
     assert result.divergence < float("inf")
+    check_model(model, result, batches)
+    assert {layer.name for layer in result.layers if layer.setting} == set(plan.settings)
+    for layer in result.layers:
+        assert (layer.setting is None and layer.slimmed is None) == (layer.reason is not None)
+    # Nothing is counted twice: what the layers hold is at most what the model costs.
+    assert sum(spec.macs for spec in study.layers) <= study.before.macs
+    for cost in ("before", "after"):
+        listed = sum(getattr(layer, cost).macs for layer in result.layers)
+        assert listed <= getattr(result, cost).macs
+
+
+def check_layers(case: Case, study: sr.Study, methods: Sequence[str]) -> None:
+    """Every layer that can be split is, and the others say why; channels may go from more of them."""
+    specs = {spec.name: spec for spec in study.layers}
+    split = sorted(name for name, spec in specs.items() if set(spec.methods) & set(FACTORS))
+    assert split == sorted(case.compressible)
+    groups = study.structure.channels.groups.values()
+    makers = {name for group in groups if group.reason is None for name in group.producers}
+    assert makers == {name for name, spec in specs.items() if "channel_pruning" in spec.methods}
+    assert not makers or "channel_pruning" in methods
+    assert all(bool(spec.methods) != bool(spec.reason) for spec in specs.values())
+    for layer, words in case.reasons.items():
+        if layer in makers:
+            continue
+        assert words in (specs[layer].reason or ""), f"{layer}: {specs[layer].reason}"
+        # Broken into lines there.
+        assert "".join(str(specs[layer].reason).split()) in "".join(study.summary().split())
+
+
+def check_model(model: nn.Module, result: sr.Result, batches: Sequence[object]) -> None:
+    """It holds what it says, in the types and modes of the original, and runs."""
     params = list(result.model.parameters())
     assert result.after.params == sum(p.numel() for p in params)
     assert result.after.bytes == sum(p.numel() * p.element_size() for p in params)
@@ -374,13 +404,6 @@ def test_study_plan_apply(name: str, nets: ModuleType, snapshot: Callable[[nn.Mo
         assert type(result.model) is type(model)
     own = {module.__module__ for module in result.model.modules()}
     assert all(where == "nets" or where.startswith(("torch.", "test_models")) for where in own), own
-    assert {layer.name for layer in result.layers if layer.setting} == set(plan.settings)
-    assert all((layer.setting is None) == (layer.reason is not None) for layer in result.layers)
-    # Nothing is counted twice: what the layers hold is at most what the model costs.
-    assert sum(spec.macs for spec in study.layers) <= study.before.macs
-    for cost in ("before", "after"):
-        listed = sum(getattr(layer, cost).macs for layer in result.layers)
-        assert listed <= getattr(result, cost).macs
 
 
 @pytest.mark.parametrize(

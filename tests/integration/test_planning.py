@@ -2,7 +2,8 @@
 """Budgets, selectors, rounding and hand-made plans, on the built model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from types import ModuleType
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 import slimrank as sr
+from slimrank.records import Method
+
+FACTORS: tuple[Method, ...] = ("weight_svd", "spatial_svd")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +38,23 @@ def model() -> nn.Module:
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def study(model: nn.Module) -> sr.Study:
+@cache
+def studied(model: nn.Module, methods: Sequence[Method]) -> sr.Study:
     generator = torch.Generator().manual_seed(1)
-    return sr.study(model, [torch.randn(16, 3, 8, 8, generator=generator) for _ in range(3)], progress=False)
+    batches = [torch.randn(16, 3, 8, 8, generator=generator) for _ in range(3)]
+    return sr.study(model, batches, methods=methods, progress=False)
+
+
+@pytest.fixture
+def study(model: nn.Module) -> sr.Study:
+    """Of ranks alone."""
+    return studied(model, FACTORS)
+
+
+@pytest.fixture(params=[FACTORS, sr.METHODS], ids=["factors", "all methods"])
+def either(model: nn.Module, request: pytest.FixtureRequest) -> sr.Study:
+    """Of ranks alone, and of ranks and widths."""
+    return studied(model, request.param)
 
 
 def ranks(result: sr.Result) -> dict[str, int]:
@@ -55,9 +72,9 @@ def total_damage(result: sr.Result) -> float:
 
 @pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
 @pytest.mark.parametrize("macs", [0.3, 0.6])
-def test_every_selector_keeps_the_budget(study: sr.Study, select: str, macs: float) -> None:
-    plan = study.plan(macs=macs, select=select)
-    result = study.apply(plan)
+def test_every_selector_keeps_the_budget(either: sr.Study, select: str, macs: float) -> None:
+    plan = either.plan(macs=macs, select=select)
+    result = either.apply(plan)
     assert plan.select == select
     assert result.after == plan.after
     assert result.keep_ratio("macs") <= macs
@@ -65,8 +82,8 @@ def test_every_selector_keeps_the_budget(study: sr.Study, select: str, macs: flo
     assert (plan.gap is None) == (select != "optimal")
 
 
-def test_optimal_has_the_lowest_predicted_damage(study: sr.Study) -> None:
-    damages = {one: study.plan(macs=0.4, select=one).damage for one in ("optimal", "greedy", "uniform")}
+def test_optimal_has_the_lowest_predicted_damage(either: sr.Study) -> None:
+    damages = {one: either.plan(macs=0.4, select=one).damage for one in ("optimal", "greedy", "uniform")}
     assert damages["optimal"] is not None
     assert all(damages["optimal"] <= other * (1 + 1e-9) for other in damages.values() if other is not None)
 
@@ -80,9 +97,9 @@ def test_optimal_has_the_lowest_predicted_damage(study: sr.Study) -> None:
         {"macs": 0.35, "params": 0.6, "bytes": 0.5},
     ],
 )
-def test_several_budgets_hold_together(study: sr.Study, budgets: Mapping[str, float]) -> None:
-    plan = study.plan(**budgets)
-    result = study.apply(plan)
+def test_several_budgets_hold_together(either: sr.Study, budgets: Mapping[str, float]) -> None:
+    plan = either.plan(**budgets)
+    result = either.apply(plan)
     assert result.after == plan.after
     ratios = {metric: result.keep_ratio(metric) for metric in budgets}
     assert all(ratios[metric] <= budgets[metric] for metric in budgets)
@@ -91,8 +108,8 @@ def test_several_budgets_hold_together(study: sr.Study, budgets: Mapping[str, fl
 
 
 @pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
-def test_ranks_of_the_built_model_are_multiples(study: sr.Study, select: str) -> None:
-    result = study.apply(study.plan(macs=0.5, multiple_of=4, select=select))
+def test_ranks_of_the_built_model_are_multiples(either: sr.Study, select: str) -> None:
+    result = either.apply(either.plan(macs=0.5, multiple_of=4, select=select))
     assert ranks(result)
     assert all(rank % 4 == 0 for rank in ranks(result).values())
     assert result.keep_ratio("macs") <= 0.5
@@ -167,18 +184,18 @@ def test_layer_damages_are_those_of_the_curves(study: sr.Study) -> None:
             assert layer.damage == curves[layer.name, layer.setting.form][layer.setting.rank]
 
 
-def test_an_unreachable_budget_names_the_floor_and_what_holds_it_up(study: sr.Study) -> None:
+def test_an_unreachable_budget_names_the_floor_and_what_holds_it_up(either: sr.Study) -> None:
     with pytest.raises(
         sr.BudgetError, match=r"macs=0\.001 cannot be met; the smallest reachable is macs=0\.\d+.*remain: .*%"
     ) as caught:
-        study.plan(macs=0.001)
+        either.plan(macs=0.001)
     found = re.search(r"smallest reachable is macs=(\d\.\d+)", str(caught.value))
     assert found is not None
     floor = float(found[1])
-    plan = study.plan(macs=floor)
-    assert study.apply(plan).keep_ratio("macs") <= floor
+    plan = either.plan(macs=floor)
+    assert either.apply(plan).keep_ratio("macs") <= floor
     with pytest.raises(sr.BudgetError, match=r"'7' \(left alone: in skip\)"):
-        study.plan(params=0.2, skip=("7",))
+        either.plan(params=0.2, skip=("7",))
 
 
 def test_a_model_that_is_one_layer(nets: ModuleType) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank import _apply, _fits, _survey
+from slimrank import _anchors, _apply, _fits, _survey
 
 HERE = Path(__file__).parent
 
@@ -77,7 +77,7 @@ def test_anchors_do_not_depend_on_where_it_stopped(
 ) -> None:
     # Large models take fewer held-out samples for an anchor; how many must not depend on the layers left.
     model, batches = nets.cnn(), nets.noise(1, 8, 8, n=8, size=16)
-    monkeypatch.setattr(_survey, "_ANCHOR_MACS", 3.0e7)
+    monkeypatch.setattr(_anchors, "_ANCHOR_MACS", 3.0e7)
     whole = sr.study(model, batches, progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(_survey, "layer_curves", interrupt_after(2, _survey.layer_curves))

@@ -121,7 +121,7 @@ class _PyramidPool(nn.Module):
 class Detector(nn.Module):
     """Like the later YOLOs: split stages, a pyramid up and down, boxes and classes at three sizes."""
 
-    def __init__(self, width: int = 16, n_classes: int = 5) -> None:
+    def __init__(self, width: int = 8, n_classes: int = 5) -> None:
         super().__init__()
         self.n_outputs = 4 + n_classes
         self.stem = _conv(3, width, 3, 2)

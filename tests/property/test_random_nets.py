@@ -3,12 +3,15 @@
 
 import os
 import random
+import tempfile
+from pathlib import Path
 
 import torch
 from hypothesis import HealthCheck, given, settings
 from random_nets import Example, random_nets
 from torch import Tensor, nn
 
+import slimrank as sr
 from slimrank.graph import (
     as_batch,
     capture,
@@ -21,11 +24,13 @@ from slimrank.graph import (
     try_groups,
 )
 from slimrank.records import ChannelMap
+from slimrank.select import reachable_floor
 
 # ``make bench-zoo`` asks for hundreds.
 N_EXAMPLES = int(os.environ.get("SLIMRANK_RANDOM_NETS", "40"))
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 _some = settings(deadline=None, max_examples=N_EXAMPLES, derandomize=True, suppress_health_check=_slow)
+_few = settings(_some, max_examples=max(N_EXAMPLES // 6, 1))
 
 
 def _drawn(channels: ChannelMap, seed: int) -> dict[str, tuple[int, ...]]:
@@ -61,3 +66,25 @@ def test_slimmed_equals_masked(example: Example) -> None:
         for expected, got in zip(_outputs(masked, x), _outputs(slimmed, x), strict=True):
             scale = float(expected.abs().max()) + 1e-6
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * scale)
+
+
+@_few
+@given(example=random_nets(max_steps=6))
+def test_costs_plans_and_files_are_exact(example: Example) -> None:
+    batches = [example.inputs(4, seed=seed) for seed in range(2)]
+    study = sr.study(example.model, batches, draws=1, progress=False)
+    plan = study.plan(macs=max(0.6, reachable_floor(study, "macs")))
+    result = study.apply(plan)
+    assert (result.after.macs, result.after.params) == (plan.after.macs, plan.after.params)
+    assert result.after.bytes == plan.after.bytes
+    with tempfile.TemporaryDirectory() as folder:
+        result.save(Path(folder) / "saved")
+        loaded = sr.load(Path(folder) / "saved", model=quiet_copy(example.model))
+        plan.save(Path(folder) / "plan.json")
+        assert sr.Plan.load(Path(folder) / "plan.json").steps == plan.steps
+    kept, found = result.model.state_dict(), loaded.state_dict()
+    assert list(kept) == list(found)
+    assert all(torch.equal(kept[name], found[name]) for name in kept)
+    # Kernels differ in the last bit with where tensors lie.
+    for expected, got in zip(_outputs(result.model, batches[0]), _outputs(loaded, batches[0]), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -79,7 +79,7 @@ class Units:
 
 
 def read_places(traced: Traced) -> Iterator[Place]:
-    """Every dimension of every parameter and buffer that the forward has used, kernels and the like left out."""
+    """Every dimension of every parameter and buffer that the forward has used, kernels left out."""
     for name, tensor in traced.stored.items():
         for dim, axis in enumerate(traced.known_axes(tensor)):
             if axis is not None and axis.size and (name, dim) not in traced.uses.inside:

@@ -44,12 +44,13 @@ def describe_groups(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec
         # Freezing one family may leave others without a problem, or give them one.
         if not freeze_problems(traced, places, families, units):
             break
-    names = _names(families, units)
+    told = _told(traced, families, units)
+    names = _names(families, units, told)
     read = {(place.name, place.dim) for place in places if (place.name, place.dim) in traced.uses.read}
     groups = {
         names[index]: _group(traced, index, names[index], families[index], units, places, layers, model, read)
         for index in _order(families, layers)
-        if _is_told(traced, families[index], index, units)
+        if index in told
     }
     return ChannelMap(
         groups=groups,
@@ -77,12 +78,12 @@ def _owned(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec]) -> lis
     return pairs
 
 
-def _names(families: Sequence[Family], units: Units) -> Mapping[int, str]:
+def _names(families: Sequence[Family], units: Units, told: set[int]) -> Mapping[int, str]:
     """Names by family: of the first producer, numbered where it makes several, live ones first."""
     live = {family for family, _ in units.of.values()}
     taken: Counter[str] = Counter()
     names = {}
-    for index in sorted(range(len(families)), key=lambda index: (index not in live, index)):
+    for index in sorted(told, key=lambda index: (index not in live, index)):
         family = families[index]
         parameter = family.home.name
         base = family.producers[0] if family.producers else parameter.rpartition(".")[0] or parameter
@@ -100,14 +101,21 @@ def _order(families: Sequence[Family], layers: Sequence[LayerSpec]) -> list[int]
     )
 
 
-def _is_told(traced: Traced, family: Family, index: int, units: Units) -> bool:
-    """Live families, and those without which nothing of a producer's dimension can go."""
-    if any(of == index for of, _ in units.of.values()):
-        return True
-    if not family.producers or len(family.members) < _FEWEST_TO_TELL:
-        return False
-    members = set(family.members.tolist())
-    return any(not units.at(label) for label in family.home.distinct if traced.labels.parts(label) & members)
+def _told(traced: Traced, families: Sequence[Family], units: Units) -> set[int]:
+    """Live families, and of those without which nothing of a layer's outputs can go the largest one."""
+    live = {family for family, _ in units.of.values()}
+    largest: dict[str, int] = {}
+    for index, family in enumerate(families):
+        if index in live or not family.producers or len(family.members) < _FEWEST_TO_TELL:
+            continue
+        members = set(family.members.tolist())
+        stays = any(
+            not units.at(label) and traced.labels.parts(label) & members for label in family.home.distinct
+        )
+        best = largest.get(family.producers[0])
+        if stays and (best is None or len(members) > len(families[best].members)):
+            largest[family.producers[0]] = index
+    return live | set(largest.values())
 
 
 def _group(

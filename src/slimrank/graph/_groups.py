@@ -81,9 +81,10 @@ class _Tracer(TorchDispatchMode):
 
 
 def _freeze_own(traced: Traced, module: nn.Module, name: str) -> None:
+    kind = type(module).__name__
     for parameter in module.parameters():
         for axis in traced.axes(parameter):
-            traced.labels.freeze(axis, lambda: f"{name or 'the model'} is a {type(module).__name__}")
+            traced.labels.freeze(axis, lambda: f"{name or 'the model'} is recurrent ({kind})")
         traced.own(parameter)
 
 

@@ -103,7 +103,10 @@ class Traced:
                 self.stored[name] = tensor
                 self._names[id(tensor)] = name
                 self._places.setdefault(_storage(tensor), name)
+        self._kernels: set[str] = set()
         for name, module in model.named_modules():
+            if isinstance(module, nn.modules.conv._ConvNd):
+                self._kernels.update(self._names.get(id(p), "") for p in module.parameters() if p.ndim > 2)
             own = (p for p in module._parameters.values() if p is not None)
             self._own[name] = tuple(self._names[id(p)] for p in own if id(p) in self._names)
 
@@ -158,6 +161,14 @@ class Traced:
                 self.uses.linked.add((origin.name, 0))
                 self.uses.read.add((origin.name, 1))
 
+    def _fresh(self, name: str, dim: int) -> Axis:
+        """Labels of a dimension of a parameter; kernels have none, nor have tables of whole numbers."""
+        tensor = self.stored[name]
+        is_kernel = dim > 1 and name in self._kernels
+        if tensor.shape[dim] == 1 or is_kernel or not holds_numbers(tensor):
+            return None
+        return self.labels.fresh(tensor.shape[dim], name, dim)
+
     def _first_seen(self, tensor: Tensor) -> Axes:
         name = self._names.get(id(tensor)) or self._places.get(_storage(tensor))
         if name is None or self.stored[name].shape != tensor.shape:
@@ -166,10 +177,7 @@ class Traced:
         # Tensors that share the storage of a parameter (what .data gives) are that parameter.
         stored = self.stored[name]
         if id(stored) not in self._axes:
-            self.give(
-                stored,
-                [self.labels.fresh(size, name, dim) if size > 1 else None for dim, size in _sizes(stored)],
-            )
+            self.give(stored, [self._fresh(name, dim) for dim in range(stored.ndim)])
             dims = tuple((dim,) for dim in range(stored.ndim))
             self.give_origins(stored, [Origin(name, dims, is_whole=True)])
         if tensor is not stored:
@@ -311,6 +319,11 @@ def whole_numel(tensor: Tensor, stored: Tensor, origin: Origin) -> bool:
     has_all = all(dim in carried for dim, size in _sizes(stored) if size > 1)
     own = prod(size for size, dims in zip(tensor.shape, origin.dims, strict=True) if size > 1 and dims)
     return origin.is_whole and has_all and own == stored.numel()
+
+
+def holds_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers, and not places or yes and no."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def unlabelled(tensor: Tensor) -> Axes:

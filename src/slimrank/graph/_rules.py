@@ -4,9 +4,10 @@
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
-from slimrank.graph._labels import Axis
-from slimrank.graph._ops import Op, unlabelled
+from slimrank.graph._labels import ANY, Axis
+from slimrank.graph._ops import Op, holds_numbers, unlabelled
 from slimrank.graph._rules_indexing import INDEXING
 from slimrank.graph._rules_norms import NORMS
 from slimrank.graph._rules_products import PRODUCTS
@@ -77,14 +78,23 @@ def _pointwise(op: Op) -> None:
 
 def _factory(op: Op) -> None:
     for out in op.outputs:
-        # The code may take the size from a tensor; one that does not is found by running the slimmed model.
-        op.give(out, [op.labels.fresh(size, "") if size > 1 else None for size in out.shape])
+        op.give(out, [_made_up(op, size, out) for size in out.shape])
 
 
 def _new(op: Op) -> None:
+    _factory(op)
     for out in op.outputs:
-        op.give(out, [op.labels.fresh(size, "") if size > 1 else None for size in out.shape])
         op.traced.give_origins(out, ())
+
+
+def _made_up(op: Op, size: int, out: Tensor) -> Axis:
+    """Labels of a tensor that the forward makes.
+
+    The code may take the size from another tensor; if it does not, running the slimmed model tells.
+    """
+    if size == 1:
+        return None
+    return op.labels.fresh(size, "") if holds_numbers(out) else ANY
 
 
 def _like(op: Op) -> None:

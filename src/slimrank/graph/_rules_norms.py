@@ -21,6 +21,10 @@ def _batch_norm(op: Op) -> None:
             channels = op.unify(channels, op.axes(vector)[0])
     if given.ndim > 1:
         axes[1] = channels
+    if op.given.get("training", op.given.get("train", False)):
+        # Statistics of what comes in, as for weights that are standardised by way of this kernel.
+        for axis in (*axes[:1], *axes[2:]):
+            op.freeze(axis)
     for out in op.outputs:
         op.give(out, axes if out.ndim == given.ndim else _of_channels(out, given, channels))
 

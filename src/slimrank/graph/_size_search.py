@@ -29,14 +29,14 @@ class Candidate:
         path: attribute, or element of it.
         kind: the number of units, of all indices of some tensor, or a share of these.
         is_near: whether the module holds nothing but what the group is about.
-        is_consumer: whether the module reads the group.
+        is_reader: whether the module sums over the group, and makes none of it.
     """
 
     module: str
     path: str
     kind: _Kind
     is_near: bool
-    is_consumer: bool
+    is_reader: bool
 
     @property
     def is_telling(self) -> bool:
@@ -120,12 +120,15 @@ def candidates(model: nn.Module, channels: ChannelMap, group: GroupSpec) -> tupl
         have in common, is one of the two modules above that, or has no tensors and stands among them.
     """
     scope = scope_of(channels, group)
-    totals = {
-        sum(unit != -1 for unit in axis.units)
+    axes = [
+        (_owner(spec.name), axis)
         for spec in channels.tensors.values()
         for axis in spec.axes
         if axis.group == group.name
-    }
+    ]
+    totals = {sum(unit != -1 for unit in axis.units) for _, axis in axes}
+    readers = {owner for owner, axis in axes if axis.role == "input"}
+    readers -= {owner for owner, axis in axes if axis.role == "output"}
     found = []
     for name in _searched(model, scope):
         for path, value in _numbers(model.get_submodule(name)):
@@ -137,7 +140,7 @@ def candidates(model: nn.Module, channels: ChannelMap, group: GroupSpec) -> tupl
                         path=path,
                         kind=kind,
                         is_near=_is_inside(name, scope.common),
-                        is_consumer=name in group.consumers,
+                        is_reader=name in readers,
                     )
                 )
     return tuple(found)
@@ -165,8 +168,8 @@ def hypotheses(found: Sequence[Candidate], limit: int) -> Iterator[tuple[Candida
 
 def _sets(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     near = [one for one in found if one.is_near]
-    # What a consumer keeps is more often the size of what it makes than of what it reads.
-    before = [one for one in near if not one.is_consumer]
+    # What a reader keeps is more often the size of what it makes than of what it reads.
+    before = [one for one in near if not one.is_reader]
     yield from chain(_by_kind(near), _by_kind(before))
     yield from ([one] for one in sorted(near, key=_rank)[:_MAX_SINGLES])
     for some in (before, near):
@@ -182,7 +185,7 @@ def _by_kind(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
 
 
 def _rank(one: Candidate) -> tuple[bool, bool, int, bool]:
-    return not one.is_near, one.is_consumer, _KINDS.index(one.kind), not one.is_telling
+    return not one.is_near, one.is_reader, _KINDS.index(one.kind), not one.is_telling
 
 
 def _kind(value: int, units: int, totals: Iterable[int]) -> _Kind | None:

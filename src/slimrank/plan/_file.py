@@ -170,7 +170,10 @@ def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> boo
         for step in steps
         for name, size in (
             *((name, setting.rank) for name, setting in step.settings.items()),
-            *((name, len(kept)) for name, kept in step.groups.items()),
+            *(
+                (name, len(kept) * step.structure.channels.groups[name].unit_width)
+                for name, kept in step.groups.items()
+            ),
         )
     ]
     return all(size % multiple_for(multiple_of, name) == 0 for name, size in sizes)

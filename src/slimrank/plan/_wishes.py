@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from math import ceil
+from math import ceil, gcd
 from numbers import Integral
 from typing import NamedTuple
 
@@ -97,8 +97,8 @@ def units_for(
         group: the group.
         how: a ratio, the share of its units to keep; or ``{"ratio": x}``, ``{"keep": n}`` or
             ``{"channels_kept": units}``.
-        multiple_of: width rounding. Widths round up; one that would reach beyond the units takes the
-            largest multiple that does not.
+        multiple_of: outputs of the first producer that stay are a multiple of this. Widths round up; one
+            that would reach beyond the units takes the largest that does not.
         curves: in whose order units go.
 
     Returns:
@@ -118,7 +118,9 @@ def units_for(
         raise OptionError(
             f'{where}: give one of "ratio", "keep" and "channels_kept", not {sorted(map(str, wish))}'
         )
+    # What hardware sees is the width of tensors; a unit may hold several outputs.
     multiple = multiple_for(multiple_of, group.name)
+    multiple //= gcd(multiple, group.unit_width)
     if "channels_kept" in wish:
         kept = _named_units(group, wish["channels_kept"], multiple)
         return kept if len(kept) < group.units else None

@@ -2,16 +2,21 @@
 """Eval-score tables."""
 
 from slimrank.scores._aimet import StudyLike
-from slimrank.scores._bench import Bench, ScoreFn, Trial, score_model
+from slimrank.scores._bench import AnyTrial, Bench, GroupTrial, ScoreFn, Trial, score_model
 from slimrank.scores._curves import score_curves
-from slimrank.scores._file import ScoreEntry
+from slimrank.scores._file import CHANNELS, PRUNING, ScoreEntry
+from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._journal import Journal
 from slimrank.scores._scores import Scores, check_scores
 from slimrank.scores._source import ScoredSource, scored_source
 from slimrank.scores._spread import count_workers, evaluate_spread
 
 __all__ = [
+    "CHANNELS",
+    "PRUNING",
+    "AnyTrial",
     "Bench",
+    "GroupTrial",
     "Journal",
     "ScoreEntry",
     "ScoreFn",
@@ -23,6 +28,7 @@ __all__ = [
     "count_workers",
     "evaluate_spread",
     "score_curves",
+    "score_group_curves",
     "score_model",
     "scored_source",
 ]

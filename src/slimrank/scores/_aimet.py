@@ -119,6 +119,7 @@ def read_aimet(
         candidates=tuple(sorted({float(ratio) for scores in table.values() for ratio in scores})),
         entries=entries,
         notes=tuple(notes),
+        groups={},
     )
 
 

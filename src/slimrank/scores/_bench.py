@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One evaluation: a model with one layer replaced, its score, and everything as it was."""
+"""One evaluation: a model with one layer or group compressed, its score, and everything as it was."""
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ScoreError
-from slimrank.graph import PrefixCache, replace_module
+from slimrank.graph import PrefixCache, put_back, replace_module, set_weights, slim
 from slimrank.methods import Pair, build_pair
-from slimrank.records import LayerSpec, Method
+from slimrank.records import ChannelMap, LayerSpec, Method
+from slimrank.scores._file import CHANNELS, PRUNING, ScoreEntry
 
 ScoreFn = Callable[[nn.Module], float]
 
@@ -38,6 +39,95 @@ class Trial:
 
     def __str__(self) -> str:
         return f"layer {self.spec.name!r}, {self.method} {self.pair.form} rank {self.pair.rank}"
+
+    @property
+    def name(self) -> str:
+        """Of the layer."""
+        return self.spec.name
+
+    @property
+    def start(self) -> str | None:
+        """The layer before which the model is the original."""
+        return self.spec.name
+
+    def entry(self, score: float) -> ScoreEntry:
+        """The line of a table."""
+        return ScoreEntry(
+            method=self.method,
+            form=self.pair.form,
+            rank=self.pair.rank,
+            keep_ratio=self.keep_ratio,
+            score=score,
+        )
+
+    def on_cpu(self) -> "Trial":
+        """The same, its tensors on the CPU."""
+        pair = replace(self.pair, first=self.pair.first.cpu(), second=self.pair.second.cpu())
+        return replace(self, pair=pair, bias=None if self.bias is None else self.bias.cpu())
+
+    @contextmanager
+    def installed(self, model: nn.Module) -> Iterator[None]:
+        """The pair is in its place while the context lasts."""
+        layer = model.get_submodule(self.name)
+        new = nn.Sequential(*build_pair(self.spec, layer, self.pair, self.bias))
+        replace_module(model, self.name, new)
+        try:
+            yield
+        finally:
+            replace_module(model, self.name, layer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupTrial:
+    """Units that stay of one channel group, and what the layers that read it become.
+
+    Attributes:
+        name: of the group.
+        kept: units that stay, ascending.
+        channels: the group, and the tensors that it touches.
+        fits: weight and bias of each consumer that is fitted anew, its lost columns and outputs gone; the
+            others lose columns alone.
+        start: the layer before which nothing changes; None where that is not known.
+    """
+
+    name: str
+    kept: tuple[int, ...]
+    channels: ChannelMap
+    fits: Mapping[str, tuple[Tensor, Tensor]]
+    start: str | None
+
+    def __str__(self) -> str:
+        return f"group {self.name!r}, {PRUNING} {len(self.kept)} of {self._units} units"
+
+    @property
+    def _units(self) -> int:
+        return self.channels.groups[self.name].units
+
+    def entry(self, score: float) -> ScoreEntry:
+        """The line of a table."""
+        count = len(self.kept)
+        return ScoreEntry(
+            method=PRUNING, form=CHANNELS, rank=count, keep_ratio=count / self._units, score=score
+        )
+
+    def on_cpu(self) -> "GroupTrial":
+        """The same, its tensors on the CPU."""
+        fits = {name: (weight.cpu(), bias.cpu()) for name, (weight, bias) in self.fits.items()}
+        return replace(self, fits=fits)
+
+    @contextmanager
+    def installed(self, model: nn.Module) -> Iterator[None]:
+        """The group is slimmed while the context lasts."""
+        with put_back(model):
+            slim(model, self.channels, {self.name: self.kept})
+            for name, (weight, bias) in self.fits.items():
+                layer = model.get_submodule(name)
+                device = next(layer.parameters()).device
+                set_weights(layer, weight.to(device), bias.to(device))
+            yield
+
+
+AnyTrial = Trial | GroupTrial
 
 
 class Bench:
@@ -65,8 +155,8 @@ class Bench:
         with self._lock:
             return self._score("the untouched model", None)
 
-    def score(self, trial: Trial) -> float:
-        """Score of the model with one layer replaced.
+    def score(self, trial: AnyTrial) -> float:
+        """Score of the model with one layer replaced, or one group slimmed.
 
         Args:
             trial: what takes its place.
@@ -77,15 +167,8 @@ class Bench:
         Raises:
             ScoreError: the function fails, returns no finite number, or changes the model.
         """
-        name = trial.spec.name
-        with self._lock:
-            layer = self._model.get_submodule(name)
-            new = nn.Sequential(*build_pair(trial.spec, layer, trial.pair, trial.bias))
-            replace_module(self._model, name, new)
-            try:
-                return self._score(str(trial), name)
-            finally:
-                replace_module(self._model, name, layer)
+        with self._lock, trial.installed(self._model):
+            return self._score(str(trial), trial.start)
 
     def _score(self, where: str, layer: str | None) -> float:
         with self._cache.evaluation(layer):

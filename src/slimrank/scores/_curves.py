@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slimrank._errors import ScoreError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.methods import never_falling
-from slimrank.plan import Structure, check_multiple_of, multiple_for, nearest
+from slimrank.plan import Structure, check_multiple_of, multiple_for, names_of, nearest
 from slimrank.records import Curve, Form, LayerSpec, Method
 from slimrank.scores._scores import Scores
 
@@ -65,7 +65,7 @@ def score_curves(
         OptionError: a wrong multiple_of.
         UnknownNameError: a glob of multiple_of that no layer matches.
     """
-    check_multiple_of(multiple_of, structure.layers)
+    check_multiple_of(multiple_of, names_of(structure))
     for name in scores.entries:
         if name not in structure.layers:
             raise ScoreError(

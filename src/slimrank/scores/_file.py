@@ -3,10 +3,10 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from slimrank._errors import FileError, PlanError, ScoreError
 from slimrank.cost import FORMS
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from slimrank.scores._scores import Scores
 
 FORMAT = 1
+PRUNING: Literal["channel_pruning"] = "channel_pruning"
+CHANNELS: Literal["channels"] = "channels"
+EntryForm = Form | Literal["channels"]
+_METHODS: tuple[Method, ...] = get_args(Method)
 _KEYS = (
     "format",
     "fingerprint",
@@ -43,23 +47,26 @@ _KEYS = (
     "entries",
     "notes",
 )
+# Tables of layers alone are written as they were before there were groups.
+_OPTIONAL = ("groups",)
+_GROUP = ("group", "entries")
 _ENTRY = ("method", "form", "rank", "keep_ratio", "score")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreEntry:
-    """One score: the whole model with one layer compressed.
+    """One score: the whole model with one layer compressed, or with one channel group slimmed.
 
     Attributes:
         method: a name of ``slimrank.METHODS``.
-        form: how the pair is split.
-        rank: size between the two factors.
-        keep_ratio: counted MACs of the pair / MACs of the layer.
+        form: how the pair is split; "channels" for a group.
+        rank: size between the two factors; of a group the units kept.
+        keep_ratio: counted MACs of the pair / MACs of the layer; of a group units kept / units.
         score: what the score function returned.
     """
 
     method: Method
-    form: Form
+    form: EntryForm
     rank: int
     keep_ratio: float
     score: float
@@ -75,6 +82,7 @@ class ScoresFields(TypedDict):
     candidates: tuple[float, ...]
     entries: Mapping[str, tuple[ScoreEntry, ...]]
     notes: tuple[str, ...]
+    groups: Mapping[str, tuple[ScoreEntry, ...]]
 
 
 def write_scores(path: str | os.PathLike[str], scores: "Scores") -> None:
@@ -88,7 +96,7 @@ def write_scores(path: str | os.PathLike[str], scores: "Scores") -> None:
         FileError: the file cannot be written.
         ScoreError: the table holds a number that is not finite.
     """
-    content: Json = {
+    content: dict[str, Json] = {
         "format": FORMAT,
         "fingerprint": dict(scores.fingerprint),
         "baseline": scores.baseline,
@@ -97,17 +105,22 @@ def write_scores(path: str | os.PathLike[str], scores: "Scores") -> None:
         "candidates": list(scores.candidates),
         # Sorting would lose the order of execution.
         "order": list(scores.entries),
-        "entries": {
-            name: [{key: getattr(entry, key) for key in _ENTRY} for entry in entries]
-            for name, entries in scores.entries.items()
-        },
+        "entries": {name: _to_json(entries) for name, entries in scores.entries.items()},
         "notes": list(scores.notes),
     }
+    if scores.groups:
+        content["groups"] = [
+            {"group": name, "entries": _to_json(entries)} for name, entries in scores.groups.items()
+        ]
     try:
         text = to_text(content)
     except ValueError as error:
         raise ScoreError(f"score table: a number is not finite ({error}); measure it again") from error
     write_text(path, text, what="score table")
+
+
+def _to_json(entries: Iterable[ScoreEntry]) -> Json:
+    return [{key: getattr(entry, key) for key in _ENTRY} for entry in entries]
 
 
 def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
@@ -147,7 +160,7 @@ def _from_json(text: str, where: str) -> ScoresFields:
             f"{where}: format {number!r} is unknown, this version reads {FORMAT}; give a file that "
             "measure_scores wrote, or install a newer slimrank"
         )
-    as_object(content, where, required=_KEYS)
+    as_object(content, where, required=_KEYS, optional=_OPTIONAL)
     fingerprint = as_object(content["fingerprint"], f"{where}: fingerprint")
     order = [as_text(name, f"{where}: order") for name in as_list(content["order"], f"{where}: order")]
     listings = as_object(content["entries"], f"{where}: entries")
@@ -169,19 +182,35 @@ def _from_json(text: str, where: str) -> ScoresFields:
             for value in as_list(content["candidates"], f"{where}: candidates")
         ),
         entries={
-            name: _distinct(
-                tuple(
-                    _entry(value, f"{where}: entries[{name!r}][{i}]")
-                    for i, value in enumerate(as_list(listings[name], f"{where}: entries[{name!r}]"))
-                ),
-                f"{where}: entries[{name!r}]",
-            )
-            for name in order
+            name: _entries(listings[name], f"{where}: entries[{name!r}]", in_groups=False) for name in order
         },
         notes=tuple(
             as_text(value, f"{where}: notes") for value in as_list(content["notes"], f"{where}: notes")
         ),
+        groups=_groups(content.get("groups", []), f"{where}: groups"),
     )
+
+
+def _groups(value: Json, where: str) -> dict[str, tuple[ScoreEntry, ...]]:
+    """Entries by group, in the order of the file."""
+    found: dict[str, tuple[ScoreEntry, ...]] = {}
+    for i, item in enumerate(as_list(value, where)):
+        content = as_object(item, f"{where}[{i}]", required=_GROUP)
+        name = as_text(content["group"], f"{where}[{i}].group")
+        if name in found:
+            raise ScoreError(f"{where}: group {name!r} stands twice; delete one of the two")
+        found[name] = _entries(content["entries"], f"{where}[{name!r}]", in_groups=True)
+    return found
+
+
+def _entries(value: Json, where: str, *, in_groups: bool) -> tuple[ScoreEntry, ...]:
+    found = tuple(_entry(item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
+    if any((entry.method == PRUNING) != in_groups for entry in found):
+        raise ScoreError(
+            f"{where}: {PRUNING!r} belongs to groups and no other method does; move the entry, or measure "
+            "the scores again"
+        )
+    return _distinct(found, where)
 
 
 def _distinct(entries: tuple[ScoreEntry, ...], where: str) -> tuple[ScoreEntry, ...]:
@@ -197,9 +226,11 @@ def _entry(value: Json, where: str) -> ScoreEntry:
     content = as_object(value, where, required=_ENTRY)
     method = _method(content["method"], f"{where}.method")
     asked = as_text(content["form"], f"{where}.form")
-    form = form_of(method, asked)
+    form = _form(method, asked)
     if form is None:
-        raise ScoreError(f"{where}: {method} has no form {asked!r}; {nearest(asked, FORMS[method])}")
+        raise ScoreError(
+            f"{where}: {method} has no form {asked!r}; {nearest(asked, FORMS.get(method, (CHANNELS,)))}"
+        )
     rank = as_integer(content["rank"], f"{where}.rank")
     ratio = _finite(content["keep_ratio"], f"{where}.keep_ratio")
     if rank < 1 or ratio <= 0:
@@ -215,10 +246,17 @@ def _entry(value: Json, where: str) -> ScoreEntry:
 
 def _method(value: Json, where: str) -> Method:
     asked = as_text(value, where)
-    method = method_of(asked)
+    method = method_of(asked, _METHODS)
     if method is None:
-        raise ScoreError(f"{where}: unknown method {asked!r}; {nearest(asked, FORMS)}")
+        raise ScoreError(f"{where}: unknown method {asked!r}; {nearest(asked, _METHODS)}")
     return method
+
+
+def _form(method: Method, text: str) -> EntryForm | None:
+    """The form of this name; None where the method has none."""
+    if method == PRUNING:
+        return CHANNELS if text == CHANNELS else None
+    return form_of(method, text)
 
 
 def _finite(value: Json, where: str) -> float:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from slimrank._errors import FileError, ScoreError
 from slimrank.records import Method
-from slimrank.scores._file import ScoreEntry
+from slimrank.scores._file import PRUNING, ScoreEntry
 from slimrank.scores._scores import Scores, differing_keys
+
+_Entries = Mapping[str, tuple[ScoreEntry, ...]]
 
 
 class Journal:
@@ -19,9 +21,10 @@ class Journal:
         path: of its file; an existing one is gone on with. None keeps it in memory.
         fingerprint: of the study.
         methods: to try.
-        candidates: shares of a layer's MACs, ascending.
+        candidates: shares of a layer's MACs, and of a group's units, ascending.
         lower_is_better: the score is a loss or an error rate.
         order: every layer, in execution order.
+        groups: every channel group, in execution order.
 
     Raises:
         FileError: the file cannot be read, or could not be written.
@@ -37,6 +40,7 @@ class Journal:
         candidates: tuple[float, ...],
         lower_is_better: bool,
         order: Iterable[str],
+        groups: Iterable[str] = (),
     ) -> None:
         self._path = None if path is None else Path(path)
         self._fingerprint = fingerprint
@@ -44,6 +48,7 @@ class Journal:
         self._candidates = candidates
         self._lower_is_better = lower_is_better
         self._order = list(order)
+        self._groups = list(groups)
         self._table: Scores | None = None
         if self._path is None:
             return
@@ -79,6 +84,11 @@ class Journal:
         entries = () if self._table is None else self._table.entries.get(layer, ())
         return frozenset((entry.form, entry.rank) for entry in entries)
 
+    def known_counts(self, group: str) -> frozenset[int]:
+        """Units kept at which a channel group has been scored."""
+        entries = () if self._table is None else self._table.groups.get(group, ())
+        return frozenset(entry.rank for entry in entries)
+
     def start(self, baseline: float) -> None:
         """The first score: of the untouched model."""
         self._keep(
@@ -92,12 +102,13 @@ class Journal:
             )
         )
 
-    def add(self, layer: str, entry: ScoreEntry) -> None:
-        """One more score; it stands in the file when this returns."""
+    def add(self, name: str, entry: ScoreEntry) -> None:
+        """One more score, of a layer or, by its method, of a group; it is in the file when this returns."""
         table = self.finished()
-        entries = dict(table.entries)
-        entries[layer] = tuple(sorted((*entries.get(layer, ()), entry), key=self._place))
-        self._keep(replace(table, entries={name: entries[name] for name in self._order if name in entries}))
+        if entry.method == PRUNING:
+            self._keep(replace(table, groups=self._joined(self._groups, table.groups, {name: (entry,)})))
+        else:
+            self._keep(replace(table, entries=self._joined(self._order, table.entries, {name: (entry,)})))
 
     def finished(self) -> Scores:
         """The table as it stands.
@@ -118,14 +129,22 @@ class Journal:
             table.save(self._path)
 
     def _merged(self, table: Scores, other: Scores) -> Scores:
-        entries: dict[str, tuple[ScoreEntry, ...]] = {}
-        for name in self._order:
-            own = table.entries.get(name, ())
+        return replace(
+            table,
+            entries=self._joined(self._order, table.entries, other.entries),
+            groups=self._joined(self._groups, table.groups, other.groups),
+        )
+
+    def _joined(self, order: Iterable[str], table: _Entries, other: _Entries) -> _Entries:
+        """The entries of both, those of the first where both know a form and rank."""
+        joined: dict[str, tuple[ScoreEntry, ...]] = {}
+        for name in order:
+            own = table.get(name, ())
             known = {(entry.form, entry.rank) for entry in own}
-            theirs = [entry for entry in other.entries.get(name, ()) if (entry.form, entry.rank) not in known]
+            theirs = [entry for entry in other.get(name, ()) if (entry.form, entry.rank) not in known]
             if own or theirs:
-                entries[name] = tuple(sorted((*own, *theirs), key=self._place))
-        return replace(table, entries=entries)
+                joined[name] = tuple(sorted((*own, *theirs), key=self._place))
+        return joined
 
     def _place(self, entry: ScoreEntry) -> tuple[int, float, str, int]:
         return self._methods.index(entry.method), entry.keep_ratio, entry.form, entry.rank

@@ -10,12 +10,12 @@ from slimrank.plan import write_text
 from slimrank.records import Method
 from slimrank.report import ScoreLine, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
-from slimrank.scores._file import ScoreEntry, read_scores, write_scores
+from slimrank.scores._file import PRUNING, ScoreEntry, read_scores, write_scores
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Scores:
-    """Scores of the whole model, each with only one layer compressed.
+    """Scores of the whole model, each with only one layer compressed, or one channel group slimmed.
 
     Made by ``slimrank.measure_scores`` or ``Scores.load``. One table serves any number of plans.
 
@@ -24,9 +24,12 @@ class Scores:
         baseline: score of the untouched model.
         lower_is_better: the score is a loss or an error rate.
         methods: that were tried.
-        candidates: shares of a layer's MACs that were asked for, in (0, 1), ascending.
+        candidates: shares of a layer's MACs, and of a group's units, that were asked for, in (0, 1),
+            ascending.
         entries: what was tried of each layer, in execution order; per method by rising ``keep_ratio``.
         notes: what the user should know.
+        groups: what was tried of each channel group, likewise. A group has the name of a layer, so these are
+            no ``entries``.
 
     Example:
         >>> entry = ScoreEntry(method="weight_svd", form="linear", rank=16, keep_ratio=0.5, score=0.75)
@@ -49,6 +52,7 @@ class Scores:
     candidates: tuple[float, ...]
     entries: Mapping[str, tuple[ScoreEntry, ...]]
     notes: tuple[str, ...] = field(default=())
+    groups: Mapping[str, tuple[ScoreEntry, ...]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Scores":
@@ -117,27 +121,27 @@ class Scores:
         return entry.score - self.baseline if self.lower_is_better else self.baseline - entry.score
 
     def summary(self) -> str:
-        """The table as plain text: layers by candidates, each at the dearest tried rank within it.
+        """The table as plain text: layers and groups by candidates, each at the dearest tried rank within it.
 
-        Where no rank is within a candidate, the score of the cheapest pair stands in brackets.
+        Where no rank is within a candidate, the score of the cheapest pair, or of the fewest units, stands in
+        brackets.
         """
         better = "lower" if self.lower_is_better else "higher"
-        heading = (
-            f"score with only this layer at this share of its MACs; untouched {self.baseline:.4f}, "
-            f"{better} is better"
-        )
-        rows = []
-        for name, entries in self.entries.items():
-            for method in self.methods:
-                own = [entry for entry in entries if entry.method == method]
-                if own:
-                    rows.append((name, method, *(_cell(own, ratio) for ratio in self.candidates)))
-        columns = ("layer", "method", *(f">{ratio:.2f}" for ratio in self.candidates))
+        what = "this layer at this share of its MACs"
+        if self.groups:
+            what += ", or this channel group at this share of its units"
+        heading = f"score with only {what}; untouched {self.baseline:.4f}, {better} is better"
+        rows = [
+            (name, method, *(_cell(own, ratio) for ratio in self.candidates))
+            for name, method, own in self._rows()
+        ]
+        first = "layer or group" if self.groups else "layer"
+        columns = (first, "method", *(f">{ratio:.2f}" for ratio in self.candidates))
         notes = "".join(f"- {note}\n" for note in self.notes)
         return f"{heading}\n{render_table(columns, rows)}\n{notes}"
 
     def report(self, path: str | os.PathLike[str]) -> None:
-        """Writes the table as one self-contained HTML page, with a chart for every layer.
+        """Writes the table as one self-contained HTML page, with a chart for every layer and group.
 
         Args:
             path: of the file; an existing one is replaced, whole or not at all.
@@ -150,22 +154,30 @@ class Scores:
                 layer=name,
                 method=method,
                 points=[
-                    (entry.keep_ratio, entry.score, f"{entry.form} rank {entry.rank}: {entry.score:.6g}")
-                    for entry in own
+                    (entry.keep_ratio, entry.score, f"{_what(entry)}: {entry.score:.6g}") for entry in own
                 ],
             )
-            for name, entries in self.entries.items()
-            for method in self.methods
-            if (own := [entry for entry in entries if entry.method == method])
+            for name, method, own in self._rows()
         ]
         html = render_scores_html(
             lines, baseline=self.baseline, lower_is_better=self.lower_is_better, table=self.summary()
         )
         write_text(path, html.rstrip("\n"), what="report")
 
+    def _rows(self) -> list[tuple[str, Method, list[ScoreEntry]]]:
+        """Name, method and entries of every layer, then of every group."""
+        named = [*self.entries.items(), *self.groups.items()]
+        return [
+            (name, method, own)
+            for name, entries in named
+            for method in self.methods
+            if (own := [entry for entry in entries if entry.method == method])
+        ]
+
     def __repr__(self) -> str:
-        count = sum(len(entries) for entries in self.entries.values())
-        return f"Scores({count} scores of {len(self.entries)} layers, baseline {self.baseline:g})"
+        count = sum(len(own) for table in (self.entries, self.groups) for own in table.values())
+        groups = f" and {len(self.groups)} group{'s' * (len(self.groups) > 1)}" if self.groups else ""
+        return f"Scores({count} scores of {len(self.entries)} layers{groups}, baseline {self.baseline:g})"
 
 
 def check_scores(scores: Scores, fingerprint: Mapping[str, str]) -> None:
@@ -189,6 +201,11 @@ def check_scores(scores: Scores, fingerprint: Mapping[str, str]) -> None:
 def differing_keys(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """What two fingerprints do not have in common."""
     return [key for key in dict.fromkeys((*one, *other)) if one.get(key) != other.get(key)]
+
+
+def _what(entry: ScoreEntry) -> str:
+    """What was tried, for people."""
+    return f"{entry.rank} units" if entry.method == PRUNING else f"{entry.form} rank {entry.rank}"
 
 
 def _cell(entries: list[ScoreEntry], ratio: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from slimrank.plan import Plan, PlanSource, Structure
 from slimrank.records import BlockDamage, Cost, Curve, GroupCurve
 from slimrank.scores._curves import score_curves
+from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._scores import Scores, check_scores
 
 _UNSCORED = "not in the score table; measure it with layers="
@@ -14,7 +15,7 @@ _UNSCORED = "not in the score table; measure it with layers="
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoredSource:
-    """What ``select_plan`` chooses from: the layers of a study, losses from a score table.
+    """What ``select_plan`` chooses from: the layers and groups of a study, losses from a score table.
 
     Attributes:
         structure: of the model.
@@ -23,7 +24,8 @@ class ScoredSource:
         curves: loss of score and cost by rank.
         methods: that the table holds.
         previous: the plan that made the model, where it had been compressed before.
-        group_curves, block_damages: none; a table holds scores of layers alone.
+        group_curves: loss of score by the units that stay.
+        block_damages: none; a table holds no scores of blocks.
     """
 
     structure: Structure
@@ -58,7 +60,7 @@ def scored_source(
         multiple_of: as in ``score_curves``; the one that the plan will have.
 
     Returns:
-        The source; layers that the table does not hold have no curve, so they are left alone.
+        The source; layers and groups that the table does not hold have no curve, so they are left alone.
 
     Raises:
         ScoreError: the table belongs to another study, or holds what the model does not have.
@@ -75,6 +77,15 @@ def scored_source(
         walk_down=walk_down,
         multiple_of=multiple_of,
     )
+    group_curves = score_group_curves(
+        scores,
+        source.structure.channels,
+        source.group_curves,
+        monotonic=monotonic,
+        interpolate=interpolate,
+        walk_down=walk_down,
+        multiple_of=multiple_of,
+    )
     # Told where a budget is out of reach; plans keep the study's own structure.
     layers = {
         name: spec
@@ -83,10 +94,11 @@ def scored_source(
         for name, spec in source.structure.layers.items()
     }
     return ScoredSource(
-        structure=Structure(sha256=source.structure.sha256, layers=layers),
+        structure=replace(source.structure, layers=layers),
         before=source.before,
         has_bias=source.has_bias,
         curves=curves,
         methods=scores.methods,
         previous=source.previous,
+        group_curves=group_curves,
     )

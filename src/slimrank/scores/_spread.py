@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
 
@@ -22,7 +22,7 @@ from torch import nn
 
 from slimrank._errors import OptionError
 from slimrank.graph import outside_inference_mode
-from slimrank.scores._bench import Bench, ScoreFn, Trial
+from slimrank.scores._bench import AnyTrial, Bench, ScoreFn
 
 _WATCH_SECONDS = 1.0
 _Results = Iterable[tuple[int, float]]
@@ -71,8 +71,8 @@ def count_workers(workers: int) -> int:
 
 
 def evaluate_spread(
-    model: nn.Module, score_fn: ScoreFn, trials: Iterable[Trial], *, workers: int, max_bytes: int
-) -> Generator[tuple[Trial, float], None, None]:
+    model: nn.Module, score_fn: ScoreFn, trials: Iterable[AnyTrial], *, workers: int, max_bytes: int
+) -> Generator[tuple[AnyTrial, float], None, None]:
     """Scores of trials, as they come in.
 
     Args:
@@ -92,14 +92,14 @@ def evaluate_spread(
     joblib = _joblib()
     n_workers = count_workers(workers)
     payload = _packed(model, score_fn, max_bytes // n_workers)
-    pending: dict[int, Trial] = {}
+    pending: dict[int, AnyTrial] = {}
     failed: list[BaseException] = []
 
     def tasks() -> Iterator[object]:
         try:
             for number, trial in enumerate(trials):
                 pending[number] = trial
-                yield joblib.delayed(_work)(payload, number, _on_cpu(trial))
+                yield joblib.delayed(_work)(payload, number, trial.on_cpu())
         except BaseException as error:
             # In a thread of joblib it would be lost.
             failed.append(error)
@@ -128,7 +128,7 @@ def _in_groups(
 
 
 @outside_inference_mode
-def _work(payload: _Payload, number: int, trial: Trial) -> tuple[int, float]:
+def _work(payload: _Payload, number: int, trial: AnyTrial) -> tuple[int, float]:
     """One evaluation, in a worker."""
     _end_with(payload.parent)
     if torch.get_num_threads() != payload.threads:
@@ -198,11 +198,6 @@ def _is_importable(name: str) -> bool:
     return top in sys.builtin_module_names or any(
         finder.find_spec(top, None) is not None for finder in sys.meta_path if hasattr(finder, "find_spec")
     )
-
-
-def _on_cpu(trial: Trial) -> Trial:
-    pair = replace(trial.pair, first=trial.pair.first.cpu(), second=trial.pair.second.cpu())
-    return replace(trial, pair=pair, bias=None if trial.bias is None else trial.bias.cpu())
 
 
 def _cloudpickle() -> ModuleType:

@@ -13,7 +13,17 @@ import numpy as np
 from slimrank._errors import NonFiniteError
 from slimrank.cost import layer_cost, pair_costs
 from slimrank.plan import PlanSource, is_inside, multiple_for
-from slimrank.records import Cost, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Metric, TensorSpec
+from slimrank.records import (
+    ChannelMap,
+    Cost,
+    Curve,
+    Form,
+    GroupCurve,
+    GroupSpec,
+    LayerSpec,
+    Metric,
+    TensorSpec,
+)
 from slimrank.select._joint_counts import Dim, Dims, Places, Widths, widths_of
 from slimrank.select._table import Floats, Ints
 
@@ -308,14 +318,21 @@ def joint_of(
     widths = [
         _widths(curve, source.structure.channels.groups[curve.group], multiple_of)
         for curve in source.group_curves
-        if PRUNING in methods and is_offered(source.structure.channels.groups[curve.group], skipped)
+        if PRUNING in methods and is_offered(source.structure.channels, curve.group, skipped)
     ]
     return _joint(source, limits, [one for one in widths if len(one.kept) > 1], methods, skipped, multiple_of)
 
 
-def is_offered(group: GroupSpec, skipped: Collection[str]) -> bool:
-    """Whether channels of a group may go."""
-    return group.reason is None and not any(name in skipped for name in (group.name, *group.producers))
+def is_offered(channels: ChannelMap, name: str, skipped: Collection[str]) -> bool:
+    """Whether channels of a group may go: skipped layers keep their weights, rows and columns alike."""
+    group = channels.groups[name]
+    if group.reason is not None or any(one in skipped for one in (name, *group.producers)):
+        return False
+    return not any(
+        tensor.name.rpartition(".")[0] in skipped
+        for tensor in channels.tensors.values()
+        if any(axis.group == name for axis in tensor.axes)
+    )
 
 
 def _widths(curve: GroupCurve, group: GroupSpec, multiple_of: int | Mapping[str, int]) -> Widths:

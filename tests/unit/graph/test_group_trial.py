@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import as_batch, slim, try_groups
+from slimrank.graph import as_batch, capture, mask, quiet_copy, read_groups, slim, try_groups
 from slimrank.records import ChannelMap, ProductSpec
 
 _X = torch.linspace(-1, 1, 2 * 5 * 8).reshape(2, 5, 8)
@@ -274,3 +274,190 @@ def test_other_dtypes(dtype: torch.dtype, map_of: Callable, group_of: Callable) 
     model = _Block().to(dtype)
     tried = try_groups(model, as_batch(_X.to(dtype)), _blocks_map(model, [""], map_of, group_of))
     assert all(group.reason is None for group in tried.groups.values())
+
+
+def test_rounding_that_a_net_blows_up_is_not_a_difference(map_of: Callable, group_of: Callable) -> None:
+    class Chaotic(_Fixed):
+        def forward(self, x: Tensor) -> Tensor:
+            return (super().forward(x) * 3e4).sin()
+
+    model = Chaotic(lambda y: y)
+    torch.manual_seed(0)
+    tried = try_groups(model, as_batch(_X), _fixed_map(model, map_of, group_of))
+    assert [group.reason for group in tried.groups.values()] == [None, None]
+
+
+def test_outputs_that_jump_are_compared_exactly(map_of: Callable, group_of: Callable) -> None:
+    """A detector's boxes in the order of scores that rounding can swap."""
+
+    class Ordered(_Fixed):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            scores = (y * 1e5).sum(-1).cos()
+            return y.flatten(0, 1)[scores.flatten().argsort()]
+
+    model = Ordered(lambda y: y)
+    tried = try_groups(model, as_batch(_X), _fixed_map(model, map_of, group_of))
+    assert [group.reason for group in tried.groups.values()] == [None, None]
+
+
+def test_layers_that_run_another_number_of_times_freeze(map_of: Callable, group_of: Callable) -> None:
+    class Repeated(_Fixed):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            out = self.second(y)
+            return out if y.shape[-1] == 12 else self.second(y)
+
+    model = Repeated(lambda y: y)
+    axes = {
+        "first.weight": [("first", 0, "output", range(12))],
+        "first.bias": [("first", 0, "output", range(12))],
+    }
+    axes["second.weight"] = [("first", 1, "input", range(12))]
+    channels = map_of(model, [group_of("first", 12, consumers=("second",))], axes)
+    reason = str(try_groups(model, as_batch(_X), channels).groups["first"].reason)
+    assert reason == "the code computes with its size: second is called another number of times"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda y, _n: y[:1], r"the output is \(1, 5, 8\), and \(2, 5, 8\) in the masked model"),
+        (lambda y, _n: (y, y), "the slimmed model returns other outputs"),
+        (lambda y, n: y / (n - n), "the output holds nan or inf at other places"),
+    ],
+)
+def test_outputs_of_another_kind_freeze(
+    change: Callable, match: str, map_of: Callable, group_of: Callable
+) -> None:
+    class Changed(_Fixed):
+        def forward(self, x: Tensor) -> object:
+            y = self.first(x)
+            out = self.second(y)
+            return out if y.shape[-1] == 12 else change(out, y.shape[-1])
+
+    model = Changed(lambda y: y)
+    rows = [("first", 0, "output", range(12))]
+    axes = {"first.weight": rows, "first.bias": rows, "second.weight": [("first", 1, "input", range(12))]}
+    tried = try_groups(model, as_batch(_X), map_of(model, [group_of("first", 12)], axes))
+    with pytest.raises(ValueError, match=match):
+        raise ValueError(tried.groups["first"].reason)
+
+
+def _tried(model: nn.Module, x: Tensor) -> ChannelMap:
+    """Groups as they are read and tried."""
+    batch = as_batch(x)
+    found = capture(quiet_copy(model), batch, methods=("weight_svd",), skip=(), has_bias=True)
+    return try_groups(model, batch, read_groups(quiet_copy(model), found.sample, found.layers))
+
+
+def _check_exact(model: nn.Module, channels: ChannelMap, kept: dict[str, Sequence[int]], x: Tensor) -> None:
+    slimmed, masked = quiet_copy(model), quiet_copy(model)
+    slim(slimmed, channels, kept)
+    mask(masked, channels, kept)
+    torch.testing.assert_close(slimmed(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+class _Attention(nn.Module):
+    """Queries, keys and values cut by one width; the scale is a number of its own."""
+
+    def __init__(self, heads: int = 4, head_dim: int = 6, kv_heads: int = 4) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.num_heads = heads
+        self.num_key_value_heads = kv_heads
+        self.scaling = 0.4
+        self.q, self.k = nn.Linear(8, heads * head_dim), nn.Linear(8, kv_heads * head_dim)
+        self.v, self.out = nn.Linear(8, kv_heads * head_dim), nn.Linear(heads * head_dim, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = functional.scaled_dot_product_attention(q, k, v, scale=self.scaling)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def test_widths_that_the_code_ties_become_one_group() -> None:
+    model = nn.Sequential(_Attention(), _Attention())
+    tried = _tried(model, _X)
+    for index in range(2):
+        width = next(group for group in tried.groups.values() if group.sizes == ((f"{index}", "head_dim"),))
+        assert width.units == 6
+        assert width.is_inner
+        assert set(width.producers) == {f"{index}.q", f"{index}.k", f"{index}.v"}
+        assert width.consumers == (f"{index}.out",)
+    assert all(group.reason in {None, "model output"} for group in tried.groups.values())
+    live = {name: group for name, group in tried.groups.items() if group.reason is None}
+    assert sorted(group.units for group in live.values()) == [4, 4, 6, 6]
+    _check_exact(model, tried, {name: range(1, group.units, 2) for name, group in live.items()}, _X)
+
+
+class _Grouped(_Attention):
+    """Several query heads read one head of keys and values; sizes come from attributes."""
+
+    def __init__(self) -> None:
+        super().__init__(heads=8, head_dim=3, kv_heads=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, self.num_heads, -1).transpose(1, 2)
+        k, v = (
+            layer(x).view(n, length, self.num_key_value_heads, -1).transpose(1, 2)
+            for layer in (self.k, self.v)
+        )
+        k, v = (part.repeat_interleave(4, dim=1) for part in (k, v))
+        mixed = ((q @ k.transpose(2, 3)) * self.scaling).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(n, length, -1))
+
+
+def test_heads_that_share_keys_go_together() -> None:
+    model = nn.Sequential(_Grouped())
+    tried = _tried(model, _X)
+    heads = next(group for group in tried.groups.values() if group.units == 2 and group.reason is None)
+    assert set(heads.sizes) == {("0", "num_heads"), ("0", "num_key_value_heads")}
+    _check_exact(model, tried, {heads.name: [1]}, _X)
+
+
+class _Matrix(nn.Module):
+    """A layer that is none of torch's, and keeps its output size."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.nf, self.nx = outputs, inputs
+        self.weight = nn.Parameter(torch.linspace(-1, 1, inputs * outputs).sin().reshape(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(0, 1) @ self.weight).view(*x.shape[:2], self.nf)
+
+
+class _Fused(nn.Module):
+    """Queries, keys and values by one such layer, split by an attribute that is as large as the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim = self.split_size = 24
+        self.head_dim = 6
+        self.c_attn, self.c_proj = _Matrix(24, 72), _Matrix(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.c_attn(x).split(self.split_size, dim=2))
+        mixed = functional.scaled_dot_product_attention(q, k, v, scale=0.4)
+        return x + self.c_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def test_sizes_of_readers_that_only_look_alike_stay() -> None:
+    model = nn.Sequential(nn.Linear(8, 24), _Fused(), nn.Linear(24, 8))
+    tried = _tried(model, _X)
+    heads = next(group for group in tried.groups.values() if group.units == 4)
+    assert set(heads.sizes) == {("1", "split_size"), ("1.c_attn", "nf")}
+    _check_exact(model, tried, {heads.name: [0, 3]}, _X)
+
+
+def test_torchs_fused_layers_are_tried_as_well() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=False)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    tried = _tried(model, _X)
+    inner = [group for group in tried.groups.values() if group.reason is None]
+    assert [group.units for group in inner] == [16, 16]
+    _check_exact(model, tried, {group.name: range(5) for group in inner}, _X)

@@ -93,8 +93,10 @@ def around(function: Callable[..., object], n_mid: int, n_out: int, **modules: o
     """A convolution, the function of its output, and another one."""
     return Wrapped(
         lambda self, x: self.leave(function(self, self.enter(x))).flatten(1),
-        enter=conv(3, n_mid), leave=nn.Conv2d(n_out, 2, 1), **modules,
-    )  # fmt: skip
+        enter=conv(3, n_mid),
+        leave=nn.Conv2d(n_out, 2, 1),
+        **modules,
+    )
 
 
 def shuffled(self: nn.Module, x: Tensor) -> Tensor:
@@ -124,17 +126,29 @@ def filled(self: nn.Module, x: Tensor) -> Tensor:
 
 
 NETS: Mapping[str, Callable[[], nn.Module]] = {
-    "residual": lambda: around(lambda s, x: functional.relu(s.b(s.a(x)) + x), 6, 6, a=conv(6, 5), b=conv(5, 6)),
-    "concat": lambda: around(lambda s, x: s.n(torch.cat([x, s.a(x)], 1)), 6, 10, a=conv(6, 4), n=nn.BatchNorm2d(10)),
+    "residual": lambda: around(
+        lambda s, x: functional.relu(s.b(s.a(x)) + x), 6, 6, a=conv(6, 5), b=conv(5, 6)
+    ),
+    "concat": lambda: around(
+        lambda s, x: s.n(torch.cat([x, s.a(x)], 1)), 6, 10, a=conv(6, 4), n=nn.BatchNorm2d(10)
+    ),
     "dense": lambda: around(
-        lambda s, x: torch.cat([y := torch.cat([x, s.a(x)], 1), s.b(y)], 1), 6, 13, a=conv(6, 4), b=conv(10, 3)
+        lambda s, x: torch.cat([y := torch.cat([x, s.a(x)], 1), s.b(y)], 1),
+        6,
+        13,
+        a=conv(6, 4),
+        b=conv(10, 3),
     ),
     "depthwise": lambda: around(lambda s, x: s.a(x), 6, 6, a=conv(6, 6, groups=6)),
     "depth multiplier": lambda: around(lambda s, x: s.a(x), 6, 12, a=conv(6, 12, groups=6)),
     "grouped": lambda: around(lambda s, x: s.a(x), 8, 12, a=conv(8, 12, groups=4)),
-    "grouped twice": lambda: around(lambda s, x: s.b(s.a(x)), 8, 8, a=conv(8, 8, groups=2), b=conv(8, 8, groups=4)),
+    "grouped twice": lambda: around(
+        lambda s, x: s.b(s.a(x)), 8, 8, a=conv(8, 8, groups=2), b=conv(8, 8, groups=4)
+    ),
     "transposed": lambda: around(lambda s, x: s.a(x), 6, 4, a=nn.ConvTranspose2d(6, 4, 2, 2)),
-    "transposed groups": lambda: around(lambda s, x: s.a(x), 6, 4, a=nn.ConvTranspose2d(6, 4, 2, 2, groups=2)),
+    "transposed groups": lambda: around(
+        lambda s, x: s.a(x), 6, 4, a=nn.ConvTranspose2d(6, 4, 2, 2, groups=2)
+    ),
     "group norm": lambda: around(lambda s, x: s.n(x), 8, 8, n=nn.GroupNorm(4, 8)),
     "instance norm": lambda: around(lambda s, x: s.n(x), 8, 8, n=nn.InstanceNorm2d(8, affine=True)),
     "prelu": lambda: around(lambda s, x: s.n(x), 8, 8, n=nn.PReLU(8)),
@@ -151,30 +165,46 @@ NETS: Mapping[str, Callable[[], nn.Module]] = {
     "stack": lambda: around(lambda s, x: torch.stack([x, s.a(x)]).sum(0), 6, 6, a=conv(6, 6)),
     "resize": lambda: around(lambda _, x: functional.interpolate(x, scale_factor=2, mode="bilinear"), 6, 6),
     "pools": lambda: around(
-        lambda _, x: functional.max_pool2d(x, 2) + functional.avg_pool2d(x, 2) + functional.adaptive_max_pool2d(x, 4),
-        6, 6,
+        lambda _, x: (
+            functional.max_pool2d(x, 2) + functional.avg_pool2d(x, 2) + functional.adaptive_max_pool2d(x, 4)
+        ),
+        6,
+        6,
     ),
-    "unfold": lambda: around(lambda _, x: functional.unfold(x, 3, padding=1).unflatten(2, x.shape[2:]), 4, 36),
-    "padded channels": lambda: around(lambda s, x: functional.pad(x, (0, 0, 0, 0, 1, 2)) + s.a(x), 6, 9, a=conv(6, 9)),
+    "unfold": lambda: around(
+        lambda _, x: functional.unfold(x, 3, padding=1).unflatten(2, x.shape[2:]), 4, 36
+    ),
+    "padded channels": lambda: around(
+        lambda s, x: functional.pad(x, (0, 0, 0, 0, 1, 2)) + s.a(x), 6, 9, a=conv(6, 9)
+    ),
     "filled in": lambda: around(filled, 6, 10, side=conv(6, 4)),
-    "weight norm": lambda: around(lambda s, x: s.a(x), 6, 5, a=parametrizations.weight_norm(nn.Conv2d(6, 5, 1))),
-    "split": lambda: around(lambda s, x: torch.cat([s.a(x[:, : len(x[0]) // 3]), x[:, len(x[0]) // 3 :]], 1), 9, 10, a=conv(3, 4)),
+    "weight norm": lambda: around(
+        lambda s, x: s.a(x), 6, 5, a=parametrizations.weight_norm(nn.Conv2d(6, 5, 1))
+    ),
+    "split": lambda: around(
+        lambda s, x: torch.cat([s.a(x[:, : len(x[0]) // 3]), x[:, len(x[0]) // 3 :]], 1), 9, 10, a=conv(3, 4)
+    ),
     "repeated": lambda: around(lambda _, x: x.repeat(1, 2, 1, 1), 6, 12),
     "interleaved": lambda: around(lambda _, x: x.repeat_interleave(2, 1), 6, 12),
     "expanded gate": lambda: around(lambda _, x: x * x.mean((2, 3), keepdim=True).expand_as(x), 6, 6),
     "masked": lambda: around(lambda _, x: torch.where(x > 0, x, x * 0.1).masked_fill(x > 2, 1.0), 6, 6),
-    "grid sample": lambda: around(lambda _, x: functional.grid_sample(x, x.new_zeros(len(x), 4, 4, 2), align_corners=False), 6, 6),
+    "grid sample": lambda: around(
+        lambda _, x: functional.grid_sample(x, x.new_zeros(len(x), 4, 4, 2), align_corners=False), 6, 6
+    ),
     "einsum": lambda: around(
         lambda s, x: torch.einsum("nchw,dc->ndhw", x, s.a.weight), 6, 5, a=nn.Linear(6, 5, bias=False)
     ),
     "channels last": lambda: around(
-        lambda s, x: s.b(functional.gelu(s.a(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2), 6, 5,
-        a=nn.Linear(6, 7), b=nn.Linear(7, 5),
+        lambda s, x: s.b(functional.gelu(s.a(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2),
+        6,
+        5,
+        a=nn.Linear(6, 7),
+        b=nn.Linear(7, 5),
     ),
     "batch norm 1d": lambda: around(
         lambda s, x: s.n(x.flatten(2)).unflatten(2, x.shape[2:]), 6, 6, n=nn.BatchNorm1d(6)
     ),
-}  # fmt: skip
+}
 
 
 def settled(model: nn.Module) -> nn.Module:

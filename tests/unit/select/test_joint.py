@@ -198,10 +198,11 @@ def test_widths_are_multiples_counted_in_outputs() -> None:
     plan = select_plan(NET, budgets={"macs": 0.45}, methods=("channel_pruning",), multiple_of=8)
     assert len(plan.groups.get("first", range(32))) % 8 == 0
     # One unit holds four outputs, so two of them are a multiple of 8.
-    kept = {
-        len(select_plan(NET, budgets={"macs": ratio}, methods=METHODS[1:], multiple_of=8).groups["block.up"])
-        for ratio in (0.2, 0.3, 0.4, 0.5)
-    }
+    plans = [
+        select_plan(NET, budgets={"macs": ratio}, methods=METHODS[1:], multiple_of=8)
+        for ratio in (0.2, 0.3, 0.4, 0.5, 0.6)
+    ]
+    kept = [len(one.groups["block.up"]) for one in plans if "block.up" in one.groups]
     assert all(count * 4 % 8 == 0 for count in kept)
     assert any(count % 8 for count in kept)
     plan = select_plan(NET, budgets={"macs": 0.45}, multiple_of={"block.up": 16, "*": 1})

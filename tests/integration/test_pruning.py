@@ -1,0 +1,582 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Channels that go, end to end: planned, built, counted, saved, replayed, resumed, told."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pruning_nets
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slimrank as sr
+from slimrank import _apply, _group_survey
+from slimrank.records import METRICS, ChannelMap
+
+PRUNING = ("channel_pruning",)
+Snapshot = Callable[[nn.Module], object]
+
+
+@cache
+def studied(name: str) -> sr.Study:
+    return sr.study(pruning_nets.build(name), pruning_nets.batches(name), draws=2, progress=False)
+
+
+def outputs(model: nn.Module, name: str) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in pruning_nets.batches(name, seed=1)])
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def bits(study: sr.Study) -> object:
+    """Everything that was measured."""
+    ranks = ("ranks", "macs", "params", "bytes", "error", "damage")
+    return (
+        [(c.layer, c.form, [np.asarray(getattr(c, name)).tobytes() for name in ranks]) for c in study.curves],
+        [(c.group, c.order, c.kept.tobytes(), c.damage.tobytes()) for c in study.group_curves],
+        study.block_damages,
+    )
+
+
+def touched(channels: ChannelMap, plan: sr.Plan) -> set[str]:
+    """Modules that hold something of a slimmed group."""
+    return {
+        tensor.name.rpartition(".")[0]
+        for tensor in channels.tensors.values()
+        if any(axis.group in plan.groups for axis in tensor.axes)
+    }
+
+
+def check(result: sr.Result, plan: sr.Plan, name: str, model: nn.Module) -> None:
+    """Counted as planned, within the budgets, ordinary, and the same where nothing was to be done."""
+    assert result.after == plan.after
+    for metric, ratio in plan.budgets.items():
+        assert result.keep_ratio(metric) <= ratio
+    parameters = list(result.model.parameters())
+    assert result.after.params == sum(p.numel() for p in parameters)
+    assert result.after.bytes == sum(p.numel() * p.element_size() for p in parameters)
+    kinds = {type(module).__module__ for module in result.model.modules()}
+    assert all(kind == "pruning_nets" or kind.startswith("torch.nn.modules") for kind in kinds)
+    assert outputs(result.model, name).isfinite().all()
+    before, after = model.state_dict(), result.model.state_dict()
+    changed = {*touched(plan.steps[-1].structure.channels, plan), *plan.settings}
+    # What a layer without bias loses of its mean may move into a norm that no group touches.
+    changed |= {plan.steps[-1].structure.channels.norms.get(layer, layer) for layer in changed}
+    for key, tensor in before.items():
+        layer = key.rpartition(".")[0]
+        if layer not in changed and not f"{layer}.".startswith(tuple(f"{block}." for block in plan.dropped)):
+            assert torch.equal(after[key], tensor), key
+
+
+# --- every network ---
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"macs": 0.6},
+        {"macs": 0.6, "methods": PRUNING},
+        {"params": 0.55},
+        {"macs": 0.8, "bytes": 0.7, "methods": PRUNING},
+        {"macs": 0.9, "params": 0.9, "bytes": 0.9, "select": "uniform"},
+    ],
+    ids=["macs", "channels only", "params", "channels only, two budgets", "uniform"],
+)
+@pytest.mark.parametrize("name", pruning_nets.NAMES)
+def test_costs_are_as_planned(name: str, wish: Mapping[str, object], snapshot: Snapshot) -> None:
+    study, model = studied(name), pruning_nets.build(name)
+    before, chance = snapshot(model), torch.get_rng_state()
+    plan = study.plan(**wish)
+    assert plan.groups
+    if wish.get("methods") == PRUNING:
+        assert not plan.settings
+    result = study.apply(plan)
+    check(result, plan, name, model)
+    assert result.plan == plan
+    sr.apply(model, plan, progress=False)
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+@pytest.mark.parametrize("name", pruning_nets.NAMES)
+def test_copies_files_and_replays_are_exact(name: str, tmp_path: Path) -> None:
+    study, batches = studied(name), pruning_nets.batches(name)
+    plan = study.plan(macs=0.6)
+    result = study.apply(plan)
+    expected = outputs(result.model, name)
+    assert torch.equal(outputs(copy.deepcopy(result.model), name), expected)
+
+    result.save(tmp_path / "result")
+    assert not list((tmp_path / "result").rglob("*.p*kl"))
+    loaded = sr.load(tmp_path / "result", model=pruning_nets.build(name, seed=5))
+    assert same_state(loaded, result.model)
+    assert torch.equal(outputs(loaded, name), expected)
+
+    plan.save(tmp_path / "plan.json")
+    again = sr.Plan.load(tmp_path / "plan.json")
+    assert again == plan
+    replayed = sr.apply(pruning_nets.build(name), again, batches, draws=2, progress=False)
+    assert same_state(replayed.model, result.model)
+    assert replayed.divergence == result.divergence
+    assert replayed.after == plan.after
+    bare = sr.apply(pruning_nets.build(name), again, progress=False)
+    assert bare.after.macs == plan.after.macs
+    assert outputs(bare.model, name).shape == expected.shape
+
+
+@pytest.mark.parametrize("name", ["residual", "transformer"])
+def test_a_study_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    study = studied(name)
+    study.save(tmp_path)
+    bare = sr.Study.load(tmp_path)
+    assert bits(bare) == bits(study)
+    assert bare.groups() == study.groups()
+    assert bare.structure.channels == study.structure.channels
+    plan = bare.plan(macs=0.6)
+    assert plan == study.plan(macs=0.6)
+    loaded = sr.Study.load(tmp_path, model=pruning_nets.build(name), progress=False)
+    assert same_state(loaded.apply(plan).model, study.apply(plan).model)
+
+
+# --- resumed ---
+
+
+def interrupt_after(count: int, function: Callable[..., object]) -> Callable[..., object]:
+    """The function, until it was called so many times; then Ctrl-C."""
+    calls: Iterator[int] = iter(range(10_000))
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        if next(calls) >= count:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(("where", "after"), [("group_curve", 0), ("group_curve", 2), ("drop_blocks", 1)])
+def test_an_interrupted_study_goes_on(
+    where: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study() -> sr.Study:
+        model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
+        return sr.study(model, batches, draws=2, run_dir=tmp_path, progress=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_group_survey, where, interrupt_after(after, getattr(_group_survey, where)))
+        with pytest.raises(KeyboardInterrupt):
+            study()
+    measured: list[str] = []
+    original = _group_survey.group_curve
+
+    def counting(group: object, removal: object) -> object:
+        measured.append(group.name)  # type: ignore[attr-defined]
+        return original(group, removal)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_group_survey, "group_curve", counting)
+    resumed, whole = study(), studied("residual")
+    groups = ["stem", "layer1.conv1", "layer2.conv1"]
+    assert measured == (groups[after:] if where == "group_curve" else [])
+    assert bits(resumed) == bits(whole)
+    plan = resumed.plan(macs=0.5)
+    assert plan == whole.plan(macs=0.5)
+    assert same_state(resumed.apply(plan).model, whole.apply(plan).model)
+
+
+def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study(run_dir: Path | None) -> sr.Study:
+        model, batches = pruning_nets.build("mlp"), pruning_nets.batches("mlp", n=8, size=16)
+        return sr.study(model, batches, methods=PRUNING, draws=1, run_dir=run_dir, progress=False)
+
+    # So few MACs that the held-out samples, 25, are shared out among the measurements.
+    monkeypatch.setattr("slimrank._anchors._ANCHOR_MACS", 5e5)
+    whole = study(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(_group_survey, "group_curve", interrupt_after(1, _group_survey.group_curve))
+        with pytest.raises(KeyboardInterrupt):
+            study(tmp_path)
+    assert bits(study(tmp_path)) == bits(whole)
+
+
+def test_an_unfinished_study_is_not_loaded(tmp_path: Path) -> None:
+    studied("residual").save(tmp_path)
+    (tmp_path / "group-0001.safetensors").unlink()
+    with pytest.raises(
+        sr.StudyError, match=r"holds no curve for group 'layer1.conv1': the study was not fin"
+    ):
+        sr.Study.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["plain", "transformer"])
+def test_an_interrupted_apply_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = studied(name)
+    study.save(tmp_path)
+    plan = study.plan(macs=0.5)
+    whole = study.apply(plan)
+    loaded = sr.Study.load(tmp_path, model=pruning_nets.build(name), run_dir=tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(_apply, "best_fit", interrupt_after(1, _apply.best_fit))
+        with pytest.raises(KeyboardInterrupt):
+            loaded.apply(plan)
+    fitted: list[str] = []
+    original = _apply.best_fit
+
+    def counting(spec: object, *args: object) -> object:
+        fitted.append(spec.name)  # type: ignore[attr-defined]
+        return original(spec, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_apply, "best_fit", counting)
+    resumed = loaded.apply(plan)
+    done = {layer.name for layer in whole.layers if layer.fit}
+    assert len(fitted) == len(done) - 1
+    assert same_state(resumed.model, whole.model)
+    assert resumed.divergence == whole.divergence
+    # Other channels of the same groups are another plan.
+    group, kept = next(iter(plan.groups.items()))
+    units = study.structure.channels.groups[group].units
+    others = sorted((unit + 1) % units for unit in kept)
+    assert others != list(kept)
+    fitted.clear()
+    loaded.apply(plan.replace(group, ("channel_pruning", {"channels_kept": others})))
+    assert len(fitted) >= len(done)
+
+
+# --- the hook ---
+
+
+def test_the_hook_sees_every_layer_that_is_fitted() -> None:
+    study = studied("plain")
+    plan = sr.Plan.manual(
+        study,
+        {
+            "stem": ("channel_pruning", 0.5),
+            "deep": ("channel_pruning", 0.5),
+            "last": ("weight_svd", {"rank": 4}),
+        },
+    )
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    models: list[nn.Module] = []
+
+    def note(model: nn.Module, name: str) -> None:
+        seen.append((name, tuple(next(model.get_submodule(name).parameters()).shape)))
+        models.append(model)
+        assert torch.is_grad_enabled()
+        assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+
+    result = study.apply(plan, on_layer=note)
+    # The stem only lost channels: nothing was fitted there.
+    assert seen == [("deep", (12, 8, 3, 3)), ("last", (4, 12, 3, 3))]
+    assert all(model is result.model for model in models)
+    assert result.after == plan.after
+    fits = {layer.name: layer.fit for layer in result.layers}
+    assert fits["stem"] is None
+    assert fits["fc"] is None
+    assert fits["deep"] is not None
+
+
+def test_what_the_hook_does_is_kept() -> None:
+    study = studied("mlp")
+    plan = sr.Plan.manual(study, {"0": ("channel_pruning", 0.75), "2": ("channel_pruning", 0.75)})
+    plain = study.apply(plan).model
+
+    def change(model: nn.Module, name: str) -> None:
+        with torch.no_grad():
+            if name == "2":
+                model[2].bias.fill_(0.25)
+                model[4].weight.mul_(-2)
+            else:
+                model[4].bias.add_(3)
+
+    changed = study.apply(plan, on_layer=change).model
+    assert torch.all(changed[2].bias == 0.25)
+    cosine = torch.cosine_similarity(changed[4].weight.flatten(), plain[4].weight.flatten(), dim=0)
+    assert cosine < -0.9
+    torch.testing.assert_close(changed[4].bias, plain[4].bias + 3, rtol=0, atol=1e-6)
+
+
+def test_the_hook_may_not_put_something_else_there() -> None:
+    study = studied("mlp")
+    plan = sr.Plan.manual(study, {"0": ("channel_pruning", 0.75), "2": ("channel_pruning", 0.75)})
+
+    def widen(model: nn.Module, name: str) -> None:
+        if name == "2":
+            model[4] = nn.Linear(40, 10)
+
+    with pytest.raises(sr.OptionError, match=r"layer '4': on_layer put a Linear there .* weight \[10, 30\]"):
+        study.apply(plan, on_layer=widen)
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize("name", pruning_nets.NAMES)
+def test_without_data(name: str) -> None:
+    model, batches = pruning_nets.build(name), pruning_nets.batches(name)
+    study = sr.study(model, batches, data_free=True, progress=False)
+    assert not study.block_damages
+    plan = study.plan(macs=0.7)
+    assert plan.groups
+    assert not plan.has_bias
+    result = study.apply(plan)
+    check(result, plan, name, model)
+    assert {layer.fit for layer in result.layers if layer.fit} <= {"weights"}
+    assert sr.apply(model, plan, batches, progress=False).after == plan.after
+
+
+@pytest.mark.parametrize("name", ["plain", "transformer"])
+def test_half_precision_weights(name: str) -> None:
+    model = pruning_nets.build(name).bfloat16()
+    batches = [batch.bfloat16() for batch in pruning_nets.batches(name)]
+    study = sr.study(model, batches, draws=1, progress=False)
+    plan = study.plan(macs=0.6)
+    assert plan.groups
+    result = study.apply(plan)
+    assert result.after == plan.after
+    assert result.plan.groups == plan.groups
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+    assert result.after.bytes == 2 * result.after.params
+
+
+def test_skipped_layers_keep_their_weights() -> None:
+    model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
+    study = sr.study(model, batches, skip=("layer1.conv1",), draws=1, progress=False)
+    table = " ".join(study.groups().split())
+    assert "layer1.conv1: the caller skips layer1.conv1, which is part of it" in table
+    assert "stem: the caller skips layer1.conv1, which is part of it" in table
+    assert list(study.structure.channels.blocks) == ["layer2"]
+    plan = study.plan(macs=0.55)
+    assert set(plan.groups) <= {"layer2.conv1"}
+    result = study.apply(plan)
+    assert torch.equal(result.model.layer1.conv1.weight, model.layer1.conv1.weight)
+    check(result, plan, "residual", model)
+    with pytest.raises(sr.OptionError, match=r"nothing can go \(the caller skips layer1.conv1"):
+        sr.Plan.manual(study, {"layer1.conv1": ("channel_pruning", 0.5)})
+
+
+def test_fits_of_their_own() -> None:
+    study = studied("plain")
+    result = study.apply(study.plan(macs=0.6, methods=PRUNING), sequential=False)
+    assert {layer.fit for layer in result.layers if layer.fit} == {"independent"}
+    assert result.after == result.plan.after
+
+
+@pytest.mark.parametrize("name", ["plain", "mlp"])
+def test_widths_and_ranks_are_multiples(name: str) -> None:
+    study = studied(name)
+    plan = study.plan(macs=0.55, multiple_of=4)
+    assert plan.groups
+    assert all(len(kept) % 4 == 0 for kept in plan.groups.values())
+    assert all(setting.rank % 4 == 0 for setting in plan.settings.values())
+    check(study.apply(plan), plan, name, pruning_nets.build(name))
+
+
+def test_widths_by_hand_are_rounded_up() -> None:
+    plan = sr.Plan.manual(studied("mlp"), {"0": ("channel_pruning", 0.5)}, multiple_of={"0": 16})
+    assert len(plan.groups["0"]) == 32
+
+
+# --- plans by hand ---
+
+
+def test_channels_block_and_both_methods_by_hand(tmp_path: Path) -> None:
+    study, model = studied("residual"), pruning_nets.build("residual")
+    plan = sr.Plan.manual(
+        study,
+        {
+            "stem": ("channel_pruning", {"channels_kept": [0, 2, 3, 5, 7, 8, 11]}),
+            "layer1": "drop",
+            "layer2.conv1": [("channel_pruning", {"keep": 12}), ("weight_svd", {"rank": 5})],
+        },
+    )
+    assert plan.dropped == ("layer1",)
+    result = study.apply(plan)
+    check(result, plan, "residual", model)
+    built = result.model
+    assert type(built.layer1) is nn.Identity
+    assert torch.equal(built.stem.weight, model.stem.weight[[0, 2, 3, 5, 7, 8, 11]])
+    first, second = built.layer2.conv1
+    assert (first.weight.shape, second.weight.shape) == ((5, 7, 3, 3), (12, 5, 1, 1))
+    assert built.layer2.norm1.num_features == 12
+    assert built.fc.in_features == 7
+    rows = {layer.name: layer for layer in result.layers}
+    assert rows["layer1.conv1"].after.params == rows["layer1.conv2"].after.macs == 0
+    assert rows["layer2.conv1"].setting is not None
+    assert rows["layer2.conv1"].slimmed is not None
+    assert rows["stem"].slimmed is not None
+    for text in (result.summary(), repr(plan)):
+        assert text.isascii()
+    result.save(tmp_path / "result")
+    loaded = sr.load(tmp_path / "result", model=pruning_nets.build("residual"))
+    assert torch.equal(outputs(loaded, "residual"), outputs(built, "residual"))
+    replayed = sr.apply(model, plan, pruning_nets.batches("residual"), draws=2, progress=False)
+    assert same_state(replayed.model, built)
+
+
+def test_whole_heads_go_with_their_sizes() -> None:
+    study = studied("transformer")
+    plan = sr.Plan.manual(study, {"layer.attention.query": ("channel_pruning", {"channels_kept": [1, 3]})})
+    attention = study.apply(plan).model.layer.attention
+    assert (attention.num_attention_heads, attention.all_head_size, attention.attention_head_size) == (
+        2,
+        12,
+        6,
+    )
+    original = pruning_nets.build("transformer").layer.attention
+    places = torch.cat([torch.arange(6, 12), torch.arange(18, 24)])
+    for name in ("query", "key", "value"):
+        assert torch.equal(getattr(attention, name).weight, getattr(original, name).weight[places])
+
+
+def test_grouped_convolutions_lose_whole_groups() -> None:
+    study = studied("grouped")
+    groups = study.structure.channels.groups
+    whole = next(
+        name for name, group in groups.items() if group.reason is None and "leave" in group.consumers
+    )
+    plan = sr.Plan.manual(study, {whole: ("channel_pruning", {"keep": 2})})
+    model = study.apply(plan).model
+    assert (model.grouped.groups, model.grouped.in_channels, model.grouped.out_channels) == (2, 8, 16)
+
+
+# --- means ---
+
+
+def test_a_batch_norm_takes_up_the_mean() -> None:
+    study, model = studied("plain"), pruning_nets.build("plain")
+    plan = sr.Plan.manual(study, {"stem": ("channel_pruning", {"keep": 4})})
+    result = study.apply(plan)
+    built = result.model
+    assert built.deep.bias is None
+    assert result.after.params == sum(p.numel() for p in built.parameters())
+    assert not torch.equal(built.norm2.running_mean, model.norm2.running_mean)
+    assert torch.equal(built.norm2.running_var, model.norm2.running_var)
+    assert torch.equal(built.norm1.running_mean, model.norm1.running_mean[list(plan.groups["stem"])])
+    means = [mean_after(one, one.norm2) for one in (model, built)]
+    # Over the samples that served the fit, the mean stays as it was; a fifth of them was held out.
+    torch.testing.assert_close(means[1], means[0], rtol=0, atol=0.1)
+    with torch.no_grad():
+        built.norm2.running_mean.copy_(model.norm2.running_mean)
+    assert (mean_after(built, built.norm2) - means[0]).norm() > 3 * (means[1] - means[0]).norm()
+
+
+def mean_after(model: nn.Module, norm: nn.Module) -> Tensor:
+    """Mean of what a norm of the plain network returns, per channel."""
+    seen: list[Tensor] = []
+    with norm.register_forward_hook(lambda _m, _i, output: seen.append(output)), torch.no_grad():
+        for batch in pruning_nets.batches("plain"):
+            model(batch)
+    return torch.cat(seen).mean((0, 2, 3))
+
+
+def test_a_bias_is_made_where_nothing_takes_up_the_mean() -> None:
+    model = pruning_nets.build("mlp")
+    model[2].bias = None
+    study = sr.study(model, pruning_nets.batches("mlp"), draws=1, progress=False)
+    plan = sr.Plan.manual(study, {"0": ("channel_pruning", {"keep": 24})})
+    result = study.apply(plan)
+    assert result.after == plan.after
+    assert result.model[2].bias.shape == (40,)
+    assert model[2].bias is None
+    assert study.before.params - plan.after.params == 24 * (24 + 1) + 24 * 40 - 40
+    bare = sr.apply(model, plan, progress=False)
+    assert bare.model[2].bias is None
+
+
+# --- two steps ---
+
+
+def test_two_steps_with_channels_in_both(tmp_path: Path) -> None:
+    model, batches = pruning_nets.build("plain"), pruning_nets.batches("plain")
+    study = studied("plain")
+    first = study.apply(study.plan(macs=0.75, methods=PRUNING))
+    second = sr.study(first, batches, draws=1, progress=False)
+    plan = second.plan(macs=0.5, relative_to="original")
+    assert len(plan.steps) == 2
+    assert plan.steps[0].groups
+    assert plan.steps[1].groups
+    result = second.apply(plan)
+    assert result.after == plan.after
+    assert result.keep_ratio("macs") <= 0.5
+    result.save(tmp_path / "result")
+    loaded = sr.load(tmp_path / "result", model=pruning_nets.build("plain", seed=3))
+    assert same_state(loaded, result.model)
+    plan.save(tmp_path / "plan.json")
+    again = sr.Plan.load(tmp_path / "plan.json")
+    assert again == plan
+    replayed = sr.apply(model, again, batches, progress=False)
+    assert replayed.after == plan.after
+    assert replayed.divergence is not None
+    third = sr.study(result, batches, draws=1, progress=False)
+    assert len(third.plan(macs=0.9).steps) == 3
+
+
+def test_a_first_step_that_did_not_make_the_model_is_refused() -> None:
+    study, batches = studied("plain"), pruning_nets.batches("plain")
+    first = study.apply(study.plan(macs=0.75, methods=PRUNING))
+    with pytest.raises(sr.PlanError, match="previous: it made a model of"):
+        sr.study(pruning_nets.build("plain"), batches, previous=first.plan, progress=False)
+
+
+# --- competition ---
+
+
+@pytest.mark.parametrize("name", ["plain", "transformer"])
+def test_the_best_of_all_plans_is_returned(name: str) -> None:
+    model, batches = pruning_nets.build(name), pruning_nets.batches(name)
+    result = sr.compress(model, batches, macs=0.6, draws=2, progress=False)
+    assert result.after == result.plan.after
+    assert result.keep_ratio("macs") <= 0.6
+    assert result.divergence is not None
+    lines = [note.text for note in result.notes if note.where == "compete" and "divergence" in note.text]
+    values = {line.partition(" plan:")[0]: float(line.split("divergence ")[1].split()[0]) for line in lines}
+    assert len(values) > 2
+    assert sum("(returned)" in line for line in lines) == 1
+    assert float(f"{result.divergence:.4g}") == min(values.values())
+    study = studied(name)
+    for methods in (PRUNING, ("weight_svd",), ("spatial_svd",), ("weight_svd", "spatial_svd")):
+        try:
+            alone = study.plan(macs=0.6, methods=methods)
+        except sr.BudgetError:
+            continue
+        rival = study.apply(alone).divergence
+        assert rival is not None
+        assert result.divergence <= rival
+
+
+# --- what turns out to be no group ---
+
+
+class Wired(pruning_nets.Plain):
+    """The same layers, and one width written into the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.stem(x)).relu()
+        x = self.norm3(self.last(self.norm2(self.deep(x)).relu())).relu()
+        return self.fc(x.reshape(len(x), 24, -1).mean(2))
+
+
+def test_a_group_that_fails_stays_and_the_rest_is_built(tmp_path: Path) -> None:
+    plan = studied("plain").plan(macs=0.5, methods=PRUNING)
+    assert "last" in plan.groups
+    wired = Wired().eval()
+    wired.load_state_dict(pruning_nets.build("plain").state_dict())
+    result = sr.apply(wired, plan, pruning_nets.batches("plain"), progress=False)
+    assert "last" not in result.plan.groups
+    assert set(result.plan.groups) == set(plan.groups) - {"last"}
+    told = [note.text for note in result.notes if note.where == "last"]
+    assert len(told) == 1
+    assert "its channels all stay, though the plan slims it: the slimmed model" in told[0]
+    assert result.after == result.plan.after
+    assert result.after.macs > plan.after.macs
+    assert (result.plan.damage, result.plan.gap, result.plan.budgets) == (None, None, {})
+    result.save(tmp_path / "result")
+    loaded = sr.load(tmp_path / "result", model=Wired())
+    assert torch.equal(outputs(loaded, "plain"), outputs(result.model, "plain"))

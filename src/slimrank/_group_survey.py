@@ -248,10 +248,11 @@ def _start(survey: GroupSurvey, group: GroupSpec) -> str | None:
         for tensor in survey.channels.tensors.values()
         if any(axis.group == group.name for axis in tensor.axes)
     ]
-    first = min((name for name in owners if name in order), key=lambda name: order[name], default=None)
-    if first is None or "" in owners or not survey.layers[first].calls:
+    known = [name for name in owners if name in order]
+    # A layer that is never called itself is used by some module around it, which may come before.
+    if not known or "" in owners or not all(survey.layers[name].calls for name in known):
         return None
-    return first
+    return min(known, key=lambda name: order[name])
 
 
 def _slim_alone(

@@ -250,7 +250,7 @@ def apply_plan(
     if data is None:
         for name, one in work.items():
             layer = working.get_submodule(name)
-            fit = _fit_weights(one, layer)
+            fit = _fit_weights(one, layer, has_bias=plan.has_bias)
             _install(working, one, layer, fit)
             fits[name] = fit.kind
             _call(on_layer, working, name)
@@ -280,7 +280,12 @@ def _slimmed(working: nn.Module, plan: Plan, data: Data | None, notes: list[Note
         failures = slim_failures(data.original, channels, kept, batches)
         for name, problem in failures.items():
             del kept[name]
-            notes.append(Note(where=name, text=f"its channels all stay, though the plan slims it: {problem}"))
+            notes.append(
+                Note(
+                    where=name,
+                    text=f"the plan slims it, but its channels all stay, so more is left: {problem}",
+                )
+            )
         if failures:
             steps = (*plan.steps[:-1], replace(step, groups=kept))
             # What was predicted and promised belonged to the plan that cannot be built.
@@ -500,7 +505,7 @@ class _Builder:
                     text="no calibration sample reached it; its factors come from the weights alone",
                 )
             )
-            return _fit_weights(work, source)
+            return _fit_weights(work, source, has_bias=self._has_bias)
         weight = dense_weight(source)
         moments = seen.joint.moments()
         cross, mean_out = seen.joint.cross()
@@ -711,9 +716,12 @@ def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
     return (least, *larger[:1]) if n_rows >= _ENOUGH_ROWS * width else (least, *larger)
 
 
-def _fit_weights(work: Work, layer: nn.Module) -> Fit:
+def _fit_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
     weight, setting = dense_weight(layer), work.setting
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
+    if bias is None and has_bias and work.norm is None:
+        # The plan counts one, and a later step may build on it.
+        bias = weight.new_zeros(len(weight))
     if setting is None:
         return Fit(factors=weight, bias=bias, kind="weights")
     pair = fit_pair(

@@ -9,7 +9,7 @@ from torch import nn
 
 from slimrank._apply import OnLayer, check_on_layer
 from slimrank._build import Session, build_from_weights, build_result, measured_from
-from slimrank._errors import BudgetError
+from slimrank._errors import BudgetError, PlanError
 from slimrank._opened import Options, check_options, open_data
 from slimrank._result import Result
 from slimrank._rivals import Rivals
@@ -103,12 +103,25 @@ def apply(
     result = replayed(model, plan.up_to(1), first)
     for count in range(2, len(plan.steps) + 1):
         notes = result.notes
+        _check_whole(result, plan.up_to(count - 1))
         result = replayed(result.model, plan.up_to(count), opened(result.model))
         added = [note for note in notes if note not in result.notes]
         result = result.with_notes(added, phases.seconds)
     if len(plan.steps) < 2 or first is None:
         return result
     return measured_from(first, result)
+
+
+def _check_whole(result: Result, plan: Plan) -> None:
+    """Refuses to build a step on one of which a part could not be done."""
+    left = sorted(set(plan.groups) - set(result.plan.groups))
+    if left:
+        why = next((note.text for note in result.notes if note.where == left[0]), "")
+        raise PlanError(
+            f"plan: step {len(plan.steps)} slims {', '.join(left)}, which cannot go from this model ({why}), "
+            f"and step {len(plan.steps) + 1} builds on that; apply plan.up_to({len(plan.steps)}) and study "
+            "its result for the next step"
+        )
 
 
 @outside_inference_mode

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from slimrank._anchors import Anchors
 from slimrank._errors import StudyError
@@ -25,11 +26,13 @@ from slimrank.methods import (
     metric_roots,
     relative_group_curve,
 )
-from slimrank.records import BlockDamage, ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec
+from slimrank.records import BlockDamage, ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
 from slimrank.report import Phases
 
 _MOMENT_BYTES = 900_000_000
 _ANCHORS = 4
+# What these hold goes with the channels of their input, so they run after the layer that makes those.
+_AFTER_ITS_INPUT = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,13 +67,35 @@ class GroupSurvey:
         axes = () if tensor is None else tensor.axes
         return next((axis.units for axis in axes if axis.group == group and axis.dim == dim), ())
 
+    def readers(self, group: GroupSpec) -> tuple[str, ...]:
+        """Layers whose columns belong to a group, whether they can be fitted anew or not."""
+        return tuple(name for name in self.layers if self.units(name, group.name, 1) and self._has_rows(name))
+
+    def notes(self) -> list[Note]:
+        """What the user should know of how channels were ordered."""
+        if self.options.data_free or self.options.channel_order != "obs":
+            return []
+        blind = [group.name for group in self.live.values() if not self.needed(group)]
+        if not blind:
+            return []
+        listed = ", ".join(blind[:4]) + (f" and {len(blind) - 4} more" if len(blind) > 4 else "")
+        text = (
+            "no layer that reads them can be watched, so channels go by the norms of weights in "
+            f"{len(blind)} groups: {listed}"
+        )
+        return [Note(where="groups", text=text)]
+
+    def _has_rows(self, name: str) -> bool:
+        spec = self.layers[name]
+        return spec.kind != "other" and spec.groups == 1 and bool(spec.calls)
+
     def needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
         """Layers whose input moments a group needs, by their index in the study."""
-        names = {*group.consumers, *(group.producers if group.is_inner else ())}
+        names = {*self.readers(group), *(group.producers if group.is_inner else ())}
         return {
             index: spec
             for index, (name, spec) in enumerate(self.layers.items())
-            if name in names and spec.kind != "other" and spec.groups == 1 and spec.calls
+            if name in names and self._has_rows(name)
         }
 
 
@@ -142,9 +167,9 @@ def group_chunks(survey: GroupSurvey, groups: Mapping[int, GroupSpec]) -> Iterat
 
 
 def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments]) -> list[Consumer]:
-    """The layers that read a group, as far as they can be fitted anew."""
+    """The layers that read a group, as far as anything is known of their inputs."""
     consumers = []
-    for name in group.consumers:
+    for name in survey.readers(group):
         if name not in moments:
             continue
         layer = survey.opened.original.get_submodule(name)
@@ -235,8 +260,6 @@ def _curve(
             count: anchors.measured(partial(_slim_alone, survey, curve, count, moments))
             for count in anchor_counts(curve)
         }
-        if start is None:
-            anchors.start_anew()
     return anchored_group_curve(curve, measured)
 
 
@@ -249,6 +272,10 @@ def _start(survey: GroupSurvey, group: GroupSpec) -> str | None:
         if any(axis.group == group.name for axis in tensor.axes)
     ]
     known = [name for name in owners if name in order]
+    others = [survey.opened.original.get_submodule(name) for name in owners if name not in order]
+    if not all(isinstance(module, _AFTER_ITS_INPUT) for module in others):
+        # A table of positions or the like may be read before any layer runs.
+        return None
     # A layer that is never called itself is used by some module around it, which may come before.
     if not known or "" in owners or not all(survey.layers[name].calls for name in known):
         return None
@@ -292,20 +319,13 @@ def fits_alone(
         bias = weight @ own.mean - narrow @ part.mean
         if isinstance(layer.bias, Tensor):
             bias = bias + layer.bias.detach().double()
-        fits[name] = _outputs_left(survey, name, {group: kept}, narrow, bias)
+        own_units = survey.units(name, group, 0)
+        if own_units:
+            # It makes channels of the same group as well.
+            rows = torch.isin(torch.tensor(own_units), torch.tensor((-1, *kept))).nonzero().flatten()
+            narrow, bias = narrow[rows], bias[rows]
+        fits[name] = narrow, bias
     return fits
-
-
-def _outputs_left(
-    survey: GroupSurvey, layer: str, kept: Mapping[str, Sequence[int]], weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Of a consumer that makes channels of the same group as well, those that stay."""
-    for group, units in kept.items():
-        own = survey.units(layer, group, 0)
-        if own:
-            rows = torch.isin(torch.tensor(own), torch.tensor((-1, *units))).nonzero().flatten()
-            weight, bias = weight[rows], bias[rows]
-    return weight, bias
 
 
 def _block_damages(anchors: Anchors, names: Sequence[str], phases: Phases) -> list[BlockDamage]:
@@ -323,9 +343,15 @@ def _block_damages(anchors: Anchors, names: Sequence[str], phases: Phases) -> li
 _ARRAYS = ("kept", "error", "damage")
 
 
+def _as_tensor(name: str) -> Tensor:
+    """A name among tensors: its bytes."""
+    return torch.tensor(list(name.encode()), dtype=torch.uint8)
+
+
 def _write(store: Store, index: int, curve: GroupCurve) -> None:
     tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _ARRAYS}
     tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
+    tensors["name"] = _as_tensor(curve.group)
     store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
 
 
@@ -334,21 +360,26 @@ def _read(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
     if not store.has(name):
         return None
     tensors = store.read_tensors(name)
+    if not torch.equal(tensors["name"], _as_tensor(group.name)) or len(tensors["order"]) != group.units:
+        # Of groups that another version has read.
+        return None
     arrays = {array: tensors[array].numpy() for array in _ARRAYS}
     return GroupCurve(group=group.name, order=tuple(tensors["order"].tolist()), **arrays)
 
 
 def _write_blocks(store: Store, blocks: Sequence[BlockDamage]) -> None:
     damages = torch.tensor([one.damage for one in blocks], dtype=torch.float64)
-    store.write_tensors(
-        "blocks.safetensors", {"damage": damages}, {str(i): b.block for i, b in enumerate(blocks)}
-    )
+    names = _as_tensor("\n".join(one.block for one in blocks))
+    store.write_tensors("blocks.safetensors", {"damage": damages, "names": names})
 
 
 def _read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
     if not store.has("blocks.safetensors"):
         return ()
-    damages = store.read_tensors("blocks.safetensors")["damage"].tolist()
+    tensors = store.read_tensors("blocks.safetensors")
+    if not torch.equal(tensors["names"], _as_tensor("\n".join(channels.blocks))):
+        return ()
+    damages = tensors["damage"].tolist()
     return tuple(
         BlockDamage(block=name, damage=float(damage))
         for name, damage in zip(channels.blocks, damages, strict=True)

@@ -9,7 +9,7 @@ from slimrank._apply import OnLayer
 from slimrank._errors import BudgetError
 from slimrank._result import Result
 from slimrank._study import Study
-from slimrank.plan import Plan
+from slimrank.plan import Plan, plan_on
 from slimrank.records import Method, Note
 
 _MOST_SCALED = 8.0
@@ -36,7 +36,7 @@ class Rivals:
         self._plans: dict[str, Plan] = {}
         self._divergences: dict[str, float] = {}
         self._same_as: dict[str, str] = {}
-        self._best: tuple[float, str, Result] | None = None
+        self._best: tuple[tuple[bool, float], str, Result] | None = None
         self._notes: list[Note] = []
         self._seconds = dict(measured.seconds)
 
@@ -51,8 +51,10 @@ class Rivals:
         self._plans[label], self._divergences[label] = plan, value
         for phase in ("apply", "verify"):
             self._seconds[phase] = self._seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
-        if self._best is None or value < self._best[0]:
-            self._best = (value, label, result)
+        # Where a group turned out to be none, more is left than was asked for: that must not win.
+        is_over = any(result.keep_ratio(metric) > ratio for metric, ratio in plan.budgets.items())
+        if self._best is None or (is_over, value) < self._best[0]:
+            self._best = ((is_over, value), label, result)
 
     def build_others(self) -> None:
         """Builds the uniform plan, one for each method, one for all that put pairs, and one that learns."""
@@ -97,8 +99,22 @@ class Rivals:
             group_curves=tuple(
                 replace(one, damage=one.damage * of_groups) for one in self._measured.group_curves
             ),
+            block_damages=tuple(
+                replace(one, damage=one.damage * of_groups) for one in self._measured.block_damages
+            ),
         )
-        self.build("optimal, recalibrated", self._plan_of(learnt, "optimal", None))
+        chosen = self._plan_of(learnt, "optimal", None)
+        # What is predicted stays what the study says.
+        told = plan_on(
+            self._measured,
+            chosen.settings,
+            groups=chosen.groups,
+            dropped=chosen.dropped,
+            select=chosen.select,
+            multiple_of=chosen.multiple_of,
+            budgets=chosen.budgets,
+        )
+        self.build("optimal, recalibrated", told)
 
     def _scale(self, label: str) -> float | None:
         """Measured divergence over predicted damage of a plan that was built; None where there is none."""
@@ -112,7 +128,7 @@ class Rivals:
         """The result with the lowest divergence; its notes list every plan that was built."""
         if self._best is None:
             raise BudgetError("there is no plan to build")
-        _, winner, result = self._best
+        (is_over, _), winner, result = self._best
         told = [
             Note(
                 where="compete",
@@ -121,6 +137,13 @@ class Rivals:
             )
             for label in self._plans
         ]
+        told += [
+            Note(where="compete", text=f"{label} plan: the same as the {known} plan")
+            for label, known in self._same_as.items()
+        ]
+        if is_over:
+            text = "no plan could be built as it stands (see the notes), so the result is above the budget"
+            self._notes.append(Note(where="compete", text=text))
         return result.with_notes([*self._notes, *told], self._seconds)
 
 

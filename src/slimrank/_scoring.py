@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, takewhile
 from math import floor
 from numbers import Real
 
@@ -415,7 +415,7 @@ def _group_trials(
                     kept=kept,
                     channels=own,
                     fits=fits_alone(survey, group.name, kept, moments),
-                    start=_first(own, order),
+                    start=_start(own, group, order),
                 )
 
 
@@ -453,13 +453,23 @@ def _call_order(model: nn.Module, sample: Batch) -> Mapping[str, int]:
     return order
 
 
-def _first(channels: ChannelMap, order: Mapping[str, int]) -> str | None:
-    """The first called of the modules whose tensors change; None where that is the model itself."""
-    owners = set()
-    for name in channels.tensors:
-        owner = name.rpartition(".")[0]
-        # Weights of a module that is not called are read by the one around it.
-        while owner and owner not in order:
-            owner = owner.rpartition(".")[0]
-        owners.add(owner)
-    return None if "" in owners else min(owners, key=order.__getitem__)
+def _start(channels: ChannelMap, group: GroupSpec, order: Mapping[str, int]) -> str | None:
+    """The innermost module that is called and holds every producer, or is it; None where that is no start.
+
+    Which of several producers comes first may depend on the samples, so that none of them will do. What else
+    changes reads what they make; where it is called earlier as well, on something else, there is no start.
+    """
+    paths = [name.split(".") for name in group.producers]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    start = _called(".".join(parts[0] for parts in shared), order)
+    owners = {_called(name.rpartition(".")[0], order) for name in channels.tensors}
+    if not start or any(not owner or order[owner] < order[start] for owner in owners):
+        return None
+    return start
+
+
+def _called(name: str, order: Mapping[str, int]) -> str:
+    """A module, or the innermost one around it that is called; "" for the model itself."""
+    while name and name not in order:
+        name = name.rpartition(".")[0]
+    return name

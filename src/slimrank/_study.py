@@ -229,10 +229,18 @@ class Study:
         if scores is None:
             return chosen
         # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
-        losses = plan_on(scored(scores, walk_down=False), chosen.settings, select=chosen.select)
+        losses = plan_on(
+            scored(scores, walk_down=False),
+            chosen.settings,
+            groups=chosen.groups,
+            dropped=chosen.dropped,
+            select=chosen.select,
+        )
         known = plan_on(
             self,
             chosen.settings,
+            groups=chosen.groups,
+            dropped=chosen.dropped,
             select=chosen.select,
             multiple_of=multiple_of,
             budgets=chosen.budgets,
@@ -745,7 +753,8 @@ def _options_from_json(value: Mapping[str, Json]) -> Options:
         draws=int(str(value["draws"])),
         holdout=float(str(value["holdout"])),
         data_free=bool(value["data_free"]),
-        channel_order=str(value["channel_order"]),  # type: ignore[arg-type]
+        # Studies of before orders could be chosen have none.
+        channel_order=str(value.get("channel_order", "obs")),  # type: ignore[arg-type]
         seed=int(str(value["seed"])),
     )
 

@@ -32,6 +32,7 @@ from slimrank.graph import (
     check_compressible,
     find_blocks,
     find_norms,
+    freeze,
     read_groups,
     try_groups,
     without_layers,
@@ -52,7 +53,7 @@ from slimrank.report import Phases
 
 _MOMENT_BYTES = 600_000_000
 _FEW_ROWS = 10
-_UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
+UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,12 +137,17 @@ def measure(
     """
     channels = _channels_of(opened, options, phases)
     layers = list(opened.captured.layers)
-    read = {name for group in channels.groups.values() for name in group.consumers}
-    names = [spec.name for spec in layers if spec.methods or spec.name in read]
+    read = {
+        tensor.name.removesuffix(".weight")
+        for tensor in channels.tensors.values()
+        if any(axis.role == "input" for axis in tensor.axes)
+    }
+    names = [spec.name for spec in layers if spec.methods or (spec.name in read and spec.kind != "other")]
     grams = gather_gradients(opened, names, outputs, options, phases, store)
     notes: list[Note] = []
     if options.fisher and not options.data_free:
         layers = [_unless_unreached(spec, grams) for spec in layers]
+        channels = _without_unreached(channels, names, grams)
     check_compressible(_with_groups(layers, channels), opened.original)
     todo = {index: spec for index, spec in enumerate(layers) if spec.methods}
     curves: dict[int, tuple[Curve, ...]] = {}
@@ -154,7 +160,8 @@ def measure(
             Note(
                 where="study",
                 text="data-free: factors come from the weights alone and damage is the share of "
-                "each weight's energy that is lost; it is not anchored in measured divergences",
+                "each weight's energy that is lost; it is not anchored in measured divergences. Channels go "
+                "by the norms of the weights that read them, blocks stay",
             )
         )
     else:
@@ -165,6 +172,7 @@ def measure(
         opened=opened, outputs=outputs, options=options, layers=by_name, channels=channels, grams=grams
     )
     group_curves, block_damages = measure_groups(survey, phases, store)
+    notes += survey.notes()
     flat = tuple(curve for index in sorted(curves) for curve in curves[index])
     return Measured(
         layers=tuple(_with_groups(layers, channels)),
@@ -187,7 +195,7 @@ def _channels_of(opened: Opened, options: Options, phases: Phases) -> ChannelMap
         found = read_groups(opened.original, captured.sample, captured.layers)
         advance(1)
         # Two samples: code that fits one sample only shows itself.
-        several = next(iter(feed.stream(feed.fit[:2])))
+        several = next(iter(replace(feed, micro=max(feed.micro, 2)).stream(feed.fit[:2])))
         found = try_groups(opened.original, several, without_layers(found, skipped))
         advance(1)
         blocks = find_blocks(opened.original, captured.sample, [spec.name for spec in captured.layers])
@@ -196,6 +204,18 @@ def _channels_of(opened: Opened, options: Options, phases: Phases) -> ChannelMap
     bare = [spec.name for spec in captured.layers if spec.name in read and not spec.has_bias]
     norms = find_norms(opened.original, captured.sample, bare) if bare else {}
     return without_layers(replace(found, blocks=blocks, norms=norms), skipped)
+
+
+def _without_unreached(channels: ChannelMap, names: Sequence[str], grams: Mapping[str, Tensor]) -> ChannelMap:
+    """The map without the groups of which no gradient reaches any layer: to lose them would seem free."""
+    reached = {name for name in names if name in grams and bool(grams[name].any())}
+    asked = set(names)
+    reasons = {}
+    for group in channels.groups.values():
+        own = asked.intersection((*group.producers, *group.consumers))
+        if group.reason is None and own and not own & reached:
+            reasons[group.name] = UNREACHED
+    return freeze(channels, reasons)
 
 
 def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[LayerSpec]:
@@ -248,7 +268,7 @@ def _data_curves(
 def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec:
     if not spec.methods or (spec.name in grams and bool(grams[spec.name].any())):
         return spec
-    return replace(spec, methods=(), reason=_UNREACHED)
+    return replace(spec, methods=(), reason=UNREACHED)
 
 
 def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:

@@ -77,7 +77,9 @@ def test_score_resumes_and_its_table_plans(folder: Path) -> None:
     assert "<svg" in (folder / "scores.html").read_text()
     assert "Next: slimrank plan run --scores scores.json" in shown
     count = len((folder / "evaluations.txt").read_text())
-    assert count == 1 + len([entry for row in _facts(*score)["entries"].values() for entry in row])  # type: ignore[attr-defined]
+    facts = _facts(*score)
+    rows = [*facts["entries"].values(), *(one["entries"] for one in facts["groups"])]  # type: ignore[attr-defined]
+    assert count == 1 + sum(map(len, rows))
     assert len((folder / "evaluations.txt").read_text()) == count, "a finished table is not evaluated again"
     plan = ("plan", "run", "--scores", "scores.json", "--macs", "0.7")
     for options in ((), ("--select", "greedy", "--monotonic"), ("--interpolate", "--multiple-of", "2")):
@@ -87,6 +89,30 @@ def test_score_resumes_and_its_table_plans(folder: Path) -> None:
     assert "treat eval scores; pass scores=" in _refused("plan", "run", "--macs", "0.7", "--monotonic")
     other = (*score[:-1], "0.3,0.5")
     assert "candidates" in _refused(*other)
+
+
+def test_score_of_channel_groups_alone(folder: Path) -> None:
+    score = ("score", _MODEL, _SCORE, "--study", "run", "--out", "scores.json", "--candidates", "0.3,0.6")
+    shown = _shown(*score, "--methods", "channel_pruning", "--report", "scores.html")
+    assert "or this channel group at this share of its units" in shown
+    facts = _facts(*score, "--methods", "channel_pruning")
+    assert facts["entries"] == {}
+    assert [one["group"] for one in facts["groups"]] == ["0", "2"]  # type: ignore[attr-defined]
+    assert (folder / "scores.html").read_text().count("<figure>") == 2
+    plan = ("plan", "run", "--scores", "scores.json", "--macs", "0.6", "--select", "greedy")
+    done = _facts(*plan, "--out", "plan.json")
+    assert done["keep_ratio"]["macs"] <= 0.6  # type: ignore[index]
+    assert json.loads((folder / "plan.json").read_text())["steps"][0]["groups"]
+
+
+def test_compress_with_groups_alone_within_a_drop_and_in_a_split(folder: Path) -> None:
+    compress = ("compress", _MODEL, _BATCHES, "--likelihood", "categorical", "--score", _SCORE)
+    pruned = ("--methods", "channel_pruning", "--max-drop", "0.2", "--out", "small")
+    assert _facts(*compress, *pruned)["keep_ratio"]["macs"] < 1  # type: ignore[index]
+    split = ("--split", "--macs", "0.6", "--methods", "channel_pruning,weight_svd", "--out", "split")
+    facts = _facts(*compress, *split)
+    assert facts["keep_ratio"]["macs"] <= 0.6  # type: ignore[index]
+    assert len([note for note in facts["notes"] if note.startswith("split: ")]) >= 3  # type: ignore[attr-defined]
 
 
 def test_score_says_what_it_needs(folder: Path) -> None:

@@ -4,7 +4,7 @@
 import copy
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import slimrank as sr
+from slimrank.records import Method
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
-FACTORS = ("weight_svd", "spatial_svd")
+FACTORS: tuple[Method, ...] = ("weight_svd", "spatial_svd")
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +152,12 @@ def test_seconds_of_every_phase(study: sr.Study) -> None:
     assert all(value >= 0 for value in result.seconds.values())
 
 
-def test_planning_is_quick(study: sr.Study) -> None:
+@pytest.mark.parametrize(("methods", "seconds"), [(FACTORS, 0.5), (sr.METHODS, 1.5)])
+def test_planning_is_quick(study: sr.Study, methods: Sequence[Method], seconds: float) -> None:
     # Of this process: what others do on the machine is no matter of the planner.
     start = time.process_time()
-    study.plan(macs=0.5, params=0.6)
-    assert time.process_time() - start < 0.5
+    study.plan(macs=0.5, params=0.6, methods=methods)
+    assert time.process_time() - start < seconds
 
 
 def test_compress_lets_plans_compete(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

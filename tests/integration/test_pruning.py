@@ -2,6 +2,7 @@
 """Channels that go, end to end: planned, built, counted, saved, replayed, resumed, told."""
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from slimrank import _apply, _group_survey
-from slimrank.records import METRICS, ChannelMap
+from slimrank.records import ChannelMap, ChannelOrder
 
 PRUNING = ("channel_pruning",)
 Snapshot = Callable[[nn.Module], object]
@@ -85,9 +86,9 @@ def check(result: sr.Result, plan: sr.Plan, name: str, model: nn.Module) -> None
         {"macs": 0.6, "methods": PRUNING},
         {"params": 0.55},
         {"macs": 0.8, "bytes": 0.7, "methods": PRUNING},
-        {"macs": 0.9, "params": 0.9, "bytes": 0.9, "select": "uniform"},
+        {"macs": 0.9, "params": 0.9, "select": "uniform", "methods": PRUNING},
     ],
-    ids=["macs", "channels only", "params", "channels only, two budgets", "uniform"],
+    ids=["macs", "channels only", "params", "channels only, two budgets", "channels only, uniform"],
 )
 @pytest.mark.parametrize("name", pruning_nets.NAMES)
 def test_costs_are_as_planned(name: str, wish: Mapping[str, object], snapshot: Snapshot) -> None:
@@ -172,6 +173,7 @@ def test_an_interrupted_study_goes_on(
         patch.setattr(_group_survey, where, interrupt_after(after, getattr(_group_survey, where)))
         with pytest.raises(KeyboardInterrupt):
             study()
+    whole = studied("residual")
     measured: list[str] = []
     original = _group_survey.group_curve
 
@@ -180,7 +182,7 @@ def test_an_interrupted_study_goes_on(
         return original(group, removal)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_group_survey, "group_curve", counting)
-    resumed, whole = study(), studied("residual")
+    resumed = study()
     groups = ["stem", "layer1.conv1", "layer2.conv1"]
     assert measured == (groups[after:] if where == "group_curve" else [])
     assert bits(resumed) == bits(whole)
@@ -197,7 +199,7 @@ def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
         return sr.study(model, batches, methods=PRUNING, draws=1, run_dir=run_dir, progress=False)
 
     # So few MACs that the held-out samples, 25, are shared out among the measurements.
-    monkeypatch.setattr("slimrank._anchors._ANCHOR_MACS", 5e5)
+    monkeypatch.setattr("slimrank._anchors._ANCHOR_MACS", 2e5)
     whole = study(None)
     with monkeypatch.context() as patch:
         patch.setattr(_group_survey, "group_curve", interrupt_after(1, _group_survey.group_curve))
@@ -206,13 +208,43 @@ def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
     assert bits(study(tmp_path)) == bits(whole)
 
 
-def test_an_unfinished_study_is_not_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [("group-0001", "curve for group 'layer1.conv1'"), ("curves-0002", "curves for layer 'layer1.conv2'")],
+)
+def test_an_unfinished_study_is_not_loaded(file: str, told: str, tmp_path: Path) -> None:
     studied("residual").save(tmp_path)
-    (tmp_path / "group-0001.safetensors").unlink()
-    with pytest.raises(
-        sr.StudyError, match=r"holds no curve for group 'layer1.conv1': the study was not fin"
-    ):
+    (tmp_path / f"{file}.safetensors").unlink()
+    with pytest.raises(sr.StudyError, match=rf"holds no {told}: the study was not finished; run"):
         sr.Study.load(tmp_path)
+
+
+def test_a_study_of_before_orders_could_be_chosen_is_loaded(tmp_path: Path) -> None:
+    study = studied("mlp")
+    study.save(tmp_path)
+    facts = json.loads((tmp_path / "study.json").read_text())
+    del facts["options"]["channel_order"]
+    (tmp_path / "study.json").write_text(json.dumps(facts))
+    loaded = sr.Study.load(tmp_path, model=pruning_nets.build("mlp"), progress=False)
+    assert loaded.apply(loaded.plan(macs=0.6)).divergence == study.apply(study.plan(macs=0.6)).divergence
+
+
+@pytest.mark.parametrize("order", ["magnitude", "random"])
+def test_other_orders_are_measured_alike(order: ChannelOrder) -> None:
+    model, batches = pruning_nets.build("plain"), pruning_nets.batches("plain")
+
+    def study(seed: int) -> sr.Study:
+        return sr.study(
+            model, batches, methods=PRUNING, channel_order=order, draws=1, seed=seed, progress=False
+        )
+
+    first, again, other = study(0), study(0), study(1)
+    orders = [[curve.order for curve in one.group_curves] for one in (first, again, other)]
+    assert orders[0] == orders[1]
+    assert (orders[0] == orders[2]) is (order == "magnitude")
+    assert orders[0] != [curve.order for curve in studied("plain").group_curves]
+    plan = first.plan(macs=0.6)
+    check(first.apply(plan), plan, "plain", model)
 
 
 @pytest.mark.parametrize("name", ["plain", "transformer"])
@@ -259,7 +291,7 @@ def test_the_hook_sees_every_layer_that_is_fitted() -> None:
         {
             "stem": ("channel_pruning", 0.5),
             "deep": ("channel_pruning", 0.5),
-            "last": ("weight_svd", {"rank": 4}),
+            "last": ("weight_svd", {"rank": 4, "form": "kxk_1x1"}),
         },
     )
     seen: list[tuple[str, tuple[int, ...]]] = []
@@ -286,6 +318,7 @@ def test_what_the_hook_does_is_kept() -> None:
     study = studied("mlp")
     plan = sr.Plan.manual(study, {"0": ("channel_pruning", 0.75), "2": ("channel_pruning", 0.75)})
     plain = study.apply(plan).model
+    fitted: list[Tensor] = []
 
     def change(model: nn.Module, name: str) -> None:
         with torch.no_grad():
@@ -293,13 +326,14 @@ def test_what_the_hook_does_is_kept() -> None:
                 model[2].bias.fill_(0.25)
                 model[4].weight.mul_(-2)
             else:
+                fitted.append(model[4].bias.clone())
                 model[4].bias.add_(3)
 
     changed = study.apply(plan, on_layer=change).model
     assert torch.all(changed[2].bias == 0.25)
     cosine = torch.cosine_similarity(changed[4].weight.flatten(), plain[4].weight.flatten(), dim=0)
     assert cosine < -0.9
-    torch.testing.assert_close(changed[4].bias, plain[4].bias + 3, rtol=0, atol=1e-6)
+    assert torch.equal(changed[4].bias, fitted[0] + 3)
 
 
 def test_the_hook_may_not_put_something_else_there() -> None:
@@ -349,8 +383,7 @@ def test_skipped_layers_keep_their_weights() -> None:
     model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
     study = sr.study(model, batches, skip=("layer1.conv1",), draws=1, progress=False)
     table = " ".join(study.groups().split())
-    assert "layer1.conv1: the caller skips layer1.conv1, which is part of it" in table
-    assert "stem: the caller skips layer1.conv1, which is part of it" in table
+    assert "- stem, layer1.conv1: the caller skips layer1.conv1, which is part of it" in table
     assert list(study.structure.channels.blocks) == ["layer2"]
     plan = study.plan(macs=0.55)
     assert set(plan.groups) <= {"layer2.conv1"}
@@ -393,7 +426,10 @@ def test_channels_block_and_both_methods_by_hand(tmp_path: Path) -> None:
         {
             "stem": ("channel_pruning", {"channels_kept": [0, 2, 3, 5, 7, 8, 11]}),
             "layer1": "drop",
-            "layer2.conv1": [("channel_pruning", {"keep": 12}), ("weight_svd", {"rank": 5})],
+            "layer2.conv1": [
+                ("channel_pruning", {"keep": 12}),
+                ("weight_svd", {"rank": 5, "form": "kxk_1x1"}),
+            ],
         },
     )
     assert plan.dropped == ("layer1",)
@@ -461,10 +497,10 @@ def test_a_batch_norm_takes_up_the_mean() -> None:
     assert torch.equal(built.norm1.running_mean, model.norm1.running_mean[list(plan.groups["stem"])])
     means = [mean_after(one, one.norm2) for one in (model, built)]
     # Over the samples that served the fit, the mean stays as it was; a fifth of them was held out.
-    torch.testing.assert_close(means[1], means[0], rtol=0, atol=0.1)
+    torch.testing.assert_close(means[1], means[0], rtol=0, atol=0.2)
     with torch.no_grad():
         built.norm2.running_mean.copy_(model.norm2.running_mean)
-    assert (mean_after(built, built.norm2) - means[0]).norm() > 3 * (means[1] - means[0]).norm()
+    assert (mean_after(built, built.norm2) - means[0]).norm() > 2 * (means[1] - means[0]).norm()
 
 
 def mean_after(model: nn.Module, norm: nn.Module) -> Tensor:

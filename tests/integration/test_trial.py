@@ -75,12 +75,14 @@ def test_the_loss_of_a_plan_is_the_sum_of_the_scored_losses_whatever_rule_chose(
     table = sr.measure_scores(study, size, candidates=6, progress=False)
     known = {
         (name, entry.form, entry.rank): table.loss(entry)
-        for name, entries in table.entries.items()
-        for entry in entries
+        for entries in (table.entries, table.groups)
+        for name, own in entries.items()
+        for entry in own
     }
     for select in ("greedy", "optimal"):
         plan = study.plan(macs=0.6, select=select, scores=table)  # type: ignore[arg-type]
         losses = [known[name, setting.form, setting.rank] for name, setting in plan.settings.items()]
+        losses += [known[name, "channels", len(kept)] for name, kept in plan.groups.items()]
         assert plan.score_loss == pytest.approx(sum(losses), abs=1e-12)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slimrank.linalg import Consumer, Moments, MomentSums, removal_errors, removal_order, swap_refine
+from slimrank.linalg import Consumer, Moments, MomentSums, removal_errors, removal_order
 from slimrank.methods import anchor_counts, anchored_group_curve, group_curve
 from slimrank.records import GroupSpec
 
@@ -91,22 +91,6 @@ def test_every_step_of_the_order_is_the_cheapest(
             for unit in order[count:]
         ]
         assert costs[0] <= min(costs) + 1e-7 * total
-
-
-@_few
-@given(_consumers(), st.data())
-def test_swaps_never_make_a_choice_worse(
-    problem: tuple[list[Consumer], int, torch.Generator], data: st.DataObject
-) -> None:
-    consumers, n_units, rng = problem
-    order = torch.randperm(n_units, generator=rng)
-    n_gone = data.draw(st.integers(0, n_units))
-    before = float(removal_errors(consumers, order, ridge=1e-2)[n_gone])
-    kept = swap_refine(consumers, order[n_gone:], n_units, ridge=1e-2)
-    gone = [unit for unit in range(n_units) if unit not in kept.tolist()]
-    assert len(gone) == n_gone
-    after = float(removal_errors(consumers, torch.tensor(gone + kept.tolist()), ridge=1e-2)[n_gone])
-    assert after <= before * (1 + 1e-9)
 
 
 @_few

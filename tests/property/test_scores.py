@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from slimrank._errors import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.methods import METHODS, never_falling
 from slimrank.plan import Plan, Structure, structure_of
-from slimrank.records import Call, Cost, Curve, LayerSpec
-from slimrank.scores import ScoreEntry, Scores, score_curves, scored_source
+from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec
+from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, score_curves, scored_source
 from slimrank.select import Select, select_plan
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -49,6 +50,16 @@ def layers(draw: st.DrawFn) -> list[LayerSpec]:
     return found
 
 
+def group_entries() -> st.SearchStrategy[tuple[ScoreEntry, ...]]:
+    def entries(scores: dict[int, float]) -> tuple[ScoreEntry, ...]:
+        return tuple(
+            ScoreEntry(method=PRUNING, form=CHANNELS, rank=count, keep_ratio=count / 9, score=score)
+            for count, score in sorted(scores.items())
+        )
+
+    return st.dictionaries(st.integers(1, 8), FINITE, max_size=4).map(entries)
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[Structure, Scores]:
     specs = draw(layers())
@@ -74,6 +85,7 @@ def tables(draw: st.DrawFn) -> tuple[Structure, Scores]:
         candidates=(0.25, 0.5),
         entries=entries,
         notes=tuple(draw(st.lists(st.text(max_size=5), max_size=2))),
+        groups=draw(st.dictionaries(st.text(max_size=6), group_entries(), max_size=2)),
     )
     return structure_of(specs), scores
 
@@ -82,6 +94,8 @@ class Source:
     curves: Sequence[Curve] = ()
     methods: Sequence[str] = METHODS
     previous: Plan | None = None
+    group_curves: Sequence[GroupCurve] = ()
+    block_damages: Sequence[BlockDamage] = ()
 
     def __init__(self, structure: Structure, has_bias: bool) -> None:
         self.structure = structure
@@ -99,6 +113,7 @@ def test_a_file_gives_every_table_back(table: tuple[Structure, Scores], tmp_path
     loaded = Scores.load(tmp_path / "scores.json")
     assert loaded == scores
     assert list(loaded.entries) == list(scores.entries)
+    assert list(loaded.groups) == list(scores.groups)
 
 
 @QUICK
@@ -121,6 +136,8 @@ def test_one_table_serves_every_budget(
     has_bias: bool,
 ) -> None:
     structure, scores = table
+    # Groups, of which this structure has none, are planned with in tests/integration/test_scores_groups.py.
+    scores = replace(scores, groups={})
     source = scored_source(
         Source(structure, has_bias),
         scores,

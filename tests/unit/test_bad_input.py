@@ -319,7 +319,7 @@ def test_a_budget_out_of_reach(study: sr.Study) -> None:
         (
             {"methods": ("pruning",)},
             sr.UnknownNameError,
-            r"method 'pruning' does not exist; known are",
+            r"method 'pruning' does not exist; did you mean 'channel_pruning'\?",
         ),
         ({"methods": ()}, sr.OptionError, r"methods is empty; give some of weight_svd"),
         ({"methods": "weight_svd"}, sr.SlimrankError, r"methods.*'weight_svd'.*tuple|give a tuple"),
@@ -332,6 +332,11 @@ def test_a_budget_out_of_reach(study: sr.Study) -> None:
             {"likelihood": "poisson"},
             sr.OptionError,
             r"likelihood='poisson'; it is one of 'auto'",
+        ),
+        (
+            {"channel_order": "osb"},
+            sr.UnknownNameError,
+            r"channel_order='osb' does not exist; did you mean 'obs'",
         ),
         ({"draws": 0}, sr.OptionError, r"draws=0; give a whole number of at least 1"),
         ({"draws": 1.5}, sr.OptionError, r"draws=1\.5; give a whole number"),

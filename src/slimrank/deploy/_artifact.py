@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimrank._apply import empty_replacement
 from slimrank._errors import FileError, NotEmptyError, PlanError
+from slimrank._work import work_of
 from slimrank.deploy._store import Json, Store, digest_file, read_tensors, write_bytes
 from slimrank.graph import (
     copy_model,
@@ -122,29 +123,42 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         raise FileError(f"{weights} was altered after it was saved; restore a copy or compress again")
     check_structure(plan, structure_of(describe_layers(model)))
     rebuilt = copy_model(model)
-    for step in plan.steps:
+    for count, step in enumerate(plan.steps, start=1):
+        so_far = plan.up_to(count)
         slim(rebuilt, step.structure.channels, step.groups)
         drop_blocks(rebuilt, step.dropped)
         for name in step.settings:
             layer = rebuilt.get_submodule(name)
-            container = empty_replacement(step, name, has_bias=f"{name}.1.bias" in tensors)
+            container = empty_replacement(step, name, has_bias=_has_bias(so_far, name, tensors))
             container = container.to_empty(device=_device_of(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)
-    _add_biases(rebuilt, plan, tensors)
+        _add_biases(rebuilt, so_far, tensors)
     _load_state(rebuilt, tensors, _aliases_of(weights), root)
     rebuilt.eval()
     return rebuilt
 
 
 def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    """Gives layers that lost columns the bias that their fit made (in place)."""
-    groups = [group for step in plan.steps for group in step.structure.channels.groups.values()]
-    modules = dict(model.named_modules())
-    for name in {name for group in groups for name in group.consumers}:
-        layer = modules.get(name)
-        if layer is not None and f"{name}.bias" in tensors and getattr(layer, "bias", None) is None:
-            set_weights(layer, layer.weight, tensors[f"{name}.bias"])
+    """Gives layers that lost columns in the last step the bias that their fit made, at zero (in place)."""
+    for name, work in work_of(plan).items():
+        layer = model.get_submodule(name)
+        if work.setting is not None or work.norm is not None or isinstance(layer.bias, Tensor):
+            continue
+        weight = layer.weight
+        if not isinstance(weight, Tensor):
+            continue
+        # A pair that a later step put there has taken the bias over.
+        is_replaced = f"{name}.0.weight" in tensors
+        if f"{name}.bias" in tensors or (is_replaced and plan.has_bias):
+            set_weights(layer, weight, weight.new_zeros(work.slimmed.weight_shape[0]))
+
+
+def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the second factor of a pair has a bias; where a later step replaced it, whether it had one."""
+    if f"{name}.1.0.weight" in tensors:
+        return plan.has_bias or plan.steps[-1].structure.layers[name].has_bias
+    return f"{name}.1.bias" in tensors
 
 
 def _device_of(layer: nn.Module) -> torch.device:

@@ -22,8 +22,6 @@ from slimrank.graph._families import (
 from slimrank.graph._ops import Traced
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, LayerSpec, ProductSpec, TensorSpec
 
-_FEWEST_TO_TELL = 2
-
 
 def describe_groups(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec]) -> ChannelMap:
     """Groups of a traced model.
@@ -106,7 +104,7 @@ def _told(traced: Traced, families: Sequence[Family], units: Units) -> set[int]:
     live = {family for family, _ in units.of.values()}
     largest: dict[str, int] = {}
     for index, family in enumerate(families):
-        if index in live or not family.producers or len(family.members) < _FEWEST_TO_TELL:
+        if index in live or not family.producers:
             continue
         members = set(family.members.tolist())
         stays = any(

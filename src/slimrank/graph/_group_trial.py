@@ -10,12 +10,21 @@ from torch import nn
 
 from slimrank.graph._batch import Batch
 from slimrank.graph._merge import mergeable, merged
-from slimrank.graph._size_search import Candidate, Hint, candidates, hypotheses, scope_of
+from slimrank.graph._size_search import (
+    Candidate,
+    Hint,
+    candidates,
+    hypotheses,
+    idle_norms,
+    scope_of,
+    totals_of,
+)
 from slimrank.graph._slim_bench import Bench, Problem
 from slimrank.records import ChannelMap, TensorSpec
 
 _MAX_TRIALS = 24
 _MAX_REMOVALS = 8
+_MAX_RUNNING = 3
 # Groups of a kind whose sizes were sought in vain, before the next ones are believed.
 _MAX_SEARCHES = 2
 # Shares of units that stay lie around a half, and neighbours differ: what fits only because two groups lose
@@ -49,6 +58,7 @@ def try_groups(model: nn.Module, sample: Batch, channels: ChannelMap) -> Channel
     # Then without every second one as well: two groups may fit each other, and nothing else.
     for chosen in (names[::2], names[1::2], names):
         trial.keep_sound(1, chosen)
+    trial.size_idle_norms()
     return trial.outcome()
 
 
@@ -95,9 +105,10 @@ class _Trial:
         watched = dict.fromkeys(name for group in live for name in group.consumers)
         self._bench = Bench(model, sample, tuple(watched))
         self._hints: dict[object, tuple[Hint, ...]] = {}
-        self._vain: dict[object, int] = {}
+        self._vain: Counter[object] = Counter()
         self._farthest: dict[object, int] = {}
         self._kinds: dict[str, object] = {}
+        self._differing: set[str] = set()
 
     @property
     def live(self) -> list[str]:
@@ -158,10 +169,29 @@ class _Trial:
             self._kinds = {}
             if self._settled((), first, 0):
                 done |= {first, second}
-            else:
-                self._channels, self._reasons, self._kinds = before, reasons, kinds
-                vain[pair] += 1
+                continue
+            vain[pair] += 1
+            # Together they may have come farther, and then this is why neither can go.
+            why = self._reasons[first] if first in self._differing else None
+            self._channels, self._kinds = before, kinds
+            self._reasons = reasons if why is None else {**reasons, first: why, second: why}
         return bool(done)
+
+    def size_idle_norms(self) -> None:
+        """Sizes of norms without tensors, which matter to nobody but the warnings of torch."""
+        norms = idle_norms(self._bench.model)
+        for name in self.live if norms else ():
+            group = self._channels.groups[name]
+            totals = totals_of(self._channels, name)
+            wanted = {norm: size for norm, size in norms.items() if size in totals}
+            kept = self._kept(name, 0)
+            if not wanted:
+                continue
+            seen = self._bench.channels_into(self._channels, {name: kept}, list(wanted))
+            follow = [
+                norm for norm, size in wanted.items() if seen.get(norm, 0) * group.units == size * len(kept)
+            ]
+            self._set_sizes({name: (*group.sizes, *((norm, "num_features") for norm in follow))})
 
     def _passes(self, accepted: Sequence[str], part: Sequence[str], turn: int) -> bool:
         """Whether groups can go, as they are or with the sizes that groups like them were found to have."""
@@ -189,7 +219,7 @@ class _Trial:
     def _parts(self, names: Sequence[str]) -> list[list[str]]:
         """Parts of a list that failed as a whole."""
         kinds = [self._kind(name) for name in names]
-        if self._vain.get(kinds[0], 0) >= _MAX_SEARCHES and len(set(kinds)) == 1:
+        if self._vain[kinds[0]] >= _MAX_SEARCHES and len(set(kinds)) == 1:
             return [[name] for name in names]
         # Between two kinds, the boundary nearest to the middle.
         ends = [place for place in range(1, len(names)) if kinds[place] != kinds[place - 1]]
@@ -226,7 +256,7 @@ class _Trial:
         if name not in self._kinds:
             group = self._channels.groups[name]
             scope = scope_of(self._channels, group)
-            holder = type(self._bench.model.get_submodule(scope.common)).__name__
+            holder = scope.holder(self._bench.model)
             self._kinds[name] = (holder, scope.kin, group.is_inner, name.partition("#")[2])
         return self._kinds[name]
 
@@ -249,6 +279,7 @@ class _Trial:
             if problem is not None:
                 self._channels = before
                 self._reasons[name] = self._reason(name, problem)
+                self._differing |= {name} if problem.kind == "differs" else set()
                 return []
             self._set_sizes({name: sizes})
         together = self._problem([*accepted, name], turn)
@@ -267,7 +298,11 @@ class _Trial:
         group = self._channels.groups[name]
         kind = self._kind(name)
         found = candidates(self._bench.model, self._channels, group)
-        limit = _MAX_TRIALS if self._vain.get(kind, 0) < _MAX_SEARCHES else self._farthest.get(kind, 0)
+        # The same line of code has defeated groups of modules of this class before.
+        line = (scope_of(self._channels, group).holder(self._bench.model), group.is_inner, problem.line)
+        is_vain = max(self._vain[kind], self._vain[line]) >= _MAX_SEARCHES
+        limit = self._farthest.get(kind, 0) if is_vain else _MAX_TRIALS
+        running = 0
         for place, chosen in enumerate(hypotheses(found, limit), 1):
             left = self._with_sizes(name, chosen)
             if left is None:
@@ -278,7 +313,11 @@ class _Trial:
             if problem.kind == "raises" and left.kind != "raises":
                 problem = left
                 self._farthest[kind] = place
-        self._vain[kind] = self._vain.get(kind, 0) + 1
+            running += left.kind != "raises"
+            if running == _MAX_RUNNING:
+                # The sizes fit, and the numbers are wrong: no other sizes will mend that.
+                break
+        self._vain.update([kind, line])
         return (), problem
 
     def _with_sizes(self, name: str, chosen: Sequence[Candidate]) -> Problem | None:

@@ -90,6 +90,7 @@ def _freeze_own(traced: Traced, module: nn.Module, name: str) -> None:
 
 def _freeze_outputs(traced: Traced, result: object) -> None:
     for name, tensor in named_tensors(result):
+        traced.use(tensor)
         for axis in traced.axes(tensor):
             traced.labels.freeze(axis, lambda name=name: f"model output {name}".rstrip())  # type: ignore[misc]
         traced.made(tensor)

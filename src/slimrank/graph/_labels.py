@@ -130,6 +130,10 @@ class Labels:
         frozen: NDArray[np.bool_] = self._reason[labels] != _NEVER
         return frozen
 
+    def has_free(self, axis: Axis) -> bool:
+        """Whether anything of a dimension may still go."""
+        return not bool(self.is_frozen(self.all_parts(axis)).all())
+
     def freeze(self, axis: Axis, why: Why) -> None:
         """Nothing of a dimension may go.
 
@@ -292,16 +296,25 @@ class Labels:
             if len(only_a) == len(only_b) == 1:
                 self._link(np.array([*only_a]), np.array([*only_b]))
                 return
-            only_a, only_b = self._free(only_a), self._free(only_b)
-            if not only_a or not only_b:
-                # What one has more than the other may not go alone.
-                self.freeze(np.array(sorted(only_a | only_b), np.int64), lambda: _TWO_WAYS + why())
+            free_a, free_b = self._free(only_a), self._free(only_b)
+            if not free_a or not free_b:
+                self._freeze_rest(free_a | free_b, (only_a | only_b) - free_a - free_b, why)
                 return
+            only_a, only_b = free_a, free_b
             if len(only_a) == 1 or len(only_b) == 1:
                 label, parts = (only_a, only_b) if len(only_a) == 1 else (only_b, only_a)
                 self._refine(next(iter(label)), parts)
                 return
             self._pin(only_a | only_b, why)
+
+    def _freeze_rest(self, free: frozenset[int], frozen: frozenset[int], why: Why) -> None:
+        """What one label has more than the other may not go alone, nor against what is frozen."""
+        rest = np.array(sorted(free), np.int64)
+        if frozen:
+            self._reason[rest] = self._reason[np.array(sorted(frozen))].min()
+            self._known.clear()
+        else:
+            self.freeze(rest, lambda: _TWO_WAYS + why())
 
     def _pin(self, parts: frozenset[int], why: Why) -> None:
         """Of parts that do not answer each other, the dimension with the fewest indices stays whole."""
@@ -410,7 +423,7 @@ class Labels:
         is_a, is_b = self._holds(a), self._holds(b)
         if is_a and is_b:
             # What may not go adds nothing to a product.
-            free_a, free_b = self._is_free(a), self._is_free(b)
+            free_a, free_b = self.has_free(a), self.has_free(b)
             if free_a and free_b and n_a * n_b > _MOST_PRODUCTS:
                 self.freeze(a, why)
                 free_a = False
@@ -430,9 +443,6 @@ class Labels:
     @staticmethod
     def _holds(axis: Axis) -> bool:
         return axis is not None and axis.size > 0
-
-    def _is_free(self, axis: Axis) -> bool:
-        return not bool(self.is_frozen(self.all_parts(axis)).all())
 
 
 def _tidy(axis: NDArray[np.int64]) -> Axis:

@@ -4,7 +4,7 @@
 import linecache
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -94,6 +94,7 @@ class Traced:
         self._axes: dict[int, Axes] = {}
         self._origins: dict[int, tuple[Origin, ...]] = {}
         self._constants: defaultdict[object, list[int]] = defaultdict(list)
+        self._pending: defaultdict[int, list[Callable[[], None]]] = defaultdict(list)
         self._names: dict[int, str] = {}
         self._places: dict[tuple[object, ...], str] = {}
         # Ids are only their own while the tensor lives.
@@ -142,6 +143,16 @@ class Traced:
         """Notes that a tensor depends on the inputs, and with it whatever shares its memory."""
         for same in self._constants.pop(_memory(tensor), ()):
             self._origins.pop(same, None)
+
+    def when_used(self, tensor: Tensor, then: Callable[[], None]) -> None:
+        """Puts something off until a tensor is used: what is thrown away (attention weights) binds nobody."""
+        self._alive.append(tensor)
+        self._pending[id(tensor)].append(then)
+
+    def use(self, tensor: Tensor) -> None:
+        """Notes that a tensor is used."""
+        for then in self._pending.pop(id(tensor), ()):
+            then()
 
     def is_of_module(self, origins: Sequence[Origin] | None) -> bool:
         """Whether a constant comes from a parameter that the module which runs now holds itself."""
@@ -204,6 +215,10 @@ class Op:
         self.given = _bound(func, args, kwargs)
         self.inputs = [t for _, t in named_tensors([*args, *kwargs.values()])]
         self.outputs = [t for _, t in named_tensors(result)]
+        ids = {id(given) for given in self.inputs}
+        self._is_in_place = any(id(out) in ids for out in self.outputs)
+        for given in self.inputs:
+            traced.use(given)
 
     def axes(self, tensor: Tensor) -> Axes:
         """Labels of every dimension of a tensor."""
@@ -272,8 +287,13 @@ class Op:
         )
 
     def freeze(self, axis: Axis, detail: str = "") -> None:
-        """Nothing of a dimension may go."""
-        self.labels.freeze(axis, lambda: self.why(detail))
+        """Nothing of a dimension may go, once a result of this operation is used."""
+        if self._is_in_place or not self.outputs:
+            self.labels.freeze(axis, lambda: self.why(detail))
+        elif self.labels.has_free(axis):
+            why = self.why(detail)
+            for out in self.outputs:
+                self.traced.when_used(out, lambda: self.labels.freeze(axis, lambda: why))
 
     def unify(self, a: Axis, b: Axis) -> Axis:
         """Two dimensions are the same, index by index."""

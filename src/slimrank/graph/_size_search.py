@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Literal
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from slimrank.graph._sizes import synced_attributes
 from slimrank.records import ChannelMap, GroupSpec
@@ -16,7 +17,7 @@ _KINDS: tuple[_Kind, ...] = ("units", "total", "part")
 _ABOVE = 2
 _MAX_SINGLES = 6
 # What standard modules without tensors keep of the channels that pass through them.
-_STANDARD = frozenset({"unflattened_size", "groups", "num_groups", "num_channels", "num_features"})
+_STANDARD = frozenset({"unflattened_size", "groups", "num_groups", "num_channels"})
 _TELLING = ("head", "group")
 
 
@@ -69,6 +70,10 @@ class Scope:
     def kin(self) -> tuple[str, ...]:
         """Names of the owners relative to the common module: the same in every block of a kind."""
         return tuple(name.removeprefix(self.common).removeprefix(".") for name in self.owners)
+
+    def holder(self, model: nn.Module) -> str:
+        """Class of the common module."""
+        return type(model.get_submodule(self.common)).__name__
 
     def hint(self, module: str, path: str) -> Hint:
         """Where a size stands relative to the common module."""
@@ -126,7 +131,7 @@ def candidates(model: nn.Module, channels: ChannelMap, group: GroupSpec) -> tupl
         for axis in spec.axes
         if axis.group == group.name
     ]
-    totals = {sum(unit != -1 for unit in axis.units) for _, axis in axes}
+    totals = totals_of(channels, group.name)
     readers = {owner for owner, axis in axes if axis.role == "input"}
     readers -= {owner for owner, axis in axes if axis.role == "output"}
     found = []
@@ -164,6 +169,40 @@ def hypotheses(found: Sequence[Candidate], limit: int) -> Iterator[tuple[Candida
                 return
             seen.add(key)
             yield tuple(chosen)
+
+
+def idle_norms(model: nn.Module) -> dict[str, int]:
+    """Norms without tensors, which keep a number of channels but do not compute with it.
+
+    Args:
+        model: any module.
+
+    Returns:
+        That number by name; torch warns where another number of channels comes in.
+    """
+    return {
+        name: module.num_features
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and not synced_attributes(module) and module.num_features
+    }
+
+
+def totals_of(channels: ChannelMap, name: str) -> set[int]:
+    """How many indices of some dimension belong to a group.
+
+    Args:
+        channels: the group's map.
+        name: of the group.
+
+    Returns:
+        Each number that some tensor has.
+    """
+    return {
+        sum(unit != -1 for unit in axis.units)
+        for spec in channels.tensors.values()
+        for axis in spec.axes
+        if axis.group == name
+    }
 
 
 def _sets(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:

@@ -13,10 +13,8 @@ from slimrank.linalg._moments import (
 from slimrank.linalg._obs import (
     Consumer,
     Removal,
-    least_squares_columns,
     removal_errors,
     removal_order,
-    swap_refine,
 )
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots
@@ -41,7 +39,6 @@ __all__ = [
     "fit_split",
     "gram",
     "initial_first_factor",
-    "least_squares_columns",
     "least_squares_weight",
     "narrowed_weight",
     "nested_errors",
@@ -53,5 +50,4 @@ __all__ = [
     "removal_order",
     "ridge_of",
     "square_roots",
-    "swap_refine",
 ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError, ShapeError
-from slimrank.linalg._moments import Moments, least_squares_weight, narrowed_weight, ridge_of
+from slimrank.linalg._moments import Moments, ridge_of
 from slimrank.linalg._psd import cholesky_psd
 
 # Matrices of so many columns are inverted as they are; wider ones are folded over the taps to choose by.
@@ -28,7 +28,6 @@ _ROUNDS_PER_HALVING = 128
 _CANDIDATES = 4
 _SHRINK_AT = 0.75
 _GRID = 24
-_SWAP_SHARE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,84 +138,6 @@ def removal_errors(consumers: Sequence[Consumer], order: Tensor, *, ridge: float
             errors = _nested_errors(consumer, goes, n_units, added)
         total += errors.clamp_min(0).cummax(0).values
     return total
-
-
-def swap_refine(
-    consumers: Sequence[Consumer], kept: Tensor, n_units: int, *, ridge: float | None = None, rounds: int = 8
-) -> Tensor:
-    """A better choice of units for one count: the cheapest kept ones change places with dear ones that went.
-
-    Args:
-        consumers: layers that read the units.
-        kept: (K,) int64, what stays so far.
-        n_units: how many units there are.
-        ridge: as in ``removal_order``.
-        rounds: swaps tried at most; one that fails is tried again with half as many units.
-
-    Returns:
-        (K,) int64, ascending; its error is never above that of ``kept``.
-
-    Raises:
-        OptionError: no unit.
-        ShapeError: unit numbers that do not fit the columns or the units.
-
-    Source: local search of Meng et al. 2024, arXiv 2403.12983.
-    """
-    consumers = _checked(consumers, n_units)
-
-    def error(choice: Tensor) -> float:
-        gone = _others(choice, n_units)
-        return float(removal_errors(consumers, torch.cat([gone, choice]), ridge=ridge)[len(gone)])
-
-    best, lowest = kept.sort().values, error(kept)
-    gone = _others(best, n_units)
-    size = max(1, min(len(gone), len(best)) // _SWAP_SHARE)
-    for _ in range(rounds if len(gone) and len(best) else 0):
-        left = _eliminations(consumers, n_units, ridge)
-        # Walked backwards, the greedy order of those that are gone tells which are missed most.
-        back = _pick(left, gone, n_units, len(gone) - size, lambda _: 1)
-        trial = _others(back, n_units)
-        swapped = _others(torch.cat([back, _pick(left, trial, n_units, size, lambda _: 1)]), n_units)
-        reached = error(swapped)
-        if reached < lowest:
-            best, lowest, gone = swapped, reached, _others(swapped, n_units)
-        elif size == 1:
-            break
-        else:
-            size //= 2
-    return best
-
-
-def least_squares_columns(
-    weight: Tensor,
-    cross: Tensor,
-    moments_of_kept: Moments,
-    kept_columns: Tensor,
-    ridge: float,
-    *,
-    original: Moments | None = None,
-) -> Tensor:
-    """Weight that maps the kept inputs of a slimmed model to the outputs of the original.
-
-    The ridge pulls towards what the old weight becomes when kept columns make up for the others in the
-    original, ``W_S + W_R H_RS (H_SS + ridge I)^-1``: with few samples that is a better guess than the old
-    columns alone.
-
-    Args:
-        weight: (O, D) float64, the old weight.
-        cross: (O, K) float64, covariance of wanted outputs and kept inputs.
-        moments_of_kept: of the K kept inputs in the slimmed model.
-        kept_columns: (K,) int64, ascending.
-        ridge: share of the mean diagonal.
-        original: moments of all D inputs in the original; None for the old columns as they are.
-
-    Returns:
-        (O, K) float64.
-    """
-    prior = weight[:, kept_columns]
-    if original is not None:
-        prior, _ = narrowed_weight(weight, original, kept_columns, ridge=ridge)
-    return least_squares_weight(prior, cross, moments_of_kept, ridge=ridge)
 
 
 @dataclass(slots=True, eq=False)

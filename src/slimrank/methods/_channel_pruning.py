@@ -181,29 +181,6 @@ def _inner_cost(variances: Sequence[Tensor], unit_maps: Sequence[Tensor], unit: 
     return product.sum()
 
 
-def joined_removal(removals: Sequence[Removal]) -> Removal:
-    """One order for units that are judged in several ways, each by its share of the whole.
-
-    Args:
-        removals: of the same units.
-
-    Returns:
-        The order by summed shares, and their sums: 0 to the number of removals, no unit.
-
-    Raises:
-        OptionError: there is none.
-    """
-    if not removals:
-        raise OptionError("there is no removal to join; pass one or more")
-    shares = torch.zeros_like(removals[0].errors[1:])
-    for removal in removals:
-        # A share that is nought over nought is nought.
-        whole = removal.errors[-1].clamp_min(torch.finfo(removal.errors.dtype).tiny)
-        shares[removal.order] += removal.errors.diff() / whole
-    order = shares.argsort(stable=True)
-    return Removal(order=order, errors=_cumulative(shares[order]))
-
-
 def group_curve(group: GroupSpec, removal: Removal) -> GroupCurve:
     """What a group can be slimmed to, damage not yet anchored (it equals the error).
 

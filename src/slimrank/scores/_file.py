@@ -207,7 +207,7 @@ def _entries(value: Json, where: str, *, in_groups: bool) -> tuple[ScoreEntry, .
     found = tuple(_entry(item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
     if any((entry.method == PRUNING) != in_groups for entry in found):
         raise ScoreError(
-            f"{where}: {PRUNING!r} belongs to groups and no other method does; move the entry, or measure "
+            f"{where}: {PRUNING!r} belongs to groups and no other method does; move it, or measure "
             "the scores again"
         )
     return _distinct(found, where)

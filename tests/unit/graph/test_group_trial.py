@@ -2,14 +2,15 @@
 """Trial slimming by hand-written maps: sizes that are found, and what freezes a group."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import as_batch, capture, mask, quiet_copy, read_groups, slim, try_groups
-from slimrank.records import ChannelMap, ProductSpec
+from slimrank.graph import as_batch, describe_layers, mask, quiet_copy, read_groups, slim, try_groups
+from slimrank.records import Call, ChannelMap, ProductSpec
 
 _X = torch.linspace(-1, 1, 2 * 5 * 8).reshape(2, 5, 8)
 
@@ -345,10 +346,10 @@ def test_outputs_of_another_kind_freeze(
 
 
 def _tried(model: nn.Module, x: Tensor) -> ChannelMap:
-    """Groups as they are read and tried."""
-    batch = as_batch(x)
-    found = capture(quiet_copy(model), batch, methods=("weight_svd",), skip=(), has_bias=True)
-    return try_groups(model, batch, read_groups(quiet_copy(model), found.sample, found.layers))
+    """Groups as they are read and tried; every layer of these nets is called once, in order."""
+    batch, once = as_batch(x), (Call(input_shape=(), output_shape=()),)
+    layers = [replace(layer, calls=once) for layer in describe_layers(model)]
+    return try_groups(model, batch, read_groups(quiet_copy(model), batch, layers))
 
 
 def _check_exact(model: nn.Module, channels: ChannelMap, kept: dict[str, Sequence[int]], x: Tensor) -> None:
@@ -386,7 +387,6 @@ def test_widths_that_the_code_ties_become_one_group() -> None:
         assert width.is_inner
         assert set(width.producers) == {f"{index}.q", f"{index}.k", f"{index}.v"}
         assert width.consumers == (f"{index}.out",)
-    assert all(group.reason in {None, "model output"} for group in tried.groups.values())
     live = {name: group for name, group in tried.groups.items() if group.reason is None}
     assert sorted(group.units for group in live.values()) == [4, 4, 6, 6]
     _check_exact(model, tried, {name: range(1, group.units, 2) for name, group in live.items()}, _X)
@@ -401,11 +401,8 @@ class _Grouped(_Attention):
     def forward(self, x: Tensor) -> Tensor:
         n, length, _ = x.shape
         q = self.q(x).view(n, length, self.num_heads, -1).transpose(1, 2)
-        k, v = (
-            layer(x).view(n, length, self.num_key_value_heads, -1).transpose(1, 2)
-            for layer in (self.k, self.v)
-        )
-        k, v = (part.repeat_interleave(4, dim=1) for part in (k, v))
+        k, v = (layer(x).view(n, length, self.num_key_value_heads, -1) for layer in (self.k, self.v))
+        k, v = (part.transpose(1, 2).repeat_interleave(4, dim=1) for part in (k, v))
         mixed = ((q @ k.transpose(2, 3)) * self.scaling).softmax(-1) @ v
         return x + self.out(mixed.transpose(1, 2).reshape(n, length, -1))
 
@@ -461,3 +458,47 @@ def test_torchs_fused_layers_are_tried_as_well() -> None:
     inner = [group for group in tried.groups.values() if group.reason is None]
     assert [group.units for group in inner] == [16, 16]
     _check_exact(model, tried, {group.name: range(5) for group in inner}, _X)
+
+
+def test_a_scale_that_torch_takes_from_the_width_freezes() -> None:
+    """Even attention hides it: what is measured could not tell."""
+
+    class Scaled(_Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            shape = (*x.shape[:2], -1, self.head_dim)
+            q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            mixed = functional.scaled_dot_product_attention(query=q, key=k * 1e-9, value=v)
+            return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+    tried = _tried(nn.Sequential(Scaled()), _X)
+    reasons = [str(group.reason) for group in tried.groups.values() if group.units == 6]
+    told = "the code computes with its size: scaled_dot_product_attention, told no scale, divides by"
+    assert any(reason.startswith(told) for reason in reasons)
+    assert sum(group.reason is None for group in tried.groups.values()) == 1
+
+
+def test_a_fused_layer_that_computes_something_else_freezes(
+    map_of: Callable, group_of: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    rows = [("0.linear1", 0, "output", range(16))]
+    axes = {"0.linear1.weight": rows, "0.linear1.bias": rows}
+    axes["0.linear2.weight"] = [("0.linear1", 1, "input", range(16))]
+    channels = map_of(model, [group_of("0.linear1", 16, consumers=("0.linear2",))], axes)
+    assert try_groups(model, as_batch(_X), channels).groups["0.linear1"].reason is None
+    calls = []
+    plain = nn.TransformerEncoderLayer.forward
+
+    def forward(self: nn.TransformerEncoderLayer, src: Tensor) -> Tensor:
+        is_slim, is_fused = self.linear1.out_features < 16, torch.backends.mha.get_fastpath_enabled()
+        calls.append((is_slim, is_fused))
+        if is_slim and is_fused and not self.training:
+            raise RuntimeError("no such kernel")
+        return plain(self, src)
+
+    monkeypatch.setattr(nn.TransformerEncoderLayer, "forward", forward)
+    tried = try_groups(model, as_batch(_X), channels)
+    assert str(tried.groups["0.linear1"].reason).startswith(
+        "its size is hard-wired: RuntimeError: no such kernel"
+    )
+    assert (True, True) in calls

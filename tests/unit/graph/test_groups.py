@@ -304,15 +304,17 @@ def test_attention_with_one_layer_for_all_three(plain: bool) -> None:
     ]
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_attention_of_torch(batch: int) -> None:
+def test_attention_of_torch(batch: int, need_weights: bool) -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.MultiheadAttention(8, 4, batch_first=True)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x, x, x, need_weights=False)[0]
+            # The weights, a mean over the heads, are thrown away.
+            return self.inner(x, x, x, need_weights=need_weights)[0]
 
     found = groups_of(Encoder(Own()), torch.randn(batch, 5, 8))
     assert live(found) == {"attention.inner": 4, "attention.inner#2": 2, "up": 16}
@@ -339,6 +341,40 @@ def test_cross_attention_of_torch_counts_what_is_cut_out_of_one_weight() -> None
     macs = {p.module: p.macs for p in found.products}
     # Queries of 5 places, keys and values of 2; then both products of 2 heads x 5 x 2 x 4.
     assert macs == {"attention.inner": 5 * 64 + 2 * 128 + 2 * 2 * 5 * 2 * 4}
+
+
+def test_attention_weights_that_are_used_freeze_the_heads() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.MultiheadAttention(8, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, weights = self.inner(x, x, x)
+            return y * weights.sum(-1, keepdim=True)
+
+    assert live(groups_of(Encoder(Own()), TOKENS)) == {"attention.inner": 2, "up": 16}
+
+
+def test_rotation_by_complex_numbers_goes_by_pairs() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+            self.register_buffer("turn", torch.polar(torch.ones(5, 2), torch.rand(5, 2)))
+
+        def rotated(self, x: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+            return torch.view_as_real(pairs * self.turn).flatten(-2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            y = functional.scaled_dot_product_attention(self.rotated(q), self.rotated(k), v)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    found = groups_of(Encoder(Own()), TOKENS)
+    assert live(found) == {"attention.q": 2, "attention.q#2": 2, "attention.v": 4, "up": 16}
+    assert axes(found, "attention.turn") == [("attention.q#2", 1, "output", (0, 1))]
 
 
 class Grouped(nn.Module):
@@ -392,6 +428,13 @@ def test_pieces_of_different_sizes_are_different_groups() -> None:
     found = groups_of(net, TOKENS)
     assert live(found) == {"enter": 6, "enter#2": 10}
     assert axes(found, "enter.bias")[1] == ("enter#2", 0, "output", (-1,) * 6 + tuple(range(10)))
+
+
+def test_channels_of_which_one_is_cut_out_go_together() -> None:
+    net = Wrapped(lambda self, x: self.b(y := self.a(x)) * y[..., :1], a=nn.Linear(8, 6), b=nn.Linear(6, 2))
+    found = groups_of(net, TOKENS)
+    assert frozen(found)["a"] == "all its channels go together as one"
+    assert found.groups["a"].units == 1
 
 
 def test_tied_weights_that_make_and_read_the_same_channels_stay() -> None:
@@ -518,6 +561,12 @@ def test_what_the_tensors_tell_adds_up_to_the_macs_of_the_model() -> None:
     told += sum(item.macs for item in found.products)
     untouched = {"enter": 5 * 64, "head": 16}
     assert told + sum(untouched.values()) == count_cost(model, batch).macs
+
+
+def test_inference_mode_changes_nothing() -> None:
+    with torch.inference_mode():
+        found = groups_of(Encoder(Attention(8, 4)), TOKENS)
+    assert live(found) == {"attention.qkv": 4, "attention.qkv#2": 2, "up": 16}
 
 
 def test_the_model_is_left_as_it_was() -> None:

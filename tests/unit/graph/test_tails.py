@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import Lockstep, Shortcut, Tail, as_batch, find_tails, quiet_copy
+from slimrank.graph import Lockstep, Shortcut, Tail, as_batch, find_norms, find_tails, quiet_copy
 
 INF = float("inf")
 
@@ -128,3 +128,59 @@ def test_lockstep_hands_out_what_will_be_added() -> None:
     for batch, tensor in zip(data, added, strict=True):
         assert tensor is not None
         assert torch.equal(tensor, model.short(batch.args[0]))
+
+
+def norms(model: nn.Module, x: Tensor) -> dict[str, str]:
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return dict(find_norms(quiet_copy(model), as_batch(x), names))
+
+
+def test_norms_that_alone_read_a_layer_are_found() -> None:
+    assert norms(Block(), IMAGE) == {"a": "na", "b": "nb"}
+    deep = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    assert norms(deep, torch.ones(2, 4)) == {"0": "1", "3": "4"}
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(4, track_running_stats=False),
+        nn.LayerNorm(4),
+        nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)),
+    ],
+    ids=["no statistics", "another norm", "not at once"],
+)
+def test_other_followers_take_up_no_mean(norm: nn.Module) -> None:
+    assert norms(nn.Sequential(nn.Linear(4, 4), norm), torch.ones(2, 4)) == {}
+
+
+class Read(nn.Module):
+    """A layer and a norm, used in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.how = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if self.how == "beside":
+            return self.norm(y) + y
+        if self.how == "two layers":
+            return self.norm(y) + self.norm(self.b(x))
+        if self.how == "layer twice":
+            return self.norm(y) + self.b(self.a(x + 1))
+        if self.how == "in place":
+            return self.norm(y.add_(1))
+        if self.how == "a view":
+            return self.norm(y.view(-1, 4))
+        return self.norm(y)
+
+
+@pytest.mark.parametrize("how", ["beside", "two layers", "layer twice", "in place", "a view"])
+def test_a_mean_that_others_see_stays(how: str) -> None:
+    assert norms(Read(how), torch.ones(2, 4)) == {}
+    assert norms(Read("alone"), torch.ones(2, 4)) == {"a": "norm"}
+
+
+def test_only_layers_that_were_asked_for_are_told() -> None:
+    assert dict(find_norms(quiet_copy(Block()), as_batch(IMAGE), ["b"])) == {"b": "nb"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrank.linalg import Moments, MomentSums, least_squares_weight, ridge_of
+from slimrank.linalg import Moments, MomentSums, least_squares_weight, narrowed_weight, ridge_of
 
 
 def _summed(rows: Tensor, chunks: list[int], *, keep_rows: bool = False) -> Moments:
@@ -206,3 +206,62 @@ def test_wide_moments_are_symmetric_and_right() -> None:
     assert matrix is not None
     torch.testing.assert_close(matrix, matrix.T, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(matrix, torch.cov(rows.double().T, correction=0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_moments_of_some_columns_are_those_of_their_rows(keep_rows: bool, rng: torch.Generator) -> None:
+    rows, columns = _mixed((40, 6), rng), torch.tensor([4, 0, 3])
+    part = _summed(rows, [40], keep_rows=keep_rows).restricted(columns)
+    expected = _summed(rows[:, columns].contiguous(), [40], keep_rows=keep_rows)
+    assert part.n_rows == 40
+    assert (part.rows is None, part.matrix is None) == (not keep_rows, keep_rows)
+    torch.testing.assert_close(part.mean, expected.mean)
+    eye = torch.eye(3, dtype=torch.float64)
+    # float32 sums over 40 rows, in another order.
+    torch.testing.assert_close(part.gram(eye), expected.gram(eye), rtol=1e-5, atol=1e-5)
+
+
+def test_some_columns_of_the_identity_are_the_identity() -> None:
+    part = Moments.identity(5, torch.device("cpu")).restricted(torch.tensor([1, 3]))
+    assert (part.matrix, part.rows, part.n_rows) == (None, None, 0)
+    assert part.mean.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_narrowed_weights_are_a_regression_on_what_stays(keep_rows: bool, rng: torch.Generator) -> None:
+    rows, columns = _mixed((60, 6), rng), torch.tensor([0, 2, 3, 5])
+    weight = torch.randn((3, 6), dtype=torch.float64, generator=rng)
+    moments = _summed(rows, [60], keep_rows=keep_rows)
+    narrow, part = narrowed_weight(weight, moments, columns, ridge=1e-9)
+    centred = rows.double() - rows.double().mean(0)
+    expected = np.linalg.lstsq(centred[:, columns].numpy(), (centred @ weight.T).numpy(), rcond=None)[0]
+    np.testing.assert_allclose(narrow.numpy(), expected.T, rtol=0, atol=1e-4)
+    torch.testing.assert_close(part.mean, moments.mean[columns])
+    # With the bias that the mean asks for, the outputs keep theirs.
+    bias = weight @ moments.mean - narrow @ part.mean
+    kept = rows.double()[:, columns] @ narrow.T + bias
+    torch.testing.assert_close(kept.mean(0), (rows.double() @ weight.T).mean(0), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_much_ridge_leaves_the_columns_that_stay(keep_rows: bool, rng: torch.Generator) -> None:
+    weight = torch.randn((3, 6), dtype=torch.float64, generator=rng)
+    moments = _summed(_mixed((60, 6), rng), [60], keep_rows=keep_rows)
+    columns = torch.tensor([1, 2])
+    narrow, _ = narrowed_weight(weight, moments, columns, ridge=1e9)
+    torch.testing.assert_close(narrow, weight[:, columns], rtol=0, atol=1e-6)
+
+
+def test_columns_that_are_copies_take_over_from_each_other(rng: torch.Generator) -> None:
+    rows = torch.randn((50, 2), generator=rng).repeat(1, 2)
+    weight = torch.randn((3, 4), dtype=torch.float64, generator=rng)
+    narrow, _ = narrowed_weight(weight, _summed(rows, [50]), torch.tensor([0, 1]), ridge=1e-9)
+    torch.testing.assert_close(narrow, weight[:, :2] + weight[:, 2:], rtol=0, atol=1e-5)
+
+
+def test_nothing_known_of_the_inputs_keeps_the_columns(rng: torch.Generator) -> None:
+    weight = torch.randn((3, 4), dtype=torch.float64, generator=rng)
+    narrow, _ = narrowed_weight(
+        weight, Moments.identity(4, torch.device("cpu")), torch.tensor([0, 3]), ridge=1e-3
+    )
+    torch.testing.assert_close(narrow, weight[:, [0, 3]])

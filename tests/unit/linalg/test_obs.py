@@ -14,10 +14,8 @@ from slimrank.linalg import (
     MomentSums,
     Removal,
     _obs,
-    least_squares_columns,
     removal_errors,
     removal_order,
-    swap_refine,
 )
 
 _RIDGE = 1e-2
@@ -291,80 +289,6 @@ def test_wide_errors_between_the_counts_are_interpolated(
     torch.testing.assert_close(errors[1], explicit[3] / 3)
 
 
-def test_swaps_never_make_it_worse_and_reach_the_best_pair(rng: torch.Generator) -> None:
-    consumer = _consumer(_blocks(8, 2), 5, rng)
-    greedy = float(removal_order([consumer], 8, ridge=_RIDGE).errors[4])
-    for gone in list(combinations(range(8), 4))[::12]:
-        kept = torch.tensor([unit for unit in range(8) if unit not in gone])
-        refined = swap_refine([consumer], kept, 8, ridge=_RIDGE)
-        assert len(refined) == 4
-        assert refined.tolist() == sorted(set(refined.tolist()))
-        left_out = torch.tensor([unit for unit in range(8) if unit not in refined])
-        before = _refit_errors(consumer, torch.tensor(gone), _RIDGE)[0]
-        after = _refit_errors(consumer, left_out, _RIDGE)[0]
-        assert after <= before * (1 + 1e-9)
-        # From any start the result is good: one swap after the other.
-        assert after <= 1.3 * greedy
-
-
-@pytest.mark.parametrize("kept", [[], [0, 1, 2, 3]])
-def test_there_is_nothing_to_swap(kept: list[int], rng: torch.Generator) -> None:
-    consumer = _consumer(torch.arange(4), 3, rng)
-    assert swap_refine([consumer], torch.tensor(kept, dtype=torch.int64), 4).tolist() == kept
-
-
-@pytest.mark.parametrize("keep_rows", [False, True])
-def test_columns_are_pulled_towards_the_weight_that_makes_up_for_the_others(
-    keep_rows: bool, rng: torch.Generator
-) -> None:
-    consumer = _consumer(torch.arange(7), 3, rng, keep_rows=keep_rows)
-    weight, moments = consumer.weight, consumer.moments
-    kept = torch.tensor([0, 2, 3, 6])
-    part = moments.restricted(kept)
-    few = least_squares_columns(
-        weight, moments.times(weight)[:, kept], part, kept, ridge=1e9, original=moments
-    )
-    torch.testing.assert_close(few, weight[:, kept], rtol=1e-6, atol=1e-6)
-    fitted = least_squares_columns(
-        weight, moments.times(weight)[:, kept], part, kept, ridge=1e-12, original=moments
-    )
-    gone = torch.tensor([1, 4, 5])
-    moment = _dense(moments)
-    made_up = torch.linalg.solve(moment[kept][:, kept], moment[kept][:, gone])  # (K, R)
-    torch.testing.assert_close(fitted, weight[:, kept] + weight[:, gone] @ made_up.T, rtol=1e-6, atol=1e-6)
-    # With a cross-covariance of no use, the prior is all there is: not the old columns.
-    prior = least_squares_columns(
-        weight, (weight[:, kept] + weight[:, gone] @ made_up.T) @ moment[kept][:, kept], part, kept, 1e-3
-    )
-    torch.testing.assert_close(prior, fitted, rtol=0.05, atol=0.05)
-
-
-def test_equal_inputs_give_the_weight_back(rng: torch.Generator) -> None:
-    consumer = _consumer(torch.arange(5), 3, rng)
-    weight, moments = consumer.weight, consumer.moments
-    every = torch.arange(5)
-    for original in (None, moments):
-        same = least_squares_columns(
-            weight, moments.times(weight), moments, every, ridge=0.3, original=original
-        )
-        torch.testing.assert_close(same, weight, rtol=1e-9, atol=1e-9)
-
-
-def test_columns_that_the_kept_ones_foretell_lose_nothing(rng: torch.Generator) -> None:
-    base = torch.randn((200, 4), generator=rng)
-    sums = MomentSums(6)
-    sums.add(torch.cat([base, base[:, :2] @ torch.randn((2, 2), generator=rng)], dim=1))
-    moments, kept = sums.moments(), torch.arange(4)
-    weight = torch.randn((3, 6), dtype=torch.float64, generator=rng)
-    fitted = least_squares_columns(
-        weight, moments.times(weight)[:, kept], moments.restricted(kept), kept, ridge=1e-6, original=moments
-    )
-    change = -weight
-    change[:, kept] += fitted
-    # Moments of float32 rows: their roundings are all that is left.
-    assert float(moments.gram(change).trace()) < 1e-6 * float(moments.gram(weight).trace())
-
-
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_batch_holds_a_unit(batch: int) -> None:
     with pytest.raises(OptionError, match="at least one unit goes at a time"):
@@ -375,7 +299,6 @@ def test_there_are_units() -> None:
     for call in (
         lambda: removal_order([], 0),
         lambda: removal_errors([], torch.arange(0)),
-        lambda: swap_refine([], torch.arange(0), 0),
     ):
         with pytest.raises(OptionError, match="0 units: there is nothing to order"):
             call()

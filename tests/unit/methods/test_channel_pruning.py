@@ -14,7 +14,6 @@ from slimrank.methods import (
     anchored_group_curve,
     group_curve,
     inner_removal,
-    joined_removal,
     relative_group_curve,
     removal_by_magnitude,
     removal_by_obs,
@@ -144,21 +143,6 @@ def test_inner_maps_fit_the_outputs() -> None:
         _inner([[1.0], [1.0, 2.0]], [[0], [0]], 1)
     with pytest.raises(ShapeError, match=r"producer 0: its units reach from 0 to 2; give -1 or 0\.\.1"):
         _inner([[1.0, 2.0]], [[0, 2]], 2)
-
-
-def test_removals_are_joined_by_shares() -> None:
-    def removal(order: list[int], errors: list[float]) -> Removal:
-        return Removal(order=torch.tensor(order), errors=torch.tensor(errors, dtype=torch.float64))
-
-    first = removal([0, 1, 2], [0, 1, 3, 10])
-    second = removal([2, 1, 0], [0, 0, 1, 2])
-    joined = joined_removal([first, second])
-    assert joined.order.tolist() == [0, 1, 2]
-    torch.testing.assert_close(joined.errors, torch.tensor([0, 0.6, 1.3, 2], dtype=torch.float64))
-    nothing = removal([2, 0, 1], [0, 0, 0, 0])
-    assert joined_removal([first, nothing]).order.tolist() == [0, 1, 2]
-    with pytest.raises(OptionError, match="no removal to join"):
-        joined_removal([])
 
 
 @pytest.mark.parametrize("units", [1, 2, 7, 65, 66, 100, 128, 129, 511, 512, 513, 768, 3072, 5000])

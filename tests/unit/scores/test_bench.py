@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from slimrank._errors import ScoreError
 from slimrank.graph import describe_layers
 from slimrank.methods import dense_weight, fit_pair, weights_target
-from slimrank.scores import Bench, Trial
+from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
+from slimrank.scores import Bench, GroupTrial, Trial
 
 
 class Net(nn.Module):
@@ -63,6 +64,91 @@ def test_the_layer_is_swapped_and_put_back(max_bytes: int) -> None:
     assert bench.score(trial(model, rank=6)) == pytest.approx(before, abs=1e-5)
     assert bench.baseline() == before
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def group_trial(model: nn.Module, kept: tuple[int, ...], *, fitted: bool = True) -> GroupTrial:
+    places = {
+        "first.weight": (0, "output"),
+        "first.bias": (0, "output"),
+        **{f"norm.{name}": (0, "output") for name in ("weight", "bias", "running_mean", "running_var")},
+        "last.weight": (1, "input"),
+    }
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    axis = {
+        name: AxisUnits(group="first", dim=dim, role=role, units=tuple(range(8)))  # type: ignore[arg-type]
+        for name, (dim, role) in places.items()
+    }
+    channels = ChannelMap(
+        groups={
+            "first": GroupSpec(name="first", units=8, unit_width=1, producers=("first",), consumers=("last",))
+        },
+        tensors={
+            name: TensorSpec(
+                name=name,
+                shape=tuple(named[name].shape),
+                itemsize=4,
+                is_parameter="running" not in name,
+                positions=1,
+                axes=(axis[name],),
+            )
+            for name in places
+        },
+    )
+    weight, bias = model.last.weight.detach()[:, list(kept)] * 2, model.last.bias.detach() + 1
+    fits = {"last": (weight.double(), bias.double())} if fitted else {}
+    return GroupTrial(name="first", kept=kept, channels=channels, fits=fits, start="first")
+
+
+def sizes_and_tensors(model: nn.Module) -> dict[str, object]:
+    sizes = {
+        f"{name}.{key}": value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int)
+    }
+    return sizes | {name: id(t) for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+@pytest.mark.parametrize("max_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("fitted", [True, False])
+def test_the_group_is_slimmed_and_put_back(max_bytes: int, fitted: bool) -> None:
+    model = net()
+    before = sizes_and_tensors(model)
+    kept = (1, 2, 6)
+    with torch.no_grad():
+        hidden = model.norm(model.first(X)).relu()[:, list(kept)]
+        weight = model.last.weight[:, list(kept)]
+        expected = hidden @ (2 * weight if fitted else weight).T + model.last.bias + float(fitted)
+    seen: list[tuple[int, ...]] = []
+
+    def score(model: nn.Module) -> float:
+        seen.append((model.first.out_features, model.norm.num_features, model.last.in_features))
+        assert not any(p.requires_grad for p in model.parameters())
+        return total(model)
+
+    bench = Bench(model, score, max_bytes=max_bytes)
+    trial = group_trial(model, kept, fitted=fitted)
+    assert [bench.score(trial) for _ in range(3)] == pytest.approx([float(expected.sum())] * 3, rel=1e-5)
+    assert seen[-1] == (3, 3, 3)
+    assert sizes_and_tensors(model) == before
+    entry = trial.entry(0.5)
+    assert (entry.method, entry.form, entry.rank) == ("channel_pruning", "channels", 3)
+    assert (entry.keep_ratio, entry.score) == (0.375, 0.5)
+
+
+def test_a_function_that_changes_a_slimmed_model_is_refused() -> None:
+    model = net()
+
+    def score(model: nn.Module) -> float:
+        model.last.weight.mul_(2)
+        return 1.0
+
+    message = (
+        r"^group 'first', channel_pruning 2 of 8 units: score_fn changed the model \(parameter 'last.wei"
+    )
+    with pytest.raises(ScoreError, match=message):
+        Bench(model, score, max_bytes=0).score(group_trial(model, (0, 4)))
+    assert model.last.in_features == 8
 
 
 @pytest.mark.parametrize(

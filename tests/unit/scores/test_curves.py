@@ -8,7 +8,7 @@ from slimrank._errors import OptionError, ScoreError, UnknownNameError
 from slimrank.cost import layer_cost
 from slimrank.methods import never_falling
 from slimrank.plan import Plan, structure_of
-from slimrank.records import Call, Cost, Curve, Form, LayerSpec, Method
+from slimrank.records import BlockDamage, Call, Cost, Curve, Form, GroupCurve, LayerSpec, Method
 from slimrank.scores import ScoredSource, ScoreEntry, Scores, score_curves, scored_source
 from slimrank.select import select_plan
 
@@ -177,6 +177,8 @@ class _Study:
     curves: Sequence[Curve] = ()
     methods: Sequence[str] = ("weight_svd", "spatial_svd")
     previous: Plan | None = None
+    group_curves: Sequence[GroupCurve] = ()
+    block_damages: Sequence[BlockDamage] = ()
 
 
 def test_a_source_for_plans() -> None:

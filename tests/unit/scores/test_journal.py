@@ -5,7 +5,7 @@ import pytest
 
 from slimrank._errors import FileError, ScoreError
 from slimrank.records import Method
-from slimrank.scores import Journal, ScoreEntry, Scores
+from slimrank.scores import CHANNELS, PRUNING, Journal, ScoreEntry, Scores
 
 
 def journal(
@@ -23,6 +23,7 @@ def journal(
         candidates=candidates,
         lower_is_better=lower,
         order=["first", "second"],
+        groups=["second", "third"],
     )
 
 
@@ -51,6 +52,28 @@ def test_every_score_stands_in_the_file_at_once(tmp_path: Path) -> None:
     assert again.is_started
     assert again.known("second") == {("kxk_1x1", 2), ("kxk_1x1", 4), ("v_h", 3)}
     assert again.known("third") == frozenset()
+
+
+def test_groups_and_layers_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+    def units(count: int) -> ScoreEntry:
+        return ScoreEntry(method=PRUNING, form=CHANNELS, rank=count, keep_ratio=count / 8, score=0.5)
+
+    file = tmp_path / "scores.json"
+    under_way = journal(file, methods=("weight_svd", PRUNING))
+    assert under_way.known_counts("second") == frozenset()
+    under_way.start(0.5)
+    other = journal(file, methods=("weight_svd", PRUNING))
+    under_way.add("third", units(4))
+    under_way.add("second", entry(4, 0.5))
+    under_way.add("second", units(3))
+    # Two runs on one file lose nothing of each other.
+    other.add("second", units(2))
+    assert other.finished() == Scores.load(file)
+    assert list(other.finished().groups) == ["second", "third"]
+    assert other.finished().groups["second"] == (units(2), units(3))
+    assert other.known_counts("second") == {2, 3}
+    assert other.known("second") == {("kxk_1x1", 4)}
+    assert other.known("third") == frozenset()
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slimrank._errors import FileError, ScoreError
-from slimrank.scores import ScoreEntry, Scores, check_scores
+from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, check_scores
 
 FINGERPRINT = {"structure": "a", "weights": "b", "inputs": "c"}
 
@@ -28,6 +28,18 @@ TABLE = Scores(
 )
 
 
+def units(count: int, score: float) -> ScoreEntry:
+    return ScoreEntry(method=PRUNING, form=CHANNELS, rank=count, keep_ratio=count / 8, score=score)
+
+
+# A group has the name of a layer; "second" is both.
+WITH_GROUPS = replace(
+    TABLE,
+    methods=("weight_svd", PRUNING),
+    groups={"second": (units(2, 0.25), units(4, 0.625)), "first": (units(3, 0.5),)},
+)
+
+
 def test_a_file_gives_the_table_back(tmp_path: Path) -> None:
     TABLE.save(tmp_path / "scores.json")
     loaded = Scores.load(tmp_path / "scores.json")
@@ -37,6 +49,73 @@ def test_a_file_gives_the_table_back(tmp_path: Path) -> None:
     assert content["format"] == 1
     assert list(content) == sorted(content)
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_groups_stand_beside_layers_of_the_same_name(tmp_path: Path) -> None:
+    WITH_GROUPS.save(tmp_path / "scores.json")
+    loaded = Scores.load(tmp_path / "scores.json")
+    assert loaded == WITH_GROUPS
+    assert list(loaded.groups) == ["second", "first"]
+    assert loaded.entries["second"] == TABLE.entries["second"]
+    TABLE.save(tmp_path / "layers.json")
+    # As files were before there were groups.
+    assert "groups" not in json.loads((tmp_path / "layers.json").read_text())
+    assert Scores.load(tmp_path / "layers.json").groups == {}
+    assert (
+        WITH_GROUPS.summary()
+        .splitlines()[0]
+        .startswith(
+            "score with only this layer at this share of its MACs, or this channel group at this share of its"
+        )
+    )
+    assert WITH_GROUPS.summary().splitlines()[-3:] == [
+        "second          channel_pruning    0.2500  0.6250",
+        "first           channel_pruning  (0.5000)  0.5000",
+        "- a remark",
+    ]
+    assert repr(WITH_GROUPS) == "Scores(6 scores of 2 layers and 2 groups, baseline 0.875)"
+
+
+def test_the_page_has_a_chart_for_every_group(tmp_path: Path) -> None:
+    WITH_GROUPS.report(tmp_path / "scores.html")
+    page = (tmp_path / "scores.html").read_text()
+    assert page.count("<figure>") == 4
+    assert "<title>4 units: 0.625</title>" in page
+    assert 'aria-label="second, channel_pruning"' in page
+    assert 'aria-label="second, weight_svd"' in page
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"group": "second"',
+            '"group": "first"',
+            r"groups: group 'first' stands twice; delete one of the two",
+        ),
+        ('"group": "second"', '"grp": "second"', r"groups\[0\]: unknown key 'grp'"),
+        ('"form": "channels"', '"form": "v_h"', r"channel_pruning has no form 'v_h'; known are 'channels'"),
+        ('"rank": 3', '"rank": 0', r"groups\['first'\]\[0\]: rank 0 and keep_ratio"),
+        (
+            '"rank": 4, "score": 0.625',
+            '"rank": 2, "score": 0.625',
+            r"channels 2 stands twice",
+        ),
+        (
+            '"form": "channels", "keep_ratio": 0.25, "method": "channel_pruning"',
+            '"form": "linear", "keep_ratio": 0.25, "method": "weight_svd"',
+            r"groups\['second'\]: 'channel_pruning' belongs to groups and no other method does; move it",
+        ),
+    ],
+)
+def test_groups_that_no_table_is_read_from(old: str, new: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    WITH_GROUPS.save(file)
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ScoreError, match=message):
+        Scores.load(file)
 
 
 def test_summary_shows_layers_by_candidates() -> None:

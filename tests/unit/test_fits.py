@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits of layers that stay in one piece, chosen on held-out rows."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from slimrank._errors import OptionError
+from slimrank._fits import Rows, Sample, best_fit
+from slimrank.linalg import Clipping, Moments, MomentSums
+from slimrank.methods import Target
+from slimrank.records import Call, LayerSpec
+
+_SPEC = LayerSpec(
+    name="fc",
+    kind="linear",
+    class_name="Linear",
+    weight_shape=(3, 4),
+    has_bias=True,
+    dtype="float32",
+    itemsize=4,
+    calls=(Call(input_shape=(1, 4), output_shape=(1, 3)),),
+    methods=("channel_pruning",),
+)
+
+
+def _target(weight: Tensor, moments: Moments) -> Target:
+    eye = torch.eye(len(weight), dtype=torch.float64)
+    return Target(dense=weight, moments=moments, root=eye, inverse_root=eye, ridge=1e-9)
+
+
+def _sample(weight: Tensor, rng: torch.Generator, clipping: Clipping | None = None) -> Sample:
+    """Rows whose wanted outputs are a linear map of them, plus one."""
+    x = torch.randn(80, 4, generator=rng) + 0.5
+    y = x @ weight.T.float() + 1
+    sums = MomentSums(4, other_width=3)
+    sums.add(x[:60], y[:60])
+    cross, mean_out = sums.cross()
+    rows, held_out = (
+        Rows(inputs=x[part], outputs=y[part], offsets=torch.zeros(3)) for part in (slice(60), slice(60, 80))
+    )
+    return Sample(
+        moments=sums.moments(),
+        cross=cross,
+        mean_out=mean_out,
+        held_out=held_out,
+        rows=rows if clipping else None,
+        clipping=clipping,
+    )
+
+
+@pytest.fixture
+def weight(rng: torch.Generator) -> Tensor:
+    return torch.randn((3, 4), dtype=torch.float64, generator=rng)
+
+
+def test_the_target_with_the_least_error_is_taken_with_its_kind(weight: Tensor, rng: torch.Generator) -> None:
+    sample = _sample(weight, rng)
+
+    def targets() -> Iterator[tuple[str, Target]]:
+        yield "independent", _target(weight + 0.1, sample.moments)
+        yield "sequential", _target(weight, sample.moments)
+        yield "weights", _target(weight - 0.1, sample.moments)
+
+    fit = best_fit(_SPEC, None, sample, weight, targets())
+    assert fit.kind == "sequential"
+    assert isinstance(fit.factors, Tensor)
+    assert torch.equal(fit.factors, weight)
+    assert fit.bias is not None
+    torch.testing.assert_close(fit.bias, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_without_held_out_rows_the_first_target_is_taken(weight: Tensor, rng: torch.Generator) -> None:
+    whole = _sample(weight, rng)
+    sample = Sample(
+        moments=whole.moments,
+        cross=whole.cross,
+        mean_out=whole.mean_out,
+        held_out=None,
+        rows=None,
+        clipping=None,
+    )
+    targets = [
+        ("independent", _target(weight + 1, whole.moments)),
+        ("weights", _target(weight, whole.moments)),
+    ]
+    assert best_fit(_SPEC, None, sample, weight, targets).kind == "independent"
+
+
+def test_what_is_clipped_later_is_never_made_worse(weight: Tensor, rng: torch.Generator) -> None:
+    clipping = Clipping(gains=torch.ones(3), low=0.0, high=float("inf"))
+    sample = _sample(weight, rng, clipping)
+    held_out = sample.held_out
+    assert held_out is not None
+    start = _target(weight + 0.3, sample.moments)
+
+    def error(of: Sample) -> float:
+        fit = best_fit(_SPEC, None, of, weight + 0.3, [("sequential", start)])
+        assert isinstance(fit.factors, Tensor)
+        assert fit.bias is not None
+        predicted = held_out.inputs @ fit.factors.T.float() + fit.bias.float()
+        return float((predicted.relu() - held_out.outputs.relu()).square().mean())
+
+    plain = Sample(
+        moments=sample.moments,
+        cross=sample.cross,
+        mean_out=sample.mean_out,
+        held_out=held_out,
+        rows=None,
+        clipping=None,
+    )
+    assert error(sample) < 0.5 * error(plain)
+
+
+def test_there_is_a_target(weight: Tensor, rng: torch.Generator) -> None:
+    with pytest.raises(OptionError, match="layer 'fc': there is nothing to fit to"):
+        best_fit(_SPEC, None, _sample(weight, rng), weight, [])

@@ -2,7 +2,7 @@
 """Measured held-out divergences of the original with one layer, group or block changed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -64,9 +64,14 @@ class Anchors:
     def _new_replay(self) -> Replay:
         return Replay(self._model, self._batches, max_bytes=_REPLAY_BYTES)
 
-    def start_at(self, layer: str) -> None:
-        """Lets the measurements that follow begin at a layer; call in execution order."""
-        self._replay.start_at(layer, self._references, self._outputs)
+    def start_at(self, layer: str, touched: Collection[str] = ()) -> None:
+        """Lets the measurements that follow begin at a layer; call in execution order.
+
+        Args:
+            layer: dotted name.
+            touched: other modules that change.
+        """
+        self._replay.start_at(layer, self._references, self._outputs, touched)
 
     def start_anew(self) -> None:
         """Lets the measurements that follow run the whole model."""

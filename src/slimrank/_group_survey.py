@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from slimrank._anchors import Anchors
 from slimrank._errors import StudyError
@@ -31,8 +30,6 @@ from slimrank.report import Phases
 
 _MOMENT_BYTES = 900_000_000
 _ANCHORS = 4
-# What these hold goes with the channels of their input, so they run after the layer that makes those.
-_AFTER_ITS_INPUT = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -250,12 +247,13 @@ def _curve(
 ) -> GroupCurve:
     consumers = _consumers(survey, group, moments)
     curve = group_curve(group, _removal(survey, group, moments, consumers))
-    start = _start(survey, group)
+    owners = _owners(survey, group)
+    start = next((name for name, spec in survey.layers.items() if name in owners and spec.calls), None)
     with phases.part("anchors", of="groups"):
-        if start is None:
+        if start is None or "" in owners:
             anchors.start_anew()
         else:
-            anchors.start_at(start)
+            anchors.start_at(start, owners)
         measured = {
             count: anchors.measured(partial(_slim_alone, survey, curve, count, moments))
             for count in anchor_counts(curve)
@@ -263,23 +261,15 @@ def _curve(
     return anchored_group_curve(curve, measured)
 
 
-def _start(survey: GroupSurvey, group: GroupSpec) -> str | None:
-    """The layer before which nothing of a group lies; None where that is not known."""
-    order = {name: index for index, name in enumerate(survey.layers)}
-    owners = [
-        tensor.name.rpartition(".")[0]
-        for tensor in survey.channels.tensors.values()
-        if any(axis.group == group.name for axis in tensor.axes)
-    ]
-    known = [name for name in owners if name in order]
-    others = [survey.opened.original.get_submodule(name) for name in owners if name not in order]
-    if not all(isinstance(module, _AFTER_ITS_INPUT) for module in others):
-        # A table of positions or the like may be read before any layer runs.
-        return None
-    # A layer that is never called itself is used by some module around it, which may come before.
-    if not known or "" in owners or not all(survey.layers[name].calls for name in known):
-        return None
-    return min(known, key=lambda name: order[name])
+def _owners(survey: GroupSurvey, group: GroupSpec) -> tuple[str, ...]:
+    """Modules that hold tensors of a group; "" is the model itself."""
+    return tuple(
+        dict.fromkeys(
+            tensor.name.rpartition(".")[0]
+            for tensor in survey.channels.tensors.values()
+            if any(axis.group == group.name for axis in tensor.axes)
+        )
+    )
 
 
 def _slim_alone(

@@ -98,7 +98,10 @@ def test_a_plan_that_is_known_is_not_built_again() -> None:
     contest.build("first", Asked(settings="a"))  # type: ignore[arg-type]
     contest.build("second", Asked(settings="a"))  # type: ignore[arg-type]
     assert built == ["a"]
-    assert [note.text for note in contest.best().notes] == ["first plan: held-out divergence 0.3 nats"]
+    assert [note.text for note in contest.best().notes] == [
+        "first plan: held-out divergence 0.3 nats",
+        "second plan: the same as the first plan",
+    ]
 
 
 def test_there_is_a_plan() -> None:

@@ -175,8 +175,8 @@ def _pieces(labels: Labels, places: Sequence[Place]) -> Mapping[int, int]:
     carries a part of a family only could be left without any channel.
     """
     pieces: dict[int, int] = {}
-    for number, parts in enumerate([*map(labels.all_parts, labels.cuts), *(place.parts for place in places)]):
-        members = parts if isinstance(parts, frozenset) else parts.tolist()
+    cuts: list[Iterable[int]] = [labels.all_parts(cut) for cut in labels.cuts]
+    for number, members in enumerate([*cuts, *(place.parts for place in places)]):
         pieces.update((part, hash((pieces.get(part, 0), number))) for part in members)
     return pieces
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forwards that start at a layer, over batches that are known: what lies before it is handed out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,13 @@ class Replay:
         self._records: dict[int, Record] = {}
         self._is_off = False
 
-    def start_at(self, layer: str, references: Sequence[Mapping[str, Tensor]], outputs: OutputChoice) -> None:
+    def start_at(
+        self,
+        layer: str,
+        references: Sequence[Mapping[str, Tensor]],
+        outputs: OutputChoice,
+        touched: Collection[str] = (),
+    ) -> None:
         """Records what lies before a layer, so that later forwards skip it.
 
         A model whose modules share state (in-place work on what others read, attributes set in a forward)
@@ -39,18 +45,20 @@ class Replay:
             layer: dotted name; call in execution order, the model unchanged.
             references: what the whole model gives, per batch.
             outputs: which outputs are compared.
+            touched: other modules that will differ; a batch that reaches one of them first is run from the
+                start.
         """
         if self._is_off:
             return
         for index in range(len(self._batches)):
-            self._record(index, layer)
+            self._record(index, layer, (layer, *touched))
         if self._records and not self._agrees(references, outputs):
             self._is_off = True
             self._records.clear()
 
-    def _record(self, index: int, layer: str) -> None:
+    def _record(self, index: int, layer: str, touched: Collection[str]) -> None:
         known = self._records.get(index)
-        if known is not None and not known.serves(self._model, layer):
+        if known is not None and not all(known.serves(self._model, name) for name in touched):
             del self._records[index]
             known = None
         try:
@@ -65,7 +73,9 @@ class Replay:
             pass
         record = recorder.record
         others = sum(held.n_bytes for at, held in self._records.items() if at != index)
-        if record is not None and record.outputs and others + record.n_bytes <= self._max_bytes:
+        if record is None or not record.outputs or others + record.n_bytes > self._max_bytes:
+            return
+        if all(record.serves(self._model, name) for name in touched):
             self._records[index] = record
 
     def _agrees(self, references: Sequence[Mapping[str, Tensor]], outputs: OutputChoice) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An eval-score table as one self-contained page: a small chart for every layer."""
+"""An eval-score table as one self-contained page: a small chart for every layer and group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ _WIDTH, _HEIGHT, _EDGE = 240, 90, 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreLine:
-    """Scores of one layer by one method.
+    """Scores of one layer by one method, or of one channel group.
 
     Attributes:
         layer: dotted name.
         method: that was tried.
-        points: keep ratio of the layer's MACs in (0, 1), score, and what was tried, by rising keep ratio.
+        points: share of the layer's MACs or group's units, score, and what was tried, by rising keep ratio.
     """
 
     layer: str
@@ -45,7 +45,8 @@ def render_scores_html(
     better = "lower is better" if lower_is_better else "higher is better"
     explanation = (
         f'<p class="soft">Score of the whole model ({escape(better)}) with only this layer compressed, by '
-        f"the share of its MACs that is kept: 0 at the left, 1 at the right, {low:.4g} at the bottom, "
+        "the share of its MACs that is kept, or this channel group slimmed, by the share of its units: "
+        f"0 at the left, 1 at the right, {low:.4g} at the bottom, "
         f"{high:.4g} at the top. The dashed line is the untouched model, {baseline:.4g}. Point at a dot to "
         "see what was tried.</p>"
     )
@@ -54,7 +55,7 @@ def render_scores_html(
         section("Table", f'<div class="scroll"><pre>{escape(table)}</pre></div>'),
     ]
     count = len(scores)
-    return page("Eval scores", f"{count} scores, each with one layer compressed.", "\n".join(parts))
+    return page("Eval scores", f"{count} scores, each with one layer or group compressed.", "\n".join(parts))
 
 
 def _figure(line: ScoreLine, baseline: float, low: float, high: float) -> str:

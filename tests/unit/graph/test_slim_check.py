@@ -67,10 +67,13 @@ def test_sound_groups_pass(channels: ChannelMap) -> None:
 @pytest.mark.parametrize(
     ("between", "told"),
     [
-        (lambda x: x.reshape(-1, 10), r"the slimmed model fails \(RuntimeError: shape"),
-        (lambda x: x * x.shape[1], r"slimmed and masked model differ by \d\.\de[-+]\d\d$"),
+        (
+            lambda x: x.reshape(-1, 10),
+            r"^RuntimeError: shape '\[-1, 10\]' is invalid .* at test_slim_check\.py:\d+",
+        ),
+        (lambda x: x * x.shape[1], r"slimmed and masked model differ by \S+ in the output$"),
         (lambda x: x.softmax(1), r"slimmed and masked model differ by"),
-        (lambda x: x / (x.shape[1] - 4), r"the slimmed model returns nan or inf"),
+        (lambda x: x / (x.shape[1] - 4), r"the output holds nan or inf at other places"),
     ],
     ids=["hard-wired", "reads its width", "looks across channels", "divides by zero"],
 )
@@ -93,7 +96,7 @@ def test_other_shapes_are_told(channels: ChannelMap) -> None:
             return self.c(hidden), hidden
 
     found = slim_failures(Tells(torch.relu, torch.relu).eval(), channels, _KEPT, _BATCHES)
-    assert found == {"b": "the slimmed model returns other shapes"}
+    assert found == {"b": "output '1' is (3, 4), and (3, 10) in the masked model"}
 
 
 def test_every_batch_is_looked_at(channels: ChannelMap) -> None:

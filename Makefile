@@ -8,6 +8,7 @@ BENCH := $(VENV)/.bench
 TEXT := $(VENV)/.text
 AIMET := build/aimet
 ZOO := build/zoo
+PRUNERS := build/torch-pruning
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Also holds inside pip's isolated build environments.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -18,7 +19,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check fix test golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
-	bench-plots
+	bench-pruning bench-plots bench-zoo
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -74,10 +75,21 @@ train-tasks: $(BENCH)  ## draw the benchmark's pictures and train its networks a
 bench-demo: $(BENCH)  ## accuracy of the demo's network over budgets and ways to fit; table in benchmarks/results/
 	$(BIN)/python -m benchmarks.bench_demo
 
-bench-accuracy: $(BENCH) aimet  ## accuracy on four networks beside AIMET, data need, what was tried; an hour
+bench-accuracy: $(BENCH) aimet  ## accuracy on four networks beside AIMET, data need, what was tried, pruning; two hours
 	$(BIN)/python -m benchmarks.bench_accuracy
 	$(BIN)/python -m benchmarks.bench_data
 	$(BIN)/python -m benchmarks.bench_ablation
+	$(MAKE) bench-pruning
+
+bench-pruning: $(BENCH) $(PRUNERS)/.ready aimet  ## channel pruning, joint plans, beside AIMET and Torch-Pruning; an hour
+	$(BIN)/python -m benchmarks.bench_pruning --only slimrank --only aimet
+	$(PRUNERS)/bin/python -m benchmarks.bench_pruning --only torch-pruning
+
+$(PRUNERS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PRUNERS)
+	$(PRUNERS)/bin/python -m pip install --quiet '$(TORCH)'
+	$(PRUNERS)/bin/python -m pip install --quiet --editable '.[bench]' torch-pruning==1.6.1
+	touch $@
 
 bench-text: $(TEXT)  ## accuracy on a pretrained text encoder; its package holds the weights, 90 MB
 	$(BIN)/python -m benchmarks.bench_text
@@ -107,9 +119,12 @@ bench-counts: $(ZOO)/.ready  ## counts of thirty networks against torch, fvcore 
 $(ZOO)/.ready: pyproject.toml constraints.txt benchmarks/zoo-requirements.txt
 	$(PYTHON) -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --quiet '$(TORCH)'
-	$(ZOO)/bin/python -m pip install --quiet --editable . transformers
+	$(ZOO)/bin/python -m pip install --quiet --editable . transformers hypothesis pytest pytest-timeout
 	$(ZOO)/bin/python -m pip install --quiet --no-deps -r benchmarks/zoo-requirements.txt
 	touch $@
+
+bench-zoo: $(ZOO)/.ready  ## pruned and split from end to end: 75 architectures beside Torch-Pruning; hours, resumes
+	$(ZOO)/bin/python benchmarks/bench_zoo.py --jobs 2
 
 bench-plots: $(BENCH)  ## set the tables and plots of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.plots

@@ -13,6 +13,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS / "benchmarks.md", DOCS / "guidebook.md", DOCS.parent / "README.md")
 COLUMNS = ("optimal", "independent fits", "without G", "greedy", "uniform", "data-free")
 REFERENCES = ("AIMET spatial_svd", "AIMET weight_svd")
+RANDOM = "random networks"
 Row = Mapping[str, str]
 
 
@@ -264,6 +265,85 @@ def methods() -> str:
     return _table(("way", *heads), lines)
 
 
+def zoo() -> str:
+    """How far slimrank and Torch-Pruning come on every architecture."""
+    rows = [row for row in read_table(table_path("zoo")) if row["network"] != RANDOM and row["ok"]]
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+
+    def counts(own: Sequence[Row]) -> list[str]:
+        ran = sum(row["ok"] == "yes" for row in own)
+        theirs = sum(row["torch_pruning"] == "ok" for row in own)
+        return [f"**{ran} of {len(own)}**", f"{theirs} of {len(own)}"]
+
+    lines = [[source, *counts([row for row in rows if row["source"] == source])] for source in sources]
+    short = _table(("networks of", "slimrank", "Torch-Pruning 1.6.1"), [*lines, ["all", *counts(rows)]])
+    each = _table(
+        ("network", "slimrank", "layers that can change", "groups that can go", "floor of the MACs",
+         "seconds of the study", "Torch-Pruning"),
+        [_network(row) for row in rows],
+    )  # fmt: skip
+    return f"{short}\n\n<details><summary>every network</summary>\n\n{each}\n\n</details>"
+
+
+def _network(row: Row) -> list[str]:
+    """One architecture: what came of it, or how far it got."""
+    got = "runs" if row["ok"] == "yes" else f"{row['failed_step']}: {_cell(row['error'])}"
+    return [
+        f"{row['source']} {row['network']}",
+        got,
+        f"{row['layers_open']} of {row['layers']}",
+        f"{row['groups_live']} of {row['groups']}",
+        row["floor"],
+        row["study_s"],
+        _cell(row["torch_pruning"]),
+    ]
+
+
+def _cell(text: str, most: int = 60) -> str:
+    """Text that a table can hold."""
+    text = text.replace("|", "/")
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def pruning() -> str:
+    """Points lost by channel pruning and by joint plans; all rows of Torch-Pruning below."""
+    rows = read_table(table_path("pruning"))
+    by_key = {(row["network"], row["ratio_asked"], row["way"]): row for row in rows}
+    ours = ("pruning only", "factors only", "joint", "compress")
+    scopes = tuple(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("Torch-Pruning")))
+
+    def cell(network: str, ratio: str, way: str) -> str:
+        row = by_key.get((network, ratio, way))
+        if row is None:
+            return ""
+        return _lost(row) if row["points_lost"] else row["note"].split(":")[0]
+
+    def best(network: str, ratio: str, start: str) -> str:
+        found = [row for row in rows if (row["network"], row["ratio_asked"]) == (network, ratio)]
+        found = [row for row in found if row["way"].startswith(start) and row["points_lost"]]
+        return _lost(min(found, key=lambda row: float(row["points_lost"]))) if found else ""
+
+    cases = [(network, ratio) for network in NAMES for ratio in ("0.7", "0.5", "0.35")]
+    heads = (
+        *ours[:3],
+        "**compress**",
+        "AIMET",
+        "Torch-Pruning Taylor",
+        "magnitude",
+    )
+    lines = [
+        [NAMES[network], ratio, *(cell(network, ratio, way) for way in (*ours, "AIMET"))]
+        + [best(network, ratio, f"Torch-Pruning group {kind}") for kind in ("Taylor", "magnitude")]
+        for network, ratio in cases
+    ]
+    short = _table(("network", "MACs", *heads), lines)
+    each = _table(
+        ("way", *(f"{NAMES[network]}, {ratio}" for network, ratio in cases)),
+        [[way.removeprefix("Torch-Pruning "), *(cell(*case, way) for case in cases)] for way in scopes],
+    )
+    return f"{short}\n\n<details><summary>every way of Torch-Pruning</summary>\n\n{each}\n\n</details>"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -279,6 +359,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
         ablation,
         methods,
         recovery,
+        pruning,
+        zoo,
     )
 }
 

@@ -32,6 +32,11 @@ SCHEMES = {
 }
 METRIC = {"vit": "memory"}
 IGNORED = {"vit": ["stem.0", "stem.3", "stem.6"]}
+# Channel pruning takes input channels away, so the first layer has none to give.
+PRUNING_RATIOS = (0.7, 0.5, 0.35)
+FIRST = {"vgg": "features.0", "resnet": "conv1", "mobilenet": "stem.0", "vit": "stem.0"}
+# AIMET refuses functions (relu, transpose) as they stand; its prepare_model makes modules of those it knows.
+PREPARED = ("resnet", "vit")
 
 
 def compressed(network: str, scheme: str) -> tuple[dict[str, Any], Path]:
@@ -46,6 +51,32 @@ def compressed(network: str, scheme: str) -> tuple[dict[str, Any], Path]:
     """
     folder = RUNS / f"{network}-{scheme}"
     job = _job(network, folder) | {"kind": "compress", "scheme": scheme, "ratios": list(RATIOS)}
+    report = folder / "report.json"
+    if not (report.exists() and _is_done(report, job)):
+        _run(job, folder)
+    return json.loads(report.read_text())["results"], folder
+
+
+def pruned(network: str) -> tuple[dict[str, Any], Path]:
+    """Runs AIMET's channel pruning at all ratios, unless that was done.
+
+    Args:
+        network: key of ``NETWORKS``.
+
+    Returns:
+        AIMET's results, and the folder with the networks.
+    """
+    folder = RUNS / f"{network}-channel_pruning"
+    job = _job(network, folder) | {
+        "kind": "compress",
+        "scheme": "channel_pruning",
+        "metric": "mac",
+        "ratios": list(PRUNING_RATIOS),
+        "ignore": [FIRST[network]],
+        "prepare": network in PREPARED,
+        # It may add layers that take channels away before a convolution: more can go where branches meet.
+        "downsample": True,
+    }
     report = folder / "report.json"
     if not (report.exists() and _is_done(report, job)):
         _run(job, folder)
@@ -96,8 +127,9 @@ def _job(network: str, folder: Path) -> dict[str, Any]:
 def _is_done(report: Path, job: dict[str, Any]) -> bool:
     known = json.loads(report.read_text())
     # Paths are told by name only, and threads change the time but not what comes out.
-    same = all(known["job"].get(key) == job[key] for key in ("kind", "scheme", "metric", "ratios", "ignore"))
-    return same and len(known["results"].get("ratios", ())) == len(RATIOS)
+    kinds = ("kind", "scheme", "metric", "ratios", "ignore", "prepare", "downsample")
+    same = all(known["job"].get(key) == job[key] for key in kinds if key in job)
+    return same and len(known["results"].get("ratios", ())) == len(job["ratios"])
 
 
 def _run(job: dict[str, Any], folder: Path) -> None:

@@ -5,6 +5,7 @@ Nothing is fetched. The libraries are imported when a network is built, so that 
 alone; ``make bench-counts`` installs them into an environment of their own.
 """
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Inputs = Mapping[str, Tensor]
+Inputs = Mapping[str, Tensor | list[Tensor] | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +61,40 @@ _STAND_INS: list[torch.library.Library] = []
 
 
 def stand_in_for_torchvision() -> None:
-    """Declares the two operators without which torchvision's wheel cannot be imported beside a CPU torch.
+    """Brings the operators without which torchvision's wheel cannot be imported beside a CPU torch.
 
-    To be called before torchvision, timm or transformers are imported. The operators are declared, not
-    implemented: detection models would still fail, classifiers never call them.
+    To be called before torchvision, timm or transformers are imported. ``nms``, which detectors call, is
+    written in Python here; the rest of torchvision's kernels have fallbacks of its own.
     """
     if _STAND_INS or hasattr(torch.ops.torchvision, "nms"):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.impl("nms", _nms, "CPU")
     _STAND_INS.append(library)
+    extension = importlib.import_module("torchvision.extension")
+    # Asked before nms is called, and answered by what the wheel brought.
+    extension._has_ops = lambda: True
+    pooling = importlib.import_module("torchvision.ops.roi_align")
+    # The fallback compiles itself at its first call: that takes longer than all others, and hides its ops.
+    pooling._roi_align = pooling._roi_align.__wrapped__
+
+
+def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """(M, 4) boxes and (M,) scores to the places of those that no better one overlaps by more, best first."""
+    order = scores.argsort(descending=True, stable=True)
+    boxes = dets[order]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    corner1 = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    corner2 = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (corner2 - corner1).clamp(min=0).prod(2)
+    overlaps = (shared / (areas[:, None] + areas[None] - shared) > iou_threshold).triu(1)
+    stays = torch.ones(len(order), dtype=torch.bool)
+    for place, own in enumerate(overlaps):
+        if stays[place]:
+            stays &= ~own
+    return order[stays]
 
 
 @contextmanager
@@ -212,23 +236,26 @@ def _valid() -> nn.Module:
     )
 
 
-def _torchvision(name: str) -> nn.Module:
+def from_torchvision(name: str, **options: object) -> nn.Module:
+    """A network of torchvision by its name there, without weights."""
     stand_in_for_torchvision()
     import torchvision  # noqa: PLC0415
 
     # Its published params leave out the heads that serve training alone.
-    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    return torchvision.models.get_model(name, weights=None, **options)
+    own = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    return torchvision.models.get_model(name, weights=None, **own, **options)
 
 
-def _timm(name: str) -> nn.Module:
+def from_timm(name: str, **options: object) -> nn.Module:
+    """A network of timm by its name there, without weights."""
     stand_in_for_torchvision()
     import timm  # noqa: PLC0415
 
-    return timm.create_model(name, pretrained=False)
+    return timm.create_model(name, pretrained=False, **options)
 
 
-def _transformers(kind: str, **options: object) -> nn.Module:
+def from_transformers(kind: str, **options: object) -> nn.Module:
+    """A network of transformers from its configuration: "Bert:ForSequenceClassification" and options."""
     stand_in_for_torchvision()
     import transformers  # noqa: PLC0415
 
@@ -237,11 +264,14 @@ def _transformers(kind: str, **options: object) -> nn.Module:
     return getattr(transformers, f"{family}{head}")(config)
 
 
-def _noise(name: str, *shape: int) -> Callable[[int], Inputs]:
+def noise(name: str, *shape: int) -> Callable[[int], Inputs]:
+    """Normal noise of this shape for the argument ``name``, any number of samples."""
     return lambda n: {name: torch.randn(n, *shape, generator=torch.Generator().manual_seed(n))}
 
 
-def _tokens(*names: str, length: int = 128, vocab: int = 1000) -> Callable[[int], Inputs]:
+def tokens(*names: str, length: int = 128, vocab: int = 1000) -> Callable[[int], Inputs]:
+    """Random tokens for the arguments ``names``, any number of samples."""
+
     def draw(n: int) -> Inputs:
         generator = torch.Generator().manual_seed(n)
         return {name: torch.randint(5, vocab, (n, length), generator=generator) for name in names}
@@ -249,7 +279,7 @@ def _tokens(*names: str, length: int = 128, vocab: int = 1000) -> Callable[[int]
     return draw
 
 
-_IMAGE = _noise("x", 3, 224, 224)
+_IMAGE = noise("x", 3, 224, 224)
 _BERT = {
     "vocab_size": 1000,
     "hidden_size": 256,
@@ -287,9 +317,9 @@ _TIMM = (
     "levit_128s",
 )
 _TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Inputs]]] = {
-    "bert": (lambda: _transformers("Bert:ForSequenceClassification", **_BERT), _tokens("input_ids")),
+    "bert": (lambda: from_transformers("Bert:ForSequenceClassification", **_BERT), tokens("input_ids")),
     "gpt2": (
-        lambda: _transformers(
+        lambda: from_transformers(
             "GPT2:LMHeadModel",
             vocab_size=1000,
             n_embd=256,
@@ -299,15 +329,15 @@ _TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Inputs]]
             eos_token_id=0,
             use_cache=False,
         ),
-        _tokens("input_ids"),
+        tokens("input_ids"),
     ),
-    "llama_gqa": (lambda: _transformers("Llama:ForCausalLM", **_LLAMA), _tokens("input_ids")),
+    "llama_gqa": (lambda: from_transformers("Llama:ForCausalLM", **_LLAMA), tokens("input_ids")),
     "mixtral_moe": (
-        lambda: _transformers("Mixtral:ForCausalLM", num_local_experts=4, **_LLAMA),
-        _tokens("input_ids"),
+        lambda: from_transformers("Mixtral:ForCausalLM", num_local_experts=4, **_LLAMA),
+        tokens("input_ids"),
     ),
     "t5": (
-        lambda: _transformers(
+        lambda: from_transformers(
             "T5:ForConditionalGeneration",
             vocab_size=1000,
             d_model=256,
@@ -317,26 +347,26 @@ _TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Inputs]]
             num_heads=8,
             use_cache=False,
         ),
-        _tokens("input_ids", "decoder_input_ids", length=64),
+        tokens("input_ids", "decoder_input_ids", length=64),
     ),
     "vit": (
-        lambda: _transformers(
+        lambda: from_transformers(
             "ViT:ForImageClassification",
             hidden_size=192,
             num_hidden_layers=4,
             num_attention_heads=3,
             intermediate_size=768,
         ),
-        _noise("pixel_values", 3, 224, 224),
+        noise("pixel_values", 3, 224, 224),
     ),
     "swin": (
-        lambda: _transformers(
+        lambda: from_transformers(
             "Swin:ForImageClassification", embed_dim=48, depths=[2, 2, 2], num_heads=[2, 4, 8]
         ),
-        _noise("pixel_values", 3, 224, 224),
+        noise("pixel_values", 3, 224, 224),
     ),
     "whisper": (
-        lambda: _transformers(
+        lambda: from_transformers(
             "Whisper:ForConditionalGeneration",
             vocab_size=1000,
             d_model=192,
@@ -354,27 +384,27 @@ _TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Inputs]]
             use_cache=False,
         ),
         lambda n: {
-            **_noise("input_features", 80, 400)(n),
-            **_tokens("decoder_input_ids", length=32)(n),
+            **noise("input_features", 80, 400)(n),
+            **tokens("decoder_input_ids", length=32)(n),
         },
     ),
 }
 _HERE: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Inputs]]] = {
-    "unet": (UNet, _noise("x", 3, 64, 64)),
-    "conv1d_lstm_audio": (AudioNet, _noise("x", 1, 8000)),
-    "conv3d_video": (_video, _noise("input", 3, 8, 56, 56)),
-    "transposed_generator": (_generator, _noise("input", 100, 1, 1)),
-    "layer_called_twice": (SharedNet, _noise("x", 3, 32, 32)),
-    "valid_strided_convs": (_valid, _noise("input", 3, 48, 48)),
+    "unet": (UNet, noise("x", 3, 64, 64)),
+    "conv1d_lstm_audio": (AudioNet, noise("x", 1, 8000)),
+    "conv3d_video": (_video, noise("input", 3, 8, 56, 56)),
+    "transposed_generator": (_generator, noise("input", 100, 1, 1)),
+    "layer_called_twice": (SharedNet, noise("x", 3, 32, 32)),
+    "valid_strided_convs": (_valid, noise("input", 3, 48, 48)),
 }
 
 
 def _nets() -> Iterator[Net]:
     for name in _TORCHVISION:
-        yield _net("torchvision", name, lambda name=name: _torchvision(name))
+        yield _net("torchvision", name, lambda name=name: from_torchvision(name))
     for name in _TIMM:
         size = 256 if name in {"resnext26ts", "mobilevitv2_050"} else 224
-        yield _net("timm", name, lambda name=name: _timm(name), _noise("x", 3, size, size))
+        yield _net("timm", name, lambda name=name: from_timm(name), noise("x", 3, size, size))
     for name, (make, inputs) in _TRANSFORMERS.items():
         yield _net("transformers", name, make, inputs)
     for name, (make, inputs) in _HERE.items():

@@ -3,6 +3,7 @@
 
 import copy
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,57 @@ from torch import Tensor, nn
 
 FORMAT = 1
 TOLERANCE = 1e-4
-KINDS: dict[str, type[nn.Module]] = {"Conv2d": nn.Conv2d, "Linear": nn.Linear}
+SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features")
+
+
+class Downsample(nn.Module):
+    """Takes the named channels, as AIMET's layer of this kind does before a pruned convolution."""
+
+    def __init__(self, kept: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The channels kept.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            (N, kept, H, W).
+        """
+        return x[:, self.kept]
+
+
+class Upsample(nn.Module):
+    """Puts channels back to their places among zeros, as AIMET's layer of this kind does."""
+
+    def __init__(self, kept: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All channels.
+
+        Args:
+            x: (N, kept, H, W).
+
+        Returns:
+            (N, channels, H, W).
+        """
+        out = x.new_zeros(len(x), self.channels, *x.shape[2:])
+        out[:, self.kept] = x
+        return out
+
+
+KINDS: dict[str, type[nn.Module]] = {
+    "Conv2d": nn.Conv2d,
+    "Linear": nn.Linear,
+    "BatchNorm2d": nn.BatchNorm2d,
+    "Downsample": Downsample,
+    "Upsample": Upsample,
+}
 
 
 def file_stem(folder: Path, ratio: float) -> str:
@@ -27,12 +78,17 @@ def file_stem(folder: Path, ratio: float) -> str:
     return str(folder / f"compressed-{ratio:g}")
 
 
-def build(network: nn.Module, layers: dict[str, list[dict[str, object]]]) -> nn.Module:
-    """A copy of the network in which the named layers are two factors each, weights still at random.
+def build(
+    network: nn.Module,
+    layers: Mapping[str, Sequence[Mapping[str, object]]],
+    sizes: Mapping[str, Mapping[str, int]],
+) -> nn.Module:
+    """A copy of the network in which named layers are several, or smaller; their weights are still at random.
 
     Args:
         network: the original; not changed.
-        layers: dotted name to its factors, each the keyword arguments of a module and its ``kind``.
+        layers: dotted name to what stands for it, each the keyword arguments of a module and its ``kind``.
+        sizes: dotted name to those of ``SIZES`` that changed.
 
     Returns:
         The copy, in eval mode.
@@ -45,7 +101,25 @@ def build(network: nn.Module, layers: dict[str, list[dict[str, object]]]) -> nn.
         ]
         parent, _, attribute = name.rpartition(".")
         setattr(compressed.get_submodule(parent), attribute, nn.Sequential(*modules).eval())
+    for name, changed in sizes.items():
+        module = compressed.get_submodule(name)
+        for attribute, size in changed.items():
+            setattr(module, attribute, size)
     return compressed
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives a network its parameters and buffers, of whatever shape they are.
+
+    Args:
+        network: changed.
+        state: as ``network.state_dict()`` names them, all of them.
+    """
+    for name, old in network.state_dict(keep_vars=True).items():
+        parent, _, attribute = name.rpartition(".")
+        new = state[name].to(old.dtype)
+        holder = network.get_submodule(parent)
+        setattr(holder, attribute, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
 
 def check_outputs(network: nn.Module, images: Tensor, expected: Tensor) -> None:
@@ -89,8 +163,8 @@ def rebuild(network: nn.Module, folder: Path, ratio: float) -> nn.Module:
     listing = json.loads(Path(f"{stem}.json").read_text())
     if listing["format"] != FORMAT:
         raise ValueError(f"{stem}.json has format {listing['format']}; this reads format {FORMAT}")
-    compressed = build(network, listing["layers"])
-    compressed.load_state_dict(load_file(f"{stem}.safetensors"))
+    compressed = build(network, listing["layers"], listing.get("sizes", {}))
+    fill(compressed, load_file(f"{stem}.safetensors"))
     check = load_file(f"{stem}.check.safetensors")
     check_outputs(compressed, check["images"], check["outputs"])
     return compressed

@@ -34,12 +34,15 @@ from aimet_torch.common.defs import (
     RankSelectScheme,
 )
 from aimet_torch.compress import ModelCompressor
-from aimet_torch.defs import SpatialSvdParameters, WeightSvdParameters
+from aimet_torch.defs import ChannelPruningParameters, SpatialSvdParameters, WeightSvdParameters
+from aimet_torch.model_preparer import prepare_model
+from aimet_torch.winnow.winnow_utils import DownsampleLayer, UpsampleLayer
 from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.aimet.rebuild import FORMAT, file_stem, rebuild
+from benchmarks.aimet.rebuild import FORMAT, SIZES, build, file_stem, rebuild
 from benchmarks.tasks.networks import NETWORKS
 
 TABLE = Path("data/greedy_selection_eval_scores_dict.pkl")  # AIMET's choice, from the working directory
@@ -47,6 +50,7 @@ PACKAGES = ("aimet-torch", "torch", "numpy", "scipy", "safetensors")
 SCHEMES = {
     "spatial_svd": CompressionScheme.spatial_svd,
     "weight_svd": CompressionScheme.weight_svd,
+    "channel_pruning": CompressionScheme.channel_pruning,
 }
 CHECK_IMAGES = 8
 
@@ -70,6 +74,9 @@ class Job:
         ignore: dotted names of the modules to leave alone.
         batch_size: of the evaluation.
         threads: of torch and of numpy's linear algebra.
+        samples: for ``channel_pruning``, AIMET's ``num_reconstruction_samples``, 10 from each image.
+        downsample: for ``channel_pruning``, AIMET's ``allow_custom_downsample_ops``.
+        prepare: AIMET's ``prepare_model`` first, which turns functions into modules.
     """
 
     network: str
@@ -77,7 +84,7 @@ class Job:
     images: Path
     out: Path
     kind: Literal["compress", "timed", "one_eval"] = "compress"
-    scheme: Literal["spatial_svd", "weight_svd"] = "spatial_svd"
+    scheme: Literal["spatial_svd", "weight_svd", "channel_pruning"] = "spatial_svd"
     metric: Literal["mac", "memory"] = "mac"
     ratios: tuple[float, ...] = (0.75, 0.5, 0.35, 0.25)
     ratio: float = 0.5
@@ -85,6 +92,9 @@ class Job:
     ignore: tuple[str, ...] = ()
     batch_size: int = 250
     threads: int = 1
+    samples: int = 5000
+    downsample: bool = False
+    prepare: bool = False
 
 
 def load_job(path: Path) -> Job:
@@ -117,6 +127,19 @@ def load_network(job: Job) -> nn.Module:
     network = NETWORKS[job.network]()
     network.load_state_dict(load_file(job.weights))
     return network.eval()
+
+
+def own_network(job: Job) -> nn.Module:
+    """The network as AIMET gets it.
+
+    Args:
+        job: names the network and the file, and says whether ``prepare_model`` comes first.
+
+    Returns:
+        A new network.
+    """
+    network = load_network(job)
+    return prepare_model(network) if job.prepare else network
 
 
 def load_images(path: Path) -> tuple[Tensor, Tensor]:
@@ -182,9 +205,12 @@ class Evaluation:
         return 100 * right / self._count
 
 
+Parameters = SpatialSvdParameters | WeightSvdParameters | ChannelPruningParameters
+
+
 def parameters_of(
-    job: Job, ratio: float, table: Path | None, network: nn.Module
-) -> SpatialSvdParameters | WeightSvdParameters:
+    job: Job, ratio: float, table: Path | None, network: nn.Module, data: tuple[Tensor, Tensor]
+) -> Parameters:
     """AIMET's own description of what to do.
 
     Args:
@@ -192,6 +218,7 @@ def parameters_of(
         ratio: cost after / cost before.
         table: a score table from an earlier call; None: AIMET computes one and writes it to ``TABLE``.
         network: holds the modules to ignore.
+        data: images (N, C, H, W) and labels (N,); channel pruning fits to the images.
 
     Returns:
         The parameters of the scheme, in automatic mode with greedy selection.
@@ -205,6 +232,14 @@ def parameters_of(
     if job.scheme == "spatial_svd":
         spatial = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=ignored)
         return SpatialSvdParameters(SpatialSvdParameters.Mode.auto, spatial)
+    if job.scheme == "channel_pruning":
+        return ChannelPruningParameters(
+            data_loader=DataLoader(TensorDataset(*data), batch_size=50),
+            num_reconstruction_samples=job.samples,
+            allow_custom_downsample_ops=job.downsample,
+            mode=ChannelPruningParameters.Mode.auto,
+            params=ChannelPruningParameters.AutoModeParams(greedy, modules_to_ignore=ignored),
+        )
     weight = WeightSvdParameters.AutoModeParams(RankSelectScheme.greedy, greedy, modules_to_ignore=ignored)
     return WeightSvdParameters(WeightSvdParameters.Mode.auto, weight)
 
@@ -260,11 +295,11 @@ def compress(
     Returns:
         The entry for the report, and AIMET's network and statistics, both None after an error.
     """
-    network = load_network(job)
+    network = own_network(job)
     evaluation = Evaluation(*data, job.batch_size)
     # A mistake in the job is raised here; only what AIMET itself raises goes into the report.
     scheme, metric = SCHEMES[job.scheme], CostMetric[job.metric]
-    parameters = parameters_of(job, ratio, table, network)
+    parameters = parameters_of(job, ratio, table, network, data)
     compressed = stats = error = None
     start = time.perf_counter()
     try:
@@ -298,10 +333,10 @@ def compress(
 
 
 def list_factor(module: nn.Module) -> dict[str, object]:
-    """A factor as the keyword arguments that make it again.
+    """A module as the keyword arguments that make it again.
 
     Args:
-        module: a Conv2d or Linear.
+        module: a Conv2d, Linear or BatchNorm2d, or AIMET's own for taking and putting back channels.
 
     Returns:
         ``kind`` and the arguments.
@@ -309,6 +344,12 @@ def list_factor(module: nn.Module) -> dict[str, object]:
     Raises:
         TypeError: another kind of module.
     """
+    if isinstance(module, DownsampleLayer):
+        return {"kind": "Downsample", "kept": module.keep_tensor.tolist()}
+    if isinstance(module, UpsampleLayer):
+        return {"kind": "Upsample", "kept": module.indices.tolist(), "channels": len(module.mask)}
+    if isinstance(module, nn.BatchNorm2d):
+        return {"kind": "BatchNorm2d", "num_features": module.num_features, "eps": module.eps}
     bias = module.bias is not None
     if isinstance(module, nn.Conv2d):
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -316,7 +357,7 @@ def list_factor(module: nn.Module) -> dict[str, object]:
     if isinstance(module, nn.Linear):
         sizes = {"in_features": module.in_features, "out_features": module.out_features}
         return {"kind": "Linear", **sizes, "bias": bias}
-    raise TypeError(f"AIMET made a {type(module).__name__}; rebuild.py knows Conv2d and Linear")
+    raise TypeError(f"AIMET made a {type(module).__name__}; rebuild.py does not know it")
 
 
 def export(job: Job, ratio: float, compressed: nn.Module, images: Tensor) -> int:
@@ -329,26 +370,45 @@ def export(job: Job, ratio: float, compressed: nn.Module, images: Tensor) -> int
         images: (N, C, H, W); the first 8 go into the check.
 
     Returns:
-        Layers replaced.
+        Layers replaced or made smaller.
     """
     original = load_network(job)
     layers = {
         name: [list_factor(factor) for factor in compressed.get_submodule(name).children()]
         for name, module in original.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
         and isinstance(compressed.get_submodule(name), nn.Sequential)
     }
+    sizes = {}
+    for name, module in original.named_modules():
+        if name in layers:
+            continue
+        own = compressed.get_submodule(name)
+        changed = {
+            size: getattr(own, size)
+            for size in SIZES
+            if hasattr(module, size) and getattr(own, size) != getattr(module, size)
+        }
+        if changed:
+            sizes[name] = changed
     images = images[:CHECK_IMAGES].clone()
     with torch.no_grad():
         outputs = compressed.eval()(images)
     stem = file_stem(job.out, ratio)
     listing = {"format": FORMAT, "network": job.network, "scheme": job.scheme, "metric": job.metric}
-    Path(f"{stem}.json").write_text(json.dumps({**listing, "ratio": ratio, "layers": layers}, indent=1))
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in compressed.state_dict().items()}
+    Path(f"{stem}.json").write_text(
+        json.dumps({**listing, "ratio": ratio, "layers": layers, "sizes": sizes}, indent=1)
+    )
+    known = build(original, layers, sizes).state_dict()  # AIMET's layer for putting channels back holds more
+    state = {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in compressed.state_dict().items()
+        if name in known
+    }
     save_file(state, f"{stem}.safetensors")
     save_file({"images": images, "outputs": outputs.contiguous()}, f"{stem}.check.safetensors")
     rebuild(original, job.out, ratio)
-    return len(layers)
+    return len({*layers, *sizes})
 
 
 def compress_all(job: Job, data: tuple[Tensor, Tensor]) -> Iterator[dict[str, object]]:

@@ -222,7 +222,9 @@ def _load_state(
             saved = state.get(f"{name}.{key}" if name else key)
             if buffer is not None and saved is not None:
                 module._buffers[key] = buffer.to(saved.dtype)
-    model.load_state_dict(state)
+    # With the versions of its modules, which some of them ask for.
+    own.update(state)
+    model.load_state_dict(own)
 
 
 def _move_into_place(draft: Path, target: Path) -> None:

@@ -156,10 +156,11 @@ def _consumers(
     for spec in layers:
         if spec.kind == "other" or spec.groups != 1 or len(spec.calls) != 1:
             continue
-        weight = model.get_submodule(spec.name)._parameters.get("weight")
-        own = names.get(id(weight), "")
-        # Another use of its weight (a tied layer, a look at it) would be changed by fitting it anew.
-        if own in readers and (own, 1) in traced.uses.read and traced.uses.count[own] == 1:
+        parameters = model.get_submodule(spec.name)._parameters
+        own, bias = (names.get(id(parameters.get(key)), "") for key in ("weight", "bias"))
+        # Another use of weight or bias (a tied layer, a look at it) would be changed by fitting it anew.
+        is_alone = traced.uses.count[own] == 1 and (not bias or traced.uses.count[bias] == 1)
+        if own in readers and (own, 1) in traced.uses.read and is_alone:
             yield spec.name
 
 

@@ -167,10 +167,13 @@ class Study:
             methods: fewer than were measured; None for all.
             skip: layer-name globs to leave alone.
             scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
-                instead of predicted damage, among the ranks that were tried; layers not in it are left alone.
-                A layer that scores better compressed than untouched counts as losing nothing.
-            monotonic: first make each layer's losses monotone, by isotonic regression; with ``scores``.
-            interpolate: offer every rank between the tried ones, losses interpolated; with ``scores``.
+                instead of predicted damage, among the ranks and widths that were tried; layers and groups
+                not in it are left alone, blocks too. What scores better compressed than untouched counts as
+                losing nothing.
+            monotonic: first make the losses of each layer and group monotone, by isotonic regression; with
+                ``scores``.
+            interpolate: offer every rank and width between the tried ones, losses interpolated; with
+                ``scores``.
             relative_to: what keep ratios are shares of: the "model" that was studied, or the "original" where
                 that model had been compressed before.
 

@@ -153,13 +153,14 @@ def _consumers(
     traced: Traced, readers: set[str], layers: Sequence[LayerSpec], model: nn.Module
 ) -> Iterator[str]:
     names = {id(tensor): name for name, tensor in traced.stored.items()}
+    owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     for spec in layers:
         if spec.kind == "other" or spec.groups != 1 or len(spec.calls) != 1:
             continue
         parameters = model.get_submodule(spec.name)._parameters
-        own, bias = (names.get(id(parameters.get(key)), "") for key in ("weight", "bias"))
+        own, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")
         # Another use of weight or bias (a tied layer, a look at it) would be changed by fitting it anew.
-        is_alone = traced.uses.count[own] == 1 and (not bias or traced.uses.count[bias] == 1)
+        is_alone = traced.uses.count[own] == 1 and (bias is None or owners[id(bias)] == 1)
         if own in readers and (own, 1) in traced.uses.read and is_alone:
             yield spec.name
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -101,11 +102,13 @@ def judge_of(task: Task) -> Judge:
     )
 
 
-def rows_of(judge: Judge) -> Iterator[Row]:
+def rows_of(judge: Judge, asked: Sequence[str] | None, ratios: Sequence[float]) -> Iterator[Row]:
     """Every row of slimrank on one network.
 
     Args:
         judge: of the network.
+        asked: ways to build; None for all.
+        ratios: of the MACs.
 
     Yields:
         The rows, as they are done.
@@ -127,7 +130,7 @@ def rows_of(judge: Judge) -> Iterator[Row]:
         "compress": lambda macs: sr.compress(model, batches, skip=task.skip, macs=macs, progress=False),
     }
     for way, build in ways.items():
-        for ratio in RATIOS:
+        for ratio in ratios if asked is None or way in asked else ():
             start = time.perf_counter()
             try:
                 result = build(judge.budget(ratio))
@@ -223,7 +226,7 @@ def torch_pruning_rows(judge: Judge) -> Iterator[Row]:
 
 
 SOURCES: Mapping[str, Callable[[Judge], Iterator[Row]]] = {
-    "slimrank": rows_of,
+    "slimrank": partial(rows_of, asked=None, ratios=RATIOS),
     "aimet": aimet_rows,
     "torch-pruning": torch_pruning_rows,
 }
@@ -234,11 +237,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Channel pruning and joint plans.")
     parser.add_argument("--network", choices=sorted(TASKS), action="append")
     parser.add_argument("--only", choices=sorted(SOURCES), action="append", help="rows of some only")
+    parser.add_argument("--way", action="append", help="of slimrank's rows, some ways to build only")
+    parser.add_argument("--ratio", type=float, action="append", help="of slimrank's rows, some ratios only")
     args = parser.parse_args()
+    sources = {
+        **SOURCES,
+        "slimrank": partial(rows_of, asked=args.way, ratios=args.ratio or RATIOS),
+    }
     for name in args.network or sorted(TASKS):
         judge = judge_of(TASKS[name])
         for source in args.only or SOURCES:
-            for row in SOURCES[source](judge):
+            for row in sources[source](judge):
                 whole = {**row, **context()}
                 print({key: value for key, value in whole.items() if value is not None}, flush=True)
                 merge_table(table_path("pruning"), [whole], KEY)  # at once: a run takes long

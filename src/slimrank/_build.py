@@ -244,6 +244,8 @@ def _layer_results(
     for spec in layers:
         before = Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
         setting, slimmed = plan.settings.get(spec.name), slimmed_text(plan.steps[-1], spec)
+        if slimmed is None and setting is None and spec.name in fits:
+            slimmed = "fitted anew behind a dropped block"
         if setting is None and slimmed is None:
             reason = spec.reason or "left alone by the plan"
             results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))

@@ -164,8 +164,10 @@ class Study:
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
             multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match
                 wins.
-            methods: fewer than were measured; None for all.
-            skip: layer-name globs to leave alone.
+            methods: fewer than were measured; None for all. Without data, None leaves channel pruning out
+                where there are pairs to choose from: shares of weight energy do not compare the two.
+            skip: globs on the names of layers, groups and blocks to leave alone; a group that a skipped layer
+                makes or reads stays whole.
             scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
                 instead of predicted damage, among the ranks and widths that were tried; layers and groups
                 not in it are left alone, blocks too. What scores better compressed than untouched counts as
@@ -220,6 +222,8 @@ class Study:
             raise OptionError(
                 f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
             )
+        if methods is None and scores is None and not self.has_bias and self.curves:
+            methods = tuple(method for method in self.methods if method != "channel_pruning")
         chosen = select_plan(
             self if scores is None else scored(scores, walk_down=select == "greedy"),
             budgets=budgets,

@@ -95,13 +95,36 @@ def _what_stays(
 
 
 def _refitted(step: Step) -> frozenset[str]:
-    """Layers that lose columns and are fitted anew."""
+    """Layers that are fitted anew: those that lose columns, and those behind a dropped block."""
     groups = step.structure.channels.groups
     inside = tuple(f"{block}." for block in step.dropped)
-    return frozenset(
+    narrowed = {
         name
         for group, units in step.groups.items()
         if len(units) < groups[group].units
         for name in groups[group].consumers
         if not name.startswith(inside)
-    )
+    }
+    return frozenset(narrowed | _behind_drops(step, inside))
+
+
+def _behind_drops(step: Step, inside: tuple[str, ...]) -> set[str]:
+    """Layers behind dropped blocks that read the channels which these blocks added to."""
+    if not inside:
+        return set()
+    layers, channels = step.structure.layers, step.structure.channels
+    order = {name: place for place, name in enumerate(layers)}
+    first = min(place for name, place in order.items() if name.startswith(inside))
+    streams = [
+        group
+        for group in channels.groups.values()
+        if {name.startswith(inside) for name in group.producers} == {True, False}
+    ]
+    return {
+        name
+        for group in streams
+        for name in group.consumers
+        if order[name] > first and not name.startswith(inside)
+        # A bias that nobody counted would be new.
+        if layers[name].has_bias or name in channels.norms
+    }

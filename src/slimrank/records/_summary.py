@@ -17,8 +17,8 @@ class LayerResult:
         name: dotted name in the original model.
         before, after: counted cost; equal where the layer was left alone.
         setting: the pair that took its place; None where none did.
-        slimmed: what became of its channels, such as "64 -> 24 outputs, 64 -> 30 inputs", or the block that
-            it went with; None where all stayed.
+        slimmed: what became of its channels, such as "64 -> 24 outputs, 64 -> 30 inputs", the block that
+            it went with, or that it was fitted anew behind one; None where nothing was done.
         damage: predicted divergence of this layer alone, in the unit of the study; None without a setting.
         fit: "sequential", "independent" or "weights": what factors or weight were fitted to; None where
             nothing was fitted.

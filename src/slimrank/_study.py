@@ -222,14 +222,12 @@ class Study:
             raise OptionError(
                 f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
             )
-        if methods is None and scores is None and not self.has_bias and self.curves:
-            methods = tuple(method for method in self.methods if method != "channel_pruning")
         chosen = select_plan(
             self if scores is None else scored(scores, walk_down=select == "greedy"),
             budgets=budgets,
             select=select,
             multiple_of=multiple_of,
-            methods=methods,
+            methods=self._comparable() if methods is None and scores is None else methods,
             skip=_globs(skip),
             of=of,
         )
@@ -254,6 +252,12 @@ class Study:
             gap=chosen.gap,
         )
         return replace(known, score_loss=losses.damage)
+
+    def _comparable(self) -> tuple[Method, ...] | None:
+        """Methods whose damages are in one unit; None for all."""
+        if self.has_bias or not self.curves:
+            return None
+        return tuple(method for method in self.methods if method != "channel_pruning")
 
     @outside_inference_mode
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:

@@ -356,13 +356,36 @@ def test_without_data(name: str) -> None:
     model, batches = pruning_nets.build(name), pruning_nets.batches(name)
     study = sr.study(model, batches, data_free=True, progress=False)
     assert not study.block_damages
-    plan = study.plan(macs=0.7)
+    plan = study.plan(macs=0.7, methods=("channel_pruning",))
     assert plan.groups
     assert not plan.has_bias
     result = study.apply(plan)
     check(result, plan, name, model)
     assert {layer.fit for layer in result.layers if layer.fit} <= {"weights"}
     assert sr.apply(model, plan, batches, progress=False).after == plan.after
+
+
+def test_without_data_a_plan_chooses_among_factors() -> None:
+    study = sr.study(
+        pruning_nets.build("plain"), pruning_nets.batches("plain"), data_free=True, progress=False
+    )
+    plan = study.plan(macs=0.7)
+    assert plan.settings
+    assert not plan.groups
+
+
+def test_layers_behind_a_dropped_block_make_up_for_it() -> None:
+    model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
+    study = sr.study(model, batches, draws=1, progress=False)
+    block = next(iter(study.structure.channels.blocks))
+    plan = sr.Plan.manual(study, {block: "drop"})
+    result = study.apply(plan)
+    assert result.after == plan.after
+    told = {layer.name: layer.slimmed for layer in result.layers}
+    assert "fitted anew behind a dropped block" in told.values()
+    assert plan.damage is not None
+    assert result.divergence is not None
+    assert result.divergence < plan.damage
 
 
 @pytest.mark.parametrize("name", ["plain", "transformer"])

@@ -517,9 +517,10 @@ class _Builder:
             rows=_joined(seen.rows, None),
             clipping=seen.clipping,
         )
-        targets = self._targets(work, weight, seen, moments, cross)
-        if work.columns is not None and not self._is_changed(name, source):
-            targets = self._narrowed_targets(work, seen, moments, cross)
+        if work.columns is None or self._is_changed(name, source):
+            targets = self._targets(work, weight, seen, moments, cross)
+        else:
+            targets = self._narrowed_targets(work, work.columns, seen, moments, cross)
         return self._with_planned_bias(best_fit(work.slimmed, work.setting, sample, weight, targets), source)
 
     def _targets(
@@ -545,14 +546,13 @@ class _Builder:
             )
 
     def _narrowed_targets(
-        self, work: Work, seen: _Gathered, moments: Moments, cross: Tensor
+        self, work: Work, columns: Tensor, seen: _Gathered, moments: Moments, cross: Tensor
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that lost columns may be fitted to; more ridge trusts the old inputs more."""
         n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
         full = work.rows_of(dense_weight(self._original_layers[work.spec.name]))
         root, inverse_root = self._metric(work, full.device)
         own = seen.own.moments()
-        columns = torch.arange(full.shape[1]) if work.columns is None else work.columns
         for value in _ridges(ridge_of(n_rows, width), n_rows, width):
             prior, alone = narrowed_weight(full, own, columns, ridge=value)
             if not self._data.sequential:

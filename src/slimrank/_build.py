@@ -17,7 +17,7 @@ from slimrank.calibrate import measure_divergence
 from slimrank.cost import pair_cost, slimmed_spec
 from slimrank.deploy import Store
 from slimrank.graph import OutputChoice, count_by_module, eval_mode, pick_outputs, run, stored
-from slimrank.plan import Plan, ratio_of
+from slimrank.plan import Plan, is_inside, ratio_of
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
 from slimrank.report import Phases, slimmed_text
 
@@ -266,14 +266,12 @@ def _layer_results(
 
 def _cost_of(plan: Plan, spec: LayerSpec, model: nn.Module, macs_by_module: Mapping[str, int] | None) -> Cost:
     """Cost of what stands in a layer's place: params stored, MACs counted or else from shapes."""
-    try:
-        params, n_bytes = stored(model.get_submodule(spec.name))
-    except AttributeError:
-        # It went with its block.
+    step, setting = plan.steps[-1], plan.settings.get(spec.name)
+    if is_inside(spec.name, step.dropped):
         return Cost(macs=0, params=0, bytes=0)
+    params, n_bytes = stored(model.get_submodule(spec.name))
     if macs_by_module is not None:
         return Cost(macs=macs_by_module.get(spec.name, 0), params=params, bytes=n_bytes)
-    step, setting = plan.steps[-1], plan.settings.get(spec.name)
     slimmed = slimmed_spec(spec, step.structure.channels, step.groups)
     if setting is None:
         return Cost(macs=slimmed.macs, params=params, bytes=n_bytes)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slimrank._anchors import Anchors
 from slimrank._errors import StudyError
 from slimrank._opened import Opened, Options
+from slimrank._work import what_stays
 from slimrank.calibrate import collect_moments, row_width
 from slimrank.deploy import Store
 from slimrank.graph import OutputChoice, Trimmer, drop_blocks, set_weights, slim
@@ -299,22 +300,17 @@ def fits_alone(
     """
     fits = {}
     for name in survey.channels.groups[group].consumers:
-        if name not in moments:
+        outputs, columns = what_stays(survey.channels, survey.layers[name], {group: kept})
+        if name not in moments or columns is None:
             continue
         layer = survey.opened.original.get_submodule(name)
         weight, own = dense_weight(layer), moments[name]
-        units = _columns(survey, name, group, weight.shape[1])
-        staying = torch.isin(units, torch.tensor((-1, *kept))).nonzero().flatten()
-        narrow, part = narrowed_weight(weight, own, staying, ridge=ridge_of(own.n_rows, len(staying)))
+        narrow, part = narrowed_weight(weight, own, columns, ridge=ridge_of(own.n_rows, len(columns)))
         bias = weight @ own.mean - narrow @ part.mean
         if isinstance(layer.bias, Tensor):
             bias = bias + layer.bias.detach().double()
-        own_units = survey.units(name, group, 0)
-        if own_units:
-            # It makes channels of the same group as well.
-            rows = torch.isin(torch.tensor(own_units), torch.tensor((-1, *kept))).nonzero().flatten()
-            narrow, bias = narrow[rows], bias[rows]
-        fits[name] = narrow, bias
+        # It may make channels of the same group as well.
+        fits[name] = (narrow, bias) if outputs is None else (narrow[outputs], bias[outputs])
     return fits
 
 

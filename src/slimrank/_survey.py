@@ -53,7 +53,7 @@ from slimrank.report import Phases
 
 _MOMENT_BYTES = 600_000_000
 _FEW_ROWS = 10
-UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
+_UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -214,7 +214,7 @@ def _without_unreached(channels: ChannelMap, names: Sequence[str], grams: Mappin
     for group in channels.groups.values():
         own = asked.intersection((*group.producers, *group.consumers))
         if group.reason is None and own and not own & reached:
-            reasons[group.name] = UNREACHED
+            reasons[group.name] = _UNREACHED
     return freeze(channels, reasons)
 
 
@@ -268,7 +268,7 @@ def _data_curves(
 def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec:
     if not spec.methods or (spec.name in grams and bool(grams[spec.name].any())):
         return spec
-    return replace(spec, methods=(), reason=UNREACHED)
+    return replace(spec, methods=(), reason=_UNREACHED)
 
 
 def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:

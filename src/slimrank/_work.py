@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slimrank.cost import slimmed_spec, stays
-from slimrank.plan import Plan, Step
+from slimrank.plan import Plan, Step, is_inside
 from slimrank.records import ChannelMap, LayerSpec, Setting
 
 
@@ -49,7 +49,7 @@ class Work:
 def work_of(plan: Plan) -> Mapping[str, Work]:
     """The layers that are fitted when the last step of a plan is done, in execution order.
 
-    They are those that a pair takes the place of, and those that lose columns.
+    They are those that a pair takes the place of, those that lose columns, and those behind a dropped block.
 
     Args:
         plan: the plan.
@@ -67,7 +67,7 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
         if name not in plan.settings and name not in readers:
             continue
         setting = plan.settings.get(name)
-        outputs, columns = _what_stays(channels, spec, step.groups)
+        outputs, columns = what_stays(channels, spec, step.groups)
         work[name] = Work(
             spec=spec,
             slimmed=slimmed_spec(spec, channels, step.groups),
@@ -79,10 +79,19 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
     return work
 
 
-def _what_stays(
+def what_stays(
     channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Outputs and columns of a layer's weight that stay; None each for all."""
+    """Outputs and columns of a layer's weight that stay when groups are slimmed.
+
+    Args:
+        channels: of the model.
+        spec: the layer, before.
+        kept: group -> units that stay; groups not named stay whole.
+
+    Returns:
+        (O',) and (D',) int64, ascending, on the CPU; None each where no named group touches that side.
+    """
     tensor = channels.tensors.get(f"{spec.name}.weight")
     if tensor is None:
         return None, None
@@ -97,34 +106,33 @@ def _what_stays(
 def _refitted(step: Step) -> frozenset[str]:
     """Layers that are fitted anew: those that lose columns, and those behind a dropped block."""
     groups = step.structure.channels.groups
-    inside = tuple(f"{block}." for block in step.dropped)
     narrowed = {
         name
         for group, units in step.groups.items()
         if len(units) < groups[group].units
         for name in groups[group].consumers
-        if not name.startswith(inside)
+        if not is_inside(name, step.dropped)
     }
-    return frozenset(narrowed | _behind_drops(step, inside))
+    return frozenset(narrowed | _behind_drops(step))
 
 
-def _behind_drops(step: Step, inside: tuple[str, ...]) -> set[str]:
+def _behind_drops(step: Step) -> set[str]:
     """Layers behind dropped blocks that read the channels which these blocks added to."""
-    if not inside:
+    if not step.dropped:
         return set()
     layers, channels = step.structure.layers, step.structure.channels
     order = {name: place for place, name in enumerate(layers)}
-    first = min(place for name, place in order.items() if name.startswith(inside))
+    first = min(place for name, place in order.items() if is_inside(name, step.dropped))
     streams = [
         group
         for group in channels.groups.values()
-        if {name.startswith(inside) for name in group.producers} == {True, False}
+        if {is_inside(name, step.dropped) for name in group.producers} == {True, False}
     ]
     return {
         name
         for group in streams
         for name in group.consumers
-        if order[name] > first and not name.startswith(inside)
+        if order[name] > first and not is_inside(name, step.dropped)
         # A bias that nobody counted would be new.
         if layers[name].has_bias or name in channels.norms
     }

@@ -140,7 +140,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    """Gives layers that lost columns in the last step the bias that their fit made, at zero (in place)."""
+    """Gives layers that the last step fitted anew the bias that this made, at zero (in place)."""
     for name, work in work_of(plan).items():
         layer = model.get_submodule(name)
         if work.setting is not None or work.norm is not None or isinstance(layer.bias, Tensor):

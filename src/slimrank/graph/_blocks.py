@@ -14,7 +14,7 @@ from slimrank._errors import UnknownNameError
 from slimrank.graph._batch import Batch, named_tensors
 from slimrank.graph._count import count_by_module
 from slimrank.graph._modules import copy_model, replace_module, run
-from slimrank.graph._slim_bench import light_copy, same_luck, training_error
+from slimrank.graph._slim_bench import light_copy, quiet_luck, training_error
 from slimrank.records import BlockSpec
 
 # A block with more of the MACs than this is the net, not a part of it.
@@ -254,7 +254,7 @@ def _runs(model: nn.Module, sample: Batch, expected: Mapping[str, Tensor], *, tr
 
 
 def _outputs(model: nn.Module, sample: Batch) -> Mapping[str, Tensor]:
-    with torch.no_grad(), same_luck(model):
+    with torch.no_grad(), quiet_luck(model):
         result = run(model, sample)
     return {name: tensor for name, tensor in named_tensors(result) if tensor.is_floating_point()}
 

@@ -137,6 +137,17 @@ def cuda_devices(model: nn.Module) -> list[torch.device]:
 
 
 @contextlib.contextmanager
+def same_luck(model: nn.Module) -> Iterator[None]:
+    """The same random numbers every time, on every device of the model; the caller's are put back."""
+    devices = cuda_devices(model)
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)
+        for device in devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(0)
+        yield
+
+
+@contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """Turns torch's fused transformer layers off, so that every layer is called as a module."""
     enabled = torch.backends.mha.get_fastpath_enabled()

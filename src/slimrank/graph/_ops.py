@@ -364,7 +364,8 @@ def _memory(tensor: Tensor) -> object:
     """The same for all tensors that look at one piece of memory."""
     try:
         return tensor.untyped_storage().data_ptr() or id(tensor)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
+        # Some subclasses have no storage of their own.
         return id(tensor)
 
 
@@ -374,7 +375,6 @@ def _storage(tensor: Tensor) -> tuple[object, ...]:
     try:
         return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
     except RuntimeError:
-        # Some subclasses have no storage of their own.
         return (id(tensor),)
 
 

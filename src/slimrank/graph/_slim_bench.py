@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from slimrank.cost import stays
 from slimrank.graph._batch import Batch, map_tensors, named_tensors
-from slimrank.graph._modules import call, copy_model, cuda_devices, plain_attention
+from slimrank.graph._modules import call, copy_model, plain_attention, same_luck
 from slimrank.graph._slim import Kept, mask, replace_tensors, slim
 from slimrank.records import ChannelMap
 
@@ -319,7 +319,7 @@ def _observe(
         # Whatever watches would keep torch from its fused layers.
         with (
             torch.no_grad(),
-            same_luck(model),
+            quiet_luck(model),
             _watched_plainly(widths) if is_plain else contextlib.nullcontext(),
         ):
             result = call(model, sample)
@@ -340,7 +340,7 @@ def training_error(model: nn.Module, sample: Batch) -> str | None:
     """What a forward in training mode or the way back dies of."""
     model.train()
     try:
-        with torch.enable_grad(), same_luck(model):
+        with torch.enable_grad(), quiet_luck(model):
             result = call(model, sample)
             sums = [tensor.float().sum() for _, tensor in named_tensors(result) if tensor.requires_grad]
             if sums:
@@ -351,14 +351,10 @@ def training_error(model: nn.Module, sample: Batch) -> str | None:
 
 
 @contextlib.contextmanager
-def same_luck(model: nn.Module) -> Iterator[None]:
+def quiet_luck(model: nn.Module) -> Iterator[None]:
     """The same random numbers every time, and no word of what warns."""
-    devices = cuda_devices(model)
-    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+    with same_luck(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.default_generator.manual_seed(0)
-        for device in devices:
-            torch.cuda.default_generators[device.index or 0].manual_seed(0)
         yield
 
 

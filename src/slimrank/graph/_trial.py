@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.graph._batch import Batch, named_tensors
-from slimrank.graph._modules import call, copy_model, cuda_devices, replace_module
+from slimrank.graph._modules import call, copy_model, replace_module, same_luck
 
 _TOLERANCE = 1e-4
 
@@ -53,10 +53,7 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
     flags = {module: module.training for module in model.modules()}
     model.train(mode == "training")
     try:
-        with torch.random.fork_rng(devices=cuda_devices(model)), torch.set_grad_enabled(mode != "inference"):
-            torch.default_generator.manual_seed(0)
-            for device in cuda_devices(model):
-                torch.cuda.default_generators[device.index or 0].manual_seed(0)
+        with same_luck(model), torch.set_grad_enabled(mode != "inference"):
             result = call(model, sample)
         return [tensor.detach() for _, tensor in named_tensors(result)], None
     except Exception as error:

@@ -403,12 +403,6 @@ def _square(matrix: Tensor, columns: Tensor) -> Tensor:
     return matrix.index_select(0, columns).index_select(1, columns)
 
 
-def _others(units: Tensor, n_units: int) -> Tensor:
-    mask = torch.ones(n_units, dtype=torch.bool, device=units.device)
-    mask[units] = False
-    return mask.nonzero().flatten()
-
-
 def _heard(consumers: Sequence[Consumer]) -> list[Consumer]:
     """Those that read units, from inputs that vary."""
     return [

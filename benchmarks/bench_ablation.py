@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from benchmarks.bench_data import divergence
-from benchmarks.tables import Row, keep_rows
+from benchmarks.tables import FACTORS, Row, keep_rows
 from benchmarks.tasks.tasks import TASKS, Task, paired_interval
 from slimrank.graph import Tail, as_batch, find_tails
 from slimrank.plan import damage_at
@@ -132,7 +132,7 @@ def rows_of(task: Task) -> Iterator[Row]:
     """
     model, batches = task.model(), task.batches(N_IMAGES)
     before, fresh, ratio = task.right(model), task.batches(512, seed=99), RATIOS[task.name]
-    study = sr.study(model, batches, skip=task.skip, progress=False)
+    study = sr.study(model, batches, methods=FACTORS, skip=task.skip, progress=False)
     macs = task.budget(study, ratio)
     plan = study.plan(macs=macs)
     images = torch.cat(batches)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from benchmarks.tables import Row, keep_rows
+from benchmarks.tables import FACTORS, Row, keep_rows
 from benchmarks.tasks.glyphs import Shift
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 
@@ -63,7 +63,9 @@ def rows_of(task: Task) -> Iterator[Row]:
     cases += [(512, shift, 0) for shift in SHIFTS]
     for count, shift, seed in cases:
         start = time.perf_counter()
-        study = sr.study(model, task.batches(count, seed, shift), skip=task.skip, progress=False)
+        study = sr.study(
+            model, task.batches(count, seed, shift), methods=FACTORS, skip=task.skip, progress=False
+        )
         result = study.apply(study.plan(macs=task.budget(study, RATIO)))
         seconds = time.perf_counter() - start
         after = task.right(result.model)

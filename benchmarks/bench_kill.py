@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tables import FACTORS, Row, context, merge_table, table_path
 from slimrank import demo
 
 KILLS, SEED, N_IMAGES = 20, 0, 300
@@ -34,7 +34,7 @@ def main() -> None:
     # Threads of torch do not live on in a child.
     torch.set_num_threads(1)
     images, labels = (torch.cat(parts)[:N_IMAGES] for parts in zip(*demo.test_batches(), strict=True))
-    study = sr.study(demo.build(), demo.calibration_batches(), progress=False)
+    study = sr.study(demo.build(), demo.calibration_batches(), methods=FACTORS, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         log = os.open(Path(folder) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 

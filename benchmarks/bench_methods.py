@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from benchmarks.bench_data import divergence
-from benchmarks.tables import Row, keep_rows
+from benchmarks.tables import FACTORS, Row, keep_rows
 from benchmarks.tasks.glyphs import labelled_set
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 
@@ -73,7 +73,7 @@ def rows_of(task: Task) -> Iterator[Row]:
     score_fn = _accuracy(*labelled_set(N_LABELLED))
 
     def study_of(network: nn.Module) -> sr.Study:
-        return sr.study(network, batches, skip=task.skip, progress=False)
+        return sr.study(network, batches, methods=FACTORS, skip=task.skip, progress=False)
 
     study = study_of(model)
     tables: dict[int, sr.Scores] = {}

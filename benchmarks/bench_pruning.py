@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from benchmarks.reference import LABELLED, network_at, pruned
-from benchmarks.tables import Row, Value, context, merge_table, table_path
+from benchmarks.tables import FACTORS, Row, Value, context, merge_table, table_path
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 from slimrank.graph import as_batch, count_by_module, count_cost
 from slimrank.records import Method
@@ -26,7 +26,6 @@ from slimrank.records import Method
 RATIOS = (0.7, 0.5, 0.35)
 N_IMAGES = 512
 KEY = ("network", "ratio_asked", "way")
-FACTORS: Sequence[Method] = ("weight_svd", "spatial_svd")
 PRUNING: Sequence[Method] = ("channel_pruning",)
 SAMPLE = as_batch(torch.zeros(1, 1, 32, 32))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from benchmarks.bench_data import divergence
-from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tables import FACTORS, Row, context, merge_table, table_path
 from benchmarks.tasks.glyphs import labelled_set
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 from slimrank.recover import Epoch
@@ -147,7 +147,7 @@ def rows_of(task: Task, n_pictures: int, epochs: int, ratios: Sequence[float]) -
     """
     model = task.model()
     before, fresh = task.right(model), task.batches(512, seed=99)
-    study = sr.study(model, task.batches(N_CALIBRATION), skip=task.skip, progress=False)
+    study = sr.study(model, task.batches(N_CALIBRATION), methods=FACTORS, skip=task.skip, progress=False)
     images, labels = labelled_set(n_pictures)
     pairs = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     for ratio in ratios:

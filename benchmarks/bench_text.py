@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import slimrank as sr
-from benchmarks.tables import Row, context, merge_table, table_path
+from benchmarks.tables import FACTORS, Row, context, merge_table, table_path
 from benchmarks.tasks.tasks import Task, accuracy_columns
 from benchmarks.tasks.text import TextClassifier, calibration_batches, embed, labelled_texts, text_model
 
@@ -86,7 +86,7 @@ def rows(count: int, ratios: Sequence[float], names: Sequence[str]) -> Iterator[
         kind = str(way.study)
         if kind not in studies:
             start = time.perf_counter()
-            study = sr.study(model, batches, skip=TASK.skip, progress=False, **way.study)
+            study = sr.study(model, batches, methods=FACTORS, skip=TASK.skip, progress=False, **way.study)
             studies[kind] = study, time.perf_counter() - start
         study, seconds = studies[kind]
         for ratio in ratios:

@@ -16,6 +16,7 @@ import torch.export  # both are loaded by the first count and export; imports ar
 from torch import Tensor, nn
 
 import slimrank as sr
+from benchmarks.tables import FACTORS
 from benchmarks.tasks.networks import scaled_resnet
 from benchmarks.tasks.tasks import TASKS
 
@@ -57,7 +58,7 @@ def main() -> None:
         model(batches[0])
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    study = sr.study(model, batches, skip=task.skip, progress=False)
+    study = sr.study(model, batches, methods=FACTORS, skip=task.skip, progress=False)
     studied = time.perf_counter()
     plan = study.plan(macs=task.budget(study, args.ratio))
     planned = time.perf_counter()

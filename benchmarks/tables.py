@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 import slimrank as sr
+from slimrank.records import Method
 
 RESULTS = Path(__file__).parent / "results"
 Value = str | float | int | None
 Row = Mapping[str, Value]
+# What the tables without channel pruning are about, whatever a study measures by default.
+FACTORS: Sequence[Method] = ("weight_svd", "spatial_svd")
 
 
 def context() -> dict[str, Value]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counted cost of a model: what torch's own flop counter sees, and kernels that it has no formula for."""
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
@@ -41,7 +42,7 @@ def count_by_module(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str,
         out); kernels that ran and may multiply, but have no formula ("aten.miopen_rnn"), sorted.
     """
     counter = _Counter()
-    with torch.no_grad(), counter:
+    with _trainable_by_nobody(model), torch.no_grad(), counter:
         run(model, sample)
     counts = {name: sum(by_kernel.values()) // 2 for name, by_kernel in counter.get_flop_counts().items()}
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
@@ -55,6 +56,19 @@ def count_by_module(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str,
     params, n_bytes = stored(model)
     cost = Cost(macs=counter.get_total_flops() // 2, params=params, bytes=n_bytes)
     return cost, by_module, tuple(sorted(counter.uncounted))
+
+
+@contextlib.contextmanager
+def _trainable_by_nobody(model: nn.Module) -> Iterator[None]:
+    """Without ``requires_grad``: torch's counter hooks inputs that have it, and dies of views of parameters."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad = True
 
 
 def stored(model: nn.Module) -> tuple[int, int]:

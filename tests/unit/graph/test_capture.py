@@ -157,6 +157,21 @@ def test_shared_tensors_are_stored_once() -> None:
     assert (cost.macs, cost.params, cost.bytes) == (128, 64 + 16, 4 * 80)
 
 
+def test_a_view_of_a_parameter_handed_to_a_module_is_counted() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 4))
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.fc(self.token.expand(len(x), -1)).T
+
+    model = Pooled()
+    assert count_cost(model, as_batch(torch.randn(1, 3))).macs == 4 * 3 + 3
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_attention_products_are_counted() -> None:
     class Attention(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

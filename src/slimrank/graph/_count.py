@@ -60,7 +60,7 @@ def count_by_module(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str,
 
 @contextlib.contextmanager
 def _trainable_by_nobody(model: nn.Module) -> Iterator[None]:
-    """Without ``requires_grad``: torch's counter hooks inputs that have it, and dies of views of parameters."""
+    """No ``requires_grad``: torch's counter hooks inputs that have it, and fails on views of parameters."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad = False

@@ -5,6 +5,7 @@ A kernel of ``F * S`` taps over C_in channels is written ``W[o, (i, f, s)] = sum
 F = 1 is 1x1 -> k x k, S = 1 is k x k -> 1x1, F = k_h and S = k_w is the spatial pair.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,12 +96,13 @@ def _right(first: Tensor, target: Tensor, split: Split) -> Tensor:
     return product.permute(2, 0, 1).reshape(rank * split.second, -1)
 
 
-def nested_errors(weighted: Tensor, moment: Tensor, first: Tensor, split: Split) -> Tensor:
+def nested_errors(weighted: Tensor, target: Tensor, moment: Tensor, first: Tensor, split: Split) -> Tensor:
     """Upper bound of the error at every rank, from one Cholesky factorisation.
 
     Args:
         weighted: (O, D) float64, G^(1/2) W.
-        moment: (D, D) float64, regular.
+        target: (O, D) float64, ``T = G^(1/2) W H``.
+        moment: (D, D) float64, regular H.
         first: (R, C_in, F) float64, first factors in order of importance.
         split: how D divides.
 
@@ -108,7 +110,6 @@ def nested_errors(weighted: Tensor, moment: Tensor, first: Tensor, split: Split)
         (R + 1,) float64, never rising: ``1/2 (tr(M H M^T) - gain of the first r)`` at the least-squares
         second factor.
     """
-    target = weighted @ moment  # (O, D)
     factor = cholesky_psd(_inner(first, moment, split))
     solved = torch.linalg.solve_triangular(factor, _right(first, target, split), upper=False)
     gains = solved.square().sum(1).view(len(first), split.second).sum(1).cumsum(0)
@@ -159,8 +160,10 @@ def refine_split(
     strip = moment.view(height, split.second, height, split.second).diagonal(dim1=1, dim2=3).sum(-1)
     strip_factor = cholesky_psd(strip / split.second)
     best = factors
+    # Steps that are roughly right do: what they gain is measured in float64.
+    rough_target, rough_moment = target.float(), moment.float()
     for _ in range(alternations):
-        first = _improve_first(target, moment, best, split, strip_factor)
+        first = _improve_first(rough_target, rough_moment, best, split, strip_factor)
         norms = first.flatten(1).norm(dim=1).clamp_min(torch.finfo(first.dtype).tiny)
         refined = fit_split(target, moment, first / norms[:, None, None], split)
         if refined.gain <= best.gain:
@@ -175,25 +178,17 @@ def refine_split(
 def _improve_first(
     target: Tensor, moment: Tensor, factors: SplitFactors, split: Split, strip_factor: Tensor
 ) -> Tensor:
-    n_out = len(target)
-    second = factors.second
-    height = split.channels * split.first
-
-    def back(rows: Tensor) -> Tensor:
-        # (O, D) -> (R, C_in F): inner products with the second factor
-        return torch.einsum("ops,ocs->pc", second, rows.view(n_out, height, split.second))
-
-    def normal(first: Tensor) -> Tensor:
-        weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, -1)
-        return back(weight @ moment)
-
-    gram_factor = cholesky_psd(torch.einsum("ops,oqs->pq", second, second))
+    n_out, height = len(target), split.channels * split.first
+    second = factors.second.to(target.dtype)
+    normal = _normal(moment, second, split)
+    gram_factor = cholesky_psd(torch.einsum("ops,oqs->pq", factors.second, factors.second))
 
     def precondition(residual: Tensor) -> Tensor:
-        return torch.cholesky_solve(torch.cholesky_solve(residual, gram_factor).T, strip_factor).T
+        half = torch.cholesky_solve(residual.to(gram_factor.dtype), gram_factor)
+        return torch.cholesky_solve(half.T, strip_factor).T.to(residual.dtype)
 
-    first = factors.first.reshape(len(factors.first), height)
-    residual = back(target) - normal(first)
+    first = factors.first.reshape(len(factors.first), height).to(target.dtype)
+    residual = _back(target.view(n_out, height, split.second), second) - normal(first)
     direction = precondition(residual)
     strength = (residual * direction).sum()
     start = strength
@@ -208,4 +203,33 @@ def _improve_first(
         renewed = (residual * conditioned).sum()
         direction = conditioned + (renewed / strength) * direction
         strength = renewed
-    return first.view_as(factors.first)
+    return first.to(factors.first.dtype).view_as(factors.first)
+
+
+def _back(rows: Tensor, second: Tensor) -> Tensor:
+    """Inner products with the second factor: (O, C_in F, S) with (O, R, S) -> (R, C_in F)."""
+    return torch.einsum("ops,ocs->pc", second, rows)
+
+
+def _normal(moment: Tensor, second: Tensor, split: Split) -> Callable[[Tensor], Tensor]:
+    """The normal equations of the first factor: (R, C_in F) -> (R, C_in F), whichever way multiplies less."""
+    n_out, rank, taps = second.shape
+    width = len(moment)
+    height = width // taps
+
+    def by_outputs(first: Tensor) -> Tensor:
+        weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, width)
+        return _back((weight @ moment).view(n_out, height, taps), second)
+
+    if (rank - n_out) * width + (rank * taps - 2 * n_out) * rank >= 0:
+        return by_outputs
+    flat = second.permute(2, 1, 0).reshape(taps * rank, n_out)  # (S R, O)
+    products = (flat @ flat.T).view(taps, rank, taps * rank)
+
+    def by_ranks(first: Tensor) -> Tensor:
+        left = (first @ moment.view(height, taps * width)).view(rank, taps, height, taps)
+        # (R, S, C_in F, S') -> (S', S R, C_in F)
+        stacked = left.permute(3, 1, 0, 2).reshape(taps, taps * rank, height)
+        return (products @ stacked).sum(0)
+
+    return by_ranks

@@ -47,6 +47,7 @@ class _Opened:
     split: Split
     moment: Tensor
     weighted: Tensor
+    goal: Tensor
     first: Tensor
 
 
@@ -155,7 +156,7 @@ def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | N
     if RULES[form].is_closed:
         return _closed(target).errors[: None if limit is None else limit + 1]
     opened = _split(spec, form, target)
-    return nested_errors(opened.weighted, opened.moment, opened.first[:limit], opened.split)
+    return nested_errors(opened.weighted, opened.goal, opened.moment, opened.first[:limit], opened.split)
 
 
 def true_error(target: Target, weight: Tensor) -> float:
@@ -190,10 +191,10 @@ def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternat
         channels = spec.weight_shape[1]
         return _balanced(form, first.view(rank, channels, -1), second.unsqueeze(-1))
     opened = _split(spec, form, target)
-    goal = opened.weighted @ opened.moment
-    factors = fit_split(goal, opened.moment, opened.first[:rank], opened.split)
+    goal, moment, split = opened.goal, opened.moment, opened.split
+    factors = fit_split(goal, moment, opened.first[:rank], split)
     if alternations:
-        factors = refine_split(goal, opened.moment, factors, opened.split, alternations=alternations)
+        factors = refine_split(goal, moment, factors, split, alternations=alternations)
     second = torch.einsum("uo,ors->urs", target.inverse_root, factors.second)
     return _balanced(form, factors.first, second)
 
@@ -216,7 +217,8 @@ def _split(spec: LayerSpec, form: Form, target: Target) -> "_Opened":
     if not bool((columns[1:] > columns[:-1]).all()):
         moment, weighted = moment[columns][:, columns].contiguous(), weighted[:, columns].contiguous()
     first = initial_first_factor(weighted, moment, split)
-    opened = _Opened(split=split, moment=moment, weighted=weighted, first=first)
+    goal = weighted @ moment
+    opened = _Opened(split=split, moment=moment, weighted=weighted, goal=goal, first=first)
     target.splits[form] = opened
     return opened
 

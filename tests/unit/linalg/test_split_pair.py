@@ -15,6 +15,7 @@ from slimrank.linalg import (
     output_basis,
     refine_split,
 )
+from slimrank.linalg._split_pair import _normal
 
 _SPLITS = {
     "1x1 then kxk": Split(channels=5, first=1, second=4),
@@ -54,7 +55,7 @@ def test_nested_errors_are_those_of_the_fit_at_each_rank(name: str, n_out: int, 
     split = _SPLITS[name]
     weighted, moment = _problem(split, n_out, rng)
     first = initial_first_factor(weighted, moment, split)
-    errors = nested_errors(weighted, moment, first, split)
+    errors = nested_errors(weighted, weighted @ moment, moment, first, split)
     total = _error(weighted, torch.zeros_like(weighted), moment)
     atol = 1e-10 * float(total)
     torch.testing.assert_close(errors[0], total)
@@ -79,14 +80,19 @@ def test_full_rank_gives_the_weight_back(name: str, n_out: int, rng: torch.Gener
     first = initial_first_factor(weighted, moment, split)
     factors = fit_split(weighted @ moment, moment, first, split)
     torch.testing.assert_close(_weight_of(factors), weighted, rtol=0, atol=1e-8)
-    assert nested_errors(weighted, moment, first, split)[-1] <= 1e-12 * (weighted @ moment * weighted).sum()
+    assert (
+        nested_errors(weighted, weighted @ moment, moment, first, split)[-1]
+        <= 1e-12 * (weighted @ moment * weighted).sum()
+    )
 
 
 @pytest.mark.parametrize("n_out", _OUT)
 def test_one_tap_in_the_second_factor_is_the_closed_form(n_out: int, rng: torch.Generator) -> None:
     split = _SPLITS["kxk then 1x1"]
     weighted, moment = _problem(split, n_out, rng)
-    nested = nested_errors(weighted, moment, initial_first_factor(weighted, moment, split), split)
+    nested = nested_errors(
+        weighted, weighted @ moment, moment, initial_first_factor(weighted, moment, split), split
+    )
     moments = Moments(mean=torch.zeros(len(moment)).double(), matrix=moment, rows=None, n_rows=1)
     _, closed = output_basis(weighted, moments, ridge=1e-14)
     torch.testing.assert_close(nested, closed, rtol=0, atol=1e-10 * float(closed[0]))
@@ -100,7 +106,7 @@ def test_without_moments_the_bound_is_the_tail_of_the_unfolded_weight(
     split = _SPLITS[name]
     weighted, _ = _problem(split, n_out, rng)
     eye = torch.eye(_width(split), dtype=torch.float64)
-    errors = nested_errors(weighted, eye, initial_first_factor(weighted, eye, split), split)
+    errors = nested_errors(weighted, weighted @ eye, eye, initial_first_factor(weighted, eye, split), split)
     unfolded = weighted.view(n_out, -1, split.second).transpose(0, 1).flatten(1)  # (C_in F, O S)
     energy = torch.linalg.svdvals(unfolded).square()
     expected = torch.stack([energy[r:].sum() / 2 for r in range(len(energy) + 1)])
@@ -169,3 +175,16 @@ def test_refinement_leaves_an_exact_pair_alone(rng: torch.Generator) -> None:
     refined = refine_split(target, moment, start, split, alternations=3)
     torch.testing.assert_close(_weight_of(refined), weighted, rtol=0, atol=1e-8)
     assert refine_split(target, moment, start, split, alternations=0) is start
+
+
+@pytest.mark.parametrize("n_out", [2, 40])
+@pytest.mark.parametrize("name", _SPLITS)
+def test_normal_equations_are_the_gradient_whichever_way(name: str, n_out: int, rng: torch.Generator) -> None:
+    split = _SPLITS[name]
+    _, moment = _problem(split, 2, rng)
+    height = split.channels * split.first
+    second = torch.randn(n_out, 5, split.second, dtype=torch.float64, generator=rng)
+    first = torch.randn(5, height, dtype=torch.float64, generator=rng, requires_grad=True)
+    weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, -1)
+    ((weight @ moment * weight).sum() / 2).backward()
+    torch.testing.assert_close(_normal(moment, second, split)(first.detach()), first.grad)

@@ -28,6 +28,7 @@ _ROUNDS_PER_HALVING = 128
 _CANDIDATES = 4
 _SHRINK_AT = 0.75
 _GRID = 24
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -339,11 +340,31 @@ def _nested_errors(consumer: Consumer, goes: Tensor, n_units: int, added: float)
         eye = torch.eye(len(columns), dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         del factor, eye
-        change = (inverse @ inverse.T).mul_(images.T @ images)
-        # Sums over trailing squares: each column brings its diagonal and twice what stands behind it.
-        losses -= added * change.diagonal()
-        losses -= 2 * added * change.triu_(1).sum(1)
+        losses -= added * _trailing_squares(images, inverse)
     return _summed(losses / 2, goes[columns], n_units)
+
+
+def _trailing_squares(images: Tensor, inverse: Tensor) -> Tensor:
+    """What each column adds to the square of the change ``images_R inverse_R`` over the trailing columns R.
+
+    Args:
+        images: (O, D).
+        inverse: (D, D), lower triangular.
+
+    Returns:
+        (D,).
+    """
+    squares = images.new_empty(len(inverse))
+    change = torch.zeros_like(images)
+    for start in reversed(range(0, len(inverse), _BLOCK)):
+        end = min(start + _BLOCK, len(inverse))
+        own, rows, behind = images[:, start:end], inverse[start:end, :end], change[:, :end]
+        within = (rows @ rows.T) * (own.T @ own)
+        # Each brings its own square, and twice its product with what stands behind it.
+        squares[start:end] = within.diagonal() + 2 * within.triu(1).sum(1)
+        squares[start:end] += 2 * ((own.T @ behind) * rows).sum(1)
+        behind.addmm_(own, rows)
+    return squares
 
 
 def _plain_errors(consumer: Consumer, goes: Tensor, n_units: int) -> Tensor:

@@ -106,7 +106,11 @@ def test_errors_are_those_of_refits(ridge: float, keep_rows: bool, rng: torch.Ge
     torch.testing.assert_close(removal.errors, explicit, rtol=1e-6, atol=1e-9 * float(explicit[-1]))
 
 
-def test_errors_of_any_order_are_those_of_refits(rng: torch.Generator) -> None:
+@pytest.mark.parametrize("block", [1, 4, 256])
+def test_errors_of_any_order_are_those_of_refits(
+    block: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_obs, "_BLOCK", block)
     consumers = _two(rng)
     order = torch.randperm(6, generator=rng)
     explicit = _explicit(consumers, order, _RIDGE).cummax(0).values

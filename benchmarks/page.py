@@ -3,7 +3,7 @@
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.plots import NAMES
@@ -14,6 +14,7 @@ PAGES = (DOCS / "benchmarks.md", DOCS / "guidebook.md", DOCS.parent / "README.md
 COLUMNS = ("optimal", "independent fits", "without G", "greedy", "uniform", "data-free")
 REFERENCES = ("AIMET spatial_svd", "AIMET weight_svd")
 RANDOM = "random networks"
+NOT_RUN = "not run"
 Row = Mapping[str, str]
 
 
@@ -24,13 +25,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _lost(row: Row | None) -> str:
     if row is None:
-        return ""
+        return NOT_RUN
     macs = float(row.get("encoder_macs_counted") or row["macs_counted"])
-    off = (
-        ""
-        if abs(macs - float(row["ratio_asked"])) < 0.005 or row["network"] == "vit"
-        else f" (at {macs:.2f})"
-    )
+    # A table without a column for all MACs counts all, and for the transformer ratios are of some.
+    is_of_all = row["network"] == "vit" and "all_macs_counted" not in row
+    off = "" if abs(macs - float(row["ratio_asked"])) < 0.005 or is_of_all else f" (at {macs:.2f})"
     return f"{float(row['points_lost']):.2f} ± {float(row['interval_95']):.2f}{off}"
 
 
@@ -266,23 +265,34 @@ def methods() -> str:
 
 
 def zoo() -> str:
-    """How far slimrank and Torch-Pruning come on every architecture."""
-    rows = [row for row in read_table(table_path("zoo")) if row["network"] != RANDOM and row["ok"]]
+    """How far slimrank and Torch-Pruning come on every architecture; counted where both were run."""
+    every = [row for row in read_table(table_path("zoo")) if row["network"] != RANDOM]
+    rows = [row for row in every if row["ok"]]
+    both = [row for row in rows if row["torch_pruning"]]
     sources = list(dict.fromkeys(row["source"] for row in rows))
 
-    def counts(own: Sequence[Row]) -> list[str]:
+    def counts(asked: Sequence[str]) -> list[str]:
+        own = [row for row in both if row["source"] in asked]
         ran = sum(row["ok"] == "yes" for row in own)
         theirs = sum(row["torch_pruning"] == "ok" for row in own)
-        return [f"**{ran} of {len(own)}**", f"{theirs} of {len(own)}"]
+        return [str(len(own)), str(ran), str(theirs)]
 
-    lines = [[source, *counts([row for row in rows if row["source"] == source])] for source in sources]
-    short = _table(("networks of", "slimrank", "Torch-Pruning 1.6.1"), [*lines, ["all", *counts(rows)]])
+    lines = [[source, *counts([source])] for source in sources]
+    short = _table(
+        ("networks of", "both tried on", "**slimrank runs**", "Torch-Pruning 1.6.1 runs"),
+        [*lines, ["all", *counts(sources)]],
+    )
+    ran = sum(row["ok"] == "yes" for row in rows)
+    tried = (
+        f"slimrank was tried on {len(rows)} of {len(every)} networks and runs on **{ran}**. "
+        f"On {len(both)} of these Torch-Pruning was tried as well:"
+    )
     each = _table(
         ("network", "slimrank", "layers that can change", "groups that can go", "floor of the MACs",
          "seconds of the study", "Torch-Pruning"),
         [_network(row) for row in rows],
     )  # fmt: skip
-    return f"{short}\n\n<details><summary>every network</summary>\n\n{each}\n\n</details>"
+    return f"{tried}\n\n{short}\n\n<details><summary>every network</summary>\n\n{each}\n\n</details>"
 
 
 def _network(row: Row) -> list[str]:
@@ -291,12 +301,17 @@ def _network(row: Row) -> list[str]:
     return [
         f"{row['source']} {row['network']}",
         got,
-        f"{row['layers_open']} of {row['layers']}",
-        f"{row['groups_live']} of {row['groups']}",
+        _part(row["layers_open"], row["layers"]),
+        _part(row["groups_live"], row["groups"]),
         row["floor"],
         row["study_s"],
-        _cell(row["torch_pruning"]),
+        _cell(row["torch_pruning"] or NOT_RUN),
     ]
+
+
+def _part(some: str, every: str) -> str:
+    """So many of so many, where both are known."""
+    return f"{some} of {every}" if some and every else ""
 
 
 def _cell(text: str, most: int = 60) -> str:
@@ -315,8 +330,18 @@ def pruning() -> str:
     def cell(network: str, ratio: str, way: str) -> str:
         row = by_key.get((network, ratio, way))
         if row is None:
-            return ""
+            return NOT_RUN
         return _lost(row) if row["points_lost"] else row["note"].split(":")[0]
+
+    def whys() -> Iterator[str]:
+        """What the cells of AIMET without a figure mean."""
+        for network in NAMES:
+            own = [row for row in rows if (row["network"], row["way"]) == (network, "AIMET")]
+            notes = dict.fromkeys(row["note"] for row in own if not row["points_lost"])
+            if not own:
+                yield f"{NAMES[network]}: its run was not finished here"
+            elif notes:
+                yield f"{NAMES[network]}: {'; '.join(f'`{note}`' for note in notes)}"
 
     def best(network: str, ratio: str, start: str) -> str:
         found = [row for row in rows if (row["network"], row["ratio_asked"]) == (network, ratio)]
@@ -341,6 +366,8 @@ def pruning() -> str:
         ("way", *(f"{NAMES[network]}, {ratio}" for network, ratio in cases)),
         [[way.removeprefix("Torch-Pruning "), *(cell(*case, way) for case in cases)] for way in scopes],
     )
+    told = "".join(f"- {why}\n" for why in whys())
+    short += f"\n\nAIMET has no figures for\n\n{told.rstrip()}" if told else ""
     return f"{short}\n\n<details><summary>every way of Torch-Pruning</summary>\n\n{each}\n\n</details>"
 
 

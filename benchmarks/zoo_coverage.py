@@ -45,6 +45,8 @@ _TORCHVISION: Mapping[str, int] = {
     "convnext_tiny": 64,
     "swin_t": 64,
 }
+# Random branches add up: its outputs would be one-hot to the last bit, and have no gradient.
+_LOUD: Mapping[str, str] = {"wide_resnet50_2": "fc.weight"}
 _SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50",
                  "lraspp_mobilenet_v3_large")  # fmt: skip
 # Every box is kept and as many come out whatever the weights, so that outputs can be compared.
@@ -268,6 +270,8 @@ def build(net: Net) -> nn.Module:
     """
     model = zoo.build(net)
     with torch.no_grad():
+        if net.name in _LOUD:
+            model.get_parameter(_LOUD[net.name]).mul_(0.05)
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point() and parameter.numel() > 1 and parameter.std() < 1e-8:
                 parameter.normal_(*((0, 0.1) if "bias" in name else (1, 0.2)))

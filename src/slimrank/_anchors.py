@@ -4,11 +4,12 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from slimrank._opened import Opened
 from slimrank.calibrate import measure_divergence, reference_outputs, spread
-from slimrank.graph import Batch, OutputChoice, Replay, put_back, replace_module
+from slimrank.graph import Batch, OutputChoice, Replay, put_back, replace_module, run
 from slimrank.methods import Anchor, Pair, Target, anchor_points, build_pair, effective_weight, fit_pair
 from slimrank.records import Curve, Form, LayerSpec, Method
 
@@ -91,6 +92,21 @@ class Anchors:
             change(self._model)
             return measure_divergence(
                 self._replay.stream(), self._references, self._batches, self._likelihood, self._outputs
+            )
+
+    def of(self, model: nn.Module) -> float:
+        """Divergence of another model.
+
+        Args:
+            model: in eval mode; takes the same inputs.
+
+        Returns:
+            The divergence, in the unit of the likelihood.
+        """
+        with torch.no_grad():
+            results = (run(model, batch) for batch in self._batches)
+            return measure_divergence(
+                results, self._references, self._batches, self._likelihood, self._outputs
             )
 
     def measure(self, spec: LayerSpec, target: Target, curves: Sequence[Curve]) -> dict[Method, list[Anchor]]:

@@ -491,7 +491,7 @@ class _Builder:
 
     def _metric(self, work: Work, device: torch.device) -> tuple[Tensor, Tensor]:
         """Roots of the output metric, of the outputs that stay."""
-        gram = work.square_of(self._data.grams.get(work.spec.name))
+        gram = work.gram_of(self._data.grams.get(work.spec.name))
         return metric_roots(gram, work.slimmed.weight_shape[0], device)
 
     def _fit(self, name: str, source: nn.Module, seen: _Gathered | None) -> Fit:
@@ -550,7 +550,7 @@ class _Builder:
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that lost columns may be fitted to; more ridge trusts the old inputs more."""
         n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
-        full = work.rows_of(dense_weight(self._original_layers[work.spec.name]))
+        full = work.wanted(dense_weight(self._original_layers[work.spec.name]).T).T
         root, inverse_root = self._metric(work, full.device)
         own = seen.own.moments()
         for value in _ridges(ridge_of(n_rows, width), n_rows, width):
@@ -574,8 +574,8 @@ class _Builder:
         """A layer that is called several times: one pair for all calls, fitted to the original's inputs."""
         work, moments = self._work[name], self._shared[name]
         original = self._original_layers[name]
-        full = work.rows_of(dense_weight(original))
-        bias = work.rows_of(_bias_of(original, dense_weight(original)))
+        full = work.wanted(dense_weight(original).T).T
+        bias = work.wanted(_bias_of(original, dense_weight(original)))
         mean_out = full @ moments.mean + bias
         ridge = ridge_of(moments.n_rows, row_width(work.slimmed))
         dense = full
@@ -657,7 +657,7 @@ class _Builder:
             return rows_hat @ weight.T + _bias_of(changed, weight)
         original = self._original_layers[work.spec.name]
         weight = dense_weight(original).float()
-        return work.last_of(rows @ weight.T + _bias_of(original, weight))
+        return work.wanted(rows @ weight.T + _bias_of(original, weight))
 
     def _is_scarce(self, spec: LayerSpec) -> bool:
         """Whether fewer rows reach a layer than a fit to moving inputs wants."""

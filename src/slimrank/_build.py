@@ -247,7 +247,8 @@ def _layer_results(
         if slimmed is None and setting is None and spec.name in fits:
             slimmed = "fitted anew behind a dropped block"
         if setting is None and slimmed is None:
-            reason = spec.reason or "left alone by the plan"
+            # As the study tells it: channels of a layer without a pair may go all the same.
+            reason = plan.steps[-1].structure.layers[spec.name].reason or "left alone by the plan"
             results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))
             continue
         results.append(

@@ -927,7 +927,3 @@ def _cost_facts(cost: Cost) -> dict[str, Json]:
 def main() -> None:
     """The program ``slimrank``."""
     cli(prog_name="slimrank")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurements of channel groups and blocks, each kept on disk as it is done."""
+"""The measurements of channel groups, each kept on disk as it is done."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from slimrank._anchors import Anchors
 from slimrank._errors import StudyError
 from slimrank._opened import Opened, Options
-from slimrank._work import what_stays
+from slimrank._work import scaled, what_stays
 from slimrank.calibrate import collect_moments, row_width
 from slimrank.deploy import Store
-from slimrank.graph import OutputChoice, Trimmer, drop_blocks, set_weights, slim
+from slimrank.graph import OutputChoice, Trimmer, set_weights, slim
 from slimrank.linalg import Consumer, Moments, Removal, narrowed_weight, ridge_of
 from slimrank.methods import (
     SELECTORS,
@@ -26,7 +26,8 @@ from slimrank.methods import (
     metric_roots,
     relative_group_curve,
 )
-from slimrank.records import BlockDamage, ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
+from slimrank.plan import listed
+from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
 from slimrank.report import Phases
 
 _MOMENT_BYTES = 900_000_000
@@ -35,7 +36,7 @@ _ANCHORS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupSurvey:
-    """What measuring groups and blocks draws on.
+    """What measuring groups draws on.
 
     Attributes:
         opened: model and data.
@@ -76,10 +77,9 @@ class GroupSurvey:
         blind = [group.name for group in self.live.values() if not self.needed(group)]
         if not blind:
             return []
-        listed = ", ".join(blind[:4]) + (f" and {len(blind) - 4} more" if len(blind) > 4 else "")
         text = (
-            "no layer that reads them can be watched, so channels go by the norms of weights in "
-            f"{len(blind)} groups: {listed}"
+            "no layer that reads them can be fitted, so channels go by the norms of weights in "
+            f"{len(blind)} of {len(self.live)} groups: {listed(blind, 4)}"
         )
         return [Note(where="groups", text=text)]
 
@@ -97,10 +97,8 @@ class GroupSurvey:
         }
 
 
-def measure_groups(
-    survey: GroupSurvey, phases: Phases, store: Store | None
-) -> tuple[tuple[GroupCurve, ...], tuple[BlockDamage, ...]]:
-    """Curves of every group that can be slimmed, and damages of every block that can go.
+def measure_groups(survey: GroupSurvey, phases: Phases, store: Store | None) -> tuple[GroupCurve, ...]:
+    """Curves of every group that can be slimmed.
 
     Args:
         survey: model, data and map.
@@ -108,7 +106,7 @@ def measure_groups(
         store: where measurements are kept and found again; None for nowhere.
 
     Returns:
-        Curves in the order of the map; damages likewise, none in a data-free study.
+        Curves in the order of the map.
     """
     live = survey.live
     curves: dict[int, GroupCurve] = {}
@@ -118,12 +116,9 @@ def measure_groups(
     if survey.options.data_free:
         for index, group in rest.items():
             curves[index] = _weight_curve(survey, group)
-        return tuple(curves[index] for index in sorted(curves)), ()
-    blocks = () if store is None else _read_blocks(store, survey.channels)
-    missing = [name for name in survey.channels.blocks if name not in {one.block for one in blocks}]
+        return tuple(curves[index] for index in sorted(curves))
     # For all, also those of an earlier run: where that stopped must not change how many samples serve.
-    evaluations = _ANCHORS * len(live) + len(survey.channels.blocks) if rest or missing else 0
-    anchors = Anchors(survey.opened, survey.outputs, evaluations)
+    anchors = Anchors(survey.opened, survey.outputs, _ANCHORS * len(live) if rest else 0)
     trim = Trimmer()
     for chunk in group_chunks(survey, rest):
         needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
@@ -142,11 +137,7 @@ def measure_groups(
                     _write(store, index, curves[index])
                 trim.after(sum(32 * row_width(spec) ** 2 for spec in survey.needed(group).values()))
                 advance(1)
-    if missing:
-        blocks = (*blocks, *_block_damages(anchors, missing, phases))
-        if store is not None:
-            _write_blocks(store, blocks)
-    return tuple(curves[index] for index in sorted(curves)), blocks
+    return tuple(curves[index] for index in sorted(curves))
 
 
 def group_chunks(survey: GroupSurvey, groups: Mapping[int, GroupSpec]) -> Iterator[dict[int, GroupSpec]]:
@@ -300,7 +291,7 @@ def fits_alone(
     """
     fits = {}
     for name in survey.channels.groups[group].consumers:
-        outputs, columns = what_stays(survey.channels, survey.layers[name], {group: kept})
+        outputs, columns, scales = what_stays(survey.channels, survey.layers[name], {group: kept})
         if name not in moments or columns is None:
             continue
         layer = survey.opened.original.get_submodule(name)
@@ -310,20 +301,10 @@ def fits_alone(
         if isinstance(layer.bias, Tensor):
             bias = bias + layer.bias.detach().double()
         # It may make channels of the same group as well.
-        fits[name] = (narrow, bias) if outputs is None else (narrow[outputs], bias[outputs])
+        if outputs is not None:
+            narrow, bias = narrow[outputs], bias[outputs]
+        fits[name] = (scaled(narrow.T, scales).T, scaled(bias, scales))
     return fits
-
-
-def _block_damages(anchors: Anchors, names: Sequence[str], phases: Phases) -> list[BlockDamage]:
-    damages = []
-    anchors.start_anew()
-    with phases.phase("blocks", len(names)) as advance:
-        for name in names:
-            anchors.start_at(name)
-            damage = anchors.measured(partial(drop_blocks, names=(name,)))
-            damages.append(BlockDamage(block=name, damage=damage))
-            advance(1)
-    return damages
 
 
 _ARRAYS = ("kept", "error", "damage")
@@ -353,40 +334,15 @@ def _read(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
     return GroupCurve(group=group.name, order=tuple(tensors["order"].tolist()), **arrays)
 
 
-def _write_blocks(store: Store, blocks: Sequence[BlockDamage]) -> None:
-    damages = torch.tensor([one.damage for one in blocks], dtype=torch.float64)
-    names = _as_tensor("\n".join(one.block for one in blocks))
-    store.write_tensors("blocks.safetensors", {"damage": damages, "names": names})
-
-
-def _read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
-    if not store.has("blocks.safetensors"):
-        return ()
-    tensors = store.read_tensors("blocks.safetensors")
-    if not torch.equal(tensors["names"], _as_tensor("\n".join(channels.blocks))):
-        return ()
-    damages = tensors["damage"].tolist()
-    return tuple(
-        BlockDamage(block=name, damage=float(damage))
-        for name, damage in zip(channels.blocks, damages, strict=True)
-    )
-
-
-def write_groups(
-    store: Store, channels: ChannelMap, curves: Sequence[GroupCurve], blocks: Sequence[BlockDamage]
-) -> None:
-    """Writes the curves of all groups and the damages of all blocks of a study."""
+def write_groups(store: Store, channels: ChannelMap, curves: Sequence[GroupCurve]) -> None:
+    """Writes the curves of all groups of a study."""
     index_of = {name: index for index, name in enumerate(channels.groups)}
     for curve in curves:
         _write(store, index_of[curve.group], curve)
-    if blocks:
-        _write_blocks(store, blocks)
 
 
-def read_group_curves(
-    store: Store, channels: ChannelMap
-) -> tuple[tuple[GroupCurve, ...], tuple[BlockDamage, ...]]:
-    """Reads the curves of all groups and the damages of all blocks of a study.
+def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, ...]:
+    """Reads the curves of all groups of a study.
 
     Raises:
         StudyError: a group lacks its curve; the study was not finished.
@@ -402,4 +358,4 @@ def read_group_curves(
                 "sr.study(..., run_dir=) on it again to go on"
             )
         curves.append(curve)
-    return tuple(curves), _read_blocks(store, channels)
+    return tuple(curves)

@@ -32,6 +32,8 @@ class Result:
         damage_unit: of damage: the same, or another where the study had no data.
         notes: what the user should know.
         seconds: wall time of each phase.
+        group_damages: predicted damage of each slimmed group alone, by name, where a study knows it.
+        block_damages: damage of each dropped block alone, by name, where a study knows it.
     """
 
     model: nn.Module
@@ -45,6 +47,8 @@ class Result:
     damage_unit: str
     notes: tuple[Note, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    group_damages: Mapping[str, float] = field(default_factory=dict)
+    block_damages: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
@@ -155,6 +159,8 @@ class Result:
             notes=self.notes,
             seconds=self.seconds,
             measurements=tuple(measurements),
+            group_damages=self.group_damages,
+            block_damages=self.block_damages,
         )
 
     def _manifest(self) -> dict[str, Json]:

@@ -57,12 +57,14 @@ class Rivals:
             self._best = ((is_over, value), label, result)
 
     def build_others(self) -> None:
-        """Builds the uniform plan, one for each method, one for all that put pairs, and one that learns."""
+        """Builds the uniform plan, and optimal ones: all blocks kept, single methods, pairs, recalibrated."""
         found = {curve.method for curve in self._measured.curves}
         if self._measured.group_curves or self._measured.block_damages:
             found.add("channel_pruning")
         methods = tuple(method for method in self._measured.methods if method in found)
         self._try("uniform", "uniform", None)
+        if any(plan.dropped for plan in self._plans.values()):
+            self._try("optimal, all blocks kept", "optimal", None, replace(self._measured, block_damages=()))
         if len(methods) < 2:
             return
         for method in methods:
@@ -75,9 +77,15 @@ class Rivals:
             self._try(f"optimal, {factors}", "optimal", pairs)
         self._try_recalibrated(f"optimal, {factors}", "optimal, channel_pruning only")
 
-    def _try(self, label: str, select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> None:
+    def _try(
+        self,
+        label: str,
+        select: Literal["optimal", "uniform"],
+        only: Sequence[Method] | None,
+        measured: Study | None = None,
+    ) -> None:
         try:
-            plan = self._plan_of(self._measured, select, only)
+            plan = self._plan_of(measured or self._measured, select, only)
         except BudgetError as error:
             text = f"{label}: out of reach ({str(error).split(';')[0]})"
             self._notes.append(Note(where="compete", text=text))
@@ -88,7 +96,8 @@ class Rivals:
         """The joint plan once more, damages scaled by what the plans of either kind really did.
 
         Predicted damages are those of one change alone. How much of it fits made one after the other undo
-        differs between ranks and channels, and from network to network.
+        differs between ranks and channels, and from network to network. Those of blocks were measured after
+        fits.
         """
         of_pairs, of_groups = self._scale(pairs), self._scale(pruning)
         if of_pairs is None or of_groups is None:
@@ -98,9 +107,6 @@ class Rivals:
             curves=tuple(replace(one, damage=one.damage * of_pairs) for one in self._measured.curves),
             group_curves=tuple(
                 replace(one, damage=one.damage * of_groups) for one in self._measured.group_curves
-            ),
-            block_damages=tuple(
-                replace(one, damage=one.damage * of_groups) for one in self._measured.block_damages
             ),
         )
         chosen = self._plan_of(learnt, "optimal", None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._apply import OnLayer, check_on_layer
+from slimrank._block_survey import read_blocks, write_blocks
 from slimrank._build import Session, build_result
 from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
 from slimrank._group_survey import read_group_curves, write_groups
@@ -37,7 +38,18 @@ from slimrank.graph import (
     outside_inference_mode,
 )
 from slimrank.methods import METHODS
-from slimrank.plan import Plan, PlanSource, Step, Structure, check_structure, plan_on, structure_of
+from slimrank.plan import (
+    Plan,
+    PlanSource,
+    Step,
+    Structure,
+    block_damage_at,
+    check_structure,
+    group_damage_at,
+    listed,
+    plan_on,
+    structure_of,
+)
 from slimrank.records import (
     BlockDamage,
     ChannelOrder,
@@ -53,10 +65,13 @@ from slimrank.report import Phases, render_groups, render_layers, render_study_h
 from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
 
-FORMAT = 1
+# Raised when a file changes its meaning, or the options a field. In format 1 not every file had a number; the
+# last studies of it are as those of format 2.
+FORMAT = 2
+_READABLE = ("1", str(FORMAT))
 _STUDY, _UNTOUCHED, _RUN = "study.json", "untouched_plan.json", "run.json"
 _PREVIOUS = "previous_plan.json"
-_CURVES = ("curves-*", "group-*", "blocks.safetensors")
+_CURVES = ("curves-*", "group-*", "blocks*.safetensors")
 Inputs = Callable[[object], object] | None
 
 
@@ -283,7 +298,20 @@ class Study:
         session = session_of(self)
         phases = Phases(shown=session.progress)
         result = build_result(session, plan, self.grams, self.curves, on_layer, sequential, phases)
-        return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
+        told = self._with_damages(result)
+        return told.with_notes(self.notes, {**self.seconds, **phases.seconds})
+
+    def _with_damages(self, result: Result) -> Result:
+        """A result that knows what this study predicted for its groups and blocks."""
+        groups = {
+            name: group_damage_at(self.group_curves, name, kept) for name, kept in result.plan.groups.items()
+        }
+        blocks = {name: block_damage_at(self.block_damages, name) for name in result.plan.dropped}
+        return replace(
+            result,
+            group_damages={name: damage for name, damage in groups.items() if damage is not None},
+            block_damages={name: damage for name, damage in blocks.items() if damage is not None},
+        )
 
     def _check_steps(self, plan: Plan) -> None:
         """Refuses a plan whose last step does not start from the model of this study."""
@@ -317,14 +345,15 @@ class Study:
                 *(path.name for kind in _CURVES for path in store.root.glob(kind)),
             ):
                 store.remove(name)
-        store.write_json(_RUN, dict(self.fingerprint))
+        _write_fingerprint(store, self.fingerprint)
         Plan(
             steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
         ).save(make_directory(store.root) / _UNTOUCHED)
         if self.previous is not None:
             self.previous.save(store.root / _PREVIOUS)
         write_curves(store, self.layers, self.curves)
-        write_groups(store, self.structure.channels, self.group_curves, self.block_damages)
+        write_groups(store, self.structure.channels, self.group_curves)
+        write_blocks(store, self.block_damages)
         store.write_tensors("gradients.safetensors", self.grams)
         kept: str | None = "the study has no data"
         if self._session is not None:
@@ -380,14 +409,14 @@ class Study:
                 f"the study in {store.root} was not finished; run it again with this run_dir to go on"
             )
         facts = store.read_json(_STUDY)
-        if facts.get("format") != FORMAT:
-            raise FileError(
-                f"{store.root / _STUDY} has format {facts.get('format')!r}, this version reads {FORMAT}; "
-                "run the study again"
-            )
+        _check_format(store)
         untouched = Plan.load(store.root / _UNTOUCHED)
         structure = untouched.steps[0].structure
-        group_curves, block_damages = read_group_curves(store, structure.channels)
+        group_curves = read_group_curves(store, structure.channels)
+        block_damages = read_blocks(store, structure.channels)
+        notes = [Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)]
+        if untouched.has_bias:
+            notes += _block_notes(store, structure, block_damages)
         fingerprint = {str(key): str(value) for key, value in _object(facts, "fingerprint").items()}
         study = cls(
             structure=structure,
@@ -397,9 +426,7 @@ class Study:
             methods=tuple(method for method in METHODS if method in _list(facts, "methods")),
             grams=store.read_tensors("gradients.safetensors"),
             unit=str(facts.get("unit")),
-            notes=tuple(
-                Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)
-            ),
+            notes=tuple(notes),
             seconds={
                 str(pair[0]): float(str(pair[1]))
                 for pair in _list(facts, "seconds")
@@ -439,7 +466,7 @@ class Study:
             ),
             structure_of(describe_layers(model)),
         )
-        options = _options_from_json(_object(facts, "options"))
+        options = _options_from_json(_object(facts, "options"), store)
         if batches is None:
             if facts.get("inputs") is not True:
                 raise StudyError(
@@ -707,18 +734,63 @@ def _fingerprint(
     }
 
 
+def _check_format(store: Store) -> None:
+    """Refuses a study in a format that this version does not read, or would misread.
+
+    Raises:
+        FileError: it is.
+    """
+    found = [name for name in (_STUDY, _RUN) if store.has(name)]
+    numbers = {name: str(store.read_json(name).get("format", 1)) for name in found}
+    for name, number in numbers.items():
+        if number not in _READABLE:
+            raise FileError(
+                f"{store.root / name} has format {number}, this version reads {' and '.join(_READABLE)}; "
+                "study again in another directory, or delete this one"
+            )
+    if "1" in numbers.values():
+        for path in sorted(store.root.glob("group-*.safetensors")):
+            if "name" not in store.read_tensors(path.name):
+                raise _earlier(path, "which group it is of is not in it")
+
+
+def _earlier(path: Path, why: str) -> FileError:
+    return FileError(
+        f"{path} was written by an earlier version (format 1): {why}; study again in another directory, or "
+        "delete this one"
+    )
+
+
+def _block_notes(store: Store, structure: Structure, damages: Sequence[BlockDamage]) -> list[Note]:
+    """What to know of blocks that can be dropped and of which no damage was found."""
+    known = {one.block for one in damages}
+    unknown = [name for name in structure.channels.blocks if name not in known]
+    if not unknown:
+        return []
+    text = (
+        f"an earlier version measured {listed(unknown, 4)} otherwise, so plans drop none of them; run "
+        f"slimrank.study(..., run_dir={str(store.root)!r}) to measure them anew"
+    )
+    return [Note(where="blocks", text=text)]
+
+
+def _write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
+    store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
+
+
 def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
     """Of the study that a directory holds; None where it holds none."""
     if store.has(_RUN):
-        return store.read_json(_RUN)
+        return {key: value for key, value in store.read_json(_RUN).items() if key != "format"}
     return _object(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
 
 
 def _claim(store: Store, fingerprint: Mapping[str, str]) -> None:
     """Ties a run directory to a study, or finds it tied to this one."""
+    _check_format(store)
     found = _fingerprint_in(store)
     if found is None:
-        store.write_json(_RUN, dict(fingerprint))
+        _write_fingerprint(store, fingerprint)
         return
     differing = [key for key, value in fingerprint.items() if found.get(key) != value]
     if differing:
@@ -755,7 +827,9 @@ def _options_to_json(options: Options) -> Json:
     }
 
 
-def _options_from_json(value: Mapping[str, Json]) -> Options:
+def _options_from_json(value: Mapping[str, Json], store: Store) -> Options:
+    if "channel_order" not in value:
+        raise _earlier(store.root / _STUDY, "channel_order is not among its options")
     return Options(
         methods=tuple(method for method in METHODS if method in _list(value, "methods")),
         skip=tuple(str(pattern) for pattern in _list(value, "skip")),
@@ -764,8 +838,7 @@ def _options_from_json(value: Mapping[str, Json]) -> Options:
         draws=int(str(value["draws"])),
         holdout=float(str(value["holdout"])),
         data_free=bool(value["data_free"]),
-        # Studies of before orders could be chosen have none.
-        channel_order=str(value.get("channel_order", "obs")),  # type: ignore[arg-type]
+        channel_order=str(value["channel_order"]),  # type: ignore[arg-type]
         seed=int(str(value["seed"])),
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._anchors import Anchors
+from slimrank._block_survey import measure_blocks
 from slimrank._errors import StudyError
 from slimrank._group_survey import GroupSurvey, measure_groups
 from slimrank._opened import Opened, Options
@@ -48,12 +49,16 @@ from slimrank.methods import (
     relative_curves,
     weights_target,
 )
+from slimrank.plan import listed
 from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
 from slimrank.report import Phases
 
 _MOMENT_BYTES = 600_000_000
 _FEW_ROWS = 10
-_UNREACHED = "no gradient of the chosen outputs reaches it; choose others with outputs=, or pass fisher=False"
+_UNREACHED = (
+    "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
+    "pass fisher=False"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -171,7 +176,8 @@ def measure(
     survey = GroupSurvey(
         opened=opened, outputs=outputs, options=options, layers=by_name, channels=channels, grams=grams
     )
-    group_curves, block_damages = measure_groups(survey, phases, store)
+    group_curves = measure_groups(survey, phases, store)
+    block_damages = measure_blocks(survey, phases, store)
     notes += survey.notes()
     flat = tuple(curve for index in sorted(curves) for curve in curves[index])
     return Measured(
@@ -276,12 +282,12 @@ def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:
     poor = [spec.name for spec in todo.values() if rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)]
     if not poor:
         return []
-    listed = ", ".join(poor[:4]) + (f" and {len(poor) - 4} more" if len(poor) > 4 else "")
     return [
         Note(
             where="calibrate",
             text=f"{n_fit} samples give fewer than {_FEW_ROWS} rows per column for {len(poor)} of "
-            f"{len(todo)} layers ({listed}); their fits lean towards the original weights. More samples help",
+            f"{len(todo)} layers ({listed(poor, 4)}); their fits lean towards the original weights. More "
+            "samples help",
         )
     ]
 

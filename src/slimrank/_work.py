@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from slimrank.cost import slimmed_spec, stays
+from slimrank.cost import query_scales, slimmed_spec, stays
 from slimrank.plan import Plan, Step, is_inside
 from slimrank.records import ChannelMap, LayerSpec, Setting
 
@@ -23,6 +23,7 @@ class Work:
         setting: the pair that takes its place; None where it stays one layer.
         columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
         outputs: (O',) int64, of its O outputs, those that stay; None where all do.
+        scales: (O',) float64, what these are multiplied by: queries of heads that get narrower; None for 1.
         norm: the batch norm that takes up a mean that moves; None where the layer has, or gets, a bias.
     """
 
@@ -31,6 +32,7 @@ class Work:
     setting: Setting | None
     columns: Tensor | None
     outputs: Tensor | None
+    scales: Tensor | None
     norm: str | None
 
     def rows_of(self, values: Tensor) -> Tensor:
@@ -41,9 +43,17 @@ class Work:
         """Of (..., O) values, those of the outputs that stay."""
         return values if self.outputs is None else values[..., self.outputs.to(values.device)]
 
-    def square_of(self, gram: Tensor | None) -> Tensor | None:
-        """Of an (O, O) matrix, what belongs to the outputs that stay."""
-        return None if gram is None else self.last_of(self.rows_of(gram))
+    def wanted(self, outputs: Tensor) -> Tensor:
+        """What the slimmed layer gives, (..., O'), by what the original gives, (..., O)."""
+        return scaled(self.last_of(outputs), self.scales)
+
+    def gram_of(self, gram: Tensor | None) -> Tensor | None:
+        """Second moments of gradients of what the slimmed layer gives, by those of the original, (O, O)."""
+        if gram is None:
+            return None
+        inverse = None if self.scales is None else self.scales.reciprocal()
+        rows = scaled(self.rows_of(gram).T, inverse).T
+        return scaled(self.last_of(rows), inverse)
 
 
 def work_of(plan: Plan) -> Mapping[str, Work]:
@@ -67,13 +77,14 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
         if name not in plan.settings and name not in readers:
             continue
         setting = plan.settings.get(name)
-        outputs, columns = what_stays(channels, spec, step.groups)
+        outputs, columns, scales = what_stays(channels, spec, step.groups)
         work[name] = Work(
             spec=spec,
             slimmed=slimmed_spec(spec, channels, step.groups),
             setting=setting,
             columns=columns,
             outputs=outputs,
+            scales=scales,
             norm=channels.norms.get(name) if setting is None else None,
         )
     return work
@@ -81,8 +92,8 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
 
 def what_stays(
     channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Outputs and columns of a layer's weight that stay when groups are slimmed.
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Outputs and columns of a layer's weight that stay when groups are slimmed, and what scales the former.
 
     Args:
         channels: of the model.
@@ -90,17 +101,24 @@ def what_stays(
         kept: group -> units that stay; groups not named stay whole.
 
     Returns:
-        (O',) and (D',) int64, ascending, on the CPU; None each where no named group touches that side.
+        (O',) and (D',) int64, ascending, on the CPU; None each where no named group touches that side. Then
+        (O',) float64, what the outputs that stay are multiplied by; None where they are not.
     """
     tensor = channels.tensors.get(f"{spec.name}.weight")
     if tensor is None:
-        return None, None
+        return None, None, None
     staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
     n_taps = prod(spec.kernel)
     columns = staying.get(1)
     if columns is not None:
         columns = (columns[:, None] * n_taps + torch.arange(n_taps)).flatten()
-    return staying.get(0), columns
+    scales = query_scales(tensor, kept).get(0)
+    return staying.get(0), columns, None if scales is None else torch.from_numpy(scales)
+
+
+def scaled(outputs: Tensor, scales: Tensor | None) -> Tensor:
+    """(..., O') outputs times (O',) scales, in the dtype and on the device of the outputs."""
+    return outputs if scales is None else outputs * scales.to(outputs)
 
 
 def _refitted(step: Step) -> frozenset[str]:

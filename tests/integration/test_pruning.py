@@ -2,8 +2,8 @@
 """Channels that go, end to end: planned, built, counted, saved, replayed, resumed, told."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,10 +11,15 @@ import numpy as np
 import pruning_nets
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank import _apply, _group_survey
+from slimrank import _apply, _block_survey, _group_survey
+from slimrank._anchors import Anchors
+from slimrank._rivals import Rivals
+from slimrank._study import session_of
+from slimrank.graph import drop_blocks, slim
 from slimrank.records import ChannelMap, ChannelOrder
 
 PRUNING = ("channel_pruning",)
@@ -161,7 +166,10 @@ def interrupt_after(count: int, function: Callable[..., object]) -> Callable[...
     return wrapped
 
 
-@pytest.mark.parametrize(("where", "after"), [("group_curve", 0), ("group_curve", 2), ("drop_blocks", 1)])
+@pytest.mark.parametrize(
+    ("where", "after"),
+    [("group_curve", 0), ("group_curve", 2), ("apply_plan", 0), ("apply_plan", 1), ("apply_plan", 2)],
+)
 def test_an_interrupted_study_goes_on(
     where: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +178,8 @@ def test_an_interrupted_study_goes_on(
         return sr.study(model, batches, draws=2, run_dir=tmp_path, progress=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_group_survey, where, interrupt_after(after, getattr(_group_survey, where)))
+        room = _group_survey if where == "group_curve" else _block_survey
+        patch.setattr(room, where, interrupt_after(after, getattr(room, where)))
         with pytest.raises(KeyboardInterrupt):
             study()
     whole = studied("residual")
@@ -182,9 +191,19 @@ def test_an_interrupted_study_goes_on(
         return original(group, removal)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_group_survey, "group_curve", counting)
+    dropped: list[tuple[str, ...]] = []
+    build = _block_survey.apply_plan
+
+    def told(model: nn.Module, plan: sr.Plan, **options: object) -> object:
+        dropped.append(plan.dropped)
+        return build(model, plan, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_block_survey, "apply_plan", told)
     resumed = study()
     groups = ["stem", "layer1.conv1", "layer2.conv1"]
     assert measured == (groups[after:] if where == "group_curve" else [])
+    steps = [("layer1",), ("layer2",), ("layer1", "layer2")]
+    assert dropped == steps[after if where == "apply_plan" else 0 :]
     assert bits(resumed) == bits(whole)
     plan = resumed.plan(macs=0.5)
     assert plan == whole.plan(macs=0.5)
@@ -219,14 +238,25 @@ def test_an_unfinished_study_is_not_loaded(file: str, told: str, tmp_path: Path)
         sr.Study.load(tmp_path)
 
 
-def test_a_study_of_before_orders_could_be_chosen_is_loaded(tmp_path: Path) -> None:
-    study = studied("mlp")
+def test_a_study_whose_blocks_were_measured_otherwise_says_so(tmp_path: Path) -> None:
+    study = studied("residual")
     study.save(tmp_path)
-    facts = json.loads((tmp_path / "study.json").read_text())
-    del facts["options"]["channel_order"]
-    (tmp_path / "study.json").write_text(json.dumps(facts))
-    loaded = sr.Study.load(tmp_path, model=pruning_nets.build("mlp"), progress=False)
-    assert loaded.apply(loaded.plan(macs=0.6)).divergence == study.apply(study.plan(macs=0.6)).divergence
+    assert sr.Study.load(tmp_path).notes == study.notes
+    # As a version wrote it that measured without fits.
+    name = "blocks.safetensors"
+    blocks = load_file(tmp_path / name)
+    save_file({"names": blocks["names"], "damage": torch.ones(2, dtype=torch.float64)}, tmp_path / name)
+    bare = sr.Study.load(tmp_path)
+    (note,) = [note for note in bare.notes if note not in study.notes]
+    assert str(note) == (
+        "blocks: an earlier version measured 'layer1', 'layer2' otherwise, so plans drop none of them; run "
+        f"slimrank.study(..., run_dir={str(tmp_path)!r}) to measure them anew"
+    )
+    assert bare.plan(macs=0.3).dropped == ()
+    model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
+    again = sr.study(model, batches, draws=2, run_dir=tmp_path, progress=False)
+    assert (bits(again), again.notes) == (bits(study), study.notes)
+    assert sr.Study.load(tmp_path).notes == study.notes
 
 
 @pytest.mark.parametrize("order", ["magnitude", "random"])
@@ -377,15 +407,73 @@ def test_without_data_a_plan_chooses_among_factors() -> None:
 def test_layers_behind_a_dropped_block_make_up_for_it() -> None:
     model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
     study = sr.study(model, batches, draws=1, progress=False)
-    block = next(iter(study.structure.channels.blocks))
+    block = min(study.block_damages, key=lambda one: one.damage).block
     plan = sr.Plan.manual(study, {block: "drop"})
     result = study.apply(plan)
     assert result.after == plan.after
     told = {layer.name: layer.slimmed for layer in result.layers}
     assert "fitted anew behind a dropped block" in told.values()
-    assert plan.damage is not None
+    # As many samples as there are serve both, so the study foretells what comes out.
+    assert result.divergence == pytest.approx(plan.damage)
+    bare = copy.deepcopy(model)
+    drop_blocks(bare, [block])
+    session = session_of(study)
+    unfitted = Anchors(session.opened, session.outputs, 1).of(bare)
+    assert result.divergence < unfitted / 4
+
+
+def test_of_few_samples_a_block_is_foretold_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_block_survey, "_BLOCK_MACS", 1.0)
+    model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual", n=40)
+    with monkeypatch.context() as patch:
+        fitted: list[_apply.Data] = []
+        build = _block_survey.apply_plan
+
+        def told(model: nn.Module, plan: sr.Plan, *, data: _apply.Data, **options: object) -> object:
+            fitted.append(data)
+            return build(model, plan, data=data, **options)  # type: ignore[arg-type]
+
+        patch.setattr(_block_survey, "apply_plan", told)
+        study = sr.study(model, batches, methods=PRUNING, draws=1, progress=False)
+    assert [(len(data.feed.fit), len(data.feed.held_out)) for data in fitted] == [(32, 8)] * 3
+    in_turn = sorted(study.block_damages, key=lambda one: one.damage)
+    for count in range(1, len(in_turn) + 1):
+        plan = sr.Plan.manual(study, {one.block: "drop" for one in in_turn[:count]})
+        reached = study.apply(plan).divergence
+        assert plan.damage is not None
+        assert reached is not None
+        assert reached / 2 < plan.damage < 2 * reached
+
+
+def test_a_block_that_others_make_up_for_goes() -> None:
+    model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
+    with torch.no_grad():
+        # It adds nearly the same everywhere: much to lose, and little once the layer behind it knows.
+        model.layer2.norm2.weight.mul_(0.1)
+        model.layer2.norm2.bias.fill_(1.0)
+    study = sr.study(model, batches, draws=2, progress=False)
+    plan = study.plan(macs=0.5)
+    assert plan.dropped == ("layer2",)
+    result = study.apply(plan)
+    assert result.after == plan.after
+    staying = study.apply(study.plan(macs=0.5, skip=("layer2",)))
     assert result.divergence is not None
-    assert result.divergence < plan.damage
+    assert staying.divergence is not None
+    assert result.divergence < staying.divergence
+
+
+def test_where_the_first_plan_drops_a_block_one_that_keeps_all_competes() -> None:
+    study = studied("residual")
+    free = tuple(replace(one, damage=0.0) for one in study.block_damages)
+    study = replace(study, block_damages=free)
+    rivals = Rivals(study, lambda on, select, only: on.plan(macs=0.5, select=select, methods=only), None)
+    plan = study.plan(macs=0.5)
+    assert plan.dropped
+    rivals.build("optimal", plan)
+    rivals.build_others()
+    result = rivals.best()
+    told = [note.text for note in result.notes if note.where == "compete"]
+    assert any(text.startswith("optimal, all blocks kept plan:") for text in told)
 
 
 @pytest.mark.parametrize("name", ["plain", "transformer"])
@@ -610,6 +698,41 @@ def test_the_best_of_all_plans_is_returned(name: str) -> None:
         rival = study.apply(alone).divergence
         assert rival is not None
         assert result.divergence <= rival
+
+
+class TwoScales(nn.Module):
+    """A tower that is called on maps of two sizes, as detectors have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(3, 16, 3, padding=1)
+        self.coarse = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+        self.tower = nn.Conv2d(16, 12, 3, padding=1)
+        self.head = nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        fine = self.fine(x).relu()
+        coarse = self.coarse(fine).relu()
+        return [self.head(self.tower(level).relu()) for level in (fine, coarse)]
+
+
+def test_layers_that_are_called_twice_are_fitted_to_all_calls() -> None:
+    torch.manual_seed(0)
+    model = TwoScales()
+    batches = [torch.randn(16, 3, 8, 8).cumsum(2) / 3 for _ in range(3)]
+    study = sr.study(model, batches, methods=PRUNING, draws=2, progress=False)
+    groups = study.structure.channels.groups
+    assert groups["fine"].consumers == ("coarse", "tower")
+    assert groups["tower"].consumers == ("head",)
+    plan = sr.Plan.manual(study, {"fine": ("channel_pruning", 0.75), "tower": ("channel_pruning", 0.75)})
+    result = study.apply(plan)
+    assert {layer.name: layer.fit for layer in result.layers}["tower"] == "independent"
+    bare = copy.deepcopy(model)
+    slim(bare, study.structure.channels, plan.groups)
+    session = session_of(study)
+    unfitted = Anchors(session.opened, session.outputs, 1).of(bare.eval())
+    assert result.divergence is not None
+    assert result.divergence < 0.75 * unfitted
 
 
 # --- what turns out to be no group ---

@@ -35,6 +35,14 @@ def test_a_saved_study_is_not_taken_for_another_run(tmp_path: Path) -> None:
         sr.study(net(1), data(), run_dir=tmp_path, progress=False)
 
 
+def test_a_study_that_is_saved_again_keeps_its_files(tmp_path: Path) -> None:
+    study = sr.study(net(), data(), run_dir=tmp_path, progress=False)
+    stays = tmp_path / "curves-9999.safetensors"
+    stays.write_text("of this study, as far as the directory tells")
+    study.save(tmp_path)
+    assert stays.exists()
+
+
 def test_loading_writes_nothing(tmp_path: Path) -> None:
     study = sr.study(net(), data(), progress=False)
     study.save(tmp_path)

@@ -80,13 +80,15 @@ def tensor_specs(draw: st.DrawFn, groups: list[GroupSpec]) -> TensorSpec:
     axes = []
     for group in draw(st.lists(st.sampled_from(groups), max_size=2)) if groups else ():
         dim = draw(st.integers(0, len(shape) - 1))
-        units = st.lists(st.integers(-1, group.units - 1), min_size=shape[dim], max_size=shape[dim])
+        units = draw(st.lists(st.integers(-1, group.units - 1), min_size=shape[dim], max_size=shape[dim]))
+        held = [index for index, unit in enumerate(units) if unit != -1]
         axes.append(
             AxisUnits(
                 group=group.name,
                 dim=dim,
                 role=draw(st.sampled_from(["output", "input"])),
-                units=tuple(draw(units)),
+                units=tuple(units),
+                queries=tuple(index for index in held if draw(st.booleans())),
             )
         )
     return TensorSpec(

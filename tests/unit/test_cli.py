@@ -2,6 +2,7 @@
 """The command line without a study: references, options, exit codes."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +225,15 @@ def test_env_says_what_a_bug_report_needs() -> None:
 
 def test_version() -> None:
     assert _run("--version").stdout == f"slimrank {sr.__version__}\n"
+
+
+def test_python_runs_the_package() -> None:
+    program = [sys.executable, "-m", "slimrank"]
+    done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"slimrank {sr.__version__}\n"
+    done = subprocess.run([*program, "stduy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: slimrank [OPTIONS]")
 
 
 def test_every_command_has_help_and_the_common_flags() -> None:

@@ -9,7 +9,14 @@ from slimrank.cost._formulas import (
     pair_cost,
     pair_costs,
 )
-from slimrank.cost._slimming import group_share, kept_shape, model_cost, slimmed_spec, stays
+from slimrank.cost._slimming import (
+    group_share,
+    kept_shape,
+    model_cost,
+    query_scales,
+    slimmed_spec,
+    stays,
+)
 
 __all__ = [
     "FORMS",
@@ -21,6 +28,7 @@ __all__ = [
     "model_cost",
     "pair_cost",
     "pair_costs",
+    "query_scales",
     "slimmed_spec",
     "stays",
 ]

@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank.cost._formulas import layer_cost, pair_cost
-from slimrank.records import BlockSpec, Call, ChannelMap, Cost, LayerSpec, ProductSpec, Setting, TensorSpec
+from slimrank.records import (
+    AxisUnits,
+    BlockSpec,
+    Call,
+    ChannelMap,
+    Cost,
+    LayerSpec,
+    ProductSpec,
+    Setting,
+    TensorSpec,
+)
 
 Kept = Mapping[str, Sequence[int]]
 
@@ -29,15 +39,30 @@ def stays(tensor: TensorSpec, kept: Kept) -> dict[int, NDArray[np.int64]]:
     """
     masks: dict[int, NDArray[np.bool_]] = {}
     for axis in tensor.axes:
-        if axis.group not in kept:
-            continue
-        units, chosen = np.array(axis.units, dtype=np.int64), np.array(kept[axis.group], dtype=np.int64)
-        # One more than the largest unit: there -1 looks up, and what belongs to no unit stays.
-        alive = np.zeros(max(units.max(initial=0), chosen.max(initial=0)) + 2, dtype=np.bool_)
-        alive[chosen] = True
-        alive[-1] = True
-        masks[axis.dim] = masks.get(axis.dim, True) & alive[units]
+        if axis.group in kept:
+            masks[axis.dim] = masks.get(axis.dim, True) & _is_alive(axis, kept[axis.group])
     return {dim: np.flatnonzero(mask) for dim, mask in masks.items()}
+
+
+def query_scales(tensor: TensorSpec, kept: Kept) -> dict[int, NDArray[np.float64]]:
+    """By how much what stays of a tensor is multiplied, since it makes queries of narrower heads.
+
+    Args:
+        tensor: the tensor.
+        kept: group -> units that stay; groups not named stay whole.
+
+    Returns:
+        Dimension -> factor of each index that stays, ascending, for every dimension whose indices make
+        queries of a named group.
+    """
+    scales: dict[int, NDArray[np.float64]] = {}
+    for axis in tensor.axes:
+        if axis.group in kept and axis.queries:
+            own = np.ones(len(axis.units))
+            own[list(axis.queries)] = np.sqrt(_is_alive(axis, kept[axis.group])[list(axis.queries)].mean())
+            scales[axis.dim] = scales.get(axis.dim, 1.0) * own
+    staying = stays(tensor, kept) if scales else {}
+    return {dim: scale[staying[dim]] for dim, scale in scales.items()}
 
 
 def kept_shape(tensor: TensorSpec, kept: Kept) -> tuple[int, ...]:
@@ -154,6 +179,17 @@ def group_share(channels: ChannelMap, group: str, count: int) -> float | None:
     lost = sum(_lost(tensor, kept).macs for tensor in channels.tensors.values())
     lost += sum(_lost_product(product, channels, kept).macs for product in channels.products)
     return (whole - lost) / whole if whole else None
+
+
+def _is_alive(axis: AxisUnits, kept: Sequence[int]) -> NDArray[np.bool_]:
+    """Which indices of a dimension stay when these units of a group do."""
+    units, chosen = np.array(axis.units, dtype=np.int64), np.array(kept, dtype=np.int64)
+    # One more than the largest unit: there -1 looks up, and what belongs to no unit stays.
+    alive = np.zeros(max(units.max(initial=0), chosen.max(initial=0)) + 2, dtype=np.bool_)
+    alive[chosen] = True
+    alive[-1] = True
+    staying: NDArray[np.bool_] = alive[units]
+    return staying
 
 
 def _touches(tensor: TensorSpec, kept: Kept) -> bool:

@@ -155,12 +155,12 @@ def _consumers(
     names = {id(tensor): name for name, tensor in traced.stored.items()}
     owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     for spec in layers:
-        if spec.kind == "other" or spec.groups != 1 or len(spec.calls) != 1:
+        if spec.kind == "other" or spec.groups != 1 or not spec.calls:
             continue
         parameters = model.get_submodule(spec.name)._parameters
         own, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")
         # Another use of weight or bias (a tied layer, a look at it) would be changed by fitting it anew.
-        is_alone = traced.uses.count[own] == 1 and (bias is None or owners[id(bias)] == 1)
+        is_alone = traced.uses.count[own] == len(spec.calls) and (bias is None or owners[id(bias)] == 1)
         if own in readers and (own, 1) in traced.uses.read and is_alone:
             yield spec.name
 

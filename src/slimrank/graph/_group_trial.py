@@ -31,6 +31,10 @@ _MAX_SEARCHES = 2
 # as much must not pass. Multiples of an irrational number, modulo 1, never repeat.
 _SHARES = (0.35, 0.4)
 _STEPS = (0.6180339887, 0.4142135624)
+# The third turn; up to so many units, all but the ends stay.
+_GAPS = 2
+_FEW = 4
+_PAIR = 2
 
 Sizes = tuple[tuple[str, str], ...]
 
@@ -56,8 +60,8 @@ def try_groups(model: nn.Module, sample: Batch, channels: ChannelMap) -> Channel
         trial.keep_sound(0, trial.live)
     names = trial.live
     # Then without every second one as well: two groups may fit each other, and nothing else.
-    for chosen in (names[::2], names[1::2], names):
-        trial.keep_sound(1, chosen)
+    for turn, chosen in ((_GAPS, names[::2]), (_GAPS, names[1::2]), (1, names)):
+        trial.keep_sound(turn, chosen)
     trial.size_idle_norms()
     return trial.outcome()
 
@@ -105,10 +109,12 @@ class _Trial:
         watched = dict.fromkeys(name for group in live for name in group.consumers)
         self._bench = Bench(model, sample, tuple(watched))
         self._hints: dict[object, tuple[Hint, ...]] = {}
+        self._scaling: set[object] = set()
         self._vain: Counter[object] = Counter()
         self._farthest: dict[object, int] = {}
         self._kinds: dict[str, object] = {}
         self._differing: set[str] = set()
+        self._pair: object = None
 
     @property
     def live(self) -> list[str]:
@@ -166,7 +172,7 @@ class _Trial:
             before, reasons, kinds = self._channels, self._reasons, self._kinds
             self._channels = merged(self._channels, first, second)
             self._reasons = {name: reason for name, reason in reasons.items() if name not in (first, second)}
-            self._kinds = {}
+            self._kinds, self._pair = {}, pair
             if self._settled((), first, 0):
                 done |= {first, second}
                 continue
@@ -200,9 +206,13 @@ class _Trial:
         before = self._channels
         guesses = {name: self._guess(name) for name in part}
         guesses = {name: sizes for name, sizes in guesses.items() if sizes}
-        if not guesses:
+        if guesses:
+            self._set_sizes(guesses)
+        for name in part:
+            if self._kind(name) in self._scaling:
+                self._channels = self._bench.with_queries(self._channels, name) or self._channels
+        if self._channels is before:
             return False
-        self._set_sizes(guesses)
         if self._problem([*accepted, *part], turn) is None:
             return True
         self._channels = before
@@ -231,8 +241,15 @@ class _Trial:
         return self._bench.problem(self._channels, kept, is_full=turn == 0)
 
     def _kept(self, name: str, turn: int) -> tuple[int, ...]:
-        """Units that stay in a trial."""
+        """Units that stay in a trial: some at random; or neither the first nor the last, nor two neighbours.
+
+        Code that looks at the place of a channel finds every one at another place then.
+        """
         units = self._channels.groups[name].units
+        if units == _PAIR:
+            return ((self._order[name] + min(turn, 1)) % _PAIR,)
+        if turn == _GAPS:
+            return tuple(range(1, units - 1, 1 if units <= _FEW else 2))
         counts = []
         for step in _STEPS:
             share = _SHARES[0] + _SHARES[1] * ((self._order[name] + 1) * step % 1)
@@ -290,16 +307,32 @@ class _Trial:
         return []
 
     def _alone(self, name: str) -> Problem | None:
-        # The second turn first: most sizes that are wrong die of either, and only the first trains as well.
-        return self._problem([name], 1) or self._problem([name], 0)
+        """What goes wrong with one group; queries are scaled where only that helps."""
+        before, problem = self._channels, self._tried_alone(name)
+        if problem is None or problem.kind != "differs":
+            return problem
+        scaling = self._bench.with_queries(before, name)
+        if scaling is None:
+            return problem
+        self._channels = scaling
+        if self._tried_alone(name) is None:
+            self._scaling.add(self._kind(name))
+            return None
+        self._channels = before
+        return problem
+
+    def _tried_alone(self, name: str) -> Problem | None:
+        # The third turn first: most sizes that are wrong die of either, and only the first trains as well.
+        return self._problem([name], _GAPS) or self._problem([name], 0)
 
     def _found_sizes(self, name: str, problem: Problem) -> tuple[Sizes, Problem | None]:
         """Sizes with which a group passes; or what is wrong with it, as the trial that came farthest says."""
         group = self._channels.groups[name]
         kind = self._kind(name)
         found = candidates(self._bench.model, self._channels, group)
-        # The same line of code has defeated groups of modules of this class before.
-        line = (scope_of(self._channels, group).holder(self._bench.model), group.is_inner, problem.line)
+        # The same line of code has defeated groups of modules of this class before, alone or in such pairs.
+        holder = scope_of(self._channels, group).holder(self._bench.model)
+        line = (holder, group.is_inner, problem.line, self._pair)
         is_vain = max(self._vain[kind], self._vain[line]) >= _MAX_SEARCHES
         limit = self._farthest.get(kind, 0) if is_vain else _MAX_TRIALS
         running = 0

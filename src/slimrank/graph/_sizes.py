@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from torch import Tensor, nn
@@ -85,10 +85,12 @@ class Cut:
     Attributes:
         tensor: as it stands.
         stays: dimension -> indices that stay, ascending; dimensions not named stay whole.
+        scales: dimension -> what each index that stays is multiplied by; dimensions not named by nothing.
     """
 
     tensor: Tensor
     stays: Mapping[int, tuple[int, ...]]
+    scales: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:

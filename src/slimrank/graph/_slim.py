@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ModelError, OptionError, ShapeError, UnknownNameError
-from slimrank.cost import stays
+from slimrank.cost import query_scales, stays
 from slimrank.graph._sizes import Cut, Size, synced_sizes
 from slimrank.records import AxisUnits, ChannelMap, TensorSpec
 
@@ -22,8 +22,9 @@ _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
     """Takes channels out of a model (in place).
 
-    Every tensor loses the indices whose units go, under each name that it has; standard modules and the
-    attributes listed with the groups are set to the sizes that are left. Optimisers and whoever else holds
+    Every tensor loses the indices whose units go, under each name that it has, and queries are scaled where
+    attention takes its scale from the group; standard modules and the attributes listed with the groups are
+    set to the sizes that are left. Optimisers and whoever else holds
     the old parameters keep those.
 
     Args:
@@ -38,10 +39,7 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
         ShapeError: a tensor has another shape than in ``channels``.
     """
     smaller = _smaller(channels, kept)
-    cuts = {
-        id(tensor): Cut(tensor, {dim: tuple(map(int, index)) for dim, index in stays(spec, smaller).items()})
-        for spec, tensor in _touched(model, channels, smaller)
-    }
+    cuts = {id(tensor): _cut(spec, tensor, smaller) for spec, tensor in _touched(model, channels, smaller)}
     sizes = [*_scaled(model, channels, smaller), *synced_sizes(model, cuts)]
     replace_tensors(model, {key: _taken(cut) for key, cut in cuts.items()})
     for size in sizes:
@@ -89,12 +87,27 @@ def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:
                     table[key] = new[id(value)]
 
 
+def _cut(spec: TensorSpec, tensor: Tensor, kept: Kept) -> Cut:
+    return Cut(
+        tensor,
+        {dim: tuple(map(int, index)) for dim, index in stays(spec, kept).items()},
+        {dim: tuple(map(float, scale)) for dim, scale in query_scales(spec, kept).items()},
+    )
+
+
 def _taken(cut: Cut) -> Tensor:
     """What stays of a tensor, as the same kind: a parameter, trained or not, laid out as before."""
     old = cut.tensor
     data = old.detach()
     for dim, index in cut.stays.items():
         data = data.index_select(dim, torch.tensor(index, device=old.device))
+    for dim, scale in cut.scales.items():
+        # In half precision a rounded factor would bend all queries the same way.
+        wide = torch.promote_types(old.dtype, torch.float32)
+        factors = torch.tensor(scale, dtype=wide, device=old.device).unflatten(
+            0, (-1, *[1] * (old.ndim - dim - 1))
+        )
+        data = (data.to(wide) * factors).to(old.dtype)
     layout = _LAYOUTS.get(old.ndim)
     if layout and old.is_contiguous(memory_format=layout) and not old.is_contiguous():
         data = data.contiguous(memory_format=layout)

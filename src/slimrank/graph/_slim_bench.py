@@ -7,20 +7,19 @@ import linecache
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.overrides import TorchFunctionMode
 
-from slimrank.cost import stays
+from slimrank.cost import query_scales, stays
 from slimrank.graph._batch import Batch, map_tensors, named_tensors
 from slimrank.graph._modules import call, copy_model, plain_attention, same_luck
+from slimrank.graph._queries import Product, Scores, SeenScores, is_made_up_for, read_products, with_queries
 from slimrank.graph._slim import Kept, mask, replace_tensors, slim
 from slimrank.records import ChannelMap
 
@@ -34,6 +33,7 @@ _ROUNDING_SHRINKS = 1e-2
 _FUSED_TOLERANCE = 1e-3
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _REMEMBERED = 4
+_CONTAINERS: tuple[type, ...] = (dict, OrderedDict, set)
 _SHAKE = 16
 _NOT_THE_USERS = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
 
@@ -62,34 +62,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """Floating outputs by path, what watched layers gave at every call, and widths that scale attention."""
+    """Floating outputs by path, what watched layers gave at every call, and scores that a width scales."""
 
     outputs: Mapping[str, Tensor]
     layers: Mapping[str, Sequence[Tensor]]
-    widths: tuple[int, ...] = ()
-
-
-class _Widths(TorchFunctionMode):
-    """Sees the widths by whose square root torch's attention divides, since it was told no scale."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[int] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        """Notes the width; runs everything as it is."""
-        kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and kwargs.get("scale") is None:
-            query = args[0] if args else kwargs["query"]
-            if isinstance(query, Tensor):
-                self.seen.append(query.shape[-1])
-        return func(*args, **kwargs)
+    scores: Sequence[Scores] = ()
 
 
 class Bench:
@@ -110,9 +87,10 @@ class Bench:
             parameter.requires_grad = parameter.is_floating_point()
         self._sample = sample
         self._watched = tuple(watched)
-        self._masked: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], _Seen] = OrderedDict()
+        self._masked: OrderedDict[object, _Seen] = OrderedDict()
         self._double: Bench | None = None
         self._trains: bool | None = None
+        self._products: tuple[Product, ...] | None = None
 
     def problem(self, channels: ChannelMap, kept: Kept, *, is_full: bool = False) -> Problem | None:
         """What goes wrong when these units are all that stays.
@@ -125,7 +103,6 @@ class Bench:
         Returns:
             The problem; None where the slimmed model does what the masked one does.
         """
-        expected = self._expected(channels, kept)
         slimmed = light_copy(self.model)
         try:
             slim(slimmed, channels, kept)
@@ -133,12 +110,36 @@ class Bench:
         except Exception as error:
             # Whatever the user's code raises is the answer to the question asked here.
             return Problem(kind="raises", text=describe(error))
+        expected = self._expected(channels, kept)
         problem = _difference(expected, got, _Rows(self.model, channels, kept), _TOLERANCE)
         if problem is not None and (problem.is_late or problem.size < _MAYBE_ROUNDING):
             problem = self._beyond_rounding(channels, kept, problem)
         if problem is None and is_full:
             problem = self._in_use(channels, kept, expected)
         return problem
+
+    def with_queries(self, channels: ChannelMap, group: str) -> ChannelMap | None:
+        """The map that makes up for attention which takes its scale from the size of a group.
+
+        Args:
+            channels: of the model.
+            group: one of its groups.
+
+        Returns:
+            The map; None where the group is not summed over, nothing tells its queries from its keys, or
+            they are scaled already.
+        """
+        if not channels.groups[group].is_inner:
+            return None
+        if self._products is None:
+            model = light_copy(self.model)
+            try:
+                with quiet_luck(model), plain_attention():
+                    self._products = read_products(model, self._sample, channels)
+            except Exception:
+                # Code that cannot be run with gradients.
+                self._products = ()
+        return with_queries(channels, group, self._products)
 
     def channels_into(self, channels: ChannelMap, kept: Kept, names: Sequence[str]) -> Mapping[str, int]:
         """How many channels modules of the slimmed model get.
@@ -166,7 +167,10 @@ class Bench:
         return found
 
     def _expected(self, channels: ChannelMap, kept: Kept) -> _Seen:
-        key = tuple(sorted((name, tuple(units)) for name, units in kept.items()))
+        # Two groups that were made one have the name of the first, and more producers.
+        key = tuple(
+            sorted((name, channels.groups[name].producers, tuple(units)) for name, units in kept.items())
+        )
         if key not in self._masked:
             masked = light_copy(self.model)
             _own_tensors(masked, channels)
@@ -245,6 +249,9 @@ def light_copy(model: nn.Module) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+            elif type(value) in _CONTAINERS and not value:
+                # A module holds a dozen of them, mostly for hooks; deepcopy spends half of its time there.
+                memo[id(value)] = type(value)()
     return copy.deepcopy(model, memo)
 
 
@@ -279,7 +286,7 @@ class _Rows:
             output: of the layer in the masked model.
 
         Returns:
-            The output without the channels that go.
+            The output without the channels that go, queries scaled.
         """
         module = self._model.get_submodule(name)
         spec = self._channels.tensors.get(f"{name}.weight")
@@ -290,7 +297,12 @@ class _Rows:
         if dim not in staying:
             return output
         index = torch.from_numpy(staying[dim]).to(output.device)
-        return output.index_select(-1 if isinstance(module, nn.Linear) else 1 - len(spec.shape), index)
+        place = -1 if isinstance(module, nn.Linear) else 1 - len(spec.shape)
+        taken = output.index_select(place, index)
+        scales = query_scales(spec, self._kept).get(dim)
+        if scales is None:
+            return taken
+        return (taken.movedim(place, -1) * torch.from_numpy(scales).to(taken)).movedim(-1, place)
 
 
 def _observe(
@@ -303,7 +315,7 @@ def _observe(
 ) -> _Seen:
     """One forward in eval mode; shaken, what watched layers give is changed by about its rounding."""
     layers: dict[str, list[Tensor]] = {name: [] for name in watched}
-    widths = _Widths()
+    scores = SeenScores()
     handles = []
     for name in watched:
 
@@ -320,19 +332,19 @@ def _observe(
         with (
             torch.no_grad(),
             quiet_luck(model),
-            _watched_plainly(widths) if is_plain else contextlib.nullcontext(),
+            _watched_plainly(scores) if is_plain else contextlib.nullcontext(),
         ):
             result = call(model, sample)
     finally:
         for handle in handles:
             handle.remove()
     outputs = {name: tensor.detach() for name, tensor in named_tensors(result) if tensor.is_floating_point()}
-    return _Seen(outputs=outputs, layers=layers, widths=tuple(widths.seen))
+    return _Seen(outputs=outputs, layers=layers, scores=tuple(scores.seen))
 
 
 @contextlib.contextmanager
-def _watched_plainly(widths: _Widths) -> Iterator[None]:
-    with plain_attention(), widths:
+def _watched_plainly(scores: SeenScores) -> Iterator[None]:
+    with plain_attention(), scores:
         yield
 
 
@@ -359,10 +371,11 @@ def quiet_luck(model: nn.Module) -> Iterator[None]:
 
 
 def _difference(expected: _Seen, got: _Seen, rows: _Rows, tolerance: float) -> Problem | None:
-    if expected.widths != got.widths:
+    for masked, slimmed in zip(expected.scores, got.scores, strict=False):
         # Also where it makes no difference that could be measured, since untrained attention is almost even.
-        text = "scaled_dot_product_attention, told no scale, divides by the square root of the width"
-        return Problem(kind="differs", text=text, size=1.0)
+        if masked.width != slimmed.width and not is_made_up_for(masked, slimmed):
+            text = "scaled_dot_product_attention, told no scale, divides by the square root of the width"
+            return Problem(kind="differs", text=text, size=1.0)
     # Layers come first: what differs there shows what is wrong better than the end of the model.
     for name, calls in expected.layers.items():
         if len(calls) != len(got.layers[name]):

@@ -203,18 +203,20 @@ def _group(value: Json, layers: Mapping[str, LayerSpec], where: str) -> GroupSpe
 
 
 def _tensor_to_json(tensor: TensorSpec) -> dict[str, Json]:
-    axes: list[Json] = [
-        {"group": axis.group, "dim": axis.dim, "role": axis.role, "units": units_to_json(axis.units)}
-        for axis in tensor.axes
-    ]
     return {
         "name": tensor.name,
         "shape": list(tensor.shape),
         "itemsize": tensor.itemsize,
         "is_parameter": tensor.is_parameter,
         "positions": tensor.positions,
-        "axes": axes,
+        "axes": [_axis_to_json(axis) for axis in tensor.axes],
     }
+
+
+def _axis_to_json(axis: AxisUnits) -> dict[str, Json]:
+    written: dict[str, Json] = {"group": axis.group, "dim": axis.dim, "role": axis.role}
+    written["units"] = units_to_json(axis.units)
+    return written | ({"queries": units_to_json(axis.queries)} if axis.queries else {})
 
 
 def _tensor(value: Json, groups: Mapping[str, GroupSpec], where: str) -> TensorSpec:
@@ -233,7 +235,7 @@ def _tensor(value: Json, groups: Mapping[str, GroupSpec], where: str) -> TensorS
 
 
 def _axis(value: Json, shape: Sequence[int], groups: Mapping[str, GroupSpec], where: str) -> AxisUnits:
-    content = as_object(value, where, required=("group", "dim", "role", "units"))
+    content = as_object(value, where, required=("group", "dim", "role", "units"), optional=("queries",))
     group = _group_name(content["group"], groups, f"{where}.group")
     dim = as_integer(content["dim"], f"{where}.dim")
     if not 0 <= dim < len(shape):
@@ -253,7 +255,12 @@ def _axis(value: Json, shape: Sequence[int], groups: Mapping[str, GroupSpec], wh
             f"{where}: unit {wrong} is outside -1..{groups[group].units - 1} of group {group!r}; save the "
             "plan again"
         )
-    return AxisUnits(group=group, dim=dim, role=role, units=units)
+    queries = units_from_json(content.get("queries", []), f"{where}.queries")
+    if any(not 0 <= index < len(units) or units[index] == -1 for index in queries):
+        raise PlanError(
+            f"{where}: queries stand at indices that hold no unit of {group!r}; save the plan again"
+        )
+    return AxisUnits(group=group, dim=dim, role=role, units=units, queries=queries)
 
 
 def _group_name(value: Json, groups: Mapping[str, GroupSpec], where: str) -> str:

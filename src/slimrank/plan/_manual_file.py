@@ -77,7 +77,7 @@ def _from_one(value: Json, where: str) -> OneSetting:
         return _setting(value[0], value[1], where)
     raise PlanError(
         f"{where}: {json.dumps(value)} is no setting; write "
-        '["weight_svd", 0.5] or {"method": "weight_svd", "rank": 32}'
+        '["weight_svd", 0.5] or {"method": "weight_svd", "rank": 32}, or "drop" for a block'
     )
 
 

@@ -187,9 +187,8 @@ class Plan:
             )
             for name, asked in wishes.layers.items()
         }
-        kept = {name: setting for name, setting in chosen.items() if setting is not None}
         return plan_on(
-            study, kept, groups=groups, dropped=wishes.dropped, select="manual", multiple_of=multiple_of
+            study, chosen, groups=groups, dropped=wishes.dropped, select="manual", multiple_of=multiple_of
         )
 
     @classmethod
@@ -294,7 +293,8 @@ class Plan:
 
         Raises:
             UnknownNameError: no such layer, group, block, method or form.
-            OptionError: a setting of the wrong kind, or a method that does not apply to the layer.
+            OptionError: a setting of the wrong kind, a method that does not apply to the layer, or a width
+                that does not name the units that stay.
             RankError: a rank or ratio that the layer cannot take, or that makes it cost more MACs than
                 before; or a rank of this plan that the layer, slimmed anew, cannot take.
             PlanError: the plan has no step, or drops the block that the layer is in.
@@ -326,9 +326,9 @@ class Plan:
             for name, kept in self.groups.items()
             if name not in wishes.groups and not group_is_inside(structure.channels, name, blocks)
         }
-        groups |= _units(structure, wishes.groups, self.multiple_of, ())
+        groups |= _units(structure, wishes.groups, self.multiple_of, None)
         for name, asked in wishes.layers.items():
-            chosen = setting_for(
+            settings[name] = setting_for(
                 structure,
                 name,
                 asked,
@@ -338,8 +338,6 @@ class Plan:
                 current=self.settings.get(name),
                 groups=groups,
             )
-            if chosen is not None:
-                settings[name] = chosen
         return step_of(structure, settings, groups, dropped)
 
     def diff(self, other: "Plan") -> str:
@@ -437,7 +435,7 @@ def _units(
     structure: Structure,
     wishes: Mapping[str, object],
     multiple_of: int | Mapping[str, int],
-    curves: Sequence[GroupCurve],
+    curves: Sequence[GroupCurve] | None,
 ) -> dict[str, tuple[int, ...]]:
     """Group -> units that stay, of what was written; groups that stay whole are not in it."""
     found = {

@@ -53,7 +53,7 @@ class _Reach(NamedTuple):
 def setting_for(
     structure: Structure,
     name: str,
-    asked: object,
+    asked: OneSetting,
     *,
     methods: Iterable[str],
     has_bias: bool,
@@ -61,14 +61,14 @@ def setting_for(
     curves: Sequence[Curve] = (),
     current: Setting | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
-) -> Setting | None:
+) -> Setting:
     """The setting that a person means for one layer.
 
     Args:
         structure: of the model.
-        name: dotted layer name.
+        name: of one of its layers.
         asked: ``(method, ratio of the layer's MACs)``, ``(method, {"rank": r})`` or ``(method, {"ratio":
-            x})``, both with an optional "form"; a setting; None to leave the layer alone.
+            x})``, both with an optional "form"; or a setting.
         methods: that may be named.
         has_bias: whether every second factor carries a bias; else only where the layer has one.
         multiple_of: rank rounding. Ranks round up; a ratio whose rounded rank would cost more than the
@@ -78,17 +78,13 @@ def setting_for(
         groups: group -> units that stay; the pair replaces the slimmed layer, and costs no more than that.
 
     Returns:
-        The setting; None to leave the layer alone.
+        The setting.
 
     Raises:
-        UnknownNameError: no such layer, method or form.
+        UnknownNameError: no such method or form.
         OptionError: a setting of the wrong kind, or a method or form that does not apply to the layer.
         RankError: a rank or ratio that the layer cannot take, or that makes it cost more MACs than before.
     """
-    if name not in structure.layers:
-        raise UnknownNameError(f"layer {name!r}: the model has none; {nearest(name, structure.layers)}")
-    if asked is None:
-        return None
     whole = structure.layers[name]
     spec = slimmed_spec(whole, structure.channels, groups or {})
     wish = _read(name, asked, tuple(methods))
@@ -144,20 +140,15 @@ def form_of(method: Method, text: str) -> Form | None:
     return next((form for form in FORMS.get(method, ()) if form == text), None)
 
 
-def _read(name: str, asked: object, methods: Sequence[str]) -> _Asked:
+def _read(name: str, asked: OneSetting, methods: Sequence[str]) -> _Asked:
     if isinstance(asked, Setting):
         asked = (asked.method, {"rank": asked.rank, "form": asked.form})
-    if not isinstance(asked, tuple | list) or len(asked) != 2 or not isinstance(asked[0], str):
-        raise OptionError(
-            f'layer {name!r}: the setting is {asked!r}; give (method, ratio), e.g. ("weight_svd", 0.5), '
-            f'or (method, {{"rank": 32}})'
-        )
     method = method_of(asked[0])
     if method is None or method not in methods:
         raise UnknownNameError(
             f"layer {name!r}: method {asked[0]!r} is not there; {nearest(asked[0], methods)}"
         )
-    how: Mapping[object, object] = asked[1] if isinstance(asked[1], Mapping) else {"ratio": asked[1]}
+    how: Mapping[str, object] = asked[1] if isinstance(asked[1], Mapping) else {"ratio": asked[1]}
     for key in how:
         if key not in _KEYS:
             raise OptionError(f"layer {name!r}: {key!r} is no key of a setting; {nearest(str(key), _KEYS)}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank.plan._multiple import multiple_for
 from slimrank.plan._names import listed, nearest
-from slimrank.plan._settings import SettingLike, read_ratio
+from slimrank.plan._settings import OneSetting, SettingLike, read_ratio
 from slimrank.plan._step import kept_problem, live
 from slimrank.plan._structure import Structure, names_of
 from slimrank.records import GroupCurve, GroupSpec, Setting
@@ -32,7 +32,7 @@ class Wishes(NamedTuple):
         dropped: blocks.
     """
 
-    layers: dict[str, object]
+    layers: dict[str, OneSetting]
     groups: dict[str, object]
     dropped: list[str]
 
@@ -50,8 +50,8 @@ def wishes_of(structure: Structure, settings: Mapping[str, SettingLike], *, meth
 
     Raises:
         UnknownNameError: no such layer, group, block or method.
-        OptionError: two settings of one kind for one layer, or a name that means several groups or one of
-            which nothing can go.
+        OptionError: a setting of the wrong kind, two of one kind for one layer, or a name that means several
+            groups or one of which nothing can go.
     """
     wishes = Wishes({}, {}, [])
     for name, asked in settings.items():
@@ -89,7 +89,7 @@ def units_for(
     how: object,
     *,
     multiple_of: int | Mapping[str, int],
-    curves: Sequence[GroupCurve],
+    curves: Sequence[GroupCurve] | None,
 ) -> tuple[int, ...] | None:
     """The units of a group that a person means to keep.
 
@@ -99,7 +99,7 @@ def units_for(
             ``{"channels_kept": units}``.
         multiple_of: outputs of the first producer that stay are a multiple of this. Widths round up; one
             that would reach beyond the units takes the largest that does not.
-        curves: in whose order units go.
+        curves: in whose order units go; None where there is no study.
 
     Returns:
         Units that stay, ascending; None where all do.
@@ -127,6 +127,12 @@ def units_for(
     count = _width(group, wish, multiple)
     if count == group.units:
         return None
+    if curves is None:
+        manual = f"Plan.manual(study, {{{group.name!r}: ({PRUNING!r}, {how!r})}})"
+        raise OptionError(
+            f"{where}: a plan knows no order in which units go, so replace takes those that stay, "
+            f'{{"channels_kept": [0, 3, 5]}}; {manual}.groups[{group.name!r}] lists them'
+        )
     curve = next((curve for curve in curves if curve.group == group.name), None)
     if curve is None:
         raise OptionError(
@@ -153,7 +159,7 @@ def _sort_one(structure: Structure, name: str, one: object, wishes: Wishes, meth
             raise OptionError(
                 f"layer {name!r}: two settings split it into a pair; leave one, beside {PRUNING} if you like"
             )
-        wishes.layers[name] = one
+        wishes.layers[name] = _for_a_pair(structure, name, one)
         return
     if PRUNING not in methods:
         raise UnknownNameError(
@@ -163,6 +169,39 @@ def _sort_one(structure: Structure, name: str, one: object, wishes: Wishes, meth
     if group.name in wishes.groups:
         raise OptionError(f"layer {name!r}: group {group.name!r} gets a second width; leave one of them")
     wishes.groups[group.name] = one[1] if isinstance(one, list | tuple) else None
+
+
+def _for_a_pair(structure: Structure, name: str, one: object) -> OneSetting:
+    """What was written for a layer, if a pair can be meant."""
+    check_known(structure, name)
+    if name in structure.layers:
+        if isinstance(one, Setting):
+            return one
+        if isinstance(one, tuple | list) and len(one) == 2 and isinstance(one[0], str):
+            return one[0], one[1]
+    raise OptionError(
+        f"{_kind(structure, name)} {name!r}: the setting is {one!r}; {_allowed(structure, name)}"
+    )
+
+
+def _kind(structure: Structure, name: str) -> str:
+    if name in structure.layers:
+        return "layer"
+    return "block" if name in structure.channels.blocks else "group"
+
+
+def _allowed(structure: Structure, name: str) -> str:
+    """What may be written for a name, as the end of an error message."""
+    ways = []
+    spec = structure.layers.get(name)
+    pair = next((method for method in spec.methods if method != PRUNING), None) if spec else None
+    if pair is not None:
+        ways.append(f'(method, ratio), e.g. ("{pair}", 0.5), or (method, {{"rank": 32}})')
+    if groups_called(structure, name):
+        ways.append(f'("{PRUNING}", 0.5) for its channels')
+    if name in structure.channels.blocks:
+        ways.append(f'"{DROP}" to take the block out')
+    return f"give {', or '.join(ways) or 'None, since nothing of it can go'}"
 
 
 def _is_pruning(one: object) -> bool:
@@ -180,6 +219,8 @@ def _the_group(structure: Structure, name: str) -> GroupSpec:
             f"{listed(group.name for group in meant)}"
         )
     check_known(structure, name)
+    if _kind(structure, name) == "block":
+        raise OptionError(f"block {name!r}: {PRUNING} does not apply; {_allowed(structure, name)}")
     groups = structure.channels.groups
     frozen = groups.get(name) or next((one for one in groups.values() if name in one.producers), None)
     why = "it makes no channels of a group" if frozen is None else f"nothing can go ({frozen.reason})"

@@ -23,12 +23,16 @@ class AxisUnits:
         dim: dimension of the tensor.
         role: "input" where a product sums over the dimension (columns of a consumer), else "output".
         units: (size of the dimension,) unit of each index; -1 where the index belongs to no unit of it.
+        queries: indices, ascending, that make queries of an attention which divides its scores by the square
+            root of the group's size. What stays of them is multiplied by the square root of the share of
+            units that stays, so that scores are what they were.
     """
 
     group: str
     dim: int
     role: Role
     units: tuple[int, ...]
+    queries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +161,9 @@ class BlockDamage:
 
     Attributes:
         block: name of the module.
-        damage: measured on held-out samples, everything else as in the original.
+        damage: what dropping it adds to the divergence once every block that costs less has gone, and at
+            least what it costs alone. Measured on held-out samples, the layers behind fitted anew as
+            ``apply`` would, everything else as in the original.
     """
 
     block: str

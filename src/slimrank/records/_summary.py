@@ -67,6 +67,8 @@ class Summary:
         notes: what the user should know.
         seconds: wall time of each phase.
         measurements: accuracy, latency and the like, where somebody measured them.
+        group_damages: predicted damage of each slimmed group alone, by name, where it is known.
+        block_damages: damage of each dropped block alone, by name, where it is known.
     """
 
     title: str
@@ -81,3 +83,5 @@ class Summary:
     notes: tuple[Note, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
+    group_damages: Mapping[str, float] = field(default_factory=dict)
+    block_damages: Mapping[str, float] = field(default_factory=dict)

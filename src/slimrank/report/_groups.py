@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from slimrank.plan import Plan, live
-from slimrank.records import BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec
+from slimrank.records import BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec, Summary
 from slimrank.report._numbers import format_count, format_damage, format_percent
 from slimrank.report._table import joined, reasons_text, render_table
 from slimrank.report._words import counted, first_of
@@ -19,8 +19,9 @@ GROUP_COLUMNS = (
     ">damage at half",
 )
 BLOCK_COLUMNS = ("block", ">MACs", ">share", ">params", ">damage")
-KEPT_COLUMNS = ("group", "method", "keeps", "made by", "read by")
-DROPPED_COLUMNS = ("block", "method", ">MACs", ">share", ">params")
+# The last of each where a result is told.
+KEPT_COLUMNS = ("group", "method", "keeps", "made by", "read by", ">damage")
+DROPPED_COLUMNS = ("block", "method", ">MACs", ">share", ">params", ">damage")
 STAY_WHOLE = "Stay whole"
 _PRUNING = "channel_pruning"
 
@@ -118,8 +119,8 @@ def block_rows(
     ]
 
 
-def kept_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Cells of ``KEPT_COLUMNS`` for each group that the last step of a plan slims."""
+def kept_rows(plan: Plan, summary: Summary | None) -> list[tuple[str, ...]]:
+    """Cells of ``KEPT_COLUMNS`` for each group that the last step of a plan slims; damages from a summary."""
     channels = _channels_of(plan)
     return [
         (
@@ -128,17 +129,26 @@ def kept_rows(plan: Plan) -> list[tuple[str, ...]]:
             f"{len(kept)} of {channels.groups[name].units}",
             first_of(channels.groups[name].producers),
             first_of(readers_of(channels, channels.groups[name])),
+            *(() if summary is None else (format_damage(summary.group_damages.get(name)),)),
         )
         for name, kept in plan.groups.items()
     ]
 
 
-def dropped_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Cells of ``DROPPED_COLUMNS`` for each block that the last step of a plan drops."""
+def dropped_rows(plan: Plan, summary: Summary | None) -> list[tuple[str, ...]]:
+    """Cells of ``DROPPED_COLUMNS`` for each block that the last step of a plan drops; damages likewise."""
     if not plan.dropped:
         return []
     blocks = _channels_of(plan).blocks
-    return [(name, "dropped", *_costs(blocks[name], plan.start)) for name in plan.dropped]
+    return [
+        (
+            name,
+            "dropped",
+            *_costs(blocks[name], plan.start),
+            *(() if summary is None else (format_damage(summary.block_damages.get(name)),)),
+        )
+        for name in plan.dropped
+    ]
 
 
 def counts_text(plan: Plan) -> str:

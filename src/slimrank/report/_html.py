@@ -22,6 +22,7 @@ from slimrank.report._groups import (
     BLOCK_COLUMNS,
     DROPPED_COLUMNS,
     GROUP_COLUMNS,
+    KEPT_COLUMNS,
     STAY_WHOLE,
     block_rows,
     counts_text,
@@ -29,6 +30,7 @@ from slimrank.report._groups import (
     frozen_reasons,
     group_rows,
     groups_line,
+    kept_rows,
     readers_of,
 )
 from slimrank.report._numbers import (
@@ -53,6 +55,7 @@ from slimrank.report._words import (
     first_of,
     is_left_alone,
     layers_by_reason,
+    name_text,
     setting_text,
     shape_text,
     why_left,
@@ -79,7 +82,7 @@ def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
         cards(_cards(summary)),
         section("Totals", _totals(summary)),
         section("MACs of each layer", _layer_chart(summary.layers)),
-        *([] if plan is None else _plan_sections(plan)),
+        *([] if plan is None else _plan_sections(plan, summary)),
         section("Layers", _layer_table(summary)),
         *_definitions("Left alone", layers_by_reason(reasons)),
         *_definitions("Notes", [(note.where, note.text) for note in summary.notes]),
@@ -185,7 +188,7 @@ def _totals(summary: Summary) -> str:
 def _layer_chart(layers: Sequence[LayerResult]) -> str:
     bars = [
         Bar(
-            name=layer.name,
+            name=name_text(layer.name),
             before=layer.before.macs,
             after=None if is_left_alone(layer) else layer.after.macs,
             value=_change_text(layer),
@@ -207,15 +210,13 @@ def _arrow(before: str, after: str) -> str:
 
 
 def _hint(layer: LayerResult) -> str:
-    before, after = layer.before.macs, layer.after.macs
+    name, before, after = name_text(layer.name), layer.before.macs, layer.after.macs
     if is_left_alone(layer):
-        return f"{layer.name}: {format_exact(before)} MACs, left alone: {why_left(layer)}"
+        return f"{name}: {format_exact(before)} MACs, left alone: {why_left(layer)}"
     rank = "" if layer.setting is None else f", rank {layer.setting.rank}"
     setting = f"{done_text(layer)}{rank}"
     ratio = f"keep ratio {format_ratio(after, before)}"
-    return (
-        f"{layer.name}: {format_exact(before)} MACs before, {format_exact(after)} after, {ratio}; {setting}"
-    )
+    return f"{name}: {format_exact(before)} MACs before, {format_exact(after)} after, {ratio}; {setting}"
 
 
 def _layer_table(summary: Summary) -> str:
@@ -244,9 +245,9 @@ def _layer_row(layer: LayerResult) -> tuple[str, ...]:
     macs, params = format_count(layer.before.macs), format_count(layer.before.params)
     ratio = format_ratio(layer.after.macs, layer.before.macs)
     if is_left_alone(layer):
-        return layer.name, setting_text(None), "-", macs, ratio, params, "-", "-"
+        return name_text(layer.name), setting_text(None), "-", macs, ratio, params, "-", "-"
     return (
-        layer.name,
+        name_text(layer.name),
         done_text(layer).replace("->", _ARROW),
         "-" if layer.setting is None else str(layer.setting.rank),
         _arrow(macs, format_count(layer.after.macs)),
@@ -260,12 +261,13 @@ def _layer_row(layer: LayerResult) -> tuple[str, ...]:
 def _spec_chart(specs: Sequence[LayerSpec], before: Cost) -> str:
     bars = [
         Bar(
-            name=spec.name,
+            name=name_text(spec.name),
             before=spec.macs,
             # The solid colour marks what can shrink; nothing has shrunk yet.
             after=spec.macs if spec.methods else None,
             value=f"{format_count(spec.macs)}, {format_percent(spec.macs, before.macs)}",
-            hint=f"{spec.name}: {format_exact(spec.macs)} MACs; {', '.join(spec.methods) or why_not(spec)}",
+            hint=f"{name_text(spec.name)}: {format_exact(spec.macs)} MACs; "
+            f"{', '.join(spec.methods) or why_not(spec)}",
         )
         for spec in specs
     ]
@@ -295,7 +297,7 @@ def _spec_table(specs: Sequence[LayerSpec], before: Cost) -> str:
 
 def _spec_row(spec: LayerSpec, before: Cost) -> tuple[str, ...]:
     return (
-        spec.name,
+        name_text(spec.name),
         spec.kind if spec.kind != "other" else spec.class_name,
         shape_text(spec.weight_shape),
         shape_text(spec.calls[0].output_shape) if spec.calls else "-",
@@ -307,13 +309,14 @@ def _spec_row(spec: LayerSpec, before: Cost) -> tuple[str, ...]:
     )
 
 
-def _plan_sections(plan: Plan) -> list[str]:
+def _plan_sections(plan: Plan, summary: Summary) -> list[str]:
     """The channels that groups keep, and the blocks that went."""
     parts = []
     if plan.groups:
-        parts.append(section("Channels that stay", _kept_chart(plan)))
+        kept = _table(KEPT_COLUMNS, kept_rows(plan, summary))
+        parts.append(section("Channels that stay", f"{_kept_chart(plan)}\n{kept}"))
     if plan.dropped:
-        parts.append(section("Dropped blocks", _table(DROPPED_COLUMNS, dropped_rows(plan))))
+        parts.append(section("Dropped blocks", _table(DROPPED_COLUMNS, dropped_rows(plan, summary))))
     return parts
 
 

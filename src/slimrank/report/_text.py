@@ -33,6 +33,7 @@ from slimrank.report._words import (
     METRIC_LABELS,
     done_text,
     is_left_alone,
+    name_text,
     setting_text,
     shape_text,
     slimmed_text,
@@ -62,7 +63,7 @@ def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110)
         _measurements(summary),
         "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
         _layers(summary),
-        *([] if plan is None else _groups_and_blocks(plan)),
+        *([] if plan is None else _groups_and_blocks(plan, summary)),
         reasons_text("Left alone", reasons, width),
         list_text("Notes", [str(note) for note in summary.notes], width),
     ]
@@ -82,7 +83,7 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110)
     """
     rows = [
         (
-            spec.name,
+            name_text(spec.name),
             spec.kind if spec.kind != "other" else spec.class_name,
             shape_text(spec.weight_shape),
             shape_text(spec.calls[0].output_shape) if spec.calls else "-",
@@ -145,7 +146,7 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
     if plan.score_loss is not None:
         closing += f"; predicted loss of the score {format_damage(plan.score_loss)}"
     if plan.gap is not None:
-        closing += f" (another choice could save at most {format_percent(plan.gap, 1)} of it)"
+        closing += f" ({_gap_text(plan.gap)})"
     reasons = {
         spec.name: why_not(spec) for spec in specs.values() if not spec.methods and slimmed[spec.name] is None
     }
@@ -158,6 +159,14 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
             reasons_text("Cannot be compressed", reasons, width),
         ]
     )
+
+
+def _gap_text(gap: float) -> str:
+    """What is certain of other choices; a bound that shows as all of it says nothing."""
+    saved = format_percent(gap, 1)
+    if saved == format_percent(1, 1):
+        return "no useful bound on what another choice could save"
+    return f"another choice could save at most {saved} of it"
 
 
 def _plan_row(plan: Plan, spec: LayerSpec, slimmed: str | None) -> tuple[str, ...]:
@@ -174,13 +183,13 @@ def _plan_row(plan: Plan, spec: LayerSpec, slimmed: str | None) -> tuple[str, ..
         after = layer_cost(left).macs
         done = (setting_text(None) if slimmed is None else "slimmed", "", "-")
     numbers = (format_count(before), format_count(after), format_ratio(after, before))
-    return (spec.name, *done, slimmed or "", *numbers)
+    return (name_text(spec.name), *done, slimmed or "", *numbers)
 
 
-def _groups_and_blocks(plan: Plan) -> list[str]:
-    """Tables of the groups that a plan slims and of the blocks that it drops."""
-    parts = ((KEPT_COLUMNS, kept_rows(plan)), (DROPPED_COLUMNS, dropped_rows(plan)))
-    return [render_table(columns, rows) for columns, rows in parts if rows]
+def _groups_and_blocks(plan: Plan, summary: Summary | None = None) -> list[str]:
+    """Tables of the groups that a plan slims and of the blocks that it drops; of a result with damages."""
+    parts = ((KEPT_COLUMNS, kept_rows(plan, summary)), (DROPPED_COLUMNS, dropped_rows(plan, summary)))
+    return [render_table(columns[: len(rows[0])], rows) for columns, rows in parts if rows]
 
 
 def _costs(heading: str, before: Cost, after: Cost) -> str:
@@ -231,7 +240,7 @@ def _layers(summary: Summary) -> str:
 
 def _layer_row(layer: LayerResult) -> tuple[str, ...]:
     return (
-        layer.name,
+        name_text(layer.name),
         done_text(layer),
         "-" if layer.setting is None else str(layer.setting.rank),
         format_count(layer.before.macs),

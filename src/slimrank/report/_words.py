@@ -15,6 +15,12 @@ DIVERGENCE_LABEL = "Divergence from the original, measured on held-out samples"
 DAMAGE_LABEL = "Damage predicted by the plan"
 ELSEWHERE_LABEL = "(outside layers)"
 _GONE = "gone with "
+_ROOT = "(model)"
+
+
+def name_text(name: str) -> str:
+    """A dotted name; "(model)" for the model itself, whose own name is empty."""
+    return name or _ROOT
 
 
 def setting_text(setting: Setting | None) -> str:
@@ -72,7 +78,8 @@ def first_of(names: tuple[str, ...]) -> str:
     """The first name and how many more there are: "conv1 + 3 more"; "-" for none."""
     if not names:
         return "-"
-    return names[0] if len(names) == 1 else f"{names[0]} + {len(names) - 1} more"
+    first = name_text(names[0])
+    return first if len(names) == 1 else f"{first} + {len(names) - 1} more"
 
 
 def counted(count: int, word: str) -> str:
@@ -106,5 +113,5 @@ def layers_by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     """
     layers: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        layers.setdefault(reason, []).append(name)
+        layers.setdefault(reason, []).append(name_text(name))
     return [(", ".join(names), reason) for reason, names in layers.items()]

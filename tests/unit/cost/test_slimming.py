@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from slimrank.cost import group_share, kept_shape, layer_cost, model_cost, slimmed_spec, stays
+from slimrank.cost import group_share, kept_shape, layer_cost, model_cost, query_scales, slimmed_spec, stays
 from slimrank.records import (
     AxisUnits,
     BlockSpec,
@@ -95,6 +95,16 @@ def test_an_index_stays_where_all_its_units_do() -> None:
 def test_what_belongs_to_no_unit_stays() -> None:
     assert list(stays(COLUMNS, {"heads": (1,)})[1]) == [0, 1, 5, 6, 7]
     assert kept_shape(COLUMNS, {"heads": (1,), "other": (0,)}) == (5, 5)
+
+
+def test_queries_are_scaled_by_the_root_of_the_share_that_stays() -> None:
+    rows = tensor("body.qk.weight", (9, 4), 7, HEADS, replace(WIDTH, queries=(0, 1, 2, 3, 4, 5)))
+    found = query_scales(rows, {"heads": (1, 2), "width": (0,)})
+    # Rows 3 and 6 stay; of the queries in front of the keys a third.
+    assert {dim: pytest.approx([(1 / 3) ** 0.5, 1.0]) for dim in (0,)} == found
+    assert list(query_scales(rows, {"width": (0, 1, 2)})[0]) == [1.0] * 9
+    assert query_scales(rows, {"heads": (1, 2)}) == {}
+    assert query_scales(ROWS, {"width": (0,)}) == {}
 
 
 def test_a_tensor_that_holds_the_first_units_alone() -> None:

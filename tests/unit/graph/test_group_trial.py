@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trial slimming by hand-written maps: sizes that are found, and what freezes a group."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import as_batch, describe_layers, mask, quiet_copy, read_groups, slim, try_groups
+from slimrank.graph import (
+    _slim_bench,
+    as_batch,
+    describe_layers,
+    mask,
+    quiet_copy,
+    read_groups,
+    slim,
+    try_groups,
+)
 from slimrank.records import Call, ChannelMap, ProductSpec
 
 _X = torch.linspace(-1, 1, 2 * 5 * 8).reshape(2, 5, 8)
@@ -392,6 +403,89 @@ def test_widths_that_the_code_ties_become_one_group() -> None:
     _check_exact(model, tried, {name: range(1, group.units, 2) for name, group in live.items()}, _X)
 
 
+def _first_doubled(y: Tensor) -> Tensor:
+    return torch.where(torch.arange(y.shape[-1]) < 1, 2 * y, y)
+
+
+def _last_doubled(y: Tensor) -> Tensor:
+    return torch.where(torch.arange(y.shape[-1]) == y.shape[-1] - 1, 2 * y, y)
+
+
+def _odd_doubled(y: Tensor) -> Tensor:
+    return torch.where(torch.arange(y.shape[-1]) % 2 == 1, 2 * y, y)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        _first_doubled,
+        _last_doubled,
+        _odd_doubled,
+        lambda y: y[..., ::2],
+        lambda y: y[..., : y.shape[-1] // 2],
+        lambda y: y * torch.linspace(1, 2, y.shape[-1]),
+    ],
+    ids=["first", "last", "odd ones", "every second", "half", "ramp"],
+)
+@pytest.mark.parametrize("units", [2, 3, 5, 8, 9])
+def test_code_that_looks_at_places_of_channels_freezes_them(between: Callable, units: int) -> None:
+    """Or whatever may go leaves the others what they are: which units stay in a trial is no luck."""
+    torch.manual_seed(0)
+    # What is drawn depends on the name.
+    for name in ("body", "q", "up", "fc1"):
+        model = nn.Sequential()
+        model.add_module(name, nn.Linear(8, units))
+        model.add_module("between", _Between(between))
+        model.add_module("end", nn.Linear(between(torch.zeros(1, units)).shape[-1], 3))
+        tried = _tried(model, _X)
+        live = [group for group in tried.groups.values() if group.reason is None]
+        choices = (
+            [*itertools.combinations(range(group.units), 2), (0,), (group.units - 1,)] for group in live
+        )
+        for kept in itertools.product(*choices):
+            _check_exact(model, tried, {g.name: units for g, units in zip(live, kept, strict=True)}, _X)
+
+
+class _Between(nn.Module):
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = between
+
+
+class _Encoder(_Attention):
+    """Heads and width both written out: queries, keys and values are cut by one line, with two attributes."""
+
+    scale: float | None = 0.4
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = (
+            layer(x).view(n, length, self.num_heads, self.head_dim).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class _EncoderToldNothing(_Encoder):
+    scale = None
+
+
+@pytest.mark.parametrize("kind", [_Encoder, _EncoderToldNothing])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_widths_that_one_line_cuts_become_one_group(kind: type[_Encoder], blocks: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[kind() for _ in range(blocks)])
+    tried = _tried(model, _X)
+    live = {name: group for name, group in tried.groups.items() if group.reason is None}
+    sizes = [((f"{i}", size),) for i in range(blocks) for size in ("num_heads", "head_dim")]
+    assert [group.sizes for group in live.values()] == sizes
+    assert set(_queries(tried)) == {
+        f"{i}.q.{leaf}" for i in range(blocks) for leaf in ("weight", "bias") if kind.scale is None
+    }
+    _check_exact(model, tried, {name: range(1, group.units, 2) for name, group in live.items()}, _X)
+
+
 class _Grouped(_Attention):
     """Several query heads read one head of keys and values; sizes come from attributes."""
 
@@ -460,21 +554,136 @@ def test_torchs_fused_layers_are_tried_as_well() -> None:
     _check_exact(model, tried, {group.name: range(5) for group in inner}, _X)
 
 
-def test_a_scale_that_torch_takes_from_the_width_freezes() -> None:
-    """Even attention hides it: what is measured could not tell."""
+class _Scaled(_Attention):
+    """Attention that takes its scale from the width of a head, in one of several ways."""
 
-    class Scaled(_Attention):
-        def forward(self, x: Tensor) -> Tensor:
-            shape = (*x.shape[:2], -1, self.head_dim)
+    def __init__(self, mix: Callable, *, is_fused: bool = False, bias: bool = True) -> None:
+        super().__init__()
+        self.mix = mix
+        self.scale = self.head_dim**-0.5
+        if is_fused:
+            del self.q, self.k, self.v
+            self.qkv = nn.Linear(8, 72, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], -1, self.head_dim)
+        if hasattr(self, "qkv"):
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        else:
             q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
-            mixed = functional.scaled_dot_product_attention(query=q, key=k * 1e-9, value=v)
-            return x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.out(self.mix(self, q, k, v).transpose(1, 2).flatten(2))
 
-    tried = _tried(nn.Sequential(Scaled()), _X)
+
+def _told_nothing(_net: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v)
+
+
+def _told(net: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, scale=net.scale)
+
+
+def _by_size(_net: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (4 * q @ k.mT * q.size(-1) ** -0.5).softmax(-1) @ v
+
+
+def _by_attribute(net: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("nhqd,nhkd->nhqk", 4 * q, k) / math.sqrt(net.head_dim)
+    return torch.einsum("nhqk,nhkd->nhqd", scores.softmax(-1), v)
+
+
+def _by_number(net: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.matmul(torch.matmul(4 * q * net.scale, k.transpose(2, 3)).softmax(-1), v)
+
+
+def _almost_even(net: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _told_nothing(net, q, 1e-9 * k, v)
+
+
+def _queries(channels: ChannelMap) -> dict[str, tuple[int, ...]]:
+    axes = {tensor.name: axis for tensor in channels.tensors.values() for axis in tensor.axes if axis.queries}
+    return {name: axis.queries for name, axis in axes.items()}
+
+
+@pytest.mark.parametrize("mix", [_told_nothing, _by_size, _by_attribute, _almost_even])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_queries_make_up_for_a_scale_taken_from_the_width(mix: Callable, is_fused: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[_Scaled(mix, is_fused=is_fused) for _ in range(2)])
+    tried = _tried(model, _X)
+    live = {name: group for name, group in tried.groups.items() if group.reason is None}
+    assert sorted(group.units for group in live.values()) == [4, 4, 6, 6]
+    layer = "qkv" if is_fused else "q"
+    # Of queries, keys and values in one layer the first third.
+    expected = {f"{i}.{layer}.{kind}": tuple(range(24)) for i in range(2) for kind in ("weight", "bias")}
+    assert _queries(tried) == expected
+    kept = {name: range(1, group.units, 2) for name, group in live.items()}
+    _check_exact(model, tried, kept, _X)
+    slimmed = quiet_copy(model)
+    slim(slimmed, tried, {f"0.{layer}#2": [0, 2, 5]})
+    rows = [i for i in range(24) if i % 6 in (0, 2, 5)]
+    weight, before = (net[0].get_submodule(layer).weight.detach() for net in (slimmed, model))
+    torch.testing.assert_close(weight[:12], before[rows] * 0.5**0.5)
+    if is_fused:
+        torch.testing.assert_close(weight[12:24], before[[24 + i for i in rows]])
+
+
+@pytest.mark.parametrize("mix", [_told, _by_number])
+def test_a_scale_that_is_a_number_stays(mix: Callable) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(_Scaled(mix, is_fused=True))
+    tried = _tried(model, _X)
+    live = [group for group in tried.groups.values() if group.reason is None]
+    assert sorted(group.units for group in live) == [4, 6]
+    assert not _queries(tried)
+    _check_exact(model, tried, {group.name: range(3) for group in live}, _X)
+
+
+def test_queries_that_are_keys_as_well_freeze_their_width() -> None:
+    model = nn.Sequential(_Scaled(lambda net, q, _k, v: _told_nothing(net, q, q, v), is_fused=True))
+    tried = _tried(model, _X)
     reasons = [str(group.reason) for group in tried.groups.values() if group.units == 6]
     told = "the code computes with its size: scaled_dot_product_attention, told no scale, divides by"
     assert any(reason.startswith(told) for reason in reasons)
-    assert sum(group.reason is None for group in tried.groups.values()) == 1
+    assert not _queries(tried)
+
+
+def test_queries_are_found_once_and_then_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    trials: list[int] = []
+    plain = _slim_bench.Bench.problem
+
+    def problem(*args: object, **kwargs: object) -> object:
+        trials[-1] += 1
+        return plain(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_slim_bench.Bench, "problem", problem)
+    for blocks in (4, 8):
+        trials.append(0)
+        model = nn.Sequential(*[_Scaled(_told_nothing, is_fused=True) for _ in range(blocks)])
+        assert len(_queries(_tried(model, _X))) == 2 * blocks
+    assert trials[1] < 1.5 * trials[0]
+
+
+def test_layers_that_run_twice_make_queries_both_times() -> None:
+    torch.manual_seed(0)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = _Scaled(_told_nothing, is_fused=True, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(self.block(x))
+
+    tried = _tried(Twice(), _X)
+    assert _queries(tried) == {"block.qkv.weight": tuple(range(24))}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_queries_are_found_in_other_dtypes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(_Scaled(_told_nothing, is_fused=True)).to(dtype)
+    assert set(_queries(_tried(model, _X.to(dtype)))) == {"0.qkv.weight", "0.qkv.bias"}
 
 
 def test_a_fused_layer_that_computes_something_else_freezes(

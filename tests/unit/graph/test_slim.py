@@ -3,6 +3,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,20 @@ def test_an_index_goes_with_the_first_of_its_units(map_of: Callable, group_of: C
     before = model[0].weight.detach().clone()
     slim(model, channels, {"heads": [1], "width": [0, 2]})
     torch.testing.assert_close(model[0].weight.detach(), before[[3, 5]], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_stays_of_queries_is_scaled(dtype: torch.dtype, map_of: Callable, group_of: Callable) -> None:
+    model = nn.Sequential(nn.Linear(2, 8)).to(dtype)
+    widths = [0, 1, 2, 3] * 2
+    plain = map_of(model, [group_of("width", 4)], {"0.weight": [("width", 0, "output", widths)]})
+    tensor = plain.tensors["0.weight"]
+    queries = replace(tensor, axes=(replace(tensor.axes[0], queries=(0, 1, 2, 3)),))
+    before = model[0].weight.detach().clone()
+    slim(model, replace(plain, tensors={"0.weight": queries}), {"width": [0, 2, 3]})
+    expected = before[[0, 2, 3, 4, 6, 7]].float()
+    expected[:3] *= 0.75**0.5
+    torch.testing.assert_close(model[0].weight.detach(), expected.to(dtype), rtol=0, atol=0)
 
 
 def test_indices_of_no_unit_stay(map_of: Callable, group_of: Callable) -> None:

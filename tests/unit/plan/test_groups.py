@@ -2,6 +2,7 @@
 """Plans that slim groups of channels and drop blocks."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -340,7 +341,15 @@ def test_pruning_that_was_not_measured() -> None:
             "it makes channels of 2 groups; name one of them: 'first', 'two'",
         ),
         ("last", ("channel_pruning", 0.5), "does not apply, nothing can go .it is an output of the model"),
-        ("mid", ("channel_pruning", 0.5), "does not apply, it makes no channels of a group"),
+        (
+            "mid",
+            ("channel_pruning", 0.5),
+            "block 'mid': channel_pruning does not apply; give \"drop\" to take",
+        ),
+        ("mid", "dorp", "block 'mid': the setting is 'dorp'; give \"drop\" to take the block out"),
+        ("mid", ("weight_svd", 0.5), r"block 'mid': the setting is \('weight_svd', 0.5\); give \"drop\""),
+        ("mid.b", "dorp", r"layer 'mid.b': .* \(method, ratio\), e.g. .* its channels, or \"drop\" to take"),
+        ("two", 0.5, r"group 'two': the setting is 0.5; give \(\"channel_pruning\", 0.5\) for its channels"),
         ("first", ("channel_pruning", 1), "ratio 1 is no fraction of the group's units; give e.g. 0.5"),
         (
             "first",
@@ -367,6 +376,21 @@ def test_pruning_that_was_not_measured() -> None:
 def test_wrong_kinds(name: str, asked: SettingLike, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Plan.manual(STUDY, {name: asked})
+
+
+def test_names_of_which_nothing_can_go() -> None:
+    alone = replace(FIRST, name="alone", methods=(), reason="no method applies")
+    stuck = replace(CHANNELS.groups["last"], name="last#2")
+    channels = replace(CHANNELS, groups={**CHANNELS.groups, "last#2": stuck})
+    study = replace(STUDY, structure=structure_of((*SPECS, alone), channels))
+    with pytest.raises(
+        OptionError, match=r"layer 'alone': channel_pruning .* it makes no channels of a group"
+    ):
+        Plan.manual(study, {"alone": ("channel_pruning", 0.5)})
+    with pytest.raises(OptionError, match=r"layer 'alone': the setting is 0.5; give None, since nothing"):
+        Plan.manual(study, {"alone": 0.5})  # type: ignore[dict-item]
+    with pytest.raises(OptionError, match=r"group 'last#2': the setting is \(.*; give None, since nothing"):
+        Plan.manual(study, {"last#2": ("weight_svd", 0.5)})
 
 
 @pytest.mark.parametrize(
@@ -454,8 +478,13 @@ def test_replace_by_drop_takes_what_is_inside() -> None:
 
 
 def test_replace_knows_no_order_and_checks_the_pairs() -> None:
-    with pytest.raises(OptionError, match=r"no curve says .* or name the units, \{\"channels_kept\""):
-        PLAN.replace("first", ("channel_pruning", 0.4))
+    for how in (0.4, {"keep": 13}):
+        advice = f"Plan.manual(study, {{'first': ('channel_pruning', {how!r})}}).groups['first'] lists them"
+        with pytest.raises(OptionError, match="a plan knows no order .*" + re.escape(advice)):
+            PLAN.replace("first", ("channel_pruning", how))
+        kept = Plan.manual(STUDY, {"first": ("channel_pruning", how)}).groups["first"]
+        named = PLAN.replace("first", ("channel_pruning", {"channels_kept": kept}))
+        assert len(named.groups["first"]) == 13
     with pytest.raises(RankError, match=r"layers\['first'\]: rank 4 is outside 1..3 of the slimmed layer"):
         PLAN.replace("first", ("channel_pruning", {"channels_kept": [0]}))
 

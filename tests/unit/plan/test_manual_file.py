@@ -107,7 +107,7 @@ def test_a_file_from_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path: Path
             r"layer 'fc': \[1.5\] is neither number nor name",
         ),
         ("a.json", '{"fc": ["weight_svd", null]}', "layer 'fc': None is no ratio"),
-        ("a.json", '{"fc": "dropp"}', "layer 'fc': \"dropp\" is no setting"),
+        ("a.json", '{"fc": "dropp"}', r"layer 'fc': \"dropp\" is no setting; .* or \"drop\" for a block"),
         ("a.json", '{"fc": [["a", 0.5], 3]}', "layer 'fc': the method is"),
         ("a.json", '{"fc": []}', "layer 'fc': .* is no setting"),
         ("a.json", '{"fc": [', "a.json"),

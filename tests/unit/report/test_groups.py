@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -110,4 +111,14 @@ def test_a_plan_counts_layers_groups_and_blocks(slim_plan: Plan) -> None:
     bare = replace(step, structure=replace(step.structure, channels=ChannelMap()))
     assert _groups.counts_text(replace(slim_plan, steps=(bare,))) == "1 of 5 layers compressed"
     assert _groups.counts_text(replace(slim_plan, steps=())) == "0 of 0 layers compressed"
-    assert _groups.kept_rows(replace(slim_plan, steps=())) == []
+    assert _groups.kept_rows(replace(slim_plan, steps=()), None) == []
+
+
+def test_the_model_itself_has_a_name(
+    channels: ChannelMap, group_curves: Sequence[GroupCurve], block_damages: Sequence[BlockDamage]
+) -> None:
+    up = replace(channels.groups["up"], producers=("", "up"), consumers=("",))
+    text = render_groups(
+        replace(channels, groups={"up": up}, tensors={}), group_curves, block_damages, before=None
+    )
+    assert re.search(r"^up +64 +1  \(model\) \+ 1 more  \(model\) ", text, re.MULTILINE)

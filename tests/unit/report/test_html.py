@@ -44,6 +44,15 @@ def _read(page: str) -> _Reader:
     return reader
 
 
+def _rows(page: str, name: str) -> list[list[str]]:
+    """Cells of the table rows that start with a name."""
+    rows = [
+        re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)
+        for row in re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
+    ]
+    return [row for row in rows if row and row[0] == name]
+
+
 def _study_page(specs: tuple[LayerSpec, ...], cost: Cost) -> str:
     return render_study_html("a <study>", specs, cost, ())
 
@@ -183,9 +192,31 @@ def test_page_shows_slimmed_layers_channels_that_stay_and_dropped_blocks(
         assert expected in text
     # Left alone is the last of the three alone.
     assert "<dt>block.1.depthwise</dt>" in page
+    # Nobody predicted these.
+    assert _rows(page, "up") == [["up", "channel_pruning", "24 of 64", "up", "down + 1 more", "-"]]
+    assert _rows(page, "extra") == [["extra", "dropped", "1.00 k", "20.0 %", "500", "-"]]
+    known = replace(summary, group_damages={"up": 0.125}, block_damages={"extra": 0.25})
+    told = render_html(known, plan=slim_plan)
+    assert (_rows(told, "up")[0][-1], _rows(told, "extra")[0][-1]) == ("0.125", "0.250")
     chart = page[page.index("Channels that stay") :]
     bars = re.findall(r'<rect class="(.)" y="\d+" width="([\d.]+)%"', chart)
     assert bars == [("b", "100"), ("a", "37.5"), ("k", "50")]
+
+
+def test_the_model_itself_has_a_name(
+    summary: Summary, specs: tuple[LayerSpec, ...], specs_cost: Cost
+) -> None:
+    done, alone, _ = summary.layers
+    for layer in (done, alone):
+        page = render_html(replace(summary, layers=(replace(layer, name=""),)))
+        assert len(_rows(page, "(model)")) == 1
+        assert "(model): " in page
+        assert ">(model)</text>" in page
+    page = _study_page((replace(specs[0], name=""),), specs_cost)
+    assert _rows(page, "(model)")[0][1] == "conv2d"
+    assert ">(model)</text>" in page
+    assert "(model): 55,296 MACs; weight_svd" in page
+    assert "<dt>(model)</dt>" in _study_page((replace(specs[1], name=""),), specs_cost)
 
 
 def test_a_plan_without_groups_adds_nothing_to_the_page(summary: Summary, slim_plan: Plan) -> None:

@@ -140,6 +140,14 @@ def test_a_plan_shows_each_layer_what_it_costs_and_what_is_predicted() -> None:
     text = " ".join(render_plan(chosen_by_scores, "nats per sample").split())
     assert "step 2, optimal: 1 of 3 layers" in text
     assert "predicted loss of the score 0.0125 (another choice could save at most 1.2 % of it)" in text
+    for gap, told in (
+        (0.0, "another choice could save at most 0.0 % of it"),
+        (0.999, "another choice could save at most 99.9 % of it"),
+        (0.9996, "no useful bound on what another choice could save"),
+        (1.0, "no useful bound on what another choice could save"),
+    ):
+        text = " ".join(render_plan(replace(plan, gap=gap)).split())
+        assert f"predicted damage 0.250 ({told})" in text
 
 
 def test_damage_has_a_unit_of_its_own(summary: Summary) -> None:
@@ -170,8 +178,30 @@ def test_text_shows_what_became_of_channels_and_leaves_such_layers_out_of_left_a
     assert "Left alone" not in text
     assert "keeps" not in text
     text = render_text(_slimmed(summary), plan=slim_plan)
-    assert _cells(text, "up") == ["up", "channel_pruning", "24 of 64", "up", "down + 1 more"]
-    assert _cells(text, "extra") == ["extra", "dropped", "1.00 k", "20.0 %", "500"]
+    assert _cells(text, "up") == ["up", "channel_pruning", "24 of 64", "up", "down + 1 more", "-"]
+    assert _cells(text, "extra") == ["extra", "dropped", "1.00 k", "20.0 %", "500", "-"]
+    known = replace(_slimmed(summary), group_damages={"up": 0.125}, block_damages={"extra": 0.25})
+    text = render_text(known, plan=slim_plan)
+    assert _cells(text, "group")[-1] == _cells(text, "block ")[-1] == "damage"
+    assert _cells(text, "up")[-1] == "0.125"
+    assert _cells(text, "extra")[-1] == "0.250"
+
+
+def test_the_model_itself_has_a_name(
+    summary: Summary, specs: tuple[LayerSpec, ...], specs_cost: Cost, slim_plan: Plan
+) -> None:
+    """The rows of parameters that the outermost module holds."""
+    (kept, *others) = summary.layers
+    text = render_text(replace(summary, layers=(kept, *(replace(layer, name="") for layer in others[:1]))))
+    assert _cells(text, "(model)")[:2] == ["(model)", "left alone"]
+    assert " - (model): depthwise" in text
+    text = render_layers((specs[0], replace(specs[1], name="")), specs_cost)
+    assert _cells(text, "(model)")[:2] == ["(model)", "Own<Linear>"]
+    assert " - (model): never called" in text
+    step = slim_plan.steps[0]
+    layers = {**step.structure.layers, "": replace(step.structure.layers["alone"], name="")}
+    step = replace(step, structure=replace(step.structure, layers=layers))
+    assert _cells(render_plan(replace(slim_plan, steps=(step,))), "(model)")[1] == "left alone"
 
 
 def test_a_plan_shows_groups_blocks_and_slimmed_layers(slim_plan: Plan) -> None:

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measurements of blocks that may be dropped, each kept on disk as it is done."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+
+from slimrank._anchors import Anchors
+from slimrank._apply import Data, apply_plan
+from slimrank._group_survey import GroupSurvey
+from slimrank.calibrate import Feed, spread
+from slimrank.deploy import Store
+from slimrank.graph import Batch, digest_batch
+from slimrank.plan import Plan, is_inside, step_of, structure_of
+from slimrank.records import BlockDamage, ChannelMap
+from slimrank.report import Phases
+
+_BLOCK_MACS = 6e12
+_MIN_SAMPLES, _MAX_SAMPLES = 32, 128
+_DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
+# Of all blocks that are at least as cheap, so that those of one plan add up; earlier versions wrote "damage".
+_DAMAGE = "damage_in_turn"
+
+
+def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> tuple[BlockDamage, ...]:
+    """Damages of every block that can be dropped.
+
+    Each is dropped alone first, then together with all that cost less: several blocks of a stage are made up
+    for by the same layers, so their damages alone would not add up.
+
+    Args:
+        survey: model, data and map.
+        phases: progress.
+        store: where measurements are kept and found again; None for nowhere.
+
+    Returns:
+        Damages in the order of the map; none in a data-free study.
+    """
+    names = tuple(survey.channels.blocks)
+    if not names or survey.options.data_free:
+        return ()
+    known = () if store is None else read_blocks(store, survey.channels)
+    if known:
+        return known
+    measured = [] if store is None else _read_steps(store, names)
+    with phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
+        drops = _Drops(survey)
+        for dropped in _sequence(names, measured):
+            measured.append(drops.divergence(dropped))
+            if store is not None:
+                _write_steps(store, names, measured)
+            advance(1)
+    damages = _in_turn(names, measured)
+    if store is not None:
+        write_blocks(store, damages)
+    return damages
+
+
+def _n_steps(names: Collection[str]) -> int:
+    """Each alone, then the cheapest two, three, ... together."""
+    return 2 * len(names) - 1
+
+
+def _sequence(names: Sequence[str], measured: Sequence[float]) -> Iterator[Sequence[str]]:
+    """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
+    while (step := len(measured)) < _n_steps(names):
+        yield (names[step],) if step < len(names) else _cheapest(names, measured)[: step - len(names) + 2]
+
+
+def _cheapest(names: Sequence[str], measured: Sequence[float]) -> list[str]:
+    """All blocks, by what each alone costs."""
+    alone = dict(zip(names, measured, strict=False))
+    return sorted(names, key=lambda name: alone[name])
+
+
+def _in_turn(names: Sequence[str], measured: Sequence[float]) -> tuple[BlockDamage, ...]:
+    """What each block adds to those that cost less, at least what it costs alone."""
+    alone = dict(zip(names, measured, strict=False))
+    cheapest = _cheapest(names, measured)
+    damages, before = {}, 0.0
+    for name, together in zip(cheapest, (alone[cheapest[0]], *measured[len(names) :]), strict=True):
+        damages[name] = max(alone[name], together - before)
+        before = max(before, together)
+    return tuple(BlockDamage(block=name, damage=damages[name]) for name in names)
+
+
+class _Drops:
+    """Networks without some blocks, the layers behind them fitted anew as ``apply`` would."""
+
+    def __init__(self, survey: GroupSurvey) -> None:
+        self._opened, self._options = survey.opened, survey.options
+        self._structure = structure_of(survey.layers.values(), survey.channels)
+        runs = _n_steps(survey.channels.blocks)
+        self._anchors = Anchors(self._opened, survey.outputs, runs)
+        # A run up to the last layer that is fitted, on held-out samples too.
+        cost = 1.5 * runs * max(self._opened.captured.before.macs, 1)
+        n_fit = min(max(_MIN_SAMPLES, int(_BLOCK_MACS / cost)), _MAX_SAMPLES)
+        self._data = Data(
+            original=self._opened.original,
+            feed=_some_of(self._opened.feed, n_fit),
+            grams=survey.grams,
+            seed=self._options.seed,
+        )
+
+    def divergence(self, dropped: Sequence[str]) -> float:
+        """Divergence of the network without these blocks and whatever lies in them."""
+        outermost = [name for name in dropped if not is_inside(name, [one for one in dropped if one != name])]
+        plan = Plan(
+            steps=(step_of(self._structure, {}, dropped=outermost),),
+            before=self._opened.captured.before,
+            has_bias=self._options.has_bias,
+        )
+        applied = apply_plan(
+            self._opened.original,
+            plan,
+            data=self._data,
+            on_layer=None,
+            journal=None,
+            advance=lambda _layer: None,
+        )
+        return self._anchors.of(applied.model)
+
+
+def _some_of(feed: Feed, n_fit: int) -> Feed:
+    """At most so many fit samples and as large a share of the others, in memory: read once for all blocks."""
+    share = min(1.0, n_fit / len(feed.fit))
+    held_out = spread(feed.held_out, max(1, round(share * len(feed.held_out))))
+    chosen = sorted({*spread(feed.fit, n_fit), *held_out})
+    batches = tuple(feed.stream(chosen))
+    return replace(
+        feed,
+        batches=batches,
+        read=lambda batch: cast(Batch, batch),
+        digests=tuple(digest_batch(batch) for batch in batches),
+        sizes=tuple(batch.n_samples for batch in batches),
+        held_out=tuple(place for place, sample in enumerate(chosen) if sample in held_out),
+    )
+
+
+def _as_tensor(names: Sequence[str]) -> torch.Tensor:
+    return torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
+
+
+def _write_steps(store: Store, names: Sequence[str], measured: Sequence[float]) -> None:
+    values = torch.tensor(measured, dtype=torch.float64)
+    store.write_tensors(_STEPS, {"measured": values, "names": _as_tensor(names)})
+
+
+def _read_steps(store: Store, names: Sequence[str]) -> list[float]:
+    if not store.has(_STEPS):
+        return []
+    tensors = store.read_tensors(_STEPS)
+    return tensors["measured"].tolist() if torch.equal(tensors["names"], _as_tensor(names)) else []
+
+
+def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
+    """Writes the damages of all blocks of a study."""
+    if damages:
+        values = torch.tensor([one.damage for one in damages], dtype=torch.float64)
+        names = _as_tensor([one.block for one in damages])
+        store.write_tensors(_DAMAGES, {_DAMAGE: values, "names": names})
+
+
+def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
+    """Reads the damages of all blocks of a study; none where they were not measured, or otherwise."""
+    if not store.has(_DAMAGES):
+        return ()
+    tensors = store.read_tensors(_DAMAGES)
+    if _DAMAGE not in tensors or not torch.equal(tensors["names"], _as_tensor(list(channels.blocks))):
+        return ()
+    return tuple(
+        BlockDamage(block=name, damage=damage)
+        for name, damage in zip(channels.blocks, tensors[_DAMAGE].tolist(), strict=True)
+    )

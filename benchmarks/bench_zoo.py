@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", help="some networks, e.g. timm/levit_128s, or all of timm/")
     parser.add_argument("--again", action="store_true", help="do rows again that ran through")
-    parser.add_argument("--keep", action="store_true", help="keep rows of other commits")
+    parser.add_argument("--keep", action="store_true", help="keep rows of other commits, if clean")
     parser.add_argument("--limit", type=int, default=LIMIT_SECONDS, help="seconds for one network")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time, one thread each")
     parser.add_argument("--tools", nargs="*", choices=TOOLS, default=TOOLS, help="fill these columns alone")
@@ -188,7 +188,8 @@ def main() -> None:
         """What the row lacked; None where it lacked nothing."""
         source, name = key.split("/")
         old = there.get(key, {})
-        is_done = old.get("ok") == "yes" and (args.keep or old["commit"] == now["commit"])
+        is_kept = args.keep and not old.get("commit", "").endswith("-dirty")
+        is_done = old.get("ok") == "yes" and (is_kept or old["commit"] == now["commit"])
         found: Row = {}
         if "torch-pruning" in args.tools and (args.again or not old.get("torch_pruning")):
             found |= pruned_by_others(key)

@@ -3,21 +3,26 @@
 
 At fixed prices on the budgets every layer has a best option at any widths, so what is left to choose are the
 widths and the blocks: one at a time, and two that share a layer together, until nothing moves. Prices come
-from bisection. Widths found on the way are then held and the ranks chosen by the exact knapsack; last, single
-groups, blocks and pairs of groups are moved wherever the prices do not rule out a gain.
+from bisection. Around the widths found on the way all groups are then moved at once, by the knapsack, which
+spends what the prices leave; widths are held and the ranks chosen by the exact knapsack; last, single groups,
+blocks and pairs of groups are moved wherever the prices do not rule out a gain. Where only groups and blocks
+are open and the bound leaves few choices, all of these are looked at.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy.optimize import linprog
 
-from slimrank.select._joint_bound import bound_of
+from slimrank.select._joint_bound import bound_of, bounds_of
+from slimrank.select._joint_few import best_of_few
+from slimrank.select._joint_knapsack import moved_at_once
 from slimrank.select._joint_price import Priced, hull_of, pick_of
 from slimrank.select._joint_ranks import Answer, RankTables, standing_damage
 from slimrank.select._joint_table import Joint, State, is_there, proper, standing_cost
-from slimrank.select._table import Floats
+from slimrank.select._table import Floats, added, used
 
 _TRIES = 24
 _RISES = 8
@@ -32,10 +37,13 @@ _NEAR = 1e-3
 _WORK = 1_000_000
 _OVERHEAD = 5_000
 _FEWEST = 20
+_MOST = 100
 _PAIR_MOVES = 1000
 _BETTER = 1e-9
 _BOUNDS = 6
 _FACTOR = 1.3
+_STARTS = 6
+_TURNS = 6
 
 
 def choose_joint(joint: Joint, pruned: Joint | None = None) -> tuple[Answer | None, float]:
@@ -49,10 +57,10 @@ def choose_joint(joint: Joint, pruned: Joint | None = None) -> tuple[Answer | No
         The choice, None where none was found that keeps every budget; and what the damage of no choice can
         undercut. The damage is at most that of the best ranks alone, and of what is found without ranks.
     """
-    alone = None if pruned is None else _Search(pruned).run()
+    alone = choose_joint(pruned)[0] if pruned is not None and joint.layers else None
     search = _Search(joint)
-    best = search.run([alone[0].state] if alone else [])
-    return (best[0], search.bound(best[1], best[0].damage)) if best else (None, 0.0)
+    best = search.run([alone.state] if alone else [])
+    return search.bounded(*best) if best else (None, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,6 +96,8 @@ class _Search:
         self._some = RankTables(joint, self._hulls)
         self._all = RankTables(joint)
         self._answers: dict[State, Answer | None] = {}
+        self._spent: set[State] = set()
+        self._is_exact = not joint.layers
         self._whole = State(at=joint.whole)
 
     def run(self, starts: Sequence[State] = ()) -> tuple[Answer, Floats] | None:
@@ -100,7 +110,12 @@ class _Search:
             for state in self._bare():
                 self._look(state)
         priced = self._priced(price)
-        self._improve(priced, bound_of(priced))
+        bound = bound_of(priced)
+        for state in visited[:_STARTS]:
+            best = self._best()
+            if best is None or best.damage * (1 - _NEAR) > bound:
+                self._spend(price, state)
+        self._improve(priced, bound)
         answers = [*self._finals(priced), *(answer for answer in must if answer is not None)]
         return (min(answers, key=lambda answer: answer.damage), price) if answers else None
 
@@ -115,9 +130,12 @@ class _Search:
             for state, answer in self._answers.items()
             if (low := priced.energy(state) - room) < best.damage
         ]
-        hopeful.sort(key=lambda entry: entry[:2])
         count = max(_FINAL_WORK // (self._all.size + _OVERHEAD), _FINALISTS)
-        exact = [self._exact(state) for _, _, state in hopeful[:count]]
+        # The quick choice of ranks may miss much where few layers have any: what prices allow counts as well.
+        near = sorted(hopeful, key=lambda entry: entry[:2])[: (count + 1) // 2]
+        allowed = sorted(hopeful, key=lambda entry: entry[1::-1])
+        states = dict.fromkeys(state for _, _, state in (*near, *allowed))
+        exact = [self._exact(state) for state in islice(states, count)]
         return [best, *(answer for answer in exact if answer is not None)]
 
     def _best(self) -> Answer | None:
@@ -155,7 +173,10 @@ class _Search:
         priced = self._priced(price)
         found = []
         for state in dict.fromkeys(priced.settled(start) for start in (*starts, self._whole)):
-            cost, damage = standing_cost(self._joint, state), standing_damage(self._joint, state)
+            cost, damage = (
+                standing_cost(self._joint, state.at, state.dropped),
+                standing_damage(self._joint, state),
+            )
             for layer, hulls in zip(self._joint.layers, self._hulls, strict=True):
                 if is_there(layer.blocks, state.dropped):
                     pick = pick_of(layer, hulls, price, state.at)
@@ -201,9 +222,33 @@ class _Search:
         lowest = (0,) * len(joint.widths)
         return [proper(joint, lowest, every), *(proper(joint, lowest, {block}) for block in every)]
 
+    def _spend(self, price: Floats, state: State) -> None:
+        """Move all widths at once, around a choice and around what comes of it, until nothing new comes."""
+        spare = np.zeros(len(price))
+        for turn in range(_TURNS):
+            answer = self._look(state)
+            if answer is None:
+                table = self._some.at(state)
+                choice = np.argmin(table.damage + added(price, table.cost), axis=1)
+                if turn:
+                    # What moved together costs more than each alone.
+                    spare += np.maximum(used(table, choice) - table.room, 0.0)
+            else:
+                table, choice = answer.table, answer.choice
+                spare[:] = 0.0
+            if state in self._spent and not spare.any():
+                return
+            self._spent.add(state)
+            found = moved_at_once(self._joint, table, state, choice, spare=spare, exact=self._is_exact)
+            if found is None:
+                return
+            state, gap = found
+            # One that was cut short takes long.
+            self._is_exact &= gap <= _NEAR
+
     def _improve(self, priced: Priced, bound: float) -> None:
         """Move single groups, blocks and pairs of groups: from the best choice, then from the next."""
-        left = max(_WORK // (self._some.size + _OVERHEAD), _FEWEST)
+        left = min(max(_WORK // (self._some.size + _OVERHEAD), _FEWEST), _MOST)
         # Every two widths of any two groups are one move.
         effort = sum(len(one.kept) for one in self._joint.widths) ** 2 // _MOVES
         expanded: set[State] = set()
@@ -216,6 +261,9 @@ class _Search:
             start = min(fresh, key=lambda answer: answer.damage)
             if best * (1 - _NEAR) <= bound:
                 return
+            if start.damage == best and start.state not in self._spent:
+                self._spend(priced.price, start.state)
+                continue
             expanded.add(start.state)
             left -= effort
             for state in self._moves(priced, start.state, best * (1 - _BETTER)):
@@ -243,13 +291,19 @@ class _Search:
             for place in np.flatnonzero(values < gain)
             if place != state.at[group]
         ]
-        for block in range(len(joint.blocks)):
-            if not joint.blocks[block].outer & state.dropped:
-                moved = priced.toggled(state, block)
-                found.append((priced.energy(moved) - energy, moved))
+        found += [(priced.energy(moved) - energy, moved) for moved in self._block_moves(priced, state)]
         found += self._pair_moves(priced, state, steps, gain)
         found.sort(key=lambda entry: entry[0])
         return list(dict.fromkeys(one for value, one in found if value < gain))
+
+    def _block_moves(self, priced: Priced, state: State) -> list[State]:
+        """One block dropped, put back, or dropped in the place of another."""
+        found = []
+        for start in (state, *(priced.toggled(state, block) for block in sorted(state.dropped))):
+            for block, one in enumerate(self._joint.blocks):
+                if not one.outer & start.dropped:
+                    found.append(priced.toggled(start, block))
+        return found
 
     def _pair_moves(
         self, priced: Priced, state: State, steps: list[tuple[int, Floats]], gain: float
@@ -277,8 +331,17 @@ class _Search:
         """The choice with the ranks that suit it best."""
         return self._all.answer(state, exact=True)
 
-    def bound(self, price: Floats, damage: float) -> float:
-        """What no choice can undercut: the best over a few prices."""
+    def bounded(self, best: Answer, price: Floats) -> tuple[Answer, float]:
+        """The best choice, and what no choice can undercut: found where few are left, else a bound."""
+        bound, price = self._bound(price, best.damage)
+        if bound >= best.damage * (1 - _BETTER) or self._joint.layers:
+            return best, bound
+        found = best_of_few(self._joint, bounds_of(self._priced(price)), best.state, best.damage)
+        answer = None if found is None else self._exact(found)
+        return (best, bound) if answer is None else (answer, answer.damage)
+
+    def _bound(self, price: Floats, damage: float) -> tuple[float, Floats]:
+        """The highest bound over a few prices, and its prices."""
         best = bound_of(self._priced(price))
         tries = 0
         for metric in range(len(price)):
@@ -294,7 +357,7 @@ class _Search:
                     factor = 1 / factor
                 else:
                     break
-        return best
+        return best, price
 
 
 def _with(state: State, places: dict[int, int]) -> State:

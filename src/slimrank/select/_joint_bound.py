@@ -22,6 +22,7 @@ Source: Kolmogorov 2006, "Convergent tree-reweighted message passing", doi:10.11
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,6 +35,19 @@ _STALL = 1e-4
 _SAFE = 1e-12
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Bounds:
+    """What the damage of no choice within the budgets can undercut, if it holds one width or drops one block.
+
+    Attributes:
+        by_width: of each group, (W,) the bound at each width; where its block goes, the group has none.
+        by_block: of each block, the bound where it goes; -inf where it is not known.
+    """
+
+    by_width: tuple[Floats, ...]
+    by_block: tuple[float, ...]
+
+
 def bound_of(priced: Priced) -> float:
     """What the damage of no choice within the budgets can undercut.
 
@@ -43,6 +57,34 @@ def bound_of(priced: Priced) -> float:
     Returns:
         The bound, at least 0.
     """
+    terms = _terms_of(priced)
+    return max(0.0, terms.fixed + _Messages(terms.alone, terms.together).least())
+
+
+def bounds_of(priced: Priced) -> Bounds:
+    """The same, width by width and block by block.
+
+    Args:
+        priced: everything at some prices.
+
+    Returns:
+        The bounds.
+    """
+    terms = _terms_of(priced)
+    messages = _Messages(terms.alone, terms.together)
+    messages.least()
+    found = [terms.fixed + messages.by_width(group) for group in range(len(terms.alone))]
+    by_block = [-np.inf] * len(priced.joint.blocks)
+    for block, group in terms.stands.items():
+        by_block[block] = float(found[group][-1])
+    return Bounds(
+        by_width=tuple(one[: len(own.kept)] for one, own in zip(found, priced.joint.widths, strict=True)),
+        by_block=tuple(by_block),
+    )
+
+
+def _terms_of(priced: Priced) -> "_Terms":
+    """Terms whose sum, at its least, is the bound."""
     joint, price = priced.joint, priced.price
     terms = _Terms(joint, price)
     for (groups, blocks), table in priced.tables.items():
@@ -50,8 +92,8 @@ def bound_of(priced: Priced) -> float:
     for wide in priced.wide:
         _add_wide(terms, joint, price, wide)
     room = float(price @ joint.room)
-    least = _Messages(terms.alone, terms.together).least()
-    return max(0.0, terms.fixed - room + least - _SAFE * (terms.size + abs(room)))
+    terms.fixed -= room + _SAFE * (terms.size + abs(room))
+    return terms
 
 
 class _Terms:
@@ -61,6 +103,7 @@ class _Terms:
         fixed: term of no group.
         alone: of each group, its (W,) term; one longer where it may be gone with a block.
         together: pair of groups -> (W, V) term.
+        stands: outermost block -> the group that stands for it: gone where the block is.
         size: about how large the numbers are that are added.
     """
 
@@ -68,14 +111,14 @@ class _Terms:
         self.fixed = 0.0
         self.together: dict[tuple[int, int], Floats] = {}
         outermost = [place for place, block in enumerate(joint.blocks) if not block.outer]
-        # The block that a group is gone with, and the group that stands for each of these blocks.
+        # The block that a group is gone with.
         self._home: dict[int, int] = {}
-        self._stands: dict[int, int] = {}
+        self.stands: dict[int, int] = {}
         for group, homes in enumerate(joint.homes):
             for place in outermost:
                 if homes and all(place in home for home in homes):
                     self._home[group] = place
-                    self._stands.setdefault(place, group)
+                    self.stands.setdefault(place, group)
         self.alone: list[Floats] = [
             np.append(one.damage, 0.0) if group in self._home else one.damage.copy()
             for group, one in enumerate(joint.widths)
@@ -83,24 +126,24 @@ class _Terms:
         self.size = float(sum(one.damage.max() for one in joint.widths) + price @ joint.scale)
         self.size += sum(block.damage for block in joint.blocks)
         for place, block in enumerate(joint.blocks):
-            if place in self._stands:
-                self.alone[self._stands[place]][-1] += block.damage - float(price @ block.rest)
+            if place in self.stands:
+                self.alone[self.stands[place]][-1] += block.damage - float(price @ block.rest)
             else:
                 self.fixed += min(0.0, block.damage - float(price @ block.cost))
         for group, place in self._home.items():
-            if self._stands[place] != group:
-                self._tie(self._stands[place], group)
+            if self.stands[place] != group:
+                self._tie(self.stands[place], group)
 
     def add(self, groups: tuple[int, ...], blocks: Sequence[int], table: Floats) -> None:
         """Add a term of at most two groups, ascending, that is gone with any of its blocks."""
-        gone = next((block for block in blocks if block in self._stands), None)
+        gone = next((block for block in blocks if block in self.stands), None)
         for axis, group in enumerate(groups):
             if group in self._home:
                 last = np.take(table, [-1], axis=axis)
                 # Where its block goes, a group is whole for what is outside that block.
                 table = np.append(table, last * (self._home[group] != gone), axis=axis)
         if gone is not None and all(self._home.get(group) != gone for group in groups):
-            groups, table = self._with_block(groups, table, self._stands[gone])
+            groups, table = self._with_block(groups, table, self.stands[gone])
         if not groups:
             self.fixed += float(table)
         elif len(groups) == 1:
@@ -215,6 +258,14 @@ class _Messages:
                 return max(now, best)
             best = now
         return best
+
+    def by_width(self, group: int) -> Floats:
+        """(W,) a bound on the least sum at each width of a group."""
+        self._pull(group)
+        # What the group shares has been moved to it: the rest of that is at least 0.
+        rest = [own.min() for other, own in enumerate(self._alone) if other != group]
+        rest += [shared.min() for pair, shared in self._together.items() if group not in pair]
+        return self._alone[group] + float(sum(rest))
 
     def _value(self) -> float:
         return float(sum(one.min() for one in (*self._alone, *self._together.values())))

@@ -110,7 +110,7 @@ class RankTables:
             curve=np.take_along_axis(self._curve[there], order, axis=1),
             rank=np.take_along_axis(self._rank[there], order, axis=1),
             whole=whole,
-            room=joint.room - standing_cost(joint, state),
+            room=joint.room - standing_cost(joint, state.at, state.dropped),
             scale=joint.scale,
         )
 

@@ -270,25 +270,26 @@ def grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
     return at
 
 
-def standing_cost(joint: Joint, state: State) -> Floats:
+def standing_cost(joint: Joint, at: Places, dropped: Collection[int]) -> Floats:
     """Cost of all but the layers, as ``room`` counts it.
 
     Args:
         joint: everything.
-        state: widths and blocks.
+        at: places of widths that broadcast.
+        dropped: places of the blocks that go; none is inside another.
 
     Returns:
-        (B,) float64, exact.
+        (..., B) float64, exact.
     """
     total = np.zeros(len(joint.metrics))
     for (groups, blocks), cell in joint.cells.items():
-        if is_there(blocks, state.dropped):
-            total += cell[tuple(state.at[group] for group in groups)]
+        if is_there(blocks, dropped):
+            total = total + cell[tuple(at[group] for group in groups)]
     for piece in joint.wide:
-        if is_there(piece.blocks, state.dropped):
-            total += piece.cost(state.at)
-    for block in state.dropped:
-        total -= joint.blocks[block].rest
+        if is_there(piece.blocks, dropped):
+            total = total + piece.cost(at)
+    for block in dropped:
+        total = total - joint.blocks[block].rest
     return total
 
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All widths and ranks moved at once, by the knapsack.
+
+What prices ask for jumps where the damage of a group is not convex in its width, and leaves room. So around
+a choice the groups become rows of options like the layers, each width at what it costs while all else stays,
+and the knapsack spends the room. Only what two rows that share a layer save together is missed, little where
+steps are small.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from slimrank.select._joint_counts import Places
+from slimrank.select._joint_table import Joint, JointLayer, State, is_gone, is_there
+from slimrank.select._optimal import choose_optimal, quick_choice
+from slimrank.select._table import UNTOUCHED, Floats, Ints, Table
+
+
+def moved_at_once(
+    joint: Joint, table: Table, state: State, choice: Ints, *, spare: Floats, exact: bool
+) -> tuple[State, float] | None:
+    """The best widths, if costs add up as they do around a choice.
+
+    Args:
+        joint: everything that may be chosen.
+        table: of the layers that are there, at these widths.
+        state: widths and blocks.
+        choice: (L,) option of each of these layers; the budgets need not be kept.
+        spare: (B,) room to leave unused.
+        exact: whether to look for the very best.
+
+    Returns:
+        The same blocks, other widths, and the gap of the knapsack, 0 where it was not exact; None where no
+        widths were found that keep every budget.
+    """
+    free = [group for group, homes in enumerate(joint.homes) if not is_gone(homes, state.dropped)]
+    if not free:
+        return None
+    costs = _by_width(joint, table, state, choice)
+    orders = {
+        group: np.lexsort((joint.widths[group].damage, (costs[group] / joint.scale).sum(axis=1)))
+        for group in free
+    }
+    counted = sum((costs[group][state.at[group]] for group in free), -spare)
+    rows = _with_rows(joint, table, costs, orders, table.room + counted)
+    found = choose_optimal(rows) if exact else (quick_choice(rows), 0.0)
+    if found is None or found[0] is None:
+        return None
+    at = list(state.at)
+    for (group, order), option in zip(orders.items(), found[0][len(choice) :], strict=True):
+        at[group] = int(order[option])
+    return State(at=tuple(at), dropped=state.dropped), found[1]
+
+
+def _with_rows(
+    joint: Joint, table: Table, costs: Sequence[Floats], orders: Mapping[int, Ints], room: Floats
+) -> Table:
+    """The table with each group as one more row, its widths in this order."""
+    layers, options = table.damage.shape
+    many = max(options, *(len(order) for order in orders.values()))
+    shape = (layers + len(orders), many)
+    cost, damage = np.zeros((len(joint.metrics), *shape)), np.full(shape, np.inf)
+    cost[:, :layers, :options], damage[:layers, :options] = table.cost, table.damage
+    for row, (group, order) in enumerate(orders.items(), start=layers):
+        cost[:, row, : len(order)] = costs[group][order].T
+        damage[row, : len(order)] = joint.widths[group].damage[order]
+    # Options of one curve stand in order of cost, as those of a group do.
+    curve = np.zeros(shape, dtype=np.int64)
+    curve[:layers, :options] = table.curve
+    return Table(
+        names=(*table.names, *(joint.widths[group].name for group in orders)),
+        curves=table.curves,
+        cost=cost,
+        damage=damage,
+        curve=curve,
+        rank=np.zeros(shape, dtype=np.int64),
+        whole=np.column_stack([table.whole, *(costs[group][-1] for group in orders)]),
+        room=room,
+        scale=table.scale,
+    )
+
+
+def _by_width(joint: Joint, table: Table, state: State, choice: Ints) -> list[Floats]:
+    """Of each group, (W, B) the cost of all that goes with it, at each of its widths while all else stays."""
+    costs = [np.zeros((len(one.kept), len(joint.metrics))) for one in joint.widths]
+    for (groups, blocks), cell in joint.cells.items():
+        if is_there(blocks, state.dropped):
+            for axis, group in enumerate(groups):
+                along = tuple(slice(None) if other == axis else state.at[g] for other, g in enumerate(groups))
+                costs[group] += cell[along]
+    for piece in joint.wide:
+        if is_there(piece.blocks, state.dropped):
+            for group in piece.groups:
+                costs[group] += piece.cost(_along(joint, state, group))
+    there = (layer for layer in joint.layers if is_there(layer.blocks, state.dropped))
+    for row, layer in enumerate(there):
+        curve, rank = int(table.curve[row, choice[row]]), int(table.rank[row, choice[row]])
+        for group in layer.groups:
+            costs[group] += _layer_cost(layer, curve, rank, _along(joint, state, group))
+    return costs
+
+
+def _along(joint: Joint, state: State, group: int) -> list[int | Ints]:
+    """Places of every width of one group, and of the others as they are."""
+    at: list[int | Ints] = list(state.at)
+    at[group] = np.arange(len(joint.widths[group].kept))
+    return at
+
+
+def _layer_cost(layer: JointLayer, curve: int, rank: int, at: Places) -> Floats:
+    """(..., B) of a layer with a pair of this rank, or without one."""
+    if curve == UNTOUCHED:
+        return layer.dense_cost(at)
+    form = next(one for one in layer.forms if one.curve == curve)
+    rows, columns = np.asarray(layer.rows.count(at)), np.asarray(layer.columns.count(at))
+    per_row = rank * form.row + layer.bias
+    cost: Floats = np.multiply.outer(columns, rank * form.column) + np.multiply.outer(rows, per_row)
+    return cost

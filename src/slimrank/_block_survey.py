@@ -3,6 +3,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import cast
 
 import torch
@@ -18,6 +19,8 @@ from slimrank.records import BlockDamage, ChannelMap
 from slimrank.report import Phases
 
 _BLOCK_MACS = 6e12
+# Of the unit of any likelihood: outputs have nothing left of the original's.
+_LOST = 1.0
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 128
 _DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
 # Of all blocks that are at least as cheap, so that those of one plan add up; earlier versions wrote "damage".
@@ -27,8 +30,8 @@ _DAMAGE = "damage_in_turn"
 def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> tuple[BlockDamage, ...]:
     """Damages of every block that can be dropped.
 
-    Each is dropped alone first, then together with all that cost less: several blocks of a stage are made up
-    for by the same layers, so their damages alone would not add up.
+    Each is dropped alone first, then together with all that cost less, until nothing is left of the outputs:
+    several blocks of a stage are made up for by the same layers, so their damages alone would not add up.
 
     Args:
         survey: model, data and map.
@@ -66,6 +69,8 @@ def _n_steps(names: Collection[str]) -> int:
 def _sequence(names: Sequence[str], measured: Sequence[float]) -> Iterator[Sequence[str]]:
     """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
     while (step := len(measured)) < _n_steps(names):
+        if step > len(names) and measured[-1] > _LOST:
+            return
         yield (names[step],) if step < len(names) else _cheapest(names, measured)[: step - len(names) + 2]
 
 
@@ -76,13 +81,17 @@ def _cheapest(names: Sequence[str], measured: Sequence[float]) -> list[str]:
 
 
 def _in_turn(names: Sequence[str], measured: Sequence[float]) -> tuple[BlockDamage, ...]:
-    """What each block adds to those that cost less, at least what it costs alone."""
+    """What each block adds to those that cost less, at least what it costs alone.
+
+    Those that would come after everything is lost are charged as much as the last.
+    """
     alone = dict(zip(names, measured, strict=False))
     cheapest = _cheapest(names, measured)
-    damages, before = {}, 0.0
-    for name, together in zip(cheapest, (alone[cheapest[0]], *measured[len(names) :]), strict=True):
-        damages[name] = max(alone[name], together - before)
-        before = max(before, together)
+    damages, before, added = {}, 0.0, 0.0
+    for name, together in zip_longest(cheapest, (alone[cheapest[0]], *measured[len(names) :])):
+        if together is not None:
+            added, before = together - before, max(before, together)
+        damages[name] = max(alone[name], added)
     return tuple(BlockDamage(block=name, damage=damages[name]) for name in names)
 
 

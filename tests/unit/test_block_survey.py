@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._block_survey import _some_of
+from slimrank._block_survey import _in_turn, _sequence, _some_of
 from slimrank.calibrate import Feed, open_feed
 
 
@@ -59,3 +59,24 @@ def test_some_batches_that_cannot_be_cut() -> None:
 def test_the_only_sample_serves_both() -> None:
     part = _some_of(feed_of(Loader([1])), 8)
     assert (part.fit, part.held_out) == ((0,), (0,))
+
+
+def test_blocks_are_dropped_alone_and_then_the_cheapest_together() -> None:
+    measured: list[float] = []
+    values = iter([0.3, 0.1, 0.2, 0.4, 0.45])
+    seen = []
+    for dropped in _sequence("abc", measured):
+        seen.append("".join(dropped))
+        measured.append(next(values))
+    assert seen == ["a", "b", "c", "bc", "bca"]
+    found = {one.block: one.damage for one in _in_turn("abc", measured)}
+    # a adds less to the others than it costs alone.
+    assert found == {"b": 0.1, "c": pytest.approx(0.3), "a": 0.3}
+
+
+def test_once_everything_is_lost_the_rest_costs_as_much_as_the_last() -> None:
+    measured = [0.3, 0.1, 0.2, 1.4]
+    assert not list(_sequence("abc", measured))
+    found = {one.block: one.damage for one in _in_turn("abc", measured)}
+    assert found == {"b": 0.1, "c": pytest.approx(1.3), "a": pytest.approx(1.3)}
+    assert [one.block for one in _in_turn("a", [2.0])] == ["a"]

@@ -8,6 +8,8 @@ from math import prod
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slimrank._errors import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, slimmed_spec
@@ -30,6 +32,7 @@ from slimrank.records import (
     TensorSpec,
 )
 from slimrank.select import reachable_floor, select_plan
+from slimrank.select._budget import cost_limit
 from slimrank.select._joint_bound import bound_of
 from slimrank.select._joint_price import Priced, hull_of
 from slimrank.select._joint_table import joint_of
@@ -267,6 +270,56 @@ NETS = {
 }
 
 
+def apart(seed: int) -> Source:
+    """Groups that share no layer, each between two of its own."""
+    net = Builder(seed, few=30)
+    for at in range(int(net.rng.integers(4, 8))):
+        units, size = int(net.rng.integers(12, 41)), int(net.rng.choice([1, 2, 4]))
+        net.layer(f"a{at}", [("", 3)], [(f"g{at}", units)], size)
+        net.layer(f"b{at}", [(f"g{at}", units)], [("", 10)], size)
+    return uneven(replace(net.source(), curves=()), seed)
+
+
+def streams(seed: int) -> Source:
+    """Two streams of channels, each read and added to by three groups of its own."""
+    net = Builder(seed, few=24)
+    net.layer("stem", [("", 3)], [("s0", 24)], 8)
+    for stream, width, size in (("s0", 24, 8), ("s1", 40, 4)):
+        for at in range(3):
+            group = (f"{stream}.g{at}", int(net.rng.integers(32, 65)))
+            net.layer(f"{stream}.up{at}", [(stream, width)], [group], size)
+            net.layer(f"{stream}.down{at}", [group], [(stream, width)], size)
+        if stream == "s0":
+            net.layer("next", [("s0", 24)], [("s1", 40)], 4)
+    net.layer("last", [("s1", 40)], [("", 10)], 1)
+    return uneven(replace(net.source(), curves=()), seed)
+
+
+def uneven(net: Source, seed: int) -> Source:
+    """The same network, with damages that fall in any way: convex, concave, in one jump or in steps."""
+    rng = np.random.default_rng([seed, 1])
+
+    def falling(left: np.ndarray) -> np.ndarray:
+        gone = 1 - left
+        steps = rng.exponential(size=len(gone)) ** 3
+        kinds = (
+            gone ** rng.uniform(1.5, 4),
+            gone ** rng.uniform(0.1, 0.7),
+            0.2 * gone**2 + (gone > rng.uniform(0.05, 0.5)) * rng.uniform(0.1, 1),
+            steps[::-1].cumsum()[::-1] / steps.sum(),
+        )
+        damage: np.ndarray = kinds[rng.integers(len(kinds))] * np.exp(rng.normal())
+        return damage
+
+    return replace(
+        net,
+        group_curves=tuple(
+            replace(one, damage=falling(one.kept / len(one.order))) for one in net.group_curves
+        ),
+        curves=tuple(replace(one, damage=falling(one.ranks / (one.ranks.max() + 1))) for one in net.curves),
+    )
+
+
 def every_choice(net: Source) -> Iterator[tuple[Cost, float]]:
     """Cost and damage of everything that can be chosen, by the one formula for whole models."""
     channels, layers = net.structure.channels, net.structure.layers
@@ -408,3 +461,118 @@ def test_the_bound_is_what_prices_alone_allow(make: Callable[[int], Source], lev
     exact = make in (chain, residual, heads)
     assert exact or level > 1 or min(shares) > 0.3
     assert not exact or min(shares) > 0.999
+
+
+def within(net: Source, costs: Mapping[Metric, np.ndarray], budgets: Mapping[Metric, float]) -> np.ndarray:
+    """Which choices keep all budgets."""
+    kept: np.ndarray = np.all(
+        [costs[metric] <= cost_limit(net.before, metric, ratio) for metric, ratio in budgets.items()], axis=0
+    )
+    return kept
+
+
+@given(
+    make=st.sampled_from(list(NETS.values())), seed=st.integers(0, 2**16), metrics=st.sampled_from(BUDGETS)
+)
+@settings(max_examples=40, deadline=None)
+def test_pruning_alone_is_the_best_there_is_and_never_worse_with_more_budget(
+    make: Callable[[int], Source], seed: int, metrics: tuple[Metric, ...]
+) -> None:
+    net = uneven(replace(make(seed), curves=()), seed)
+    costs, damages = table(net)
+    least = np.inf
+    for ratio in np.linspace(0.1, 0.95, 9):
+        budgets = dict.fromkeys(metrics, float(ratio))
+        kept = within(net, costs, budgets)
+        if not kept.any():
+            continue
+        plan = select_plan(net, budgets=budgets, methods=METHODS[2:])
+        best = float(damages[kept].min())
+        assert all(plan.after.metric(metric) <= cost_limit(net.before, metric, ratio) for metric in metrics)
+        assert plan.damage is not None
+        assert plan.gap is not None
+        assert plan.damage == pytest.approx(best, rel=1e-9, abs=1e-12)
+        assert plan.damage * (1 - plan.gap) <= best * (1 + 1e-9) + 1e-12
+        assert plan.damage <= least * (1 + 1e-9) + 1e-12
+        least = plan.damage
+
+
+def least_damages(net: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Rising MACs, and the least damage within them, of groups that share no layer."""
+    costs, damages = np.array([net.before.macs]), np.zeros(1)
+    for curve in net.group_curves:
+        specs = [spec for spec in net.structure.layers.values() if spec.name[1:] == curve.group[1:]]
+        each = sum(spec.macs for spec in specs) // len(curve.order)
+        saved = np.append(each * (len(curve.order) - curve.kept), 0)
+        costs = np.subtract.outer(costs, saved).ravel()
+        damages = np.add.outer(damages, np.append(curve.damage, 0.0)).ravel()
+        order = np.lexsort((damages, costs))
+        costs, damages = costs[order], damages[order]
+        better = np.append(True, damages[1:] < np.minimum.accumulate(damages)[:-1])
+        costs, damages = costs[better], damages[better]
+    return costs, damages
+
+
+@given(seed=st.integers(0, 2**16))
+@settings(max_examples=20, deadline=None)
+def test_groups_that_share_no_layer_are_chosen_best(seed: int) -> None:
+    net = apart(seed)
+    costs, damages = least_damages(net)
+    least = np.inf
+    for ratio in np.linspace(costs[0] / net.before.macs, 1, 11)[1:-1]:
+        plan = select_plan(net, budgets={"macs": float(ratio)})
+        limit = cost_limit(net.before, "macs", float(ratio))
+        best = float(damages[np.searchsorted(costs, limit, side="right") - 1])
+        assert plan.after.macs <= limit
+        assert plan.damage is not None
+        assert plan.gap is not None
+        # The search ends a thousandth above the bound.
+        assert best * (1 - 1e-9) <= plan.damage <= best * 1.002
+        assert plan.damage * (1 - plan.gap) <= best * (1 + 1e-9)
+        assert plan.damage <= least * 1.002
+        least = plan.damage
+
+
+def test_what_a_group_leaves_that_jumps_is_spent() -> None:
+    net = Builder(0, few=64)
+    for at in range(7):
+        net.layer(f"a{at}", [("", 3)], [(f"g{at}", 64)], 4)
+        net.layer(f"b{at}", [(f"g{at}", 64)], [("", 10)], 4)
+    # No price asks for more than nothing and less than all of the last group.
+    powers = dict(zip(net.units, (2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.4), strict=True))
+    source = net.source()
+    curves = tuple(
+        replace(one, damage=(1 - one.kept / 64) ** powers[one.group]) for one in source.group_curves
+    )
+    source = replace(source, group_curves=curves, curves=())
+    ratios = np.linspace(0.4, 0.9, 26)
+    plans = [select_plan(source, budgets={"macs": float(ratio)}) for ratio in ratios]
+    damages = np.array([plan.damage for plan in plans])
+    spare = ratios - np.array([plan.keep_ratio("macs") for plan in plans])
+    assert (np.diff(damages) < 0).all()
+    assert spare.min() >= 0
+    assert spare.max() < 0.003
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_more_budget_never_brings_more_damage(seed: int) -> None:
+    net = streams(seed)
+    floor = reachable_floor(net, "macs")
+    plans = [select_plan(net, budgets={"macs": float(ratio)}) for ratio in np.linspace(floor, 1, 24)[1:-1]]
+    found = np.array([plan.damage for plan in plans])
+    assert (np.diff(found) <= 1e-9 * found[:-1]).all()
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_more_budget_never_brings_more_damage_with_ranks(make: Callable[[int], Source]) -> None:
+    net = uneven(make(3), 3)
+    costs, damages = table(net)
+    least = np.inf
+    floor = costs["macs"].min() / net.before.macs
+    for ratio in np.linspace(floor, 1, 10)[1:-1]:
+        budgets: dict[Metric, float] = {"macs": float(ratio)}
+        plan = select_plan(net, budgets=budgets)
+        assert plan.damage is not None
+        assert plan.damage <= float(damages[within(net, costs, budgets)].min()) * 1.05 + 1e-12
+        assert plan.damage <= least * (1 + 1e-9) + 1e-12
+        least = plan.damage

@@ -37,13 +37,15 @@ _NEAR = 1e-3
 _WORK = 1_000_000
 _OVERHEAD = 5_000
 _FEWEST = 20
-_MOST = 100
+_BARE_LOOKS = 100
 _PAIR_MOVES = 1000
 _BETTER = 1e-9
 _BOUNDS = 6
 _FACTOR = 1.3
 _STARTS = 6
 _TURNS = 6
+_FAR = 0.01
+_JUMPS = 8
 
 
 def choose_joint(joint: Joint, pruned: Joint | None = None) -> tuple[Answer | None, float]:
@@ -115,6 +117,7 @@ class _Search:
             best = self._best()
             if best is None or best.damage * (1 - _NEAR) > bound:
                 self._spend(price, state)
+        self._jump(priced, bound)
         self._improve(priced, bound)
         answers = [*self._finals(priced), *(answer for answer in must if answer is not None)]
         return (min(answers, key=lambda answer: answer.damage), price) if answers else None
@@ -246,9 +249,23 @@ class _Search:
             # One that was cut short takes long.
             self._is_exact &= gap <= _NEAR
 
+    def _jump(self, priced: Priced, bound: float) -> None:
+        """Hold one group at a width far from its own that the bound allows, and let all others follow."""
+        best = self._best()
+        if best is None or best.damage * (1 - _FAR) <= bound:
+            return
+        found = []
+        for group, values in enumerate(bounds_of(priced).by_width):
+            for place in _across(values, best.state.at[group], _FAR * best.damage):
+                found.append((float(values[place]), group, place))
+        for value, group, place in sorted(found)[:_JUMPS]:
+            if value < best.damage:
+                start = _with(best.state, {group: place})
+                self._spend(priced.price, priced.settled(start, held=(group,)))
+
     def _improve(self, priced: Priced, bound: float) -> None:
         """Move single groups, blocks and pairs of groups: from the best choice, then from the next."""
-        left = min(max(_WORK // (self._some.size + _OVERHEAD), _FEWEST), _MOST)
+        left = max(_WORK // (self._some.size + _OVERHEAD), _FEWEST) if self._joint.layers else _BARE_LOOKS
         # Every two widths of any two groups are one move.
         effort = sum(len(one.kept) for one in self._joint.widths) ** 2 // _MOVES
         expanded: set[State] = set()
@@ -358,6 +375,17 @@ class _Search:
                 else:
                     break
         return best, price
+
+
+def _across(values: Floats, place: int, height: float) -> list[int]:
+    """On both sides of a place, the lowest one behind a wall of some height above it and the place."""
+    found = []
+    for side in (np.arange(place, -1, -1), np.arange(place, len(values))):
+        walls = np.maximum.accumulate(values[side]) - np.maximum(values[side], values[place])
+        behind = side[walls > height]
+        if len(behind):
+            found.append(int(behind[np.argmin(values[behind])]))
+    return found
 
 
 def _with(state: State, places: dict[int, int]) -> State:

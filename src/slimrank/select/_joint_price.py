@@ -2,7 +2,7 @@
 """The best widths and blocks at fixed prices: one group at a time, then two that share a layer."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -248,13 +248,21 @@ class Priced:
         """Groups that share a table."""
         return list(dict.fromkeys((g[0], g[1]) for g, _ in self.tables if len(g) == GRID))
 
-    def settled(self, state: State) -> State:
-        """A choice from which no move of one group, one block or two groups leads to less energy."""
+    def settled(self, state: State, held: Collection[int] = ()) -> State:
+        """A choice from which no move of one group, one block or two groups leads to less energy.
+
+        Args:
+            state: to start from.
+            held: groups that stay as they are, unless their block goes; () for none.
+
+        Returns:
+            The choice.
+        """
         for _ in range(_SWEEPS):
-            moved = self._one_by_one(state)
-            moved = self._blocks(moved)
+            moved = self._one_by_one(state, held)
+            moved = self._blocks(moved, held)
             if moved == state:
-                moved = self._two_by_two(state)
+                moved = self._two_by_two(state, held)
             if moved == state:
                 return state
             state = moved
@@ -264,35 +272,37 @@ class Priced:
         """Groups that are not inside a dropped block."""
         return [group for group, homes in enumerate(self.joint.homes) if not is_gone(homes, state.dropped)]
 
-    def _one_by_one(self, state: State) -> State:
+    def _one_by_one(self, state: State, held: Collection[int] = ()) -> State:
         at = list(state.at)
         for group in self.free(state):
+            if group in held:
+                continue
             values = self.by_width(State(at=tuple(at), dropped=state.dropped), group)
             best = int(np.argmin(values))
             if values[best] < values[at[group]] - _EXACT * abs(values[at[group]]):
                 at[group] = best
         return State(at=tuple(at), dropped=state.dropped)
 
-    def _blocks(self, state: State) -> State:
+    def _blocks(self, state: State, held: Collection[int]) -> State:
         energy = self.energy(state) if self.joint.blocks else 0.0
         for place, block in enumerate(self.joint.blocks):
             if block.outer & state.dropped:
                 continue
-            moved = self.toggled(state, place)
+            moved = self.toggled(state, place, held)
             value = self.energy(moved)
             if value < energy - _EXACT * abs(energy):
                 state, energy = moved, value
         return state
 
-    def toggled(self, state: State, block: int) -> State:
+    def toggled(self, state: State, block: int, held: Collection[int] = ()) -> State:
         """The choice with one block dropped, or put back."""
         if block not in state.dropped:
             return proper(self.joint, state.at, state.dropped | {block})
         moved = State(at=state.at, dropped=state.dropped - {block})
-        return self._one_by_one(moved)
+        return self._one_by_one(moved, held)
 
-    def _two_by_two(self, state: State) -> State:
-        free = set(self.free(state))
+    def _two_by_two(self, state: State, held: Collection[int]) -> State:
+        free = set(self.free(state)) - set(held)
         for first, second in self.pairs():
             if first not in free or second not in free:
                 continue

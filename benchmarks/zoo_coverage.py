@@ -252,6 +252,22 @@ def _two_images(size: int) -> Callable[[int], Mapping]:
     }
 
 
+def _retinanet() -> nn.Module:
+    """The RetinaNet of torchvision on a smaller ResNet, which no builder offers."""
+    stand_in_for_torchvision()
+    from torchvision.models.detection import RetinaNet  # noqa: PLC0415
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: PLC0415
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7  # noqa: PLC0415
+
+    pyramid = resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    return RetinaNet(pyramid, num_classes=5, min_size=96, max_size=96, topk_candidates=30, **_BOXES)
+
+
 def _images(size: int) -> Callable[[int], Mapping]:
     """A list of pictures, as detectors take them."""
     return lambda n: {"images": list(noise("x", 3, size, size)(n)["x"].sigmoid())}
@@ -292,9 +308,9 @@ def _nets() -> Iterator[Net]:
     )
     small = {**_DETECTOR, "min_size": 96, "max_size": 96}
     yield _torchvision(
-        "fasterrcnn_resnet50_fpn", _images(96), **small, rpn_post_nms_top_n_test=20, **_ROI_BOXES
+        "fasterrcnn_mobilenet_v3_large_fpn", _images(96), **small, rpn_post_nms_top_n_test=20, **_ROI_BOXES
     )
-    yield _torchvision("retinanet_resnet50_fpn", _images(96), **small, topk_candidates=30, **_BOXES)
+    yield Net(name="retinanet_resnet18_fpn", source="torchvision", build=_retinanet, inputs=_images(96))
     yield _torchvision("raft_small", _two_images(128))
     yield _torchvision("r3d_18", noise("x", 3, 4, 32, 32))
     for name, (size, options) in _TIMM.items():

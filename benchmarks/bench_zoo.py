@@ -135,8 +135,9 @@ def summary(rows: Sequence[Mapping[str, Value]]) -> str:
     """How many ran through, of the networks of the list."""
     nets = [row for row in rows if row["network"] != RANDOM and row["ok"]]
     ran = sum(row.get("ok") == "yes" for row in nets)
-    other = sum(row.get("torch_pruning") == "ok" for row in nets)
-    return f"slimrank: {ran} of {len(nets)} ran through; Torch-Pruning: {other} of {len(nets)}"
+    tried = [row["torch_pruning"] for row in nets if row["torch_pruning"]]
+    other = tried.count("ok")
+    return f"slimrank: {ran} of {len(nets)} ran through; Torch-Pruning: {other} of {len(tried)}"
 
 
 def keep(path: Path, row: Row) -> None:

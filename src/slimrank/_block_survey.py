@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measurements of blocks that may be dropped, each kept on disk as it is done."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import cast
@@ -10,7 +10,7 @@ import torch
 
 from slimrank._anchors import Anchors
 from slimrank._apply import Data, apply_plan
-from slimrank._group_survey import GroupSurvey
+from slimrank._group_survey import GroupSurvey, text_tensor
 from slimrank.calibrate import Feed, spread
 from slimrank.deploy import Store
 from slimrank.graph import Batch, digest_batch
@@ -23,8 +23,6 @@ _BLOCK_MACS = 6e12
 _LOST = 1.0
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 128
 _DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
-# Of all blocks that are at least as cheap, so that those of one plan add up; earlier versions wrote "damage".
-_DAMAGE = "damage_in_turn"
 
 
 def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> tuple[BlockDamage, ...]:
@@ -55,6 +53,8 @@ def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> 
             if store is not None:
                 _write_steps(store, names, measured)
             advance(1)
+        # Once nothing is left of the outputs, the others need no run.
+        advance(_n_steps(names) - len(measured))
     damages = _in_turn(names, measured)
     if store is not None:
         write_blocks(store, damages)
@@ -76,8 +76,7 @@ def _sequence(names: Sequence[str], measured: Sequence[float]) -> Iterator[Seque
 
 def _cheapest(names: Sequence[str], measured: Sequence[float]) -> list[str]:
     """All blocks, by what each alone costs."""
-    alone = dict(zip(names, measured, strict=False))
-    return sorted(names, key=lambda name: alone[name])
+    return [name for name, _ in sorted(zip(names, measured, strict=False), key=lambda pair: pair[1])]
 
 
 def _in_turn(names: Sequence[str], measured: Sequence[float]) -> tuple[BlockDamage, ...]:
@@ -148,8 +147,8 @@ def _some_of(feed: Feed, n_fit: int) -> Feed:
     )
 
 
-def _as_tensor(names: Sequence[str]) -> torch.Tensor:
-    return torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
+def _as_tensor(names: Iterable[str]) -> torch.Tensor:
+    return text_tensor("\n".join(names))
 
 
 def _write_steps(store: Store, names: Sequence[str], measured: Sequence[float]) -> None:
@@ -168,18 +167,18 @@ def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
     """Writes the damages of all blocks of a study."""
     if damages:
         values = torch.tensor([one.damage for one in damages], dtype=torch.float64)
-        names = _as_tensor([one.block for one in damages])
-        store.write_tensors(_DAMAGES, {_DAMAGE: values, "names": names})
+        names = _as_tensor(one.block for one in damages)
+        store.write_tensors(_DAMAGES, {"damage": values, "names": names})
 
 
 def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
-    """Reads the damages of all blocks of a study; none where they were not measured, or otherwise."""
+    """Reads the damages of all blocks of a study; none where they were not measured, or for other blocks."""
     if not store.has(_DAMAGES):
         return ()
     tensors = store.read_tensors(_DAMAGES)
-    if _DAMAGE not in tensors or not torch.equal(tensors["names"], _as_tensor(list(channels.blocks))):
+    if not torch.equal(tensors["names"], _as_tensor(channels.blocks)):
         return ()
     return tuple(
         BlockDamage(block=name, damage=damage)
-        for name, damage in zip(channels.blocks, tensors[_DAMAGE].tolist(), strict=True)
+        for name, damage in zip(channels.blocks, tensors["damage"].tolist(), strict=True)
     )

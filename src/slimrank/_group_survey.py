@@ -310,15 +310,15 @@ def fits_alone(
 _ARRAYS = ("kept", "error", "damage")
 
 
-def _as_tensor(name: str) -> Tensor:
-    """A name among tensors: its bytes."""
-    return torch.tensor(list(name.encode()), dtype=torch.uint8)
+def text_tensor(text: str) -> Tensor:
+    """Text among tensors: its bytes, uint8."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def _write(store: Store, index: int, curve: GroupCurve) -> None:
     tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _ARRAYS}
     tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
-    tensors["name"] = _as_tensor(curve.group)
+    tensors["name"] = text_tensor(curve.group)
     store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
 
 
@@ -327,7 +327,7 @@ def _read(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
     if not store.has(name):
         return None
     tensors = store.read_tensors(name)
-    if not torch.equal(tensors["name"], _as_tensor(group.name)) or len(tensors["order"]) != group.units:
+    if not torch.equal(tensors["name"], text_tensor(group.name)) or len(tensors["order"]) != group.units:
         # Of groups that another version has read.
         return None
     arrays = {array: tensors[array].numpy() for array in _ARRAYS}

@@ -33,7 +33,7 @@ class Result:
         notes: what the user should know.
         seconds: wall time of each phase.
         group_damages: predicted damage of each slimmed group alone, by name, where a study knows it.
-        block_damages: damage of each dropped block alone, by name, where a study knows it.
+        block_damages: what each dropped block adds to those that cost less, by name, where a study knows it.
     """
 
     model: nn.Module

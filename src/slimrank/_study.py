@@ -46,7 +46,6 @@ from slimrank.plan import (
     block_damage_at,
     check_structure,
     group_damage_at,
-    listed,
     plan_on,
     structure_of,
 )
@@ -65,10 +64,8 @@ from slimrank.report import Phases, render_groups, render_layers, render_study_h
 from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
 
-# Raised when a file changes its meaning, or the options a field. In format 1 not every file had a number; the
-# last studies of it are as those of format 2.
-FORMAT = 2
-_READABLE = ("1", str(FORMAT))
+# Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
+FORMAT = 3
 _STUDY, _UNTOUCHED, _RUN = "study.json", "untouched_plan.json", "run.json"
 _PREVIOUS = "previous_plan.json"
 _CURVES = ("curves-*", "group-*", "blocks*.safetensors")
@@ -87,7 +84,7 @@ class Study:
         has_bias: whether pairs carry a bias even where the layer has none (it absorbs the mean).
         curves: cost and damage by rank, per layer and form.
         group_curves: damage by the channels that stay, per channel group.
-        block_damages: damage of replacing a block by the identity.
+        block_damages: of replacing blocks by the identity, each on top of those that cost less.
         methods: the methods that were measured.
         grams: second moments of output gradients, (C_out, C_out) by layer.
         unit: of damage.
@@ -412,11 +409,7 @@ class Study:
         _check_format(store)
         untouched = Plan.load(store.root / _UNTOUCHED)
         structure = untouched.steps[0].structure
-        group_curves = read_group_curves(store, structure.channels)
-        block_damages = read_blocks(store, structure.channels)
         notes = [Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)]
-        if untouched.has_bias:
-            notes += _block_notes(store, structure, block_damages)
         fingerprint = {str(key): str(value) for key, value in _object(facts, "fingerprint").items()}
         study = cls(
             structure=structure,
@@ -434,8 +427,8 @@ class Study:
             },
             fingerprint=fingerprint,
             previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
-            group_curves=group_curves,
-            block_damages=block_damages,
+            group_curves=read_group_curves(store, structure.channels),
+            block_damages=read_blocks(store, structure.channels),
         )
         if model is None:
             return study
@@ -466,7 +459,7 @@ class Study:
             ),
             structure_of(describe_layers(model)),
         )
-        options = _options_from_json(_object(facts, "options"), store)
+        options = _options_from_json(_object(facts, "options"))
         if batches is None:
             if facts.get("inputs") is not True:
                 raise StudyError(
@@ -735,43 +728,18 @@ def _fingerprint(
 
 
 def _check_format(store: Store) -> None:
-    """Refuses a study in a format that this version does not read, or would misread.
+    """Refuses a study of another format.
 
     Raises:
         FileError: it is.
     """
-    found = [name for name in (_STUDY, _RUN) if store.has(name)]
-    numbers = {name: str(store.read_json(name).get("format", 1)) for name in found}
-    for name, number in numbers.items():
-        if number not in _READABLE:
+    for name in (_STUDY, _RUN):
+        number = str(store.read_json(name).get("format", 1)) if store.has(name) else str(FORMAT)
+        if number != str(FORMAT):
             raise FileError(
-                f"{store.root / name} has format {number}, this version reads {' and '.join(_READABLE)}; "
+                f"{store.root / name} has format {number}, this version reads {FORMAT}; "
                 "study again in another directory, or delete this one"
             )
-    if "1" in numbers.values():
-        for path in sorted(store.root.glob("group-*.safetensors")):
-            if "name" not in store.read_tensors(path.name):
-                raise _earlier(path, "which group it is of is not in it")
-
-
-def _earlier(path: Path, why: str) -> FileError:
-    return FileError(
-        f"{path} was written by an earlier version (format 1): {why}; study again in another directory, or "
-        "delete this one"
-    )
-
-
-def _block_notes(store: Store, structure: Structure, damages: Sequence[BlockDamage]) -> list[Note]:
-    """What to know of blocks that can be dropped and of which no damage was found."""
-    known = {one.block for one in damages}
-    unknown = [name for name in structure.channels.blocks if name not in known]
-    if not unknown:
-        return []
-    text = (
-        f"an earlier version measured {listed(unknown, 4)} otherwise, so plans drop none of them; run "
-        f"slimrank.study(..., run_dir={str(store.root)!r}) to measure them anew"
-    )
-    return [Note(where="blocks", text=text)]
 
 
 def _write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
@@ -827,9 +795,7 @@ def _options_to_json(options: Options) -> Json:
     }
 
 
-def _options_from_json(value: Mapping[str, Json], store: Store) -> Options:
-    if "channel_order" not in value:
-        raise _earlier(store.root / _STUDY, "channel_order is not among its options")
+def _options_from_json(value: Mapping[str, Json]) -> Options:
     return Options(
         methods=tuple(method for method in METHODS if method in _list(value, "methods")),
         skip=tuple(str(pattern) for pattern in _list(value, "skip")),

@@ -29,7 +29,8 @@ class OutputModel:
         dim: of the classes (categorical).
         is_probability: values are probabilities, not logits.
         shape: of one sample.
-        scale: spread of each element over the data, without the sample dimension (gaussian); else None.
+        scale: spread over the data (gaussian), without the sample dimension: of every element, or of every
+            channel of maps (C, 1, 1) and features of sequences (1, C); else None.
     """
 
     family: Family
@@ -141,6 +142,10 @@ def _sums_to_one(values: Tensor, dim: int) -> bool:
 def _gaussian(values: Tensor) -> OutputModel:
     # One sample has no spread; the size of the values then stands in.
     spread = values.std(0, correction=0) if len(values) > 1 else values.abs()[0]
+    positions = _positions(values)
+    if positions:
+        # Else a position that hardly varies, such as a border, would outweigh all others.
+        spread = spread.square().mean(positions, keepdim=True).sqrt()
     typical = spread.square().mean().sqrt()
     # Not below rounding noise: outputs that never vary would else make any change look huge.
     size = values.square().mean().sqrt()
@@ -149,9 +154,18 @@ def _gaussian(values: Tensor) -> OutputModel:
     return OutputModel(family="gaussian", dim=-1, is_probability=False, scale=spread.clamp_min(floor))
 
 
+def _positions(values: Tensor) -> tuple[int, ...]:
+    """Dimensions of one sample that run over places, not over what is told of a place."""
+    channels = _class_dim(values) % values.ndim - 1
+    return tuple(dim for dim in range(values.ndim - 1) if dim != channels)
+
+
 def _matched_scale(scale: Tensor, values: Tensor) -> Tensor:
-    """The spread of each element, or one number where samples differ in shape."""
-    if scale.shape == values.shape[1:]:
+    """The spread to divide by; one number where samples differ in channels, too."""
+    own = values.shape[1:]
+    if len(own) == scale.ndim and all(
+        size in (1, there) for size, there in zip(scale.shape, own, strict=True)
+    ):
         return scale
     return scale.square().mean().sqrt()
 
@@ -222,7 +236,7 @@ def divergence(
 
     Returns:
         (N,) float32. Categorical and bernoulli: KL divergence in nats, summed over positions. Gaussian:
-        squared error relative to the spread of each element over the data, averaged over the elements.
+        squared error relative to the spread over the data, averaged over the elements.
     """
     total: Tensor | None = None
     for name, model in likelihood.outputs.items():

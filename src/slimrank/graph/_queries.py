@@ -149,9 +149,10 @@ def with_queries(channels: ChannelMap, group: str, products: Sequence[Product]) 
         The map; None where nothing tells queries from keys, or where they are scaled already.
     """
     own = {
-        tensor.name: next(axis for axis in tensor.axes if axis.group == group and axis.role == "output")
+        tensor.name: axis
         for tensor in channels.tensors.values()
-        if any(axis.group == group and axis.role == "output" for axis in tensor.axes)
+        for axis in reversed(tensor.axes)
+        if axis.group == group and axis.role == "output"
     }
     queries: dict[str, set[int]] = {}
     for product in products:

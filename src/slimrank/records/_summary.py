@@ -68,7 +68,7 @@ class Summary:
         seconds: wall time of each phase.
         measurements: accuracy, latency and the like, where somebody measured them.
         group_damages: predicted damage of each slimmed group alone, by name, where it is known.
-        block_damages: damage of each dropped block alone, by name, where it is known.
+        block_damages: what each dropped block adds to those that cost less, by name, where it is known.
     """
 
     title: str

@@ -176,10 +176,8 @@ class _Search:
         priced = self._priced(price)
         found = []
         for state in dict.fromkeys(priced.settled(start) for start in (*starts, self._whole)):
-            cost, damage = (
-                standing_cost(self._joint, state.at, state.dropped),
-                standing_damage(self._joint, state),
-            )
+            cost = standing_cost(self._joint, state.at, state.dropped)
+            damage = standing_damage(self._joint, state)
             for layer, hulls in zip(self._joint.layers, self._hulls, strict=True):
                 if is_there(layer.blocks, state.dropped):
                     pick = pick_of(layer, hulls, price, state.at)

@@ -115,6 +115,40 @@ def test_gaussian_spread_is_that_of_each_element() -> None:
     torch.testing.assert_close(scale, values.std(0, correction=0))
 
 
+@pytest.mark.parametrize(("shape", "places"), [((3, 4, 5), (1, 2)), ((6, 4), (0,))], ids=["map", "sequence"])
+def test_gaussian_spread_is_pooled_over_places(
+    shape: tuple[int, ...], places: tuple[int, ...], rng: torch.Generator
+) -> None:
+    values = torch.randn((50, *shape), generator=rng)
+    values[..., :2] *= 1e-4  # hardly varies there: a border, or for sequences two features
+    likelihood = choose_likelihood({"": values}, "gaussian")
+    scale = _one(likelihood).scale
+    assert scale is not None
+    torch.testing.assert_close(
+        scale, values.var(0, correction=0).mean(places, keepdim=True).sqrt().clamp_min(scale.min())
+    )
+    change = 0.1 * scale.expand(shape).clone()
+    # As much at a place that hardly varies as anywhere else.
+    shifted = divergence(likelihood, {"": values}, {"": values + change}, None)
+    torch.testing.assert_close(shifted, torch.full((50,), 0.01))
+
+
+def test_gaussian_outputs_may_have_other_lengths(rng: torch.Generator) -> None:
+    long = torch.randn((20, 6, 3), generator=rng) * torch.tensor([1.0, 10.0, 100.0])
+    likelihood = choose_likelihood({"": long}, "gaussian")
+    scale = _one(likelihood).scale
+    assert scale is not None
+    short = long[:, :4]
+    torch.testing.assert_close(
+        divergence(likelihood, {"": short}, {"": short + 2 * scale}, None), torch.full((20,), 4.0)
+    )
+    other = torch.ones(20, 4, 5)
+    one_scale = float(scale.square().mean().sqrt())
+    torch.testing.assert_close(
+        divergence(likelihood, {"": other}, {"": other + one_scale}, None), torch.ones(20)
+    )
+
+
 def test_gaussian_spread_has_a_floor() -> None:
     # An element that never varies must not weigh infinitely; one sample alone has no spread.
     constant = _one(choose_likelihood({"": torch.tensor([[1.0, 2.0], [5.0, 2.0]])}, "gaussian")).scale

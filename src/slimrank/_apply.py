@@ -39,8 +39,11 @@ from slimrank.graph import (
     Trimmer,
     can_interleave,
     copy_model,
+    dense_bias,
+    dense_weight,
     drop_blocks,
     find_tails,
+    folded_bias,
     replace_module,
     set_weights,
     shift_mean,
@@ -61,7 +64,6 @@ from slimrank.methods import (
     Pair,
     Target,
     build_pair,
-    dense_weight,
     empty_pair,
     fit_pair,
     metric_roots,
@@ -344,7 +346,7 @@ class _Builder:
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
         # What on_layer changes is kept, so nothing is made up for then.
-        alone = [name for name in work if name not in self._shared]
+        alone = [name for name in work if name not in self._shared and not work[name].spec.is_transposed]
         self._tails = self._tails_of(alone) if knows_tails else {}
         both = [batch for batch, _ in self._batches]
         self._is_interleaved = can_interleave(self._original, both, list(work))
@@ -420,7 +422,7 @@ class _Builder:
     def _moments_of_shared(self) -> Mapping[str, Moments]:
         """Moments of layers that are called several times, over all their calls in the original."""
         shared = {
-            self._index[name]: self._specs[name] for name in self._work if len(self._specs[name].calls) > 1
+            self._index[name]: work.spec for name, work in self._work.items() if len(work.spec.calls) > 1
         }
         if not shared:
             return {}
@@ -469,7 +471,7 @@ class _Builder:
                     _fill(self._working, work, sources[name], fit)
                 else:
                     self._working.eval()
-                    sources[name] = _checked(self._working.get_submodule(name), work.slimmed)
+                    sources[name] = _checked(self._working.get_submodule(name), work)
                     with self._steps(self._working, [name]) as fresh:
                         reached = _reach(before, fresh, name)
                         fit = fit or self._fit(
@@ -491,7 +493,8 @@ class _Builder:
 
     def _metric(self, work: Work, device: torch.device) -> tuple[Tensor, Tensor]:
         """Roots of the output metric, of the outputs that stay."""
-        gram = work.gram_of(self._data.grams.get(work.spec.name))
+        # Of the places that a transposed convolution reaches, not of its rows.
+        gram = None if work.spec.is_transposed else work.gram_of(self._data.grams.get(work.spec.name))
         return metric_roots(gram, work.slimmed.weight_shape[0], device)
 
     def _fit(self, name: str, source: nn.Module, seen: _Gathered | None) -> Fit:
@@ -689,12 +692,12 @@ def _reach(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -
     return [_Reached(*here, *added) for here, added in zip(inputs, shortcuts, strict=True)]
 
 
-def _checked(layer: nn.Module, spec: LayerSpec) -> nn.Module:
+def _checked(layer: nn.Module, work: Work) -> nn.Module:
     """A layer still to come, as ``on_layer`` left it."""
-    if not isinstance(layer.weight, Tensor) or tuple(layer.weight.shape) != spec.weight_shape:
+    if not isinstance(layer.weight, Tensor) or tuple(layer.weight.shape) != work.shape:
         raise OptionError(
-            f"layer {spec.name!r}: on_layer put a {type(layer).__name__} there that the plan does not fit; "
-            f"it may change values, or exchange the layer for one with a weight {list(spec.weight_shape)}"
+            f"layer {work.spec.name!r}: on_layer put a {type(layer).__name__} there that the plan does not "
+            f"fit; it may change values, or exchange the layer for one with a weight {list(work.shape)}"
         )
     return layer
 
@@ -717,8 +720,7 @@ def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
 
 
 def _fit_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
-    weight, setting = dense_weight(layer), work.setting
-    bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
+    weight, setting, bias = dense_weight(layer), work.setting, dense_bias(layer)
     if bias is None and has_bias and work.norm is None:
         # The plan counts one, and a later step may build on it.
         bias = weight.new_zeros(len(weight))
@@ -731,9 +733,8 @@ def _fit_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
 
 
 def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
-    if isinstance(layer.bias, Tensor):
-        return layer.bias.detach().to(like.dtype)
-    return like.new_zeros(len(like))
+    bias = dense_bias(layer)
+    return like.new_zeros(len(like)) if bias is None else bias.to(like.dtype)
 
 
 def _install(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
@@ -749,7 +750,7 @@ def _fill(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
             set_weights(source, fit.factors, fit.bias)
             return
         set_weights(source, fit.factors, None)
-        shift_mean(model.get_submodule(work.norm), fit.bias)
+        shift_mean(model.get_submodule(work.norm), folded_bias(source, fit.bias))
         return
     place = model.get_submodule(work.spec.name)
     if not isinstance(place, nn.Sequential):

@@ -10,6 +10,7 @@ import torch
 
 from slimrank._anchors import Anchors
 from slimrank._apply import Data, apply_plan
+from slimrank._errors import StudyError
 from slimrank._group_survey import GroupSurvey, text_tensor
 from slimrank.calibrate import Feed, spread
 from slimrank.deploy import Store
@@ -42,8 +43,8 @@ def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> 
     names = tuple(survey.channels.blocks)
     if not names or survey.options.data_free:
         return ()
-    known = () if store is None else read_blocks(store, survey.channels)
-    if known:
+    known = None if store is None else _read(store, names)
+    if known is not None:
         return known
     measured = [] if store is None else _read_steps(store, names)
     with phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
@@ -172,13 +173,27 @@ def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
 
 
 def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
-    """Reads the damages of all blocks of a study; none where they were not measured, or for other blocks."""
+    """Reads the damages of all blocks of a study that had data.
+
+    Raises:
+        StudyError: they are missing; the study was not finished.
+    """
+    names = tuple(channels.blocks)
+    known = _read(store, names) if names else ()
+    if known is None:
+        raise StudyError(
+            f"{store.root} holds no damages of blocks: the study was not finished; run "
+            "sr.study(..., run_dir=) on it again to go on"
+        )
+    return known
+
+
+def _read(store: Store, names: Sequence[str]) -> tuple[BlockDamage, ...] | None:
+    """Damages of these blocks; None where they were not measured, or others were."""
     if not store.has(_DAMAGES):
-        return ()
+        return None
     tensors = store.read_tensors(_DAMAGES)
-    if not torch.equal(tensors["names"], _as_tensor(channels.blocks)):
-        return ()
-    return tuple(
-        BlockDamage(block=name, damage=damage)
-        for name, damage in zip(channels.blocks, tensors["damage"].tolist(), strict=True)
-    )
+    if not torch.equal(tensors["names"], _as_tensor(names)):
+        return None
+    damages = tensors["damage"].tolist()
+    return tuple(BlockDamage(block=name, damage=damage) for name, damage in zip(names, damages, strict=True))

@@ -11,16 +11,23 @@ from torch import Tensor, nn
 from slimrank._anchors import Anchors
 from slimrank._errors import StudyError
 from slimrank._opened import Opened, Options
-from slimrank._work import scaled, what_stays
+from slimrank._work import as_rows, scaled, what_stays
 from slimrank.calibrate import collect_moments, row_width
 from slimrank.deploy import Store
-from slimrank.graph import OutputChoice, Trimmer, set_weights, slim
+from slimrank.graph import (
+    OutputChoice,
+    Trimmer,
+    dense_bias,
+    dense_root,
+    dense_weight,
+    set_weights,
+    slim,
+)
 from slimrank.linalg import Consumer, Moments, Removal, narrowed_weight, ridge_of
 from slimrank.methods import (
     SELECTORS,
     anchor_counts,
     anchored_group_curve,
-    dense_weight,
     group_curve,
     inner_removal,
     metric_roots,
@@ -61,14 +68,19 @@ class GroupSurvey:
         return {index: group for index, group in groups if group.reason is None}
 
     def units(self, layer: str, group: str, dim: int) -> tuple[int, ...]:
-        """Unit of every index of one dimension of a layer's weight; () where it holds none of the group."""
+        """Units of a layer's outputs (dim 0) or inputs (1); () where these hold none of the group."""
         tensor = self.channels.tensors.get(f"{layer}.weight")
         axes = () if tensor is None else tensor.axes
-        return next((axis.units for axis in axes if axis.group == group and axis.dim == dim), ())
+        own = 1 - dim if layer in self.layers and self.layers[layer].is_transposed else dim
+        return next((axis.units for axis in axes if axis.group == group and axis.dim == own), ())
 
     def readers(self, group: GroupSpec) -> tuple[str, ...]:
         """Layers whose columns belong to a group, whether they can be fitted anew or not."""
-        return tuple(name for name in self.layers if self.units(name, group.name, 1) and self._has_rows(name))
+        return tuple(
+            name
+            for name in self.layers
+            if self.units(name, group.name, 1) and (self._has_rows(name) or name in group.consumers)
+        )
 
     def notes(self) -> list[Note]:
         """What the user should know of how channels were ordered."""
@@ -91,9 +103,9 @@ class GroupSurvey:
         """Layers whose input moments a group needs, by their index in the study."""
         names = {*self.readers(group), *(group.producers if group.is_inner else ())}
         return {
-            index: spec
+            index: as_rows(spec)
             for index, (name, spec) in enumerate(self.layers.items())
-            if name in names and self._has_rows(name)
+            if name in names and (self._has_rows(name) or name in group.consumers)
         }
 
 
@@ -162,13 +174,14 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
         if name not in moments:
             continue
         layer = survey.opened.original.get_submodule(name)
-        weight = dense_weight(layer)
-        root, _ = metric_roots(survey.grams.get(name), len(weight), weight.device)
+        weight, spec = dense_weight(layer), survey.layers[name]
+        n_out = spec.weight_shape[1 if spec.is_transposed else 0]
+        root, _ = metric_roots(survey.grams.get(name), n_out, weight.device)
         consumers.append(
             Consumer(
                 weight=weight,
                 moments=moments[name],
-                root=root,
+                root=dense_root(layer, root),
                 unit_of=_columns(survey, name, group.name, weight.shape[1]),
             )
         )
@@ -298,8 +311,9 @@ def fits_alone(
         weight, own = dense_weight(layer), moments[name]
         narrow, part = narrowed_weight(weight, own, columns, ridge=ridge_of(own.n_rows, len(columns)))
         bias = weight @ own.mean - narrow @ part.mean
-        if isinstance(layer.bias, Tensor):
-            bias = bias + layer.bias.detach().double()
+        known = dense_bias(layer)
+        if known is not None:
+            bias = bias + known
         # It may make channels of the same group as well.
         if outputs is not None:
             narrow, bias = narrow[outputs], bias[outputs]

@@ -23,9 +23,9 @@ from slimrank._study import Study, session_of
 from slimrank._survey import chunks_of, target_of
 from slimrank.calibrate import collect_moments
 from slimrank.cost import FORMS
-from slimrank.graph import Batch, outside_inference_mode, quiet_copy, run
+from slimrank.graph import Batch, dense_weight, outside_inference_mode, quiet_copy, run
 from slimrank.linalg import Moments
-from slimrank.methods import Target, dense_weight, weights_target
+from slimrank.methods import Target, weights_target
 from slimrank.plan import listed, nearest
 from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
 from slimrank.report import Phases

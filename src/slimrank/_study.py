@@ -428,7 +428,7 @@ class Study:
             fingerprint=fingerprint,
             previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
             group_curves=read_group_curves(store, structure.channels),
-            block_damages=read_blocks(store, structure.channels),
+            block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
         )
         if model is None:
             return study

@@ -31,6 +31,7 @@ from slimrank.graph import (
     OutputChoice,
     Trimmer,
     check_compressible,
+    dense_weight,
     find_blocks,
     find_norms,
     freeze,
@@ -43,7 +44,6 @@ from slimrank.methods import (
     METHODS,
     Target,
     anchored_curves,
-    dense_weight,
     layer_curves,
     metric_roots,
     relative_curves,
@@ -147,7 +147,7 @@ def measure(
         for tensor in channels.tensors.values()
         if any(axis.role == "input" for axis in tensor.axes)
     }
-    names = [spec.name for spec in layers if spec.methods or (spec.name in read and spec.kind != "other")]
+    names = [spec.name for spec in layers if spec.methods or (spec.name in read and spec.has_matrix)]
     grams = gather_gradients(opened, names, outputs, options, phases, store)
     notes: list[Note] = []
     if options.fisher and not options.data_free:

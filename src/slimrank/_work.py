@@ -2,15 +2,18 @@
 """What a plan asks to be fitted, layer by layer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from slimrank.cost import query_scales, slimmed_spec, stays
 from slimrank.plan import Plan, Step, is_inside
-from slimrank.records import ChannelMap, LayerSpec, Setting
+from slimrank.records import ChannelMap, LayerKind, LayerSpec, Setting
+
+_CONVOLUTIONS: Mapping[int, LayerKind] = MappingProxyType({1: "conv1d", 2: "conv2d", 3: "conv3d"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -18,8 +21,9 @@ class Work:
     """One layer that is fitted.
 
     Attributes:
-        spec: of the layer in the original.
+        spec: of the layer in the original, as rows are taken from it (``as_rows``).
         slimmed: the same, once its channels are gone.
+        shape: of its weight then.
         setting: the pair that takes its place; None where it stays one layer.
         columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
         outputs: (O',) int64, of its O outputs, those that stay; None where all do.
@@ -29,6 +33,7 @@ class Work:
 
     spec: LayerSpec
     slimmed: LayerSpec
+    shape: tuple[int, ...]
     setting: Setting | None
     columns: Tensor | None
     outputs: Tensor | None
@@ -78,9 +83,11 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
             continue
         setting = plan.settings.get(name)
         outputs, columns, scales = what_stays(channels, spec, step.groups)
+        slimmed = slimmed_spec(spec, channels, step.groups)
         work[name] = Work(
-            spec=spec,
-            slimmed=slimmed_spec(spec, channels, step.groups),
+            spec=as_rows(spec),
+            slimmed=as_rows(slimmed),
+            shape=slimmed.weight_shape,
             setting=setting,
             columns=columns,
             outputs=outputs,
@@ -90,10 +97,34 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
     return work
 
 
+def as_rows(spec: LayerSpec) -> LayerSpec:
+    """A layer as rows of inputs are taken from it, and its matrix fitted to them.
+
+    Args:
+        spec: the layer.
+
+    Returns:
+        The layer itself; for a transposed convolution the 1x1 convolution, to every tap of every output,
+        that it is before its taps are added up.
+    """
+    if not spec.is_transposed:
+        return spec
+    inputs, outputs, *kernel = spec.weight_shape
+    ones = (1,) * len(kernel)
+    return replace(
+        spec,
+        kind=_CONVOLUTIONS[len(kernel)],
+        weight_shape=(outputs * prod(kernel), inputs, *ones),
+        stride=ones,
+        dilation=ones,
+        padding="valid",
+    )
+
+
 def what_stays(
     channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Outputs and columns of a layer's weight that stay when groups are slimmed, and what scales the former.
+    """Rows and columns of a layer's matrix that stay when groups are slimmed, and what scales the former.
 
     Args:
         channels: of the model.
@@ -108,12 +139,17 @@ def what_stays(
     if tensor is None:
         return None, None, None
     staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
-    n_taps = prod(spec.kernel)
-    columns = staying.get(1)
-    if columns is not None:
-        columns = (columns[:, None] * n_taps + torch.arange(n_taps)).flatten()
     scales = query_scales(tensor, kept).get(0)
+    if spec.is_transposed:
+        return _with_taps(spec, staying.get(1)), staying.get(0), None
+    columns = _with_taps(spec, staying.get(1))
     return staying.get(0), columns, None if scales is None else torch.from_numpy(scales)
+
+
+def _with_taps(spec: LayerSpec, channels: Tensor | None) -> Tensor | None:
+    """Places of channels in a dimension where each has all taps of the kernel, one after the other."""
+    n_taps = prod(spec.kernel)
+    return None if channels is None else (channels[:, None] * n_taps + torch.arange(n_taps)).flatten()
 
 
 def scaled(outputs: Tensor, scales: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows
 from slimrank.cost import FORMS, forms_of, max_rank, pair_cost
-from slimrank.graph import Batch, count_cost, describe_layers
+from slimrank.graph import Batch, count_cost, dense_weight, describe_layers
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,
@@ -20,7 +20,6 @@ from slimrank.methods import (
     Pair,
     Target,
     build_pair,
-    dense_weight,
     fit_pair,
     metric_roots,
 )

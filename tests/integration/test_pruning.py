@@ -11,7 +11,6 @@ import numpy as np
 import pruning_nets
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import slimrank as sr
@@ -229,34 +228,17 @@ def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
 
 @pytest.mark.parametrize(
     ("file", "told"),
-    [("group-0001", "curve for group 'layer1.conv1'"), ("curves-0002", "curves for layer 'layer1.conv2'")],
+    [
+        ("group-0001", "curve for group 'layer1.conv1'"),
+        ("curves-0002", "curves for layer 'layer1.conv2'"),
+        ("blocks", "damages of blocks"),
+    ],
 )
 def test_an_unfinished_study_is_not_loaded(file: str, told: str, tmp_path: Path) -> None:
     studied("residual").save(tmp_path)
     (tmp_path / f"{file}.safetensors").unlink()
     with pytest.raises(sr.StudyError, match=rf"holds no {told}: the study was not finished; run"):
         sr.Study.load(tmp_path)
-
-
-def test_a_study_whose_blocks_were_measured_otherwise_says_so(tmp_path: Path) -> None:
-    study = studied("residual")
-    study.save(tmp_path)
-    assert sr.Study.load(tmp_path).notes == study.notes
-    # As a version wrote it that measured without fits.
-    name = "blocks.safetensors"
-    blocks = load_file(tmp_path / name)
-    save_file({"names": blocks["names"], "damage": torch.ones(2, dtype=torch.float64)}, tmp_path / name)
-    bare = sr.Study.load(tmp_path)
-    (note,) = [note for note in bare.notes if note not in study.notes]
-    assert str(note) == (
-        "blocks: an earlier version measured 'layer1', 'layer2' otherwise, so plans drop none of them; run "
-        f"slimrank.study(..., run_dir={str(tmp_path)!r}) to measure them anew"
-    )
-    assert bare.plan(macs=0.3).dropped == ()
-    model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
-    again = sr.study(model, batches, draws=2, run_dir=tmp_path, progress=False)
-    assert (bits(again), again.notes) == (bits(study), study.notes)
-    assert sr.Study.load(tmp_path).notes == study.notes
 
 
 @pytest.mark.parametrize("order", ["magnitude", "random"])

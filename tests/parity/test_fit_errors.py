@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, output_rows
 from slimrank.cost import forms_of, max_rank
-from slimrank.graph import describe_layers
+from slimrank.graph import dense_weight, describe_layers
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,
     RULES,
     Target,
     build_pair,
-    dense_weight,
     effective_weight,
     error_by_rank,
     fit_pair,

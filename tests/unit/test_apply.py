@@ -45,8 +45,8 @@ def test_a_pair_goes_into_the_container_that_was_put_there() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)])
 def test_a_layer_still_to_come_keeps_its_shape(layer: nn.Module) -> None:
-    spec = SimpleNamespace(name="fc", weight_shape=(2, 2))
+    work = SimpleNamespace(spec=SimpleNamespace(name="fc"), shape=(2, 2))
     if not hasattr(layer, "weight"):
         layer.weight = None
     with pytest.raises(OptionError, match=r"layer 'fc': on_layer put a \w+ there .* with a weight \[2, 2\]"):
-        _checked(layer, spec)  # type: ignore[arg-type]
+        _checked(layer, work)  # type: ignore[arg-type]

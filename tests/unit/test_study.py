@@ -101,8 +101,8 @@ def test_results_tell_the_reasons_of_the_study(upsampled: sr.Study, tmp_path: Pa
 def test_names_of_channels_that_no_fit_makes_up_for(upsampled: sr.Study) -> None:
     (note,) = [note.text for note in upsampled.notes if note.where == "groups"]
     assert note == (
-        "no layer that reads them can be fitted, so channels go by the norms of weights in 2 of 3 groups: "
-        "'stem', 'tail'"
+        "no layer that reads them can be fitted, so channels go by the norms of weights in 1 of 3 groups: "
+        "'tail'"
     )
     (line,) = [line for line in upsampled.groups().splitlines() if line.startswith("tail ")]
     assert line.split()[3:5] == ["tail", "(model)"]

@@ -216,9 +216,9 @@ def _lost_product(product: ProductSpec, channels: ChannelMap, kept: Kept) -> Cos
 
 def _new_bias(spec: LayerSpec, channels: ChannelMap, kept: Kept) -> Cost:
     """The bias that a consumer gets when it is fitted anew and no norm takes up what its mean moves."""
-    if spec.has_bias or spec.kind == "other" or spec.name in channels.norms:
+    if spec.has_bias or spec.name in channels.norms or not spec.has_matrix:
         return _NOTHING
-    outputs = slimmed_spec(spec, channels, kept).weight_shape[0]
+    outputs = slimmed_spec(spec, channels, kept).weight_shape[1 if spec.is_transposed else 0]
     return Cost(macs=0, params=outputs, bytes=outputs * spec.itemsize)
 
 

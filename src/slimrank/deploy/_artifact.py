@@ -17,6 +17,7 @@ from slimrank._work import work_of
 from slimrank.deploy._store import Json, Store, digest_file, read_tensors, write_bytes
 from slimrank.graph import (
     copy_model,
+    dense_weight,
     describe_layers,
     drop_blocks,
     replace_module,
@@ -145,13 +146,11 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
         layer = model.get_submodule(name)
         if work.setting is not None or work.norm is not None or isinstance(layer.bias, Tensor):
             continue
-        weight = layer.weight
-        if not isinstance(weight, Tensor):
-            continue
         # A pair that a later step put there has taken the bias over.
         is_replaced = f"{name}.0.weight" in tensors
         if f"{name}.bias" in tensors or (is_replaced and plan.has_bias):
-            set_weights(layer, weight, weight.new_zeros(work.slimmed.weight_shape[0]))
+            weight = dense_weight(layer)
+            set_weights(layer, weight, weight.new_zeros(len(weight)))
 
 
 def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:

@@ -23,6 +23,7 @@ from slimrank.graph._capture import (
 )
 from slimrank.graph._channels import without_layers
 from slimrank.graph._count import count_by_module, count_cost, stored
+from slimrank.graph._dense import dense_bias, dense_root, dense_weight, folded_bias, set_weights
 from slimrank.graph._group_trial import freeze, try_groups
 from slimrank.graph._groups import read_groups
 from slimrank.graph._lockstep import Lockstep, OneByOne, can_interleave
@@ -36,7 +37,6 @@ from slimrank.graph._modules import (
     quiet_copy,
     replace_module,
     run,
-    set_weights,
     shift_mean,
 )
 from slimrank.graph._outputs import OutputChoice, pick_outputs
@@ -69,6 +69,9 @@ __all__ = [
     "copy_model",
     "count_by_module",
     "count_cost",
+    "dense_bias",
+    "dense_root",
+    "dense_weight",
     "describe_layers",
     "digest_batch",
     "drop_blocks",
@@ -76,6 +79,7 @@ __all__ = [
     "find_blocks",
     "find_norms",
     "find_tails",
+    "folded_bias",
     "freeze",
     "join_samples",
     "map_tensors",

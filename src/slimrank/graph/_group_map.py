@@ -22,6 +22,8 @@ from slimrank.graph._families import (
 from slimrank.graph._ops import Traced
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, LayerSpec, ProductSpec, TensorSpec
 
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 def describe_groups(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec]) -> ChannelMap:
     """Groups of a traced model.
@@ -155,13 +157,15 @@ def _consumers(
     names = {id(tensor): name for name, tensor in traced.stored.items()}
     owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     for spec in layers:
-        if spec.kind == "other" or spec.groups != 1 or not spec.calls:
+        module = model.get_submodule(spec.name)
+        is_plain = spec.kind != "other" or type(module) in _TRANSPOSED
+        if not is_plain or getattr(module, "groups", 1) != 1 or not spec.calls:
             continue
-        parameters = model.get_submodule(spec.name)._parameters
+        parameters = module._parameters
         own, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")
         # Another use of weight or bias (a tied layer, a look at it) would be changed by fitting it anew.
         is_alone = traced.uses.count[own] == len(spec.calls) and (bias is None or owners[id(bias)] == 1)
-        if own in readers and (own, 1) in traced.uses.read and is_alone:
+        if own in readers and (own, 0 if spec.is_transposed else 1) in traced.uses.read and is_alone:
             yield spec.name
 
 

@@ -71,23 +71,6 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
                 parent._modules[key] = new
 
 
-def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Gives a layer another weight and bias, new parameters in its own dtype and layout (in place).
-
-    Args:
-        layer: with a ``weight``.
-        weight: as many numbers, in the same order.
-        bias: (C_out,); made where the layer has none; None leaves what it has.
-    """
-    own = layer.weight
-    if not isinstance(own, Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight tensor")
-    layer.weight = nn.Parameter(weight.reshape(own.shape).to(own.dtype), requires_grad=own.requires_grad)
-    if bias is not None:
-        known = layer.bias if isinstance(layer.bias, Tensor) else own
-        layer.bias = nn.Parameter(bias.to(known.dtype), requires_grad=known.requires_grad)
-
-
 def shift_mean(norm: nn.Module, shift: Tensor) -> None:
     """Lets a batch norm expect another mean (in place, by another buffer).
 

@@ -116,14 +116,6 @@ def metric_roots(gram: Tensor | None, n_out: int, device: torch.device) -> tuple
     return square_roots(gram.double().to(device), shrink=_GRADIENT_SHRINK)
 
 
-def dense_weight(layer: nn.Module) -> Tensor:
-    """Weight of a layer as a matrix: (O, D) float64."""
-    weight = layer.weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight tensor")
-    return weight.detach().double().flatten(1)
-
-
 def weights_target(weight: Tensor) -> Target:
     """A target about whose inputs and outputs nothing is known: plain, unweighted decompositions.
 

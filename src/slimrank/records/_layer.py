@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LayerKind = Literal["linear", "conv1d", "conv2d", "conv3d", "other"]
+_TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,16 @@ class LayerSpec:
     params: int = 0
     methods: tuple[str, ...] = ()
     reason: str | None = None
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is a transposed convolution of torch: its weight is (C_in, C_out / groups, *kernel)."""
+        return self.class_name in _TRANSPOSED
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether it applies a matrix to rows of its input, which can be fitted."""
+        return self.kind != "other" or self.is_transposed
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -586,11 +586,11 @@ class _Maker:
 
     def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:
         """The bias that a consumer without one gets when it is fitted anew."""
-        is_needed = not spec.has_bias and spec.name not in self._channels.norms
-        if not is_needed or spec.kind == "other" or not self._source.has_bias:
-            return []
         once = self._consumed.get(spec.name, ())
-        rows = self._weight(spec)[0]
+        is_needed = not spec.has_bias and spec.name not in self._channels.norms and spec.has_matrix
+        if not once or not is_needed or not self._source.has_bias:
+            return []
+        rows = self._weight(spec)[1 if spec.is_transposed else 0]
         piece = TensorPiece(
             groups=rows.groups.union(group for group, _ in once),
             blocks=self._inside(spec.name),
@@ -598,7 +598,7 @@ class _Maker:
             unit=self._number(spec.itemsize),
             once=once,
         )
-        return [piece] if once else []
+        return [piece]
 
     def _inside(self, name: str) -> tuple[int, ...]:
         return tuple(place for place, one in enumerate(self._offered) if is_inside(name, (one.block,)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.cost import FORMS, forms_of, max_rank
-from slimrank.graph import describe_layers
+from slimrank.graph import dense_weight, describe_layers
 from slimrank.linalg import Moments, MomentSums
 from slimrank.methods import (
     METHODS,
@@ -16,7 +16,6 @@ from slimrank.methods import (
     Pair,
     Target,
     build_pair,
-    dense_weight,
     effective_weight,
     error_by_rank,
     fit_pair,

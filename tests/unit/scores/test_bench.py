@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ScoreError
-from slimrank.graph import describe_layers
-from slimrank.methods import dense_weight, fit_pair, weights_target
+from slimrank.graph import dense_weight, describe_layers
+from slimrank.methods import fit_pair, weights_target
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
 from slimrank.scores import Bench, GroupTrial, Trial
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from slimrank._errors import OptionError, ScoreError
-from slimrank.graph import describe_layers
-from slimrank.methods import dense_weight, fit_pair, weights_target
+from slimrank.graph import dense_weight, describe_layers
+from slimrank.methods import fit_pair, weights_target
 from slimrank.scores import Bench, Trial, count_workers, evaluate_spread
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transposed convolutions behind channels that go: fitted anew, counted, saved."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slimrank as sr
+from slimrank.graph import as_batch, count_cost, slim
+from slimrank.records import Cost
+
+PRUNING = ("channel_pruning",)
+
+
+class UNet(nn.Module):
+    """One level down and up again; the map from below is concatenated with the one from above."""
+
+    def __init__(self, kernel: int, padding: int, *, has_bias: bool, has_norm: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 24, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(24, 12, kernel, 2, padding, bias=has_bias)
+        self.norm = nn.BatchNorm2d(12) if has_norm else nn.Identity()
+        self.mix = nn.Conv2d(20, 12, 3, padding=1)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top = self.stem(x).relu()
+        below = self.norm(self.up(self.down(top).relu())).relu()
+        return self.head(self.mix(torch.cat([below, top], 1)).relu())
+
+
+NETS = {
+    "side by side": lambda: UNet(2, 0, has_bias=True, has_norm=False),
+    "overlapping": lambda: UNet(4, 1, has_bias=True, has_norm=False),
+    "no bias": lambda: UNet(4, 1, has_bias=False, has_norm=False),
+    "norm": lambda: UNet(4, 1, has_bias=False, has_norm=True),
+}
+
+
+def images(seed: int) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn((16, 3, 16, 16), generator=rng).cumsum(-1) * 0.3 for _ in range(8)]
+
+
+@cache
+def net(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = NETS[name]().train()
+    for batch in images(7):
+        model(batch)
+    return model.eval()
+
+
+@cache
+def studied(name: str) -> sr.Study:
+    return sr.study(net(name), images(0), methods=PRUNING, draws=2, progress=False)
+
+
+def error(model: nn.Module, name: str) -> float:
+    with torch.no_grad():
+        return sum(float((model(x) - net(name)(x)).square().mean()) for x in images(1))
+
+
+def counted(model: nn.Module) -> Cost:
+    return count_cost(model, as_batch(images(1)[0][:1]))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_it_reads_goes_and_it_is_fitted_anew(name: str, tmp_path: Path) -> None:
+    study = studied(name)
+    assert study.structure.channels.groups["down"].consumers == ("up",)
+    plan = sr.Plan.manual(study, {"down": ("channel_pruning", 0.5)})
+    result = study.apply(plan)
+    assert result.model.up.weight.shape[0] == 12
+    assert result.after == plan.after
+    assert counted(result.model) == plan.after
+    assert (result.model.up.bias is None) == (name == "norm")
+
+    cut = copy.deepcopy(net(name))
+    slim(cut, study.structure.channels, plan.groups)
+    assert error(result.model, name) < 0.8 * error(cut, name)
+    damage = plan.damage
+    assert damage is not None
+    assert result.divergence == pytest.approx(damage, rel=0.4)
+
+    result.save(tmp_path / "result")
+    loaded = sr.load(tmp_path / "result", model=copy.deepcopy(net(name)))
+    assert error(loaded, name) == error(result.model, name)
+    bare = sr.apply(net(name), plan, progress=False)
+    assert bare.after == plan.after
+
+
+@pytest.mark.parametrize("name", ["overlapping", "no bias"])
+def test_joint_plans_count_what_is_built(name: str) -> None:
+    study = sr.study(net(name), images(0), draws=2, progress=False)
+    for share in (0.7, 0.4):
+        plan = study.plan(macs=share)
+        result = study.apply(plan)
+        assert result.plan == plan
+        assert counted(result.model) == plan.after
+
+
+def test_a_grouped_one_is_left_as_it_is() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2, groups=4)),
+        *(nn.ReLU(), nn.Conv2d(8, 4, 1)),
+    ).eval()
+    study = sr.study(model, images(0), methods=PRUNING, draws=2, progress=False)
+    assert "2" not in study.structure.channels.groups["0"].consumers
+
+
+def test_hooks_may_change_it_first() -> None:
+    """``on_layer`` sees it, and what it changes is fitted to."""
+    seen = []
+
+    def on_layer(_model: nn.Module, name: str) -> None:
+        seen.append(name)
+
+    plan = sr.Plan.manual(studied("overlapping"), {"down": ("channel_pruning", 0.5)})
+    result = sr.apply(net("overlapping"), plan, images(0), on_layer=on_layer, draws=2, progress=False)
+    assert seen == ["up"]
+    assert error(result.model, "overlapping") < 1.2 * error(
+        studied("overlapping").apply(plan).model, "overlapping"
+    )

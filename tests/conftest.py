@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures and rules for every test."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,20 @@ import torch
 # The nets of the tests are tiny: a second thread costs more than it brings, above all beside other work.
 torch.set_num_threads(1)
 
-_GOLDEN = Path(__file__).parent / "golden"
+_HERE = Path(__file__).parent
+_GOLDEN = _HERE / "golden"
+
+
+def _load(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, _HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+_load("specs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,33 +4,16 @@
 from collections.abc import Callable
 
 from slimrank.cost import layer_cost, pair_cost
-from slimrank.records import Call, Cost, LayerResult, LayerSpec, Measurement, Note, Setting, Summary
+from slimrank.records import Cost, LayerResult, Measurement, Note, Setting, Summary
 from slimrank.report import render_layers, render_text
-
-
-def _conv(name: str, c_in: int, c_out: int, size: int, reason: str | None = None) -> LayerSpec:
-    call = Call(input_shape=(1, c_in, size, size), output_shape=(1, c_out, size, size))
-    return LayerSpec(
-        name=name,
-        kind="conv2d",
-        class_name="Conv2d",
-        weight_shape=(c_out, c_in, 3, 3),
-        has_bias=False,
-        dtype="float32",
-        itemsize=4,
-        calls=(call,),
-        macs=c_in * c_out * 9 * size * size,
-        params=c_in * c_out * 9,
-        methods=() if reason else ("weight_svd", "spatial_svd"),
-        reason=reason,
-    )
+from specs import conv2d
 
 
 def test_report_text(golden: Callable[[str, str], None]) -> None:
     specs = (
-        _conv("stem", 3, 32, 32, "too small to gain"),
-        _conv("block.0.conv", 32, 64, 32),
-        _conv("block.1.conv", 64, 128, 16),
+        conv2d("stem", 32, 3, size=32, reason="too small to gain"),
+        conv2d("block.0.conv", 64, 32, size=32),
+        conv2d("block.1.conv", 128, 64, size=16),
     )
     before = sum((layer_cost(spec) for spec in specs), Cost(macs=65_536, params=0, bytes=0))
     layers = [

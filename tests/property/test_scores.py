@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,11 @@ from hypothesis import strategies as st
 from slimrank._errors import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.methods import METHODS, never_falling
-from slimrank.plan import Plan, Structure, structure_of
-from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec
+from slimrank.plan import Structure, structure_of
+from slimrank.records import Cost, LayerSpec
 from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, score_curves, scored_source
 from slimrank.select import Select, select_plan
+from specs import Source, conv2d, linear
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -30,23 +30,11 @@ def layers(draw: st.DrawFn) -> list[LayerSpec]:
             draw(st.integers(4, 24)),
             draw(st.sampled_from([0, 1, 3])),
         )
-        shape = (c_out, c_in, *((kernel, kernel) if kernel else ()))
-        size = (4, 4) if kernel else ()
-        spec = LayerSpec(
-            name=f"layer{index}",
-            kind="conv2d" if kernel else "linear",
-            class_name="Layer",
-            weight_shape=shape,
-            has_bias=draw(st.booleans()),
-            dtype="float32",
-            itemsize=4,
-            stride=(1, 1) if kernel else (),
-            dilation=(1, 1) if kernel else (),
-            padding=(kernel // 2, kernel // 2) if kernel else (),
-            calls=(Call(input_shape=(1, c_in, *size), output_shape=(1, c_out, *size)),),
-            methods=("weight_svd", "spatial_svd") if kernel == 3 else ("weight_svd",),
-        )
-        found.append(spec)
+        name, has_bias = f"layer{index}", draw(st.booleans())
+        if kernel:
+            found.append(conv2d(name, c_out, c_in, kernel, size=4, has_bias=has_bias))
+        else:
+            found.append(linear(name, c_out, c_in, has_bias=has_bias))
     return found
 
 
@@ -90,21 +78,6 @@ def tables(draw: st.DrawFn) -> tuple[Structure, Scores]:
     return structure_of(specs), scores
 
 
-class Source:
-    curves: Sequence[Curve] = ()
-    methods: Sequence[str] = METHODS
-    previous: Plan | None = None
-    group_curves: Sequence[GroupCurve] = ()
-    block_damages: Sequence[BlockDamage] = ()
-
-    def __init__(self, structure: Structure, has_bias: bool) -> None:
-        self.structure = structure
-        self.has_bias = has_bias
-        self.before = sum(
-            (layer_cost(spec) for spec in structure.layers.values()), Cost(macs=7, params=7, bytes=28)
-        )
-
-
 @QUICK
 @given(table=tables())
 def test_a_file_gives_every_table_back(table: tuple[Structure, Scores], tmp_path: Path) -> None:
@@ -138,8 +111,9 @@ def test_one_table_serves_every_budget(
     structure, scores = table
     # Groups, of which this structure has none, are planned with in tests/integration/test_scores_groups.py.
     scores = replace(scores, groups={})
+    before = sum((layer_cost(spec) for spec in structure.layers.values()), Cost(macs=7, params=7, bytes=28))
     source = scored_source(
-        Source(structure, has_bias),
+        Source(structure, before, has_bias=has_bias, methods=METHODS),
         scores,
         scores.fingerprint,
         monotonic=monotonic,

@@ -1,5 +1,4 @@
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import get_args
 
 import numpy as np
@@ -9,9 +8,10 @@ from hypothesis import strategies as st
 
 from slimrank._errors import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
-from slimrank.plan import Plan, Structure, structure_of
-from slimrank.records import Call, Cost, Curve, LayerSpec, Metric, Setting
+from slimrank.plan import structure_of
+from slimrank.records import Cost, Curve, LayerSpec, Metric, Setting
 from slimrank.select import Select, _optimal, reachable_floor, select_plan
+from specs import Source, conv2d
 
 SELECTS: tuple[Select, ...] = get_args(Select)
 BUDGETS: tuple[tuple[Metric, ...], ...] = (
@@ -20,16 +20,6 @@ BUDGETS: tuple[tuple[Metric, ...], ...] = (
     ("macs", "params"),
     ("macs", "params", "bytes"),
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    structure: Structure
-    before: Cost
-    curves: Sequence[Curve]
-    has_bias: bool
-    methods: Sequence[str] = ("weight_svd", "spatial_svd")
-    previous: Plan | None = None
 
 
 @st.composite
@@ -43,19 +33,8 @@ def sources(draw: st.DrawFn) -> Source:
         c_out, c_in, size, stride = (
             int(rng.choice(choices)) for choices in ((8, 12), (6, 9, 16), (4, 8), (1, 2))
         )
-        out = size // stride
-        spec = LayerSpec(
-            name=f"l{at}",
-            kind="conv2d",
-            class_name="Conv2d",
-            weight_shape=(c_out, c_in, 3, 3),
-            has_bias=bool(rng.integers(2)),
-            dtype="float32",
-            itemsize=4,
-            stride=(stride, stride),
-            calls=(Call(input_shape=(1, c_in, size, size), output_shape=(1, c_out, out, out)),),
-            methods=("weight_svd", "spatial_svd"),
-        )
+        has_bias = bool(rng.integers(2))
+        spec = conv2d(f"l{at}", c_out, c_in, size=size, stride=stride, has_bias=has_bias)
         specs.append(spec)
         for method in spec.methods:
             for form in forms_of(spec, method):

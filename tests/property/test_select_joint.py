@@ -2,7 +2,7 @@
 """Joint plans against brute force on tiny networks whose widths and ranks interact."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from slimrank._errors import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, slimmed_spec
-from slimrank.plan import Plan, Structure, structure_of
+from slimrank.plan import structure_of
 from slimrank.records import (
     AxisUnits,
     BlockDamage,
     BlockSpec,
-    Call,
     ChannelMap,
     Cost,
     Curve,
@@ -36,21 +35,10 @@ from slimrank.select._budget import cost_limit
 from slimrank.select._joint_bound import bound_of
 from slimrank.select._joint_price import Priced, hull_of
 from slimrank.select._joint_table import joint_of
+from specs import Source, conv2d
 
 METHODS = ("weight_svd", "spatial_svd", "channel_pruning")
 BUDGETS: tuple[tuple[Metric, ...], ...] = (("macs",), ("params",), ("macs", "params"))
-
-
-@dataclass(frozen=True)
-class Source:
-    structure: Structure
-    before: Cost
-    curves: Sequence[Curve]
-    group_curves: Sequence[GroupCurve]
-    block_damages: Sequence[BlockDamage]
-    has_bias: bool
-    methods: Sequence[str] = METHODS
-    previous: Plan | None = None
 
 
 def stored(tensor: TensorSpec) -> Cost:
@@ -76,19 +64,8 @@ class Builder:
     ) -> None:
         """A convolution; ``into`` and ``out`` are runs of channels: (family or "", count)."""
         c_in, c_out = sum(count for _, count in into), sum(count for _, count in out)
-        spec = LayerSpec(
-            name=name,
-            kind="conv2d",
-            class_name="Conv2d",
-            weight_shape=(c_out, c_in, 3, 3),
-            has_bias=bool(self.rng.integers(2)),
-            dtype="float32",
-            itemsize=4,
-            stride=(1, 1),
-            calls=(Call(input_shape=(1, c_in, size, size), output_shape=(1, c_out, size, size)),),
-            methods=METHODS,
-        )
-        spec = replace(spec, macs=layer_cost(spec).macs, params=layer_cost(spec).params)
+        has_bias = bool(self.rng.integers(2))
+        spec = conv2d(name, c_out, c_in, size=size, has_bias=has_bias, methods=METHODS)
         self.specs.append(spec)
         columns, rows = self.axes(into, 1, "input"), self.axes(out, 0, "output")
         self.tensor(f"{name}.weight", spec.weight_shape, (*rows, *columns), size * size)
@@ -151,6 +128,7 @@ class Builder:
                 BlockDamage(block=name, damage=float(self.rng.exponential(2))) for name in blocks
             ),
             has_bias=bool(self.rng.integers(2)),
+            methods=METHODS,
         )
 
     def block(self, name: str) -> BlockSpec:

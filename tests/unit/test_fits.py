@@ -11,19 +11,9 @@ from slimrank._errors import OptionError
 from slimrank._fits import Rows, Sample, best_fit
 from slimrank.linalg import Clipping, Moments, MomentSums
 from slimrank.methods import Target
-from slimrank.records import Call, LayerSpec
+from specs import linear
 
-_SPEC = LayerSpec(
-    name="fc",
-    kind="linear",
-    class_name="Linear",
-    weight_shape=(3, 4),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    calls=(Call(input_shape=(1, 4), output_shape=(1, 3)),),
-    methods=("channel_pruning",),
-)
+_SPEC = linear("fc", 3, 4, methods=("channel_pruning",))
 
 
 def _target(weight: Tensor, moments: Moments) -> Target:

@@ -5,19 +5,10 @@ import torch
 
 from slimrank._work import work_of
 from slimrank.plan import Plan, Step, structure_of
-from slimrank.records import AxisUnits, Call, ChannelMap, Cost, GroupSpec, LayerSpec, Setting, TensorSpec
+from slimrank.records import AxisUnits, ChannelMap, Cost, GroupSpec, Setting, TensorSpec
+from specs import linear
 
-_QKV = LayerSpec(
-    name="qkv",
-    kind="linear",
-    class_name="Linear",
-    weight_shape=(8, 5),
-    has_bias=False,
-    dtype="float32",
-    itemsize=4,
-    calls=(Call(input_shape=(1, 3, 5), output_shape=(1, 3, 8)),),
-    methods=("weight_svd",),
-)
+_QKV = linear("qkv", 8, 5, tokens=3, has_bias=False)
 
 
 def _plan(*queries: int) -> Plan:

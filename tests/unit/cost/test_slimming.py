@@ -18,23 +18,15 @@ from slimrank.records import (
     Setting,
     TensorSpec,
 )
+from specs import linear
 
 
 def group(name: str, units: int, *consumers: str) -> GroupSpec:
     return GroupSpec(name=name, units=units, unit_width=1, producers=(name,), consumers=consumers)
 
 
-def linear(name: str, c_out: int, c_in: int, *, has_bias: bool = False) -> LayerSpec:
-    return LayerSpec(
-        name=name,
-        kind="linear",
-        class_name="Linear",
-        weight_shape=(c_out, c_in),
-        has_bias=has_bias,
-        dtype="float16",
-        itemsize=2,
-        calls=(Call(input_shape=(1, 7, c_in), output_shape=(1, 7, c_out)),),
-    )
+def half(name: str, c_out: int, c_in: int, *, has_bias: bool = False) -> LayerSpec:
+    return linear(name, c_out, c_in, tokens=7, has_bias=has_bias, dtype="float16", itemsize=2, methods=())
 
 
 def tensor(name: str, shape: tuple[int, ...], positions: int, *axes: AxisUnits) -> TensorSpec:
@@ -52,7 +44,7 @@ BIAS = tensor("body.q.bias", (9,), 0, HEADS, WIDTH)
 COLUMNS = tensor("body.out.weight", (5, 11), 7, BEHIND)
 LAYERS = {
     spec.name: spec
-    for spec in (linear("body.q", 9, 4, has_bias=True), linear("body.out", 5, 11), linear("last", 3, 5))
+    for spec in (half("body.q", 9, 4, has_bias=True), half("body.out", 5, 11), half("last", 3, 5))
 }
 CHANNELS = ChannelMap(
     groups={"heads": group("heads", 3, "body.out"), "width": group("width", 3)},

@@ -4,7 +4,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,11 @@ import pytest
 
 from slimrank._errors import OptionError, PlanError, RankError, UnknownNameError
 from slimrank.cost import layer_cost, model_cost, pair_cost, slimmed_spec
-from slimrank.plan import Plan, SettingLike, Structure, plan_on, step_of, structure_of
+from slimrank.plan import Plan, SettingLike, plan_on, step_of, structure_of
 from slimrank.records import (
     AxisUnits,
     BlockDamage,
     BlockSpec,
-    Call,
     ChannelMap,
     Cost,
     Curve,
@@ -29,23 +28,7 @@ from slimrank.records import (
     Setting,
     TensorSpec,
 )
-
-
-def conv(name: str, c_out: int, c_in: int) -> LayerSpec:
-    return LayerSpec(
-        name=name,
-        kind="conv2d",
-        class_name="Conv2d",
-        weight_shape=(c_out, c_in, 3, 3),
-        has_bias=False,
-        dtype="float32",
-        itemsize=4,
-        stride=(1, 1),
-        dilation=(1, 1),
-        padding=(1, 1),
-        calls=(Call(input_shape=(1, c_in, 4, 4), output_shape=(1, c_out, 4, 4)),),
-        methods=("weight_svd", "spatial_svd", "channel_pruning"),
-    )
+from specs import Source, conv2d
 
 
 def axis(group: str, dim: int, units: int, role: Role) -> AxisUnits:
@@ -77,7 +60,13 @@ def group(name: str, units: int, *consumers: str, producers: Sequence[str] = ())
     )
 
 
-SPECS = (conv("first", 32, 16), conv("mid.a", 24, 32), conv("mid.b", 32, 24), conv("last", 8, 32))
+METHODS = ("weight_svd", "spatial_svd", "channel_pruning")
+SPECS = (
+    conv2d("first", 32, 16, size=4, methods=METHODS),
+    conv2d("mid.a", 24, 32, size=4, methods=METHODS),
+    conv2d("mid.b", 32, 24, size=4, methods=METHODS),
+    conv2d("last", 8, 32, size=4, methods=METHODS),
+)
 FIRST, MID_A, MID_B, LAST = SPECS
 CHANNELS = ChannelMap(
     groups={
@@ -126,18 +115,6 @@ def svd_curve(spec: LayerSpec) -> Curve:
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    structure: Structure
-    before: Cost
-    has_bias: bool = True
-    curves: Sequence[Curve] = ()
-    group_curves: Sequence[GroupCurve] = ()
-    block_damages: Sequence[BlockDamage] = ()
-    methods: Sequence[str] = ("weight_svd", "spatial_svd", "channel_pruning")
-    previous: Plan | None = None
-
-
 BEFORE = sum((layer_cost(spec) for spec in SPECS), Cost(macs=4000 + 123_456, params=1000, bytes=4000))
 STUDY = Source(
     structure_of(SPECS, CHANNELS),
@@ -145,6 +122,7 @@ STUDY = Source(
     curves=[svd_curve(spec) for spec in SPECS],
     group_curves=[curve("first", 32, range(1, 32)), curve("mid.a", 24, (4, 8, 12))],
     block_damages=[BlockDamage(block="mid", damage=0.5)],
+    methods=METHODS,
 )
 PLAN = Plan.manual(
     STUDY,

@@ -1,65 +1,19 @@
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import FrozenInstanceError, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
 
 from slimrank._errors import FileError, PlanError, RankError, UnknownNameError
 from slimrank.cost import layer_cost, pair_cost
-from slimrank.plan import Plan, Step, Structure, structure_of
-from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec, Setting
+from slimrank.plan import Plan, Step, structure_of
+from slimrank.records import Cost, Setting
+from specs import Source, conv2d, linear, other
 
-A = LayerSpec(
-    name="a",
-    kind="conv2d",
-    class_name="Conv2d",
-    weight_shape=(32, 16, 3, 3),
-    has_bias=False,
-    dtype="float32",
-    itemsize=4,
-    stride=(1, 1),
-    dilation=(1, 1),
-    padding="same",
-    calls=(Call(input_shape=(1, 16, 8, 8), output_shape=(1, 32, 8, 8)),),
-    methods=("weight_svd", "spatial_svd"),
-)
-FC = LayerSpec(
-    name="fc",
-    kind="linear",
-    class_name="Linear",
-    weight_shape=(40, 60),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    calls=(Call(input_shape=(1, 60), output_shape=(1, 40)),),
-    methods=("weight_svd",),
-)
-NORM = LayerSpec(
-    name="Norm",
-    kind="other",
-    class_name="LayerNorm",
-    weight_shape=(40,),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    params=80,
-    reason="no method for LayerNorm",
-)
-
-
-@dataclass(frozen=True)
-class Source:
-    structure: Structure
-    before: Cost
-    has_bias: bool = True
-    curves: Sequence[Curve] = ()
-    group_curves: Sequence[GroupCurve] = ()
-    block_damages: Sequence[BlockDamage] = ()
-    methods: Sequence[str] = ("weight_svd", "spatial_svd")
-    previous: Plan | None = None
-
-
+A = conv2d("a", 32, 16, size=8, padding="same")
+FC = linear("fc", 40, 60)
+NORM = other("Norm", "LayerNorm", (40,), params=80)
 OUTSIDE = Cost(macs=1000, params=10, bytes=40)
 BEFORE = layer_cost(A) + layer_cost(FC) + layer_cost(NORM) + OUTSIDE
 STUDY = Source(structure_of([A, FC, NORM]), BEFORE)

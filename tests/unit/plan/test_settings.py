@@ -1,66 +1,16 @@
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
-from slimrank.plan import Plan, SettingLike, Structure, structure_of
-from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec, Setting
+from slimrank.plan import Plan, SettingLike, structure_of
+from slimrank.records import Call, Cost, Curve, LayerSpec, Setting
+from specs import Source, conv2d, linear, other
 
-
-def conv(name: str, c_out: int = 32, c_in: int = 16, stride: int = 1) -> LayerSpec:
-    return LayerSpec(
-        name=name,
-        kind="conv2d",
-        class_name="Conv2d",
-        weight_shape=(c_out, c_in, 3, 3),
-        has_bias=False,
-        dtype="float32",
-        itemsize=4,
-        stride=(stride, stride),
-        dilation=(1, 1),
-        padding=(1, 1),
-        calls=(Call(input_shape=(1, c_in, 8, 8), output_shape=(1, c_out, 8 // stride, 8 // stride)),),
-        methods=("weight_svd", "spatial_svd"),
-    )
-
-
-FC = LayerSpec(
-    name="fc",
-    kind="linear",
-    class_name="Linear",
-    weight_shape=(40, 60),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    calls=(Call(input_shape=(1, 60), output_shape=(1, 40)),),
-    methods=("weight_svd",),
-)
-NORM = LayerSpec(
-    name="norm",
-    kind="other",
-    class_name="LayerNorm",
-    weight_shape=(40,),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    params=80,
-    reason="no method for LayerNorm",
-)
-
-
-@dataclass(frozen=True)
-class Source:
-    structure: Structure
-    before: Cost
-    curves: Sequence[Curve] = ()
-    has_bias: bool = True
-    group_curves: Sequence[GroupCurve] = ()
-    block_damages: Sequence[BlockDamage] = ()
-    methods: Sequence[str] = field(default=("weight_svd", "spatial_svd"))
-    previous: Plan | None = None
+FC = linear("fc", 40, 60)
+NORM = other("norm", "LayerNorm", (40,), params=80)
 
 
 def source(*specs: LayerSpec, worst: str | None = None) -> Source:
@@ -90,7 +40,7 @@ def source(*specs: LayerSpec, worst: str | None = None) -> Source:
     return Source(structure_of(specs), before, tuple(curves))
 
 
-STUDY = source(conv("a"), conv("b.conv", 24, 24, 2), FC, NORM)
+STUDY = source(conv2d("a", 32, 16, size=8), conv2d("b.conv", 24, 24, size=8, stride=2), FC, NORM)
 
 
 def one(name: str, asked: SettingLike, multiple_of: int = 1, study: Source = STUDY) -> Setting:
@@ -133,7 +83,7 @@ def test_multiple_of_goes_by_first_glob() -> None:
 
 @pytest.mark.parametrize(("worst", "form"), [("v_h", "h_v"), ("h_v", "v_h")])
 def test_form_not_given_is_the_one_with_the_lowest_damage(worst: str, form: str) -> None:
-    study = source(conv("a", 20, 20), worst=worst)
+    study = source(conv2d("a", 20, 20, size=8), worst=worst)
     assert one("a", ("spatial_svd", 0.5), study=study).form == form
     assert one("a", ("spatial_svd", {"rank": 5}), study=study).form == form
 

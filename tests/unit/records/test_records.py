@@ -3,7 +3,8 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from slimrank.records import METRICS, Cost, LayerSpec, Note, Summary
+from slimrank.records import METRICS, Cost, Note, Summary
+from specs import other
 
 
 def test_costs_add_and_subtract_metric_by_metric() -> None:
@@ -24,16 +25,7 @@ def test_values_are_frozen() -> None:
 
 @pytest.mark.parametrize(("shape", "kernel"), [((8, 4), ()), ((8, 4, 3), (3,)), ((8, 4, 3, 5), (3, 5))])
 def test_kernel_is_what_follows_the_channels(shape: tuple[int, ...], kernel: tuple[int, ...]) -> None:
-    spec = LayerSpec(
-        name="x",
-        kind="other",
-        class_name="X",
-        weight_shape=shape,
-        has_bias=False,
-        dtype="float32",
-        itemsize=4,
-    )
-    assert spec.kernel == kernel
+    assert other("x", "X", shape).kernel == kernel
 
 
 def test_a_note_reads_as_place_and_remark() -> None:

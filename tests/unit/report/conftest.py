@@ -23,6 +23,7 @@ from slimrank.records import (
     Summary,
     TensorSpec,
 )
+from specs import conv2d, linear, other
 
 
 @pytest.fixture
@@ -68,29 +69,8 @@ def summary() -> Summary:
 def specs() -> tuple[LayerSpec, ...]:
     call = Call(input_shape=(1, 3, 8, 8), output_shape=(1, 16, 8, 8))
     return (
-        LayerSpec(
-            name="stem",
-            kind="conv2d",
-            class_name="Conv2d",
-            weight_shape=(16, 3, 3, 3),
-            has_bias=True,
-            dtype="float32",
-            itemsize=4,
-            calls=(call, call),
-            macs=55_296,
-            params=448,
-            methods=("weight_svd", "spatial_svd"),
-        ),
-        LayerSpec(
-            name="spare",
-            kind="other",
-            class_name="Own<Linear>",
-            weight_shape=(),
-            has_bias=False,
-            dtype="float32",
-            itemsize=4,
-            reason="never called",
-        ),
+        conv2d("stem", 16, 3, size=8, has_bias=True, calls=(call, call)),
+        other("spare", "Own<Linear>", has_bias=False, reason="never called"),
     )
 
 
@@ -105,23 +85,6 @@ def _axis(group: str, dim: int, role: Role, size: int) -> AxisUnits:
 
 def _tensor(name: str, shape: tuple[int, ...], positions: int, *axes: AxisUnits) -> TensorSpec:
     return TensorSpec(name=name, shape=shape, itemsize=4, is_parameter=True, positions=positions, axes=axes)
-
-
-def _linear(name: str, c_in: int, c_out: int, reason: str | None = None) -> LayerSpec:
-    return LayerSpec(
-        name=name,
-        kind="linear",
-        class_name="Linear",
-        weight_shape=(c_out, c_in),
-        has_bias=False,
-        dtype="float32",
-        itemsize=4,
-        calls=(Call(input_shape=(1, c_in), output_shape=(1, c_out)),),
-        macs=c_in * c_out,
-        params=c_in * c_out,
-        methods=() if reason else ("weight_svd", "channel_pruning"),
-        reason=reason,
-    )
 
 
 @pytest.fixture
@@ -176,12 +139,13 @@ def block_damages() -> tuple[BlockDamage, ...]:
 @pytest.fixture
 def slim_plan(channels: ChannelMap) -> Plan:
     """Two pairs, one of them on a slimmed layer; one slimmed group; one dropped block."""
+    methods = ("weight_svd", "channel_pruning")
     specs = [
-        _linear("up", 16, 64),
-        _linear("down", 64, 32),
-        _linear("side", 64, 8, reason="too small"),
-        _linear("alone", 8, 8, reason="too small"),
-        _linear("extra.fc", 25, 20),
+        linear("up", 64, 16, has_bias=False, methods=methods),
+        linear("down", 32, 64, has_bias=False, methods=methods),
+        linear("side", 8, 64, has_bias=False, reason="too small"),
+        linear("alone", 8, 8, has_bias=False, reason="too small"),
+        linear("extra.fc", 20, 25, has_bias=False, methods=methods),
     ]
     step = Step(
         structure=structure_of(specs, channels),

@@ -2,8 +2,9 @@
 from dataclasses import replace
 
 from slimrank.plan import Plan, Step, structure_of
-from slimrank.records import Call, Cost, LayerSpec, Setting, Summary
+from slimrank.records import Cost, LayerSpec, Setting, Summary
 from slimrank.report import render_layers, render_plan, render_text
+from specs import linear
 
 
 def _cells(text: str, start: str) -> list[str]:
@@ -102,22 +103,8 @@ def test_layers_name_nothing_outside_when_all_is_counted(specs: tuple[LayerSpec,
 
 
 def test_a_plan_shows_each_layer_what_it_costs_and_what_is_predicted() -> None:
-    call = Call(input_shape=(1, 64), output_shape=(1, 64))
     specs = [
-        LayerSpec(
-            name=name,
-            kind="linear",
-            class_name="Linear",
-            weight_shape=(64, 64),
-            has_bias=False,
-            dtype="float32",
-            itemsize=4,
-            calls=(call,),
-            macs=4096,
-            params=4096,
-            methods=() if reason else ("weight_svd",),
-            reason=reason,
-        )
+        linear(name, 64, 64, has_bias=False, reason=reason)
         for name, reason in (("first", None), ("second", None), ("tied", "its weight is tied"))
     ]
     setting = Setting(method="weight_svd", form="linear", rank=16)

@@ -11,58 +11,18 @@ import pytest
 
 from slimrank._errors import FileError, OptionError, ScoreError, UnknownNameError
 from slimrank.plan import Structure, structure_of
-from slimrank.records import Call, LayerSpec
 from slimrank.scores import Scores
+from specs import conv2d, linear, other
 
-
-def conv(name: str, c_out: int, c_in: int, kernel: int, size: int) -> LayerSpec:
-    square = kernel > 1
-    return LayerSpec(
-        name=name,
-        kind="conv2d",
-        class_name="Conv2d",
-        weight_shape=(c_out, c_in, kernel, kernel),
-        has_bias=True,
-        dtype="float32",
-        itemsize=4,
-        stride=(1, 1),
-        dilation=(1, 1),
-        padding=(kernel // 2, kernel // 2),
-        calls=(Call(input_shape=(1, c_in, size, size), output_shape=(1, c_out, size, size)),),
-        methods=("weight_svd", "spatial_svd") if square else ("weight_svd",),
-    )
-
-
-FC = LayerSpec(
-    name="fc",
-    kind="linear",
-    class_name="Linear",
-    weight_shape=(1000, 512),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    calls=(Call(input_shape=(1, 512), output_shape=(1, 1000)),),
-    methods=("weight_svd",),
-)
-OTHER = LayerSpec(
-    name="up",
-    kind="other",
-    class_name="ConvTranspose2d",
-    weight_shape=(4, 4, 2, 2),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    reason="no method for it",
-)
+CONV = conv2d("conv", 64, 64, size=8, has_bias=True)
+POINT = conv2d("point", 32, 16, 1, size=8, has_bias=True)
+FC = linear("fc", 1000, 512)
+OTHER = other("up", "ConvTranspose2d", (4, 4, 2, 2), reason="no method for it")
 
 
 @dataclass
 class Study:
-    structure: Structure = field(
-        default_factory=lambda: structure_of(
-            [conv("conv", 64, 64, 3, 8), conv("point", 32, 16, 1, 8), FC, OTHER]
-        )
-    )
+    structure: Structure = field(default_factory=lambda: structure_of([CONV, POINT, FC, OTHER]))
     fingerprint: dict[str, str] = field(default_factory=lambda: {"structure": "s"})
 
 

@@ -7,42 +7,16 @@ import pytest
 from slimrank._errors import OptionError, ScoreError, UnknownNameError
 from slimrank.cost import layer_cost
 from slimrank.methods import never_falling
-from slimrank.plan import Plan, structure_of
-from slimrank.records import BlockDamage, Call, Cost, Curve, Form, GroupCurve, LayerSpec, Method
+from slimrank.plan import structure_of
+from slimrank.records import Curve, Form, Method
 from slimrank.scores import ScoredSource, ScoreEntry, Scores, score_curves, scored_source
 from slimrank.select import select_plan
+from specs import Source, conv2d, linear
 
 # 100 x 100: rank r costs 200 r of 10 000 MACs, so keep ratios are 0.02 r.
-FC = LayerSpec(
-    name="fc",
-    kind="linear",
-    class_name="Linear",
-    weight_shape=(100, 100),
-    has_bias=True,
-    dtype="float32",
-    itemsize=4,
-    calls=(Call(input_shape=(1, 100), output_shape=(1, 100)),),
-    macs=10_000,
-    params=10_100,
-    methods=("weight_svd",),
-)
+FC = linear("fc", 100, 100)
 # Kernel 3 x 3, 16 -> 16, 8 x 8: v_h and kxk_1x1 cost differently.
-CONV = LayerSpec(
-    name="conv",
-    kind="conv2d",
-    class_name="Conv2d",
-    weight_shape=(16, 16, 3, 3),
-    has_bias=False,
-    dtype="float32",
-    itemsize=4,
-    stride=(1, 1),
-    dilation=(1, 1),
-    padding=(1, 1),
-    calls=(Call(input_shape=(1, 16, 8, 8), output_shape=(1, 16, 8, 8)),),
-    macs=147_456,
-    params=2304,
-    methods=("weight_svd", "spatial_svd"),
-)
+CONV = conv2d("conv", 16, 16, size=8)
 STRUCTURE = structure_of([CONV, FC])
 
 
@@ -170,23 +144,13 @@ def test_methods_may_be_fewer() -> None:
     assert score_curves(table({5: 1}), STRUCTURE, has_bias=True, methods=("spatial_svd",)) == ()
 
 
-class _Study:
-    structure = STRUCTURE
-    before: Cost = layer_cost(FC) + layer_cost(CONV)
-    has_bias = True
-    curves: Sequence[Curve] = ()
-    methods: Sequence[str] = ("weight_svd", "spatial_svd")
-    previous: Plan | None = None
-    group_curves: Sequence[GroupCurve] = ()
-    block_damages: Sequence[BlockDamage] = ()
-
-
 def test_a_source_for_plans() -> None:
     scores = table({5: 11, 15: 23, 25: 100})
-    source = scored_source(_Study(), scores, {"structure": "s"}, walk_down=True)
+    study = Source(STRUCTURE, layer_cost(FC) + layer_cost(CONV))
+    source = scored_source(study, scores, {"structure": "s"}, walk_down=True)
     assert isinstance(source, ScoredSource)
     plan = select_plan(source, budgets={"params": 0.7}, select="greedy")
     assert {name: setting.rank for name, setting in plan.settings.items()} == {"fc": 25}
     assert plan.damage == 0
     with pytest.raises(ScoreError, match=r"with other structure than this study"):
-        scored_source(_Study(), scores, {"structure": "t"})
+        scored_source(study, scores, {"structure": "t"})

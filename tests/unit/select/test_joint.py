@@ -1,46 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from slimrank._errors import BudgetError, NonFiniteError, OptionError, UnknownNameError
 from slimrank.cost import layer_cost, max_rank
-from slimrank.plan import Plan, Structure, structure_of
+from slimrank.plan import structure_of
 from slimrank.records import (
     AxisUnits,
     BlockDamage,
     BlockSpec,
-    Call,
     ChannelMap,
     Cost,
     Curve,
     GroupCurve,
     GroupSpec,
-    LayerSpec,
     Metric,
     TensorSpec,
 )
 from slimrank.select import reachable_floor, select_plan
+from specs import Source, linear
 
 METHODS = ("weight_svd", "channel_pruning")
 SIZES = {"first": (32, 24), "block.up": (64, 32), "block.down": (32, 64), "last": (10, 32)}
 MADE = {"first": ("first", "block.down"), "block.up": ("block.up",)}
 READ = {"first": ("block.up", "last"), "block.up": ("block.down",)}
 UNITS = {"first": 32, "block.up": 16}
-
-
-@dataclass(frozen=True)
-class Source:
-    structure: Structure
-    before: Cost
-    curves: Sequence[Curve]
-    group_curves: Sequence[GroupCurve]
-    block_damages: Sequence[BlockDamage] = ()
-    has_bias: bool = True
-    methods: Sequence[str] = METHODS
-    previous: Plan | None = None
 
 
 def axes(name: str) -> tuple[AxisUnits, ...]:
@@ -64,18 +51,8 @@ def net(*, weights: Mapping[str, float] | None = None, block: float | None = Non
     scale = weights or {}
     specs, tensors, curves = [], {}, []
     for name, (rows, columns) in SIZES.items():
-        spec = LayerSpec(
-            name=name,
-            kind="linear",
-            class_name="Linear",
-            weight_shape=(rows, columns),
-            has_bias=False,
-            dtype="float32",
-            itemsize=4,
-            calls=(Call(input_shape=(1, columns), output_shape=(1, rows)),),
-            methods=METHODS,
-        )
-        specs.append(replace(spec, macs=rows * columns, params=rows * columns))
+        spec = linear(name, rows, columns, has_bias=False, methods=METHODS)
+        specs.append(spec)
         tensors[f"{name}.weight"] = TensorSpec(
             name=f"{name}.weight",
             shape=(rows, columns),
@@ -128,6 +105,7 @@ def net(*, weights: Mapping[str, float] | None = None, block: float | None = Non
             for name, units in UNITS.items()
         ],
         block_damages=() if block is None else (BlockDamage(block="block", damage=block),),
+        methods=METHODS,
     )
 
 

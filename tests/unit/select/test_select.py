@@ -8,8 +8,9 @@ import pytest
 from slimrank._errors import BudgetError, NonFiniteError, OptionError, UnknownNameError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
 from slimrank.plan import Plan, Structure, structure_of
-from slimrank.records import Call, Cost, Curve, LayerSpec, Metric
+from slimrank.records import Cost, Curve, LayerSpec, Metric
 from slimrank.select import Select, reachable_floor, select_plan
+from specs import conv2d, linear
 
 SELECTS: tuple[Select, ...] = get_args(Select)
 OUTSIDE = Cost(macs=5000, params=100, bytes=400)
@@ -17,44 +18,14 @@ OUTSIDE = Cost(macs=5000, params=100, bytes=400)
 
 @dataclass(frozen=True)
 class Source:
+    """What a plan of SVD pairs alone reads: neither groups nor blocks."""
+
     structure: Structure
     before: Cost
     curves: Sequence[Curve]
     has_bias: bool = True
     methods: Sequence[str] = ("weight_svd", "spatial_svd")
     previous: Plan | None = None
-
-
-def conv(name: str, c_out: int, c_in: int, size: int) -> LayerSpec:
-    return LayerSpec(
-        name=name,
-        kind="conv2d",
-        class_name="Conv2d",
-        weight_shape=(c_out, c_in, 3, 3),
-        has_bias=False,
-        dtype="float32",
-        itemsize=4,
-        stride=(1, 1),
-        dilation=(1, 1),
-        padding=(1, 1),
-        calls=(Call(input_shape=(1, c_in, size, size), output_shape=(1, c_out, size, size)),),
-        methods=("weight_svd", "spatial_svd"),
-    )
-
-
-def linear(name: str, c_out: int, c_in: int, reason: str | None = None) -> LayerSpec:
-    return LayerSpec(
-        name=name,
-        kind="linear",
-        class_name="Linear",
-        weight_shape=(c_out, c_in),
-        has_bias=True,
-        dtype="float32",
-        itemsize=4,
-        calls=(Call(input_shape=(1, c_in), output_shape=(1, c_out)),),
-        methods=("weight_svd",) if reason is None else (),
-        reason=reason,
-    )
 
 
 def source(specs: Sequence[LayerSpec], *, seed: int = 0, flat: bool = False, scale: float = 1.0) -> Source:
@@ -88,11 +59,11 @@ def source(specs: Sequence[LayerSpec], *, seed: int = 0, flat: bool = False, sca
 
 
 SPECS = (
-    conv("stem", 16, 3, 16),
-    conv("body.0.conv", 32, 16, 16),
-    conv("body.1.conv", 48, 32, 8),
-    conv("body.2.conv", 64, 48, 8),
-    conv("tail.conv", 64, 64, 4),
+    conv2d("stem", 16, 3, size=16),
+    conv2d("body.0.conv", 32, 16, size=16),
+    conv2d("body.1.conv", 48, 32, size=8),
+    conv2d("body.2.conv", 64, 48, size=8),
+    conv2d("tail.conv", 64, 64, size=4),
     linear("head", 100, 256),
     linear("last", 10, 100, reason="tied to another layer"),
 )
@@ -264,12 +235,7 @@ def test_unreachable_budget_counts_the_layers_it_does_not_name() -> None:
 @pytest.mark.parametrize("select", SELECTS)
 def test_budgets_that_pull_apart(select: Select) -> None:
     # Each alone can be met, by leaving one method out; together they cannot.
-    wide = replace(
-        conv("wide", 8, 64, 16),
-        stride=(4, 4),
-        calls=(Call(input_shape=(1, 64, 16, 16), output_shape=(1, 8, 4, 4)),),
-    )
-    net = source([wide])
+    net = source([conv2d("wide", 8, 64, size=16, stride=4)])
     budgets: dict[Metric, float] = {metric: reachable_floor(net, metric) for metric in ("macs", "params")}
     if all(select_possible(net, budgets, select)):
         pytest.fail("the two floors belong to the same option")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ from benchmarks.reference import LABELLED, network_at, pruned
 from benchmarks.tables import FACTORS, Row, Value, context, merge_table, table_path
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 from slimrank.graph import as_batch, count_by_module, count_cost
-from slimrank.records import Method
+from slimrank.records import ChannelOrder, Method
 
 RATIOS = (0.7, 0.5, 0.35)
 N_IMAGES = 512
 KEY = ("network", "ratio_asked", "way")
 PRUNING: Sequence[Method] = ("channel_pruning",)
+BASELINES: Sequence[ChannelOrder] = ("magnitude", "random")
 SAMPLE = as_batch(torch.zeros(1, 1, 32, 32))
 
 
@@ -118,6 +119,13 @@ def rows_of(judge: Judge, asked: Sequence[str] | None, ratios: Sequence[float]) 
     study = sr.study(model, batches, skip=task.skip, progress=False)
     seconds = time.perf_counter() - start
 
+    @cache
+    def ordered(order: ChannelOrder) -> sr.Study:
+        return sr.study(model, batches, skip=task.skip, progress=False, methods=PRUNING, channel_order=order)
+
+    def in_order(macs: float, order: ChannelOrder) -> sr.Result:
+        return ordered(order).apply(ordered(order).plan(macs=macs))
+
     def applied(macs: float, methods: Sequence[Method] | None = None, sequential: bool = True) -> sr.Result:
         return study.apply(study.plan(macs=macs, methods=methods), sequential=sequential)
 
@@ -126,6 +134,7 @@ def rows_of(judge: Judge, asked: Sequence[str] | None, ratios: Sequence[float]) 
         "factors only": lambda macs: applied(macs, FACTORS),
         "joint": applied,
         "pruning only, independent fits": lambda macs: applied(macs, PRUNING, sequential=False),
+        **{order_way(order): partial(in_order, order=order) for order in BASELINES},
         "compress": lambda macs: sr.compress(model, batches, skip=task.skip, macs=macs, progress=False),
     }
     for way, build in ways.items():
@@ -150,6 +159,11 @@ def rows_of(judge: Judge, asked: Sequence[str] | None, ratios: Sequence[float]) 
                 "layers_factored": len(result.plan.settings),
                 "note": _returned(result) if way == "compress" else None,
             }
+
+
+def order_way(order: ChannelOrder) -> str:
+    """Pruning only, channels in another order."""
+    return f"pruning only, {order} order"
 
 
 def _returned(result: sr.Result) -> str | None:

@@ -3,7 +3,7 @@
 
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.plots import NAMES
@@ -326,6 +326,7 @@ def pruning() -> str:
     by_key = {(row["network"], row["ratio_asked"], row["way"]): row for row in rows}
     ours = ("pruning only", "factors only", "joint", "compress")
     scopes = tuple(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("Torch-Pruning")))
+    orders = tuple(dict.fromkeys(row["way"] for row in rows if row["way"].endswith(" order")))
 
     def cell(network: str, ratio: str, way: str) -> str:
         row = by_key.get((network, ratio, way))
@@ -362,13 +363,21 @@ def pruning() -> str:
         for network, ratio in cases
     ]
     short = _table(("network", "MACs", *heads), lines)
-    each = _table(
-        ("way", *(f"{NAMES[network]}, {ratio}" for network, ratio in cases)),
-        [[way.removeprefix("Torch-Pruning "), *(cell(*case, way) for case in cases)] for way in scopes],
-    )
+    by_case = ("way", *(f"{NAMES[network]}, {ratio}" for network, ratio in cases))
+
+    def every(ways: Iterable[str]) -> str:
+        lines = [[way.removeprefix("Torch-Pruning "), *(cell(*case, way) for case in cases)] for way in ways]
+        return _table(by_case, lines)
+
     told = "".join(f"- {why}\n" for why in whys())
     short += f"\n\nAIMET has no figures for\n\n{told.rstrip()}" if told else ""
-    return f"{short}\n\n<details><summary>every way of Torch-Pruning</summary>\n\n{each}\n\n</details>"
+    own = (
+        f"\n\nOther orders of channels, all else alike\n\n{every(('pruning only', *orders))}"
+        if orders
+        else ""
+    )
+    details = f"<details><summary>every way of Torch-Pruning</summary>\n\n{every(scopes)}\n\n</details>"
+    return f"{short}{own}\n\n{details}"
 
 
 TABLES: Mapping[str, Callable[[], str]] = {

@@ -37,13 +37,12 @@ from slimrank.graph import (
     OneByOne,
     Tail,
     Trimmer,
+    bias_of_taps,
     can_interleave,
     copy_model,
-    dense_bias,
     dense_weight,
     drop_blocks,
     find_tails,
-    folded_bias,
     replace_module,
     set_weights,
     shift_mean,
@@ -346,7 +345,7 @@ class _Builder:
         self._n_fit = len(fit)
         self._shared = self._moments_of_shared()
         # What on_layer changes is kept, so nothing is made up for then.
-        alone = [name for name in work if name not in self._shared and not work[name].spec.is_transposed]
+        alone = [name for name in work if name not in self._shared and not work[name].is_transposed]
         self._tails = self._tails_of(alone) if knows_tails else {}
         both = [batch for batch, _ in self._batches]
         self._is_interleaved = can_interleave(self._original, both, list(work))
@@ -493,9 +492,8 @@ class _Builder:
 
     def _metric(self, work: Work, device: torch.device) -> tuple[Tensor, Tensor]:
         """Roots of the output metric, of the outputs that stay."""
-        # Of the places that a transposed convolution reaches, not of its rows.
-        gram = None if work.spec.is_transposed else work.gram_of(self._data.grams.get(work.spec.name))
-        return metric_roots(gram, work.slimmed.weight_shape[0], device)
+        gram = work.gram_of(self._data.grams.get(work.spec.name))
+        return metric_roots(gram, work.n_channels, device)
 
     def _fit(self, name: str, source: nn.Module, seen: _Gathered | None) -> Fit:
         work = self._work[name]
@@ -512,6 +510,11 @@ class _Builder:
         weight = dense_weight(source)
         moments = seen.joint.moments()
         cross, mean_out = seen.joint.cross()
+        means = (moments.mean, mean_out)
+        if work.is_transposed:
+            # A channel has one bias for all its taps, so the kernel has to keep their means.
+            moments, cross = moments.about_zero(), cross.addr(mean_out, moments.mean)
+            mean_out = torch.zeros_like(mean_out)
         sample = Sample(
             moments=moments,
             cross=cross,
@@ -524,7 +527,8 @@ class _Builder:
             targets = self._targets(work, weight, seen, moments, cross)
         else:
             targets = self._narrowed_targets(work, work.columns, seen, moments, cross)
-        return self._with_planned_bias(best_fit(work.slimmed, work.setting, sample, weight, targets), source)
+        fit = best_fit(work.slimmed, work.setting, sample, weight, targets)
+        return self._with_planned_bias(_with_tap_bias(work, fit, source, *means), source)
 
     def _targets(
         self, work: Work, weight: Tensor, seen: _Gathered, moments: Moments, cross: Tensor
@@ -534,7 +538,7 @@ class _Builder:
         root, inverse_root = self._metric(work, weight.device)
         ridge = ridge_of(n_rows, width)
         is_joint = seen.moved and self._data.sequential
-        base = moments if is_joint or not seen.moved else seen.own.moments()
+        base = moments if is_joint or not seen.moved else _own_moments(work, seen)
         for value in _ridges(ridge, n_rows, width):
             dense = least_squares_weight(weight, cross, moments, ridge=value) if is_joint else weight
             yield (
@@ -542,7 +546,7 @@ class _Builder:
                 Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
             )
         if is_joint and seen.own.n_rows:
-            alone = seen.own.moments()
+            alone = _own_moments(work, seen)
             yield (
                 "independent",
                 Target(dense=weight, moments=alone, root=root, inverse_root=inverse_root, ridge=ridge),
@@ -555,7 +559,7 @@ class _Builder:
         n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
         full = work.wanted(dense_weight(self._original_layers[work.spec.name]).T).T
         root, inverse_root = self._metric(work, full.device)
-        own = seen.own.moments()
+        own = _own_moments(work, seen)
         for value in _ridges(ridge_of(n_rows, width), n_rows, width):
             prior, alone = narrowed_weight(full, own, columns, ridge=value)
             if not self._data.sequential:
@@ -578,8 +582,11 @@ class _Builder:
         work, moments = self._work[name], self._shared[name]
         original = self._original_layers[name]
         full = work.wanted(dense_weight(original).T).T
-        bias = work.wanted(_bias_of(original, dense_weight(original)))
-        mean_out = full @ moments.mean + bias
+        means = (moments.mean, full @ moments.mean)
+        if work.is_transposed:
+            moments, mean_out = moments.about_zero(), torch.zeros_like(means[1])
+        else:
+            mean_out = means[1] + work.wanted(_bias_of(original, dense_weight(original)))
         ridge = ridge_of(moments.n_rows, row_width(work.slimmed))
         dense = full
         if work.columns is not None:
@@ -590,7 +597,8 @@ class _Builder:
             moments=moments, cross=dense, mean_out=mean_out, held_out=None, rows=None, clipping=None
         )
         fit = best_fit(work.slimmed, work.setting, sample, dense, [("independent", target)])
-        return self._with_planned_bias(fit, source)
+        mean_in = means[0] if work.columns is None else means[0][work.columns.to(full.device)]
+        return self._with_planned_bias(_with_tap_bias(work, fit, source, mean_in, means[1]), source)
 
     def _gather(self, name: str, source: nn.Module, reached: Sequence[_Reached]) -> _Gathered | None:
         """Rows of a layer, in the original and in the new model; None where all its calls share moments."""
@@ -654,13 +662,16 @@ class _Builder:
     def _wanted_outputs(
         self, work: Work, changed: nn.Module | None, rows: Tensor, rows_hat: Tensor
     ) -> Tensor:
-        """Outputs of the original, those that stay; of the changed layer itself where there is one."""
-        if changed is not None:
-            weight = dense_weight(changed).float()
-            return rows_hat @ weight.T + _bias_of(changed, weight)
-        original = self._original_layers[work.spec.name]
-        weight = dense_weight(original).float()
-        return work.wanted(rows @ weight.T + _bias_of(original, weight))
+        """Outputs of the original, those that stay; of the changed layer itself where there is one.
+
+        What a transposed convolution gives through its taps is without a bias.
+        """
+        source = self._original_layers[work.spec.name] if changed is None else changed
+        weight = dense_weight(source).float()
+        outputs = (rows if changed is None else rows_hat) @ weight.T
+        if not work.is_transposed:
+            outputs = outputs + _bias_of(source, weight)
+        return work.wanted(outputs) if changed is None else outputs
 
     def _is_scarce(self, spec: LayerSpec) -> bool:
         """Whether fewer rows reach a layer than a fit to moving inputs wants."""
@@ -720,10 +731,11 @@ def _ridges(least: float, n_rows: int, width: int) -> tuple[float, ...]:
 
 
 def _fit_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
-    weight, setting, bias = dense_weight(layer), work.setting, dense_bias(layer)
+    weight, setting = dense_weight(layer), work.setting
+    bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
     if bias is None and has_bias and work.norm is None:
         # The plan counts one, and a later step may build on it.
-        bias = weight.new_zeros(len(weight))
+        bias = weight.new_zeros(work.n_channels)
     if setting is None:
         return Fit(factors=weight, bias=bias, kind="weights")
     pair = fit_pair(
@@ -732,9 +744,32 @@ def _fit_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
     return Fit(factors=pair, bias=bias, kind="weights")
 
 
+def _own_moments(work: Work, seen: _Gathered) -> Moments:
+    """Moments of the inputs in the original."""
+    return seen.own.moments().about_zero() if work.is_transposed else seen.own.moments()
+
+
+def _with_tap_bias(work: Work, fit: Fit, source: nn.Module, mean_in: Tensor, mean_out: Tensor) -> Fit:
+    """The fit of a transposed convolution with the bias that makes up, on average, for what its taps miss.
+
+    Args:
+        work: of the layer; any other than a transposed convolution keeps its fit.
+        fit: of the layer.
+        source: the layer as it stands.
+        mean_in: (D',) float64, of its inputs.
+        mean_out: (O',) float64, of what its taps should give.
+    """
+    if not work.is_transposed or not isinstance(fit.factors, Tensor):
+        return fit
+    bias = bias_of_taps(source, work.spec.calls, mean_out - fit.factors @ mean_in)
+    known = source.bias
+    return replace(fit, bias=bias + known.detach().double() if isinstance(known, Tensor) else bias)
+
+
 def _bias_of(layer: nn.Module, like: Tensor) -> Tensor:
-    bias = dense_bias(layer)
-    return like.new_zeros(len(like)) if bias is None else bias.to(like.dtype)
+    if isinstance(layer.bias, Tensor):
+        return layer.bias.detach().to(like.dtype)
+    return like.new_zeros(len(like))
 
 
 def _install(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
@@ -750,7 +785,7 @@ def _fill(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
             set_weights(source, fit.factors, fit.bias)
             return
         set_weights(source, fit.factors, None)
-        shift_mean(model.get_submodule(work.norm), folded_bias(source, fit.bias))
+        shift_mean(model.get_submodule(work.norm), fit.bias)
         return
     place = model.get_submodule(work.spec.name)
     if not isinstance(place, nn.Sequential):

@@ -143,7 +143,15 @@ def _error(
         difference = predicted - rows.outputs
     else:
         difference = clipping.errors(rows.outputs, predicted, rows.offsets)
-    return float((difference @ root.float()).square().sum(1).mean() / 2)
+    return float(_weighed(difference, root.float()).square().sum(1).mean() / 2)
+
+
+def _weighed(difference: Tensor, root: Tensor) -> Tensor:
+    """(S, O) differences times the (Q, Q) root; where O is a multiple of Q, every output has several rows."""
+    if len(root) == difference.shape[1]:
+        return difference @ root
+    rows = difference.view(len(difference), len(root), -1)
+    return (rows.mT @ root).flatten(1)
 
 
 def _predicted(spec: LayerSpec, rows: Rows, fit: Fit) -> Tensor:

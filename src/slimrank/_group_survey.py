@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from slimrank._anchors import Anchors
 from slimrank._errors import StudyError
 from slimrank._opened import Opened, Options
-from slimrank._work import as_rows, scaled, what_stays
+from slimrank._work import as_rows, channels_left, scaled, what_stays
 from slimrank.calibrate import collect_moments, row_width
 from slimrank.deploy import Store
 from slimrank.graph import (
     OutputChoice,
     Trimmer,
-    dense_bias,
-    dense_root,
+    bias_of_taps,
     dense_weight,
     set_weights,
     slim,
+    tap_shares,
 )
 from slimrank.linalg import Consumer, Moments, Removal, narrowed_weight, ridge_of
 from slimrank.methods import (
@@ -77,9 +77,7 @@ class GroupSurvey:
     def readers(self, group: GroupSpec) -> tuple[str, ...]:
         """Layers whose columns belong to a group, whether they can be fitted anew or not."""
         return tuple(
-            name
-            for name in self.layers
-            if self.units(name, group.name, 1) and (self._has_rows(name) or name in group.consumers)
+            name for name in self.layers if self.units(name, group.name, 1) and self._has_rows(name, group)
         )
 
     def notes(self) -> list[Note]:
@@ -95,9 +93,11 @@ class GroupSurvey:
         )
         return [Note(where="groups", text=text)]
 
-    def _has_rows(self, name: str) -> bool:
+    def _has_rows(self, name: str, group: GroupSpec) -> bool:
+        """Whether rows of a layer's inputs are known; of a transposed convolution, where it can be fitted."""
         spec = self.layers[name]
-        return spec.kind != "other" and spec.groups == 1 and bool(spec.calls)
+        is_plain = spec.kind != "other" and spec.groups == 1 and bool(spec.calls)
+        return is_plain or (spec.is_transposed and name in group.consumers)
 
     def needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
         """Layers whose input moments a group needs, by their index in the study."""
@@ -105,7 +105,7 @@ class GroupSurvey:
         return {
             index: as_rows(spec)
             for index, (name, spec) in enumerate(self.layers.items())
-            if name in names and (self._has_rows(name) or name in group.consumers)
+            if name in names and self._has_rows(name, group)
         }
 
 
@@ -175,13 +175,15 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
             continue
         layer = survey.opened.original.get_submodule(name)
         weight, spec = dense_weight(layer), survey.layers[name]
-        n_out = spec.weight_shape[1 if spec.is_transposed else 0]
-        root, _ = metric_roots(survey.grams.get(name), n_out, weight.device)
+        root, _ = metric_roots(survey.grams.get(name), spec.n_outputs, weight.device)
+        if spec.is_transposed:
+            # A row is read at some of the places that the gradients were summed over.
+            root = root * tap_shares(layer, spec.calls).mean().sqrt()
         consumers.append(
             Consumer(
                 weight=weight,
-                moments=moments[name],
-                root=dense_root(layer, root),
+                moments=moments[name].about_zero() if spec.is_transposed else moments[name],
+                root=root,
                 unit_of=_columns(survey, name, group.name, weight.shape[1]),
             )
         )
@@ -203,7 +205,7 @@ def _removal(
         variances, unit_maps = [], []
         for name in group.producers:
             units = survey.units(name, group.name, 0)
-            if name in moments and units:
+            if name in moments and units and not survey.layers[name].is_transposed:
                 weight = dense_weight(survey.opened.original.get_submodule(name))
                 variances.append(moments[name].diagonal_of(weight))
                 unit_maps.append(torch.tensor(units, dtype=torch.int64))
@@ -308,17 +310,35 @@ def fits_alone(
         if name not in moments or columns is None:
             continue
         layer = survey.opened.original.get_submodule(name)
-        weight, own = dense_weight(layer), moments[name]
-        narrow, part = narrowed_weight(weight, own, columns, ridge=ridge_of(own.n_rows, len(columns)))
-        bias = weight @ own.mean - narrow @ part.mean
-        known = dense_bias(layer)
-        if known is not None:
-            bias = bias + known
+        if survey.layers[name].is_transposed:
+            narrow, bias = _narrowed_taps(layer, survey.layers[name], moments[name], columns)
+        else:
+            narrow, bias = _narrowed(layer, moments[name], columns)
+        if isinstance(layer.bias, Tensor):
+            bias = bias + layer.bias.detach().double()
         # It may make channels of the same group as well.
         if outputs is not None:
-            narrow, bias = narrow[outputs], bias[outputs]
-        fits[name] = (scaled(narrow.T, scales).T, scaled(bias, scales))
+            channels = channels_left(survey.channels, survey.layers[name], {group: kept})
+            narrow, bias = narrow[outputs], bias[channels]
+        n_taps = len(narrow) // len(bias)
+        fits[name] = (scaled(narrow.T, scales).T, scaled(bias, None if scales is None else scales[::n_taps]))
     return fits
+
+
+def _narrowed(layer: nn.Module, own: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight on the columns that stay, and what it adds to the bias."""
+    weight = dense_weight(layer)
+    narrow, part = narrowed_weight(weight, own, columns, ridge=ridge_of(own.n_rows, len(columns)))
+    return narrow, weight @ own.mean - narrow @ part.mean
+
+
+def _narrowed_taps(layer: nn.Module, spec: LayerSpec, own: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for a transposed convolution, whose taps have one bias: they have to keep their means."""
+    weight = dense_weight(layer)
+    ridge = ridge_of(own.n_rows, len(columns))
+    narrow, _ = narrowed_weight(weight, own.about_zero(), columns, ridge=ridge)
+    missed = weight @ own.mean - narrow @ own.mean[columns.to(own.mean.device)]
+    return narrow, bias_of_taps(layer, spec.calls, missed)
 
 
 _ARRAYS = ("kept", "error", "damage")

@@ -24,6 +24,8 @@ class Work:
         spec: of the layer in the original, as rows are taken from it (``as_rows``).
         slimmed: the same, once its channels are gone.
         shape: of its weight then.
+        channels: (C_out',) int64, of the channels that it makes, those that stay; None where all do.
+        is_transposed: whether it is a transposed convolution; else O below is C_out.
         setting: the pair that takes its place; None where it stays one layer.
         columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
         outputs: (O',) int64, of its O outputs, those that stay; None where all do.
@@ -34,6 +36,8 @@ class Work:
     spec: LayerSpec
     slimmed: LayerSpec
     shape: tuple[int, ...]
+    channels: Tensor | None
+    is_transposed: bool
     setting: Setting | None
     columns: Tensor | None
     outputs: Tensor | None
@@ -53,12 +57,21 @@ class Work:
         return scaled(self.last_of(outputs), self.scales)
 
     def gram_of(self, gram: Tensor | None) -> Tensor | None:
-        """Second moments of gradients of what the slimmed layer gives, by those of the original, (O, O)."""
+        """Second moments of gradients of the channels that stay, by those of the original, (C_out, C_out)."""
         if gram is None:
             return None
-        inverse = None if self.scales is None else self.scales.reciprocal()
-        rows = scaled(self.rows_of(gram).T, inverse).T
-        return scaled(self.last_of(rows), inverse)
+        if self.channels is not None:
+            channels = self.channels.to(gram.device)
+            gram = gram[channels][:, channels]
+        if self.scales is None:
+            return gram
+        inverse = self.scales[:: len(self.scales) // len(gram)].reciprocal()
+        return scaled(scaled(gram.T, inverse).T, inverse)
+
+    @property
+    def n_channels(self) -> int:
+        """C_out'."""
+        return self.shape[1 if self.is_transposed else 0]
 
 
 def work_of(plan: Plan) -> Mapping[str, Work]:
@@ -88,6 +101,8 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
             spec=as_rows(spec),
             slimmed=as_rows(slimmed),
             shape=slimmed.weight_shape,
+            channels=channels_left(channels, spec, step.groups),
+            is_transposed=spec.is_transposed,
             setting=setting,
             columns=columns,
             outputs=outputs,
@@ -139,17 +154,31 @@ def what_stays(
     if tensor is None:
         return None, None, None
     staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
-    scales = query_scales(tensor, kept).get(0)
-    if spec.is_transposed:
-        return _with_taps(spec, staying.get(1)), staying.get(0), None
-    columns = _with_taps(spec, staying.get(1))
-    return staying.get(0), columns, None if scales is None else torch.from_numpy(scales)
-
-
-def _with_taps(spec: LayerSpec, channels: Tensor | None) -> Tensor | None:
-    """Places of channels in a dimension where each has all taps of the kernel, one after the other."""
+    scales = {dim: torch.from_numpy(factors) for dim, factors in query_scales(tensor, kept).items()}
+    # Taps go with the second dimension.
     n_taps = prod(spec.kernel)
-    return None if channels is None else (channels[:, None] * n_taps + torch.arange(n_taps)).flatten()
+    second, second_scales = staying.get(1), scales.get(1)
+    if second is not None:
+        second = (second[:, None] * n_taps + torch.arange(n_taps)).flatten()
+    if not spec.is_transposed:
+        return staying.get(0), second, scales.get(0)
+    return second, staying.get(0), None if second_scales is None else second_scales.repeat_interleave(n_taps)
+
+
+def channels_left(channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]) -> Tensor | None:
+    """Of the channels that a layer makes, those that stay when groups are slimmed.
+
+    Args:
+        channels: of the model.
+        spec: the layer, before.
+        kept: group -> units that stay; groups not named stay whole.
+
+    Returns:
+        (C_out',) int64, ascending, on the CPU; None where no named group touches them.
+    """
+    outputs, _, _ = what_stays(channels, spec, kept)
+    n_taps = prod(spec.kernel) if spec.is_transposed else 1
+    return outputs if outputs is None else outputs[::n_taps] // n_taps
 
 
 def scaled(outputs: Tensor, scales: Tensor | None) -> Tensor:

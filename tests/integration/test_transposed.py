@@ -34,7 +34,30 @@ class UNet(nn.Module):
         return self.head(self.mix(torch.cat([below, top], 1)).relu())
 
 
+def lifted() -> nn.Module:
+    """Inputs far from zero: a channel has one bias for taps that would all want another."""
+    model = UNet(2, 0, has_bias=True, has_norm=False)
+    with torch.no_grad():
+        model.down.bias += 3.0
+    return model
+
+
+class Decoder(nn.Module):
+    """From one place to a map: most taps of a kernel reach every place from nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 24, 16)
+        self.up = nn.ConvTranspose2d(24, 12, 4)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.down(x).relu()).relu())
+
+
 NETS = {
+    "far from zero": lifted,
+    "one place": Decoder,
     "side by side": lambda: UNet(2, 0, has_bias=True, has_norm=False),
     "overlapping": lambda: UNet(4, 1, has_bias=True, has_norm=False),
     "no bias": lambda: UNet(4, 1, has_bias=False, has_norm=False),
@@ -116,7 +139,7 @@ def test_a_grouped_one_is_left_as_it_is() -> None:
 
 def test_hooks_may_change_it_first() -> None:
     """``on_layer`` sees it, and what it changes is fitted to."""
-    seen = []
+    seen: list[str] = []
 
     def on_layer(_model: nn.Module, name: str) -> None:
         seen.append(name)

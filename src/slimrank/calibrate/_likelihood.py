@@ -29,8 +29,8 @@ class OutputModel:
         dim: of the classes (categorical).
         is_probability: values are probabilities, not logits.
         shape: of one sample.
-        scale: spread over the data (gaussian), without the sample dimension: of every element, or of every
-            channel of maps (C, 1, 1) and features of sequences (1, C); else None.
+        scale: spread over the data (gaussian), without the sample dimension: of every element, of maps of
+            every channel, (C, 1, 1); else None.
     """
 
     family: Family
@@ -142,22 +142,15 @@ def _sums_to_one(values: Tensor, dim: int) -> bool:
 def _gaussian(values: Tensor) -> OutputModel:
     # One sample has no spread; the size of the values then stands in.
     spread = values.std(0, correction=0) if len(values) > 1 else values.abs()[0]
-    positions = _positions(values)
-    if positions:
-        # Else a position that hardly varies, such as a border, would outweigh all others.
-        spread = spread.square().mean(positions, keepdim=True).sqrt()
+    if values.ndim >= 4:
+        # Of every channel of a map: a place that hardly varies, such as a border, would outweigh all others.
+        spread = spread.square().mean(tuple(range(1, spread.ndim)), keepdim=True).sqrt()
     typical = spread.square().mean().sqrt()
     # Not below rounding noise: outputs that never vary would else make any change look huge.
     size = values.square().mean().sqrt()
     floor = torch.maximum(typical * 1e-2, size * 1e-4)
     floor = torch.where(floor > 0, floor, torch.ones_like(floor))
     return OutputModel(family="gaussian", dim=-1, is_probability=False, scale=spread.clamp_min(floor))
-
-
-def _positions(values: Tensor) -> tuple[int, ...]:
-    """Dimensions of one sample that run over places, not over what is told of a place."""
-    channels = _class_dim(values) % values.ndim - 1
-    return tuple(dim for dim in range(values.ndim - 1) if dim != channels)
 
 
 def _matched_scale(scale: Tensor, values: Tensor) -> Tensor:

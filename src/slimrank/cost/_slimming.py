@@ -218,7 +218,7 @@ def _new_bias(spec: LayerSpec, channels: ChannelMap, kept: Kept) -> Cost:
     """The bias that a consumer gets when it is fitted anew and no norm takes up what its mean moves."""
     if spec.has_bias or spec.name in channels.norms or not spec.has_matrix:
         return _NOTHING
-    outputs = slimmed_spec(spec, channels, kept).weight_shape[1 if spec.is_transposed else 0]
+    outputs = slimmed_spec(spec, channels, kept).n_outputs
     return Cost(macs=0, params=outputs, bytes=outputs * spec.itemsize)
 
 

@@ -150,7 +150,7 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
         is_replaced = f"{name}.0.weight" in tensors
         if f"{name}.bias" in tensors or (is_replaced and plan.has_bias):
             weight = dense_weight(layer)
-            set_weights(layer, weight, weight.new_zeros(len(weight)))
+            set_weights(layer, weight, weight.new_zeros(work.n_channels))
 
 
 def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:

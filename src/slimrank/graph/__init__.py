@@ -23,7 +23,7 @@ from slimrank.graph._capture import (
 )
 from slimrank.graph._channels import without_layers
 from slimrank.graph._count import count_by_module, count_cost, stored
-from slimrank.graph._dense import dense_bias, dense_root, dense_weight, folded_bias, set_weights
+from slimrank.graph._dense import bias_of_taps, dense_weight, set_weights, tap_shares
 from slimrank.graph._group_trial import freeze, try_groups
 from slimrank.graph._groups import read_groups
 from slimrank.graph._lockstep import Lockstep, OneByOne, can_interleave
@@ -61,6 +61,7 @@ __all__ = [
     "Trimmer",
     "as_batch",
     "batch_tensors",
+    "bias_of_taps",
     "can_interleave",
     "capture",
     "check_batch",
@@ -69,8 +70,6 @@ __all__ = [
     "copy_model",
     "count_by_module",
     "count_cost",
-    "dense_bias",
-    "dense_root",
     "dense_weight",
     "describe_layers",
     "digest_batch",
@@ -79,7 +78,6 @@ __all__ = [
     "find_blocks",
     "find_norms",
     "find_tails",
-    "folded_bias",
     "freeze",
     "join_samples",
     "map_tensors",
@@ -100,6 +98,7 @@ __all__ = [
     "stored",
     "take_samples",
     "tap_layers",
+    "tap_shares",
     "try_groups",
     "without_layers",
 ]

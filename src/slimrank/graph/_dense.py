@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers as matrices: what one row of inputs becomes, and how a matrix becomes a layer again."""
 
-import math
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
+
+from slimrank.records import Call
 
 
 def dense_weight(layer: nn.Module) -> Tensor:
@@ -17,85 +19,68 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
     Returns:
         (O, D) float64: outputs by columns, C_in times kernel. A transposed convolution is what every place of
-        its input gives to all places that it reaches: (C_out x kernel, C_in).
+        its input gives to the places that it reaches: (C_out x kernel, C_in).
     """
     weight = _weight_of(layer).detach().double().flatten(1)
     return weight.T.contiguous() if isinstance(layer, _ConvTransposeNd) else weight
 
 
-def dense_bias(layer: nn.Module) -> Tensor | None:
-    """Bias of a layer, by the rows of its matrix.
-
-    Args:
-        layer: with a ``weight``.
-
-    Returns:
-        (O,) float64; of a transposed convolution, (C_out x kernel,), equal parts that sum up to the bias.
-        None where the layer has none.
-    """
-    if not isinstance(layer.bias, Tensor):
-        return None
-    bias = layer.bias.detach().double()
-    if not isinstance(layer, _ConvTransposeNd):
-        return bias
-    return (bias / _contributions(layer)).repeat_interleave(prod(layer.kernel_size))
-
-
-def folded_bias(layer: nn.Module, bias: Tensor) -> Tensor:
-    """The bias of a layer that comes nearest to one by the rows of its matrix: ``dense_bias`` undone.
-
-    Args:
-        layer: with a ``weight``.
-        bias: (O,), or (C_out x kernel,) for a transposed convolution, whose outputs get the mean of what
-            reaches them.
-
-    Returns:
-        (O,), or (C_out,).
-    """
-    if not isinstance(layer, _ConvTransposeNd):
-        return bias
-    mean: Tensor = bias.unflatten(0, (-1, prod(layer.kernel_size))).mean(1)
-    return mean * _contributions(layer)
-
-
 def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Gives a layer another weight and bias, new parameters in its own dtype and layout (in place).
+    """Gives a layer another weight and bias, new parameters in its own dtype and shape (in place).
 
     Args:
         layer: with a ``weight``.
         weight: (O, D), as ``dense_weight`` gives it.
-        bias: (O,), as ``dense_bias`` gives it; made where the layer has none; None leaves what it has.
+        bias: (C_out,); made where the layer has none; None leaves what it has.
     """
     own = _weight_of(layer)
     if isinstance(layer, _ConvTransposeNd):
-        weight = weight.T
+        weight = weight.T.contiguous()
     layer.weight = nn.Parameter(weight.reshape(own.shape).to(own.dtype), requires_grad=own.requires_grad)
     if bias is not None:
         known = layer.bias if isinstance(layer.bias, Tensor) else own
-        layer.bias = nn.Parameter(folded_bias(layer, bias).to(known.dtype), requires_grad=known.requires_grad)
+        layer.bias = nn.Parameter(bias.to(known.dtype), requires_grad=known.requires_grad)
 
 
-def dense_root(layer: nn.Module, root: Tensor) -> Tensor:
-    """The root of a layer's output metric, by the rows of its matrix.
+def tap_shares(layer: nn.Module, calls: Sequence[Call]) -> Tensor:
+    """Of the places that a transposed convolution makes, the share that each tap of its kernel reaches.
 
     Args:
-        layer: with a ``weight``.
-        root: (C_out, C_out) float64, of the second moments of gradients, summed over the places of a sample.
+        layer: a transposed convolution.
+        calls: of the layer.
 
     Returns:
-        The root itself; (C_out x kernel, C_out x kernel) for a transposed convolution: through one tap it
-        reaches one in ``stride`` places, and what taps have to do with each other is left out.
+        (taps,) float64, about one in ``stride``; less where the map is small or padding cuts taps off.
     """
     if not isinstance(layer, _ConvTransposeNd):
-        return root
-    eye = torch.eye(prod(layer.kernel_size), dtype=root.dtype, device=root.device)
-    spread: Tensor = torch.kron(root, eye) / math.sqrt(prod(layer.stride))
-    return spread
+        raise TypeError(f"{type(layer).__name__} is no transposed convolution")
+    dims = len(layer.kernel_size)
+    reached = torch.zeros(prod(layer.kernel_size), dtype=torch.float64)
+    for call in calls:
+        counts = torch.ones(1, dtype=torch.float64)
+        for dim in range(dims):
+            size, made = call.input_shape[dim - dims], call.output_shape[dim - dims]
+            start = torch.arange(size) * layer.stride[dim] - int(layer.padding[dim])
+            place = start + torch.arange(layer.kernel_size[dim])[:, None] * layer.dilation[dim]
+            own = ((place >= 0) & (place < made)).sum(1).double()
+            counts = (counts[:, None] * own).flatten()
+        reached += counts
+    return reached / max(1, sum(prod(call.output_shape[-dims:]) for call in calls))
 
 
-def _contributions(layer: _ConvTransposeNd) -> float:
-    """How many rows of the matrix reach one output, on average."""
-    return prod(layer.kernel_size) / prod(layer.stride)
+def bias_of_taps(layer: nn.Module, calls: Sequence[Call], missed: Tensor) -> Tensor:
+    """The bias that makes up, on average over places, for what the taps of a transposed convolution miss.
+
+    Args:
+        layer: a transposed convolution.
+        calls: of the layer.
+        missed: (C_out x taps,) float64, mean of what every row of its matrix misses.
+
+    Returns:
+        (C_out,) float64.
+    """
+    shares = tap_shares(layer, calls).to(missed)
+    return missed.view(-1, len(shares)) @ shares
 
 
 def _weight_of(layer: nn.Module) -> Tensor:

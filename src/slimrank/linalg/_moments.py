@@ -89,6 +89,15 @@ class Moments:
             return left.square().sum(1)
         return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
 
+    def about_zero(self) -> "Moments":
+        """The same rows' second moments, the mean not taken away: for a fit that no bias helps."""
+        return Moments(
+            mean=torch.zeros_like(self.mean),
+            matrix=None if self.matrix is None else self.matrix.addr(self.mean, self.mean),
+            rows=None if self.rows is None else self.rows + self.mean.to(self.rows.dtype),
+            n_rows=self.n_rows,
+        )
+
     def restricted(self, columns: Tensor) -> "Moments":
         """Of some of the columns, (D',) int64."""
         columns = columns.to(self.mean.device)

@@ -38,7 +38,8 @@ class Consumer:
     Attributes:
         weight: (O, D) float64.
         moments: of its D inputs, centred: its bias makes up for the means.
-        root: (O, O) float64, G^(1/2), in an absolute scale: damages of several consumers are added.
+        root: (Q, Q) float64, G^(1/2), in an absolute scale: damages of several consumers are added. O is Q,
+            or a multiple where every one of Q outputs has as many rows, one after the other.
         unit_of: (D,) int64, unit of each column; -1 where it always stays.
     """
 
@@ -46,6 +47,11 @@ class Consumer:
     moments: Moments
     root: Tensor
     unit_of: Tensor
+
+    @property
+    def weighted(self) -> Tensor:
+        """(O, D) float64: G^(1/2) W."""
+        return (self.root @ self.weight.reshape(len(self.root), -1)).view(self.weight.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -253,7 +259,7 @@ def _eliminations(consumers: Sequence[Consumer], n_units: int, ridge: float | No
 
 
 def _elimination(consumer: Consumer, n_units: int, added: float) -> _Elimination:
-    weighted = (consumer.root @ consumer.weight).T  # (D, O)
+    weighted = consumer.weighted.T  # (D, O)
     units, columns = _table(consumer.unit_of, n_units)
     if _is_plain(consumer.moments):
         norms = weighted.square().sum(1)
@@ -334,7 +340,7 @@ def _nested_errors(consumer: Consumer, goes: Tensor, n_units: int, added: float)
     moment.diagonal().add_(added)
     factor = cholesky_psd(moment)
     del moment
-    images = consumer.root @ consumer.weight[:, columns] @ factor  # (O, D)
+    images = consumer.weighted[:, columns] @ factor  # (O, D)
     losses = images.square().sum(0)
     if added > 0:
         eye = torch.eye(len(columns), dtype=factor.dtype, device=factor.device)
@@ -369,7 +375,7 @@ def _trailing_squares(images: Tensor, inverse: Tensor) -> Tensor:
 
 def _plain_errors(consumer: Consumer, goes: Tensor, n_units: int) -> Tensor:
     """Errors without moments: nothing makes up for a column."""
-    return _summed((consumer.root @ consumer.weight).square().sum(0) / 2, goes, n_units)
+    return _summed(consumer.weighted.square().sum(0) / 2, goes, n_units)
 
 
 def _summed(losses: Tensor, goes: Tensor, n_units: int) -> Tensor:
@@ -386,7 +392,7 @@ def _wide_errors(consumer: Consumer, rows: Tensor, goes: Tensor, n_units: int, a
     With ``P = M_R X_R^T`` and ``A = X_S X_S^T / n``, what is wrong in the outputs is ``r P (A + r I)^-1``.
     """
     n_rows = len(rows)
-    weighted = consumer.root @ consumer.weight
+    weighted = consumer.weighted
     kept = torch.zeros(n_rows, n_rows, dtype=torch.float64, device=rows.device)
     for part in (goes == n_units).nonzero().flatten().split(_MAX_COLUMNS):
         kept += _outer(rows[:, part].double())

@@ -64,7 +64,12 @@ class LayerSpec:
     @property
     def is_transposed(self) -> bool:
         """Whether it is a transposed convolution of torch: its weight is (C_in, C_out / groups, *kernel)."""
-        return self.class_name in _TRANSPOSED
+        return self.kind == "other" and self.class_name in _TRANSPOSED
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels or features that it makes: C_out."""
+        return self.weight_shape[1 if self.is_transposed else 0]
 
     @property
     def has_matrix(self) -> bool:

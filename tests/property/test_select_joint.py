@@ -554,3 +554,30 @@ def test_more_budget_never_brings_more_damage_with_ranks(make: Callable[[int], S
         assert plan.damage <= float(damages[within(net, costs, budgets)].min()) * 1.05 + 1e-12
         assert plan.damage <= least * (1 + 1e-9) + 1e-12
         least = plan.damage
+
+
+def test_blocks_go_where_groups_that_went_for_the_room_are_whole_again() -> None:
+    """The stream saves more for its damage than a block does, but once it has gone no block helps."""
+    net = Builder(3, few=30)
+    net.layer("a", [("", 3)], [("g", 32)], 8)
+    for block in ("b0", "b1"):
+        net.layer(f"{block}.c", [("g", 32)], [("", 32)], 8)
+        net.layer(f"{block}.d", [("", 32)], [("g", 32)], 8)
+    for name in "wxyz":
+        net.layer(f"e{name}", [("g", 32)], [(name, 48)], 3)
+        net.layer(f"f{name}", [(name, 48)], [("", 24)], 3)
+    source = net.source(blocks=("b0", "b1"))
+    wide = {"kept": np.array([4, 16, 24]), "damage": np.array([1.06, 0.96, 0.75])}
+    curves = [
+        replace(curve, error=wide["damage"], **wide)
+        if curve.group == "g"
+        else replace(curve, damage=0.25 * curve.damage / curve.damage.max())
+        for curve in source.group_curves
+    ]
+    blocks = [BlockDamage(block="b0", damage=0.68), BlockDamage(block="b1", damage=0.69)]
+    source = replace(source, group_curves=curves, block_damages=blocks)
+    plan = select_plan(source, budgets={"macs": 0.55}, methods=METHODS[2:])
+    assert plan.dropped == ("b0",)
+    assert "g" not in plan.groups
+    assert plan.damage is not None
+    assert plan.damage < 0.82  # with the stream slimmed 0.96 and more

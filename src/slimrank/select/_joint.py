@@ -117,6 +117,7 @@ class _Search:
             best = self._best()
             if best is None or best.damage * (1 - _NEAR) > bound:
                 self._spend(price, state)
+        self._drop(priced, bound)
         self._jump(priced, bound)
         self._improve(priced, bound)
         answers = [*self._finals(priced), *(answer for answer in must if answer is not None)]
@@ -246,6 +247,28 @@ class _Search:
             state, gap = found
             # One that was cut short takes long.
             self._is_exact &= gap <= _NEAR
+
+    def _drop(self, priced: Priced, bound: float) -> None:
+        """Let blocks go, one or the first few by their damage, and all groups follow.
+
+        What one saves may be of use only once groups that went for it are whole again.
+        """
+        best = self._best()
+        if best is None or best.damage * (1 - _FAR) <= bound:
+            return
+        damages = [block.damage for block in self._joint.blocks]
+        order = sorted(range(len(damages)), key=lambda block: damages[block])
+        some = dict.fromkeys(
+            frozenset(order[start:end]) for end in range(1, len(order) + 1) for start in (0, end - 1)
+        )
+        starts = [
+            proper(self._joint, widths, dropped)
+            for dropped in some
+            if sum(damages[block] for block in dropped) < best.damage
+            for widths in (best.state.at, self._joint.whole)
+        ]
+        for start in sorted(starts, key=priced.energy)[: 2 * _JUMPS]:
+            self._spend(priced.price, start)
 
     def _jump(self, priced: Priced, bound: float) -> None:
         """Hold one group at a width far from its own that the bound allows, and let all others follow."""

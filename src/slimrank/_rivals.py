@@ -139,7 +139,7 @@ class Rivals:
             Note(
                 where="compete",
                 text=f"{label} plan: held-out divergence {self._divergences[label]:.4g} {result.unit}"
-                + (" (returned)" if label == winner and len(self._plans) > 1 else ""),
+                + (" (returned)" if label == winner and len(self._plans) + len(self._same_as) > 1 else ""),
             )
             for label in self._plans
         ]

@@ -150,3 +150,14 @@ def test_hooks_may_change_it_first() -> None:
     assert error(result.model, "overlapping") < 1.2 * error(
         studied("overlapping").apply(plan).model, "overlapping"
     )
+
+
+def test_a_group_whose_zeros_are_not_numbers_says_so() -> None:
+    """A transposed kernel with a norm per input channel divides 0 by 0 where nothing is left of one."""
+    up = nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(8, 6, 2, 2))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), up, nn.Conv2d(6, 4, 1)).eval()
+    study = sr.study(model, images(0), draws=1, progress=False)
+    reason = study.structure.channels.groups["0"].reason
+    assert reason is not None
+    assert reason.startswith("slimmed and masked model cannot be compared: ")
+    assert "holds nan or inf once its channels are zeros" in reason

@@ -99,7 +99,7 @@ def test_a_plan_that_is_known_is_not_built_again() -> None:
     contest.build("second", Asked(settings="a"))  # type: ignore[arg-type]
     assert built == ["a"]
     assert [note.text for note in contest.best().notes] == [
-        "first plan: held-out divergence 0.3 nats",
+        "first plan: held-out divergence 0.3 nats (returned)",
         "second plan: the same as the first plan",
     ]
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from slimrank._errors import BatchesError, ModelError, NonFiniteError, OutputError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
@@ -27,6 +28,10 @@ _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
     ("conv3d", nn.Conv3d),
 )
 SKIPPED = "skipped by the caller"
+_COMPUTED = (
+    "its weight is computed from other parameters (parametrised, as by weight norm); make it plain with "
+    "torch.nn.utils.remove_weight_norm or torch.nn.utils.parametrize.remove_parametrizations"
+)
 _SAMPLES_TO_COMPARE = 3
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SAME = 1e-3
@@ -86,7 +91,12 @@ def capture(
     notes: list[Note] = []
     if not can_split:
         notes.append(
-            Note(where="capture", text="inputs cannot be cut into samples; one batch counts as one sample")
+            Note(
+                where="capture",
+                text="samples run alone do not give what they give in a batch, so one batch counts as one "
+                "sample; where outputs have the samples in another dimension than the first, pass "
+                "outputs=lambda out: out.transpose(0, 1) or the like",
+            )
         )
     calls, order = _watch_calls(model, sample)
     before, macs_by_module, uncounted = count_by_module(model, sample)
@@ -175,7 +185,7 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 def _holds_weight(module: nn.Module) -> bool:
-    if any(isinstance(module, base) for _, base in _BASES):
+    if any(isinstance(module, base) for _, base in _BASES) or is_parametrized(module):
         return True
     return any(p is not None and p.ndim >= 2 for p in module._parameters.values())
 
@@ -356,14 +366,15 @@ def _reason(
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
         return SKIPPED
     if kind == "other":
-        return f"no method for {type(module).__name__}"
+        is_computed = isinstance(module, ParametrizationList) or is_parametrized(module)
+        return _COMPUTED if is_computed else f"no method for {type(module).__name__}"
     if name == "":
         return "the model itself is this layer; wrap it in nn.Sequential to compress it"
     if _has_own_forward(module, base):
         return f"{type(module).__name__} has a forward of its own"
     weight = module._parameters.get("weight")
     if weight is None:
-        return "its weight is computed from other parameters (parametrised)"
+        return _COMPUTED
     return (
         _storage_reason(weight, module._parameters.get("bias"), owners)
         or _call_reason(module, name, calls, uses)

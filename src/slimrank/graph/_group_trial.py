@@ -376,4 +376,6 @@ class _Trial:
             return f"its size is hard-wired: {problem.text}"
         if problem.kind == "trains":
             return f"it cannot be trained once slimmed: {problem.text}"
+        if problem.kind == "blind":
+            return f"slimmed and masked model cannot be compared: {problem.text}"
         return f"the code computes with its size: {problem.text}"

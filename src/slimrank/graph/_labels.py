@@ -14,6 +14,7 @@ Why = Callable[[], str]
 
 _FIXED = 0
 _TWO_WAYS = "laid out in two ways: "
+_OUTSIDE = "with what is no channel: an input of the model, a constant or a position"
 _NEVER = np.iinfo(np.int64).max
 # More products than this in one dimension are not worth the minutes.
 _MOST_PRODUCTS = 1 << 17
@@ -161,7 +162,7 @@ class Labels:
         """
         if a is b or b is None or a is None:
             if a is not b:
-                self.freeze(a if b is None else b, why)
+                self.freeze(a if b is None else b, lambda: f"{why()}, {_OUTSIDE}")
             return a if b is None else b
         if not a.size or not b.size:
             return b if b.size else a
@@ -264,7 +265,7 @@ class Labels:
         a, b = a[differs], b[differs]
         fixed = (a == _FIXED) | (b == _FIXED)
         if fixed.any():
-            self.freeze(np.maximum(a, b)[fixed], why)
+            self.freeze(np.maximum(a, b)[fixed], lambda: f"{why()}, {_OUTSIDE}")
             a, b = a[~fixed], b[~fixed]
         are_products = self._is_product[a].astype(int) + self._is_product[b]
         self._link(a[are_products == 0], b[are_products == 0])

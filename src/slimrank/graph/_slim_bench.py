@@ -43,13 +43,14 @@ class Problem:
     """What goes wrong in a slimmed model.
 
     Attributes:
-        kind: it raises, computes something else than the masked model, or cannot be trained.
+        kind: it raises, computes something else than the masked model, cannot be trained, or nothing can be
+            compared.
         text: the error with its source line, or how much differs.
         size: the difference, as a share of the largest value; 0 where it raises.
         is_late: every watched layer gives the same, only what the model makes of it differs.
     """
 
-    kind: Literal["raises", "differs", "trains"]
+    kind: Literal["raises", "differs", "trains", "blind"]
     text: str
     size: float = 0.0
     is_late: bool = False
@@ -399,6 +400,9 @@ def _compared(name: str, before: Tensor, after: Tensor, tolerance: float) -> Pro
         text = f"{name} is {tuple(after.shape)}, and {tuple(before.shape)} in the masked model"
         return Problem(kind="differs", text=text, size=1.0)
     finite = before.isfinite()
+    if not finite.all() and after.isfinite().all():
+        text = f"{name} holds nan or inf once its channels are zeros (a norm of its weights, say, may be 0)"
+        return Problem(kind="blind", text=text, size=1.0)
     if not torch.equal(finite, after.isfinite()):
         return Problem(kind="differs", text=f"{name} holds nan or inf at other places", size=1.0)
     if not finite.any():

@@ -111,6 +111,31 @@ def test_reasons(layer: nn.Module, raw: tuple[int, ...], reason: str) -> None:
     assert captured.layers[0].methods == ()
 
 
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 4, 3), nn.ConvTranspose1d(4, 4, 3)], ids=str)
+def test_parametrised_layers_are_rows_with_a_cure(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(layer), nn.Conv1d(4, 2, 3)).eval()
+    captured = read(model, torch.randn(2, 4, 9))
+    reasons = {spec.name: spec.reason for spec in captured.layers}
+    assert list(reasons) == ["0.parametrizations.weight", "0", "1"]
+    for name in ("0.parametrizations.weight", "0"):
+        assert "torch.nn.utils.parametrize.remove_parametrizations" in (reasons[name] or "")
+    assert next(spec for spec in captured.layers if spec.name == "0").macs > 0
+
+
+def test_time_first_outputs_are_told_how_to_turn() -> None:
+    model = nn.Sequential(nn.Conv1d(4, 3, 3), _TimeFirst()).eval()
+    (note,) = read(model, torch.randn(5, 4, 9)).notes
+    assert "outputs=lambda out: out.transpose(0, 1)" in str(note)
+    turned = read(model, torch.randn(5, 4, 9), outputs=lambda out: out.transpose(0, 1))
+    assert turned.notes == ()
+    assert turned.can_split
+
+
+class _TimeFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(2, 0, 1)
+
+
 def test_a_weight_of_zeros_is_left_alone() -> None:
     model = conv_net()
     nn.init.zeros_(model[3].weight)

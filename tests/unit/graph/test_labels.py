@@ -113,7 +113,8 @@ def test_what_never_goes_freezes_what_meets_it(labels: Labels) -> None:
     labels.unify(a, np.array([b[0], 0, b[2]]), why)
     assert labels.is_frozen(labels.canonical(a)).tolist() == [False, True, False]
     labels.unify(None, b, lambda: "later")
-    assert reasons(labels, a) == {"because", "later"}
+    outside = "with what is no channel: an input of the model, a constant or a position"
+    assert reasons(labels, a) == {f"because, {outside}", f"later, {outside}"}
 
 
 def test_the_first_reason_stays(labels: Labels) -> None:

@@ -522,6 +522,7 @@ class _Builder:
             held_out=_joined(seen.held_out, _HELD_OUT_ROWS),
             rows=_joined(seen.rows, None),
             clipping=seen.clipping,
+            groups=work.groups,
         )
         if work.columns is None or self._is_changed(name, source):
             targets = self._targets(work, weight, seen, moments, cross)
@@ -534,13 +535,15 @@ class _Builder:
         self, work: Work, weight: Tensor, seen: _Gathered, moments: Moments, cross: Tensor
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that reads as many inputs as before may be fitted to."""
-        n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
+        n_rows, width = seen.joint.n_rows, row_width(work.slimmed) // work.groups
         root, inverse_root = self._metric(work, weight.device)
         ridge = ridge_of(n_rows, width)
         is_joint = seen.moved and self._data.sequential
         base = moments if is_joint or not seen.moved else _own_moments(work, seen)
         for value in _ridges(ridge, n_rows, width):
-            dense = least_squares_weight(weight, cross, moments, ridge=value) if is_joint else weight
+            dense = weight
+            if is_joint:
+                dense = least_squares_weight(weight, cross, moments, ridge=value, groups=work.groups)
             yield (
                 "sequential" if self._data.sequential else "independent",
                 Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
@@ -556,17 +559,17 @@ class _Builder:
         self, work: Work, columns: Tensor, seen: _Gathered, moments: Moments, cross: Tensor
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that lost columns may be fitted to; more ridge trusts the old inputs more."""
-        n_rows, width = seen.joint.n_rows, row_width(work.slimmed)
+        n_rows, width = seen.joint.n_rows, row_width(work.slimmed) // work.groups
         full = work.wanted(dense_weight(self._original_layers[work.spec.name]).T).T
         root, inverse_root = self._metric(work, full.device)
         own = _own_moments(work, seen)
         for value in _ridges(ridge_of(n_rows, width), n_rows, width):
-            prior, alone = narrowed_weight(full, own, columns, ridge=value)
+            prior, alone = narrowed_weight(full, own, columns, ridge=value, groups=work.groups)
             if not self._data.sequential:
                 target = Target(dense=prior, moments=alone, root=root, inverse_root=inverse_root, ridge=value)
                 yield "independent", target
                 continue
-            dense = least_squares_weight(prior, cross, moments, ridge=value)
+            dense = least_squares_weight(prior, cross, moments, ridge=value, groups=work.groups)
             yield (
                 "sequential",
                 Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value),
@@ -587,10 +590,10 @@ class _Builder:
             moments, mean_out = moments.about_zero(), torch.zeros_like(means[1])
         else:
             mean_out = means[1] + work.wanted(_bias_of(original, dense_weight(original)))
-        ridge = ridge_of(moments.n_rows, row_width(work.slimmed))
+        ridge = ridge_of(moments.n_rows, row_width(work.slimmed) // work.groups)
         dense = full
         if work.columns is not None:
-            dense, moments = narrowed_weight(full, moments, work.columns, ridge=ridge)
+            dense, moments = narrowed_weight(full, moments, work.columns, ridge=ridge, groups=work.groups)
         root, inverse_root = self._metric(work, full.device)
         target = Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
         sample = Sample(

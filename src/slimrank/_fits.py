@@ -62,6 +62,7 @@ class Sample:
         held_out: rows to choose by; None where there are none.
         rows: some of the rows that were summed; None where nothing is clipped.
         clipping: what follows the layer; None where nothing is known.
+        groups: blocks on the diagonal of its weight.
     """
 
     moments: Moments
@@ -70,6 +71,7 @@ class Sample:
     held_out: Rows | None
     rows: Rows | None
     clipping: Clipping | None
+    groups: int = 1
 
 
 def best_fit(
@@ -182,7 +184,7 @@ def _clipped_fit(
         moved = wanted - rows.outputs
         cross = sample.cross + (moved.T @ centred).double() / len(moved)
         mean_out = sample.mean_out + moved.mean(0, dtype=torch.float64)
-        dense = least_squares_weight(weight, cross, sample.moments, ridge=target.ridge)
+        dense = least_squares_weight(weight, cross, sample.moments, ridge=target.ridge, groups=sample.groups)
         goal = _with_dense(target, dense, sample.moments)
         mean_in = sample.moments.mean
         newest = _fitted(spec, setting, fit.kind, goal, mean_in, mean_out, CLIPPED_ALTERNATIONS)

@@ -13,6 +13,7 @@ from slimrank._errors import StudyError
 from slimrank._opened import Opened, Options
 from slimrank._work import as_rows, channels_left, scaled, what_stays
 from slimrank.calibrate import collect_moments, row_width
+from slimrank.cost import slimmed_spec
 from slimrank.deploy import Store
 from slimrank.graph import (
     OutputChoice,
@@ -23,7 +24,7 @@ from slimrank.graph import (
     slim,
     tap_shares,
 )
-from slimrank.linalg import Consumer, Moments, Removal, narrowed_weight, ridge_of
+from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
 from slimrank.methods import (
     SELECTORS,
     anchor_counts,
@@ -94,10 +95,10 @@ class GroupSurvey:
         return [Note(where="groups", text=text)]
 
     def _has_rows(self, name: str, group: GroupSpec) -> bool:
-        """Whether rows of a layer's inputs are known; of a transposed convolution, where it can be fitted."""
+        """Whether rows of a layer's inputs are known; in groups or transposed, where it can be fitted."""
         spec = self.layers[name]
         is_plain = spec.kind != "other" and spec.groups == 1 and bool(spec.calls)
-        return is_plain or (spec.is_transposed and name in group.consumers)
+        return is_plain or name in group.consumers
 
     def needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
         """Layers whose input moments a group needs, by their index in the study."""
@@ -179,14 +180,20 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
         if spec.is_transposed:
             # A row is read at some of the places that the gradients were summed over.
             root = root * tap_shares(layer, spec.calls).mean().sqrt()
-        consumers.append(
+        known = moments[name].about_zero() if spec.is_transposed else moments[name]
+        units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
+        if spec.groups == 1:
+            consumers.append(Consumer(weight=weight, moments=known, root=root, unit_of=units))
+            continue
+        consumers += [
             Consumer(
-                weight=weight,
-                moments=moments[name].about_zero() if spec.is_transposed else moments[name],
-                root=root,
-                unit_of=_columns(survey, name, group.name, weight.shape[1]),
+                weight=weight[rows][:, columns],
+                moments=known.block(columns),
+                root=root[rows][:, rows],
+                unit_of=units,
             )
-        )
+            for rows, columns in blocks_of(weight, spec.groups)
+        ]
     return consumers
 
 
@@ -304,41 +311,34 @@ def fits_alone(
     Returns:
         Weight, (O', D') float64, and bias, (O',) float64, by layer: of the columns and outputs that stay.
     """
+    slimmed = {group: kept}
     fits = {}
     for name in survey.channels.groups[group].consumers:
-        outputs, columns, scales = what_stays(survey.channels, survey.layers[name], {group: kept})
+        spec = survey.layers[name]
+        outputs, columns, scales = what_stays(survey.channels, spec, slimmed)
         if name not in moments or columns is None:
             continue
-        layer = survey.opened.original.get_submodule(name)
-        if survey.layers[name].is_transposed:
-            narrow, bias = _narrowed_taps(layer, survey.layers[name], moments[name], columns)
-        else:
-            narrow, bias = _narrowed(layer, moments[name], columns)
-        if isinstance(layer.bias, Tensor):
-            bias = bias + layer.bias.detach().double()
+        layer, own = survey.opened.original.get_submodule(name), moments[name]
         # It may make channels of the same group as well.
-        if outputs is not None:
-            channels = channels_left(survey.channels, survey.layers[name], {group: kept})
-            narrow, bias = narrow[outputs], bias[channels]
-        n_taps = len(narrow) // len(bias)
-        fits[name] = (scaled(narrow.T, scales).T, scaled(bias, None if scales is None else scales[::n_taps]))
+        weight = dense_weight(layer) if outputs is None else dense_weight(layer)[outputs]
+        groups = slimmed_spec(spec, survey.channels, slimmed).groups
+        narrow, _ = narrowed_weight(
+            weight,
+            own.about_zero() if spec.is_transposed else own,
+            columns,
+            ridge=ridge_of(own.n_rows, len(columns) // groups),
+            groups=groups,
+        )
+        bias = weight @ own.mean - narrow @ own.mean[columns.to(own.mean.device)]
+        if spec.is_transposed:
+            bias = bias_of_taps(layer, spec.calls, bias)
+        if isinstance(layer.bias, Tensor):
+            known = layer.bias.detach().double()
+            channels = channels_left(survey.channels, spec, slimmed)
+            bias = bias + (known if channels is None else known[channels])
+        own_scales = None if scales is None else scales[:: len(narrow) // len(bias)]
+        fits[name] = (scaled(narrow.T, scales).T, scaled(bias, own_scales))
     return fits
-
-
-def _narrowed(layer: nn.Module, own: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight on the columns that stay, and what it adds to the bias."""
-    weight = dense_weight(layer)
-    narrow, part = narrowed_weight(weight, own, columns, ridge=ridge_of(own.n_rows, len(columns)))
-    return narrow, weight @ own.mean - narrow @ part.mean
-
-
-def _narrowed_taps(layer: nn.Module, spec: LayerSpec, own: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for a transposed convolution, whose taps have one bias: they have to keep their means."""
-    weight = dense_weight(layer)
-    ridge = ridge_of(own.n_rows, len(columns))
-    narrow, _ = narrowed_weight(weight, own.about_zero(), columns, ridge=ridge)
-    missed = weight @ own.mean - narrow @ own.mean[columns.to(own.mean.device)]
-    return narrow, bias_of_taps(layer, spec.calls, missed)
 
 
 _ARRAYS = ("kept", "error", "damage")

@@ -25,6 +25,7 @@ class Work:
         slimmed: the same, once its channels are gone.
         shape: of its weight then.
         channels: (C_out',) int64, of the channels that it makes, those that stay; None where all do.
+        groups: blocks on the diagonal of its matrix, once channels are gone.
         is_transposed: whether it is a transposed convolution; else O below is C_out.
         setting: the pair that takes its place; None where it stays one layer.
         columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
@@ -37,6 +38,7 @@ class Work:
     slimmed: LayerSpec
     shape: tuple[int, ...]
     channels: Tensor | None
+    groups: int
     is_transposed: bool
     setting: Setting | None
     columns: Tensor | None
@@ -102,6 +104,7 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
             slimmed=as_rows(slimmed),
             shape=slimmed.weight_shape,
             channels=channels_left(channels, spec, step.groups),
+            groups=slimmed.groups,
             is_transposed=spec.is_transposed,
             setting=setting,
             columns=columns,
@@ -119,9 +122,13 @@ def as_rows(spec: LayerSpec) -> LayerSpec:
         spec: the layer.
 
     Returns:
-        The layer itself; for a transposed convolution the 1x1 convolution, to every tap of every output,
-        that it is before its taps are added up.
+        The layer itself; a convolution in groups as one that reads all channels; for a transposed convolution
+        the 1x1 convolution, to every tap of every output, that it is before its taps are added up.
     """
+    if spec.groups > 1:
+        rows, columns, *taps = spec.weight_shape
+        shape = (rows, columns * spec.groups, *taps)
+        return replace(spec, groups=1, weight_shape=shape, macs=spec.macs * spec.groups)
     if not spec.is_transposed:
         return spec
     inputs, outputs, *kernel = spec.weight_shape
@@ -158,11 +165,21 @@ def what_stays(
     # Taps go with the second dimension.
     n_taps = prod(spec.kernel)
     second, second_scales = staying.get(1), scales.get(1)
+    if second is not None and spec.groups > 1:
+        second = _in_every_group(spec, second, staying.get(0))
     if second is not None:
         second = (second[:, None] * n_taps + torch.arange(n_taps)).flatten()
     if not spec.is_transposed:
         return staying.get(0), second, scales.get(0)
     return second, staying.get(0), None if second_scales is None else second_scales.repeat_interleave(n_taps)
+
+
+def _in_every_group(spec: LayerSpec, inside: Tensor, outputs: Tensor | None) -> Tensor:
+    """Channels that a convolution in groups reads: some of each group of which outputs stay."""
+    groups = torch.arange(spec.groups)
+    if outputs is not None:
+        groups = (outputs // (spec.weight_shape[0] // spec.groups)).unique()
+    return (groups[:, None] * spec.weight_shape[1] + inside).flatten()
 
 
 def channels_left(channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]) -> Tensor | None:

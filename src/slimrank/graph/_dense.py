@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimrank.records import Call
 
@@ -18,11 +18,20 @@ def dense_weight(layer: nn.Module) -> Tensor:
         layer: with a ``weight``.
 
     Returns:
-        (O, D) float64: outputs by columns, C_in times kernel. A transposed convolution is what every place of
-        its input gives to the places that it reaches: (C_out x kernel, C_in).
+        (O, D) float64: outputs by columns, C_in times kernel; of a convolution in groups, a block of it per
+        group. A transposed convolution is what every place of its input gives to the places that it reaches:
+        (C_out x kernel, C_in).
     """
     weight = _weight_of(layer).detach().double().flatten(1)
-    return weight.T.contiguous() if isinstance(layer, _ConvTransposeNd) else weight
+    if isinstance(layer, _ConvTransposeNd):
+        return weight.T.contiguous()
+    groups = groups_of(layer)
+    return weight if groups == 1 else torch.block_diag(*weight.chunk(groups))
+
+
+def groups_of(layer: nn.Module) -> int:
+    """Blocks on the diagonal of a layer's matrix."""
+    return layer.groups if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) else 1
 
 
 def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
@@ -34,8 +43,12 @@ def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         bias: (C_out,); made where the layer has none; None leaves what it has.
     """
     own = _weight_of(layer)
+    groups = groups_of(layer)
     if isinstance(layer, _ConvTransposeNd):
         weight = weight.T.contiguous()
+    elif groups > 1:
+        rows = zip(weight.chunk(groups), range(groups), strict=True)
+        weight = torch.cat([block.chunk(groups, dim=1)[group] for block, group in rows])
     layer.weight = nn.Parameter(weight.reshape(own.shape).to(own.dtype), requires_grad=own.requires_grad)
     if bias is not None:
         known = layer.bias if isinstance(layer.bias, Tensor) else own

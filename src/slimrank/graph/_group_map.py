@@ -158,8 +158,8 @@ def _consumers(
     owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     for spec in layers:
         module = model.get_submodule(spec.name)
-        is_plain = spec.kind != "other" or type(module) in _TRANSPOSED
-        if not is_plain or getattr(module, "groups", 1) != 1 or not spec.calls:
+        is_transposed = type(module) in _TRANSPOSED and module.groups == 1
+        if (spec.kind == "other" and not is_transposed) or not spec.calls:
             continue
         parameters = module._parameters
         own, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")

@@ -5,6 +5,7 @@ from slimrank.linalg._clipping import Clipping, reaching
 from slimrank.linalg._moments import (
     Moments,
     MomentSums,
+    blocks_of,
     gram,
     least_squares_weight,
     narrowed_weight,
@@ -35,6 +36,7 @@ __all__ = [
     "Removal",
     "Split",
     "SplitFactors",
+    "blocks_of",
     "cholesky_psd",
     "fit_split",
     "gram",

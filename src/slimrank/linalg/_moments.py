@@ -108,6 +108,14 @@ class Moments:
             n_rows=self.n_rows,
         )
 
+    def block(self, columns: Tensor) -> "Moments":
+        """Of a few of the columns, (D',) int64, as a matrix."""
+        part = self.restricted(columns)
+        if part.rows is None:
+            return part
+        rows = part.rows.double()
+        return Moments(mean=part.mean, matrix=rows.T @ rows / part.n_rows, rows=None, n_rows=part.n_rows)
+
     def ridged(self, ridge: float) -> Tensor:
         """``H + ridge * mean_diagonal * I`` as a matrix (D, D) float64."""
         if self.matrix is not None:
@@ -124,7 +132,7 @@ class Moments:
 
 
 def narrowed_weight(
-    weight: Tensor, moments: Moments, columns: Tensor, *, ridge: float
+    weight: Tensor, moments: Moments, columns: Tensor, *, ridge: float, groups: int = 1
 ) -> tuple[Tensor, Moments]:
     """Weight on some of the columns that does what the whole weight does, as well as they can.
 
@@ -136,6 +144,7 @@ def narrowed_weight(
         moments: of all D inputs.
         columns: (D',) int64, those that stay.
         ridge: share of the mean diagonal.
+        groups: as in ``least_squares_weight``, of the columns that stay.
 
     Returns:
         (O, D') float64, and the moments of the columns that stay. The mean is for a bias to absorb.
@@ -146,10 +155,12 @@ def narrowed_weight(
     columns = columns.to(weight.device)
     part = moments.restricted(columns)
     cross = moments.times(weight)[:, columns]
-    return least_squares_weight(weight[:, columns], cross, part, ridge=ridge), part
+    return least_squares_weight(weight[:, columns], cross, part, ridge=ridge, groups=groups), part
 
 
-def least_squares_weight(weight: Tensor, cross: Tensor, moments: Moments, *, ridge: float) -> Tensor:
+def least_squares_weight(
+    weight: Tensor, cross: Tensor, moments: Moments, *, ridge: float, groups: int = 1
+) -> Tensor:
     """Weight that maps the inputs of a compressed model to the outputs of the original.
 
     The ridge pulls towards the old weight, not towards zero: ``W + (T - W H) (H + ridge I)^-1``.
@@ -159,12 +170,20 @@ def least_squares_weight(weight: Tensor, cross: Tensor, moments: Moments, *, rid
         cross: (O, D) float64, T: covariance of wanted outputs and inputs.
         moments: of the inputs, H.
         ridge: share of the mean diagonal.
+        groups: blocks on the diagonal of the weight, outputs and columns in equal parts; nothing else is.
 
     Returns:
         (O, D) float64.
 
     Source: reduced-rank regression with shrinkage; Zhang et al. 2016, arXiv 1505.06798, section 3.3.
     """
+    if groups > 1:
+        blocks = [
+            least_squares_weight(weight[rows][:, own], cross[rows][:, own], moments.block(own), ridge=ridge)
+            for rows, own in blocks_of(weight, groups)
+        ]
+        joined: Tensor = torch.block_diag(*blocks)
+        return joined
     missing = cross - moments.times(weight)
     if moments.rows is None:
         factor = cholesky_psd(moments.ridged(ridge))
@@ -176,6 +195,12 @@ def least_squares_weight(weight: Tensor, cross: Tensor, moments: Moments, *, rid
     inner.diagonal().add_(added)
     solved = torch.cholesky_solve(rows @ missing.T, cholesky_psd(inner))  # (S, O)
     return weight + (missing - solved.T @ rows / moments.n_rows) / added
+
+
+def blocks_of(weight: Tensor, groups: int) -> list[tuple[Tensor, Tensor]]:
+    """Rows and columns, (O / groups,) and (D / groups,) int64, of each block on the diagonal of a weight."""
+    rows, columns = (torch.arange(size, device=weight.device).chunk(groups) for size in weight.shape)
+    return list(zip(rows, columns, strict=True))
 
 
 def gram(rows: Tensor) -> Tensor:

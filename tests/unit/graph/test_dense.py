@@ -11,6 +11,7 @@ from slimrank.records import Call
 LAYERS = {
     "linear": lambda: (nn.Linear(5, 3), torch.randn(4, 5)),
     "conv": lambda: (nn.Conv2d(5, 3, (2, 3), stride=2), torch.randn(4, 5, 8, 8)),
+    "groups": lambda: (nn.Conv2d(6, 3, 2, groups=3), torch.randn(4, 6, 8, 8)),
     "transposed 1d": lambda: (nn.ConvTranspose1d(5, 3, 4, stride=2, padding=1), torch.randn(4, 5, 8)),
     "transposed 2d": lambda: (nn.ConvTranspose2d(5, 3, (2, 3), stride=(2, 3)), torch.randn(4, 5, 4, 4)),
     "transposed 3d": lambda: (nn.ConvTranspose3d(5, 3, 2, dilation=2), torch.randn(2, 5, 3, 3, 3)),
@@ -23,7 +24,7 @@ def test_a_layer_takes_its_own_matrix_back(name: str) -> None:
     expected, bias = layer(x), layer.bias.detach().double()
     matrix = dense_weight(layer)
     assert matrix.dtype == torch.float64
-    assert matrix.numel() == layer.weight.numel()
+    assert int(matrix.count_nonzero()) == layer.weight.numel()
     set_weights(layer, torch.zeros_like(matrix), torch.zeros_like(bias))
     assert not layer(x).any()
     set_weights(layer, matrix, bias)

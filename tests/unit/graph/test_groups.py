@@ -159,9 +159,9 @@ def test_a_grouped_convolution_goes_by_groups_and_inside_of_them() -> None:
         ("1", 0, "output", (0, 1, 2, 3, 4, 5) * 2),
         ("0#2", 1, "input", (0, 1, 2, 3)),
     ]
-    # A grouped convolution is not fitted anew.
+    # What loses whole groups computes the others as before.
     assert found.groups["0"].consumers == ("2",)
-    assert found.groups["0#2"].consumers == ()
+    assert found.groups["0#2"].consumers == ("1",)
 
 
 def test_a_transposed_convolution_reads_its_first_dimension() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transposed convolutions behind channels that go: fitted anew, counted, saved."""
+"""Transposed convolutions, and those in groups, behind channels that go: fitted anew, counted, saved."""
 
 import copy
 from functools import cache
@@ -55,7 +55,35 @@ class Decoder(nn.Module):
         return self.head(self.up(self.down(x).relu()).relu())
 
 
-NETS = {
+class Fixed(nn.Module):
+    """What the groups make has to stay, since a norm runs over it."""
+
+    def __init__(self, *, has_bias: bool = True) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 32, 3, padding=1)
+        self.b = nn.Conv2d(32, 16, 3, padding=1, groups=4, bias=has_bias)
+        self.norm = nn.GroupNorm(1, 16)
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.b(self.a(x).relu())))
+
+
+class Bottleneck(nn.Module):
+    """As in ResNeXt: whole groups may go, and places inside of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 24, 3, padding=1)
+        self.b = nn.Conv2d(24, 24, 3, padding=1, groups=4, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.head = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.b(self.a(x).relu())).relu())
+
+
+TRANSPOSED = {
     "far from zero": lifted,
     "one place": Decoder,
     "side by side": lambda: UNet(2, 0, has_bias=True, has_norm=False),
@@ -63,6 +91,14 @@ NETS = {
     "no bias": lambda: UNet(4, 1, has_bias=False, has_norm=False),
     "norm": lambda: UNet(4, 1, has_bias=False, has_norm=True),
 }
+GROUPED = {
+    "fixed": Fixed,
+    "fixed, no bias": lambda: Fixed(has_bias=False),
+    "bottleneck": Bottleneck,
+}
+NETS = {**TRANSPOSED, **GROUPED}
+# Of the mean that a layer without a bias moves.
+TAKEN_UP = ("norm", "bottleneck")
 
 
 def images(seed: int) -> list[Tensor]:
@@ -93,20 +129,31 @@ def counted(model: nn.Module) -> Cost:
     return count_cost(model, as_batch(images(1)[0][:1]))
 
 
+def reader_of(name: str) -> str:
+    return "up" if name in TRANSPOSED else "b"
+
+
+def group_read(name: str) -> str:
+    """The group whose units the layer of interest loses as inputs."""
+    groups = studied(name).structure.channels.groups.values()
+    (found,) = [one.name for one in groups if one.consumers == (reader_of(name),)]
+    return found
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_what_it_reads_goes_and_it_is_fitted_anew(name: str, tmp_path: Path) -> None:
-    study = studied(name)
-    assert study.structure.channels.groups["down"].consumers == ("up",)
-    plan = sr.Plan.manual(study, {"down": ("channel_pruning", 0.5)})
+    study, reader, dim = studied(name), reader_of(name), 0 if name in TRANSPOSED else 1
+    plan = sr.Plan.manual(study, {group_read(name): ("channel_pruning", 0.5)})
     result = study.apply(plan)
-    assert result.model.up.weight.shape[0] == 12
+    layer, before = result.model.get_submodule(reader), net(name).get_submodule(reader)
+    assert layer.weight.shape[dim] == before.weight.shape[dim] // 2
     assert result.after == plan.after
     assert counted(result.model) == plan.after
-    assert (result.model.up.bias is None) == (name == "norm")
+    assert (layer.bias is None) == (name in TAKEN_UP)
 
     cut = copy.deepcopy(net(name))
     slim(cut, study.structure.channels, plan.groups)
-    assert error(result.model, name) < 0.8 * error(cut, name)
+    assert error(result.model, name) < (0.8 if name in TRANSPOSED else 0.5) * error(cut, name)
     damage = plan.damage
     assert damage is not None
     assert result.divergence == pytest.approx(damage, rel=0.4)
@@ -114,11 +161,10 @@ def test_what_it_reads_goes_and_it_is_fitted_anew(name: str, tmp_path: Path) -> 
     result.save(tmp_path / "result")
     loaded = sr.load(tmp_path / "result", model=copy.deepcopy(net(name)))
     assert error(loaded, name) == error(result.model, name)
-    bare = sr.apply(net(name), plan, progress=False)
-    assert bare.after == plan.after
+    assert sr.apply(net(name), plan, progress=False).after == plan.after
 
 
-@pytest.mark.parametrize("name", ["overlapping", "no bias"])
+@pytest.mark.parametrize("name", ["overlapping", "no bias", "bottleneck"])
 def test_joint_plans_count_what_is_built(name: str) -> None:
     study = sr.study(net(name), images(0), draws=2, progress=False)
     for share in (0.7, 0.4):
@@ -128,7 +174,7 @@ def test_joint_plans_count_what_is_built(name: str) -> None:
         assert counted(result.model) == plan.after
 
 
-def test_a_grouped_one_is_left_as_it_is() -> None:
+def test_a_transposed_one_in_groups_is_left_as_it_is() -> None:
     model = nn.Sequential(
         *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, 2, groups=4)),
         *(nn.ReLU(), nn.Conv2d(8, 4, 1)),
@@ -161,3 +207,18 @@ def test_a_group_whose_zeros_are_not_numbers_says_so() -> None:
     assert reason is not None
     assert reason.startswith("slimmed and masked model cannot be compared: ")
     assert "holds nan or inf once its channels are zeros" in reason
+
+
+def test_whole_groups_and_places_inside_go_together() -> None:
+    study = studied("bottleneck")
+    groups = {one.name: one for one in study.structure.channels.groups.values() if one.reason is None}
+    inner = group_read("bottleneck")
+    (outer,) = [name for name, one in groups.items() if name != inner and one.units == 4]
+    plan = sr.Plan.manual(study, {inner: ("channel_pruning", 0.5), outer: ("channel_pruning", 0.5)})
+    result = study.apply(plan)
+    assert result.model.b.groups == 2
+    assert result.model.b.weight.shape == (12, 3, 3, 3)
+    assert result.after == plan.after
+    cut = copy.deepcopy(net("bottleneck"))
+    slim(cut, study.structure.channels, plan.groups)
+    assert error(result.model, "bottleneck") < 0.8 * error(cut, "bottleneck")

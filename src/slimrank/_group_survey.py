@@ -176,24 +176,26 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
             continue
         layer = survey.opened.original.get_submodule(name)
         weight, spec = dense_weight(layer), survey.layers[name]
-        root, _ = metric_roots(survey.grams.get(name), spec.n_outputs, weight.device)
+        gram = survey.grams.get(name)
+        known = moments[name].about_zero() if spec.is_transposed else moments[name]
+        units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
+        if spec.groups > 1:
+            for rows, columns in blocks_of(weight, spec.groups):
+                own = None if gram is None else gram[rows][:, rows]
+                consumers.append(
+                    Consumer(
+                        weight=weight[rows][:, columns],
+                        moments=known.block(columns),
+                        root=metric_roots(own, len(rows), weight.device)[0],
+                        unit_of=units,
+                    )
+                )
+            continue
+        root, _ = metric_roots(gram, spec.n_outputs, weight.device)
         if spec.is_transposed:
             # A row is read at some of the places that the gradients were summed over.
             root = root * tap_shares(layer, spec.calls).mean().sqrt()
-        known = moments[name].about_zero() if spec.is_transposed else moments[name]
-        units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
-        if spec.groups == 1:
-            consumers.append(Consumer(weight=weight, moments=known, root=root, unit_of=units))
-            continue
-        consumers += [
-            Consumer(
-                weight=weight[rows][:, columns],
-                moments=known.block(columns),
-                root=root[rows][:, rows],
-                unit_of=units,
-            )
-            for rows, columns in blocks_of(weight, spec.groups)
-        ]
+        consumers.append(Consumer(weight=weight, moments=known, root=root, unit_of=units))
     return consumers
 
 

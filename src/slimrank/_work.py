@@ -165,7 +165,7 @@ def what_stays(
     # Taps go with the second dimension.
     n_taps = prod(spec.kernel)
     second, second_scales = staying.get(1), scales.get(1)
-    if second is not None and spec.groups > 1:
+    if spec.groups > 1:
         second = _in_every_group(spec, second, staying.get(0))
     if second is not None:
         second = (second[:, None] * n_taps + torch.arange(n_taps)).flatten()
@@ -174,12 +174,15 @@ def what_stays(
     return second, staying.get(0), None if second_scales is None else second_scales.repeat_interleave(n_taps)
 
 
-def _in_every_group(spec: LayerSpec, inside: Tensor, outputs: Tensor | None) -> Tensor:
-    """Channels that a convolution in groups reads: some of each group of which outputs stay."""
+def _in_every_group(spec: LayerSpec, inside: Tensor | None, outputs: Tensor | None) -> Tensor | None:
+    """Channels that a convolution in groups reads: some of each group of which outputs stay; None for all."""
     groups = torch.arange(spec.groups)
     if outputs is not None:
         groups = (outputs // (spec.weight_shape[0] // spec.groups)).unique()
-    return (groups[:, None] * spec.weight_shape[1] + inside).flatten()
+    if inside is None and len(groups) == spec.groups:
+        return None
+    places = torch.arange(spec.weight_shape[1]) if inside is None else inside
+    return (groups[:, None] * spec.weight_shape[1] + places).flatten()
 
 
 def channels_left(channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]) -> Tensor | None:

@@ -261,12 +261,12 @@ class _Search:
         some = dict.fromkeys(
             frozenset(order[start:end]) for end in range(1, len(order) + 1) for start in (0, end - 1)
         )
-        starts = [
+        found = dict.fromkeys(
             proper(self._joint, widths, dropped)
             for dropped in some
-            if sum(damages[block] for block in dropped) < best.damage
             for widths in (best.state.at, self._joint.whole)
-        ]
+        )
+        starts = [one for one in found if sum(damages[block] for block in one.dropped) < best.damage]
         for start in sorted(starts, key=priced.energy)[: 2 * _JUMPS]:
             self._spend(priced.price, start)
 

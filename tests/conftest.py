@@ -17,8 +17,10 @@ _HERE = Path(__file__).parent
 _GOLDEN = _HERE / "golden"
 
 
-def _load(name: str) -> None:
-    spec = importlib.util.spec_from_file_location(name, _HERE / f"{name}.py")
+def _load(path: str) -> None:
+    """Makes a module beside the tests importable by its name."""
+    name = Path(path).name
+    spec = importlib.util.spec_from_file_location(name, _HERE / f"{path}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -26,7 +28,8 @@ def _load(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-_load("specs")
+for _path in ("specs", "integration/nets", "integration/zoo_nets", "integration/pruning_nets"):
+    _load(_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The small networks, one thread for all of them, and what a caller's model looks like."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import nets as small_nets
 import pytest
 import torch
 from torch import nn
@@ -16,25 +16,10 @@ from torch import nn
 _HERE = Path(__file__).parent
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, _HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_NETS = _load("nets")
-_load("zoo_nets")
-_load("pruning_nets")
-
-
 @pytest.fixture
 def nets() -> ModuleType:
     """The module of small networks."""
-    return _NETS
+    return small_nets
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -59,15 +59,7 @@ from slimrank.linalg import (
     reaching,
     ridge_of,
 )
-from slimrank.methods import (
-    Pair,
-    Target,
-    build_pair,
-    empty_pair,
-    fit_pair,
-    metric_roots,
-    weights_target,
-)
+from slimrank.methods import Pair, Target, build_pair, empty_pair, fit_pair, metric_roots, weights_target
 from slimrank.plan import Plan, Step
 from slimrank.records import LayerSpec, Note, Setting
 

@@ -12,12 +12,12 @@ from slimrank._anchors import Anchors
 from slimrank._apply import Data, apply_plan
 from slimrank._errors import StudyError
 from slimrank._group_survey import GroupSurvey, text_tensor
+from slimrank._progress import Phases
 from slimrank.calibrate import Feed, spread
-from slimrank.deploy import Store
 from slimrank.graph import Batch, digest_batch
 from slimrank.plan import Plan, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, ChannelMap
-from slimrank.report import Phases
+from slimrank.store import Store
 
 _BLOCK_MACS = 6e12
 # Of the unit of any likelihood: outputs have nothing left of the original's.

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from slimrank._apply import Data, OnLayer, apply_plan
 from slimrank._opened import Opened, Options, restored_copy
+from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._work import work_of
 from slimrank.calibrate import measure_divergence
 from slimrank.cost import pair_cost, slimmed_spec
-from slimrank.deploy import Store
 from slimrank.graph import OutputChoice, count_by_module, eval_mode, pick_outputs, run, stored
-from slimrank.plan import Plan, is_inside, ratio_of
-from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note
-from slimrank.report import Phases, slimmed_text
+from slimrank.plan import Plan, is_inside
+from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of
+from slimrank.report import slimmed_text
+from slimrank.store import Store
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
 _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")

@@ -11,6 +11,7 @@ from slimrank._apply import OnLayer, check_on_layer
 from slimrank._build import Session, build_from_weights, build_result, measured_from
 from slimrank._errors import BudgetError, PlanError
 from slimrank._opened import Options, check_options, open_data
+from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._rivals import Rivals
 from slimrank._study import Inputs, Study, check_model, check_plan, study
@@ -22,7 +23,6 @@ from slimrank.graph import OutputChoice, check_weights, describe_layers, outside
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.records import ChannelOrder, Method
-from slimrank.report import Phases
 
 
 @outside_inference_mode

@@ -10,20 +10,13 @@ from torch import Tensor, nn
 
 from slimrank._anchors import Anchors
 from slimrank._errors import StudyError
+from slimrank._names import listed
 from slimrank._opened import Opened, Options
+from slimrank._progress import Phases
 from slimrank._work import as_rows, channels_left, scaled, what_stays
 from slimrank.calibrate import collect_moments, row_width
 from slimrank.cost import slimmed_spec
-from slimrank.deploy import Store
-from slimrank.graph import (
-    OutputChoice,
-    Trimmer,
-    bias_of_taps,
-    dense_weight,
-    set_weights,
-    slim,
-    tap_shares,
-)
+from slimrank.graph import OutputChoice, Trimmer, bias_of_taps, dense_weight, set_weights, slim, tap_shares
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
 from slimrank.methods import (
     SELECTORS,
@@ -34,9 +27,8 @@ from slimrank.methods import (
     metric_roots,
     relative_group_curve,
 )
-from slimrank.plan import listed
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
-from slimrank.report import Phases
+from slimrank.store import Store
 
 _MOMENT_BYTES = 900_000_000
 _ANCHORS = 4

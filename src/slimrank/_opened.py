@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from slimrank._errors import NonFiniteError, OptionError, UnknownNameError
+from slimrank._names import nearest
+from slimrank._progress import Phases
 from slimrank.calibrate import (
     Feed,
     Likelihood,
@@ -17,21 +19,9 @@ from slimrank.calibrate import (
     read_likelihood,
     reference_outputs,
 )
-from slimrank.graph import (
-    SKIPPED,
-    Captured,
-    OutputChoice,
-    capture,
-    copy_model,
-    quiet_copy,
-)
-from slimrank.methods import (
-    METHODS,
-    SELECTORS,
-)
-from slimrank.plan import nearest
+from slimrank.graph import SKIPPED, Captured, OutputChoice, capture, copy_model, quiet_copy
+from slimrank.methods import METHODS, SELECTORS
 from slimrank.records import ChannelOrder, Method, Note
-from slimrank.report import Phases
 
 _OUTPUT_BYTES = 250_000_000
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from torch import nn
 
 from slimrank._errors import FileError, OptionError, SlimrankError, UnknownNameError
-from slimrank.plan import nearest
+from slimrank._names import nearest
 
 HOW_TO_WRITE = "package.module:name or path/to/file.py:name"
 

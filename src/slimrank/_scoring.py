@@ -19,6 +19,8 @@ from slimrank._anchors import independent_pair
 from slimrank._build import Session
 from slimrank._errors import OptionError, UnknownNameError
 from slimrank._group_survey import GroupSurvey, fits_alone, group_chunks
+from slimrank._names import listed, nearest
+from slimrank._progress import Phases
 from slimrank._study import Study, session_of
 from slimrank._survey import chunks_of, target_of
 from slimrank.calibrate import collect_moments
@@ -26,9 +28,7 @@ from slimrank.cost import FORMS
 from slimrank.graph import Batch, dense_weight, outside_inference_mode, quiet_copy, run
 from slimrank.linalg import Moments
 from slimrank.methods import Target, weights_target
-from slimrank.plan import listed, nearest
 from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
-from slimrank.report import Phases
 from slimrank.scores import (
     PRUNING,
     AnyTrial,

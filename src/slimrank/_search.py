@@ -11,12 +11,12 @@ from torch import nn
 from slimrank._build import Session, measured_from
 from slimrank._errors import BudgetError, OptionError, StudyError
 from slimrank._opened import restored_copy
+from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study_with
 from slimrank.graph import Batch, eval_mode
-from slimrank.plan import Plan, ratio_of
-from slimrank.records import Method, Metric, Note
-from slimrank.report import Phases
+from slimrank.plan import Plan
+from slimrank.records import Method, Metric, Note, ratio_of
 from slimrank.scores import ScoreFn, score_model
 from slimrank.select import Select, check_methods, reachable_floor
 

@@ -17,26 +17,13 @@ from slimrank._build import Session, build_result
 from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
 from slimrank._group_survey import read_group_curves, write_groups
 from slimrank._opened import Opened, Options, check_options, open_data
+from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._survey import measure, read_curves, write_curves
 from slimrank.calibrate import LikelihoodChoice
-from slimrank.deploy import (
-    Json,
-    Store,
-    batch_from_files,
-    batches_to_files,
-    describe,
-    digest_tensors,
-    make_directory,
-    write_bytes,
-)
-from slimrank.graph import (
-    Batch,
-    OutputChoice,
-    describe_layers,
-    map_tensors,
-    outside_inference_mode,
-)
+from slimrank.deploy import batch_from_files, batches_to_files
+from slimrank.files import make_directory, write_bytes
+from slimrank.graph import Batch, OutputChoice, describe_layers, map_tensors, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
     Plan,
@@ -60,9 +47,10 @@ from slimrank.records import (
     Metric,
     Note,
 )
-from slimrank.report import Phases, render_groups, render_layers, render_study_html
+from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
+from slimrank.store import Json, Store, describe, digest_tensors
 
 # Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
 FORMAT = 3

@@ -14,7 +14,9 @@ from slimrank._anchors import Anchors
 from slimrank._block_survey import measure_blocks
 from slimrank._errors import StudyError
 from slimrank._group_survey import GroupSurvey, measure_groups
+from slimrank._names import listed
 from slimrank._opened import Opened, Options
+from slimrank._progress import Phases
 from slimrank.calibrate import (
     GradientOptions,
     collect_gradients,
@@ -25,7 +27,6 @@ from slimrank.calibrate import (
     rows_available,
 )
 from slimrank.cost import forms_of
-from slimrank.deploy import Store
 from slimrank.graph import (
     SKIPPED,
     OutputChoice,
@@ -49,9 +50,8 @@ from slimrank.methods import (
     relative_curves,
     weights_target,
 )
-from slimrank.plan import listed
 from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
-from slimrank.report import Phases
+from slimrank.store import Store
 
 _MOMENT_BYTES = 600_000_000
 _FEW_ROWS = 10

@@ -13,16 +13,7 @@ from slimrank.calibrate import draw_positions, input_rows
 from slimrank.cost import FORMS, forms_of, max_rank, pair_cost
 from slimrank.graph import Batch, count_cost, dense_weight, describe_layers
 from slimrank.linalg import MomentSums
-from slimrank.methods import (
-    METHODS,
-    RULES,
-    TABLE,
-    Pair,
-    Target,
-    build_pair,
-    fit_pair,
-    metric_roots,
-)
+from slimrank.methods import METHODS, RULES, TABLE, Pair, Target, build_pair, fit_pair, metric_roots
 from slimrank.records import Call, Form, LayerSpec
 
 # torch says so of the layer itself already.

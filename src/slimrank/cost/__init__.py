@@ -1,22 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Closed forms: shapes in, costs out."""
 
-from slimrank.cost._formulas import (
-    FORMS,
-    forms_of,
-    layer_cost,
-    max_rank,
-    pair_cost,
-    pair_costs,
-)
-from slimrank.cost._slimming import (
-    group_share,
-    kept_shape,
-    model_cost,
-    query_scales,
-    slimmed_spec,
-    stays,
-)
+from slimrank.cost._formulas import FORMS, forms_of, layer_cost, max_rank, pair_cost, pair_costs
+from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
     "FORMS",

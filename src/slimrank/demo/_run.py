@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
+from slimrank._progress import Phases
 from slimrank.demo._glyphnet import build, calibration_batches, test_batches
 from slimrank.records import Measurement, Note
-from slimrank.report import Phases
 
 # Batch size -> rounds: one to six seconds each on two idle cores.
 LATENCY_ROUNDS = {1: 200, 64: 30}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimrank._apply import empty_replacement
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank._work import work_of
-from slimrank.deploy._store import Json, Store, digest_file, read_tensors, write_bytes
+from slimrank.files import write_bytes
 from slimrank.graph import (
     copy_model,
     dense_weight,
@@ -25,6 +25,7 @@ from slimrank.graph import (
     slim,
 )
 from slimrank.plan import Plan, check_structure, structure_of
+from slimrank.store import Json, Store, digest_file, read_tensors
 
 FORMAT = 1
 _WEIGHTS, _PLAN, _MANIFEST, _REPORT = "model.safetensors", "plan.json", "manifest.json", "report.html"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from slimrank._errors import FileError
-from slimrank.deploy._store import Json, Store
 from slimrank.graph import Batch
+from slimrank.store import Json, Store
 
 
 def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:

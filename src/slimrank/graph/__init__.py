@@ -32,7 +32,6 @@ from slimrank.graph._modules import (
     copy_model,
     eval_mode,
     outside_inference_mode,
-    plain_attention,
     put_back,
     quiet_copy,
     replace_module,
@@ -48,7 +47,6 @@ from slimrank.graph._tails import Shortcut, Tail, find_norms, find_tails
 from slimrank.graph._taps import tap_layers
 
 __all__ = [
-    "SKIPPED",
     "Batch",
     "Captured",
     "Lockstep",
@@ -56,6 +54,7 @@ __all__ = [
     "OutputChoice",
     "PrefixCache",
     "Replay",
+    "SKIPPED",
     "Shortcut",
     "Tail",
     "Trimmer",
@@ -85,7 +84,6 @@ __all__ = [
     "named_tensors",
     "outside_inference_mode",
     "pick_outputs",
-    "plain_attention",
     "put_back",
     "quiet_copy",
     "read_groups",

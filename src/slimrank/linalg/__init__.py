@@ -11,12 +11,7 @@ from slimrank.linalg._moments import (
     narrowed_weight,
     ridge_of,
 )
-from slimrank.linalg._obs import (
-    Consumer,
-    Removal,
-    removal_errors,
-    removal_order,
-)
+from slimrank.linalg._obs import Consumer, Removal, removal_errors, removal_order
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots
 from slimrank.linalg._split_pair import (

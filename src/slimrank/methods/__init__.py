@@ -3,7 +3,6 @@
 
 from slimrank.methods._channel_pruning import (
     SELECTORS,
-    Selector,
     anchor_counts,
     anchored_group_curve,
     group_curve,
@@ -13,13 +12,7 @@ from slimrank.methods._channel_pruning import (
     removal_by_obs,
     removal_by_random,
 )
-from slimrank.methods._curves import (
-    Anchor,
-    anchor_points,
-    anchored_curves,
-    layer_curves,
-    relative_curves,
-)
+from slimrank.methods._curves import Anchor, anchor_points, anchored_curves, layer_curves, relative_curves
 from slimrank.methods._isotonic import never_falling
 from slimrank.methods._pair import (
     Pair,
@@ -30,19 +23,17 @@ from slimrank.methods._pair import (
     error_by_rank,
     fit_pair,
     metric_roots,
-    true_error,
     weights_target,
 )
 from slimrank.methods._table import METHODS, RULES, TABLE
 
 __all__ = [
+    "Anchor",
     "METHODS",
+    "Pair",
     "RULES",
     "SELECTORS",
     "TABLE",
-    "Anchor",
-    "Pair",
-    "Selector",
     "Target",
     "anchor_counts",
     "anchor_points",
@@ -63,6 +54,5 @@ __all__ = [
     "removal_by_magnitude",
     "removal_by_obs",
     "removal_by_random",
-    "true_error",
     "weights_target",
 ]

@@ -6,8 +6,8 @@ from itertools import groupby
 from typing import TypeVar
 
 from slimrank._errors import PlanError
-from slimrank.plan._json import Json, as_flag, as_integer, as_integers, as_list, as_object, as_text
-from slimrank.plan._names import nearest
+from slimrank._names import nearest
+from slimrank.files import Json, as_flag, as_integer, as_integers, as_list, as_object, as_text
 from slimrank.records import (
     AxisUnits,
     BlockSpec,

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from slimrank._errors import FileError, OptionError, PlanError, UnknownNameError
+from slimrank._names import listed, nearest
 from slimrank.cost import FORMS, forms_of, slimmed_spec
-from slimrank.plan._channels_file import channels_from_json, channels_to_json
-from slimrank.plan._json import (
+from slimrank.files import (
     Json,
     as_flag,
     as_integer,
@@ -23,13 +23,13 @@ from slimrank.plan._json import (
     as_text,
     from_text,
     to_text,
+    write_text,
 )
+from slimrank.plan._channels_file import channels_from_json, channels_to_json
 from slimrank.plan._multiple import check_multiple_of, multiple_for
-from slimrank.plan._names import listed, nearest
 from slimrank.plan._settings import form_of, method_of
 from slimrank.plan._step import check_dropped, check_groups, check_pair, step_of
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
-from slimrank.plan._text_file import write_text
 from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting
 
 if TYPE_CHECKING:

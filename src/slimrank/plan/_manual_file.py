@@ -9,8 +9,8 @@ from io import StringIO
 from pathlib import Path
 
 from slimrank._errors import FileError, PlanError
-from slimrank.plan._json import Json, from_text
-from slimrank.plan._names import nearest
+from slimrank._names import nearest
+from slimrank.files import Json, from_text
 from slimrank.plan._settings import OneSetting, SettingLike
 from slimrank.plan._wishes import DROP
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from numbers import Integral
 
 from slimrank._errors import OptionError, UnknownNameError
-from slimrank.plan._names import nearest
+from slimrank._names import nearest
 
 
 def check_multiple_of(multiple_of: int | Mapping[str, int], names: Iterable[str]) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from slimrank._errors import PlanError, RankError
+from slimrank._names import nearest
 from slimrank.cost import layer_cost, max_rank, pair_cost, slimmed_spec
-from slimrank.plan._names import nearest
 from slimrank.plan._structure import Step, Structure
 from slimrank.records import BlockDamage, ChannelMap, GroupCurve, GroupSpec, LayerSpec, Setting
 

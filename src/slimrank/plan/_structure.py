@@ -8,8 +8,8 @@ from hashlib import sha256
 from typing import Protocol
 
 from slimrank._errors import PlanError
+from slimrank._names import listed
 from slimrank.cost import model_cost
-from slimrank.plan._names import listed
 from slimrank.records import ChannelMap, Cost, LayerSpec, Setting
 
 _NAMED = 5

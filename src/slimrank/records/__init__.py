@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen values that cross rooms."""
 
-from slimrank.records._cost import METRICS, Cost, Metric
-from slimrank.records._group import (
-    AxisUnits,
-    BlockDamage,
-    BlockSpec,
-    ChannelMap,
-    GroupCurve,
-    GroupSpec,
-    ProductSpec,
-    Role,
-    TensorSpec,
-)
+from slimrank.records._cost import METRICS, Cost, Metric, ratio_of
+from slimrank.records._curve import BlockDamage, Curve, GroupCurve
+from slimrank.records._group import AxisUnits, BlockSpec, ChannelMap, GroupSpec, ProductSpec, Role, TensorSpec
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
-from slimrank.records._options import ChannelOrder, Curve, Form, Method, Setting
+from slimrank.records._setting import ChannelOrder, Form, Method, Setting
 from slimrank.records._summary import LayerResult, Measurement, Summary
 
 __all__ = [
-    "METRICS",
     "AxisUnits",
     "BlockDamage",
     "BlockSpec",
@@ -34,6 +24,7 @@ __all__ = [
     "LayerKind",
     "LayerResult",
     "LayerSpec",
+    "METRICS",
     "Measurement",
     "Method",
     "Metric",
@@ -43,4 +34,5 @@ __all__ = [
     "Setting",
     "Summary",
     "TensorSpec",
+    "ratio_of",
 ]

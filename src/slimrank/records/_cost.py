@@ -4,6 +4,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from slimrank._errors import UnknownNameError
+from slimrank._names import nearest
+
 Metric = Literal["macs", "params", "bytes"]
 METRICS: tuple[Metric, ...] = ("macs", "params", "bytes")
 
@@ -35,3 +38,23 @@ class Cost:
     def metric(self, name: Metric) -> int:
         """The named number."""
         return {"macs": self.macs, "params": self.params, "bytes": self.bytes}[name]
+
+
+def ratio_of(before: Cost, after: Cost, metric: Metric) -> float:
+    """Cost after / cost before.
+
+    Args:
+        before: of the whole model.
+        after: of the whole model.
+        metric: "macs", "params" or "bytes".
+
+    Returns:
+        The ratio; 1.0 where the model costs nothing.
+
+    Raises:
+        UnknownNameError: no such metric.
+    """
+    if metric not in METRICS:
+        raise UnknownNameError(f"metric {metric!r} does not exist; {nearest(metric, METRICS)}")
+    cost = before.metric(metric)
+    return after.metric(metric) / cost if cost else 1.0

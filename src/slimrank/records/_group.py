@@ -5,9 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 Role = Literal["output", "input"]
 
 
@@ -130,41 +127,3 @@ class ChannelMap:
     products: tuple[ProductSpec, ...] = ()
     blocks: Mapping[str, BlockSpec] = field(default_factory=dict)
     norms: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class GroupCurve:
-    """Damage of one group at every number of units kept that is offered.
-
-    Attributes:
-        group: name.
-        order: units in the order in which they go, the first to go first; (units,) whole numbers.
-        kept: (K,) int64, ascending, each at least 1 and below the group's units.
-        error: (K,) float64, the quadratic form, never rising with ``kept``; no unit across groups.
-        damage: (K,) float64, predicted divergence from the original; nats per sample once anchored.
-    """
-
-    group: str
-    order: tuple[int, ...]
-    kept: NDArray[np.int64]
-    error: NDArray[np.float64]
-    damage: NDArray[np.float64]
-
-    def channels_kept(self, count: int) -> tuple[int, ...]:
-        """The units that stay when ``count`` of them do, ascending."""
-        return tuple(sorted(self.order[len(self.order) - count :]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockDamage:
-    """Damage of replacing one block by the identity.
-
-    Attributes:
-        block: name of the module.
-        damage: what dropping it adds to the divergence once every block that costs less has gone, and at
-            least what it costs alone. Measured on held-out samples, the layers behind fitted anew as
-            ``apply`` would, everything else as in the original.
-    """
-
-    block: str
-    damage: float

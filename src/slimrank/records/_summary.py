@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from slimrank.records._cost import Cost
 from slimrank.records._note import Note
-from slimrank.records._options import Setting
+from slimrank.records._setting import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,18 +2,11 @@
 """Training that wins back what compression lost."""
 
 from slimrank.recover._distill import distill
-from slimrank.recover._finetune import LossFn, finetune
-from slimrank.recover._supply import Inputs
-from slimrank.recover._train import Epoch, MakeOptimizer, NormsChoice, OnEpoch, ScheduleChoice
+from slimrank.recover._finetune import finetune
+from slimrank.recover._train import Epoch
 
 __all__ = [
     "Epoch",
-    "Inputs",
-    "LossFn",
-    "MakeOptimizer",
-    "NormsChoice",
-    "OnEpoch",
-    "ScheduleChoice",
     "distill",
     "finetune",
 ]

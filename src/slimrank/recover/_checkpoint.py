@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, OptionError, StudyError
-from slimrank.deploy import Json, Store
+from slimrank.store import Json, Store
 
 FORMAT = 1
 _RUN, _STATE = "recover.json", "recover-state.json"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import NonFiniteError, OptionError, OutputError, UnknownNameError
+from slimrank._names import nearest
 from slimrank.calibrate import (
     Likelihood,
     LikelihoodChoice,
@@ -19,7 +20,6 @@ from slimrank.calibrate import (
     reference_outputs,
     token_mask,
 )
-from slimrank.deploy import describe, digest_tensors
 from slimrank.graph import (
     Batch,
     OutputChoice,
@@ -29,7 +29,6 @@ from slimrank.graph import (
     run,
     tap_layers,
 )
-from slimrank.plan import nearest
 from slimrank.recover._checkpoint import tensors_of
 from slimrank.recover._supply import Example, Inputs, Supply, open_supply, read_with
 from slimrank.recover._train import (
@@ -43,6 +42,7 @@ from slimrank.recover._train import (
     private_random,
     train,
 )
+from slimrank.store import describe, digest_tensors
 
 _OUTPUT_BYTES = 250_000_000
 Seen = Mapping[tuple[str, int], Tensor]

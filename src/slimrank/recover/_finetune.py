@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from slimrank._errors import OptionError
-from slimrank.deploy import describe
 from slimrank.graph import outside_inference_mode, run
 from slimrank.recover._supply import Example, Inputs, open_supply, read_with
 from slimrank.recover._train import (
@@ -21,6 +20,7 @@ from slimrank.recover._train import (
     private_random,
     train,
 )
+from slimrank.store import describe
 
 LossFn = Callable[..., Tensor]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, GradientError, ModelError, NonFiniteError, OptionError
-from slimrank.deploy import Json, describe, digest_tensors
+from slimrank._progress import Phases
 from slimrank.graph import copy_model, eval_mode
 from slimrank.recover._checkpoint import (
     Checkpoint,
@@ -28,7 +28,7 @@ from slimrank.recover._checkpoint import (
 )
 from slimrank.recover._norms import reestimate_, running_norms
 from slimrank.recover._supply import Example, Supply
-from slimrank.report import Phases
+from slimrank.store import Json, describe, digest_tensors
 
 NormsChoice = Literal["frozen", "reestimated"]
 ScheduleChoice = Literal["cosine", "constant"]

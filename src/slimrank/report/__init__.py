@@ -3,14 +3,12 @@
 
 from slimrank.report._groups import render_groups
 from slimrank.report._html import render_html, render_study_html
-from slimrank.report._progress import Phases
 from slimrank.report._scores_page import ScoreLine, render_scores_html
 from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
 from slimrank.report._words import slimmed_text
 
 __all__ = [
-    "Phases",
     "ScoreLine",
     "render_groups",
     "render_html",

@@ -7,13 +7,7 @@ from textwrap import fill
 from slimrank.cost import layer_cost, pair_cost, slimmed_spec
 from slimrank.plan import Plan, is_inside
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
-from slimrank.report._groups import (
-    DROPPED_COLUMNS,
-    KEPT_COLUMNS,
-    counts_text,
-    dropped_rows,
-    kept_rows,
-)
+from slimrank.report._groups import DROPPED_COLUMNS, KEPT_COLUMNS, counts_text, dropped_rows, kept_rows
 from slimrank.report._numbers import (
     format_change,
     format_count,

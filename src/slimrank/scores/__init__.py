@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eval-score tables."""
 
-from slimrank.scores._aimet import StudyLike
 from slimrank.scores._bench import AnyTrial, Bench, GroupTrial, ScoreFn, Trial, score_model
 from slimrank.scores._curves import score_curves
 from slimrank.scores._file import CHANNELS, PRUNING, ScoreEntry
@@ -12,17 +11,16 @@ from slimrank.scores._source import ScoredSource, scored_source
 from slimrank.scores._spread import count_workers, evaluate_spread
 
 __all__ = [
-    "CHANNELS",
-    "PRUNING",
     "AnyTrial",
     "Bench",
+    "CHANNELS",
     "GroupTrial",
     "Journal",
+    "PRUNING",
     "ScoreEntry",
     "ScoreFn",
     "ScoredSource",
     "Scores",
-    "StudyLike",
     "Trial",
     "check_scores",
     "count_workers",

@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import Protocol
 
 from slimrank._errors import FileError, OptionError, ScoreError, UnknownNameError
+from slimrank._names import listed, nearest
 from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
-from slimrank.plan import Structure, listed, nearest
+from slimrank.plan import Structure
 from slimrank.records import Form, LayerSpec, Method
 from slimrank.scores._file import ScoreEntry, ScoresFields
 

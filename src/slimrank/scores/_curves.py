@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import ScoreError
+from slimrank._names import nearest
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.methods import never_falling
-from slimrank.plan import Structure, check_multiple_of, multiple_for, names_of, nearest
+from slimrank.plan import Structure, check_multiple_of, multiple_for, names_of
 from slimrank.records import Curve, Form, LayerSpec, Method
 from slimrank.scores._scores import Scores
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from slimrank._errors import FileError, PlanError, ScoreError
+from slimrank._names import listed, nearest
 from slimrank.cost import FORMS
-from slimrank.plan import (
+from slimrank.files import (
     Json,
     as_flag,
     as_integer,
@@ -18,14 +19,11 @@ from slimrank.plan import (
     as_number,
     as_object,
     as_text,
-    form_of,
     from_text,
-    listed,
-    method_of,
-    nearest,
     to_text,
     write_text,
 )
+from slimrank.plan import form_of, method_of
 from slimrank.records import Form, Method
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import ScoreError
+from slimrank._names import nearest
 from slimrank.methods import never_falling
-from slimrank.plan import multiple_for, nearest
+from slimrank.plan import multiple_for
 from slimrank.records import ChannelMap, GroupCurve
 from slimrank.scores._scores import Scores
 

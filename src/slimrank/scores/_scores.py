@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from slimrank._errors import ScoreError
-from slimrank.plan import write_text
+from slimrank.files import write_text
 from slimrank.records import Method
 from slimrank.report import ScoreLine, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet

@@ -4,4 +4,9 @@
 from slimrank.select._budget import check_methods
 from slimrank.select._select import Select, reachable_floor, select_plan
 
-__all__ = ["Select", "check_methods", "reachable_floor", "select_plan"]
+__all__ = [
+    "Select",
+    "check_methods",
+    "reachable_floor",
+    "select_plan",
+]

@@ -7,7 +7,7 @@ from math import floor
 from numbers import Real
 
 from slimrank._errors import BudgetError, OptionError, UnknownNameError
-from slimrank.plan import nearest
+from slimrank._names import nearest
 from slimrank.records import METRICS, Cost, Metric
 
 

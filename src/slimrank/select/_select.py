@@ -8,7 +8,8 @@ from typing import Literal, assert_never
 import numpy as np
 
 from slimrank._errors import BudgetError, UnknownNameError
-from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, nearest, plan_on
+from slimrank._names import nearest
+from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, plan_on
 from slimrank.records import Cost, Metric, Setting
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
 from slimrank.select._floor import check_reachable, floors, lowest_cost
@@ -19,13 +20,7 @@ from slimrank.select._joint_ranks import RankTables
 from slimrank.select._joint_rules import choose_greedy_joint, choose_uniform_widths
 from slimrank.select._joint_table import PRUNING, Joint, State, joint_of
 from slimrank.select._optimal import choose_optimal
-from slimrank.select._table import (
-    Ints,
-    Table,
-    is_feasible,
-    settings_of,
-    table_of,
-)
+from slimrank.select._table import Ints, Table, is_feasible, settings_of, table_of
 from slimrank.select._uniform import choose_uniform
 
 Select = Literal["optimal", "greedy", "uniform"]

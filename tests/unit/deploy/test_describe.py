@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from slimrank.deploy import describe
+from slimrank.store import describe
 
 
 def test_functions_are_told_by_what_they_do() -> None:

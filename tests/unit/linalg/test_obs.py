@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError, ShapeError
-from slimrank.linalg import (
-    Consumer,
-    Moments,
-    MomentSums,
-    Removal,
-    _obs,
-    removal_errors,
-    removal_order,
-)
+from slimrank.linalg import Consumer, Moments, MomentSums, Removal, _obs, removal_errors, removal_order
 
 _RIDGE = 1e-2
 

@@ -4,8 +4,8 @@
 import pytest
 
 from slimrank._errors import PlanError
+from slimrank.files._json import Json
 from slimrank.plan._channels_file import channels_from_json, channels_to_json
-from slimrank.plan._json import Json
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
 
 

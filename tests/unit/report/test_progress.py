@@ -4,7 +4,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from slimrank.report import Phases, _progress
+from slimrank import _progress
+from slimrank._progress import Phases
 
 
 def test_a_text_stands_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,3 +34,35 @@ def write_text(path: str | os.PathLike[str], text: str, *, what: str) -> None:
         raise FileError(
             f"{what} {target}: cannot be written ({error}); give a file in an existing folder"
         ) from error
+
+
+def make_directory(path: Path) -> Path:
+    """The directory, made where it is missing.
+
+    Raises:
+        FileError: something else stands there, or rights are missing.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be written ({error}); give a directory with room and rights"
+        ) from error
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    make_directory(path.parent)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise FileError(
+            f"{path} cannot be written ({error}); give a directory with room and rights"
+        ) from error

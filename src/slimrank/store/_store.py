@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slimrank._errors import FileError
+from slimrank.files import make_directory, write_bytes
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -72,38 +73,6 @@ class Store:
             FileError: missing, truncated or altered.
         """
         return read_tensors(self.root / name)
-
-
-def make_directory(path: Path) -> Path:
-    """The directory, made where it is missing.
-
-    Raises:
-        FileError: something else stands there, or rights are missing.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"{path} cannot be written ({error}); give a directory with room and rights"
-        ) from error
-    return path
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    make_directory(path.parent)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise FileError(
-            f"{path} cannot be written ({error}); give a directory with room and rights"
-        ) from error
 
 
 def write_tensors(

@@ -7,7 +7,7 @@ from types import CodeType, FunctionType, MethodType
 
 from torch import Tensor, nn
 
-from slimrank.deploy._store import digest_tensors
+from slimrank.store._store import digest_tensors
 
 _DEPTH = 8
 

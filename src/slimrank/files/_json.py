@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from slimrank._errors import PlanError
-from slimrank.plan._names import nearest
+from slimrank._names import nearest
 
 Json = None | bool | int | float | str | Sequence["Json"] | dict[str, "Json"]
 

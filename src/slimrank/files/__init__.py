@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON and text on disk, whole or not at all."""
+
+from slimrank.files._atomic import make_directory, write_bytes, write_text
+from slimrank.files._json import (
+    Json,
+    as_flag,
+    as_integer,
+    as_integers,
+    as_list,
+    as_number,
+    as_object,
+    as_text,
+    from_text,
+    to_text,
+)
+
+__all__ = [
+    "Json",
+    "as_flag",
+    "as_integer",
+    "as_integers",
+    "as_list",
+    "as_number",
+    "as_object",
+    "as_text",
+    "from_text",
+    "make_directory",
+    "to_text",
+    "write_bytes",
+    "write_text",
+]

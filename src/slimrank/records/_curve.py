@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was measured of layers, groups and blocks: cost and damage of every choice."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimrank.records._setting import Form, Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Curve:
+    """Cost and damage of one layer in one form, at every rank that saves something.
+
+    Attributes:
+        layer: dotted name.
+        method: the method the form belongs to.
+        form: how the pair is split.
+        ranks: (K,) int64, ascending.
+        macs, params, bytes: (K,) int64, cost of the pair at each rank (all calls, one sample).
+        error: (K,) float64, the quadratic form E, never rising; no unit across layers.
+        damage: (K,) float64, predicted divergence from the original; nats per sample once anchored.
+    """
+
+    layer: str
+    method: Method
+    form: Form
+    ranks: NDArray[np.int64]
+    macs: NDArray[np.int64]
+    params: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+    error: NDArray[np.float64]
+    damage: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupCurve:
+    """Damage of one group at every number of units kept that is offered.
+
+    Attributes:
+        group: name.
+        order: units in the order in which they go, the first to go first; (units,) whole numbers.
+        kept: (K,) int64, ascending, each at least 1 and below the group's units.
+        error: (K,) float64, the quadratic form, never rising with ``kept``; no unit across groups.
+        damage: (K,) float64, predicted divergence from the original; nats per sample once anchored.
+    """
+
+    group: str
+    order: tuple[int, ...]
+    kept: NDArray[np.int64]
+    error: NDArray[np.float64]
+    damage: NDArray[np.float64]
+
+    def channels_kept(self, count: int) -> tuple[int, ...]:
+        """The units that stay when ``count`` of them do, ascending."""
+        return tuple(sorted(self.order[len(self.order) - count :]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDamage:
+    """Damage of replacing one block by the identity.
+
+    Attributes:
+        block: name of the module.
+        damage: what dropping it adds to the divergence once every block that costs less has gone, and at
+            least what it costs alone. Measured on held-out samples, the layers behind fitted anew as
+            ``apply`` would, everything else as in the original.
+    """
+
+    block: str
+    damage: float

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be done to a layer, and what was chosen."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
+ChannelOrder = Literal["obs", "magnitude", "random"]
+Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is done to one layer.
+
+    Attributes:
+        method: a name of ``slimrank.METHODS``.
+        form: how the pair is split (``kxk_1x1``, ``1x1_kxk``, ``v_h``, ``h_v``; ``linear`` for a Linear).
+        rank: size between the two factors, at least 1.
+    """
+
+    method: Method
+    form: Form
+    rank: int

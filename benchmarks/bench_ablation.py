@@ -21,7 +21,8 @@ import slimrank as sr
 from benchmarks.bench_data import divergence
 from benchmarks.tables import FACTORS, Row, keep_rows
 from benchmarks.tasks.tasks import TASKS, Task, paired_interval
-from slimrank.graph import Tail, as_batch, find_tails
+from slimrank.capture import Tail, find_tails
+from slimrank.forward import as_batch
 from slimrank.plan import damage_at
 from slimrank.recover._norms import reestimate_
 

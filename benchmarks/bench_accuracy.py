@@ -16,7 +16,8 @@ import slimrank as sr
 from benchmarks.reference import LABELLED, SCHEMES, compressed, network_at
 from benchmarks.tables import FACTORS, Row, Value, context, merge_table, table_path
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
-from slimrank.graph import as_batch, count_cost
+from slimrank.capture import count_cost
+from slimrank.forward import as_batch
 
 RATIOS = (0.75, 0.5, 0.35, 0.25)
 N_IMAGES = 512

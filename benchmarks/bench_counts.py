@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import slimrank as sr
 from benchmarks import zoo
-from slimrank.graph import Captured, as_batch, capture, count_by_module
+from slimrank.capture import Captured, capture, count_by_module
+from slimrank.forward import as_batch
 from slimrank.plan import Structure, structure_of
 from slimrank.records import Cost, Curve
 

@@ -20,7 +20,8 @@ import slimrank as sr
 from benchmarks.reference import LABELLED, network_at, pruned
 from benchmarks.tables import FACTORS, Row, Value, context, merge_table, table_path
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
-from slimrank.graph import as_batch, count_by_module, count_cost
+from slimrank.capture import count_by_module, count_cost
+from slimrank.forward import as_batch
 from slimrank.records import ChannelOrder, Method
 
 RATIOS = (0.7, 0.5, 0.35)

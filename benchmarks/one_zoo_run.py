@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import slimrank as sr
 from benchmarks import zoo, zoo_coverage
-from slimrank.graph import named_tensors
+from slimrank.forward import named_tensors
 from slimrank.records import METRICS, Method
 from slimrank.select import reachable_floor
 

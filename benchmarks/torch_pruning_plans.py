@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.tasks.glyphs import labelled_set
-from slimrank.graph import as_batch, count_cost
+from slimrank.capture import count_cost
+from slimrank.forward import as_batch
 
 LABELLED = {"group Taylor": 2000, "group magnitude": 0}
 IMPORTANCES: Mapping[str, Callable[[], object]] = {

@@ -30,26 +30,10 @@ from slimrank.calibrate import (
     spread,
     token_mask,
 )
+from slimrank.capture import Tail, find_tails
+from slimrank.channels import slim_failures
 from slimrank.cost import slimmed_spec
-from slimrank.graph import (
-    Batch,
-    Lockstep,
-    OneByOne,
-    Tail,
-    Trimmer,
-    bias_of_taps,
-    can_interleave,
-    copy_model,
-    dense_weight,
-    drop_blocks,
-    find_tails,
-    replace_module,
-    set_weights,
-    shift_mean,
-    slim,
-    slim_failures,
-    take_samples,
-)
+from slimrank.forward import Batch, Lockstep, OneByOne, Trimmer, can_interleave, take_samples
 from slimrank.linalg import (
     Clipping,
     Moments,
@@ -62,6 +46,16 @@ from slimrank.linalg import (
 from slimrank.methods import Pair, Target, build_pair, empty_pair, fit_pair, metric_roots, weights_target
 from slimrank.plan import Plan, Step
 from slimrank.records import LayerSpec, Note, Setting
+from slimrank.surgery import (
+    bias_of_taps,
+    copy_model,
+    dense_weight,
+    drop_blocks,
+    replace_module,
+    set_weights,
+    shift_mean,
+    slim,
+)
 
 OnLayer = Callable[[nn.Module, str], object]
 _LIVE_BYTES = 2_000_000_000

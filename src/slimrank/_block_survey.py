@@ -14,7 +14,7 @@ from slimrank._errors import StudyError
 from slimrank._group_survey import GroupSurvey, text_tensor
 from slimrank._progress import Phases
 from slimrank.calibrate import Feed, spread
-from slimrank.graph import Batch, digest_batch
+from slimrank.forward import Batch, digest_batch
 from slimrank.plan import Plan, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, ChannelMap
 from slimrank.store import Store

@@ -15,8 +15,9 @@ from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._work import work_of
 from slimrank.calibrate import measure_divergence
+from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, slimmed_spec
-from slimrank.graph import OutputChoice, count_by_module, eval_mode, pick_outputs, run, stored
+from slimrank.forward import OutputChoice, eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import slimmed_text

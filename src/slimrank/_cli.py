@@ -27,7 +27,7 @@ from slimrank._references import batches_at, function_at, model_at, told
 from slimrank._scoring import PREFIX_CACHE
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.demo import run_demo
-from slimrank.graph import OutputChoice
+from slimrank.forward import OutputChoice
 from slimrank.plan import SettingLike, read_settings
 from slimrank.records import METRICS, ChannelOrder, Cost, Measurement, Method, Metric
 from slimrank.report import render_plan

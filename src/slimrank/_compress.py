@@ -18,8 +18,9 @@ from slimrank._study import Inputs, Study, check_model, check_plan, study
 from slimrank._survey import gather_gradients
 from slimrank._work import work_of
 from slimrank.calibrate import LikelihoodChoice
+from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
-from slimrank.graph import OutputChoice, check_weights, describe_layers, outside_inference_mode
+from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.records import ChannelOrder, Method

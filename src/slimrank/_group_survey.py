@@ -16,7 +16,7 @@ from slimrank._progress import Phases
 from slimrank._work import as_rows, channels_left, scaled, what_stays
 from slimrank.calibrate import collect_moments, row_width
 from slimrank.cost import slimmed_spec
-from slimrank.graph import OutputChoice, Trimmer, bias_of_taps, dense_weight, set_weights, slim, tap_shares
+from slimrank.forward import OutputChoice, Trimmer
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
 from slimrank.methods import (
     SELECTORS,
@@ -29,6 +29,7 @@ from slimrank.methods import (
 )
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
 from slimrank.store import Store
+from slimrank.surgery import bias_of_taps, dense_weight, set_weights, slim, tap_shares
 
 _MOMENT_BYTES = 900_000_000
 _ANCHORS = 4

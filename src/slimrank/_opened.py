@@ -19,9 +19,11 @@ from slimrank.calibrate import (
     read_likelihood,
     reference_outputs,
 )
-from slimrank.graph import SKIPPED, Captured, OutputChoice, capture, copy_model, quiet_copy
+from slimrank.capture import SKIPPED, Captured, capture
+from slimrank.forward import OutputChoice
 from slimrank.methods import METHODS, SELECTORS
 from slimrank.records import ChannelOrder, Method, Note
+from slimrank.surgery import copy_model, quiet_copy
 
 _OUTPUT_BYTES = 250_000_000
 

@@ -25,7 +25,7 @@ from slimrank._study import Study, session_of
 from slimrank._survey import chunks_of, target_of
 from slimrank.calibrate import collect_moments
 from slimrank.cost import FORMS
-from slimrank.graph import Batch, dense_weight, outside_inference_mode, quiet_copy, run
+from slimrank.forward import Batch, outside_inference_mode, run
 from slimrank.linalg import Moments
 from slimrank.methods import Target, weights_target
 from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
@@ -41,6 +41,7 @@ from slimrank.scores import (
     count_workers,
     evaluate_spread,
 )
+from slimrank.surgery import dense_weight, quiet_copy
 
 PREFIX_CACHE = 1_000_000_000
 

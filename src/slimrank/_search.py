@@ -14,7 +14,7 @@ from slimrank._opened import restored_copy
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study_with
-from slimrank.graph import Batch, eval_mode
+from slimrank.forward import Batch, eval_mode
 from slimrank.plan import Plan
 from slimrank.records import Method, Metric, Note, ratio_of
 from slimrank.scores import ScoreFn, score_model

@@ -21,9 +21,10 @@ from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._survey import measure, read_curves, write_curves
 from slimrank.calibrate import LikelihoodChoice
+from slimrank.capture import describe_layers
 from slimrank.deploy import batch_from_files, batches_to_files
 from slimrank.files import make_directory, write_bytes
-from slimrank.graph import Batch, OutputChoice, describe_layers, map_tensors, outside_inference_mode
+from slimrank.forward import Batch, OutputChoice, map_tensors, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
     Plan,

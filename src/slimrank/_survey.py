@@ -26,20 +26,10 @@ from slimrank.calibrate import (
     row_width,
     rows_available,
 )
+from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
+from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import forms_of
-from slimrank.graph import (
-    SKIPPED,
-    OutputChoice,
-    Trimmer,
-    check_compressible,
-    dense_weight,
-    find_blocks,
-    find_norms,
-    freeze,
-    read_groups,
-    try_groups,
-    without_layers,
-)
+from slimrank.forward import OutputChoice, Trimmer
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
     METHODS,
@@ -52,6 +42,7 @@ from slimrank.methods import (
 )
 from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
 from slimrank.store import Store
+from slimrank.surgery import dense_weight
 
 _MOMENT_BYTES = 600_000_000
 _FEW_ROWS = 10

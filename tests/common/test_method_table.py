@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows
+from slimrank.capture import count_cost, describe_layers
 from slimrank.cost import FORMS, forms_of, max_rank, pair_cost
-from slimrank.graph import Batch, count_cost, dense_weight, describe_layers
+from slimrank.forward import Batch
 from slimrank.linalg import MomentSums
 from slimrank.methods import METHODS, RULES, TABLE, Pair, Target, build_pair, fit_pair, metric_roots
 from slimrank.records import Call, Form, LayerSpec
+from slimrank.surgery import dense_weight
 
 # torch says so of the layer itself already.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

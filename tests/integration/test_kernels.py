@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank.graph import as_batch, count_cost, slim
+from slimrank.capture import count_cost
+from slimrank.forward import as_batch
 from slimrank.records import Cost
+from slimrank.surgery import slim
 
 PRUNING = ("channel_pruning",)
 

@@ -18,8 +18,8 @@ from slimrank import _apply, _block_survey, _group_survey
 from slimrank._anchors import Anchors
 from slimrank._rivals import Rivals
 from slimrank._study import session_of
-from slimrank.graph import drop_blocks, slim
 from slimrank.records import ChannelMap, ChannelOrder
+from slimrank.surgery import drop_blocks, slim
 
 PRUNING = ("channel_pruning",)
 Snapshot = Callable[[nn.Module], object]

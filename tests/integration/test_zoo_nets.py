@@ -14,7 +14,7 @@ import zoo_nets
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank.graph import named_tensors
+from slimrank.forward import named_tensors
 from slimrank.records import METRICS
 
 _RATIO = 0.6

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank.graph import as_batch, count_by_module, count_cost
+from slimrank.capture import count_by_module, count_cost
+from slimrank.forward import as_batch
 
 _STEPS, _WIDTH, _HIDDEN = 5, 6, 4
 

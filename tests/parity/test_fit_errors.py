@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, output_rows
+from slimrank.capture import describe_layers
 from slimrank.cost import forms_of, max_rank
-from slimrank.graph import dense_weight, describe_layers
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,
@@ -23,6 +23,7 @@ from slimrank.methods import (
     metric_roots,
 )
 from slimrank.records import Call, Form, LayerSpec
+from slimrank.surgery import dense_weight
 
 
 @dataclass(frozen=True)

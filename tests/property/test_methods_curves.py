@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from slimrank.capture import describe_layers
 from slimrank.cost import forms_of, max_rank, pair_costs
-from slimrank.graph import describe_layers
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,

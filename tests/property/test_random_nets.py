@@ -12,19 +12,12 @@ from random_nets import Example, random_nets
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank.graph import (
-    as_batch,
-    capture,
-    mask,
-    named_tensors,
-    quiet_copy,
-    read_groups,
-    run,
-    slim,
-    try_groups,
-)
+from slimrank.capture import capture
+from slimrank.channels import read_groups, try_groups
+from slimrank.forward import as_batch, named_tensors, run
 from slimrank.records import ChannelMap
 from slimrank.select import reachable_floor
+from slimrank.surgery import mask, quiet_copy, slim
 
 # ``make bench-zoo`` asks for hundreds.
 N_EXAMPLES = int(os.environ.get("SLIMRANK_RANDOM_NETS", "40"))

@@ -20,7 +20,7 @@ from slimrank.calibrate._rows import (
     row_width,
     token_mask,
 )
-from slimrank.graph import OutputChoice, pick_outputs, run, tap_layers
+from slimrank.forward import OutputChoice, pick_outputs, run, tap_layers
 from slimrank.linalg import Moments, MomentSums, gram
 from slimrank.records import LayerSpec
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, BatchesTypeError
-from slimrank.graph import Batch, as_batch, check_batch, digest_batch, join_samples, take_samples
+from slimrank.forward import Batch, as_batch, check_batch, digest_batch, join_samples, take_samples
 
 _GRAPH_BYTES = 1_000_000_000
 _COPIES_IN_GRAPH = 3

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate._likelihood import Likelihood, LikelihoodChoice, choose_likelihood, divergence
 from slimrank.calibrate._rows import token_mask
-from slimrank.graph import Batch, OutputChoice, pick_outputs, run
+from slimrank.forward import Batch, OutputChoice, pick_outputs, run
 
 
 def reference_outputs(

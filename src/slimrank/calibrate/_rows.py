@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import Batch
+from slimrank.forward import Batch
 from slimrank.records import LayerSpec
 
 _KEEP_MASKS = ("attention_mask",)

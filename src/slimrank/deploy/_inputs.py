@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from slimrank._errors import FileError
-from slimrank.graph import Batch
+from slimrank.forward import Batch
 from slimrank.store import Json, Store
 
 

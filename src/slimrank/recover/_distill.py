@@ -20,15 +20,7 @@ from slimrank.calibrate import (
     reference_outputs,
     token_mask,
 )
-from slimrank.graph import (
-    Batch,
-    OutputChoice,
-    outside_inference_mode,
-    pick_outputs,
-    quiet_copy,
-    run,
-    tap_layers,
-)
+from slimrank.forward import Batch, OutputChoice, outside_inference_mode, pick_outputs, run, tap_layers
 from slimrank.recover._checkpoint import tensors_of
 from slimrank.recover._supply import Example, Inputs, Supply, open_supply, read_with
 from slimrank.recover._train import (
@@ -43,6 +35,7 @@ from slimrank.recover._train import (
     train,
 )
 from slimrank.store import describe, digest_tensors
+from slimrank.surgery import quiet_copy
 
 _OUTPUT_BYTES = 250_000_000
 Seen = Mapping[tuple[str, int], Tensor]

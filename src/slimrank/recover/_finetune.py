@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from slimrank._errors import OptionError
-from slimrank.graph import outside_inference_mode, run
+from slimrank.forward import outside_inference_mode, run
 from slimrank.recover._supply import Example, Inputs, open_supply, read_with
 from slimrank.recover._train import (
     MakeOptimizer,

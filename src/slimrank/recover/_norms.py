@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from slimrank.graph import Batch, eval_mode, run
+from slimrank.forward import Batch, eval_mode, run
 
 
 def running_norms(model: nn.Module) -> tuple[_NormBase, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, BatchesTypeError, OptionError
 from slimrank.calibrate import first_batch
-from slimrank.graph import Batch, as_batch, check_batch, digest_batch, map_tensors, named_tensors
+from slimrank.forward import Batch, as_batch, check_batch, digest_batch, map_tensors, named_tensors
 
 Inputs = Callable[[object], object] | None
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import FileError, GradientError, ModelError, NonFiniteError, OptionError
 from slimrank._progress import Phases
-from slimrank.graph import copy_model, eval_mode
+from slimrank.forward import eval_mode
 from slimrank.recover._checkpoint import (
     Checkpoint,
     Kept,
@@ -29,6 +29,7 @@ from slimrank.recover._checkpoint import (
 from slimrank.recover._norms import reestimate_, running_norms
 from slimrank.recover._supply import Example, Supply
 from slimrank.store import Json, describe, digest_tensors
+from slimrank.surgery import copy_model
 
 NormsChoice = Literal["frozen", "reestimated"]
 ScheduleChoice = Literal["cosine", "constant"]

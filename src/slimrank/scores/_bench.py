@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ScoreError
-from slimrank.graph import PrefixCache, put_back, replace_module, set_weights, slim
+from slimrank.forward import PrefixCache
 from slimrank.methods import Pair, build_pair
 from slimrank.records import ChannelMap, LayerSpec, Method
 from slimrank.scores._file import CHANNELS, PRUNING, ScoreEntry
+from slimrank.surgery import put_back, replace_module, set_weights, slim
 
 ScoreFn = Callable[[nn.Module], float]
 

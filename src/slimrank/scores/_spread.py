@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slimrank._errors import OptionError
-from slimrank.graph import outside_inference_mode
+from slimrank.forward import outside_inference_mode
 from slimrank.scores._bench import AnyTrial, Bench, ScoreFn
 
 _WATCH_SECONDS = 1.0

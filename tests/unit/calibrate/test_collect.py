@@ -24,8 +24,9 @@ from slimrank.calibrate import (
     row_cap,
     rows_wanted,
 )
-from slimrank.graph import describe_layers, quiet_copy
+from slimrank.capture import describe_layers
 from slimrank.records import Call, LayerSpec
+from slimrank.surgery import quiet_copy
 
 _CATEGORICAL = Likelihood(
     outputs={"": OutputModel(family="categorical", dim=-1, is_probability=False, scale=None)}, reason=""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import OutputError
 from slimrank.calibrate import measure_divergence, read_likelihood, reference_outputs
-from slimrank.graph import Batch
+from slimrank.forward import Batch
 
 _EYE = nn.Identity()
 

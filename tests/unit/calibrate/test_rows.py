@@ -19,7 +19,8 @@ from slimrank.calibrate import (
     row_width,
     token_mask,
 )
-from slimrank.graph import Batch, describe_layers
+from slimrank.capture import describe_layers
+from slimrank.forward import Batch
 from slimrank.records import LayerSpec
 
 # torch says so of the layer itself.

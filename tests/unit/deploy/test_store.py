@@ -8,7 +8,7 @@ import torch
 from slimrank._errors import FileError
 from slimrank.deploy import batch_from_files, batches_to_files
 from slimrank.files import write_bytes
-from slimrank.graph import as_batch
+from slimrank.forward import as_batch
 from slimrank.store import Store, digest_tensors
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesTypeError, DeviceError, NonFiniteError
-from slimrank.graph import (
+from slimrank.forward import (
     as_batch,
     batch_tensors,
     check_batch,

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import UnknownNameError
-from slimrank.graph import as_batch, count_cost, drop_blocks, take_samples
-from slimrank.graph import find_blocks as find_in
+from slimrank.capture import count_cost
+from slimrank.capture import find_blocks as find_in
+from slimrank.forward import as_batch, take_samples
 from slimrank.records import BlockSpec
+from slimrank.surgery import drop_blocks
 
 _X = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).sin()
 

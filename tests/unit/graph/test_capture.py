@@ -7,18 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, ModelError, NonFiniteError, OutputError
-from slimrank.graph import (
-    as_batch,
-    capture,
-    check_compressible,
-    copy_model,
-    count_cost,
-    describe_layers,
-    pick_outputs,
-    quiet_copy,
-    replace_module,
-    tap_layers,
-)
+from slimrank.capture import capture, check_compressible, count_cost, describe_layers
+from slimrank.forward import as_batch, pick_outputs, tap_layers
+from slimrank.surgery import copy_model, quiet_copy, replace_module
 
 METHODS = ("weight_svd", "spatial_svd")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from slimrank.graph import without_layers
+from slimrank.channels import without_layers
 from slimrank.records import BlockSpec, ChannelMap, ProductSpec
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.graph import bias_of_taps, dense_weight, set_weights, tap_shares
 from slimrank.records import Call
+from slimrank.surgery import bias_of_taps, dense_weight, set_weights, tap_shares
 
 LAYERS = {
     "linear": lambda: (nn.Linear(5, 3), torch.randn(4, 5)),

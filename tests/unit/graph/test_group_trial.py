@@ -11,17 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import (
-    _slim_bench,
-    as_batch,
-    describe_layers,
-    mask,
-    quiet_copy,
-    read_groups,
-    slim,
-    try_groups,
-)
+from slimrank.capture import describe_layers
+from slimrank.channels import read_groups, try_groups
+from slimrank.channels.trial import _compare as _slim_bench
+from slimrank.forward import as_batch
 from slimrank.records import Call, ChannelMap, ProductSpec
+from slimrank.surgery import mask, quiet_copy, slim
 
 _X = torch.linspace(-1, 1, 2 * 5 * 8).reshape(2, 5, 8)
 

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from slimrank.graph import as_batch, count_cost, describe_layers, quiet_copy, read_groups
+from slimrank.capture import count_cost, describe_layers
+from slimrank.channels import read_groups
+from slimrank.forward import as_batch
 from slimrank.records import Call, ChannelMap, GroupSpec, LayerSpec
+from slimrank.surgery import quiet_copy
 
 
 def called_layers(model: nn.Module, *inputs: Tensor) -> list[LayerSpec]:

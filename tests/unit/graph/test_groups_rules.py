@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import as_batch, describe_layers, quiet_copy, read_groups
-from slimrank.graph._ops import Op, Traced
+from slimrank.capture import describe_layers
+from slimrank.channels import read_groups
+from slimrank.channels.trace._ops import Op, Traced
+from slimrank.forward import as_batch
 from slimrank.records import GroupSpec
+from slimrank.surgery import quiet_copy
 
 
 class Between(nn.Module):

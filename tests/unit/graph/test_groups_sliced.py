@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from slimrank.graph import as_batch, describe_layers, quiet_copy, read_groups
+from slimrank.capture import describe_layers
+from slimrank.channels import read_groups
+from slimrank.forward import as_batch
 from slimrank.records import ChannelMap, TensorSpec
+from slimrank.surgery import quiet_copy
 
 Kept = Mapping[str, Sequence[int]]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.graph import Lockstep, Replay, as_batch
+from slimrank.forward import Lockstep, Replay, as_batch
 
 
 def net() -> nn.Sequential:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ModelError
-from slimrank.graph import copy_model, put_back, replace_module, set_weights, shift_mean
+from slimrank.surgery import copy_model, put_back, replace_module, set_weights, shift_mean
 
 
 @pytest.mark.parametrize("bias", [True, False])

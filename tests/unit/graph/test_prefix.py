@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.graph import PrefixCache, replace_module
-from slimrank.graph._record import handing_out, recording
+from slimrank.forward import PrefixCache
+from slimrank.forward._record import handing_out, recording
+from slimrank.surgery import replace_module
 
 LAYERS = ("stem", "blocks.0.a", "blocks.1.b", "head")
 

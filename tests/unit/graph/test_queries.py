@@ -8,8 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph._batch import as_batch
-from slimrank.graph._queries import Scores, SeenScores, is_made_up_for, read_products, with_queries
+from slimrank.channels.trial._attention_scale import (
+    Scores,
+    SeenScores,
+    is_made_up_for,
+    read_products,
+    with_queries,
+)
+from slimrank.forward._batch import as_batch
 from slimrank.records import ChannelMap
 
 _X = torch.linspace(-1, 1, 2 * 3 * 4).sin().reshape(2, 3, 4)

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from slimrank.graph import Replay, as_batch
+from slimrank.forward import Replay, as_batch
 
 
 class Block(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ModelError, OptionError, ShapeError, UnknownNameError
-from slimrank.graph import mask, slim
 from slimrank.records import ChannelMap
+from slimrank.surgery import mask, slim
 
 _H = range(6)
 _KEPT = {"fc1": [0, 2, 5]}

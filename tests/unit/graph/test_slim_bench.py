@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.graph import _slim_bench
-from slimrank.graph._batch import as_batch
-from slimrank.graph._slim_bench import Bench, light_copy
+from slimrank.channels.trial import _compare as _slim_bench
+from slimrank.channels.trial._compare import Bench
+from slimrank.forward._batch import as_batch
+from slimrank.surgery._copy import light_copy
 
 
 def test_light_copies_share_parameters_alone() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.graph import Batch, as_batch, slim_failures
+from slimrank.channels import slim_failures
+from slimrank.forward import Batch, as_batch
 from slimrank.records import ChannelMap
 
 _BATCHES = [as_batch(torch.linspace(-1, 1, n * 6).reshape(n, 6).sin()) for n in (3, 1)]

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.graph import Lockstep, Shortcut, Tail, as_batch, find_norms, find_tails, quiet_copy
+from slimrank.capture import Tail, find_norms, find_tails
+from slimrank.forward import Lockstep, Shortcut, as_batch
+from slimrank.surgery import quiet_copy
 
 INF = float("inf")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from slimrank.capture import describe_layers
 from slimrank.cost import layer_cost, pair_cost
-from slimrank.graph import describe_layers
 from slimrank.linalg import Moments
 from slimrank.methods import (
     METHODS,

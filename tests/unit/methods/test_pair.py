@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slimrank.capture import describe_layers
 from slimrank.cost import FORMS, forms_of, max_rank
-from slimrank.graph import dense_weight, describe_layers
 from slimrank.linalg import Moments, MomentSums
 from slimrank.methods import (
     METHODS,
@@ -22,6 +22,7 @@ from slimrank.methods import (
     metric_roots,
 )
 from slimrank.records import Form, LayerSpec
+from slimrank.surgery import dense_weight
 
 _LAYERS: dict[str, nn.Module] = {
     "linear": nn.Linear(6, 5),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from slimrank.capture import describe_layers
 from slimrank.cost import max_rank
-from slimrank.graph import describe_layers
 from slimrank.methods import RULES, empty_pair
 from slimrank.records import Form, LayerSpec
 

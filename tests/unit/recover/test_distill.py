@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import slimrank as sr
 from slimrank.calibrate import choose_likelihood
-from slimrank.graph import Batch
+from slimrank.forward import Batch
 from slimrank.recover import Epoch, distill
 from slimrank.recover._distill import _Lesson, _positions, _relative_error, _run_tapped
 from slimrank.recover._supply import Example

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.graph import Batch
+from slimrank.forward import Batch
 from slimrank.recover._norms import reestimate_, running_norms
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ScoreError
-from slimrank.graph import dense_weight, describe_layers
+from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
 from slimrank.scores import Bench, GroupTrial, Trial
+from slimrank.surgery import dense_weight
 
 
 class Net(nn.Module):

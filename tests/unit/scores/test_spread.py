@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from slimrank._errors import OptionError, ScoreError
-from slimrank.graph import dense_weight, describe_layers
+from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
 from slimrank.scores import Bench, Trial, count_workers, evaluate_spread
+from slimrank.surgery import dense_weight
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 

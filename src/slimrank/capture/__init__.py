@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model and one batch: layers, costs, blocks, and what follows a layer."""
+
+from slimrank.capture._blocks import find_blocks
+from slimrank.capture._count import count_by_module, count_cost, stored
+from slimrank.capture._epilogues import Tail, find_norms, find_tails
+from slimrank.capture._layers import Captured, capture, check_compressible, check_weights, describe_layers
+from slimrank.capture._reasons import SKIPPED
+
+__all__ = [
+    "Captured",
+    "SKIPPED",
+    "Tail",
+    "capture",
+    "check_compressible",
+    "check_weights",
+    "count_by_module",
+    "count_cost",
+    "describe_layers",
+    "find_blocks",
+    "find_norms",
+    "find_tails",
+    "stored",
+]

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a layer's output before the next nonlinearity: a batch norm, a sum, a clipping."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slimrank.forward import Batch, Shortcut, Side, named_tensors, run
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_aten = torch.ops.aten
+_ADDITIONS = (_aten.add.Tensor, _aten.add_.Tensor)
+_RELUS = (_aten.relu.default, _aten.relu_.default)
+_CLIPPINGS = (
+    *(_aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default, _aten.clamp_.default),
+    *(_aten.clamp_min.default, _aten.clamp_min_.default),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """What follows a layer: ``clip(norm(y) + shortcut)``, each part where it was seen.
+
+    Attributes:
+        norm: the batch norm; None for none.
+        shortcut: what is added; None for nothing.
+        bounds: lower and upper end of the clipping (0 and inf for a ReLU); None where there is none, or
+            where what is clipped is also used in another way.
+    """
+
+    norm: str | None = None
+    shortcut: Shortcut | None = None
+    bounds: tuple[float, float] | None = None
+
+
+def find_tails(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, Tail]:
+    """What happens to the outputs of layers, as one forward shows it by the identity of tensors.
+
+    Only chains whose links have no other use are told, of modules that are called once.
+
+    Args:
+        model: a private copy in eval mode.
+        sample: one sample.
+        layers: names to look for.
+
+    Returns:
+        Tail by layer name; layers followed by neither a sum nor a clipping are left out.
+    """
+    recorder, result = _watched(model, sample, layers)
+    return recorder.tails(result)
+
+
+def find_norms(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, str]:
+    """The batch norms that alone read the outputs of layers, so that a mean can move into them.
+
+    Args:
+        model: a private copy in eval mode.
+        sample: one sample.
+        layers: names to look for.
+
+    Returns:
+        Norm with running statistics by layer name; layers without such a norm are left out.
+    """
+    recorder, result = _watched(model, sample, layers)
+    return recorder.norms(result)
+
+
+def _watched(model: nn.Module, sample: Batch, layers: Sequence[str]) -> tuple["_Recorder", object]:
+    """One forward, recorded."""
+    recorder = _Recorder(model, layers)
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(
+            _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
+        ) -> None:
+            recorder.enter(name, args[0] if args else next(iter(kwargs.values()), None))
+
+        def leave(_m: nn.Module, _i: object, output: object, name: str = name) -> None:
+            recorder.leave(name, output)
+
+        handles += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ]
+    try:
+        with torch.no_grad(), recorder:
+            result = run(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return recorder, result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Moment:
+    """A tensor as it was at one time: in-place work makes another one of it."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Moment":
+        # Inference tensors do not count their changes.
+        return cls(tensor, 0 if tensor.is_inference() else tensor._version)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Equal for the same tensor at the same time; it is kept alive, so its id is its own."""
+        return id(self.tensor), self.version
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Passing:
+    """A tensor that went into or came out of a module."""
+
+    moment: _Moment
+    module: str
+    side: Side
+    clock: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sum:
+    """A sum with a layer's output in it; shortcut None where the rest came too late to be read."""
+
+    links: tuple[_Moment, ...]
+    layer: str
+    norm: str | None
+    shortcut: Shortcut | None
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees the operations of a forward, and who made what they work on."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._norms = {name for name, module in model.named_modules() if type(module) in _NORMS}
+        self._means = {name for name in self._norms if model.get_submodule(name).running_mean is not None}
+        self._layers = frozenset(layers)
+        self._clock = 0
+        self._calls: Counter[str] = Counter()
+        self._uses: Counter[tuple[int, int]] = Counter()
+        self._entered: dict[str, _Passing] = {}
+        self._passings: list[_Passing] = []
+        self._makers: dict[tuple[int, int], list[str]] = {}
+        self._sums: list[tuple[_Moment, _Sum]] = []
+        self._clipped: dict[tuple[int, int], tuple[float, float]] = {}
+        self._alive: list[Tensor] = []
+
+    def enter(self, name: str, x: object) -> None:
+        """A module is called."""
+        self._clock += 1
+        self._calls[name] += 1
+        if isinstance(x, Tensor):
+            self._entered[name] = _Passing(_Moment.of(x), name, "input", self._clock)
+            self._passings.append(self._entered[name])
+
+    def leave(self, name: str, output: object) -> None:
+        """A module is done."""
+        self._clock += 1
+        if isinstance(output, Tensor):
+            self._passings.append(_Passing(_Moment.of(output), name, "output", self._clock))
+            self._makers.setdefault(_Moment.of(output).key, []).append(name)
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Notes what is used, added and clipped; runs everything as it is."""
+        kwargs = kwargs or {}
+        for _, tensor in named_tensors([*args, *kwargs.values()]):
+            self._alive.append(tensor)
+            self._uses[_Moment.of(tensor).key] += 1
+        found: list[_Sum] = []
+        first = args[0] if args else None
+        if func in _ADDITIONS and kwargs.get("alpha", 1) == 1:
+            second = args[1]
+            if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
+                found = [*self._added(first, second), *self._added(second, first)]
+        elif isinstance(first, Tensor) and func in _RELUS:
+            self._clipped[_Moment.of(first).key] = (0.0, float("inf"))
+        elif isinstance(first, Tensor) and func in _CLIPPINGS:
+            self._clipped[_Moment.of(first).key] = _ends(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._alive.append(result)
+            self._sums += [(_Moment.of(result), one) for one in found]
+        return result
+
+    def _added(self, branch: Tensor, other: Tensor) -> list[_Sum]:
+        added = _Moment.of(other).key
+        return [
+            _Sum(links, layer, norm, self._where(added, self._entered[layer].clock))
+            for links, layer, norm in self._chains(_Moment.of(branch))
+            if layer in self._entered
+        ]
+
+    def _where(self, wanted: tuple[int, int], before: int) -> Shortcut | None:
+        for passing in self._passings:
+            if passing.clock < before and passing.moment.key == wanted and self._calls[passing.module] == 1:
+                return Shortcut(passing.module, passing.side)
+        return None
+
+    def _chains(self, end: _Moment) -> list[tuple[tuple[_Moment, ...], str, str | None]]:
+        """Layers whose output this is, itself or after a batch norm: links, layer, norm."""
+        chains: list[tuple[tuple[_Moment, ...], str, str | None]] = []
+        for maker in self._makers.get(end.key, ()):
+            if maker in self._layers:
+                chains.append(((end,), maker, None))
+            elif maker in self._norms and maker in self._entered:
+                before = self._entered[maker].moment
+                chains += [
+                    ((before, end), layer, maker)
+                    for layer in self._makers.get(before.key, ())
+                    if layer in self._layers
+                ]
+        return chains
+
+    def tails(self, result: object) -> Mapping[str, Tail]:
+        """What was found.
+
+        Args:
+            result: of the forward; what it holds is used once more.
+
+        Returns:
+            Tail by layer name.
+        """
+        self._use(result)
+        tails: dict[str, Tail] = {}
+        for total, found in self._sums:
+            if found.shortcut is not None and self._is_once(*found.links):
+                bounds = self._clipped.get(total.key) if self._is_once(total) else None
+                tails[found.layer] = Tail(norm=found.norm, shortcut=found.shortcut, bounds=bounds)
+        for key, bounds in self._clipped.items():
+            ends = [passing.moment for passing in self._passings if passing.moment.key == key]
+            for links, layer, norm in self._chains(ends[0]) if ends else ():
+                if self._is_once(*links):
+                    tails.setdefault(layer, Tail(norm=norm, bounds=bounds))
+        return {
+            layer: tail
+            for layer, tail in tails.items()
+            if all(
+                self._calls[name] == 1
+                for name in (layer, tail.norm or layer, tail.shortcut.source if tail.shortcut else layer)
+            )
+        }
+
+    def norms(self, result: object) -> Mapping[str, str]:
+        """Batch norms with running statistics that alone read a layer, by layer name.
+
+        Args:
+            result: of the forward; what it holds is used once more.
+        """
+        self._use(result)
+        return {
+            layer: norm
+            for norm in self._means & self._entered.keys()
+            if self._calls[norm] == 1 and self._is_once(self._entered[norm].moment)
+            for layer in self._makers.get(self._entered[norm].moment.key, ())
+            if layer in self._layers and self._calls[layer] == 1
+        }
+
+    def _use(self, result: object) -> None:
+        for _, tensor in named_tensors(result):
+            self._uses[_Moment.of(tensor).key] += 1
+
+    def _is_once(self, *moments: _Moment) -> bool:
+        return all(self._uses[moment.key] == 1 for moment in moments)
+
+
+def _ends(
+    func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]
+) -> tuple[float, float]:
+    """Where a clipping starts and ends."""
+    is_hardtanh = func in (_aten.hardtanh.default, _aten.hardtanh_.default)
+    given = dict(zip(("self", "min", "max"), args, strict=False)) | dict(kwargs)
+    low = given.get("min", given.get("min_val", -1.0 if is_hardtanh else None))
+    high = given.get("max", given.get("max_val", 1.0 if is_hardtanh else None))
+    return (
+        float(low) if isinstance(low, int | float) else -float("inf"),
+        float(high) if isinstance(high, int | float) else float("inf"),
+    )

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which channels can only go together."""
+
+from slimrank.channels._read import read_groups
+from slimrank.channels._without import freeze, without_layers
+from slimrank.channels.trial._check import slim_failures
+from slimrank.channels.trial._trial import try_groups
+
+__all__ = [
+    "freeze",
+    "read_groups",
+    "slim_failures",
+    "try_groups",
+    "without_layers",
+]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which channels of which layers can only go together, as one traced forward shows it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slimrank.channels._map import describe_groups
+from slimrank.channels.trace._ops import Op, Traced
+from slimrank.channels.trace._rules import trace_op
+from slimrank.forward import Batch, named_tensors, run
+from slimrank.records import ChannelMap, LayerSpec
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) -> ChannelMap:
+    """Groups of channels that can only go together.
+
+    Every index of every dimension of every parameter carries a label; one forward shows, operation by
+    operation, which labels are one and the same, and which may not go. Whether the model's own code takes
+    the smaller tensors is not tried here.
+
+    Args:
+        model: a private copy in eval mode.
+        sample: one sample, or a batch that cannot be cut.
+        layers: every layer, called ones first in execution order.
+
+    Returns:
+        Groups, the tensors that they touch and products of activations; no blocks. Groups of which nothing
+        can go carry the reason.
+    """
+    traced = Traced(model)
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, _args: object, name: str = name) -> None:
+            traced.modules.append(name)
+            if isinstance(module, _RECURRENT):
+                _freeze_own(traced, module, name)
+
+        def leave(_module: nn.Module, _args: object, _output: object, name: str = name) -> None:
+            # A forward that raised, and was caught by the model, never left.
+            while traced.modules and traced.modules.pop() != name:
+                pass
+
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with torch.no_grad(), _Tracer(traced):
+            result = run(model, sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _freeze_outputs(traced, result)
+    return describe_groups(model, traced, layers)
+
+
+class _Tracer(TorchDispatchMode):
+    """Sees the operations of a forward, and follows the labels through them."""
+
+    def __init__(self, traced: Traced) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._traced = traced
+
+    def __torch_dispatch__(
+        self,
+        func: object,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Runs an operation as it is, then its rule."""
+        if not callable(func):
+            return NotImplemented
+        result: object = func(*args, **(kwargs or {}))
+        trace_op(Op(self._traced, func, args, kwargs or {}, result))
+        return result
+
+
+def _freeze_own(traced: Traced, module: nn.Module, name: str) -> None:
+    kind = type(module).__name__
+    for parameter in module.parameters():
+        for axis in traced.axes(parameter):
+            traced.labels.freeze(axis, lambda: f"{name or 'the model'} is recurrent ({kind})")
+        traced.own(parameter)
+
+
+def _freeze_outputs(traced: Traced, result: object) -> None:
+    for name, tensor in named_tensors(result):
+        traced.use(tensor)
+        for axis in traced.axes(tensor):
+            traced.labels.freeze(axis, lambda name=name: f"model output {name}".rstrip())  # type: ignore[misc]
+        traced.made(tensor)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One batch, one forward, and forwards that stop, start late or skip."""
+
+from slimrank.forward._batch import (
+    Batch,
+    as_batch,
+    batch_tensors,
+    check_batch,
+    digest_batch,
+    join_samples,
+    map_tensors,
+    named_tensors,
+    take_samples,
+)
+from slimrank.forward._hooks import tap_layers
+from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_interleave
+from slimrank.forward._outputs import OutputChoice, pick_outputs
+from slimrank.forward._prefix_cache import PrefixCache
+from slimrank.forward._replay import Replay
+from slimrank.forward._run import (
+    call,
+    describe,
+    eval_mode,
+    is_users_code,
+    outside_inference_mode,
+    plain_attention,
+    quiet_luck,
+    run,
+    same_luck,
+    training_error,
+)
+from slimrank.forward._trim import Trimmer
+
+__all__ = [
+    "Batch",
+    "Lockstep",
+    "OneByOne",
+    "OutputChoice",
+    "PrefixCache",
+    "Replay",
+    "Shortcut",
+    "Side",
+    "Trimmer",
+    "as_batch",
+    "batch_tensors",
+    "call",
+    "can_interleave",
+    "check_batch",
+    "describe",
+    "digest_batch",
+    "eval_mode",
+    "is_users_code",
+    "join_samples",
+    "map_tensors",
+    "named_tensors",
+    "outside_inference_mode",
+    "pick_outputs",
+    "plain_attention",
+    "quiet_luck",
+    "run",
+    "same_luck",
+    "take_samples",
+    "tap_layers",
+    "training_error",
+]

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many forwards that pause together at a layer, so that it can be fitted before any of them goes on.
+
+A forward is the user's own Python; it cannot be cut in two. So each batch runs in a thread of its own, one
+at a time, and waits inside the call of the layer. All layers together then cost one forward over the data,
+and what is held is what is alive at one depth of the network.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from slimrank.forward._batch import Batch, take_samples
+from slimrank.forward._run import call, plain_attention
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """A tensor that is there before a layer runs, by where it can be read.
+
+    Attributes:
+        source: a module that is called once.
+        side: its input or its output.
+    """
+
+    source: str
+    side: Side
+
+
+_TRIAL_SAMPLES = 2
+
+
+class _Abandoned(BaseException):
+    """Ends a paused forward; a BaseException so that user code does not swallow it."""
+
+
+class _Forward:
+    """One paused or running forward."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.paused_at: str | None = None
+        self.x: Tensor | None = None
+        self.shortcuts: dict[str, Tensor] = {}
+        self.passed: set[str] = set()
+        self.error: BaseException | None = None
+        self.finished = False
+        self.abandoned = False
+        self.may_run = threading.Semaphore(0)
+        self.has_stopped = threading.Semaphore(0)
+        self.thread: threading.Thread | None = None
+
+
+class OneByOne:
+    """The same as ``Lockstep``, one forward after the other and from the start for every layer.
+
+    For models that keep state on themselves during a forward, which paused forwards would mix up.
+
+    Args:
+        model: in eval mode.
+        batches: one forward each, for every layer.
+        stops: layers to stop at.
+        shortcuts: by layer, what to read on the way; see ``shortcut``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        stops: Sequence[str],
+        shortcuts: Mapping[str, Shortcut] | None = None,
+    ) -> None:
+        self._model = model
+        self._batches = batches
+        self._stops = frozenset(stops)
+        self._shortcuts = shortcuts or {}
+        self._taken: list[Tensor | None] = []
+
+    def __enter__(self) -> "OneByOne":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def advance(self, name: str) -> list[Tensor | None]:
+        """Runs every forward up to the first call of a layer; see ``Lockstep.advance``."""
+        if name not in self._stops:
+            raise KeyError(name)
+        inputs: list[Tensor | None] = []
+        self._taken = []
+        for batch in self._batches:
+            with Lockstep(self._model, [batch], [name], self._shortcuts) as alone:
+                inputs += alone.advance(name)
+                self._taken += alone.shortcut(name)
+        return inputs
+
+    def start(self, name: str) -> None:
+        """Nothing: these forwards begin anew for every layer; see ``Lockstep.start``."""
+
+    def shortcut(self, name: str) -> list[Tensor | None]:
+        """What is added to the output of the layer reached last; see ``Lockstep.shortcut``."""
+        return self._taken
+
+
+def can_interleave(model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> bool:
+    """Whether paused forwards see what they see alone.
+
+    Args:
+        model: in eval mode.
+        batches: two or more are worth the question.
+        stops: layers, in execution order.
+
+    Returns:
+        False where a forward leaves something on the model that another one, running in between, changes.
+    """
+    if len(batches) < 2 or not stops:
+        return True
+    # A few samples show it: what paused forwards mix up is state, whatever its size.
+    pair = [
+        batch if batch.is_whole else take_samples(batch, range(min(_TRIAL_SAMPLES, batch.n_samples)))
+        for batch in (batches[0], batches[-1])
+    ]
+    last = stops[-1]
+    try:
+        with Lockstep(model, pair, stops) as together:
+            for name in stops:
+                seen = together.advance(name)
+    except Exception:
+        # Alone they ran when the layers were captured; what fails is their company.
+        return False
+    with OneByOne(model, pair, stops) as apart:
+        alone = apart.advance(last)
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+        for a, b in zip(seen, alone, strict=True)
+    )
+
+
+class Lockstep:
+    """Forwards over several batches that stop at the first call of each named layer.
+
+    Use as a context manager; ``advance`` to each layer in execution order.
+
+    Args:
+        model: in eval mode; layers may be changed in place while all forwards are paused at them.
+        batches: one forward each.
+        stops: layers to stop at, in execution order.
+        shortcuts: by layer, what to read on the way; see ``shortcut``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        stops: Sequence[str],
+        shortcuts: Mapping[str, Shortcut] | None = None,
+    ) -> None:
+        self._model = model
+        self._shortcuts = {name: found for name, found in (shortcuts or {}).items() if name in stops}
+        self._order = {name: index for index, name in enumerate(stops)}
+        self._forwards = [_Forward(batch) for batch in batches]
+        self._by_thread: dict[int, _Forward] = {}
+        self._ahead: threading.Thread | None = None
+        self._handles: list[RemovableHandle] = []
+        self._context = contextlib.ExitStack()
+        self._device = torch.get_default_device()
+        self._cuda_device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+        self._autocast = {
+            kind: torch.get_autocast_dtype(kind)
+            for kind in ("cpu", "cuda")
+            if torch.is_autocast_enabled(kind)
+        }
+
+    def __enter__(self) -> "Lockstep":
+        # Entered once here, not in the threads: the switch is global and they would restore it out of order.
+        self._context.enter_context(plain_attention())
+        for name in self._order:
+
+            def hook(
+                _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
+            ) -> None:
+                self._pause(name, args[0] if args else kwargs.get("input"))
+
+            layer = self._model.get_submodule(name)
+            self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        for name, found in self._shortcuts.items():
+            self._handles.append(self._reading(name, found))
+        for forward in self._forwards:
+            forward.thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
+            forward.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wait()
+        for forward in self._forwards:
+            if not forward.finished:
+                forward.abandoned = True
+                forward.may_run.release()
+        for forward in self._forwards:
+            if forward.thread is not None:
+                forward.thread.join()
+        for handle in self._handles:
+            handle.remove()
+        self._context.close()
+
+    def advance(self, name: str) -> list[Tensor | None]:
+        """Runs every forward up to the first call of a layer.
+
+        Args:
+            name: one of the stops, not before the one of the last call.
+
+        Returns:
+            Input of the layer, per batch; None where a forward does not call it.
+        """
+        self._wait()
+        self._run_to(name)
+        inputs: list[Tensor | None] = []
+        for forward in self._forwards:
+            if forward.error is not None:
+                raise forward.error
+            inputs.append(forward.x if forward.paused_at == name and not forward.finished else None)
+        return inputs
+
+    def start(self, name: str) -> None:
+        """Begins to run every forward up to a layer, while the caller does something else.
+
+        Args:
+            name: of the next ``advance``, which waits for it. What the last one gave must be read by now.
+        """
+        self._wait()
+        self._ahead = threading.Thread(target=self._run_to, args=(name,), daemon=True)
+        self._ahead.start()
+
+    def _wait(self) -> None:
+        if self._ahead is not None:
+            self._ahead.join()
+            self._ahead = None
+
+    def _run_to(self, name: str) -> None:
+        """Runs one forward after the other up to a layer; ends at the first that fails."""
+        target = self._order[name]
+        for forward in self._forwards:
+            while not forward.finished and (
+                forward.paused_at is None or self._order[forward.paused_at] < target
+            ):
+                forward.may_run.release()
+                forward.has_stopped.acquire()
+            if forward.error is not None:
+                return
+
+    def shortcut(self, name: str) -> list[Tensor | None]:
+        """What is added to the output of the layer that the forwards are paused at.
+
+        Args:
+            name: the layer of the last ``advance``.
+
+        Returns:
+            The tensor, per batch, handed out once; None where nothing is known to be added.
+        """
+        return [forward.shortcuts.pop(name, None) for forward in self._forwards]
+
+    def _reading(self, layer: str, found: Shortcut) -> RemovableHandle:
+        """A hook that keeps what will be added to a layer's output."""
+        module = self._model.get_submodule(found.source)
+
+        def keep(value: object) -> None:
+            forward = self._by_thread.get(threading.get_ident())
+            if forward is not None and isinstance(value, Tensor):
+                forward.shortcuts[layer] = value
+
+        if found.side == "output":
+            return module.register_forward_hook(lambda _m, _i, output: keep(output))
+        return module.register_forward_pre_hook(
+            lambda _m, args, kwargs: keep(args[0] if args else next(iter(kwargs.values()), None)),
+            with_kwargs=True,
+        )
+
+    def _work(self, forward: _Forward) -> None:
+        self._by_thread[threading.get_ident()] = forward
+        forward.may_run.acquire()
+        try:
+            if not forward.abandoned:
+                with torch.no_grad(), self._surroundings():
+                    call(self._model, forward.batch)
+        except _Abandoned:
+            pass
+        except BaseException as error:
+            forward.error = error
+        finally:
+            forward.finished = True
+            forward.x = None
+            forward.shortcuts.clear()
+            forward.has_stopped.release()
+
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """What torch keeps per thread, as it is in the caller's."""
+        with contextlib.ExitStack() as stack:
+            if self._device.type != "cpu":
+                stack.enter_context(self._device)
+            if self._cuda_device is not None:
+                stack.enter_context(torch.cuda.device(self._cuda_device))
+            for kind, dtype in self._autocast.items():
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            yield
+
+    def _pause(self, name: str, x: object) -> None:
+        forward = self._by_thread.get(threading.get_ident())
+        if forward is None:
+            return
+        if forward.abandoned:
+            raise _Abandoned
+        if name in forward.passed:
+            return
+        forward.passed.add(name)
+        forward.paused_at = name
+        forward.x = x if isinstance(x, Tensor) else None
+        forward.has_stopped.release()
+        forward.may_run.acquire()
+        forward.x = None
+        if forward.abandoned:
+            raise _Abandoned

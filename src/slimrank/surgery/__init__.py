@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of a module tree, changed."""
+
+from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy
+from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
+from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
+from slimrank.surgery._sizes import synced_attributes
+from slimrank.surgery._slim import Kept, mask, slim
+
+__all__ = [
+    "Kept",
+    "bias_of_taps",
+    "copy_model",
+    "dense_weight",
+    "drop_blocks",
+    "light_copy",
+    "mask",
+    "put_back",
+    "quiet_copy",
+    "replace_module",
+    "replace_tensors",
+    "set_weights",
+    "shift_mean",
+    "slim",
+    "synced_attributes",
+    "tap_shares",
+]

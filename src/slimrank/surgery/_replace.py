@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules and tensors that take the place of others, by name."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import cast
+
+from torch import Tensor, nn
+
+from slimrank._errors import UnknownNameError
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Puts a module in place of another, under every name that it has in the tree (in place).
+
+    Args:
+        model: the tree.
+        name: dotted name of the module to replace; not the root.
+        new: what takes its place.
+    """
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[key] = new
+
+
+def shift_mean(norm: nn.Module, shift: Tensor) -> None:
+    """Lets a batch norm expect another mean (in place, by another buffer).
+
+    Args:
+        norm: with running statistics.
+        shift: (C,), what its inputs lack of the mean that they had.
+    """
+    mean = norm.running_mean
+    if not isinstance(mean, Tensor):
+        raise TypeError(f"{type(norm).__name__} keeps no running mean")
+    norm.running_mean = (mean.double() - shift.double()).to(mean.dtype)
+
+
+def drop_blocks(model: nn.Module, names: Sequence[str]) -> None:
+    """Replaces modules by the identity (in place).
+
+    Args:
+        model: the tree.
+        names: of the modules; what stands inside another one of them goes with it.
+
+    Raises:
+        UnknownNameError: a module does not exist.
+    """
+    known = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if not name or name not in known:
+            close = get_close_matches(name, known, n=3)
+            near = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            raise UnknownNameError(f"{type(model).__name__} has no block {name!r} to drop{near}")
+    for name in names:
+        if not any(name.startswith(f"{other}.") for other in names):
+            identity = nn.Identity()
+            identity.train(known[name].training)
+            replace_module(model, name, identity)
+
+
+def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:
+    """Puts tensors in place of others, under every name that they have (in place).
+
+    Args:
+        model: the tree; parameters, buffers and tensors kept in attributes are looked at.
+        new: what takes the place, by ``id`` of the old tensor.
+    """
+    for module in model.modules():
+        tables = cast("list[dict[str, object]]", [module._parameters, module._buffers, vars(module)])
+        for table in tables:
+            for key, value in list(table.items()):
+                if isinstance(value, Tensor) and id(value) in new:
+                    table[key] = new[id(value)]

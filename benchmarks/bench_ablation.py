@@ -52,11 +52,11 @@ PATCHES: dict[str, dict[str, object]] = {
     "no alternating refinement": {"slimrank._fits.ALTERNATIONS": 0},
     "12 rounds of alternating refinement": {"slimrank._fits.ALTERNATIONS": 12},
     "four times the rows": {
-        "slimrank.calibrate._rows._ROWS_PER_COLUMN": 80,
-        "slimrank.calibrate._rows._MIN_ROWS": 65536,
+        "slimrank.cost._rows._ROWS_PER_COLUMN": 80,
+        "slimrank.cost._rows._MIN_ROWS": 65536,
     },
-    "G shrunk by 0.01": {"slimrank.methods._pair._GRADIENT_SHRINK": 0.01},
-    "G shrunk by 1": {"slimrank.methods._pair._GRADIENT_SHRINK": 1.0},
+    "G shrunk by 0.01": {"slimrank.methods._target._GRADIENT_SHRINK": 0.01},
+    "G shrunk by 1": {"slimrank.methods._target._GRADIENT_SHRINK": 1.0},
     "one ridge, not chosen on held-out rows": {"slimrank._apply._RIDGES": ()},
 }
 

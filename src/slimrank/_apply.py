@@ -20,19 +20,15 @@ from slimrank.calibrate import (
     collect_moments,
     draw_positions,
     input_rows,
-    keeps_rows,
     layer_seed,
     output_rows,
-    row_cap,
-    row_width,
-    rows_available,
     rows_wanted,
     spread,
     token_mask,
 )
 from slimrank.capture import Tail, find_tails
 from slimrank.channels import slim_failures
-from slimrank.cost import slimmed_spec
+from slimrank.cost import keeps_rows, row_cap, row_width, rows_available, slimmed_spec
 from slimrank.forward import Batch, Lockstep, OneByOne, Trimmer, can_interleave, take_samples
 from slimrank.linalg import (
     Clipping,

@@ -17,18 +17,10 @@ from slimrank._group_survey import GroupSurvey, measure_groups
 from slimrank._names import listed
 from slimrank._opened import Opened, Options
 from slimrank._progress import Phases
-from slimrank.calibrate import (
-    GradientOptions,
-    collect_gradients,
-    collect_moments,
-    keeps_rows,
-    row_cap,
-    row_width,
-    rows_available,
-)
+from slimrank.calibrate import GradientOptions, collect_gradients, collect_moments
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
-from slimrank.cost import forms_of
+from slimrank.cost import forms_of, keeps_rows, row_cap, row_width, rows_available
 from slimrank.forward import OutputChoice, Trimmer
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (

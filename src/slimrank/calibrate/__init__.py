@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches to second moments; the loss and the divergence."""
 
-from slimrank.calibrate._collect import (
-    GradientOptions,
-    collect_gradients,
-    collect_moments,
-    layer_seed,
-    rows_wanted,
-)
+from slimrank.calibrate._divergence import measure_divergence, read_likelihood, reference_outputs
 from slimrank.calibrate._feed import Feed, first_batch, open_feed, spread
+from slimrank.calibrate._gradients import GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
     Likelihood,
     LikelihoodChoice,
@@ -16,18 +11,8 @@ from slimrank.calibrate._likelihood import (
     choose_likelihood,
     divergence,
 )
-from slimrank.calibrate._measure import measure_divergence, read_likelihood, reference_outputs
-from slimrank.calibrate._rows import (
-    draw_positions,
-    input_rows,
-    keeps_rows,
-    n_positions,
-    output_rows,
-    row_cap,
-    row_width,
-    rows_available,
-    token_mask,
-)
+from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted
+from slimrank.calibrate._rows import draw_positions, input_rows, n_positions, output_rows, token_mask
 
 __all__ = [
     "Feed",
@@ -42,7 +27,6 @@ __all__ = [
     "draw_positions",
     "first_batch",
     "input_rows",
-    "keeps_rows",
     "layer_seed",
     "measure_divergence",
     "n_positions",
@@ -50,9 +34,6 @@ __all__ = [
     "output_rows",
     "read_likelihood",
     "reference_outputs",
-    "row_cap",
-    "row_width",
-    "rows_available",
     "rows_wanted",
     "spread",
     "token_mask",

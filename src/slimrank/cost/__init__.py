@@ -2,12 +2,14 @@
 """Closed forms: shapes in, costs out."""
 
 from slimrank.cost._formulas import FORMS, forms_of, layer_cost, max_rank, pair_cost, pair_costs
+from slimrank.cost._rows import keeps_rows, row_cap, row_width, rows_available
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
     "FORMS",
     "forms_of",
     "group_share",
+    "keeps_rows",
     "kept_shape",
     "layer_cost",
     "max_rank",
@@ -15,6 +17,9 @@ __all__ = [
     "pair_cost",
     "pair_costs",
     "query_scales",
+    "row_cap",
+    "row_width",
+    "rows_available",
     "slimmed_spec",
     "stays",
 ]

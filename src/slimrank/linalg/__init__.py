@@ -2,15 +2,8 @@
 """Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
 
 from slimrank.linalg._clipping import Clipping, reaching
-from slimrank.linalg._moments import (
-    Moments,
-    MomentSums,
-    blocks_of,
-    gram,
-    least_squares_weight,
-    narrowed_weight,
-    ridge_of,
-)
+from slimrank.linalg._least_squares import blocks_of, least_squares_weight, narrowed_weight
+from slimrank.linalg._moments import Moments, MomentSums, gram, ridge_of
 from slimrank.linalg._obs import Consumer, Removal, removal_errors, removal_order
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots

@@ -14,18 +14,10 @@ from slimrank.methods._channel_pruning import (
 )
 from slimrank.methods._curves import Anchor, anchor_points, anchored_curves, layer_curves, relative_curves
 from slimrank.methods._isotonic import never_falling
-from slimrank.methods._pair import (
-    Pair,
-    Target,
-    build_pair,
-    effective_weight,
-    empty_pair,
-    error_by_rank,
-    fit_pair,
-    metric_roots,
-    weights_target,
-)
+from slimrank.methods._modules import build_pair, empty_pair
+from slimrank.methods._pair import Pair, effective_weight, error_by_rank, fit_pair
 from slimrank.methods._table import METHODS, RULES, TABLE
+from slimrank.methods._target import Target, metric_roots, weights_target
 
 __all__ = [
     "Anchor",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.calibrate import keeps_rows
-from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
+from slimrank.cost import forms_of, keeps_rows, layer_cost, max_rank, pair_costs
 from slimrank.methods._isotonic import never_falling
-from slimrank.methods._pair import Target, effective_weight, error_by_rank, fit_pair, true_error
+from slimrank.methods._pair import effective_weight, error_by_rank, fit_pair, true_error
 from slimrank.methods._table import RULES
+from slimrank.methods._target import Target
 from slimrank.records import Curve, Form, LayerSpec, Method
 
 ANCHOR_RATIOS = (0.55, 0.25, 0.08)

@@ -9,17 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.calibrate import (
-    draw_positions,
-    input_rows,
-    keeps_rows,
-    n_positions,
-    output_rows,
-    row_cap,
-    row_width,
-    token_mask,
-)
+from slimrank.calibrate import draw_positions, input_rows, n_positions, output_rows, token_mask
 from slimrank.capture import describe_layers
+from slimrank.cost import keeps_rows, row_cap, row_width
 from slimrank.forward import Batch
 from slimrank.records import LayerSpec
 

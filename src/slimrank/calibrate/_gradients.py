@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over the data: second moments of layer inputs, and of label-free output gradients."""
+"""Second moments of output gradients, label-free, over the fit samples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,10 @@ from torch import Tensor, nn
 from slimrank._errors import GradientError, NonFiniteError
 from slimrank.calibrate._feed import Feed
 from slimrank.calibrate._likelihood import Likelihood, sampled_loss
-from slimrank.calibrate._rows import (
-    draw_positions,
-    input_rows,
-    keeps_rows,
-    output_rows,
-    row_cap,
-    row_width,
-    token_mask,
-)
+from slimrank.calibrate._moments import layer_seed
+from slimrank.calibrate._rows import output_rows, token_mask
 from slimrank.forward import OutputChoice, pick_outputs, run, tap_layers
-from slimrank.linalg import Moments, MomentSums, gram
+from slimrank.linalg import gram
 from slimrank.records import LayerSpec
 
 _GRADIENT_ROWS = 32768
@@ -41,64 +34,6 @@ class GradientOptions:
     likelihood: Likelihood
     outputs: OutputChoice
     draws: int
-
-
-def layer_seed(seed: int, layer: int, micro: int, call: int) -> int:
-    """Seed of one draw of positions: the same rows for the same layer, batch and call, whatever else runs."""
-    return hash((seed, layer, micro, call)) & 0x7FFF_FFFF_FFFF_FFFF
-
-
-def rows_wanted(spec: LayerSpec, share: float) -> int:
-    """Rows to take from one call of a layer, given the share of all fit samples in the micro-batch."""
-    return max(1, ceil(row_cap(spec) * share / max(1, len(spec.calls))))
-
-
-def collect_moments(
-    model: nn.Module,
-    feed: Feed,
-    specs: Mapping[int, LayerSpec],
-    *,
-    seed: int,
-    advance: Callable[[int], None],
-) -> Mapping[str, Moments]:
-    """Second moments of the inputs of layers, over the fit samples.
-
-    Args:
-        model: a private copy in eval mode.
-        feed: the samples.
-        specs: layers by their index in the study.
-        seed: of the rows drawn.
-        advance: told the samples of every micro-batch done.
-
-    Returns:
-        Moments by layer name; layers that were never called are left out.
-    """
-    sums = {spec.name: MomentSums(row_width(spec), keep_rows=keeps_rows(spec)) for spec in specs.values()}
-    index_of = {spec.name: index for index, spec in specs.items()}
-    by_name = {spec.name: spec for spec in specs.values()}
-    n_fit = len(feed.fit)
-    for number, batch in enumerate(feed.stream(feed.fit)):
-        mask = token_mask(batch)
-        size = batch.n_samples
-
-        def tap(
-            name: str,
-            call: int,
-            x: Tensor,
-            _y: Tensor,
-            number: int = number,
-            size: int = size,
-            mask: Tensor | None = mask,
-        ) -> None:
-            spec = by_name[name]
-            generator = torch.Generator().manual_seed(layer_seed(seed, index_of[name], number, call))
-            positions = draw_positions(spec, x, rows_wanted(spec, size / n_fit), generator, mask)
-            sums[name].add(input_rows(model.get_submodule(name), spec, x, positions))
-
-        with torch.no_grad(), tap_layers(model, list(by_name), tap):
-            run(model, batch)
-        advance(size)
-    return {name: total.moments() for name, total in sums.items() if total.n_rows}
 
 
 def collect_gradients(

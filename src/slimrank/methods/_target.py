@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pair shall reproduce, and how errors are weighed."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from slimrank.linalg import Moments, Split, square_roots
+from slimrank.records import Form
+
+_GRADIENT_SHRINK = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClosedForm:
+    """Decomposition of the forms with a closed solution: see ``output_basis``."""
+
+    basis: Tensor
+    errors: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SharedKernel:
+    """Decomposition of a form that shares the kernel: see ``initial_first_factor``."""
+
+    split: Split
+    moment: Tensor
+    weighted: Tensor
+    goal: Tensor
+    first: Tensor
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Target:
+    """What a pair shall reproduce, and how errors are weighed; it remembers its decompositions.
+
+    Attributes:
+        dense: (O, D) float64, the weight to approximate.
+        moments: second moments H of the D inputs.
+        root: (O, O) float64, G^(1/2).
+        inverse_root: (O, O) float64, G^(-1/2).
+        ridge: share of the mean diagonal of H that serves the fit.
+        closed, splits, ridged: what was decomposed already, one per form.
+    """
+
+    dense: Tensor
+    moments: Moments
+    root: Tensor
+    inverse_root: Tensor
+    ridge: float
+    closed: ClosedForm | None = field(default=None, init=False)
+    splits: dict[Form, SharedKernel] = field(default_factory=dict, init=False)
+    ridged: Tensor | None = field(default=None, init=False)
+
+    @property
+    def weighted(self) -> Tensor:
+        """(O, D) float64: G^(1/2) W."""
+        return self.root @ self.dense
+
+
+def metric_roots(gram: Tensor | None, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Roots of the output metric; identities where there is none.
+
+    Args:
+        gram: (O, O) second moment of output gradients, or None.
+        n_out: O.
+        device: where to compute.
+
+    Returns:
+        Two (O, O) float64: G^(1/2), G^(-1/2).
+    """
+    if gram is None:
+        eye = torch.eye(n_out, dtype=torch.float64, device=device)
+        return eye, eye
+    return square_roots(gram.double().to(device), shrink=_GRADIENT_SHRINK)
+
+
+def weights_target(weight: Tensor) -> Target:
+    """A target about whose inputs and outputs nothing is known: plain, unweighted decompositions.
+
+    Args:
+        weight: (O, D) float64.
+
+    Returns:
+        The target, with identities for moments and metric.
+    """
+    root, inverse_root = metric_roots(None, len(weight), weight.device)
+    moments = Moments.identity(weight.shape[1], weight.device)
+    return Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=1e-12)

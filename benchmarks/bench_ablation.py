@@ -46,18 +46,18 @@ def _only(**kept: bool) -> Callable[..., Mapping[str, Tail]]:
 
 PATCHES: dict[str, dict[str, object]] = {
     "as it is": {},
-    "knows neither shortcut nor clipping": {"slimrank._apply.find_tails": lambda *_: {}},
-    "knows the shortcut only": {"slimrank._apply.find_tails": _only()},
-    "knows the clipping only": {"slimrank._apply.find_tails": _only(clipping=True)},
-    "no alternating refinement": {"slimrank._fits.ALTERNATIONS": 0},
-    "12 rounds of alternating refinement": {"slimrank._fits.ALTERNATIONS": 12},
+    "knows neither shortcut nor clipping": {"slimrank.fitting._apply.find_tails": lambda *_: {}},
+    "knows the shortcut only": {"slimrank.fitting._apply.find_tails": _only()},
+    "knows the clipping only": {"slimrank.fitting._apply.find_tails": _only(clipping=True)},
+    "no alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 0},
+    "12 rounds of alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 12},
     "four times the rows": {
         "slimrank.cost._rows._ROWS_PER_COLUMN": 80,
         "slimrank.cost._rows._MIN_ROWS": 65536,
     },
     "G shrunk by 0.01": {"slimrank.methods._target._GRADIENT_SHRINK": 0.01},
     "G shrunk by 1": {"slimrank.methods._target._GRADIENT_SHRINK": 1.0},
-    "one ridge, not chosen on held-out rows": {"slimrank._apply._RIDGES": ()},
+    "one ridge, not chosen on held-out rows": {"slimrank.fitting._goals._RIDGES": ()},
 }
 
 

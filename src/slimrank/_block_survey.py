@@ -9,11 +9,11 @@ from typing import cast
 import torch
 
 from slimrank._anchors import Anchors
-from slimrank._apply import Data, apply_plan
 from slimrank._errors import StudyError
 from slimrank._group_survey import GroupSurvey, text_tensor
 from slimrank._progress import Phases
 from slimrank.calibrate import Feed, spread
+from slimrank.fitting import Data, apply_plan
 from slimrank.forward import Batch, digest_batch
 from slimrank.plan import Plan, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, ChannelMap

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slimrank._apply import Data, OnLayer, apply_plan
 from slimrank._opened import Opened, Options, restored_copy
 from slimrank._progress import Phases
 from slimrank._result import Result
-from slimrank._work import work_of
 from slimrank.calibrate import measure_divergence
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, slimmed_spec
+from slimrank.fitting import Data, OnLayer, apply_plan, work_of
 from slimrank.forward import OutputChoice, eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of

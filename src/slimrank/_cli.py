@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank._apply import check_on_layer
 from slimrank._errors import NotEmptyError, OptionError, SlimrankError
 from slimrank._references import batches_at, function_at, model_at, told
 from slimrank._scoring import PREFIX_CACHE
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.demo import run_demo
+from slimrank.fitting import check_on_layer
 from slimrank.forward import OutputChoice
 from slimrank.plan import SettingLike, read_settings
 from slimrank.records import METRICS, ChannelOrder, Cost, Measurement, Method, Metric

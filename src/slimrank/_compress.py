@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import nn
 
-from slimrank._apply import OnLayer, check_on_layer
 from slimrank._build import Session, build_from_weights, build_result, measured_from
 from slimrank._errors import BudgetError, PlanError
 from slimrank._opened import Options, check_options, open_data
@@ -16,10 +15,10 @@ from slimrank._result import Result
 from slimrank._rivals import Rivals
 from slimrank._study import Inputs, Study, check_model, check_plan, study
 from slimrank._survey import gather_gradients
-from slimrank._work import work_of
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
+from slimrank.fitting import OnLayer, check_on_layer, work_of
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of

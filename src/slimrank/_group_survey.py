@@ -13,9 +13,9 @@ from slimrank._errors import StudyError
 from slimrank._names import listed
 from slimrank._opened import Opened, Options
 from slimrank._progress import Phases
-from slimrank._work import as_rows, channels_left, scaled, what_stays
 from slimrank.calibrate import collect_moments
 from slimrank.cost import row_width, slimmed_spec
+from slimrank.fitting import as_rows, channels_left, scaled, what_stays
 from slimrank.forward import OutputChoice, Trimmer
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
 from slimrank.methods import (

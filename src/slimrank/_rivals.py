@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from slimrank._apply import OnLayer
 from slimrank._errors import BudgetError
 from slimrank._result import Result
 from slimrank._study import Study
+from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, plan_on
 from slimrank.records import Method, Note
 

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._apply import OnLayer, check_on_layer
 from slimrank._block_survey import read_blocks, write_blocks
 from slimrank._build import Session, build_result
 from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
@@ -24,6 +23,7 @@ from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import describe_layers
 from slimrank.deploy import batch_from_files, batches_to_files
 from slimrank.files import make_directory, write_bytes
+from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import Batch, OutputChoice, map_tensors, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank import _apply, _block_survey, _group_survey
+from slimrank import _block_survey, _group_survey
 from slimrank._anchors import Anchors
 from slimrank._rivals import Rivals
 from slimrank._study import session_of
+from slimrank.fitting import _apply
 from slimrank.records import ChannelMap, ChannelOrder
 from slimrank.surgery import drop_blocks, slim
 

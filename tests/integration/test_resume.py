@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank import _anchors, _apply, _fits, _survey
+from slimrank import _anchors, _survey
+from slimrank.fitting import _apply
+from slimrank.fitting import _fit as _fits
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank import _apply, demo
+from slimrank import demo
+from slimrank.fitting import _apply
 
 
 def without_tails(monkeypatch: pytest.MonkeyPatch) -> None:

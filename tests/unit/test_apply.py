@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank._apply import _Builder, _checked, _fill
 from slimrank._errors import OptionError
-from slimrank._fits import Fit
+from slimrank.fitting._fit import Fit
+from slimrank.fitting._install import checked_layer, fill
+from slimrank.fitting._sequential import Builder
 from slimrank.methods import Pair
 
 
@@ -17,7 +18,7 @@ def test_a_norm_has_statistics() -> None:
     norm = nn.BatchNorm1d(2, track_running_stats=False)
     builder = SimpleNamespace(_original_layers={"bn": norm})
     with pytest.raises(TypeError, match="bn is a BatchNorm1d without running statistics"):
-        _Builder._affine(builder, "bn")  # type: ignore[arg-type]
+        Builder._affine(builder, "bn")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -27,10 +28,10 @@ def test_gain_and_offset_are_those_of_the_norm(affine: bool, rng: torch.Generato
     norm.running_var.copy_(torch.rand(3, generator=rng) + 0.5)
     builder = SimpleNamespace(_original_layers={"bn": norm})
     x = torch.randn(5, 3, generator=rng)
-    gain, offset = _Builder._affine(builder, "bn")  # type: ignore[arg-type]
+    gain, offset = Builder._affine(builder, "bn")  # type: ignore[arg-type]
     with torch.no_grad():
         torch.testing.assert_close(x * gain + offset, norm(x))
-    gain, offset = _Builder._affine(builder, None)  # type: ignore[arg-type]
+    gain, offset = Builder._affine(builder, None)  # type: ignore[arg-type]
     assert (float(gain), float(offset)) == (1.0, 0.0)
 
 
@@ -40,7 +41,7 @@ def test_a_pair_goes_into_the_container_that_was_put_there() -> None:
     pair = Pair(form="linear", first=torch.zeros(1, 2), second=torch.zeros(2, 1))
     fit = Fit(factors=pair, bias=None, kind="weights")
     with pytest.raises(TypeError, match="fc is a Linear, not the container that was put there"):
-        _fill(model, work, model["fc"], fit)  # type: ignore[arg-type]
+        fill(model, work, model["fc"], fit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)])
@@ -49,4 +50,4 @@ def test_a_layer_still_to_come_keeps_its_shape(layer: nn.Module) -> None:
     if not hasattr(layer, "weight"):
         layer.weight = None
     with pytest.raises(OptionError, match=r"layer 'fc': on_layer put a \w+ there .* with a weight \[2, 2\]"):
-        _checked(layer, work)  # type: ignore[arg-type]
+        checked_layer(layer, work)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError
-from slimrank._fits import Rows, Sample, best_fit
+from slimrank.fitting._fit import Rows, Sample, best_fit
 from slimrank.linalg import Clipping, Moments, MomentSums
 from slimrank.methods import Target
 from specs import linear

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a plan asks to be fitted, layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
-from slimrank.cost import query_scales, slimmed_spec, stays
+from slimrank.cost import slimmed_spec
+from slimrank.fitting._stays import channels_left, what_stays
 from slimrank.plan import Plan, Step, is_inside
-from slimrank.records import ChannelMap, LayerKind, LayerSpec, Setting
+from slimrank.records import LayerKind, LayerSpec, Setting
 
 _CONVOLUTIONS: Mapping[int, LayerKind] = MappingProxyType({1: "conv1d", 2: "conv2d", 3: "conv3d"})
 
@@ -141,64 +141,6 @@ def as_rows(spec: LayerSpec) -> LayerSpec:
         dilation=ones,
         padding="valid",
     )
-
-
-def what_stays(
-    channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Rows and columns of a layer's matrix that stay when groups are slimmed, and what scales the former.
-
-    Args:
-        channels: of the model.
-        spec: the layer, before.
-        kept: group -> units that stay; groups not named stay whole.
-
-    Returns:
-        (O',) and (D',) int64, ascending, on the CPU; None each where no named group touches that side. Then
-        (O',) float64, what the outputs that stay are multiplied by; None where they are not.
-    """
-    tensor = channels.tensors.get(f"{spec.name}.weight")
-    if tensor is None:
-        return None, None, None
-    staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
-    scales = {dim: torch.from_numpy(factors) for dim, factors in query_scales(tensor, kept).items()}
-    # Taps go with the second dimension.
-    n_taps = prod(spec.kernel)
-    second, second_scales = staying.get(1), scales.get(1)
-    if spec.groups > 1:
-        second = _in_every_group(spec, second, staying.get(0))
-    if second is not None:
-        second = (second[:, None] * n_taps + torch.arange(n_taps)).flatten()
-    if not spec.is_transposed:
-        return staying.get(0), second, scales.get(0)
-    return second, staying.get(0), None if second_scales is None else second_scales.repeat_interleave(n_taps)
-
-
-def _in_every_group(spec: LayerSpec, inside: Tensor | None, outputs: Tensor | None) -> Tensor | None:
-    """Channels that a convolution in groups reads: some of each group of which outputs stay; None for all."""
-    groups = torch.arange(spec.groups)
-    if outputs is not None:
-        groups = (outputs // (spec.weight_shape[0] // spec.groups)).unique()
-    if inside is None and len(groups) == spec.groups:
-        return None
-    places = torch.arange(spec.weight_shape[1]) if inside is None else inside
-    return (groups[:, None] * spec.weight_shape[1] + places).flatten()
-
-
-def channels_left(channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]) -> Tensor | None:
-    """Of the channels that a layer makes, those that stay when groups are slimmed.
-
-    Args:
-        channels: of the model.
-        spec: the layer, before.
-        kept: group -> units that stay; groups not named stay whole.
-
-    Returns:
-        (C_out',) int64, ascending, on the CPU; None where no named group touches them.
-    """
-    outputs, _, _ = what_stays(channels, spec, kept)
-    n_taps = prod(spec.kernel) if spec.is_transposed else 1
-    return outputs if outputs is None else outputs[::n_taps] // n_taps
 
 
 def scaled(outputs: Tensor, scales: Tensor | None) -> Tensor:

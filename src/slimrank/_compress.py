@@ -7,14 +7,12 @@ from typing import Literal
 
 from torch import nn
 
-from slimrank._build import Session, build_from_weights, build_result, measured_from
 from slimrank._errors import BudgetError, PlanError
-from slimrank._opened import Options, check_options, open_data
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._rivals import Rivals
-from slimrank._study import Inputs, Study, check_model, check_plan, study
-from slimrank._survey import gather_gradients
+from slimrank._study import Study, check_model, check_plan, study
+from slimrank._verify import build_from_weights, build_result, measured_from
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
@@ -23,6 +21,7 @@ from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.records import ChannelOrder, Method
+from slimrank.survey import Inputs, Options, Session, check_options, gather_gradients, open_data
 
 
 @outside_inference_mode

@@ -15,14 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimrank._anchors import independent_pair
-from slimrank._build import Session
 from slimrank._errors import OptionError, UnknownNameError
-from slimrank._group_survey import GroupSurvey, fits_alone, group_chunks
 from slimrank._names import listed, nearest
 from slimrank._progress import Phases
 from slimrank._study import Study, session_of
-from slimrank._survey import chunks_of, target_of
 from slimrank.calibrate import collect_moments
 from slimrank.cost import FORMS
 from slimrank.forward import Batch, outside_inference_mode, run
@@ -42,6 +38,15 @@ from slimrank.scores import (
     evaluate_spread,
 )
 from slimrank.surgery import dense_weight, quiet_copy
+from slimrank.survey import (
+    GroupSurvey,
+    Session,
+    chunks_of,
+    fits_alone,
+    group_chunks,
+    independent_pair,
+    target_of,
+)
 
 PREFIX_CACHE = 1_000_000_000
 

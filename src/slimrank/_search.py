@@ -8,17 +8,17 @@ from functools import partial
 
 from torch import nn
 
-from slimrank._build import Session, measured_from
 from slimrank._errors import BudgetError, OptionError, StudyError
-from slimrank._opened import restored_copy
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study_with
+from slimrank._verify import measured_from
 from slimrank.forward import Batch, eval_mode
 from slimrank.plan import Plan
 from slimrank.records import Method, Metric, Note, ratio_of
 from slimrank.scores import ScoreFn, score_model
 from slimrank.select import Select, check_methods, reachable_floor
+from slimrank.survey import Session, restored_copy
 
 Tune = Callable[[nn.Module], object]
 # Points of accuracy lost per nat of divergence were seen to be about a quarter: a first guess, no more.

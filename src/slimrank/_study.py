@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study of a model: measured once, planned and applied any number of times."""
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,20 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._block_survey import read_blocks, write_blocks
-from slimrank._build import Session, build_result
-from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
-from slimrank._group_survey import read_group_curves, write_groups
-from slimrank._opened import Opened, Options, check_options, open_data
+from slimrank._errors import BudgetError, OptionError, PlanError, StudyError
 from slimrank._progress import Phases
 from slimrank._result import Result
-from slimrank._survey import measure, read_curves, write_curves
+from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import describe_layers
-from slimrank.deploy import batch_from_files, batches_to_files
 from slimrank.files import make_directory, write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
-from slimrank.forward import Batch, OutputChoice, map_tensors, outside_inference_mode
+from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
     Plan,
@@ -51,14 +45,42 @@ from slimrank.records import (
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
-from slimrank.store import Json, Store, describe, digest_tensors
-
-# Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
-FORMAT = 3
-_STUDY, _UNTOUCHED, _RUN = "study.json", "untouched_plan.json", "run.json"
-_PREVIOUS = "previous_plan.json"
-_CURVES = ("curves-*", "group-*", "blocks*.safetensors")
-Inputs = Callable[[object], object] | None
+from slimrank.store import Json, Store
+from slimrank.survey import (
+    CURVE_FILES,
+    FORMAT,
+    PREVIOUS_FILE,
+    RUN_FILE,
+    STUDY_FILE,
+    UNTOUCHED_FILE,
+    Inputs,
+    Options,
+    Session,
+    all_batches,
+    batch_from_files,
+    batches_to_files,
+    check_format,
+    check_options,
+    claim,
+    content_of,
+    fingerprint_in,
+    fingerprint_of,
+    list_of,
+    measure,
+    mover,
+    object_of,
+    open_data,
+    options_from_json,
+    options_to_json,
+    outputs_to_json,
+    read_blocks,
+    read_curves,
+    read_group_curves,
+    write_blocks,
+    write_curves,
+    write_fingerprint,
+    write_groups,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -304,7 +326,7 @@ class Study:
         check_structure(plan, self.structure, step=-1)
         earlier = self.previous.steps if self.previous else ()
         found = plan.steps[:-1]
-        if [_content(step) for step in found] != [_content(step) for step in earlier]:
+        if [content_of(step) for step in found] != [content_of(step) for step in earlier]:
             raise PlanError(
                 f"plan: {len(found)} steps come before its last one, and they are not the {len(earlier)} "
                 "that made the model of this study; use slimrank.apply(model, plan, batches) on the original"
@@ -321,29 +343,29 @@ class Study:
         """
         store = Store(path)
         # First and last, so that a directory with this file is whole.
-        known = _fingerprint_in(store)
-        store.remove(_STUDY)
+        known = fingerprint_in(store)
+        store.remove(STUDY_FILE)
         if known is not None and dict(known) != dict(self.fingerprint):
             # Of another study: what is left of it must not be taken for this one's.
             for name in (
                 "gradients.safetensors",
-                _PREVIOUS,
-                *(path.name for kind in _CURVES for path in store.root.glob(kind)),
+                PREVIOUS_FILE,
+                *(path.name for kind in CURVE_FILES for path in store.root.glob(kind)),
             ):
                 store.remove(name)
-        _write_fingerprint(store, self.fingerprint)
+        write_fingerprint(store, self.fingerprint)
         Plan(
             steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
-        ).save(make_directory(store.root) / _UNTOUCHED)
+        ).save(make_directory(store.root) / UNTOUCHED_FILE)
         if self.previous is not None:
-            self.previous.save(store.root / _PREVIOUS)
+            self.previous.save(store.root / PREVIOUS_FILE)
         write_curves(store, self.layers, self.curves)
         write_groups(store, self.structure.channels, self.group_curves)
         write_blocks(store, self.block_damages)
         store.write_tensors("gradients.safetensors", self.grams)
         kept: str | None = "the study has no data"
         if self._session is not None:
-            kept = batches_to_files(store, list(_all_batches(self._session.opened)))
+            kept = batches_to_files(store, list(all_batches(self._session.opened)))
         facts: dict[str, Json] = {
             "format": FORMAT,
             "fingerprint": dict(self.fingerprint),
@@ -353,10 +375,10 @@ class Study:
             "seconds": [[phase, taken] for phase, taken in self.seconds.items()],
             "inputs": kept is None,
             "inputs_reason": kept,
-            "options": _options_to_json(self._session.options) if self._session is not None else None,
-            "outputs": _outputs_to_json(self._session.outputs) if self._session is not None else None,
+            "options": options_to_json(self._session.options) if self._session is not None else None,
+            "outputs": outputs_to_json(self._session.outputs) if self._session is not None else None,
         }
-        store.write_json(_STUDY, facts)
+        store.write_json(STUDY_FILE, facts)
 
     @classmethod
     @outside_inference_mode
@@ -390,32 +412,34 @@ class Study:
             StudyError: the model or the data are not those of the study.
         """
         store = Store(path)
-        if store.has(_RUN) and not store.has(_STUDY):
+        if store.has(RUN_FILE) and not store.has(STUDY_FILE):
             raise StudyError(
                 f"the study in {store.root} was not finished; run it again with this run_dir to go on"
             )
-        facts = store.read_json(_STUDY)
-        _check_format(store)
-        untouched = Plan.load(store.root / _UNTOUCHED)
+        facts = store.read_json(STUDY_FILE)
+        check_format(store)
+        untouched = Plan.load(store.root / UNTOUCHED_FILE)
         structure = untouched.steps[0].structure
-        notes = [Note(where=str(n[0]), text=str(n[1])) for n in _list(facts, "notes") if isinstance(n, list)]
-        fingerprint = {str(key): str(value) for key, value in _object(facts, "fingerprint").items()}
+        notes = [
+            Note(where=str(n[0]), text=str(n[1])) for n in list_of(facts, "notes") if isinstance(n, list)
+        ]
+        fingerprint = {str(key): str(value) for key, value in object_of(facts, "fingerprint").items()}
         study = cls(
             structure=structure,
             before=untouched.before,
             has_bias=untouched.has_bias,
             curves=read_curves(store, tuple(structure.layers.values())),
-            methods=tuple(method for method in METHODS if method in _list(facts, "methods")),
+            methods=tuple(method for method in METHODS if method in list_of(facts, "methods")),
             grams=store.read_tensors("gradients.safetensors"),
             unit=str(facts.get("unit")),
             notes=tuple(notes),
             seconds={
                 str(pair[0]): float(str(pair[1]))
-                for pair in _list(facts, "seconds")
+                for pair in list_of(facts, "seconds")
                 if isinstance(pair, list)
             },
             fingerprint=fingerprint,
-            previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
+            previous=Plan.load(store.root / PREVIOUS_FILE) if store.has(PREVIOUS_FILE) else None,
             group_curves=read_group_curves(store, structure.channels),
             block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
         )
@@ -448,7 +472,7 @@ class Study:
             ),
             structure_of(describe_layers(model)),
         )
-        options = _options_from_json(_object(facts, "options"))
+        options = options_from_json(object_of(facts, "options"))
         if batches is None:
             if facts.get("inputs") is not True:
                 raise StudyError(
@@ -456,9 +480,9 @@ class Study:
                     "pass batches= to apply plans"
                 )
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            batches, inputs = batch_from_files(store), _mover(device)
+            batches, inputs = batch_from_files(store), mover(device)
         opened = open_data(model, batches, inputs, outputs, options, Phases(shown=False))
-        found = _fingerprint(model, opened, outputs, options, self.previous)
+        found = fingerprint_of(model, opened, outputs, options, self.previous)
         differing = [key for key, value in found.items() if self.fingerprint.get(key) != value]
         if differing:
             raise StudyError(
@@ -605,10 +629,10 @@ def study_with(
             f"previous: it made a model of {previous.after.params:,} params, and this one has "
             f"{opened.captured.before.params:,}; give the plan of the result that the model came from"
         )
-    fingerprint = _fingerprint(model, opened, outputs, options, previous)
+    fingerprint = fingerprint_of(model, opened, outputs, options, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
-        _claim(store, fingerprint)
+        claim(store, fingerprint)
     measured = measure(opened, outputs, options, phases, store)
     session = Session(
         opened=opened,
@@ -637,12 +661,6 @@ def study_with(
     if store is not None:
         done.save(store.root)
     return done
-
-
-def _content(step: Step) -> tuple[object, ...]:
-    """What a step does, and to what."""
-    groups = sorted((name, tuple(kept)) for name, kept in step.groups.items())
-    return step.structure.sha256, sorted(step.settings.items(), key=repr), groups, step.dropped
 
 
 def _in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
@@ -732,128 +750,3 @@ def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None
 def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-
-
-def _fingerprint(
-    model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options, previous: Plan | None
-) -> dict[str, str]:
-    kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
-    picked = (
-        describe(outputs) if callable(outputs) else outputs,
-        [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
-    )
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    earlier = {}
-    if previous is not None:
-        steps = [_content(step) for step in previous.steps]
-        earlier["previous"] = hashlib.sha256(repr(steps).encode()).hexdigest()
-    return earlier | {
-        "structure": structure_of(describe_layers(model)).sha256,
-        "weights": digest_tensors(tensors),
-        "modules": hashlib.sha256(repr(kinds).encode()).hexdigest(),
-        "inputs": opened.feed.fingerprint,
-        "options": hashlib.sha256(repr(options).encode()).hexdigest(),
-        "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
-    }
-
-
-def _check_format(store: Store) -> None:
-    """Refuses a study of another format.
-
-    Raises:
-        FileError: it is.
-    """
-    for name in (_STUDY, _RUN):
-        number = str(store.read_json(name).get("format", 1)) if store.has(name) else str(FORMAT)
-        if number != str(FORMAT):
-            raise FileError(
-                f"{store.root / name} has format {number}, this version reads {FORMAT}; "
-                "study again in another directory, or delete this one"
-            )
-
-
-def _write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
-    store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
-
-
-def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
-    """Of the study that a directory holds; None where it holds none."""
-    if store.has(_RUN):
-        return {key: value for key, value in store.read_json(_RUN).items() if key != "format"}
-    return _object(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
-
-
-def _claim(store: Store, fingerprint: Mapping[str, str]) -> None:
-    """Ties a run directory to a study, or finds it tied to this one."""
-    _check_format(store)
-    found = _fingerprint_in(store)
-    if found is None:
-        _write_fingerprint(store, fingerprint)
-        return
-    differing = [key for key, value in fingerprint.items() if found.get(key) != value]
-    if differing:
-        raise StudyError(
-            f"{store.root} holds a study of other {' and '.join(differing)}; "
-            "give another run_dir or delete it"
-        )
-
-
-def _all_batches(opened: Opened) -> Iterable[Batch]:
-    feed = opened.feed
-    for raw in feed.batches:
-        yield feed.read(raw)
-
-
-def _mover(device: torch.device) -> Inputs:
-    def move(raw: object) -> object:
-        return map_tensors(raw, lambda tensor: tensor.to(device))
-
-    return move
-
-
-def _options_to_json(options: Options) -> Json:
-    return {
-        "methods": list(options.methods),
-        "skip": list(options.skip),
-        "likelihood": options.likelihood,
-        "fisher": options.fisher,
-        "draws": options.draws,
-        "holdout": options.holdout,
-        "data_free": options.data_free,
-        "channel_order": options.channel_order,
-        "seed": options.seed,
-    }
-
-
-def _options_from_json(value: Mapping[str, Json]) -> Options:
-    return Options(
-        methods=tuple(method for method in METHODS if method in _list(value, "methods")),
-        skip=tuple(str(pattern) for pattern in _list(value, "skip")),
-        likelihood=str(value["likelihood"]),  # type: ignore[arg-type]
-        fisher=bool(value["fisher"]),
-        draws=int(str(value["draws"])),
-        holdout=float(str(value["holdout"])),
-        data_free=bool(value["data_free"]),
-        channel_order=str(value["channel_order"]),  # type: ignore[arg-type]
-        seed=int(str(value["seed"])),
-    )
-
-
-def _outputs_to_json(outputs: OutputChoice) -> Json:
-    if outputs is None or isinstance(outputs, str | int):
-        return outputs
-    return "function"
-
-
-def _object(facts: Mapping[str, Json], key: str) -> dict[str, Json]:
-    value = facts.get(key)
-    if not isinstance(value, dict):
-        raise FileError(f"study.json: {key} is {type(value).__name__}, not an object; study again")
-    return value
-
-
-def _list(facts: Mapping[str, Json], key: str) -> list[Json]:
-    value = facts.get(key)
-    if not isinstance(value, list):
-        raise FileError(f"study.json: {key} is {type(value).__name__}, not a list; study again")
-    return value

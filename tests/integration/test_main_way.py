@@ -322,7 +322,7 @@ def test_the_model_stays_as_it_was_after_an_error(
 
     with pytest.raises(RuntimeError, match="stop at stem"):
         study.apply(plan, on_layer=fail)
-    monkeypatch.setattr("slimrank._survey.anchored_curves", lambda *_a: fail(model, "curves"))
+    monkeypatch.setattr("slimrank.survey._measure.anchored_curves", lambda *_a: fail(model, "curves"))
     with pytest.raises(RuntimeError, match="stop at curves"):
         sr.study(model, batches, progress=False)
     assert snapshot(model) == before

@@ -146,7 +146,7 @@ def test_a_wrong_signature_is_refused_before_anything_runs(
         raise AssertionError("something ran")
 
     monkeypatch.setattr("slimrank.fitting._apply.copy_model", never)
-    monkeypatch.setattr("slimrank._opened.quiet_copy", never)
+    monkeypatch.setattr("slimrank.survey._session.quiet_copy", never)
     with pytest.raises(sr.OptionError, match=words) as caught:
         study.apply(plan, on_layer=hook)
     assert isinstance(caught.value, ValueError)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank import _block_survey, _group_survey
-from slimrank._anchors import Anchors
 from slimrank._rivals import Rivals
 from slimrank._study import session_of
 from slimrank.fitting import _apply
 from slimrank.records import ChannelMap, ChannelOrder
 from slimrank.surgery import drop_blocks, slim
+from slimrank.survey import _blocks as _block_survey
+from slimrank.survey import _groups as _group_survey
+from slimrank.survey._anchors import Anchors
 
 PRUNING = ("channel_pruning",)
 Snapshot = Callable[[nn.Module], object]
@@ -218,7 +219,7 @@ def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
         return sr.study(model, batches, methods=PRUNING, draws=1, run_dir=run_dir, progress=False)
 
     # So few MACs that the held-out samples, 25, are shared out among the measurements.
-    monkeypatch.setattr("slimrank._anchors._ANCHOR_MACS", 2e5)
+    monkeypatch.setattr("slimrank.survey._anchors._ANCHOR_MACS", 2e5)
     whole = study(None)
     with monkeypatch.context() as patch:
         patch.setattr(_group_survey, "group_curve", interrupt_after(1, _group_survey.group_curve))

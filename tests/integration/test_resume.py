@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank import _anchors, _survey
 from slimrank.fitting import _apply
 from slimrank.fitting import _fit as _fits
+from slimrank.survey import _anchors
+from slimrank.survey import _measure as _survey
 
 HERE = Path(__file__).parent
 

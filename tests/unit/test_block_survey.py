@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._block_survey import _in_turn, _sequence, _some_of
 from slimrank.calibrate import Feed, open_feed
+from slimrank.survey._blocks import _in_turn, _sequence, _some_of
 
 
 class Loader:

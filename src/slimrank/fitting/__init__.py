@@ -3,11 +3,13 @@
 
 from slimrank.fitting._apply import apply_plan, empty_replacement
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
+from slimrank.fitting._journal import LayerFiles
 from slimrank.fitting._layer_tasks import as_rows, scaled, work_of
 from slimrank.fitting._stays import channels_left, what_stays
 
 __all__ = [
     "Data",
+    "LayerFiles",
     "OnLayer",
     "apply_plan",
     "as_rows",

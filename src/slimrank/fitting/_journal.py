@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fitted layers on disk, so that a killed run goes on."""
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from slimrank.fitting._fit import Fit
+from slimrank.fitting._layer_tasks import work_of
 from slimrank.methods import Pair
+from slimrank.plan import Plan
 from slimrank.records import Setting
+from slimrank.store import Store
 
 
 class Journal(Protocol):
@@ -42,3 +47,27 @@ def from_tensors(tensors: Mapping[str, Tensor], setting: Setting | None) -> Fit:
         return Fit(factors=tensors["weight"], bias=tensors.get("bias"), kind=kind)
     pair = Pair(form=setting.form, first=tensors["first"], second=tensors["second"])
     return Fit(factors=pair, bias=tensors.get("bias"), kind=kind)
+
+
+class LayerFiles:
+    """Fitted layers of one plan in a run directory."""
+
+    def __init__(self, run_dir: Path, plan: Plan, sequential: bool, fingerprint: Mapping[str, str]) -> None:
+        text = (
+            repr([(name, setting) for name, setting in plan.settings.items()])
+            + repr((sorted(plan.groups.items()), plan.dropped))
+            + str(sequential)
+            + repr(sorted(fingerprint.items()))
+        )
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._store = Store(run_dir / "apply" / key)
+        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(work_of(plan))}
+
+    def load(self, name: str) -> Mapping[str, Tensor] | None:
+        """Tensors of a layer that was fitted before."""
+        file = self._names[name]
+        return self._store.read_tensors(file) if self._store.has(file) else None
+
+    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps a fitted layer."""
+        self._store.write_tensors(self._names[name], tensors)

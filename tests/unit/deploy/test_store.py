@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from slimrank._errors import FileError
-from slimrank.deploy import batch_from_files, batches_to_files
 from slimrank.files import write_bytes
 from slimrank.forward import as_batch
 from slimrank.store import Store, digest_tensors
+from slimrank.survey import batch_from_files, batches_to_files
 
 
 def test_json_comes_back(tmp_path: Path) -> None:

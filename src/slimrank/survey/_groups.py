@@ -8,10 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from slimrank._anchors import Anchors
-from slimrank._errors import StudyError
 from slimrank._names import listed
-from slimrank._opened import Opened, Options
 from slimrank._progress import Phases
 from slimrank.calibrate import collect_moments
 from slimrank.cost import row_width, slimmed_spec
@@ -30,6 +27,10 @@ from slimrank.methods import (
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
 from slimrank.store import Store
 from slimrank.surgery import bias_of_taps, dense_weight, set_weights, slim, tap_shares
+from slimrank.survey._anchors import Anchors
+from slimrank.survey._curve_files import read_group, write_group
+from slimrank.survey._options import Options
+from slimrank.survey._session import Opened
 
 _MOMENT_BYTES = 900_000_000
 _ANCHORS = 4
@@ -117,7 +118,7 @@ def measure_groups(survey: GroupSurvey, phases: Phases, store: Store | None) -> 
     live = survey.live
     curves: dict[int, GroupCurve] = {}
     if store is not None:
-        curves = {index: found for index, group in live.items() if (found := _read(store, index, group))}
+        curves = {index: found for index, group in live.items() if (found := read_group(store, index, group))}
     rest = {index: group for index, group in live.items() if index not in curves}
     if survey.options.data_free:
         for index, group in rest.items():
@@ -140,7 +141,7 @@ def measure_groups(survey: GroupSurvey, phases: Phases, store: Store | None) -> 
             for index, group in chunk.items():
                 curves[index] = _curve(survey, group, moments, anchors, phases)
                 if store is not None:
-                    _write(store, index, curves[index])
+                    write_group(store, index, curves[index])
                 trim.after(sum(32 * row_width(spec) ** 2 for spec in survey.needed(group).values()))
                 advance(1)
     return tuple(curves[index] for index in sorted(curves))
@@ -334,57 +335,3 @@ def fits_alone(
         own_scales = None if scales is None else scales[:: len(narrow) // len(bias)]
         fits[name] = (scaled(narrow.T, scales).T, scaled(bias, own_scales))
     return fits
-
-
-_ARRAYS = ("kept", "error", "damage")
-
-
-def text_tensor(text: str) -> Tensor:
-    """Text among tensors: its bytes, uint8."""
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
-
-
-def _write(store: Store, index: int, curve: GroupCurve) -> None:
-    tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _ARRAYS}
-    tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
-    tensors["name"] = text_tensor(curve.group)
-    store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
-
-
-def _read(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
-    name = f"group-{index:04d}.safetensors"
-    if not store.has(name):
-        return None
-    tensors = store.read_tensors(name)
-    if not torch.equal(tensors["name"], text_tensor(group.name)) or len(tensors["order"]) != group.units:
-        # Of groups that another version has read.
-        return None
-    arrays = {array: tensors[array].numpy() for array in _ARRAYS}
-    return GroupCurve(group=group.name, order=tuple(tensors["order"].tolist()), **arrays)
-
-
-def write_groups(store: Store, channels: ChannelMap, curves: Sequence[GroupCurve]) -> None:
-    """Writes the curves of all groups of a study."""
-    index_of = {name: index for index, name in enumerate(channels.groups)}
-    for curve in curves:
-        _write(store, index_of[curve.group], curve)
-
-
-def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, ...]:
-    """Reads the curves of all groups of a study.
-
-    Raises:
-        StudyError: a group lacks its curve; the study was not finished.
-    """
-    curves = []
-    for index, group in enumerate(channels.groups.values()):
-        if group.reason is not None:
-            continue
-        curve = _read(store, index, group)
-        if curve is None:
-            raise StudyError(
-                f"{store.root} holds no curve for group {group.name!r}: the study was not finished; run "
-                "sr.study(..., run_dir=) on it again to go on"
-            )
-        curves.append(curve)
-    return tuple(curves)

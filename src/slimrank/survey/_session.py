@@ -1,63 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model and its data, read and checked, nothing measured yet."""
+"""A model and its data, read and checked, and what goes with them through a study."""
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from slimrank._errors import NonFiniteError, OptionError, UnknownNameError
+from slimrank._errors import NonFiniteError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.calibrate import (
-    Feed,
-    Likelihood,
-    LikelihoodChoice,
-    first_batch,
-    open_feed,
-    read_likelihood,
-    reference_outputs,
-)
+from slimrank.calibrate import Feed, Likelihood, first_batch, open_feed, read_likelihood, reference_outputs
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.forward import OutputChoice
-from slimrank.methods import METHODS, SELECTORS
-from slimrank.records import ChannelOrder, Method, Note
+from slimrank.records import Note
 from slimrank.surgery import copy_model, quiet_copy
+from slimrank.survey._options import Options
 
 _OUTPUT_BYTES = 250_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the caller asked of a study.
-
-    Attributes:
-        methods: methods to measure.
-        skip: layer-name globs to leave alone.
-        likelihood: how outputs are read, or "auto".
-        fisher: gather output gradients.
-        draws: label-free draws per sample.
-        holdout: share of the samples kept out of fits.
-        data_free: use weights only.
-        channel_order: by what channels of a group go first.
-        seed: of everything drawn.
-    """
-
-    methods: tuple[Method, ...]
-    skip: tuple[str, ...]
-    likelihood: LikelihoodChoice
-    fisher: bool
-    draws: int
-    holdout: float
-    data_free: bool
-    channel_order: ChannelOrder
-    seed: int
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether pairs carry a bias even where the layer has none: it absorbs the mean, which data tell."""
-        return not self.data_free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,29 +52,6 @@ def restored_copy(opened: Opened) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(opened.trainable[name])
     return model
-
-
-def check_options(options: Options) -> None:
-    """Refuses options outside their values.
-
-    Raises:
-        UnknownNameError: a method that does not exist.
-        OptionError: a number out of range.
-    """
-    if not options.methods:
-        raise OptionError(f"methods is empty; give some of {', '.join(METHODS)}")
-    for method in options.methods:
-        if method not in METHODS:
-            raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, METHODS)}")
-    if options.channel_order not in SELECTORS:
-        close = nearest(str(options.channel_order), tuple(SELECTORS))
-        raise UnknownNameError(f"channel_order={options.channel_order!r} does not exist; {close}")
-    if not isinstance(options.draws, int) or options.draws < 1:
-        raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")
-    if not isinstance(options.seed, int) or options.seed < 0:
-        raise OptionError(f"seed={options.seed!r}; give a whole number of at least 0")
-    if not isinstance(options.holdout, int | float) or not 0 < options.holdout < 1:
-        raise OptionError(f"holdout={options.holdout!r}; give a share between 0 and 1, such as 0.2")
 
 
 def open_data(
@@ -204,3 +142,23 @@ def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[M
             kept.append(picked)
             held += size
     return kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Session:
+    """What applying needs and a study read from disk may lack."""
+
+    opened: Opened
+    outputs: OutputChoice
+    options: Options
+    progress: bool
+    run_dir: Path | None
+    fingerprint: Mapping[str, str]
+
+    @property
+    def damage_unit(self) -> str:
+        """Of the damage that a study of this session predicts."""
+        return "share of weight energy" if self.options.data_free else self.opened.likelihood.unit
+
+
+Inputs = Callable[[object], object] | None

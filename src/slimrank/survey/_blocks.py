@@ -1,29 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measurements of blocks that may be dropped, each kept on disk as it is done."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import cast
 
-import torch
-
-from slimrank._anchors import Anchors
-from slimrank._errors import StudyError
-from slimrank._group_survey import GroupSurvey, text_tensor
 from slimrank._progress import Phases
 from slimrank.calibrate import Feed, spread
 from slimrank.fitting import Data, apply_plan
 from slimrank.forward import Batch, digest_batch
 from slimrank.plan import Plan, is_inside, step_of, structure_of
-from slimrank.records import BlockDamage, ChannelMap
+from slimrank.records import BlockDamage
 from slimrank.store import Store
+from slimrank.survey._anchors import Anchors
+from slimrank.survey._curve_files import read_block_damages, read_block_steps, write_block_steps, write_blocks
+from slimrank.survey._groups import GroupSurvey
 
 _BLOCK_MACS = 6e12
 # Of the unit of any likelihood: outputs have nothing left of the original's.
 _LOST = 1.0
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 128
-_DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
 
 
 def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> tuple[BlockDamage, ...]:
@@ -43,16 +40,16 @@ def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> 
     names = tuple(survey.channels.blocks)
     if not names or survey.options.data_free:
         return ()
-    known = None if store is None else _read(store, names)
+    known = None if store is None else read_block_damages(store, names)
     if known is not None:
         return known
-    measured = [] if store is None else _read_steps(store, names)
+    measured = [] if store is None else read_block_steps(store, names)
     with phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
         drops = _Drops(survey)
         for dropped in _sequence(names, measured):
             measured.append(drops.divergence(dropped))
             if store is not None:
-                _write_steps(store, names, measured)
+                write_block_steps(store, names, measured)
             advance(1)
         # Once nothing is left of the outputs, the others need no run.
         advance(_n_steps(names) - len(measured))
@@ -146,54 +143,3 @@ def _some_of(feed: Feed, n_fit: int) -> Feed:
         sizes=tuple(batch.n_samples for batch in batches),
         held_out=tuple(place for place, sample in enumerate(chosen) if sample in held_out),
     )
-
-
-def _as_tensor(names: Iterable[str]) -> torch.Tensor:
-    return text_tensor("\n".join(names))
-
-
-def _write_steps(store: Store, names: Sequence[str], measured: Sequence[float]) -> None:
-    values = torch.tensor(measured, dtype=torch.float64)
-    store.write_tensors(_STEPS, {"measured": values, "names": _as_tensor(names)})
-
-
-def _read_steps(store: Store, names: Sequence[str]) -> list[float]:
-    if not store.has(_STEPS):
-        return []
-    tensors = store.read_tensors(_STEPS)
-    return tensors["measured"].tolist() if torch.equal(tensors["names"], _as_tensor(names)) else []
-
-
-def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
-    """Writes the damages of all blocks of a study."""
-    if damages:
-        values = torch.tensor([one.damage for one in damages], dtype=torch.float64)
-        names = _as_tensor(one.block for one in damages)
-        store.write_tensors(_DAMAGES, {"damage": values, "names": names})
-
-
-def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
-    """Reads the damages of all blocks of a study that had data.
-
-    Raises:
-        StudyError: they are missing; the study was not finished.
-    """
-    names = tuple(channels.blocks)
-    known = _read(store, names) if names else ()
-    if known is None:
-        raise StudyError(
-            f"{store.root} holds no damages of blocks: the study was not finished; run "
-            "sr.study(..., run_dir=) on it again to go on"
-        )
-    return known
-
-
-def _read(store: Store, names: Sequence[str]) -> tuple[BlockDamage, ...] | None:
-    """Damages of these blocks; None where they were not measured, or others were."""
-    if not store.has(_DAMAGES):
-        return None
-    tensors = store.read_tensors(_DAMAGES)
-    if not torch.equal(tensors["names"], _as_tensor(names)):
-        return None
-    damages = tensors["damage"].tolist()
-    return tuple(BlockDamage(block=name, damage=damage) for name, damage in zip(names, damages, strict=True))

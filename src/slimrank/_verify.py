@@ -1,47 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a plan to a result: the model is built, then counted and measured."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from slimrank._opened import Opened, Options, restored_copy
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank.calibrate import measure_divergence
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, slimmed_spec
-from slimrank.fitting import Data, OnLayer, apply_plan, work_of
-from slimrank.forward import OutputChoice, eval_mode, pick_outputs, run
+from slimrank.fitting import Data, LayerFiles, OnLayer, apply_plan, work_of
+from slimrank.forward import eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import slimmed_text
-from slimrank.store import Store
+from slimrank.survey import Opened, Session, restored_copy
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
 _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")
 _MUCH_NATS, _MUCH_RELATIVE = 1.0, 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Session:
-    """What applying needs and a study read from disk may lack."""
-
-    opened: Opened
-    outputs: OutputChoice
-    options: Options
-    progress: bool
-    run_dir: Path | None
-    fingerprint: Mapping[str, str]
-
-    @property
-    def damage_unit(self) -> str:
-        """Of the damage that a study of this session predicts."""
-        return "share of weight energy" if self.options.data_free else self.opened.likelihood.unit
 
 
 def build_result(
@@ -75,7 +55,7 @@ def build_result(
         )
     journal = None
     if session.run_dir is not None and on_layer is None:
-        journal = _Journal(session.run_dir, plan, sequential, session.fingerprint)
+        journal = LayerFiles(session.run_dir, plan, sequential, session.fingerprint)
     with phases.phase("apply", len(work_of(plan))) as advance:
         applied = apply_plan(
             restored_copy(opened),
@@ -279,27 +259,3 @@ def _cost_of(plan: Plan, spec: LayerSpec, model: nn.Module, macs_by_module: Mapp
         return Cost(macs=slimmed.macs, params=params, bytes=n_bytes)
     pair = pair_cost(slimmed, setting.form, setting.rank, has_bias=plan.has_bias or spec.has_bias)
     return Cost(macs=pair.macs, params=params, bytes=n_bytes)
-
-
-class _Journal:
-    """Fitted layers of one plan in a run directory."""
-
-    def __init__(self, run_dir: Path, plan: Plan, sequential: bool, fingerprint: Mapping[str, str]) -> None:
-        text = (
-            repr([(name, setting) for name, setting in plan.settings.items()])
-            + repr((sorted(plan.groups.items()), plan.dropped))
-            + str(sequential)
-            + repr(sorted(fingerprint.items()))
-        )
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._store = Store(run_dir / "apply" / key)
-        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(work_of(plan))}
-
-    def load(self, name: str) -> Mapping[str, Tensor] | None:
-        """Tensors of a layer that was fitted before."""
-        file = self._names[name]
-        return self._store.read_tensors(file) if self._store.has(file) else None
-
-    def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keeps a fitted layer."""
-        self._store.write_tensors(self._names[name], tensors)

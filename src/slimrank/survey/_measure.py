@@ -4,39 +4,27 @@
 They are capture, gradients, moments, curves and anchors.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slimrank._anchors import Anchors
-from slimrank._block_survey import measure_blocks
-from slimrank._errors import StudyError
-from slimrank._group_survey import GroupSurvey, measure_groups
 from slimrank._names import listed
-from slimrank._opened import Opened, Options
 from slimrank._progress import Phases
-from slimrank.calibrate import GradientOptions, collect_gradients, collect_moments
+from slimrank.calibrate import GradientOptions, collect_gradients
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
-from slimrank.cost import forms_of, keeps_rows, row_cap, row_width, rows_available
-from slimrank.forward import OutputChoice, Trimmer
-from slimrank.linalg import Moments, ridge_of
-from slimrank.methods import (
-    METHODS,
-    Target,
-    anchored_curves,
-    layer_curves,
-    metric_roots,
-    relative_curves,
-    weights_target,
-)
+from slimrank.cost import row_width, rows_available
+from slimrank.forward import OutputChoice
 from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
 from slimrank.store import Store
-from slimrank.surgery import dense_weight
+from slimrank.survey._blocks import measure_blocks
+from slimrank.survey._curve_files import read_layer
+from slimrank.survey._groups import GroupSurvey, measure_groups
+from slimrank.survey._layers import data_curves, weight_curves
+from slimrank.survey._options import Options
+from slimrank.survey._session import Opened
 
-_MOMENT_BYTES = 600_000_000
 _FEW_ROWS = 10
 _UNREACHED = (
     "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
@@ -140,10 +128,10 @@ def measure(
     todo = {index: spec for index, spec in enumerate(layers) if spec.methods}
     curves: dict[int, tuple[Curve, ...]] = {}
     if store is not None:
-        curves = {index: found for index, spec in todo.items() if (found := _read_curves(store, index, spec))}
+        curves = {index: found for index, spec in todo.items() if (found := read_layer(store, index, spec))}
     rest = {index: spec for index, spec in todo.items() if index not in curves}
     if options.data_free:
-        curves |= _weight_curves(opened.original, rest, options, phases)
+        curves |= weight_curves(opened.original, rest, options, phases)
         notes.append(
             Note(
                 where="study",
@@ -153,7 +141,7 @@ def measure(
             )
         )
     else:
-        curves |= _data_curves(opened, outputs, options, phases, store, layers, rest, grams)
+        curves |= data_curves(opened, outputs, options, phases, store, layers, rest, grams)
         notes += _row_notes(opened, todo)
     by_name = {spec.name: spec for spec in layers}
     survey = GroupSurvey(
@@ -218,42 +206,6 @@ def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[Laye
     ]
 
 
-def _data_curves(
-    opened: Opened,
-    outputs: OutputChoice,
-    options: Options,
-    phases: Phases,
-    store: Store | None,
-    layers: list[LayerSpec],
-    rest: Mapping[int, LayerSpec],
-    grams: Mapping[str, Tensor],
-) -> dict[int, tuple[Curve, ...]]:
-    """Curves of layers from data, by index; a layer that no sample reaches loses its methods (in place)."""
-    curves: dict[int, tuple[Curve, ...]] = {}
-    # For all layers, also those of an earlier run: where that stopped must not change how many samples serve.
-    evaluations = sum(4 * len(spec.methods) for spec in layers) if rest else 0
-    anchors = Anchors(opened, outputs, evaluations)
-    trim = Trimmer()
-    for chunk in chunks_of(rest):
-        with phases.phase("moments", len(opened.feed.fit)) as advance:
-            moments = dict(
-                collect_moments(opened.original, opened.feed, chunk, seed=options.seed, advance=advance)
-            )
-        with phases.phase("curves", len(chunk)) as advance:
-            for index, spec in chunk.items():
-                if spec.name not in moments:
-                    layers[index] = replace(spec, methods=(), reason="no calibration sample reached it")
-                    continue
-                curves[index] = _curves_of(
-                    spec, opened.original, moments.pop(spec.name), grams, anchors, options, phases
-                )
-                if store is not None:
-                    _write_curves(store, index, curves[index])
-                trim.after(32 * row_width(spec) ** 2)
-                advance(1)
-    return curves
-
-
 def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec:
     if not spec.methods or (spec.name in grams and bool(grams[spec.name].any())):
         return spec
@@ -273,131 +225,3 @@ def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:
             "samples help",
         )
     ]
-
-
-def chunks_of(layers: Mapping[int, LayerSpec]) -> Iterator[dict[int, LayerSpec]]:
-    """Layers whose moments fit into memory together.
-
-    Args:
-        layers: by their index in the study.
-
-    Yields:
-        Some of them, in the same order.
-    """
-    chunk: dict[int, LayerSpec] = {}
-    held = 0
-    for index, spec in layers.items():
-        width = row_width(spec)
-        size = row_cap(spec) * width * 4 if keeps_rows(spec) else width * width * 8
-        if chunk and held + size > _MOMENT_BYTES:
-            yield chunk
-            chunk, held = {}, 0
-        chunk[index] = spec
-        held += size
-    if chunk:
-        yield chunk
-
-
-def target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mapping[str, Tensor]) -> Target:
-    """What a pair shall reproduce where inputs are those of the original.
-
-    Args:
-        spec: the layer.
-        layer: its module.
-        moments: of its inputs.
-        grams: (C_out, C_out) second moments of output gradients by layer; may lack it.
-
-    Returns:
-        The target.
-    """
-    weight = dense_weight(layer)
-    root, inverse_root = metric_roots(grams.get(spec.name), len(weight), weight.device)
-    ridge = ridge_of(moments.n_rows, row_width(spec))
-    return Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
-
-
-def _weight_curves(
-    model: nn.Module, layers: Mapping[int, LayerSpec], options: Options, phases: Phases
-) -> dict[int, tuple[Curve, ...]]:
-    curves = {}
-    with phases.phase("curves", len(layers)) as advance:
-        for index, spec in layers.items():
-            weight = dense_weight(model.get_submodule(spec.name))
-            methods = [method for method in options.methods if method in spec.methods]
-            own = layer_curves(spec, methods, weights_target(weight), has_bias=spec.has_bias)
-            curves[index] = relative_curves(own, float(weight.square().sum() / 2))
-            advance(1)
-    return curves
-
-
-def _curves_of(
-    spec: LayerSpec,
-    model: nn.Module,
-    moments: Moments,
-    grams: Mapping[str, Tensor],
-    anchors: Anchors,
-    options: Options,
-    phases: Phases,
-) -> tuple[Curve, ...]:
-    target = target_of(spec, model.get_submodule(spec.name), moments, grams)
-    methods = [method for method in options.methods if method in spec.methods]
-    curves = layer_curves(spec, methods, target, has_bias=True)
-    with phases.part("anchors", of="curves"):
-        measured = anchors.measure(spec, target, curves)
-    return anchored_curves(curves, measured)
-
-
-_ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
-
-
-def _write_curves(store: Store, index: int, curves: Sequence[Curve]) -> None:
-    tensors = {
-        f"{curve.method}.{curve.form}.{array}": torch.from_numpy(getattr(curve, array).copy())
-        for curve in curves
-        for array in _ARRAYS
-    }
-    store.write_tensors(
-        f"curves-{index:04d}.safetensors", tensors, {"layer": curves[0].layer} if curves else None
-    )
-
-
-def _read_curves(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
-    name = f"curves-{index:04d}.safetensors"
-    if not store.has(name):
-        return ()
-    tensors = store.read_tensors(name)
-    curves = []
-    for method in METHODS:
-        for form in forms_of(spec, method):
-            if f"{method}.{form}.ranks" not in tensors:
-                continue
-            arrays = {array: tensors[f"{method}.{form}.{array}"].numpy() for array in _ARRAYS}
-            curves.append(Curve(layer=spec.name, method=method, form=form, **arrays))
-    return tuple(curves)
-
-
-def write_curves(store: Store, layers: Sequence[LayerSpec], curves: Sequence[Curve]) -> None:
-    """Writes the curves of a whole study."""
-    for index, spec in enumerate(layers):
-        own = [curve for curve in curves if curve.layer == spec.name]
-        if own:
-            _write_curves(store, index, own)
-
-
-def read_curves(store: Store, layers: Sequence[LayerSpec]) -> tuple[Curve, ...]:
-    """Reads the curves of a whole study.
-
-    Raises:
-        StudyError: a layer lacks its curves; the study was not finished.
-    """
-    curves: list[Curve] = []
-    for index, spec in enumerate(layers):
-        if set(spec.methods) - {"channel_pruning"}:
-            own = _read_curves(store, index, spec)
-            if not own:
-                raise StudyError(
-                    f"{store.root} holds no curves for layer {spec.name!r}: the study was not finished; run "
-                    "sr.study(..., run_dir=) on it again to go on"
-                )
-            curves += own
-    return tuple(curves)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from slimrank._opened import Opened
 from slimrank.calibrate import measure_divergence, reference_outputs, spread
 from slimrank.forward import Batch, OutputChoice, Replay, run
 from slimrank.methods import Anchor, Pair, Target, anchor_points, build_pair, effective_weight, fit_pair
 from slimrank.records import Curve, Form, LayerSpec, Method
 from slimrank.surgery import put_back, replace_module
+from slimrank.survey._session import Opened
 
 _ANCHOR_MACS = 6e12
 _MIN_SAMPLES = 8

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements on disk, each kept as it is done."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from slimrank._errors import StudyError
+from slimrank.cost import forms_of
+from slimrank.methods import METHODS
+from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, GroupSpec, LayerSpec
+from slimrank.store import Store
+
+_ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
+
+
+def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
+    tensors = {
+        f"{curve.method}.{curve.form}.{array}": torch.from_numpy(getattr(curve, array).copy())
+        for curve in curves
+        for array in _ARRAYS
+    }
+    store.write_tensors(
+        f"curves-{index:04d}.safetensors", tensors, {"layer": curves[0].layer} if curves else None
+    )
+
+
+def read_layer(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
+    name = f"curves-{index:04d}.safetensors"
+    if not store.has(name):
+        return ()
+    tensors = store.read_tensors(name)
+    curves = []
+    for method in METHODS:
+        for form in forms_of(spec, method):
+            if f"{method}.{form}.ranks" not in tensors:
+                continue
+            arrays = {array: tensors[f"{method}.{form}.{array}"].numpy() for array in _ARRAYS}
+            curves.append(Curve(layer=spec.name, method=method, form=form, **arrays))
+    return tuple(curves)
+
+
+def write_curves(store: Store, layers: Sequence[LayerSpec], curves: Sequence[Curve]) -> None:
+    """Writes the curves of a whole study."""
+    for index, spec in enumerate(layers):
+        own = [curve for curve in curves if curve.layer == spec.name]
+        if own:
+            write_layer(store, index, own)
+
+
+def read_curves(store: Store, layers: Sequence[LayerSpec]) -> tuple[Curve, ...]:
+    """Reads the curves of a whole study.
+
+    Raises:
+        StudyError: a layer lacks its curves; the study was not finished.
+    """
+    curves: list[Curve] = []
+    for index, spec in enumerate(layers):
+        if set(spec.methods) - {"channel_pruning"}:
+            own = read_layer(store, index, spec)
+            if not own:
+                raise StudyError(
+                    f"{store.root} holds no curves for layer {spec.name!r}: the study was not finished; run "
+                    "sr.study(..., run_dir=) on it again to go on"
+                )
+            curves += own
+    return tuple(curves)
+
+
+_GROUP_ARRAYS = ("kept", "error", "damage")
+
+
+def text_tensor(text: str) -> Tensor:
+    """Text among tensors: its bytes, uint8."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def write_group(store: Store, index: int, curve: GroupCurve) -> None:
+    tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _GROUP_ARRAYS}
+    tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
+    tensors["name"] = text_tensor(curve.group)
+    store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
+
+
+def read_group(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
+    name = f"group-{index:04d}.safetensors"
+    if not store.has(name):
+        return None
+    tensors = store.read_tensors(name)
+    if not torch.equal(tensors["name"], text_tensor(group.name)) or len(tensors["order"]) != group.units:
+        # Of groups that another version has read.
+        return None
+    arrays = {array: tensors[array].numpy() for array in _GROUP_ARRAYS}
+    return GroupCurve(group=group.name, order=tuple(tensors["order"].tolist()), **arrays)
+
+
+def write_groups(store: Store, channels: ChannelMap, curves: Sequence[GroupCurve]) -> None:
+    """Writes the curves of all groups of a study."""
+    index_of = {name: index for index, name in enumerate(channels.groups)}
+    for curve in curves:
+        write_group(store, index_of[curve.group], curve)
+
+
+def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, ...]:
+    """Reads the curves of all groups of a study.
+
+    Raises:
+        StudyError: a group lacks its curve; the study was not finished.
+    """
+    curves = []
+    for index, group in enumerate(channels.groups.values()):
+        if group.reason is not None:
+            continue
+        curve = read_group(store, index, group)
+        if curve is None:
+            raise StudyError(
+                f"{store.root} holds no curve for group {group.name!r}: the study was not finished; run "
+                "sr.study(..., run_dir=) on it again to go on"
+            )
+        curves.append(curve)
+    return tuple(curves)
+
+
+_DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
+
+
+def _names_tensor(names: Iterable[str]) -> torch.Tensor:
+    return text_tensor("\n".join(names))
+
+
+def write_block_steps(store: Store, names: Sequence[str], measured: Sequence[float]) -> None:
+    values = torch.tensor(measured, dtype=torch.float64)
+    store.write_tensors(_STEPS, {"measured": values, "names": _names_tensor(names)})
+
+
+def read_block_steps(store: Store, names: Sequence[str]) -> list[float]:
+    if not store.has(_STEPS):
+        return []
+    tensors = store.read_tensors(_STEPS)
+    return tensors["measured"].tolist() if torch.equal(tensors["names"], _names_tensor(names)) else []
+
+
+def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
+    """Writes the damages of all blocks of a study."""
+    if damages:
+        values = torch.tensor([one.damage for one in damages], dtype=torch.float64)
+        names = _names_tensor(one.block for one in damages)
+        store.write_tensors(_DAMAGES, {"damage": values, "names": names})
+
+
+def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
+    """Reads the damages of all blocks of a study that had data.
+
+    Raises:
+        StudyError: they are missing; the study was not finished.
+    """
+    names = tuple(channels.blocks)
+    known = read_block_damages(store, names) if names else ()
+    if known is None:
+        raise StudyError(
+            f"{store.root} holds no damages of blocks: the study was not finished; run "
+            "sr.study(..., run_dir=) on it again to go on"
+        )
+    return known
+
+
+def read_block_damages(store: Store, names: Sequence[str]) -> tuple[BlockDamage, ...] | None:
+    """Damages of these blocks; None where they were not measured, or others were."""
+    if not store.has(_DAMAGES):
+        return None
+    tensors = store.read_tensors(_DAMAGES)
+    if not torch.equal(tensors["names"], _names_tensor(names)):
+        return None
+    damages = tensors["damage"].tolist()
+    return tuple(BlockDamage(block=name, damage=damage) for name, damage in zip(names, damages, strict=True))

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study is tied to."""
+
+import hashlib
+
+from torch import Tensor, nn
+
+from slimrank.capture import describe_layers
+from slimrank.forward import OutputChoice
+from slimrank.plan import Plan, Step, structure_of
+from slimrank.store import describe, digest_tensors
+from slimrank.survey._options import Options
+from slimrank.survey._session import Opened
+
+
+def content_of(step: Step) -> tuple[object, ...]:
+    """What a step does, and to what."""
+    groups = sorted((name, tuple(kept)) for name, kept in step.groups.items())
+    return step.structure.sha256, sorted(step.settings.items(), key=repr), groups, step.dropped
+
+
+def fingerprint_of(
+    model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options, previous: Plan | None
+) -> dict[str, str]:
+    kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
+    picked = (
+        describe(outputs) if callable(outputs) else outputs,
+        [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
+    )
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    earlier = {}
+    if previous is not None:
+        steps = [content_of(step) for step in previous.steps]
+        earlier["previous"] = hashlib.sha256(repr(steps).encode()).hexdigest()
+    return earlier | {
+        "structure": structure_of(describe_layers(model)).sha256,
+        "weights": digest_tensors(tensors),
+        "modules": hashlib.sha256(repr(kinds).encode()).hexdigest(),
+        "inputs": opened.feed.fingerprint,
+        "options": hashlib.sha256(repr(options).encode()).hexdigest(),
+        "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
+    }

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """slimrank: trained PyTorch models, smaller and faster, with their accuracy kept."""
 
-from slimrank._compress import apply, compress, load
 from slimrank._errors import (
     BatchesError,
     BatchesTypeError,
@@ -24,12 +23,11 @@ from slimrank._errors import (
     WeightError,
 )
 from slimrank._result import Result
-from slimrank._scoring import measure_scores
-from slimrank._search import search_split, smallest
 from slimrank._study import Study, study
 from slimrank._version import __version__
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
+from slimrank.recipes import apply, compress, load, measure_scores, search_split, smallest
 from slimrank.recover import distill, finetune
 from slimrank.scores import Scores
 

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from slimrank import _cli
+from slimrank.cli import _command as _cli
 from slimrank.demo import _run, calibration_batches
 from slimrank.demo import test_batches as labelled_batches
 from slimrank.demo._run import measure_times_ms

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from slimrank import _cli
+from slimrank.cli import _command as _cli
 
 _CODE = """
 import torch

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from slimrank._rivals import Rivals
 from slimrank._study import session_of
 from slimrank.fitting import _apply
+from slimrank.recipes._compete import Rivals
 from slimrank.records import ChannelMap, ChannelOrder
 from slimrank.surgery import drop_blocks, slim
 from slimrank.survey import _blocks as _block_survey

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import slimrank as sr
-from slimrank import _scoring
-from slimrank._scoring import measure_scores
 from slimrank.cost import layer_cost, max_rank, pair_cost
 from slimrank.methods import _pair
+from slimrank.recipes import _measure_scores as _scoring
+from slimrank.recipes._measure_scores import measure_scores
 from slimrank.records import Method, Setting
 from slimrank.scores import ScoreFn, Scores
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank._scoring import measure_scores
 from slimrank.plan import plan_on
+from slimrank.recipes._measure_scores import measure_scores
 from slimrank.records import Method
 from slimrank.scores import PRUNING, ScoreFn, Scores
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank._scoring import measure_scores
+from slimrank.recipes._measure_scores import measure_scores
 from slimrank.scores import Scores
 
 

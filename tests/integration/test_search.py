@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank import _search
+from slimrank.recipes import _smallest as _search
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import slimrank as sr
-from slimrank import _cli, _references
+from slimrank.cli import _command as _cli
+from slimrank.cli import _references
 
 _CODE = """
 import torch

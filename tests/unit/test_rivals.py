@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from slimrank._errors import BudgetError
-from slimrank._rivals import Rivals
+from slimrank.recipes._compete import Rivals
 from slimrank.records import Note
 
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimrank apply``."""
+
+from pathlib import Path
+from typing import Unpack
+
+import click
+
+import slimrank as sr
+from slimrank._errors import OptionError
+from slimrank.cli._command import Answer, Command
+from slimrank.cli._facts import saved
+from slimrank.cli._options import (
+    PATH,
+    FitText,
+    after_option,
+    fit_options,
+    on_layer_option,
+    overwrite_option,
+    quiet_option,
+)
+from slimrank.cli._references import batches_at, model_at
+from slimrank.cli._typed import check_after, check_out, hook_at, model_to_compress, read_fit, refuse_given
+
+# Decided when a study is made; without effect on a table that is done.
+_FIXED = ("batches", "inputs", "likelihood", "fisher", "draws", "holdout", "seed")
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.argument("plan_path", metavar="PLAN", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Directory of the compressed model.")
+@click.option("--study", "study_dir", type=PATH, help="Fit to the inputs that this study kept.")
+@click.option("--batches", metavar="REF", help="Fit to these; without data factors come from weights alone.")
+@fit_options
+@on_layer_option
+@after_option
+@overwrite_option
+@quiet_option
+@click.pass_context
+def apply(
+    ctx: click.Context,
+    model: str,
+    plan_path: Path,
+    out: Path,
+    study_dir: Path | None,
+    batches: str | None,
+    on_layer: str | None,
+    after: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    **options: Unpack[FitText],
+) -> Answer:
+    """Compress MODEL as PLAN says, and save it."""
+    check_out(out, overwrite=overwrite)
+    chosen = sr.Plan.load(plan_path)
+    fit = read_fit(options)
+    hook = hook_at(on_layer)
+    if study_dir is None:
+        if after is not None:
+            raise OptionError(
+                "--after goes with the --study of that model; without one, PLAN replays every step"
+            )
+        network = model_at(model)
+        data = None if batches is None else batches_at(batches, "--batches")
+        result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, **fit)
+    else:
+        refuse_given(ctx, _FIXED, "fixed when the study was made; leave it out, or leave out --study")
+        check_after(study_dir, after)
+        network, _ = model_to_compress(model, after)
+        measured = sr.Study.load(
+            study_dir, model=network, outputs=fit["outputs"], run_dir=study_dir, progress=not quiet
+        )
+        result = measured.apply(chosen, on_layer=hook)
+    return saved(result, out, overwrite)

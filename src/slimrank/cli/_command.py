@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands: one call, its answer as text or JSON, errors as exit codes. The only file that prints.
+
+Every command returns an ``Answer``; ``Command`` prints it and turns errors into exit codes:
+0 done, 1 a bug (with its traceback), 2 something to correct (one line), 130 Ctrl-C.
+"""
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from slimrank._errors import SlimrankError
+from slimrank.store import Json
+
+STOPPED = 130  # 128 + SIGINT, as shells count
+REFUSED = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a command says.
+
+    Attributes:
+        text: for people.
+        facts: for ``--json``.
+        code: exit code.
+    """
+
+    text: str
+    facts: Mapping[str, Json]
+    code: int = 0
+
+
+class Command(click.Command):
+    """A command with ``--json`` and ``--traceback``, whose errors become exit codes."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.params += [
+            click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on stdout."),
+            click.Option(["--traceback", "with_traceback"], is_flag=True, help="Show where an error arose."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Runs the command, prints its answer, exits with its code."""
+        as_json, with_traceback = ctx.params.pop("as_json"), ctx.params.pop("with_traceback")
+        # What the user's own code prints must not end up inside the JSON.
+        guard = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        try:
+            with guard:
+                answer: Answer = super().invoke(ctx)
+        except SlimrankError as error:
+            if with_traceback:
+                traceback.print_exception(error)
+            click.echo(f"slimrank: {' '.join(str(error).split())}", err=True)
+            ctx.exit(REFUSED)
+        except KeyboardInterrupt:
+            click.echo(f"\nslimrank: stopped; {_how_to_go_on(ctx)}", err=True)
+            ctx.exit(STOPPED)
+        click.echo(json.dumps(answer.facts, indent=1) if as_json else answer.text.rstrip("\n"))
+        ctx.exit(answer.code)
+
+
+def _how_to_go_on(ctx: click.Context) -> str:
+    places = ("run_dir", "scores_path", "study_dir")
+    kept = next((ctx.params[name] for name in places if ctx.params.get(name)), None)
+    if kept is None:
+        return "nothing was kept"
+    if not Path(kept).exists():
+        return "nothing was measured yet"
+    return f"what was measured is kept in {kept}: the same command goes on from there"

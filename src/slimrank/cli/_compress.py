@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimrank compress``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Unpack, cast
+
+import click
+from torch import nn
+
+import slimrank as sr
+from slimrank.cli._command import Answer, Command
+from slimrank.cli._facts import saved
+from slimrank.cli._options import (
+    PATH,
+    StudyText,
+    after_option,
+    budget_options,
+    on_layer_option,
+    overwrite_option,
+    quiet_option,
+    relative_to_option,
+    study_options,
+)
+from slimrank.cli._references import batches_at, function_at
+from slimrank.cli._typed import (
+    check_out,
+    hook_at,
+    model_to_compress,
+    read_multiple_of,
+    read_study,
+    refuse_given,
+    split_names,
+)
+from slimrank.records import Method
+
+_SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.argument("batches")
+@click.option("--out", type=PATH, required=True, help="Directory of the compressed model.")
+@budget_options
+@click.option("--max-drop", type=float, help="No budget: the smallest model that loses at most this.")
+@click.option("--split", is_flag=True, help="One method, then the other of --methods: the best split.")
+@click.option("--score", metavar="REF", help="With --max-drop or --split: function of the model.")
+@click.option("--lower-is-better", is_flag=True, help="The --score is a loss or an error rate.")
+@click.option(
+    "--no-compete", "compete", flag_value=False, default=True, help="Build the optimal plan only: faster."
+)
+@study_options
+@on_layer_option
+@click.option("--run-dir", type=PATH, help="Keep what is measured here, so that it can be resumed.")
+@click.option("--report", "report_path", type=PATH, help="Write the report here, too.")
+@after_option
+@relative_to_option
+@overwrite_option
+@quiet_option
+@click.pass_context
+def compress(
+    ctx: click.Context,
+    model: str,
+    batches: str,
+    out: Path,
+    macs: float | None,
+    params: float | None,
+    bytes: float | None,
+    multiple_of: tuple[str, ...],
+    max_drop: float | None,
+    split: bool,
+    score: str | None,
+    lower_is_better: bool,
+    compete: bool,
+    on_layer: str | None,
+    run_dir: Path | None,
+    report_path: Path | None,
+    after: Path | None,
+    relative_to: Literal["model", "original"],
+    overwrite: bool,
+    quiet: bool,
+    **options: Unpack[StudyText],
+) -> Answer:
+    """Study, plan and apply in one: compress MODEL on BATCHES, and save it."""
+    check_out(out, overwrite=overwrite)
+    network, previous = model_to_compress(model, after)
+    if max_drop is None and not split:
+        refuse_given(ctx, ("score", "lower_is_better"), "it judges what --max-drop or --split tries")
+        result = sr.compress(
+            network,
+            batches_at(batches),
+            macs=macs,
+            params=params,
+            bytes=bytes,
+            compete=compete,
+            multiple_of=read_multiple_of(multiple_of),
+            on_layer=hook_at(on_layer),
+            run_dir=run_dir,
+            progress=not quiet,
+            previous=previous,
+            relative_to=relative_to,
+            **read_study(options),
+        )
+    else:
+        refuse_given(
+            ctx, ("on_layer", "compete", "relative_to"), "--max-drop and --split try plans of their own"
+        )
+        judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
+        chosen = read_study(options)
+        measured = sr.study(
+            network, batches_at(batches), run_dir=run_dir, progress=not quiet, previous=previous, **chosen
+        )
+        rounding = read_multiple_of(multiple_of)
+        if max_drop is not None:
+            refuse_given(ctx, ("macs", "params", "bytes", "split"), "--max-drop finds the budget itself")
+            result = sr.smallest(
+                measured,
+                max_drop=max_drop,
+                score_fn=judge,
+                lower_is_better=lower_is_better,
+                multiple_of=rounding,
+            )
+        else:
+            result = sr.search_split(
+                measured,
+                macs=macs,
+                params=params,
+                bytes=bytes,
+                methods=cast(tuple[Method, Method], split_names(options["methods"]) or _SPLIT),
+                score_fn=judge,
+                lower_is_better=lower_is_better,
+                multiple_of=rounding,
+            )
+    if report_path is not None:
+        result.report(report_path)
+    return saved(result, out, overwrite)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict, TypeVar
+
+import click
+
+import slimrank as sr
+from slimrank.calibrate import LikelihoodChoice
+from slimrank.cli._command import Answer
+from slimrank.forward import OutputChoice
+from slimrank.records import ChannelOrder, Method
+
+_Function = TypeVar("_Function", bound=Callable[..., Answer])
+
+
+class FitText(TypedDict):
+    """How data are read, as typed."""
+
+    inputs: str | None
+    outputs: str | None
+    likelihood: LikelihoodChoice
+    fisher: bool
+    draws: int
+    holdout: float
+    seed: int
+
+
+class StudyText(FitText):
+    """What a study measures, as typed."""
+
+    methods: tuple[str, ...]
+    skip: tuple[str, ...]
+    data_free: bool
+    channel_order: ChannelOrder
+
+
+class Fit(TypedDict):
+    """How data are read."""
+
+    inputs: Callable[[object], object] | None
+    outputs: OutputChoice
+    likelihood: LikelihoodChoice
+    fisher: bool
+    draws: int
+    holdout: float
+    seed: int
+
+
+class Measure(Fit):
+    """What a study measures."""
+
+    methods: Sequence[Method]
+    skip: Sequence[str]
+    data_free: bool
+    channel_order: ChannelOrder
+
+
+class Budgets(TypedDict):
+    """Keep ratios, and how ranks are rounded, as typed."""
+
+    macs: float | None
+    params: float | None
+    bytes: float | None
+    multiple_of: tuple[str, ...]
+    select: NotRequired[Literal["optimal", "greedy", "uniform"]]
+
+
+def _together(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
+    """Several options as one decorator, shown in this order."""
+
+    def add(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+PATH = click.Path(path_type=Path)
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
+methods_option = click.option("--methods", multiple=True, help=f"Only these: {', '.join(sr.METHODS)}.")
+skip_option = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
+after_option = click.option(
+    "--after",
+    type=PATH,
+    metavar="DIR",
+    help="Compress the model saved in DIR once more; MODEL is the original.",
+)
+relative_to_option = click.option(
+    "--relative-to",
+    type=click.Choice(["model", "original"]),
+    default="model",
+    show_default=True,
+    help="What keep ratios are shares of, after an earlier compression.",
+)
+on_layer_option = click.option(
+    "--on-layer", metavar="REF", help="Function of (model, layer name), called after each compressed layer."
+)
+fit_options = _together(
+    click.option("--inputs", metavar="REF", help="Function of one batch that gives the model's inputs."),
+    click.option("--outputs", metavar="REF|KEY", help="Outputs that matter: a function, key or index."),
+    click.option(
+        "--likelihood",
+        type=click.Choice(["auto", "categorical", "bernoulli", "gaussian"]),
+        default="auto",
+        show_default=True,
+        help="How outputs are read.",
+    ),
+    click.option(
+        "--no-fisher", "fisher", flag_value=False, default=True, help="Use no output gradients, inputs only."
+    ),
+    click.option("--draws", type=int, default=4, show_default=True, help="Label-free draws per sample."),
+    click.option("--holdout", type=float, default=0.2, show_default=True, help="Share kept out of fits."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn."),
+)
+study_options = _together(
+    fit_options,
+    methods_option,
+    skip_option,
+    click.option("--data-free", is_flag=True, help="Use weights only; batches then only tell shapes."),
+    click.option(
+        "--channel-order",
+        type=click.Choice(("obs", "magnitude", "random")),
+        default="obs",
+        show_default=True,
+        help="By what channels of a group go first.",
+    ),
+)
+budget_options = _together(
+    click.option("--macs", type=float, help="Keep ratio of the MACs, in (0, 1]."),
+    click.option("--params", type=float, help="Keep ratio of the parameters."),
+    click.option("--bytes", type=float, help="Keep ratio of the weight bytes."),
+    click.option(
+        "--multiple-of",
+        multiple=True,
+        metavar="N|GLOB=N",
+        help="Ranks and widths are multiples of N; per layer or group with GLOB=N, the first match wins.",
+    ),
+)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimrank plan``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Unpack
+
+import click
+
+import slimrank as sr
+from slimrank._errors import OptionError
+from slimrank.cli._command import Answer, Command
+from slimrank.cli._facts import cost_facts
+from slimrank.cli._options import (
+    PATH,
+    Budgets,
+    budget_options,
+    methods_option,
+    relative_to_option,
+    skip_option,
+)
+from slimrank.cli._typed import read_multiple_of, split_names
+from slimrank.plan import SettingLike, read_settings
+from slimrank.records import METRICS, Metric
+from slimrank.report import render_plan
+from slimrank.store import Json
+
+
+@click.command(cls=Command)
+@click.argument("study_dir", metavar="DIR", type=PATH)
+@budget_options
+@click.option(
+    "--select",
+    type=click.Choice(["optimal", "greedy", "uniform"]),
+    default="optimal",
+    show_default=True,
+    help="How ranks are chosen.",
+)
+@methods_option
+@skip_option
+@click.option("--scores", "table", type=PATH, help="Choose by this eval-score table.")
+@click.option("--monotonic", is_flag=True, help="Make each layer's scores monotone first.")
+@click.option("--interpolate", is_flag=True, help="Offer ranks between the scored ones, too.")
+@relative_to_option
+@click.option("--manual", type=PATH, help="No budget: take the settings of this CSV or JSON file.")
+@click.option("--base", type=PATH, help="With --manual: the plan that those settings change.")
+@click.option("--diff", "other", type=PATH, help="Show what this plan does otherwise than that one.")
+@click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
+def plan(
+    study_dir: Path,
+    methods: tuple[str, ...],
+    skip: tuple[str, ...],
+    table: Path | None,
+    monotonic: bool,
+    interpolate: bool,
+    relative_to: Literal["model", "original"],
+    manual: Path | None,
+    base: Path | None,
+    other: Path | None,
+    out: Path | None,
+    **budgets: Unpack[Budgets],
+) -> Answer:
+    """Choose ranks, channels and blocks under a budget, from the study in DIR.
+
+    Needs no model and takes under a second.
+    """
+    measured = sr.Study.load(study_dir)
+    multiple_of = read_multiple_of(budgets["multiple_of"])
+    ratios = {metric: budgets[metric] for metric in METRICS}
+    if manual is not None:
+        _refuse_beside_manual(ratios, table, methods, skip)
+        chosen = _manual_plan(measured, manual, base, multiple_of)
+    else:
+        if base is not None:
+            raise OptionError(
+                "--base is what the settings of --manual change; give --manual, or leave it out"
+            )
+        chosen = measured.plan(
+            macs=budgets["macs"],
+            params=budgets["params"],
+            bytes=budgets["bytes"],
+            select=budgets["select"],
+            multiple_of=multiple_of,
+            methods=split_names(methods) or None,
+            skip=skip,
+            scores=None if table is None else sr.Scores.load(table),
+            monotonic=monotonic,
+            interpolate=interpolate,
+            relative_to=relative_to,
+        )
+    difference = None if other is None else sr.Plan.load(other).diff(chosen)
+    if out is not None:
+        chosen.save(out)
+    settings: dict[str, Json] = {
+        name: {"method": setting.method, "form": setting.form, "rank": setting.rank}
+        for name, setting in chosen.settings.items()
+    }
+    facts: dict[str, Json] = {
+        "plan": None if out is None else str(out),
+        "select": chosen.select,
+        "before": cost_facts(chosen.before),
+        "after": cost_facts(chosen.after),
+        "keep_ratio": {metric: chosen.keep_ratio(metric) for metric in METRICS},
+        "damage": chosen.damage,
+        "unit": measured.unit,
+        "score_loss": chosen.score_loss,
+        "gap": chosen.gap,
+        "settings": settings,
+        "groups": {name: list(kept) for name, kept in chosen.groups.items()},
+        "dropped": list(chosen.dropped),
+        "diff": difference,
+    }
+    parts = [
+        render_plan(chosen, measured.unit),
+        *([] if difference is None else [f"{other} (this) and the new plan (other):\n{difference}\n"]),
+        f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it.",
+    ]
+    return Answer(text="\n".join(parts), facts=facts)
+
+
+def _refuse_beside_manual(
+    ratios: Mapping[Metric, float | None], table: Path | None, methods: Sequence[str], skip: Sequence[str]
+) -> None:
+    given = [f"--{metric}" for metric, ratio in ratios.items() if ratio is not None]
+    given += [
+        name for name, value in (("--scores", table), ("--methods", methods), ("--skip", skip)) if value
+    ]
+    if given:
+        raise OptionError(f"--manual says all; leave out {', '.join(given)}")
+
+
+def _manual_plan(
+    measured: sr.Study, manual: Path, base: Path | None, multiple_of: int | Mapping[str, int]
+) -> sr.Plan:
+    """The settings of a file, over those of another plan where one is given."""
+    if base is None:
+        return sr.Plan.manual(measured, manual, multiple_of=multiple_of)
+    settings = {**_as_settings(sr.Plan.load(base)), **read_settings(manual)}
+    return sr.Plan.manual(measured, settings, multiple_of=multiple_of)
+
+
+def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:
+    """All that a plan does, as ``Plan.manual`` takes it."""
+    settings: dict[str, SettingLike] = dict(chosen.settings)
+    for name, kept in chosen.groups.items():
+        pair = chosen.settings.get(name)
+        width = ("channel_pruning", {"channels_kept": kept})
+        settings[name] = width if pair is None else [pair, width]
+    for block in chosen.dropped:
+        settings[block] = "drop"
+    return settings

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimrank study`` and ``slimrank report``."""
+
+from pathlib import Path
+from typing import Unpack
+
+import click
+
+import slimrank as sr
+from slimrank._errors import OptionError
+from slimrank.cli._command import Answer, Command
+from slimrank.cli._facts import channel_facts, cost_facts
+from slimrank.cli._options import PATH, StudyText, after_option, quiet_option, study_options
+from slimrank.cli._references import batches_at
+from slimrank.cli._typed import model_to_compress, read_study
+from slimrank.store import Json
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@click.argument("batches")
+@click.option("--out", "run_dir", type=PATH, required=True, help="Directory of the study; resumed.")
+@study_options
+@click.option("--groups", "with_groups", is_flag=True, help="Also show the channel groups.")
+@after_option
+@quiet_option
+def study(
+    model: str,
+    batches: str,
+    run_dir: Path,
+    with_groups: bool,
+    after: Path | None,
+    quiet: bool,
+    **options: Unpack[StudyText],
+) -> Answer:
+    """Measure what every layer and channel group of MODEL can lose on BATCHES.
+
+    All of it is kept in --out as it is measured: a command that was stopped goes on where it was.
+    """
+    network, previous = model_to_compress(model, after)
+    data = batches_at(batches)
+    measured = sr.study(
+        network, data, run_dir=run_dir, progress=not quiet, previous=previous, **read_study(options)
+    )
+    layers: list[Json] = [
+        {
+            "name": spec.name,
+            "kind": spec.kind,
+            "weight_shape": list(spec.weight_shape),
+            "macs": spec.macs,
+            "params": spec.params,
+            "methods": list(spec.methods),
+            "reason": spec.reason,
+        }
+        for spec in measured.layers
+    ]
+    facts: dict[str, Json] = {
+        "study": str(run_dir),
+        "before": cost_facts(measured.before),
+        "unit": measured.unit,
+        "layers": layers,
+        **channel_facts(measured),
+        "notes": [str(note) for note in measured.notes],
+        "seconds": dict(measured.seconds),
+    }
+    parts = [
+        measured.summary(),
+        *([measured.groups()] if with_groups else []),
+        f"Kept in {run_dir}. Next: slimrank plan {run_dir} --macs 0.5 --out plan.json",
+    ]
+    return Answer(text="\n".join(parts), facts=facts)
+
+
+@click.command(cls=Command)
+@click.argument("study_dir", metavar="DIR", type=PATH)
+@click.option("--out", type=PATH, required=True, help="HTML file.")
+def report(study_dir: Path, out: Path) -> Answer:
+    """Write the study in DIR as one HTML page; a saved model has its report.html already."""
+    if (study_dir / "manifest.json").is_file() and (study_dir / "report.html").is_file():
+        raise OptionError(f"{study_dir} is a saved model; its report is {study_dir / 'report.html'}")
+    sr.Study.load(study_dir).report(out)
+    return Answer(text=f"Report: {out}", facts={"report": str(out)})

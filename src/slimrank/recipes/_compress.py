@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way in one call."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from slimrank._errors import BudgetError
+from slimrank._result import Result
+from slimrank._study import Study, study
+from slimrank.calibrate import LikelihoodChoice
+from slimrank.fitting import OnLayer, check_on_layer
+from slimrank.forward import OutputChoice, outside_inference_mode
+from slimrank.methods import METHODS
+from slimrank.plan import Plan
+from slimrank.recipes._compete import Rivals
+from slimrank.records import ChannelOrder, Method
+from slimrank.survey import Inputs
+
+
+@outside_inference_mode
+def compress(
+    model: nn.Module | Result,
+    batches: Iterable[object],
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    compete: bool = True,
+    multiple_of: int | Mapping[str, int] = 1,
+    on_layer: OnLayer | None = None,
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    methods: Sequence[Method] = METHODS,
+    skip: Sequence[str] = (),
+    fisher: bool = True,
+    draws: int = 4,
+    holdout: float = 0.2,
+    data_free: bool = False,
+    channel_order: ChannelOrder = "obs",
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    seed: int = 0,
+    previous: Plan | None = None,
+    relative_to: Literal["model", "original"] = "model",
+) -> Result:
+    """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
+
+    Args:
+        model: any module; or a result, to compress its model once more.
+        batches: as in ``slimrank.study``.
+        macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
+        params: keep ratio of the params.
+        bytes: keep ratio of the bytes.
+        compete: also build the single-method, the factors-only and the uniform plan, and return the best;
+            False builds the optimal plan.
+        multiple_of: as in ``Study.plan``.
+        on_layer: as in ``Study.apply``; called for every plan that competes.
+        inputs: as in ``slimrank.study``.
+        outputs: as in ``slimrank.study``.
+        likelihood: as in ``slimrank.study``.
+        methods: as in ``slimrank.study``.
+        skip: as in ``slimrank.study``.
+        fisher: as in ``slimrank.study``.
+        draws: as in ``slimrank.study``.
+        holdout: as in ``slimrank.study``.
+        data_free: as in ``slimrank.study``.
+        channel_order: as in ``slimrank.study``.
+        run_dir: as in ``slimrank.study``.
+        progress: as in ``slimrank.study``.
+        seed: as in ``slimrank.study``.
+        previous: as in ``slimrank.study``.
+        relative_to: as in ``Study.plan``.
+
+    Returns:
+        The best result; its notes list every plan that was tried.
+
+    Raises:
+        SlimrankError: as in ``slimrank.study`` and ``Study.plan``.
+    """
+    check_on_layer(on_layer)
+    if macs is None and params is None and bytes is None:
+        raise BudgetError(
+            "compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
+        )
+    for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
+        is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+        if ratio is not None and not (is_number and 0 < ratio <= 1):
+            raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
+    measured = study(
+        model,
+        batches,
+        inputs=inputs,
+        outputs=outputs,
+        likelihood=likelihood,
+        methods=methods,
+        skip=skip,
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        data_free=data_free,
+        channel_order=channel_order,
+        run_dir=run_dir,
+        progress=progress,
+        seed=seed,
+        previous=previous,
+    )
+
+    def plan_of(source: Study, select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> Plan:
+        return source.plan(
+            macs=macs,
+            params=params,
+            bytes=bytes,
+            multiple_of=multiple_of,
+            select=select,
+            methods=only,
+            relative_to=relative_to,
+        )
+
+    rivals = Rivals(measured, plan_of, on_layer)
+    rivals.build("optimal", plan_of(measured, "optimal", None))
+    if compete:
+        rivals.build_others()
+    return rivals.best()

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The smallest model within a drop."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from slimrank._errors import BudgetError, OptionError
+from slimrank._progress import Phases
+from slimrank._result import Result
+from slimrank._study import Study, session_of
+from slimrank.plan import Plan
+from slimrank.recipes._gauge import gauge_of
+from slimrank.records import Method, Metric, Note, ratio_of
+from slimrank.scores import ScoreFn
+from slimrank.select import Select, reachable_floor
+
+_NEAR_END = 0.1
+_HALVINGS = 12
+
+
+def smallest(
+    study: Study,
+    *,
+    max_drop: float = 0.01,
+    score_fn: ScoreFn | None = None,
+    lower_is_better: bool = False,
+    metric: Metric = "macs",
+    tolerance: float = 0.01,
+    select: Select = "optimal",
+    multiple_of: int | Mapping[str, int] = 1,
+    methods: Sequence[Method] | None = None,
+    skip: Sequence[str] = (),
+) -> Result:
+    """The smallest model whose measured loss stays within a drop.
+
+    Budgets are searched by bisection. Where to try next is read off the damage that plans predict, scaled by
+    what was measured so far, so that few models are built: about five. Where predictions tell nothing (a
+    score that is flat, then falls) the bounds are halved: about ten.
+
+    Args:
+        study: of the model.
+        max_drop: largest loss allowed, at least 0: of the score with ``score_fn``, else held-out divergence
+            in the study's unit.
+        score_fn: ``score_fn(model) -> float``, higher is better; None for the held-out divergence.
+        lower_is_better: the score is a loss, an error rate or the like.
+        metric: "macs", "params" or "bytes", to be made small.
+        tolerance: the search ends when a keep ratio that holds is this close above one that does not.
+        select: as in ``Study.plan``.
+        multiple_of: as in ``Study.plan``.
+        methods: as in ``Study.plan``.
+        skip: as in ``Study.plan``.
+
+    Returns:
+        The result; its notes list what was tried.
+
+    Raises:
+        BudgetError: no budget that was tried stays within the drop.
+        OptionError: a drop or tolerance that makes no sense.
+        ScoreError: ``score_fn`` fails or returns no finite number.
+        StudyError: the study was loaded without a model.
+    """
+    session = session_of(study)
+    if not isinstance(max_drop, int | float) or isinstance(max_drop, bool) or not 0 <= max_drop < math.inf:
+        raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+        raise OptionError(f"tolerance={tolerance!r}; give a share of the cost between 0 and 1, such as 0.01")
+    gauge = gauge_of(session, score_fn, lower_is_better)
+    phases = Phases(shown=session.progress)
+
+    def planned(ratio: float) -> Plan:
+        budget: dict[str, float] = {metric: ratio}
+        return study.plan(select=select, multiple_of=multiple_of, methods=methods, skip=skip, **budget)  # type: ignore[arg-type]
+
+    floor = reachable_floor(study, metric, multiple_of=multiple_of, methods=methods, skip=skip)
+    search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
+    best: Result | None = None
+    tried: list[Note] = []
+    while not tried or search.high - search.low > tolerance:
+        asked = search.next_ratio(lambda ratio: planned(ratio).damage or 0.0)
+        plan = planned(asked)
+        reached = ratio_of(plan.start, plan.after, metric)
+        if search.knows(reached):
+            # Ranks are whole: no plan lies between the bounds here, only one that was built already.
+            search.skip(asked, reached)
+            continue
+        result = study.apply(plan)
+        drop = gauge.drop(result)
+        is_within = drop <= max_drop
+        note = Note(
+            where="smallest",
+            text=f"{metric} {plan.keep_ratio(metric):.4f}: drop {drop:.4g} {gauge.unit}, "
+            f"{'within' if is_within else 'above'} {max_drop:g}",
+        )
+        tried.append(note)
+        phases.tell(str(note))
+        search.learn(asked, reached, plan.damage or 0.0, drop)
+        if is_within:
+            best = result
+    if best is None:
+        raise BudgetError(
+            f"smallest: no model stays within a drop of {max_drop:g} {gauge.unit}; tried "
+            f"{'; '.join(note.text for note in tried)}; raise max_drop, or give the study more samples"
+        )
+    return best.with_notes(tried, best.seconds)
+
+
+class _Bisection:
+    """Keep ratios between one that fails and one that holds.
+
+    Args:
+        low: fails, or cannot be undercut.
+        high: holds.
+        max_drop: what holds.
+        per_damage: drop / predicted damage, until something was measured.
+    """
+
+    def __init__(self, *, low: float, high: float, max_drop: float, per_damage: float) -> None:
+        self.low, self.high = low, high
+        self._max_drop = max_drop
+        self._per_damage: float | None = per_damage
+        self._known: set[float] = set()
+        self._width = 2 * (high - low)
+
+    def next_ratio(self, damage_at: Callable[[float], float]) -> float:
+        """Where to try: where the predicted damage says that the drop is just allowed, or in the middle.
+
+        The middle is taken where predictions have told nothing: nothing was lost, or the bounds have not come
+        closer by half. So the bounds halve at every second try at the latest.
+        """
+        width = self.high - self.low
+        has_halved, self._width = width <= self._width / 2, width
+        if self._per_damage is None or not has_halved:
+            return (self.low + self.high) / 2
+        wanted = self._max_drop / self._per_damage
+        low, high = self.low, self.high
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if damage_at(middle) <= wanted else (middle, high)
+        margin = _NEAR_END * width
+        # The floor itself has not been tried before the first measurement.
+        lowest = self.low + margin if self._known else self.low
+        return min(max(high, lowest), self.high - margin)
+
+    def knows(self, reached: float) -> bool:
+        """Whether a plan of this keep ratio was measured."""
+        return reached in self._known
+
+    def skip(self, asked: float, reached: float) -> None:
+        """Takes in that a ratio gives a plan that was measured: nothing lies between the two."""
+        if reached >= self.high:
+            self.low = max(self.low, min(asked, self.high))
+        elif reached <= self.low:
+            self.low = max(self.low, asked)
+        else:
+            self.low = self.high
+
+    def learn(self, asked: float, reached: float, damage: float, drop: float) -> None:
+        """Takes in a measurement."""
+        self._known.add(reached)
+        if drop <= self._max_drop:
+            self.high = min(self.high, reached)
+        else:
+            # No plan lies between what was reached and what was asked for.
+            self.low = max(self.low, min(asked, self.high))
+        self._per_damage = drop / damage if damage > 0 and drop > 0 else None

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The best split of a budget between two methods."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+
+from slimrank._errors import BudgetError, OptionError, StudyError
+from slimrank._progress import Phases
+from slimrank._result import Result
+from slimrank._study import Study, session_of, study_with
+from slimrank._verify import measured_from
+from slimrank.forward import Batch
+from slimrank.plan import Plan
+from slimrank.recipes._gauge import gauge_of
+from slimrank.records import Method, Metric, Note
+from slimrank.scores import ScoreFn
+from slimrank.select import check_methods
+from slimrank.survey import Session
+
+Tune = Callable[[nn.Module], object]
+_N_SPLITS = 3
+
+
+def search_split(
+    study: Study,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    methods: tuple[Method, Method] = ("spatial_svd", "weight_svd"),
+    splits: Sequence[float] | None = None,
+    score_fn: ScoreFn | None = None,
+    lower_is_better: bool = False,
+    tune: Tune | None = None,
+    multiple_of: int | Mapping[str, int] = 1,
+) -> Result:
+    """The best way to share one budget between two methods, one after the other.
+
+    For each split the first method brings the model to that keep ratio; then the compressed model is studied
+    anew, and the second method brings it to the whole budget. Each method alone competes as well.
+
+    Args:
+        study: of the original model, with both methods measured.
+        macs: keep ratio of the original's MACs; exactly one budget.
+        params: keep ratio of the params.
+        bytes: keep ratio of the bytes.
+        methods: the first and the second.
+        splits: keep ratios after the first step, between the budget and 1; None for three of them, evenly
+            spaced as factors.
+        score_fn: ``score_fn(model) -> float``, higher is better; None keeps the split with the lowest
+            held-out divergence from the original.
+        lower_is_better: the score is a loss, an error rate or the like.
+        tune: called with the model after each step, to train it further; it may work in place, or return the
+            trained model.
+        multiple_of: as in ``Study.plan``.
+
+    Returns:
+        The best result; its plan holds both steps, its divergence is measured against the original, and its
+        notes list every split.
+
+    Raises:
+        BudgetError: no split can be built, or not exactly one budget.
+        OptionError: splits or methods that make no sense.
+        UnknownNameError: a method that the study did not measure.
+        ScoreError: ``score_fn`` fails or returns no finite number.
+        StudyError: the study was loaded without a model, or is of one that was compressed before.
+    """
+    session = session_of(study)
+    if study.previous is not None:
+        raise StudyError(
+            "search_split shares the budget of an original model, and this study is of one that was "
+            "compressed before; give a study of the original"
+        )
+    metric, budget = _one_budget(macs, params, bytes)
+    if len(methods) != 2 or methods[0] == methods[1]:
+        raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
+    check_methods(methods, study.methods)
+    ratios = _splits(budget, splits)
+    gauge = gauge_of(session, score_fn, lower_is_better)
+    phases = Phases(shown=session.progress)
+    best: tuple[float, str, Result] | None = None
+    notes: list[Note] = []
+    for label, build in _attempts(study, session, metric, budget, methods, ratios, tune, multiple_of):
+        try:
+            result = build()
+        except BudgetError as error:
+            notes.append(Note(where="split", text=f"{label}: out of reach ({str(error).split(';')[0]})"))
+            continue
+        result = measured_from(session, result)
+        loss = gauge.drop(result)
+        notes.append(Note(where="split", text=f"{label}: drop {loss:.4g} {gauge.unit}"))
+        phases.tell(str(notes[-1]))
+        if best is None or loss < best[0]:
+            best = (loss, label, result)
+    if best is None:
+        raise BudgetError(
+            f"split: nothing can be built: {'; '.join(note.text for note in notes)}; raise the budget"
+        )
+    _, winner, result = best
+    told = [
+        replace(note, text=note.text + " (returned)") if note.text.startswith(f"{winner}:") else note
+        for note in notes
+    ]
+    return result.with_notes(told, result.seconds)
+
+
+def _attempts(
+    first: Study,
+    session: Session,
+    metric: Metric,
+    budget: float,
+    methods: tuple[Method, Method],
+    ratios: Sequence[float],
+    tune: Tune | None,
+    multiple_of: int | Mapping[str, int],
+) -> list[tuple[str, Callable[[], Result]]]:
+    """Every split with what builds it, the methods alone first."""
+
+    def planned(source: Study, ratio: float, method: Method, *, is_second: bool = False) -> Plan:
+        budgets: dict[str, float] = {metric: ratio}
+        relative = "original" if is_second else "model"
+        return source.plan(methods=(method,), multiple_of=multiple_of, relative_to=relative, **budgets)  # type: ignore[arg-type]
+
+    def alone(method: Method) -> Result:
+        return _tuned(first.apply(planned(first, budget, method)), tune)
+
+    def split(ratio: float) -> Result:
+        halfway = _tuned(first.apply(planned(first, ratio, methods[0])), tune)
+        second = _studied_again(halfway, session, methods[1])
+        return _tuned(second.apply(planned(second, budget, methods[1], is_second=True)), tune)
+
+    return [
+        *((f"{method} alone", partial(alone, method)) for method in methods),
+        *((f"{methods[0]} to {ratio:.3f}, then {methods[1]}", partial(split, ratio)) for ratio in ratios),
+    ]
+
+
+def _studied_again(result: Result, session: Session, method: Method) -> Study:
+    """A study of a compressed model, on the same data with the same options."""
+    feed = session.opened.feed
+
+    def inputs(raw: object) -> object:
+        batch: Batch = feed.read(raw)
+        return dict(batch.kwargs) if batch.kwargs else batch.args
+
+    return study_with(
+        result.model,
+        feed.batches,
+        inputs=inputs,
+        outputs=session.outputs,
+        options=replace(session.options, methods=(method,)),
+        run_dir=None,
+        progress=session.progress,
+        previous=result.plan,
+    )
+
+
+def _tuned(result: Result, tune: Tune | None) -> Result:
+    if tune is None:
+        return result
+    found = tune(result.model)
+    return result.with_model(found if isinstance(found, nn.Module) else result.model)
+
+
+def _one_budget(macs: float | None, params: float | None, bytes: float | None) -> tuple[Metric, float]:
+    given: dict[Metric, float] = {}
+    if macs is not None:
+        given["macs"] = macs
+    if params is not None:
+        given["params"] = params
+    if bytes is not None:
+        given["bytes"] = bytes
+    if len(given) != 1:
+        raise BudgetError(f"a split needs exactly one budget, and {len(given)} are given; e.g. macs=0.5")
+    ((metric, ratio),) = given.items()
+    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio < 1:
+        raise BudgetError(f"{metric}={ratio!r} is no keep ratio below 1; give e.g. {metric}=0.5")
+    return metric, float(ratio)
+
+
+def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:
+    if splits is None:
+        return tuple(budget ** (step / (_N_SPLITS + 1)) for step in range(_N_SPLITS, 0, -1))
+    if not isinstance(splits, Sequence) or isinstance(splits, str):
+        raise OptionError(f"splits={splits!r}; give several keep ratios, e.g. (0.8, 0.65)")
+    for ratio in splits:
+        if not isinstance(ratio, int | float) or not budget < ratio < 1:
+            raise OptionError(
+                f"splits: {ratio!r} is not between the budget {budget:g} and 1; give what step 1 keeps"
+            )
+    return tuple(float(ratio) for ratio in splits)

@@ -10,7 +10,8 @@ from slimrank._errors import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.plan import structure_of
 from slimrank.records import Cost, Curve, LayerSpec, Metric, Setting
-from slimrank.select import Select, _optimal, reachable_floor, select_plan
+from slimrank.select import Select, reachable_floor, select_plan
+from slimrank.select.layers import _optimal
 from specs import Source, conv2d
 
 SELECTS: tuple[Select, ...] = get_args(Select)

@@ -32,9 +32,9 @@ from slimrank.records import (
 )
 from slimrank.select import reachable_floor, select_plan
 from slimrank.select._budget import cost_limit
-from slimrank.select._joint_bound import bound_of
-from slimrank.select._joint_price import Priced, hull_of
-from slimrank.select._joint_table import joint_of
+from slimrank.select.joint._bound import bound_of
+from slimrank.select.joint._make_table import joint_of
+from slimrank.select.joint._prices import Priced, hull_of
 from specs import Source, conv2d
 
 METHODS = ("weight_svd", "spatial_svd", "channel_pruning")

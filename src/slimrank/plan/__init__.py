@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan values, their file, and their checks."""
 
-from slimrank.plan._manual_file import read_settings
-from slimrank.plan._multiple import check_multiple_of, multiple_for
+from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
 from slimrank.plan._plan import Plan, PlanSource, plan_on
-from slimrank.plan._settings import SettingLike, damage_at, form_of, method_of
+from slimrank.plan._rounding import check_multiple_of, multiple_for
+from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, live, step_of
 from slimrank.plan._structure import Step, Structure, check_structure, names_of, structure_of
 

@@ -26,8 +26,8 @@ from slimrank.files import (
     write_text,
 )
 from slimrank.plan._channels_file import channels_from_json, channels_to_json
-from slimrank.plan._multiple import check_multiple_of, multiple_for
-from slimrank.plan._settings import form_of, method_of
+from slimrank.plan._layer_setting import form_of, method_of
+from slimrank.plan._rounding import check_multiple_of, multiple_for
 from slimrank.plan._step import check_dropped, check_groups, check_pair, step_of
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting

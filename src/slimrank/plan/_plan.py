@@ -8,14 +8,14 @@ from dataclasses import replace as changed
 from typing import Protocol
 
 from slimrank._errors import OptionError, PlanError
-from slimrank.plan._difference import difference
+from slimrank.plan._diff import difference
 from slimrank.plan._file import read_plan, write_plan
-from slimrank.plan._manual_file import read_settings
-from slimrank.plan._multiple import check_multiple_of
-from slimrank.plan._settings import METHOD_NAMES, SettingLike, damage_at, setting_for
+from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
+from slimrank.plan._rounding import check_multiple_of
+from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import block_damage_at, group_damage_at, group_is_inside, is_inside, live, step_of
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
-from slimrank.plan._wishes import check_known, groups_called, units_for, wishes_of
+from slimrank.plan._typed_settings import check_known, groups_called, units_for, wishes_of
 from slimrank.records import METRICS, BlockDamage, Cost, Curve, GroupCurve, Metric, Setting, ratio_of
 
 

@@ -22,7 +22,7 @@ from slimrank.calibrate import (
 )
 from slimrank.forward import Batch, OutputChoice, outside_inference_mode, pick_outputs, run, tap_layers
 from slimrank.recover._checkpoint import tensors_of
-from slimrank.recover._supply import Example, Inputs, Supply, open_supply, read_with
+from slimrank.recover._examples import Example, Inputs, Supply, open_supply, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
     NormsChoice,

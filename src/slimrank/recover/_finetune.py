@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import OptionError
 from slimrank.forward import outside_inference_mode, run
-from slimrank.recover._supply import Example, Inputs, open_supply, read_with
+from slimrank.recover._examples import Example, Inputs, open_supply, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
     NormsChoice,

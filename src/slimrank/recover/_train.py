@@ -26,8 +26,8 @@ from slimrank.recover._checkpoint import (
     snapshot,
     tensors_of,
 )
+from slimrank.recover._examples import Example, Supply
 from slimrank.recover._norms import reestimate_, running_norms
-from slimrank.recover._supply import Example, Supply
 from slimrank.store import Json, describe, digest_tensors
 from slimrank.surgery import copy_model
 

@@ -2,8 +2,9 @@
 """Values in, text or a page out."""
 
 from slimrank.report._groups import render_groups
-from slimrank.report._html import render_html, render_study_html
+from slimrank.report._result_page import render_html
 from slimrank.report._scores_page import ScoreLine, render_scores_html
+from slimrank.report._study_page import render_study_html
 from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
 from slimrank.report._words import slimmed_text

@@ -17,7 +17,8 @@ from slimrank._names import listed, nearest
 from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
 from slimrank.plan import Structure
 from slimrank.records import Form, LayerSpec, Method
-from slimrank.scores._file import ScoreEntry, ScoresFields
+from slimrank.scores._entry import ScoreEntry
+from slimrank.scores._file import ScoresFields
 
 _ADMITTED: Mapping[str, type] = MappingProxyType(
     {

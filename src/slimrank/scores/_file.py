@@ -4,7 +4,6 @@
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
@@ -24,7 +23,8 @@ from slimrank.files import (
     write_text,
 )
 from slimrank.plan import form_of, method_of
-from slimrank.records import Form, Method
+from slimrank.records import Method
+from slimrank.scores._entry import EntryForm, ScoreEntry
 
 if TYPE_CHECKING:
     from slimrank.scores._scores import Scores
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 PRUNING: Literal["channel_pruning"] = "channel_pruning"
 CHANNELS: Literal["channels"] = "channels"
-EntryForm = Form | Literal["channels"]
 _METHODS: tuple[Method, ...] = get_args(Method)
 _KEYS = (
     "format",
@@ -49,25 +48,6 @@ _KEYS = (
 _OPTIONAL = ("groups",)
 _GROUP = ("group", "entries")
 _ENTRY = ("method", "form", "rank", "keep_ratio", "score")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreEntry:
-    """One score: the whole model with one layer compressed, or with one channel group slimmed.
-
-    Attributes:
-        method: a name of ``slimrank.METHODS``.
-        form: how the pair is split; "channels" for a group.
-        rank: size between the two factors; of a group the units kept.
-        keep_ratio: counted MACs of the pair / MACs of the layer; of a group units kept / units.
-        score: what the score function returned.
-    """
-
-    method: Method
-    form: EntryForm
-    rank: int
-    keep_ratio: float
-    score: float
 
 
 class ScoresFields(TypedDict):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from slimrank._errors import FileError, ScoreError
 from slimrank.records import Method
-from slimrank.scores._file import PRUNING, ScoreEntry
+from slimrank.scores._entry import ScoreEntry
+from slimrank.scores._file import PRUNING
 from slimrank.scores._scores import Scores, differing_keys
 
 _Entries = Mapping[str, tuple[ScoreEntry, ...]]

@@ -10,7 +10,8 @@ from slimrank.files import write_text
 from slimrank.records import Method
 from slimrank.report import ScoreLine, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
-from slimrank.scores._file import PRUNING, ScoreEntry, read_scores, write_scores
+from slimrank.scores._entry import ScoreEntry
+from slimrank.scores._file import PRUNING, read_scores, write_scores
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

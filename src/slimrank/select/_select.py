@@ -12,16 +12,17 @@ from slimrank._names import nearest
 from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, plan_on
 from slimrank.records import Cost, Metric, Setting
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
-from slimrank.select._floor import check_reachable, floors, lowest_cost
-from slimrank.select._greedy import choose_greedy
-from slimrank.select._joint import choose_joint
-from slimrank.select._joint_floor import check_joint_reachable, lowest_costs
-from slimrank.select._joint_ranks import RankTables
-from slimrank.select._joint_rules import choose_greedy_joint, choose_uniform_widths
-from slimrank.select._joint_table import PRUNING, Joint, State, joint_of
-from slimrank.select._optimal import choose_optimal
-from slimrank.select._table import Ints, Table, is_feasible, settings_of, table_of
-from slimrank.select._uniform import choose_uniform
+from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
+from slimrank.select.joint._make_table import PRUNING, joint_of
+from slimrank.select.joint._ranks import RankTables
+from slimrank.select.joint._search import choose_joint
+from slimrank.select.joint._simple_rules import choose_greedy_joint, choose_uniform_widths
+from slimrank.select.joint._table import Joint, State
+from slimrank.select.layers._floor import check_reachable, floors, lowest_cost
+from slimrank.select.layers._greedy import choose_greedy
+from slimrank.select.layers._optimal import choose_optimal
+from slimrank.select.layers._table import Ints, Table, is_feasible, settings_of, table_of
+from slimrank.select.layers._uniform import choose_uniform
 
 Select = Literal["optimal", "greedy", "uniform"]
 _SELECTS: tuple[Select, ...] = ("optimal", "greedy", "uniform")

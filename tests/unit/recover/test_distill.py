@@ -15,7 +15,7 @@ from slimrank.calibrate import choose_likelihood
 from slimrank.forward import Batch
 from slimrank.recover import Epoch, distill
 from slimrank.recover._distill import _Lesson, _positions, _relative_error, _run_tapped
-from slimrank.recover._supply import Example
+from slimrank.recover._examples import Example
 
 teach = functools.partial(distill, progress=False)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import slimrank as sr
-from slimrank.recover._supply import Inputs, Supply, open_supply, read_with
+from slimrank.recover._examples import Inputs, Supply, open_supply, read_with
 
 _MODEL = nn.Linear(2, 3)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-from slimrank.select._moves import repair, spread, top_up
-from slimrank.select._table import Floats, Ints, Table, added, is_feasible, total_damage, used
+from slimrank.select.layers._improve import repair, spread, top_up
+from slimrank.select.layers._table import Floats, Ints, Table, added, is_feasible, total_damage, used
 
 # Partial choices looked at in one search, over all layers: bounds its time, the same on every machine.
 _WORK = 1_200_000

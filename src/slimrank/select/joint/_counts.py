@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank.records import AxisUnits
-from slimrank.select._table import Floats, Ints
+from slimrank.select.layers._table import Floats, Ints
 
 # Places of widths, one per group: whole numbers, or arrays that broadcast together.
 Places = Sequence[int | Ints]

@@ -14,7 +14,8 @@ from slimrank._errors import ScoreError
 from slimrank.forward import PrefixCache
 from slimrank.methods import Pair, build_pair
 from slimrank.records import ChannelMap, LayerSpec, Method
-from slimrank.scores._file import CHANNELS, PRUNING, ScoreEntry
+from slimrank.scores._entry import ScoreEntry
+from slimrank.scores._file import CHANNELS, PRUNING
 from slimrank.surgery import put_back, replace_module, set_weights, slim
 
 ScoreFn = Callable[[nn.Module], float]

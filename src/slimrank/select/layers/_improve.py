@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from slimrank.select._table import Ints, Table, is_feasible, used
+from slimrank.select.layers._table import Ints, Table, is_feasible, used
 
 
 def top_up(table: Table, choice: Ints) -> Ints:

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.select._joint_price import Priced, Wide
-from slimrank.select._joint_table import GRID, Joint, JointLayer, Piece, ProductPiece, TensorPiece, grid
-from slimrank.select._table import Floats, Ints
+from slimrank.select.joint._pieces import GRID, JointLayer, Piece, ProductPiece, TensorPiece
+from slimrank.select.joint._prices import Priced, Wide
+from slimrank.select.joint._table import Joint, grid
+from slimrank.select.layers._table import Floats, Ints
 
 _PASSES = 30
 _STALL = 1e-4

@@ -7,21 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.select._joint_counts import Places
-from slimrank.select._joint_table import (
-    GRID,
-    Joint,
-    JointLayer,
-    Key,
-    Piece,
-    Ranks,
-    State,
-    grid,
-    is_gone,
-    is_there,
-    proper,
-)
-from slimrank.select._table import Floats, Ints
+from slimrank.select.joint._counts import Places
+from slimrank.select.joint._pieces import GRID, JointLayer, Piece, Ranks
+from slimrank.select.joint._table import Joint, Key, State, grid, is_gone, is_there, proper
+from slimrank.select.layers._table import Floats, Ints
 
 _SWEEPS = 20
 _EXACT = 1e-12

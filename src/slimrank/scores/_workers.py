@@ -22,7 +22,7 @@ from torch import nn
 
 from slimrank._errors import OptionError
 from slimrank.forward import outside_inference_mode
-from slimrank.scores._bench import AnyTrial, Bench, ScoreFn
+from slimrank.scores._evaluate import AnyTrial, Bench, ScoreFn
 
 _WATCH_SECONDS = 1.0
 _Results = Iterable[tuple[int, float]]

@@ -9,9 +9,9 @@ from slimrank._errors import BudgetError
 from slimrank.cost import layer_cost
 from slimrank.plan import PlanSource
 from slimrank.records import Cost, Metric
-from slimrank.select._floor import reachable, told
-from slimrank.select._joint_ranks import RankTables
-from slimrank.select._joint_table import Joint, State, proper
+from slimrank.select.joint._ranks import RankTables
+from slimrank.select.joint._table import Joint, State, proper
+from slimrank.select.layers._floor import reachable, told
 
 
 def lowest_costs(joint: Joint, limits: Mapping[Metric, int]) -> list[int]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
-from slimrank.plan._multiple import multiple_for
-from slimrank.plan._settings import OneSetting, SettingLike, read_ratio
+from slimrank.plan._layer_setting import OneSetting, SettingLike, read_ratio
+from slimrank.plan._rounding import multiple_for
 from slimrank.plan._step import kept_problem, live
 from slimrank.plan._structure import Structure, names_of
 from slimrank.records import GroupCurve, GroupSpec, Setting

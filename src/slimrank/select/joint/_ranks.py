@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from slimrank.cost import max_rank
-from slimrank.select._joint_price import Hull
-from slimrank.select._joint_table import Joint, JointLayer, State, is_there, standing_cost
-from slimrank.select._optimal import choose_optimal, quick_choice
-from slimrank.select._table import UNTOUCHED, Floats, Ints, Table, added, total_damage
+from slimrank.select.joint._pieces import JointLayer
+from slimrank.select.joint._prices import Hull
+from slimrank.select.joint._table import Joint, State, is_there, standing_cost
+from slimrank.select.layers._optimal import choose_optimal, quick_choice
+from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, total_damage
 
 _BETWEEN = 24
 

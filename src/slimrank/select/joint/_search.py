@@ -16,13 +16,13 @@ from itertools import islice
 import numpy as np
 from scipy.optimize import linprog
 
-from slimrank.select._joint_bound import bound_of, bounds_of
-from slimrank.select._joint_few import best_of_few
-from slimrank.select._joint_knapsack import moved_at_once
-from slimrank.select._joint_price import Priced, hull_of, pick_of
-from slimrank.select._joint_ranks import Answer, RankTables, standing_damage
-from slimrank.select._joint_table import Joint, State, is_there, proper, standing_cost
-from slimrank.select._table import Floats, added, used
+from slimrank.select.joint._all_at_once import moved_at_once
+from slimrank.select.joint._bound import bound_of, bounds_of
+from slimrank.select.joint._enumerate import best_of_few
+from slimrank.select.joint._prices import Priced, hull_of, pick_of
+from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
+from slimrank.select.joint._table import Joint, State, is_there, proper, standing_cost
+from slimrank.select.layers._table import Floats, added, used
 
 _TRIES = 24
 _RISES = 8

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from slimrank.select._joint_ranks import Answer, RankTables, standing_damage
-from slimrank.select._joint_table import Joint, State
-from slimrank.select._moves import spread, top_up
-from slimrank.select._table import Ints, Table, is_feasible, total_damage
+from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
+from slimrank.select.joint._table import Joint, State
+from slimrank.select.layers._improve import spread, top_up
+from slimrank.select.layers._table import Ints, Table, is_feasible, total_damage
 
 
 def choose_uniform_widths(joint: Joint) -> Answer | None:

@@ -1,35 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained page: tables and a chart, no script, nothing loaded."""
+"""A result as one self-contained HTML page."""
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
 from slimrank.plan import Plan, live
-from slimrank.records import (
-    METRICS,
-    BlockDamage,
-    ChannelMap,
-    Cost,
-    GroupCurve,
-    LayerResult,
-    LayerSpec,
-    Metric,
-    Note,
-    Summary,
-)
+from slimrank.records import METRICS, LayerResult, Summary
 from slimrank.report._chart import Bar, bar_chart, legend
 from slimrank.report._groups import (
-    BLOCK_COLUMNS,
     DROPPED_COLUMNS,
-    GROUP_COLUMNS,
     KEPT_COLUMNS,
-    STAY_WHOLE,
-    block_rows,
     counts_text,
     dropped_rows,
-    frozen_reasons,
-    group_rows,
-    groups_line,
     kept_rows,
     readers_of,
 )
@@ -46,6 +27,7 @@ from slimrank.report._numbers import (
     macs_elsewhere,
 )
 from slimrank.report._page import card, cards, definitions, page, section, table
+from slimrank.report._sections import definitions_section, rows_table
 from slimrank.report._words import (
     DAMAGE_LABEL,
     DIVERGENCE_LABEL,
@@ -57,9 +39,7 @@ from slimrank.report._words import (
     layers_by_reason,
     name_text,
     setting_text,
-    shape_text,
     why_left,
-    why_not,
 )
 
 _ARROW = "\N{RIGHTWARDS ARROW}"
@@ -84,55 +64,13 @@ def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
         section("MACs of each layer", _layer_chart(summary.layers)),
         *([] if plan is None else _plan_sections(plan, summary)),
         section("Layers", _layer_table(summary)),
-        *_definitions("Left alone", layers_by_reason(reasons)),
-        *_definitions("Notes", [(note.where, note.text) for note in summary.notes]),
+        *definitions_section("Left alone", layers_by_reason(reasons)),
+        *definitions_section("Notes", [(note.where, note.text) for note in summary.notes]),
     ]
     lead = f"{done} of {len(summary.layers)} layers compressed"
     if plan is not None and (plan.groups or plan.dropped):
         lead = counts_text(plan)
     return page(summary.title, f"{lead}.", "\n".join(parts))
-
-
-def render_study_html(
-    title: str,
-    specs: Sequence[LayerSpec],
-    before: Cost,
-    notes: Sequence[Note],
-    *,
-    channels: ChannelMap | None = None,
-    curves: Sequence[GroupCurve] = (),
-    blocks: Sequence[BlockDamage] = (),
-) -> str:
-    """A study as one HTML page: what each layer costs and what can be done to it.
-
-    Args:
-        title: heading.
-        specs: every layer, in execution order.
-        before: counted cost of the whole model.
-        notes: what the user should know.
-        channels: groups and blocks of the model; None where they were not looked for.
-        curves: damage by units kept, of groups.
-        blocks: measured damage of dropping a block.
-
-    Returns:
-        A document that loads nothing; under 200 kB for 100 layers.
-    """
-    able = sum(1 for spec in specs if spec.methods)
-    reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
-    parts = [
-        cards(_metric_card(name, before) for name in METRICS),
-        section("MACs of each layer", _spec_chart(specs, before)),
-        section("Layers", _spec_table(specs, before)),
-        *([] if channels is None else _channel_sections(channels, curves, blocks, before)),
-        *_definitions("Cannot be compressed", layers_by_reason(reasons)),
-        *_definitions("Notes", [(note.where, note.text) for note in notes]),
-    ]
-    return page(title, f"{able} of {len(specs)} layers can be compressed.", "\n".join(parts))
-
-
-def _metric_card(name: Metric, before: Cost) -> str:
-    value = before.metric(name)
-    return card(METRIC_LABELS[name], format_metric(name, value), format_exact(value))
 
 
 def _cards(summary: Summary) -> Iterator[str]:
@@ -258,65 +196,14 @@ def _layer_row(layer: LayerResult) -> tuple[str, ...]:
     )
 
 
-def _spec_chart(specs: Sequence[LayerSpec], before: Cost) -> str:
-    bars = [
-        Bar(
-            name=name_text(spec.name),
-            before=spec.macs,
-            # The solid colour marks what can shrink; nothing has shrunk yet.
-            after=spec.macs if spec.methods else None,
-            value=f"{format_count(spec.macs)}, {format_percent(spec.macs, before.macs)}",
-            hint=f"{name_text(spec.name)}: {format_exact(spec.macs)} MACs; "
-            f"{', '.join(spec.methods) or why_not(spec)}",
-        )
-        for spec in specs
-    ]
-    colours = [("a", "can be compressed"), ("k", "left alone")]
-    return legend(colours) + bar_chart(bars, "MACs of each layer")
-
-
-def _spec_table(specs: Sequence[LayerSpec], before: Cost) -> str:
-    columns = (
-        ("layer", ""),
-        ("kind", "w"),
-        ("weight", "n"),
-        ("output", "n"),
-        ("calls", "n"),
-        ("MACs", "n"),
-        ("share", "n"),
-        ("params", "n"),
-        ("methods", ""),
-    )
-    rows = [(_spec_row(spec, before), not spec.methods) for spec in specs]
-    elsewhere = before.macs - sum(spec.macs for spec in specs)
-    if elsewhere > 0:
-        share = format_percent(elsewhere, before.macs)
-        rows.append(((ELSEWHERE_LABEL, "", "", "", "", format_count(elsewhere), share, "", ""), True))
-    return table(columns, rows)
-
-
-def _spec_row(spec: LayerSpec, before: Cost) -> tuple[str, ...]:
-    return (
-        name_text(spec.name),
-        spec.kind if spec.kind != "other" else spec.class_name,
-        shape_text(spec.weight_shape),
-        shape_text(spec.calls[0].output_shape) if spec.calls else "-",
-        str(len(spec.calls)),
-        format_count(spec.macs),
-        format_percent(spec.macs, before.macs),
-        format_count(spec.params),
-        ", ".join(spec.methods) or "-",
-    )
-
-
 def _plan_sections(plan: Plan, summary: Summary) -> list[str]:
     """The channels that groups keep, and the blocks that went."""
     parts = []
     if plan.groups:
-        kept = _table(KEPT_COLUMNS, kept_rows(plan, summary))
+        kept = rows_table(KEPT_COLUMNS, kept_rows(plan, summary))
         parts.append(section("Channels that stay", f"{_kept_chart(plan)}\n{kept}"))
     if plan.dropped:
-        parts.append(section("Dropped blocks", _table(DROPPED_COLUMNS, dropped_rows(plan, summary))))
+        parts.append(section("Dropped blocks", rows_table(DROPPED_COLUMNS, dropped_rows(plan, summary))))
     return parts
 
 
@@ -338,29 +225,3 @@ def _kept_chart(plan: Plan) -> str:
         )
     colours = [("a", "after"), ("b", "before"), ("k", "stays whole")]
     return legend(colours) + bar_chart(bars, "Channels of each group before and after")
-
-
-def _channel_sections(
-    channels: ChannelMap, curves: Sequence[GroupCurve], blocks: Sequence[BlockDamage], before: Cost
-) -> list[str]:
-    """What a study knows of groups and blocks."""
-    if not channels.groups and not channels.blocks:
-        return []
-    rows = group_rows(channels, curves)
-    lead = f'<p class="soft">{escape(groups_line(channels))}</p>'
-    parts = [section("Channel groups", lead + (_table(GROUP_COLUMNS, rows) if rows else ""))]
-    parts += _definitions(STAY_WHOLE, layers_by_reason(frozen_reasons(channels)))
-    if channels.blocks:
-        dropped = _table(BLOCK_COLUMNS, block_rows(channels, blocks, before))
-        parts.append(section("Can be dropped whole", dropped))
-    return parts
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table from columns as text writes them: ``>`` before a heading aligns right."""
-    kinds = [(heading.removeprefix(">"), "n" if heading.startswith(">") else "") for heading in columns]
-    return table(kinds, [(row, False) for row in rows])
-
-
-def _definitions(heading: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    return [section(heading, definitions(pairs))] if pairs else []

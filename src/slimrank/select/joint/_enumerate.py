@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from slimrank.select._joint_bound import Bounds
-from slimrank.select._joint_table import Joint, State, is_gone, proper, standing_cost
-from slimrank.select._table import Ints
+from slimrank.select.joint._bound import Bounds
+from slimrank.select.joint._table import Joint, State, is_gone, proper, standing_cost
+from slimrank.select.layers._table import Ints
 
 _CHOICES = 300_000
 _BLOCKS = 6

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slimrank.select._joint_counts import Places
-from slimrank.select._joint_table import Joint, JointLayer, State, is_gone, is_there
-from slimrank.select._optimal import choose_optimal, quick_choice
-from slimrank.select._table import UNTOUCHED, Floats, Ints, Table
+from slimrank.select.joint._counts import Places
+from slimrank.select.joint._pieces import JointLayer
+from slimrank.select.joint._table import Joint, State, is_gone, is_there
+from slimrank.select.layers._optimal import choose_optimal, quick_choice
+from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table
 
 
 def moved_at_once(

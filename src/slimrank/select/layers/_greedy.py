@@ -7,9 +7,9 @@ top-up is ours.
 
 import numpy as np
 
-from slimrank.select._moves import spread, top_up
-from slimrank.select._optimal import any_feasible
-from slimrank.select._table import Ints, Table, is_feasible
+from slimrank.select.layers._improve import spread, top_up
+from slimrank.select.layers._optimal import any_feasible
+from slimrank.select.layers._table import Ints, Table, is_feasible
 
 
 def choose_greedy(table: Table) -> Ints | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from slimrank._errors import FileError, PlanError
 from slimrank._names import nearest
 from slimrank.files import Json, from_text
-from slimrank.plan._settings import OneSetting, SettingLike
-from slimrank.plan._wishes import DROP
+from slimrank.plan._layer_setting import OneSetting, SettingLike
+from slimrank.plan._typed_settings import DROP
 
 _COLUMNS = ("layer", "method", "ratio", "rank", "form", "keep", "channels_kept")
 _NEEDED = ("layer", "method")

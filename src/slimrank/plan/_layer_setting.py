@@ -12,7 +12,7 @@ import numpy as np
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost, slimmed_spec
-from slimrank.plan._multiple import multiple_for
+from slimrank.plan._rounding import multiple_for
 from slimrank.plan._structure import Structure
 from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 

@@ -10,7 +10,7 @@ from slimrank._errors import BudgetError
 from slimrank.cost import layer_cost
 from slimrank.plan import PlanSource
 from slimrank.records import Cost, Metric
-from slimrank.select._table import Table
+from slimrank.select.layers._table import Table
 
 _NAMED = 4
 

@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from slimrank.select._optimal import any_feasible
-from slimrank.select._table import UNTOUCHED, Floats, Ints, Table, is_feasible, used
+from slimrank.select.layers._optimal import any_feasible
+from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, is_feasible, used
 
 _NEAR = 0.01
 

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that may be chosen together under budgets, and what it costs, exactly."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimrank.records import Curve, Metric
+from slimrank.select.joint._counts import Places, Widths
+from slimrank.select.joint._pieces import Block, JointLayer, Piece
+from slimrank.select.layers._table import Floats, Ints
+
+Key = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Joint:
+    """Everything that may be chosen under B budgets.
+
+    Attributes:
+        metrics: of the budgets.
+        widths: of each group.
+        whole: place of the whole width of each group.
+        homes: of each group, the blocks that hold each of its tensors, each combination once.
+        blocks: that may go.
+        layers: that a pair may replace.
+        cells: cost of all other pieces that go with at most two groups, added: groups and blocks ->
+            (W, ..., B) float64.
+        wide: the pieces that go with more groups.
+        curves: that ``Ranks.curve`` points into.
+        room: (B,) float64, what the budgets leave for layers, cells and wide pieces.
+        scale: (B,) float64, cost of the whole model.
+    """
+
+    metrics: tuple[Metric, ...]
+    widths: tuple[Widths, ...]
+    whole: tuple[int, ...]
+    homes: tuple[tuple[tuple[int, ...], ...], ...]
+    blocks: tuple[Block, ...]
+    layers: tuple[JointLayer, ...]
+    cells: Mapping[Key, Floats]
+    wide: tuple[Piece, ...]
+    curves: tuple[Curve, ...]
+    room: Floats
+    scale: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Widths and blocks, chosen.
+
+    Attributes:
+        at: place of each group's width.
+        dropped: places of the blocks that go; none is inside another.
+    """
+
+    at: tuple[int, ...]
+    dropped: frozenset[int] = frozenset()
+
+
+def is_there(blocks: Iterable[int], dropped: Collection[int]) -> bool:
+    """Whether what is in these blocks is still there."""
+    return not any(block in dropped for block in blocks)
+
+
+def proper(joint: Joint, at: Sequence[int], dropped: Collection[int]) -> State:
+    """The same choice, with blocks inside dropped ones not dropped and groups inside them whole."""
+    outermost = frozenset(block for block in dropped if not joint.blocks[block].outer & frozenset(dropped))
+    places = [
+        whole if is_gone(homes, outermost) else place
+        for place, whole, homes in zip(at, joint.whole, joint.homes, strict=True)
+    ]
+    return State(at=tuple(places), dropped=outermost)
+
+
+def is_gone(homes: Collection[Sequence[int]], dropped: Collection[int]) -> bool:
+    """Whether every tensor of a group is in a dropped block."""
+    return bool(dropped) and bool(homes) and not any(is_there(home, dropped) for home in homes)
+
+
+def grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
+    """Places of every width of these groups, one axis for each, and the first of all others."""
+    at: list[int | Ints] = [0] * len(joint.widths)
+    for axis, group in enumerate(groups):
+        size = len(joint.widths[group].kept)
+        at[group] = np.arange(size).reshape([-1 if other == axis else 1 for other in range(len(groups))])
+    return at
+
+
+def standing_cost(joint: Joint, at: Places, dropped: Collection[int]) -> Floats:
+    """Cost of all but the layers, as ``room`` counts it.
+
+    Args:
+        joint: everything.
+        at: places of widths that broadcast.
+        dropped: places of the blocks that go; none is inside another.
+
+    Returns:
+        (..., B) float64, exact.
+    """
+    total = np.zeros(len(joint.metrics))
+    for (groups, blocks), cell in joint.cells.items():
+        if is_there(blocks, dropped):
+            total = total + cell[tuple(at[group] for group in groups)]
+    for piece in joint.wide:
+        if is_there(piece.blocks, dropped):
+            total = total + piece.cost(at)
+    for block in dropped:
+        total = total - joint.blocks[block].rest
+    return total

@@ -8,8 +8,8 @@ from slimrank.capture._layers import Captured, capture, check_compressible, chec
 from slimrank.capture._reasons import SKIPPED
 
 __all__ = [
-    "Captured",
     "SKIPPED",
+    "Captured",
     "Tail",
     "capture",
     "check_compressible",

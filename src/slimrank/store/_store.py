@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slimrank._errors import FileError
-from slimrank.files import make_directory, write_bytes
-
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+from slimrank.files import Json, make_directory, write_bytes
 
 
 class Store:

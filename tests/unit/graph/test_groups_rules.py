@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seams import Op, Traced
 from slimrank.capture import describe_layers
 from slimrank.channels import read_groups
-from slimrank.channels.trace._ops import Op, Traced
 from slimrank.forward import as_batch
 from slimrank.records import GroupSpec
 from slimrank.surgery import quiet_copy

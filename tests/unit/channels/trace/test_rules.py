@@ -121,7 +121,7 @@ def test_channels_are_frozen_by_name(name: str) -> None:
     found = group_of(function).reason
     assert found is not None
     assert found.startswith(reason)
-    assert "test_groups_rules.py:" in found
+    assert "test_rules.py:" in found
 
 
 @pytest.mark.parametrize(

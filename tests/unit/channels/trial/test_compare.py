@@ -42,4 +42,4 @@ def test_the_masked_model_does_not_run_where_the_slimmed_one_raises(
     problem = SlimBench(model, as_batch(torch.zeros(2, 3)), ()).problem(channels, {"0": (0, 1)})
     assert problem is not None
     assert problem.kind == "raises"
-    assert problem.line.startswith("test_slim_bench.py:")
+    assert problem.line.startswith("test_compare.py:")

@@ -149,7 +149,7 @@ def test_a_hard_wired_size_freezes_its_group_alone(map_of: Callable, group_of: C
     reason = tried.groups["first"].reason
     assert reason is not None
     assert reason.startswith("its size is hard-wired: RuntimeError: shape '[2, 5, 12]' is invalid for input")
-    assert "test_group_trial.py:" in reason
+    assert "test_trial.py:" in reason
     assert "lambda y: y.view(2, 5, 12)" in reason
     assert tried.groups["third"].reason is None
     assert set(tried.tensors) == {"third.weight", "third.bias", "fourth.weight"}

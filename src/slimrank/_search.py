@@ -12,7 +12,7 @@ from slimrank._build import Session, measured_from
 from slimrank._errors import BudgetError, OptionError, StudyError
 from slimrank._opened import restored_copy
 from slimrank._result import Result
-from slimrank._study import Study, session_of, study
+from slimrank._study import Study, session_of, study_with
 from slimrank.graph import Batch, eval_mode
 from slimrank.plan import Plan, ratio_of
 from slimrank.records import Method, Metric, Note
@@ -306,26 +306,21 @@ def _attempts(
 
 def _studied_again(result: Result, session: Session, method: Method) -> Study:
     """A study of a compressed model, on the same data with the same options."""
-    feed, options = session.opened.feed, session.options
+    feed = session.opened.feed
 
     def inputs(raw: object) -> object:
         batch: Batch = feed.read(raw)
         return dict(batch.kwargs) if batch.kwargs else batch.args
 
-    return study(
-        result,
+    return study_with(
+        result.model,
         feed.batches,
         inputs=inputs,
         outputs=session.outputs,
-        likelihood=options.likelihood,
-        methods=(method,),
-        skip=options.skip,
-        fisher=options.fisher,
-        draws=options.draws,
-        holdout=options.holdout,
-        data_free=options.data_free,
+        options=replace(session.options, methods=(method,)),
+        run_dir=None,
         progress=session.progress,
-        seed=options.seed,
+        previous=result.plan,
     )
 
 

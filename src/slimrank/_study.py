@@ -490,7 +490,6 @@ class Study:
         )
 
 
-@outside_inference_mode
 def study(
     model: nn.Module | Result,
     batches: Iterable[object],
@@ -564,6 +563,48 @@ def study(
         channel_order=channel_order,
         seed=seed,
     )
+    return study_with(
+        model,
+        batches,
+        inputs=inputs,
+        outputs=outputs,
+        options=options,
+        run_dir=run_dir,
+        progress=progress,
+        previous=previous,
+    )
+
+
+@outside_inference_mode
+def study_with(
+    model: nn.Module,
+    batches: Iterable[object],
+    *,
+    inputs: Inputs,
+    outputs: OutputChoice,
+    options: Options,
+    run_dir: str | os.PathLike[str] | None,
+    progress: bool,
+    previous: Plan | None,
+) -> Study:
+    """``study`` with its options as one value: who studies again changes what must differ, and no more.
+
+    Args:
+        model: any module.
+        batches: as in ``study``.
+        inputs: as in ``study``.
+        outputs: as in ``study``.
+        options: what shall be measured.
+        run_dir: as in ``study``.
+        progress: as in ``study``.
+        previous: as in ``study``.
+
+    Returns:
+        The study.
+
+    Raises:
+        SlimrankError: as in ``study``.
+    """
     check_options(options)
     check_model(model)
     if previous is not None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
+import pruning_nets
 import pytest
 import torch
 from torch import nn
@@ -159,6 +160,52 @@ def test_search_split_skips_in_both_steps_what_the_study_skipped() -> None:
     result = sr.search_split(spared, macs=0.8, splits=(0.9,))
     assert all("conv" not in step.settings for step in result.plan.steps)
     assert result.plan.keep_ratio("macs") <= 0.8
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"channel_order": "magnitude"},
+        {"channel_order": "random"},
+        {"likelihood": "categorical"},
+        {"skip": ("deep",)},
+        {"fisher": False},
+        {"draws": 1},
+        {"holdout": 0.5},
+        {"data_free": True},
+        {"seed": 5},
+    ],
+    ids=lambda asked: " ".join(f"{name}={value}" for name, value in asked.items()),
+)
+def test_search_split_studies_again_with_the_options_of_the_study(asked: dict[str, object]) -> None:
+    model, batches = pruning_nets.build("plain"), pruning_nets.batches("plain")
+    first = sr.study(model, batches, progress=False, **asked)  # type: ignore[arg-type]
+    halfway = first.apply(first.plan(macs=0.8, methods=("spatial_svd",)))
+
+    def second_plan(**options: object) -> sr.Plan:
+        again = sr.study(halfway, batches, methods=("channel_pruning",), progress=False, **options)  # type: ignore[arg-type]
+        return again.plan(macs=0.5, relative_to="original")
+
+    scored: list[nn.Module] = []
+
+    def later_is_better(model: nn.Module) -> float:
+        scored.append(model)
+        return float(len(scored))
+
+    found = sr.search_split(
+        first,
+        macs=0.5,
+        methods=("spatial_svd", "channel_pruning"),
+        splits=(0.8,),
+        score_fn=later_is_better,
+    ).plan
+    expected = second_plan(**asked)
+    assert len(found.steps) == 2
+    assert (found.steps, found.damage) == (expected.steps, expected.damage)
+    if "data_free" not in asked:
+        # A step without data does not follow one with data, so there is no other plan to compare with.
+        other = second_plan()
+        assert (found.steps, found.damage) != (other.steps, other.damage)
 
 
 def test_search_split_tries_both_ends_and_the_splits_and_keeps_the_best(study: sr.Study) -> None:

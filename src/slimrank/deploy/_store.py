@@ -114,7 +114,8 @@ def write_tensors(
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        save_file(ready, draft, dict(metadata or {}))
+        # None, not {}: with neither tensors nor entries safetensors writes a header that it cannot read.
+        save_file(ready, draft, dict(metadata) if metadata else None)
         draft.replace(path)
     except (OSError, SafetensorError) as error:
         draft.unlink(missing_ok=True)

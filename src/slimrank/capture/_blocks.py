@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.capture._count import count_by_module
-from slimrank.forward import Batch, named_tensors, quiet_luck, run, training_error
+from slimrank.forward import Batch, named_tensors, quiet_luck, run, training_error, watch_modules
 from slimrank.records import BlockSpec
 from slimrank.surgery import copy_model, drop_blocks, light_copy
 
@@ -77,28 +77,20 @@ def _movable(model: nn.Module, layers: Sequence[str]) -> list[str]:
 def _residual(model: nn.Module, sample: Batch, watched: Sequence[str]) -> list[str]:
     """Those that are called once and add something to their only input, in execution order."""
     recorder = _Recorder()
-    handles = []
-    for name in watched:
 
-        def enter(
-            _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
-        ) -> None:
-            recorder.enter(name, args[0] if len(args) == 1 and not kwargs else None)
+    def enter(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        recorder.enter(name, args[0] if len(args) == 1 and not kwargs else None)
 
-        def leave(_m: nn.Module, _i: object, output: object) -> None:
-            recorder.leave(output)
+    def leave(_name: str, _args: object, _kwargs: object, output: object) -> None:
+        recorder.leave(output)
 
-        module = model.get_submodule(name)
-        handles += [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave, always_call=True),
-        ]
-    try:
-        with torch.no_grad(), recorder:
-            run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = [(name, model.get_submodule(name)) for name in watched]
+    with (
+        watch_modules(modules, enter=enter, leave=leave, always_leave=True),
+        torch.no_grad(),
+        recorder,
+    ):
+        run(model, sample)
     return [name for name in recorder.residual if recorder.calls[name] == 1]
 
 

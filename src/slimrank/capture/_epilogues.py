@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrank.forward import Batch, Shortcut, Side, named_tensors, run
+from slimrank.forward import Batch, Shortcut, Side, first_input, named_tensors, run, watch_modules
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _aten = torch.ops.aten
@@ -72,27 +72,15 @@ def find_norms(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappin
 def _watched(model: nn.Module, sample: Batch, layers: Sequence[str]) -> tuple["_Recorder", object]:
     """One forward, recorded."""
     recorder = _Recorder(model, layers)
-    handles = []
-    for name, module in model.named_modules():
 
-        def enter(
-            _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
-        ) -> None:
-            recorder.enter(name, args[0] if args else next(iter(kwargs.values()), None))
+    def enter(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        recorder.enter(name, first_input(args, kwargs))
 
-        def leave(_m: nn.Module, _i: object, output: object, name: str = name) -> None:
-            recorder.leave(name, output)
+    def leave(name: str, _args: object, _kwargs: object, output: object) -> None:
+        recorder.leave(name, output)
 
-        handles += [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave),
-        ]
-    try:
-        with torch.no_grad(), recorder:
-            result = run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watch_modules(model.named_modules(), enter=enter, leave=leave), torch.no_grad(), recorder:
+        result = run(model, sample)
     return recorder, result
 
 

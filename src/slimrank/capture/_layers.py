@@ -16,7 +16,15 @@ from slimrank.capture._reasons import PLAIN_DTYPES, reason_for
 from slimrank.capture._swap_trial import trial_swap
 from slimrank.capture._weight_uses import read_weight_uses
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
-from slimrank.forward import Batch, OutputChoice, named_tensors, pick_outputs, run, take_samples
+from slimrank.forward import (
+    Batch,
+    OutputChoice,
+    named_tensors,
+    pick_outputs,
+    run,
+    take_samples,
+    watch_modules,
+)
 from slimrank.records import Call, Cost, LayerKind, LayerSpec, Method, Note
 
 _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
@@ -196,37 +204,23 @@ def check_weights(model: nn.Module) -> None:
 def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Call]], Mapping[str, int]]:
     calls: defaultdict[str, list[Call]] = defaultdict(list)
     order: dict[str, int] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if not _holds_weight(module):
-            continue
 
-        def hook(
-            _m: nn.Module,
-            args: tuple[object, ...],
-            kwargs: dict[str, object],
-            output: object,
-            name: str = name,
-        ) -> None:
-            x = next((t for _, t in named_tensors(args)), None)
-            if x is None:
-                x = next((t for _, t in named_tensors(kwargs)), None)
-            y = next((t for _, t in named_tensors(output)), None)
-            calls[name].append(
-                Call(
-                    input_shape=() if x is None else tuple(x.shape),
-                    output_shape=() if y is None else tuple(y.shape),
-                )
+    def leave(name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> None:
+        x = next((t for _, t in named_tensors(args)), None)
+        if x is None:
+            x = next((t for _, t in named_tensors(kwargs)), None)
+        y = next((t for _, t in named_tensors(output)), None)
+        calls[name].append(
+            Call(
+                input_shape=() if x is None else tuple(x.shape),
+                output_shape=() if y is None else tuple(y.shape),
             )
-            order.setdefault(name, len(order))
+        )
+        order.setdefault(name, len(order))
 
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            result = run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = [(name, module) for name, module in model.named_modules() if _holds_weight(module)]
+    with watch_modules(layers, leave=leave), torch.no_grad():
+        result = run(model, sample)
     for name, tensor in named_tensors(result):
         if tensor.is_floating_point() and tensor.numel() and tensor.isnan().any():
             raise NonFiniteError(

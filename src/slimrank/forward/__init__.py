@@ -30,6 +30,7 @@ from slimrank.forward._run import (
     training_error,
 )
 from slimrank.forward._trim import Trimmer
+from slimrank.forward._watch import first_input, watch_modules
 
 __all__ = [
     "Batch",
@@ -49,6 +50,7 @@ __all__ = [
     "describe",
     "digest_batch",
     "eval_mode",
+    "first_input",
     "is_users_code",
     "join_samples",
     "map_tensors",
@@ -62,4 +64,5 @@ __all__ = [
     "take_samples",
     "tap_layers",
     "training_error",
+    "watch_modules",
 ]

@@ -21,7 +21,7 @@ from slimrank._progress import Phases
 from slimrank._study import Study, session_of
 from slimrank.calibrate import collect_moments
 from slimrank.cost import FORMS
-from slimrank.forward import Batch, outside_inference_mode, run
+from slimrank.forward import Batch, outside_inference_mode, run, watch_modules
 from slimrank.linalg import Moments
 from slimrank.methods import Target, weights_target
 from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
@@ -439,23 +439,12 @@ def _call_order(model: nn.Module, sample: Batch) -> Mapping[str, int]:
     """When each module is first called in a forward; those that are not called have no place."""
     order: dict[str, int] = {}
 
-    def note(name: str) -> Callable[[nn.Module, object], None]:
-        def hook(_module: nn.Module, _inputs: object) -> None:
-            order.setdefault(name, len(order))
+    def enter(name: str, _args: object, _kwargs: object) -> None:
+        order.setdefault(name, len(order))
 
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(note(name))
-        for name, module in model.named_modules(remove_duplicate=False)
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
+    with watch_modules(modules, enter=enter), torch.no_grad():
+        run(model, sample)
     return order
 
 

@@ -29,6 +29,7 @@ from slimrank.forward import (
     plain_attention,
     quiet_luck,
     training_error,
+    watch_modules,
 )
 from slimrank.records import ChannelMap
 from slimrank.surgery import Kept, copy_model, light_copy, mask, replace_tensors, slim
@@ -164,15 +165,14 @@ class Bench:
         slimmed = light_copy(self.model)
         slim(slimmed, channels, kept)
         found: dict[str, int] = {}
-        for name in names:
 
-            def look(_m: nn.Module, args: tuple[object, ...], name: str = name) -> None:
-                x = args[0] if args else None
-                if isinstance(x, Tensor) and x.ndim > 1:
-                    found[name] = x.shape[1]
+        def enter(name: str, args: tuple[object, ...], _kwargs: object) -> None:
+            x = args[0] if args else None
+            if isinstance(x, Tensor) and x.ndim > 1:
+                found[name] = x.shape[1]
 
-            slimmed.get_submodule(name).register_forward_pre_hook(look)
-        _observe(slimmed, self._sample, ())
+        with watch_modules(((name, slimmed.get_submodule(name)) for name in names), enter=enter):
+            _observe(slimmed, self._sample, ())
         return found
 
     def _expected(self, channels: ChannelMap, kept: Kept) -> _Seen:
@@ -290,28 +290,22 @@ def _observe(
     """One forward in eval mode; shaken, what watched layers give is changed by about its rounding."""
     layers: dict[str, list[Tensor]] = {name: [] for name in watched}
     scores = SeenScores()
-    handles = []
-    for name in watched:
 
-        def keep(_m: nn.Module, _i: object, output: object, name: str = name) -> Tensor | None:
-            if not isinstance(output, Tensor):
-                return None
-            layers[name].append(output.detach().clone())
-            rounding = _SHAKE * torch.finfo(output.dtype).eps
-            return output + rounding * output * torch.randn_like(output) if is_shaken else None
+    def leave(name: str, _args: object, _kwargs: object, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor):
+            return None
+        layers[name].append(output.detach().clone())
+        rounding = _SHAKE * torch.finfo(output.dtype).eps
+        return output + rounding * output * torch.randn_like(output) if is_shaken else None
 
-        handles.append(model.get_submodule(name).register_forward_hook(keep))
-    try:
-        # Whatever watches would keep torch from its fused layers.
-        with (
-            torch.no_grad(),
-            quiet_luck(model),
-            _watched_plainly(scores) if is_plain else contextlib.nullcontext(),
-        ):
-            result = call(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    # Whatever watches would keep torch from its fused layers.
+    with (
+        watch_modules(((name, model.get_submodule(name)) for name in watched), leave=leave),
+        torch.no_grad(),
+        quiet_luck(model),
+        _watched_plainly(scores) if is_plain else contextlib.nullcontext(),
+    ):
+        result = call(model, sample)
     outputs = {name: tensor.detach() for name, tensor in named_tensors(result) if tensor.is_floating_point()}
     return _Seen(outputs=outputs, layers=layers, scores=tuple(scores.seen))
 

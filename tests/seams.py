@@ -25,9 +25,14 @@ from slimrank.calibrate._likelihood import Family, sampled_loss
 from slimrank.channels.trace._labels import ANY, Axis, Labels
 from slimrank.channels.trace._ops import Op, Traced
 from slimrank.channels.trial import _compare
-from slimrank.channels.trial._attention_scale import Scores as AttentionScores
-from slimrank.channels.trial._attention_scale import SeenScores, is_made_up_for, read_products, with_queries
-from slimrank.channels.trial._compare import Bench as SlimBench
+from slimrank.channels.trial._attention_scale import (
+    AttentionScores,
+    SeenScores,
+    is_made_up_for,
+    read_products,
+    with_queries,
+)
+from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
 from slimrank.cli._main import cli
@@ -374,7 +379,7 @@ def watch_trials(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Sequence[
 
     Patched: the method that compares a slimmed model with the masked one.
     """
-    return _watch(monkeypatch, SlimBench, "problem", lambda _bench, _channels, kept, **_options: kept)
+    return _watch(monkeypatch, Comparison, "problem", lambda _bench, _channels, kept, **_options: kept)
 
 
 # --- fewer samples, smaller limits ---

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.capture._count import count_by_module
-from slimrank.forward import Batch, named_tensors, quiet_luck, run, training_error, watch_modules
+from slimrank.forward import (
+    Batch,
+    fixed_seed_without_warnings,
+    named_tensors,
+    run,
+    training_error,
+    watch_modules,
+)
 from slimrank.records import BlockSpec
 from slimrank.surgery import copy_model, drop_blocks, light_copy
 
@@ -76,7 +83,7 @@ def _movable(model: nn.Module, layers: Sequence[str]) -> list[str]:
 
 def _residual(model: nn.Module, sample: Batch, watched: Sequence[str]) -> list[str]:
     """Those that are called once and add something to their only input, in execution order."""
-    recorder = _Recorder()
+    recorder = _ResidualRecorder()
 
     def enter(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         recorder.enter(name, args[0] if len(args) == 1 and not kwargs else None)
@@ -95,7 +102,7 @@ def _residual(model: nn.Module, sample: Batch, watched: Sequence[str]) -> list[s
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _RunningBlock:
     """A module that is running.
 
     Attributes:
@@ -115,14 +122,14 @@ class _Call:
         self.alive.append(tensor)
 
 
-class _Recorder(TorchDispatchMode):
+class _ResidualRecorder(TorchDispatchMode):
     """Follows the input of every running module through sums and changes of shape."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
         self.residual: list[str] = []
-        self._running: list[_Call] = []
+        self._running: list[_RunningBlock] = []
 
     def enter(self, name: str, x: object) -> None:
         """A module is called.
@@ -132,7 +139,7 @@ class _Recorder(TorchDispatchMode):
             x: its input; anything but a tensor where it has several, or none.
         """
         self.calls[name] += 1
-        call = _Call(name, x if isinstance(x, Tensor) and x.is_floating_point() else None)
+        call = _RunningBlock(name, x if isinstance(x, Tensor) and x.is_floating_point() else None)
         if call.start is not None:
             call.carry(call.start, is_sum=False)
         self._running.append(call)
@@ -163,7 +170,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _follow(
-    call: _Call,
+    call: _RunningBlock,
     func: torch._ops.OpOverload,
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
@@ -219,7 +226,7 @@ def _runs(model: nn.Module, sample: Batch, expected: Mapping[str, Tensor], *, tr
 
 
 def _outputs(model: nn.Module, sample: Batch) -> Mapping[str, Tensor]:
-    with torch.no_grad(), quiet_luck(model):
+    with torch.no_grad(), fixed_seed_without_warnings(model):
         result = run(model, sample)
     return {name: tensor for name, tensor in named_tensors(result) if tensor.is_floating_point()}
 

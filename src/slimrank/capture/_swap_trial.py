@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from slimrank.forward import Batch, call, named_tensors, same_luck
+from slimrank.forward import Batch, call, fixed_seed, named_tensors
 from slimrank.surgery import copy_model, replace_module
 
 _TOLERANCE = 1e-4
@@ -53,7 +53,7 @@ def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
     flags = {module: module.training for module in model.modules()}
     model.train(mode == "training")
     try:
-        with same_luck(model), torch.set_grad_enabled(mode != "inference"):
+        with fixed_seed(model), torch.set_grad_enabled(mode != "inference"):
             result = call(model, sample)
         return [tensor.detach() for _, tensor in named_tensors(result)], None
     except Exception as error:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slimrank.channels.trace._labels import Axis, Labels
-from slimrank.channels.trace._ops import Product, Traced
+from slimrank.channels.trace._ops import Traced, TracedProduct
 
 _FEWEST_UNITS = 2
 # A part that a product's MACs go with: the share of them, and the families whose units it counts.
@@ -320,7 +320,7 @@ def shares_of(
     return [(sum(seen.values()), axis.size, families_of) for families_of, seen in parts.items()], uneven
 
 
-def _uneven(item: Product, units: Units, counts: Mapping[int, int]) -> set[int]:
+def _uneven(item: TracedProduct, units: Units, counts: Mapping[int, int]) -> set[int]:
     found: set[int] = set()
     present: Counter[int] = Counter()
     for axis in labelled(item.axes):

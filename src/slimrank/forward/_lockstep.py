@@ -44,7 +44,7 @@ class _Abandoned(BaseException):
     """Ends a paused forward; a BaseException so that user code does not swallow it."""
 
 
-class _Forward:
+class _PausableForward:
     """One paused or running forward."""
 
     def __init__(self, batch: Batch) -> None:
@@ -168,8 +168,8 @@ class Lockstep:
         self._model = model
         self._shortcuts = {name: found for name, found in (shortcuts or {}).items() if name in stops}
         self._order = {name: index for index, name in enumerate(stops)}
-        self._forwards = [_Forward(batch) for batch in batches]
-        self._by_thread: dict[int, _Forward] = {}
+        self._forwards = [_PausableForward(batch) for batch in batches]
+        self._by_thread: dict[int, _PausableForward] = {}
         self._ahead: threading.Thread | None = None
         self._context = contextlib.ExitStack()
         self._device = torch.get_default_device()
@@ -274,7 +274,7 @@ class Lockstep:
             return watch_modules(modules, leave=lambda _name, _args, _kwargs, output: keep(output))
         return watch_modules(modules, enter=lambda _name, args, kwargs: keep(first_input(args, kwargs)))
 
-    def _work(self, forward: _Forward) -> None:
+    def _work(self, forward: _PausableForward) -> None:
         self._by_thread[threading.get_ident()] = forward
         forward.may_run.acquire()
         try:

@@ -14,7 +14,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from slimrank.forward._batch import Batch, copied, digest_batch, map_tensors, named_tensors
 from slimrank.forward._record import Record, handing_out, is_blank, is_plain, recording
-from slimrank.forward._run import cuda_devices
+from slimrank.forward._seed import cuda_devices
 
 _Forward = Callable[..., object]
 

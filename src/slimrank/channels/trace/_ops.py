@@ -38,7 +38,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
+class TracedProduct:
     """A product whose MACs cannot be counted by the numbers of one parameter.
 
     Attributes:
@@ -75,7 +75,7 @@ class Uses:
     inside: set[tuple[str, int]] = field(default_factory=set)
     macs: Counter[str] = field(default_factory=Counter)
     count: Counter[str] = field(default_factory=Counter)
-    products: list[Product] = field(default_factory=list)
+    products: list[TracedProduct] = field(default_factory=list)
     sums: list[Axis] = field(default_factory=list)
 
 
@@ -314,7 +314,7 @@ class Op:
         if labelled:
             module = self.traced.modules[-1] if self.traced.modules else ""
             self.traced.uses.products.append(
-                Product(module=module, where=self.why(), macs=macs, axes=labelled)
+                TracedProduct(module=module, where=self.why(), macs=macs, axes=labelled)
             )
 
     def _place(self) -> str:

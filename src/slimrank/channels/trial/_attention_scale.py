@@ -30,7 +30,7 @@ _SHAKE = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+class AttentionScores:
     """Some scores of an attention that was told no scale.
 
     Attributes:
@@ -47,7 +47,7 @@ class SeenScores(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Scores] = []
+        self.seen: list[AttentionScores] = []
 
     def __torch_function__(
         self,
@@ -65,7 +65,7 @@ class SeenScores(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def is_made_up_for(before: Scores, after: Scores) -> bool:
+def is_made_up_for(before: AttentionScores, after: AttentionScores) -> bool:
     """Whether scores stay what they are though they are divided by another number.
 
     Args:
@@ -104,14 +104,14 @@ class _Factor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Product:
+class QueryKeyProduct:
     """A product of two activations: of queries and keys, as far as is known."""
 
     query: _Factor
     key: _Factor
 
 
-def read_products(model: nn.Module, sample: Batch, channels: ChannelMap) -> tuple[Product, ...]:
+def read_products(model: nn.Module, sample: Batch, channels: ChannelMap) -> tuple[QueryKeyProduct, ...]:
     """Products of two activations, and what of the model makes their factors.
 
     Args:
@@ -136,7 +136,7 @@ def read_products(model: nn.Module, sample: Batch, channels: ChannelMap) -> tupl
     return tuple(reader.products)
 
 
-def with_queries(channels: ChannelMap, group: str, products: Sequence[Product]) -> ChannelMap | None:
+def with_queries(channels: ChannelMap, group: str, products: Sequence[QueryKeyProduct]) -> ChannelMap | None:
     """The map that scales queries where attention takes its scale from the size of a group.
 
     Args:
@@ -183,7 +183,7 @@ class _Reader(TorchFunctionMode):
 
     def __init__(self, makers: Mapping[str, Tensor], stored: Sequence[Tensor]) -> None:
         super().__init__()
-        self.products: list[Product] = []
+        self.products: list[QueryKeyProduct] = []
         self._makers = makers
         self._stored = frozenset(map(id, stored))
 
@@ -203,7 +203,7 @@ class _Reader(TorchFunctionMode):
         if len(factors) < 2 or any(self._is_stored(one) for one in factors[:2]):
             # A layer by another name.
             return result
-        product = Product(*map(self._factor, factors[:2]))
+        product = QueryKeyProduct(*map(self._factor, factors[:2]))
         if product.query.touched and product.key.touched:
             self.products.append(product)
         return result.detach()
@@ -268,8 +268,8 @@ def _factors(func: object, args: Sequence[object], kwargs: Mapping[str, object])
     return [tensor for _, tensor in named_tensors([*args, *kwargs.values()])]
 
 
-def _some_scores(query: Tensor, key: Tensor) -> Scores:
-    """Scores of some places, of the first sample."""
+def _some_scores(query: Tensor, key: Tensor) -> AttentionScores:
+    """Scores at some positions, of the first sample."""
     first = [tensor.flatten(0, -4)[0] if tensor.ndim > 3 else tensor for tensor in (query, key)]
     few, others = (tensor[..., :: -(-tensor.shape[-2] // _PLACES), :].double() for tensor in first)
     if few.ndim == others.ndim > 2 and len(few) > len(others):
@@ -277,4 +277,4 @@ def _some_scores(query: Tensor, key: Tensor) -> Scores:
         others = others.repeat_interleave(len(few) // len(others), 0)
     scores = few @ others.mT / query.shape[-1] ** 0.5
     values = scores.flatten(-2).reshape(-1, scores.shape[-2] * scores.shape[-1])
-    return Scores(query.shape[-1], values.to(query.dtype))
+    return AttentionScores(query.shape[-1], values.to(query.dtype))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimrank.channels.trial._attention_scale import (
-    Product,
-    Scores,
+    AttentionScores,
+    QueryKeyProduct,
     SeenScores,
     is_made_up_for,
     read_products,
@@ -23,11 +23,11 @@ from slimrank.cost import query_scales, stays
 from slimrank.forward import (
     Batch,
     call,
-    describe,
+    error_with_source_line,
+    fixed_seed_without_warnings,
     map_tensors,
     named_tensors,
     plain_attention,
-    quiet_luck,
     training_error,
     watch_modules,
 )
@@ -76,10 +76,10 @@ class _Seen:
 
     outputs: Mapping[str, Tensor]
     layers: Mapping[str, Sequence[Tensor]]
-    scores: Sequence[Scores] = ()
+    scores: Sequence[AttentionScores] = ()
 
 
-class Bench:
+class Comparison:
     """A model that is slimmed on private copies, again and again; these share what is not slimmed."""
 
     def __init__(self, model: nn.Module, sample: Batch, watched: Sequence[str]) -> None:
@@ -98,9 +98,9 @@ class Bench:
         self._sample = sample
         self._watched = tuple(watched)
         self._masked: OrderedDict[object, _Seen] = OrderedDict()
-        self._double: Bench | None = None
+        self._double: Comparison | None = None
         self._trains: bool | None = None
-        self._products: tuple[Product, ...] | None = None
+        self._products: tuple[QueryKeyProduct, ...] | None = None
 
     def problem(self, channels: ChannelMap, kept: Kept, *, is_full: bool = False) -> Problem | None:
         """What goes wrong when these units are all that stays.
@@ -119,9 +119,9 @@ class Bench:
             got = _observe(slimmed, self._sample, self._watched)
         except Exception as error:
             # Whatever the user's code raises is the answer to the question asked here.
-            return Problem(kind="raises", text=describe(error))
+            return Problem(kind="raises", text=error_with_source_line(error))
         expected = self._expected(channels, kept)
-        problem = _difference(expected, got, _Rows(self.model, channels, kept), _TOLERANCE)
+        problem = _difference(expected, got, _KeptOutputs(self.model, channels, kept), _TOLERANCE)
         if problem is not None and (problem.is_late or problem.size < _MAYBE_ROUNDING):
             problem = self._beyond_rounding(channels, kept, problem)
         if problem is None and is_full:
@@ -144,7 +144,7 @@ class Bench:
         if self._products is None:
             model = light_copy(self.model)
             try:
-                with quiet_luck(model), plain_attention():
+                with fixed_seed_without_warnings(model), plain_attention():
                     self._products = read_products(model, self._sample, channels)
             except Exception:
                 # Code that cannot be run with gradients.
@@ -195,7 +195,9 @@ class Bench:
         exact = self
         try:
             if self._double is None:
-                self._double = Bench(copy_model(self.model).double(), _doubled(self._sample), self._watched)
+                self._double = Comparison(
+                    copy_model(self.model).double(), _doubled(self._sample), self._watched
+                )
             expected = self._double._expected(channels, kept)
             slimmed = light_copy(self._double.model)
             slim(slimmed, channels, kept)
@@ -206,7 +208,7 @@ class Bench:
         else:
             exact = self._double
             tolerance = max(_TOLERANCE_DOUBLE, problem.size * _ROUNDING_SHRINKS)
-            left = _difference(expected, got, _Rows(exact.model, channels, kept), tolerance)
+            left = _difference(expected, got, _KeptOutputs(exact.model, channels, kept), tolerance)
         if left is None or not left.is_late:
             return left
         # Layers agree. Boxes that are ranked by scores which are equal up to rounding tell nothing.
@@ -220,7 +222,7 @@ class Bench:
         mask(masked, channels, kept)
         shaken = _observe(masked, self._sample, self._watched, is_shaken=True)
         before, after = self._expected(channels, kept).outputs, shaken.outputs
-        rows = _Rows(self.model, channels, kept)
+        rows = _KeptOutputs(self.model, channels, kept)
         return _difference(_Seen(before, {}), _Seen(after, {}), rows, _TOLERANCE) is None
 
     def _in_use(self, channels: ChannelMap, kept: Kept, expected: _Seen) -> Problem | None:
@@ -231,9 +233,9 @@ class Bench:
             try:
                 got = _observe(slimmed, self._sample, (), is_plain=False)
             except Exception as error:
-                return Problem(kind="raises", text=describe(error))
+                return Problem(kind="raises", text=error_with_source_line(error))
             outputs = _Seen(expected.outputs, {})
-            problem = _difference(outputs, got, _Rows(self.model, channels, kept), _FUSED_TOLERANCE)
+            problem = _difference(outputs, got, _KeptOutputs(self.model, channels, kept), _FUSED_TOLERANCE)
             if problem is not None:
                 return problem
         if self._trains is None:
@@ -244,7 +246,7 @@ class Bench:
         return None if died is None else Problem(kind="trains", text=died)
 
 
-class _Rows:
+class _KeptOutputs:
     """Which outputs of a layer stay, for layers that are slimmed themselves."""
 
     def __init__(self, model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
@@ -302,7 +304,7 @@ def _observe(
     with (
         watch_modules(((name, model.get_submodule(name)) for name in watched), leave=leave),
         torch.no_grad(),
-        quiet_luck(model),
+        fixed_seed_without_warnings(model),
         _watched_plainly(scores) if is_plain else contextlib.nullcontext(),
     ):
         result = call(model, sample)
@@ -316,7 +318,7 @@ def _watched_plainly(scores: SeenScores) -> Iterator[None]:
         yield
 
 
-def _difference(expected: _Seen, got: _Seen, rows: _Rows, tolerance: float) -> Problem | None:
+def _difference(expected: _Seen, got: _Seen, rows: _KeptOutputs, tolerance: float) -> Problem | None:
     for masked, slimmed in zip(expected.scores, got.scores, strict=False):
         # Also where it makes no difference that could be measured, since untrained attention is almost even.
         if masked.width != slimmed.width and not is_made_up_for(masked, slimmed):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from slimrank.channels._without import freeze
-from slimrank.channels.trial._compare import Bench, Problem
+from slimrank.channels.trial._compare import Comparison, Problem
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import (
     Candidate,
@@ -54,7 +54,7 @@ def try_groups(model: nn.Module, sample: Batch, channels: ChannelMap) -> Channel
         The map with the sizes that were found. Groups that fail are frozen, with the reason, and what belongs
         to them is left out.
     """
-    trial = _Trial(model, sample, channels)
+    trial = _GroupTrial(model, sample, channels)
     trial.keep_sound(0, trial.live)
     if trial.merge_failed():
         trial.keep_sound(0, trial.live)
@@ -66,7 +66,7 @@ def try_groups(model: nn.Module, sample: Batch, channels: ChannelMap) -> Channel
     return trial.outcome()
 
 
-class _Trial:
+class _GroupTrial:
     """Groups that are tried on one model, with what was learnt so far."""
 
     def __init__(self, model: nn.Module, sample: Batch, channels: ChannelMap) -> None:
@@ -76,7 +76,7 @@ class _Trial:
         single = {group.name: "it is a single unit" for group in live if group.units == 1}
         self._reasons: dict[str, str] = single
         watched = dict.fromkeys(name for group in live for name in group.consumers)
-        self._bench = Bench(model, sample, tuple(watched))
+        self._comparison = Comparison(model, sample, tuple(watched))
         self._hints: dict[object, tuple[Hint, ...]] = {}
         self._scaling: set[object] = set()
         self._vain: Counter[object] = Counter()
@@ -154,7 +154,7 @@ class _Trial:
 
     def size_idle_norms(self) -> None:
         """Sizes of norms without tensors, which matter to nobody but the warnings of torch."""
-        norms = idle_norms(self._bench.model)
+        norms = idle_norms(self._comparison.model)
         for name in self.live if norms else ():
             group = self._channels.groups[name]
             totals = totals_of(self._channels, name)
@@ -162,7 +162,7 @@ class _Trial:
             kept = self._kept(name, 0)
             if not wanted:
                 continue
-            seen = self._bench.channels_into(self._channels, {name: kept}, list(wanted))
+            seen = self._comparison.channels_into(self._channels, {name: kept}, list(wanted))
             follow = [
                 norm for norm, size in wanted.items() if seen.get(norm, 0) * group.units == size * len(kept)
             ]
@@ -179,7 +179,7 @@ class _Trial:
             self._set_sizes(guesses)
         for name in part:
             if self._kind(name) in self._scaling:
-                self._channels = self._bench.with_queries(self._channels, name) or self._channels
+                self._channels = self._comparison.with_queries(self._channels, name) or self._channels
         if self._channels is before:
             return False
         if self._problem([*accepted, *part], turn) is None:
@@ -207,7 +207,7 @@ class _Trial:
 
     def _problem(self, names: Sequence[str], turn: int) -> Problem | None:
         kept = {name: self._kept(name, turn) for name in names}
-        return self._bench.problem(self._channels, kept, is_full=turn == 0)
+        return self._comparison.problem(self._channels, kept, is_full=turn == 0)
 
     def _kept(self, name: str, turn: int) -> tuple[int, ...]:
         """Units that stay in a trial: some at random; or neither the first nor the last, nor two neighbours.
@@ -242,7 +242,7 @@ class _Trial:
         if name not in self._kinds:
             group = self._channels.groups[name]
             scope = scope_of(self._channels, group)
-            holder = scope.holder(self._bench.model)
+            holder = scope.holder(self._comparison.model)
             self._kinds[name] = (holder, scope.kin, group.is_inner, name.partition("#")[2])
         return self._kinds[name]
 
@@ -252,7 +252,7 @@ class _Trial:
             return ()
         scope = scope_of(self._channels, group)
         wanted = [scope.find(hint) for hint in self._hints[self._kind(name)]]
-        there = {(one.module, one.path) for one in candidates(self._bench.model, self._channels, group)}
+        there = {(one.module, one.path) for one in candidates(self._comparison.model, self._channels, group)}
         return tuple(wanted) if there.issuperset(wanted) else ()
 
     def _settled(self, accepted: Sequence[str], name: str, turn: int) -> list[str]:
@@ -280,7 +280,7 @@ class _Trial:
         before, problem = self._channels, self._tried_alone(name)
         if problem is None or problem.kind != "differs":
             return problem
-        scaling = self._bench.with_queries(before, name)
+        scaling = self._comparison.with_queries(before, name)
         if scaling is None:
             return problem
         self._channels = scaling
@@ -298,9 +298,9 @@ class _Trial:
         """Sizes with which a group passes; or what is wrong with it, as the trial that came farthest says."""
         group = self._channels.groups[name]
         kind = self._kind(name)
-        found = candidates(self._bench.model, self._channels, group)
+        found = candidates(self._comparison.model, self._channels, group)
         # The same line of code has defeated groups of modules of this class before, alone or in such pairs.
-        holder = scope_of(self._channels, group).holder(self._bench.model)
+        holder = scope_of(self._channels, group).holder(self._comparison.model)
         line = (holder, group.is_inner, problem.line, self._pair)
         is_vain = max(self._vain[kind], self._vain[line]) >= _MAX_SEARCHES
         limit = self._farthest.get(kind, 0) if is_vain else _MAX_TRIALS
@@ -336,7 +336,7 @@ class _Trial:
         return smallest
 
     def _reason(self, name: str, problem: Problem) -> str:
-        model = self._bench.model
+        model = self._comparison.model
         owners = scope_of(self._channels, self._channels.groups[name]).owners
         fused = [owner for owner in owners if isinstance(model.get_submodule(owner), nn.MultiheadAttention)]
         if fused:

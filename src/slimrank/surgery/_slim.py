@@ -2,13 +2,13 @@
 """Taking channels out of a model for good, or out of what its layers read."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ModelError, OptionError, ShapeError, UnknownNameError
+from slimrank._names import nearest
 from slimrank.cost import query_scales, stays
 from slimrank.records import AxisUnits, ChannelMap, TensorSpec
 from slimrank.surgery._replace import replace_tensors
@@ -112,9 +112,7 @@ def check_kept(channels: ChannelMap, kept: Kept) -> None:
     """
     for name, units in kept.items():
         if name not in channels.groups:
-            close = get_close_matches(name, channels.groups, n=3) or list(channels.groups)[:8]
-            known = ", ".join(map(repr, close)) or "none"
-            raise UnknownNameError(f"there is no group {name!r}; known are {known}")
+            raise UnknownNameError(f"there is no group {name!r}; {nearest(name, channels.groups)}")
         group = channels.groups[name]
         if group.reason is not None and list(units) != list(range(group.units)):
             raise OptionError(f"group {name!r} cannot be slimmed: {group.reason}; leave it out")

@@ -421,29 +421,47 @@ class Labels:
         return rows, columns
 
     def _merge_two(self, a: Axis, n_a: int, b: Axis, n_b: int, why: Why) -> Axis:
-        is_a, is_b = self._holds(a), self._holds(b)
-        if is_a and is_b:
-            # What may not go adds nothing to a product.
-            free_a, free_b = self.has_free(a), self.has_free(b)
-            if free_a and free_b and n_a * n_b > _MOST_PRODUCTS:
-                self.freeze(a, why)
-                free_a = False
-            is_a, is_b = free_a, free_b or not free_a
-        if is_a and is_b and a is not None and b is not None:
-            left, right = self.canonical(a), self.canonical(b)
-            sets = [self.parts(int(label)) for label in right]
-            return np.array(
-                [self._product(self.parts(int(label)) | other) for label in left for other in sets], np.int64
-            )
-        if is_a and a is not None:
-            return np.repeat(a, n_b)
-        if is_b and b is not None:
-            return np.tile(b, n_a)
+        """Two dimensions as one: an index goes as soon as its index in ``a`` goes, or that in ``b``."""
+        rows, columns = self._deciding(a, n_a, b, n_b, why)
+        if rows is not None and columns is not None:
+            return self._outer_product(rows, columns)
+        if rows is not None:
+            return np.repeat(rows, n_b)
+        if columns is not None:
+            return np.tile(columns, n_a)
         return None if a is None or b is None else ANY
 
-    @staticmethod
-    def _holds(axis: Axis) -> bool:
-        return axis is not None and axis.size > 0
+    def _deciding(self, a: Axis, n_a: int, b: Axis, n_b: int, why: Why) -> tuple[Axis, Axis]:
+        """The dimensions whose labels make up those of the product; None for one that adds nothing."""
+        rows, columns = (axis if axis is not None and axis.size else None for axis in (a, b))
+        if rows is None or columns is None:
+            return rows, columns
+        has_free_rows, has_free_columns = self.has_free(rows), self.has_free(columns)
+        if has_free_rows and has_free_columns and n_a * n_b > _MOST_PRODUCTS:
+            self.freeze(rows, why)
+            has_free_rows = False
+        # What may not go adds nothing to a product; where neither may go, one of them carries the reason.
+        if not has_free_rows:
+            return None, columns
+        return rows, columns if has_free_columns else None
+
+    def _outer_product(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The product of every label of one dimension with every label of another.
+
+        Returns:
+            (rows * columns,) labels, the columns running fastest.
+        """
+        # Rows first: new labels are numbered in this order.
+        canonical_rows, canonical_columns = self.canonical(rows), self.canonical(columns)
+        of_columns = [self.parts(int(label)) for label in canonical_columns]
+        return np.array(
+            [
+                self._product(self.parts(int(label)) | parts)
+                for label in canonical_rows
+                for parts in of_columns
+            ],
+            np.int64,
+        )
 
 
 def _tidy(axis: NDArray[np.int64]) -> Axis:

@@ -147,34 +147,66 @@ def with_queries(channels: ChannelMap, group: str, products: Sequence[QueryKeyPr
     Returns:
         The map; None where nothing tells queries from keys, or where they are scaled already.
     """
-    own = {
+    makers = _makers_of(channels, group)
+    queries: dict[str, set[int]] = {}
+    for product in products:
+        found = _queries_of(product, makers)
+        if found is None:
+            return None
+        for name, indices in found.items():
+            queries.setdefault(name, set()).update(indices)
+    return _marked(channels, makers, queries)
+
+
+def _makers_of(channels: ChannelMap, group: str) -> Mapping[str, AxisUnits]:
+    """By tensor, the dimension that makes a group; the first one where a tensor has several."""
+    return {
         tensor.name: axis
         for tensor in channels.tensors.values()
+        # The last one that is written stays.
         for axis in reversed(tensor.axes)
         if axis.group == group and axis.role == "output"
     }
-    queries: dict[str, set[int]] = {}
-    for product in products:
-        made = {name: product.query.indices(name, axis) for name, axis in own.items()}
-        other = {name: product.key.indices(name, axis) for name, axis in own.items()}
-        if not any(made.values()) or not any(other.values()):
-            continue
-        names = _linear(product.query, [name for name, indices in made.items() if indices])
-        # Where some units show nothing, a gate may be closed on these samples alone.
-        is_whole = all(_holds_alike(own[name], made[name]) for name in names)
-        if not names or not is_whole or any(made[name] & other[name] for name in own):
-            return None
-        for name in names:
-            queries.setdefault(name, set()).update(made[name])
-    marked = {name: replace(own[name], queries=tuple(sorted(found))) for name, found in queries.items()}
-    if all(marked[name] == own[name] for name in marked):
+
+
+def _queries_of(product: QueryKeyProduct, makers: Mapping[str, AxisUnits]) -> Mapping[str, set[int]] | None:
+    """Which indices of a group's makers make the queries of a product.
+
+    Args:
+        product: of two activations.
+        makers: by tensor, the dimension that makes the group.
+
+    Returns:
+        Indices by tensor; none where the group does not make both factors. None where nothing tells queries
+        from keys, or where no multiple of the queries can be had from these tensors.
+    """
+    of_query = {name: product.query.indices(name, axis) for name, axis in makers.items()}
+    of_key = {name: product.key.indices(name, axis) for name, axis in makers.items()}
+    if not any(of_query.values()) or not any(of_key.values()):
+        return {}
+    if any(of_query[name] & of_key[name] for name in makers):
         return None
-    tensors = {
-        name: replace(tensor, axes=tuple(marked[name] if axis is own[name] else axis for axis in tensor.axes))
-        if name in marked
-        else tensor
-        for name, tensor in channels.tensors.items()
+    scaled = _linear(product.query, [name for name, indices in of_query.items() if indices])
+    # Where some units show nothing, a gate may be closed on these samples alone.
+    if not scaled or not all(_holds_alike(makers[name], of_query[name]) for name in scaled):
+        return None
+    return {name: of_query[name] for name in scaled}
+
+
+def _marked(
+    channels: ChannelMap, makers: Mapping[str, AxisUnits], queries: Mapping[str, set[int]]
+) -> ChannelMap | None:
+    """The map with these indices as queries; None where it says so already, or where there are none."""
+    marked = {
+        name: replace(makers[name], queries=tuple(sorted(indices))) for name, indices in queries.items()
     }
+    if all(axis == makers[name] for name, axis in marked.items()):
+        return None
+    tensors = dict(channels.tensors)
+    for name, axis in marked.items():
+        # By identity: another dimension of the tensor may hold the same units.
+        axes = tuple(axis if other is makers[name] else other for other in tensors[name].axes)
+        tensors[name] = replace(tensors[name], axes=axes)
     return replace(channels, tensors=tensors)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimrank.channels.trace._labels import Axis
-from slimrank.channels.trace._ops import Op, unlabelled
+from slimrank.channels.trace._ops import Op
 
 
 def _embedding(op: Op) -> None:
@@ -127,14 +127,6 @@ def _index_select(op: Op) -> None:
     op.give(out, axes, is_whole=False)
 
 
-def _nonzero(op: Op) -> None:
-    for given in op.inputs:
-        for axis in op.axes(given):
-            op.freeze(axis)
-    for out in op.outputs:
-        op.give(out, unlabelled(out), [()] * out.ndim, is_whole=False)
-
-
 _MASKS = frozenset({torch.bool, torch.uint8})
 _TABLE: Mapping[str, Callable[[Op], None]] = {
     "embedding": _embedding,
@@ -143,6 +135,6 @@ _TABLE: Mapping[str, Callable[[Op], None]] = {
     **dict.fromkeys(("gather", "take_along_dim"), _gather),
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
     "index_select": _index_select,
-    **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2"), _nonzero),
+    **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2"), Op.give_up),
 }
 INDEXING: Mapping[str, Callable[[Op], None]] = {f"aten.{name}": rule for name, rule in _TABLE.items()}

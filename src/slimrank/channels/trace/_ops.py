@@ -292,6 +292,14 @@ class Op:
             for out in self.outputs:
                 self.traced.when_used(out, lambda: self.labels.freeze(axis, lambda: why))
 
+    def give_up(self) -> None:
+        """Nothing of any input may go, and the outputs carry no labels: the rule of what is not known."""
+        for given in self.inputs:
+            for axis in self.axes(given):
+                self.freeze(axis)
+        for out in self.outputs:
+            self.give(out, unlabelled(out), [()] * out.ndim, is_whole=False)
+
     def unify(self, a: Axis, b: Axis) -> Axis:
         """Two dimensions are the same, index by index."""
         return self.labels.unify(a, b, self.why)

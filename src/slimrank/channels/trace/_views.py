@@ -17,7 +17,7 @@ def _reshape(op: Op) -> None:
     """Dimensions are matched in the smallest blocks that hold equally many numbers."""
     (given, *_), (out, *_) = op.inputs, op.outputs
     if given.dtype.itemsize != out.dtype.itemsize or not out.numel():
-        _give_up(op)
+        op.give_up()
         return
     axes: list[Axis] = [None] * out.ndim
     dims: list[tuple[int, ...]] = [()] * out.ndim
@@ -62,14 +62,6 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[tuple[int,
         yield tuple(dim for dim, _ in left), tuple(dim for dim, _ in right)
 
 
-def _give_up(op: Op) -> None:
-    for given in op.inputs:
-        for axis in op.axes(given):
-            op.freeze(axis)
-    for out in op.outputs:
-        op.give(out, unlabelled(out), [()] * out.ndim, is_whole=False)
-
-
 def _arrange(op: Op, order: Sequence[int]) -> None:
     axes = op.axes(op.inputs[0])
     op.give(op.outputs[0], [axes[dim] for dim in order], [(dim,) for dim in order])
@@ -90,7 +82,7 @@ def _transpose(op: Op) -> None:
         order.reverse()
     if op.inputs[0] is op.outputs[0]:
         # In place: the labels known of it are those from before.
-        _give_up(op)
+        op.give_up()
         return
     _arrange(op, order)
 
@@ -98,7 +90,7 @@ def _transpose(op: Op) -> None:
 def _unsqueeze(op: Op) -> None:
     given, out = op.tensor("self"), op.outputs[0]
     if given is out:
-        _give_up(op)
+        op.give_up()
         return
     place = op.number("dim") % out.ndim
     axes = list(op.axes(given))
@@ -111,7 +103,7 @@ def _unsqueeze(op: Op) -> None:
 def _squeeze(op: Op) -> None:
     given, out = op.tensor("self"), op.outputs[0]
     if given is out:
-        _give_up(op)
+        op.give_up()
         return
     asked = op.numbers("dim") if "dim" in op.given else list(range(given.ndim))
     gone = {dim % given.ndim for dim in asked if given.ndim and given.shape[dim] == 1}
@@ -268,7 +260,7 @@ def _as_strided(op: Op) -> None:
     if is_same and given.storage_offset() == out.storage_offset():
         op.give(out, op.axes(given))
     else:
-        _give_up(op)
+        op.give_up()
 
 
 def _unfold(op: Op) -> None:

@@ -37,6 +37,7 @@ class Shortcut:
     side: Side
 
 
+# Samples of each batch in the trial of ``can_interleave``: as few as still make a batch.
 _TRIAL_SAMPLES = 2
 
 
@@ -45,7 +46,21 @@ class _Abandoned(BaseException):
 
 
 class _PausableForward:
-    """One paused or running forward."""
+    """One paused or running forward, in a thread of its own.
+
+    Two semaphores pass the turn: the caller releases ``may_run`` and waits for ``has_stopped``; the thread
+    runs to its next stop, releases ``has_stopped``, and waits for ``may_run``. So only one of them runs.
+
+    Attributes:
+        batch: the arguments.
+        paused_at: the layer that it waits in; None before the first one.
+        x: input of that layer, where it is a tensor.
+        shortcuts: by layer, what will be added to its output; kept until it is handed out.
+        passed: layers that it has stopped at; further calls of these do not stop.
+        error: what ended it, where that was an error.
+        finished: it will not run any more.
+        abandoned: it shall end at its next stop.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -196,6 +211,7 @@ class Lockstep:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._wait()
+        # A thread that waits forever would keep its batch and the model alive: each one ends at its stop.
         for forward in self._forwards:
             if not forward.finished:
                 forward.abandoned = True
@@ -312,6 +328,7 @@ class Lockstep:
             raise _Abandoned
         if name in forward.passed:
             return
+        # Only the first call stops: a layer that is called twice is fitted once.
         forward.passed.add(name)
         forward.paused_at = name
         forward.x = x if isinstance(x, Tensor) else None

@@ -106,6 +106,7 @@ class PrefixRecorder(TorchDispatchMode):
 
     def enter(self, name: str, args: object, kwargs: object) -> None:
         """A module is called."""
+        # After the layer everything may differ, so nothing of it is recorded.
         if self._is_over:
             return
         if name == self._layer:
@@ -231,14 +232,14 @@ def _giving(outputs: Sequence[object], forward: _Forward) -> _Forward:
 @contextlib.contextmanager
 def _forwards(changed: Mapping[nn.Module, _Forward]) -> Iterator[None]:
     """Other forwards while the context lasts: no hooks, since torch's fused layers look for those."""
-    own = {module: vars(module).get("forward") for module in changed}
+    saved = {module: vars(module).get("forward") for module in changed}
     try:
         for module, forward in changed.items():
             # An attribute of the instance shadows the method of the class.
             module.forward = forward
         yield
     finally:
-        for module, before in own.items():
+        for module, before in saved.items():
             vars(module).pop("forward", None)
             if before is not None:
                 vars(module)["forward"] = before
@@ -273,12 +274,14 @@ def _blank(tensor: Tensor) -> Tensor:
     """A tensor of the same shape that holds one number: nan, so that a wrong read shows."""
     if tensor.numel() <= 1:
         return tensor
+    # Integers have no nan.
     value = float("nan") if tensor.is_floating_point() or tensor.is_complex() else 1
     return torch.full((), value, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
 def is_blank(tensor: Tensor) -> bool:
     """Whether a recorded tensor stands for one that nothing reads."""
+    # Only an expanded single number has no stride in any dimension.
     return tensor.numel() > 1 and not any(tensor.stride())
 
 

@@ -70,9 +70,10 @@ class Replay:
             ):
                 run(self._model, self._batches[index])
         except LayerReached:
+            # What comes after the layer is not needed for the record.
             pass
         record = recorder.record
-        others = sum(held.n_bytes for at, held in self._records.items() if at != index)
+        others = sum(held.n_bytes for batch_index, held in self._records.items() if batch_index != index)
         if record is None or not record.outputs or others + record.n_bytes > self._max_bytes:
             return
         if all(record.serves(self._model, name) for name in touched):

@@ -65,8 +65,8 @@ def run(model: nn.Module, batch: Batch) -> object:
 
 def call(model: nn.Module, batch: Batch) -> object:
     """One forward on copies of the tensors, since the model may work on its inputs in place."""
-    own = copied(batch)
-    result: object = model(*own.args, **own.kwargs)
+    copies = copied(batch)
+    result: object = model(*copies.args, **copies.kwargs)
     return result
 
 

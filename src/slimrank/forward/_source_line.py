@@ -13,9 +13,9 @@ _PACKAGE = f"{Path(__file__).parent.parent}/"
 
 
 def is_users_code(file: str) -> bool:
-    """Whether a source file is the user's own: neither torch's, nor of this package, nor made up.
+    """Whether a source file is the user's own: neither torch's nor of this package.
 
-    The demo's network stands for a user's.
+    Code without a file (``"<string>"``) is nobody's. The demo's network stands for a user's.
     """
     if file.startswith((_TORCH, "<")):
         return False

@@ -14,7 +14,9 @@ from slimrank.records import AxisUnits, ChannelMap, TensorSpec
 from slimrank.surgery._replace import replace_tensors
 from slimrank.surgery._sizes import Cut, Size, synced_sizes
 
+# Group -> units that stay, ascending.
 Kept = Mapping[str, Sequence[int]]
+# By number of dimensions. Who laid a kernel out so did it for speed: what is left of it is laid out alike.
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -40,6 +42,7 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
     smaller = _smaller(channels, kept)
     cuts = {id(tensor): _cut(spec, tensor, smaller) for spec, tensor in _touched(model, channels, smaller)}
     sizes = [*_scaled(model, channels, smaller), *synced_sizes(model, cuts)]
+    # Nothing is written before everything that can fail is done.
     replace_tensors(model, {key: _taken(cut) for key, cut in cuts.items()})
     for size in sizes:
         size.write()
@@ -162,24 +165,26 @@ def _gone(axis: AxisUnits, channels: ChannelMap, kept: Kept) -> list[int]:
     """Indices of a dimension to be zeroed."""
     if axis.group not in kept or not (axis.role == "input" or channels.groups[axis.group].is_inner):
         return []
+    # -1 stands for an index that holds no unit: it always stays.
     staying = {-1, *kept[axis.group]}
     return [index for index, unit in enumerate(axis.units) if unit not in staying]
 
 
 def _scaled(model: nn.Module, channels: ChannelMap, kept: Kept) -> list[Size]:
     """Attributes of the user's modules that go in proportion."""
+    # Fractions: two groups may share an attribute, and floats would not tell whether it stays whole.
     shares: dict[tuple[int, str], Fraction] = {}
-    places: dict[tuple[int, str], tuple[nn.Module, str, str]] = {}
+    attributes: dict[tuple[int, str], tuple[nn.Module, str, str]] = {}
     for name, units in kept.items():
         group = channels.groups[name]
         for module_name, path in group.sizes:
             module = _module(model, module_name)
             key = id(module), path
-            places[key] = module, module_name, path
+            attributes[key] = module, module_name, path
             shares[key] = shares.get(key, Fraction(1)) * Fraction(len(units), group.units)
     sizes = []
-    for key, (module, module_name, path) in places.items():
-        size = Size.at(module, path, module_name)
+    for key, (module, module_name, path) in attributes.items():
+        size = Size.read(module, path, module_name)
         new = size.value * shares[key]
         if new.denominator != 1:
             raise ModelError(

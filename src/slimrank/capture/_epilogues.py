@@ -15,6 +15,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _aten = torch.ops.aten
 _ADDITIONS = (_aten.add.Tensor, _aten.add_.Tensor)
 _RELUS = (_aten.relu.default, _aten.relu_.default)
+# Both spellings of ReLU6 and the like; ``relu`` itself has bounds that need not be read.
 _CLIPPINGS = (
     *(_aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default, _aten.clamp_.default),
     *(_aten.clamp_min.default, _aten.clamp_min_.default),
@@ -138,6 +139,7 @@ class _Recorder(TorchDispatchMode):
         self._makers: dict[tuple[int, int], list[str]] = {}
         self._sums: list[tuple[_Moment, _Sum]] = []
         self._clipped: dict[tuple[int, int], tuple[float, float]] = {}
+        # Tensors are told apart by id, so none may be freed before the forward is over.
         self._alive: list[Tensor] = []
 
     def enter(self, name: str, x: object) -> None:
@@ -162,7 +164,7 @@ class _Recorder(TorchDispatchMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Notes what is used, added and clipped; runs everything as it is."""
+        """Notes what is used, added and clipped, and runs the operation as it is."""
         kwargs = kwargs or {}
         for _, tensor in named_tensors([*args, *kwargs.values()]):
             self._alive.append(tensor)
@@ -180,7 +182,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._alive.append(result)
-            self._sums += [(_Moment.of(result), one) for one in found]
+            self._sums += [(_Moment.of(result), found_sum) for found_sum in found]
         return result
 
     def _added(self, branch: Tensor, other: Tensor) -> list[_Sum]:

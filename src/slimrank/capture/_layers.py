@@ -34,10 +34,10 @@ _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
     ("conv2d", nn.Conv2d),
     ("conv3d", nn.Conv3d),
 )
-# Samples that are run together, of which the first and the last are also run alone: three, so that these two are
-# no neighbours.
+# Samples that are run together, of which the first and the last are also run alone: three, so that these two
+# are no neighbours.
 _SAMPLES_TO_COMPARE = 3
-# Share of the largest value by which an output of a sample alone and in a batch may differ, since kernels sum in
+# Share of the largest value by which an output of a sample alone and in a batch may differ: kernels sum in
 # another order for another batch size. Less would refuse to cut sound batches, more would miss weak mixing.
 _SAME = 1e-3
 

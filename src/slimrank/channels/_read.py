@@ -13,6 +13,7 @@ from slimrank.channels.trace._rules import trace_op
 from slimrank.forward import Batch, named_tensors, run, watch_modules
 from slimrank.records import ChannelMap, LayerSpec
 
+# Left alone as a whole: a kernel may run all steps at once, and then no operation inside of it is seen.
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -38,7 +39,7 @@ def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) ->
     def enter(name: str, _args: object, _kwargs: object) -> None:
         traced.modules.append(name)
         if isinstance(modules[name], _RECURRENT):
-            _freeze_own(traced, modules[name], name)
+            _freeze_recurrent(traced, modules[name], name)
 
     def leave(name: str, _args: object, _kwargs: object, _output: object) -> None:
         # A module that raised an error, which the model caught, never left.
@@ -73,12 +74,12 @@ class _Tracer(TorchDispatchMode):
         return result
 
 
-def _freeze_own(traced: Traced, module: nn.Module, name: str) -> None:
+def _freeze_recurrent(traced: Traced, module: nn.Module, name: str) -> None:
     kind = type(module).__name__
     for parameter in module.parameters():
         for axis in traced.axes(parameter):
             traced.labels.freeze(axis, lambda: f"{name or 'the model'} is recurrent ({kind})")
-        traced.own(parameter)
+        traced.note_matrix(parameter)
 
 
 def _freeze_outputs(traced: Traced, result: object) -> None:

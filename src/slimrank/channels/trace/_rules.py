@@ -59,10 +59,11 @@ def _note_constants(op: Op) -> None:
 
 
 def _pointwise(op: Op) -> None:
+    # Dimensions meet as they broadcast: counted from the last.
     for out in op.outputs:
         axes: list[Axis] = []
-        for place, size in enumerate(out.shape):
-            back = out.ndim - place
+        for d, size in enumerate(out.shape):
+            back = out.ndim - d
             met = [
                 op.axes(given)[-back]
                 for given in op.inputs

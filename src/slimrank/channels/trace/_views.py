@@ -9,7 +9,7 @@ from torch import Tensor
 from slimrank.channels.trace._labels import ANY, Axis
 from slimrank.channels.trace._ops import Op, expanded, unlabelled
 
-# Of larger dimensions the labels are not kept.
+# Labels of a merged dimension at most (16 MB as int64); larger ones are frozen.
 _MOST_LABELS = 1 << 21
 
 
@@ -92,11 +92,11 @@ def _unsqueeze(op: Op) -> None:
     if given is out:
         op.give_up()
         return
-    place = op.number("dim") % out.ndim
+    new_dim = op.number("dim") % out.ndim
     axes = list(op.axes(given))
     dims: list[tuple[int, ...]] = [(dim,) for dim in range(given.ndim)]
-    axes.insert(place, None)
-    dims.insert(place, ())
+    axes.insert(new_dim, None)
+    dims.insert(new_dim, ())
     op.give(out, axes, dims)
 
 
@@ -309,9 +309,9 @@ def _im2col(op: Op) -> None:
 
 def _col2im(op: Op) -> None:
     given, out = op.tensor("self"), op.outputs[0]
-    *lead, columns, places = op.axes(given)
+    *lead, columns, positions = op.axes(given)
     outer, inner = op.split(columns, out.shape[-3], given.shape[-2] // out.shape[-3])
-    for axis in (inner, places):
+    for axis in (inner, positions):
         op.freeze(axis)
     op.give(out, [*lead, outer, None, None], is_whole=False)
 

@@ -19,13 +19,19 @@ _ATTENTION = functional.scaled_dot_product_attention
 _PRODUCTS: tuple[object, ...] = (
     *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.einsum, _ATTENTION),
 )
-_PLACES = 8
+# Queries and keys at so many positions are multiplied at most: by their scores heads are told apart.
+_POSITIONS = 8
+# Heads of the slimmed model that are looked for at most: each is compared with all of the masked one.
 _HEADS = 256
-# No projection takes more of them.
+# All subsets of the modules that make a factor are tried, 63 at most. No projection takes more modules.
 _MOST_MODULES = 6
+# By how much the shares of modules may miss 1: float32 gradients, summed over whole tensors.
 _TOLERANCE = 1e-3
+# Scores count as unchanged if they differ by less than this part of what a wrong scale would change.
 _CLOSE = 0.25
+# Or by less than so many roundings of the dtype, where the width has hardly changed.
 _EPS_FACTOR = 8
+# How far the direction of a derivative lies off the factor itself, as a part of the mean absolute value.
 _SHAKE = 0.1
 
 
@@ -35,7 +41,7 @@ class AttentionScores:
 
     Attributes:
         width: by whose square root they are divided.
-        values: (heads, pairs of places), of the first sample.
+        values: (heads, pairs of positions), of the first sample.
     """
 
     width: int
@@ -232,7 +238,7 @@ class _Reader(TorchFunctionMode):
         if func not in _PRODUCTS or not isinstance(result, Tensor):
             return result
         factors = _factors(func, args, kwargs)
-        if len(factors) < 2 or any(self._is_stored(one) for one in factors[:2]):
+        if len(factors) < 2 or any(self._is_stored(factor) for factor in factors[:2]):
             # A layer by another name.
             return result
         product = QueryKeyProduct(*map(self._factor, factors[:2]))
@@ -248,7 +254,7 @@ class _Reader(TorchFunctionMode):
         if not factor.requires_grad or not self._makers:
             return _Factor({}, {})
         values = factor.detach()
-        # Mostly along the factor itself, so that shares are steady; a little astray, so that zeros show too.
+        # Mostly along the factor itself, so that shares are steady; a little off, so that zeros show too.
         direction = values + _SHAKE * values.abs().mean() * torch.randn_like(values)
         found = torch.autograd.grad(
             factor, list(self._makers.values()), direction, retain_graph=True, allow_unused=True
@@ -275,9 +281,9 @@ def _linear(factor: _Factor, names: Sequence[str]) -> tuple[str, ...]:
         return ()
     for count in range(len(owners), 0, -1):
         for chosen in combinations(owners, count):
-            own = tuple(name for name in names if name.rpartition(".")[0] in chosen)
-            if abs(sum(factor.shares[name] for name in own) - 1) < _TOLERANCE:
-                return own
+            chosen_names = tuple(name for name in names if name.rpartition(".")[0] in chosen)
+            if abs(sum(factor.shares[name] for name in chosen_names) - 1) < _TOLERANCE:
+                return chosen_names
     return ()
 
 
@@ -303,7 +309,7 @@ def _factors(func: object, args: Sequence[object], kwargs: Mapping[str, object])
 def _some_scores(query: Tensor, key: Tensor) -> AttentionScores:
     """Scores at some positions, of the first sample."""
     first = [tensor.flatten(0, -4)[0] if tensor.ndim > 3 else tensor for tensor in (query, key)]
-    few, others = (tensor[..., :: -(-tensor.shape[-2] // _PLACES), :].double() for tensor in first)
+    few, others = (tensor[..., :: -(-tensor.shape[-2] // _POSITIONS), :].double() for tensor in first)
     if few.ndim == others.ndim > 2 and len(few) > len(others):
         # Several heads of queries may read one of keys.
         others = others.repeat_interleave(len(few) // len(others), 0)

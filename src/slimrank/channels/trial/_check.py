@@ -35,8 +35,8 @@ def slim_failures(
     comparisons = [Comparison(original, batch, watched) for batch in batches]
 
     def problem(some: Mapping[str, Sequence[int]]) -> str | None:
-        found = (comparison.problem(channels, some) for comparison in comparisons)
-        return next((one.text for one in found if one is not None), None)
+        problems = (comparison.problem(channels, some) for comparison in comparisons)
+        return next((found_problem.text for found_problem in problems if found_problem is not None), None)
 
     if problem(kept) is None:
         return {}

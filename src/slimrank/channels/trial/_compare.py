@@ -34,16 +34,24 @@ from slimrank.forward import (
 from slimrank.records import ChannelMap
 from slimrank.surgery import Kept, copy_model, light_copy, mask, replace_tensors, slim
 
+# Share of the largest value by which slimmed and masked model may differ, since sums over fewer channels are
+# rounded in another order.
 _TOLERANCE = 1e-4
+# And in half precision by less than so many roundings of the dtype.
 _EPS_FACTOR = 64
 # A difference below this may be rounding that a deep net has blown up; above it nothing is that.
 _MAYBE_ROUNDING = 0.05
+# The same in float64, where a difference that was rounding falls below one of these; the second is a share of
+# the difference before.
 _TOLERANCE_DOUBLE = 1e-5
 _ROUNDING_SHRINKS = 1e-2
 # Torch's fused layers sum in another order, and in other kernels.
 _FUSED_TOLERANCE = 1e-3
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# Results of masked models that are kept, since the same units are tried with many sizes. Each one holds the
+# outputs of all watched layers.
 _REMEMBERED = 4
+# Roundings of the dtype by which outputs of layers are changed, to see whether the model's own outputs jump.
 _SHAKE = 16
 
 
@@ -93,7 +101,7 @@ class Comparison:
         self.model = copy_model(model)
         self.model.eval()
         for parameter in self.model.parameters():
-            # Whoever trains what comes out may free what is frozen here.
+            # Users may train what is frozen now, so the trial trains all of it.
             parameter.requires_grad = parameter.is_floating_point()
         self._sample = sample
         self._watched = tuple(watched)
@@ -182,7 +190,7 @@ class Comparison:
         )
         if key not in self._masked:
             masked = light_copy(self.model)
-            _own_tensors(masked, channels)
+            _unshare_tensors(masked, channels)
             mask(masked, channels, kept)
             self._masked[key] = _observe(masked, self._sample, self._watched)
             if len(self._masked) > _REMEMBERED:
@@ -218,7 +226,7 @@ class Comparison:
     def _is_steady(self, channels: ChannelMap, kept: Kept) -> bool:
         """Whether what the masked model returns hardly changes when what its layers make hardly does."""
         masked = light_copy(self.model)
-        _own_tensors(masked, channels)
+        _unshare_tensors(masked, channels)
         mask(masked, channels, kept)
         shaken = _observe(masked, self._sample, self._watched, is_shaken=True)
         before, after = self._expected(channels, kept).outputs, shaken.outputs
@@ -226,7 +234,7 @@ class Comparison:
         return _difference(_Seen(before, {}), _Seen(after, {}), rows, _TOLERANCE) is None
 
     def _in_use(self, channels: ChannelMap, kept: Kept, expected: _Seen) -> Problem | None:
-        """As its owner will run it: with torch's fused layers, which hooks switch off, and in training."""
+        """The problem in use: with torch's fused layers, which hooks switch off, and in training."""
         slimmed = light_copy(self.model)
         slim(slimmed, channels, kept)
         if any(isinstance(module, _FUSED) for module in self.model.modules()):
@@ -240,10 +248,10 @@ class Comparison:
                 return problem
         if self._trains is None:
             self._trains = training_error(light_copy(self.model), self._sample) is None
-        died = training_error(slimmed, self._sample) if self._trains else None
+        training_problem = training_error(slimmed, self._sample) if self._trains else None
         for parameter in self.model.parameters():
             parameter.grad = None
-        return None if died is None else Problem(kind="trains", text=died)
+        return None if training_problem is None else Problem(kind="trains", text=training_problem)
 
 
 class _KeptOutputs:
@@ -273,12 +281,12 @@ class _KeptOutputs:
         if dim not in staying:
             return output
         index = torch.from_numpy(staying[dim]).to(output.device)
-        place = -1 if isinstance(module, nn.Linear) else 1 - len(spec.shape)
-        taken = output.index_select(place, index)
+        channel_dim = -1 if isinstance(module, nn.Linear) else 1 - len(spec.shape)
+        taken = output.index_select(channel_dim, index)
         scales = query_scales(spec, self._kept).get(dim)
         if scales is None:
             return taken
-        return (taken.movedim(place, -1) * torch.from_numpy(scales).to(taken)).movedim(-1, place)
+        return (taken.movedim(channel_dim, -1) * torch.from_numpy(scales).to(taken)).movedim(-1, channel_dim)
 
 
 def _observe(
@@ -362,7 +370,7 @@ def _compared(name: str, before: Tensor, after: Tensor, tolerance: float) -> Pro
     return None
 
 
-def _own_tensors(model: nn.Module, channels: ChannelMap) -> None:
+def _unshare_tensors(model: nn.Module, channels: ChannelMap) -> None:
     """Gives a light copy parameters of its own where a group touches them."""
     named = dict(model.named_parameters(remove_duplicate=False))
     touched = [named[name] for name in channels.tensors if name in named]

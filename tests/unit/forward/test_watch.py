@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.forward._watch import first_input, watch_modules
+from slimrank.forward import first_input, watch_modules
 
 
 class _Scaled(nn.Module):

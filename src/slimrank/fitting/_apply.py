@@ -78,7 +78,7 @@ def apply_plan(
             call_hook(on_layer, working, name)
             advance(name)
     else:
-        builder = Builder(working, plan, work, data, notes, knows_tails=on_layer is None)
+        builder = Builder(working, plan, work, data, notes, knows_epilogues=on_layer is None)
         fits = builder.build(list(work), on_layer, journal, advance)
     for name, module in working.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))

@@ -20,7 +20,7 @@ from slimrank.calibrate import (
     spread,
     token_mask,
 )
-from slimrank.capture import Tail, find_tails
+from slimrank.capture import Epilogue, find_epilogues
 from slimrank.cost import keeps_rows, row_cap, row_width, rows_available
 from slimrank.fitting._data import Data, OnLayer, call_hook
 from slimrank.fitting._fit import Fit, Rows, Sample, best_fit
@@ -71,7 +71,7 @@ class Builder:
         data: Data,
         notes: list[Note],
         *,
-        knows_tails: bool,
+        knows_epilogues: bool,
     ) -> None:
         self._original = data.original
         self._original_layers = dict(self._original.named_modules())
@@ -92,7 +92,7 @@ class Builder:
         self._shared = self._moments_of_shared()
         # What on_layer changes is kept, so nothing is made up for then.
         alone = [name for name in work if name not in self._shared and not work[name].is_transposed]
-        self._tails = self._tails_of(alone) if knows_tails else {}
+        self._epilogues = self._epilogues_of(alone) if knows_epilogues else {}
         both = [batch for batch, _ in self._batches]
         self._is_interleaved = can_interleave(self._original, both, list(work))
         if not self._is_interleaved:
@@ -110,18 +110,18 @@ class Builder:
         # A shortcut from inside a block that is gone cannot be read in the new model.
         present = {name for name, _ in model.named_modules()}
         found = {
-            name: tail.shortcut
-            for name, tail in self._tails.items()
-            if tail.shortcut is not None and tail.shortcut.source in present
+            name: epilogue.shortcut
+            for name, epilogue in self._epilogues.items()
+            if epilogue.shortcut is not None and epilogue.shortcut.source in present
         }
         return kind(model, batches, stops, found)
 
-    def _tails_of(self, names: Sequence[str]) -> Mapping[str, Tail]:
+    def _epilogues_of(self, names: Sequence[str]) -> Mapping[str, Epilogue]:
         """What follows layers, where fits are sequential and so can make up for it, or make use of it."""
         if not self._data.sequential or not names:
             return {}
         batch, _ = self._batches[0]
-        return find_tails(self._original, batch if batch.is_whole else take_samples(batch, [0]), names)
+        return find_epilogues(self._original, batch if batch.is_whole else take_samples(batch, [0]), names)
 
     def _affine(self, norm: str | None) -> tuple[Tensor, Tensor]:
         """Gain and offset, (C_out,) or () float32, of the batch norm after a layer."""
@@ -360,12 +360,12 @@ class Builder:
         # A layer that on_layer changed is fitted to its own, changed output, whatever follows.
         is_changed = self._is_changed(name, source)
         width, width_own = row_width(work.slimmed), row_width(work.slimmed if is_changed else spec)
-        tail = Tail() if is_changed else self._tails.get(name, Tail())
+        epilogue = Epilogue() if is_changed else self._epilogues.get(name, Epilogue())
         device = dense_weight(source).device
-        gains, offset = (work.rows_of(part.to(device)) for part in self._affine(tail.norm))
+        gains, offset = (work.rows_of(part.to(device)) for part in self._affine(epilogue.norm))
         clipping = None
-        if tail.bounds is not None:
-            clipping = Clipping(gains=gains.expand(n_out), low=tail.bounds[0], high=tail.bounds[1])
+        if epilogue.bounds is not None:
+            clipping = Clipping(gains=gains.expand(n_out), low=epilogue.bounds[0], high=epilogue.bounds[1])
         seen = Gathered(
             own=MomentSums(width_own, keep_rows=keep),
             joint=MomentSums(width, keep_rows=keep, other_width=n_out),
@@ -389,7 +389,7 @@ class Builder:
             rows_hat = input_rows(original, spec, x_hat, positions).float()
             wanted = self._wanted_outputs(work, source if is_changed else None, rows, rows_hat)
             offsets = offset.expand_as(wanted)
-            if tail.shortcut is not None and here.shortcut is not None and here.shortcut_hat is not None:
+            if epilogue.shortcut is not None and here.shortcut is not None and here.shortcut_hat is not None:
                 places = positions.to(wanted.device)
                 added = output_rows(spec, here.shortcut_hat)[places].float()
                 lost = work.last_of(output_rows(spec, here.shortcut)[places].float()) - added
@@ -398,7 +398,7 @@ class Builder:
                 wanted = wanted + torch.where(reaching(gains.expand(n_out)), lost / gains, 0.0)
                 offsets = offsets + added
                 seen.moved = seen.moved or bool(lost.any())
-            elif tail.shortcut is not None:
+            elif epilogue.shortcut is not None:
                 # Read on one sample, absent here: then nothing is known of what is clipped.
                 seen.clipping = None
             here_rows = Rows(inputs=rows_hat, outputs=wanted, offsets=offsets)

@@ -4,7 +4,7 @@
 from slimrank.fitting._apply import apply_plan, empty_replacement
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
 from slimrank.fitting._journal import LayerFiles
-from slimrank.fitting._layer_tasks import as_rows, scaled, work_of
+from slimrank.fitting._layer_tasks import as_rows, layer_tasks, scaled
 from slimrank.fitting._stays import channels_left, what_stays
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "channels_left",
     "check_on_layer",
     "empty_replacement",
+    "layer_tasks",
     "scaled",
     "what_stays",
-    "work_of",
 ]

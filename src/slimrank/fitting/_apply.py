@@ -12,7 +12,7 @@ from slimrank.fitting._data import Data, OnLayer, call_hook, check_on_layer
 from slimrank.fitting._goals import fit_from_weights
 from slimrank.fitting._install import install
 from slimrank.fitting._journal import Journal
-from slimrank.fitting._layer_tasks import work_of
+from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._sequential import Builder
 from slimrank.methods import empty_pair
 from slimrank.plan import Plan, Step
@@ -68,18 +68,18 @@ def apply_plan(
     fits: dict[str, str] = {}
     notes: list[Note] = []
     plan = _slimmed(working, plan, data, notes)
-    work = work_of(plan)
+    tasks = layer_tasks(plan)
     if data is None:
-        for name, one in work.items():
+        for name, task in tasks.items():
             layer = working.get_submodule(name)
-            fit = fit_from_weights(one, layer, has_bias=plan.has_bias)
-            install(working, one, layer, fit)
+            fit = fit_from_weights(task, layer, has_bias=plan.has_bias)
+            install(working, task, layer, fit)
             fits[name] = fit.kind
             call_hook(on_layer, working, name)
             advance(name)
     else:
-        builder = Builder(working, plan, work, data, notes, knows_epilogues=on_layer is None)
-        fits = builder.build(list(work), on_layer, journal, advance)
+        builder = Builder(working, plan, tasks, data, notes, knows_epilogues=on_layer is None)
+        fits = builder.build(list(tasks), on_layer, journal, advance)
     for name, module in working.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
     return Applied(model=working, plan=plan, fits=fits, notes=tuple(notes))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from slimrank.fitting._fit import ALTERNATIONS, Fit
 from slimrank.fitting._gather import Gathered
-from slimrank.fitting._layer_tasks import Work
+from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.linalg import Moments
 from slimrank.methods import fit_pair, weights_target
 from slimrank.surgery import bias_of_taps, dense_weight
@@ -22,38 +22,38 @@ def ridges_to_try(least: float, n_rows: int, width: int) -> tuple[float, ...]:
     return (least, *larger[:1]) if n_rows >= ENOUGH_ROWS * width else (least, *larger)
 
 
-def fit_from_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
-    weight, setting = dense_weight(layer), work.setting
+def fit_from_weights(task: LayerTask, layer: nn.Module, *, has_bias: bool) -> Fit:
+    weight, setting = dense_weight(layer), task.setting
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
-    if bias is None and has_bias and work.norm is None:
+    if bias is None and has_bias and task.norm is None:
         # The plan counts one, and a later step may build on it.
-        bias = weight.new_zeros(work.n_channels)
+        bias = weight.new_zeros(task.n_channels)
     if setting is None:
         return Fit(factors=weight, bias=bias, kind="weights")
     pair = fit_pair(
-        work.slimmed, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS
+        task.slimmed, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS
     )
     return Fit(factors=pair, bias=bias, kind="weights")
 
 
-def moments_in_original(work: Work, seen: Gathered) -> Moments:
+def moments_in_original(task: LayerTask, seen: Gathered) -> Moments:
     """Moments of the inputs in the original."""
-    return seen.own.moments().about_zero() if work.is_transposed else seen.own.moments()
+    return seen.own.moments().about_zero() if task.is_transposed else seen.own.moments()
 
 
-def with_tap_bias(work: Work, fit: Fit, source: nn.Module, mean_in: Tensor, mean_out: Tensor) -> Fit:
+def with_tap_bias(task: LayerTask, fit: Fit, source: nn.Module, mean_in: Tensor, mean_out: Tensor) -> Fit:
     """The fit of a transposed convolution with the bias that makes up, on average, for what its taps miss.
 
     Args:
-        work: of the layer; any other than a transposed convolution keeps its fit.
+        task: of the layer; any other than a transposed convolution keeps its fit.
         fit: of the layer.
         source: the layer as it stands.
         mean_in: (D',) float64, of its inputs.
         mean_out: (O',) float64, of what its taps should give.
     """
-    if not work.is_transposed or not isinstance(fit.factors, Tensor):
+    if not task.is_transposed or not isinstance(fit.factors, Tensor):
         return fit
-    bias = bias_of_taps(source, work.spec.calls, mean_out - fit.factors @ mean_in)
+    bias = bias_of_taps(source, task.spec.calls, mean_out - fit.factors @ mean_in)
     known = source.bias
     return replace(fit, bias=bias + known.detach().double() if isinstance(known, Tensor) else bias)
 

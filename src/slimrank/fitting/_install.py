@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from slimrank._errors import OptionError
 from slimrank.fitting._fit import Fit
-from slimrank.fitting._layer_tasks import Work
+from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.methods import build_pair
 from slimrank.surgery import replace_module, set_weights, shift_mean
 
 
-def checked_layer(layer: nn.Module, work: Work) -> nn.Module:
+def checked_layer(layer: nn.Module, task: LayerTask) -> nn.Module:
     """A layer still to come, as ``on_layer`` left it."""
-    if not isinstance(layer.weight, Tensor) or tuple(layer.weight.shape) != work.shape:
+    if not isinstance(layer.weight, Tensor) or tuple(layer.weight.shape) != task.shape:
         raise OptionError(
-            f"layer {work.spec.name!r}: on_layer put a {type(layer).__name__} there that the plan does not "
-            f"fit; it may change values, or exchange the layer for one with a weight {list(work.shape)}"
+            f"layer {task.spec.name!r}: on_layer put a {type(layer).__name__} there that the plan does not "
+            f"fit; it may change values, or exchange the layer for one with a weight {list(task.shape)}"
         )
     return layer
 
@@ -34,25 +34,25 @@ def are_same_tensors(own: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     )
 
 
-def install(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
-    if work.setting is not None:
-        replace_module(model, work.spec.name, nn.Sequential(source))
-    fill(model, work, source, fit)
+def install(model: nn.Module, task: LayerTask, source: nn.Module, fit: Fit) -> None:
+    if task.setting is not None:
+        replace_module(model, task.spec.name, nn.Sequential(source))
+    fill(model, task, source, fit)
 
 
-def fill(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
+def fill(model: nn.Module, task: LayerTask, source: nn.Module, fit: Fit) -> None:
     """Puts a fit where its layer is: new values, or a pair in the container around it."""
     if isinstance(fit.factors, Tensor):
-        if work.norm is None or fit.bias is None:
+        if task.norm is None or fit.bias is None:
             set_weights(source, fit.factors, fit.bias)
             return
         set_weights(source, fit.factors, None)
-        shift_mean(model.get_submodule(work.norm), fit.bias)
+        shift_mean(model.get_submodule(task.norm), fit.bias)
         return
-    place = model.get_submodule(work.spec.name)
+    place = model.get_submodule(task.spec.name)
     if not isinstance(place, nn.Sequential):
-        raise TypeError(f"{work.spec.name} is a {type(place).__name__}, not the container that was put there")
-    first, second = build_pair(work.slimmed, source, fit.factors, fit.bias)
+        raise TypeError(f"{task.spec.name} is a {type(place).__name__}, not the container that was put there")
+    first, second = build_pair(task.slimmed, source, fit.factors, fit.bias)
     place[0] = first
     place.append(second)
     place.train(source.training)

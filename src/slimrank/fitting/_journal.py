@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slimrank.fitting._fit import Fit
-from slimrank.fitting._layer_tasks import work_of
+from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.methods import Pair
 from slimrank.plan import Plan
 from slimrank.records import Setting
@@ -61,7 +61,7 @@ class LayerFiles:
         )
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._store = Store(run_dir / "apply" / key)
-        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(work_of(plan))}
+        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(layer_tasks(plan))}
 
     def load(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of a layer that was fitted before."""

@@ -17,7 +17,7 @@ _CONVOLUTIONS: Mapping[int, LayerKind] = MappingProxyType({1: "conv1d", 2: "conv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Work:
+class LayerTask:
     """One layer that is fitted.
 
     Attributes:
@@ -76,7 +76,7 @@ class Work:
         return self.shape[1 if self.is_transposed else 0]
 
 
-def work_of(plan: Plan) -> Mapping[str, Work]:
+def layer_tasks(plan: Plan) -> Mapping[str, LayerTask]:
     """The layers that are fitted when the last step of a plan is done, in execution order.
 
     They are those that a pair takes the place of, those that lose columns, and those behind a dropped block.
@@ -85,21 +85,21 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
         plan: the plan.
 
     Returns:
-        Work by layer name.
+        LayerTask by layer name.
     """
     if not plan.steps:
         return {}
     step = plan.steps[-1]
     channels = step.structure.channels
     readers = _refitted(step)
-    work: dict[str, Work] = {}
+    tasks: dict[str, LayerTask] = {}
     for name, spec in step.structure.layers.items():
         if name not in plan.settings and name not in readers:
             continue
         setting = plan.settings.get(name)
         outputs, columns, scales = what_stays(channels, spec, step.groups)
         slimmed = slimmed_spec(spec, channels, step.groups)
-        work[name] = Work(
+        tasks[name] = LayerTask(
             spec=as_rows(spec),
             slimmed=as_rows(slimmed),
             shape=slimmed.weight_shape,
@@ -112,7 +112,7 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
             scales=scales,
             norm=channels.norms.get(name) if setting is None else None,
         )
-    return work
+    return tasks
 
 
 def as_rows(spec: LayerSpec) -> LayerSpec:
@@ -166,8 +166,8 @@ def _behind_drops(step: Step) -> set[str]:
     if not step.dropped:
         return set()
     layers, channels = step.structure.layers, step.structure.channels
-    order = {name: place for place, name in enumerate(layers)}
-    first = min(place for name, place in order.items() if is_inside(name, step.dropped))
+    order = {name: index for index, name in enumerate(layers)}
+    first = min(index for name, index in order.items() if is_inside(name, step.dropped))
     streams = [
         group
         for group in channels.groups.values()

@@ -35,7 +35,7 @@ from slimrank.fitting._goals import (
 )
 from slimrank.fitting._install import are_same_tensors, checked_layer, copied_parameters, fill, install
 from slimrank.fitting._journal import Journal, from_tensors, to_tensors
-from slimrank.fitting._layer_tasks import Work
+from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.forward import Batch, Lockstep, OneByOne, Trimmer, can_interleave, take_samples
 from slimrank.linalg import (
     Clipping,
@@ -67,7 +67,7 @@ class Builder:
         self,
         working: nn.Module,
         plan: Plan,
-        work: Mapping[str, Work],
+        work: Mapping[str, LayerTask],
         data: Data,
         notes: list[Note],
         *,
@@ -236,7 +236,7 @@ class Builder:
         known = self._as_they_were.get(name)
         return known is not None and not are_same_tensors(copied_parameters(source), known)
 
-    def _metric(self, work: Work, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _metric(self, work: LayerTask, device: torch.device) -> tuple[Tensor, Tensor]:
         """Roots of the output metric, of the outputs that stay."""
         gram = work.gram_of(self._data.grams.get(work.spec.name))
         return metric_roots(gram, work.n_channels, device)
@@ -278,7 +278,7 @@ class Builder:
         return self._with_planned_bias(with_tap_bias(work, fit, source, *means), source)
 
     def _targets(
-        self, work: Work, weight: Tensor, seen: Gathered, moments: Moments, cross: Tensor
+        self, work: LayerTask, weight: Tensor, seen: Gathered, moments: Moments, cross: Tensor
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that reads as many inputs as before may be fitted to."""
         n_rows, width = seen.joint.n_rows, row_width(work.slimmed) // work.groups
@@ -302,7 +302,7 @@ class Builder:
             )
 
     def _narrowed_targets(
-        self, work: Work, columns: Tensor, seen: Gathered, moments: Moments, cross: Tensor
+        self, work: LayerTask, columns: Tensor, seen: Gathered, moments: Moments, cross: Tensor
     ) -> Iterator[tuple[str, Target]]:
         """What a layer that lost columns may be fitted to; more ridge trusts the old inputs more."""
         n_rows, width = seen.joint.n_rows, row_width(work.slimmed) // work.groups
@@ -409,7 +409,7 @@ class Builder:
         return seen
 
     def _wanted_outputs(
-        self, work: Work, changed: nn.Module | None, rows: Tensor, rows_hat: Tensor
+        self, work: LayerTask, changed: nn.Module | None, rows: Tensor, rows_hat: Tensor
     ) -> Tensor:
         """Outputs of the original, those that stay; of the changed layer itself where there is one.
 

@@ -46,9 +46,9 @@ def _only(**kept: bool) -> Callable[..., Mapping[str, Epilogue]]:
 
 PATCHES: dict[str, dict[str, object]] = {
     "as it is": {},
-    "knows neither shortcut nor clipping": {"slimrank.fitting._sequential.find_epilogues": lambda *_: {}},
-    "knows the shortcut only": {"slimrank.fitting._sequential.find_epilogues": _only()},
-    "knows the clipping only": {"slimrank.fitting._sequential.find_epilogues": _only(clipping=True)},
+    "knows neither shortcut nor clipping": {"slimrank.fitting._context.find_epilogues": lambda *_: {}},
+    "knows the shortcut only": {"slimrank.fitting._context.find_epilogues": _only()},
+    "knows the clipping only": {"slimrank.fitting._context.find_epilogues": _only(clipping=True)},
     "no alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 0},
     "12 rounds of alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 12},
     "four times the rows": {

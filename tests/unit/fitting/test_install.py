@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What applying refuses, where a model is not what the plan says."""
+"""What is refused where a model is not what the plan says."""
 
 from types import SimpleNamespace
 
@@ -10,29 +10,7 @@ from torch import nn
 from slimrank._errors import OptionError
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._install import checked_layer, fill
-from slimrank.fitting._sequential import Builder
 from slimrank.methods import Pair
-
-
-def test_a_norm_has_statistics() -> None:
-    norm = nn.BatchNorm1d(2, track_running_stats=False)
-    builder = SimpleNamespace(_original_layers={"bn": norm})
-    with pytest.raises(TypeError, match="bn is a BatchNorm1d without running statistics"):
-        Builder._affine(builder, "bn")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("affine", [True, False])
-def test_gain_and_offset_are_those_of_the_norm(affine: bool, rng: torch.Generator) -> None:
-    norm = nn.BatchNorm1d(3, affine=affine).eval()
-    norm.running_mean.copy_(torch.randn(3, generator=rng))
-    norm.running_var.copy_(torch.rand(3, generator=rng) + 0.5)
-    builder = SimpleNamespace(_original_layers={"bn": norm})
-    x = torch.randn(5, 3, generator=rng)
-    gain, offset = Builder._affine(builder, "bn")  # type: ignore[arg-type]
-    with torch.no_grad():
-        torch.testing.assert_close(x * gain + offset, norm(x))
-    gain, offset = Builder._affine(builder, None)  # type: ignore[arg-type]
-    assert (float(gain), float(offset)) == (1.0, 0.0)
 
 
 def test_a_pair_goes_into_the_container_that_was_put_there() -> None:

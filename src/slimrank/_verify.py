@@ -17,6 +17,7 @@ from slimrank.forward import eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import slimmed_text
+from slimrank.surgery import copy_model
 from slimrank.survey import Opened, Session, restored_copy
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
@@ -134,7 +135,12 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     """
     with phases.phase("apply", len(layer_tasks(plan))) as advance:
         applied = apply_plan(
-            model, plan, data=None, on_layer=on_layer, journal=None, advance=lambda _name: advance(1)
+            copy_model(model),
+            plan,
+            data=None,
+            on_layer=on_layer,
+            journal=None,
+            advance=lambda _name: advance(1),
         )
     params, n_bytes = stored(applied.model)
     layers = tuple(plan.steps[-1].structure.layers.values()) if plan.steps else ()

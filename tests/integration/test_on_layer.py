@@ -145,7 +145,8 @@ def test_a_wrong_signature_is_refused_before_anything_runs(
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("something ran")
 
-    monkeypatch.setattr("slimrank.fitting._apply.copy_model", never)
+    monkeypatch.setattr("slimrank._verify.copy_model", never)
+    monkeypatch.setattr("slimrank.survey._session.copy_model", never)
     monkeypatch.setattr("slimrank.survey._session.quiet_copy", never)
     with pytest.raises(sr.OptionError, match=words) as caught:
         study.apply(plan, on_layer=hook)

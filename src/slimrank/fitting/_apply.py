@@ -9,7 +9,7 @@ from torch import nn
 from slimrank.channels import slim_failures
 from slimrank.cost import slimmed_spec
 from slimrank.fitting._context import open_build
-from slimrank.fitting._data import Data, OnLayer, call_hook, check_on_layer
+from slimrank.fitting._data import Data, OnLayer, call_hook
 from slimrank.fitting._fit_layer import fit_from_weights
 from slimrank.fitting._install import install
 from slimrank.fitting._journal import Journal
@@ -18,7 +18,7 @@ from slimrank.fitting._sequential import fit_in_order
 from slimrank.methods import empty_pair
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import copy_model, drop_blocks, slim
+from slimrank.surgery import drop_blocks, slim
 
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may do another
 # thing with another batch; each takes two forwards.
@@ -30,7 +30,7 @@ class Applied:
     """A new model, and how its layers were fitted.
 
     Attributes:
-        model: the copy with pairs in place; modes and requires_grad as in the caller's model.
+        model: with pairs in place; modes and requires_grad as they were.
         plan: what was built: the plan, less the groups that turned out to be no groups in this model.
         fits: "sequential", "independent" or "weights" by layer name.
         notes: what the user should know.
@@ -51,38 +51,36 @@ def apply_plan(
     journal: Journal | None,
     advance: Callable[[str], None],
 ) -> Applied:
-    """Builds the compressed model.
+    """Builds the compressed model (in place).
 
     Args:
-        model: the caller's; it is copied.
+        model: a copy that is given up for it: it becomes the compressed model.
         plan: checked against the model by the caller.
         data: what fits draw on; None takes factors from the weights alone.
-        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer; the caller checks it.
         journal: fitted layers of an earlier, killed run, and where to keep new ones.
         advance: told every layer that is done.
 
     Returns:
         The new model, and how its layers were fitted.
     """
-    check_on_layer(on_layer)
-    working = copy_model(model)
-    modes = {name: module.training for name, module in working.named_modules()}
-    working.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.eval()
     plan, notes = (plan, ()) if data is None else _without_failures(plan, data)
     if plan.groups or plan.dropped:
-        slim(working, plan.steps[-1].structure.channels, plan.groups)
-        drop_blocks(working, plan.dropped)
+        slim(model, plan.steps[-1].structure.channels, plan.groups)
+        drop_blocks(model, plan.dropped)
     tasks = layer_tasks(plan)
     if data is None:
-        fits = _fitted_from_weights(working, plan, tasks, on_layer, advance)
+        fits = _fitted_from_weights(model, plan, tasks, on_layer, advance)
     else:
-        context, context_notes = open_build(working, plan, tasks, data, has_hook=on_layer is not None)
-        fits, fit_notes = fit_in_order(context, working, on_layer=on_layer, journal=journal, advance=advance)
+        context, context_notes = open_build(model, plan, tasks, data, has_hook=on_layer is not None)
+        fits, fit_notes = fit_in_order(context, model, on_layer=on_layer, journal=journal, advance=advance)
         notes = (*notes, *context_notes, *fit_notes)
-    for name, module in working.named_modules():
+    for name, module in model.named_modules():
         # The factors of a pair are new; they take the mode of the layer that they replace.
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
-    return Applied(model=working, plan=plan, fits=fits, notes=notes)
+    return Applied(model=model, plan=plan, fits=fits, notes=notes)
 
 
 def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, layer_seed, output_rows, rows_wanted, token_mask
 from slimrank.capture import Epilogue
-from slimrank.cost import keeps_rows, row_cap, row_width
+from slimrank.cost import keeps_rows, row_cap, row_view, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._goals import is_scarce, wanted_outputs
 from slimrank.fitting._layer_tasks import LayerTask
@@ -272,10 +272,11 @@ def have_same_places(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
 
 def _n_outputs(task: LayerTask) -> int:
     """O': rows of the layer's matrix, once channels are gone."""
-    return task.slimmed.weight_shape[0]
+    return row_view(task.slimmed).n_outputs
 
 
 def gathered_bytes(spec: LayerSpec) -> int:
     """About what the rows and moments of a layer hold."""
-    width = row_width(spec)
-    return 4 * row_cap(spec) * (width + 2 * spec.weight_shape[0]) + 32 * width * width
+    view = row_view(spec)
+    width = view.n_columns
+    return 4 * row_cap(spec) * (width + 2 * view.n_outputs) + 32 * width * width

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from slimrank._errors import ModelError, OptionError
 from slimrank._version import __version__
 from slimrank.deploy import save_artifact
-from slimrank.files import write_bytes
+from slimrank.files import Json, write_bytes
 from slimrank.plan import Plan
 from slimrank.records import METRICS, Cost, LayerResult, Measurement, Metric, Note, Summary, ratio_of
 from slimrank.report import render_html, render_text
-from slimrank.store import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

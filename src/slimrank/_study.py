@@ -16,7 +16,7 @@ from slimrank._result import Result
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import describe_layers
-from slimrank.files import make_directory, write_bytes
+from slimrank.files import Json, make_directory, write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
@@ -45,7 +45,7 @@ from slimrank.records import (
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
 from slimrank.select import select_plan
-from slimrank.store import Json, Store
+from slimrank.store import Store
 from slimrank.survey import (
     CURVE_FILES,
     FORMAT,

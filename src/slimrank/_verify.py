@@ -17,7 +17,6 @@ from slimrank.forward import eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import slimmed_text
-from slimrank.surgery import copy_model
 from slimrank.survey import Opened, Session, restored_copy
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
@@ -125,7 +124,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     """Applies a plan without data: factors from the weights alone, nothing measured.
 
     Args:
-        model: the caller's; it is copied.
+        model: a copy that is given up for it: it becomes the compressed model.
         plan: checked against the model.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
         phases: progress.
@@ -135,7 +134,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     """
     with phases.phase("apply", len(layer_tasks(plan))) as advance:
         applied = apply_plan(
-            copy_model(model),
+            model,
             plan,
             data=None,
             on_layer=on_layer,

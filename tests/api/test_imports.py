@@ -1,105 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which room may import which (STYLE.md section 1), and that importing does nothing else."""
+"""Which room may import which (docs/rooms.toml), and that importing does nothing else."""
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-_SRC = Path(__file__).parents[2] / "src" / "slimrank"
-
-# Two files without imports of their own; every room may read them.
-_SHARED = frozenset({"_errors", "_version"})
-
-_ROOMS = (
-    "records",
-    "linalg",
-    "cost",
-    "graph",
-    "calibrate",
-    "methods",
-    "plan",
-    "select",
-    "_fits",
-    "_work",
-    "_apply",
-    "scores",
-    "recover",
-    "deploy",
-    "latency",
-    "report",
-)
-_EVERYTHING = frozenset(
-    {
-        *_ROOMS,
-        "_result",
-        "_opened",
-        "_anchors",
-        "_group_survey",
-        "_block_survey",
-        "_survey",
-        "_build",
-        "_study",
-        "_rivals",
-        "_compress",
-        "_search",
-        "_scoring",
-        "_references",
-        "_cli",
-        "demo",
-        "__init__",
-    }
-)
-
+_ROOT = Path(__file__).parents[2]
+_SRC = _ROOT / "src" / "slimrank"
+_RULES = tomllib.loads((_ROOT / "docs" / "rooms.toml").read_text(encoding="utf-8"))
+_ROOMS: Mapping[str, Mapping[str, object]] = {room["name"]: room for room in _RULES["room"]}
+_SHARED = frozenset(_RULES["shared"])
 _ALLOWED: Mapping[str, frozenset[str]] = {
-    "_errors": frozenset(),
-    "_version": frozenset(),
-    "records": frozenset(),
-    "linalg": frozenset(),
-    "cost": frozenset({"records"}),
-    "graph": frozenset({"records", "cost"}),
-    "calibrate": frozenset({"records", "linalg", "graph"}),
-    "methods": frozenset({"records", "linalg", "cost", "graph", "calibrate"}),
-    "plan": frozenset({"records", "cost"}),
-    "select": frozenset({"records", "cost", "plan"}),
-    "_fits": frozenset({"records", "linalg", "methods"}),
-    "_work": frozenset({"records", "cost", "plan"}),
-    "_apply": frozenset(
-        {"_work", "records", "linalg", "cost", "plan", "methods", "graph", "calibrate", "_fits"}
-    ),
-    "scores": frozenset({"records", "cost", "plan", "methods", "graph", "report"}),
-    "recover": frozenset({"records", "graph", "calibrate", "plan", "_apply", "deploy", "report"}),
-    "deploy": frozenset({"records", "graph", "plan", "_work", "_apply"}),
-    "latency": frozenset({"records", "cost", "methods", "deploy"}),
-    "report": frozenset({"records", "plan", "cost"}),
-    "_result": frozenset(_ROOMS),
-    # What a study measures stands beside what it is: STYLE.md's _study.py, in several files.
-    "_opened": frozenset(_ROOMS),
-    "_anchors": frozenset({*_ROOMS, "_opened"}),
-    "_group_survey": frozenset({*_ROOMS, "_opened", "_anchors"}),
-    "_block_survey": frozenset({*_ROOMS, "_opened", "_anchors", "_group_survey"}),
-    "_survey": frozenset({*_ROOMS, "_opened", "_anchors", "_group_survey", "_block_survey"}),
-    "_build": frozenset({*_ROOMS, "_result", "_opened"}),
-    "_study": frozenset(
-        {*_ROOMS, "_result", "_opened", "_group_survey", "_block_survey", "_survey", "_build"}
-    ),
-    "_rivals": frozenset({*_ROOMS, "_result", "_study"}),
-    "_compress": frozenset({*_ROOMS, "_rivals", "_result", "_opened", "_survey", "_build", "_study"}),
-    "_search": frozenset({*_ROOMS, "_result", "_opened", "_build", "_study", "_compress"}),
-    "_scoring": frozenset({*_ROOMS, "_anchors", "_group_survey", "_survey", "_build", "_study"}),
-    "_references": frozenset({"plan"}),
-    "_cli": _EVERYTHING,
-    "__main__": frozenset({"_cli"}),
-    "demo": _EVERYTHING,
-    "__init__": _EVERYTHING,
+    **dict.fromkeys(_SHARED, frozenset()),
+    **{name: frozenset(room["imports"]) for name, room in _ROOMS.items()},
 }
-_NO_TORCH = frozenset({"_errors", "_version", "records", "cost", "plan", "select"})
-# The demo's network stands for a user's own: it knows nothing of slimrank but its errors.
-_ALONE = frozenset({"demo/_glyphnet.py"})
+_NO_TORCH = frozenset({*_SHARED, *(name for name, room in _ROOMS.items() if not room.get("torch", True))})
+# Files that stand for a user's own: they know nothing of slimrank but its errors.
+_ALONE = frozenset(f"{name}/{file}" for name, room in _ROOMS.items() for file in room.get("alone", ()))
 
 
 def _room_of(file: str) -> str:
@@ -121,7 +45,7 @@ def _broken_rules(file: str, source: str) -> list[str]:
     """Every broken rule of one file under ``src/slimrank``; empty when all hold."""
     room = _room_of(file)
     if room not in _ALLOWED:
-        return [f"{file}: no room {room!r} in STYLE.md section 1; add it there and in {Path(__file__).name}"]
+        return [f"{file}: no room {room!r} in docs/rooms.toml; add it there and in docs/architecture.md"]
     broken = []
     for line, name in _imported_modules(source):
         place = f"{file}:{line}: imports {name}"
@@ -161,9 +85,15 @@ def test_every_file_imports_only_what_its_room_allows() -> None:
         ),
         ("plan/_json.py", "def f():\n    from torch import Tensor", "plan/_json.py:2: imports torch.Tensor"),
         ("linalg/_svd.py", "from slimrank.records import Cost", "linalg may import of slimrank only _errors"),
-        ("graph/_swap.py", "from slimrank import methods", "graph may import of slimrank only _errors"),
+        (
+            "forward/_run.py",
+            "from slimrank.surgery import slim",
+            "forward may import of slimrank only _errors",
+        ),
+        ("channels/trial/_check.py", "from slimrank import capture", "channels may import of slimrank only"),
         ("report/_text.py", "import slimrank", "imports slimrank: report may import"),
         ("_result.py", "from slimrank._study import Study", "_result may import"),
+        ("survey/_layers.py", "from slimrank.select import select_plan", "survey may import"),
         ("select/_greedy.py", "from ..plan import Plan", "relative imports are banned"),
         ("demo/_glyphnet.py", "from slimrank.records import Cost", "nothing of slimrank but"),
         ("cupboard/_x.py", "", "no room 'cupboard'"),
@@ -178,7 +108,7 @@ def test_a_broken_rule_is_named(file: str, source: str, message: str) -> None:
     ("file", "source"),
     [
         ("cost/_formulas.py", "from slimrank.records import Cost\nfrom slimrank._errors import RankError"),
-        ("methods/_table.py", "from slimrank.methods._spatial_svd import build\nimport torch"),
+        ("methods/_table.py", "from slimrank.methods._pair import fit_pair\nimport torch"),
         ("_study.py", "from slimrank._result import Result\nfrom slimrank.select import select_optimal"),
         ("demo/_run.py", "import slimrank as sr"),
         ("demo/_glyphnet.py", "from slimrank._errors import BatchesError"),
@@ -187,6 +117,77 @@ def test_a_broken_rule_is_named(file: str, source: str, message: str) -> None:
 )
 def test_what_a_room_allows_passes(file: str, source: str) -> None:
     assert _broken_rules(file, source) == []
+
+
+def test_rooms_stand_from_the_ground_up() -> None:
+    """Whatever a room may import stands above it in the file, so that no circle can arise."""
+    order = {name: floor for floor, name in enumerate(_ROOMS)}
+    upwards = [
+        f"{name} imports {other}"
+        for name, room in _ROOMS.items()
+        for other in room["imports"]
+        if order[other] >= order[name]
+    ]
+    assert upwards == []
+
+
+def test_no_rule_names_a_room_that_is_not_there() -> None:
+    there = {
+        path.name.removesuffix(".py") for path in _SRC.iterdir() if not path.name.startswith(("__pyc", "py."))
+    }
+    assert there == {*_ROOMS, *_SHARED}
+
+
+def test_files_of_a_room_import_each_other_in_no_circle() -> None:
+    modules = {
+        ".".join(("slimrank", *path.relative_to(_SRC).with_suffix("").parts)): path
+        for path in _SRC.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    arrows = {
+        name: {
+            found
+            for _, target in _imported_modules(path.read_text(encoding="utf-8"))
+            for found in (target, target.rpartition(".")[0])
+            if found in modules and found != name
+        }
+        for name, path in modules.items()
+    }
+    circles = [
+        f"{name} imports {other}, which imports it back"
+        for name in arrows
+        for other in arrows[name]
+        if name in _reached_from(other, arrows)
+    ]
+    assert circles == []
+
+
+def _reached_from(start: str, arrows: Mapping[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    queue = [start]
+    while queue:
+        for target in arrows[queue.pop()] - seen:
+            seen.add(target)
+            queue.append(target)
+    return seen
+
+
+def test_the_architecture_page_tells_the_same_rooms() -> None:
+    page = (_ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.*?) \|$", page, flags=re.MULTILINE)
+    told = [(name, job, re.findall(r"`(\w+)`", imports)) for name, job, imports in rows]
+    assert told == [(name, room["job"], list(room["imports"])) for name, room in _ROOMS.items()]
+
+
+def test_every_room_has_a_short_readme() -> None:
+    rooms = [path for path in _SRC.iterdir() if path.is_dir() and (path / "__init__.py").is_file()]
+    lengths = {
+        room.name: len((room / "README.md").read_text(encoding="utf-8").splitlines())
+        if (room / "README.md").is_file()
+        else 0
+        for room in rooms
+    }
+    assert {name: lines for name, lines in lengths.items() if not 3 <= lines <= 15} == {}
 
 
 def test_importing_starts_no_cuda_and_writes_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from slimrank._errors import SlimrankError
-from slimrank.store import Json
+from slimrank.files import Json
 
 STOPPED = 130  # 128 + SIGINT, as shells count
 REFUSED = 2

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import slimrank as sr
 from slimrank.cli._command import Answer
+from slimrank.files import Json
 from slimrank.records import METRICS, Cost, Measurement
-from slimrank.store import Json
 
 
 def saved(result: sr.Result, out: Path, overwrite: bool) -> Answer:

@@ -14,7 +14,7 @@ from slimrank.cli._facts import result_facts
 from slimrank.cli._options import PATH, quiet_option
 from slimrank.cli._typed import check_out
 from slimrank.demo import run_demo
-from slimrank.store import Json
+from slimrank.files import Json
 
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
 

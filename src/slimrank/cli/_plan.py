@@ -20,10 +20,10 @@ from slimrank.cli._options import (
     skip_option,
 )
 from slimrank.cli._typed import read_multiple_of, split_names
+from slimrank.files import Json
 from slimrank.plan import SettingLike, read_settings
 from slimrank.records import METRICS, Metric
 from slimrank.report import render_plan
-from slimrank.store import Json
 
 
 @click.command(cls=Command)

@@ -13,7 +13,7 @@ from slimrank.cli._facts import channel_facts, cost_facts
 from slimrank.cli._options import PATH, StudyText, after_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
 from slimrank.cli._typed import model_to_compress, read_study
-from slimrank.store import Json
+from slimrank.files import Json
 
 
 @click.command(cls=Command)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
-from slimrank.files import write_bytes
+from slimrank.files import Json, write_bytes
 from slimrank.fitting import empty_replacement, layer_tasks
 from slimrank.plan import Plan, check_structure, structure_of
-from slimrank.store import Json, Store, digest_file, read_tensors
+from slimrank.store import Store, digest_file, read_tensors
 from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
 
 FORMAT = 1

@@ -20,12 +20,12 @@ from slimrank.methods._table import METHODS, RULES, TABLE
 from slimrank.methods._target import Target, metric_roots, weights_target
 
 __all__ = [
-    "Anchor",
     "METHODS",
-    "Pair",
     "RULES",
     "SELECTORS",
     "TABLE",
+    "Anchor",
+    "Pair",
     "Target",
     "anchor_counts",
     "anchor_points",

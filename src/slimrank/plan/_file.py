@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from slimrank._errors import FileError, OptionError, PlanError, UnknownNameError
 from slimrank._names import listed, nearest
@@ -32,9 +32,6 @@ from slimrank.plan._step import check_dropped, check_groups, check_pair, step_of
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting
 
-if TYPE_CHECKING:
-    from slimrank.plan._plan import Plan
-
 FORMAT = 1
 # Old format -> what turns such a file into one of the next format. Empty until there is a format 2.
 UPGRADERS: Mapping[int, Callable[[dict[str, Json]], dict[str, Json]]] = MappingProxyType({})
@@ -48,7 +45,7 @@ _DEFAULTS = {f.name: f.default for f in fields(LayerSpec) if f.default is not MI
 
 
 class PlanFields(TypedDict):
-    """The fields of a plan."""
+    """The fields of a plan, as ``Plan`` takes them."""
 
     steps: tuple[Step, ...]
     before: Cost
@@ -61,34 +58,36 @@ class PlanFields(TypedDict):
     budgets: Mapping[Metric, float]
 
 
-def write_plan(path: str | os.PathLike[str], plan: "Plan") -> None:
+def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> None:
     """Write a plan as JSON.
 
     Args:
         path: of the file; an existing one is replaced, whole or not at all.
         plan: to write.
+        after: cost of what it makes of the model.
 
     Raises:
         FileError: the file cannot be written.
         PlanError: the plan holds a number that is not finite.
     """
+    rounding = plan["multiple_of"]
     content: dict[str, Json] = {
         "format": FORMAT,
-        "steps": [_step_to_json(step) for step in plan.steps],
-        "costs": {"before": _cost_to_json(plan.before), "after": _cost_to_json(plan.after)},
-        "has_bias": plan.has_bias,
-        "select": plan.select,
-        "damage": plan.damage,
-        "score_loss": plan.score_loss,
-        "gap": plan.gap,
+        "steps": [_step_to_json(step) for step in plan["steps"]],
+        "costs": {"before": _cost_to_json(plan["before"]), "after": _cost_to_json(after)},
+        "has_bias": plan["has_bias"],
+        "select": plan["select"],
+        "damage": plan["damage"],
+        "score_loss": plan["score_loss"],
+        "gap": plan["gap"],
         # A list of pairs, since sorting would lose which glob comes first.
-        "multiple_of": [[glob, number] for glob, number in plan.multiple_of.items()]
-        if isinstance(plan.multiple_of, Mapping)
-        else plan.multiple_of,
-        "budgets": {str(metric): ratio for metric, ratio in plan.budgets.items()},
+        "multiple_of": [[glob, number] for glob, number in rounding.items()]
+        if isinstance(rounding, Mapping)
+        else rounding,
+        "budgets": {str(metric): ratio for metric, ratio in plan["budgets"].items()},
     }
-    if any(step.groups for step in plan.steps):
-        content["choice"] = _choice(plan.steps)
+    if any(step.groups for step in plan["steps"]):
+        content["choice"] = _choice(plan["steps"])
     try:
         text = to_text(content)
     except ValueError as error:

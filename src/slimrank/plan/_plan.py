@@ -3,13 +3,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from dataclasses import replace as changed
-from typing import Protocol
+from typing import Protocol, cast
 
 from slimrank._errors import OptionError, PlanError
 from slimrank.plan._diff import difference
-from slimrank.plan._file import read_plan, write_plan
+from slimrank.plan._file import PlanFields, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
 from slimrank.plan._rounding import check_multiple_of
 from slimrank.plan._settings_file import read_settings
@@ -212,7 +212,7 @@ class Plan:
             FileError: the file cannot be written.
             PlanError: the plan holds a number that is not finite.
         """
-        write_plan(path, self)
+        write_plan(path, _fields_of(self), self.after)
 
     @property
     def after(self) -> Cost:
@@ -370,6 +370,10 @@ class Plan:
         ratios = [f"{metric} {ratio_of(self.before, after, metric):.4f}" for metric in METRICS]
         steps = f"step {len(self.steps)}, " if len(self.steps) > 1 else ""
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
+
+
+def _fields_of(plan: Plan) -> PlanFields:
+    return cast(PlanFields, {known.name: getattr(plan, known.name) for known in fields(plan)})
 
 
 def plan_on(

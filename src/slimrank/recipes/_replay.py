@@ -18,6 +18,7 @@ from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
+from slimrank.surgery import copy_model
 from slimrank.survey import Inputs, Options, Session, check_options, gather_gradients, open_data
 
 
@@ -90,7 +91,7 @@ def apply(
 
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
-            return build_from_weights(start, part, on_layer, phases)
+            return build_from_weights(copy_model(start), part, on_layer, phases)
         grams = gather_gradients(session.opened, list(layer_tasks(part)), outputs, options, phases, None)
         done = build_result(session, part, grams, (), on_layer, True, phases)
         return done.with_notes(session.opened.notes, phases.seconds)

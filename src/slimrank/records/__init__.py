@@ -10,6 +10,7 @@ from slimrank.records._setting import ChannelOrder, Form, Method, Setting
 from slimrank.records._summary import LayerResult, Measurement, Summary
 
 __all__ = [
+    "METRICS",
     "AxisUnits",
     "BlockDamage",
     "BlockSpec",
@@ -24,7 +25,6 @@ __all__ = [
     "LayerKind",
     "LayerResult",
     "LayerSpec",
-    "METRICS",
     "Measurement",
     "Method",
     "Metric",

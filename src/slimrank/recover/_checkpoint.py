@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, OptionError, StudyError
-from slimrank.store import Json, Store
+from slimrank.files import Json
+from slimrank.store import Store
 
 FORMAT = 1
 _RUN, _STATE = "recover.json", "recover-state.json"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import FileError, GradientError, ModelError, NonFiniteError, OptionError
 from slimrank._progress import Phases
+from slimrank.files import Json
 from slimrank.forward import eval_mode
 from slimrank.recover._checkpoint import (
     Checkpoint,
@@ -28,7 +29,7 @@ from slimrank.recover._checkpoint import (
 )
 from slimrank.recover._examples import Example, Supply
 from slimrank.recover._norms import reestimate_, running_norms
-from slimrank.store import Json, describe, digest_tensors
+from slimrank.store import describe, digest_tensors
 from slimrank.surgery import copy_model
 
 NormsChoice = Literal["frozen", "reestimated"]

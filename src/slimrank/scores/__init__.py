@@ -12,12 +12,12 @@ from slimrank.scores._source import ScoredSource, scored_source
 from slimrank.scores._workers import count_workers, evaluate_spread
 
 __all__ = [
+    "CHANNELS",
+    "PRUNING",
     "AnyTrial",
     "Bench",
-    "CHANNELS",
     "GroupTrial",
     "Journal",
-    "PRUNING",
     "ScoreEntry",
     "ScoreFn",
     "ScoredSource",

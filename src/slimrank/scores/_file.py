@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, get_args
+from typing import Literal, TypedDict, get_args
 
 from slimrank._errors import FileError, PlanError, ScoreError
 from slimrank._names import listed, nearest
@@ -25,9 +25,6 @@ from slimrank.files import (
 from slimrank.plan import form_of, method_of
 from slimrank.records import Method
 from slimrank.scores._entry import EntryForm, ScoreEntry
-
-if TYPE_CHECKING:
-    from slimrank.scores._scores import Scores
 
 FORMAT = 1
 PRUNING: Literal["channel_pruning"] = "channel_pruning"
@@ -51,7 +48,7 @@ _ENTRY = ("method", "form", "rank", "keep_ratio", "score")
 
 
 class ScoresFields(TypedDict):
-    """The fields of a score table."""
+    """The fields of a score table, as ``Scores`` takes them."""
 
     fingerprint: Mapping[str, str]
     baseline: float
@@ -63,7 +60,7 @@ class ScoresFields(TypedDict):
     groups: Mapping[str, tuple[ScoreEntry, ...]]
 
 
-def write_scores(path: str | os.PathLike[str], scores: "Scores") -> None:
+def write_scores(path: str | os.PathLike[str], scores: ScoresFields) -> None:
     """Write a table as JSON.
 
     Args:
@@ -76,19 +73,19 @@ def write_scores(path: str | os.PathLike[str], scores: "Scores") -> None:
     """
     content: dict[str, Json] = {
         "format": FORMAT,
-        "fingerprint": dict(scores.fingerprint),
-        "baseline": scores.baseline,
-        "lower_is_better": scores.lower_is_better,
-        "methods": list(scores.methods),
-        "candidates": list(scores.candidates),
+        "fingerprint": dict(scores["fingerprint"]),
+        "baseline": scores["baseline"],
+        "lower_is_better": scores["lower_is_better"],
+        "methods": list(scores["methods"]),
+        "candidates": list(scores["candidates"]),
         # Sorting would lose the order of execution.
-        "order": list(scores.entries),
-        "entries": {name: _to_json(entries) for name, entries in scores.entries.items()},
-        "notes": list(scores.notes),
+        "order": list(scores["entries"]),
+        "entries": {name: _to_json(entries) for name, entries in scores["entries"].items()},
+        "notes": list(scores["notes"]),
     }
-    if scores.groups:
+    if scores["groups"]:
         content["groups"] = [
-            {"group": name, "entries": _to_json(entries)} for name, entries in scores.groups.items()
+            {"group": name, "entries": _to_json(entries)} for name, entries in scores["groups"].items()
         ]
     try:
         text = to_text(content)

@@ -3,7 +3,8 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import cast
 
 from slimrank._errors import ScoreError
 from slimrank.files import write_text
@@ -11,7 +12,7 @@ from slimrank.records import Method
 from slimrank.report import ScoreLine, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
-from slimrank.scores._file import PRUNING, read_scores, write_scores
+from slimrank.scores._file import PRUNING, ScoresFields, read_scores, write_scores
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -115,7 +116,7 @@ class Scores:
             FileError: the file cannot be written.
             ScoreError: the table holds a number that is not finite.
         """
-        write_scores(path, self)
+        write_scores(path, _fields_of(self))
 
     def loss(self, entry: ScoreEntry) -> float:
         """What the score of an entry is worse than the baseline by; negative where it is better."""
@@ -179,6 +180,10 @@ class Scores:
         count = sum(len(own) for table in (self.entries, self.groups) for own in table.values())
         groups = f" and {len(self.groups)} group{'s' * (len(self.groups) > 1)}" if self.groups else ""
         return f"Scores({count} scores of {len(self.entries)} layers{groups}, baseline {self.baseline:g})"
+
+
+def _fields_of(scores: Scores) -> ScoresFields:
+    return cast(ScoresFields, {known.name: getattr(scores, known.name) for known in fields(scores)})
 
 
 def check_scores(scores: Scores, fingerprint: Mapping[str, str]) -> None:

@@ -2,10 +2,9 @@
 """Directories of tensors, and what ties them to a model."""
 
 from slimrank.store._describe import describe
-from slimrank.store._store import Json, Store, digest_file, digest_tensors, read_tensors
+from slimrank.store._store import Store, digest_file, digest_tensors, read_tensors
 
 __all__ = [
-    "Json",
     "Store",
     "describe",
     "digest_file",

@@ -13,9 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slimrank._errors import FileError
-from slimrank.files import make_directory, write_bytes
-
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+from slimrank.files import Json, draft_of, make_directory, write_bytes
 
 
 class Store:
@@ -80,13 +78,12 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file whole or not at all."""
     make_directory(path.parent)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        save_file(ready, draft, dict(metadata or {}))
-        draft.replace(path)
+        with draft_of(path) as draft:
+            # None, not {}: with neither tensors nor entries safetensors writes a header that it cannot read.
+            save_file(ready, draft, dict(metadata) if metadata else None)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
         raise FileError(
             f"{path} cannot be written ({error}); give a directory with room and rights"
         ) from error

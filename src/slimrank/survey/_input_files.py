@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from slimrank._errors import FileError
+from slimrank.files import Json
 from slimrank.forward import Batch
-from slimrank.store import Json, Store
+from slimrank.store import Store
 
 
 def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:

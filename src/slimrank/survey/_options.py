@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from slimrank._errors import FileError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank.calibrate import LikelihoodChoice
+from slimrank.files import Json
 from slimrank.methods import METHODS, SELECTORS
 from slimrank.records import ChannelOrder, Method
-from slimrank.store import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

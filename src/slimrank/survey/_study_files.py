@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from slimrank._errors import FileError, StudyError
+from slimrank.files import Json
 from slimrank.forward import Batch, OutputChoice, map_tensors
-from slimrank.store import Json, Store
+from slimrank.store import Store
 from slimrank.survey._options import object_of
 from slimrank.survey._session import Inputs, Opened
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.fitting._gather import affine_of, have_same_places
+from seams import affine_of, have_same_places
 from slimrank.records import LayerSpec
 from specs import conv2d, linear
 

@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.fitting._context import PendingLayer
-from slimrank.fitting._goals import bias_of, ridges_to_try, wanted_outputs, wanted_weight
-from slimrank.fitting._layer_tasks import layer_tasks
+from seams import PendingLayer, bias_of, layer_tasks, ridges_to_try, wanted_outputs, wanted_weight
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import ChannelMap, Cost, Setting
 from specs import linear

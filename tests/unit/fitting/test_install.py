@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is refused where a model is not what the plan says."""
+"""What applying refuses, where a model is not what the plan says."""
 
 from types import SimpleNamespace
 
@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from seams import Fit, checked_layer, fill_pair
 from slimrank._errors import OptionError
-from slimrank.fitting._fit import Fit
-from slimrank.fitting._install import checked_layer, fill
 from slimrank.methods import Pair
 
 
@@ -19,7 +18,7 @@ def test_a_pair_goes_into_the_container_that_was_put_there() -> None:
     pair = Pair(form="linear", first=torch.zeros(1, 2), second=torch.zeros(2, 1))
     fit = Fit(factors=pair, bias=None, kind="weights")
     with pytest.raises(TypeError, match="fc is a Linear, not the container that was put there"):
-        fill(model, work, model["fc"], fit)  # type: ignore[arg-type]
+        fill_pair(model, work, model["fc"], fit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)])

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrank.fitting._fit import Fit
-from slimrank.fitting._journal import known_fit, to_tensors
+from seams import Fit, fit_to_tensors, known_fit
 from slimrank.methods import Pair
 from slimrank.records import Setting
 
@@ -40,7 +39,7 @@ def test_a_pair_comes_back(kind: str, has_bias: bool, rng: torch.Generator) -> N
     )
     bias = torch.randn(3, generator=rng) if has_bias else None
     journal = _Memory()
-    journal.store("fc", to_tensors(Fit(factors=pair, bias=bias, kind=kind)))
+    journal.store("fc", fit_to_tensors(Fit(factors=pair, bias=bias, kind=kind)))
     found = known_fit(journal, _task(setting))  # type: ignore[arg-type]
     assert found is not None
     assert isinstance(found.factors, Pair)
@@ -54,7 +53,7 @@ def test_a_pair_comes_back(kind: str, has_bias: bool, rng: torch.Generator) -> N
 def test_a_layer_in_one_piece_comes_back(rng: torch.Generator) -> None:
     weight = torch.randn(3, 4, generator=rng)
     journal = _Memory()
-    journal.store("fc", to_tensors(Fit(factors=weight, bias=None, kind="independent")))
+    journal.store("fc", fit_to_tensors(Fit(factors=weight, bias=None, kind="independent")))
     found = known_fit(journal, _task(None))  # type: ignore[arg-type]
     assert found is not None
     assert torch.equal(found.factors, weight)

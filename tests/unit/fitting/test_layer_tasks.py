@@ -3,7 +3,7 @@
 
 import torch
 
-from slimrank.fitting._layer_tasks import layer_tasks
+from seams import layer_tasks
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import AxisUnits, ChannelMap, Cost, GroupSpec, Setting, TensorSpec
 from specs import linear

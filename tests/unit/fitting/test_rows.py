@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrank.fitting._rows import Gathered, Rows, joined_rows
+from seams import Gathered, Rows, joined_rows
 from slimrank.linalg import Clipping, MomentSums
 
 

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over the data, against loops over single samples written out by hand."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import seams
+from slimrank._errors import GradientError, NonFiniteError
+from slimrank.calibrate import (
+    Feed,
+    GradientOptions,
+    Likelihood,
+    OutputModel,
+    collect_gradients,
+    collect_moments,
+    layer_seed,
+    open_feed,
+    output_rows,
+    rows_wanted,
+)
+from slimrank.capture import describe_layers
+from slimrank.cost import row_cap
+from slimrank.records import Call, LayerSpec
+from slimrank.surgery import quiet_copy
+
+_CATEGORICAL = Likelihood(
+    outputs={"": OutputModel(family="categorical", dim=-1, is_probability=False, scale=None)}, reason=""
+)
+
+
+def _feed(model: nn.Module, batches: Iterable[object], output_elements: int = 4) -> Feed:
+    return open_feed(
+        batches, None, model, can_split=True, output_elements=output_elements, holdout=0.3, seed=0
+    )
+
+
+def _specs(model: nn.Module, calls: int = 1) -> list[LayerSpec]:
+    call = Call(input_shape=(1,), output_shape=(1,))
+    specs = [replace(spec, calls=(call,) * calls) for spec in describe_layers(model)]
+    return [spec for spec in specs if spec.kind != "other"]
+
+
+def _fill(model: nn.Module, rng: torch.Generator) -> nn.Module:
+    """Random weights; double precision leaves only the sums in float32."""
+    model.double().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=rng) / 2)
+    return model
+
+
+class _Conv(nn.Module):
+    """A ReLU that works in place on the output of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu_(self.conv(x))
+        return self.head(x.mean((2, 3)))
+
+
+class _Tokens(nn.Module):
+    """Integer inputs: nothing in front of the first layer can carry a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 5)
+        self.up = nn.Linear(5, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.up(self.table(ids)).tanh().mean(1))
+
+
+class _Twice(nn.Module):
+    """One layer in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.shared(self.shared(x).tanh()).tanh())
+
+
+def _images(rng: torch.Generator) -> Tensor:
+    return torch.randn((9, 2, 5, 4), dtype=torch.float64, generator=rng)
+
+
+def _ids(rng: torch.Generator) -> Tensor:
+    return torch.randint(0, 7, (9, 3), generator=rng)
+
+
+def _vectors(rng: torch.Generator) -> Tensor:
+    return torch.randn((9, 5), dtype=torch.float64, generator=rng)
+
+
+_Maker = Callable[[torch.Generator], Tensor]
+_NETS: Mapping[str, tuple[type[nn.Module], _Maker]] = {
+    "in-place activation": (_Conv, _images),
+    "integer inputs": (_Tokens, _ids),
+    "a layer called twice": (_Twice, _vectors),
+}
+
+
+def _fixed_loss(_likelihood: object, outputs: Mapping[str, Tensor], *_: object) -> Tensor:
+    """Cross-entropy against the least likely class, summed: a label-free loss without chance in it."""
+    logits = outputs[""]
+    return functional.cross_entropy(logits, logits.detach().argmin(-1), reduction="sum")
+
+
+def _by_hand(model: nn.Module, x: Tensor, specs: Iterable[LayerSpec]) -> dict[str, Tensor]:
+    """Sum of g g^T over positions and calls, averaged over samples: one forward, one backward a sample."""
+    totals: dict[str, Tensor] = {}
+    kept: list[tuple[LayerSpec, Tensor]] = []
+
+    def keep(spec: LayerSpec) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(_m: nn.Module, _i: object, y: Tensor) -> Tensor:
+            y = y if y.requires_grad else y.clone().requires_grad_()
+            kept.append((spec, y))
+            return y.clone()
+
+        return hook
+
+    handles = [model.get_submodule(spec.name).register_forward_hook(keep(spec)) for spec in specs]
+    for sample in x:
+        kept.clear()
+        logits = model(sample[None])
+        loss = functional.cross_entropy(logits, logits.detach().argmin(-1))
+        gradients = torch.autograd.grad(loss, [y for _, y in kept])
+        for (spec, _), gradient in zip(kept, gradients, strict=True):
+            rows = output_rows(spec, gradient)
+            totals[spec.name] = totals.get(spec.name, 0) + rows.T @ rows / len(x)
+    for handle in handles:
+        handle.remove()
+    return totals
+
+
+def _collect(
+    model: nn.Module,
+    feed: Feed,
+    specs: list[LayerSpec],
+    draws: int = 1,
+    likelihood: Likelihood = _CATEGORICAL,
+) -> Mapping[str, Tensor]:
+    options = GradientOptions(likelihood=likelihood, outputs=None, draws=draws)
+    return collect_gradients(model, feed, specs, options, seed=0, advance=lambda _n: None)
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("cut", [(9,), (4, 5), (1,) * 9], ids=str)
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("name", _NETS)
+def test_gradients_are_those_of_single_samples(
+    name: str, draws: int, cut: tuple[int, ...], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.replace_sampled_loss(monkeypatch, _fixed_loss)
+    make, inputs = _NETS[name]
+    model, x = _fill(make(), rng), inputs(rng)
+    feed = _feed(model, list(x.split(cut)))
+    specs = _specs(model)
+    grams = _collect(model, feed, specs, draws)
+    expected = _by_hand(model, x[list(feed.fit)], specs)
+    assert grams.keys() == expected.keys()
+    for layer, gram in grams.items():
+        assert gram.dtype == torch.float32
+        # float64 gradients, float32 products.
+        torch.testing.assert_close(gram.double(), expected[layer], rtol=1e-5, atol=1e-7)
+
+
+def test_the_model_is_left_as_it_was(rng: torch.Generator) -> None:
+    model, x = _fill(_Conv(), rng), _images(rng)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = x.clone()
+    _collect(model, _feed(model, [x]), _specs(model))
+    assert torch.equal(x, kept)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_gradients_of_many_draws_are_the_exact_fisher(rng: torch.Generator) -> None:
+    model = _fill(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), rng)
+    x = _vectors(rng)
+    feed = _feed(model, [x])
+    p = model(x[list(feed.fit)]).softmax(-1)
+    exact = torch.diag(p.mean(0)) - p.T @ p / len(p)
+    gram = _collect(model, feed, _specs(model), draws=400)["2"].double()
+    # A mean of 6 x 400 terms below 1: standard error below 0.5 / sqrt(2400) = 0.01, five of them.
+    torch.testing.assert_close(gram, exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_gradients_reach_layers_that_the_model_runs_without(
+    guard: Callable[[], contextlib.AbstractContextManager[None]], rng: torch.Generator
+) -> None:
+    class Guarded(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            with guard():
+                y = self.shared(x)
+            return self.head(y.tanh())
+
+    class Plain(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.shared(x).tanh())
+
+    guarded, plain = _fill(Guarded(), rng), Plain().double().eval().requires_grad_(False)
+    plain.load_state_dict(guarded.state_dict())
+    feed = _feed(guarded, [_vectors(rng)])
+    expected = _collect(plain, feed, _specs(plain))
+    grams = _collect(guarded, feed, _specs(guarded))
+    assert grams.keys() == expected.keys() == {"shared", "head"}
+    for name, gram in grams.items():
+        torch.testing.assert_close(gram, expected[name])
+
+
+def test_draws_follow_the_seed(rng: torch.Generator) -> None:
+    model, x = _fill(_Twice(), rng), _vectors(rng)
+    feed = _feed(model, [x])
+    options = GradientOptions(likelihood=_CATEGORICAL, outputs=None, draws=2)
+    runs = [
+        collect_gradients(model, feed, _specs(model), options, seed=seed, advance=lambda _n: None)["head"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_other_layers_change_no_draw(rng: torch.Generator) -> None:
+    model, x = _fill(_Conv(), rng), _images(rng)
+    feed = _feed(model, [x])
+    conv, head = _specs(model)
+    together = _collect(model, feed, [conv, head])
+    torch.testing.assert_close(_collect(model, feed, [head])["head"], together["head"])
+    torch.testing.assert_close(_collect(model, feed, [conv])["conv"], together["conv"])
+
+
+def test_positions_left_out_are_made_up_for(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every position has the same gradient, so a part of them, scaled up, gives exactly the whole.
+    seams.replace_sampled_loss(monkeypatch, lambda _likelihood, outputs, *_: outputs[""].sum())
+    model = _fill(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(1)), rng)
+    feed = _feed(model, [torch.zeros((3, 1, 200, 200), dtype=torch.float64)], output_elements=10**9)
+    assert feed.micro == 1
+    gram = _collect(model, feed, _specs(model))["0"]
+    torch.testing.assert_close(gram, torch.full((2, 2), 40_000.0))
+
+
+def test_half_precision_gradients_do_not_underflow(rng: torch.Generator) -> None:
+    model = _fill(_Twice(), rng)
+    # A sharp softmax: probabilities of the other classes lie below the smallest half.
+    model.head.weight.mul_(6)
+    x = _vectors(rng)
+    expected = _collect(model, _feed(model, [x]), _specs(model), draws=4)
+    half = quiet_copy(model).half()
+    grams = _collect(half, _feed(half, [x.half()]), _specs(half), draws=4)
+    for name, gram in grams.items():
+        assert gram.isfinite().all()
+        # Products of a few halves: some roundings of 1e-3 on the largest entry.
+        torch.testing.assert_close(gram, expected[name], rtol=0, atol=0.03 * float(expected[name].max()))
+
+
+def test_layers_that_no_gradient_reaches_are_left_out(rng: torch.Generator) -> None:
+    class Side(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x) + self.shared(x).detach().mean()
+
+    model = _fill(Side(), rng)
+    assert _collect(model, _feed(model, [_vectors(rng)]), _specs(model)).keys() == {"head"}
+
+
+def test_every_sample_is_told(rng: torch.Generator) -> None:
+    model, x = _fill(_Twice(), rng), _vectors(rng)
+    feed, told = _feed(model, list(x.split(4))), []
+    options = GradientOptions(likelihood=_CATEGORICAL, outputs=None, draws=1)
+    collect_gradients(model, feed, _specs(model), options, seed=0, advance=told.append)
+    assert sum(told) == len(feed.fit)
+
+
+def test_detached_outputs_are_refused(rng: torch.Generator) -> None:
+    class Detached(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).detach()
+
+    model = _fill(Detached(), rng)
+    with pytest.raises(GradientError, match=r"no gradient flows from the outputs.*or pass fisher=False"):
+        _collect(model, _feed(model, [_vectors(rng)]), _specs(model))
+
+
+def test_gradients_that_reach_no_layer_are_refused(rng: torch.Generator) -> None:
+    class Around(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x) + self.shared(x).detach().mean()
+
+    model = _fill(Around(), rng)
+    model.head.requires_grad_(True)
+    shared, _ = _specs(model)
+    with pytest.raises(GradientError, match="no gradient reached any layer; pass outputs="):
+        _collect(model, _feed(model, [_vectors(rng)]), [shared])
+
+
+def test_gradients_that_are_not_finite_are_refused(rng: torch.Generator) -> None:
+    class Root(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.shared(x).relu() * 0).sqrt())
+
+    model = _fill(Root(), rng)
+    _, head = specs = _specs(model)
+    assert _collect(model, _feed(model, [_vectors(rng)]), [head]).keys() == {"head"}
+    with pytest.raises(NonFiniteError, match=r"layer 'shared': its output gradient holds nan or inf"):
+        _collect(model, _feed(model, [_vectors(rng)]), specs)
+
+
+# --- moments ---
+
+
+def _moments_by_hand(rows: Tensor) -> tuple[Tensor, Tensor]:
+    centred = rows - rows.mean(0)
+    return rows.mean(0), centred.T @ centred / len(rows)
+
+
+@pytest.mark.parametrize("cut", [(9,), (2, 7)], ids=str)
+def test_moments_are_those_of_all_rows_of_all_calls(cut: tuple[int, ...], rng: torch.Generator) -> None:
+    model, x = _fill(_Twice(), rng), _vectors(rng)
+    feed = _feed(model, list(x.split(cut)))
+    shared, head = _specs(model, calls=2)
+    moments = collect_moments(model, feed, {0: shared, 7: head}, seed=0, advance=lambda _n: None)
+    fit = x[list(feed.fit)]
+    between = model.shared(fit).tanh()
+    for name, rows in (("shared", torch.cat([fit, between])), ("head", model.shared(between).tanh())):
+        mean, matrix = _moments_by_hand(rows)
+        assert moments[name].n_rows == len(rows)
+        torch.testing.assert_close(moments[name].mean, mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(moments[name].matrix, matrix, rtol=0, atol=1e-6)
+
+
+def test_padding_tokens_stay_out_of_the_moments(rng: torch.Generator) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.fc(x) * attention_mask[:, :, None]
+
+    model = _fill(Masked(), rng)
+    x = torch.randn((8, 5, 3), dtype=torch.float64, generator=rng)
+    mask = torch.rand((8, 5), generator=rng) > 0.4
+    x[~mask] = 1e6
+    feed = _feed(model, [{"x": x, "attention_mask": mask}])
+    (spec,) = _specs(model)
+    moments = collect_moments(model, feed, {0: spec}, seed=0, advance=lambda _n: None)["fc"]
+    fit = list(feed.fit)
+    mean, matrix = _moments_by_hand(x[fit][mask[fit]])
+    assert moments.n_rows == int(mask[fit].sum())
+    torch.testing.assert_close(moments.mean, mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(moments.matrix, matrix, rtol=0, atol=1e-6)
+
+
+def test_layers_that_are_never_called_have_no_moments(rng: torch.Generator) -> None:
+    class Idle(_Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)
+
+    model = _fill(Idle(), rng)
+    specs = dict(enumerate(_specs(model)))
+    feed = _feed(model, [_vectors(rng)])
+    assert collect_moments(model, feed, specs, seed=0, advance=lambda _n: None).keys() == {"head"}
+
+
+def test_rows_are_capped_over_the_whole_data(rng: torch.Generator) -> None:
+    model = _fill(nn.Sequential(nn.Conv2d(1, 2, 1)), rng)
+    x = torch.randn((10, 1, 60, 60), dtype=torch.float64, generator=rng)
+    feed = _feed(model, list(x.split(3)))
+    (spec,) = _specs(model)
+    assert len(feed.fit) * 3600 > row_cap(spec)
+    moments = collect_moments(model, feed, {0: spec}, seed=0, advance=lambda _n: None)["0"]
+    # Each micro-batch rounds its share up.
+    assert row_cap(spec) <= moments.n_rows <= row_cap(spec) + 10
+
+
+def test_the_rows_of_a_layer_do_not_depend_on_the_others(rng: torch.Generator) -> None:
+    model = _fill(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)), rng)
+    feed = _feed(model, [torch.randn((10, 1, 60, 60), dtype=torch.float64, generator=rng)])
+    first, second = _specs(model)
+    both = collect_moments(model, feed, {0: first, 1: second}, seed=0, advance=lambda _n: None)
+    alone = collect_moments(model, feed, {1: second}, seed=0, advance=lambda _n: None)
+    assert torch.equal(both["1"].mean, alone["1"].mean)
+    other_seed = collect_moments(model, feed, {1: second}, seed=1, advance=lambda _n: None)
+    assert not torch.equal(both["1"].mean, other_seed["1"].mean)
+
+
+def test_the_seed_of_a_draw_tells_everything_apart() -> None:
+    seeds = {
+        layer_seed(seed, layer, micro, call)
+        for seed in range(3)
+        for layer in range(5)
+        for micro in range(5)
+        for call in range(3)
+    }
+    assert len(seeds) == 3 * 5 * 5 * 3
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_rows_wanted_share_the_cap_among_calls() -> None:
+    (spec,) = _specs(nn.Sequential(nn.Linear(4, 4)))
+    cap = row_cap(spec)
+    assert rows_wanted(spec, 1.0) == cap
+    assert rows_wanted(spec, 0.25) == cap // 4
+    assert rows_wanted(replace(spec, calls=spec.calls * 4), 1.0) == cap // 4
+    assert rows_wanted(replace(spec, calls=()), 1.0) == cap
+    assert rows_wanted(spec, 1e-9) == 1

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line without a study: references, options, exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import seams
+import slimrank as sr
+
+_CODE = """
+import torch
+from torch import nn
+
+net = nn.Sequential(nn.Linear(4, 4))
+data = [torch.ones(2, 4)]
+
+def build():
+    print("building")
+    return net
+
+def batches():
+    return data
+
+def needs(size):
+    return nn.Linear(size, size)
+
+def breaks():
+    raise RuntimeError("no such checkpoint")
+
+def leaves():
+    raise SystemExit(3)
+
+def number():
+    return 3
+
+class Holder:
+    build = staticmethod(build)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """References load modules and lengthen ``sys.path``, as a process may and a test may not."""
+    (tmp_path / "user_net.py").write_text(_CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def _run(*args: str) -> Result:
+    return CliRunner().invoke(seams.cli, list(args), prog_name="slimrank")
+
+
+def _refused(*args: str) -> str:
+    """The one line on stderr of a command that must be refused."""
+    done = _run(*args)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("slimrank: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "user_net.py:build",
+        "./user_net.py:build",
+        "user_net:build",
+        "user_net:net",
+        "user_net.py:net",
+        "user_net:Holder.build",
+    ],
+)
+def test_a_model_is_found_by_file_or_module_built_or_taken(reference: str) -> None:
+    assert type(seams.model_at(reference)).__name__ == "Sequential"
+
+
+@pytest.mark.parametrize("reference", ["user_net.py:batches", "user_net.py:data"])
+def test_batches_are_made_or_taken(reference: str) -> None:
+    (batch,) = seams.batches_at(reference)
+    assert batch.shape == (2, 4)  # type: ignore[attr-defined]
+
+
+def test_two_references_to_a_file_run_it_once(tmp_path: Path) -> None:
+    first = seams.named_reference("user_net.py:net", "MODEL")
+    assert seams.named_reference(f"{tmp_path}/user_net.py:net", "MODEL") is first
+
+
+def test_a_file_named_like_a_loaded_module_is_still_the_file(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("value = [1]\n")
+    assert seams.named_reference("json.py:value", "BATCHES") == [1]
+    assert json.loads("[2]") == [2]
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "beside_this.py").write_text("value = [4]\n")
+    (tmp_path / "deep" / "user_data.py").write_text("from beside_this import value\n")
+    assert seams.named_reference("deep/user_data.py:value", "BATCHES") == [4]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("user_net.py", "MODEL 'user_net.py' names nothing; write package.module:name or path/to/file.py"),
+        ("user_net.py:", "names nothing"),
+        (":build", "names nothing"),
+        ("usr_net.py:build", "MODEL: usr_net.py does not exist; did you mean 'user_net.py'?"),
+        ("usr_net:build", "no module 'usr_net' is installed or lies in"),
+        ("usr_net:build", "did you mean 'user_net'?"),
+        ("user_net.py:biuld", "MODEL: user_net.py has no 'biuld'; did you mean 'build'?"),
+        ("user_net:Holder.bild", "has no 'Holder.bild'; did you mean 'build'?"),
+        ("user_net.py:breaks", "raised RuntimeError: no such checkpoint (--traceback shows where)"),
+        ("user_net.py:leaves", "raised SystemExit: 3"),
+        ("user_net.py:needs", "needs arguments (size); name a function without"),
+        ("user_net.py:number", "MODEL 'user_net.py:number' gives a int; give a torch.nn.Module"),
+        ("user_net.py:data", "gives a list; give a torch.nn.Module"),
+    ],
+)
+def test_a_wrong_model_reference_is_one_line_and_exit_code_2(reference: str, message: str) -> None:
+    assert message in _refused("study", reference, "user_net.py:batches", "--out", "run")
+
+
+def test_wrong_batches_and_functions_are_named() -> None:
+    line = _refused("study", "user_net:net", "user_net:number", "--out", "run")
+    assert "BATCHES 'user_net:number' gives a int; give batches, as a list or a DataLoader" in line
+    line = _refused("study", "user_net:net", "user_net:data", "--out", "run", "--inputs", "user_net:data")
+    assert "--inputs 'user_net:data' is a list; name a function" in line
+
+
+def test_a_file_that_fails_to_import_is_named(tmp_path: Path) -> None:
+    (tmp_path / "user_bad.py").write_text("def (:\n")
+    (tmp_path / "user_lacks.py").write_text("import surely_not_installed\n")
+    assert "MODEL: user_bad.py raised SyntaxError" in _refused("study", "user_bad.py:x", "b:b", "--out", "r")
+    line = _refused("study", "user_lacks:x", "b:b", "--out", "r")
+    assert "MODEL: user_lacks imports surely_not_installed, which is not installed" in line
+    assert "user_bad" not in sys.modules
+
+
+def test_traceback_shows_where_the_users_code_broke() -> None:
+    done = _run("study", "user_net:breaks", "user_net:data", "--out", "run", "--traceback")
+    assert done.exit_code == 2
+    assert 'raise RuntimeError("no such checkpoint")' in done.stderr
+
+
+def test_a_bug_keeps_its_traceback_and_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object, **_kwargs: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sr, "study", broken)
+    done = _run("study", "user_net:net", "user_net:data", "--out", "run")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [((), 1), (("8",), 8), (("a*=4", "8", "b=2"), {"a*": 4, "b": 2, "*": 8}), (("a=b=4",), {"a=b": 4})],
+)
+def test_multiple_of_is_a_number_or_globs_in_order(entries: tuple[str, ...], expected: object) -> None:
+    assert seams.multiple_of_option(entries) == expected
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (("x",), "'x' is no number; give N or GLOB=N"),
+        (("a*=",), "no number"),
+        (("8", "4"), "two numbers, 8 and 4"),
+    ],
+)
+def test_a_wrong_multiple_of_is_refused(entries: tuple[str, ...], message: str) -> None:
+    with pytest.raises(sr.OptionError, match=message):
+        seams.multiple_of_option(entries)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(None, None), ("logits", "logits"), ("0", 0), ("-1", -1), ("a.b", "a.b")]
+)
+def test_outputs_are_a_key_or_an_index(text: str | None, expected: object) -> None:
+    assert seams.outputs_option(text) == expected
+
+
+def test_outputs_may_be_a_function() -> None:
+    assert callable(seams.outputs_option("user_net:build"))
+
+
+def test_methods_may_be_repeated_or_joined() -> None:
+    assert seams.split_option(["weight_svd, spatial_svd"]) == seams.split_option(
+        ["weight_svd", "spatial_svd"]
+    )
+
+
+def test_a_full_directory_is_refused_before_the_work(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.txt").write_text("mine")
+    command = ("compress", "user_net:net", "user_net:data", "--macs", "0.5", "--out", "full")
+    assert "--out full is not empty; give another directory or --overwrite" in _refused(*command)
+    assert "holds something else than a saved model" in _refused(*command, "--overwrite")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").write_text("mine")
+    assert "holds something else" in _refused("demo", "--out", ".")
+    assert (full / "thesis.txt").read_text() == "mine"
+
+
+def test_env_says_what_a_bug_report_needs() -> None:
+    done = _run("env", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["slimrank"] == sr.__version__
+    assert {"python", "torch", "numpy", "scipy", "safetensors", "platform", "threads", "cuda"} <= set(facts)
+    text = _run("env").stdout
+    assert all(name in text for name in facts)
+
+
+def test_version() -> None:
+    assert _run("--version").stdout == f"slimrank {sr.__version__}\n"
+
+
+def test_python_runs_the_package() -> None:
+    program = [sys.executable, "-m", "slimrank"]
+    done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"slimrank {sr.__version__}\n"
+    done = subprocess.run([*program, "stduy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: slimrank [OPTIONS]")
+
+
+def test_every_command_has_help_and_the_common_flags() -> None:
+    assert isinstance(seams.cli, click.Group)
+    for name in seams.cli.commands:
+        done = _run(name, "--help")
+        assert done.exit_code == 0
+        assert "--json" in done.stdout
+        assert "--traceback" in done.stdout
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    done = _run("stduy")
+    assert done.exit_code == 2
+    assert "No such command 'stduy'" in done.stderr

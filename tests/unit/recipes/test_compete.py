@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of several plans wins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from seams import Rivals
+from slimrank._errors import BudgetError
+from slimrank.records import Note
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """As much of a plan as competing looks at."""
+
+    settings: str
+    groups: str = ""
+    dropped: tuple[str, ...] = ()
+    damage: float | None = 1.0
+    budgets: Mapping[str, float] = field(default_factory=lambda: {"macs": 0.5})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """As much of a result."""
+
+    divergence: float | None
+    macs: float = 0.5
+    unit: str = "nats"
+    seconds: Mapping[str, float] = field(default_factory=lambda: {"apply": 1.0, "verify": 0.5})
+    notes: tuple[Note, ...] = ()
+
+    def keep_ratio(self, _metric: str) -> float:
+        return self.macs
+
+    def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Built":
+        return replace(self, notes=tuple(notes), seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A study whose plans build what a table says."""
+
+    results: Mapping[str, Built]
+    built: list[str]
+    seconds: Mapping[str, float] = field(default_factory=lambda: {"capture": 2.0})
+
+    def apply(self, plan: Asked, *, on_layer: object) -> Built:
+        assert on_layer is None
+        self.built.append(plan.settings)
+        return self.results[plan.settings]
+
+
+def rivals(results: Mapping[str, Built]) -> tuple[Rivals, list[str]]:
+    built: list[str] = []
+    measured = Measured(results=results, built=built)
+    return Rivals(measured, lambda *_: pytest.fail("no plan is made"), None), built  # type: ignore[arg-type]
+
+
+def best_of(results: Mapping[str, Built]) -> Built:
+    contest, _ = rivals(results)
+    for name in results:
+        contest.build(name, Asked(settings=name))  # type: ignore[arg-type]
+    return contest.best()  # type: ignore[return-value]
+
+
+def test_the_lowest_divergence_wins_and_all_are_told() -> None:
+    best = best_of({"a": Built(divergence=0.3), "b": Built(divergence=0.1), "c": Built(divergence=0.2)})
+    assert best.divergence == 0.1
+    assert [note.text for note in best.notes] == [
+        "a plan: held-out divergence 0.3 nats",
+        "b plan: held-out divergence 0.1 nats (returned)",
+        "c plan: held-out divergence 0.2 nats",
+    ]
+    assert best.seconds == {"capture": 2.0, "apply": 3.0, "verify": 1.5}
+
+
+def test_the_first_of_equals_wins() -> None:
+    assert best_of({"a": Built(divergence=0.1, unit="x"), "b": Built(divergence=0.1, unit="y")}).unit == "x"
+
+
+def test_what_was_not_measured_does_not_win() -> None:
+    assert best_of({"a": Built(divergence=None), "b": Built(divergence=9.0)}).divergence == 9.0
+
+
+def test_what_is_above_a_budget_does_not_win() -> None:
+    over = Built(divergence=0.01, macs=0.7)
+    assert best_of({"over": over, "within": Built(divergence=0.4)}).divergence == 0.4
+    assert best_of({"within": Built(divergence=0.4), "over": over}).divergence == 0.4
+    # Rather that than nothing; its notes tell of the group that stayed.
+    assert best_of({"over": over}).divergence == 0.01
+
+
+def test_a_plan_that_is_known_is_not_built_again() -> None:
+    contest, built = rivals({"a": Built(divergence=0.3)})
+    contest.build("first", Asked(settings="a"))  # type: ignore[arg-type]
+    contest.build("second", Asked(settings="a"))  # type: ignore[arg-type]
+    assert built == ["a"]
+    assert [note.text for note in contest.best().notes] == [
+        "first plan: held-out divergence 0.3 nats (returned)",
+        "second plan: the same as the first plan",
+    ]
+
+
+def test_there_is_a_plan() -> None:
+    contest, _ = rivals({})
+    with pytest.raises(BudgetError, match="there is no plan to build"):
+        contest.best()

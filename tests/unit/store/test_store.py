@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from slimrank._errors import FileError
+from slimrank.files import write_bytes
+from slimrank.forward import as_batch
+from slimrank.store import Store, digest_tensors
+from slimrank.survey import batch_from_files, batches_to_files
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "new" / "dir")
+    assert not store.has("a.json")
+    store.write_json("a.json", {"b": [1, None, "x"], "a": {"c": 0.5}})
+    assert store.read_json("a.json") == {"a": {"c": 0.5}, "b": [1, None, "x"]}
+    assert store.has("a.json")
+    assert [path.name for path in store.root.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, r"a\.json cannot be read .*is this a directory of slimrank\?"),
+        (b'{"a": ', r"a\.json is not whole JSON .*delete it or restore a copy"),
+        (b"[1]", r"a\.json holds a list, not an object"),
+        (b"\xff", r"a\.json is not whole JSON"),
+    ],
+)
+def test_json_that_is_not_whole(content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(FileError, match=words):
+        Store(tmp_path).read_json("a.json")
+
+
+def test_tensors_come_back(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {
+        "a": base,
+        "t": base.T,
+        "view": base[1:],
+        "half": base.bfloat16(),
+        "n": torch.tensor(3),
+        "e": base[:0],
+    }
+    store = Store(tmp_path)
+    store.write_tensors("t.safetensors", tensors, {"layer": "x"})
+    found = store.read_tensors("t.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"layer": "x"}])
+def test_no_tensors_come_back_as_none(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_tensors("t.safetensors", {}, metadata)
+    assert store.read_tensors("t.safetensors") == {}
+
+
+@pytest.mark.parametrize("length", [0, 4, 50])
+def test_tensors_that_are_not_whole(length: int, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_tensors("t.safetensors", {"a": torch.ones(100)})
+    path = tmp_path / "t.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(FileError, match=r"t\.safetensors is truncated or altered"):
+        store.read_tensors("t.safetensors")
+    path.unlink()
+    with pytest.raises(FileError, match=r"t\.safetensors does not exist; is this a directory of slimrank\?"):
+        store.read_tensors("t.safetensors")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    write_bytes(path, b"old")
+
+    def full(_number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match=r"cannot be written \(.*No space left.*give a directory with room"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot be written"):
+        write_bytes(tmp_path / "file" / "a", b"")
+    with pytest.raises(FileError, match="cannot be written"):
+        Store(tmp_path / "file").write_tensors("t.safetensors", {"a": torch.ones(1)})
+
+
+def test_digest_follows_names_values_and_dtypes() -> None:
+    x = torch.arange(4.0)
+    states = (
+        {"a": x},
+        {"b": x},
+        {"a": x + 1},
+        {"a": x.double()},
+        {"a": x.reshape(2, 2)},
+        {"a": x, "e": x[:0]},
+    )
+    assert len({digest_tensors(state) for state in states}) == len(states)
+    assert digest_tensors({"a": x, "b": x + 1}) == digest_tensors({"b": x + 1, "a": x.clone()})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        torch.ones(2, 3),
+        (torch.ones(2), 3, None, "text", [torch.zeros(2), torch.ones(1)], True),
+        {"x": torch.ones(2), "deep": {"y": (torch.zeros(1), 0.5)}},
+    ],
+)
+def test_inputs_come_back(raw: object, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert batches_to_files(store, [as_batch(raw), as_batch(raw)]) is None
+    found = batch_from_files(store)
+    assert len(found) == 2
+    expected, got = as_batch(raw), as_batch(found[1])
+    assert repr(got.args) == repr(expected.args)
+    assert repr(got.kwargs) == repr(expected.kwargs)
+
+
+def test_inputs_that_no_file_can_keep(tmp_path: Path) -> None:
+    told = batches_to_files(Store(tmp_path), [as_batch((torch.ones(2), object()))])
+    assert told == "input 0.1 is a object"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", r"inputs\.json holds no batches; restore a copy"),
+        ('{"batches": [3]}', r"an entry of unknown kind"),
+        ('{"batches": [{}]}', r"an entry of unknown kind"),
+        ('{"batches": [{"tuple": 1}]}', r"an entry of unknown kind 'tuple'"),
+        ('{"batches": [{"tuple": [{"code": "x"}]}]}', r"an entry of unknown kind 'code'"),
+        ('{"batches": [{"tuple": [{"tensor": "gone"}]}]}', r"an entry of unknown kind 'tensor'"),
+        ('{"batches": [{"dict": [7]}]}', r"an entry of unknown kind 'dict'"),
+    ],
+)
+def test_inputs_that_were_altered(text: str, words: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    batches_to_files(store, [as_batch(torch.ones(2))])
+    (tmp_path / "inputs.json").write_text(text)
+    with pytest.raises(FileError, match=words):
+        batch_from_files(store)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Literal, TextIO, TypeVar
 
 import pytest
@@ -44,18 +44,24 @@ from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
 from slimrank.deploy import _saved_model
-from slimrank.fitting import Data, _apply, _fit, _install, _sequential
-from slimrank.fitting._fit import Fit, Rows, Sample, best_fit
+from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
+from slimrank.fitting._context import PendingLayer
+from slimrank.fitting._fit import Fit, Sample, best_fit
+from slimrank.fitting._gather import affine_of, have_same_places
+from slimrank.fitting._goals import bias_of, ridges_to_try, wanted_outputs, wanted_weight
 from slimrank.fitting._install import checked_layer
 from slimrank.fitting._install import fill as fill_pair
-from slimrank.fitting._layer_tasks import work_of
+from slimrank.fitting._journal import known_fit
+from slimrank.fitting._journal import to_tensors as fit_to_tensors
+from slimrank.fitting._layer_tasks import layer_tasks
+from slimrank.fitting._rows import Gathered, Rows, joined_rows
 from slimrank.forward._record import handing_out, recording
 from slimrank.linalg import _obs, _split_pair
 from slimrank.linalg._split_pair import _normal as normal_equations
 from slimrank.methods import _pair
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._step import group_is_inside
-from slimrank.recipes import _measure_scores
+from slimrank.recipes import _measure_scores, _replay
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
@@ -118,12 +124,6 @@ def divergence_of(study: Study, model: nn.Module) -> float:
     return _anchors.Anchors(session.opened, session.outputs, 1).of(model)
 
 
-def affine_of(layers: Mapping[str, nn.Module], norm: str | None) -> tuple[Tensor, Tensor]:
-    """Gain and offset of a norm, from the builder's method; nothing else of a builder is needed."""
-    builder = SimpleNamespace(_original_layers=layers)
-    return _sequential.Builder._affine(builder, norm)  # type: ignore[arg-type]
-
-
 # --- Ctrl-C in the midst ---
 
 
@@ -175,7 +175,7 @@ def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
 
     Patched: the function that chooses the best fit of one layer.
     """
-    _interrupt_after(monkeypatch, _sequential, "best_fit", n)
+    _interrupt_after(monkeypatch, _fit_layer, "best_fit", n)
 
 
 def slow_down_layers(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None]) -> None:
@@ -208,10 +208,10 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 def forbid_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test where a model is copied, the first thing that studies and applies do.
 
-    So a test sees that wrong options are refused before anything runs. Patched: both ways to copy.
+    So a test sees that wrong options are refused before anything runs. Patched: all ways to copy.
     """
-    monkeypatch.setattr(_apply, "copy_model", lambda *_a, **_k: pytest.fail("the model is copied"))
-    monkeypatch.setattr(_session, "quiet_copy", lambda *_a, **_k: pytest.fail("the model is copied"))
+    for module, function in ((_replay, "copy_model"), (_session, "copy_model"), (_session, "quiet_copy")):
+        monkeypatch.setattr(module, function, lambda *_a, **_k: pytest.fail("the model is copied"))
 
 
 def forbid_masked_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def watch_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     Patched: the function that chooses the best fit of one layer.
     """
-    return _watch(monkeypatch, _sequential, "best_fit", _name_of)
+    return _watch(monkeypatch, _fit_layer, "best_fit", _name_of)
 
 
 def watch_pair_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -351,7 +351,7 @@ def watch_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def watch_tails(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+def watch_epilogues(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """Arguments of each search for what follows the layers from now on; the search finds nothing.
 
     Patched: that search, which tells a fit which outputs a ReLU throws away and what shortcuts add.
@@ -362,16 +362,16 @@ def watch_tails(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         calls.append(args)
         return {}
 
-    monkeypatch.setattr(_sequential, "find_tails", find_nothing)
+    monkeypatch.setattr(_context, "find_epilogues", find_nothing)
     return calls
 
 
-def without_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_epilogues(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are fitted as if nothing followed them, to compare with fits that know what follows.
 
     Patched: the search for what follows the layers; it finds nothing.
     """
-    watch_tails(monkeypatch)
+    watch_epilogues(monkeypatch)
 
 
 def watch_trials(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Sequence[int]]]:

@@ -12,7 +12,7 @@ from slimrank._result import Result
 from slimrank.calibrate import measure_divergence
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, slimmed_spec
-from slimrank.fitting import Data, LayerFiles, OnLayer, apply_plan, work_of
+from slimrank.fitting import Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of
@@ -56,7 +56,7 @@ def build_result(
     journal = None
     if session.run_dir is not None and on_layer is None:
         journal = LayerFiles(session.run_dir, plan, sequential, session.fingerprint)
-    with phases.phase("apply", len(work_of(plan))) as advance:
+    with phases.phase("apply", len(layer_tasks(plan))) as advance:
         applied = apply_plan(
             restored_copy(opened),
             plan,
@@ -124,7 +124,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     """Applies a plan without data: factors from the weights alone, nothing measured.
 
     Args:
-        model: the caller's; it is copied.
+        model: a copy that is given up for it: it becomes the compressed model.
         plan: checked against the model.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
         phases: progress.
@@ -132,9 +132,14 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     Returns:
         The result; its notes say that there were no data.
     """
-    with phases.phase("apply", len(work_of(plan))) as advance:
+    with phases.phase("apply", len(layer_tasks(plan))) as advance:
         applied = apply_plan(
-            model, plan, data=None, on_layer=on_layer, journal=None, advance=lambda _name: advance(1)
+            model,
+            plan,
+            data=None,
+            on_layer=on_layer,
+            journal=None,
+            advance=lambda _name: advance(1),
         )
     params, n_bytes = stored(applied.model)
     layers = tuple(plan.steps[-1].structure.layers.values()) if plan.steps else ()

@@ -23,7 +23,7 @@ _CLIPPINGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tail:
+class Epilogue:
     """What follows a layer: ``clip(norm(y) + shortcut)``, each part where it was seen.
 
     Attributes:
@@ -38,7 +38,7 @@ class Tail:
     bounds: tuple[float, float] | None = None
 
 
-def find_tails(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, Tail]:
+def find_epilogues(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, Epilogue]:
     """What happens to the outputs of layers, as one forward shows it by the identity of tensors.
 
     Only chains whose links have no other use are told, of modules that are called once.
@@ -49,10 +49,10 @@ def find_tails(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappin
         layers: names to look for.
 
     Returns:
-        Tail by layer name; layers followed by neither a sum nor a clipping are left out.
+        Epilogue by layer name; layers followed by neither a sum nor a clipping are left out.
     """
     recorder, result = _watched(model, sample, layers)
-    return recorder.tails(result)
+    return recorder.epilogues(result)
 
 
 def find_norms(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, str]:
@@ -214,32 +214,36 @@ class _Recorder(TorchDispatchMode):
                 ]
         return chains
 
-    def tails(self, result: object) -> Mapping[str, Tail]:
+    def epilogues(self, result: object) -> Mapping[str, Epilogue]:
         """What was found.
 
         Args:
             result: of the forward; what it holds is used once more.
 
         Returns:
-            Tail by layer name.
+            Epilogue by layer name.
         """
         self._use(result)
-        tails: dict[str, Tail] = {}
+        epilogues: dict[str, Epilogue] = {}
         for total, found in self._sums:
             if found.shortcut is not None and self._is_once(*found.links):
                 bounds = self._clipped.get(total.key) if self._is_once(total) else None
-                tails[found.layer] = Tail(norm=found.norm, shortcut=found.shortcut, bounds=bounds)
+                epilogues[found.layer] = Epilogue(norm=found.norm, shortcut=found.shortcut, bounds=bounds)
         for key, bounds in self._clipped.items():
             ends = [passing.moment for passing in self._passings if passing.moment.key == key]
             for links, layer, norm in self._chains(ends[0]) if ends else ():
                 if self._is_once(*links):
-                    tails.setdefault(layer, Tail(norm=norm, bounds=bounds))
+                    epilogues.setdefault(layer, Epilogue(norm=norm, bounds=bounds))
         return {
-            layer: tail
-            for layer, tail in tails.items()
+            layer: epilogue
+            for layer, epilogue in epilogues.items()
             if all(
                 self._calls[name] == 1
-                for name in (layer, tail.norm or layer, tail.shortcut.source if tail.shortcut else layer)
+                for name in (
+                    layer,
+                    epilogue.norm or layer,
+                    epilogue.shortcut.source if epilogue.shortcut else layer,
+                )
             )
         }
 

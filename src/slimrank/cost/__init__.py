@@ -2,11 +2,13 @@
 """Closed forms: shapes in, costs out."""
 
 from slimrank.cost._formulas import FORMS, forms_of, layer_cost, max_rank, pair_cost, pair_costs
+from slimrank.cost._row_view import RowView, row_view
 from slimrank.cost._rows import keeps_rows, row_cap, row_width, rows_available
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
     "FORMS",
+    "RowView",
     "forms_of",
     "group_share",
     "keeps_rows",
@@ -18,6 +20,7 @@ __all__ = [
     "pair_costs",
     "query_scales",
     "row_cap",
+    "row_view",
     "row_width",
     "rows_available",
     "slimmed_spec",

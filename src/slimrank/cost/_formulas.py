@@ -72,7 +72,7 @@ def layer_cost(spec: LayerSpec) -> Cost:
         return Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
     weight = prod(spec.weight_shape)
     params = weight + (spec.weight_shape[0] if spec.has_bias else 0)
-    macs = sum(_positions(spec, call.output_shape) for call in spec.calls) * weight
+    macs = sum(positions(spec, call.output_shape) for call in spec.calls) * weight
     return Cost(macs=macs, params=params, bytes=params * spec.itemsize)
 
 
@@ -110,7 +110,7 @@ def pair_costs(
     first, second = _factor_taps(spec, form)
     macs = sum(
         c_in * first * _between_positions(spec, form, call)
-        + c_out * second * _positions(spec, call.output_shape)
+        + c_out * second * positions(spec, call.output_shape)
         for call in spec.calls
     )
     params = ranks * (c_in * first + c_out * second) + (c_out if has_bias else 0)
@@ -127,7 +127,7 @@ def _factor_taps(spec: LayerSpec, form: Form) -> tuple[int, int]:
     return (k_h, k_w) if form == "v_h" else (k_w, k_h)
 
 
-def _positions(spec: LayerSpec, shape: tuple[int, ...]) -> int:
+def positions(spec: LayerSpec, shape: tuple[int, ...]) -> int:
     """Rows that a linear, or positions that a convolution, works on in a map of this shape."""
     if spec.kind == "linear":
         return prod(shape[:-1])
@@ -138,9 +138,9 @@ def _positions(spec: LayerSpec, shape: tuple[int, ...]) -> int:
 def _between_positions(spec: LayerSpec, form: Form, call: Call) -> int:
     """Positions of the map between the two factors."""
     if form in {"linear", "kxk_1x1"}:
-        return _positions(spec, call.output_shape)
+        return positions(spec, call.output_shape)
     if form == "1x1_kxk":
-        return _positions(spec, call.input_shape)
+        return positions(spec, call.input_shape)
     *batch_in, _, h_in, w_in = call.input_shape
     *_, h_out, w_out = call.output_shape
     return prod(batch_in) * (h_out * w_in if form == "v_h" else h_in * w_out)

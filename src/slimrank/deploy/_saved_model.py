@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
 from slimrank.files import Json, write_bytes
-from slimrank.fitting import empty_replacement, work_of
+from slimrank.fitting import empty_replacement, layer_tasks
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
 from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
@@ -135,15 +135,15 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     """Gives layers that the last step fitted anew the bias that this made, at zero (in place)."""
-    for name, work in work_of(plan).items():
+    for name, task in layer_tasks(plan).items():
         layer = model.get_submodule(name)
-        if work.setting is not None or work.norm is not None or isinstance(layer.bias, Tensor):
+        if task.setting is not None or task.norm is not None or isinstance(layer.bias, Tensor):
             continue
         # A pair that a later step put there has taken the bias over.
         is_replaced = f"{name}.0.weight" in tensors
         if f"{name}.bias" in tensors or (is_replaced and plan.has_bias):
             weight = dense_weight(layer)
-            set_weights(layer, weight, weight.new_zeros(work.n_channels))
+            set_weights(layer, weight, weight.new_zeros(task.n_channels))
 
 
 def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:

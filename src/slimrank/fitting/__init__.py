@@ -4,7 +4,7 @@
 from slimrank.fitting._apply import apply_plan, empty_replacement
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
 from slimrank.fitting._journal import LayerFiles
-from slimrank.fitting._layer_tasks import as_rows, scaled, work_of
+from slimrank.fitting._layer_tasks import layer_tasks, scaled
 from slimrank.fitting._stays import channels_left, what_stays
 
 __all__ = [
@@ -12,11 +12,10 @@ __all__ = [
     "LayerFiles",
     "OnLayer",
     "apply_plan",
-    "as_rows",
     "channels_left",
     "check_on_layer",
     "empty_replacement",
+    "layer_tasks",
     "scaled",
     "what_stays",
-    "work_of",
 ]

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError
+from slimrank.fitting._rows import Rows
 from slimrank.linalg import Clipping, Moments, least_squares_weight
 from slimrank.methods import Pair, Target, effective_weight, fit_pair
 from slimrank.records import LayerSpec, Setting
 
+# Rounds in which the factors of a pair are refined in turn: less error for more time. What none and 12 of
+# them bring stands in benchmarks/results, under ablation.
 ALTERNATIONS = 3
+# Rounds in which the wanted outputs move behind a clipping. Each fits the pair anew, so it alternates less.
 CLIPPED_ROUNDS = 2
 CLIPPED_ALTERNATIONS = 1
 
@@ -34,21 +38,6 @@ class Fit:
     def weight(self, spec: LayerSpec) -> Tensor:
         """The (O, D) float64 weight that the factors stand for."""
         return self.factors if isinstance(self.factors, Tensor) else effective_weight(spec, self.factors)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Rows:
-    """Rows of one layer.
-
-    Attributes:
-        inputs: (S, D) float32, in the compressed model.
-        outputs: (S, O) float32, wanted.
-        offsets: (S, O) or (O,) float32: what is added before the clipping that follows.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-    offsets: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

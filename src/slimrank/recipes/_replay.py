@@ -14,10 +14,11 @@ from slimrank._verify import build_from_weights, build_result, measured_from
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
-from slimrank.fitting import OnLayer, check_on_layer, work_of
+from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
+from slimrank.surgery import copy_model
 from slimrank.survey import Inputs, Options, Session, check_options, gather_gradients, open_data
 
 
@@ -90,8 +91,8 @@ def apply(
 
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
-            return build_from_weights(start, part, on_layer, phases)
-        grams = gather_gradients(session.opened, list(work_of(part)), outputs, options, phases, None)
+            return build_from_weights(copy_model(start), part, on_layer, phases)
+        grams = gather_gradients(session.opened, list(layer_tasks(part)), outputs, options, phases, None)
         done = build_result(session, part, grams, (), on_layer, True, phases)
         return done.with_notes(session.opened.notes, phases.seconds)
 

@@ -13,6 +13,7 @@ from slimrank.forward import Batch, digest_batch
 from slimrank.plan import Plan, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage
 from slimrank.store import Store
+from slimrank.surgery import copy_model
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_block_damages, read_block_steps, write_block_steps, write_blocks
 from slimrank.survey._groups import GroupSurvey
@@ -119,7 +120,7 @@ class _Drops:
             has_bias=self._options.has_bias,
         )
         applied = apply_plan(
-            self._opened.original,
+            copy_model(self._opened.original),
             plan,
             data=self._data,
             on_layer=None,

@@ -12,7 +12,7 @@ from slimrank._names import listed
 from slimrank._progress import Phases
 from slimrank.calibrate import collect_moments
 from slimrank.cost import row_width, slimmed_spec
-from slimrank.fitting import as_rows, channels_left, scaled, what_stays
+from slimrank.fitting import channels_left, scaled, what_stays
 from slimrank.forward import OutputChoice, Trimmer
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
 from slimrank.methods import (
@@ -98,7 +98,7 @@ class GroupSurvey:
         """Layers whose input moments a group needs, by their index in the study."""
         names = {*self.readers(group), *(group.producers if group.is_inner else ())}
         return {
-            index: as_rows(spec)
+            index: spec
             for index, (name, spec) in enumerate(self.layers.items())
             if name in names and self._has_rows(name, group)
         }

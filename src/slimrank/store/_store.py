@@ -81,7 +81,8 @@ def write_tensors(
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        save_file(ready, draft, dict(metadata or {}))
+        # safetensors 0.8 writes a file that it cannot read where both tensors and metadata are empty.
+        save_file(ready, draft, dict(metadata or {}) if ready or metadata else None)
         draft.replace(path)
     except (OSError, SafetensorError) as error:
         draft.unlink(missing_ok=True)

@@ -56,6 +56,12 @@ def test_tensors_come_back(tmp_path: Path) -> None:
         assert found[name].dtype == tensor.dtype
 
 
+def test_no_tensors_come_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_tensors("none.safetensors", {})
+    assert store.read_tensors("none.safetensors") == {}
+
+
 @pytest.mark.parametrize("length", [0, 4, 50])
 def test_tensors_that_are_not_whole(length: int, tmp_path: Path) -> None:
     store = Store(tmp_path)

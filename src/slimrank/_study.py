@@ -65,8 +65,10 @@ from slimrank.survey import (
     content_of,
     fingerprint_in,
     fingerprint_of,
+    globs_of,
     list_of,
     measure,
+    methods_in_order,
     mover,
     object_of,
     open_data,
@@ -251,7 +253,7 @@ class Study:
             select=select,
             multiple_of=multiple_of,
             methods=self._comparable() if methods is None and scores is None else methods,
-            skip=_globs(skip),
+            skip=globs_of(skip),
             of=of,
         )
         if scores is None:
@@ -563,11 +565,9 @@ def study(
         PlanError: ``previous`` did not make this model.
     """
     model, previous = resolve_model(model, previous)
-    if isinstance(methods, str):
-        raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
     options = Options(
-        methods=_in_order(methods),
-        skip=_globs(skip),
+        methods=methods_in_order(methods),
+        skip=globs_of(skip),
         likelihood=likelihood,
         fisher=fisher,
         draws=draws,
@@ -661,17 +661,6 @@ def study_with(
     if store is not None:
         done.save(store.root)
     return done
-
-
-def _in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
-    """Known methods in the order of the table, once each; unknown ones last, to be refused."""
-    unknown = tuple(method for method in methods if method not in METHODS)
-    return (*(method for method in METHODS if method in methods), *unknown)
-
-
-def _globs(skip: Sequence[str]) -> tuple[str, ...]:
-    """One glob as text stands for itself."""
-    return (skip,) if isinstance(skip, str) else tuple(skip)
 
 
 def check_plan(plan: object) -> None:

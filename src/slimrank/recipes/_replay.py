@@ -16,7 +16,6 @@ from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
 from slimrank.fitting import OnLayer, check_on_layer, work_of
 from slimrank.forward import OutputChoice, outside_inference_mode
-from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.survey import Inputs, Options, Session, check_options, gather_gradients, open_data
 
@@ -67,17 +66,8 @@ def apply(
     check_structure(plan, structure_of(describe_layers(model)))
     check_weights(model)
     phases = Phases(shown=progress)
-    options = Options(
-        methods=METHODS,
-        skip=(),
-        likelihood=likelihood,
-        fisher=fisher,
-        draws=draws,
-        holdout=holdout,
-        data_free=False,
-        channel_order="obs",
-        seed=seed,
-    )
+    # What a plan holds is decided: methods, globs and channel order are without effect here.
+    options = Options(likelihood=likelihood, fisher=fisher, draws=draws, holdout=holdout, seed=seed)
     check_options(options)
 
     def opened(start: nn.Module) -> Session | None:

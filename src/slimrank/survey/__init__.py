@@ -18,8 +18,8 @@ from slimrank.survey._measure import gather_gradients, measure
 from slimrank.survey._options import (
     Options,
     check_options,
-    list_of,
-    object_of,
+    globs_of,
+    methods_in_order,
     options_from_json,
     options_to_json,
 )
@@ -35,7 +35,9 @@ from slimrank.survey._study_files import (
     check_format,
     claim,
     fingerprint_in,
+    list_of,
     mover,
+    object_of,
     outputs_to_json,
     write_fingerprint,
 )
@@ -64,10 +66,12 @@ __all__ = [
     "fingerprint_of",
     "fits_alone",
     "gather_gradients",
+    "globs_of",
     "group_chunks",
     "independent_pair",
     "list_of",
     "measure",
+    "methods_in_order",
     "mover",
     "object_of",
     "open_data",

@@ -9,7 +9,6 @@ from slimrank._errors import FileError, StudyError
 from slimrank.files import Json
 from slimrank.forward import Batch, OutputChoice, map_tensors
 from slimrank.store import Store
-from slimrank.survey._options import object_of
 from slimrank.survey._session import Inputs, Opened
 
 # Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
@@ -17,6 +16,30 @@ FORMAT = 3
 STUDY_FILE, UNTOUCHED_FILE, RUN_FILE = "study.json", "untouched_plan.json", "run.json"
 PREVIOUS_FILE = "previous_plan.json"
 CURVE_FILES = ("curves-*", "group-*", "blocks*.safetensors")
+
+
+def object_of(facts: Mapping[str, Json], key: str) -> dict[str, Json]:
+    """The JSON object under a key of study.json.
+
+    Raises:
+        FileError: something else stands there.
+    """
+    value = facts.get(key)
+    if not isinstance(value, dict):
+        raise FileError(f"study.json: {key} is {type(value).__name__}, not an object; study again")
+    return value
+
+
+def list_of(facts: Mapping[str, Json], key: str) -> list[Json]:
+    """The JSON list under a key of study.json.
+
+    Raises:
+        FileError: something else stands there.
+    """
+    value = facts.get(key)
+    if not isinstance(value, list):
+        raise FileError(f"study.json: {key} is {type(value).__name__}, not a list; study again")
+    return value
 
 
 def check_format(store: Store) -> None:

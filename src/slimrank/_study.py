@@ -27,6 +27,7 @@ from slimrank.plan import (
     Structure,
     block_damage_at,
     check_structure,
+    damage_at,
     group_damage_at,
     plan_on,
     structure_of,
@@ -53,8 +54,10 @@ from slimrank.survey import (
     RUN_FILE,
     STUDY_FILE,
     UNTOUCHED_FILE,
+    DataSource,
     Inputs,
     Options,
+    Run,
     Session,
     all_batches,
     batch_from_files,
@@ -71,7 +74,7 @@ from slimrank.survey import (
     methods_in_order,
     mover,
     object_of,
-    open_data,
+    open_session,
     options_from_json,
     options_to_json,
     outputs_to_json,
@@ -307,18 +310,27 @@ class Study:
         check_on_layer(on_layer)
         session = session_of(self)
         phases = Phases(shown=session.progress)
-        result = build_result(session, plan, self.grams, self.curves, on_layer, sequential, phases)
+        result = build_result(
+            session, plan, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
+        )
         told = self._with_damages(result)
         return told.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _with_damages(self, result: Result) -> Result:
-        """A result that knows what this study predicted for its groups and blocks."""
+        """A result that knows what this study predicted for its layers, groups and blocks."""
+        layers = tuple(
+            layer
+            if layer.setting is None
+            else replace(layer, damage=damage_at(self.curves, layer.name, layer.setting))
+            for layer in result.layers
+        )
         groups = {
             name: group_damage_at(self.group_curves, name, kept) for name, kept in result.plan.groups.items()
         }
         blocks = {name: block_damage_at(self.block_damages, name) for name in result.plan.dropped}
         return replace(
             result,
+            layers=layers,
             group_damages={name: damage for name, damage in groups.items() if damage is not None},
             block_damages={name: damage for name, damage in blocks.items() if damage is not None},
         )
@@ -367,7 +379,7 @@ class Study:
         store.write_tensors("gradients.safetensors", self.grams)
         kept: str | None = "the study has no data"
         if self._session is not None:
-            kept = batches_to_files(store, list(all_batches(self._session.opened)))
+            kept = batches_to_files(store, list(all_batches(self._session)))
         facts: dict[str, Json] = {
             "format": FORMAT,
             "fingerprint": dict(self.fingerprint),
@@ -455,25 +467,7 @@ class Study:
         kept = facts.get("outputs")
         if outputs is None and isinstance(kept, str | int):
             outputs = kept
-        return study._with_model(store, facts, model, batches, inputs, outputs, run_dir, progress)
-
-    def _with_model(
-        self,
-        store: Store,
-        facts: Mapping[str, Json],
-        model: nn.Module,
-        batches: Iterable[object] | None,
-        inputs: Inputs,
-        outputs: OutputChoice,
-        run_dir: str | os.PathLike[str] | None,
-        progress: bool,
-    ) -> "Study":
-        check_structure(
-            Plan(
-                steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
-            ),
-            structure_of(describe_layers(model)),
-        )
+        check_structure(untouched, structure_of(describe_layers(model)))
         options = options_from_json(object_of(facts, "options"))
         if batches is None:
             if facts.get("inputs") is not True:
@@ -483,25 +477,25 @@ class Study:
                 )
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
             batches, inputs = batch_from_files(store), mover(device)
-        opened = open_data(model, batches, inputs, outputs, options, Phases(shown=False))
-        found = fingerprint_of(model, opened, outputs, options, self.previous)
-        differing = [key for key, value in found.items() if self.fingerprint.get(key) != value]
+        source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
+        session = open_session(model, source, options, Phases(shown=False))
+        found = fingerprint_of(session, model, study.previous)
+        differing = [key for key, value in found.items() if fingerprint.get(key) != value]
         if differing:
             raise StudyError(
                 f"the study in {store.root} was made of other {' and '.join(differing)}; "
                 "pass the same model and data, or study again"
             )
-        device = next(opened.original.parameters()).device
-        session = Session(
-            opened=opened,
-            outputs=outputs,
-            options=options,
-            progress=progress,
-            run_dir=None if run_dir is None else Path(run_dir),
-            fingerprint=found,
-        )
+        device = next(session.original.parameters()).device
         return replace(
-            self, _session=session, grams={name: gram.to(device) for name, gram in self.grams.items()}
+            study,
+            _session=replace(
+                session,
+                progress=progress,
+                run_dir=None if run_dir is None else Path(run_dir),
+                fingerprint=found,
+            ),
+            grams={name: gram.to(device) for name, gram in study.grams.items()},
         )
 
 
@@ -576,26 +570,16 @@ def study(
         channel_order=channel_order,
         seed=seed,
     )
-    return study_with(
-        model,
-        batches,
-        inputs=inputs,
-        outputs=outputs,
-        options=options,
-        run_dir=run_dir,
-        progress=progress,
-        previous=previous,
-    )
+    source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
+    return study_with(model, source, options, run_dir=run_dir, progress=progress, previous=previous)
 
 
 @outside_inference_mode
 def study_with(
     model: nn.Module,
-    batches: Iterable[object],
-    *,
-    inputs: Inputs,
-    outputs: OutputChoice,
+    source: DataSource,
     options: Options,
+    *,
     run_dir: str | os.PathLike[str] | None,
     progress: bool,
     previous: Plan | None,
@@ -604,9 +588,7 @@ def study_with(
 
     Args:
         model: any module.
-        batches: as in ``study``.
-        inputs: as in ``study``.
-        outputs: as in ``study``.
+        source: the data.
         options: what shall be measured.
         run_dir: as in ``study``.
         progress: as in ``study``.
@@ -623,28 +605,27 @@ def study_with(
     if previous is not None:
         _check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
-    opened = open_data(model, batches, inputs, outputs, options, phases)
-    if previous is not None and opened.captured.before.params != previous.after.params:
+    session = open_session(model, source, options, phases)
+    before = session.captured.before
+    if previous is not None and before.params != previous.after.params:
         raise PlanError(
             f"previous: it made a model of {previous.after.params:,} params, and this one has "
-            f"{opened.captured.before.params:,}; give the plan of the result that the model came from"
+            f"{before.params:,}; give the plan of the result that the model came from"
         )
-    fingerprint = fingerprint_of(model, opened, outputs, options, previous)
+    fingerprint = fingerprint_of(session, model, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
         claim(store, fingerprint)
-    measured = measure(opened, outputs, options, phases, store)
-    session = Session(
-        opened=opened,
-        outputs=outputs,
-        options=options,
+    session = replace(
+        session,
         progress=progress,
         run_dir=None if store is None else store.root,
         fingerprint=fingerprint,
     )
+    measured = measure(session, Run(phases=phases, store=store))
     done = Study(
         structure=structure_of(measured.layers, measured.channels),
-        before=opened.captured.before,
+        before=before,
         has_bias=options.has_bias,
         curves=measured.curves,
         group_curves=measured.group_curves,
@@ -652,7 +633,7 @@ def study_with(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*opened.notes, *measured.notes, *_step_notes(previous)),
+        notes=(*session.notes, *measured.notes, *_step_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,

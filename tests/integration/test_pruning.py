@@ -402,7 +402,7 @@ def test_layers_behind_a_dropped_block_make_up_for_it() -> None:
     bare = copy.deepcopy(model)
     drop_blocks(bare, [block])
     session = session_of(study)
-    unfitted = Anchors(session.opened, session.outputs, 1).of(bare)
+    unfitted = Anchors(session, 1).of(bare)
     assert result.divergence < unfitted / 4
 
 
@@ -714,7 +714,7 @@ def test_layers_that_are_called_twice_are_fitted_to_all_calls() -> None:
     bare = copy.deepcopy(model)
     slim(bare, study.structure.channels, plan.groups)
     session = session_of(study)
-    unfitted = Anchors(session.opened, session.outputs, 1).of(bare.eval())
+    unfitted = Anchors(session, 1).of(bare.eval())
     assert result.divergence is not None
     assert result.divergence < 0.75 * unfitted
 

@@ -244,7 +244,7 @@ def test_an_output_that_is_not_finite_on_fit_samples() -> None:
 
     batches = data()
     study = sr.study(net(), batches, progress=False)
-    held_out = set(study._session.opened.feed.held_out)  # type: ignore[union-attr]
+    held_out = set(study._session.feed.held_out)  # type: ignore[union-attr]
     index = next(number for number in range(8) if number not in held_out)
     batches[0][index, 0] = 7.0
     with pytest.raises(sr.NonFiniteError, match="holds nan or inf on calibration samples"):

@@ -33,7 +33,7 @@ def loss(cnn: sr.Study) -> ScoreFn:
     """Cross-entropy against what the original says: lower is better."""
     assert cnn._session is not None
     with torch.no_grad():
-        wanted = cnn._session.opened.original(DATA).argmax(1)
+        wanted = cnn._session.original(DATA).argmax(1)
 
     def cross_entropy(model: nn.Module) -> float:
         with torch.no_grad():
@@ -78,7 +78,7 @@ def test_every_candidate_is_the_largest_rank_within_it(cnn: sr.Study, loss: Scor
 def test_a_score_is_that_of_the_model_with_one_layer_replaced(cnn: sr.Study) -> None:
     seen: list[tuple[str, int]] = []
     assert cnn._session is not None
-    original = {id(module) for module in cnn._session.opened.original.modules()}
+    original = {id(module) for module in cnn._session.original.modules()}
 
     def total(model: nn.Module) -> float:
         with torch.no_grad():
@@ -197,7 +197,7 @@ def test_studies_and_functions_that_are_refused(cnn: sr.Study, loss: ScoreFn, tm
     ):
         measure_scores(sr.Study.load(tmp_path), loss)
     with pytest.raises(sr.OptionError, match=r"study is a Cnn; give a Study"):
-        measure_scores(cnn._session.opened.original, loss)  # type: ignore[arg-type,union-attr]
+        measure_scores(cnn._session.original, loss)  # type: ignore[arg-type,union-attr]
     with pytest.raises(sr.OptionError, match=r"score_fn is a float; give a function of a model"):
         measure_scores(cnn, 0.5)  # type: ignore[arg-type]
 

@@ -105,7 +105,7 @@ def test_the_caller_s_model_is_left_alone(snapshot: Callable[[nn.Module], object
     model = pruning_nets.build("plain").train()
     study = sr.study(model, pruning_nets.batches("plain"), progress=False)
     assert study._session is not None
-    before, private = snapshot(model), snapshot(study._session.opened.original)
+    before, private = snapshot(model), snapshot(study._session.original)
     seen: set[int] = set()
 
     def score(model: nn.Module) -> float:
@@ -114,7 +114,7 @@ def test_the_caller_s_model_is_left_alone(snapshot: Callable[[nn.Module], object
 
     measure_scores(study, score, methods=PRUNED, candidates=4, progress=False)
     assert snapshot(model) == before
-    assert snapshot(study._session.opened.original) == private
+    assert snapshot(study._session.original) == private
     assert seen == {4, 8, 12, 16}
 
 

@@ -150,7 +150,7 @@ def measure_scores(
         if own and curve.group in slimmed:
             counts[curve.group] = own
     n_workers = count_workers(workers)
-    model = quiet_copy(session.opened.original)
+    model = quiet_copy(session.original)
     bench = Bench(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
     total = sum(len(points) for _, points in todo.values()) + sum(map(len, counts.values()))
     total += not journal.is_started
@@ -365,21 +365,20 @@ def _targets(
     tell: Callable[[str], None],
 ) -> Iterator[tuple[LayerSpec, nn.Module, Target]]:
     """What the pairs of each layer shall reproduce."""
-    opened = session.opened
     if session.options.data_free:
         for spec in specs.values():
-            layer = opened.original.get_submodule(spec.name)
+            layer = session.original.get_submodule(spec.name)
             yield spec, layer, weights_target(dense_weight(layer))
         return
     for chunk in chunks_of(specs):
         tell("inputs of the layers")
         moments = dict(
             collect_moments(
-                opened.original, opened.feed, chunk, seed=session.options.seed, advance=lambda _steps: None
+                session.original, session.feed, chunk, seed=session.options.seed, advance=lambda _steps: None
             )
         )
         for spec in chunk.values():
-            layer = opened.original.get_submodule(spec.name)
+            layer = session.original.get_submodule(spec.name)
             yield spec, layer, target_of(spec, layer, moments.pop(spec.name), grams)
 
 
@@ -390,15 +389,13 @@ def _group_trials(
     if not counts:
         return
     survey = GroupSurvey(
-        opened=session.opened,
-        outputs=session.outputs,
-        options=session.options,
+        session=session,
         layers=study.structure.layers,
         channels=study.structure.channels,
         grams=study.grams,
     )
     curves = {curve.group: curve for curve in study.group_curves}
-    order = _call_order(session.opened.original, session.opened.captured.sample)
+    order = _call_order(session.original, session.captured.sample)
     groups = {index: group for index, group in survey.live.items() if group.name in counts}
     for chunk in group_chunks(survey, groups):
         needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
@@ -406,8 +403,8 @@ def _group_trials(
         if needed and not session.options.data_free:
             tell("inputs of the layers that read the groups")
             moments = collect_moments(
-                session.opened.original,
-                session.opened.feed,
+                session.original,
+                session.feed,
                 dict(sorted(needed.items())),
                 seed=session.options.seed,
                 advance=lambda _steps: None,

@@ -17,7 +17,16 @@ from slimrank.deploy import load_artifact
 from slimrank.fitting import OnLayer, check_on_layer, work_of
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.plan import Plan, check_structure, structure_of
-from slimrank.survey import Inputs, Options, Session, check_options, gather_gradients, open_data
+from slimrank.survey import (
+    DataSource,
+    Inputs,
+    Options,
+    Run,
+    Session,
+    check_options,
+    gather_gradients,
+    open_session,
+)
 
 
 @outside_inference_mode
@@ -70,20 +79,17 @@ def apply(
     options = Options(likelihood=likelihood, fisher=fisher, draws=draws, holdout=holdout, seed=seed)
     check_options(options)
 
+    source = None if batches is None else DataSource(batches=batches, inputs=inputs, outputs=outputs)
+
     def opened(start: nn.Module) -> Session | None:
-        if batches is None:
-            return None
-        data = open_data(start, batches, inputs, outputs, options, phases)
-        return Session(
-            opened=data, outputs=outputs, options=options, progress=progress, run_dir=None, fingerprint={}
-        )
+        return None if source is None else open_session(start, source, options, phases)
 
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
             return build_from_weights(start, part, on_layer, phases)
-        grams = gather_gradients(session.opened, list(work_of(part)), outputs, options, phases, None)
-        done = build_result(session, part, grams, (), on_layer, True, phases)
-        return done.with_notes(session.opened.notes, phases.seconds)
+        grams = gather_gradients(session, list(work_of(part)), Run(phases=phases))
+        done = build_result(session, part, phases, grams=grams, on_layer=on_layer)
+        return done.with_notes(session.notes, phases.seconds)
 
     first = opened(model)
     result = replayed(model, plan.up_to(1), first)

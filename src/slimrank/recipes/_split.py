@@ -18,7 +18,7 @@ from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note
 from slimrank.scores import ScoreFn
 from slimrank.select import check_methods
-from slimrank.survey import Session
+from slimrank.survey import DataSource, Session
 
 Tune = Callable[[nn.Module], object]
 _N_SPLITS = 3
@@ -140,7 +140,7 @@ def _attempts(
 
 def _studied_again(result: Result, session: Session, method: Method) -> Study:
     """A study of a compressed model, on the same data with the same options."""
-    feed = session.opened.feed
+    feed = session.feed
 
     def inputs(raw: object) -> object:
         batch: Batch = feed.read(raw)
@@ -148,10 +148,8 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
 
     return study_with(
         result.model,
-        feed.batches,
-        inputs=inputs,
-        outputs=session.outputs,
-        options=replace(session.options, methods=(method,)),
+        DataSource(batches=feed.batches, inputs=inputs, outputs=session.outputs),
+        replace(session.options, methods=(method,)),
         run_dir=None,
         progress=session.progress,
         previous=result.plan,

@@ -23,7 +23,7 @@ from slimrank.survey._options import (
     options_from_json,
     options_to_json,
 )
-from slimrank.survey._session import Inputs, Opened, Session, open_data, restored_copy
+from slimrank.survey._session import DataSource, Inputs, Run, Session, open_session, restored_copy
 from slimrank.survey._study_files import (
     CURVE_FILES,
     FORMAT,
@@ -49,10 +49,11 @@ __all__ = [
     "RUN_FILE",
     "STUDY_FILE",
     "UNTOUCHED_FILE",
+    "DataSource",
     "GroupSurvey",
     "Inputs",
-    "Opened",
     "Options",
+    "Run",
     "Session",
     "all_batches",
     "batch_from_files",
@@ -74,7 +75,7 @@ __all__ = [
     "methods_in_order",
     "mover",
     "object_of",
-    "open_data",
+    "open_session",
     "options_from_json",
     "options_to_json",
     "outputs_to_json",

@@ -9,7 +9,7 @@ from slimrank._errors import FileError, StudyError
 from slimrank.files import Json
 from slimrank.forward import Batch, OutputChoice, map_tensors
 from slimrank.store import Store
-from slimrank.survey._session import Inputs, Opened
+from slimrank.survey._session import Inputs, Session
 
 # Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
 FORMAT = 3
@@ -83,8 +83,8 @@ def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
         )
 
 
-def all_batches(opened: Opened) -> Iterable[Batch]:
-    feed = opened.feed
+def all_batches(session: Session) -> Iterable[Batch]:
+    feed = session.feed
     for raw in feed.batches:
         yield feed.read(raw)
 

@@ -13,7 +13,7 @@ from slimrank.survey._curve_files import (
 from slimrank.survey._fingerprint import content_of, fingerprint_of
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
 from slimrank.survey._input_files import batch_from_files, batches_to_files
-from slimrank.survey._layers import chunks_of, target_of
+from slimrank.survey._layers import layer_chunks, target_of
 from slimrank.survey._measure import gather_gradients, measure
 from slimrank.survey._options import (
     Options,
@@ -60,7 +60,6 @@ __all__ = [
     "batches_to_files",
     "check_format",
     "check_options",
-    "chunks_of",
     "claim",
     "content_of",
     "fingerprint_in",
@@ -70,6 +69,7 @@ __all__ = [
     "globs_of",
     "group_chunks",
     "independent_pair",
+    "layer_chunks",
     "list_of",
     "measure",
     "methods_in_order",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._names import listed
-from slimrank.calibrate import collect_moments
-from slimrank.cost import row_width, slimmed_spec
+from slimrank.calibrate import Chunk, Collecting, moment_chunks
+from slimrank.cost import slimmed_spec, working_bytes
 from slimrank.fitting import as_rows, channels_left, scaled, what_stays
 from slimrank.forward import Trimmer
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
@@ -29,7 +29,9 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_group, write_group
 from slimrank.survey._session import Run, Session
 
+# Moments of layers held at once. More than for layers alone, since a group needs all of its readers together.
 _MOMENT_BYTES = 900_000_000
+# Measured divergences per group, as ``methods`` places them; only sizes the share of held-out samples.
 _ANCHORS = 4
 
 
@@ -120,39 +122,40 @@ def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
     # For all, also those of an earlier run: where that stopped must not change how many samples serve.
     anchors = Anchors(survey.session, _ANCHORS * len(live) if rest else 0)
     trim = Trimmer()
-    for chunk in group_chunks(survey, rest):
-        needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
-        with run.phases.phase("moments", len(survey.session.feed.fit)) as advance:
-            moments = collect_moments(
-                survey.session.original,
-                survey.session.feed,
-                dict(sorted(needed.items())),
-                seed=survey.session.options.seed,
-                advance=advance,
-            )
-        with run.phases.phase("groups", len(chunk)) as advance:
-            for index, group in chunk.items():
-                curves[index] = _curve(survey, group, moments, anchors, run)
+    for chunk in group_chunks(survey, rest, run.collecting(survey.session)):
+        with run.phases.phase("groups", len(chunk.indices)) as advance:
+            for index in chunk.indices:
+                curves[index] = _curve(survey, rest[index], chunk.moments, anchors, run)
                 if store is not None:
                     write_group(store, index, curves[index])
-                trim.after(sum(32 * row_width(spec) ** 2 for spec in survey.needed(group).values()))
+                trim.after(sum(working_bytes(spec) for spec in survey.needed(rest[index]).values()))
                 advance(1)
     return tuple(curves[index] for index in sorted(curves))
 
 
-def group_chunks(survey: GroupSurvey, groups: Mapping[int, GroupSpec]) -> Iterator[dict[int, GroupSpec]]:
-    """Groups whose moments fit into memory together; at least one."""
-    chunk: dict[int, GroupSpec] = {}
-    widths: dict[int, int] = {}
-    for index, group in groups.items():
-        added = {at: row_width(spec) for at, spec in survey.needed(group).items()}
-        if chunk and sum(8 * width**2 for width in (widths | added).values()) > _MOMENT_BYTES:
-            yield chunk
-            chunk, widths = {}, {}
-        chunk[index] = group
-        widths |= added
-    if chunk:
-        yield chunk
+def group_chunks(
+    survey: GroupSurvey, groups: Mapping[int, GroupSpec], collecting: Collecting
+) -> Iterator[Chunk]:
+    """Moments that groups need, for as many groups at a time as fit into memory.
+
+    Args:
+        survey: model, data and map.
+        groups: by their index in the map.
+        collecting: opened around each pass over the samples, as in ``moment_chunks``.
+
+    Returns:
+        Chunks of the groups, in the same order; without moments where the study has no data.
+    """
+    session = survey.session
+    has_data = not session.options.data_free
+    return moment_chunks(
+        session.original,
+        session.feed,
+        {index: survey.needed(group) if has_data else {} for index, group in groups.items()},
+        seed=session.options.seed,
+        max_bytes=_MOMENT_BYTES,
+        collecting=collecting,
+    )
 
 
 def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments]) -> list[Consumer]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from slimrank.calibrate import collect_moments
-from slimrank.cost import keeps_rows, row_cap, row_width
+from slimrank.calibrate import Chunk, Collecting, moment_chunks
+from slimrank.cost import row_width, working_bytes
 from slimrank.forward import Trimmer
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
@@ -23,6 +23,7 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_layer, write_layer
 from slimrank.survey._session import Run, Session
 
+# Moments of layers held at once. More means fewer passes over the samples; the process holds so much more.
 _MOMENT_BYTES = 600_000_000
 # Measured divergences per method of a layer, as ``methods`` places them; only sizes the share of samples.
 _ANCHORS = 4
@@ -57,47 +58,42 @@ def measure_layers(
     evaluations = sum(_ANCHORS * len(spec.methods) for spec in layers) if rest else 0
     anchors = Anchors(session, evaluations)
     trim = Trimmer()
-    for chunk in chunks_of(rest):
-        with run.phases.phase("moments", len(session.feed.fit)) as advance:
-            moments = dict(
-                collect_moments(
-                    session.original, session.feed, chunk, seed=session.options.seed, advance=advance
-                )
-            )
-        with run.phases.phase("curves", len(chunk)) as advance:
-            for index, spec in chunk.items():
-                if spec.name in moments:
+    for chunk in layer_chunks(session, rest, run.collecting(session)):
+        with run.phases.phase("curves", len(chunk.indices)) as advance:
+            for index in chunk.indices:
+                spec = rest[index]
+                if spec.name in chunk.moments:
                     layer = session.original.get_submodule(spec.name)
-                    target = target_of(spec, layer, moments.pop(spec.name), grams)
+                    target = target_of(spec, layer, chunk.moments.pop(spec.name), grams)
                     curves[index] = _curves_of(session, spec, target, anchors, run)
                     if run.store is not None:
                         write_layer(run.store, index, curves[index])
-                    trim.after(32 * row_width(spec) ** 2)
+                    trim.after(working_bytes(spec))
                 advance(1)
     return curves
 
 
-def chunks_of(layers: Mapping[int, LayerSpec]) -> Iterator[dict[int, LayerSpec]]:
-    """Layers whose moments fit into memory together.
+def layer_chunks(
+    session: Session, layers: Mapping[int, LayerSpec], collecting: Collecting
+) -> Iterator[Chunk]:
+    """Moments of the inputs of layers, as many at a time as fit into memory.
 
     Args:
+        session: model, data and options.
         layers: by their index in the study.
+        collecting: opened around each pass over the samples, as in ``moment_chunks``.
 
-    Yields:
-        Some of them, in the same order.
+    Returns:
+        Chunks of the layers, in the same order.
     """
-    chunk: dict[int, LayerSpec] = {}
-    held = 0
-    for index, spec in layers.items():
-        width = row_width(spec)
-        size = row_cap(spec) * width * 4 if keeps_rows(spec) else width * width * 8
-        if chunk and held + size > _MOMENT_BYTES:
-            yield chunk
-            chunk, held = {}, 0
-        chunk[index] = spec
-        held += size
-    if chunk:
-        yield chunk
+    return moment_chunks(
+        session.original,
+        session.feed,
+        {index: {index: spec} for index, spec in layers.items()},
+        seed=session.options.seed,
+        max_bytes=_MOMENT_BYTES,
+        collecting=collecting,
+    )
 
 
 def target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mapping[str, Tensor]) -> Target:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from slimrank._errors import NonFiniteError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.calibrate import Feed, Likelihood, first_batch, open_feed, read_likelihood, reference_outputs
+from slimrank.calibrate import (
+    Collecting,
+    Feed,
+    Likelihood,
+    first_batch,
+    open_feed,
+    read_likelihood,
+    reference_outputs,
+)
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.forward import OutputChoice
 from slimrank.records import LayerSpec, Note
@@ -92,6 +100,10 @@ class Run:
 
     phases: Phases
     store: Store | None = None
+
+    def collecting(self, session: Session) -> Collecting:
+        """A phase for each pass over the fit samples that gathers moments."""
+        return lambda: self.phases.phase("moments", len(session.feed.fit))
 
 
 def restored_copy(session: Session) -> nn.Module:

@@ -4,7 +4,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -60,8 +60,15 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a script in another process; ``nets`` can be imported there."""
+def environment() -> Mapping[str, str]:
+    """For another process: the modules that tests share, such as ``nets``, can be imported there."""
+    paths = [str(_HERE), str(_HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def python(environment: Mapping[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script in another process, which has the ``environment``."""
 
     def call(script: str, *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         file = tmp_path / "script.py"
@@ -69,7 +76,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         done = subprocess.run(
             [sys.executable, str(file)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(_HERE), "OMP_NUM_THREADS": "1"},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,

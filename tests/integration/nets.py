@@ -44,6 +44,12 @@ def mlp() -> nn.Module:
     )
 
 
+def two_layers(seed: int = 0) -> nn.Sequential:
+    """From 12 to 24 to 16, with torch's own weights."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16)).eval()
+
+
 class Cnn(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from slimrank.cli import _command as _cli
-from slimrank.demo import _run, calibration_batches
-from slimrank.demo import test_batches as labelled_batches
-from slimrank.demo._run import measure_times_ms
+import seams
 
 # PAUSE slows the forward down, so that a run can be met midway.
 _CODE = """
@@ -92,14 +88,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _facts(*args: str) -> dict[str, object]:
     """What a command says with ``--json``; also that stdout holds nothing else."""
-    done = CliRunner().invoke(_cli.cli, [*args, "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(seams.cli, [*args, "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     facts: dict[str, object] = json.loads(done.stdout)
     return facts
 
 
 def _refused(*args: str) -> str:
-    done = CliRunner().invoke(_cli.cli, list(args), catch_exceptions=False)
+    done = CliRunner().invoke(seams.cli, list(args), catch_exceptions=False)
     assert done.exit_code == 2, done.output
     return done.stderr
 
@@ -131,7 +127,7 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
     study = _facts("study", _MODEL, _BATCHES, "--out", "run", "--likelihood", "categorical")
     assert [layer["name"] for layer in study["layers"]] == ["0", "2", "6"]  # type: ignore[attr-defined]
 
-    shown = CliRunner().invoke(_cli.cli, ["plan", "run", "--macs", "0.6"])
+    shown = CliRunner().invoke(seams.cli, ["plan", "run", "--macs", "0.6"])
     assert "Not saved; --out plan.json saves it." in shown.stdout
     assert not list(folder.glob("*.json"))
     plan = _facts("plan", "run", "--macs", "0.6", "--multiple-of", "2", "--out", "plan.json")
@@ -171,12 +167,12 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
 
 def test_channels_from_the_study_to_the_saved_model(folder: Path) -> None:
     command = ("study", _MODEL, _BATCHES, "--out", "run", "--methods", "channel_pruning", "--quiet")
-    shown = CliRunner().invoke(_cli.cli, [*command, "--groups"], catch_exceptions=False)
+    shown = CliRunner().invoke(seams.cli, [*command, "--groups"], catch_exceptions=False)
     assert "2 groups, 2 can be slimmed" not in shown.stdout
     assert "\n3 groups, 2 can be slimmed\n\nStay whole\n - 6: model output\n" in shown.stdout
     assert "layer  kind" in shown.stdout
     assert "Kept in run." in shown.stdout
-    assert "Stay whole" not in CliRunner().invoke(_cli.cli, list(command)).stdout
+    assert "Stay whole" not in CliRunner().invoke(seams.cli, list(command)).stdout
     facts = _facts(*command)
     groups = {group["name"]: group for group in facts["groups"]}  # type: ignore[attr-defined]
     assert groups["0"]["producers"] == ["0"]
@@ -185,7 +181,7 @@ def test_channels_from_the_study_to_the_saved_model(folder: Path) -> None:
     assert facts["blocks"] == []
 
     budget = ("plan", "run", "--macs", "0.6", "--methods", "channel_pruning")
-    text = CliRunner().invoke(_cli.cli, list(budget)).stdout
+    text = CliRunner().invoke(seams.cli, list(budget)).stdout
     assert "slimmed" in text
     assert "of 2 groups compressed" in text
     plan = _facts(*budget, "--multiple-of", "2", "--out", "plan.json")
@@ -229,7 +225,7 @@ def test_channels_and_factors_by_hand(folder: Path) -> None:
     assert second["groups"]["0"] == first["groups"]["0"]  # type: ignore[index]
     assert len(second["groups"]["2"]) == 4  # type: ignore[index]
     assert "4 of 8" in str(second["diff"])
-    shown = CliRunner().invoke(_cli.cli, list(command)).stdout
+    shown = CliRunner().invoke(seams.cli, list(command)).stdout
     assert "2      channel_pruning  4 of 8" in shown
     assert "manual: 0 of 3 layers, 2 of 2 groups compressed" in shown
 
@@ -248,7 +244,7 @@ def test_a_base_keeps_a_pair_and_channels_of_one_name_and_its_dropped_blocks(fol
     again = _facts("plan", "run", "--manual", "none.json", "--base", "first_plan.json")
     for key in ("settings", "groups", "dropped", "after"):
         assert again[key] == first[key], key
-    shown = CliRunner().invoke(_cli.cli, ["plan", "run", "--manual", "first.json"]).stdout
+    shown = CliRunner().invoke(seams.cli, ["plan", "run", "--manual", "first.json"]).stdout
     assert "gone with 2" in shown
     assert "1 block compressed" in shown
 
@@ -257,7 +253,7 @@ def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
     options = ("--macs", "0.6", "--methods", "weight_svd", "--no-compete", "--no-fisher", "--quiet")
     places = ("--out", "small", "--report", "page.html")
     done = CliRunner().invoke(
-        _cli.cli,
+        seams.cli,
         ["compress", _MODEL, "cli_net:labelled", "--inputs", "cli_net:images", *options, *places],
         catch_exceptions=False,
     )
@@ -314,20 +310,15 @@ def test_a_study_that_was_stopped_and_then_killed_goes_on(folder: Path) -> None:
 
 def test_latency_rounds_are_bounded_in_time_and_equal_for_both() -> None:
     models = (torch.nn.Identity(), torch.nn.ReLU())
-    first, second = measure_times_ms(models, torch.ones(1), rounds=1000, seconds=0.0)
+    first, second = seams.measure_times_ms(models, torch.ones(1), rounds=1000, seconds=0.0)
     assert len(first) == len(second) == 5
     assert min(*first, *second) > 0
-    first, second = measure_times_ms(models, torch.ones(1), rounds=7, seconds=60.0)
+    first, second = seams.measure_times_ms(models, torch.ones(1), rounds=7, seconds=60.0)
     assert len(first) == len(second) == 7
 
 
 def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Few images and no rival plans: what is told is the same, in a tenth of the time.
-    monkeypatch.setattr(_run, "calibration_batches", lambda: calibration_batches()[:1])
-    monkeypatch.setattr(_run, "test_batches", lambda: labelled_batches()[:1])
-    monkeypatch.setattr(
-        _run.sr, "compress", partial(_run.sr.compress, compete=False, methods=("weight_svd",))
-    )
+    seams.short_demo(monkeypatch)
     facts = _facts("demo", "--out", str(tmp_path / "demo"), "--macs", "0.7", "--quiet")
     assert facts["loads_equal"] is True
     assert 0.69 < facts["keep_ratio"]["macs"] <= 0.7  # type: ignore[index]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from slimrank.cli import _command as _cli
+import seams
 
 _CODE = """
 import torch
@@ -53,20 +53,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _facts(*args: str) -> dict[str, object]:
-    done = CliRunner().invoke(_cli.cli, [*args, "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(seams.cli, [*args, "--json"], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     facts: dict[str, object] = json.loads(done.stdout)
     return facts
 
 
 def _shown(*args: str) -> str:
-    done = CliRunner().invoke(_cli.cli, list(args), catch_exceptions=False)
+    done = CliRunner().invoke(seams.cli, list(args), catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     return done.stdout
 
 
 def _refused(*args: str) -> str:
-    done = CliRunner().invoke(_cli.cli, list(args), catch_exceptions=False)
+    done = CliRunner().invoke(seams.cli, list(args), catch_exceptions=False)
     assert done.exit_code == 2, done.output
     return done.stderr
 

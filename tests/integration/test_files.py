@@ -7,11 +7,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import seams
 import slimrank as sr
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
@@ -205,11 +207,11 @@ with torch.no_grad():
         assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-    @pytest.mark.parametrize("at", ["write_bytes", "_move_into_place"])
+    @pytest.mark.parametrize("step", ["writing", "moving"])
     def test_is_whole_or_not_there(
         self,
         error: BaseException,
-        at: str,
+        step: Literal["writing", "moving"],
         study: sr.Study,
         nets: ModuleType,
         tmp_path: Path,
@@ -218,10 +220,7 @@ with torch.no_grad():
         old, new = (study.apply(study.plan(macs=ratio)) for ratio in (0.7, 0.4))
         old.save(tmp_path / "out")
 
-        def fail(*_args: object) -> None:
-            raise error
-
-        monkeypatch.setattr(f"slimrank.deploy._artifact.{at}", fail)
+        seams.fail_while_saving(monkeypatch, step, error)
         wanted = sr.FileError if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(wanted):
             new.save(tmp_path / "out", overwrite=True)
@@ -484,3 +483,37 @@ def test_save_plan_edit_load_replace_diff(study: sr.Study, tmp_path: Path) -> No
     without = edited.replace("conv", None)
     assert study.apply(without).after == without.after
     assert isinstance(study.apply(without).model.conv, nn.Conv2d)
+
+
+def test_loading_writes_nothing(nets: ModuleType, tmp_path: Path) -> None:
+    study = sr.study(nets.two_layers(), nets.noise(12, seed=1), progress=False)
+    study.save(tmp_path)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    loaded = sr.Study.load(tmp_path, model=nets.two_layers(), progress=False)
+    loaded.apply(loaded.plan(macs=0.7))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_only_saved_models_are_replaced(nets: ModuleType, tmp_path: Path) -> None:
+    study = sr.study(nets.two_layers(), nets.noise(12, seed=1), progress=False)
+    result = study.apply(study.plan(macs=0.7))
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(sr.NotEmptyError, match=r"note.txt is a file; give a directory"):
+        result.save(tmp_path / "note.txt", overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "plan.json").write_text("mine")
+    with pytest.raises(sr.NotEmptyError, match="holds files but no saved model to replace"):
+        result.save(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "note.txt").read_text() == (tmp_path / "mine" / "plan.json").read_text() == "mine"
+
+
+def test_an_edited_plan_is_checked(nets: ModuleType, tmp_path: Path) -> None:
+    study = sr.study(nets.two_layers(), nets.noise(12, seed=1), progress=False)
+    plan = sr.Plan.manual(study, {"0": ("weight_svd", {"rank": 4})}, multiple_of=4)
+    plan.save(tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text.replace('"rank": 4', '"rank": 12'))
+    with pytest.raises(sr.RankError, match="rank 12 costs at least what the layer does; lower it"):
+        sr.Plan.load(tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text(text.replace('"rank": 4', '"rank": 5'))
+    assert sr.Plan.load(tmp_path / "plan.json").multiple_of == 1

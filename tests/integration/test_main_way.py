@@ -15,6 +15,7 @@ from sklearn import datasets
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import seams
 import slimrank as sr
 from slimrank.records import Method
 
@@ -322,7 +323,7 @@ def test_the_model_stays_as_it_was_after_an_error(
 
     with pytest.raises(RuntimeError, match="stop at stem"):
         study.apply(plan, on_layer=fail)
-    monkeypatch.setattr("slimrank.survey._measure.anchored_curves", lambda *_a: fail(model, "curves"))
+    seams.fail_after_curves(monkeypatch, RuntimeError("stop at curves"))
     with pytest.raises(RuntimeError, match="stop at curves"):
         sr.study(model, batches, progress=False)
     assert snapshot(model) == before
@@ -359,3 +360,19 @@ def test_inside_no_grad_and_inference_mode(nets: ModuleType) -> None:
     assert quiet.plan.settings == usual.plan.settings
     assert quiet.divergence == usual.divergence
     assert all(p.requires_grad for p in quiet.model.parameters())
+
+
+def test_the_mode_of_the_result_is_told(nets: ModuleType) -> None:
+    results = [
+        sr.compress(nets.two_layers().train(mode), nets.noise(12, seed=1), macs=0.7, progress=False)
+        for mode in (True, False)
+    ]
+    assert [result.model.training for result in results] == [True, False]
+    told = [any(".eval() before you use" in note.text for note in result.notes) for result in results]
+    assert told == [True, False]
+
+
+def test_a_result_that_lost_its_outputs_says_so(nets: ModuleType) -> None:
+    study = sr.study(nets.two_layers(), nets.noise(12, seed=1), likelihood="gaussian", progress=False)
+    bad = study.apply(sr.Plan.manual(study, {name: ("weight_svd", {"rank": 1}) for name in ("0", "2")}))
+    assert any("have little left of the original's" in note.text for note in bad.notes)

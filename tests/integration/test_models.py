@@ -517,3 +517,20 @@ def test_a_model_under_no_grad_throughout_says_what_to_do(nets: ModuleType) -> N
         sr.study(Closed(), nets.noise(24), progress=False)
     result = sr.compress(Closed(), nets.noise(24), macs=0.6, fisher=False, progress=False)
     assert result.keep_ratio("macs") <= 0.6
+
+
+def test_a_model_whose_backward_pass_fails_is_told_to_leave_gradients_out(nets: ModuleType) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(24, 24), nn.Linear(24, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.relu_(self.a(x))
+            h += self.b(h)
+            return h
+
+    model, batches = nets.settle(InPlace()), nets.noise(24)
+    with pytest.raises(sr.GradientError, match=r"backward pass through the model failed .*fisher=False"):
+        sr.study(model, batches, progress=False)
+    assert sr.study(model, batches, fisher=False, progress=False).layers[0].methods

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import seams
 import slimrank as sr
 
 NAMES = ("stem", "conv", "last", "fc")
@@ -142,11 +143,7 @@ def test_a_wrong_signature_is_refused_before_anything_runs(
     nets: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def never(*_args: object, **_kwargs: object) -> None:
-        raise AssertionError("something ran")
-
-    monkeypatch.setattr("slimrank.fitting._apply.copy_model", never)
-    monkeypatch.setattr("slimrank.survey._session.quiet_copy", never)
+    seams.forbid_copies(monkeypatch)
     with pytest.raises(sr.OptionError, match=words) as caught:
         study.apply(plan, on_layer=hook)
     assert isinstance(caught.value, ValueError)

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -201,3 +202,15 @@ def test_an_unreachable_budget_names_the_floor_and_what_holds_it_up(either: sr.S
 def test_a_model_that_is_one_layer(nets: ModuleType) -> None:
     with pytest.raises(sr.ModelError, match=r"the model itself is this layer; wrap it in nn\.Sequential"):
         sr.study(nn.Linear(24, 24), nets.noise(24), progress=False)
+
+
+def test_the_order_of_methods_does_not_matter(nets: ModuleType, tmp_path: Path) -> None:
+    study = sr.study(
+        nets.two_layers(),
+        nets.noise(12, seed=1),
+        methods=("spatial_svd", "weight_svd", "weight_svd"),
+        progress=False,
+    )
+    study.save(tmp_path)
+    assert study.methods == ("weight_svd", "spatial_svd")
+    sr.Study.load(tmp_path, model=nets.two_layers(), progress=False)

@@ -2,7 +2,7 @@
 """Channels that go, end to end: planned, built, counted, saved, replayed, resumed, told."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,15 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import seams
 import slimrank as sr
-from slimrank._study import session_of
-from slimrank.fitting import _apply
-from slimrank.recipes._compete import Rivals
 from slimrank.records import ChannelMap, ChannelOrder
 from slimrank.surgery import drop_blocks, slim
-from slimrank.survey import _blocks as _block_survey
-from slimrank.survey import _groups as _group_survey
-from slimrank.survey._anchors import Anchors
 
 PRUNING = ("channel_pruning",)
 Snapshot = Callable[[nn.Module], object]
@@ -155,21 +150,9 @@ def test_a_study_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
 # --- resumed ---
 
 
-def interrupt_after(count: int, function: Callable[..., object]) -> Callable[..., object]:
-    """The function, until it was called so many times; then Ctrl-C."""
-    calls: Iterator[int] = iter(range(10_000))
-
-    def wrapped(*args: object, **kwargs: object) -> object:
-        if next(calls) >= count:
-            raise KeyboardInterrupt
-        return function(*args, **kwargs)
-
-    return wrapped
-
-
 @pytest.mark.parametrize(
     ("where", "after"),
-    [("group_curve", 0), ("group_curve", 2), ("apply_plan", 0), ("apply_plan", 1), ("apply_plan", 2)],
+    [("groups", 0), ("groups", 2), ("blocks", 0), ("blocks", 1), ("blocks", 2)],
 )
 def test_an_interrupted_study_goes_on(
     where: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,32 +162,18 @@ def test_an_interrupted_study_goes_on(
         return sr.study(model, batches, draws=2, run_dir=tmp_path, progress=False)
 
     with monkeypatch.context() as patch:
-        room = _group_survey if where == "group_curve" else _block_survey
-        patch.setattr(room, where, interrupt_after(after, getattr(room, where)))
+        interrupt = seams.interrupt_after_groups if where == "groups" else seams.interrupt_after_drops
+        interrupt(patch, after)
         with pytest.raises(KeyboardInterrupt):
             study()
     whole = studied("residual")
-    measured: list[str] = []
-    original = _group_survey.group_curve
-
-    def counting(group: object, removal: object) -> object:
-        measured.append(group.name)  # type: ignore[attr-defined]
-        return original(group, removal)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_group_survey, "group_curve", counting)
-    dropped: list[tuple[str, ...]] = []
-    build = _block_survey.apply_plan
-
-    def told(model: nn.Module, plan: sr.Plan, **options: object) -> object:
-        dropped.append(plan.dropped)
-        return build(model, plan, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_block_survey, "apply_plan", told)
+    measured = seams.watch_group_curves(monkeypatch)
+    drops = seams.watch_drops(monkeypatch)
     resumed = study()
     groups = ["stem", "layer1.conv1", "layer2.conv1"]
-    assert measured == (groups[after:] if where == "group_curve" else [])
+    assert measured == (groups[after:] if where == "groups" else [])
     steps = [("layer1",), ("layer2",), ("layer1", "layer2")]
-    assert dropped == steps[after if where == "apply_plan" else 0 :]
+    assert [drop.blocks for drop in drops] == steps[after if where == "blocks" else 0 :]
     assert bits(resumed) == bits(whole)
     plan = resumed.plan(macs=0.5)
     assert plan == whole.plan(macs=0.5)
@@ -219,10 +188,10 @@ def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
         return sr.study(model, batches, methods=PRUNING, draws=1, run_dir=run_dir, progress=False)
 
     # So few MACs that the held-out samples, 25, are shared out among the measurements.
-    monkeypatch.setattr("slimrank.survey._anchors._ANCHOR_MACS", 2e5)
+    seams.few_anchor_macs(monkeypatch, 2e5)
     whole = study(None)
     with monkeypatch.context() as patch:
-        patch.setattr(_group_survey, "group_curve", interrupt_after(1, _group_survey.group_curve))
+        seams.interrupt_after_groups(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             study(tmp_path)
     assert bits(study(tmp_path)) == bits(whole)
@@ -269,17 +238,10 @@ def test_an_interrupted_apply_goes_on(name: str, tmp_path: Path, monkeypatch: py
     whole = study.apply(plan)
     loaded = sr.Study.load(tmp_path, model=pruning_nets.build(name), run_dir=tmp_path, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(_apply, "best_fit", interrupt_after(1, _apply.best_fit))
+        seams.interrupt_after_fits(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             loaded.apply(plan)
-    fitted: list[str] = []
-    original = _apply.best_fit
-
-    def counting(spec: object, *args: object) -> object:
-        fitted.append(spec.name)  # type: ignore[attr-defined]
-        return original(spec, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_apply, "best_fit", counting)
+    fitted = seams.watch_fits(monkeypatch)
     resumed = loaded.apply(plan)
     done = {layer.name for layer in whole.layers if layer.fit}
     assert len(fitted) == len(done) - 1
@@ -401,25 +363,17 @@ def test_layers_behind_a_dropped_block_make_up_for_it() -> None:
     assert result.divergence == pytest.approx(plan.damage)
     bare = copy.deepcopy(model)
     drop_blocks(bare, [block])
-    session = session_of(study)
-    unfitted = Anchors(session, 1).of(bare)
+    unfitted = seams.divergence_of(study, bare)
     assert result.divergence < unfitted / 4
 
 
 def test_of_few_samples_a_block_is_foretold_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_block_survey, "_BLOCK_MACS", 1.0)
+    seams.few_block_macs(monkeypatch, 1.0)
     model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual", n=40)
     with monkeypatch.context() as patch:
-        fitted: list[_apply.Data] = []
-        build = _block_survey.apply_plan
-
-        def told(model: nn.Module, plan: sr.Plan, *, data: _apply.Data, **options: object) -> object:
-            fitted.append(data)
-            return build(model, plan, data=data, **options)  # type: ignore[arg-type]
-
-        patch.setattr(_block_survey, "apply_plan", told)
+        drops = seams.watch_drops(patch)
         study = sr.study(model, batches, methods=PRUNING, draws=1, progress=False)
-    assert [(len(data.feed.fit), len(data.feed.held_out)) for data in fitted] == [(32, 8)] * 3
+    assert [(drop.n_fit, drop.n_held_out) for drop in drops] == [(32, 8)] * 3
     in_turn = sorted(study.block_damages, key=lambda one: one.damage)
     for count in range(1, len(in_turn) + 1):
         plan = sr.Plan.manual(study, {one.block: "drop" for one in in_turn[:count]})
@@ -450,7 +404,9 @@ def test_where_the_first_plan_drops_a_block_one_that_keeps_all_competes() -> Non
     study = studied("residual")
     free = tuple(replace(one, damage=0.0) for one in study.block_damages)
     study = replace(study, block_damages=free)
-    rivals = Rivals(study, lambda on, select, only: on.plan(macs=0.5, select=select, methods=only), None)
+    rivals = seams.Rivals(
+        study, lambda on, select, only: on.plan(macs=0.5, select=select, methods=only), None
+    )
     plan = study.plan(macs=0.5)
     assert plan.dropped
     rivals.build("optimal", plan)
@@ -713,8 +669,7 @@ def test_layers_that_are_called_twice_are_fitted_to_all_calls() -> None:
     assert {layer.name: layer.fit for layer in result.layers}["tower"] == "independent"
     bare = copy.deepcopy(model)
     slim(bare, study.structure.channels, plan.groups)
-    session = session_of(study)
-    unfitted = Anchors(session, 1).of(bare.eval())
+    unfitted = seams.divergence_of(study, bare.eval())
     assert result.divergence is not None
     assert result.divergence < 0.75 * unfitted
 

@@ -2,12 +2,11 @@
 """Compressing, then training: with labels, without, after each layer, after a kill, on a GPU."""
 
 import copy
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import slimrank as sr
 from slimrank.recover import Epoch
 
-HERE = Path(__file__).parent
 LOSS = nn.CrossEntropyLoss()
 # Layers keep their widths, so that their outputs can be told from the teacher's.
 FACTORS = ("weight_svd", "spatial_svd")
@@ -310,7 +308,7 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(
     assert rest == []
 
 
-def test_a_killed_process_goes_on(nets: ModuleType, tmp_path: Path) -> None:
+def test_a_killed_process_goes_on(nets: ModuleType, environment: Mapping[str, str], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         """
@@ -325,7 +323,7 @@ sr.distill(nets.settle(nets.cnn(), 1), nets.cnn(), nets.noise(1, 8, 8), epochs=4
     process = subprocess.Popen(
         [sys.executable, str(script)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        env=environment,
     )
     try:
         deadline = time.monotonic() + 60

@@ -2,12 +2,11 @@
 """Killed studies and applies go on where they stopped, and end as if nothing had happened, bit for bit."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+import seams
 import slimrank as sr
-from slimrank.fitting import _apply
-from slimrank.fitting import _fit as _fits
-from slimrank.survey import _anchors
-from slimrank.survey import _measure as _survey
-
-HERE = Path(__file__).parent
 
 
 def bits(study: sr.Study) -> list[tuple[str, str, str, list[bytes]]]:
@@ -38,36 +32,17 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def interrupt_after(count: int, function: Callable[..., object]) -> Callable[..., object]:
-    """The function, until it was called so many times; then Ctrl-C."""
-    calls: Iterator[int] = iter(range(10_000))
-
-    def wrapped(*args: object, **kwargs: object) -> object:
-        if next(calls) >= count:
-            raise KeyboardInterrupt
-        return function(*args, **kwargs)
-
-    return wrapped
-
-
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_an_interrupted_study_goes_on(
     after: int, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batches = nets.cnn(), nets.noise(1, 8, 8)
     whole = sr.study(model, batches, progress=False)
-    monkeypatch.setattr(_survey, "layer_curves", interrupt_after(after, _survey.layer_curves))
+    seams.interrupt_after_layers(monkeypatch, after)
     with pytest.raises(KeyboardInterrupt):
         sr.study(model, batches, run_dir=tmp_path / "run", progress=False)
     monkeypatch.undo()
-    measured: list[str] = []
-    original = _survey.layer_curves
-
-    def counting(spec: object, *args: object, **kwargs: object) -> object:
-        measured.append(spec.name)  # type: ignore[attr-defined]
-        return original(spec, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_survey, "layer_curves", counting)
+    measured = seams.watch_layer_curves(monkeypatch)
     resumed = sr.study(model, batches, run_dir=tmp_path / "run", progress=False)
     assert measured == ["stem", "conv", "last", "fc"][after:]
     assert bits(resumed) == bits(whole)
@@ -80,10 +55,10 @@ def test_anchors_do_not_depend_on_where_it_stopped(
 ) -> None:
     # Large models take fewer held-out samples for an anchor; how many must not depend on the layers left.
     model, batches = nets.cnn(), nets.noise(1, 8, 8, n=8, size=16)
-    monkeypatch.setattr(_anchors, "_ANCHOR_MACS", 3.0e7)
+    seams.few_anchor_macs(monkeypatch, 3.0e7)
     whole = sr.study(model, batches, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(_survey, "layer_curves", interrupt_after(2, _survey.layer_curves))
+        seams.interrupt_after_layers(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             sr.study(model, batches, run_dir=tmp_path, progress=False)
     assert bits(sr.study(model, batches, run_dir=tmp_path, progress=False)) == bits(whole)
@@ -94,34 +69,28 @@ def test_a_finished_study_is_read_back(
 ) -> None:
     model, batches = nets.cnn(), nets.noise(1, 8, 8)
     first = sr.study(model, batches, run_dir=tmp_path, progress=False)
-    for name in ("layer_curves", "collect_gradients", "collect_moments"):
-        monkeypatch.setattr(_survey, name, interrupt_after(0, lambda: None))
+    seams.forbid_measuring(monkeypatch)
     assert bits(sr.study(model, batches, run_dir=tmp_path, progress=False)) == bits(first)
     loaded = sr.Study.load(tmp_path, model=model, progress=False)
     assert bits(loaded) == bits(first)
 
 
-def test_a_killed_process_goes_on(nets: ModuleType, tmp_path: Path) -> None:
+def test_a_killed_process_goes_on(nets: ModuleType, environment: Mapping[str, str], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         """
 import time, torch
 torch.set_num_threads(1)
-import nets
+import nets, pytest, seams
 import slimrank as sr
-from slimrank import _survey
-original = _survey.layer_curves
-def slow(*args, **kwargs):
-    time.sleep(0.3)
-    return original(*args, **kwargs)
-_survey.layer_curves = slow
+seams.slow_down_layers(pytest.MonkeyPatch(), lambda: time.sleep(0.3))
 sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir="run", progress=False)
 """
     )
     process = subprocess.Popen(
         [sys.executable, str(script)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+        env=environment,
     )
     try:
         deadline = time.monotonic() + 60
@@ -189,18 +158,11 @@ def test_an_interrupted_apply_goes_on(
     study = sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir=tmp_path, progress=False)
     plan = sr.Plan.manual(study, {name: ("weight_svd", 0.5) for name in ("stem", "conv", "last", "fc")})
     whole = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False).apply(plan)
-    monkeypatch.setattr(_apply, "build_pair", interrupt_after(2, _apply.build_pair))
+    seams.interrupt_after_pairs(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         study.apply(plan)
     monkeypatch.undo()
-    fitted: list[str] = []
-    original = _fits.fit_pair
-
-    def counting(spec: object, *args: object, **kwargs: object) -> object:
-        fitted.append(spec.name)  # type: ignore[attr-defined]
-        return original(spec, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_fits, "fit_pair", counting)
+    fitted = seams.watch_pair_fits(monkeypatch)
     loaded = sr.Study.load(tmp_path, model=nets.cnn(), run_dir=tmp_path, progress=False)
     resumed = loaded.apply(plan)
     assert "stem" not in fitted
@@ -230,3 +192,34 @@ def test_a_run_directory_that_is_damaged_says_so(nets: ModuleType, tmp_path: Pat
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(sr.FileError, match=r"run.json is not whole JSON"):
         sr.study(nets.mlp(), nets.noise(24), run_dir=tmp_path, progress=False)
+
+
+def test_a_journal_belongs_to_its_weights(nets: ModuleType, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        study = sr.study(nets.two_layers(seed), nets.noise(12, seed=1), progress=False)
+        study.save(tmp_path)
+        plan = sr.Plan.manual(study, {"0": ("weight_svd", {"rank": 3})})
+        loaded = sr.Study.load(tmp_path, model=nets.two_layers(seed), run_dir=tmp_path, progress=False)
+        assert loaded.apply(plan).divergence == study.apply(plan).divergence
+
+
+def test_a_saved_study_is_not_taken_for_another_run(nets: ModuleType, tmp_path: Path) -> None:
+    sr.study(nets.two_layers(0), nets.noise(12, seed=1), progress=False).save(tmp_path)
+    with pytest.raises(sr.StudyError, match="holds a study of other weights"):
+        sr.study(nets.two_layers(1), nets.noise(12, seed=1), run_dir=tmp_path, progress=False)
+
+
+def test_a_study_that_is_saved_again_keeps_its_files(nets: ModuleType, tmp_path: Path) -> None:
+    study = sr.study(nets.two_layers(), nets.noise(12, seed=1), run_dir=tmp_path, progress=False)
+    stays = tmp_path / "curves-9999.safetensors"
+    stays.write_text("of this study, as far as the directory tells")
+    study.save(tmp_path)
+    assert stays.exists()
+
+
+def test_another_activation_is_another_study(nets: ModuleType, tmp_path: Path) -> None:
+    sr.study(nets.two_layers(), nets.noise(12, seed=1), run_dir=tmp_path, progress=False)
+    other = nets.two_layers()
+    other[1] = nn.GELU()
+    with pytest.raises(sr.StudyError, match="holds a study of other modules"):
+        sr.study(other, nets.noise(12, seed=1), run_dir=tmp_path, progress=False)

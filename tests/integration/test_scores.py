@@ -2,7 +2,9 @@
 """Eval-score tables of small nets: what is tried, what is refused, and plans made from them."""
 
 import json
+import pickle
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 
@@ -11,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import seams
 import slimrank as sr
+from slimrank import measure_scores
 from slimrank.cost import layer_cost, max_rank, pair_cost
-from slimrank.methods import _pair
-from slimrank.recipes import _measure_scores as _scoring
-from slimrank.recipes._measure_scores import measure_scores
 from slimrank.records import Method, Setting
-from slimrank.scores import ScoreFn, Scores
+from slimrank.scores import ScoreEntry, ScoreFn, Scores
 
 DATA = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(7))
 
@@ -31,9 +32,8 @@ def cnn(request: pytest.FixtureRequest) -> sr.Study:
 @pytest.fixture(scope="module")
 def loss(cnn: sr.Study) -> ScoreFn:
     """Cross-entropy against what the original says: lower is better."""
-    assert cnn._session is not None
     with torch.no_grad():
-        wanted = cnn._session.original(DATA).argmax(1)
+        wanted = seams.original_of(cnn)(DATA).argmax(1)
 
     def cross_entropy(model: nn.Module) -> float:
         with torch.no_grad():
@@ -77,8 +77,7 @@ def test_every_candidate_is_the_largest_rank_within_it(cnn: sr.Study, loss: Scor
 
 def test_a_score_is_that_of_the_model_with_one_layer_replaced(cnn: sr.Study) -> None:
     seen: list[tuple[str, int]] = []
-    assert cnn._session is not None
-    original = {id(module) for module in cnn._session.original.modules()}
+    original = {id(module) for module in seams.original_of(cnn).modules()}
 
     def total(model: nn.Module) -> float:
         with torch.no_grad():
@@ -105,19 +104,7 @@ def test_a_score_is_that_of_the_model_with_one_layer_replaced(cnn: sr.Study) -> 
 def test_one_decomposition_per_layer_and_form(
     cnn: sr.Study, loss: ScoreFn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decomposed: list[str] = []
-
-    def watch(name: str) -> None:
-        function: Callable[..., object] = getattr(_pair, name)
-
-        def watched(*args: object, **kwargs: object) -> object:
-            decomposed.append(name)
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(_pair, name, watched)
-
-    watch("output_basis")
-    watch("initial_first_factor")
+    decomposed = seams.watch_decompositions(monkeypatch)
     table = measure_scores(cnn, loss, layers=["conv"], lower_is_better=True, progress=False)
     forms = {entry.form for entry in table.entries["conv"]}
     assert len(table.entries["conv"]) > len(forms) > 1
@@ -197,7 +184,7 @@ def test_studies_and_functions_that_are_refused(cnn: sr.Study, loss: ScoreFn, tm
     ):
         measure_scores(sr.Study.load(tmp_path), loss)
     with pytest.raises(sr.OptionError, match=r"study is a Cnn; give a Study"):
-        measure_scores(cnn._session.original, loss)  # type: ignore[arg-type,union-attr]
+        measure_scores(seams.original_of(cnn), loss)  # type: ignore[arg-type]
     with pytest.raises(sr.OptionError, match=r"score_fn is a float; give a function of a model"):
         measure_scores(cnn, 0.5)  # type: ignore[arg-type]
 
@@ -236,14 +223,7 @@ def test_a_finished_table_is_read_and_nothing_is_done(
     assert list(part.entries) == ["conv"]
     count: list[int] = []
     # More layers may come; what is known is neither evaluated nor decomposed again.
-    fitted: list[str] = []
-    original = _scoring.target_of
-
-    def watched(spec: object, *args: object) -> object:
-        fitted.append(spec.name)  # type: ignore[attr-defined]
-        return original(spec, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_scoring, "target_of", watched)
+    fitted = seams.watch_score_targets(monkeypatch)
     both = measure_scores(cnn, counted(loss, count), layers=["conv", "stem"], **options)  # type: ignore[arg-type]
     assert list(both.entries) == ["stem", "conv"]
     assert both.entries["conv"] == part.entries["conv"]
@@ -405,3 +385,78 @@ def test_the_table_is_json_that_people_can_read(cnn: sr.Study, loss: ScoreFn, tm
     content = json.loads(file.read_text())
     assert content["entries"]["fc"][0].keys() == {"method", "form", "rank", "keep_ratio", "score"}
     assert file.read_text() == file.read_text().strip() + "\n"
+
+
+def size(model: nn.Module) -> float:
+    """Falls with every layer that is compressed, by its params."""
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e4
+
+
+def test_the_loss_of_a_plan_is_the_sum_of_the_scored_losses_whatever_rule_chose(cnn: sr.Study) -> None:
+    table = measure_scores(cnn, size, candidates=6, progress=False)
+    known = {
+        (name, entry.form, entry.rank): table.loss(entry)
+        for entries in (table.entries, table.groups)
+        for name, own in entries.items()
+        for entry in own
+    }
+    for select in ("greedy", "optimal"):
+        plan = cnn.plan(macs=0.6, select=select, scores=table)  # type: ignore[arg-type]
+        losses = [known[name, setting.form, setting.rank] for name, setting in plan.settings.items()]
+        losses += [known[name, "channels", len(kept)] for name, kept in plan.groups.items()]
+        assert plan.score_loss == pytest.approx(sum(losses), abs=1e-12)
+
+
+def test_a_budget_that_a_partial_table_cannot_reach_names_the_layers_it_lacks(cnn: sr.Study) -> None:
+    table = measure_scores(cnn, size, layers=["fc"], candidates=4, progress=False)
+    with pytest.raises(sr.BudgetError, match=r"'conv' \(left alone: not in the score table; measure it with"):
+        cnn.plan(macs=0.5, scores=table)
+    chosen = cnn.plan(macs=0.999, scores=table)
+    assert chosen.steps[0].structure == cnn.structure
+
+
+def test_below_the_cheapest_pair_the_form_with_the_lowest_error_is_tried(cnn: sr.Study) -> None:
+    table = measure_scores(
+        cnn, size, methods=("spatial_svd",), layers=["stem"], candidates=(0.01,), progress=False
+    )
+    (entry,) = table.entries["stem"]
+    firsts = [c for c in cnn.curves if c.layer == "stem" and c.method == "spatial_svd"]
+    cheapest = min(int(curve.macs[0]) for curve in firsts)
+    best = min((c for c in firsts if int(c.macs[0]) == cheapest), key=lambda curve: float(curve.error[0]))
+    assert (entry.form, entry.rank) == (best.form, 1)
+    assert f"({entry.score:.4f})" in table.summary()
+
+
+def test_two_runs_on_one_file_keep_both_their_scores(cnn: sr.Study, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    other_is_done = []
+
+    def meanwhile(model: nn.Module) -> float:
+        if not other_is_done:
+            other_is_done.append(True)
+            measure_scores(cnn, size, layers=["fc"], candidates=3, path=path, progress=False)
+        return size(model)
+
+    measure_scores(cnn, meanwhile, layers=["conv"], candidates=3, path=path, progress=False)
+    assert set(Scores.load(path).entries) == {"conv", "fc"}
+
+
+def test_an_entry_that_stands_twice_is_refused(cnn: sr.Study, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    measure_scores(cnn, size, layers=["fc"], candidates=3, path=path, progress=False)
+    content = json.loads(path.read_text())
+    content["entries"]["fc"].append(content["entries"]["fc"][0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(sr.ScoreError, match=r"entries\['fc'\]: weight_svd linear \d+ stands twice"):
+        Scores.load(path)
+
+
+def test_scores_of_ranks_that_save_nothing_are_left_out_of_a_table_of_aimet(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
+    study = sr.study(model, [torch.randn(8, 1, 8, 8)], data_free=True, progress=False)
+    table = {name: {Decimal(k) / 10: 0.5 for k in range(1, 10)} for name in ("0", "2")}
+    (tmp_path / "old.pkl").write_bytes(pickle.dumps(table))
+    scores = Scores.from_aimet(tmp_path / "old.pkl", study, method="weight_svd", baseline=1.0)
+    assert list(scores.entries) == ["2"]
+    assert all(isinstance(entry, ScoreEntry) and entry.keep_ratio < 1 for entry in scores.entries["2"])
+    assert any("'0': every rank costs as much as the layer" in note for note in scores.notes)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+import seams
 import slimrank as sr
+from slimrank import measure_scores
 from slimrank.plan import plan_on
-from slimrank.recipes._measure_scores import measure_scores
 from slimrank.records import Method
 from slimrank.scores import PRUNING, ScoreFn, Scores
 
@@ -104,8 +105,7 @@ def test_the_cache_changes_nothing(name: str) -> None:
 def test_the_caller_s_model_is_left_alone(snapshot: Callable[[nn.Module], object]) -> None:
     model = pruning_nets.build("plain").train()
     study = sr.study(model, pruning_nets.batches("plain"), progress=False)
-    assert study._session is not None
-    before, private = snapshot(model), snapshot(study._session.original)
+    before, private = snapshot(model), snapshot(seams.original_of(study))
     seen: set[int] = set()
 
     def score(model: nn.Module) -> float:
@@ -114,7 +114,7 @@ def test_the_caller_s_model_is_left_alone(snapshot: Callable[[nn.Module], object
 
     measure_scores(study, score, methods=PRUNED, candidates=4, progress=False)
     assert snapshot(model) == before
-    assert snapshot(study._session.original) == private
+    assert snapshot(seams.original_of(study)) == private
     assert seen == {4, 8, 12, 16}
 
 

@@ -11,7 +11,7 @@ SCRIPT = """
 import os, random, signal, sys, time
 import nets
 import slimrank as sr
-from slimrank._scoring import measure_scores
+from slimrank import measure_scores
 from slimrank.scores import Scores
 
 x = torch.cat(nets.noise(1, 8, 8, seed=3))

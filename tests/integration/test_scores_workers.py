@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank.recipes._measure_scores import measure_scores
+from slimrank import measure_scores
 from slimrank.scores import Scores
 
 
@@ -68,7 +68,7 @@ import nets
 import joblib, ray
 from ray.util.joblib import register_ray
 import slimrank as sr
-from slimrank._scoring import measure_scores
+from slimrank import measure_scores
 
 study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
 x = torch.cat(nets.noise(1, 8, 8, seed=3))

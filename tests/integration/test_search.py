@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+import seams
 import slimrank as sr
-from slimrank.recipes import _smallest as _search
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_study_without_a_model_cannot_search(study: sr.Study, tmp_path: pytest
 
 def tries(drop: Callable[[float], float], plans: Callable[[float], float], guess: float = 1.0) -> list[float]:
     """Keep ratios that a search builds; predicted damage is (1 - ratio)^2."""
-    search = _search._Bisection(low=0.05, high=1.0, max_drop=0.01, per_damage=guess)
+    search = seams.Bisection(low=0.05, high=1.0, max_drop=0.01, per_damage=guess)
     built: list[float] = []
     for _ in range(100):
         if built and search.high - search.low <= 0.01:
@@ -250,3 +250,15 @@ def test_search_split_refuses(
 ) -> None:
     with pytest.raises(error, match=message):
         sr.search_split(study, **asked)  # type: ignore[arg-type]
+
+
+def test_functions_that_change_the_model_are_refused_by_searches_too(study: sr.Study) -> None:
+    def spoils(model: nn.Module) -> float:
+        with torch.no_grad():
+            model.bn.running_mean.add_(1.0)
+        return 0.0
+
+    with pytest.raises(sr.ScoreError, match="the original: score_fn changed the model"):
+        sr.smallest(study, max_drop=0.1, score_fn=spoils)
+    with pytest.raises(sr.ScoreError, match="returned a NoneType; return one number"):
+        sr.smallest(study, max_drop=0.1, score_fn=lambda _model: None)  # type: ignore[arg-type,return-value]

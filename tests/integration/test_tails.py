@@ -7,13 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import seams
 import slimrank as sr
 from slimrank import demo
-from slimrank.fitting import _apply
-
-
-def without_tails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_apply, "find_tails", lambda *_args: {})
 
 
 @pytest.mark.slow
@@ -22,7 +18,7 @@ def test_both_lower_the_divergence_of_the_demo(monkeypatch: pytest.MonkeyPatch) 
     study = sr.study(model, batches, progress=False)
     plan = study.plan(macs=0.3)
     knowing = study.apply(plan)
-    without_tails(monkeypatch)
+    seams.without_tails(monkeypatch)
     plain = study.apply(plan)
     assert knowing.divergence is not None
     assert plain.divergence is not None
@@ -60,15 +56,14 @@ def test_a_relu_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
         return float((first(fresh).relu() - model.first(fresh).relu()).square().mean())
 
     knowing = error(study.apply(plan))
-    without_tails(monkeypatch)
+    seams.without_tails(monkeypatch)
     assert knowing < 0.97 * error(study.apply(plan))
 
 
 def test_on_layer_is_not_worked_against(nets: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user's function changes is kept, so nothing is made up for."""
     study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
-    seen: list[object] = []
-    monkeypatch.setattr(_apply, "find_tails", lambda *args: seen.append(args) or {})
+    seen = seams.watch_tails(monkeypatch)
     study.apply(study.plan(macs=0.7), on_layer=lambda _model, _name: None)
     assert not seen
     study.apply(study.plan(macs=0.7))

@@ -5,10 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seams import group_is_inside, units_from_json, units_to_json
 from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
-from slimrank.plan import Plan, Step, structure_of
-from slimrank.plan._channels_file import units_from_json, units_to_json
-from slimrank.plan._step import group_is_inside, is_inside
+from slimrank.plan import Plan, Step, is_inside, structure_of
 from slimrank.records import (
     METRICS,
     AxisUnits,

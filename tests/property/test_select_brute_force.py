@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import seams
 from slimrank._errors import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.plan import structure_of
 from slimrank.records import Cost, Curve, LayerSpec, Metric, Setting
 from slimrank.select import Select, reachable_floor, select_plan
-from slimrank.select.layers import _optimal
 from specs import Source, conv2d
 
 SELECTS: tuple[Select, ...] = get_args(Select)
@@ -156,8 +156,7 @@ def test_gap_holds_where_the_search_is_cut_short(
     if expected is None:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_optimal, "_WORK", 0)
-        patch.setattr(_optimal, "_FEWEST", 2)
+        seams.short_search(patch)
         try:
             plan = select_plan(net, budgets=budgets)
         except BudgetError:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seams import Priced, bound_of, cost_limit, hull_of, joint_of
 from slimrank._errors import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, slimmed_spec
 from slimrank.plan import structure_of
@@ -31,10 +32,6 @@ from slimrank.records import (
     TensorSpec,
 )
 from slimrank.select import reachable_floor, select_plan
-from slimrank.select._budget import cost_limit
-from slimrank.select.joint._bound import bound_of
-from slimrank.select.joint._make_table import joint_of
-from slimrank.select.joint._prices import Priced, hull_of
 from specs import Source, conv2d
 
 METHODS = ("weight_svd", "spatial_svd", "channel_pruning")

@@ -472,3 +472,26 @@ def test_every_error_is_of_slimrank_and_of_a_standard_type() -> None:
         if error is not sr.SlimrankError:
             standard = [base for base in error.__mro__ if base.__module__ == "builtins"]
             assert set(standard) > {Exception, BaseException, object}
+
+
+def test_the_wrong_kind_of_thing_is_told_with_its_cure(study: sr.Study) -> None:
+    with pytest.raises(sr.OptionError, match=r"scores is a str; give a table, e\.g\. slimrank\.Scores\.load"):
+        study.plan(macs=0.6, scores="scores.json")  # type: ignore[arg-type]
+    for layers in ([13], []):
+        with pytest.raises(sr.OptionError, match="give names or globs of layers, or None for all"):
+            sr.measure_scores(study, len, layers=layers, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(sr.OptionError, match="settings is a list; give layer -> setting"):
+        sr.Plan.manual(study, [("fc", 0.4)])  # type: ignore[arg-type]
+    with pytest.raises(sr.OptionError, match="other is a str; give a Plan"):
+        study.plan(macs=0.5).diff("auto.json")  # type: ignore[arg-type]
+    with pytest.raises(sr.OptionError, match=r"splits=0\.7; give several keep ratios"):
+        sr.search_split(study, macs=0.5, splits=0.7)  # type: ignore[arg-type]
+    with pytest.raises(sr.UnknownNameError, match="'foo' was not measured by the study"):
+        sr.search_split(study, macs=0.5, methods=("weight_svd", "foo"))  # type: ignore[arg-type]
+
+
+def test_inputs_that_fail_or_are_no_function() -> None:
+    with pytest.raises(sr.BatchesTypeError, match=r"inputs=0 is no function; .*inputs=lambda b: b\[0\]"):
+        sr.study(net(), data(), inputs=0, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(sr.BatchesError, match=r"inputs= failed on a batch, a Tensor: TypeError"):
+        sr.study(net(), data(), inputs=lambda b: b["x"], progress=False)  # type: ignore[index]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON and text on disk, whole or not at all."""
 
-from slimrank.files._atomic import make_directory, write_bytes, write_text
+from slimrank.files._atomic import draft_of, make_directory, write_bytes, write_text
 from slimrank.files._json import (
     Json,
     as_flag,
@@ -24,6 +24,7 @@ __all__ = [
     "as_number",
     "as_object",
     "as_text",
+    "draft_of",
     "from_text",
     "make_directory",
     "to_text",

@@ -1,15 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text files, written whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from slimrank._errors import FileError
 
 
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A file beside another one, which takes its place when the context ends without an error.
+
+    Args:
+        path: of the file; an existing one is replaced.
+
+    Yields:
+        The path to write to, in the same folder, so that the exchange is one step of the file system.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            # Below a file there is no draft to remove, and no place to look for one.
+            draft.unlink()
+        raise
+
+
 def write_text(path: str | os.PathLike[str], text: str, *, what: str) -> None:
-    """Write a text file, whole or not at all.
+    """Write a text file, whole or not at all; its folder must be there.
 
     Args:
         path: of the file; an existing one is replaced.
@@ -20,20 +42,29 @@ def write_text(path: str | os.PathLike[str], text: str, *, what: str) -> None:
         FileError: the file cannot be written.
     """
     target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        _write(target, f"{text}\n".encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            # Below a file there is no draft to remove, and no place to look for one.
-            draft.unlink()
         raise FileError(
             f"{what} {target}: cannot be written ({error}); give a file in an existing folder"
         ) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file of a run or a report, whole or not at all; its folder is made where it is missing.
+
+    Args:
+        path: of the file; an existing one is replaced.
+        data: what it shall hold.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    make_directory(path.parent)
+    try:
+        _write(path, data)
+    except OSError as error:
+        raise _not_written(path, error) from error
 
 
 def make_directory(path: Path) -> Path:
@@ -45,24 +76,17 @@ def make_directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(
-            f"{path} cannot be written ({error}); give a directory with room and rights"
-        ) from error
+        raise _not_written(path, error) from error
     return path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
-    make_directory(path.parent)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise FileError(
-            f"{path} cannot be written ({error}); give a directory with room and rights"
-        ) from error
+def _write(path: Path, data: bytes) -> None:
+    with draft_of(path) as draft, draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        # Else a crash of the machine may leave the new name on an empty file.
+        os.fsync(file.fileno())
+
+
+def _not_written(path: Path, error: OSError) -> FileError:
+    return FileError(f"{path} cannot be written ({error}); give a directory with room and rights")

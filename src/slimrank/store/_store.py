@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slimrank._errors import FileError
-from slimrank.files import Json, make_directory, write_bytes
+from slimrank.files import Json, draft_of, make_directory, write_bytes
 
 
 class Store:
@@ -78,14 +78,12 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file whole or not at all."""
     make_directory(path.parent)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        # safetensors 0.8 writes a file that it cannot read where both tensors and metadata are empty.
-        save_file(ready, draft, dict(metadata or {}) if ready or metadata else None)
-        draft.replace(path)
+        with draft_of(path) as draft:
+            # safetensors 0.8 writes a file that it cannot read where both tensors and metadata are empty.
+            save_file(ready, draft, dict(metadata or {}) if ready or metadata else None)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
         raise FileError(
             f"{path} cannot be written ({error}); give a directory with room and rights"
         ) from error

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from seams import Family, sampled_loss
 from slimrank._errors import OptionError, OutputError
 from slimrank.calibrate import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
-from slimrank.calibrate._likelihood import Family, sampled_loss
 
 _N_DRAWS = 20_000
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import seams
 from slimrank._errors import OptionError, ShapeError
-from slimrank.linalg import Consumer, Moments, MomentSums, Removal, _obs, removal_errors, removal_order
+from slimrank.linalg import Consumer, Moments, MomentSums, Removal, removal_errors, removal_order
 
 _RIDGE = 1e-2
 
@@ -102,7 +103,7 @@ def test_errors_are_those_of_refits(ridge: float, keep_rows: bool, rng: torch.Ge
 def test_errors_of_any_order_are_those_of_refits(
     block: int, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_obs, "_BLOCK", block)
+    seams.remove_in_blocks(monkeypatch, block)
     consumers = _two(rng)
     order = torch.randperm(6, generator=rng)
     explicit = _explicit(consumers, order, _RIDGE).cummax(0).values
@@ -252,8 +253,7 @@ def test_many_columns_go_in_batches_by_themselves(
 ) -> None:
     consumer = _consumer(torch.arange(24), 6, rng)
     single = removal_order([consumer], 24, ridge=_RIDGE)
-    monkeypatch.setattr(_obs, "_EXACT_COLUMNS", 4)
-    monkeypatch.setattr(_obs, "_ROUNDS_PER_HALVING", 6)
+    seams.remove_in_batches(monkeypatch, above=4, rounds=6)
     several = removal_order([consumer], 24, ridge=_RIDGE)
     assert (several.errors <= 1.2 * single.errors + 1e-12).all()
 
@@ -265,7 +265,7 @@ def test_wide_consumers_are_folded_to_choose_by(
     unit_of = torch.cat([_blocks(10, 4), torch.tensor([9, 9, -1])])
     consumer = _consumer(unit_of, 6, rng, n_rows=60, keep_rows=keep_rows)
     exact = removal_order([consumer], 10, ridge=_RIDGE)
-    monkeypatch.setattr(_obs, "_MAX_COLUMNS", 8)
+    seams.wide_from(monkeypatch, 8)
     folded = removal_order([consumer], 10, ridge=_RIDGE)
     explicit = _explicit([consumer], folded.order, _RIDGE).cummax(0).values
     torch.testing.assert_close(folded.errors, explicit, rtol=1e-6, atol=1e-9)
@@ -277,8 +277,7 @@ def test_wide_errors_between_the_counts_are_interpolated(
 ) -> None:
     consumer = _consumer(_blocks(12, 2), 5, rng, n_rows=30, keep_rows=True)
     order = torch.randperm(12, generator=rng)
-    monkeypatch.setattr(_obs, "_MAX_COLUMNS", 8)
-    monkeypatch.setattr(_obs, "_GRID", 4)
+    seams.wide_from(monkeypatch, 8, counts=4)
     errors = removal_errors([consumer], order, ridge=_RIDGE)
     explicit = _explicit([consumer], order, _RIDGE)
     torch.testing.assert_close(errors[::3], explicit[::3], rtol=1e-6, atol=1e-9)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import seams
 from slimrank.linalg import (
     Moments,
     Split,
@@ -15,7 +16,6 @@ from slimrank.linalg import (
     output_basis,
     refine_split,
 )
-from slimrank.linalg._split_pair import _normal
 
 _SPLITS = {
     "1x1 then kxk": Split(channels=5, first=1, second=4),
@@ -163,7 +163,7 @@ def test_a_step_that_loses_is_not_taken(rng: torch.Generator, monkeypatch: pytes
     start = fit_split(target, moment, full[:2], split)
     worst = full[-2:]
     assert fit_split(target, moment, worst, split).gain < start.gain
-    monkeypatch.setattr("slimrank.linalg._split_pair._improve_first", lambda *_: worst)
+    seams.propose_first_factor(monkeypatch, worst)
     assert refine_split(target, moment, start, split, alternations=3) is start
 
 
@@ -187,4 +187,4 @@ def test_normal_equations_are_the_gradient_whichever_way(name: str, n_out: int, 
     first = torch.randn(5, height, dtype=torch.float64, generator=rng, requires_grad=True)
     weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, -1)
     ((weight @ moment * weight).sum() / 2).backward()
-    torch.testing.assert_close(_normal(moment, second, split)(first.detach()), first.grad)
+    torch.testing.assert_close(seams.normal_equations(moment, second, split)(first.detach()), first.grad)

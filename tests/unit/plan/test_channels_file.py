@@ -3,9 +3,9 @@
 
 import pytest
 
+from seams import channels_from_json, channels_to_json
 from slimrank._errors import PlanError
-from slimrank.files._json import Json
-from slimrank.plan._channels_file import channels_from_json, channels_to_json
+from slimrank.files import Json
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from slimrank.recover._checkpoint import (
+from seams import (
     Checkpoint,
     Kept,
     load_optimizer_,
@@ -60,7 +60,7 @@ def test_the_epoch_before_holds_until_the_new_one_is_whole(
     def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slimrank.deploy.Store.write_json", interrupt)
+    monkeypatch.setattr("slimrank.store.Store.write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.store(_kept(1.0), 2)
     found = checkpoint.load()

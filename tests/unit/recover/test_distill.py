@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
+from seams import Example, Lesson, positions_of, relative_error, run_tapped
 from slimrank.calibrate import choose_likelihood
 from slimrank.forward import Batch
 from slimrank.recover import Epoch, distill
-from slimrank.recover._distill import _Lesson, _positions, _relative_error, _run_tapped
-from slimrank.recover._examples import Example
 
 teach = functools.partial(distill, progress=False)
 
@@ -156,9 +155,9 @@ def test_the_guard_looks_at_the_divergence_alone() -> None:
     assert len(set(before)) == 1
 
 
-def _lesson(teacher: nn.Module, temperature: float) -> _Lesson:
+def _lesson(teacher: nn.Module, temperature: float) -> Lesson:
     tensors = {"": torch.randn(64, 5, generator=torch.Generator().manual_seed(0)) * 5}
-    return _Lesson(
+    return Lesson(
         teacher=teacher,
         outputs=None,
         likelihood=choose_likelihood(tensors, "categorical"),
@@ -194,7 +193,7 @@ def test_the_loss_is_per_position(rng: torch.Generator) -> None:
 
 
 def test_a_feature_is_what_its_module_returned() -> None:
-    _, seen = _run_tapped(net(0), Batch(args=(data()[0],), kwargs={}), ["body.0"])
+    _, seen = run_tapped(net(0), Batch(args=(data()[0],), kwargs={}), ["body.0"])
     # What follows clips it in place.
     assert bool((seen["body.0", 0] < 0).any())
 
@@ -202,18 +201,18 @@ def test_a_feature_is_what_its_module_returned() -> None:
 def test_features_count_relative_to_the_teachers_variance(rng: torch.Generator) -> None:
     wanted = torch.randn(8, 4, 3, generator=rng) * 7 + 2
     mean = wanted.mean().expand_as(wanted)
-    torch.testing.assert_close(_relative_error(mean, wanted, None), torch.tensor(1.0))
+    torch.testing.assert_close(relative_error(mean, wanted, None), torch.tensor(1.0))
     mask = torch.zeros(8, 4, dtype=torch.bool)
     mask[:, :2] = True
     found = wanted.clone()
     found[:, 2:] = 1e6
-    assert float(_relative_error(found, wanted, mask)) == 0
+    assert float(relative_error(found, wanted, mask)) == 0
 
 
 def test_positions_of_one_sample() -> None:
     tensors = {"a": torch.randn(4, 7, 11), "b": torch.randn(4, 3, 5, 2), "c": torch.randn(4, 6)}
-    assert _positions(choose_likelihood({"a": tensors["a"]}, "categorical")) == 7
-    assert _positions(choose_likelihood({"b": tensors["b"]}, "categorical")) == 10
-    assert _positions(choose_likelihood({"c": tensors["c"]}, "categorical")) == 1
-    assert _positions(choose_likelihood(tensors, "bernoulli")) == 77
-    assert _positions(choose_likelihood(tensors, "gaussian")) == 1
+    assert positions_of(choose_likelihood({"a": tensors["a"]}, "categorical")) == 7
+    assert positions_of(choose_likelihood({"b": tensors["b"]}, "categorical")) == 10
+    assert positions_of(choose_likelihood({"c": tensors["c"]}, "categorical")) == 1
+    assert positions_of(choose_likelihood(tensors, "bernoulli")) == 77
+    assert positions_of(choose_likelihood(tensors, "gaussian")) == 1

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seams import reestimate_, running_norms
 from slimrank.forward import Batch
-from slimrank.recover._norms import reestimate_, running_norms
 
 
 def test_only_norms_with_statistics_are_found() -> None:

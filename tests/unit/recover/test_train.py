@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
+from seams import share_of_rate
 from slimrank.recover import Epoch, finetune
-from slimrank.recover._train import _share_of_rate
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -292,13 +292,13 @@ def test_reestimated_statistics_are_those_of_the_training_batches(model: nn.Modu
 
 
 def test_the_rate_rises_shortly_and_falls_to_nothing() -> None:
-    rates = [_share_of_rate(step, 200, "cosine") for step in range(200)]
+    rates = [share_of_rate(step, 200, "cosine") for step in range(200)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert 0 < rates[-1] < 1e-3
-    assert {_share_of_rate(step, 200, "constant") for step in range(10, 200)} == {1.0}
-    assert _share_of_rate(0, 1, "cosine") == 1
+    assert {share_of_rate(step, 200, "constant") for step in range(10, 200)} == {1.0}
+    assert share_of_rate(0, 1, "cosine") == 1
 
 
 @pytest.mark.parametrize(

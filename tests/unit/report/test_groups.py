@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from seams import counts_text, damage_at_half, kept_rows, readers_of
 from slimrank.plan import Plan
 from slimrank.records import BlockDamage, ChannelMap, Cost, GroupCurve, LayerSpec, TensorSpec
-from slimrank.report import _groups, render_groups, slimmed_text
+from slimrank.report import render_groups, slimmed_text
 
 
 def _cells(text: str, start: str) -> list[str]:
@@ -58,7 +59,7 @@ def test_groups_are_plain_ascii_and_reasons_wrap(channels: ChannelMap) -> None:
 
 def test_a_reader_that_cannot_be_fitted_anew_is_named_too(channels: ChannelMap) -> None:
     group = replace(channels.groups["up"], consumers=("side",))
-    assert _groups.readers_of(channels, group) == ("side", "down")
+    assert readers_of(channels, group) == ("side", "down")
 
 
 def test_a_model_without_groups_says_so() -> None:
@@ -69,8 +70,8 @@ def test_a_group_with_one_producer_and_no_curve_points_has_no_damage(
     group_curves: Sequence[GroupCurve],
 ) -> None:
     none = replace(group_curves[0], kept=np.array([], dtype=np.int64), damage=np.array([]))
-    assert _groups.damage_at_half(none) is None
-    assert _groups.damage_at_half(None) is None
+    assert damage_at_half(none) is None
+    assert damage_at_half(None) is None
 
 
 @pytest.mark.parametrize(
@@ -105,13 +106,13 @@ def test_slimmed_text_knows_a_transposed_kernel_and_weights_of_other_names(
 
 
 def test_a_plan_counts_layers_groups_and_blocks(slim_plan: Plan) -> None:
-    assert _groups.counts_text(slim_plan) == "1 of 5 layers, 1 of 2 groups, 1 block compressed"
+    assert counts_text(slim_plan) == "1 of 5 layers, 1 of 2 groups, 1 block compressed"
     step = replace(slim_plan.steps[0], groups={}, dropped=())
-    assert _groups.counts_text(replace(slim_plan, steps=(step,))) == "1 of 5 layers, 0 of 2 groups compressed"
+    assert counts_text(replace(slim_plan, steps=(step,))) == "1 of 5 layers, 0 of 2 groups compressed"
     bare = replace(step, structure=replace(step.structure, channels=ChannelMap()))
-    assert _groups.counts_text(replace(slim_plan, steps=(bare,))) == "1 of 5 layers compressed"
-    assert _groups.counts_text(replace(slim_plan, steps=())) == "0 of 0 layers compressed"
-    assert _groups.kept_rows(replace(slim_plan, steps=()), None) == []
+    assert counts_text(replace(slim_plan, steps=(bare,))) == "1 of 5 layers compressed"
+    assert counts_text(replace(slim_plan, steps=())) == "0 of 0 layers compressed"
+    assert kept_rows(replace(slim_plan, steps=()), None) == []
 
 
 def test_the_model_itself_has_a_name(

@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
+from seams import (
+    format_change,
+    format_count,
+    format_damage,
+    format_measured,
+    format_metric,
+    format_percent,
+    format_phases,
+    format_ratio,
+    format_seconds,
+    macs_elsewhere,
+)
 from slimrank.records import Cost, Measurement
-from slimrank.report import _numbers
 
 
 @pytest.mark.parametrize(
@@ -23,27 +34,27 @@ from slimrank.report import _numbers
     ],
 )
 def test_format_count_keeps_three_digits(value: int, text: str) -> None:
-    assert _numbers.format_count(value) == text
+    assert format_count(value) == text
 
 
 def test_format_metric_adds_the_unit_to_bytes_only() -> None:
-    assert _numbers.format_metric("bytes", 640) == "640 B"
-    assert _numbers.format_metric("bytes", 46_745_760) == "46.7 MB"
-    assert _numbers.format_metric("macs", 46_745_760) == "46.7 M"
+    assert format_metric("bytes", 640) == "640 B"
+    assert format_metric("bytes", 46_745_760) == "46.7 MB"
+    assert format_metric("macs", 46_745_760) == "46.7 M"
 
 
 def test_a_ratio_of_nothing_is_a_dash() -> None:
-    assert _numbers.format_ratio(1, 0) == "-"
-    assert _numbers.format_percent(1, 0) == "-"
-    assert _numbers.format_ratio(1, 3) == "0.333"
-    assert _numbers.format_percent(1, 8) == "12.5 %"
+    assert format_ratio(1, 0) == "-"
+    assert format_percent(1, 0) == "-"
+    assert format_ratio(1, 3) == "0.333"
+    assert format_percent(1, 8) == "12.5 %"
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "-"), (0.012, "0.0120"), (1.5e-6, "1.50e-06"), (12.3, "12.3")]
 )
 def test_format_damage(value: float | None, text: str) -> None:
-    assert _numbers.format_damage(value) == text
+    assert format_damage(value) == text
 
 
 @pytest.mark.parametrize(
@@ -51,12 +62,12 @@ def test_format_damage(value: float | None, text: str) -> None:
     [(0.031, "0.03 s"), (8.06, "8.1 s"), (60.0, "1 min 00 s"), (125.4, "2 min 05 s"), (119.7, "2 min 00 s")],
 )
 def test_format_seconds(value: float, text: str) -> None:
-    assert _numbers.format_seconds(value) == text
+    assert format_seconds(value) == text
 
 
 def test_format_phases_ends_in_the_sum() -> None:
-    assert _numbers.format_phases({"study": 8.1, "plan": 0.02}) == "study 8.1 s, plan 0.02 s; 8.1 s in all"
-    assert _numbers.format_phases({}) == ""
+    assert format_phases({"study": 8.1, "plan": 0.02}) == "study 8.1 s, plan 0.02 s; 8.1 s in all"
+    assert format_phases({}) == ""
 
 
 @pytest.mark.parametrize(
@@ -70,19 +81,16 @@ def test_format_phases_ends_in_the_sum() -> None:
     ],
 )
 def test_format_change(before: float, after: float, unit: str, text: str) -> None:
-    assert _numbers.format_change(Measurement(name="x", before=before, after=after, unit=unit)) == text
+    assert format_change(Measurement(name="x", before=before, after=after, unit=unit)) == text
 
 
 def test_format_measured_has_four_digits_or_thousands() -> None:
-    assert _numbers.format_measured(96.3, "%") == "96.30 %"
-    assert _numbers.format_measured(12345.6, "images/s") == "12,346 images/s"
-    assert _numbers.format_measured(0.5, "") == "0.5000"
-    assert _numbers.format_measured(1.23, "ms") == "1.230 ms"
+    assert format_measured(96.3, "%") == "96.30 %"
+    assert format_measured(12345.6, "images/s") == "12,346 images/s"
+    assert format_measured(0.5, "") == "0.5000"
+    assert format_measured(1.23, "ms") == "1.230 ms"
 
 
 def test_macs_elsewhere_is_what_the_layers_leave() -> None:
     total = Cost(macs=10, params=5, bytes=20)
-    assert (
-        _numbers.macs_elsewhere(total, [Cost(macs=4, params=5, bytes=20), Cost(macs=3, params=5, bytes=20)])
-        == 3
-    )
+    assert macs_elsewhere(total, [Cost(macs=4, params=5, bytes=20), Cost(macs=3, params=5, bytes=20)]) == 3

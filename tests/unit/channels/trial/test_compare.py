@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.channels.trial import _compare as _slim_bench
-from slimrank.channels.trial._compare import Bench
-from slimrank.forward._batch import as_batch
-from slimrank.surgery._copy import light_copy
+from seams import SlimBench, forbid_masked_run, light_copy
+from slimrank.forward import as_batch
 
 
 def test_light_copies_share_parameters_alone() -> None:
@@ -40,8 +38,8 @@ def test_the_masked_model_does_not_run_where_the_slimmed_one_raises(
     model = Wired(nn.Linear(3, 6), nn.Linear(6, 2))
     axes = {"0.weight": [("0", 0, "output", range(6))], "0.bias": [("0", 0, "output", range(6))]}
     channels = map_of(model, [group_of("0", 6)], axes | {"1.weight": [("0", 1, "input", range(6))]})
-    monkeypatch.setattr(_slim_bench, "mask", lambda *_: pytest.fail("the masked model is run"))
-    problem = Bench(model, as_batch(torch.zeros(2, 3)), ()).problem(channels, {"0": (0, 1)})
+    forbid_masked_run(monkeypatch)
+    problem = SlimBench(model, as_batch(torch.zeros(2, 3)), ()).problem(channels, {"0": (0, 1)})
     assert problem is not None
     assert problem.kind == "raises"
-    assert problem.line.startswith("test_slim_bench.py:")
+    assert problem.line.startswith("test_compare.py:")

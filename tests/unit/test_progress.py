@@ -2,15 +2,14 @@
 from io import StringIO
 
 import pytest
-from rich.console import Console
 
-from slimrank import _progress
+import seams
 from slimrank._progress import Phases
 
 
 def test_a_text_stands_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
-    monkeypatch.setattr(_progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120))
+    seams.show_progress_on(monkeypatch, shown)
     phases = Phases(shown=True)
     with phases.phase("scores", 3) as advance:
         advance(1)

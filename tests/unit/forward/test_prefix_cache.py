@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seams import handing_out, recording
 from slimrank.forward import PrefixCache
-from slimrank.forward._record import handing_out, recording
 from slimrank.surgery import replace_module
 
 LAYERS = ("stem", "blocks.0.a", "blocks.1.b", "head")

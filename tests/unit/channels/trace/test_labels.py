@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from slimrank.channels.trace._labels import ANY, Axis, Labels
+from seams import ANY, Axis, Labels
 
 
 def why() -> str:

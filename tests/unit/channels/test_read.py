@@ -214,7 +214,7 @@ def test_an_instance_norm_lets_channels_go() -> None:
 def test_the_reason_names_operation_and_line() -> None:
     net = Wrapped(lambda self, x: self.b(self.a(x).softmax(-1)), a=nn.Linear(8, 6), b=nn.Linear(6, 2))
     reason = frozen(groups_of(net, TOKENS))["a"]
-    assert reason.startswith("aten._softmax at test_groups.py:")
+    assert reason.startswith("aten._softmax at test_read.py:")
     assert reason.endswith("`net = Wrapped(lambda self, x: self.b(self.a(x).softmax(-1...`")
 
 
@@ -299,7 +299,7 @@ def test_attention_with_one_layer_for_all_three(plain: bool) -> None:
     assert (heads.is_inner, width.is_inner) == (False, True)
     assert heads.consumers == width.consumers == ("attention.out",)
     assert heads.unit_width == 6
-    assert frozen(found)["enter"].startswith("aten.native_layer_norm at test_groups.py:")
+    assert frozen(found)["enter"].startswith("aten.native_layer_norm at test_read.py:")
     assert found.groups["enter"].producers == ("enter", "attention.out", "down")
     # Both products have 4 heads x 5 x 5 places x width 2.
     assert [(p.module, p.macs, p.groups) for p in found.products] == [
@@ -533,7 +533,7 @@ def test_an_operation_without_rule_freezes_by_name() -> None:
     net = Wrapped(
         lambda self, x: self.b(torch.fft.rfft(self.a(x)).abs()), a=nn.Linear(8, 6), b=nn.Linear(4, 2)
     )
-    assert frozen(groups_of(net, TOKENS))["a"].startswith("aten._fft_r2c at test_groups.py:")
+    assert frozen(groups_of(net, TOKENS))["a"].startswith("aten._fft_r2c at test_read.py:")
 
 
 def test_outputs_by_name_are_frozen() -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seams import Op, Traced
 from slimrank.capture import describe_layers
 from slimrank.channels import read_groups
-from slimrank.channels.trace._ops import Op, Traced
 from slimrank.forward import as_batch
 from slimrank.records import GroupSpec
 from slimrank.surgery import quiet_copy
@@ -121,7 +121,7 @@ def test_channels_are_frozen_by_name(name: str) -> None:
     found = group_of(function).reason
     assert found is not None
     assert found.startswith(reason)
-    assert "test_groups_rules.py:" in found
+    assert "test_rules.py:" in found
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from seams import Rivals
 from slimrank._errors import BudgetError
-from slimrank.recipes._compete import Rivals
 from slimrank.records import Note
 
 

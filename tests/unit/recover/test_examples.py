@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import slimrank as sr
-from slimrank.recover._examples import Inputs, Supply, open_supply, read_with
+from seams import Supply, open_supply, read_with
+from slimrank.recover import Inputs
 
 _MODEL = nn.Linear(2, 3)
 

@@ -11,9 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import seams
 import slimrank as sr
-from slimrank.cli import _command as _cli
-from slimrank.cli import _references
 
 _CODE = """
 import torch
@@ -60,7 +59,7 @@ def _own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 def _run(*args: str) -> Result:
-    return CliRunner().invoke(_cli.cli, list(args), prog_name="slimrank")
+    return CliRunner().invoke(seams.cli, list(args), prog_name="slimrank")
 
 
 def _refused(*args: str) -> str:
@@ -85,23 +84,23 @@ def _refused(*args: str) -> str:
     ],
 )
 def test_a_model_is_found_by_file_or_module_built_or_taken(reference: str) -> None:
-    assert type(_references.model_at(reference)).__name__ == "Sequential"
+    assert type(seams.model_at(reference)).__name__ == "Sequential"
 
 
 @pytest.mark.parametrize("reference", ["user_net.py:batches", "user_net.py:data"])
 def test_batches_are_made_or_taken(reference: str) -> None:
-    (batch,) = _references.batches_at(reference)
+    (batch,) = seams.batches_at(reference)
     assert batch.shape == (2, 4)  # type: ignore[attr-defined]
 
 
 def test_two_references_to_a_file_run_it_once(tmp_path: Path) -> None:
-    first = _references._named("user_net.py:net", "MODEL")
-    assert _references._named(f"{tmp_path}/user_net.py:net", "MODEL") is first
+    first = seams.named_reference("user_net.py:net", "MODEL")
+    assert seams.named_reference(f"{tmp_path}/user_net.py:net", "MODEL") is first
 
 
 def test_a_file_named_like_a_loaded_module_is_still_the_file(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("value = [1]\n")
-    assert _references._named("json.py:value", "BATCHES") == [1]
+    assert seams.named_reference("json.py:value", "BATCHES") == [1]
     assert json.loads("[2]") == [2]
 
 
@@ -109,7 +108,7 @@ def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "beside_this.py").write_text("value = [4]\n")
     (tmp_path / "deep" / "user_data.py").write_text("from beside_this import value\n")
-    assert _references._named("deep/user_data.py:value", "BATCHES") == [4]
+    assert seams.named_reference("deep/user_data.py:value", "BATCHES") == [4]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_a_bug_keeps_its_traceback_and_is_exit_code_1(monkeypatch: pytest.Monkey
     [((), 1), (("8",), 8), (("a*=4", "8", "b=2"), {"a*": 4, "b": 2, "*": 8}), (("a=b=4",), {"a=b": 4})],
 )
 def test_multiple_of_is_a_number_or_globs_in_order(entries: tuple[str, ...], expected: object) -> None:
-    assert _cli._multiple_of(entries) == expected
+    assert seams.multiple_of_option(entries) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,22 +183,24 @@ def test_multiple_of_is_a_number_or_globs_in_order(entries: tuple[str, ...], exp
 )
 def test_a_wrong_multiple_of_is_refused(entries: tuple[str, ...], message: str) -> None:
     with pytest.raises(sr.OptionError, match=message):
-        _cli._multiple_of(entries)
+        seams.multiple_of_option(entries)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [(None, None), ("logits", "logits"), ("0", 0), ("-1", -1), ("a.b", "a.b")]
 )
 def test_outputs_are_a_key_or_an_index(text: str | None, expected: object) -> None:
-    assert _cli._outputs(text) == expected
+    assert seams.outputs_option(text) == expected
 
 
 def test_outputs_may_be_a_function() -> None:
-    assert callable(_cli._outputs("user_net:build"))
+    assert callable(seams.outputs_option("user_net:build"))
 
 
 def test_methods_may_be_repeated_or_joined() -> None:
-    assert _cli._split(["weight_svd, spatial_svd"]) == _cli._split(["weight_svd", "spatial_svd"])
+    assert seams.split_option(["weight_svd, spatial_svd"]) == seams.split_option(
+        ["weight_svd", "spatial_svd"]
+    )
 
 
 def test_a_full_directory_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -238,8 +239,8 @@ def test_python_runs_the_package() -> None:
 
 
 def test_every_command_has_help_and_the_common_flags() -> None:
-    assert isinstance(_cli.cli, click.Group)
-    for name in _cli.cli.commands:
+    assert isinstance(seams.cli, click.Group)
+    for name in seams.cli.commands:
         done = _run(name, "--help")
         assert done.exit_code == 0
         assert "--json" in done.stdout

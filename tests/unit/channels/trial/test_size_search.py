@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
+from seams import Hint, candidates, hypotheses, idle_norms, scope_of
 from slimrank.records import ChannelMap
 
 

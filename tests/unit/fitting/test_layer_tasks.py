@@ -3,7 +3,7 @@
 
 import torch
 
-from slimrank.fitting._layer_tasks import work_of
+from seams import work_of
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import AxisUnits, ChannelMap, Cost, GroupSpec, Setting, TensorSpec
 from specs import linear

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import seams
 from slimrank._errors import GradientError, NonFiniteError
 from slimrank.calibrate import (
     Feed,
@@ -164,7 +165,7 @@ def _collect(
 def test_gradients_are_those_of_single_samples(
     name: str, draws: int, cut: tuple[int, ...], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slimrank.calibrate._moments.sampled_loss", _fixed_loss)
+    seams.replace_sampled_loss(monkeypatch, _fixed_loss)
     make, inputs = _NETS[name]
     model, x = _fill(make(), rng), inputs(rng)
     feed = _feed(model, list(x.split(cut)))
@@ -247,7 +248,7 @@ def test_other_layers_change_no_draw(rng: torch.Generator) -> None:
 
 def test_positions_left_out_are_made_up_for(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every position has the same gradient, so a part of them, scaled up, gives exactly the whole.
-    monkeypatch.setattr("slimrank.calibrate._moments.sampled_loss", lambda _l, outputs, *_: outputs[""].sum())
+    seams.replace_sampled_loss(monkeypatch, lambda _likelihood, outputs, *_: outputs[""].sum())
     model = _fill(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(1)), rng)
     feed = _feed(model, [torch.zeros((3, 1, 200, 200), dtype=torch.float64)], output_elements=10**9)
     assert feed.micro == 1

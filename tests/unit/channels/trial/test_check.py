@@ -70,7 +70,7 @@ def test_sound_groups_pass(channels: ChannelMap) -> None:
     [
         (
             lambda x: x.reshape(-1, 10),
-            r"^RuntimeError: shape '\[-1, 10\]' is invalid .* at test_slim_check",
+            r"^RuntimeError: shape '\[-1, 10\]' is invalid .* at test_check",
         ),
         (lambda x: x * x.shape[1], r"slimmed and masked model differ by \S+ in the output$"),
         (lambda x: x.softmax(1), r"slimmed and masked model differ by"),

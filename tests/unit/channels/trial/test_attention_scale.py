@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.channels.trial._attention_scale import (
-    Scores,
-    SeenScores,
-    is_made_up_for,
-    read_products,
-    with_queries,
-)
-from slimrank.forward._batch import as_batch
+from seams import AttentionScores, SeenScores, is_made_up_for, read_products, with_queries
+from slimrank.forward import as_batch
 from slimrank.records import ChannelMap
 
 _X = torch.linspace(-1, 1, 2 * 3 * 4).sin().reshape(2, 3, 4)
@@ -121,7 +115,7 @@ def test_what_comes_through_a_product_does_not_count(found: Callable) -> None:
     assert found(Twice(lambda net, x: net.q(x))) == {"q.weight": tuple(range(6)), "q.bias": tuple(range(6))}
 
 
-def _scores(query: Tensor, key: Tensor, *, is_shared: bool = False) -> Scores:
+def _scores(query: Tensor, key: Tensor, *, is_shared: bool = False) -> AttentionScores:
     with SeenScores() as scores:
         functional.scaled_dot_product_attention(value=key, key=key, query=query, enable_gqa=is_shared)
         functional.scaled_dot_product_attention(query, key, key, scale=1.0, enable_gqa=is_shared)
@@ -170,5 +164,5 @@ def test_attention_over_nothing_has_no_scores() -> None:
 
 
 def test_scores_of_other_places_are_not_those_of_before() -> None:
-    before, after = (Scores(width, torch.zeros(2, count)) for width, count in ((6, 9), (3, 6)))
+    before, after = (AttentionScores(width, torch.zeros(2, count)) for width, count in ((6, 9), (3, 6)))
     assert not is_made_up_for(before, after)

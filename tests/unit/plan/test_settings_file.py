@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slimrank import FileError, PlanError
-from slimrank.plan._settings_file import read_settings
+from slimrank.plan import read_settings
 
 
 def written(folder: Path, name: str, text: str) -> Path:

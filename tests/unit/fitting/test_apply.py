@@ -7,18 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from seams import Fit, affine_of, checked_layer, fill_pair
 from slimrank._errors import OptionError
-from slimrank.fitting._fit import Fit
-from slimrank.fitting._install import checked_layer, fill
-from slimrank.fitting._sequential import Builder
 from slimrank.methods import Pair
 
 
 def test_a_norm_has_statistics() -> None:
     norm = nn.BatchNorm1d(2, track_running_stats=False)
-    builder = SimpleNamespace(_original_layers={"bn": norm})
     with pytest.raises(TypeError, match="bn is a BatchNorm1d without running statistics"):
-        Builder._affine(builder, "bn")  # type: ignore[arg-type]
+        affine_of({"bn": norm}, "bn")
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -26,12 +23,11 @@ def test_gain_and_offset_are_those_of_the_norm(affine: bool, rng: torch.Generato
     norm = nn.BatchNorm1d(3, affine=affine).eval()
     norm.running_mean.copy_(torch.randn(3, generator=rng))
     norm.running_var.copy_(torch.rand(3, generator=rng) + 0.5)
-    builder = SimpleNamespace(_original_layers={"bn": norm})
     x = torch.randn(5, 3, generator=rng)
-    gain, offset = Builder._affine(builder, "bn")  # type: ignore[arg-type]
+    gain, offset = affine_of({"bn": norm}, "bn")
     with torch.no_grad():
         torch.testing.assert_close(x * gain + offset, norm(x))
-    gain, offset = Builder._affine(builder, None)  # type: ignore[arg-type]
+    gain, offset = affine_of({"bn": norm}, None)
     assert (float(gain), float(offset)) == (1.0, 0.0)
 
 
@@ -41,7 +37,7 @@ def test_a_pair_goes_into_the_container_that_was_put_there() -> None:
     pair = Pair(form="linear", first=torch.zeros(1, 2), second=torch.zeros(2, 1))
     fit = Fit(factors=pair, bias=None, kind="weights")
     with pytest.raises(TypeError, match="fc is a Linear, not the container that was put there"):
-        fill(model, work, model["fc"], fit)  # type: ignore[arg-type]
+        fill_pair(model, work, model["fc"], fit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)])

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import seams
 from slimrank.capture import describe_layers
 from slimrank.channels import read_groups, try_groups
-from slimrank.channels.trial import _compare as _slim_bench
 from slimrank.forward import as_batch
 from slimrank.records import Call, ChannelMap, ProductSpec
 from slimrank.surgery import mask, quiet_copy, slim
@@ -149,7 +149,7 @@ def test_a_hard_wired_size_freezes_its_group_alone(map_of: Callable, group_of: C
     reason = tried.groups["first"].reason
     assert reason is not None
     assert reason.startswith("its size is hard-wired: RuntimeError: shape '[2, 5, 12]' is invalid for input")
-    assert "test_group_trial.py:" in reason
+    assert "test_trial.py:" in reason
     assert "lambda y: y.view(2, 5, 12)" in reason
     assert tried.groups["third"].reason is None
     assert set(tried.tensors) == {"third.weight", "third.bias", "fourth.weight"}
@@ -645,18 +645,13 @@ def test_queries_that_are_keys_as_well_freeze_their_width() -> None:
 def test_queries_are_found_once_and_then_known(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     trials: list[int] = []
-    plain = _slim_bench.Bench.problem
-
-    def problem(*args: object, **kwargs: object) -> object:
-        trials[-1] += 1
-        return plain(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_slim_bench.Bench, "problem", problem)
+    tried = seams.watch_trials(monkeypatch)
     for blocks in (4, 8):
-        trials.append(0)
+        tried.clear()
         model = nn.Sequential(*[_Scaled(_told_nothing, is_fused=True) for _ in range(blocks)])
         assert len(_queries(_tried(model, _X))) == 2 * blocks
-    assert trials[1] < 1.5 * trials[0]
+        trials.append(len(tried))
+    assert 0 < trials[1] < 1.5 * trials[0]
 
 
 def test_layers_that_run_twice_make_queries_both_times() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two groups as one: what becomes of tensors, products and names."""
 
-from slimrank.channels.trial._merge import mergeable, merged
+from seams import mergeable, merged
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, ProductSpec, Role, TensorSpec
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BudgetError, OptionError, PlanError, StudyError
+from slimrank._errors import OptionError, PlanError, StudyError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
@@ -40,12 +40,11 @@ from slimrank.records import (
     GroupCurve,
     LayerSpec,
     Method,
-    Metric,
     Note,
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
-from slimrank.select import select_plan
+from slimrank.select import check_budgets, select_plan
 from slimrank.store import Store
 from slimrank.survey import (
     CURVE_FILES,
@@ -216,17 +215,7 @@ class Study:
             ScoreError: a table of another study.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, or an unknown ``relative_to``.
         """
-        budgets: dict[Metric, float] = {}
-        if macs is not None:
-            budgets["macs"] = macs
-        if params is not None:
-            budgets["params"] = params
-        if bytes is not None:
-            budgets["bytes"] = bytes
-        if not budgets:
-            raise BudgetError(
-                "a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
-            )
+        budgets = check_budgets({"macs": macs, "params": params, "bytes": bytes})
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
         of = self.previous.before if self.previous and relative_to == "original" else None

@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import nn
 
-from slimrank._errors import BudgetError
 from slimrank._result import Result
 from slimrank._study import Study, study
 from slimrank.calibrate import LikelihoodChoice
@@ -17,6 +16,7 @@ from slimrank.methods import METHODS
 from slimrank.plan import Plan
 from slimrank.recipes._compete import Rivals
 from slimrank.records import ChannelOrder, Method
+from slimrank.select import check_budgets
 from slimrank.survey import Inputs
 
 
@@ -82,14 +82,8 @@ def compress(
         SlimrankError: as in ``slimrank.study`` and ``Study.plan``.
     """
     check_on_layer(on_layer)
-    if macs is None and params is None and bytes is None:
-        raise BudgetError(
-            "compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
-        )
-    for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
-        is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-        if ratio is not None and not (is_number and 0 < ratio <= 1):
-            raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
+    # Before the study, which takes long.
+    check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="compress")
     measured = study(
         model,
         batches,

@@ -10,20 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import OptionError, PlanError, StudyError
+from slimrank._errors import FileError, OptionError, PlanError, StudyError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import describe_layers
-from slimrank.files import Json, make_directory, write_bytes
+from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
     Plan,
     PlanSource,
-    Step,
     Structure,
     block_damage_at,
     check_structure,
@@ -47,43 +46,25 @@ from slimrank.scores import Scores, scored_source
 from slimrank.select import check_budgets, select_plan
 from slimrank.store import Store
 from slimrank.survey import (
-    CURVE_FILES,
-    FORMAT,
-    PREVIOUS_FILE,
-    RUN_FILE,
-    STUDY_FILE,
-    UNTOUCHED_FILE,
     DataSource,
     Inputs,
     Options,
     Run,
     Session,
-    all_batches,
-    batch_from_files,
-    batches_to_files,
-    check_format,
+    StudyRecord,
     check_options,
+    check_same,
     claim,
     content_of,
-    fingerprint_in,
     fingerprint_of,
     globs_of,
-    list_of,
     measure,
     methods_in_order,
-    mover,
-    object_of,
     open_session,
-    options_from_json,
-    options_to_json,
-    outputs_to_json,
-    read_blocks,
-    read_curves,
-    read_group_curves,
-    write_blocks,
-    write_curves,
-    write_fingerprint,
-    write_groups,
+    read_study,
+    saved_outputs,
+    saved_source,
+    write_study,
 )
 
 
@@ -344,44 +325,22 @@ class Study:
         Raises:
             FileError: it cannot be written.
         """
-        store = Store(path)
-        # First and last, so that a directory with this file is whole.
-        known = fingerprint_in(store)
-        store.remove(STUDY_FILE)
-        if known is not None and dict(known) != dict(self.fingerprint):
-            # Of another study: what is left of it must not be taken for this one's.
-            for name in (
-                "gradients.safetensors",
-                PREVIOUS_FILE,
-                *(path.name for kind in CURVE_FILES for path in store.root.glob(kind)),
-            ):
-                store.remove(name)
-        write_fingerprint(store, self.fingerprint)
-        Plan(
-            steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
-        ).save(make_directory(store.root) / UNTOUCHED_FILE)
-        if self.previous is not None:
-            self.previous.save(store.root / PREVIOUS_FILE)
-        write_curves(store, self.layers, self.curves)
-        write_groups(store, self.structure.channels, self.group_curves)
-        write_blocks(store, self.block_damages)
-        store.write_tensors("gradients.safetensors", self.grams)
-        kept: str | None = "the study has no data"
-        if self._session is not None:
-            kept = batches_to_files(store, list(all_batches(self._session)))
-        facts: dict[str, Json] = {
-            "format": FORMAT,
-            "fingerprint": dict(self.fingerprint),
-            "methods": list(self.methods),
-            "unit": self.unit,
-            "notes": [[note.where, note.text] for note in self.notes],
-            "seconds": [[phase, taken] for phase, taken in self.seconds.items()],
-            "inputs": kept is None,
-            "inputs_reason": kept,
-            "options": options_to_json(self._session.options) if self._session is not None else None,
-            "outputs": outputs_to_json(self._session.outputs) if self._session is not None else None,
-        }
-        store.write_json(STUDY_FILE, facts)
+        record = StudyRecord(
+            structure=self.structure,
+            before=self.before,
+            has_bias=self.has_bias,
+            curves=self.curves,
+            group_curves=self.group_curves,
+            block_damages=self.block_damages,
+            methods=self.methods,
+            grams=self.grams,
+            unit=self.unit,
+            notes=self.notes,
+            seconds=self.seconds,
+            fingerprint=self.fingerprint,
+            previous=self.previous,
+        )
+        write_study(Store(path), record, self._session)
 
     @classmethod
     @outside_inference_mode
@@ -415,77 +374,47 @@ class Study:
             StudyError: the model or the data are not those of the study.
         """
         store = Store(path)
-        if store.has(RUN_FILE) and not store.has(STUDY_FILE):
-            raise StudyError(
-                f"the study in {store.root} was not finished; run it again with this run_dir to go on"
-            )
-        facts = store.read_json(STUDY_FILE)
-        check_format(store)
-        untouched = Plan.load(store.root / UNTOUCHED_FILE)
-        structure = untouched.steps[0].structure
-        notes = [
-            Note(where=str(n[0]), text=str(n[1])) for n in list_of(facts, "notes") if isinstance(n, list)
-        ]
-        fingerprint = {str(key): str(value) for key, value in object_of(facts, "fingerprint").items()}
+        record = read_study(store)
         study = cls(
-            structure=structure,
-            before=untouched.before,
-            has_bias=untouched.has_bias,
-            curves=read_curves(store, tuple(structure.layers.values())),
-            methods=tuple(method for method in METHODS if method in list_of(facts, "methods")),
-            grams=store.read_tensors("gradients.safetensors"),
-            unit=str(facts.get("unit")),
-            notes=tuple(notes),
-            seconds={
-                str(pair[0]): float(str(pair[1]))
-                for pair in list_of(facts, "seconds")
-                if isinstance(pair, list)
-            },
-            fingerprint=fingerprint,
-            previous=Plan.load(store.root / PREVIOUS_FILE) if store.has(PREVIOUS_FILE) else None,
-            group_curves=read_group_curves(store, structure.channels),
-            block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
+            structure=record.structure,
+            before=record.before,
+            has_bias=record.has_bias,
+            curves=record.curves,
+            methods=record.methods,
+            grams=record.grams,
+            unit=record.unit,
+            notes=record.notes,
+            seconds=record.seconds,
+            fingerprint=record.fingerprint,
+            previous=record.previous,
+            group_curves=record.group_curves,
+            block_damages=record.block_damages,
         )
         if model is None:
             return study
-        if facts.get("outputs") == "function" and outputs is None:
-            raise StudyError(
-                "the study was made with outputs= as a function, which no file can keep; "
-                "pass the same outputs= again"
+        outputs = saved_outputs(record, outputs)
+        check_structure(record.untouched, structure_of(describe_layers(model)))
+        if record.options is None:
+            raise FileError(
+                f"{store.root} keeps no options, since the study was saved without its model; study again"
             )
-        kept = facts.get("outputs")
-        if outputs is None and isinstance(kept, str | int):
-            outputs = kept
-        check_structure(untouched, structure_of(describe_layers(model)))
-        options = options_from_json(object_of(facts, "options"))
         if batches is None:
-            if facts.get("inputs") is not True:
-                raise StudyError(
-                    f"{store.root} holds no inputs ({facts.get('inputs_reason')}); "
-                    "pass batches= to apply plans"
-                )
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            batches, inputs = batch_from_files(store), mover(device)
-        source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
-        session = open_session(model, source, options, Phases(shown=False))
-        found = fingerprint_of(session, model, study.previous)
-        differing = [key for key, value in found.items() if fingerprint.get(key) != value]
-        if differing:
-            raise StudyError(
-                f"the study in {store.root} was made of other {' and '.join(differing)}; "
-                "pass the same model and data, or study again"
-            )
-        device = next(session.original.parameters()).device
-        return replace(
-            study,
-            _session=replace(
-                session,
-                progress=progress,
-                run_dir=None if run_dir is None else Path(run_dir),
-                fingerprint=found,
-            ),
-            grams={name: gram.to(device) for name, gram in study.grams.items()},
+            source = saved_source(store, record, outputs, device)
+        else:
+            source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
+        session = open_session(model, source, record.options, Phases(shown=False))
+        fingerprint = fingerprint_of(session, model, record.previous)
+        check_same(fingerprint, record, store)
+        session = replace(
+            session,
+            progress=progress,
+            run_dir=None if run_dir is None else Path(run_dir),
+            fingerprint=fingerprint,
         )
+        device = next(session.original.parameters()).device
+        grams = {name: gram.to(device) for name, gram in record.grams.items()}
+        return replace(study, _session=session, grams=grams)
 
 
 def study(

@@ -30,7 +30,7 @@ from slimrank.survey import (
 
 
 @outside_inference_mode
-def apply(
+def apply(  # noqa: D417 - the others are named in one sentence; a test checks that
     model: nn.Module,
     plan: Plan,
     batches: Iterable[object] | None = None,
@@ -47,20 +47,15 @@ def apply(
 ) -> Result:
     """Replays a plan on a freshly built copy of the model it was made for.
 
+    These arguments are explained in ``slimrank.study``: ``inputs``, ``outputs``, ``likelihood``, ``fisher``,
+    ``draws``, ``holdout``, ``progress`` and ``seed``.
+
     Args:
         model: the same architecture, trained; it is copied.
         plan: e.g. from ``Plan.load``.
         batches: unlabelled inputs to fit layers to; None takes factors from the weights alone, and the result
             says so.
-        inputs: as in ``slimrank.study``.
-        outputs: as in ``slimrank.study``.
-        likelihood: as in ``slimrank.study``.
-        fisher: as in ``slimrank.study``.
-        draws: as in ``slimrank.study``.
-        holdout: as in ``slimrank.study``.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
-        progress: show bars on stderr.
-        seed: of everything drawn.
 
     Returns:
         The result.

@@ -56,10 +56,11 @@ def test_tensors_come_back(tmp_path: Path) -> None:
         assert found[name].dtype == tensor.dtype
 
 
-def test_no_tensors_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metadata", [None, {}, {"layer": "x"}])
+def test_no_tensors_come_back_as_none(metadata: dict[str, str] | None, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.write_tensors("none.safetensors", {})
-    assert store.read_tensors("none.safetensors") == {}
+    store.write_tensors("t.safetensors", {}, metadata)
+    assert store.read_tensors("t.safetensors") == {}
 
 
 @pytest.mark.parametrize("length", [0, 4, 50])

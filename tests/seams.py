@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from slimrank import Study, _progress
 from slimrank._study import session_of
-from slimrank.calibrate import _gradients
+from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._likelihood import Family, sampled_loss
 from slimrank.channels.trace._labels import ANY, Axis, Labels
 from slimrank.channels.trace._ops import Op, Traced
@@ -110,18 +110,18 @@ T = TypeVar("T")
 
 def original_of(study: Study) -> nn.Module:
     """The private copy of the caller's model: the one that must not change, and that nobody may be given."""
-    return session_of(study).opened.original
+    return session_of(study).original
 
 
 def held_out_of(study: Study) -> tuple[int, ...]:
     """Indices of the samples that nothing is fitted to."""
-    return tuple(session_of(study).opened.feed.held_out)
+    return tuple(session_of(study).feed.held_out)
 
 
 def divergence_of(study: Study, model: nn.Module) -> float:
     """The held-out divergence of any model, as the study measures it: for models that no plan builds."""
     session = session_of(study)
-    return _anchors.Anchors(session.opened, session.outputs, 1).of(model)
+    return _anchors.Anchors(session, 1).of(model)
 
 
 # --- Ctrl-C in the midst ---
@@ -200,7 +200,7 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Patched: curves of layers, and the two passes over the data.
     """
-    measuring = ((_layers, "layer_curves"), (_measure, "collect_gradients"), (_layers, "collect_moments"))
+    measuring = ((_layers, "layer_curves"), (_measure, "collect_gradients"), (_chunks, "collect_moments"))
     for module, function in measuring:
         monkeypatch.setattr(module, function, lambda *_a, **_k: pytest.fail("the study measures again"))
 

@@ -300,7 +300,7 @@ def test_a_plan_of_another_format_or_with_other_keys_is_refused(study: sr.Study,
     study.plan(macs=0.5).save(path)
     content = json.loads(path.read_text())
     for change, words in (
-        ({"format": 2}, "format 2 is unknown, this version reads 1"),
+        ({"format": 2}, "has format 2, this version reads 1"),
         ({"budgetz": {}}, "unknown key 'budgetz'; did you mean 'budgets'"),
     ):
         path.write_text(json.dumps({**content, **change}))

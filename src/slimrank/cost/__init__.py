@@ -3,7 +3,7 @@
 
 from slimrank.cost._formulas import FORMS, forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.cost._row_view import RowView, row_view
-from slimrank.cost._rows import keeps_rows, row_cap, row_width, rows_available
+from slimrank.cost._rows import keeps_rows, moment_bytes, row_cap, row_width, rows_available, working_bytes
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "layer_cost",
     "max_rank",
     "model_cost",
+    "moment_bytes",
     "pair_cost",
     "pair_costs",
     "query_scales",
@@ -25,4 +26,5 @@ __all__ = [
     "rows_available",
     "slimmed_spec",
     "stays",
+    "working_bytes",
 ]

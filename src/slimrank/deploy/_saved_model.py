@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
-from slimrank.files import Json, write_bytes
+from slimrank.files import Json, check_format, write_bytes
 from slimrank.fitting import empty_replacement, layer_tasks
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
@@ -105,11 +105,12 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     if not root.is_dir():
         raise FileError(f"{root} is no directory; give one that result.save() wrote")
     manifest = Store(root).read_json(_MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise FileError(
-            f"{root / _MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}; "
-            "use the version of slimrank that wrote it"
-        )
+    check_format(
+        manifest.get("format"),
+        FORMAT,
+        where=str(root / _MANIFEST),
+        advice="use the version of slimrank that wrote it",
+    )
     plan = Plan.load(root / _PLAN)
     weights = root / _WEIGHTS
     tensors = read_tensors(weights)

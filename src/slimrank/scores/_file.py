@@ -18,6 +18,7 @@ from slimrank.files import (
     as_number,
     as_object,
     as_text,
+    check_format,
     from_text,
     to_text,
     write_text,
@@ -129,12 +130,13 @@ def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
 
 def _from_json(text: str, where: str) -> ScoresFields:
     content = as_object(from_text(text, where), where)
-    number = content.get("format")
-    if number != FORMAT or isinstance(number, bool):
-        raise ScoreError(
-            f"{where}: format {number!r} is unknown, this version reads {FORMAT}; give a file that "
-            "measure_scores wrote, or install a newer slimrank"
-        )
+    check_format(
+        content.get("format"),
+        FORMAT,
+        where=where,
+        advice="give a file that measure_scores wrote, or install a newer slimrank",
+        error=ScoreError,
+    )
     as_object(content, where, required=_KEYS, optional=_OPTIONAL)
     fingerprint = as_object(content["fingerprint"], f"{where}: fingerprint")
     order = [as_text(name, f"{where}: order") for name in as_list(content["order"], f"{where}: order")]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import measure_divergence, reference_outputs, spread
-from slimrank.forward import Batch, OutputChoice, Replay, run
+from slimrank.forward import Batch, Replay, run
 from slimrank.methods import Anchor, Pair, Target, anchor_points, build_pair, effective_weight, fit_pair
 from slimrank.records import Curve, Form, LayerSpec, Method
 from slimrank.surgery import put_back, replace_module
-from slimrank.survey._session import Opened
+from slimrank.survey._session import Session
 
 _ANCHOR_MACS = 6e12
 _MIN_SAMPLES = 8
@@ -45,22 +45,21 @@ class Anchors:
     """Held-out divergences of the original with one thing changed.
 
     Args:
-        opened: model and data.
-        outputs: which outputs matter.
+        session: model and data.
         evaluations: about how many will be measured, to size the share of the held-out samples.
     """
 
-    def __init__(self, opened: Opened, outputs: OutputChoice, evaluations: int) -> None:
-        self._model = opened.original
-        self._outputs = outputs
-        self._likelihood = opened.likelihood
-        cost = max(1.0, 0.6 * evaluations * opened.captured.before.macs)
-        held_out = opened.feed.held_out
-        per_sample = 4 * sum(math.prod(output.shape) for output in opened.likelihood.outputs.values())
+    def __init__(self, session: Session, evaluations: int) -> None:
+        self._model = session.original
+        self._outputs = session.outputs
+        self._likelihood = session.likelihood
+        cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
+        held_out = session.feed.held_out
+        per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
         limit = min(limit, max(1, _OUTPUT_BYTES // max(1, per_sample)))
-        self._batches: list[Batch] = list(opened.feed.stream(spread(held_out, limit))) if evaluations else []
-        self._references = reference_outputs(self._model, self._batches, outputs)
+        self._batches: list[Batch] = list(session.feed.stream(spread(held_out, limit))) if evaluations else []
+        self._references = reference_outputs(self._model, self._batches, self._outputs)
         self._replay = self._new_replay()
 
     def _new_replay(self) -> Replay:

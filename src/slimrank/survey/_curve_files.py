@@ -12,6 +12,7 @@ from slimrank.methods import METHODS
 from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, GroupSpec, LayerSpec
 from slimrank.store import Store
 
+GRADIENT_FILE = "gradients.safetensors"
 _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
 
 

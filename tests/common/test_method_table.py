@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows
 from slimrank.capture import count_cost, describe_layers
-from slimrank.cost import FORMS, forms_of, max_rank, pair_cost
+from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank, pair_cost
 from slimrank.forward import Batch
 from slimrank.linalg import MomentSums
-from slimrank.methods import METHODS, RULES, TABLE, Pair, Target, build_pair, fit_pair, metric_roots
+from slimrank.methods import METHODS, Pair, Target, build_pair, fit_pair, metric_roots
 from slimrank.records import Call, Form, LayerSpec
 from slimrank.surgery import dense_weight
 
@@ -127,17 +127,16 @@ def _problem(name: str, rng: torch.Generator, dtype: torch.dtype = torch.float64
     )
 
 
-def test_every_form_has_one_rule_and_a_cost() -> None:
+def test_every_form_has_one_row_of_one_method() -> None:
     # Channels go in groups, not by forms of single layers.
-    assert (*TABLE, "channel_pruning") == METHODS
-    rules = [rule.form for method in TABLE for rule in TABLE[method]]
-    assert len(set(rules)) == len(rules)
-    assert set(rules) == set(RULES)
-    assert {method: tuple(rule.form for rule in TABLE[method]) for method in TABLE} == dict(FORMS)
+    assert (*FORMS, "channel_pruning") == METHODS
+    forms = [form for method in FORMS for form in FORMS[method]]
+    assert len(set(forms)) == len(forms)
+    assert set(forms) == set(FORM_ROWS)
 
 
 def test_the_grid_reaches_every_form() -> None:
-    assert {form for _, form in _GRID} == set(RULES)
+    assert {form for _, form in _GRID} == set(FORM_ROWS)
 
 
 @_grid

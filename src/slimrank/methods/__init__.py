@@ -16,14 +16,12 @@ from slimrank.methods._curves import Anchor, anchor_points, anchored_curves, lay
 from slimrank.methods._isotonic import never_falling
 from slimrank.methods._modules import build_pair, empty_pair
 from slimrank.methods._pair import Pair, effective_weight, error_by_rank, fit_pair
-from slimrank.methods._table import METHODS, RULES, TABLE
+from slimrank.methods._table import METHODS
 from slimrank.methods._target import Target, metric_roots, weights_target
 
 __all__ = [
     "METHODS",
-    "RULES",
     "SELECTORS",
-    "TABLE",
     "Anchor",
     "Pair",
     "Target",

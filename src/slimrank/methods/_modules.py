@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from slimrank.cost import FORM_ROWS
 from slimrank.methods._pair import Pair
-from slimrank.methods._table import RULES
 from slimrank.records import Form, LayerSpec
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -71,7 +71,7 @@ def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tup
             nn.Linear(rank, c_out, bias=has_bias, device="meta"),
         )
     conv = _CONVS[spec.kind]
-    rule, n_dims = RULES[form], len(spec.kernel)
+    row, n_dims = FORM_ROWS[form], len(spec.kernel)
 
     def factor(n_in: int, n_out: int, taps: tuple[bool, ...], bias: bool) -> _Conv:
         def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
@@ -92,6 +92,6 @@ def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tup
             device="meta",
         )
 
-    return factor(c_in, rank, rule.first_taps(n_dims), bias=False), factor(
-        rank, c_out, rule.second_taps(n_dims), bias=has_bias
+    return factor(c_in, rank, row.first_taps(n_dims), bias=False), factor(
+        rank, c_out, row.second_taps(n_dims), bias=has_bias
     )

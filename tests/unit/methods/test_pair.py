@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.capture import describe_layers
-from slimrank.cost import FORMS, forms_of, max_rank
+from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank
 from slimrank.linalg import Moments, MomentSums
 from slimrank.methods import (
     METHODS,
-    RULES,
     Pair,
     Target,
     build_pair,
@@ -131,7 +130,7 @@ def test_factors_are_balanced(name: str, form: Form, rng: torch.Generator) -> No
         torch.testing.assert_close(first, second)
 
 
-@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if RULES[pair[1]].is_closed])
+@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if FORM_ROWS[pair[1]].is_closed])
 def test_no_other_metric_gives_a_better_closed_form(name: str, form: Form, rng: torch.Generator) -> None:
     # The other forms have local optima, among which a wrong metric may happen on a better one.
     spec, target = _problem(name, rng)
@@ -144,7 +143,7 @@ def test_no_other_metric_gives_a_better_closed_form(name: str, form: Form, rng: 
         assert own < _error(target, effective_weight(spec, pair))
 
 
-@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if not RULES[pair[1]].is_closed])
+@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if not FORM_ROWS[pair[1]].is_closed])
 def test_alternations_lower_the_error_of_the_other_forms(name: str, form: Form, rng: torch.Generator) -> None:
     spec, target = _problem(name, rng)
     errors = [

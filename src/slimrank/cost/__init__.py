@@ -3,6 +3,7 @@
 
 from slimrank.cost._forms import FORM_ROWS, FORMS, FormRow, factor_taps, forms_of, max_rank
 from slimrank.cost._formulas import layer_cost, pair_cost, pair_costs
+from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias
 from slimrank.cost._rows import keeps_rows, row_cap, row_width, rows_available
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
@@ -10,8 +11,11 @@ __all__ = [
     "FORMS",
     "FORM_ROWS",
     "FormRow",
+    "carries_mean",
+    "consumer_gains_bias",
     "factor_taps",
     "forms_of",
+    "gains_bias",
     "group_share",
     "keeps_rows",
     "kept_shape",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
+from slimrank.cost import carries_mean, gains_bias
 from slimrank.files import Json, write_bytes
 from slimrank.fitting import empty_replacement, work_of
 from slimrank.plan import Plan, check_structure, structure_of
@@ -137,11 +138,13 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
     """Gives layers that the last step fitted anew the bias that this made, at zero (in place)."""
     for name, work in work_of(plan).items():
         layer = model.get_submodule(name)
-        if work.setting is not None or work.norm is not None or isinstance(layer.bias, Tensor):
+        if work.setting is not None:
             continue
-        # A pair that a later step put there has taken the bias over.
+        # The file knows best; a pair that a later step put there has taken the bias over.
         is_replaced = f"{name}.0.weight" in tensors
-        if f"{name}.bias" in tensors or (is_replaced and plan.has_bias):
+        plan_has_bias = f"{name}.bias" in tensors or (is_replaced and plan.has_bias)
+        has_bias, has_norm = isinstance(layer.bias, Tensor), work.norm is not None
+        if gains_bias(has_bias=has_bias, has_norm=has_norm, plan_has_bias=plan_has_bias):
             weight = dense_weight(layer)
             set_weights(layer, weight, weight.new_zeros(work.n_channels))
 
@@ -149,7 +152,8 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
 def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:
     """Whether the second factor of a pair has a bias; where a later step replaced it, whether it had one."""
     if f"{name}.1.0.weight" in tensors:
-        return plan.has_bias or plan.steps[-1].structure.layers[name].has_bias
+        had_bias = plan.steps[-1].structure.layers[name].has_bias
+        return carries_mean(has_bias=had_bias, plan_has_bias=plan.has_bias)
     return f"{name}.1.bias" in tensors
 
 

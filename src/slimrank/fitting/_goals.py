@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from slimrank.cost import gains_bias
 from slimrank.fitting._fit import ALTERNATIONS, Fit
 from slimrank.fitting._gather import Gathered
 from slimrank.fitting._layer_tasks import Work
@@ -25,7 +26,7 @@ def ridges_to_try(least: float, n_rows: int, width: int) -> tuple[float, ...]:
 def fit_from_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
     weight, setting = dense_weight(layer), work.setting
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
-    if bias is None and has_bias and work.norm is None:
+    if gains_bias(has_bias=bias is not None, has_norm=work.norm is not None, plan_has_bias=has_bias):
         # The plan counts one, and a later step may build on it.
         bias = weight.new_zeros(work.n_channels)
     if setting is None:

@@ -21,7 +21,7 @@ from slimrank.calibrate import (
     token_mask,
 )
 from slimrank.capture import Tail, find_tails
-from slimrank.cost import keeps_rows, row_cap, row_width, rows_available
+from slimrank.cost import carries_mean, keeps_rows, row_cap, row_width, rows_available
 from slimrank.fitting._data import Data, OnLayer, call_hook
 from slimrank.fitting._fit import Fit, Rows, Sample, best_fit
 from slimrank.fitting._gather import Gathered, Reached, gathered_bytes, have_same_places, joined_rows, reach
@@ -323,8 +323,8 @@ class Builder:
 
     def _with_planned_bias(self, fit: Fit, source: nn.Module) -> Fit:
         """A plan made without data counts no bias where the layer has none."""
-        keeps = self._has_bias or isinstance(source.bias, Tensor)
-        return fit if keeps else replace(fit, bias=None)
+        keeps_mean = carries_mean(has_bias=isinstance(source.bias, Tensor), plan_has_bias=self._has_bias)
+        return fit if keeps_mean else replace(fit, bias=None)
 
     def _fit_shared(self, name: str, source: nn.Module) -> Fit:
         """A layer that is called several times: one pair for all calls, fitted to the original's inputs."""

@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import layer_cost, pair_costs
+from slimrank.cost import carries_mean, consumer_gains_bias, layer_cost, pair_costs
 from slimrank.plan import PlanSource, is_inside, multiple_for
 from slimrank.records import ChannelMap, Cost, Curve, GroupCurve, GroupSpec, LayerSpec, Metric, TensorSpec
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
@@ -210,7 +210,7 @@ class _Maker:
         rows, columns = self._weight(spec)[:2]
         whole = [len(one.kept) - 1 for one in self._widths]
         counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.metrics)))
-        has_bias = self._source.has_bias or spec.has_bias
+        has_bias = carries_mean(has_bias=spec.has_bias, plan_has_bias=self._source.has_bias)
         groups = rows.groups | columns.groups
         return JointLayer(
             spec=spec,
@@ -315,8 +315,7 @@ class _Maker:
     def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:
         """The bias that a consumer without one gets when it is fitted anew."""
         once = self._consumed.get(spec.name, ())
-        is_needed = not spec.has_bias and spec.name not in self._channels.norms and spec.has_matrix
-        if not once or not is_needed or not self._source.has_bias:
+        if not once or not consumer_gains_bias(spec, self._channels, plan_has_bias=self._source.has_bias):
             return []
         rows = self._weight(spec)[1 if spec.is_transposed else 0]
         piece = TensorPiece(

@@ -14,7 +14,7 @@ from slimrank.capture import count_cost, describe_layers
 from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank, pair_cost
 from slimrank.forward import Batch
 from slimrank.linalg import MomentSums
-from slimrank.methods import METHODS, Pair, Target, build_pair, fit_pair, metric_roots
+from slimrank.methods import METHODS, Pair, Target, build_modules, fit_pair, metric_roots
 from slimrank.records import Call, Form, LayerSpec
 from slimrank.surgery import dense_weight
 
@@ -101,7 +101,7 @@ class Problem:
         return fit_pair(self.spec, form, rank, self.target, alternations=alternations)
 
     def replacement(self, form: Form, rank: int) -> nn.Sequential:
-        return nn.Sequential(*build_pair(self.spec, self.layer, self.fit(form, rank), self.bias))
+        return nn.Sequential(*build_modules(self.spec, self.layer, self.fit(form, rank), self.bias))
 
 
 def _problem(name: str, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Problem:
@@ -209,7 +209,7 @@ def test_mode_and_requires_grad_are_kept(
 ) -> None:
     problem = _problem(name, rng)
     problem.layer.train(training).requires_grad_(requires_grad)
-    modules = build_pair(problem.spec, problem.layer, problem.fit(form, 2), problem.bias)
+    modules = build_modules(problem.spec, problem.layer, problem.fit(form, 2), problem.bias)
     assert [module.training for module in modules] == [training, training]
     flags = [p.requires_grad for module in modules for p in module.parameters()]
     assert flags == [requires_grad] * 3
@@ -220,7 +220,7 @@ def test_mode_and_requires_grad_are_kept(
 def test_weight_and_bias_keep_their_own_requires_grad(name: str, form: Form, rng: torch.Generator) -> None:
     problem = _problem(name, rng)
     problem.layer.bias.requires_grad_(False)
-    first, second = build_pair(problem.spec, problem.layer, problem.fit(form, 1), problem.bias)
+    first, second = build_modules(problem.spec, problem.layer, problem.fit(form, 1), problem.bias)
     assert first.weight.requires_grad
     assert second.weight.requires_grad
     assert not second.bias.requires_grad
@@ -229,10 +229,10 @@ def test_weight_and_bias_keep_their_own_requires_grad(name: str, form: Form, rng
 @pytest.mark.parametrize(("name", "form"), _SMALL_GRID)
 def test_a_bias_is_there_when_asked_for(name: str, form: Form, rng: torch.Generator) -> None:
     problem = _problem(name, rng)
-    without = build_pair(problem.spec, problem.layer, problem.fit(form, 1), None)
+    without = build_modules(problem.spec, problem.layer, problem.fit(form, 1), None)
     assert [module.bias is None for module in without] == [True, True]
     wanted = torch.randn(len(problem.target.dense), dtype=torch.float64, generator=rng)
-    first, second = build_pair(problem.spec, problem.layer, problem.fit(form, 1), wanted)
+    first, second = build_modules(problem.spec, problem.layer, problem.fit(form, 1), wanted)
     assert first.bias is None
     assert torch.equal(second.bias.detach(), wanted)
 

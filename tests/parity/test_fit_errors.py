@@ -16,7 +16,7 @@ from slimrank.methods import (
     METHODS,
     RULES,
     Target,
-    build_pair,
+    build_modules,
     effective_weight,
     error_by_rank,
     fit_pair,
@@ -106,7 +106,7 @@ def test_predicted_error_is_the_measured_one(
         # The bias absorbs the mean.
         mean_out = target.dense @ target.moments.mean + layer.bias
         bias = mean_out - weight @ target.moments.mean
-        modules = nn.Sequential(*build_pair(spec, layer, pair, bias))
+        modules = nn.Sequential(*build_modules(spec, layer, pair, bias))
         difference = output_rows(spec, modules(x) - layer(x)) @ target.root
         measured = float(difference.square().sum(1).mean()) / 2
         predicted = float(target.moments.gram(target.root @ (target.dense - weight)).trace()) / 2
@@ -138,7 +138,7 @@ def test_no_bias_is_better_than_the_one_that_absorbs_the_mean(
     best = target.dense @ target.moments.mean + layer.bias - weight @ target.moments.mean
 
     def measured(bias: Tensor) -> float:
-        modules = nn.Sequential(*build_pair(spec, layer, pair, bias))
+        modules = nn.Sequential(*build_modules(spec, layer, pair, bias))
         return float(output_rows(spec, modules(x) - layer(x)).square().sum())
 
     for _ in range(3):

@@ -16,6 +16,7 @@ from slimrank.capture import describe_layers
 from slimrank.cost import carries_mean, gains_bias
 from slimrank.files import Json, write_bytes
 from slimrank.fitting import empty_replacement, work_of
+from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
 from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
@@ -141,8 +142,7 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
         if work.setting is not None:
             continue
         # The file knows best; a pair that a later step put there has taken the bias over.
-        is_replaced = f"{name}.0.weight" in tensors
-        plan_has_bias = f"{name}.bias" in tensors or (is_replaced and plan.has_bias)
+        plan_has_bias = f"{name}.bias" in tensors or (is_replaced_in(tensors, name) and plan.has_bias)
         has_bias, has_norm = isinstance(layer.bias, Tensor), work.norm is not None
         if gains_bias(has_bias=has_bias, has_norm=has_norm, plan_has_bias=plan_has_bias):
             weight = dense_weight(layer)
@@ -150,11 +150,12 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
 
 
 def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the second factor of a pair has a bias; where a later step replaced it, whether it had one."""
-    if f"{name}.1.0.weight" in tensors:
-        had_bias = plan.steps[-1].structure.layers[name].has_bias
-        return carries_mean(has_bias=had_bias, plan_has_bias=plan.has_bias)
-    return f"{name}.1.bias" in tensors
+    """Whether what took the place of a layer has a bias; where a later step replaced that, whether it had."""
+    step = plan.steps[-1]
+    known = has_bias_in(tensors, name, step.settings[name])
+    if known is not None:
+        return known
+    return carries_mean(has_bias=step.structure.layers[name].has_bias, plan_has_bias=plan.has_bias)
 
 
 def _device_of(layer: nn.Module) -> torch.device:

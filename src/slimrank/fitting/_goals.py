@@ -10,7 +10,7 @@ from slimrank.fitting._fit import ALTERNATIONS, Fit
 from slimrank.fitting._gather import Gathered
 from slimrank.fitting._layer_tasks import Work
 from slimrank.linalg import Moments
-from slimrank.methods import fit_pair, weights_target
+from slimrank.methods import fit_factors, weights_target
 from slimrank.surgery import bias_of_taps, dense_weight
 
 _RIDGES = (1e-3, 1e-2, 1e-1)
@@ -31,10 +31,8 @@ def fit_from_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
         bias = weight.new_zeros(work.n_channels)
     if setting is None:
         return Fit(factors=weight, bias=bias, kind="weights")
-    pair = fit_pair(
-        work.slimmed, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS
-    )
-    return Fit(factors=pair, bias=bias, kind="weights")
+    factors = fit_factors(work.slimmed, setting, weights_target(weight), alternations=ALTERNATIONS)
+    return Fit(factors=factors, bias=bias, kind="weights")
 
 
 def moments_in_original(work: Work, seen: Gathered) -> Moments:

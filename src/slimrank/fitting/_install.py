@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slimrank._errors import OptionError
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._layer_tasks import Work
-from slimrank.methods import build_pair
+from slimrank.methods import fill_container, open_container
 from slimrank.surgery import replace_module, set_weights, shift_mean
 
 
@@ -36,12 +36,12 @@ def are_same_tensors(own: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 def install(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
     if work.setting is not None:
-        replace_module(model, work.spec.name, nn.Sequential(source))
+        replace_module(model, work.spec.name, open_container(source))
     fill(model, work, source, fit)
 
 
 def fill(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
-    """Puts a fit where its layer is: new values, or a pair in the container around it."""
+    """Puts a fit where its layer is: new values, or factors in the container around it."""
     if isinstance(fit.factors, Tensor):
         if work.norm is None or fit.bias is None:
             set_weights(source, fit.factors, fit.bias)
@@ -49,10 +49,5 @@ def fill(model: nn.Module, work: Work, source: nn.Module, fit: Fit) -> None:
         set_weights(source, fit.factors, None)
         shift_mean(model.get_submodule(work.norm), fit.bias)
         return
-    place = model.get_submodule(work.spec.name)
-    if not isinstance(place, nn.Sequential):
-        raise TypeError(f"{work.spec.name} is a {type(place).__name__}, not the container that was put there")
-    first, second = build_pair(work.slimmed, source, fit.factors, fit.bias)
-    place[0] = first
-    place.append(second)
-    place.train(source.training)
+    container = model.get_submodule(work.spec.name)
+    fill_container(container, work.slimmed, source, fit.factors, fit.bias)

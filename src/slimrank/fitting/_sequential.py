@@ -46,7 +46,7 @@ from slimrank.linalg import (
     reaching,
     ridge_of,
 )
-from slimrank.methods import Target, metric_roots
+from slimrank.methods import Target, metric_roots, open_container
 from slimrank.plan import Plan
 from slimrank.records import LayerSpec, Note
 from slimrank.surgery import dense_weight, replace_module
@@ -190,7 +190,7 @@ class Builder:
             # content.
             for name in names:
                 if self._work[name].setting is not None:
-                    replace_module(self._working, name, nn.Sequential(sources[name]))
+                    replace_module(self._working, name, open_container(sources[name]))
         else:
             self._as_they_were = {name: copied_parameters(source) for name, source in sources.items()}
         with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from slimrank.linalg import (
     refine_split,
 )
 from slimrank.methods._target import ClosedForm, SharedKernel, Target
-from slimrank.records import Form, LayerSpec
+from slimrank.records import Form, LayerSpec, Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +39,20 @@ class Pair:
     def rank(self) -> int:
         """Size between the factors."""
         return len(self.first)
+
+    @property
+    def setting(self) -> Setting:
+        """What a plan says of it."""
+        return Setting(method=FORM_ROWS[self.form].method, form=self.form, rank=self.rank)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The factors, in the order in which they are applied."""
+        return self.first, self.second
+
+    def weight(self, spec: LayerSpec) -> Tensor:
+        """See ``effective_weight``."""
+        return effective_weight(spec, self)
 
 
 def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:

@@ -24,7 +24,7 @@ from slimrank.cost import FORMS
 from slimrank.forward import Batch, outside_inference_mode, run
 from slimrank.linalg import Moments
 from slimrank.methods import Target, weights_target
-from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
+from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method, Setting
 from slimrank.scores import (
     PRUNING,
     AnyTrial,
@@ -353,7 +353,8 @@ def _trials(
     points = {spec.name: own for spec, own in todo.values()}
     for spec, layer, target in _targets(session, grams, {at: spec for at, (spec, _) in todo.items()}, tell):
         for point in points[spec.name]:
-            pair, bias = independent_pair(spec, layer, point.form, point.rank, target)
+            setting = Setting(method=point.method, form=point.form, rank=point.rank)
+            pair, bias = independent_pair(spec, layer, setting, target)
             own = bias if session.options.has_bias or isinstance(layer.bias, Tensor) else None
             yield Trial(spec=spec, method=point.method, keep_ratio=point.keep_ratio, pair=pair, bias=own)
 

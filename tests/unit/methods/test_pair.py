@@ -14,7 +14,7 @@ from slimrank.methods import (
     METHODS,
     Pair,
     Target,
-    build_pair,
+    build_modules,
     effective_weight,
     error_by_rank,
     fit_pair,
@@ -90,7 +90,7 @@ def test_modules_without_weight_are_refused() -> None:
     spec = _spec(_LAYERS["linear"])
     pair = Pair(form="linear", first=torch.ones(1, 6, 1), second=torch.ones(5, 1, 1))
     with pytest.raises(TypeError, match="BatchNorm1d has no weight tensor"):
-        build_pair(spec, layer, pair, None)
+        build_modules(spec, layer, pair, None)
 
 
 def test_the_effective_weight_by_hand() -> None:
@@ -112,7 +112,7 @@ def test_the_effective_weight_is_what_the_modules_compute(
     spec, target = _problem(name, rng)
     pair = fit_pair(spec, form, 2, target, alternations=0)
     layer = _LAYERS[name]
-    modules = nn.Sequential(*build_pair(spec, layer, pair, None)).double()
+    modules = nn.Sequential(*build_modules(spec, layer, pair, None)).double()
     # One position: the input is the kernel's own size, one unit at a time.
     units = torch.eye(target.dense.shape[1], dtype=torch.float64).view(-1, *spec.weight_shape[1:])
     computed = modules(units).flatten(1).T

@@ -41,6 +41,7 @@ from slimrank.records import (
     Method,
     Metric,
     Note,
+    replaces_groups,
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
@@ -280,7 +281,7 @@ class Study:
         """Methods whose damages are in one unit; None for all."""
         if self.has_bias or not self.curves:
             return None
-        return tuple(method for method in self.methods if method != "channel_pruning")
+        return tuple(method for method in self.methods if not replaces_groups(method))
 
     @outside_inference_mode
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, output_rows
 from slimrank.capture import describe_layers
-from slimrank.cost import forms_of, max_rank
+from slimrank.cost import FORM_ROWS, forms_of, max_rank
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,
-    RULES,
     Target,
     build_modules,
     effective_weight,
@@ -112,7 +111,7 @@ def test_predicted_error_is_the_measured_one(
         predicted = float(target.moments.gram(target.root @ (target.dense - weight)).trace()) / 2
         # Both on un-ridged moments; the moments are sums of float32 products.
         assert predicted == pytest.approx(measured, rel=1e-4)
-        if RULES[form].is_closed:
+        if FORM_ROWS[form].is_closed:
             assert float(errors[rank]) == pytest.approx(measured, rel=1e-4)
         else:
             assert measured <= float(errors[rank]) * (1 + 1e-4)

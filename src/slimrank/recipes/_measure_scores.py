@@ -24,9 +24,18 @@ from slimrank.cost import FORMS
 from slimrank.forward import Batch, outside_inference_mode, run
 from slimrank.linalg import Moments
 from slimrank.methods import Target, weights_target
-from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method, Setting
-from slimrank.scores import (
+from slimrank.records import (
     PRUNING,
+    ChannelMap,
+    Curve,
+    Form,
+    GroupCurve,
+    GroupSpec,
+    LayerSpec,
+    Method,
+    Setting,
+)
+from slimrank.scores import (
     AnyTrial,
     Bench,
     GroupTrial,

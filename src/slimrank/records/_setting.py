@@ -26,6 +26,6 @@ class Setting:
     rank: int
 
 
-def replaces_groups(method: Method) -> bool:
+def replaces_groups(method: str) -> bool:
     """Whether a method works on groups of channels; the others put modules in the place of single layers."""
     return method == PRUNING

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from slimrank._errors import ScoreError
 from slimrank.forward import PrefixCache
 from slimrank.methods import Factors, build_replacement, factors_on
-from slimrank.records import ChannelMap, LayerSpec, Method
+from slimrank.records import PRUNING, ChannelMap, LayerSpec, Method
 from slimrank.scores._entry import ScoreEntry
-from slimrank.scores._file import CHANNELS, PRUNING
+from slimrank.scores._file import CHANNELS
 from slimrank.surgery import put_back, replace_module, set_weights, slim
 
 ScoreFn = Callable[[nn.Module], float]

@@ -16,7 +16,16 @@ from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norm
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import row_width, rows_available
 from slimrank.forward import OutputChoice
-from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
+from slimrank.records import (
+    PRUNING,
+    BlockDamage,
+    ChannelMap,
+    Curve,
+    GroupCurve,
+    LayerSpec,
+    Note,
+    replaces_groups,
+)
 from slimrank.store import Store
 from slimrank.survey._blocks import measure_blocks
 from slimrank.survey._curve_files import read_layer
@@ -164,7 +173,7 @@ def measure(
 
 def _channels_of(opened: Opened, options: Options, phases: Phases) -> ChannelMap:
     """Groups and blocks of a model, each tried; those that a skipped layer is part of are frozen."""
-    if "channel_pruning" not in options.methods:
+    if not any(replaces_groups(method) for method in options.methods):
         return ChannelMap()
     captured, feed = opened.captured, opened.feed
     skipped = [spec.name for spec in captured.layers if spec.reason == SKIPPED]
@@ -199,9 +208,7 @@ def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[Laye
     """Layers, those that make channels which can go told so."""
     makers = {name for group in channels.groups.values() if group.reason is None for name in group.producers}
     return [
-        replace(spec, methods=(*spec.methods, "channel_pruning"), reason=None)
-        if spec.name in makers
-        else spec
+        replace(spec, methods=(*spec.methods, PRUNING), reason=None) if spec.name in makers else spec
         for spec in layers
     ]
 

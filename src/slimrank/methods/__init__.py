@@ -2,7 +2,6 @@
 """The methods: error curves, fits and replacement modules."""
 
 from slimrank.methods._channel_pruning import (
-    SELECTORS,
     anchor_counts,
     anchored_group_curve,
     group_curve,
@@ -10,6 +9,7 @@ from slimrank.methods._channel_pruning import (
     relative_group_curve,
     removal_by_magnitude,
     removal_by_obs,
+    removal_by_order,
     removal_by_random,
 )
 from slimrank.methods._curves import Anchor, anchor_points, anchored_curves, layer_curves, relative_curves
@@ -35,7 +35,6 @@ from slimrank.methods._target import Target, metric_roots, weights_target
 
 __all__ = [
     "METHODS",
-    "SELECTORS",
     "TABLE",
     "Anchor",
     "Factors",
@@ -72,6 +71,7 @@ __all__ = [
     "relative_group_curve",
     "removal_by_magnitude",
     "removal_by_obs",
+    "removal_by_order",
     "removal_by_random",
     "weights_target",
 ]

@@ -2,10 +2,11 @@
 """What can be done to a layer, and what was chosen."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
 ChannelOrder = Literal["obs", "magnitude", "random"]
+CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
 # The one method that takes channels out of groups of layers; the others replace single layers.
 PRUNING: Final = "channel_pruning"
 Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v"]

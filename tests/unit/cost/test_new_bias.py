@@ -7,7 +7,7 @@ import pytest
 
 from slimrank.cost import carries_mean, consumer_gains_bias, gains_bias
 from slimrank.records import ChannelMap
-from tests.specs import conv2d, linear, other
+from specs import conv2d, linear, other
 
 _NORMS = ChannelMap(norms={"layer": "norm"})
 _NO_NORMS = ChannelMap(norms={"another": "norm"})

@@ -3,21 +3,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from seams import Fit, add_method, fit_from_tensors, fit_to_tensors
 from slimrank._errors import UnknownNameError
-from slimrank.fitting._fit import Fit
-from slimrank.fitting._journal import from_tensors, to_tensors
 from slimrank.methods import (
     TABLE,
     LayerFunctions,
     MethodRow,
     Target,
-    _table,
     build_modules,
     build_replacement,
     empty_replacement,
@@ -34,7 +31,7 @@ from slimrank.methods import (
 )
 from slimrank.records import LayerSpec, Setting
 from slimrank.surgery import dense_weight
-from tests.specs import linear
+from specs import linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +86,7 @@ _SETTING = TwoRanks(method="toy", form="u_s_v", rank=3, rank_out=4)  # type: ign
 
 @pytest.fixture(autouse=True)
 def _toy_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_table, "TABLE", MappingProxyType({**TABLE, "toy": _TOY}))
+    add_method(monkeypatch, _TOY)
 
 
 @pytest.fixture
@@ -152,9 +149,9 @@ def test_the_journal_gives_the_factors_back(layer: nn.Linear) -> None:
     assert again.setting == _SETTING
     assert all(torch.equal(a, b) for a, b in zip(again.tensors, factors.tensors, strict=True))
     fit = Fit(factors=factors, bias=torch.ones(7), kind="sequential")
-    stored = to_tensors(fit)
+    stored = fit_to_tensors(fit)
     assert list(stored) == ["kind", "v", "s", "u", "bias"]
-    read = from_tensors(stored, _SETTING)
+    read = fit_from_tensors(stored, _SETTING)
     assert read.kind == "sequential"
     assert torch.equal(read.weight(_SPEC), fit.weight(_SPEC))
     assert torch.equal(read.bias, torch.ones(7))

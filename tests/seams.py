@@ -58,7 +58,7 @@ from slimrank.fitting._rows import Gathered, Rows, joined_rows
 from slimrank.forward._record import handing_out, recording
 from slimrank.linalg import _obs, _split_pair
 from slimrank.linalg._split_pair import _normal as normal_equations
-from slimrank.methods import _pair
+from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._step import group_is_inside
 from slimrank.recipes import _measure_scores, _replay
@@ -124,6 +124,17 @@ def divergence_of(study: Study, model: nn.Module) -> float:
     return _anchors.Anchors(session, 1).of(model)
 
 
+# --- one more method ---
+
+
+def add_method(monkeypatch: pytest.MonkeyPatch, row: MethodRow) -> None:
+    """The method table has one more row.
+
+    Patched: the table itself, which the functions of ``methods`` look up at each call.
+    """
+    monkeypatch.setattr(_table, "TABLE", {**_table.TABLE, row.name: row})
+
+
 # --- Ctrl-C in the midst ---
 
 
@@ -165,9 +176,9 @@ def interrupt_after_drops(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
 def interrupt_after_pairs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     """An apply is interrupted once ``n`` layers have become pairs.
 
-    Patched: the function that makes the modules of a pair.
+    Patched: the function that puts the modules of a pair where their layer was.
     """
-    _interrupt_after(monkeypatch, _install, "build_pair", n)
+    _interrupt_after(monkeypatch, _install, "fill_container", n)
 
 
 def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
@@ -325,7 +336,7 @@ def watch_pair_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     Patched: the function that fits the factors of a pair.
     """
-    return _watch(monkeypatch, _fit, "fit_pair", _name_of)
+    return _watch(monkeypatch, _fit, "fit_factors", _name_of)
 
 
 def watch_score_targets(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -19,7 +19,7 @@ from slimrank.capture import describe_layers
 from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
-from slimrank.methods import METHODS
+from slimrank.methods import METHODS, is_replacement
 from slimrank.plan import (
     Plan,
     PlanSource,
@@ -40,6 +40,7 @@ from slimrank.records import (
     LayerSpec,
     Method,
     Note,
+    replaces_groups,
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
@@ -255,7 +256,7 @@ class Study:
         """Methods whose damages are in one unit; None for all."""
         if self.has_bias or not self.curves:
             return None
-        return tuple(method for method in self.methods if method != "channel_pruning")
+        return tuple(method for method in self.methods if not replaces_groups(method))
 
     @outside_inference_mode
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
@@ -626,9 +627,7 @@ def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None
     replaced = {name for step in previous.steps for name in step.settings}
     for step in previous.steps:
         for name, setting in step.settings.items():
-            first = f"{name}.0"
-            weight = getattr(modules.get(first), "weight", None)
-            if first not in replaced and (not isinstance(weight, Tensor) or len(weight) != setting.rank):
+            if not is_replacement(modules, step.structure.layers[name], setting, replaced=replaced):
                 raise PlanError(
                     f"previous: it did not make this model: {name!r} is no pair of rank {setting.rank}; give "
                     "the plan of the result that the model came from"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from slimrank.cost._formulas import positions
+from slimrank.cost._forms import positions
 from slimrank.records import LayerSpec
 
 

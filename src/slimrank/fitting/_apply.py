@@ -15,7 +15,7 @@ from slimrank.fitting._install import install
 from slimrank.fitting._journal import Journal
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.fitting._sequential import fit_in_order
-from slimrank.methods import empty_pair
+from slimrank.methods import empty_replacement as replacement_without_values
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
 from slimrank.surgery import drop_blocks, slim
@@ -135,11 +135,10 @@ def empty_replacement(step: Step, name: str, *, has_bias: bool) -> nn.Sequential
     Args:
         step: of a plan.
         name: a layer that the step sets.
-        has_bias: whether the second factor has a bias.
+        has_bias: whether the last factor has a bias.
 
     Returns:
-        Two modules in a container.
+        Its modules in a container.
     """
-    setting = step.settings[name]
     spec = slimmed_spec(step.structure.layers[name], step.structure.channels, step.groups)
-    return nn.Sequential(*empty_pair(spec, setting.form, setting.rank, has_bias=has_bias))
+    return replacement_without_values(spec, step.settings[name], has_bias=has_bias)

@@ -6,14 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from slimrank.cost import row_width
+from slimrank.cost import carries_mean, gains_bias, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._fit import ALTERNATIONS, Fit, Sample, best_fit
 from slimrank.fitting._goals import bias_of, output_roots, targets, wanted_weight
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.fitting._rows import Gathered, joined_rows
 from slimrank.linalg import narrowed_weight, ridge_of
-from slimrank.methods import Target, fit_pair, weights_target
+from slimrank.methods import Target, fit_factors, weights_target
 from slimrank.surgery import bias_of_taps, dense_weight
 
 # Rows that fits are compared on: each candidate is applied to all of them.
@@ -38,8 +38,8 @@ def fit_layer(context: BuildContext, layer: PendingLayer, gathered: Gathered | N
     else:
         return fit_from_weights(layer.task, layer.current, has_bias=context.has_bias)
     # A plan made without data counts no bias where the layer has none.
-    keeps_bias = context.has_bias or isinstance(layer.current.bias, Tensor)
-    return fit if keeps_bias else replace(fit, bias=None)
+    has_bias = isinstance(layer.current.bias, Tensor)
+    return fit if carries_mean(has_bias=has_bias, plan_has_bias=context.has_bias) else replace(fit, bias=None)
 
 
 def fit_from_weights(task: LayerTask, layer: nn.Module, *, has_bias: bool) -> Fit:
@@ -55,15 +55,13 @@ def fit_from_weights(task: LayerTask, layer: nn.Module, *, has_bias: bool) -> Fi
     """
     weight, setting = dense_weight(layer), task.setting
     bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
-    if bias is None and has_bias and task.norm is None:
+    if gains_bias(has_bias=bias is not None, has_norm=task.norm is not None, plan_has_bias=has_bias):
         # The plan counts one, and a later step may build on it.
         bias = weight.new_zeros(task.n_channels)
     if setting is None:
         return Fit(factors=weight, bias=bias, kind="weights")
-    pair = fit_pair(
-        task.slimmed, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS
-    )
-    return Fit(factors=pair, bias=bias, kind="weights")
+    factors = fit_factors(task.slimmed, setting, weights_target(weight), alternations=ALTERNATIONS)
+    return Fit(factors=factors, bias=bias, kind="weights")
 
 
 def _fit_to_rows(context: BuildContext, layer: PendingLayer, gathered: Gathered) -> Fit:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from slimrank._errors import OptionError
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._layer_tasks import LayerTask
-from slimrank.methods import build_pair
+from slimrank.methods import fill_container, open_container
 from slimrank.surgery import replace_module, set_weights, shift_mean
 
 
@@ -21,7 +21,7 @@ def checked_layer(layer: nn.Module, task: LayerTask) -> nn.Module:
 
 
 def install(model: nn.Module, task: LayerTask, source: nn.Module, fit: Fit) -> None:
-    """Puts a fit where its layer is, the container of a pair included (in place).
+    """Puts a fit where its layer is, the container of factors included (in place).
 
     Args:
         model: the new model.
@@ -30,12 +30,12 @@ def install(model: nn.Module, task: LayerTask, source: nn.Module, fit: Fit) -> N
         fit: of the layer.
     """
     if task.setting is not None:
-        replace_module(model, task.spec.name, nn.Sequential(source))
+        replace_module(model, task.spec.name, open_container(source))
     fill(model, task, source, fit)
 
 
 def fill(model: nn.Module, task: LayerTask, source: nn.Module, fit: Fit) -> None:
-    """Puts a fit where its layer is: new values, or a pair in the container around it (in place)."""
+    """Puts a fit where its layer is: new values, or factors in the container around it (in place)."""
     if isinstance(fit.factors, Tensor):
         if task.norm is None or fit.bias is None:
             set_weights(source, fit.factors, fit.bias)
@@ -45,11 +45,4 @@ def fill(model: nn.Module, task: LayerTask, source: nn.Module, fit: Fit) -> None
         shift_mean(model.get_submodule(task.norm), fit.bias)
         return
     container = model.get_submodule(task.spec.name)
-    if not isinstance(container, nn.Sequential):
-        raise TypeError(
-            f"{task.spec.name} is a {type(container).__name__}, not the container that was put there"
-        )
-    first, second = build_pair(task.slimmed, source, fit.factors, fit.bias)
-    container[0] = first
-    container.append(second)
-    container.train(source.training)
+    fill_container(container, task.slimmed, source, fit.factors, fit.bias)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
-from slimrank.methods import Pair
+from slimrank.methods import factors_from_tensors, factors_to_tensors
 from slimrank.plan import Plan
 from slimrank.store import Store
 
@@ -37,7 +37,7 @@ def to_tensors(fit: Fit) -> Mapping[str, Tensor]:
     if isinstance(fit.factors, Tensor):
         tensors["weight"] = fit.factors
     else:
-        tensors |= {"first": fit.factors.first, "second": fit.factors.second}
+        tensors |= factors_to_tensors(fit.factors)
     return tensors if fit.bias is None else tensors | {"bias": fit.bias}
 
 
@@ -58,8 +58,7 @@ def known_fit(journal: Journal | None, task: LayerTask) -> Fit | None:
     kind = _KINDS[int(tensors["kind"])]
     if setting is None:
         return Fit(factors=tensors["weight"], bias=tensors.get("bias"), kind=kind)
-    pair = Pair(form=setting.form, first=tensors["first"], second=tensors["second"])
-    return Fit(factors=pair, bias=tensors.get("bias"), kind=kind)
+    return Fit(factors=factors_from_tensors(setting, tensors), bias=tensors.get("bias"), kind=kind)
 
 
 class LayerFiles:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from slimrank.cost import slimmed_spec
+from slimrank.cost import consumer_gains_bias, slimmed_spec
 from slimrank.fitting._stays import channels_left, what_stays
 from slimrank.plan import Plan, Step, is_inside
 from slimrank.records import LayerSpec, Setting
@@ -152,6 +152,6 @@ def _behind_drops(step: Step) -> set[str]:
         for group in streams
         for name in group.consumers
         if order[name] > first and not is_inside(name, step.dropped)
-        # A bias that nobody counted would be new.
-        if layers[name].has_bias or name in channels.norms
+        # A dropped block changes no channels, so nobody counted a bias that would be new here.
+        if layers[name].has_matrix and not consumer_gains_bias(layers[name], channels, plan_has_bias=True)
     }

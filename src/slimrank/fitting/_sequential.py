@@ -15,6 +15,7 @@ from slimrank.fitting._gather import gather, gathered_bytes, reach
 from slimrank.fitting._install import checked_layer, fill, install
 from slimrank.fitting._journal import Journal, known_fit, to_tensors
 from slimrank.forward import Lockstep, OneByOne, Trimmer
+from slimrank.methods import open_container
 from slimrank.records import Note
 from slimrank.surgery import replace_module
 
@@ -67,7 +68,7 @@ def _in_lockstep(context: BuildContext, model: nn.Module, journal: Journal | Non
     # The containers stand in place before the forwards start, so that a paused call finds its new content.
     for name, task in context.tasks.items():
         if task.setting is not None:
-            replace_module(model, name, nn.Sequential(layers[name]))
+            replace_module(model, name, open_container(layers[name]))
     before, after = _forwards(context, context.data.original, names), _forwards(context, model, names)
     with before, after:
         for name, following in pairwise([*names, ""]):

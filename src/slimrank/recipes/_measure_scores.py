@@ -23,9 +23,18 @@ from slimrank.calibrate import Collecting
 from slimrank.cost import FORMS
 from slimrank.forward import Batch, outside_inference_mode, run, watch_modules
 from slimrank.methods import Target, weights_target
-from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
-from slimrank.scores import (
+from slimrank.records import (
     PRUNING,
+    ChannelMap,
+    Curve,
+    Form,
+    GroupCurve,
+    GroupSpec,
+    LayerSpec,
+    Method,
+    Setting,
+)
+from slimrank.scores import (
     AnyTrial,
     Bench,
     GroupTrial,
@@ -352,7 +361,8 @@ def _trials(
     points = {spec.name: own for spec, own in todo.values()}
     for spec, layer, target in _targets(session, grams, {at: spec for at, (spec, _) in todo.items()}, tell):
         for point in points[spec.name]:
-            pair, bias = independent_pair(spec, layer, point.form, point.rank, target)
+            setting = Setting(method=point.method, form=point.form, rank=point.rank)
+            pair, bias = independent_pair(spec, layer, setting, target)
             own = bias if session.options.has_bias or isinstance(layer.bias, Tensor) else None
             yield Trial(spec=spec, method=point.method, keep_ratio=point.keep_ratio, pair=pair, bias=own)
 

@@ -24,11 +24,10 @@ from slimrank.files import (
     write_text,
 )
 from slimrank.plan import form_of, method_of
-from slimrank.records import Method
+from slimrank.records import PRUNING, Method, replaces_groups
 from slimrank.scores._entry import EntryForm, ScoreEntry
 
 FORMAT = 1
-PRUNING: Literal["channel_pruning"] = "channel_pruning"
 CHANNELS: Literal["channels"] = "channels"
 _METHODS: tuple[Method, ...] = get_args(Method)
 _KEYS = (
@@ -182,7 +181,7 @@ def _groups(value: Json, where: str) -> dict[str, tuple[ScoreEntry, ...]]:
 
 def _entries(value: Json, where: str, *, in_groups: bool) -> tuple[ScoreEntry, ...]:
     found = tuple(_entry(item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
-    if any((entry.method == PRUNING) != in_groups for entry in found):
+    if any(replaces_groups(entry.method) != in_groups for entry in found):
         raise ScoreError(
             f"{where}: {PRUNING!r} belongs to groups and no other method does; move it, or measure "
             "the scores again"
@@ -231,7 +230,7 @@ def _method(value: Json, where: str) -> Method:
 
 def _form(method: Method, text: str) -> EntryForm | None:
     """The form of this name; None where the method has none."""
-    if method == PRUNING:
+    if replaces_groups(method):
         return CHANNELS if text == CHANNELS else None
     return form_of(method, text)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import measure_divergence, reference_outputs, spread
 from slimrank.forward import Batch, Replay, run
-from slimrank.methods import Anchor, Pair, Target, anchor_points, build_pair, effective_weight, fit_pair
-from slimrank.records import Curve, Form, LayerSpec, Method
+from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
+from slimrank.records import Curve, LayerSpec, Method, Setting
 from slimrank.surgery import put_back, replace_module
 from slimrank.survey._session import Session
 
@@ -22,23 +22,22 @@ _OUTPUT_BYTES = 250_000_000
 
 
 def independent_pair(
-    spec: LayerSpec, layer: nn.Module, form: Form, rank: int, target: Target
-) -> tuple[Pair, Tensor]:
-    """A pair fitted to the inputs of the original, everything else as it is there.
+    spec: LayerSpec, layer: nn.Module, setting: Setting, target: Target
+) -> tuple[Factors, Tensor]:
+    """Factors fitted to the inputs of the original, everything else as it is there.
 
     Args:
         spec: the layer.
         layer: its module.
-        form: how the kernel is split.
-        rank: size between the factors.
+        setting: what takes its place.
         target: what to reproduce; it remembers its decompositions.
 
     Returns:
-        The factors, and the bias of the second, (O,) float64, that keeps the mean of the outputs.
+        The factors, and the bias of the last, (O,) float64, that keeps the mean of the outputs.
     """
-    pair = fit_pair(spec, form, rank, target, alternations=_ALTERNATIONS)
-    lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
-    return pair, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
+    factors = fit_factors(spec, setting, target, alternations=_ALTERNATIONS)
+    lost = (target.dense - factors.weight(spec)) @ target.moments.mean
+    return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 
 class Anchors:
@@ -125,11 +124,12 @@ class Anchors:
         measured: dict[Method, list[Anchor]] = {}
         for method in dict.fromkeys(curve.method for curve in curves):
             for form, rank, error in anchor_points(curves, method, spec.macs):
-                pair, bias = independent_pair(spec, layer, form, rank, target)
-                place = nn.Sequential(*build_pair(spec, layer, pair, bias))
+                setting = Setting(method=method, form=form, rank=rank)
+                factors, bias = independent_pair(spec, layer, setting, target)
+                new = build_replacement(spec, layer, factors, bias)
 
-                def change(model: nn.Module, place: nn.Module = place) -> None:
-                    replace_module(model, spec.name, place)
+                def change(model: nn.Module, new: nn.Module = new) -> None:
+                    replace_module(model, spec.name, new)
 
                 value = self.measured(change)
                 measured.setdefault(method, []).append(

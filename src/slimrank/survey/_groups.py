@@ -15,13 +15,13 @@ from slimrank.fitting import channels_left, scaled, what_stays
 from slimrank.forward import Trimmer
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
 from slimrank.methods import (
-    SELECTORS,
     anchor_counts,
     anchored_group_curve,
     group_curve,
     inner_removal,
     metric_roots,
     relative_group_curve,
+    removal_by_order,
 )
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
 from slimrank.surgery import bias_of_taps, dense_weight, set_weights, slim, tap_shares
@@ -212,9 +212,9 @@ def _removal(
             return inner_removal(variances, unit_maps, group.units)
     generator = torch.Generator().manual_seed(survey.session.options.seed)
     if consumers:
-        return SELECTORS[order](consumers, group.units, generator=generator)
+        return removal_by_order(order, consumers, group.units, generator=generator)
     plain: ChannelOrder = "magnitude" if order == "obs" else order
-    return SELECTORS[plain](_plain_consumers(survey, group), group.units, generator=generator)
+    return removal_by_order(plain, _plain_consumers(survey, group), group.units, generator=generator)
 
 
 def _plain_consumers(survey: GroupSurvey, group: GroupSpec) -> list[Consumer]:

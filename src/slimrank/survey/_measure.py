@@ -14,7 +14,16 @@ from slimrank.calibrate import GradientOptions, collect_gradients
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import row_width, rows_available
-from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
+from slimrank.records import (
+    PRUNING,
+    BlockDamage,
+    ChannelMap,
+    Curve,
+    GroupCurve,
+    LayerSpec,
+    Note,
+    replaces_groups,
+)
 from slimrank.survey._blocks import measure_blocks
 from slimrank.survey._curve_files import GRADIENT_FILE
 from slimrank.survey._groups import GroupSurvey, measure_groups
@@ -135,7 +144,7 @@ def measure(session: Session, run: Run) -> Measured:
 
 def _channels_of(session: Session, run: Run) -> ChannelMap:
     """Groups and blocks of a model, each tried; those that a skipped layer is part of are frozen."""
-    if "channel_pruning" not in session.options.methods:
+    if not any(replaces_groups(method) for method in session.options.methods):
         return ChannelMap()
     model, captured, feed = session.original, session.captured, session.feed
     skipped = [spec.name for spec in captured.layers if spec.reason == SKIPPED]
@@ -170,9 +179,7 @@ def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[Laye
     """Layers, those that make channels which can go told so."""
     makers = {name for group in channels.groups.values() if group.reason is None for name in group.producers}
     return [
-        replace(spec, methods=(*spec.methods, "channel_pruning"), reason=None)
-        if spec.name in makers
-        else spec
+        replace(spec, methods=(*spec.methods, PRUNING), reason=None) if spec.name in makers else spec
         for spec in layers
     ]
 

@@ -8,8 +8,8 @@ from slimrank._errors import FileError, OptionError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.files import Json
-from slimrank.methods import METHODS, SELECTORS
-from slimrank.records import ChannelOrder, Method
+from slimrank.methods import METHODS
+from slimrank.records import CHANNEL_ORDERS, ChannelOrder, Method
 
 
 # The name of the class and the order of its fields are part of every study's fingerprint, by its repr.
@@ -83,8 +83,8 @@ def check_options(options: Options) -> None:
     for method in options.methods:
         if method not in METHODS:
             raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, METHODS)}")
-    if options.channel_order not in SELECTORS:
-        close = nearest(str(options.channel_order), tuple(SELECTORS))
+    if options.channel_order not in CHANNEL_ORDERS:
+        close = nearest(str(options.channel_order), CHANNEL_ORDERS)
         raise UnknownNameError(f"channel_order={options.channel_order!r} does not exist; {close}")
     if not isinstance(options.draws, int) or options.draws < 1:
         raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")

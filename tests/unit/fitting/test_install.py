@@ -14,7 +14,8 @@ from slimrank.methods import Pair
 
 def test_a_pair_goes_into_the_container_that_was_put_there() -> None:
     model = nn.ModuleDict({"fc": nn.Linear(2, 2)})
-    work = SimpleNamespace(spec=SimpleNamespace(name="fc"), norm=None)
+    spec = SimpleNamespace(name="fc")
+    work = SimpleNamespace(spec=spec, slimmed=spec, norm=None)
     pair = Pair(form="linear", first=torch.zeros(1, 2), second=torch.zeros(2, 1))
     fit = Fit(factors=pair, bias=None, kind="weights")
     with pytest.raises(TypeError, match="fc is a Linear, not the container that was put there"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slimrank._errors import FileError, ScoreError
-from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, check_scores
+from slimrank.records import PRUNING
+from slimrank.scores import CHANNELS, ScoreEntry, Scores, check_scores
 
 FINGERPRINT = {"structure": "a", "weights": "b", "inputs": "c"}
 

@@ -3,19 +3,19 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import layer_cost, pair_costs
+from slimrank.cost import layer_cost
 from slimrank.plan import PlanSource, is_inside, multiple_for
 from slimrank.records import ChannelMap, Cost, Curve, GroupCurve, GroupSpec, LayerSpec, Metric, TensorSpec
+from slimrank.select._option_costs import as_array, cost_parts, number_cost
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
 from slimrank.select.joint._pieces import GRID, Block, JointLayer, Piece, ProductPiece, Ranks, TensorPiece
 from slimrank.select.joint._table import Joint, Key
-from slimrank.select.layers._table import Floats, Ints
+from slimrank.select.layers._table import Floats, Ints, safe_damage
 
 PRUNING = "channel_pruning"
 _NOTHING = Cost(macs=0, params=0, bytes=0)
@@ -136,28 +136,15 @@ def _cells(pieces: Sequence[Piece], widths: Sequence[Widths]) -> dict[Key, Float
 
 
 def _ranks(spec: LayerSpec, curve: Curve, metrics: Sequence[Metric], multiple: int, place: int) -> Ranks:
-    if not np.isfinite(curve.damage).all():
-        raise NonFiniteError(
-            f"layer {spec.name!r}: the damage of {curve.method} {curve.form} is nan or inf; "
-            f"measure the study again with finite data, or skip this layer"
-        )
+    damage, parts = safe_damage(curve), cost_parts(spec, curve.form, metrics)
     good = curve.ranks % multiple == 0
-    one = np.array([1], dtype=np.int64)
-
-    # What the pair costs is a sum over its columns and one over its rows: each counted alone.
-    def alone(rows: int, columns: int) -> Floats:
-        narrow = replace(spec, weight_shape=(rows, columns, *spec.kernel))
-        macs, params = pair_costs(narrow, curve.form, one, has_bias=False)
-        known: dict[Metric, Ints] = {"macs": macs, "params": params, "bytes": params * spec.itemsize}
-        return np.array([known[metric][0] for metric in metrics], dtype=np.float64)
-
     return Ranks(
         form=curve.form,
         curve=place,
         ranks=curve.ranks[good],
-        damage=np.maximum(curve.damage[good], 0.0),
-        column=alone(0, 1),
-        row=alone(1, 0),
+        damage=damage[good],
+        column=parts.column,
+        row=parts.row,
     )
 
 
@@ -197,7 +184,7 @@ class _Maker:
 
     def of(self, cost: Cost) -> Floats:
         """(B,) float64."""
-        return np.array([cost.metric(metric) for metric in self.metrics], dtype=np.float64)
+        return as_array(cost, self.metrics)
 
     def layer(self, spec: LayerSpec, forms: tuple[Ranks, ...]) -> JointLayer:
         """A layer that pairs may replace."""
@@ -221,7 +208,7 @@ class _Maker:
             dense=tuple(dense),
             fixed=self.of(layer_cost(spec)) - counted,
             forms=forms,
-            bias=self._number(spec.itemsize) * has_bias,
+            bias=number_cost(spec.itemsize, self.metrics) * has_bias,
         )
 
     def pieces(self, layers: Collection[str]) -> list[Piece]:
@@ -292,10 +279,6 @@ class _Maker:
                 found[name].append((place, len(one.kept) - 1))
         return {name: tuple(places) for name, places in found.items()}
 
-    def _number(self, itemsize: int) -> Floats:
-        """(B,) float64, cost of one stored number."""
-        return self.of(Cost(macs=0, params=1, bytes=itemsize))
-
     def _tensor(self, tensor: TensorSpec) -> TensorPiece:
         stored = int(tensor.is_parameter)
         dims = self._dims.all_of(tensor.shape, tensor.axes)
@@ -323,7 +306,7 @@ class _Maker:
             groups=rows.groups.union(group for group, _ in once),
             blocks=self._inside(spec.name),
             dims=(rows,),
-            unit=self._number(spec.itemsize),
+            unit=number_cost(spec.itemsize, self.metrics),
             once=once,
         )
         return [piece]

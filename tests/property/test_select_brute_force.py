@@ -158,8 +158,8 @@ def test_gap_holds_where_the_search_is_cut_short(
     if expected is None:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_optimal, "_WORK", 0)
-        patch.setattr(_optimal, "_FEWEST", 2)
+        patch.setattr(_optimal, "_SEARCH_WORK", 0)
+        patch.setattr(_optimal, "_MIN_PARTIALS", 2)
         try:
             plan = select_plan(net, budgets=budgets)
         except BudgetError:

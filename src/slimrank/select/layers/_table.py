@@ -16,6 +16,7 @@ from slimrank.select._option_costs import as_array, option_costs
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+# Stands for a curve where a layer stays as it is.
 UNTOUCHED = -1
 
 
@@ -57,8 +58,8 @@ class Table:
     @property
     def untouched(self) -> Ints:
         """(L,) int64, the option that leaves each layer as it is."""
-        places: Ints = np.argmax((self.curve == UNTOUCHED) & np.isfinite(self.damage), axis=1)
-        return places
+        options: Ints = np.argmax((self.curve == UNTOUCHED) & np.isfinite(self.damage), axis=1)
+        return options
 
 
 def added(price: Floats, cost: Floats) -> Floats:
@@ -122,13 +123,13 @@ def table_of(
     damage = np.full((layers, widest), np.inf)
     index = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
     rank = np.zeros((layers, widest), dtype=np.int64)
-    for at, (_, costs, damages, indices, ranks) in enumerate(rows):
+    for layer, (_, costs, damages, indices, ranks) in enumerate(rows):
         order = np.lexsort((damages, costs.T @ (1 / scale)))
         count = len(order)
-        cost[:, at, :count] = costs[:, order]
-        damage[at, :count] = damages[order]
-        index[at, :count] = indices[order]
-        rank[at, :count] = ranks[order]
+        cost[:, layer, :count] = costs[:, order]
+        damage[layer, :count] = damages[order]
+        index[layer, :count] = indices[order]
+        rank[layer, :count] = ranks[order]
     names = tuple(row[0] for row in rows)
     whole = np.array(
         [[layer_cost(source.structure.layers[name]).metric(metric) for name in names] for metric in metrics],
@@ -183,12 +184,12 @@ def settings_of(table: Table, choice: Ints) -> dict[str, Setting]:
         Layer -> setting; untouched layers are not in it.
     """
     settings: dict[str, Setting] = {}
-    for at, name in enumerate(table.names):
-        index = int(table.curve[at, choice[at]])
+    for layer, name in enumerate(table.names):
+        index = int(table.curve[layer, choice[layer]])
         if index != UNTOUCHED:
             curve = table.curves[index]
             settings[name] = Setting(
-                method=curve.method, form=curve.form, rank=int(table.rank[at, choice[at]])
+                method=curve.method, form=curve.form, rank=int(table.rank[layer, choice[layer]])
             )
     return settings
 

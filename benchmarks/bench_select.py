@@ -108,7 +108,7 @@ _EACH: Mapping[str, Patches] = {
         "slimrank.select.joint._search.enumerate_choices": lambda *_: None
     },
 }
-# Phases that find the same choices hide each other when one is off: so all but the prices, too.
+# Phases that find the same choices hide each other when one is off alone: so these are off together as well.
 JOINT: Mapping[str, Patches] = {
     **_EACH,
     "3 to 6": {

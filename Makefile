@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check fix test golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
-	bench-pruning bench-plots bench-zoo
+	bench-pruning bench-plots bench-select bench-zoo
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -109,6 +109,9 @@ bench-recovery: $(BENCH)  ## what training wins back, with labels and without; a
 
 bench-kill: $(BENCH)  ## a score run killed at 20 random moments loses nothing; a minute
 	$(BIN)/python -m benchmarks.bench_kill
+
+bench-select: $(BENCH)  ## which phase of the search for a plan pays: damage and time with one off; five minutes
+	$(BIN)/python -m benchmarks.bench_select
 
 bench-scale: $(BENCH)  ## time and memory on a ResNet-50-sized network; about ten minutes
 	$(BIN)/python -m benchmarks.bench_scale

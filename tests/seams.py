@@ -417,8 +417,8 @@ def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Patched: both limits of its work, which tiny networks never reach.
     """
-    monkeypatch.setattr(_optimal, "_WORK", 0)
-    monkeypatch.setattr(_optimal, "_FEWEST", 2)
+    monkeypatch.setattr(_optimal, "_SEARCH_WORK", 0)
+    monkeypatch.setattr(_optimal, "_MIN_PARTIALS", 2)
 
 
 def remove_in_blocks(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:

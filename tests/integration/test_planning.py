@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -183,6 +184,24 @@ def test_layer_damages_are_those_of_the_curves(study: sr.Study) -> None:
     for layer in result.layers:
         if layer.setting:
             assert layer.damage == curves[layer.name, layer.setting.form][layer.setting.rank]
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_curves_hold_what_their_plans_cost(has_data: bool) -> None:
+    # Without data only the layer that has a bias gives its pair one.
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    batch = torch.randn(8, 2, 8, 8, generator=torch.Generator().manual_seed(2))
+    study = sr.study(model, [batch], methods=FACTORS, data_free=not has_data, progress=False)
+    assert {curve.layer for curve in study.curves} == {"0", "2"}
+    for curve in study.curves:
+        layer = next(spec for spec in study.layers if spec.name == curve.layer)
+        # Ranks that save params alone cannot be asked for by hand.
+        for place in np.flatnonzero(curve.macs < layer.macs)[[0, -1]]:
+            asked = (curve.method, {"rank": int(curve.ranks[place]), "form": curve.form})
+            saved = study.before - sr.Plan.manual(study, {curve.layer: asked}).after
+            assert curve.macs[place] == layer.macs - saved.macs
+            assert curve.params[place] == layer.params - saved.params
+            assert curve.bytes[place] == 4 * layer.params - saved.bytes
 
 
 def test_an_unreachable_budget_names_the_floor_and_what_holds_it_up(either: sr.Study) -> None:

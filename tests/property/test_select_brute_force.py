@@ -30,6 +30,8 @@ def sources(draw: st.DrawFn) -> Source:
     specs, curves = [], []
     falling = draw(st.booleans())
     coarse = draw(st.booleans())
+    # Of the plans, and so of the curves: pairs carry a bias even where the layer has none.
+    always_bias = bool(rng.integers(2))
     for at in range(draw(st.integers(3, 5))):
         c_out, c_in, size, stride = (
             int(rng.choice(choices)) for choices in ((8, 12), (6, 9, 16), (4, 8), (1, 2))
@@ -41,7 +43,7 @@ def sources(draw: st.DrawFn) -> Source:
             for form in forms_of(spec, method):
                 count = int(rng.integers(1, 3))
                 ranks = np.sort(rng.choice(np.arange(1, max_rank(spec, form) + 1), size=count, replace=False))
-                macs, params = pair_costs(spec, form, ranks, has_bias=True)
+                macs, params = pair_costs(spec, form, ranks, has_bias=always_bias or has_bias)
                 damage = rng.integers(0, 5, size=count) / 4 if coarse else rng.exponential(size=count)
                 curves.append(
                     Curve(
@@ -57,7 +59,7 @@ def sources(draw: st.DrawFn) -> Source:
                     )
                 )
     before = sum((layer_cost(spec) for spec in specs), Cost(macs=777, params=7, bytes=28))
-    return Source(structure_of(specs), before, tuple(curves), has_bias=bool(rng.integers(2)))
+    return Source(structure_of(specs), before, tuple(curves), has_bias=always_bias)
 
 
 def options(net: Source, spec: LayerSpec) -> list[tuple[Setting | None, Cost, float]]:

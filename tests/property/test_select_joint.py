@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from seams import Priced, bound_of, cost_limit, hull_of, joint_of
 from slimrank._errors import BudgetError
-from slimrank.cost import layer_cost, max_rank, model_cost, slimmed_spec
+from slimrank.cost import layer_cost, max_rank, model_cost, pair_costs, slimmed_spec
 from slimrank.plan import structure_of
 from slimrank.records import (
     AxisUnits,
@@ -41,6 +41,17 @@ BUDGETS: tuple[tuple[Metric, ...], ...] = (("macs",), ("params",), ("macs", "par
 def stored(tensor: TensorSpec) -> Cost:
     count = prod(tensor.shape)
     return Cost(macs=0, params=count, bytes=4 * count)
+
+
+def with_costs(net: Source) -> Source:
+    """The same network, with curves that hold the costs of its plans, as those of a study do."""
+
+    def counted(curve: Curve) -> Curve:
+        spec = net.structure.layers[curve.layer]
+        macs, params = pair_costs(spec, curve.form, curve.ranks, has_bias=net.has_bias or spec.has_bias)
+        return replace(curve, macs=macs, params=params, bytes=params * spec.itemsize)
+
+    return replace(net, curves=tuple(counted(curve) for curve in net.curves))
 
 
 class Builder:
@@ -116,7 +127,7 @@ class Builder:
         for tensor in self.tensors.values():
             if "norm" in tensor.name:
                 before += stored(tensor)
-        return Source(
+        source = Source(
             structure=structure_of(self.specs, channels),
             before=before,
             curves=tuple(curve for spec in self.specs for curve in self.curves(spec)),
@@ -127,6 +138,7 @@ class Builder:
             has_bias=bool(self.rng.integers(2)),
             methods=METHODS,
         )
+        return with_costs(source)
 
     def block(self, name: str) -> BlockSpec:
         inside = [layer_cost(spec) for spec in self.specs if spec.name.startswith(f"{name}.")]

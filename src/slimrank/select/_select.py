@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Budgets and curves to a plan."""
+"""Budgets and curves to a plan.
+
+The simple road, over layers alone, is ``select/layers``; ``select/joint`` only where groups or blocks can go.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -227,7 +230,7 @@ def _joint(
     if not joint.widths and not joint.blocks:
         return _layers(source, asked, select, ratios, limits, of)
     floor = check_joint_reachable(joint, source, ratios, limits, skipped=asked.skipped, of=of)
-    whole = RankTables(joint).at(State(at=joint.whole))
+    whole = RankTables(joint).table_for(State(widths=joint.whole))
     if is_feasible(whole, whole.untouched):
         return _Chosen(settings={}, gap=0.0 if select == "optimal" else None), floor
     if select == "optimal":
@@ -244,7 +247,10 @@ def _joint(
         return None, floor
     gap = max(0.0, min(1.0, 1.0 - bound / answer.damage)) if answer.damage > 0 else 0.0
     curves = {curve.group: curve for curve in source.group_curves}
-    kept = {one.name: int(one.kept[at]) for one, at in zip(joint.widths, answer.state.at, strict=True)}
+    kept = {
+        group.name: int(group.kept[width])
+        for group, width in zip(joint.widths, answer.state.widths, strict=True)
+    }
     return (
         _Chosen(
             settings=settings_of(answer.table, answer.choice),
@@ -254,7 +260,7 @@ def _joint(
                 for name, count in kept.items()
                 if count < len(curves[name].order)
             },
-            dropped=tuple(joint.blocks[at].name for at in sorted(answer.state.dropped)),
+            dropped=tuple(joint.blocks[block].name for block in sorted(answer.state.dropped)),
         ),
         floor,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slimrank._errors import BudgetError, NonFiniteError, OptionError, UnknownNameError
-from slimrank.cost import layer_cost, max_rank
+from slimrank.cost import layer_cost, max_rank, pair_costs
 from slimrank.plan import structure_of
 from slimrank.records import (
     AxisUnits,
@@ -64,15 +64,17 @@ def net(*, weights: Mapping[str, float] | None = None, block: float | None = Non
         full = max_rank(spec, "linear")
         ranks = np.arange(1, full)
         damage = falling(ranks / full, scale.get(name, 1.0), power=6)
+        # As in a study that had data: every pair has a bias.
+        macs, params = pair_costs(spec, "linear", ranks, has_bias=True)
         curves.append(
             Curve(
                 layer=name,
                 method="weight_svd",
                 form="linear",
                 ranks=ranks,
-                macs=ranks,
-                params=ranks,
-                bytes=ranks,
+                macs=macs,
+                params=params,
+                bytes=params * spec.itemsize,
                 error=damage,
                 damage=damage,
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All widths and ranks moved at once, by the knapsack.
+"""Phase 3: all widths and ranks move at once, by the knapsack.
 
 What prices ask for jumps where the damage of a group is not convex in its width, and leaves room. So around
 a choice the groups become rows of options like the layers, each width at what it costs while all else stays,
@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slimrank.select.joint._counts import Places
+from slimrank.select.joint._counts import WidthIndices
 from slimrank.select.joint._pieces import JointLayer
 from slimrank.select.joint._table import Joint, State, is_gone, is_there
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table
 
 
-def moved_at_once(
+def move_all_at_once(
     joint: Joint, table: Table, state: State, choice: Ints, *, spare: Floats, exact: bool
 ) -> tuple[State, float] | None:
     """The best widths, if costs add up as they do around a choice.
@@ -38,20 +38,20 @@ def moved_at_once(
     free = [group for group, homes in enumerate(joint.homes) if not is_gone(homes, state.dropped)]
     if not free:
         return None
-    costs = _by_width(joint, table, state, choice)
+    costs = _cost_by_width(joint, table, state, choice)
     orders = {
         group: np.lexsort((joint.widths[group].damage, (costs[group] / joint.scale).sum(axis=1)))
         for group in free
     }
-    counted = sum((costs[group][state.at[group]] for group in free), -spare)
+    counted = sum((costs[group][state.widths[group]] for group in free), -spare)
     rows = _with_rows(joint, table, costs, orders, table.room + counted)
     found = choose_optimal(rows) if exact else (quick_choice(rows), 0.0)
     if found is None or found[0] is None:
         return None
-    at = list(state.at)
+    widths = list(state.widths)
     for (group, order), option in zip(orders.items(), found[0][len(choice) :], strict=True):
-        at[group] = int(order[option])
-    return State(at=tuple(at), dropped=state.dropped), found[1]
+        widths[group] = int(order[option])
+    return State(widths=tuple(widths), dropped=state.dropped), found[1]
 
 
 def _with_rows(
@@ -82,13 +82,15 @@ def _with_rows(
     )
 
 
-def _by_width(joint: Joint, table: Table, state: State, choice: Ints) -> list[Floats]:
+def _cost_by_width(joint: Joint, table: Table, state: State, choice: Ints) -> list[Floats]:
     """Of each group, (W, B) the cost of all that goes with it, at each of its widths while all else stays."""
-    costs = [np.zeros((len(one.kept), len(joint.metrics))) for one in joint.widths]
+    costs = [np.zeros((len(widths.kept), len(joint.metrics))) for widths in joint.widths]
     for (groups, blocks), cell in joint.cells.items():
         if is_there(blocks, state.dropped):
             for axis, group in enumerate(groups):
-                along = tuple(slice(None) if other == axis else state.at[g] for other, g in enumerate(groups))
+                along = tuple(
+                    slice(None) if other == axis else state.widths[g] for other, g in enumerate(groups)
+                )
                 costs[group] += cell[along]
     for piece in joint.wide:
         if is_there(piece.blocks, state.dropped):
@@ -103,18 +105,18 @@ def _by_width(joint: Joint, table: Table, state: State, choice: Ints) -> list[Fl
 
 
 def _along(joint: Joint, state: State, group: int) -> list[int | Ints]:
-    """Places of every width of one group, and of the others as they are."""
-    at: list[int | Ints] = list(state.at)
-    at[group] = np.arange(len(joint.widths[group].kept))
-    return at
+    """Indices of every width of one group, and of the others as they are."""
+    widths: list[int | Ints] = list(state.widths)
+    widths[group] = np.arange(len(joint.widths[group].kept))
+    return widths
 
 
-def _layer_cost(layer: JointLayer, curve: int, rank: int, at: Places) -> Floats:
+def _layer_cost(layer: JointLayer, curve: int, rank: int, widths: WidthIndices) -> Floats:
     """(..., B) of a layer with a pair of this rank, or without one."""
     if curve == UNTOUCHED:
-        return layer.dense_cost(at)
-    form = next(one for one in layer.forms if one.curve == curve)
-    rows, columns = np.asarray(layer.rows.count(at)), np.asarray(layer.columns.count(at))
+        return layer.dense_cost(widths)
+    form = next(form for form in layer.forms if form.curve == curve)
+    rows, columns = np.asarray(layer.rows.count(widths)), np.asarray(layer.columns.count(widths))
     per_row = rank * form.row + layer.bias
     cost: Floats = np.multiply.outer(columns, rank * form.column) + np.multiply.outer(rows, per_row)
     return cost

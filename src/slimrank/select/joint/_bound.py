@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no joint choice can undercut.
+"""Phase 8: what no joint choice can undercut.
 
 At prices p >= 0, the least of damage + p * cost over all choices, less p * room, bounds the least damage
 within the budgets from below. That least value is itself bounded: the sum of damages and priced costs is
@@ -26,14 +26,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.select.joint._pieces import GRID, JointLayer, Piece, ProductPiece, TensorPiece
+from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, JointLayer, Piece, ProductPiece, TensorPiece
 from slimrank.select.joint._prices import Priced, Wide
-from slimrank.select.joint._table import Joint, grid
+from slimrank.select.joint._table import Joint, width_grid
 from slimrank.select.layers._table import Floats, Ints
 
-_PASSES = 30
-_STALL = 1e-4
-_SAFE = 1e-12
+# Passes of messages along all groups and back, at most. Each can only raise the bound, and takes the time
+# of looking at every table once. A higher bound shrinks the certified gap and lets the phases before it end
+# sooner.
+_MAX_PASSES = 30
+# Passes end when one raises the bound by less than this share. Smaller: a slightly higher bound for more
+# passes.
+_MIN_RISE = 1e-4
+# Taken off the bound, as a share of the numbers that were added: more than float64 rounds. Larger: a wider
+# gap; smaller: a bound that may lie above a choice that exists.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,7 +86,9 @@ def bounds_of(priced: Priced) -> Bounds:
     for block, group in terms.stands.items():
         by_block[block] = float(found[group][-1])
     return Bounds(
-        by_width=tuple(one[: len(own.kept)] for one, own in zip(found, priced.joint.widths, strict=True)),
+        by_width=tuple(
+            bound[: len(group.kept)] for bound, group in zip(found, priced.joint.widths, strict=True)
+        ),
         by_block=tuple(by_block),
     )
 
@@ -93,7 +102,7 @@ def _terms_of(priced: Priced) -> "_Terms":
     for wide in priced.wide:
         _add_wide(terms, joint, price, wide)
     room = float(price @ joint.room)
-    terms.fixed -= room + _SAFE * (terms.size + abs(room))
+    terms.fixed -= room + _ROUNDING * (terms.size + abs(room))
     return terms
 
 
@@ -111,29 +120,29 @@ class _Terms:
     def __init__(self, joint: Joint, price: Floats) -> None:
         self.fixed = 0.0
         self.together: dict[tuple[int, int], Floats] = {}
-        outermost = [place for place, block in enumerate(joint.blocks) if not block.outer]
+        outermost = [index for index, block in enumerate(joint.blocks) if not block.outer]
         # The block that a group is gone with.
         self._home: dict[int, int] = {}
         self.stands: dict[int, int] = {}
         for group, homes in enumerate(joint.homes):
-            for place in outermost:
-                if homes and all(place in home for home in homes):
-                    self._home[group] = place
-                    self.stands.setdefault(place, group)
+            for block in outermost:
+                if homes and all(block in home for home in homes):
+                    self._home[group] = block
+                    self.stands.setdefault(block, group)
         self.alone: list[Floats] = [
-            np.append(one.damage, 0.0) if group in self._home else one.damage.copy()
-            for group, one in enumerate(joint.widths)
+            np.append(widths.damage, 0.0) if group in self._home else widths.damage.copy()
+            for group, widths in enumerate(joint.widths)
         ]
-        self.size = float(sum(one.damage.max() for one in joint.widths) + price @ joint.scale)
+        self.size = float(sum(widths.damage.max() for widths in joint.widths) + price @ joint.scale)
         self.size += sum(block.damage for block in joint.blocks)
-        for place, block in enumerate(joint.blocks):
-            if place in self.stands:
-                self.alone[self.stands[place]][-1] += block.damage - float(price @ block.rest)
+        for index, dropped in enumerate(joint.blocks):
+            if index in self.stands:
+                self.alone[self.stands[index]][-1] += dropped.damage - float(price @ dropped.rest)
             else:
-                self.fixed += min(0.0, block.damage - float(price @ block.cost))
-        for group, place in self._home.items():
-            if self.stands[place] != group:
-                self._tie(self.stands[place], group)
+                self.fixed += min(0.0, dropped.damage - float(price @ dropped.cost))
+        for group, block in self._home.items():
+            if self.stands[block] != group:
+                self._tie(self.stands[block], group)
 
     def add(self, groups: tuple[int, ...], blocks: Sequence[int], table: Floats) -> None:
         """Add a term of at most two groups, ascending, that is gone with any of its blocks."""
@@ -159,7 +168,7 @@ class _Terms:
         """The term with the group that stands for its block, where there is room for one more."""
         there = np.ones(len(self.alone[stands]))
         there[-1] = 0.0
-        if len(groups) == GRID:
+        if len(groups) == MAX_TABLE_GROUPS:
             self.alone[stands] = self.alone[stands] - max(float(table.max()), 0.0) * (1.0 - there)
             return groups, table
         joined = np.multiply.outer(table, there)
@@ -191,16 +200,16 @@ def _add_wide(terms: _Terms, joint: Joint, price: Floats, wide: Wide) -> None:
 def _add_piece(terms: _Terms, joint: Joint, price: Floats, piece: Piece) -> None:
     # A new bias only adds to the cost, and only where something is slimmed: left out where it is wide.
     groups = tuple(sorted(piece.groups))
-    if len(groups) <= GRID:
-        terms.add(groups, piece.blocks, piece.cost(grid(joint, groups)) @ price)
+    if len(groups) <= MAX_TABLE_GROUPS:
+        terms.add(groups, piece.blocks, piece.cost(width_grid(joint, groups)) @ price)
     elif not (isinstance(piece, TensorPiece) and piece.once):
         whole = piece.cost(joint.whole)
         # A product is counted in whole MACs: one less is surely below every share of it.
         less = piece.unit if isinstance(piece, ProductPiece) else np.zeros(len(price))
         terms.add((), piece.blocks, np.asarray((whole - less) @ price))
         for group in groups:
-            at = _only(joint, (group,))
-            terms.add((group,), piece.blocks, (piece.cost(at) - whole) @ price)
+            widths = _widths_of(joint, (group,))
+            terms.add((group,), piece.blocks, (piece.cost(widths) - whole) @ price)
 
 
 def _most_saved(layer: JointLayer, joint: Joint, price: Floats, by: tuple[int, ...]) -> Floats:
@@ -208,28 +217,28 @@ def _most_saved(layer: JointLayer, joint: Joint, price: Floats, by: tuple[int, .
 
     A metric that a pair costs more of counts as if it cost the same.
     """
-    at = _only(joint, by)
-    rows, columns = (np.asarray(dim.count(at), dtype=np.float64) for dim in (layer.rows, layer.columns))
+    widths = _widths_of(joint, by)
+    rows, columns = (np.asarray(dim.count(widths), dtype=np.float64) for dim in (layer.rows, layer.columns))
     dense = layer.fixed + sum(
-        (piece.cost(at) for piece in layer.dense if not piece.once), np.zeros(len(price))
+        (piece.cost(widths) for piece in layer.dense if not piece.once), np.zeros(len(price))
     )
     most = np.zeros(np.broadcast_shapes(rows.shape, columns.shape))
     for form in layer.forms:
         saved = np.zeros((*most.shape, len(form.ranks))) - form.damage
-        for metric, one in enumerate(price):
+        for metric, unit_price in enumerate(price):
             unit = form.column[metric] * columns + form.row[metric] * rows
             pair = np.multiply.outer(unit, form.ranks) + (layer.bias[metric] * rows)[..., None]
-            saved += one * np.maximum(dense[..., metric, None] - pair, 0.0)
+            saved += unit_price * np.maximum(dense[..., metric, None] - pair, 0.0)
         most = np.maximum(most, saved.max(axis=-1))
     return most
 
 
-def _only(joint: Joint, by: tuple[int, ...]) -> list[int | Ints]:
-    """Places of every width of these groups, one axis for each, and of all others whole."""
-    at: list[int | Ints] = list(joint.whole)
-    for group, places in zip(by, (grid(joint, by)[group] for group in by), strict=True):
-        at[group] = places
-    return at
+def _widths_of(joint: Joint, by: tuple[int, ...]) -> list[int | Ints]:
+    """Indices of every width of these groups, one axis for each, and of all others whole."""
+    widths: list[int | Ints] = list(joint.whole)
+    for group, indices in zip(by, (width_grid(joint, by)[group] for group in by), strict=True):
+        widths[group] = indices
+    return widths
 
 
 class _Messages:
@@ -249,13 +258,13 @@ class _Messages:
         """A bound on the least sum."""
         touched = sorted({group for pair in self._together for group in pair})
         best = self._value()
-        for _ in range(_PASSES):
+        for _ in range(_MAX_PASSES):
             for ahead in (True, False):
                 for group in touched if ahead else reversed(touched):
                     self._pull(group)
                     self._push(group, ahead)
             now = self._value()
-            if now - best <= _STALL * abs(now):
+            if now - best <= _MIN_RISE * abs(now):
                 return max(now, best)
             best = now
         return best
@@ -264,12 +273,12 @@ class _Messages:
         """(W,) a bound on the least sum at each width of a group."""
         self._pull(group)
         # What the group shares has been moved to it: the rest of that is at least 0.
-        rest = [own.min() for other, own in enumerate(self._alone) if other != group]
+        rest = [alone.min() for other, alone in enumerate(self._alone) if other != group]
         rest += [shared.min() for pair, shared in self._together.items() if group not in pair]
         return self._alone[group] + float(sum(rest))
 
     def _value(self) -> float:
-        return float(sum(one.min() for one in (*self._alone, *self._together.values())))
+        return float(sum(term.min() for term in (*self._alone, *self._together.values())))
 
     def _pull(self, group: int) -> None:
         """Move to a group what each of its shared terms takes at least, at each of its widths."""

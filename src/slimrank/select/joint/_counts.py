@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 from slimrank.records import AxisUnits
 from slimrank.select.layers._table import Floats, Ints
 
-# Places of widths, one per group: whole numbers, or arrays that broadcast together.
-Places = Sequence[int | Ints]
+# Of each group, the index of its width: a whole number, or an array of several; the arrays broadcast
+# together.
+WidthIndices = Sequence[int | Ints]
 
-_TABLED = 2
+# Counts are kept for every combination of widths of at most so many groups: memory is the product of their
+# numbers of widths, and looking up is fast. Where more groups touch a dimension, its indices are counted at
+# every call.
+_MAX_TABLED_GROUPS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,7 +44,7 @@ class _Part:
     """Indices of a dimension that the same groups touch.
 
     Attributes:
-        groups: places of these groups.
+        groups: indices of these groups.
         need: (n, G) int64, the number each group must keep for the index to stay.
         table: count by width of each group, where that is small; else None.
         listed: the same for a single group, where looking up one number must be fast.
@@ -68,33 +72,33 @@ class Dim:
 
     @property
     def groups(self) -> frozenset[int]:
-        """Places of the groups that touch it."""
+        """Indices of the groups that touch it."""
         return frozenset(group for part in self.parts for group in part.groups)
 
-    def count(self, at: Places) -> int | Ints:
+    def count(self, widths: WidthIndices) -> int | Ints:
         """How many indices stay, exactly.
 
         Args:
-            at: place of the width of each group.
+            widths: index of the width of each group.
 
         Returns:
-            int64, of the shape that the places broadcast to.
+            int64, of the shape that the indices broadcast to.
         """
         total: int | Ints = self.fixed
         for part in self.parts:
-            place = at[part.groups[0]]
-            if part.listed is not None and isinstance(place, int):
-                total = total + part.listed[place]
+            first = widths[part.groups[0]]
+            if part.listed is not None and isinstance(first, int):
+                total = total + part.listed[first]
             elif part.table is not None:
-                total = total + part.table[tuple(at[group] for group in part.groups)]
+                total = total + part.table[tuple(widths[group] for group in part.groups)]
             else:
-                total = total + self._alive(part, at)
+                total = total + self._staying(part, widths)
         return total
 
-    def _alive(self, part: _Part, at: Places) -> Ints:
+    def _staying(self, part: _Part, widths: WidthIndices) -> Ints:
         stays: NDArray[np.bool_] = np.asarray(True)
         for column, group in enumerate(part.groups):
-            kept = np.asarray(self.kept[group][at[group]])
+            kept = np.asarray(self.kept[group][widths[group]])
             stays = stays & (part.need[:, column] <= kept[..., None])
         return np.asarray(stays.sum(axis=-1))
 
@@ -110,13 +114,13 @@ class Dims:
 
     def __init__(self, widths: Sequence[Widths]) -> None:
         self._widths = tuple(widths)
-        self._places = {one.name: place for place, one in enumerate(widths)}
-        self._kept = tuple(one.kept for one in widths)
+        self._index_of = {group.name: index for index, group in enumerate(widths)}
+        self._kept = tuple(group.kept for group in widths)
         self._known: dict[tuple[int, frozenset[tuple[str, tuple[int, ...]]]], Dim] = {}
 
-    def place_of(self, group: str) -> int | None:
-        """Place of a group; None where it is not offered."""
-        return self._places.get(group)
+    def index_of(self, group: str) -> int | None:
+        """Index of a group; None where it is not offered."""
+        return self._index_of.get(group)
 
     def all_of(self, shape: Sequence[int], axes: Sequence[AxisUnits]) -> tuple[Dim, ...]:
         """The dimensions of a tensor.
@@ -129,11 +133,11 @@ class Dims:
             One for each dimension.
         """
         return tuple(
-            self._one(size, [axis for axis in axes if axis.dim == dim and axis.group in self._places])
+            self._dim(size, [axis for axis in axes if axis.dim == dim and axis.group in self._index_of])
             for dim, size in enumerate(shape)
         )
 
-    def _one(self, size: int, axes: Sequence[AxisUnits]) -> Dim:
+    def _dim(self, size: int, axes: Sequence[AxisUnits]) -> Dim:
         key = (size, frozenset((axis.group, axis.units) for axis in axes))
         if key not in self._known:
             self._known[key] = self._made(size, axes)
@@ -142,18 +146,18 @@ class Dims:
     def _made(self, size: int, axes: Sequence[AxisUnits]) -> Dim:
         needs: dict[int, Ints] = {}
         for axis in axes:
-            place = self._places[axis.group]
+            group = self._index_of[axis.group]
             # One entry more than the units: -1 looks it up.
-            need = np.append(self._widths[place].need, 0)[np.array(axis.units, dtype=np.int64)]
-            needs[place] = np.maximum(needs.get(place, 0), need)
+            need = np.append(self._widths[group].need, 0)[np.array(axis.units, dtype=np.int64)]
+            needs[group] = np.maximum(needs.get(group, 0), need)
         if not needs:
             return Dim(fixed=size, parts=(), kept=self._kept)
         groups = tuple(sorted(needs))
         stacked = np.stack([needs[group] for group in groups], axis=1)
         patterns, which = np.unique(stacked > 0, axis=0, return_inverse=True)
         fixed, parts = 0, []
-        for place, pattern in enumerate(patterns):
-            rows = stacked[which.reshape(-1) == place]
+        for index, pattern in enumerate(patterns):
+            rows = stacked[which.reshape(-1) == index]
             if not pattern.any():
                 fixed += len(rows)
                 continue
@@ -162,11 +166,11 @@ class Dims:
         return Dim(fixed=fixed, parts=tuple(parts), kept=self._kept)
 
     def _part(self, groups: tuple[int, ...], need: Ints) -> _Part:
-        if len(groups) > _TABLED:
+        if len(groups) > _MAX_TABLED_GROUPS:
             return _Part(groups=groups, need=need, table=None)
         stays = [need[:, [column]] <= self._kept[group] for column, group in enumerate(groups)]
         table = stays[0].sum(axis=0)
-        if len(groups) == _TABLED:
+        if len(groups) == _MAX_TABLED_GROUPS:
             table = np.rint(stays[0].T.astype(np.float64) @ stays[1].astype(np.float64)).astype(np.int64)
         listed = tuple(table.tolist()) if len(groups) == 1 else None
         return _Part(groups=groups, need=need, table=table, listed=listed)

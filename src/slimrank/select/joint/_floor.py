@@ -10,8 +10,8 @@ from slimrank.cost import layer_cost
 from slimrank.plan import PlanSource
 from slimrank.records import Cost, Metric
 from slimrank.select.joint._ranks import RankTables
-from slimrank.select.joint._table import Joint, State, proper
-from slimrank.select.layers._floor import reachable, told
+from slimrank.select.joint._table import Joint, State, normalised
+from slimrank.select.layers._floor import reachable, what_remains
 
 
 def lowest_costs(joint: Joint, limits: Mapping[Metric, int]) -> list[int]:
@@ -28,11 +28,11 @@ def lowest_costs(joint: Joint, limits: Mapping[Metric, int]) -> list[int]:
     tables = RankTables(joint)
     lowest = (0,) * len(joint.widths)
     blocks = range(len(joint.blocks))
-    states = [State(at=joint.whole), State(at=lowest), proper(joint, lowest, blocks)]
-    states += [proper(joint, lowest, {block}) for block in blocks]
+    states = [State(widths=joint.whole), State(widths=lowest), normalised(joint, lowest, blocks)]
+    states += [normalised(joint, lowest, {block}) for block in blocks]
     found = []
     for state in dict.fromkeys(states):
-        table = tables.at(state)
+        table = tables.table_for(state)
         options = np.where(np.isfinite(table.damage), table.cost, np.inf)
         layers = options.min(axis=2, initial=np.inf).sum(axis=1) if table.names else 0.0
         found.append(layers - table.room)
@@ -81,7 +81,7 @@ def _holding_up(
     joint: Joint, source: PlanSource, metric: Metric, lowest: int, skipped: Collection[str]
 ) -> str:
     layers, channels = source.structure.layers, source.structure.channels
-    offered = {one.name for one in joint.widths}
+    offered = {group.name for group in joint.widths}
     touched = {layer.spec.name for layer in joint.layers}
     for tensor in channels.tensors.values():
         if any(axis.group in offered for axis in tensor.axes):
@@ -96,7 +96,7 @@ def _holding_up(
         name: "in skip" if name in skipped else layers[name].reason or "nothing allowed saves anything"
         for name in alone
     }
-    return told(
+    return what_remains(
         metric,
         max(source.before.metric(metric), 1),
         [(smallest, what), (outside, "what no layer holds, e.g. attention products")],

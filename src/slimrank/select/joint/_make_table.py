@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a source of curves to everything that may be chosen together."""
+"""From a source of curves to everything that may be chosen together.
+
+A second way to count what ``cost.model_cost`` counts, for all widths at once: costs are added up into tables
+by the groups they go with, before the search, so that the search only looks them up. Property tests tie the
+two.
+"""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from math import prod
 
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import carries_mean, consumer_gains_bias, layer_cost, pair_costs
+from slimrank.cost import carries_mean, consumer_gains_bias, layer_cost
 from slimrank.plan import PlanSource, is_inside, multiple_for
 from slimrank.records import (
     ChannelMap,
@@ -22,10 +26,19 @@ from slimrank.records import (
     TensorSpec,
     replaces_groups,
 )
+from slimrank.select._option_costs import as_array, cost_parts, number_cost
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
-from slimrank.select.joint._pieces import GRID, Block, JointLayer, Piece, ProductPiece, Ranks, TensorPiece
+from slimrank.select.joint._pieces import (
+    MAX_TABLE_GROUPS,
+    Block,
+    JointLayer,
+    Piece,
+    ProductPiece,
+    Ranks,
+    TensorPiece,
+)
 from slimrank.select.joint._table import Joint, Key
-from slimrank.select.layers._table import Floats, Ints
+from slimrank.select.layers._table import Floats, Ints, safe_damage
 
 _NOTHING = Cost(macs=0, params=0, bytes=0)
 
@@ -59,13 +72,15 @@ def joint_of(
         for curve in source.group_curves
         if takes_groups and is_offered(source.structure.channels, curve.group, skipped)
     ]
-    return _joint(source, limits, [one for one in widths if len(one.kept) > 1], methods, skipped, multiple_of)
+    return _joint(
+        source, limits, [group for group in widths if len(group.kept) > 1], methods, skipped, multiple_of
+    )
 
 
 def is_offered(channels: ChannelMap, name: str, skipped: Collection[str]) -> bool:
     """Whether channels of a group may go: skipped layers keep their weights, rows and columns alike."""
     group = channels.groups[name]
-    if group.reason is not None or any(one in skipped for one in (name, *group.producers)):
+    if group.reason is not None or any(layer in skipped for layer in (name, *group.producers)):
         return False
     return not any(
         tensor.name.rpartition(".")[0] in skipped
@@ -92,29 +107,29 @@ def _joint(
     skipped: Collection[str],
     multiple_of: int | Mapping[str, int],
 ) -> Joint:
-    maker = _Maker(source, tuple(limits), widths, methods, skipped)
+    maker = _TableMaker(source, tuple(limits), widths, methods, skipped)
     curves: list[Curve] = []
     layers: list[JointLayer] = []
     for name, spec in source.structure.layers.items():
-        mine = [
+        layer_curves = [
             curve
             for curve in source.curves
             if curve.layer == name and curve.method in methods and name not in skipped
         ]
         forms = [
-            _ranks(spec, curve, maker.metrics, multiple_for(multiple_of, name), len(curves) + place)
-            for place, curve in enumerate(mine)
+            _ranks(spec, curve, maker.metrics, multiple_for(multiple_of, name), len(curves) + index)
+            for index, curve in enumerate(layer_curves)
         ]
         offered = tuple(form for form in forms if len(form.ranks))
         if offered:
             layers.append(maker.layer(spec, offered))
-            curves.extend(mine)
+            curves.extend(layer_curves)
     pieces = maker.pieces({layer.spec.name for layer in layers})
-    whole = [len(one.kept) - 1 for one in widths]
+    whole = [len(group.kept) - 1 for group in widths]
     full = [(piece.blocks, piece.cost(whole)) for piece in pieces]
     full += [(layer.blocks, layer.dense_cost(whole)) for layer in layers]
     total = sum((cost for _, cost in full), np.zeros(len(limits)))
-    before = maker.of(source.before)
+    before = maker.as_array(source.before)
     return Joint(
         metrics=maker.metrics,
         widths=tuple(widths),
@@ -123,7 +138,7 @@ def _joint(
         blocks=maker.blocks(full),
         layers=tuple(layers),
         cells=_cells(pieces, widths),
-        wide=tuple(piece for piece in pieces if len(piece.groups) > GRID),
+        wide=tuple(piece for piece in pieces if len(piece.groups) > MAX_TABLE_GROUPS),
         curves=tuple(curves),
         room=np.array([limits[metric] for metric in limits], dtype=np.float64) - before + total,
         scale=np.maximum(before, 1.0),
@@ -134,44 +149,31 @@ def _cells(pieces: Sequence[Piece], widths: Sequence[Widths]) -> dict[Key, Float
     cells: dict[Key, Floats] = {}
     for piece in pieces:
         groups = tuple(sorted(piece.groups))
-        if len(groups) > GRID:
+        if len(groups) > MAX_TABLE_GROUPS:
             continue
-        at: list[int | Ints] = [0] * len(widths)
+        indices: list[int | Ints] = [0] * len(widths)
         for axis, group in enumerate(groups):
             shape = [-1 if other == axis else 1 for other in range(len(groups))]
-            at[group] = np.arange(len(widths[group].kept)).reshape(shape)
+            indices[group] = np.arange(len(widths[group].kept)).reshape(shape)
         key = (groups, piece.blocks)
-        cells[key] = cells.get(key, 0.0) + piece.cost(at)
+        cells[key] = cells.get(key, 0.0) + piece.cost(indices)
     return cells
 
 
-def _ranks(spec: LayerSpec, curve: Curve, metrics: Sequence[Metric], multiple: int, place: int) -> Ranks:
-    if not np.isfinite(curve.damage).all():
-        raise NonFiniteError(
-            f"layer {spec.name!r}: the damage of {curve.method} {curve.form} is nan or inf; "
-            f"measure the study again with finite data, or skip this layer"
-        )
+def _ranks(spec: LayerSpec, curve: Curve, metrics: Sequence[Metric], multiple: int, index: int) -> Ranks:
+    damage, parts = safe_damage(curve), cost_parts(spec, curve.form, metrics)
     good = curve.ranks % multiple == 0
-    one = np.array([1], dtype=np.int64)
-
-    # What the pair costs is a sum over its columns and one over its rows: each counted alone.
-    def alone(rows: int, columns: int) -> Floats:
-        narrow = replace(spec, weight_shape=(rows, columns, *spec.kernel))
-        macs, params = pair_costs(narrow, curve.form, one, has_bias=False)
-        known: dict[Metric, Ints] = {"macs": macs, "params": params, "bytes": params * spec.itemsize}
-        return np.array([known[metric][0] for metric in metrics], dtype=np.float64)
-
     return Ranks(
         form=curve.form,
-        curve=place,
+        curve=index,
         ranks=curve.ranks[good],
-        damage=np.maximum(curve.damage[good], 0.0),
-        column=alone(0, 1),
-        row=alone(1, 0),
+        damage=damage[good],
+        column=parts.column,
+        row=parts.row,
     )
 
 
-class _Maker:
+class _TableMaker:
     """Makes pieces and layers of one source."""
 
     def __init__(
@@ -198,17 +200,17 @@ class _Maker:
                 name in skipped for name in source.structure.layers if is_inside(name, (damage.block,))
             )
         ]
-        for one in self._offered:
-            if not np.isfinite(one.damage):
+        for offered in self._offered:
+            if not np.isfinite(offered.damage):
                 raise NonFiniteError(
-                    f"block {one.block!r}: its damage is nan or inf; measure the study again with finite "
+                    f"block {offered.block!r}: its damage is nan or inf; measure the study again with finite "
                     f"data, or skip this block"
                 )
         self._consumed = self._consumers()
 
-    def of(self, cost: Cost) -> Floats:
+    def as_array(self, cost: Cost) -> Floats:
         """(B,) float64."""
-        return np.array([cost.metric(metric) for metric in self.metrics], dtype=np.float64)
+        return as_array(cost, self.metrics)
 
     def layer(self, spec: LayerSpec, forms: tuple[Ranks, ...]) -> JointLayer:
         """A layer that pairs may replace."""
@@ -219,7 +221,7 @@ class _Maker:
         ]
         dense += self._new_bias(spec)
         rows, columns = self._weight(spec)[:2]
-        whole = [len(one.kept) - 1 for one in self._widths]
+        whole = [len(group.kept) - 1 for group in self._widths]
         counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.metrics)))
         has_bias = carries_mean(has_bias=spec.has_bias, plan_has_bias=self._source.has_bias)
         groups = rows.groups | columns.groups
@@ -230,31 +232,31 @@ class _Maker:
             rows=rows,
             columns=columns,
             dense=tuple(dense),
-            fixed=self.of(layer_cost(spec)) - counted,
+            fixed=self.as_array(layer_cost(spec)) - counted,
             forms=forms,
-            bias=self._number(spec.itemsize) * has_bias,
+            bias=number_cost(spec.itemsize, self.metrics) * has_bias,
         )
 
     def pieces(self, layers: Collection[str]) -> list[Piece]:
         """Everything that goes with a group and is no part of these layers."""
-        own = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
+        inside = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
         pieces: list[Piece] = [
             piece
             for name, tensor in self._channels.tensors.items()
-            if name not in own
+            if name not in inside
             for piece in self._tensor(tensor).split()
         ]
-        for one in self._channels.products:
+        for product in self._channels.products:
             kept = tuple(
-                (place, self._widths[place].kept, self._widths[place].units)
-                for group in one.groups
-                if (place := self._dims.place_of(group)) is not None
+                (index, self._widths[index].kept, self._widths[index].units)
+                for group in product.groups
+                if (index := self._dims.index_of(group)) is not None
             )
             pieces.append(
                 ProductPiece(
-                    groups=frozenset(place for place, _, _ in kept),
-                    blocks=self._inside(one.module),
-                    macs=one.macs,
+                    groups=frozenset(index for index, _, _ in kept),
+                    blocks=self._inside(product.module),
+                    macs=product.macs,
                     kept=kept,
                     unit=np.array([float(metric == "macs") for metric in self.metrics]),
                 )
@@ -266,46 +268,42 @@ class _Maker:
 
     def blocks(self, full: Sequence[tuple[tuple[int, ...], Floats]]) -> tuple[Block, ...]:
         """The blocks, given blocks and cost of every piece and layer at full width."""
-        names = [one.block for one in self._offered]
+        names = [offered.block for offered in self._offered]
         return tuple(
             Block(
-                name=one.block,
-                damage=max(float(one.damage), 0.0),
-                cost=self._block_cost(one.block),
-                rest=self._block_cost(one.block)
-                - sum((c for at, c in full if place in at), self.of(_NOTHING)),
+                name=name,
+                damage=max(float(offered.damage), 0.0),
+                cost=self._block_cost(name),
+                rest=self._block_cost(name)
+                - sum((cost for blocks, cost in full if index in blocks), self.as_array(_NOTHING)),
                 outer=frozenset(
-                    at for at, name in enumerate(names) if name != one.block and is_inside(one.block, (name,))
+                    outer for outer, other in enumerate(names) if other != name and is_inside(name, (other,))
                 ),
             )
-            for place, one in enumerate(self._offered)
+            for index, (name, offered) in enumerate(zip(names, self._offered, strict=True))
         )
 
     def _block_cost(self, name: str) -> Floats:
         block = self._channels.blocks[name]
-        return self.of(Cost(macs=block.macs, params=block.params, bytes=block.bytes))
+        return self.as_array(Cost(macs=block.macs, params=block.params, bytes=block.bytes))
 
     def homes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Of each group, the blocks that hold each of its tensors."""
         found: list[dict[tuple[int, ...], None]] = [{} for _ in self._widths]
         for tensor in self._channels.tensors.values():
             for axis in tensor.axes:
-                place = self._dims.place_of(axis.group)
-                if place is not None:
-                    found[place][self._inside(tensor.name)] = None
-        return tuple(tuple(one) for one in found)
+                index = self._dims.index_of(axis.group)
+                if index is not None:
+                    found[index][self._inside(tensor.name)] = None
+        return tuple(tuple(homes) for homes in found)
 
     def _consumers(self) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Layer -> the offered groups that it reads, each with the place of its whole width."""
+        """Layer -> the offered groups that it reads, each with the index of its whole width."""
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for place, one in enumerate(self._widths):
-            for name in self._channels.groups[one.name].consumers:
-                found[name].append((place, len(one.kept) - 1))
-        return {name: tuple(places) for name, places in found.items()}
-
-    def _number(self, itemsize: int) -> Floats:
-        """(B,) float64, cost of one stored number."""
-        return self.of(Cost(macs=0, params=1, bytes=itemsize))
+        for index, group in enumerate(self._widths):
+            for name in self._channels.groups[group.name].consumers:
+                found[name].append((index, len(group.kept) - 1))
+        return {name: tuple(groups) for name, groups in found.items()}
 
     def _tensor(self, tensor: TensorSpec) -> TensorPiece:
         stored = int(tensor.is_parameter)
@@ -316,7 +314,7 @@ class _Maker:
             blocks=self._inside(tensor.name),
             dims=tuple(dim for dim in dims if dim.parts),
             unit=untouched
-            * self.of(Cost(macs=tensor.positions, params=stored, bytes=stored * tensor.itemsize)),
+            * self.as_array(Cost(macs=tensor.positions, params=stored, bytes=stored * tensor.itemsize)),
         )
 
     def _weight(self, spec: LayerSpec) -> tuple[Dim, ...]:
@@ -333,10 +331,12 @@ class _Maker:
             groups=rows.groups.union(group for group, _ in once),
             blocks=self._inside(spec.name),
             dims=(rows,),
-            unit=self._number(spec.itemsize),
+            unit=number_cost(spec.itemsize, self.metrics),
             once=once,
         )
         return [piece]
 
     def _inside(self, name: str) -> tuple[int, ...]:
-        return tuple(place for place, one in enumerate(self._offered) if is_inside(name, (one.block,)))
+        return tuple(
+            index for index, offered in enumerate(self._offered) if is_inside(name, (offered.block,))
+        )

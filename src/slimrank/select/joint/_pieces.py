@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever costs something that goes with the widths of groups."""
+"""Whatever costs something that goes with the widths of groups.
+
+The parts that the table of the search is made of: tensors, products of activations, layers that a pair may
+replace, and blocks. Each knows which groups and blocks it goes with, and what it costs at any widths.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from slimrank.records import Form, LayerSpec
-from slimrank.select.joint._counts import Dim, Places
+from slimrank.select.joint._counts import Dim, WidthIndices
 from slimrank.select.layers._table import Floats, Ints
 
-GRID = 2
+# Costs of at most so many groups are added up in one table, whose size is the product of their numbers of
+# widths; what goes with more is counted at each call. Moving two groups together and the bound rely on
+# tables of two.
+MAX_TABLE_GROUPS = 2
 
 
 class Piece(Protocol):
@@ -21,12 +28,12 @@ class Piece(Protocol):
 
     @property
     def groups(self) -> frozenset[int]:
-        """Places of the groups that it goes with."""
+        """Indices of the groups that it goes with."""
         ...
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Places of the blocks that it is in."""
+        """Indices of the blocks that it is in."""
         ...
 
     @property
@@ -34,8 +41,8 @@ class Piece(Protocol):
         """(B,) float64, cost of one number or MAC of it."""
         ...
 
-    def cost(self, at: Places) -> Floats:
-        """(..., B) float64, at places of widths that broadcast."""
+    def cost(self, widths: WidthIndices) -> Floats:
+        """(..., B) float64, at indices of widths that broadcast."""
         ...
 
 
@@ -44,11 +51,11 @@ class TensorPiece:
     """A tensor, or a bias that is made where a consumer is fitted anew.
 
     Attributes:
-        groups: places of the groups that it goes with.
-        blocks: places of the blocks that it is in.
+        groups: indices of the groups that it goes with.
+        blocks: indices of the blocks that it is in.
         dims: its dimensions that groups touch.
         unit: (B,) float64, cost of one number of these.
-        once: (group, place of its whole width) pairs: it is only there where one of these is slimmed; ()
+        once: (group, index of its whole width) pairs: it is only there where one of these is slimmed; ()
             where it always is.
     """
 
@@ -58,19 +65,19 @@ class TensorPiece:
     unit: Floats
     once: tuple[tuple[int, int], ...] = ()
 
-    def cost(self, at: Places) -> Floats:
-        """(..., B) float64, at places of widths that broadcast."""
+    def cost(self, widths: WidthIndices) -> Floats:
+        """(..., B) float64, at indices of widths that broadcast."""
         numbers: int | Ints = 1
         for dim in self.dims:
-            numbers = numbers * dim.count(at)
-        if self.once and not any(isinstance(at[g], int) and at[g] < whole for g, whole in self.once):
-            slimmed = [np.asarray(at[group] < whole) for group, whole in self.once]
+            numbers = numbers * dim.count(widths)
+        if self.once and not any(isinstance(widths[g], int) and widths[g] < whole for g, whole in self.once):
+            slimmed = [np.asarray(widths[group] < whole) for group, whole in self.once]
             numbers = numbers * np.any(np.broadcast_arrays(*slimmed), axis=0)
         return np.multiply.outer(np.asarray(numbers, dtype=np.float64), self.unit)
 
     def split(self) -> Iterator["TensorPiece"]:
         """Pieces of fewer groups each, whose costs add up to this one's."""
-        if self.once or len(self.groups) <= GRID:
+        if self.once or len(self.groups) <= MAX_TABLE_GROUPS:
             yield self
             return
         for dims in product(*(dim.split() for dim in self.dims)):
@@ -83,8 +90,8 @@ class ProductPiece:
     """A product of two activations.
 
     Attributes:
-        groups: places of the groups that it goes with.
-        blocks: places of the blocks that it is in.
+        groups: indices of the groups that it goes with.
+        blocks: indices of the blocks that it is in.
         macs: of the whole product.
         kept: (group, its (W,) numbers of units kept, its units) triples.
         unit: (B,) float64, cost of one MAC.
@@ -96,11 +103,11 @@ class ProductPiece:
     kept: tuple[tuple[int, Ints, int], ...]
     unit: Floats
 
-    def cost(self, at: Places) -> Floats:
-        """(..., B) float64, at places of widths that broadcast."""
+    def cost(self, widths: WidthIndices) -> Floats:
+        """(..., B) float64, at indices of widths that broadcast."""
         macs: Ints = np.asarray(self.macs, dtype=np.int64)
         for group, kept, _ in self.kept:
-            macs = macs * kept[at[group]]
+            macs = macs * kept[widths[group]]
         macs = macs // prod(units for _, _, units in self.kept)
         return np.multiply.outer(macs.astype(np.float64), self.unit)
 
@@ -111,7 +118,7 @@ class Ranks:
 
     Attributes:
         form: how the pair is split.
-        curve: place of its curve.
+        curve: index of its curve in ``Joint.curves``.
         ranks: (K,) int64, ascending.
         damage: (K,) float64, at least 0.
         column: (B,) float64, cost per rank and column of the weight.
@@ -132,8 +139,8 @@ class JointLayer:
 
     Attributes:
         spec: as it stands.
-        groups: places of the groups that it goes with.
-        blocks: places of the blocks that it is in.
+        groups: indices of the groups that it goes with.
+        blocks: indices of the blocks that it is in.
         rows, columns: first two dimensions of its weight.
         dense: weight, bias, and the bias that it gets where it is fitted anew.
         fixed: (B,) float64, what else it costs without a pair.
@@ -151,11 +158,11 @@ class JointLayer:
     forms: tuple[Ranks, ...]
     bias: Floats
 
-    def dense_cost(self, at: Places) -> Floats:
-        """(..., B) float64, cost without a pair, at places of widths that broadcast."""
+    def dense_cost(self, widths: WidthIndices) -> Floats:
+        """(..., B) float64, cost without a pair, at indices of widths that broadcast."""
         total = self.fixed
         for piece in self.dense:
-            total = total + piece.cost(at)
+            total = total + piece.cost(widths)
         return total
 
 
@@ -168,7 +175,7 @@ class Block:
         damage: of doing so.
         cost: (B,) float64, of everything in it.
         rest: (B,) float64, the same less the pieces and layers that are in it.
-        outer: places of the blocks that it is in.
+        outer: indices of the blocks that it is in.
     """
 
     name: str

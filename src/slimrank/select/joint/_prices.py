@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best widths and blocks at fixed prices: one group at a time, then two that share a layer."""
+"""Phase 1: the best widths and blocks at fixed prices: one group at a time, then two that share a layer.
+
+With prices on the budgets no budget has to be kept any more, so layers stop competing: each takes the rank
+with the least damage plus price times cost. The sum of that over everything is called energy here (the
+Lagrangian).
+"""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -7,13 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.select.joint._counts import Places
-from slimrank.select.joint._pieces import GRID, JointLayer, Piece, Ranks
-from slimrank.select.joint._table import Joint, Key, State, grid, is_gone, is_there, proper
+from slimrank.select.joint._counts import WidthIndices
+from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, JointLayer, Piece, Ranks
+from slimrank.select.joint._table import Joint, Key, State, is_gone, is_there, normalised, width_grid
 from slimrank.select.layers._table import Floats, Ints
 
-_SWEEPS = 20
-_EXACT = 1e-12
+# Sweeps over all groups and blocks, at most. Each takes one look at every table; more would only matter where
+# moves still lower the energy after so many.
+_MAX_SWEEPS = 20
+# The least fall of the energy, as a share, that counts: smaller ones are rounding, and could go round in
+# circles.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -21,23 +30,23 @@ class Hull:
     """The ranks of one form that are best at some price, by rising rank.
 
     Attributes:
-        place: of the form in its layer.
+        form_index: of the form in its layer.
         rank: (H,) float64.
         damage: (H,) float64, falling.
         slope: (H - 1,) float64, rising from below: minus the fall in damage per rank to the next one.
     """
 
-    place: int
+    form_index: int
     rank: Floats
     damage: Floats
     slope: Floats
 
 
-def hull_of(place: int, ranks: Ranks) -> Hull:
+def hull_of(form_index: int, ranks: Ranks) -> Hull:
     """The lower hull of damage over rank.
 
     Args:
-        place: of the form in its layer.
+        form_index: of the form in its layer.
         ranks: its options.
 
     Returns:
@@ -45,19 +54,19 @@ def hull_of(place: int, ranks: Ranks) -> Hull:
     """
     kept: list[int] = []
     rank, damage = ranks.ranks.astype(np.float64), ranks.damage
-    for at in range(len(rank)):
-        if kept and damage[at] >= damage[kept[-1]]:
+    for new in range(len(rank)):
+        if kept and damage[new] >= damage[kept[-1]]:
             continue
         while len(kept) > 1:
             before, last = kept[-2], kept[-1]
             # The last one is above the line from the one before it to the new one.
-            across = (damage[before] - damage[last]) * (rank[at] - rank[before])
-            if across > (damage[before] - damage[at]) * (rank[last] - rank[before]):
+            across = (damage[before] - damage[last]) * (rank[new] - rank[before])
+            if across > (damage[before] - damage[new]) * (rank[last] - rank[before]):
                 break
             kept.pop()
-        kept.append(at)
+        kept.append(new)
     rank, damage = rank[kept], damage[kept]
-    return Hull(place=place, rank=rank, damage=damage, slope=np.diff(damage) / np.diff(rank))
+    return Hull(form_index=form_index, rank=rank, damage=damage, slope=np.diff(damage) / np.diff(rank))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,48 +82,48 @@ class Pick:
     damage: float
 
 
-def value_of(layer: JointLayer, hulls: Sequence[Hull], price: Floats, at: Places) -> Floats:
+def value_of(layer: JointLayer, hulls: Sequence[Hull], price: Floats, widths: WidthIndices) -> Floats:
     """The least damage plus price times cost of a layer.
 
     Args:
         layer: the layer.
         hulls: of its forms.
         price: (B,) at least 0.
-        at: places of widths that broadcast.
+        widths: indices of widths that broadcast.
 
     Returns:
-        float64, of the shape that the places broadcast to. Ranks above the full one, which never pay, are
+        float64, of the shape that the indices broadcast to. Ranks above the full one, which never pay, are
         not excluded.
     """
-    value: Floats = layer.dense_cost(at) @ price
-    rows, columns = (np.asarray(dim.count(at), dtype=np.float64) for dim in (layer.rows, layer.columns))
+    value: Floats = layer.dense_cost(widths) @ price
+    rows, columns = (np.asarray(dim.count(widths), dtype=np.float64) for dim in (layer.rows, layer.columns))
     bias = (price @ layer.bias) * rows
     for hull in hulls:
-        form = layer.forms[hull.place]
+        form = layer.forms[hull.form_index]
         per_rank = (price @ form.column) * columns + (price @ form.row) * rows
         best = np.searchsorted(hull.slope, -per_rank)
         value = np.minimum(value, hull.damage[best] + hull.rank[best] * per_rank + bias)
     return value
 
 
-def pick_of(layer: JointLayer, hulls: Sequence[Hull], price: Floats, at: Sequence[int]) -> Pick:
+def pick_of(layer: JointLayer, hulls: Sequence[Hull], price: Floats, widths: Sequence[int]) -> Pick:
     """What a layer does at these prices and widths; the whole layer where nothing is better."""
-    cost = layer.dense_cost(at)
+    cost = layer.dense_cost(widths)
     best, value = Pick(cost=cost, damage=0.0), float(price @ cost)
-    rows, columns = int(layer.rows.count(at)), int(layer.columns.count(at))
+    rows, columns = int(layer.rows.count(widths)), int(layer.columns.count(widths))
     for hull in hulls:
-        form = layer.forms[hull.place]
+        form = layer.forms[hull.form_index]
         unit = form.column * columns + form.row * rows
-        place = int(np.searchsorted(hull.slope, -float(price @ unit)))
-        cost = hull.rank[place] * unit + layer.bias * rows
-        damage = float(hull.damage[place])
+        corner = int(np.searchsorted(hull.slope, -float(price @ unit)))
+        cost = hull.rank[corner] * unit + layer.bias * rows
+        damage = float(hull.damage[corner])
         if damage + float(price @ cost) < value:
             best, value = Pick(cost=cost, damage=damage), damage + float(price @ cost)
     return best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Touch:
+class _Term:
     """A table that goes with a group: (own widths, or own times other widths)."""
 
     other: int | None
@@ -132,12 +141,12 @@ class Wide:
     layer: JointLayer | None
     hulls: tuple[Hull, ...]
 
-    def value(self, price: Floats, at: Places) -> Floats:
+    def value(self, price: Floats, widths: WidthIndices) -> Floats:
         """Its damage plus price times cost."""
         if self.layer is not None:
-            return value_of(self.layer, self.hulls, price, at)
+            return value_of(self.layer, self.hulls, price, widths)
         if self.piece is not None:
-            priced: Floats = self.piece.cost(at) @ price
+            priced: Floats = self.piece.cost(widths) @ price
             return priced
         return np.zeros(())
 
@@ -167,75 +176,78 @@ class Priced:
             for piece in joint.wide
         ]
         self._wide_of: dict[int, list[Wide]] = defaultdict(list)
-        for layer, own in zip(joint.layers, hulls, strict=True):
+        for layer, layer_hulls in zip(joint.layers, hulls, strict=True):
             groups = tuple(sorted(layer.groups))
-            if len(groups) > GRID:
-                one = Wide(groups=layer.groups, blocks=layer.blocks, piece=None, layer=layer, hulls=own)
-                wide.append(one)
+            if len(groups) > MAX_TABLE_GROUPS:
+                wide.append(
+                    Wide(groups=layer.groups, blocks=layer.blocks, piece=None, layer=layer, hulls=layer_hulls)
+                )
                 continue
             key = (groups, layer.blocks)
             shape = tuple(len(joint.widths[group].kept) for group in groups)
-            value = np.broadcast_to(value_of(layer, own, price, grid(joint, groups)), shape)
+            value = np.broadcast_to(value_of(layer, layer_hulls, price, width_grid(joint, groups)), shape)
             tables[key] = tables[key] + value if key in tables else value
         self.tables: Mapping[Key, Floats] = tables
         self.wide = tuple(wide)
-        for one in wide:
-            for group in one.groups:
-                self._wide_of[group].append(one)
-        self._touches: dict[int, list[_Touch]] = defaultdict(list)
+        for item in wide:
+            for group in item.groups:
+                self._wide_of[group].append(item)
+        self._terms: dict[int, list[_Term]] = defaultdict(list)
         for (groups, blocks), table in tables.items():
             if len(groups) == 1:
-                self._touches[groups[0]].append(_Touch(other=None, table=table, blocks=blocks))
-            if len(groups) == GRID:
+                self._terms[groups[0]].append(_Term(other=None, table=table, blocks=blocks))
+            if len(groups) == MAX_TABLE_GROUPS:
                 first, second = groups
-                self._touches[first].append(_Touch(other=second, table=table, blocks=blocks))
-                self._touches[second].append(
-                    _Touch(other=first, table=np.ascontiguousarray(table.T), blocks=blocks)
+                self._terms[first].append(_Term(other=second, table=table, blocks=blocks))
+                self._terms[second].append(
+                    _Term(other=first, table=np.ascontiguousarray(table.T), blocks=blocks)
                 )
 
     def energy(self, state: State) -> float:
         """Damage plus price times cost of a choice, layers at their best."""
-        total = sum(float(one.damage[place]) for one, place in zip(self.joint.widths, state.at, strict=True))
+        total = sum(
+            float(group.damage[width]) for group, width in zip(self.joint.widths, state.widths, strict=True)
+        )
         for (groups, blocks), table in self.tables.items():
             if is_there(blocks, state.dropped):
-                total += float(table[tuple(state.at[group] for group in groups)])
+                total += float(table[tuple(state.widths[group] for group in groups)])
         for wide in self.wide:
             if is_there(wide.blocks, state.dropped):
-                total += float(wide.value(self.price, state.at))
-        for place in state.dropped:
-            block = self.joint.blocks[place]
+                total += float(wide.value(self.price, state.widths))
+        for index in state.dropped:
+            block = self.joint.blocks[index]
             total += block.damage - float(self.price @ block.rest)
         return total
 
-    def by_width(self, state: State, group: int) -> Floats:
+    def energy_by_width(self, state: State, group: int) -> Floats:
         """(W,) the part of the energy that goes with one group, at each of its widths."""
         total = self.joint.widths[group].damage.copy()
-        for touch in self._touches[group]:
-            if is_there(touch.blocks, state.dropped):
-                total += touch.table if touch.other is None else touch.table[:, state.at[touch.other]]
+        for term in self._terms[group]:
+            if is_there(term.blocks, state.dropped):
+                total += term.table if term.other is None else term.table[:, state.widths[term.other]]
         wide = self._wide_of[group]
         if wide:
-            at: list[int | Ints] = list(state.at)
-            at[group] = np.arange(len(total))
-            for one in wide:
-                if is_there(one.blocks, state.dropped):
-                    total += one.value(self.price, at)
+            widths: list[int | Ints] = list(state.widths)
+            widths[group] = np.arange(len(total))
+            for item in wide:
+                if is_there(item.blocks, state.dropped):
+                    total += item.value(self.price, widths)
         return total
 
-    def by_pair(self, state: State, first: int, second: int) -> Floats:
-        """(W, V) the part of the energy that goes with two groups, tables only for what both touch."""
+    def energy_by_pair(self, state: State, first: int, second: int) -> Floats:
+        """(W, V) the part of the energy that goes with two groups, tables only for what both term."""
         shared = np.zeros((len(self.joint.widths[first].kept), len(self.joint.widths[second].kept)))
-        for touch in self._touches[first]:
-            if touch.other == second and is_there(touch.blocks, state.dropped):
-                shared += touch.table
-        one = self.by_width(state, first) - shared[:, state.at[second]]
-        other = self.by_width(state, second) - shared[state.at[first]]
-        total: Floats = one[:, None] + other[None] + shared
+        for term in self._terms[first]:
+            if term.other == second and is_there(term.blocks, state.dropped):
+                shared += term.table
+        mine = self.energy_by_width(state, first) - shared[:, state.widths[second]]
+        theirs = self.energy_by_width(state, second) - shared[state.widths[first]]
+        total: Floats = mine[:, None] + theirs[None] + shared
         return total
 
-    def pairs(self) -> list[tuple[int, int]]:
+    def linked_groups(self) -> list[tuple[int, int]]:
         """Groups that share a table."""
-        return list(dict.fromkeys((g[0], g[1]) for g, _ in self.tables if len(g) == GRID))
+        return list(dict.fromkeys((g[0], g[1]) for g, _ in self.tables if len(g) == MAX_TABLE_GROUPS))
 
     def settled(self, state: State, held: Collection[int] = ()) -> State:
         """A choice from which no move of one group, one block or two groups leads to less energy.
@@ -247,61 +259,61 @@ class Priced:
         Returns:
             The choice.
         """
-        for _ in range(_SWEEPS):
-            moved = self._one_by_one(state, held)
-            moved = self._blocks(moved, held)
+        for _ in range(_MAX_SWEEPS):
+            moved = self._move_each_group(state, held)
+            moved = self._toggle_blocks(moved, held)
             if moved == state:
-                moved = self._two_by_two(state, held)
+                moved = self._move_pairs(state, held)
             if moved == state:
                 return state
             state = moved
         return state
 
-    def free(self, state: State) -> list[int]:
+    def free_groups(self, state: State) -> list[int]:
         """Groups that are not inside a dropped block."""
         return [group for group, homes in enumerate(self.joint.homes) if not is_gone(homes, state.dropped)]
 
-    def _one_by_one(self, state: State, held: Collection[int] = ()) -> State:
-        at = list(state.at)
-        for group in self.free(state):
+    def _move_each_group(self, state: State, held: Collection[int] = ()) -> State:
+        widths = list(state.widths)
+        for group in self.free_groups(state):
             if group in held:
                 continue
-            values = self.by_width(State(at=tuple(at), dropped=state.dropped), group)
+            values = self.energy_by_width(State(widths=tuple(widths), dropped=state.dropped), group)
             best = int(np.argmin(values))
-            if values[best] < values[at[group]] - _EXACT * abs(values[at[group]]):
-                at[group] = best
-        return State(at=tuple(at), dropped=state.dropped)
+            if values[best] < values[widths[group]] - _ROUNDING * abs(values[widths[group]]):
+                widths[group] = best
+        return State(widths=tuple(widths), dropped=state.dropped)
 
-    def _blocks(self, state: State, held: Collection[int]) -> State:
+    def _toggle_blocks(self, state: State, held: Collection[int]) -> State:
         energy = self.energy(state) if self.joint.blocks else 0.0
-        for place, block in enumerate(self.joint.blocks):
+        for index, block in enumerate(self.joint.blocks):
             if block.outer & state.dropped:
                 continue
-            moved = self.toggled(state, place, held)
+            moved = self.toggled(state, index, held)
             value = self.energy(moved)
-            if value < energy - _EXACT * abs(energy):
+            if value < energy - _ROUNDING * abs(energy):
                 state, energy = moved, value
         return state
 
     def toggled(self, state: State, block: int, held: Collection[int] = ()) -> State:
         """The choice with one block dropped, or put back."""
         if block not in state.dropped:
-            return proper(self.joint, state.at, state.dropped | {block})
-        moved = State(at=state.at, dropped=state.dropped - {block})
-        return self._one_by_one(moved, held)
+            return normalised(self.joint, state.widths, state.dropped | {block})
+        moved = State(widths=state.widths, dropped=state.dropped - {block})
+        return self._move_each_group(moved, held)
 
-    def _two_by_two(self, state: State, held: Collection[int]) -> State:
-        free = set(self.free(state)) - set(held)
-        for first, second in self.pairs():
+    def _move_pairs(self, state: State, held: Collection[int]) -> State:
+        free = set(self.free_groups(state)) - set(held)
+        for first, second in self.linked_groups():
             if first not in free or second not in free:
                 continue
-            values = self.by_pair(state, first, second)
-            one, other = np.unravel_index(int(np.argmin(values)), values.shape)
-            now = values[state.at[first], state.at[second]]
-            if values[one, other] < now - _EXACT * abs(now):
-                at = list(state.at)
-                at[first], at[second] = int(one), int(other)
-                moved = State(at=tuple(at), dropped=state.dropped)
+            values = self.energy_by_pair(state, first, second)
+            mine, theirs = np.unravel_index(int(np.argmin(values)), values.shape)
+            now = values[state.widths[first], state.widths[second]]
+            if values[mine, theirs] < now - _ROUNDING * abs(now):
+                widths = list(state.widths)
+                widths[first], widths[second] = int(mine), int(theirs)
+                moved = State(widths=tuple(widths), dropped=state.dropped)
                 if not self.wide or self.energy(moved) < self.energy(state):
                     state = moved
         return state

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranks that layers may take once widths and blocks are chosen."""
+"""Phases 2 and 7: the ranks that layers take once widths and blocks are chosen.
+
+At given widths what is left is a choice over layers alone, so this makes the ``Table`` of ``select/layers``
+and hands it to the knapsack there: the quick one to compare choices, the exact one for the last few.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +17,10 @@ from slimrank.select.joint._table import Joint, State, is_there, standing_cost
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, total_damage
 
-_BETWEEN = 24
+# Ranks of a form in the small tables, beside those that are best at some price: from the lowest to the
+# highest, in even steps. More fill what the prices leave better, and every evaluation of a choice takes
+# longer.
+_RANKS_BETWEEN = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,8 +52,8 @@ class RankTables:
         """
         self._joint = joint
         rows = [
-            _options(layer, None if hulls is None else hulls[place])
-            for place, layer in enumerate(joint.layers)
+            _options(layer, None if hulls is None else hulls[index])
+            for index, layer in enumerate(joint.layers)
         ]
         budgets, layers = len(joint.metrics), len(rows)
         widest = max((row.rank.shape[0] for row in rows), default=1)
@@ -55,21 +62,21 @@ class RankTables:
         self._rank = np.zeros((layers, widest), dtype=np.int64)
         self._form = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
         self._curve = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
-        for at, (row, layer) in enumerate(zip(rows, joint.layers, strict=True)):
+        for index, (row, layer) in enumerate(zip(rows, joint.layers, strict=True)):
             count = len(row.rank)
-            self._column[:, at, :count], self._row[:, at, :count] = row.column, row.row
-            self._bias[:, at, 1:count] = layer.bias[:, None]
-            self._damage[at, :count], self._rank[at, :count] = row.damage, row.rank
-            self._form[at, :count] = row.form
+            self._column[:, index, :count], self._row[:, index, :count] = row.column, row.row
+            self._bias[:, index, 1:count] = layer.bias[:, None]
+            self._damage[index, :count], self._rank[index, :count] = row.damage, row.rank
+            self._form[index, :count] = row.form
             curves = np.array([form.curve for form in layer.forms] + [UNTOUCHED])
-            self._curve[at, :count] = curves[row.form]
+            self._curve[index, :count] = curves[row.form]
 
     @property
     def size(self) -> int:
-        """Number of places for options."""
+        """Number of options that a table has room for: what filling one costs."""
         return self._damage.size
 
-    def at(self, state: State) -> Table:
+    def table_for(self, state: State) -> Table:
         """The table at some widths.
 
         Args:
@@ -81,13 +88,13 @@ class RankTables:
         """
         joint = self._joint
         there = np.array(
-            [at for at, layer in enumerate(joint.layers) if is_there(layer.blocks, state.dropped)],
+            [index for index, layer in enumerate(joint.layers) if is_there(layer.blocks, state.dropped)],
             dtype=np.int64,
         )
-        layers = [joint.layers[at] for at in there]
-        rows = np.array([int(layer.rows.count(state.at)) for layer in layers], dtype=np.int64)
-        columns = np.array([int(layer.columns.count(state.at)) for layer in layers], dtype=np.int64)
-        dense = [layer.dense_cost(state.at) for layer in layers]
+        layers = [joint.layers[index] for index in there]
+        rows = np.array([int(layer.rows.count(state.widths)) for layer in layers], dtype=np.int64)
+        columns = np.array([int(layer.columns.count(state.widths)) for layer in layers], dtype=np.int64)
+        dense = [layer.dense_cost(state.widths) for layer in layers]
         whole = np.array(dense, dtype=np.float64).reshape(len(there), len(joint.metrics)).T
         cost = (
             self._column[:, there] * columns[:, None]
@@ -111,7 +118,7 @@ class RankTables:
             curve=np.take_along_axis(self._curve[there], order, axis=1),
             rank=np.take_along_axis(self._rank[there], order, axis=1),
             whole=whole,
-            room=joint.room - standing_cost(joint, state.at, state.dropped),
+            room=joint.room - standing_cost(joint, state.widths, state.dropped),
             scale=joint.scale,
         )
 
@@ -125,7 +132,7 @@ class RankTables:
         Returns:
             None where no ranks were found that keep every budget.
         """
-        table = self.at(state)
+        table = self.table_for(state)
         if not table.names:
             choice: Ints | None = np.zeros(0, dtype=np.int64) if (table.room >= 0).all() else None
         elif exact:
@@ -141,8 +148,8 @@ class RankTables:
 
 def standing_damage(joint: Joint, state: State) -> float:
     """Damage of the widths and blocks alone."""
-    groups = sum(float(one.damage[place]) for one, place in zip(joint.widths, state.at, strict=True))
-    return groups + sum(joint.blocks[place].damage for place in state.dropped)
+    groups = sum(float(group.damage[width]) for group, width in zip(joint.widths, state.widths, strict=True))
+    return groups + sum(joint.blocks[block].damage for block in state.dropped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,19 +167,21 @@ def _options(layer: JointLayer, hulls: Sequence[Hull] | None) -> _Row:
     zero = np.zeros((len(layer.bias), 1))
     columns, rows, damages = [zero], [zero], [np.zeros(1)]
     ranks, forms = [np.zeros(1, dtype=np.int64)], [np.full(1, UNTOUCHED, dtype=np.int64)]
-    for place, form in enumerate(layer.forms):
+    for index, form in enumerate(layer.forms):
         count = len(form.ranks)
         if hulls is None:
             taken = np.arange(count)
         else:
-            corners = np.searchsorted(form.ranks, hulls[place].rank.astype(np.int64))
-            taken = np.union1d(corners, np.linspace(0, count - 1, min(count, _BETWEEN)).astype(np.int64))
+            corners = np.searchsorted(form.ranks, hulls[index].rank.astype(np.int64))
+            taken = np.union1d(
+                corners, np.linspace(0, count - 1, min(count, _RANKS_BETWEEN)).astype(np.int64)
+            )
         rank = form.ranks[taken]
         columns.append(np.multiply.outer(form.column, rank))
         rows.append(np.multiply.outer(form.row, rank))
         damages.append(form.damage[taken])
         ranks.append(rank)
-        forms.append(np.full(len(rank), place, dtype=np.int64))
+        forms.append(np.full(len(rank), index, dtype=np.int64))
     return _Row(
         column=np.concatenate(columns, axis=1),
         row=np.concatenate(rows, axis=1),
@@ -186,7 +195,9 @@ def _full_ranks(layers: Sequence[JointLayer], rows: Ints, columns: Ints) -> Ints
     """(L, F + 1) the full rank of each form, slimmed; the last stands for no form."""
     widest = max((len(layer.forms) for layer in layers), default=0)
     full = np.zeros((len(layers), widest + 1), dtype=np.int64)
-    for at, layer in enumerate(layers):
-        slimmed = replace(layer.spec, weight_shape=(int(rows[at]), int(columns[at]), *layer.spec.kernel))
-        full[at, : len(layer.forms)] = [max_rank(slimmed, form.form) for form in layer.forms]
+    for index, layer in enumerate(layers):
+        slimmed = replace(
+            layer.spec, weight_shape=(int(rows[index]), int(columns[index]), *layer.spec.kernel)
+        )
+        full[index, : len(layer.forms)] = [max_rank(slimmed, form.form) for form in layer.forms]
     return full

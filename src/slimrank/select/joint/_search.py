@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks, widths and blocks chosen together, under every budget.
+"""Searches ranks, widths and blocks together, under every budget.
 
-At fixed prices on the budgets every layer has a best option at any widths, so what is left to choose are the
-widths and the blocks: one at a time, and two that share a layer together, until nothing moves. Prices come
-from bisection. Around the widths found on the way all groups are then moved at once, by the knapsack, which
-spends what the prices leave; widths are held and the ranks chosen by the exact knapsack; last, single groups,
-blocks and pairs of groups are moved wherever the prices do not rule out a gain. Where only groups and blocks
-are open and the bound leaves few choices, all of these are looked at.
+The phases, in the order in which they run; the README beside this file has the problem in formulas.
+
+1. Prices. At fixed prices on the budgets every layer has a best option at any widths, so only widths and
+   blocks are left to choose: one at a time, and two that share a layer together, until nothing moves.
+   Bisection finds prices that about use the budgets up; with several budgets a linear program then moves
+   each on its own.
+2. Evaluation: choices met on the way get ranks that keep every budget.
+3. All at once: around the best of these the groups become rows of a knapsack, which spends what prices leave.
+4. Blocks: the cheapest ones go together, and all groups follow.
+5. Distant widths: one group is held at a width far from its own, and all others follow.
+6. Local search: single groups, blocks and pairs of groups move, wherever the prices do not rule out a gain.
+7. Exact ranks for the most hopeful of all choices that were evaluated.
+8. A bound. Where only groups and blocks are open and the bound leaves few choices, each of them is tried.
 """
 
 from collections.abc import Sequence
@@ -16,36 +23,71 @@ from itertools import islice
 import numpy as np
 from scipy.optimize import linprog
 
-from slimrank.select.joint._all_at_once import moved_at_once
+from slimrank.select.joint._all_at_once import move_all_at_once
 from slimrank.select.joint._bound import bound_of, bounds_of
-from slimrank.select.joint._enumerate import best_of_few
+from slimrank.select.joint._enumerate import enumerate_choices
 from slimrank.select.joint._prices import Priced, hull_of, pick_of
 from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
-from slimrank.select.joint._table import Joint, State, is_there, proper, standing_cost
+from slimrank.select.joint._table import Joint, State, is_there, normalised, standing_cost
 from slimrank.select.layers._table import Floats, added, used
 
-_TRIES = 24
-_RISES = 8
-_STEP = 16.0
-_CLOSE = 1.02
-_ROUNDS = 10
-_LOOKED_AT = 12
-_FINALISTS = 3
+# Prices (1): each try settles all widths anew. Fewer tries save time, and leave prices further from those
+# that just use the budgets up, so that every later phase starts from worse choices.
+_MAX_BISECTIONS = 24
+# Prices (1): after so many rises, each by the factor below, prices that still keep no budget are given up.
+# More would help where damages lie further apart than 16 to the 9th; where no price keeps the budgets, it
+# costs time.
+_MAX_RISES = 8
+# Prices (1): step while only one end of the bisection is known, and how far above the highest price met the
+# linear program may go. Larger steps find both ends sooner, and leave a wider span to halve.
+_PRICE_FACTOR = 16.0
+# Prices (1): bisection ends at prices within 2 %. Closer ones mostly ask for the same widths; what is left of
+# the budgets is spent by the later phases.
+_PRICE_TOLERANCE = 1.02
+# Prices (1), several budgets: linear programs solved, each followed by widths settled anew. More raise the
+# bound a little and cost as much time as a step of the bisection.
+_MAX_CUTS = 10
+# Evaluation (2): of the choices met at the prices, those at the last prices. More cost one table of ranks
+# each.
+_MAX_VISITED = 12
+# All at once (3): choices that it starts from, and how often it goes on from what it found. Each is one
+# knapsack over all layers and groups, the dearest step of the search; more starts escape more local optima.
+_MAX_STARTS = 6
+_MAX_TURNS = 6
+# A choice within 0.1 % of the bound is good enough: the linear programs and phases 3 and 6 end there, and
+# an exact knapsack that leaves more is replaced by the quick one. Smaller: more time, for less than damages
+# resolve.
+_GOOD_GAP = 1e-3
+# Blocks and distant widths (4, 5) only run where more than 1 % may be left to gain, since they cost up to 24
+# runs of phase 3. It is also the height of the wall between a group's width and a distant one.
+_LARGE_GAP = 0.01
+# Distant widths (5): those with the lowest bounds that are tried. Blocks (4): twice as many sets of blocks.
+_MAX_JUMPS = 8
+# Local search (6): work it may take, counted in options of the rank tables that evaluations fill; each
+# evaluation counts 5,000 more for what it does beside. Small networks get 200 evaluations, and large ones the
+# fewest. More evaluations: less damage where groups depend on each other, in proportional time.
+_LOCAL_WORK = 1_000_000
+_EVALUATION_OVERHEAD = 5_000
+_MIN_EVALUATIONS = 20
+# The same where only groups and blocks are open: no rank table then, so the number itself is given.
+_EVALUATIONS_WITHOUT_LAYERS = 100
+# Local search (6): to list the neighbours of one choice, all pairs of widths are looked at. So many pairs
+# count as one evaluation; smaller: less time on networks with thousands of widths, fewer starts to search
+# around.
+_PAIRS_PER_EVALUATION = 100_000
+# Local search (6): moves of two groups kept for one choice, shared out over the pairs of groups. More: a
+# longer list to sort, of moves that are less hopeful.
+_MAX_PAIR_MOVES = 1000
+# Exact ranks (7): as for the local search, but the exact knapsack costs more: about 40 choices in a small
+# network, and never fewer than the last number. More may find better ranks at widths that looked worse.
 _FINAL_WORK = 200_000
-_MOVES = 100_000
-_NEAR = 1e-3
-_WORK = 1_000_000
-_OVERHEAD = 5_000
-_FEWEST = 20
-_BARE_LOOKS = 100
-_PAIR_MOVES = 1000
+_MIN_FINALISTS = 3
+# Bound (8): prices tried beside those of the search, each one metric times or over the factor. They raise the
+# bound, which shrinks the certified gap and leaves fewer choices to try; each costs the passes of one bound.
+_MAX_BOUND_TRIES = 6
+_BOUND_PRICE_FACTOR = 1.3
+# What counts as better. Smaller differences are rounding in sums of damages, and would let a search go on.
 _BETTER = 1e-9
-_BOUNDS = 6
-_FACTOR = 1.3
-_STARTS = 6
-_TURNS = 6
-_FAR = 0.01
-_JUMPS = 8
 
 
 def choose_joint(joint: Joint, pruned: Joint | None = None) -> tuple[Answer | None, float]:
@@ -62,12 +104,12 @@ def choose_joint(joint: Joint, pruned: Joint | None = None) -> tuple[Answer | No
     alone = choose_joint(pruned)[0] if pruned is not None and joint.layers else None
     search = _Search(joint)
     best = search.run([alone.state] if alone else [])
-    return search.bounded(*best) if best else (None, 0.0)
+    return search.certify(*best) if best else (None, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Met:
-    """A choice met at some prices.
+class _Settled:
+    """A choice from which nothing moves at some prices.
 
     Attributes:
         price: (B,) at least 0.
@@ -88,43 +130,48 @@ class _Met:
 
 
 class _Search:
-    """One search: what was looked at, and what came of it."""
+    """One search: what was evaluated, and what came of it.
+
+    Each phase is a method, and talks to the others only through the choices that it evaluates.
+    """
 
     def __init__(self, joint: Joint) -> None:
         self._joint = joint
         self._hulls = [
-            tuple(hull_of(place, form) for place, form in enumerate(layer.forms)) for layer in joint.layers
+            tuple(hull_of(index, form) for index, form in enumerate(layer.forms)) for layer in joint.layers
         ]
-        self._some = RankTables(joint, self._hulls)
-        self._all = RankTables(joint)
+        # A few ranks of each form are enough to compare choices; the exact ranks (7) come from all of them.
+        self._some_ranks = RankTables(joint, self._hulls)
+        self._all_ranks = RankTables(joint)
         self._answers: dict[State, Answer | None] = {}
-        self._spent: set[State] = set()
+        self._moved_from: set[State] = set()
+        # Without ranks a knapsack has few rows, so the exact one is worth its time.
         self._is_exact = not joint.layers
-        self._whole = State(at=joint.whole)
+        self._whole = State(widths=joint.whole)
 
     def run(self, starts: Sequence[State] = ()) -> tuple[Answer, Floats] | None:
         """The best choice found, as good as the starts with the best ranks, and prices near it."""
-        must = [self._exact(state) for state in (self._whole, *starts)]
-        price, visited = self._prices()
-        for state in (self._whole, State(at=(0,) * len(self._joint.widths)), *starts, *visited):
-            self._look(state)
+        must = [self._with_exact_ranks(state) for state in (self._whole, *starts)]
+        price, visited = self._find_prices()
+        for state in (self._whole, State(widths=(0,) * len(self._joint.widths)), *starts, *visited):
+            self._evaluate(state)
         if self._best() is None:
-            for state in self._bare():
-                self._look(state)
+            for state in self._smallest_choices():
+                self._evaluate(state)
         priced = self._priced(price)
         bound = bound_of(priced)
-        for state in visited[:_STARTS]:
+        for state in visited[:_MAX_STARTS]:
             best = self._best()
-            if best is None or best.damage * (1 - _NEAR) > bound:
-                self._spend(price, state)
-        self._drop(priced, bound)
-        self._jump(priced, bound)
-        self._improve(priced, bound)
-        answers = [*self._finals(priced), *(answer for answer in must if answer is not None)]
+            if best is None or best.damage * (1 - _GOOD_GAP) > bound:
+                self._move_all_groups(price, state)
+        self._drop_blocks(priced, bound)
+        self._try_distant_widths(priced, bound)
+        self._search_locally(priced, bound)
+        answers = [*self._refine_ranks(priced), *(answer for answer in must if answer is not None)]
         return (min(answers, key=lambda answer: answer.damage), price) if answers else None
 
-    def _finals(self, priced: Priced) -> list[Answer]:
-        """The most hopeful of the choices looked at, each with the ranks that suit it best."""
+    def _refine_ranks(self, priced: Priced) -> list[Answer]:
+        """The most hopeful of the choices evaluated, each with the ranks that suit it best."""
         best = self._best()
         if best is None:
             return []
@@ -134,103 +181,115 @@ class _Search:
             for state, answer in self._answers.items()
             if (low := priced.energy(state) - room) < best.damage
         ]
-        count = max(_FINAL_WORK // (self._all.size + _OVERHEAD), _FINALISTS)
+        count = max(_FINAL_WORK // (self._all_ranks.size + _EVALUATION_OVERHEAD), _MIN_FINALISTS)
         # The quick choice of ranks may miss much where few layers have any: what prices allow counts as well.
         near = sorted(hopeful, key=lambda entry: entry[:2])[: (count + 1) // 2]
         allowed = sorted(hopeful, key=lambda entry: entry[1::-1])
         states = dict.fromkeys(state for _, _, state in (*near, *allowed))
-        exact = [self._exact(state) for state in islice(states, count)]
+        exact = [self._with_exact_ranks(state) for state in islice(states, count)]
         return [best, *(answer for answer in exact if answer is not None)]
 
     def _best(self) -> Answer | None:
         known = [answer for answer in self._answers.values() if answer is not None]
         return min(known, key=lambda answer: answer.damage) if known else None
 
-    def _look(self, state: State) -> Answer | None:
+    def _evaluate(self, state: State) -> Answer | None:
+        """A choice with ranks that keep every budget, found fast; None where none were found."""
         if state not in self._answers:
-            self._answers[state] = self._some.answer(state, exact=False)
+            self._answers[state] = self._some_ranks.answer(state, exact=False)
         return self._answers[state]
 
     def _priced(self, price: Floats) -> Priced:
         return Priced(self._joint, self._hulls, price)
 
-    def _prices(self) -> tuple[Floats, list[State]]:
-        """Prices at which the choice they ask for is about within the budgets, and choices met on the way."""
-        level = max((one.damage.max() for one in self._joint.widths), default=0.0) or 1.0
-        met = self._bisected(level)
-        most = max(float(np.max(one.price)) for one in met)
-        rounds = _ROUNDS if len(self._joint.metrics) > 1 else 0
+    def _find_prices(self) -> tuple[Floats, list[State]]:
+        """Prices at which the choice they ask for about uses the budgets up, and choices met on the way."""
+        level = max((group.damage.max() for group in self._joint.widths), default=0.0) or 1.0
+        met = self._bisect_prices(level)
+        most = max(float(np.max(settled.price)) for settled in met)
+        # One budget has one price, which bisection finds. Several prices may also move against each other.
+        rounds = _MAX_CUTS if len(self._joint.metrics) > 1 else 0
         for _ in range(rounds):
-            cut = self._cut(met, most)
+            cut = self._cut_prices(met, most)
             if cut is None:
                 break
             price, value = cut
-            met += self._at(price, (met[-1].state,))
-            if met[-1].value >= value - _NEAR * abs(value):
+            met += self._settle(price, (met[-1].state,))
+            if met[-1].value >= value - _GOOD_GAP * abs(value):
                 break
-        best = max(met, key=lambda one: one.value)
+        best = max(met, key=lambda settled: settled.value)
         # The last prices are the nearest.
-        return best.price, list(dict.fromkeys(one.state for one in reversed(met)))[:_LOOKED_AT]
+        return best.price, list(dict.fromkeys(settled.state for settled in reversed(met)))[:_MAX_VISITED]
 
-    def _at(self, price: Floats, starts: Sequence[State]) -> list[_Met]:
-        """Where starts settle at some prices, the best last."""
+    def _settle(self, price: Floats, starts: Sequence[State]) -> list[_Settled]:
+        """Where starts, and the whole network, settle at some prices, the best last."""
         priced = self._priced(price)
         found = []
         for state in dict.fromkeys(priced.settled(start) for start in (*starts, self._whole)):
-            cost = standing_cost(self._joint, state.at, state.dropped)
+            cost = standing_cost(self._joint, state.widths, state.dropped)
             damage = standing_damage(self._joint, state)
             for layer, hulls in zip(self._joint.layers, self._hulls, strict=True):
                 if is_there(layer.blocks, state.dropped):
-                    pick = pick_of(layer, hulls, price, state.at)
+                    pick = pick_of(layer, hulls, price, state.widths)
                     cost, damage = cost + pick.cost, damage + pick.damage
             over = cost - self._joint.room
-            found.append(_Met(price=price, state=state, over=over, damage=damage))
-        return sorted(found, key=lambda one: -one.value)
+            found.append(_Settled(price=price, state=state, over=over, damage=damage))
+        return sorted(found, key=lambda settled: -settled.value)
 
-    def _bisected(self, level: float) -> list[_Met]:
+    def _bisect_prices(self, level: float) -> list[_Settled]:
         """Choices met while looking for the lowest level of prices that keeps the budgets, in that order."""
-        low, high, step = 0.0, np.inf, _STEP
-        met: list[_Met] = []
-        for tries in range(_TRIES):
-            met += self._at(level / self._joint.scale, [one.state for one in met[-1:]])
+        low, high = 0.0, np.inf
+        met: list[_Settled] = []
+        for tries in range(_MAX_BISECTIONS):
+            met += self._settle(level / self._joint.scale, [settled.state for settled in met[-1:]])
             if (met[-1].over <= 0).all():
                 high = level
             else:
                 low = level
-            if (high < np.inf and low > 0 and high < _CLOSE * low) or (high == np.inf and tries > _RISES):
+            is_close = high < np.inf and low > 0 and high < _PRICE_TOLERANCE * low
+            if is_close or (high == np.inf and tries > _MAX_RISES):
                 break
-            level = low * step if high == np.inf else high / step if low == 0 else (low * high) ** 0.5
+            if high == np.inf:
+                level = low * _PRICE_FACTOR
+            elif low == 0:
+                level = high / _PRICE_FACTOR
+            else:
+                level = (low * high) ** 0.5
         return met
 
-    def _cut(self, met: Sequence[_Met], most: float) -> tuple[Floats, float] | None:
-        """The prices at which the choices met leave the highest bound, and that bound."""
+    def _cut_prices(self, met: Sequence[_Settled], most: float) -> tuple[Floats, float] | None:
+        """The prices at which the choices met leave the highest bound, and that bound.
+
+        Each choice met is a plane over the prices that the bound stays below: its damage plus the price of
+        what it costs above the room.
+        """
         scale = self._joint.scale
-        over = np.array([one.over for one in met]) / scale
+        over = np.array([settled.over for settled in met]) / scale
         solved = linprog(
             np.append(np.zeros(len(scale)), -1.0),
             A_ub=np.column_stack([-over, np.ones(len(met))]),
-            b_ub=np.array([one.damage for one in met]),
-            bounds=[*((0.0, _STEP * most * unit) for unit in scale), (None, None)],
+            b_ub=np.array([settled.damage for settled in met]),
+            bounds=[*((0.0, _PRICE_FACTOR * most * unit) for unit in scale), (None, None)],
             method="highs-ds",
         )
         if solved.status != 0:
             return None
         return np.maximum(solved.x[:-1], 0.0) / scale, float(solved.x[-1])
 
-    def _bare(self) -> list[State]:
+    def _smallest_choices(self) -> list[State]:
         """The smallest widths, without blocks: what is left where budgets are hard to keep."""
         joint = self._joint
         every = range(len(joint.blocks))
         lowest = (0,) * len(joint.widths)
-        return [proper(joint, lowest, every), *(proper(joint, lowest, {block}) for block in every)]
+        return [normalised(joint, lowest, every), *(normalised(joint, lowest, {block}) for block in every)]
 
-    def _spend(self, price: Floats, state: State) -> None:
+    def _move_all_groups(self, price: Floats, state: State) -> None:
         """Move all widths at once, around a choice and around what comes of it, until nothing new comes."""
         spare = np.zeros(len(price))
-        for turn in range(_TURNS):
-            answer = self._look(state)
+        for turn in range(_MAX_TURNS):
+            answer = self._evaluate(state)
             if answer is None:
-                table = self._some.at(state)
+                table = self._some_ranks.table_for(state)
                 choice = np.argmin(table.damage + added(price, table.cost), axis=1)
                 if turn:
                     # What moved together costs more than each alone.
@@ -238,57 +297,61 @@ class _Search:
             else:
                 table, choice = answer.table, answer.choice
                 spare[:] = 0.0
-            if state in self._spent and not spare.any():
+            if state in self._moved_from and not spare.any():
                 return
-            self._spent.add(state)
-            found = moved_at_once(self._joint, table, state, choice, spare=spare, exact=self._is_exact)
+            self._moved_from.add(state)
+            found = move_all_at_once(self._joint, table, state, choice, spare=spare, exact=self._is_exact)
             if found is None:
                 return
             state, gap = found
             # One that was cut short takes long.
-            self._is_exact &= gap <= _NEAR
+            self._is_exact &= gap <= _GOOD_GAP
 
-    def _drop(self, priced: Priced, bound: float) -> None:
+    def _drop_blocks(self, priced: Priced, bound: float) -> None:
         """Let blocks go, one or the first few by their damage, and all groups follow.
 
         What one saves may be of use only once groups that went for it are whole again.
         """
         best = self._best()
-        if best is None or best.damage * (1 - _FAR) <= bound:
+        if best is None or best.damage * (1 - _LARGE_GAP) <= bound:
             return
         damages = [block.damage for block in self._joint.blocks]
         order = sorted(range(len(damages)), key=lambda block: damages[block])
-        some = dict.fromkeys(
+        sets = dict.fromkeys(
             frozenset(order[start:end]) for end in range(1, len(order) + 1) for start in (0, end - 1)
         )
         found = dict.fromkeys(
-            proper(self._joint, widths, dropped)
-            for dropped in some
-            for widths in (best.state.at, self._joint.whole)
+            normalised(self._joint, widths, dropped)
+            for dropped in sets
+            for widths in (best.state.widths, self._joint.whole)
         )
-        starts = [one for one in found if sum(damages[block] for block in one.dropped) < best.damage]
-        for start in sorted(starts, key=priced.energy)[: 2 * _JUMPS]:
-            self._spend(priced.price, start)
+        starts = [state for state in found if sum(damages[block] for block in state.dropped) < best.damage]
+        for start in sorted(starts, key=priced.energy)[: 2 * _MAX_JUMPS]:
+            self._move_all_groups(priced.price, start)
 
-    def _jump(self, priced: Priced, bound: float) -> None:
+    def _try_distant_widths(self, priced: Priced, bound: float) -> None:
         """Hold one group at a width far from its own that the bound allows, and let all others follow."""
         best = self._best()
-        if best is None or best.damage * (1 - _FAR) <= bound:
+        if best is None or best.damage * (1 - _LARGE_GAP) <= bound:
             return
         found = []
         for group, values in enumerate(bounds_of(priced).by_width):
-            for place in _across(values, best.state.at[group], _FAR * best.damage):
-                found.append((float(values[place]), group, place))
-        for value, group, place in sorted(found)[:_JUMPS]:
+            for width in _behind_walls(values, best.state.widths[group], _LARGE_GAP * best.damage):
+                found.append((float(values[width]), group, width))
+        for value, group, width in sorted(found)[:_MAX_JUMPS]:
             if value < best.damage:
-                start = _with(best.state, {group: place})
-                self._spend(priced.price, priced.settled(start, held=(group,)))
+                start = _with_widths(best.state, {group: width})
+                self._move_all_groups(priced.price, priced.settled(start, held=(group,)))
 
-    def _improve(self, priced: Priced, bound: float) -> None:
+    def _search_locally(self, priced: Priced, bound: float) -> None:
         """Move single groups, blocks and pairs of groups: from the best choice, then from the next."""
-        left = max(_WORK // (self._some.size + _OVERHEAD), _FEWEST) if self._joint.layers else _BARE_LOOKS
+        left = (
+            max(_LOCAL_WORK // (self._some_ranks.size + _EVALUATION_OVERHEAD), _MIN_EVALUATIONS)
+            if self._joint.layers
+            else _EVALUATIONS_WITHOUT_LAYERS
+        )
         # Every two widths of any two groups are one move.
-        effort = sum(len(one.kept) for one in self._joint.widths) ** 2 // _MOVES
+        effort = sum(len(group.kept) for group in self._joint.widths) ** 2 // _PAIRS_PER_EVALUATION
         expanded: set[State] = set()
         while left > 0:
             known = [answer for answer in self._answers.values() if answer is not None]
@@ -297,94 +360,98 @@ class _Search:
                 return
             best = min(answer.damage for answer in known)
             start = min(fresh, key=lambda answer: answer.damage)
-            if best * (1 - _NEAR) <= bound:
+            if best * (1 - _GOOD_GAP) <= bound:
                 return
-            if start.damage == best and start.state not in self._spent:
-                self._spend(priced.price, start.state)
+            if start.damage == best and start.state not in self._moved_from:
+                self._move_all_groups(priced.price, start.state)
                 continue
             expanded.add(start.state)
             left -= effort
-            for state in self._moves(priced, start.state, best * (1 - _BETTER)):
+            for state in self._neighbours(priced, start.state, best * (1 - _BETTER)):
                 if left > 0 and state not in self._answers:
                     left -= 1
-                    answer = self._look(state)
+                    answer = self._evaluate(state)
                     if answer is not None and answer.damage < best * (1 - _BETTER):
                         # What is left of this start is looked at again if its turn comes.
                         expanded.discard(start.state)
                         break
 
-    def _moves(self, priced: Priced, state: State, below: float) -> list[State]:
+    def _neighbours(self, priced: Priced, state: State, below: float) -> list[State]:
         """Choices near one that its prices do not rule out, the most hopeful first."""
         joint = self._joint
         energy = priced.energy(state)
         # No ranks at these widths undercut the energy less the price of the room.
         gain = below - energy + float(priced.price @ joint.room)
         steps = []
-        for group in priced.free(state):
-            values = priced.by_width(state, group)
-            steps.append((group, values - values[state.at[group]]))
+        for group in priced.free_groups(state):
+            values = priced.energy_by_width(state, group)
+            steps.append((group, values - values[state.widths[group]]))
         found = [
-            (float(values[place]), _with(state, {group: int(place)}))
+            (float(values[width]), _with_widths(state, {group: int(width)}))
             for group, values in steps
-            for place in np.flatnonzero(values < gain)
-            if place != state.at[group]
+            for width in np.flatnonzero(values < gain)
+            if width != state.widths[group]
         ]
         found += [(priced.energy(moved) - energy, moved) for moved in self._block_moves(priced, state)]
         found += self._pair_moves(priced, state, steps, gain)
         found.sort(key=lambda entry: entry[0])
-        return list(dict.fromkeys(one for value, one in found if value < gain))
+        return list(dict.fromkeys(moved for value, moved in found if value < gain))
 
     def _block_moves(self, priced: Priced, state: State) -> list[State]:
-        """One block dropped, put back, or dropped in the place of another."""
+        """One block dropped, put back, or dropped instead of another."""
         found = []
         for start in (state, *(priced.toggled(state, block) for block in sorted(state.dropped))):
-            for block, one in enumerate(self._joint.blocks):
-                if not one.outer & start.dropped:
-                    found.append(priced.toggled(start, block))
+            for index, block in enumerate(self._joint.blocks):
+                if not block.outer & start.dropped:
+                    found.append(priced.toggled(start, index))
         return found
 
     def _pair_moves(
         self, priced: Priced, state: State, steps: list[tuple[int, Floats]], gain: float
     ) -> list[tuple[float, State]]:
-        shared = set(priced.pairs())
+        """Two groups moved together, with what the energy changes by: less than the gain."""
+        linked = set(priced.linked_groups())
         found: list[tuple[float, int, int, int, int]] = []
-        each = max(_PAIR_MOVES // max(len(steps), 1) ** 2, 2)
-        for one, (first, mine) in enumerate(steps):
-            for second, theirs in steps[one + 1 :]:
-                if (first, second) in shared:
-                    values = priced.by_pair(state, first, second)
-                    values = values - values[state.at[first], state.at[second]]
+        each = max(_MAX_PAIR_MOVES // max(len(steps), 1) ** 2, 2)
+        for step, (first, mine) in enumerate(steps):
+            for second, theirs in steps[step + 1 :]:
+                if (first, second) in linked:
+                    values = priced.energy_by_pair(state, first, second)
+                    values = values - values[state.widths[first], state.widths[second]]
                 elif mine.min() + theirs.min() < gain:
                     values = mine[:, None] + theirs[None]
                 else:
                     continue
-                places = np.flatnonzero(values < gain)
-                places = places[np.argsort(values.flat[places], kind="stable")[:each]]
-                for a, b in zip(*np.unravel_index(places, values.shape), strict=True):
+                pairs = np.flatnonzero(values < gain)
+                pairs = pairs[np.argsort(values.flat[pairs], kind="stable")[:each]]
+                for a, b in zip(*np.unravel_index(pairs, values.shape), strict=True):
                     found.append((float(values[a, b]), first, int(a), second, int(b)))
         found.sort()
-        return [(value, _with(state, {one: a, two: b})) for value, one, a, two, b in found[:_PAIR_MOVES]]
+        return [
+            (value, _with_widths(state, {first: a, second: b}))
+            for value, first, a, second, b in found[:_MAX_PAIR_MOVES]
+        ]
 
-    def _exact(self, state: State) -> Answer | None:
+    def _with_exact_ranks(self, state: State) -> Answer | None:
         """The choice with the ranks that suit it best."""
-        return self._all.answer(state, exact=True)
+        return self._all_ranks.answer(state, exact=True)
 
-    def bounded(self, best: Answer, price: Floats) -> tuple[Answer, float]:
+    def certify(self, best: Answer, price: Floats) -> tuple[Answer, float]:
         """The best choice, and what no choice can undercut: found where few are left, else a bound."""
-        bound, price = self._bound(price, best.damage)
+        bound, price = self._highest_bound(price, best.damage)
         if bound >= best.damage * (1 - _BETTER) or self._joint.layers:
             return best, bound
-        found = best_of_few(self._joint, bounds_of(self._priced(price)), best.state, best.damage)
-        answer = None if found is None else self._exact(found)
+        found = enumerate_choices(self._joint, bounds_of(self._priced(price)), best.state, best.damage)
+        answer = None if found is None else self._with_exact_ranks(found)
         return (best, bound) if answer is None else (answer, answer.damage)
 
-    def _bound(self, price: Floats, damage: float) -> tuple[float, Floats]:
+    def _highest_bound(self, price: Floats, damage: float) -> tuple[float, Floats]:
         """The highest bound over a few prices, and its prices."""
         best = bound_of(self._priced(price))
         tries = 0
         for metric in range(len(price)):
-            factor = _FACTOR
-            while tries < _BOUNDS and best < damage * (1 - _BETTER):
+            factor = _BOUND_PRICE_FACTOR
+            while tries < _MAX_BOUND_TRIES and best < damage * (1 - _BETTER):
                 tries += 1
                 moved = price.copy()
                 moved[metric] *= factor
@@ -398,19 +465,20 @@ class _Search:
         return best, price
 
 
-def _across(values: Floats, place: int, height: float) -> list[int]:
-    """On both sides of a place, the lowest one behind a wall of some height above it and the place."""
+def _behind_walls(values: Floats, width: int, height: float) -> list[int]:
+    """On both sides of a width, the lowest one behind a wall of some height above it and the width."""
     found = []
-    for side in (np.arange(place, -1, -1), np.arange(place, len(values))):
-        walls = np.maximum.accumulate(values[side]) - np.maximum(values[side], values[place])
+    for side in (np.arange(width, -1, -1), np.arange(width, len(values))):
+        walls = np.maximum.accumulate(values[side]) - np.maximum(values[side], values[width])
         behind = side[walls > height]
         if len(behind):
             found.append(int(behind[np.argmin(values[behind])]))
     return found
 
 
-def _with(state: State, places: dict[int, int]) -> State:
-    at = list(state.at)
-    for group, place in places.items():
-        at[group] = place
-    return State(at=tuple(at), dropped=state.dropped)
+def _with_widths(state: State, changed: dict[int, int]) -> State:
+    """The choice with other widths of some groups."""
+    widths = list(state.widths)
+    for group, width in changed.items():
+        widths[group] = width
+    return State(widths=tuple(widths), dropped=state.dropped)

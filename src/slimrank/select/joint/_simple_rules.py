@@ -7,7 +7,7 @@ import numpy as np
 
 from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
 from slimrank.select.joint._table import Joint, State
-from slimrank.select.layers._improve import spread, top_up
+from slimrank.select.layers._improve import spend_rest, top_up
 from slimrank.select.layers._table import Ints, Table, is_feasible, total_damage
 
 
@@ -21,17 +21,17 @@ def choose_uniform_widths(joint: Joint) -> Answer | None:
         The choice; None where no share keeps every budget.
     """
     tables = RankTables(joint)
-    shares = np.unique(np.concatenate([one.kept / one.units for one in joint.widths]))
+    shares = np.unique(np.concatenate([group.kept / group.units for group in joint.widths]))
 
-    def at(share: float) -> State:
-        within = (np.searchsorted(one.kept / one.units, share, side="right") for one in joint.widths)
-        return State(at=tuple(max(int(count) - 1, 0) for count in within))
+    def state_at(share: float) -> State:
+        within = (np.searchsorted(group.kept / group.units, share, side="right") for group in joint.widths)
+        return State(widths=tuple(max(int(count) - 1, 0) for count in within))
 
-    def fits(place: int) -> bool:
-        return tables.answer(at(shares[place]), exact=False) is not None
+    def fits(index: int) -> bool:
+        return tables.answer(state_at(shares[index]), exact=False) is not None
 
-    place = _last(len(shares), fits)
-    return tables.answer(at(shares[place]), exact=False)
+    index = _last(len(shares), fits)
+    return tables.answer(state_at(shares[index]), exact=False)
 
 
 def choose_greedy_joint(joint: Joint) -> Answer | None:
@@ -45,12 +45,12 @@ def choose_greedy_joint(joint: Joint) -> Answer | None:
         most and then the layers given back what is left; None where no threshold keeps every budget.
     """
     tables = RankTables(joint)
-    damages = [one.damage for one in joint.widths]
+    damages = [group.damage for group in joint.widths]
     every = [*damages, *(form.damage for layer in joint.layers for form in layer.forms)]
     thresholds = np.unique(np.concatenate([np.zeros(1), *every]))
 
     def widths(threshold: float) -> State:
-        return State(at=tuple(int(np.argmax(damage <= threshold)) for damage in damages))
+        return State(widths=tuple(int(np.argmax(damage <= threshold)) for damage in damages))
 
     # Options stand in order of cost, so the first below the threshold is the cheapest.
     def ranks(table: Table, threshold: float) -> Ints:
@@ -58,41 +58,43 @@ def choose_greedy_joint(joint: Joint) -> Answer | None:
         return first
 
     def keeps(state: State, threshold: float) -> bool:
-        table = tables.at(state)
+        table = tables.table_for(state)
         return is_feasible(table, ranks(table, threshold))
 
     count = len(thresholds)
     # From the largest threshold down, as far as the budgets are kept.
-    place = _last(
+    index = _last(
         count, lambda down: keeps(widths(thresholds[count - 1 - down]), thresholds[count - 1 - down])
     )
-    threshold = float(thresholds[count - 1 - place])
+    threshold = float(thresholds[count - 1 - index])
     state = widths(threshold)
     if not keeps(state, threshold):
         return None
-    hurt = sorted(range(len(damages)), key=lambda group: -damages[group][state.at[group]])
+    hurt = sorted(range(len(damages)), key=lambda group: -damages[group][state.widths[group]])
     for group in hurt:
-        state = _widened(joint, state, group, lambda wider: keeps(wider, threshold))
-    table = tables.at(state)
-    choice = spread(table, top_up(table, ranks(table, threshold))) if table.names else np.zeros(0, np.int64)
+        state = _widened(joint, state, group, lambda widened: keeps(widened, threshold))
+    table = tables.table_for(state)
+    choice = (
+        spend_rest(table, top_up(table, ranks(table, threshold))) if table.names else np.zeros(0, np.int64)
+    )
     damage = standing_damage(joint, state) + total_damage(table, choice)
     return Answer(state=state, table=table, choice=choice, damage=damage)
 
 
 def _widened(joint: Joint, state: State, group: int, keeps: Callable[[State], bool]) -> State:
     """The state with the widest group that still keeps the budgets."""
-    start = state.at[group]
+    start = state.widths[group]
 
-    def at(more: int) -> State:
-        places = list(state.at)
-        places[group] = start + more
-        return State(at=tuple(places), dropped=state.dropped)
+    def wider(more: int) -> State:
+        widths = list(state.widths)
+        widths[group] = start + more
+        return State(widths=tuple(widths), dropped=state.dropped)
 
-    return at(_last(len(joint.widths[group].kept) - start, lambda more: more == 0 or keeps(at(more))))
+    return wider(_last(len(joint.widths[group].kept) - start, lambda more: more == 0 or keeps(wider(more))))
 
 
 def _last(count: int, holds: Callable[[int], bool]) -> int:
-    """The last of ``count`` places at which something holds that held at all before; 0 if none."""
+    """The last of ``count`` indices at which something holds that held at all before; 0 if none."""
     low, high = 0, count - 1
     while low < high:
         middle = (low + high + 1) // 2

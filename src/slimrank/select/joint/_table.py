@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that may be chosen together under budgets, and what it costs, exactly."""
+"""Everything that may be chosen together under budgets, and what it costs, exactly.
+
+The values that the phases of the search hand to each other: ``Joint``, the problem, and ``State``, one choice
+of widths and blocks. Ranks are chosen last, at given widths (``_ranks.py``).
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimrank.records import Curve, Metric
-from slimrank.select.joint._counts import Places, Widths
+from slimrank.select.joint._counts import WidthIndices, Widths
 from slimrank.select.joint._pieces import Block, JointLayer, Piece
 from slimrank.select.layers._table import Floats, Ints
 
@@ -21,7 +25,7 @@ class Joint:
     Attributes:
         metrics: of the budgets.
         widths: of each group.
-        whole: place of the whole width of each group.
+        whole: index of the whole width of each group: the last.
         homes: of each group, the blocks that hold each of its tensors, each combination once.
         blocks: that may go.
         layers: that a pair may replace.
@@ -51,11 +55,11 @@ class State:
     """Widths and blocks, chosen.
 
     Attributes:
-        at: place of each group's width.
-        dropped: places of the blocks that go; none is inside another.
+        widths: of each group, the index of its width in ``Joint.widths``.
+        dropped: indices of the blocks that go; none is inside another.
     """
 
-    at: tuple[int, ...]
+    widths: tuple[int, ...]
     dropped: frozenset[int] = frozenset()
 
 
@@ -64,14 +68,14 @@ def is_there(blocks: Iterable[int], dropped: Collection[int]) -> bool:
     return not any(block in dropped for block in blocks)
 
 
-def proper(joint: Joint, at: Sequence[int], dropped: Collection[int]) -> State:
+def normalised(joint: Joint, widths: Sequence[int], dropped: Collection[int]) -> State:
     """The same choice, with blocks inside dropped ones not dropped and groups inside them whole."""
     outermost = frozenset(block for block in dropped if not joint.blocks[block].outer & frozenset(dropped))
-    places = [
-        whole if is_gone(homes, outermost) else place
-        for place, whole, homes in zip(at, joint.whole, joint.homes, strict=True)
+    chosen = [
+        whole if is_gone(homes, outermost) else width
+        for width, whole, homes in zip(widths, joint.whole, joint.homes, strict=True)
     ]
-    return State(at=tuple(places), dropped=outermost)
+    return State(widths=tuple(chosen), dropped=outermost)
 
 
 def is_gone(homes: Collection[Sequence[int]], dropped: Collection[int]) -> bool:
@@ -79,22 +83,22 @@ def is_gone(homes: Collection[Sequence[int]], dropped: Collection[int]) -> bool:
     return bool(dropped) and bool(homes) and not any(is_there(home, dropped) for home in homes)
 
 
-def grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
-    """Places of every width of these groups, one axis for each, and the first of all others."""
-    at: list[int | Ints] = [0] * len(joint.widths)
+def width_grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
+    """Indices of every width of these groups, one axis for each, and the first of all others."""
+    widths: list[int | Ints] = [0] * len(joint.widths)
     for axis, group in enumerate(groups):
         size = len(joint.widths[group].kept)
-        at[group] = np.arange(size).reshape([-1 if other == axis else 1 for other in range(len(groups))])
-    return at
+        widths[group] = np.arange(size).reshape([-1 if other == axis else 1 for other in range(len(groups))])
+    return widths
 
 
-def standing_cost(joint: Joint, at: Places, dropped: Collection[int]) -> Floats:
+def standing_cost(joint: Joint, widths: WidthIndices, dropped: Collection[int]) -> Floats:
     """Cost of all but the layers, as ``room`` counts it.
 
     Args:
         joint: everything.
-        at: places of widths that broadcast.
-        dropped: places of the blocks that go; none is inside another.
+        widths: indices of widths that broadcast.
+        dropped: indices of the blocks that go; none is inside another.
 
     Returns:
         (..., B) float64, exact.
@@ -102,10 +106,10 @@ def standing_cost(joint: Joint, at: Places, dropped: Collection[int]) -> Floats:
     total = np.zeros(len(joint.metrics))
     for (groups, blocks), cell in joint.cells.items():
         if is_there(blocks, dropped):
-            total = total + cell[tuple(at[group] for group in groups)]
+            total = total + cell[tuple(widths[group] for group in groups)]
     for piece in joint.wide:
         if is_there(piece.blocks, dropped):
-            total = total + piece.cost(at)
+            total = total + piece.cost(widths)
     for block in dropped:
         total = total - joint.blocks[block].rest
     return total

@@ -12,23 +12,24 @@ from slimrank.plan import PlanSource
 from slimrank.records import Cost, Metric
 from slimrank.select.layers._table import Table
 
-_NAMED = 4
+# Layers named in a message about a budget out of reach: the largest. More would bury what to do.
+_MAX_NAMED = 4
 
 
-def lowest_cost(table: Table, source: PlanSource, metric: Metric, at: int) -> int:
+def lowest_cost(table: Table, source: PlanSource, metric: Metric, index: int) -> int:
     """The smallest cost of the whole model, in one metric, whatever the damage.
 
     Args:
         table: of the options.
         source: what it was made from.
         metric: to count.
-        at: place of the metric in the table.
+        index: of the metric in the table.
 
     Returns:
         The cost, for one sample.
     """
-    lowest = np.where(np.isfinite(table.damage), table.cost[at], np.inf).min(axis=1, initial=np.inf)
-    return int(source.before.metric(metric) - table.whole[at].sum() + lowest.sum())
+    lowest = np.where(np.isfinite(table.damage), table.cost[index], np.inf).min(axis=1, initial=np.inf)
+    return int(source.before.metric(metric) - table.whole[index].sum() + lowest.sum())
 
 
 def check_reachable(
@@ -46,12 +47,12 @@ def check_reachable(
     Raises:
         BudgetError: a budget that no choice meets.
     """
-    for at, metric in enumerate(budgets):
-        room = table.room[at] + source.before.metric(metric) - table.whole[at].sum()
-        if lowest_cost(table, source, metric, at) > room:
+    for index, metric in enumerate(budgets):
+        room = table.room[index] + source.before.metric(metric) - table.whole[index].sum()
+        if lowest_cost(table, source, metric, index) > room:
             raise BudgetError(
                 f"budget: {metric}={budgets[metric]:g} cannot be met; {floors(table, source, budgets, of)}. "
-                f"{_holding_up(table, source, metric, at, skipped)}. Raise the budget, or allow more: "
+                f"{_holding_up(table, source, metric, index, skipped)}. Raise the budget, or allow more: "
                 f"fewer layers in skip, more methods, a smaller multiple_of"
             )
 
@@ -59,7 +60,7 @@ def check_reachable(
 def floors(table: Table, source: PlanSource, budgets: Mapping[Metric, float], of: Cost) -> str:
     """The smallest reachable keep ratio of each metric, for people."""
     return reachable(
-        {metric: lowest_cost(table, source, metric, at) for at, metric in enumerate(budgets)}, of
+        {metric: lowest_cost(table, source, metric, index) for index, metric in enumerate(budgets)}, of
     )
 
 
@@ -81,7 +82,7 @@ def reachable(lowest: Mapping[Metric, int], of: Cost) -> str:
     return f"the smallest reachable is {', '.join(parts)}"
 
 
-def told(
+def what_remains(
     metric: Metric,
     whole: int,
     parts: Sequence[tuple[int, str]],
@@ -91,7 +92,7 @@ def told(
     """What remains of a metric, the largest parts first, for people.
 
     Args:
-        metric: that is told about.
+        metric: that this is about.
         whole: of the model, at least 1.
         parts: what is no single layer: cost and name.
         alone: layer left alone -> cost.
@@ -102,9 +103,12 @@ def told(
     """
     largest = sorted(alone, key=lambda name: -alone[name])
     rows = list(parts)
-    rows += [(alone[name], f"{name!r} (left alone: {reasons[name]})") for name in largest[:_NAMED]]
+    rows += [(alone[name], f"{name!r} (left alone: {reasons[name]})") for name in largest[:_MAX_NAMED]]
     rows.append(
-        (sum(alone[name] for name in largest[_NAMED:]), f"{len(largest) - _NAMED} more layers left alone")
+        (
+            sum(alone[name] for name in largest[_MAX_NAMED:]),
+            f"{len(largest) - _MAX_NAMED} more layers left alone",
+        )
     )
     listed = [
         f"{cost / whole:.1%} {text}" for cost, text in sorted(rows, key=lambda row: -row[0]) if cost > 0
@@ -112,17 +116,21 @@ def told(
     return f"Of the {metric}, these remain: {', '.join(listed)}"
 
 
-def _holding_up(table: Table, source: PlanSource, metric: Metric, at: int, skipped: Collection[str]) -> str:
+def _holding_up(
+    table: Table, source: PlanSource, metric: Metric, index: int, skipped: Collection[str]
+) -> str:
     layers = source.structure.layers
     costs = {name: layer_cost(spec).metric(metric) for name, spec in layers.items()}
     alone = {name: cost for name, cost in costs.items() if name not in table.names and cost > 0}
     outside = source.before.metric(metric) - sum(costs.values())
-    smallest = lowest_cost(table, source, metric, at) - source.before.metric(metric) + table.whole[at].sum()
+    smallest = (
+        lowest_cost(table, source, metric, index) - source.before.metric(metric) + table.whole[index].sum()
+    )
     reasons = {
         name: "in skip" if name in skipped else layers[name].reason or "no rank allowed saves anything"
         for name in alone
     }
-    return told(
+    return what_remains(
         metric,
         max(source.before.metric(metric), 1),
         [

@@ -7,7 +7,7 @@ top-up is ours.
 
 import numpy as np
 
-from slimrank.select.layers._improve import spread, top_up
+from slimrank.select.layers._improve import spend_rest, top_up
 from slimrank.select.layers._optimal import any_feasible
 from slimrank.select.layers._table import Ints, Table, is_feasible
 
@@ -35,4 +35,4 @@ def choose_greedy(table: Table) -> Ints | None:
     choice: Ints | None = below(thresholds[low])
     if choice is not None and not is_feasible(table, choice):
         choice = any_feasible(table)
-    return None if choice is None else spread(table, top_up(table, choice))
+    return None if choice is None else spend_rest(table, top_up(table, choice))

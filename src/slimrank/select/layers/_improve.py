@@ -5,6 +5,15 @@ import numpy as np
 
 from slimrank.select.layers._table import Ints, Table, is_feasible, used
 
+# An option that costs nothing more is worth any number; this keeps the division finite.
+_TINY_COST = 1e-300
+# More rank may cost this share of the whole damage: less is rounding. Larger: more of the budget is used
+# up, and the damage rises by what one can see.
+_HARMLESS = 1e-13
+# Repair: steps for each layer, at most. A layer mostly moves once; where steps undo each other, more of
+# them only delay the answer that this leads nowhere.
+_STEPS_PER_LAYER = 4
+
 
 def top_up(table: Table, choice: Ints) -> Ints:
     """Spend what the budgets leave: the largest fall in damage per cost first.
@@ -22,30 +31,30 @@ def top_up(table: Table, choice: Ints) -> Ints:
     layers = len(choice)
     ratio, target = np.zeros(layers), choice.copy()
 
-    def look(at: int) -> None:
-        gain = table.damage[at, choice[at]] - table.damage[at]
-        extra = table.cost[:, at] - table.cost[:, at, choice[at], None]
+    def find_best_step(layer: int) -> None:
+        gain = table.damage[layer, choice[layer]] - table.damage[layer]
+        extra = table.cost[:, layer] - table.cost[:, layer, choice[layer], None]
         fits = (gain > 0) & (extra <= room[:, None]).all(axis=0)
-        price = np.maximum(weighted[at] - weighted[at, choice[at]], 1e-300)
+        price = np.maximum(weighted[layer] - weighted[layer, choice[layer]], _TINY_COST)
         worth = np.where(fits, np.maximum(gain, 0) / price, 0.0)
-        target[at] = int(np.argmax(worth))
-        ratio[at] = worth[target[at]]
+        target[layer] = int(np.argmax(worth))
+        ratio[layer] = worth[target[layer]]
 
     with np.errstate(over="ignore"):
-        for at in range(layers):
-            look(at)
+        for layer in range(layers):
+            find_best_step(layer)
         # Room only shrinks, so a remembered best step that still fits is still the best.
         while layers and ratio.max() > 0:
-            at = int(np.argmax(ratio))
-            extra = table.cost[:, at, target[at]] - table.cost[:, at, choice[at]]
+            layer = int(np.argmax(ratio))
+            extra = table.cost[:, layer, target[layer]] - table.cost[:, layer, choice[layer]]
             if (extra <= room).all():
-                choice[at] = target[at]
+                choice[layer] = target[layer]
                 room = room - extra
-            look(at)
+            find_best_step(layer)
     return choice
 
 
-def spread(table: Table, choice: Ints) -> Ints:
+def spend_rest(table: Table, choice: Ints) -> Ints:
     """Spend what the budgets leave where damage does not tell: more rank at no more damage, evenly.
 
     Args:
@@ -57,7 +66,7 @@ def spread(table: Table, choice: Ints) -> Ints:
     """
     rows = np.arange(len(choice))
     current = table.damage[rows, choice]
-    harmless = table.damage <= current[:, None] + 1e-13 * current.sum()
+    harmless = table.damage <= current[:, None] + _HARMLESS * current.sum()
     share = table.cost[0] / np.maximum(table.whole[0], 1)[:, None]
     dearer = harmless & (share > share[rows, choice][:, None])
     if not dearer.any():
@@ -76,13 +85,14 @@ def spread(table: Table, choice: Ints) -> Ints:
         choice = raised(levels[low])
     choice = choice.copy()
     room = table.room - used(table, choice)
-    for at in np.argsort(share[rows, choice], kind="stable"):
-        extra = table.cost[:, at] - table.cost[:, at, choice[at], None]
-        fits = harmless[at] & (share[at] > share[at, choice[at]]) & (extra <= room[:, None]).all(axis=0)
+    for layer in np.argsort(share[rows, choice], kind="stable"):
+        extra = table.cost[:, layer] - table.cost[:, layer, choice[layer], None]
+        is_more = harmless[layer] & (share[layer] > share[layer, choice[layer]])
+        fits = is_more & (extra <= room[:, None]).all(axis=0)
         if fits.any():
-            best = int(np.argmax(np.where(fits, share[at], -1.0)))
+            best = int(np.argmax(np.where(fits, share[layer], -1.0)))
             room = room - extra[:, best]
-            choice[at] = best
+            choice[layer] = best
     return choice
 
 
@@ -100,7 +110,7 @@ def repair(table: Table, choice: Ints) -> Ints | None:
     rows = np.arange(len(choice))
     scale = table.scale[:, None, None]
     finite = np.isfinite(table.damage)
-    for _ in range(4 * len(choice) + 4):
+    for _ in range(_STEPS_PER_LAYER * (len(choice) + 1)):
         over = used(table, choice) - table.room
         if (over <= 0).all():
             return choice
@@ -115,6 +125,6 @@ def repair(table: Table, choice: Ints) -> Ints | None:
             return None
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             price = np.where(useful, rise / saved, np.inf)
-        at, option = np.unravel_index(int(np.argmin(price)), price.shape)
-        choice[at] = option
+        layer, option = np.unravel_index(int(np.argmin(price)), price.shape)
+        choice[layer] = option
     return None

@@ -18,24 +18,52 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-from slimrank.select.layers._improve import repair, spread, top_up
+from slimrank.select.layers._improve import repair, spend_rest, top_up
 from slimrank.select.layers._table import Floats, Ints, Table, added, is_feasible, total_damage, used
 
-# Partial choices looked at in one search, over all layers: bounds its time, the same on every machine.
-_WORK = 1_200_000
-_FEWEST = 64
-_SEARCHES = 4
-_SHARE = 1e-9
-_ROUNDINGS = 16
-_EXCHANGES = 3_000_000
-_PAIRS = 20_000_000
-_WORTH_MORE = 1e-3
-_ROUNDS = 25
-_STEPS = 60
+# The work of each step is counted, not timed, so that every machine chooses the same.
+
+# Search: partial choices looked at over all layers. More close the gap of larger networks, and take time
+# and memory in proportion; a search that is cut short keeps a gap above 0.
+_SEARCH_WORK = 1_200_000
+# Search: partial choices kept after each layer at least, however many layers and options there are. Fewer
+# save time on very large networks, and may lose every good choice half-way.
+_MIN_PARTIALS = 64
+# Search: how often it starts again from a better choice, which rules more options out. Each costs the work
+# above.
+_MAX_SEARCHES = 4
+# A choice within 0.1 % of the bound is good enough to skip steps that only find better choices: roundings,
+# exchanges and a further search. Smaller: a gap nearer to 0 for more time.
+_GOOD_GAP = 1e-3
+# Exchanges: pairs of options looked at in one sweep over all pairs of layers. More offer each layer more of
+# its options, in proportional time.
+_EXCHANGE_WORK = 3_000_000
+# Prices, one for all budgets: steps of bisection. 60 halve any distance down to rounding, so that the
+# knapsack starts from the best choice that prices alone can give; each step is one look at the table.
+_MAX_BISECTIONS = 60
+# Prices: the step while only one end of the bisection is known.
+_PRICE_FACTOR = 16.0
+# Prices, several budgets: linear programs solved. Each adds the options that its prices ask for; more raise
+# the bound where options are many.
+_MAX_RELAXATIONS = 25
+# Prices, several budgets: options of each layer in the first linear program. More make it larger and save
+# rounds.
+_FIRST_OPTIONS = 2
+# Prices, several budgets: rounds end within this share of the damage. Below it only the solver's own error
+# is left.
+_RELAXATION_GAP = 1e-8
+# Roundings: the smallest share of an option in a linear program that is no rounding error of the solver.
+_MIN_SHARE = 1e-9
+# Roundings: ways to round a linear program that are tried. Few layers have two options in it, so these are
+# mostly all.
+_MAX_ROUNDINGS = 16
+# Several budgets: options of one layer, and partial choices of one step of the search, compared with each
+# other to remove those that another undercuts in everything. The work grows with their square; where there
+# are more, all stay, and later steps have more to look at.
+_MAX_COMPARED_OPTIONS = 300
+_COMPARISON_WORK = 20_000_000
+# Damages are scaled to 1: below this, a difference is rounding.
 _ROUNDING = 1e-12
-_PAIRWISE = 300
-_FIRST = 2
-_NEAR_ENOUGH = 1e-8
 
 Flags = NDArray[np.bool_]
 
@@ -81,7 +109,7 @@ def choose_optimal(table: Table) -> tuple[Ints, float] | None:
         scaled, places = _subset(replace(core, damage=core.damage / damage), core.damage <= damage)
         best, bound = _improved(scaled, np.argmax(places == best[:, None], axis=1), start.price / damage)
         best = places[np.arange(len(best)), best]
-    choice = spread(table, kept[np.arange(len(best)), best])
+    choice = spend_rest(table, kept[np.arange(len(best)), best])
     final = total_damage(table, choice)
     gap = max(0.0, min(1.0, 1.0 - bound * damage / final)) if final > 0 else 0.0
     return choice, gap if gap > _ROUNDING else 0.0
@@ -122,8 +150,8 @@ def any_feasible(table: Table) -> Ints | None:
         return cheapest
     # The budgets pull apart. The first option of each curve is its cheapest in every metric.
     first = np.zeros(table.damage.shape, dtype=np.bool_)
-    for at, curves in enumerate(table.curve):
-        first[at, np.unique(curves, return_index=True)[1]] = True
+    for layer, curves in enumerate(table.curve):
+        first[layer, np.unique(curves, return_index=True)[1]] = True
     costs_only = replace(table, damage=np.where(np.isfinite(table.damage) & first, 0.0, np.inf))
     small, kept = _subset(costs_only, _worth_having(costs_only))
     found = repair(small, np.argmin(np.where(np.isfinite(small.damage), small.weighted, np.inf), axis=1))
@@ -139,11 +167,11 @@ def _worth_having(table: Table) -> Flags:
         # Options stand in order of cost: keep those below every damage before them.
         keep[:, 1:] &= table.damage[:, 1:] < np.minimum.accumulate(table.damage, axis=1)[:, :-1]
         return keep
-    for at in range(len(table.names)):
-        places = np.flatnonzero(keep[at])
-        if len(places) <= _PAIRWISE:
-            keep[at, places] = _front(
-                np.concatenate([table.cost[:, at, places], table.damage[None, at, places]])
+    for layer in range(len(table.names)):
+        options = np.flatnonzero(keep[layer])
+        if len(options) <= _MAX_COMPARED_OPTIONS:
+            keep[layer, options] = _front(
+                np.concatenate([table.cost[:, layer, options], table.damage[None, layer, options]])
             )
     return keep
 
@@ -185,28 +213,28 @@ def _bisected(table: Table) -> _Start | None:
     """The lowest common price at which the layers' own choices keep the budgets; None where none does."""
     weighted = table.weighted
 
-    def at(price: float) -> Ints:
+    def choice_at(price: float) -> Ints:
         wanted: Ints = np.argmin(table.damage + price * weighted, axis=1)
         return wanted
 
     high = float(np.where(np.isfinite(table.damage), table.damage, 0.0).max(initial=0.0)) or 1.0
-    free = at(0.0)
+    free = choice_at(0.0)
     if is_feasible(table, free):
         return _Start(choice=free, price=np.zeros(len(table.room)))
     tries = 0
-    while not is_feasible(table, at(high)):
-        high, tries = high * 16, tries + 1
-        if tries > _STEPS // 4:
+    while not is_feasible(table, choice_at(high)):
+        high, tries = high * _PRICE_FACTOR, tries + 1
+        if tries > _MAX_BISECTIONS // 4:
             return None
-    low = high / 16
-    while is_feasible(table, at(low)) and tries < 4 * _STEPS:
-        low, high, tries = low / 16, low, tries + 1
-    for _ in range(_STEPS):
+    low = high / _PRICE_FACTOR
+    while is_feasible(table, choice_at(low)) and tries < 4 * _MAX_BISECTIONS:
+        low, high, tries = low / _PRICE_FACTOR, low, tries + 1
+    for _ in range(_MAX_BISECTIONS):
         middle = (low * high) ** 0.5 if low > 0 else high / 2
         if not low < middle < high:
             break
-        low, high = (low, middle) if is_feasible(table, at(middle)) else (middle, high)
-    return _Start(choice=at(high), price=high / table.scale)
+        low, high = (low, middle) if is_feasible(table, choice_at(middle)) else (middle, high)
+    return _Start(choice=choice_at(high), price=high / table.scale)
 
 
 def _improved(table: Table, best: Ints, price: Floats) -> tuple[Ints, float]:
@@ -217,14 +245,14 @@ def _improved(table: Table, best: Ints, price: Floats) -> tuple[Ints, float]:
     priced = _priced(table, price)
     bound = max(_bound(table, priced, price), 0.0)
     for guess in (np.argmin(priced, axis=1), *rounded):
-        if bound >= (1 - _WORTH_MORE) * total_damage(table, best):
+        if bound >= (1 - _GOOD_GAP) * total_damage(table, best):
             break
         mended = repair(table, guess)
         if mended is not None:
             best = min(best, top_up(table, mended), key=lambda choice: total_damage(table, choice))
     floor = bound
-    for _ in range(_SEARCHES):
-        if bound < (1 - _WORTH_MORE) * total_damage(table, best):
+    for _ in range(_MAX_SEARCHES):
+        if bound < (1 - _GOOD_GAP) * total_damage(table, best):
             best = top_up(table, _exchanged(table, best, priced))
         upper = total_damage(table, best)
         if upper - bound <= _ROUNDING * upper:
@@ -235,7 +263,7 @@ def _improved(table: Table, best: Ints, price: Floats) -> tuple[Ints, float]:
             break
         best = top_up(table, found.choice)
         # A search that was cut short goes further from a better start, where that can pay.
-        if upper - bound <= _WORTH_MORE * upper:
+        if upper - bound <= _GOOD_GAP * upper:
             break
     return best, bound
 
@@ -245,21 +273,22 @@ def _exchanged(table: Table, choice: Ints, priced: Floats) -> Ints:
     choice = choice.copy()
     layers = len(choice)
     rows = np.arange(layers)
-    near = np.argsort(priced, axis=1)[:, : max(int(_EXCHANGES**0.5 / layers), 2)]
+    near = np.argsort(priced, axis=1)[:, : max(int(_EXCHANGE_WORK**0.5 / layers), 2)]
     costs, damages = table.cost[:, rows[:, None], near], table.damage[rows[:, None], near]
-    for at in range(layers):
+    for layer in range(layers):
         room = table.room - used(table, choice)
-        own, now = table.cost[:, rows, choice], table.damage[rows, choice]
-        gain = (now[at] - damages[at])[:, None, None] + (now[:, None] - damages)[None]
-        gain[:, at] = -np.inf
+        cost, damage = table.cost[:, rows, choice], table.damage[rows, choice]
+        # (near, L, near): options of this layer, any other layer, options of that one.
+        gain = (damage[layer] - damages[layer])[:, None, None] + (damage[:, None] - damages)[None]
+        gain[:, layer] = -np.inf
         fits = gain > _ROUNDING
         for metric, left in enumerate(room):
-            extra = costs[metric, at] - own[metric, at]
-            fits &= extra[:, None, None] + (costs[metric] - own[metric][:, None])[None] <= left
+            extra = costs[metric, layer] - cost[metric, layer]
+            fits &= extra[:, None, None] + (costs[metric] - cost[metric][:, None])[None] <= left
         gain = np.where(fits, gain, 0.0)
         mine, other, theirs = np.unravel_index(int(np.argmax(gain)), gain.shape)
         if gain[mine, other, theirs] > 0:
-            choice[at], choice[other] = near[at, mine], near[other, theirs]
+            choice[layer], choice[other] = near[layer, mine], near[other, theirs]
     return choice
 
 
@@ -273,13 +302,13 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> tuple[Floats, list[
     member[rows, feasible] = True
     priced = _priced(table, price)
     # A first set around what these prices ask for: fewer rounds than one option at a time.
-    near = np.argsort(priced, axis=1)[:, :_FIRST]
+    near = np.argsort(priced, axis=1)[:, :_FIRST_OPTIONS]
     member[rows[:, None], near] = np.isfinite(table.damage[rows[:, None], near])
     member[rows, feasible] = True
     unit = np.where(table.room > 0, table.room, 1.0)
     best, best_bound = price, _bound(table, priced, price)
     rounded: list[Ints] = []
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_RELAXATIONS):
         layer, option = np.nonzero(member)
         one_each = csr_array(
             (np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(rows), len(layer))
@@ -301,7 +330,7 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> tuple[Floats, list[
         if bound > best_bound:
             best, best_bound = price, bound
         wanted = np.argmin(priced, axis=1)
-        if member[rows, wanted].all() or solved.fun - best_bound <= _NEAR_ENOUGH:
+        if member[rows, wanted].all() or solved.fun - best_bound <= _RELAXATION_GAP:
             break
         member[rows, wanted] = True
     return best, rounded
@@ -309,9 +338,9 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> tuple[Floats, list[
 
 def _roundings(shares: Floats, layer: Ints, option: Ints) -> list[Ints]:
     """Choices made of the options that have a share in a relaxed one; few layers have more than one."""
-    held = shares > _SHARE
-    support = [option[held & (layer == at)] for at in range(int(layer.max()) + 1)]
-    return [np.array(choice, dtype=np.int64) for choice in islice(product(*support), _ROUNDINGS)]
+    held = shares > _MIN_SHARE
+    support = [option[held & (layer == index)] for index in range(int(layer.max()) + 1)]
+    return [np.array(choice, dtype=np.int64) for choice in islice(product(*support), _MAX_ROUNDINGS)]
 
 
 def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
@@ -330,27 +359,29 @@ def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
     lead = priced - priced.min(axis=1)[:, None]
     keep = lead <= upper - bound
     order = np.argsort(keep.sum(axis=1), kind="stable")
-    options = [np.flatnonzero(keep[at] & np.isfinite(table.damage[at])) for at in order]
-    pairwise = int((_PAIRS / len(order)) ** 0.5)
-    cap = max(_WORK // sum(len(places) for places in options), _FEWEST)
+    options = [np.flatnonzero(keep[layer] & np.isfinite(table.damage[layer])) for layer in order]
+    pairwise = int((_COMPARISON_WORK / len(order)) ** 0.5)
+    cap = max(_SEARCH_WORK // sum(len(some) for some in options), _MIN_PARTIALS)
     # What the layers after each step cost at least, and what they cost and damage at their own minimum.
-    lowest = _rest([table.cost[:, at, places].min(axis=1) for at, places in zip(order, options, strict=True)])
+    lowest = _rest(
+        [table.cost[:, layer, some].min(axis=1) for layer, some in zip(order, options, strict=True)]
+    )
     favourite = np.argmin(priced, axis=1)
-    usual = _rest([table.cost[:, at, favourite[at]] for at in order])
-    usual_damage = _rest([table.damage[at, favourite[at], None] for at in order])[:, 0]
+    usual = _rest([table.cost[:, layer, favourite[layer]] for layer in order])
+    usual_damage = _rest([table.damage[layer, favourite[layer], None] for layer in order])[:, 0]
 
     cost, damage, leads = np.zeros((1, len(price))), np.zeros(1), np.zeros(1)
     steps: list[tuple[Ints, Ints]] = []
     record: tuple[int, int] | None = None
     dropped = np.inf
-    for step, (at, places) in enumerate(zip(order, options, strict=True)):
-        came = np.repeat(np.arange(len(damage)), len(places))
-        taken = np.tile(places, len(damage))
-        leads = leads[came] + lead[at, taken]
+    for step, (layer, some) in enumerate(zip(order, options, strict=True)):
+        came = np.repeat(np.arange(len(damage)), len(some))
+        taken = np.tile(some, len(damage))
+        leads = leads[came] + lead[layer, taken]
         near = np.flatnonzero(bound + leads < upper)
         came, taken, leads = came[near], taken[near], leads[near]
-        cost = cost[came] + table.cost[:, at, taken].T
-        damage = damage[came] + table.damage[at, taken]
+        cost = cost[came] + table.cost[:, layer, taken].T
+        damage = damage[came] + table.damage[layer, taken]
         fits = np.flatnonzero((cost + lowest[step + 1] <= table.room).all(axis=1))
         fits = fits[_best_partial(cost[fits], damage[fits], pairwise)]
         if len(fits) > cap:
@@ -369,22 +400,22 @@ def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
     if record is None:
         return _Search(choice=None, bound=min(upper, dropped))
     choice = favourite.copy()
-    step, place = record
+    step, partial = record
     for back in range(step, -1, -1):
         came, taken = steps[back]
-        choice[order[back]] = taken[place]
-        place = int(came[place])
+        choice[order[back]] = taken[partial]
+        partial = int(came[partial])
     return _Search(choice=choice, bound=min(upper, dropped))
 
 
 def _rest(parts: list[Floats]) -> Floats:
-    """(L + 1, B) float64, sums of the parts from each place to the end."""
+    """(L + 1, B) float64, sums of the parts from each index to the end."""
     stacked = np.array([*parts, np.zeros_like(parts[0])])
     return stacked[::-1].cumsum(axis=0)[::-1]
 
 
 def _best_partial(cost: Floats, damage: Floats, pairwise: int) -> Ints:
-    """Places of partial choices that no other undercuts (of many under several budgets, all)."""
+    """Indices of partial choices that no other undercuts (of many under several budgets, all)."""
     if cost.shape[1] == 1:
         order = np.lexsort((damage, cost[:, 0]))
         sorted_damage = damage[order]

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import layer_cost, pair_costs
+from slimrank.cost import layer_cost
 from slimrank.plan import PlanSource, multiple_for
 from slimrank.records import Curve, LayerSpec, Metric, Setting
+from slimrank.select._option_costs import as_array, option_costs
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+# Stands for a curve where a layer stays as it is.
 UNTOUCHED = -1
 
 
@@ -56,8 +58,8 @@ class Table:
     @property
     def untouched(self) -> Ints:
         """(L,) int64, the option that leaves each layer as it is."""
-        places: Ints = np.argmax((self.curve == UNTOUCHED) & np.isfinite(self.damage), axis=1)
-        return places
+        options: Ints = np.argmax((self.curve == UNTOUCHED) & np.isfinite(self.damage), axis=1)
+        return options
 
 
 def added(price: Floats, cost: Floats) -> Floats:
@@ -111,7 +113,6 @@ def table_of(
             by_layer.get(name, []),
             metrics,
             multiple_for(multiple_of, name),
-            source.has_bias,
             len(curves),
         )
         if options is not None:
@@ -122,13 +123,13 @@ def table_of(
     damage = np.full((layers, widest), np.inf)
     index = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
     rank = np.zeros((layers, widest), dtype=np.int64)
-    for at, (_, costs, damages, indices, ranks) in enumerate(rows):
+    for layer, (_, costs, damages, indices, ranks) in enumerate(rows):
         order = np.lexsort((damages, costs.T @ (1 / scale)))
         count = len(order)
-        cost[:, at, :count] = costs[:, order]
-        damage[at, :count] = damages[order]
-        index[at, :count] = indices[order]
-        rank[at, :count] = ranks[order]
+        cost[:, layer, :count] = costs[:, order]
+        damage[layer, :count] = damages[order]
+        index[layer, :count] = indices[order]
+        rank[layer, :count] = ranks[order]
     names = tuple(row[0] for row in rows)
     whole = np.array(
         [[layer_cost(source.structure.layers[name]).metric(metric) for name in names] for metric in metrics],
@@ -183,42 +184,49 @@ def settings_of(table: Table, choice: Ints) -> dict[str, Setting]:
         Layer -> setting; untouched layers are not in it.
     """
     settings: dict[str, Setting] = {}
-    for at, name in enumerate(table.names):
-        index = int(table.curve[at, choice[at]])
+    for layer, name in enumerate(table.names):
+        index = int(table.curve[layer, choice[layer]])
         if index != UNTOUCHED:
             curve = table.curves[index]
             settings[name] = Setting(
-                method=curve.method, form=curve.form, rank=int(table.rank[at, choice[at]])
+                method=curve.method, form=curve.form, rank=int(table.rank[layer, choice[layer]])
             )
     return settings
 
 
+def safe_damage(curve: Curve) -> Floats:
+    """Damage of each option of a layer.
+
+    Args:
+        curve: of one form.
+
+    Returns:
+        (K,) float64, at least 0.
+
+    Raises:
+        NonFiniteError: the curve holds nan or inf.
+    """
+    if not np.isfinite(curve.damage).all():
+        raise NonFiniteError(
+            f"layer {curve.layer!r}: the damage of {curve.method} {curve.form} is nan or inf; "
+            f"measure the study again with finite data, or skip this layer"
+        )
+    # Rounding may leave a damage a hair below zero.
+    return np.maximum(curve.damage, 0.0)
+
+
 def _options(
-    spec: LayerSpec,
-    curves: Sequence[Curve],
-    metrics: Sequence[Metric],
-    multiple: int,
-    has_bias: bool,
-    first: int,
+    spec: LayerSpec, curves: Sequence[Curve], metrics: Sequence[Metric], multiple: int, first: int
 ) -> tuple[Floats, Floats, Ints, Ints] | None:
     """Cost (B, K), damage, curve and rank (K,) of one layer; None where it can only stay as it is."""
-    whole = layer_cost(spec)
-    wholes = np.array([[whole.metric(metric)] for metric in metrics], dtype=np.float64)
+    wholes = as_array(layer_cost(spec), metrics)[:, None]
     costs, damages = [wholes], [np.zeros(1)]
     indices, ranks = [np.full(1, UNTOUCHED)], [np.zeros(1, dtype=np.int64)]
     for offset, curve in enumerate(curves):
-        if not np.isfinite(curve.damage).all():
-            raise NonFiniteError(
-                f"layer {spec.name!r}: the damage of {curve.method} {curve.form} is nan or inf; "
-                f"measure the study again with finite data, or skip this layer"
-            )
-        macs, params = pair_costs(spec, curve.form, curve.ranks, has_bias=has_bias or spec.has_bias)
-        known: dict[Metric, Ints] = {"macs": macs, "params": params, "bytes": params * spec.itemsize}
-        cost = np.array([known[metric] for metric in metrics], dtype=np.float64)
+        damage, cost = safe_damage(curve), option_costs(curve, metrics)
         good = (curve.ranks % multiple == 0) & (cost < wholes).any(axis=0)
         costs.append(cost[:, good])
-        # Rounding may leave a damage a hair below zero.
-        damages.append(np.maximum(curve.damage[good], 0.0))
+        damages.append(damage[good])
         indices.append(np.full(int(good.sum()), first + offset))
         ranks.append(curve.ranks[good])
     if sum(len(part) for part in ranks) == 1:

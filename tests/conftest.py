@@ -28,7 +28,14 @@ def _load(path: str) -> None:
     spec.loader.exec_module(module)
 
 
-for _path in ("specs", "seams", "integration/nets", "integration/zoo_nets", "integration/pruning_nets"):
+for _path in (
+    "specs",
+    "seams",
+    "unit/calibrate/calibrate_nets",
+    "integration/nets",
+    "integration/zoo_nets",
+    "integration/pruning_nets",
+):
     _load(_path)
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slimrank import Study, _progress
+from slimrank._progress import Phases
 from slimrank._study import session_of
 from slimrank.calibrate import _gradients
 from slimrank.calibrate._likelihood import Family, sampled_loss

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seams import Priced, bound_of, cost_limit, hull_of, joint_of
-from slimrank._errors import BudgetError
+from slimrank import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, slimmed_spec
 from slimrank.plan import structure_of
 from slimrank.records import (

@@ -4,7 +4,7 @@ from io import StringIO
 import pytest
 
 import seams
-from slimrank._progress import Phases
+from seams import Phases
 
 
 def test_a_text_stands_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

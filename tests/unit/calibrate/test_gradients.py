@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import seams
-from slimrank._errors import GradientError, NonFiniteError
+from slimrank import GradientError, NonFiniteError
 from slimrank.calibrate import (
     Feed,
     GradientOptions,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrank._errors import FileError, ScoreError
+from slimrank import FileError, ScoreError
 from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, check_scores
 
 FINGERPRINT = {"structure": "a", "weights": "b", "inputs": "c"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import ModelError
+from slimrank import ModelError
 from slimrank.surgery import copy_model, light_copy, put_back, replace_module, set_weights, shift_mean
 
 

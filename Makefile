@@ -49,9 +49,9 @@ fix: $(READY)  ## format, and repair what the linter can
 test: $(READY)  ## every test, doctests included
 	$(BIN)/python -m pytest
 
-golden: $(READY)  ## rewrite the golden files and show what moved
-	SLIMRANK_GOLDEN=1 $(BIN)/python -m pytest tests/golden
-	git diff --stat -- tests/golden
+golden: $(READY)  ## rewrite the golden files and the frozen signatures, and show what moved
+	SLIMRANK_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/api/test_public_signatures.py
+	git diff --stat -- tests/golden tests/api
 
 docs: $(READY)  ## build the documentation into site/, warnings are errors
 	$(BIN)/mkdocs build --strict

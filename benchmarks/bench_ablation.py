@@ -21,7 +21,7 @@ import slimrank as sr
 from benchmarks.bench_data import divergence
 from benchmarks.tables import FACTORS, Row, keep_rows
 from benchmarks.tasks.tasks import TASKS, Task, paired_interval
-from slimrank.capture import Tail, find_tails
+from slimrank.capture import Epilogue, find_epilogues
 from slimrank.forward import as_batch
 from slimrank.plan import damage_at
 from slimrank.recover._norms import reestimate_
@@ -32,23 +32,23 @@ N_PLANS = 6
 N_ROUNDS, N_CORRECTED, LOWERED = 2, 6, 0.8
 
 
-def _only(**kept: bool) -> Callable[..., Mapping[str, Tail]]:
-    """``find_tails`` that knows of a part only."""
+def _only(**kept: bool) -> Callable[..., Mapping[str, Epilogue]]:
+    """``find_epilogues`` that knows of a part only."""
 
-    def find(*args: object) -> Mapping[str, Tail]:
-        tails = find_tails(*args)  # type: ignore[arg-type]
+    def find(*args: object) -> Mapping[str, Epilogue]:
+        epilogues = find_epilogues(*args)  # type: ignore[arg-type]
         if not kept.get("clipping", False):
-            return {name: dataclasses.replace(tail, bounds=None) for name, tail in tails.items()}
-        return {name: tail for name, tail in tails.items() if tail.shortcut is None}
+            return {name: dataclasses.replace(epilogue, bounds=None) for name, epilogue in epilogues.items()}
+        return {name: epilogue for name, epilogue in epilogues.items() if epilogue.shortcut is None}
 
     return find
 
 
 PATCHES: dict[str, dict[str, object]] = {
     "as it is": {},
-    "knows neither shortcut nor clipping": {"slimrank.fitting._apply.find_tails": lambda *_: {}},
-    "knows the shortcut only": {"slimrank.fitting._apply.find_tails": _only()},
-    "knows the clipping only": {"slimrank.fitting._apply.find_tails": _only(clipping=True)},
+    "knows neither shortcut nor clipping": {"slimrank.fitting._context.find_epilogues": lambda *_: {}},
+    "knows the shortcut only": {"slimrank.fitting._context.find_epilogues": _only()},
+    "knows the clipping only": {"slimrank.fitting._context.find_epilogues": _only(clipping=True)},
     "no alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 0},
     "12 rounds of alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 12},
     "four times the rows": {

@@ -174,7 +174,7 @@ def check_result(study: sr.Study, plan: sr.Plan, result: sr.Result, net: zoo.Net
             raise CheckError(f"the plan says {planned:,} {metric}, the model counts {counted:,}")
     if result.keep_ratio("macs") > asked:
         raise CheckError(f"{result.keep_ratio('macs'):.6f} of the MACs, {asked} were asked for")
-    before, after = outputs(study._session.opened.original, net), outputs(result.model, net)
+    before, after = outputs(study._session.original, net), outputs(result.model, net)
     if [(name, t.shape, t.dtype) for name, t in before] != [(name, t.shape, t.dtype) for name, t in after]:
         raise CheckError("outputs differ in name, shape or dtype")
     bad = [name for name, tensor in after if not tensor.isfinite().all()]

@@ -35,6 +35,7 @@ for _path in (
     "integration/nets",
     "integration/zoo_nets",
     "integration/pruning_nets",
+    "fixtures/stored_net",
 ):
     _load(_path)
 

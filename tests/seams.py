@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Literal, TextIO, TypeVar
 
 import pytest
@@ -21,14 +21,19 @@ from torch import Tensor, nn
 from slimrank import Study, _progress
 from slimrank._progress import Phases
 from slimrank._study import session_of
-from slimrank.calibrate import _gradients
+from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._likelihood import Family, sampled_loss
 from slimrank.channels.trace._labels import ANY, Axis, Labels
 from slimrank.channels.trace._ops import Op, Traced
 from slimrank.channels.trial import _compare
-from slimrank.channels.trial._attention_scale import Scores as AttentionScores
-from slimrank.channels.trial._attention_scale import SeenScores, is_made_up_for, read_products, with_queries
-from slimrank.channels.trial._compare import Bench as SlimBench
+from slimrank.channels.trial._attention_scale import (
+    AttentionScores,
+    SeenScores,
+    is_made_up_for,
+    read_products,
+    with_queries,
+)
+from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
 from slimrank.cli._main import cli
@@ -40,18 +45,24 @@ from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
 from slimrank.deploy import _saved_model
-from slimrank.fitting import Data, _apply, _fit, _install, _sequential
-from slimrank.fitting._fit import Fit, Rows, Sample, best_fit
+from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
+from slimrank.fitting._context import PendingLayer
+from slimrank.fitting._fit import Fit, Sample, best_fit
+from slimrank.fitting._gather import affine_of, have_same_places
+from slimrank.fitting._goals import bias_of, ridges_to_try, wanted_outputs, wanted_weight
 from slimrank.fitting._install import checked_layer
 from slimrank.fitting._install import fill as fill_pair
-from slimrank.fitting._layer_tasks import work_of
+from slimrank.fitting._journal import known_fit
+from slimrank.fitting._journal import to_tensors as fit_to_tensors
+from slimrank.fitting._layer_tasks import layer_tasks
+from slimrank.fitting._rows import Gathered, Rows, joined_rows
 from slimrank.forward._record import handing_out, recording
 from slimrank.linalg import _obs, _split_pair
 from slimrank.linalg._split_pair import _normal as normal_equations
-from slimrank.methods import _pair
+from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._step import group_is_inside
-from slimrank.recipes import _measure_scores
+from slimrank.recipes import _measure_scores, _replay
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
@@ -99,24 +110,29 @@ T = TypeVar("T")
 
 def original_of(study: Study) -> nn.Module:
     """The private copy of the caller's model: the one that must not change, and that nobody may be given."""
-    return session_of(study).opened.original
+    return session_of(study).original
 
 
 def held_out_of(study: Study) -> tuple[int, ...]:
     """Indices of the samples that nothing is fitted to."""
-    return tuple(session_of(study).opened.feed.held_out)
+    return tuple(session_of(study).feed.held_out)
 
 
 def divergence_of(study: Study, model: nn.Module) -> float:
     """The held-out divergence of any model, as the study measures it: for models that no plan builds."""
     session = session_of(study)
-    return _anchors.Anchors(session.opened, session.outputs, 1).of(model)
+    return _anchors.Anchors(session, 1).of(model)
 
 
-def affine_of(layers: Mapping[str, nn.Module], norm: str | None) -> tuple[Tensor, Tensor]:
-    """Gain and offset of a norm, from the builder's method; nothing else of a builder is needed."""
-    builder = SimpleNamespace(_original_layers=layers)
-    return _sequential.Builder._affine(builder, norm)  # type: ignore[arg-type]
+# --- one more method ---
+
+
+def add_method(monkeypatch: pytest.MonkeyPatch, row: MethodRow) -> None:
+    """The method table has one more row.
+
+    Patched: the table itself, which the functions of ``methods`` look up at each call.
+    """
+    monkeypatch.setattr(_table, "TABLE", {**_table.TABLE, row.name: row})
 
 
 # --- Ctrl-C in the midst ---
@@ -160,9 +176,9 @@ def interrupt_after_drops(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
 def interrupt_after_pairs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     """An apply is interrupted once ``n`` layers have become pairs.
 
-    Patched: the function that makes the modules of a pair.
+    Patched: the function that puts the modules of a pair where their layer was.
     """
-    _interrupt_after(monkeypatch, _install, "build_pair", n)
+    _interrupt_after(monkeypatch, _install, "fill_container", n)
 
 
 def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
@@ -170,7 +186,7 @@ def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
 
     Patched: the function that chooses the best fit of one layer.
     """
-    _interrupt_after(monkeypatch, _sequential, "best_fit", n)
+    _interrupt_after(monkeypatch, _fit_layer, "best_fit", n)
 
 
 def slow_down_layers(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None]) -> None:
@@ -195,7 +211,7 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Patched: curves of layers, and the two passes over the data.
     """
-    measuring = ((_layers, "layer_curves"), (_measure, "collect_gradients"), (_layers, "collect_moments"))
+    measuring = ((_layers, "layer_curves"), (_measure, "collect_gradients"), (_chunks, "collect_moments"))
     for module, function in measuring:
         monkeypatch.setattr(module, function, lambda *_a, **_k: pytest.fail("the study measures again"))
 
@@ -203,10 +219,10 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 def forbid_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test where a model is copied, the first thing that studies and applies do.
 
-    So a test sees that wrong options are refused before anything runs. Patched: both ways to copy.
+    So a test sees that wrong options are refused before anything runs. Patched: all ways to copy.
     """
-    monkeypatch.setattr(_apply, "copy_model", lambda *_a, **_k: pytest.fail("the model is copied"))
-    monkeypatch.setattr(_session, "quiet_copy", lambda *_a, **_k: pytest.fail("the model is copied"))
+    for module, function in ((_replay, "copy_model"), (_session, "copy_model"), (_session, "quiet_copy")):
+        monkeypatch.setattr(module, function, lambda *_a, **_k: pytest.fail("the model is copied"))
 
 
 def forbid_masked_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +328,7 @@ def watch_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     Patched: the function that chooses the best fit of one layer.
     """
-    return _watch(monkeypatch, _sequential, "best_fit", _name_of)
+    return _watch(monkeypatch, _fit_layer, "best_fit", _name_of)
 
 
 def watch_pair_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -320,7 +336,7 @@ def watch_pair_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     Patched: the function that fits the factors of a pair.
     """
-    return _watch(monkeypatch, _fit, "fit_pair", _name_of)
+    return _watch(monkeypatch, _fit, "fit_factors", _name_of)
 
 
 def watch_score_targets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -346,7 +362,7 @@ def watch_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def watch_tails(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+def watch_epilogues(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """Arguments of each search for what follows the layers from now on; the search finds nothing.
 
     Patched: that search, which tells a fit which outputs a ReLU throws away and what shortcuts add.
@@ -357,16 +373,16 @@ def watch_tails(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         calls.append(args)
         return {}
 
-    monkeypatch.setattr(_sequential, "find_tails", find_nothing)
+    monkeypatch.setattr(_context, "find_epilogues", find_nothing)
     return calls
 
 
-def without_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_epilogues(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are fitted as if nothing followed them, to compare with fits that know what follows.
 
     Patched: the search for what follows the layers; it finds nothing.
     """
-    watch_tails(monkeypatch)
+    watch_epilogues(monkeypatch)
 
 
 def watch_trials(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Sequence[int]]]:
@@ -374,7 +390,7 @@ def watch_trials(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Sequence[
 
     Patched: the method that compares a slimmed model with the masked one.
     """
-    return _watch(monkeypatch, SlimBench, "problem", lambda _bench, _channels, kept, **_options: kept)
+    return _watch(monkeypatch, Comparison, "problem", lambda _bench, _channels, kept, **_options: kept)
 
 
 # --- fewer samples, smaller limits ---

@@ -67,3 +67,8 @@ __all__ = [
     "smallest",
     "study",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names alone; rooms such as ``slimrank.plan`` can be imported all the same."""
+    return sorted(__all__)

@@ -10,23 +10,23 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BudgetError, OptionError, PlanError, StudyError
+from slimrank._errors import FileError, OptionError, PlanError, StudyError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import describe_layers
-from slimrank.files import Json, make_directory, write_bytes
+from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
-from slimrank.methods import METHODS
+from slimrank.methods import METHODS, is_replacement
 from slimrank.plan import (
     Plan,
     PlanSource,
-    Step,
     Structure,
     block_damage_at,
     check_structure,
+    damage_at,
     group_damage_at,
     plan_on,
     structure_of,
@@ -39,47 +39,33 @@ from slimrank.records import (
     GroupCurve,
     LayerSpec,
     Method,
-    Metric,
     Note,
+    replaces_groups,
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
-from slimrank.select import select_plan
+from slimrank.select import check_budgets, select_plan
 from slimrank.store import Store
 from slimrank.survey import (
-    CURVE_FILES,
-    FORMAT,
-    PREVIOUS_FILE,
-    RUN_FILE,
-    STUDY_FILE,
-    UNTOUCHED_FILE,
+    DataSource,
     Inputs,
     Options,
+    Run,
     Session,
-    all_batches,
-    batch_from_files,
-    batches_to_files,
-    check_format,
+    StudyRecord,
     check_options,
+    check_same,
     claim,
     content_of,
-    fingerprint_in,
     fingerprint_of,
-    list_of,
+    globs_of,
     measure,
-    mover,
-    object_of,
-    open_data,
-    options_from_json,
-    options_to_json,
-    outputs_to_json,
-    read_blocks,
-    read_curves,
-    read_group_curves,
-    write_blocks,
-    write_curves,
-    write_fingerprint,
-    write_groups,
+    methods_in_order,
+    open_session,
+    read_study,
+    saved_outputs,
+    saved_source,
+    write_study,
 )
 
 
@@ -211,17 +197,7 @@ class Study:
             ScoreError: a table of another study.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, or an unknown ``relative_to``.
         """
-        budgets: dict[Metric, float] = {}
-        if macs is not None:
-            budgets["macs"] = macs
-        if params is not None:
-            budgets["params"] = params
-        if bytes is not None:
-            budgets["bytes"] = bytes
-        if not budgets:
-            raise BudgetError(
-                "a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
-            )
+        budgets = check_budgets({"macs": macs, "params": params, "bytes": bytes})
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
         of = self.previous.before if self.previous and relative_to == "original" else None
@@ -251,7 +227,7 @@ class Study:
             select=select,
             multiple_of=multiple_of,
             methods=self._comparable() if methods is None and scores is None else methods,
-            skip=_globs(skip),
+            skip=globs_of(skip),
             of=of,
         )
         if scores is None:
@@ -280,7 +256,7 @@ class Study:
         """Methods whose damages are in one unit; None for all."""
         if self.has_bias or not self.curves:
             return None
-        return tuple(method for method in self.methods if method != "channel_pruning")
+        return tuple(method for method in self.methods if not replaces_groups(method))
 
     @outside_inference_mode
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
@@ -305,18 +281,27 @@ class Study:
         check_on_layer(on_layer)
         session = session_of(self)
         phases = Phases(shown=session.progress)
-        result = build_result(session, plan, self.grams, self.curves, on_layer, sequential, phases)
+        result = build_result(
+            session, plan, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
+        )
         told = self._with_damages(result)
         return told.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _with_damages(self, result: Result) -> Result:
-        """A result that knows what this study predicted for its groups and blocks."""
+        """A result that knows what this study predicted for its layers, groups and blocks."""
+        layers = tuple(
+            layer
+            if layer.setting is None
+            else replace(layer, damage=damage_at(self.curves, layer.name, layer.setting))
+            for layer in result.layers
+        )
         groups = {
             name: group_damage_at(self.group_curves, name, kept) for name, kept in result.plan.groups.items()
         }
         blocks = {name: block_damage_at(self.block_damages, name) for name in result.plan.dropped}
         return replace(
             result,
+            layers=layers,
             group_damages={name: damage for name, damage in groups.items() if damage is not None},
             block_damages={name: damage for name, damage in blocks.items() if damage is not None},
         )
@@ -341,44 +326,22 @@ class Study:
         Raises:
             FileError: it cannot be written.
         """
-        store = Store(path)
-        # First and last, so that a directory with this file is whole.
-        known = fingerprint_in(store)
-        store.remove(STUDY_FILE)
-        if known is not None and dict(known) != dict(self.fingerprint):
-            # Of another study: what is left of it must not be taken for this one's.
-            for name in (
-                "gradients.safetensors",
-                PREVIOUS_FILE,
-                *(path.name for kind in CURVE_FILES for path in store.root.glob(kind)),
-            ):
-                store.remove(name)
-        write_fingerprint(store, self.fingerprint)
-        Plan(
-            steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
-        ).save(make_directory(store.root) / UNTOUCHED_FILE)
-        if self.previous is not None:
-            self.previous.save(store.root / PREVIOUS_FILE)
-        write_curves(store, self.layers, self.curves)
-        write_groups(store, self.structure.channels, self.group_curves)
-        write_blocks(store, self.block_damages)
-        store.write_tensors("gradients.safetensors", self.grams)
-        kept: str | None = "the study has no data"
-        if self._session is not None:
-            kept = batches_to_files(store, list(all_batches(self._session.opened)))
-        facts: dict[str, Json] = {
-            "format": FORMAT,
-            "fingerprint": dict(self.fingerprint),
-            "methods": list(self.methods),
-            "unit": self.unit,
-            "notes": [[note.where, note.text] for note in self.notes],
-            "seconds": [[phase, taken] for phase, taken in self.seconds.items()],
-            "inputs": kept is None,
-            "inputs_reason": kept,
-            "options": options_to_json(self._session.options) if self._session is not None else None,
-            "outputs": outputs_to_json(self._session.outputs) if self._session is not None else None,
-        }
-        store.write_json(STUDY_FILE, facts)
+        record = StudyRecord(
+            structure=self.structure,
+            before=self.before,
+            has_bias=self.has_bias,
+            curves=self.curves,
+            group_curves=self.group_curves,
+            block_damages=self.block_damages,
+            methods=self.methods,
+            grams=self.grams,
+            unit=self.unit,
+            notes=self.notes,
+            seconds=self.seconds,
+            fingerprint=self.fingerprint,
+            previous=self.previous,
+        )
+        write_study(Store(path), record, self._session)
 
     @classmethod
     @outside_inference_mode
@@ -412,95 +375,47 @@ class Study:
             StudyError: the model or the data are not those of the study.
         """
         store = Store(path)
-        if store.has(RUN_FILE) and not store.has(STUDY_FILE):
-            raise StudyError(
-                f"the study in {store.root} was not finished; run it again with this run_dir to go on"
-            )
-        facts = store.read_json(STUDY_FILE)
-        check_format(store)
-        untouched = Plan.load(store.root / UNTOUCHED_FILE)
-        structure = untouched.steps[0].structure
-        notes = [
-            Note(where=str(n[0]), text=str(n[1])) for n in list_of(facts, "notes") if isinstance(n, list)
-        ]
-        fingerprint = {str(key): str(value) for key, value in object_of(facts, "fingerprint").items()}
+        record = read_study(store)
         study = cls(
-            structure=structure,
-            before=untouched.before,
-            has_bias=untouched.has_bias,
-            curves=read_curves(store, tuple(structure.layers.values())),
-            methods=tuple(method for method in METHODS if method in list_of(facts, "methods")),
-            grams=store.read_tensors("gradients.safetensors"),
-            unit=str(facts.get("unit")),
-            notes=tuple(notes),
-            seconds={
-                str(pair[0]): float(str(pair[1]))
-                for pair in list_of(facts, "seconds")
-                if isinstance(pair, list)
-            },
-            fingerprint=fingerprint,
-            previous=Plan.load(store.root / PREVIOUS_FILE) if store.has(PREVIOUS_FILE) else None,
-            group_curves=read_group_curves(store, structure.channels),
-            block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
+            structure=record.structure,
+            before=record.before,
+            has_bias=record.has_bias,
+            curves=record.curves,
+            methods=record.methods,
+            grams=record.grams,
+            unit=record.unit,
+            notes=record.notes,
+            seconds=record.seconds,
+            fingerprint=record.fingerprint,
+            previous=record.previous,
+            group_curves=record.group_curves,
+            block_damages=record.block_damages,
         )
         if model is None:
             return study
-        if facts.get("outputs") == "function" and outputs is None:
-            raise StudyError(
-                "the study was made with outputs= as a function, which no file can keep; "
-                "pass the same outputs= again"
+        outputs = saved_outputs(record, outputs)
+        check_structure(record.untouched, structure_of(describe_layers(model)))
+        if record.options is None:
+            raise FileError(
+                f"{store.root} keeps no options, since the study was saved without its model; study again"
             )
-        kept = facts.get("outputs")
-        if outputs is None and isinstance(kept, str | int):
-            outputs = kept
-        return study._with_model(store, facts, model, batches, inputs, outputs, run_dir, progress)
-
-    def _with_model(
-        self,
-        store: Store,
-        facts: Mapping[str, Json],
-        model: nn.Module,
-        batches: Iterable[object] | None,
-        inputs: Inputs,
-        outputs: OutputChoice,
-        run_dir: str | os.PathLike[str] | None,
-        progress: bool,
-    ) -> "Study":
-        check_structure(
-            Plan(
-                steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
-            ),
-            structure_of(describe_layers(model)),
-        )
-        options = options_from_json(object_of(facts, "options"))
         if batches is None:
-            if facts.get("inputs") is not True:
-                raise StudyError(
-                    f"{store.root} holds no inputs ({facts.get('inputs_reason')}); "
-                    "pass batches= to apply plans"
-                )
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            batches, inputs = batch_from_files(store), mover(device)
-        opened = open_data(model, batches, inputs, outputs, options, Phases(shown=False))
-        found = fingerprint_of(model, opened, outputs, options, self.previous)
-        differing = [key for key, value in found.items() if self.fingerprint.get(key) != value]
-        if differing:
-            raise StudyError(
-                f"the study in {store.root} was made of other {' and '.join(differing)}; "
-                "pass the same model and data, or study again"
-            )
-        device = next(opened.original.parameters()).device
-        session = Session(
-            opened=opened,
-            outputs=outputs,
-            options=options,
+            source = saved_source(store, record, outputs, device)
+        else:
+            source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
+        session = open_session(model, source, record.options, Phases(shown=False))
+        fingerprint = fingerprint_of(session, model, record.previous)
+        check_same(fingerprint, record, store)
+        session = replace(
+            session,
             progress=progress,
             run_dir=None if run_dir is None else Path(run_dir),
-            fingerprint=found,
+            fingerprint=fingerprint,
         )
-        return replace(
-            self, _session=session, grams={name: gram.to(device) for name, gram in self.grams.items()}
-        )
+        device = next(session.original.parameters()).device
+        grams = {name: gram.to(device) for name, gram in record.grams.items()}
+        return replace(study, _session=session, grams=grams)
 
 
 def study(
@@ -563,11 +478,9 @@ def study(
         PlanError: ``previous`` did not make this model.
     """
     model, previous = resolve_model(model, previous)
-    if isinstance(methods, str):
-        raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
     options = Options(
-        methods=_in_order(methods),
-        skip=_globs(skip),
+        methods=methods_in_order(methods),
+        skip=globs_of(skip),
         likelihood=likelihood,
         fisher=fisher,
         draws=draws,
@@ -576,26 +489,16 @@ def study(
         channel_order=channel_order,
         seed=seed,
     )
-    return study_with(
-        model,
-        batches,
-        inputs=inputs,
-        outputs=outputs,
-        options=options,
-        run_dir=run_dir,
-        progress=progress,
-        previous=previous,
-    )
+    source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
+    return study_with(model, source, options, run_dir=run_dir, progress=progress, previous=previous)
 
 
 @outside_inference_mode
 def study_with(
     model: nn.Module,
-    batches: Iterable[object],
-    *,
-    inputs: Inputs,
-    outputs: OutputChoice,
+    source: DataSource,
     options: Options,
+    *,
     run_dir: str | os.PathLike[str] | None,
     progress: bool,
     previous: Plan | None,
@@ -604,9 +507,7 @@ def study_with(
 
     Args:
         model: any module.
-        batches: as in ``study``.
-        inputs: as in ``study``.
-        outputs: as in ``study``.
+        source: the data.
         options: what shall be measured.
         run_dir: as in ``study``.
         progress: as in ``study``.
@@ -623,28 +524,27 @@ def study_with(
     if previous is not None:
         _check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
-    opened = open_data(model, batches, inputs, outputs, options, phases)
-    if previous is not None and opened.captured.before.params != previous.after.params:
+    session = open_session(model, source, options, phases)
+    before = session.captured.before
+    if previous is not None and before.params != previous.after.params:
         raise PlanError(
             f"previous: it made a model of {previous.after.params:,} params, and this one has "
-            f"{opened.captured.before.params:,}; give the plan of the result that the model came from"
+            f"{before.params:,}; give the plan of the result that the model came from"
         )
-    fingerprint = fingerprint_of(model, opened, outputs, options, previous)
+    fingerprint = fingerprint_of(session, model, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
         claim(store, fingerprint)
-    measured = measure(opened, outputs, options, phases, store)
-    session = Session(
-        opened=opened,
-        outputs=outputs,
-        options=options,
+    session = replace(
+        session,
         progress=progress,
         run_dir=None if store is None else store.root,
         fingerprint=fingerprint,
     )
+    measured = measure(session, Run(phases=phases, store=store))
     done = Study(
         structure=structure_of(measured.layers, measured.channels),
-        before=opened.captured.before,
+        before=before,
         has_bias=options.has_bias,
         curves=measured.curves,
         group_curves=measured.group_curves,
@@ -652,7 +552,7 @@ def study_with(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*opened.notes, *measured.notes, *_step_notes(previous)),
+        notes=(*session.notes, *measured.notes, *_step_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
@@ -661,17 +561,6 @@ def study_with(
     if store is not None:
         done.save(store.root)
     return done
-
-
-def _in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
-    """Known methods in the order of the table, once each; unknown ones last, to be refused."""
-    unknown = tuple(method for method in methods if method not in METHODS)
-    return (*(method for method in METHODS if method in methods), *unknown)
-
-
-def _globs(skip: Sequence[str]) -> tuple[str, ...]:
-    """One glob as text stands for itself."""
-    return (skip,) if isinstance(skip, str) else tuple(skip)
 
 
 def check_plan(plan: object) -> None:
@@ -738,9 +627,7 @@ def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None
     replaced = {name for step in previous.steps for name in step.settings}
     for step in previous.steps:
         for name, setting in step.settings.items():
-            first = f"{name}.0"
-            weight = getattr(modules.get(first), "weight", None)
-            if first not in replaced and (not isinstance(weight, Tensor) or len(weight) != setting.rank):
+            if not is_replacement(modules, step.structure.layers[name], setting, replaced=replaced):
                 raise PlanError(
                     f"previous: it did not make this model: {name!r} is no pair of rank {setting.rank}; give "
                     "the plan of the result that the model came from"

@@ -12,12 +12,12 @@ from slimrank._result import Result
 from slimrank.calibrate import measure_divergence
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, slimmed_spec
-from slimrank.fitting import Data, LayerFiles, OnLayer, apply_plan, work_of
+from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
-from slimrank.records import Cost, Curve, LayerResult, LayerSpec, Note, ratio_of
+from slimrank.records import Cost, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import slimmed_text
-from slimrank.survey import Opened, Session, restored_copy
+from slimrank.survey import Session, restored_copy
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
 _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")
@@ -27,38 +27,40 @@ _MUCH_NATS, _MUCH_RELATIVE = 1.0, 0.5
 def build_result(
     session: Session,
     plan: Plan,
-    grams: Mapping[str, Tensor],
-    curves: Sequence[Curve],
-    on_layer: OnLayer | None,
-    sequential: bool,
     phases: Phases,
+    *,
+    grams: Mapping[str, Tensor],
+    on_layer: OnLayer | None = None,
+    sequential: bool = True,
 ) -> Result:
     """Applies a plan with data, then counts and measures what came out.
 
     Args:
         session: model, data and options.
         plan: checked against the model.
+        phases: progress.
         grams: (C_out, C_out) second moments of output gradients by layer.
-        curves: to tell predicted damage by layer; may be empty.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
         sequential: fit layers to the inputs of the compressed model.
-        phases: progress.
 
     Returns:
-        The result.
+        The result, without the damages that a study predicts.
     """
-    opened, options = session.opened, session.options
     data = None
-    if not options.data_free:
+    if not session.options.data_free:
         data = Data(
-            original=opened.original, feed=opened.feed, grams=grams, seed=options.seed, sequential=sequential
+            original=session.original,
+            feed=session.feed,
+            grams=grams,
+            seed=session.options.seed,
+            sequential=sequential,
         )
     journal = None
     if session.run_dir is not None and on_layer is None:
         journal = LayerFiles(session.run_dir, plan, sequential, session.fingerprint)
-    with phases.phase("apply", len(work_of(plan))) as advance:
+    with phases.phase("apply", len(layer_tasks(plan))) as advance:
         applied = apply_plan(
-            restored_copy(opened),
+            restored_copy(session),
             plan,
             data=data,
             on_layer=on_layer,
@@ -68,36 +70,36 @@ def build_result(
     with phases.phase("verify", 1) as advance:
         divergence = _divergence(session, applied.model)
         with eval_mode(applied.model):
-            after, by_module, _ = count_by_module(applied.model, opened.captured.sample)
+            after, by_module, _ = count_by_module(applied.model, session.captured.sample)
         advance(1)
     plan = applied.plan
-    layers = _layer_results(plan, opened.captured.layers, applied.fits, curves, applied.model, by_module)
     return Result(
         model=applied.model,
         plan=plan,
-        before=plan.before if len(plan.steps) > 1 else opened.captured.before,
+        before=plan.before if len(plan.steps) > 1 else session.captured.before,
         after=after,
-        layers=layers,
+        layers=_layer_results(applied, session.captured.layers, by_module),
         divergence=divergence,
         damage=plan.damage,
-        unit=opened.likelihood.unit,
+        unit=session.likelihood.unit,
         damage_unit=session.damage_unit,
-        notes=(*applied.notes, *_warnings(opened, divergence), *_step_notes(plan)),
+        notes=(*applied.notes, *_warnings(session, divergence), *_step_notes(plan)),
         seconds=phases.seconds,
     )
 
 
-def _warnings(opened: Opened, divergence: float) -> list[Note]:
+def _warnings(session: Session, divergence: float) -> list[Note]:
     notes = []
-    if divergence > (_MUCH_RELATIVE if opened.likelihood.unit == "relative squared error" else _MUCH_NATS):
+    unit = session.likelihood.unit
+    if divergence > (_MUCH_RELATIVE if unit == "relative squared error" else _MUCH_NATS):
         notes.append(
             Note(
                 where="verify",
-                text=f"divergence {divergence:.3g} {opened.likelihood.unit}: the outputs have little left of "
+                text=f"divergence {divergence:.3g} {unit}: the outputs have little left of "
                 "the original's; give a larger budget or more samples, or train the result",
             )
         )
-    if any(opened.modes.values()):
+    if any(session.modes.values()):
         notes.append(
             Note(
                 where="verify",
@@ -124,7 +126,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     """Applies a plan without data: factors from the weights alone, nothing measured.
 
     Args:
-        model: the caller's; it is copied.
+        model: a copy that is given up for it: it becomes the compressed model.
         plan: checked against the model.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
         phases: progress.
@@ -132,9 +134,14 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
     Returns:
         The result; its notes say that there were no data.
     """
-    with phases.phase("apply", len(work_of(plan))) as advance:
+    with phases.phase("apply", len(layer_tasks(plan))) as advance:
         applied = apply_plan(
-            model, plan, data=None, on_layer=on_layer, journal=None, advance=lambda _name: advance(1)
+            model,
+            plan,
+            data=None,
+            on_layer=on_layer,
+            journal=None,
+            advance=lambda _name: advance(1),
         )
     params, n_bytes = stored(applied.model)
     layers = tuple(plan.steps[-1].structure.layers.values()) if plan.steps else ()
@@ -143,7 +150,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
         plan=plan,
         before=plan.before,
         after=Cost(macs=plan.after.macs, params=params, bytes=n_bytes),
-        layers=_layer_results(plan, layers, applied.fits, (), applied.model, None),
+        layers=_layer_results(applied, layers, None),
         divergence=None,
         damage=None,
         unit="",
@@ -179,7 +186,7 @@ def measured_from(session: Session, result: Result) -> Result:
     notes = [note for note in result.notes if note != _AGAINST_START]
     return replace(
         result,
-        before=session.opened.captured.before,
+        before=session.captured.before,
         divergence=_divergence(session, result.model),
         notes=(*notes, _AGAINST_FIRST),
     )
@@ -195,37 +202,27 @@ def _divergence(session: Session, model: nn.Module) -> float:
     Returns:
         The divergence, in the session's unit.
     """
-    opened, outputs = session.opened, session.outputs
-    feed = opened.feed
+    feed, outputs = session.feed, session.outputs
     with torch.no_grad(), eval_mode(model):
         return measure_divergence(
             (run(model, batch) for batch in feed.stream(feed.held_out)),
-            (pick_outputs(run(opened.original, batch), outputs) for batch in feed.stream(feed.held_out)),
+            (pick_outputs(run(session.original, batch), outputs) for batch in feed.stream(feed.held_out)),
             feed.stream(feed.held_out),
-            opened.likelihood,
+            session.likelihood,
             outputs,
         )
 
 
 def _layer_results(
-    plan: Plan,
-    layers: Sequence[LayerSpec],
-    fits: Mapping[str, str],
-    curves: Sequence[Curve],
-    model: nn.Module,
-    macs_by_module: Mapping[str, int] | None,
+    applied: Applied, layers: Sequence[LayerSpec], macs_by_module: Mapping[str, int] | None
 ) -> tuple[LayerResult, ...]:
-    damages = {
-        (curve.layer, curve.form, int(rank)): float(damage)
-        for curve in curves
-        if curve.layer in plan.settings
-        for rank, damage in zip(curve.ranks, curve.damage, strict=True)
-    }
+    """What became of each layer; ``macs_by_module`` as counted, None where no batch is known."""
+    plan = applied.plan
     results = []
     for spec in layers:
         before = Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize)
         setting, slimmed = plan.settings.get(spec.name), slimmed_text(plan.steps[-1], spec)
-        if slimmed is None and setting is None and spec.name in fits:
+        if slimmed is None and setting is None and spec.name in applied.fits:
             slimmed = "fitted anew behind a dropped block"
         if setting is None and slimmed is None:
             # As the study tells it: channels of a layer without a pair may go all the same.
@@ -236,11 +233,10 @@ def _layer_results(
             LayerResult(
                 name=spec.name,
                 before=before,
-                after=_cost_of(plan, spec, model, macs_by_module),
+                after=_cost_of(plan, spec, applied.model, macs_by_module),
                 setting=setting,
                 slimmed=slimmed,
-                damage=None if setting is None else damages.get((spec.name, setting.form, setting.rank)),
-                fit=fits.get(spec.name),
+                fit=applied.fits.get(spec.name),
             )
         )
     return tuple(results)

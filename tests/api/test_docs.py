@@ -5,10 +5,12 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import slimrank
 from slimrank import _errors
 
 _ROOT = Path(__file__).parents[2]
@@ -55,3 +57,28 @@ def test_every_error_is_on_its_page_with_its_standard_type() -> None:
     for name, error in errors.items():
         bases = {base.__name__ for base in error.__bases__} - {"SlimrankError"}
         assert set(re.findall(r"`(\w+)`", listed[name])) == bases, name
+
+
+def _args(call: Callable[..., object]) -> set[str]:
+    """Parameters that a docstring explains itself."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", inspect.getdoc(call) or "", re.MULTILINE | re.DOTALL)
+    assert section is not None, f"{call} explains no parameter"
+    return set(re.findall(r"^    (\w+): ", section[1], re.MULTILINE))
+
+
+def _explained_in(call: Callable[..., object], other: str) -> set[str]:
+    """Parameters that a docstring leaves to another one."""
+    text = " ".join((inspect.getdoc(call) or "").split())
+    sentence = re.search(rf"These(?: arguments)? are explained in ``{re.escape(other)}``: ([\w`, ]+)\.", text)
+    return set() if sentence is None else set(re.findall(r"``(\w+)``", sentence[1]))
+
+
+@pytest.mark.parametrize("call", [slimrank.study, slimrank.compress, slimrank.apply, slimrank.Study.plan])
+def test_every_argument_is_explained_once(call: Callable[..., object]) -> None:
+    parameters = inspect.signature(call).parameters
+    by_study, by_plan = _explained_in(call, "slimrank.study"), _explained_in(call, "Study.plan")
+    assert sorted([*_args(call), *by_study, *by_plan]) == sorted(parameters.keys() - {"self"})
+    for names, other in ((by_study, slimrank.study), (by_plan, slimrank.Study.plan)):
+        theirs = inspect.signature(other).parameters
+        assert names <= _args(other)
+        assert [name for name in names if parameters[name].default != theirs[name].default] == []

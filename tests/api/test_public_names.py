@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public face changes only on purpose: with its frozen list, and with the changelog."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
+
+import pytest
 
 import slimrank
 from slimrank import _errors
@@ -22,6 +25,16 @@ def test_public_names_are_the_frozen_list() -> None:
 def test_public_names_are_sorted_and_exist() -> None:
     assert _frozen_names() == sorted(_frozen_names())
     assert [name for name in slimrank.__all__ if not hasattr(slimrank, name)] == []
+
+
+def test_dir_lists_the_public_names_alone() -> None:
+    assert dir(slimrank) == _frozen_names()
+
+
+@pytest.mark.parametrize("room", ["plan", "survey", "forward"])
+def test_rooms_can_be_imported_although_dir_leaves_them_out(room: str) -> None:
+    module = importlib.import_module(f"slimrank.{room}")
+    assert getattr(slimrank, room) is module
 
 
 def test_every_error_is_public_and_also_a_standard_error() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows
 from slimrank.capture import count_cost, describe_layers
-from slimrank.cost import FORMS, forms_of, max_rank, pair_cost
+from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank, pair_cost
 from slimrank.forward import Batch
 from slimrank.linalg import MomentSums
-from slimrank.methods import METHODS, RULES, TABLE, Pair, Target, build_pair, fit_pair, metric_roots
+from slimrank.methods import METHODS, Pair, Target, build_modules, fit_pair, metric_roots
 from slimrank.records import Call, Form, LayerSpec
 from slimrank.surgery import dense_weight
 
@@ -101,7 +101,7 @@ class Problem:
         return fit_pair(self.spec, form, rank, self.target, alternations=alternations)
 
     def replacement(self, form: Form, rank: int) -> nn.Sequential:
-        return nn.Sequential(*build_pair(self.spec, self.layer, self.fit(form, rank), self.bias))
+        return nn.Sequential(*build_modules(self.spec, self.layer, self.fit(form, rank), self.bias))
 
 
 def _problem(name: str, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Problem:
@@ -127,17 +127,16 @@ def _problem(name: str, rng: torch.Generator, dtype: torch.dtype = torch.float64
     )
 
 
-def test_every_form_has_one_rule_and_a_cost() -> None:
+def test_every_form_has_one_row_of_one_method() -> None:
     # Channels go in groups, not by forms of single layers.
-    assert (*TABLE, "channel_pruning") == METHODS
-    rules = [rule.form for method in TABLE for rule in TABLE[method]]
-    assert len(set(rules)) == len(rules)
-    assert set(rules) == set(RULES)
-    assert {method: tuple(rule.form for rule in TABLE[method]) for method in TABLE} == dict(FORMS)
+    assert (*FORMS, "channel_pruning") == METHODS
+    forms = [form for method in FORMS for form in FORMS[method]]
+    assert len(set(forms)) == len(forms)
+    assert set(forms) == set(FORM_ROWS)
 
 
 def test_the_grid_reaches_every_form() -> None:
-    assert {form for _, form in _GRID} == set(RULES)
+    assert {form for _, form in _GRID} == set(FORM_ROWS)
 
 
 @_grid
@@ -210,7 +209,7 @@ def test_mode_and_requires_grad_are_kept(
 ) -> None:
     problem = _problem(name, rng)
     problem.layer.train(training).requires_grad_(requires_grad)
-    modules = build_pair(problem.spec, problem.layer, problem.fit(form, 2), problem.bias)
+    modules = build_modules(problem.spec, problem.layer, problem.fit(form, 2), problem.bias)
     assert [module.training for module in modules] == [training, training]
     flags = [p.requires_grad for module in modules for p in module.parameters()]
     assert flags == [requires_grad] * 3
@@ -221,7 +220,7 @@ def test_mode_and_requires_grad_are_kept(
 def test_weight_and_bias_keep_their_own_requires_grad(name: str, form: Form, rng: torch.Generator) -> None:
     problem = _problem(name, rng)
     problem.layer.bias.requires_grad_(False)
-    first, second = build_pair(problem.spec, problem.layer, problem.fit(form, 1), problem.bias)
+    first, second = build_modules(problem.spec, problem.layer, problem.fit(form, 1), problem.bias)
     assert first.weight.requires_grad
     assert second.weight.requires_grad
     assert not second.bias.requires_grad
@@ -230,10 +229,10 @@ def test_weight_and_bias_keep_their_own_requires_grad(name: str, form: Form, rng
 @pytest.mark.parametrize(("name", "form"), _SMALL_GRID)
 def test_a_bias_is_there_when_asked_for(name: str, form: Form, rng: torch.Generator) -> None:
     problem = _problem(name, rng)
-    without = build_pair(problem.spec, problem.layer, problem.fit(form, 1), None)
+    without = build_modules(problem.spec, problem.layer, problem.fit(form, 1), None)
     assert [module.bias is None for module in without] == [True, True]
     wanted = torch.randn(len(problem.target.dense), dtype=torch.float64, generator=rng)
-    first, second = build_pair(problem.spec, problem.layer, problem.fit(form, 1), wanted)
+    first, second = build_modules(problem.spec, problem.layer, problem.fit(form, 1), wanted)
     assert first.bias is None
     assert torch.equal(second.bias.detach(), wanted)
 

@@ -274,7 +274,7 @@ def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
 @pytest.mark.parametrize("macs", ["0", "-1", "1.01", "nan"])
 def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: str) -> None:
     line = _refused("compress", _MODEL, _BATCHES, f"--macs={macs}", "--out", "small")
-    assert "is no keep ratio; give a number in (0, 1]" in line
+    assert "is no keep ratio (cost after / cost before) in (0, 1]; give e.g. macs=0.5" in line
     assert not (folder / "small").exists()
 
 

@@ -300,7 +300,7 @@ def test_a_plan_of_another_format_or_with_other_keys_is_refused(study: sr.Study,
     study.plan(macs=0.5).save(path)
     content = json.loads(path.read_text())
     for change, words in (
-        ({"format": 2}, "format 2 is unknown, this version reads 1"),
+        ({"format": 2}, "has format 2, this version reads 1"),
         ({"budgetz": {}}, "unknown key 'budgetz'; did you mean 'budgets'"),
     ):
         path.write_text(json.dumps({**content, **change}))
@@ -320,6 +320,15 @@ def test_what_is_no_directory_of_slimrank(nets: ModuleType, tmp_path: Path) -> N
 
 
 class TestSavedStudy:
+    @pytest.mark.parametrize("asked", [{"data_free": True}, {"fisher": False}], ids=repr)
+    def test_without_gradients(self, asked: dict[str, bool], nets: ModuleType, tmp_path: Path) -> None:
+        made = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False, run_dir=tmp_path / "run", **asked)  # type: ignore[arg-type]
+        loaded = sr.Study.load(tmp_path / "run", model=nets.cnn(), progress=False)
+        assert loaded.grams == made.grams == {}
+        plan = made.plan(macs=0.6)
+        assert loaded.plan(macs=0.6) == plan
+        assert loaded.apply(plan).after == made.apply(plan).after
+
     def test_plans_without_a_model(self, study: sr.Study, tmp_path: Path) -> None:
         study.save(tmp_path / "study")
         loaded = sr.Study.load(tmp_path / "study")

@@ -15,8 +15,8 @@ import seams
 import slimrank as sr
 from slimrank import measure_scores
 from slimrank.plan import plan_on
-from slimrank.records import Method
-from slimrank.scores import PRUNING, ScoreFn, Scores
+from slimrank.records import PRUNING, Method
+from slimrank.scores import ScoreFn, Scores
 
 PRUNED: tuple[Method, ...] = (PRUNING,)
 

@@ -237,9 +237,14 @@ def test_search_split_by_score_can_prefer_two_steps(study: sr.Study) -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ({}, sr.BudgetError, "exactly one budget, and 0 are given"),
+        ({}, sr.BudgetError, "search_split needs exactly one budget, and 0 are given; give macs="),
         ({"macs": 0.5, "params": 0.5}, sr.BudgetError, "exactly one budget, and 2 are given"),
-        ({"bytes": 1.5}, sr.BudgetError, "bytes=1.5 is no keep ratio below 1"),
+        ({"macs": 1.0}, sr.BudgetError, r"macs=1\.0 is no keep ratio .* in \(0, 1\); give e\.g\. macs=0\.5"),
+        (
+            {"bytes": 1.5},
+            sr.BudgetError,
+            r"bytes=1\.5 is no keep ratio .* in \(0, 1\); give e\.g\. bytes",
+        ),
         ({"macs": 0.5, "splits": (0.4,)}, sr.OptionError, "0.4 is not between the budget 0.5 and 1"),
         ({"macs": 0.5, "methods": ("weight_svd",)}, sr.OptionError, "give two different ones"),
         ({"macs": 0.001}, sr.BudgetError, "nothing can be built: .*raise the budget"),

@@ -102,7 +102,7 @@ def test_all_load_exactly_in_a_new_process(
     python(
         """
 import slimrank as sr, zoo_nets
-from slimrank.graph import named_tensors
+from slimrank.forward import named_tensors
 for name, net in zoo_nets.NETS.items():
     batch = net.batches(n=2, size=4)[0]
     with torch.no_grad():

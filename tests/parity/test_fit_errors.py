@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, output_rows
 from slimrank.capture import describe_layers
-from slimrank.cost import forms_of, max_rank
+from slimrank.cost import FORM_ROWS, forms_of, max_rank
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,
-    RULES,
     Target,
-    build_pair,
+    build_modules,
     effective_weight,
     error_by_rank,
     fit_pair,
@@ -106,13 +105,13 @@ def test_predicted_error_is_the_measured_one(
         # The bias absorbs the mean.
         mean_out = target.dense @ target.moments.mean + layer.bias
         bias = mean_out - weight @ target.moments.mean
-        modules = nn.Sequential(*build_pair(spec, layer, pair, bias))
+        modules = nn.Sequential(*build_modules(spec, layer, pair, bias))
         difference = output_rows(spec, modules(x) - layer(x)) @ target.root
         measured = float(difference.square().sum(1).mean()) / 2
         predicted = float(target.moments.gram(target.root @ (target.dense - weight)).trace()) / 2
         # Both on un-ridged moments; the moments are sums of float32 products.
         assert predicted == pytest.approx(measured, rel=1e-4)
-        if RULES[form].is_closed:
+        if FORM_ROWS[form].is_closed:
             assert float(errors[rank]) == pytest.approx(measured, rel=1e-4)
         else:
             assert measured <= float(errors[rank]) * (1 + 1e-4)
@@ -138,7 +137,7 @@ def test_no_bias_is_better_than_the_one_that_absorbs_the_mean(
     best = target.dense @ target.moments.mean + layer.bias - weight @ target.moments.mean
 
     def measured(bias: Tensor) -> float:
-        modules = nn.Sequential(*build_pair(spec, layer, pair, bias))
+        modules = nn.Sequential(*build_modules(spec, layer, pair, bias))
         return float(output_rows(spec, modules(x) - layer(x)).square().sum())
 
     for _ in range(3):

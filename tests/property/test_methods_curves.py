@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from slimrank.capture import describe_layers
-from slimrank.cost import forms_of, max_rank, pair_costs
+from slimrank.cost import FORM_ROWS, forms_of, max_rank, pair_costs
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,
-    RULES,
     Anchor,
     Target,
     anchored_curves,
@@ -105,7 +104,7 @@ def test_refinement_never_raises_the_error(
     # Up to roundings of the whole: moments are sums of float32 products.
     assert errors[1] <= errors[0] + 1e-6 * whole
     assert errors[2] <= errors[1] + 1e-6 * whole
-    if not RULES[form].is_closed:
+    if not FORM_ROWS[form].is_closed:
         assert errors[0] <= float(error_by_rank(spec, form, target)[rank]) + 1e-6 * whole
 
 

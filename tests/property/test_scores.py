@@ -12,8 +12,8 @@ from slimrank import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.methods import METHODS, never_falling
 from slimrank.plan import Structure, structure_of
-from slimrank.records import Cost, LayerSpec
-from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, score_curves, scored_source
+from slimrank.records import PRUNING, Cost, LayerSpec
+from slimrank.scores import CHANNELS, ScoreEntry, Scores, score_curves, scored_source
 from slimrank.select import Select, select_plan
 from specs import Source, conv2d, linear
 

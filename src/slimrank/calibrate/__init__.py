@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches to second moments; the loss and the divergence."""
 
+from slimrank.calibrate._chunks import Chunk, Collecting, moment_chunks
 from slimrank.calibrate._divergence import measure_divergence, read_likelihood, reference_outputs
 from slimrank.calibrate._feed import Feed, first_batch, open_feed, spread
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
@@ -15,6 +16,8 @@ from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted
 from slimrank.calibrate._rows import draw_positions, input_rows, n_positions, output_rows, token_mask
 
 __all__ = [
+    "Chunk",
+    "Collecting",
     "Feed",
     "GradientOptions",
     "Likelihood",
@@ -29,6 +32,7 @@ __all__ = [
     "input_rows",
     "layer_seed",
     "measure_divergence",
+    "moment_chunks",
     "n_positions",
     "open_feed",
     "output_rows",

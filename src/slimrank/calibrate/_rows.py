@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slimrank.cost import RowView, row_view
 from slimrank.forward import Batch
 from slimrank.records import LayerSpec
 
@@ -67,19 +68,20 @@ def draw_positions(
 
 
 def n_positions(spec: LayerSpec, input_shape: tuple[int, ...]) -> int:
-    """Output positions of a call, all samples."""
-    if spec.kind == "linear":
+    """Rows that a call of a layer gives, all samples: output positions; input ones where it is transposed."""
+    view = row_view(spec)
+    if view.is_linear:
         return prod(input_shape[:-1])
-    dims = len(spec.kernel)
-    return prod(input_shape[: -dims - 1]) * prod(_output_size(spec, input_shape[-dims:]))
+    dims = len(view.kernel)
+    return prod(input_shape[: -dims - 1]) * prod(_n_patches(view, input_shape[-dims:]))
 
 
 def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
-    """What the layer sees at some output positions.
+    """What the layer sees at some positions.
 
     Args:
         layer: the module (its padding is taken from it).
-        spec: its geometry.
+        spec: the layer.
         x: its input.
         positions: (S,) int64 from ``draw_positions``.
 
@@ -87,13 +89,14 @@ def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) 
         (S, D), dtype of x: rows in the order of ``weight.flatten(1)``.
     """
     positions = positions.to(x.device)
-    if spec.kind == "linear":
+    view = row_view(spec)
+    if view.is_linear:
         return x.reshape(-1, x.shape[-1])[positions]
-    dims = len(spec.kernel)
+    dims = len(view.kernel)
     x = x.reshape(-1, *x.shape[-dims - 1 :])
-    out_size = _output_size(spec, tuple(x.shape[-dims:]))
+    out_size = _n_patches(view, tuple(x.shape[-dims:]))
     pads: list[int] = list(getattr(layer, "_reversed_padding_repeated_twice", [0] * (2 * dims)))
-    if spec.padding == "valid":
+    if view.padding == "valid":
         pads = [0] * (2 * dims)
     if any(pads):
         mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
@@ -108,9 +111,9 @@ def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) 
     offsets = torch.zeros(1, dtype=torch.int64, device=x.device)
     for dim in range(dims):
         below_out, below = prod(out_size[dim + 1 :]), prod(size[dim + 1 :])
-        start = start + (inside // below_out) * spec.stride[dim] * below
+        start = start + (inside // below_out) * view.stride[dim] * below
         inside = inside % below_out
-        taps = torch.arange(spec.kernel[dim], device=x.device) * spec.dilation[dim] * below
+        taps = torch.arange(view.kernel[dim], device=x.device) * view.dilation[dim] * below
         offsets = (offsets[:, None] + taps).reshape(-1)
     gathered = flat[(start[:, None] + offsets).reshape(-1)]
     # (S * taps, C) -> (S, C, taps) -> (S, D)
@@ -126,11 +129,12 @@ def output_rows(spec: LayerSpec, y: Tensor) -> Tensor:
     return y.movedim(1, -1).reshape(-1, y.shape[1])
 
 
-def _output_size(spec: LayerSpec, size: tuple[int, ...]) -> tuple[int, ...]:
-    if spec.padding == "same":
+def _n_patches(view: RowView, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Patches of a map of this size, per spatial dimension."""
+    if view.padding == "same":
         return size
-    padding = spec.padding if isinstance(spec.padding, tuple) else (0,) * len(size)
+    padding = view.padding if isinstance(view.padding, tuple) else (0,) * len(size)
     return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(size, padding, spec.dilation, spec.kernel, spec.stride, strict=True)
+        for n, p, d, k, s in zip(size, padding, view.dilation, view.kernel, view.stride, strict=True)
     )

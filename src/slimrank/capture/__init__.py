@@ -3,14 +3,14 @@
 
 from slimrank.capture._blocks import find_blocks
 from slimrank.capture._count import count_by_module, count_cost, stored
-from slimrank.capture._epilogues import Tail, find_norms, find_tails
+from slimrank.capture._epilogues import Epilogue, find_epilogues, find_norms
 from slimrank.capture._layers import Captured, capture, check_compressible, check_weights, describe_layers
 from slimrank.capture._reasons import SKIPPED
 
 __all__ = [
     "SKIPPED",
     "Captured",
-    "Tail",
+    "Epilogue",
     "capture",
     "check_compressible",
     "check_weights",
@@ -18,7 +18,7 @@ __all__ = [
     "count_cost",
     "describe_layers",
     "find_blocks",
+    "find_epilogues",
     "find_norms",
-    "find_tails",
     "stored",
 ]

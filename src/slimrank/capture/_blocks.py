@@ -10,11 +10,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.capture._count import count_by_module
-from slimrank.forward import Batch, named_tensors, quiet_luck, run, training_error
+from slimrank.forward import (
+    Batch,
+    fixed_seed_without_warnings,
+    named_tensors,
+    run,
+    training_error,
+    watch_modules,
+)
 from slimrank.records import BlockSpec
 from slimrank.surgery import copy_model, drop_blocks, light_copy
 
-# A block with more of the MACs than this is the net, not a part of it.
+# Share of the model's MACs. A block with more of them is the net, not a part of it.
 _MAX_SHARE = 0.6
 _aten = torch.ops.aten
 _ADDITIONS = (_aten.add.Tensor, _aten.add_.Tensor)
@@ -40,26 +47,26 @@ def find_blocks(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappi
         called once, with one tensor, gives one of the same shape, holds layers but not most of the MACs, and
         shares nothing with the rest of the model.
     """
-    own = copy_model(model)
-    watched = _movable(own, layers)
-    residual = _residual(own, sample, watched)
+    copy = copy_model(model)
+    watched = _movable(copy, layers)
+    residual = _residual(copy, sample, watched)
     if not residual:
         return {}
-    total, macs, _ = count_by_module(own, sample)
+    total, macs, _ = count_by_module(copy, sample)
     small = [name for name in residual if macs.get(name, 0) <= _MAX_SHARE * total.macs]
-    found = _droppable(own, sample, small)
-    return {name: _spec(own, name, macs.get(name, 0)) for name in residual if name in found}
+    droppable = _droppable(copy, sample, small)
+    return {name: _spec(copy, name, macs.get(name, 0)) for name in residual if name in droppable}
 
 
 def _movable(model: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Modules with layers inside that stand in one place, and whose tensors do too."""
+    """Modules with layers inside that have one name only, and whose tensors belong to nothing outside."""
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    places: dict[int, list[str]] = {}
+    names_of: dict[int, list[str]] = {}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ):
-        places.setdefault(id(tensor), []).append(name)
+        names_of.setdefault(id(tensor), []).append(name)
     around: set[str] = set()
     for layer in layers:
         parts = layer.split(".")
@@ -69,41 +76,36 @@ def _movable(model: nn.Module, layers: Sequence[str]) -> list[str]:
         if name not in around or names[id(module)] > 1:
             continue
         tensors = (*module.parameters(), *module.buffers())
-        if all(place.startswith(f"{name}.") for tensor in tensors for place in places[id(tensor)]):
+        if all(
+            tensor_name.startswith(f"{name}.") for tensor in tensors for tensor_name in names_of[id(tensor)]
+        ):
             movable.append(name)
     return movable
 
 
 def _residual(model: nn.Module, sample: Batch, watched: Sequence[str]) -> list[str]:
-    """Those that are called once and add something to their only input, in execution order."""
-    recorder = _Recorder()
-    handles = []
-    for name in watched:
+    """Modules that are called once and add something to their only input, in execution order."""
+    recorder = _ResidualRecorder()
 
-        def enter(
-            _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
-        ) -> None:
-            recorder.enter(name, args[0] if len(args) == 1 and not kwargs else None)
+    def enter(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        recorder.enter(name, args[0] if len(args) == 1 and not kwargs else None)
 
-        def leave(_m: nn.Module, _i: object, output: object) -> None:
-            recorder.leave(output)
+    def leave(_name: str, _args: object, _kwargs: object, output: object) -> None:
+        recorder.leave(output)
 
-        module = model.get_submodule(name)
-        handles += [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave, always_call=True),
-        ]
-    try:
-        with torch.no_grad(), recorder:
-            run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = [(name, model.get_submodule(name)) for name in watched]
+    # The recorder keeps a stack of running blocks, which an error that the model catches must not shift.
+    with (
+        watch_modules(modules, enter=enter, leave=leave, always_leave=True),
+        torch.no_grad(),
+        recorder,
+    ):
+        run(model, sample)
     return [name for name in recorder.residual if recorder.calls[name] == 1]
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
+class _RunningBlock:
     """A module that is running.
 
     Attributes:
@@ -123,14 +125,14 @@ class _Call:
         self.alive.append(tensor)
 
 
-class _Recorder(TorchDispatchMode):
+class _ResidualRecorder(TorchDispatchMode):
     """Follows the input of every running module through sums and changes of shape."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
         self.residual: list[str] = []
-        self._running: list[_Call] = []
+        self._running: list[_RunningBlock] = []
 
     def enter(self, name: str, x: object) -> None:
         """A module is called.
@@ -140,7 +142,7 @@ class _Recorder(TorchDispatchMode):
             x: its input; anything but a tensor where it has several, or none.
         """
         self.calls[name] += 1
-        call = _Call(name, x if isinstance(x, Tensor) and x.is_floating_point() else None)
+        call = _RunningBlock(name, x if isinstance(x, Tensor) and x.is_floating_point() else None)
         if call.start is not None:
             call.carry(call.start, is_sum=False)
         self._running.append(call)
@@ -162,7 +164,7 @@ class _Recorder(TorchDispatchMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Notes sums and changes of shape; runs everything as it is."""
+        """Runs the operation as it is, then notes whether it adds or only arranges."""
         result = func(*args, **(kwargs or {}))
         for call in self._running:
             if call.start is not None:
@@ -171,7 +173,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _follow(
-    call: _Call,
+    call: _RunningBlock,
     func: torch._ops.OpOverload,
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
@@ -187,7 +189,7 @@ def _follow(
     elif func in _PASSING and carried:
         call.carry(result, is_sum=call.carried[id(carried[0])])
     elif id(result) in call.carried:
-        # Changed in place into something else.
+        # In-place work has made something else of a tensor that was followed.
         del call.carried[id(result)]
 
 
@@ -202,11 +204,11 @@ def _droppable(model: nn.Module, sample: Batch, names: Sequence[str]) -> set[str
         return _runs(without, sample, expected, trains=trains)
 
     innermost = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
-    # What keeps shape and dtype, and is asked for nothing else, is missed by none: mostly one run.
+    # A block keeps shape and dtype, so mostly all of them can go at once: then one run is enough.
     if runs_without(*innermost):
         return innermost
     found: set[str] = set()
-    # Deepest first: what holds a block that goes alone need not go as a whole.
+    # Deepest first: a block that holds another one which can go alone need not go as a whole.
     for name in sorted(names, key=lambda name: -name.count(".")):
         if not any(other.startswith(f"{name}.") for other in found) and runs_without(name):
             found.add(name)
@@ -227,7 +229,7 @@ def _runs(model: nn.Module, sample: Batch, expected: Mapping[str, Tensor], *, tr
 
 
 def _outputs(model: nn.Module, sample: Batch) -> Mapping[str, Tensor]:
-    with torch.no_grad(), quiet_luck(model):
+    with torch.no_grad(), fixed_seed_without_warnings(model):
         result = run(model, sample)
     return {name: tensor for name, tensor in named_tensors(result) if tensor.is_floating_point()}
 

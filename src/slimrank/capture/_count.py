@@ -48,10 +48,10 @@ def count_by_module(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str,
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
     by_module = {}
-    for own in names.values():
+    for names_of_module in names.values():
         # Of the names of a module under two parents, the counter takes one, and not always the first.
-        macs = sum(counts.get(f"{type(model).__name__}.{name}", 0) for name in own)
-        by_module.update({name: macs for name in own if macs})
+        macs = sum(counts.get(f"{type(model).__name__}.{name}", 0) for name in names_of_module)
+        by_module.update({name: macs for name in names_of_module if macs})
     params, n_bytes = stored(model)
     cost = Cost(macs=counter.get_total_flops() // 2, params=params, bytes=n_bytes)
     return cost, by_module, tuple(sorted(counter.uncounted))

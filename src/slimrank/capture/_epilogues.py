@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimrank.forward import Batch, Shortcut, Side, named_tensors, run
+from slimrank.forward import Batch, Shortcut, Side, first_input, named_tensors, run, watch_modules
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _aten = torch.ops.aten
 _ADDITIONS = (_aten.add.Tensor, _aten.add_.Tensor)
 _RELUS = (_aten.relu.default, _aten.relu_.default)
+# Both spellings of ReLU6 and the like; ``relu`` itself has bounds that need not be read.
 _CLIPPINGS = (
     *(_aten.hardtanh.default, _aten.hardtanh_.default, _aten.clamp.default, _aten.clamp_.default),
     *(_aten.clamp_min.default, _aten.clamp_min_.default),
@@ -22,7 +23,7 @@ _CLIPPINGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tail:
+class Epilogue:
     """What follows a layer: ``clip(norm(y) + shortcut)``, each part where it was seen.
 
     Attributes:
@@ -37,7 +38,7 @@ class Tail:
     bounds: tuple[float, float] | None = None
 
 
-def find_tails(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, Tail]:
+def find_epilogues(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, Epilogue]:
     """What happens to the outputs of layers, as one forward shows it by the identity of tensors.
 
     Only chains whose links have no other use are told, of modules that are called once.
@@ -48,10 +49,10 @@ def find_tails(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappin
         layers: names to look for.
 
     Returns:
-        Tail by layer name; layers followed by neither a sum nor a clipping are left out.
+        Epilogue by layer name; layers followed by neither a sum nor a clipping are left out.
     """
     recorder, result = _watched(model, sample, layers)
-    return recorder.tails(result)
+    return recorder.epilogues(result)
 
 
 def find_norms(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, str]:
@@ -72,27 +73,15 @@ def find_norms(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappin
 def _watched(model: nn.Module, sample: Batch, layers: Sequence[str]) -> tuple["_Recorder", object]:
     """One forward, recorded."""
     recorder = _Recorder(model, layers)
-    handles = []
-    for name, module in model.named_modules():
 
-        def enter(
-            _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
-        ) -> None:
-            recorder.enter(name, args[0] if args else next(iter(kwargs.values()), None))
+    def enter(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        recorder.enter(name, first_input(args, kwargs))
 
-        def leave(_m: nn.Module, _i: object, output: object, name: str = name) -> None:
-            recorder.leave(name, output)
+    def leave(name: str, _args: object, _kwargs: object, output: object) -> None:
+        recorder.leave(name, output)
 
-        handles += [
-            module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave),
-        ]
-    try:
-        with torch.no_grad(), recorder:
-            result = run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watch_modules(model.named_modules(), enter=enter, leave=leave), torch.no_grad(), recorder:
+        result = run(model, sample)
     return recorder, result
 
 
@@ -150,6 +139,7 @@ class _Recorder(TorchDispatchMode):
         self._makers: dict[tuple[int, int], list[str]] = {}
         self._sums: list[tuple[_Moment, _Sum]] = []
         self._clipped: dict[tuple[int, int], tuple[float, float]] = {}
+        # Tensors are told apart by id, so none may be freed before the forward is over.
         self._alive: list[Tensor] = []
 
     def enter(self, name: str, x: object) -> None:
@@ -174,7 +164,7 @@ class _Recorder(TorchDispatchMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Notes what is used, added and clipped; runs everything as it is."""
+        """Notes what is used, added and clipped, and runs the operation as it is."""
         kwargs = kwargs or {}
         for _, tensor in named_tensors([*args, *kwargs.values()]):
             self._alive.append(tensor)
@@ -192,7 +182,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self._alive.append(result)
-            self._sums += [(_Moment.of(result), one) for one in found]
+            self._sums += [(_Moment.of(result), found_sum) for found_sum in found]
         return result
 
     def _added(self, branch: Tensor, other: Tensor) -> list[_Sum]:
@@ -224,32 +214,36 @@ class _Recorder(TorchDispatchMode):
                 ]
         return chains
 
-    def tails(self, result: object) -> Mapping[str, Tail]:
+    def epilogues(self, result: object) -> Mapping[str, Epilogue]:
         """What was found.
 
         Args:
             result: of the forward; what it holds is used once more.
 
         Returns:
-            Tail by layer name.
+            Epilogue by layer name.
         """
         self._use(result)
-        tails: dict[str, Tail] = {}
+        epilogues: dict[str, Epilogue] = {}
         for total, found in self._sums:
             if found.shortcut is not None and self._is_once(*found.links):
                 bounds = self._clipped.get(total.key) if self._is_once(total) else None
-                tails[found.layer] = Tail(norm=found.norm, shortcut=found.shortcut, bounds=bounds)
+                epilogues[found.layer] = Epilogue(norm=found.norm, shortcut=found.shortcut, bounds=bounds)
         for key, bounds in self._clipped.items():
             ends = [passing.moment for passing in self._passings if passing.moment.key == key]
             for links, layer, norm in self._chains(ends[0]) if ends else ():
                 if self._is_once(*links):
-                    tails.setdefault(layer, Tail(norm=norm, bounds=bounds))
+                    epilogues.setdefault(layer, Epilogue(norm=norm, bounds=bounds))
         return {
-            layer: tail
-            for layer, tail in tails.items()
+            layer: epilogue
+            for layer, epilogue in epilogues.items()
             if all(
                 self._calls[name] == 1
-                for name in (layer, tail.norm or layer, tail.shortcut.source if tail.shortcut else layer)
+                for name in (
+                    layer,
+                    epilogue.norm or layer,
+                    epilogue.shortcut.source if epilogue.shortcut else layer,
+                )
             )
         }
 

@@ -16,16 +16,29 @@ from slimrank.capture._reasons import PLAIN_DTYPES, reason_for
 from slimrank.capture._swap_trial import trial_swap
 from slimrank.capture._weight_uses import read_weight_uses
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
-from slimrank.forward import Batch, OutputChoice, named_tensors, pick_outputs, run, take_samples
+from slimrank.forward import (
+    Batch,
+    OutputChoice,
+    named_tensors,
+    pick_outputs,
+    run,
+    take_samples,
+    watch_modules,
+)
 from slimrank.records import Call, Cost, LayerKind, LayerSpec, Method, Note
 
+# Layers that methods know; a subclass counts as its base as long as it keeps the base's forward.
 _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
     ("linear", nn.Linear),
     ("conv1d", nn.Conv1d),
     ("conv2d", nn.Conv2d),
     ("conv3d", nn.Conv3d),
 )
+# Samples that are run together, of which the first and the last are also run alone: three, so that these two
+# are no neighbours.
 _SAMPLES_TO_COMPARE = 3
+# Share of the largest value by which an output of a sample alone and in a batch may differ: kernels sum in
+# another order for another batch size. Less would refuse to cut sound batches, more would miss weak mixing.
 _SAME = 1e-3
 
 
@@ -100,7 +113,7 @@ def capture(
                 "torch.utils.flop_counter.register_flop_formula",
             )
         )
-    # The graph only tells who else reads a weight; where every layer is called as a module, nobody asks.
+    # The exported graph only tells who reads a weight whose layer is never called; an export is slow.
     is_asked = any(name not in calls and _holds_weight(module) for name, module in model.named_modules())
     uses, problem = read_weight_uses(model, sample) if is_asked else ({}, None)
     if problem is not None:
@@ -118,6 +131,7 @@ def capture(
         for name, module in model.named_modules()
         if _holds_weight(module)
     ]
+    # Layers that are never called come last.
     layers.sort(key=lambda spec: order.get(spec.name, len(order)))
     layers = [_with_methods(spec, methods, has_bias) for spec in layers]
     swappable = [spec.name for spec in layers if spec.reason is None]
@@ -196,37 +210,23 @@ def check_weights(model: nn.Module) -> None:
 def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Call]], Mapping[str, int]]:
     calls: defaultdict[str, list[Call]] = defaultdict(list)
     order: dict[str, int] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if not _holds_weight(module):
-            continue
 
-        def hook(
-            _m: nn.Module,
-            args: tuple[object, ...],
-            kwargs: dict[str, object],
-            output: object,
-            name: str = name,
-        ) -> None:
-            x = next((t for _, t in named_tensors(args)), None)
-            if x is None:
-                x = next((t for _, t in named_tensors(kwargs)), None)
-            y = next((t for _, t in named_tensors(output)), None)
-            calls[name].append(
-                Call(
-                    input_shape=() if x is None else tuple(x.shape),
-                    output_shape=() if y is None else tuple(y.shape),
-                )
+    def leave(name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> None:
+        x = next((t for _, t in named_tensors(args)), None)
+        if x is None:
+            x = next((t for _, t in named_tensors(kwargs)), None)
+        y = next((t for _, t in named_tensors(output)), None)
+        calls[name].append(
+            Call(
+                input_shape=() if x is None else tuple(x.shape),
+                output_shape=() if y is None else tuple(y.shape),
             )
-            order.setdefault(name, len(order))
+        )
+        order.setdefault(name, len(order))
 
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            result = run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = [(name, module) for name, module in model.named_modules() if _holds_weight(module)]
+    with watch_modules(layers, leave=leave), torch.no_grad():
+        result = run(model, sample)
     for name, tensor in named_tensors(result):
         if tensor.is_floating_point() and tensor.numel() and tensor.isnan().any():
             raise NonFiniteError(
@@ -236,7 +236,7 @@ def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Cal
 
 
 def _can_split(model: nn.Module, batch: Batch, outputs: OutputChoice) -> bool:
-    """Whether the first samples, run alone, give what they give in company."""
+    """Whether the first samples, run alone, give what they give in a batch."""
     n_samples = batch.n_samples
     if n_samples == 1:
         return True
@@ -256,20 +256,22 @@ def _same_alone(model: nn.Module, several: Batch, index: int, outputs: OutputCho
             return False
     if len(together) != len(alone):
         return False
-    for many, one in zip(together, alone, strict=True):
-        if many.shape[1:] != one.shape[1:] or one.shape[:1] != (1,):
+    for in_batch, alone_output in zip(together, alone, strict=True):
+        if in_batch.shape[1:] != alone_output.shape[1:] or alone_output.shape[:1] != (1,):
             return False
         # One row for any number of samples (a shared embedding) must not depend on who is in the batch.
-        own = many if many.shape == one.shape else many[index : index + 1]
-        difference = (own.double() - one.double()).abs().max() if one.numel() else 0.0
-        rounding = torch.finfo(one.dtype).eps if one.is_floating_point() else 0.0
-        if difference > max(_SAME, 4 * rounding) * (one.double().abs().max() + 1e-6):
+        same_sample = in_batch if in_batch.shape == alone_output.shape else in_batch[index : index + 1]
+        difference = (
+            (same_sample.double() - alone_output.double()).abs().max() if alone_output.numel() else 0.0
+        )
+        rounding = torch.finfo(alone_output.dtype).eps if alone_output.is_floating_point() else 0.0
+        if difference > max(_SAME, 4 * rounding) * (alone_output.double().abs().max() + 1e-6):
             return False
     return True
 
 
 def _compared(result: object, outputs: OutputChoice) -> list[Tensor]:
-    """The outputs that matter; all tensors where those cannot be picked (which is told later)."""
+    """The outputs that matter; all tensors where these cannot be picked (a later step raises the error)."""
     try:
         return list(pick_outputs(result, outputs).values())
     except OutputError:
@@ -285,12 +287,12 @@ def _describe(
     skip: Sequence[str],
     uses: Mapping[str, str],
 ) -> LayerSpec:
-    own = [p for p in module._parameters.values() if p is not None]
+    parameters = [p for p in module._parameters.values() if p is not None]
     kind, base = next(((k, b) for k, b in _BASES if isinstance(module, b)), ("other", nn.Module))
     weight = module._parameters.get("weight") if kind != "other" else None
     reason = reason_for(module, name, kind, base, calls, owners, skip, uses)
     if weight is None:
-        largest = max(own, key=lambda p: p.numel(), default=None)
+        largest = max(parameters, key=lambda p: p.numel(), default=None)
         return LayerSpec(
             name=name,
             kind="other",
@@ -301,7 +303,7 @@ def _describe(
             itemsize=0 if largest is None else largest.element_size(),
             calls=tuple(calls),
             macs=_own_macs(module, name, macs_by_module),
-            params=sum(p.numel() for p in own),
+            params=sum(p.numel() for p in parameters),
             reason=reason,
         )
     spec = LayerSpec(

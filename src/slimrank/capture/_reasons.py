@@ -16,6 +16,7 @@ _COMPUTED = (
     "its weight is computed from other parameters (parametrised, as by weight norm); make it plain with "
     "torch.nn.utils.remove_weight_norm or torch.nn.utils.parametrize.remove_parametrizations"
 )
+# Others (quantised, complex, float8) cannot be decomposed and stored again.
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,6 +30,19 @@ def reason_for(
     skip: Sequence[str],
     uses: Mapping[str, str],
 ) -> str | None:
+    """Why a layer is left alone; None where nothing speaks against it.
+
+    Args:
+        module: the layer.
+        name: its dotted name.
+        kind: what methods take it for.
+        base: the class of torch that it derives from.
+        calls: its calls in one forward; none where it was not run.
+        owners: by ``id`` of a parameter, how many modules hold it.
+        skip: layer-name globs that the caller wants left alone.
+        uses: by parameter name, the operation that reads it outside of its layer.
+    """
+    # The caller's wish comes first; what follows goes from the class to the numbers in the weight.
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
         return SKIPPED
     if kind == "other":
@@ -49,20 +63,20 @@ def reason_for(
 
 
 def _has_own_forward(module: nn.Module, base: type[nn.Module]) -> bool:
-    own = type(module)
+    kind = type(module)
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return True
     return (
-        own.forward is not base.forward
-        or own.__call__ is not base.__call__
-        or (getattr(own, "_conv_forward", None) is not getattr(base, "_conv_forward", None))
+        kind.forward is not base.forward
+        or kind.__call__ is not base.__call__
+        or (getattr(kind, "_conv_forward", None) is not getattr(base, "_conv_forward", None))
     )
 
 
 def _storage_reason(weight: Tensor, bias: Tensor | None, owners: Counter[int]) -> str | None:
     if weight.dtype not in PLAIN_DTYPES or weight.is_sparse or weight.is_meta:
-        place = " on the meta device" if weight.is_meta else ""
-        return f"its weight is {weight.dtype}{place}, not a plain floating tensor"
+        on_meta = " on the meta device" if weight.is_meta else ""
+        return f"its weight is {weight.dtype}{on_meta}, not a plain floating tensor"
     if owners[id(weight)] > 1:
         return "its weight is shared with another module"
     if bias is not None and owners[id(bias)] > 1:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from slimrank.forward import Batch, call, named_tensors, same_luck
+from slimrank.forward import Batch, call, fixed_seed, named_tensors
 from slimrank.surgery import copy_model, replace_module
 
+# Share of the largest value. A wrapped layer runs the same kernels: what differs by more is no rounding.
 _TOLERANCE = 1e-4
 
 
@@ -43,17 +44,18 @@ def trial_swap(model: nn.Module, sample: Batch, names: Sequence[str]) -> Mapping
     return reasons
 
 
+# Parents may take another path with gradients or in training, and read the layer's attributes only there.
 _MODES = ("inference", "gradients", "training")
 _Observed = tuple[list[Tensor], str | None]
 
 
 def _observe(model: nn.Module, sample: Batch, mode: str) -> _Observed:
-    """Outputs of a forward, or what it died of. Buffers (batch-norm statistics) are put back."""
+    """Outputs of a forward, or the error that it raised. Buffers (batch-norm statistics) are put back."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     flags = {module: module.training for module in model.modules()}
     model.train(mode == "training")
     try:
-        with same_luck(model), torch.set_grad_enabled(mode != "inference"):
+        with fixed_seed(model), torch.set_grad_enabled(mode != "inference"):
             result = call(model, sample)
         return [tensor.detach() for _, tensor in named_tensors(result)], None
     except Exception as error:
@@ -88,8 +90,8 @@ def _try(model: nn.Module, sample: Batch, names: Sequence[str], expected: Sequen
     for name, wrapper in wrappers.items():
         replace_module(model, name, wrapper)
     try:
-        for mode, (tensors, died) in zip(_MODES, expected, strict=True):
-            if died is not None:
+        for mode, (tensors, error) in zip(_MODES, expected, strict=True):
+            if error is not None:
                 continue
             got, problem = _observe(model, sample, mode)
             if problem is not None:

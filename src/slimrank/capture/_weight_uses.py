@@ -40,6 +40,7 @@ def read_weight_uses(model: nn.Module, sample: Batch) -> tuple[Mapping[str, str]
             stack = user.meta.get("nn_module_stack") or {}
             inside = next(reversed(stack.values()))[0] if stack else ""
             uses[names[node.name]] = f"{user.target} in {inside or 'the model itself'}"
+            # The first reader is enough for a reason.
             break
     return uses, None
 

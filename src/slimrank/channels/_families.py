@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from slimrank.channels.trace._labels import Axis, Labels
-from slimrank.channels.trace._ops import Product, Traced
+from slimrank.channels.trace._ops import Traced, TracedProduct
 
+# A group of one unit can only go as a whole, which would leave nothing for its readers.
 _FEWEST_UNITS = 2
 # A part that a product's MACs go with: the share of them, and the families whose units it counts.
 Share = tuple[int, int, frozenset[int]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class ChannelDim:
     """A dimension of a parameter or buffer that carries channels.
 
     Attributes:
@@ -51,34 +52,34 @@ class Family:
 
     members: NDArray[np.int64]
     producers: tuple[str, ...]
-    home: Place
+    home: ChannelDim
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
     """Where the units of the families that can be slimmed stand: (family, unit) by label."""
 
-    of: Mapping[int, tuple[int, int]]
+    by_label: Mapping[int, tuple[int, int]]
     labels: Labels
     known: dict[int, dict[int, set[int]]] = field(default_factory=dict)
 
-    def touches(self, place: Place) -> bool:
+    def touches(self, channel_dim: ChannelDim) -> bool:
         """Whether any index of a dimension goes with a unit."""
-        return not self.of.keys().isdisjoint(place.parts)
+        return not self.by_label.keys().isdisjoint(channel_dim.parts)
 
-    def at(self, label: int) -> Mapping[int, set[int]]:
+    def of_label(self, label: int) -> Mapping[int, set[int]]:
         """Units that an index with this canonical label goes with, by family."""
         found = self.known.get(label)
         if found is None:
             found = self.known[label] = {}
             for part in self.labels.parts(label):
-                if part in self.of:
-                    family, unit = self.of[part]
+                if part in self.by_label:
+                    family, unit = self.by_label[part]
                     found.setdefault(family, set()).add(unit)
         return found
 
 
-def read_places(traced: Traced) -> Iterator[Place]:
+def read_channel_dims(traced: Traced) -> Iterator[ChannelDim]:
     """Every dimension of every parameter and buffer that the forward has used, kernels left out."""
     for name, tensor in traced.stored.items():
         for dim, axis in enumerate(traced.known_axes(tensor)):
@@ -86,30 +87,32 @@ def read_places(traced: Traced) -> Iterator[Place]:
                 labels = traced.labels.canonical(axis)
                 distinct = np.unique(labels).tolist()
                 parts = frozenset().union(*map(traced.labels.parts, distinct))
-                yield Place(name, dim, labels, tuple(distinct), parts, parts == {*distinct} - {0})
+                yield ChannelDim(name, dim, labels, tuple(distinct), parts, parts == {*distinct} - {0})
 
 
-def read_families(traced: Traced, places: Sequence[Place], owned: Sequence[tuple[str, str]]) -> list[Family]:
+def read_families(
+    traced: Traced, channel_dims: Sequence[ChannelDim], owned: Sequence[tuple[str, str]]
+) -> list[Family]:
     """Families of labels that a parameter makes.
 
     Args:
         traced: labels and uses, the forward over.
-        places: every dimension that carries channels.
+        channel_dims: every dimension that carries channels.
         owned: (layer, parameter) pairs in execution order.
 
     Returns:
         Families, those of the outer part of a dimension before those of the inner one.
     """
-    parents = _linked(traced, places)
+    parents = _linked(traced, channel_dims)
     by_root: defaultdict[int, set[int]] = defaultdict(set)
     for label in parents:
         by_root[_root(parents, label)].add(label)
-    homes = _homes(traced, places, owned)
+    homes = _homes(traced, channel_dims, owned)
     homes_of: defaultdict[int, list[int]] = defaultdict(list)
-    for index, (_, place) in enumerate(homes):
-        for root in {_root(parents, part) for part in place.parts if part in parents}:
+    for index, (_, channel_dim) in enumerate(homes):
+        for root in {_root(parents, part) for part in channel_dim.parts if part in parents}:
             homes_of[root].append(index)
-    carried = frozenset().union(*(place.parts for _, place in homes))
+    carried = frozenset().union(*(channel_dim.parts for _, channel_dim in homes))
     found = [
         _family(traced, by_root[root] & carried, [homes[index] for index in homes_of[root]])
         for root in sorted(by_root)
@@ -118,11 +121,11 @@ def read_families(traced: Traced, places: Sequence[Place], owned: Sequence[tuple
     return sorted(found, key=lambda family: _outermost_first(family, traced.labels))
 
 
-def _linked(traced: Traced, places: Sequence[Place]) -> dict[int, int]:
+def _linked(traced: Traced, channel_dims: Sequence[ChannelDim]) -> dict[int, int]:
     """A union-find of families: outputs of one layer belong together, and parts of one dimension."""
     uses, labels = traced.uses, traced.labels
     parents: dict[int, int] = {}
-    pieces = _pieces(labels, places)
+    pieces = _pieces(labels, channel_dims)
     for birth in labels.births:
         if birth.tensor is not None and (birth.tensor, birth.dim) not in uses.linked:
             continue
@@ -131,44 +134,48 @@ def _linked(traced: Traced, places: Sequence[Place]) -> dict[int, int]:
             by_piece[pieces.get(label, 0)].append(label)
         for members in by_piece.values():
             _link(parents, members, labels)
+    # Outputs of layers and parts of split dimensions are linked by now, and stay so. Other labels go with the
+    # parameter that makes them.
     strong = set(parents)
-    for place in places:
-        if _is_made(traced, place):
-            _link(parents, sorted(place.parts - strong), labels)
+    for channel_dim in channel_dims:
+        if _is_made(traced, channel_dim):
+            _link(parents, sorted(channel_dim.parts - strong), labels)
     return parents
 
 
 def _homes(
-    traced: Traced, places: Sequence[Place], owned: Sequence[tuple[str, str]]
-) -> list[tuple[str, Place]]:
+    traced: Traced, channel_dims: Sequence[ChannelDim], owned: Sequence[tuple[str, str]]
+) -> list[tuple[str, ChannelDim]]:
     """Dimensions that parameters make, with their layers, in execution order; those without a layer last."""
     uses = traced.uses
-    made = [place for place in places if _is_made(traced, place)]
-    by_parameter: defaultdict[str, list[Place]] = defaultdict(list)
-    for place in made:
-        by_parameter[place.name].append(place)
+    made = [channel_dim for channel_dim in channel_dims if _is_made(traced, channel_dim)]
+    by_parameter: defaultdict[str, list[ChannelDim]] = defaultdict(list)
+    for channel_dim in made:
+        by_parameter[channel_dim.name].append(channel_dim)
     makers = [
-        (layer, place)
+        (layer, channel_dim)
         for layer, name in owned
-        for place in by_parameter[name]
-        if uses.count[name] or (name, place.dim) in uses.linked
+        for channel_dim in by_parameter[name]
+        if uses.count[name] or (name, channel_dim.dim) in uses.linked
     ]
-    return [*makers, *(("", place) for place in made)]
+    return [*makers, *(("", channel_dim) for channel_dim in made)]
 
 
-def _family(traced: Traced, members: set[int], at: Sequence[tuple[str, Place]]) -> Family:
+def _family(traced: Traced, members: set[int], homes: Sequence[tuple[str, ChannelDim]]) -> Family:
     # Linked ones first: a depthwise kernel goes along with what others make.
-    linked = [(layer, place) for layer, place in at if layer and _is_linked(traced, place)]
-    first, home = (linked or at)[0]
-    producers = dict.fromkeys(layer for layer, _ in [(first, home), *at] if layer)
+    linked = [
+        (layer, channel_dim) for layer, channel_dim in homes if layer and _is_linked(traced, channel_dim)
+    ]
+    first, home = (linked or homes)[0]
+    producers = dict.fromkeys(layer for layer, _ in [(first, home), *homes] if layer)
     return Family(_in_order(members, home, traced.labels), tuple(producers), home)
 
 
-def _is_linked(traced: Traced, place: Place) -> bool:
-    return (place.name, place.dim) in traced.uses.linked
+def _is_linked(traced: Traced, channel_dim: ChannelDim) -> bool:
+    return (channel_dim.name, channel_dim.dim) in traced.uses.linked
 
 
-def _pieces(labels: Labels, places: Sequence[Place]) -> Mapping[int, int]:
+def _pieces(labels: Labels, channel_dims: Sequence[ChannelDim]) -> Mapping[int, int]:
     """A number by label, the same for labels that are always cut out, and carried, together.
 
     Pieces of a layer's outputs can be different things, such as queries and values; and a dimension that
@@ -176,7 +183,8 @@ def _pieces(labels: Labels, places: Sequence[Place]) -> Mapping[int, int]:
     """
     pieces: dict[int, int] = {}
     cuts: list[Iterable[int]] = [labels.all_parts(cut) for cut in labels.cuts]
-    for number, members in enumerate([*cuts, *(place.parts for place in places)]):
+    for number, members in enumerate([*cuts, *(channel_dim.parts for channel_dim in channel_dims)]):
+        # A hash of all cuts and dimensions that a label is in: of whole numbers, so the same in every run.
         pieces.update((part, hash((pieces.get(part, 0), number))) for part in members)
     return pieces
 
@@ -190,7 +198,7 @@ def _outermost_first(family: Family, labels: Labels) -> tuple[int, int]:
     return starts[0], -starts[-1]
 
 
-def _in_order(members: Iterable[int], home: Place, labels: Labels) -> NDArray[np.int64]:
+def _in_order(members: Iterable[int], home: ChannelDim, labels: Labels) -> NDArray[np.int64]:
     rest = dict.fromkeys(sorted(members))
     first = [part for label in dict.fromkeys(home.labels.tolist()) for part in sorted(labels.parts(label))]
     ordered = dict.fromkeys(part for part in first if part in rest)
@@ -221,79 +229,81 @@ def _root(parents: dict[int, int], label: int) -> int:
 
 def live_units(labels: Labels, families: Sequence[Family]) -> Units:
     """Units of the families that can be slimmed, as far as is known now."""
-    of: dict[int, tuple[int, int]] = {}
+    by_label: dict[int, tuple[int, int]] = {}
     for index, family in enumerate(families):
         free = family.members[~labels.is_frozen(family.members)]
-        of.update((int(label), (index, unit)) for unit, label in enumerate(free))
-    return Units(of, labels)
+        by_label.update((int(label), (index, unit)) for unit, label in enumerate(free))
+    return Units(by_label, labels)
 
 
 def freeze_problems(
-    traced: Traced, places: Sequence[Place], families: Sequence[Family], units: Units
+    traced: Traced, channel_dims: Sequence[ChannelDim], families: Sequence[Family], units: Units
 ) -> bool:
     """Freezes families that cannot be slimmed exactly.
 
     Returns:
         Whether there were any.
     """
-    counts = Counter(family for family, _ in units.of.values())
+    counts = Counter(family for family, _ in units.by_label.values())
     problems = {
         family: "all its channels go together as one" for family in counts if counts[family] < _FEWEST_UNITS
     }
-    for place in filter(units.touches, places):
-        _add_problems(problems, traced, place, units, counts)
+    for channel_dim in filter(units.touches, channel_dims):
+        _add_problems(problems, traced, channel_dim, units, counts)
     for item in traced.uses.products:
         for family in _uneven(item, units, counts):
             problems.setdefault(family, f"it has an uneven share in a product: {item.where}")
     for family, text in problems.items():
         traced.labels.freeze(families[family].members, lambda text=text: text)  # type: ignore[misc]
     # A dimension has to keep an index.
-    alone = [_in_all(traced, place, units) for place in places if units.touches(place)]
+    alone = [
+        _in_all(traced, channel_dim, units) for channel_dim in channel_dims if units.touches(channel_dim)
+    ]
     return any([*alone, problems])
 
 
-def _is_made(traced: Traced, place: Place) -> bool:
-    is_parameter = isinstance(traced.stored[place.name], nn.Parameter)
-    return is_parameter and (place.name, place.dim) in traced.uses.made
+def _is_made(traced: Traced, channel_dim: ChannelDim) -> bool:
+    is_parameter = isinstance(traced.stored[channel_dim.name], nn.Parameter)
+    return is_parameter and (channel_dim.name, channel_dim.dim) in traced.uses.made
 
 
 def _add_problems(
-    problems: dict[int, str], traced: Traced, place: Place, units: Units, counts: Mapping[int, int]
+    problems: dict[int, str], traced: Traced, channel_dim: ChannelDim, units: Units, counts: Mapping[int, int]
 ) -> None:
     """Families that cannot be slimmed because of one dimension."""
-    where = (place.name, place.dim)
+    where = (channel_dim.name, channel_dim.dim)
     is_both = where in traced.uses.made and where in traced.uses.read
-    if place.is_plain and not is_both:
+    if channel_dim.is_plain and not is_both:
         return
     seen: defaultdict[frozenset[int], set[tuple[int, ...]]] = defaultdict(set)
-    for label in place.distinct:
-        at = units.at(label)
-        families = sorted(at)
-        seen[frozenset(families)].add(tuple(min(at[family]) for family in families))
-        for family, own in at.items():
+    for label in channel_dim.distinct:
+        by_family = units.of_label(label)
+        families = sorted(by_family)
+        seen[frozenset(families)].add(tuple(min(by_family[family]) for family in families))
+        for family, units_here in by_family.items():
             if is_both:
-                problems.setdefault(family, f"{place.name} makes these channels and reads them (tied)")
-            if len(own) > 1:
-                problems.setdefault(family, f"an index of {place.name} belongs to several of its units")
+                problems.setdefault(family, f"{channel_dim.name} makes these channels and reads them (tied)")
+            if len(units_here) > 1:
+                problems.setdefault(family, f"an index of {channel_dim.name} belongs to several of its units")
     for together, tuples in seen.items():
         if len(together) > 1 and len(tuples) != prod(counts[family] for family in together):
             # Units of two families could take every index with them.
             family = min(together, key=lambda family: (counts[family], family))
-            problems.setdefault(family, f"{place.name} holds it unevenly")
+            problems.setdefault(family, f"{channel_dim.name} holds it unevenly")
 
 
-def _in_all(traced: Traced, place: Place, units: Units) -> bool:
+def _in_all(traced: Traced, channel_dim: ChannelDim, units: Units) -> bool:
     """Freezes units that stand in every index of a dimension.
 
     Returns:
         Whether there were any.
     """
-    if place.is_plain and len(place.distinct) > 1:
+    if channel_dim.is_plain and len(channel_dim.distinct) > 1:
         return False
-    common = frozenset.intersection(*(traced.labels.parts(label) for label in place.distinct))
-    alone = sorted(common & units.of.keys())
+    common = frozenset.intersection(*(traced.labels.parts(label) for label in channel_dim.distinct))
+    alone = sorted(common & units.by_label.keys())
     if alone:
-        traced.labels.freeze(np.array(alone), lambda: f"without it nothing of {place.name} is left")
+        traced.labels.freeze(np.array(alone), lambda: f"without it nothing of {channel_dim.name} is left")
     return bool(alone)
 
 
@@ -309,9 +319,9 @@ def shares_of(
     values, times = np.unique(units.labels.canonical(axis), return_counts=True)
     parts: defaultdict[frozenset[int], Counter[tuple[int, ...]]] = defaultdict(Counter)
     for label, count in zip(values.tolist(), times.tolist(), strict=True):
-        at = units.at(label)
-        families = sorted(at)
-        parts[frozenset(families)][tuple(min(at[family]) for family in families)] += count
+        by_family = units.of_label(label)
+        families = sorted(by_family)
+        parts[frozenset(families)][tuple(min(by_family[family]) for family in families)] += count
     uneven: set[int] = set()
     for families_of, seen in parts.items():
         expected = prod(counts[family] for family in families_of)
@@ -320,14 +330,14 @@ def shares_of(
     return [(sum(seen.values()), axis.size, families_of) for families_of, seen in parts.items()], uneven
 
 
-def _uneven(item: Product, units: Units, counts: Mapping[int, int]) -> set[int]:
+def _uneven(item: TracedProduct, units: Units, counts: Mapping[int, int]) -> set[int]:
     found: set[int] = set()
     present: Counter[int] = Counter()
     for axis in labelled(item.axes):
         shares, uneven = shares_of(axis, units, counts)
         found |= uneven
         present.update({family for _, _, families in shares for family in families})
-    # With the square of its share, of a product of channels with themselves, no cost reckons.
+    # A product of channels with themselves shrinks with the square of their share, which no cost formula has.
     return found | {family for family, count in present.items() if count > 1}
 
 

@@ -9,19 +9,20 @@ from itertools import product
 from torch import nn
 
 from slimrank.channels._families import (
+    ChannelDim,
     Family,
-    Place,
     Units,
     freeze_problems,
     labelled,
     live_units,
+    read_channel_dims,
     read_families,
-    read_places,
     shares_of,
 )
 from slimrank.channels.trace._ops import Traced
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, LayerSpec, ProductSpec, TensorSpec
 
+# Read their inputs along dimension 0 of the weight, not 1.
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -36,25 +37,31 @@ def describe_groups(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec
     Returns:
         The map, without blocks.
     """
-    places = list(read_places(traced))
+    channel_dims = list(read_channel_dims(traced))
     owned = _owned(model, traced, layers)
-    families = read_families(traced, places, owned)
+    families = read_families(traced, channel_dims, owned)
     while True:
         units = live_units(traced.labels, families)
-        # Freezing one family may leave others without a problem, or give them one.
-        if not freeze_problems(traced, places, families, units):
+        # Freezing a family may solve the problem of another one, or make one: look again until none is left.
+        if not freeze_problems(traced, channel_dims, families, units):
             break
-    told = _told(traced, families, units)
-    names = _names(families, units, told)
-    read = {(place.name, place.dim) for place in places if (place.name, place.dim) in traced.uses.read}
+    shown = _shown(traced, families, units)
+    names = _names(families, units, shown)
+    read = {
+        (channel_dim.name, channel_dim.dim)
+        for channel_dim in channel_dims
+        if (channel_dim.name, channel_dim.dim) in traced.uses.read
+    }
     groups = {
-        names[index]: _group(traced, index, names[index], families[index], units, places, layers, model, read)
+        names[index]: _group(
+            traced, index, names[index], families[index], units, channel_dims, layers, model, read
+        )
         for index in _order(families, layers)
-        if index in told
+        if index in shown
     }
     return ChannelMap(
         groups=groups,
-        tensors={spec.name: spec for spec in _tensors(traced, places, units, names)},
+        tensors={spec.name: spec for spec in _tensors(traced, channel_dims, units, names)},
         products=tuple(_products(traced, units, names)),
     )
 
@@ -78,12 +85,12 @@ def _owned(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec]) -> lis
     return pairs
 
 
-def _names(families: Sequence[Family], units: Units, told: set[int]) -> Mapping[int, str]:
+def _names(families: Sequence[Family], units: Units, shown: set[int]) -> Mapping[int, str]:
     """Names by family: of the first producer, numbered where it makes several, live ones first."""
-    live = {family for family, _ in units.of.values()}
+    live = {family for family, _ in units.by_label.values()}
     taken: Counter[str] = Counter()
     names = {}
-    for index in sorted(told, key=lambda index: (index not in live, index)):
+    for index in sorted(shown, key=lambda index: (index not in live, index)):
         family = families[index]
         parameter = family.home.name
         base = family.producers[0] if family.producers else parameter.rpartition(".")[0] or parameter
@@ -101,16 +108,21 @@ def _order(families: Sequence[Family], layers: Sequence[LayerSpec]) -> list[int]
     )
 
 
-def _told(traced: Traced, families: Sequence[Family], units: Units) -> set[int]:
-    """Live families, and of those without which nothing of a layer's outputs can go the largest one."""
-    live = {family for family, _ in units.of.values()}
+def _shown(traced: Traced, families: Sequence[Family], units: Units) -> set[int]:
+    """Families that users see.
+
+    Returns:
+        Live ones; and for each layer of which nothing can go, the largest that can say why.
+    """
+    live = {family for family, _ in units.by_label.values()}
     largest: dict[str, int] = {}
     for index, family in enumerate(families):
         if index in live or not family.producers:
             continue
         members = set(family.members.tolist())
         stays = any(
-            not units.at(label) and traced.labels.parts(label) & members for label in family.home.distinct
+            not units.of_label(label) and traced.labels.parts(label) & members
+            for label in family.home.distinct
         )
         best = largest.get(family.producers[0])
         if stays and (best is None or len(members) > len(families[best].members)):
@@ -124,13 +136,13 @@ def _group(
     name: str,
     family: Family,
     units: Units,
-    places: Sequence[Place],
+    channel_dims: Sequence[ChannelDim],
     layers: Sequence[LayerSpec],
     model: nn.Module,
     read: set[tuple[str, int]],
 ) -> GroupSpec:
     labels = traced.labels
-    live = [label for label in family.members.tolist() if label in units.of]
+    live = [label for label in family.members.tolist() if label in units.by_label]
     members = set(live or family.members.tolist())
     width = sum(live[0] in labels.parts(label) for label in family.home.labels.tolist()) if live else 1
     spec = GroupSpec(
@@ -143,7 +155,11 @@ def _group(
     if not live:
         reasons = [reason for label in members if (reason := labels.reason_of(label)) is not None]
         return replace(spec, reason=min(reasons)[1])
-    readers = {place.name for place in places if (place.name, place.dim) in read and members & place.parts}
+    readers = {
+        channel_dim.name
+        for channel_dim in channel_dims
+        if (channel_dim.name, channel_dim.dim) in read and members & channel_dim.parts
+    }
     return replace(
         spec,
         consumers=tuple(_consumers(traced, readers, layers, model)),
@@ -162,50 +178,51 @@ def _consumers(
         if (spec.kind == "other" and not is_transposed) or not spec.calls:
             continue
         parameters = module._parameters
-        own, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")
+        weight, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")
         # Another use of weight or bias (a tied layer, a look at it) would be changed by fitting it anew.
-        is_alone = traced.uses.count[own] == len(spec.calls) and (bias is None or owners[id(bias)] == 1)
-        if own in readers and (own, 0 if spec.is_transposed else 1) in traced.uses.read and is_alone:
+        is_alone = traced.uses.count[weight] == len(spec.calls) and (bias is None or owners[id(bias)] == 1)
+        if weight in readers and (weight, 0 if spec.is_transposed else 1) in traced.uses.read and is_alone:
             yield spec.name
 
 
 def _tensors(
-    traced: Traced, places: Sequence[Place], units: Units, names: Mapping[int, str]
+    traced: Traced, channel_dims: Sequence[ChannelDim], units: Units, names: Mapping[int, str]
 ) -> Iterator[TensorSpec]:
     axes: defaultdict[str, list[AxisUnits]] = defaultdict(list)
-    for place in filter(units.touches, places):
-        at = {label: units.at(label) for label in place.distinct}
-        for family in sorted({family for found in at.values() for family in found}):
-            own = [min(at[label].get(family, {-1})) for label in place.labels.tolist()]
-            is_read = (place.name, place.dim) in traced.uses.read
-            axes[place.name].append(
+    for channel_dim in filter(units.touches, channel_dims):
+        by_label = {label: units.of_label(label) for label in channel_dim.distinct}
+        for family in sorted({family for found in by_label.values() for family in found}):
+            units_of_index = [min(by_label[label].get(family, {-1})) for label in channel_dim.labels.tolist()]
+            is_read = (channel_dim.name, channel_dim.dim) in traced.uses.read
+            axes[channel_dim.name].append(
                 AxisUnits(
                     group=names[family],
-                    dim=place.dim,
+                    dim=channel_dim.dim,
                     role="input" if is_read else "output",
-                    units=tuple(own),
+                    units=tuple(units_of_index),
                 )
             )
-    for name, own_axes in axes.items():
+    for name, axes_of_tensor in axes.items():
         tensor = traced.stored[name]
         yield TensorSpec(
             name=name,
             shape=tuple(tensor.shape),
             itemsize=tensor.element_size(),
             is_parameter=isinstance(tensor, nn.Parameter),
+            # How often each number of the tensor is multiplied in one forward.
             positions=traced.uses.macs[name] // tensor.numel(),
-            axes=tuple(own_axes),
+            axes=tuple(axes_of_tensor),
         )
 
 
 def _products(traced: Traced, units: Units, names: Mapping[int, str]) -> Iterator[ProductSpec]:
     """Products in parts that go with the same groups, those of one module together."""
-    counts = Counter(family for family, _ in units.of.values())
+    counts = Counter(family for family, _ in units.by_label.values())
     macs: Counter[tuple[str, tuple[str, ...]]] = Counter()
     for item in traced.uses.products:
         shares = [shares_of(axis, units, counts)[0] for axis in labelled(item.axes)]
         for chosen in product(*shares):
-            families = sorted({family for _, _, own in chosen for family in own})
+            families = sorted({family for _, _, families_of_part in chosen for family in families_of_part})
             part = item.macs
             for count, size, _ in chosen:
                 part = part * count // size

@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slimrank.channels._map import describe_groups
 from slimrank.channels.trace._ops import Op, Traced
 from slimrank.channels.trace._rules import trace_op
-from slimrank.forward import Batch, named_tensors, run
+from slimrank.forward import Batch, named_tensors, run, watch_modules
 from slimrank.records import ChannelMap, LayerSpec
 
+# Left alone as a whole: a kernel may run all steps at once, and then no operation inside of it is seen.
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -33,26 +34,20 @@ def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) ->
         can go carry the reason.
     """
     traced = Traced(model)
-    handles = []
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
 
-        def enter(module: nn.Module, _args: object, name: str = name) -> None:
-            traced.modules.append(name)
-            if isinstance(module, _RECURRENT):
-                _freeze_own(traced, module, name)
+    def enter(name: str, _args: object, _kwargs: object) -> None:
+        traced.modules.append(name)
+        if isinstance(modules[name], _RECURRENT):
+            _freeze_recurrent(traced, modules[name], name)
 
-        def leave(_module: nn.Module, _args: object, _output: object, name: str = name) -> None:
-            # A forward that raised, and was caught by the model, never left.
-            while traced.modules and traced.modules.pop() != name:
-                pass
+    def leave(name: str, _args: object, _kwargs: object, _output: object) -> None:
+        # A module that raised an error, which the model caught, never left.
+        while traced.modules and traced.modules.pop() != name:
+            pass
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        with torch.no_grad(), _Tracer(traced):
-            result = run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watch_modules(modules.items(), enter=enter, leave=leave), torch.no_grad(), _Tracer(traced):
+        result = run(model, sample)
     _freeze_outputs(traced, result)
     return describe_groups(model, traced, layers)
 
@@ -79,12 +74,12 @@ class _Tracer(TorchDispatchMode):
         return result
 
 
-def _freeze_own(traced: Traced, module: nn.Module, name: str) -> None:
+def _freeze_recurrent(traced: Traced, module: nn.Module, name: str) -> None:
     kind = type(module).__name__
     for parameter in module.parameters():
         for axis in traced.axes(parameter):
             traced.labels.freeze(axis, lambda: f"{name or 'the model'} is recurrent ({kind})")
-        traced.own(parameter)
+        traced.note_matrix(parameter)
 
 
 def _freeze_outputs(traced: Traced, result: object) -> None:

@@ -22,7 +22,7 @@ from slimrank.cli._options import (
 from slimrank.cli._typed import read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import SettingLike, read_settings
-from slimrank.records import METRICS, Metric
+from slimrank.records import METRICS, PRUNING, Metric
 from slimrank.report import render_plan
 
 
@@ -144,7 +144,7 @@ def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:
     settings: dict[str, SettingLike] = dict(chosen.settings)
     for name, kept in chosen.groups.items():
         pair = chosen.settings.get(name)
-        width = ("channel_pruning", {"channels_kept": kept})
+        width = (PRUNING, {"channels_kept": kept})
         settings[name] = width if pair is None else [pair, width]
     for block in chosen.dropped:
         settings[block] = "drop"

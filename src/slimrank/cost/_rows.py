@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows that a layer's statistics are made of: how wide, how many, kept or summed."""
 
-from math import prod
-
+from slimrank.cost._row_view import row_view
 from slimrank.records import LayerSpec
 
+# Up to here a (D, D) float64 matrix of moments takes at most 0.5 GB; of wider layers a few rows are kept.
 MAX_GRAM_WIDTH = 8192
+# More rows make the moments surer and take longer to sum; ten a column is what they need.
 _ROWS_PER_COLUMN = 20
+# Narrow layers get more, since their rows cost next to nothing.
 _MIN_ROWS = 16384
+# Of wide layers, since the rows themselves are held: at a width of 8192 these take 0.13 GB in float32.
 _MAX_KEPT_ROWS = 4096
 
 
 def row_width(spec: LayerSpec) -> int:
-    """Columns D of the rows that a layer sees: C_in x kernel, or in_features."""
-    return prod(spec.weight_shape[1:])
+    """Columns D of the rows that a layer sees: C_in x kernel, or in_features; C_in where it is transposed."""
+    return row_view(spec).n_columns
 
 
 def keeps_rows(spec: LayerSpec) -> bool:
@@ -26,6 +29,17 @@ def row_cap(spec: LayerSpec) -> int:
     return _MAX_KEPT_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _ROWS_PER_COLUMN * row_width(spec))
 
 
+def moment_bytes(spec: LayerSpec) -> int:
+    """Memory that the second moments of a layer's inputs hold: a float64 matrix, or float32 rows."""
+    width = row_width(spec)
+    return row_cap(spec) * width * 4 if keeps_rows(spec) else width * width * 8
+
+
+def working_bytes(spec: LayerSpec) -> int:
+    """Memory that comes and goes while a layer is decomposed, about: four float64 matrices of its moments."""
+    return 32 * row_width(spec) ** 2
+
+
 def rows_available(spec: LayerSpec, n_samples: int) -> int:
     """Rows of a layer that so many samples give, up to those that are used.
 
@@ -36,5 +50,4 @@ def rows_available(spec: LayerSpec, n_samples: int) -> int:
     Returns:
         The count, from the shapes of one sample.
     """
-    per_sample = spec.macs // max(1, row_width(spec) * spec.weight_shape[0])
-    return min(row_cap(spec), per_sample * n_samples)
+    return min(row_cap(spec), row_view(spec).n_positions * n_samples)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank.cost._formulas import layer_cost, pair_cost
+from slimrank.cost._new_bias import carries_mean, consumer_gains_bias
 from slimrank.records import (
     AxisUnits,
     BlockSpec,
@@ -142,7 +143,8 @@ def model_cost(
         cost -= Cost(macs=block.macs, params=block.params, bytes=block.bytes)
     for name, setting in standing.items():
         spec, slimmed = layers[name], slimmed_spec(layers[name], channels, kept)
-        pair = pair_cost(slimmed, setting.form, setting.rank, has_bias=has_bias or spec.has_bias)
+        keeps_mean = carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias)
+        pair = pair_cost(slimmed, setting.form, setting.rank, has_bias=keeps_mean)
         cost += pair - layer_cost(spec)
     if not kept:
         return cost
@@ -154,11 +156,12 @@ def model_cost(
         if not f"{product.module}.".startswith(prefixes):
             cost -= _lost_product(product, channels, kept)
     fitted = (
-        name
+        layers[name]
         for name in dict.fromkeys(name for group in kept for name in channels.groups[group].consumers)
         if name not in standing and not f"{name}.".startswith(prefixes)
     )
-    return sum((_new_bias(layers[name], channels, kept) for name in fitted), cost) if has_bias else cost
+    new = (spec for spec in fitted if consumer_gains_bias(spec, channels, plan_has_bias=has_bias))
+    return sum((_bias_cost(slimmed_spec(spec, channels, kept)) for spec in new), cost)
 
 
 def group_share(channels: ChannelMap, group: str, count: int) -> float | None:
@@ -214,12 +217,9 @@ def _lost_product(product: ProductSpec, channels: ChannelMap, kept: Kept) -> Cos
     return Cost(macs=product.macs - product.macs * staying // units, params=0, bytes=0)
 
 
-def _new_bias(spec: LayerSpec, channels: ChannelMap, kept: Kept) -> Cost:
-    """The bias that a consumer gets when it is fitted anew and no norm takes up what its mean moves."""
-    if spec.has_bias or spec.name in channels.norms or not spec.has_matrix:
-        return _NOTHING
-    outputs = slimmed_spec(spec, channels, kept).n_outputs
-    return Cost(macs=0, params=outputs, bytes=outputs * spec.itemsize)
+def _bias_cost(spec: LayerSpec) -> Cost:
+    """What the bias of a layer costs."""
+    return Cost(macs=0, params=spec.n_outputs, bytes=spec.n_outputs * spec.itemsize)
 
 
 def _outermost(channels: ChannelMap, dropped: Collection[str]) -> tuple[BlockSpec, ...]:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
-from slimrank.files import Json, write_bytes
-from slimrank.fitting import empty_replacement, work_of
+from slimrank.cost import carries_mean, gains_bias
+from slimrank.files import Json, check_format, write_bytes
+from slimrank.fitting import empty_replacement, layer_tasks
+from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
 from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
@@ -105,11 +107,12 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     if not root.is_dir():
         raise FileError(f"{root} is no directory; give one that result.save() wrote")
     manifest = Store(root).read_json(_MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise FileError(
-            f"{root / _MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}; "
-            "use the version of slimrank that wrote it"
-        )
+    check_format(
+        manifest.get("format"),
+        FORMAT,
+        where=str(root / _MANIFEST),
+        advice="use the version of slimrank that wrote it",
+    )
     plan = Plan.load(root / _PLAN)
     weights = root / _WEIGHTS
     tensors = read_tensors(weights)
@@ -135,22 +138,25 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     """Gives layers that the last step fitted anew the bias that this made, at zero (in place)."""
-    for name, work in work_of(plan).items():
+    for name, task in layer_tasks(plan).items():
         layer = model.get_submodule(name)
-        if work.setting is not None or work.norm is not None or isinstance(layer.bias, Tensor):
+        if task.setting is not None:
             continue
-        # A pair that a later step put there has taken the bias over.
-        is_replaced = f"{name}.0.weight" in tensors
-        if f"{name}.bias" in tensors or (is_replaced and plan.has_bias):
+        # The file knows best; a pair that a later step put there has taken the bias over.
+        plan_has_bias = f"{name}.bias" in tensors or (is_replaced_in(tensors, name) and plan.has_bias)
+        has_bias, has_norm = isinstance(layer.bias, Tensor), task.norm is not None
+        if gains_bias(has_bias=has_bias, has_norm=has_norm, plan_has_bias=plan_has_bias):
             weight = dense_weight(layer)
-            set_weights(layer, weight, weight.new_zeros(work.n_channels))
+            set_weights(layer, weight, weight.new_zeros(task.n_channels))
 
 
 def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the second factor of a pair has a bias; where a later step replaced it, whether it had one."""
-    if f"{name}.1.0.weight" in tensors:
-        return plan.has_bias or plan.steps[-1].structure.layers[name].has_bias
-    return f"{name}.1.bias" in tensors
+    """Whether what took the place of a layer has a bias; where a later step replaced that, whether it had."""
+    step = plan.steps[-1]
+    known = has_bias_in(tensors, name, step.settings[name])
+    if known is not None:
+        return known
+    return carries_mean(has_bias=step.structure.layers[name].has_bias, plan_has_bias=plan.has_bias)
 
 
 def _device_of(layer: nn.Module) -> torch.device:

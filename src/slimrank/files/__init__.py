@@ -2,6 +2,7 @@
 """JSON and text on disk, whole or not at all."""
 
 from slimrank.files._atomic import draft_of, make_directory, write_bytes, write_text
+from slimrank.files._format import check_format, spelled_number
 from slimrank.files._json import (
     Json,
     as_flag,
@@ -24,9 +25,11 @@ __all__ = [
     "as_number",
     "as_object",
     "as_text",
+    "check_format",
     "draft_of",
     "from_text",
     "make_directory",
+    "spelled_number",
     "to_text",
     "write_bytes",
     "write_text",

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan + model + data -> new model: layers fitted in execution order to what reaches them."""
 
-from slimrank.fitting._apply import apply_plan, empty_replacement
+from slimrank.fitting._apply import Applied, apply_plan, empty_replacement
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
 from slimrank.fitting._journal import LayerFiles
-from slimrank.fitting._layer_tasks import as_rows, scaled, work_of
+from slimrank.fitting._layer_tasks import layer_tasks, scaled
 from slimrank.fitting._stays import channels_left, what_stays
 
 __all__ = [
+    "Applied",
     "Data",
     "LayerFiles",
     "OnLayer",
     "apply_plan",
-    "as_rows",
     "channels_left",
     "check_on_layer",
     "empty_replacement",
+    "layer_tasks",
     "scaled",
     "what_stays",
-    "work_of",
 ]

@@ -8,17 +8,20 @@ from torch import nn
 
 from slimrank.channels import slim_failures
 from slimrank.cost import slimmed_spec
-from slimrank.fitting._data import Data, OnLayer, call_hook, check_on_layer
-from slimrank.fitting._goals import fit_from_weights
+from slimrank.fitting._context import open_build
+from slimrank.fitting._data import Data, OnLayer, call_hook
+from slimrank.fitting._fit_layer import fit_from_weights
 from slimrank.fitting._install import install
 from slimrank.fitting._journal import Journal
-from slimrank.fitting._layer_tasks import work_of
-from slimrank.fitting._sequential import Builder
-from slimrank.methods import empty_pair
+from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
+from slimrank.fitting._sequential import fit_in_order
+from slimrank.methods import empty_replacement as replacement_without_values
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import copy_model, drop_blocks, slim
+from slimrank.surgery import drop_blocks, slim
 
+# Held-out batches on which the slimmed model must equal the masked one: two, since a network may do another
+# thing with another batch; each takes two forwards.
 _VERIFIED = 2
 
 
@@ -27,7 +30,7 @@ class Applied:
     """A new model, and how its layers were fitted.
 
     Attributes:
-        model: the copy with pairs in place; modes and requires_grad as in the caller's model.
+        model: with pairs in place; modes and requires_grad as they were.
         plan: what was built: the plan, less the groups that turned out to be no groups in this model.
         fits: "sequential", "independent" or "weights" by layer name.
         notes: what the user should know.
@@ -48,75 +51,82 @@ def apply_plan(
     journal: Journal | None,
     advance: Callable[[str], None],
 ) -> Applied:
-    """Builds the compressed model.
+    """Builds the compressed model (in place).
 
     Args:
-        model: the caller's; it is copied.
+        model: a copy that is given up for it: it becomes the compressed model.
         plan: checked against the model by the caller.
         data: what fits draw on; None takes factors from the weights alone.
-        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer; the caller checks it.
         journal: fitted layers of an earlier, killed run, and where to keep new ones.
         advance: told every layer that is done.
 
     Returns:
         The new model, and how its layers were fitted.
     """
-    check_on_layer(on_layer)
-    working = copy_model(model)
-    modes = {name: module.training for name, module in working.named_modules()}
-    working.eval()
-    fits: dict[str, str] = {}
-    notes: list[Note] = []
-    plan = _slimmed(working, plan, data, notes)
-    work = work_of(plan)
+    modes = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    plan, notes = (plan, ()) if data is None else _without_failures(plan, data)
+    if plan.groups or plan.dropped:
+        slim(model, plan.steps[-1].structure.channels, plan.groups)
+        drop_blocks(model, plan.dropped)
+    tasks = layer_tasks(plan)
     if data is None:
-        for name, one in work.items():
-            layer = working.get_submodule(name)
-            fit = fit_from_weights(one, layer, has_bias=plan.has_bias)
-            install(working, one, layer, fit)
-            fits[name] = fit.kind
-            call_hook(on_layer, working, name)
-            advance(name)
+        fits = _fitted_from_weights(model, plan, tasks, on_layer, advance)
     else:
-        builder = Builder(working, plan, work, data, notes, knows_tails=on_layer is None)
-        fits = builder.build(list(work), on_layer, journal, advance)
-    for name, module in working.named_modules():
+        context, context_notes = open_build(model, plan, tasks, data, has_hook=on_layer is not None)
+        fits, fit_notes = fit_in_order(context, model, on_layer=on_layer, journal=journal, advance=advance)
+        notes = (*notes, *context_notes, *fit_notes)
+    for name, module in model.named_modules():
+        # The factors of a pair are new; they take the mode of the layer that they replace.
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
-    return Applied(model=working, plan=plan, fits=fits, notes=tuple(notes))
+    return Applied(model=model, plan=plan, fits=fits, notes=notes)
 
 
-def _slimmed(working: nn.Module, plan: Plan, data: Data | None, notes: list[Note]) -> Plan:
-    """Takes channels and blocks out of the model (in place), each group only where that is exact.
-
-    Returns:
-        The plan, less the groups that could not go.
-    """
-    if not plan.steps or not (plan.groups or plan.dropped):
-        return plan
+def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
+    """The plan, less the groups that cannot go from the original exactly, and a note on each of these."""
+    if not plan.groups:
+        return plan, ()
     step = plan.steps[-1]
-    channels = step.structure.channels
-    kept = dict(plan.groups)
-    if data is not None and kept:
-        feed = data.feed
-        batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_VERIFIED), strict=False)]
-        failures = slim_failures(data.original, channels, kept, batches)
-        for name, problem in failures.items():
-            del kept[name]
-            notes.append(
-                Note(
-                    where=name,
-                    text=f"the plan slims it, but its channels all stay, so more is left: {problem}",
-                )
-            )
-        if failures:
-            steps = (*plan.steps[:-1], replace(step, groups=kept))
-            # What was predicted and promised belonged to the plan that cannot be built.
-            plan = replace(
-                plan, steps=steps, select="manual", damage=None, score_loss=None, gap=None, budgets={}
-            )
-    slim(working, channels, kept)
-    drop_blocks(working, plan.dropped)
-    return plan
+    feed = data.feed
+    batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_VERIFIED), strict=False)]
+    failures = slim_failures(data.original, step.structure.channels, dict(plan.groups), batches)
+    if not failures:
+        return plan, ()
+    kept = {name: units for name, units in plan.groups.items() if name not in failures}
+    # What was predicted and promised belonged to the plan that cannot be built.
+    plan = replace(
+        plan,
+        steps=(*plan.steps[:-1], replace(step, groups=kept)),
+        select="manual",
+        damage=None,
+        score_loss=None,
+        gap=None,
+        budgets={},
+    )
+    return plan, tuple(
+        Note(where=name, text=f"the plan slims it, but its channels all stay, so more is left: {problem}")
+        for name, problem in failures.items()
+    )
+
+
+def _fitted_from_weights(
+    model: nn.Module,
+    plan: Plan,
+    tasks: Mapping[str, LayerTask],
+    on_layer: OnLayer | None,
+    advance: Callable[[str], None],
+) -> dict[str, str]:
+    """Replaces every layer by its plain decomposition (in place); "weights" by layer name."""
+    fits = {}
+    for name, task in tasks.items():
+        layer = model.get_submodule(name)
+        fit = fit_from_weights(task, layer, has_bias=plan.has_bias)
+        install(model, task, layer, fit)
+        fits[name] = fit.kind
+        call_hook(on_layer, model, name)
+        advance(name)
+    return fits
 
 
 def empty_replacement(step: Step, name: str, *, has_bias: bool) -> nn.Sequential:
@@ -125,11 +135,10 @@ def empty_replacement(step: Step, name: str, *, has_bias: bool) -> nn.Sequential
     Args:
         step: of a plan.
         name: a layer that the step sets.
-        has_bias: whether the second factor has a bias.
+        has_bias: whether the last factor has a bias.
 
     Returns:
-        Two modules in a container.
+        Its modules in a container.
     """
-    setting = step.settings[name]
     spec = slimmed_spec(step.structure.layers[name], step.structure.channels, step.groups)
-    return nn.Sequential(*empty_pair(spec, setting.form, setting.rank, has_bias=has_bias))
+    return replacement_without_values(spec, step.settings[name], has_bias=has_bias)

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError
+from slimrank.fitting._rows import Rows
 from slimrank.linalg import Clipping, Moments, least_squares_weight
-from slimrank.methods import Pair, Target, effective_weight, fit_pair
+from slimrank.methods import Factors, Target, fit_factors
 from slimrank.records import LayerSpec, Setting
 
+# Rounds in which the factors of a pair are refined in turn: less error for more time. What none and 12 of
+# them bring stands in benchmarks/results, under ablation.
 ALTERNATIONS = 3
+# Rounds in which the wanted outputs move behind a clipping. Each fits the pair anew, so it alternates less.
 CLIPPED_ROUNDS = 2
 CLIPPED_ALTERNATIONS = 1
 
@@ -22,33 +26,18 @@ class Fit:
     """A fitted layer.
 
     Attributes:
-        factors: the pair that takes its place, or the (O, D) float64 weight of a layer that stays one.
-        bias: (O,) float64, of the second factor of a pair; None for none.
+        factors: what takes its place, or the (O, D) float64 weight of a layer that stays one.
+        bias: (O,) float64, of the last factor, or of the layer; None for none.
         kind: "sequential", "independent" or "weights".
     """
 
-    factors: Pair | Tensor
+    factors: Factors | Tensor
     bias: Tensor | None
     kind: str
 
     def weight(self, spec: LayerSpec) -> Tensor:
         """The (O, D) float64 weight that the factors stand for."""
-        return self.factors if isinstance(self.factors, Tensor) else effective_weight(spec, self.factors)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Rows:
-    """Rows of one layer.
-
-    Attributes:
-        inputs: (S, D) float32, in the compressed model.
-        outputs: (S, O) float32, wanted.
-        offsets: (S, O) or (O,) float32: what is added before the clipping that follows.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-    offsets: Tensor
+        return self.factors if isinstance(self.factors, Tensor) else self.factors.weight(spec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,8 +119,8 @@ def _fitted(
     """Factors for the target, and the bias that maps the mean of the inputs to the wanted mean."""
     if setting is None:
         return Fit(factors=target.dense, bias=mean_out - target.dense @ mean_in, kind=kind)
-    pair = fit_pair(spec, setting.form, setting.rank, target, alternations=alternations)
-    return Fit(factors=pair, bias=mean_out - effective_weight(spec, pair) @ mean_in, kind=kind)
+    factors = fit_factors(spec, setting, target, alternations=alternations)
+    return Fit(factors=factors, bias=mean_out - factors.weight(spec) @ mean_in, kind=kind)
 
 
 def _error(

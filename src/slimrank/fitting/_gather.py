@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of one layer, in the original and in the new model."""
+"""Rows of one layer, cut out of what reaches it in the original and in the new model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from slimrank.cost import row_cap, row_width
-from slimrank.fitting._fit import Rows
+from slimrank.calibrate import draw_positions, input_rows, layer_seed, output_rows, rows_wanted, token_mask
+from slimrank.capture import Epilogue
+from slimrank.cost import keeps_rows, row_cap, row_view, row_width
+from slimrank.fitting._context import BuildContext, PendingLayer
+from slimrank.fitting._goals import is_scarce, wanted_outputs
+from slimrank.fitting._layer_tasks import LayerTask
+from slimrank.fitting._rows import Gathered, Rows
 from slimrank.forward import Lockstep, OneByOne
-from slimrank.linalg import Clipping, MomentSums
+from slimrank.linalg import Clipping, MomentSums, reaching
 from slimrank.records import LayerSpec
+from slimrank.surgery import dense_weight
+
+# Rows that are kept for the fit behind a clipping: no more bytes than this, and no more rows than this unless
+# the layer is wide. More rows would move the wanted outputs more surely; they are held beside the moments.
+_CLIPPED_BYTES = 250_000_000
+_CLIPPED_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +30,7 @@ class Reached:
     """One batch at a layer, in the original and in the new model.
 
     Attributes:
-        x, x_hat: inputs of the layer.
+        x, x_hat: inputs of the layer; None where the batch does not reach it.
         shortcut, shortcut_hat: what will be added to its output; None where that is not known.
     """
 
@@ -29,59 +40,226 @@ class Reached:
     shortcut_hat: Tensor | None
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Gathered:
-    """What is known of one layer once all batches have reached it.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _OutputPath:
+    """What happens to the outputs y of a layer that stay: ``clip(gains * y + offset + shortcut)``.
 
     Attributes:
-        own: sums over the inputs in the original; empty where rows are plenty.
-        joint: sums over the inputs in the new model, with the wanted outputs.
-        held_out: rows of held-out samples, per batch.
-        rows: some of the other rows, per batch, where a clipping follows.
-        moved: whether anything differs from the original.
-        clipping: what follows.
+        gains, offset: (O',) or () float32, of the batch norm; 1 and 0 where there is none.
+        clipping: None where there is none.
+        has_shortcut: whether something is added.
     """
 
-    own: MomentSums
-    joint: MomentSums
+    gains: Tensor
+    offset: Tensor
     clipping: Clipping | None
-    held_out: list[Rows] = field(default_factory=list)
-    rows: list[Rows] = field(default_factory=list)
-    moved: bool = False
-
-    def add(self, own: Tensor, here: Rows, *, with_own: bool, step: int) -> None:
-        """Rows that are fitted to.
-
-        Args:
-            own: (S, D) inputs in the original.
-            here: the same rows in the new model.
-            with_own: sum over the former as well.
-            step: keep one of so many rows where a clipping follows.
-        """
-        self.moved = self.moved or not torch.equal(own, here.inputs)
-        if with_own:
-            self.own.add(own)
-        self.joint.add(here.inputs, here.outputs)
-        if self.clipping is not None:
-            self.rows.append(_every(here, step))
+    has_shortcut: bool
 
 
-def _every(rows: Rows, step: int) -> Rows:
-    """One of so many rows, each a copy, so that the others can be freed."""
-    parts = (rows.inputs, rows.outputs, rows.offsets)
-    inputs, outputs, offsets = (part[::step].clone() if step > 1 else part for part in parts)
-    return Rows(inputs=inputs, outputs=outputs, offsets=offsets)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _BatchRows:
+    """Rows of one batch.
+
+    Attributes:
+        original_inputs: (S, D), in the original.
+        rows: in the new model.
+        has_lost: whether the shortcut lost something on its way.
+        is_path_known: whether all that happens to the outputs could be read.
+    """
+
+    original_inputs: Tensor
+    rows: Rows
+    has_lost: bool
+    is_path_known: bool
 
 
-def joined_rows(parts: Sequence[Rows], limit: int | None) -> Rows | None:
-    """Rows of all batches; at most so many of them."""
-    if not parts:
+def reach(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -> list[Reached]:
+    """Runs both networks up to a layer.
+
+    Args:
+        before: forwards of the original.
+        after: of the new model, over the same batches.
+        name: of the layer.
+
+    Returns:
+        What reaches the layer, per batch.
+    """
+    inputs = zip(before.advance(name), after.advance(name), strict=True)
+    shortcuts = zip(before.shortcut(name), after.shortcut(name), strict=True)
+    return [Reached(*here, *added) for here, added in zip(inputs, shortcuts, strict=True)]
+
+
+def gather(context: BuildContext, layer: PendingLayer, reached: Sequence[Reached]) -> Gathered | None:
+    """Rows of a layer, in the original and in the new model.
+
+    Args:
+        context: of the build.
+        layer: to be fitted.
+        reached: what reaches it, per batch of the context.
+
+    Returns:
+        Sums over the rows, and some of the rows; None where all calls of the layer share moments.
+    """
+    task = layer.task
+    if task.spec.name in context.shared_moments:
         return None
-    step = 1 if limit is None else max(1, sum(len(part.inputs) for part in parts) // limit)
-    inputs = torch.cat([part.inputs for part in parts])[::step]
-    outputs = torch.cat([part.outputs for part in parts])[::step]
-    offsets = torch.cat([part.offsets for part in parts])[::step]
-    return Rows(inputs=inputs, outputs=outputs, offsets=offsets)
+    path = _output_path(context, layer)
+    gathered = _nothing_yet(layer, path)
+    # With rows in plenty a fit to the original's inputs has nothing to win.
+    needs_original = not context.data.sequential or is_scarce(context, task) or task.columns is not None
+    step = _clipped_step(task)
+    for number, inputs in enumerate(reached):
+        batch = _batch_rows(context, layer, path, number, inputs)
+        if batch is None:
+            continue
+        gathered.has_moved = gathered.has_moved or batch.has_lost
+        if not batch.is_path_known:
+            # Of what is clipped a part is missing, so nothing is known of what is left of it.
+            gathered.clipping = None
+        if number >= context.n_fit_batches:
+            gathered.held_out.append(batch.rows)
+        else:
+            gathered.add(batch.original_inputs, batch.rows, sum_original=needs_original, step=step)
+    return gathered
+
+
+def _output_path(context: BuildContext, layer: PendingLayer) -> _OutputPath:
+    """What happens to the outputs of a layer, as the context knows it."""
+    task = layer.task
+    epilogue = context.epilogues.get(task.spec.name, Epilogue())
+    if layer.is_changed:
+        # A layer that on_layer changed is fitted to its own, changed output, whatever follows.
+        epilogue = Epilogue()
+    device = dense_weight(layer.current).device
+    affine = affine_of(context.original_layers, epilogue.norm)
+    gains, offset = (task.rows_of(part.to(device)) for part in affine)
+    clipping = None
+    if epilogue.bounds is not None:
+        low, high = epilogue.bounds
+        clipping = Clipping(gains=gains.expand(_n_outputs(task)), low=low, high=high)
+    return _OutputPath(
+        gains=gains, offset=offset, clipping=clipping, has_shortcut=epilogue.shortcut is not None
+    )
+
+
+def affine_of(layers: Mapping[str, nn.Module], norm: str | None) -> tuple[Tensor, Tensor]:
+    """What a batch norm in eval mode does to each channel: ``gain * y + offset``.
+
+    Args:
+        layers: modules by name.
+        norm: name of the batch norm; None for none.
+
+    Returns:
+        Gain and offset, (C_out,) float32 each; () for no norm, 1 and 0.
+
+    Raises:
+        TypeError: the norm has no running statistics.
+    """
+    if norm is None:
+        return torch.ones(()), torch.zeros(())
+    module = layers[norm]
+    mean, variance = module.running_mean, module.running_var
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        raise TypeError(f"{norm} is a {type(module).__name__} without running statistics")
+    gain = (variance.double() + float(str(module.eps))).rsqrt()
+    if isinstance(module.weight, Tensor):
+        gain = gain * module.weight.detach().double()
+    offset = -mean.double() * gain
+    if isinstance(module.bias, Tensor):
+        offset = offset + module.bias.detach().double()
+    return gain.float(), offset.float()
+
+
+def _nothing_yet(layer: PendingLayer, path: _OutputPath) -> Gathered:
+    """Sums of the widths that the rows of a layer will have, still empty."""
+    task = layer.task
+    keep_rows = keeps_rows(task.spec)
+    width = row_width(task.slimmed)
+    # Rows of a changed layer are those of the new model on both sides.
+    original_width = width if layer.is_changed else row_width(task.spec)
+    return Gathered(
+        original_sums=MomentSums(original_width, keep_rows=keep_rows),
+        joint_sums=MomentSums(width, keep_rows=keep_rows, other_width=_n_outputs(task)),
+        clipping=path.clipping,
+        # Other columns are another input.
+        has_moved=task.columns is not None,
+    )
+
+
+def _clipped_step(task: LayerTask) -> int:
+    """One of how many rows is kept for the fit behind a clipping."""
+    width = row_width(task.slimmed)
+    # Several rows a column, so that the change of the covariance is seen; as many as the bytes allow.
+    wanted = max(_CLIPPED_ROWS, 8 * width)
+    limit = min(wanted, _CLIPPED_BYTES // (4 * (width + 2 * _n_outputs(task))))
+    return max(1, row_cap(task.spec) // max(limit, 1))
+
+
+def _batch_rows(
+    context: BuildContext, layer: PendingLayer, path: _OutputPath, number: int, inputs: Reached
+) -> _BatchRows | None:
+    """Rows of one batch; None where it does not reach the layer in both models, at the same places."""
+    task = layer.task
+    x, x_hat = inputs.x, inputs.x_hat
+    if x is None or x_hat is None or not have_same_places(task.spec, x, x_hat):
+        return None
+    positions = _drawn_positions(context, task, number, x)
+    # The new layer pads and strides as the original does; only channels are fewer.
+    rows = input_rows(layer.original, task.spec, x, positions).float()
+    rows_hat = input_rows(layer.original, task.spec, x_hat, positions).float()
+    wanted = wanted_outputs(layer, rows, rows_hat)
+    offsets = path.offset.expand_as(wanted)
+    lost = None
+    if path.has_shortcut:
+        added, lost = _shortcut_rows(task, inputs, positions.to(wanted.device))
+        if added is not None and lost is not None:
+            wanted = wanted + _in_units_of_output(lost, path.gains)
+            offsets = offsets + added
+    return _BatchRows(
+        # A changed layer is compared with itself: to its own inputs nothing has moved.
+        original_inputs=rows_hat if layer.is_changed else rows,
+        rows=Rows(inputs=rows_hat, outputs=wanted, offsets=offsets),
+        has_lost=lost is not None and bool(lost.any()),
+        is_path_known=lost is not None or not path.has_shortcut,
+    )
+
+
+def _drawn_positions(context: BuildContext, task: LayerTask, number: int, x: Tensor) -> Tensor:
+    """Positions whose rows are taken from one batch: the same in both models, and in every run."""
+    batch = context.batches[number]
+    share = batch.n_samples / max(context.n_fit_samples, 1)
+    # A held-out batch may be larger than all samples that are fitted to.
+    count = min(rows_wanted(task.spec, share), row_cap(task.spec))
+    seed = layer_seed(context.data.seed, context.layer_indices[task.spec.name], number, 0)
+    return draw_positions(task.spec, x, count, torch.Generator().manual_seed(seed), token_mask(batch))
+
+
+def _shortcut_rows(
+    task: LayerTask, inputs: Reached, positions: Tensor
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """What is added to the outputs in the new model, and what that lost against the original.
+
+    Args:
+        task: of the layer.
+        inputs: of one batch.
+        positions: (S,) int64, on the device of the outputs.
+
+    Returns:
+        Two (S, O') float32; None each where the shortcut was read on one sample, but is absent here.
+    """
+    if inputs.shortcut is None or inputs.shortcut_hat is None:
+        return None, None
+    added = output_rows(task.spec, inputs.shortcut_hat)[positions].float()
+    in_original = task.last_of(output_rows(task.spec, inputs.shortcut)[positions].float())
+    return added, in_original - added
+
+
+def _in_units_of_output(lost: Tensor, gains: Tensor) -> Tensor:
+    """(S, O') what the layer's output has to add, so that the sum has again what the shortcut lost.
+
+    Channels that hardly reach the sum cannot make up for it.
+    """
+    return torch.where(reaching(gains.expand(lost.shape[1])), lost / gains, 0.0)
 
 
 def have_same_places(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
@@ -92,14 +270,13 @@ def have_same_places(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
     )
 
 
+def _n_outputs(task: LayerTask) -> int:
+    """O': rows of the layer's matrix, once channels are gone."""
+    return row_view(task.slimmed).n_outputs
+
+
 def gathered_bytes(spec: LayerSpec) -> int:
     """About what the rows and moments of a layer hold."""
-    width = row_width(spec)
-    return 4 * row_cap(spec) * (width + 2 * spec.weight_shape[0]) + 32 * width * width
-
-
-def reach(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -> list[Reached]:
-    """Runs both networks up to a layer."""
-    inputs = zip(before.advance(name), after.advance(name), strict=True)
-    shortcuts = zip(before.shortcut(name), after.shortcut(name), strict=True)
-    return [Reached(*here, *added) for here, added in zip(inputs, shortcuts, strict=True)]
+    view = row_view(spec)
+    width = view.n_columns
+    return 4 * row_cap(spec) * (width + 2 * view.n_outputs) + 32 * width * width

@@ -1,19 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a layer is fitted to, and how much the fit is held back."""
 
-from dataclasses import replace
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
-from slimrank.fitting._fit import ALTERNATIONS, Fit
-from slimrank.fitting._gather import Gathered
-from slimrank.fitting._layer_tasks import Work
-from slimrank.linalg import Moments
-from slimrank.methods import fit_pair, weights_target
-from slimrank.surgery import bias_of_taps, dense_weight
+from slimrank.cost import row_width, rows_available
+from slimrank.fitting._context import BuildContext, PendingLayer
+from slimrank.fitting._layer_tasks import LayerTask
+from slimrank.fitting._rows import Gathered
+from slimrank.linalg import Moments, least_squares_weight, narrowed_weight, ridge_of
+from slimrank.methods import Target, metric_roots
+from slimrank.surgery import dense_weight
 
+# Shares of the mean diagonal. More of them would find a better hold at the price of one more fit each.
 _RIDGES = (1e-3, 1e-2, 1e-1)
+# Rows per column of a layer, from which on a fit to inputs that have moved is trusted.
 ENOUGH_ROWS = 20
+
+
+def wanted_outputs(layer: PendingLayer, rows: Tensor, rows_hat: Tensor) -> Tensor:
+    """What the outputs that stay should be: those of the original, or of the layer that ``on_layer`` changed.
+
+    Args:
+        layer: to be fitted.
+        rows: (S, D) float32, inputs in the original.
+        rows_hat: (S, D') float32, the same inputs in the new model.
+
+    Returns:
+        (S, O') float32; what a transposed convolution gives through its taps is without a bias.
+    """
+    source, inputs = (layer.current, rows_hat) if layer.is_changed else (layer.original, rows)
+    weight = dense_weight(source).float()
+    outputs = inputs @ weight.T
+    if not layer.task.is_transposed:
+        outputs = outputs + bias_of(source, weight)
+    # A changed layer is slimmed already, its outputs are those that stay.
+    return outputs if layer.is_changed else layer.task.wanted(outputs)
+
+
+def wanted_weight(layer: PendingLayer) -> Tensor:
+    """(O', D) float64: the original's weight for the outputs that stay, of all its columns."""
+    return layer.task.wanted(dense_weight(layer.original).T).T
+
+
+def bias_of(layer: nn.Module, like: Tensor) -> Tensor:
+    """(O,) in the dtype of ``like`` (O, ...): the layer's bias, zeros where it has none."""
+    if isinstance(layer.bias, Tensor):
+        return layer.bias.detach().to(like.dtype)
+    return like.new_zeros(len(like))
+
+
+def output_roots(context: BuildContext, task: LayerTask, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Roots of the output metric, of the channels that stay.
+
+    Args:
+        context: of the build.
+        task: of the layer.
+        device: where to compute.
+
+    Returns:
+        Two (C_out', C_out') float64: G^(1/2), G^(-1/2).
+    """
+    gram = task.gram_of(context.data.grams.get(task.spec.name))
+    return metric_roots(gram, task.n_channels, device)
+
+
+def is_scarce(context: BuildContext, task: LayerTask) -> bool:
+    """Whether fewer rows reach a layer than a fit to inputs that have moved wants."""
+    return rows_available(task.spec, context.n_fit_samples) < ENOUGH_ROWS * row_width(task.spec)
 
 
 def ridges_to_try(least: float, n_rows: int, width: int) -> tuple[float, ...]:
@@ -22,43 +78,86 @@ def ridges_to_try(least: float, n_rows: int, width: int) -> tuple[float, ...]:
     return (least, *larger[:1]) if n_rows >= ENOUGH_ROWS * width else (least, *larger)
 
 
-def fit_from_weights(work: Work, layer: nn.Module, *, has_bias: bool) -> Fit:
-    weight, setting = dense_weight(layer), work.setting
-    bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
-    if bias is None and has_bias and work.norm is None:
-        # The plan counts one, and a later step may build on it.
-        bias = weight.new_zeros(work.n_channels)
-    if setting is None:
-        return Fit(factors=weight, bias=bias, kind="weights")
-    pair = fit_pair(
-        work.slimmed, setting.form, setting.rank, weights_target(weight), alternations=ALTERNATIONS
-    )
-    return Fit(factors=pair, bias=bias, kind="weights")
-
-
-def moments_in_original(work: Work, seen: Gathered) -> Moments:
+def moments_in_original(task: LayerTask, gathered: Gathered) -> Moments:
     """Moments of the inputs in the original."""
-    return seen.own.moments().about_zero() if work.is_transposed else seen.own.moments()
+    moments = gathered.original_sums.moments()
+    return moments.about_zero() if task.is_transposed else moments
 
 
-def with_tap_bias(work: Work, fit: Fit, source: nn.Module, mean_in: Tensor, mean_out: Tensor) -> Fit:
-    """The fit of a transposed convolution with the bias that makes up, on average, for what its taps miss.
+def targets(
+    context: BuildContext, layer: PendingLayer, gathered: Gathered, moments: Moments, cross: Tensor
+) -> Iterator[tuple[str, Target]]:
+    """What a layer may be fitted to, one after the other, since each holds large matrices.
 
     Args:
-        work: of the layer; any other than a transposed convolution keeps its fit.
-        fit: of the layer.
-        source: the layer as it stands.
-        mean_in: (D',) float64, of its inputs.
-        mean_out: (O',) float64, of what its taps should give.
+        context: of the build.
+        layer: to be fitted.
+        gathered: its rows.
+        moments: of its D' inputs in the new model.
+        cross: (O', D') float64, covariance of the wanted outputs and these inputs.
+
+    Yields:
+        The kind of the fit, "sequential" or "independent", and its target.
     """
-    if not work.is_transposed or not isinstance(fit.factors, Tensor):
-        return fit
-    bias = bias_of_taps(source, work.spec.calls, mean_out - fit.factors @ mean_in)
-    known = source.bias
-    return replace(fit, bias=bias + known.detach().double() if isinstance(known, Tensor) else bias)
+    columns = layer.task.columns
+    # Where on_layer changed the layer, its weight has the columns that stay and no others.
+    if columns is None or layer.is_changed:
+        return _targets_of_whole(context, layer, gathered, moments, cross)
+    return _targets_of_narrowed(context, layer, columns, gathered, moments, cross)
 
 
-def bias_of(layer: nn.Module, like: Tensor) -> Tensor:
-    if isinstance(layer.bias, Tensor):
-        return layer.bias.detach().to(like.dtype)
-    return like.new_zeros(len(like))
+def _targets_of_whole(
+    context: BuildContext, layer: PendingLayer, gathered: Gathered, moments: Moments, cross: Tensor
+) -> Iterator[tuple[str, Target]]:
+    """Of a layer that keeps its columns: the weight as it stands, or moved towards the wanted outputs."""
+    task, is_sequential = layer.task, context.data.sequential
+    weight = dense_weight(layer.current)
+    n_rows, width = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.groups
+    root, inverse_root = output_roots(context, task, weight.device)
+    ridge = ridge_of(n_rows, width)
+    is_joint = gathered.has_moved and is_sequential
+    base = moments if is_joint or not gathered.has_moved else moments_in_original(task, gathered)
+    for value in ridges_to_try(ridge, n_rows, width):
+        dense = weight
+        if is_joint:
+            dense = least_squares_weight(weight, cross, moments, ridge=value, groups=task.groups)
+        yield (
+            "sequential" if is_sequential else "independent",
+            Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
+        )
+    # With few rows the moved inputs may mislead; the held-out rows then choose the original's.
+    if is_joint and gathered.original_sums.n_rows:
+        in_original = moments_in_original(task, gathered)
+        yield (
+            "independent",
+            Target(dense=weight, moments=in_original, root=root, inverse_root=inverse_root, ridge=ridge),
+        )
+
+
+def _targets_of_narrowed(
+    context: BuildContext,
+    layer: PendingLayer,
+    columns: Tensor,
+    gathered: Gathered,
+    moments: Moments,
+    cross: Tensor,
+) -> Iterator[tuple[str, Target]]:
+    """Of a layer that lost columns; more ridge trusts the old inputs more."""
+    task = layer.task
+    n_rows, width = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.groups
+    full = wanted_weight(layer)
+    root, inverse_root = output_roots(context, task, full.device)
+    in_original = moments_in_original(task, gathered)
+    for value in ridges_to_try(ridge_of(n_rows, width), n_rows, width):
+        prior, restricted = narrowed_weight(full, in_original, columns, ridge=value, groups=task.groups)
+        if not context.data.sequential:
+            yield (
+                "independent",
+                Target(dense=prior, moments=restricted, root=root, inverse_root=inverse_root, ridge=value),
+            )
+            continue
+        dense = least_squares_weight(prior, cross, moments, ridge=value, groups=task.groups)
+        yield (
+            "sequential",
+            Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value),
+        )

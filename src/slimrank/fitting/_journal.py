@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from slimrank.fitting._fit import Fit
-from slimrank.fitting._layer_tasks import work_of
-from slimrank.methods import Pair
+from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
+from slimrank.methods import factors_from_tensors, factors_to_tensors
 from slimrank.plan import Plan
-from slimrank.records import Setting
 from slimrank.store import Store
 
 
@@ -33,20 +32,33 @@ _KINDS = ("sequential", "independent", "weights")
 
 
 def to_tensors(fit: Fit) -> Mapping[str, Tensor]:
+    """A fit as a journal keeps it; ``known_fit`` reads it."""
     tensors = {"kind": torch.tensor(_KINDS.index(fit.kind))}
     if isinstance(fit.factors, Tensor):
         tensors["weight"] = fit.factors
     else:
-        tensors |= {"first": fit.factors.first, "second": fit.factors.second}
+        tensors |= factors_to_tensors(fit.factors)
     return tensors if fit.bias is None else tensors | {"bias": fit.bias}
 
 
-def from_tensors(tensors: Mapping[str, Tensor], setting: Setting | None) -> Fit:
+def known_fit(journal: Journal | None, task: LayerTask) -> Fit | None:
+    """The fit of an earlier run.
+
+    Args:
+        journal: of that run; None for none.
+        task: of the layer.
+
+    Returns:
+        The fit; None where the layer was not fitted.
+    """
+    tensors = None if journal is None else journal.load(task.spec.name)
+    if tensors is None:
+        return None
+    setting = task.setting
     kind = _KINDS[int(tensors["kind"])]
     if setting is None:
         return Fit(factors=tensors["weight"], bias=tensors.get("bias"), kind=kind)
-    pair = Pair(form=setting.form, first=tensors["first"], second=tensors["second"])
-    return Fit(factors=pair, bias=tensors.get("bias"), kind=kind)
+    return Fit(factors=factors_from_tensors(setting, tensors), bias=tensors.get("bias"), kind=kind)
 
 
 class LayerFiles:
@@ -61,7 +73,7 @@ class LayerFiles:
         )
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self._store = Store(run_dir / "apply" / key)
-        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(work_of(plan))}
+        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(layer_tasks(plan))}
 
     def load(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of a layer that was fitted before."""

@@ -2,31 +2,24 @@
 """What a plan asks to be fitted, layer by layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from math import prod
-from types import MappingProxyType
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from slimrank.cost import slimmed_spec
+from slimrank.cost import consumer_gains_bias, slimmed_spec
 from slimrank.fitting._stays import channels_left, what_stays
 from slimrank.plan import Plan, Step, is_inside
-from slimrank.records import LayerKind, LayerSpec, Setting
-
-_CONVOLUTIONS: Mapping[int, LayerKind] = MappingProxyType({1: "conv1d", 2: "conv2d", 3: "conv3d"})
+from slimrank.records import LayerSpec, Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Work:
-    """One layer that is fitted.
+class LayerTask:
+    """One layer that is fitted; its matrix is (O, D), as ``slimrank.cost.row_view`` sees it.
 
     Attributes:
-        spec: of the layer in the original, as rows are taken from it (``as_rows``).
+        spec: of the layer in the original.
         slimmed: the same, once its channels are gone.
-        shape: of its weight then.
         channels: (C_out',) int64, of the channels that it makes, those that stay; None where all do.
-        groups: blocks on the diagonal of its matrix, once channels are gone.
-        is_transposed: whether it is a transposed convolution; else O below is C_out.
         setting: the pair that takes its place; None where it stays one layer.
         columns: (D',) int64, of the D columns of its weight, those that stay; None where all do.
         outputs: (O',) int64, of its O outputs, those that stay; None where all do.
@@ -36,10 +29,7 @@ class Work:
 
     spec: LayerSpec
     slimmed: LayerSpec
-    shape: tuple[int, ...]
     channels: Tensor | None
-    groups: int
-    is_transposed: bool
     setting: Setting | None
     columns: Tensor | None
     outputs: Tensor | None
@@ -71,12 +61,27 @@ class Work:
         return scaled(scaled(gram.T, inverse).T, inverse)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weight, once channels are gone."""
+        return self.slimmed.weight_shape
+
+    @property
+    def groups(self) -> int:
+        """Blocks on the diagonal of its matrix, once channels are gone."""
+        return self.slimmed.groups
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether it is a transposed convolution: then O is C_out times the taps, else C_out."""
+        return self.spec.is_transposed
+
+    @property
     def n_channels(self) -> int:
         """C_out'."""
-        return self.shape[1 if self.is_transposed else 0]
+        return self.slimmed.n_outputs
 
 
-def work_of(plan: Plan) -> Mapping[str, Work]:
+def layer_tasks(plan: Plan) -> Mapping[str, LayerTask]:
     """The layers that are fitted when the last step of a plan is done, in execution order.
 
     They are those that a pair takes the place of, those that lose columns, and those behind a dropped block.
@@ -85,62 +90,31 @@ def work_of(plan: Plan) -> Mapping[str, Work]:
         plan: the plan.
 
     Returns:
-        Work by layer name.
+        LayerTask by layer name.
     """
     if not plan.steps:
         return {}
     step = plan.steps[-1]
     channels = step.structure.channels
     readers = _refitted(step)
-    work: dict[str, Work] = {}
+    tasks: dict[str, LayerTask] = {}
     for name, spec in step.structure.layers.items():
         if name not in plan.settings and name not in readers:
             continue
         setting = plan.settings.get(name)
         outputs, columns, scales = what_stays(channels, spec, step.groups)
         slimmed = slimmed_spec(spec, channels, step.groups)
-        work[name] = Work(
-            spec=as_rows(spec),
-            slimmed=as_rows(slimmed),
-            shape=slimmed.weight_shape,
+        tasks[name] = LayerTask(
+            spec=spec,
+            slimmed=slimmed,
             channels=channels_left(channels, spec, step.groups),
-            groups=slimmed.groups,
-            is_transposed=spec.is_transposed,
             setting=setting,
             columns=columns,
             outputs=outputs,
             scales=scales,
             norm=channels.norms.get(name) if setting is None else None,
         )
-    return work
-
-
-def as_rows(spec: LayerSpec) -> LayerSpec:
-    """A layer as rows of inputs are taken from it, and its matrix fitted to them.
-
-    Args:
-        spec: the layer.
-
-    Returns:
-        The layer itself; a convolution in groups as one that reads all channels; for a transposed convolution
-        the 1x1 convolution, to every tap of every output, that it is before its taps are added up.
-    """
-    if spec.groups > 1:
-        rows, columns, *taps = spec.weight_shape
-        shape = (rows, columns * spec.groups, *taps)
-        return replace(spec, groups=1, weight_shape=shape, macs=spec.macs * spec.groups)
-    if not spec.is_transposed:
-        return spec
-    inputs, outputs, *kernel = spec.weight_shape
-    ones = (1,) * len(kernel)
-    return replace(
-        spec,
-        kind=_CONVOLUTIONS[len(kernel)],
-        weight_shape=(outputs * prod(kernel), inputs, *ones),
-        stride=ones,
-        dilation=ones,
-        padding="valid",
-    )
+    return tasks
 
 
 def scaled(outputs: Tensor, scales: Tensor | None) -> Tensor:
@@ -166,8 +140,8 @@ def _behind_drops(step: Step) -> set[str]:
     if not step.dropped:
         return set()
     layers, channels = step.structure.layers, step.structure.channels
-    order = {name: place for place, name in enumerate(layers)}
-    first = min(place for name, place in order.items() if is_inside(name, step.dropped))
+    order = {name: index for index, name in enumerate(layers)}
+    first = min(index for name, index in order.items() if is_inside(name, step.dropped))
     streams = [
         group
         for group in channels.groups.values()
@@ -178,6 +152,6 @@ def _behind_drops(step: Step) -> set[str]:
         for group in streams
         for name in group.consumers
         if order[name] > first and not is_inside(name, step.dropped)
-        # A bias that nobody counted would be new.
-        if layers[name].has_bias or name in channels.norms
+        # A dropped block changes no channels, so nobody counted a bias that would be new here.
+        if layers[name].has_matrix and not consumer_gains_bias(layers[name], channels, plan_has_bias=True)
     }

@@ -17,19 +17,12 @@ from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_i
 from slimrank.forward._outputs import OutputChoice, pick_outputs
 from slimrank.forward._prefix_cache import PrefixCache
 from slimrank.forward._replay import Replay
-from slimrank.forward._run import (
-    call,
-    describe,
-    eval_mode,
-    is_users_code,
-    outside_inference_mode,
-    plain_attention,
-    quiet_luck,
-    run,
-    same_luck,
-    training_error,
-)
+from slimrank.forward._run import call, eval_mode, outside_inference_mode, plain_attention, run
+from slimrank.forward._seed import fixed_seed, fixed_seed_without_warnings
+from slimrank.forward._source_line import error_with_source_line, is_users_code
+from slimrank.forward._training import training_error
 from slimrank.forward._trim import Trimmer
+from slimrank.forward._watch import first_input, watch_modules
 
 __all__ = [
     "Batch",
@@ -46,9 +39,12 @@ __all__ = [
     "call",
     "can_interleave",
     "check_batch",
-    "describe",
     "digest_batch",
+    "error_with_source_line",
     "eval_mode",
+    "first_input",
+    "fixed_seed",
+    "fixed_seed_without_warnings",
     "is_users_code",
     "join_samples",
     "map_tensors",
@@ -56,10 +52,9 @@ __all__ = [
     "outside_inference_mode",
     "pick_outputs",
     "plain_attention",
-    "quiet_luck",
     "run",
-    "same_luck",
     "take_samples",
     "tap_layers",
     "training_error",
+    "watch_modules",
 ]

@@ -136,6 +136,7 @@ def take_samples(batch: Batch, index: Sequence[int]) -> Batch:
         return batch
     picks = list(index)
 
+    # What has as many entries as there are samples is taken for one entry per sample: no other sign exists.
     def take(value: object) -> object:
         if isinstance(value, list) and len(value) == n_samples and all(isinstance(v, Tensor) for v in value):
             return [value[i] for i in picks]
@@ -183,6 +184,7 @@ def join_samples(first: Batch, second: Batch) -> Batch | None:
     return Batch(args=tuple(args), kwargs=kwargs, where=first.where)
 
 
+# Stands for "these two values cannot be joined"; None is a value that batches hold.
 _APART = object()
 
 
@@ -239,6 +241,7 @@ def digest_batch(batch: Batch) -> str:
     for name, tensor in batch_tensors(batch):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         data = tensor.detach().cpu().contiguous()
+        # As bytes, so that nan and the sign of zero count; numbers without dimension cannot be viewed so.
         digest.update(data.view(torch.uint8).numpy().data if data.ndim else repr(data.item()).encode())
     structure = [
         map_tensors(value, lambda _tensor: "tensor") for value in (*batch.args, *batch.kwargs.values())

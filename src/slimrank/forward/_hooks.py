@@ -3,9 +3,11 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
+
+from slimrank.forward._watch import watch_modules
 
 Tap = Callable[[str, int, Tensor, Tensor], Tensor | None]
 
@@ -23,26 +25,14 @@ def tap_layers(model: nn.Module, names: Sequence[str], tap: Tap) -> Iterator[Cou
         Calls so far by name; clear it before every forward.
     """
     calls: Counter[str] = Counter()
-    handles = []
-    try:
-        for name in names:
 
-            def hook(
-                _module: nn.Module,
-                args: tuple[object, ...],
-                kwargs: dict[str, object],
-                output: object,
-                name: str = name,
-            ) -> object:
-                x = args[0] if args else kwargs.get("input")
-                call = calls[name]
-                calls[name] += 1
-                if isinstance(x, Tensor) and isinstance(output, Tensor):
-                    return tap(name, call, x, output)
-                return None
+    def leave(name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> object:
+        x = args[0] if args else kwargs.get("input")
+        call = calls[name]
+        calls[name] += 1
+        if isinstance(x, Tensor) and isinstance(output, Tensor):
+            return tap(name, call, x, output)
+        return None
 
-            handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+    with watch_modules(((name, model.get_submodule(name)) for name in names), leave=leave):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()

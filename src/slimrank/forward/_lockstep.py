@@ -9,16 +9,17 @@ and what is held is what is alive at one depth of the network.
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from slimrank.forward._batch import Batch, take_samples
 from slimrank.forward._run import call, plain_attention
+from slimrank.forward._watch import first_input, watch_modules
 
 Side = Literal["input", "output"]
 
@@ -36,6 +37,7 @@ class Shortcut:
     side: Side
 
 
+# Samples of each batch in the trial of ``can_interleave``: as few as still make a batch.
 _TRIAL_SAMPLES = 2
 
 
@@ -43,8 +45,22 @@ class _Abandoned(BaseException):
     """Ends a paused forward; a BaseException so that user code does not swallow it."""
 
 
-class _Forward:
-    """One paused or running forward."""
+class _PausableForward:
+    """One paused or running forward, in a thread of its own.
+
+    Two semaphores pass the turn: the caller releases ``may_run`` and waits for ``has_stopped``; the thread
+    runs to its next stop, releases ``has_stopped``, and waits for ``may_run``. So only one of them runs.
+
+    Attributes:
+        batch: the arguments.
+        paused_at: the layer that it waits in; None before the first one.
+        x: input of that layer, where it is a tensor.
+        shortcuts: by layer, what will be added to its output; kept until it is handed out.
+        passed: layers that it has stopped at; further calls of these do not stop.
+        error: what ended it, where that was an error.
+        finished: it will not run any more.
+        abandoned: it shall end at its next stop.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -167,10 +183,9 @@ class Lockstep:
         self._model = model
         self._shortcuts = {name: found for name, found in (shortcuts or {}).items() if name in stops}
         self._order = {name: index for index, name in enumerate(stops)}
-        self._forwards = [_Forward(batch) for batch in batches]
-        self._by_thread: dict[int, _Forward] = {}
+        self._forwards = [_PausableForward(batch) for batch in batches]
+        self._by_thread: dict[int, _PausableForward] = {}
         self._ahead: threading.Thread | None = None
-        self._handles: list[RemovableHandle] = []
         self._context = contextlib.ExitStack()
         self._device = torch.get_default_device()
         self._cuda_device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
@@ -183,17 +198,10 @@ class Lockstep:
     def __enter__(self) -> "Lockstep":
         # Entered once here, not in the threads: the switch is global and they would restore it out of order.
         self._context.enter_context(plain_attention())
-        for name in self._order:
-
-            def hook(
-                _m: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], name: str = name
-            ) -> None:
-                self._pause(name, args[0] if args else kwargs.get("input"))
-
-            layer = self._model.get_submodule(name)
-            self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        layers = ((name, self._model.get_submodule(name)) for name in self._order)
+        self._context.enter_context(watch_modules(layers, enter=self._pause))
         for name, found in self._shortcuts.items():
-            self._handles.append(self._reading(name, found))
+            self._context.enter_context(self._reading(name, found))
         for forward in self._forwards:
             forward.thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
             forward.thread.start()
@@ -203,6 +211,7 @@ class Lockstep:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._wait()
+        # A thread that waits forever would keep its batch and the model alive: each one ends at its stop.
         for forward in self._forwards:
             if not forward.finished:
                 forward.abandoned = True
@@ -210,8 +219,6 @@ class Lockstep:
         for forward in self._forwards:
             if forward.thread is not None:
                 forward.thread.join()
-        for handle in self._handles:
-            handle.remove()
         self._context.close()
 
     def advance(self, name: str) -> list[Tensor | None]:
@@ -270,9 +277,9 @@ class Lockstep:
         """
         return [forward.shortcuts.pop(name, None) for forward in self._forwards]
 
-    def _reading(self, layer: str, found: Shortcut) -> RemovableHandle:
-        """A hook that keeps what will be added to a layer's output."""
-        module = self._model.get_submodule(found.source)
+    def _reading(self, layer: str, found: Shortcut) -> AbstractContextManager[None]:
+        """Keeps what will be added to a layer's output, while the context lasts."""
+        modules = [(found.source, self._model.get_submodule(found.source))]
 
         def keep(value: object) -> None:
             forward = self._by_thread.get(threading.get_ident())
@@ -280,13 +287,10 @@ class Lockstep:
                 forward.shortcuts[layer] = value
 
         if found.side == "output":
-            return module.register_forward_hook(lambda _m, _i, output: keep(output))
-        return module.register_forward_pre_hook(
-            lambda _m, args, kwargs: keep(args[0] if args else next(iter(kwargs.values()), None)),
-            with_kwargs=True,
-        )
+            return watch_modules(modules, leave=lambda _name, _args, _kwargs, output: keep(output))
+        return watch_modules(modules, enter=lambda _name, args, kwargs: keep(first_input(args, kwargs)))
 
-    def _work(self, forward: _Forward) -> None:
+    def _work(self, forward: _PausableForward) -> None:
         self._by_thread[threading.get_ident()] = forward
         forward.may_run.acquire()
         try:
@@ -315,7 +319,8 @@ class Lockstep:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
             yield
 
-    def _pause(self, name: str, x: object) -> None:
+    def _pause(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        x = args[0] if args else kwargs.get("input")
         forward = self._by_thread.get(threading.get_ident())
         if forward is None:
             return
@@ -323,6 +328,7 @@ class Lockstep:
             raise _Abandoned
         if name in forward.passed:
             return
+        # Only the first call stops: a layer that is called twice is fitted once.
         forward.passed.add(name)
         forward.paused_at = name
         forward.x = x if isinstance(x, Tensor) else None

@@ -14,7 +14,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from slimrank.forward._batch import Batch, copied, digest_batch, map_tensors, named_tensors
 from slimrank.forward._record import Record, handing_out, is_blank, is_plain, recording
-from slimrank.forward._run import cuda_devices
+from slimrank.forward._seed import cuda_devices
 
 _Forward = Callable[..., object]
 
@@ -65,14 +65,15 @@ class PrefixCache:
         if self._evaluations <= 1:
             # The first forward that records, and the first one that hands out.
             self._is_checked = False
-        own = vars(self._model).get("forward")
-        self._model.forward = _Entry(self._model, own, self._forward)
+        # Somebody may have set a forward on the instance, which shadows the method of the class.
+        instance_forward = vars(self._model).get("forward")
+        self._model.forward = _Entry(self._model, instance_forward, self._forward)
         try:
             yield
         finally:
             vars(self._model).pop("forward", None)
-            if own is not None:
-                vars(self._model)["forward"] = own
+            if instance_forward is not None:
+                vars(self._model)["forward"] = instance_forward
 
     def _forward(self, plain: _Forward, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
         with self._lock:
@@ -144,6 +145,7 @@ class PrefixCache:
             with changed:
                 return plain(*args, **kwargs)
         self._is_checked = True
+        # Both forwards start from the same random numbers; the caller's go on as after one forward.
         before = _random_states(self._model)
         copies = copied(Batch(args=args, kwargs=kwargs))
         expected = plain(*copies.args, **copies.kwargs)
@@ -167,16 +169,22 @@ class PrefixCache:
 
 
 class _Entry:
-    """The forward of the model under evaluation; a copy of the model gets its ordinary one."""
+    """The forward of the model under evaluation; a copy of the model gets its ordinary forward.
+
+    Args:
+        model: the model under evaluation.
+        instance_forward: what was set as ``forward`` on the instance before; None where nothing was.
+        shortened: runs a forward in its short form, given the plain one, its arguments and its keywords.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        own: object,
+        instance_forward: object,
         shortened: Callable[[_Forward, tuple[object, ...], Mapping[str, object]], object],
     ) -> None:
         self._model = model
-        self._own = own
+        self._instance_forward = instance_forward
         self._shortened = shortened
         # The signature of this is the one that people see.
         self.__wrapped__: _Forward = model.forward
@@ -185,12 +193,15 @@ class _Entry:
         return self._shortened(self.__wrapped__, args, kwargs)
 
     def __deepcopy__(self, memo: dict[int, object]) -> object:
-        if self._own is not None:
-            return copy.deepcopy(self._own, memo)
+        if self._instance_forward is not None:
+            return copy.deepcopy(self._instance_forward, memo)
         return _ordinary_forward(memo.get(id(self._model), self._model))
 
+    # Where the model is pickled (torch.save), what is read back has its ordinary forward too.
     def __reduce__(self) -> tuple[Callable[[object], object], tuple[object]]:
-        return _same_object if self._own is not None else _ordinary_forward, (self._own or self._model,)
+        return _same_object if self._instance_forward is not None else _ordinary_forward, (
+            self._instance_forward or self._model,
+        )
 
 
 def _ordinary_forward(model: object) -> object:
@@ -209,23 +220,27 @@ def _key(args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
     return f"{digest_batch(Batch(args=args, kwargs=kwargs))}{layouts}{autocast}"
 
 
-def _agree(one: Record, other: Record) -> bool:
+def _agree(first: Record, second: Record) -> bool:
     """Whether two forwards gave the same before the layer; what one of them did not keep does not count."""
-    mine, others = list(named_tensors(one.outputs)), list(named_tensors(other.outputs))
-    if [(name, tensor.shape) for name, tensor in mine] != [(name, tensor.shape) for name, tensor in others]:
+    of_first, of_second = list(named_tensors(first.outputs)), list(named_tensors(second.outputs))
+    if [(name, tensor.shape) for name, tensor in of_first] != [
+        (name, tensor.shape) for name, tensor in of_second
+    ]:
         return False
-    pairs = [(a, b) for (_, a), (_, b) in zip(mine, others, strict=True) if not is_blank(a) | is_blank(b)]
+    pairs = [
+        (a, b) for (_, a), (_, b) in zip(of_first, of_second, strict=True) if not is_blank(a) | is_blank(b)
+    ]
     return all(torch.equal(_bits(a), _bits(b)) for a, b in pairs)
 
 
-def _same(one: object, other: object) -> bool:
+def _same(first: object, second: object) -> bool:
     """Whether nested containers hold the same, tensors bit for bit."""
-    mine, others = list(named_tensors(one)), list(named_tensors(other))
-    if [_description(*item) for item in mine] != [_description(*item) for item in others]:
+    of_first, of_second = list(named_tensors(first)), list(named_tensors(second))
+    if [_description(*item) for item in of_first] != [_description(*item) for item in of_second]:
         return False
-    if repr(map_tensors(one, lambda _: "tensor")) != repr(map_tensors(other, lambda _: "tensor")):
+    if repr(map_tensors(first, lambda _: "tensor")) != repr(map_tensors(second, lambda _: "tensor")):
         return False
-    pairs = zip(mine, others, strict=True)
+    pairs = zip(of_first, of_second, strict=True)
     return all(torch.equal(_bits(tensor), _bits(twin)) for (_, tensor), (_, twin) in pairs)
 
 

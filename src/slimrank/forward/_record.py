@@ -15,7 +15,7 @@ from slimrank.forward._batch import map_tensors, named_tensors
 _Forward = Callable[..., object]
 
 
-class Reached(BaseException):
+class LayerReached(BaseException):
     """Ends a forward at a layer; a BaseException so that user code does not swallow it."""
 
 
@@ -41,7 +41,7 @@ class Record:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Call:
+class _ModuleCall:
     """One call of a module, or of the model itself.
 
     Attributes:
@@ -59,15 +59,15 @@ class _Call:
     sets_state: bool = False
     output: object = None
     living: Sequence[weakref.ref[Tensor]] = ()
-    done: list["_Call"] = field(default_factory=list)
-    read: set["_Call"] = field(default_factory=set)
+    done: list["_ModuleCall"] = field(default_factory=list)
+    read: set["_ModuleCall"] = field(default_factory=set)
 
     def is_held(self) -> bool:
         """Whether somebody still holds a tensor that came out."""
         return any(ref() is not None for ref in self.living)
 
 
-class Recorder(TorchDispatchMode):
+class PrefixRecorder(TorchDispatchMode):
     """Watches one forward up to a layer.
 
     Operations are watched as well: an output that only modules have read which are handed out themselves,
@@ -75,7 +75,7 @@ class Recorder(TorchDispatchMode):
 
     Args:
         layer: dotted name.
-        stops: raise ``Reached`` at the layer.
+        stops: raise ``LayerReached`` at the layer.
     """
 
     def __init__(self, layer: str, *, stops: bool) -> None:
@@ -83,8 +83,8 @@ class Recorder(TorchDispatchMode):
         self.record: Record | None = None
         self._layer = layer
         self._stops = stops
-        self._open = [_Call(name="")]
-        self._makers: dict[int, list[tuple[weakref.ref[Tensor], _Call]]] = {}
+        self._open = [_ModuleCall(name="")]
+        self._makers: dict[int, list[tuple[weakref.ref[Tensor], _ModuleCall]]] = {}
         self._is_over = False
         self._is_copying = False
 
@@ -106,15 +106,16 @@ class Recorder(TorchDispatchMode):
 
     def enter(self, name: str, args: object, kwargs: object) -> None:
         """A module is called."""
+        # After the layer everything may differ, so nothing of it is recorded.
         if self._is_over:
             return
         if name == self._layer:
             self._is_over = True
             self.record = self._recorded()
             if self._stops:
-                raise Reached
+                raise LayerReached
             return
-        self._open.append(_Call(name=name, is_plain=is_plain(args) and is_plain(kwargs)))
+        self._open.append(_ModuleCall(name=name, is_plain=is_plain(args) and is_plain(kwargs)))
 
     def leave(self, name: str, output: object, *, sets_state: bool) -> None:
         """A module is done."""
@@ -134,7 +135,7 @@ class Recorder(TorchDispatchMode):
             self._keep(call, output)
         self._open[-1].done.append(call)
 
-    def _keep(self, call: _Call, output: object) -> None:
+    def _keep(self, call: _ModuleCall, output: object) -> None:
         self._is_copying = True
         try:
             # Copied at once, since what follows may work in place.
@@ -166,13 +167,15 @@ class Recorder(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def recording(model: nn.Module, layer: str, *, stops: bool, spares_state: bool = False) -> Iterator[Recorder]:
+def recording(
+    model: nn.Module, layer: str, *, stops: bool, spares_state: bool = False
+) -> Iterator[PrefixRecorder]:
     """Records one forward, up to a layer, while the context lasts.
 
     Args:
         model: no gradients wanted.
         layer: dotted name.
-        stops: raise ``Reached`` at the layer.
+        stops: raise ``LayerReached`` at the layer.
         spares_state: hand out nothing where a module that is done has set an attribute of its own, for
             somebody outside may read it.
 
@@ -180,7 +183,7 @@ def recording(model: nn.Module, layer: str, *, stops: bool, spares_state: bool =
         The recorder; its record is None as long as the layer is not reached, and where what lies before it
         cannot be handed out.
     """
-    recorder = Recorder(layer, stops=stops)
+    recorder = PrefixRecorder(layer, stops=stops)
     target = model.get_submodule(layer)
 
     def watched(name: str, module: nn.Module) -> _Forward:
@@ -229,14 +232,14 @@ def _giving(outputs: Sequence[object], forward: _Forward) -> _Forward:
 @contextlib.contextmanager
 def _forwards(changed: Mapping[nn.Module, _Forward]) -> Iterator[None]:
     """Other forwards while the context lasts: no hooks, since torch's fused layers look for those."""
-    own = {module: vars(module).get("forward") for module in changed}
+    saved = {module: vars(module).get("forward") for module in changed}
     try:
         for module, forward in changed.items():
             # An attribute of the instance shadows the method of the class.
             module.forward = forward
         yield
     finally:
-        for module, before in own.items():
+        for module, before in saved.items():
             vars(module).pop("forward", None)
             if before is not None:
                 vars(module)["forward"] = before
@@ -271,12 +274,14 @@ def _blank(tensor: Tensor) -> Tensor:
     """A tensor of the same shape that holds one number: nan, so that a wrong read shows."""
     if tensor.numel() <= 1:
         return tensor
+    # Integers have no nan.
     value = float("nan") if tensor.is_floating_point() or tensor.is_complex() else 1
     return torch.full((), value, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
 
 
 def is_blank(tensor: Tensor) -> bool:
     """Whether a recorded tensor stands for one that nothing reads."""
+    # Only an expanded single number has no stride in any dimension.
     return tensor.numel() > 1 and not any(tensor.stride())
 
 

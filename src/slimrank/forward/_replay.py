@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slimrank._errors import BatchesError, OutputError
 from slimrank.forward._batch import Batch
 from slimrank.forward._outputs import OutputChoice, pick_outputs
-from slimrank.forward._record import Reached, Record, handing_out, recording
+from slimrank.forward._record import LayerReached, Record, handing_out, recording
 from slimrank.forward._run import run
 
 
@@ -69,10 +69,11 @@ class Replay:
                 recording(self._model, layer, stops=True) as recorder,
             ):
                 run(self._model, self._batches[index])
-        except Reached:
+        except LayerReached:
+            # What comes after the layer is not needed for the record.
             pass
         record = recorder.record
-        others = sum(held.n_bytes for at, held in self._records.items() if at != index)
+        others = sum(held.n_bytes for batch_index, held in self._records.items() if batch_index != index)
         if record is None or not record.outputs or others + record.n_bytes > self._max_bytes:
             return
         if all(record.serves(self._model, name) for name in touched):

@@ -1,39 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules by name: copy, find, replace."""
+"""One forward of a model, and the modes in which it runs."""
 
 import contextlib
 import functools
-import linecache
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError
-from slimrank.forward._batch import Batch, copied, named_tensors
+from slimrank.forward._batch import Batch, copied
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-def cuda_devices(model: nn.Module) -> list[torch.device]:
-    """The CUDA devices that parameters lie on, each once: those whose random numbers a forward may draw."""
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
-
-
-@contextlib.contextmanager
-def same_luck(model: nn.Module) -> Iterator[None]:
-    """The same random numbers every time, on every device of the model; the caller's are put back."""
-    devices = cuda_devices(model)
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(0)
-        for device in devices:
-            torch.cuda.default_generators[device.index or 0].manual_seed(0)
-        yield
 
 
 @contextlib.contextmanager
@@ -85,8 +65,8 @@ def run(model: nn.Module, batch: Batch) -> object:
 
 def call(model: nn.Module, batch: Batch) -> object:
     """One forward on copies of the tensors, since the model may work on its inputs in place."""
-    own = copied(batch)
-    result: object = model(*own.args, **own.kwargs)
+    copies = copied(batch)
+    result: object = model(*copies.args, **copies.kwargs)
     return result
 
 
@@ -104,49 +84,3 @@ def _refusal(model: nn.Module, sample: Batch, error: Exception) -> str:
         else "check the shape and dtype of the inputs, or pass inputs=lambda b: ..."
     )
     return f"{type(model).__name__} refuses {sample.where} ({given}): {type(error).__name__}: {error}; {cure}"
-
-
-_TORCH, _PACKAGE = (f"{Path(file).parent}/" for file in (torch.__file__, Path(__file__).parent))
-
-
-def is_users_code(file: str) -> bool:
-    """Whether a source file is the user's own: neither torch's, nor of this package, nor made up.
-
-    The demo's network stands for a user's.
-    """
-    if file.startswith((_TORCH, "<")):
-        return False
-    return not file.startswith(_PACKAGE) or file.startswith(f"{_PACKAGE}demo/")
-
-
-def describe(error: Exception) -> str:
-    """An error in one line, with the innermost source line that is neither torch's nor of this room."""
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_code(frame.filename)]
-    if not frames:
-        return text
-    last = frames[-1]
-    line = linecache.getline(last.filename, last.lineno or 0).strip()
-    return f"{text} at {Path(last.filename).name}:{last.lineno} `{line}`"
-
-
-def training_error(model: nn.Module, sample: Batch) -> str | None:
-    """What a forward in training mode or the way back dies of."""
-    model.train()
-    try:
-        with torch.enable_grad(), quiet_luck(model):
-            result = call(model, sample)
-            sums = [tensor.float().sum() for _, tensor in named_tensors(result) if tensor.requires_grad]
-            if sums:
-                torch.stack(sums).sum().backward()
-    except Exception as error:
-        return describe(error)
-    return None
-
-
-@contextlib.contextmanager
-def quiet_luck(model: nn.Module) -> Iterator[None]:
-    """The same random numbers every time, and no word of what warns."""
-    with same_luck(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

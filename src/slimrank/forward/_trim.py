@@ -4,6 +4,8 @@
 import ctypes
 import sys
 
+# How much must have come and gone before memory is given back. Less would cost a call for every small layer;
+# more would let the peaks of several layers add up.
 _TRIM_BYTES = 96_000_000
 
 

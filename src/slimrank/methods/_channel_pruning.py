@@ -3,8 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Protocol
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from slimrank._errors import OptionError, ShapeError
 from slimrank.linalg import Consumer, Removal, removal_errors, removal_order
 from slimrank.methods._curves import CEILING, divergence_over_error
-from slimrank.records import GroupCurve, GroupSpec
+from slimrank.records import ChannelOrder, GroupCurve, GroupSpec
 
 ANCHOR_SHARES = (0.8, 0.55, 0.3, 0.1)
 MAX_COUNTS = 64
@@ -22,49 +21,47 @@ _ALIGNMENT = 8
 _FEW_UNITS = 8
 
 
-class Selector(Protocol):
-    """A way to order units."""
-
-    def __call__(
-        self,
-        consumers: Sequence[Consumer],
-        n_units: int,
-        *,
-        ridge: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Removal:
-        """Orders the units of a group; draws from the generator where it draws at all."""
-        ...
-
-
-def removal_by_obs(
-    consumers: Sequence[Consumer],
-    n_units: int,
-    *,
-    ridge: float | None = None,
-    generator: torch.Generator | None = None,
+def removal_by_order(
+    order: ChannelOrder, consumers: Sequence[Consumer], n_units: int, *, generator: torch.Generator
 ) -> Removal:
+    """The order of units that a study asks for.
+
+    Args:
+        order: which one.
+        consumers: layers that read the units.
+        n_units: how many units there are.
+        generator: on the CPU; a random order draws from it, the others do not.
+
+    Returns:
+        The order and its errors.
+    """
+    match order:
+        case "obs":
+            return removal_by_obs(consumers, n_units)
+        case "magnitude":
+            return removal_by_magnitude(consumers, n_units)
+        case "random":
+            return removal_by_random(consumers, n_units, generator=generator)
+        case _:
+            assert_never(order)
+
+
+def removal_by_obs(consumers: Sequence[Consumer], n_units: int, *, ridge: float | None = None) -> Removal:
     """The order of block optimal brain surgeon on the damage metric: see ``removal_order``.
 
     Args:
         consumers: layers that read the units.
         n_units: how many units there are.
         ridge: share of the mean diagonal; None for what the rows of each consumer call for.
-        generator: not used.
 
     Returns:
         The order and its errors.
     """
-    del generator
     return removal_order(consumers, n_units, ridge=ridge)
 
 
 def removal_by_magnitude(
-    consumers: Sequence[Consumer],
-    n_units: int,
-    *,
-    ridge: float | None = None,
-    generator: torch.Generator | None = None,
+    consumers: Sequence[Consumer], n_units: int, *, ridge: float | None = None
 ) -> Removal:
     """The order of squared weights: the unit whose input columns are smallest goes first.
 
@@ -72,14 +69,12 @@ def removal_by_magnitude(
         consumers: layers that read the units.
         n_units: how many units there are.
         ridge: as in ``removal_by_obs``, for the errors.
-        generator: not used.
 
     Returns:
         The order, and its errors once the kept columns are fitted anew.
 
     Source: the way of AIMET's channel pruning.
     """
-    del generator
     device = consumers[0].weight.device if consumers else torch.device("cpu")
     sizes = torch.zeros(n_units + 1, dtype=torch.float64, device=device)
     for consumer in consumers:
@@ -91,36 +86,22 @@ def removal_by_magnitude(
 
 
 def removal_by_random(
-    consumers: Sequence[Consumer],
-    n_units: int,
-    *,
-    ridge: float | None = None,
-    generator: torch.Generator | None = None,
+    consumers: Sequence[Consumer], n_units: int, *, generator: torch.Generator, ridge: float | None = None
 ) -> Removal:
     """A random order.
 
     Args:
         consumers: layers that read the units.
         n_units: how many units there are.
+        generator: on the CPU.
         ridge: as in ``removal_by_obs``, for the errors.
-        generator: on the CPU; needed.
 
     Returns:
         The order, and its errors once the kept columns are fitted anew.
-
-    Raises:
-        OptionError: no generator.
     """
-    if generator is None:
-        raise OptionError("a random order needs a generator; pass generator=torch.Generator().manual_seed(0)")
     device = consumers[0].weight.device if consumers else torch.device("cpu")
     order = torch.randperm(n_units, generator=generator).to(device)
     return Removal(order=order, errors=removal_errors(consumers, order, ridge=ridge))
-
-
-SELECTORS: Mapping[str, Selector] = MappingProxyType(
-    {"obs": removal_by_obs, "magnitude": removal_by_magnitude, "random": removal_by_random}
-)
 
 
 def inner_removal(variances: Sequence[Tensor], unit_maps: Sequence[Tensor], n_units: int) -> Removal:

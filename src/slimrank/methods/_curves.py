@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost import forms_of, keeps_rows, layer_cost, max_rank, pair_costs
+from slimrank.cost import FORM_ROWS, forms_of, keeps_rows, layer_cost, max_rank, pair_costs
 from slimrank.methods._isotonic import never_falling
 from slimrank.methods._pair import effective_weight, error_by_rank, fit_pair, true_error
-from slimrank.methods._table import RULES
 from slimrank.methods._target import Target
 from slimrank.records import Curve, Form, LayerSpec, Method
 
@@ -57,7 +56,7 @@ def layer_curves(
     curves = []
     for method in methods:
         for form in forms_of(spec, method):
-            if keeps_rows(spec) and not RULES[form].is_closed:
+            if keeps_rows(spec) and not FORM_ROWS[form].is_closed:
                 # Its moments are kept as rows, since a matrix of them would not fit; these forms need one.
                 continue
             ranks = np.arange(1, max_rank(spec, form) + 1, dtype=np.int64)
@@ -67,7 +66,7 @@ def layer_curves(
                 continue
             errors = error_by_rank(spec, form, target, limit=int(ranks[worth][-1])).cpu().numpy()
             error = np.minimum.accumulate(errors[ranks[worth]])
-            if not RULES[form].is_closed and target.moments.n_rows:
+            if not FORM_ROWS[form].is_closed and target.moments.n_rows:
                 error = _corrected(spec, form, target, ranks[worth], error)
             curves.append(
                 Curve(

@@ -1,97 +1,207 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ordinary torch modules that take the place of a layer."""
+"""What a replacement looks like: the container of its modules, their names, and their tensors on disk.
 
-from collections.abc import Callable, Mapping
+Nobody else knows of how many modules a replacement consists, what they are called, or which has the bias.
+"""
 
+from collections.abc import Collection, Mapping
+
+import torch
 from torch import Tensor, nn
 
-from slimrank.methods._pair import Pair
-from slimrank.methods._table import RULES
-from slimrank.records import Form, LayerSpec
-
-_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_Factor = nn.Linear | _Conv
-_CONVS: Mapping[str, Callable[..., _Conv]] = {
-    "conv1d": nn.Conv1d,
-    "conv2d": nn.Conv2d,
-    "conv3d": nn.Conv3d,
-}
+from slimrank.methods._table import Factors, layer_functions
+from slimrank.methods._target import Target
+from slimrank.records import LayerSpec, Setting
 
 
-def build_pair(
-    spec: LayerSpec, layer: nn.Module, pair: Pair, bias: Tensor | None
-) -> tuple[nn.Module, nn.Module]:
-    """The two modules that replace a layer.
+def fit_factors(spec: LayerSpec, setting: Setting, target: Target, *, alternations: int) -> Factors:
+    """Factors of one setting.
+
+    Args:
+        spec: the layer.
+        setting: what takes its place.
+        target: what to reproduce; it remembers its decompositions.
+        alternations: refinement rounds at most, where there is no closed solution.
+
+    Returns:
+        The factors.
+    """
+    return layer_functions(setting).fit(spec, setting, target, alternations=alternations)
+
+
+def build_modules(
+    spec: LayerSpec, layer: nn.Module, factors: Factors, bias: Tensor | None
+) -> tuple[nn.Module, ...]:
+    """The modules that replace a layer.
 
     Args:
         spec: its geometry.
         layer: the original; dtype, device, mode and requires_grad are taken from it.
-        pair: the factors.
-        bias: (O,) of the second module; None for none.
+        factors: values of the modules.
+        bias: (O,) of the last module; None for none.
 
     Returns:
-        Two ordinary torch modules, without bias in the first.
+        Ordinary torch modules, without bias in any but the last.
     """
-    modules = empty_pair(spec, pair.form, pair.rank, has_bias=bias is not None)
-    shapes = [module.weight.shape for module in modules]
-    weights = (pair.first, pair.second)
+    setting = factors.setting
+    modules = layer_functions(setting).modules(spec, setting, has_bias=bias is not None)
     reference = layer.weight
     if not isinstance(reference, Tensor):
         raise TypeError(f"{type(layer).__name__} has no weight tensor")
-    for module, weight, shape in zip(modules, weights, shapes, strict=True):
+    for module, values in zip(modules, factors.tensors, strict=True):
         module.weight = nn.Parameter(
-            weight.reshape(shape).to(device=reference.device, dtype=reference.dtype),
+            values.reshape(_weight_of(module).shape).to(device=reference.device, dtype=reference.dtype),
             requires_grad=reference.requires_grad,
         )
         module.train(layer.training)
     if bias is not None:
-        own = layer.bias if isinstance(layer.bias, Tensor) else reference
-        modules[1].bias = nn.Parameter(
-            bias.to(device=reference.device, dtype=own.dtype, copy=True), requires_grad=own.requires_grad
+        known = layer.bias if isinstance(layer.bias, Tensor) else reference
+        modules[-1].bias = nn.Parameter(
+            bias.to(device=reference.device, dtype=known.dtype, copy=True), requires_grad=known.requires_grad
         )
     return modules
 
 
-def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tuple[_Factor, _Factor]:
-    """Modules of the right shapes, on the meta device.
+def build_replacement(
+    spec: LayerSpec, layer: nn.Module, factors: Factors, bias: Tensor | None
+) -> nn.Sequential:
+    """What takes the place of a layer in a model.
+
+    Args:
+        spec: its geometry.
+        layer: the original.
+        factors: values of the modules.
+        bias: (O,) of the last module; None for none.
+
+    Returns:
+        The modules of ``build_modules`` in a container.
+    """
+    return nn.Sequential(*build_modules(spec, layer, factors, bias))
+
+
+def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> nn.Sequential:
+    """What takes the place of a layer in a model, without values.
 
     Args:
         spec: the layer to replace.
-        form: how the kernel is split.
-        rank: size between the factors.
-        has_bias: whether the second has a bias.
+        setting: what takes its place.
+        has_bias: whether the last module has a bias.
 
     Returns:
-        Two modules whose parameters hold no storage yet.
+        Modules in a container, their parameters on the meta device.
     """
-    c_out, c_in, *_ = spec.weight_shape
-    if form == "linear":
-        return (
-            nn.Linear(c_in, rank, bias=False, device="meta"),
-            nn.Linear(rank, c_out, bias=has_bias, device="meta"),
-        )
-    conv = _CONVS[spec.kind]
-    rule, n_dims = RULES[form], len(spec.kernel)
+    return nn.Sequential(*layer_functions(setting).modules(spec, setting, has_bias=has_bias))
 
-    def factor(n_in: int, n_out: int, taps: tuple[bool, ...], bias: bool) -> _Conv:
-        def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
-            return tuple(v if used else neutral for v, used in zip(values, taps, strict=True))
 
-        padding = spec.padding if isinstance(spec.padding, str) else pick(spec.padding, 0)
-        if not any(taps):
-            padding = pick((0,) * len(taps), 0)
-        return conv(
-            n_in,
-            n_out,
-            pick(spec.kernel, 1),
-            stride=pick(spec.stride, 1),
-            padding=padding,
-            dilation=pick(spec.dilation, 1),
-            bias=bias,
-            padding_mode=spec.padding_mode if any(taps) else "zeros",
-            device="meta",
-        )
+def open_container(layer: nn.Module) -> nn.Sequential:
+    """A container that still holds the layer itself; ``fill_container`` puts the modules there later.
 
-    return factor(c_in, rank, rule.first_taps(n_dims), bias=False), factor(
-        rank, c_out, rule.second_taps(n_dims), bias=has_bias
-    )
+    It can take the place of the layer before a forward starts, which then finds its new content.
+    """
+    return nn.Sequential(layer)
+
+
+def fill_container(
+    container: nn.Module, spec: LayerSpec, layer: nn.Module, factors: Factors, bias: Tensor | None
+) -> None:
+    """Puts the modules of a replacement where its layer still is (in place).
+
+    Args:
+        container: of ``open_container``.
+        spec: geometry of the layer.
+        layer: the original.
+        factors: values of the modules.
+        bias: (O,) of the last module; None for none.
+    """
+    if not isinstance(container, nn.Sequential):
+        raise TypeError(f"{spec.name} is a {type(container).__name__}, not the container that was put there")
+    first, *others = build_modules(spec, layer, factors, bias)
+    container[0] = first
+    for module in others:
+        container.append(module)
+    container.train(layer.training)
+
+
+def is_replacement(
+    modules: Mapping[str, nn.Module],
+    spec: LayerSpec,
+    setting: Setting,
+    *,
+    replaced: Collection[str] = (),
+) -> bool:
+    """Whether a model holds the replacement of a layer, as far as sizes between the factors tell.
+
+    Args:
+        modules: of the model, by dotted name.
+        spec: the layer that was replaced.
+        setting: what should stand there.
+        replaced: layers that were replaced at any time: factors among them are not looked at.
+
+    Returns:
+        False where a factor is missing, or has another number of outputs.
+    """
+    *inner, _ = layer_functions(setting).modules(spec, setting, has_bias=False)
+    for index, factor in enumerate(inner):
+        name = _factor_name(spec.name, index)
+        weight = getattr(modules.get(name), "weight", None)
+        fits = isinstance(weight, Tensor) and len(weight) == len(_weight_of(factor))
+        if name not in replaced and not fits:
+            return False
+    return True
+
+
+def is_replaced_in(tensors: Collection[str], name: str) -> bool:
+    """Whether a state dict holds a replacement of a layer.
+
+    Args:
+        tensors: names in the state dict.
+        name: of the layer.
+
+    Returns:
+        True where something like a first factor stands there.
+    """
+    return f"{_factor_name(name, 0)}.weight" in tensors
+
+
+def has_bias_in(tensors: Collection[str], name: str, setting: Setting) -> bool | None:
+    """Whether the replacement of a layer has a bias, by a state dict.
+
+    Args:
+        tensors: names in the state dict.
+        name: of the layer.
+        setting: what took its place.
+
+    Returns:
+        None where the factor that has the bias, or none, was replaced itself by a later step.
+    """
+    last = _factor_name(name, len(layer_functions(setting).factor_names) - 1)
+    return None if is_replaced_in(tensors, last) else f"{last}.bias" in tensors
+
+
+def factors_to_tensors(factors: Factors) -> dict[str, Tensor]:
+    """Factors by the names that a journal has for them."""
+    names = layer_functions(factors.setting).factor_names
+    return dict(zip(names, factors.tensors, strict=True))
+
+
+def factors_from_tensors(setting: Setting, tensors: Mapping[str, Tensor]) -> Factors:
+    """Factors by what a journal holds of them; other names are not looked at."""
+    functions = layer_functions(setting)
+    return functions.factors_of(setting, [tensors[name] for name in functions.factor_names])
+
+
+def factors_on(factors: Factors, device: torch.device) -> Factors:
+    """The same factors on a device."""
+    tensors = [tensor.to(device) for tensor in factors.tensors]
+    return layer_functions(factors.setting).factors_of(factors.setting, tensors)
+
+
+def _factor_name(name: str, index: int) -> str:
+    """Dotted name of a factor in a model: containers count their modules."""
+    return f"{name}.{index}"
+
+
+def _weight_of(module: nn.Module) -> Tensor:
+    if not isinstance(module.weight, Tensor):
+        raise TypeError(f"{type(module).__name__} has no weight tensor")
+    return module.weight

@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from slimrank.cost import FORM_ROWS, factor_taps
 from slimrank.linalg import (
     Split,
     fit_split,
@@ -16,9 +17,8 @@ from slimrank.linalg import (
     project_pair,
     refine_split,
 )
-from slimrank.methods._table import RULES
 from slimrank.methods._target import ClosedForm, SharedKernel, Target
-from slimrank.records import Form, LayerSpec
+from slimrank.records import Form, LayerSpec, Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -40,6 +40,20 @@ class Pair:
         """Size between the factors."""
         return len(self.first)
 
+    @property
+    def setting(self) -> Setting:
+        """What a plan says of it."""
+        return Setting(method=FORM_ROWS[self.form].method, form=self.form, rank=self.rank)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The factors, in the order in which they are applied."""
+        return self.first, self.second
+
+    def weight(self, spec: LayerSpec) -> Tensor:
+        """See ``effective_weight``."""
+        return effective_weight(spec, self)
+
 
 def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:
     """Error of a form at every rank, from one decomposition.
@@ -56,7 +70,7 @@ def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | N
     Returns:
         (R + 1,) float64: entry r is ``1/2 tr((W - W_r)^T G (W - W_r) H)``; entry 0 is all.
     """
-    if RULES[form].is_closed:
+    if FORM_ROWS[form].is_closed:
         return _closed(target).errors[: None if limit is None else limit + 1]
     opened = _split(spec, form, target)
     return nested_errors(opened.weighted, opened.goal, opened.moment, opened.first[:limit], opened.split)
@@ -88,7 +102,7 @@ def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternat
     Returns:
         The pair, balanced.
     """
-    if RULES[form].is_closed:
+    if FORM_ROWS[form].is_closed:
         basis = _closed(target).basis
         first, second = project_pair(target.dense, basis, rank, target.root, target.inverse_root)
         channels = spec.weight_shape[1]
@@ -138,17 +152,13 @@ def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:
 def _arrangement(spec: LayerSpec, form: Form, device: torch.device) -> tuple[Split, Tensor]:
     """How columns divide, and their order: channels, taps of the first factor, taps of the second."""
     channels, kernel = spec.weight_shape[1], spec.kernel
-    taken = RULES[form].first_taps(len(kernel))
+    taken = FORM_ROWS[form].first_taps(len(kernel))
     first = [dim for dim, is_taken in enumerate(taken) if is_taken]
     second = [dim for dim, is_taken in enumerate(taken) if not is_taken]
     columns = torch.arange(channels * prod(kernel), device=device).view(channels, *kernel)
     ordered = columns.permute(0, *(1 + dim for dim in first + second)).reshape(-1)
-    split = Split(
-        channels=channels,
-        first=prod(kernel[dim] for dim in first),
-        second=prod(kernel[dim] for dim in second),
-    )
-    return split, ordered
+    first_size, second_size = factor_taps(spec, form)
+    return Split(channels=channels, first=first_size, second=second_size), ordered
 
 
 def _balanced(form: Form, first: Tensor, second: Tensor) -> Pair:

@@ -1,18 +1,139 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The method table: one row per method that puts a pair in place of a layer, and all methods by name."""
+"""The method table: one row per method, what it replaces and how that is built."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, Protocol
 
-from slimrank.methods._form_rule import FormRule
-from slimrank.methods._spatial_svd import SPATIAL_SVD
-from slimrank.methods._weight_svd import WEIGHT_SVD
-from slimrank.records import Form, Method
+from torch import Tensor, nn
 
-TABLE: Mapping[Method, tuple[FormRule, ...]] = MappingProxyType(
-    {"weight_svd": WEIGHT_SVD, "spatial_svd": SPATIAL_SVD}
+from slimrank._errors import UnknownNameError
+from slimrank._names import nearest
+from slimrank.cost import FORMS
+from slimrank.methods._pair import Pair, fit_pair
+from slimrank.methods._pair_modules import empty_pair
+from slimrank.methods._target import Target
+from slimrank.records import PRUNING, Form, LayerSpec, Method, Setting, replaces_groups
+
+
+class Factors(Protocol):
+    """The fitted factors of one layer, float64, in the order in which they are applied."""
+
+    @property
+    def setting(self) -> Setting:
+        """What a plan says of them."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """One per module of the replacement; each holds as many numbers as the weight of its module."""
+        ...
+
+    def weight(self, spec: LayerSpec) -> Tensor:
+        """The (O, D) float64 weight that they amount to, columns as in ``weight.flatten(1)``."""
+        ...
+
+
+class FitFactors(Protocol):
+    """Fits the factors that take the place of a layer."""
+
+    def __call__(self, spec: LayerSpec, setting: Setting, target: Target, *, alternations: int) -> Factors:
+        """The factors of one setting, refined in at most so many rounds."""
+        ...
+
+
+class EmptyModules(Protocol):
+    """Makes the modules that take the place of a layer."""
+
+    def __call__(self, spec: LayerSpec, setting: Setting, *, has_bias: bool) -> tuple[nn.Module, ...]:
+        """Modules with a ``weight`` each, on the meta device; only the last may have a bias."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFunctions:
+    """How a method replaces a layer by modules that run one after the other.
+
+    Attributes:
+        factor_names: what the tensor of each factor is called in a journal, in the order of the modules.
+        fit: fits the factors.
+        modules: makes the modules, still without values.
+        factors_of: makes factors of a setting and their tensors, as a journal gives them back.
+    """
+
+    factor_names: tuple[str, ...]
+    fit: FitFactors
+    modules: EmptyModules
+    factors_of: Callable[[Setting, Sequence[Tensor]], Factors]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRow:
+    """One method.
+
+    Attributes:
+        name: as in plans.
+        forms: its forms, in the order in which ties are decided; () where it replaces groups.
+        functions: how it replaces a layer; None where it replaces groups: these are cut, not built.
+    """
+
+    name: Method
+    forms: tuple[Form, ...] = ()
+    functions: LayerFunctions | None = None
+
+    @property
+    def replaces(self) -> Literal["layer", "group"]:
+        """Whether it works on a layer alone, or on a group of channels of several layers."""
+        return "group" if replaces_groups(self.name) else "layer"
+
+
+def _fit_pair(spec: LayerSpec, setting: Setting, target: Target, *, alternations: int) -> Factors:
+    return fit_pair(spec, setting.form, setting.rank, target, alternations=alternations)
+
+
+def _empty_pair(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> tuple[nn.Module, ...]:
+    return empty_pair(spec, setting.form, setting.rank, has_bias=has_bias)
+
+
+def _pair_of(setting: Setting, tensors: Sequence[Tensor]) -> Factors:
+    first, second = tensors
+    return Pair(form=setting.form, first=first, second=second)
+
+
+_PAIR = LayerFunctions(
+    factor_names=("first", "second"), fit=_fit_pair, modules=_empty_pair, factors_of=_pair_of
 )
-METHODS: tuple[Method, ...] = (*TABLE, "channel_pruning")
-RULES: Mapping[Form, FormRule] = MappingProxyType(
-    {rule.form: rule for rules in TABLE.values() for rule in rules}
+
+TABLE: Mapping[Method, MethodRow] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            MethodRow(name="weight_svd", forms=FORMS["weight_svd"], functions=_PAIR),
+            MethodRow(name="spatial_svd", forms=FORMS["spatial_svd"], functions=_PAIR),
+            MethodRow(name=PRUNING),
+        )
+    }
 )
+METHODS: tuple[Method, ...] = tuple(TABLE)
+
+
+def layer_functions(setting: Setting) -> LayerFunctions:
+    """How a setting is built.
+
+    Args:
+        setting: of one layer.
+
+    Returns:
+        The functions of its method.
+
+    Raises:
+        UnknownNameError: the method replaces no single layer.
+    """
+    row = TABLE.get(setting.method)
+    if row is None or row.functions is None:
+        known = [row.name for row in TABLE.values() if row.functions is not None]
+        raise UnknownNameError(
+            f"method {setting.method!r} replaces no single layer; {nearest(setting.method, known)}"
+        )
+    return row.functions

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from slimrank.cost import group_share, layer_cost, pair_cost, slimmed_spec
 from slimrank.plan._structure import Step
-from slimrank.records import Setting
+from slimrank.records import PRUNING, Setting
 
 _ALONE = "left alone"
 
@@ -76,7 +76,7 @@ def _groups(steps: Sequence[Step]) -> dict[str, _Done]:
             channels = step.structure.channels
             share = group_share(channels, name, len(kept))
             macs = "" if share is None else f" ({share:.3f} macs)"
-            text = f"channel_pruning keeps {len(kept)} of {channels.groups[name].units}{macs}"
+            text = f"{PRUNING} keeps {len(kept)} of {channels.groups[name].units}{macs}"
             before = found.get(name)
             found[name] = (
                 _Done((kept,), text)

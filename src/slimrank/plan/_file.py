@@ -21,6 +21,7 @@ from slimrank.files import (
     as_number,
     as_object,
     as_text,
+    check_format,
     from_text,
     to_text,
     write_text,
@@ -181,16 +182,17 @@ def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> boo
 def _upgraded(content: dict[str, Json], where: str) -> dict[str, Json]:
     if "format" not in content:
         raise PlanError(f'{where}: "format" is missing; give a file that plan.save wrote')
-    number = content["format"]
-    while isinstance(number, int) and not isinstance(number, bool) and number in UPGRADERS:
-        content = UPGRADERS[number](content)
-        number = content["format"]
-    if number != FORMAT or isinstance(number, bool):
-        readable = ", ".join(str(known) for known in sorted({*UPGRADERS, FORMAT}))
-        raise PlanError(
-            f"{where}: format {number!r} is unknown, this version reads {readable}; install a newer slimrank"
+    while True:
+        number = check_format(
+            content["format"],
+            {*UPGRADERS, FORMAT},
+            where=where,
+            advice="install a newer slimrank",
+            error=PlanError,
         )
-    return content
+        if number == FORMAT:
+            return content
+        content = UPGRADERS[number](content)
 
 
 def _step_to_json(step: Step) -> Json:

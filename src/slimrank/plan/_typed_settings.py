@@ -13,9 +13,8 @@ from slimrank.plan._layer_setting import OneSetting, SettingLike, read_ratio
 from slimrank.plan._rounding import multiple_for
 from slimrank.plan._step import kept_problem, live
 from slimrank.plan._structure import Structure, names_of
-from slimrank.records import GroupCurve, GroupSpec, Setting
+from slimrank.records import PRUNING, GroupCurve, GroupSpec, Setting, replaces_groups
 
-PRUNING = "channel_pruning"
 DROP = "drop"
 
 _KEYS = ("ratio", "keep", "channels_kept")
@@ -194,7 +193,7 @@ def _allowed(structure: Structure, name: str) -> str:
     """What may be written for a name, as the end of an error message."""
     ways = []
     spec = structure.layers.get(name)
-    pair = next((method for method in spec.methods if method != PRUNING), None) if spec else None
+    pair = next((method for method in spec.methods if not replaces_groups(method)), None) if spec else None
     if pair is not None:
         ways.append(f'(method, ratio), e.g. ("{pair}", 0.5), or (method, {{"rank": 32}})')
     if groups_called(structure, name):

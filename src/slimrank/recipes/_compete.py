@@ -10,7 +10,7 @@ from slimrank._result import Result
 from slimrank._study import Study
 from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, plan_on
-from slimrank.records import Method, Note
+from slimrank.records import PRUNING, Method, Note, replaces_groups
 
 _MOST_SCALED = 8.0
 
@@ -60,7 +60,7 @@ class Rivals:
         """Builds the uniform plan, and optimal ones: all blocks kept, single methods, pairs, recalibrated."""
         found = {curve.method for curve in self._measured.curves}
         if self._measured.group_curves or self._measured.block_damages:
-            found.add("channel_pruning")
+            found.add(PRUNING)
         methods = tuple(method for method in self._measured.methods if method in found)
         self._try("uniform", "uniform", None)
         if any(plan.dropped for plan in self._plans.values()):
@@ -69,13 +69,13 @@ class Rivals:
             return
         for method in methods:
             self._try(f"optimal, {method} only", "optimal", (method,))
-        pairs = tuple(method for method in methods if method != "channel_pruning")
+        pairs = tuple(method for method in methods if not replaces_groups(method))
         if not pairs or len(pairs) == len(methods):
             return
         factors = " and ".join(pairs) if len(pairs) > 1 else f"{pairs[0]} only"
         if len(pairs) > 1:
             self._try(f"optimal, {factors}", "optimal", pairs)
-        self._try_recalibrated(f"optimal, {factors}", "optimal, channel_pruning only")
+        self._try_recalibrated(f"optimal, {factors}", f"optimal, {PRUNING} only")
 
     def _try(
         self,

@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import nn
 
-from slimrank._errors import BudgetError
 from slimrank._result import Result
 from slimrank._study import Study, study
 from slimrank.calibrate import LikelihoodChoice
@@ -17,11 +16,12 @@ from slimrank.methods import METHODS
 from slimrank.plan import Plan
 from slimrank.recipes._compete import Rivals
 from slimrank.records import ChannelOrder, Method
+from slimrank.select import check_budgets
 from slimrank.survey import Inputs
 
 
 @outside_inference_mode
-def compress(
+def compress(  # noqa: D417 - the others are named in one sentence each; a test checks that
     model: nn.Module | Result,
     batches: Iterable[object],
     *,
@@ -49,31 +49,20 @@ def compress(
 ) -> Result:
     """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
 
+    These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
+    ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``, ``channel_order``, ``run_dir``,
+    ``progress``, ``seed`` and ``previous``. These are explained in ``Study.plan``: ``multiple_of`` and
+    ``relative_to``.
+
     Args:
         model: any module; or a result, to compress its model once more.
-        batches: as in ``slimrank.study``.
         macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
         params: keep ratio of the params.
         bytes: keep ratio of the bytes.
         compete: also build the single-method, the factors-only and the uniform plan, and return the best;
             False builds the optimal plan.
-        multiple_of: as in ``Study.plan``.
-        on_layer: as in ``Study.apply``; called for every plan that competes.
-        inputs: as in ``slimrank.study``.
-        outputs: as in ``slimrank.study``.
-        likelihood: as in ``slimrank.study``.
-        methods: as in ``slimrank.study``.
-        skip: as in ``slimrank.study``.
-        fisher: as in ``slimrank.study``.
-        draws: as in ``slimrank.study``.
-        holdout: as in ``slimrank.study``.
-        data_free: as in ``slimrank.study``.
-        channel_order: as in ``slimrank.study``.
-        run_dir: as in ``slimrank.study``.
-        progress: as in ``slimrank.study``.
-        seed: as in ``slimrank.study``.
-        previous: as in ``slimrank.study``.
-        relative_to: as in ``Study.plan``.
+        on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order, for every
+            plan that competes.
 
     Returns:
         The best result; its notes list every plan that was tried.
@@ -82,14 +71,8 @@ def compress(
         SlimrankError: as in ``slimrank.study`` and ``Study.plan``.
     """
     check_on_layer(on_layer)
-    if macs is None and params is None and bytes is None:
-        raise BudgetError(
-            "compress needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
-        )
-    for name, ratio in (("macs", macs), ("params", params), ("bytes", bytes)):
-        is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-        if ratio is not None and not (is_number and 0 < ratio <= 1):
-            raise BudgetError(f"{name}={ratio!r} is no keep ratio; give a number in (0, 1], e.g. {name}=0.5")
+    # Before the study, which takes long.
+    check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="compress")
     measured = study(
         model,
         batches,

@@ -34,13 +34,13 @@ def gauge_of(session: Session, score_fn: ScoreFn | None, lower_is_better: bool) 
     if score_fn is None:
         return Gauge(
             drop=lambda result: math.inf if result.divergence is None else result.divergence,
-            unit=session.opened.likelihood.unit,
+            unit=session.likelihood.unit,
             per_damage=1.0,
         )
     if not callable(score_fn):
         raise OptionError(f"score_fn is a {type(score_fn).__name__}; give a function fn(model) -> float")
     sign = -1.0 if lower_is_better else 1.0
-    baseline = score_model(restored_copy(session.opened), score_fn, "the original")
+    baseline = score_model(restored_copy(session), score_fn, "the original")
 
     def drop(result: Result) -> float:
         with eval_mode(result.model):

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -19,14 +19,22 @@ from slimrank._errors import OptionError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank._progress import Phases
 from slimrank._study import Study, session_of
-from slimrank.calibrate import collect_moments
+from slimrank.calibrate import Collecting
 from slimrank.cost import FORMS
-from slimrank.forward import Batch, outside_inference_mode, run
-from slimrank.linalg import Moments
+from slimrank.forward import Batch, outside_inference_mode, run, watch_modules
 from slimrank.methods import Target, weights_target
-from slimrank.records import ChannelMap, Curve, Form, GroupCurve, GroupSpec, LayerSpec, Method
-from slimrank.scores import (
+from slimrank.records import (
     PRUNING,
+    ChannelMap,
+    Curve,
+    Form,
+    GroupCurve,
+    GroupSpec,
+    LayerSpec,
+    Method,
+    Setting,
+)
+from slimrank.scores import (
     AnyTrial,
     Bench,
     GroupTrial,
@@ -41,10 +49,10 @@ from slimrank.surgery import dense_weight, quiet_copy
 from slimrank.survey import (
     GroupSurvey,
     Session,
-    chunks_of,
     fits_alone,
     group_chunks,
     independent_pair,
+    layer_chunks,
     target_of,
 )
 
@@ -150,7 +158,7 @@ def measure_scores(
         if own and curve.group in slimmed:
             counts[curve.group] = own
     n_workers = count_workers(workers)
-    model = quiet_copy(session.opened.original)
+    model = quiet_copy(session.original)
     bench = Bench(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
     total = sum(len(points) for _, points in todo.values()) + sum(map(len, counts.values()))
     total += not journal.is_started
@@ -353,7 +361,8 @@ def _trials(
     points = {spec.name: own for spec, own in todo.values()}
     for spec, layer, target in _targets(session, grams, {at: spec for at, (spec, _) in todo.items()}, tell):
         for point in points[spec.name]:
-            pair, bias = independent_pair(spec, layer, point.form, point.rank, target)
+            setting = Setting(method=point.method, form=point.form, rank=point.rank)
+            pair, bias = independent_pair(spec, layer, setting, target)
             own = bias if session.options.has_bias or isinstance(layer.bias, Tensor) else None
             yield Trial(spec=spec, method=point.method, keep_ratio=point.keep_ratio, pair=pair, bias=own)
 
@@ -365,22 +374,27 @@ def _targets(
     tell: Callable[[str], None],
 ) -> Iterator[tuple[LayerSpec, nn.Module, Target]]:
     """What the pairs of each layer shall reproduce."""
-    opened = session.opened
     if session.options.data_free:
         for spec in specs.values():
-            layer = opened.original.get_submodule(spec.name)
+            layer = session.original.get_submodule(spec.name)
             yield spec, layer, weights_target(dense_weight(layer))
         return
-    for chunk in chunks_of(specs):
-        tell("inputs of the layers")
-        moments = dict(
-            collect_moments(
-                opened.original, opened.feed, chunk, seed=session.options.seed, advance=lambda _steps: None
-            )
-        )
-        for spec in chunk.values():
-            layer = opened.original.get_submodule(spec.name)
-            yield spec, layer, target_of(spec, layer, moments.pop(spec.name), grams)
+    for chunk in layer_chunks(session, specs, _told(tell, "inputs of the layers")):
+        for index in chunk.indices:
+            spec = specs[index]
+            layer = session.original.get_submodule(spec.name)
+            yield spec, layer, target_of(spec, layer, chunk.moments.pop(spec.name), grams)
+
+
+def _told(tell: Callable[[str], None], text: str) -> Collecting:
+    """Says what goes on whenever moments are gathered; their samples are not counted."""
+
+    @contextmanager
+    def collecting() -> Iterator[Callable[[int], None]]:
+        tell(text)
+        yield lambda _n_samples: None
+
+    return collecting
 
 
 def _group_trials(
@@ -390,29 +404,17 @@ def _group_trials(
     if not counts:
         return
     survey = GroupSurvey(
-        opened=session.opened,
-        outputs=session.outputs,
-        options=session.options,
+        session=session,
         layers=study.structure.layers,
         channels=study.structure.channels,
         grams=study.grams,
     )
     curves = {curve.group: curve for curve in study.group_curves}
-    order = _call_order(session.opened.original, session.opened.captured.sample)
+    order = _call_order(session.original, session.captured.sample)
     groups = {index: group for index, group in survey.live.items() if group.name in counts}
-    for chunk in group_chunks(survey, groups):
-        needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
-        moments: Mapping[str, Moments] = {}
-        if needed and not session.options.data_free:
-            tell("inputs of the layers that read the groups")
-            moments = collect_moments(
-                session.opened.original,
-                session.opened.feed,
-                dict(sorted(needed.items())),
-                seed=session.options.seed,
-                advance=lambda _steps: None,
-            )
-        for group in chunk.values():
+    collecting = _told(tell, "inputs of the layers that read the groups")
+    for chunk in group_chunks(survey, groups, collecting):
+        for group in (groups[index] for index in chunk.indices):
             own = _alone(survey.channels, group)
             for count in counts[group.name]:
                 kept = curves[group.name].channels_kept(count)
@@ -420,7 +422,7 @@ def _group_trials(
                     name=group.name,
                     kept=kept,
                     channels=own,
-                    fits=fits_alone(survey, group.name, kept, moments),
+                    fits=fits_alone(survey, group.name, kept, chunk.moments),
                     start=_start(own, group, order),
                 )
 
@@ -439,23 +441,12 @@ def _call_order(model: nn.Module, sample: Batch) -> Mapping[str, int]:
     """When each module is first called in a forward; those that are not called have no place."""
     order: dict[str, int] = {}
 
-    def note(name: str) -> Callable[[nn.Module, object], None]:
-        def hook(_module: nn.Module, _inputs: object) -> None:
-            order.setdefault(name, len(order))
+    def enter(name: str, _args: object, _kwargs: object) -> None:
+        order.setdefault(name, len(order))
 
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(note(name))
-        for name, module in model.named_modules(remove_duplicate=False)
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            run(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
+    with watch_modules(modules, enter=enter), torch.no_grad():
+        run(model, sample)
     return order
 
 

@@ -14,15 +14,24 @@ from slimrank._verify import build_from_weights, build_result, measured_from
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
-from slimrank.fitting import OnLayer, check_on_layer, work_of
+from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
 from slimrank.forward import OutputChoice, outside_inference_mode
-from slimrank.methods import METHODS
 from slimrank.plan import Plan, check_structure, structure_of
-from slimrank.survey import Inputs, Options, Session, check_options, gather_gradients, open_data
+from slimrank.surgery import copy_model
+from slimrank.survey import (
+    DataSource,
+    Inputs,
+    Options,
+    Run,
+    Session,
+    check_options,
+    gather_gradients,
+    open_session,
+)
 
 
 @outside_inference_mode
-def apply(
+def apply(  # noqa: D417 - the others are named in one sentence; a test checks that
     model: nn.Module,
     plan: Plan,
     batches: Iterable[object] | None = None,
@@ -39,20 +48,15 @@ def apply(
 ) -> Result:
     """Replays a plan on a freshly built copy of the model it was made for.
 
+    These arguments are explained in ``slimrank.study``: ``inputs``, ``outputs``, ``likelihood``, ``fisher``,
+    ``draws``, ``holdout``, ``progress`` and ``seed``.
+
     Args:
         model: the same architecture, trained; it is copied.
         plan: e.g. from ``Plan.load``.
         batches: unlabelled inputs to fit layers to; None takes factors from the weights alone, and the result
             says so.
-        inputs: as in ``slimrank.study``.
-        outputs: as in ``slimrank.study``.
-        likelihood: as in ``slimrank.study``.
-        fisher: as in ``slimrank.study``.
-        draws: as in ``slimrank.study``.
-        holdout: as in ``slimrank.study``.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
-        progress: show bars on stderr.
-        seed: of everything drawn.
 
     Returns:
         The result.
@@ -67,33 +71,21 @@ def apply(
     check_structure(plan, structure_of(describe_layers(model)))
     check_weights(model)
     phases = Phases(shown=progress)
-    options = Options(
-        methods=METHODS,
-        skip=(),
-        likelihood=likelihood,
-        fisher=fisher,
-        draws=draws,
-        holdout=holdout,
-        data_free=False,
-        channel_order="obs",
-        seed=seed,
-    )
+    # What a plan holds is decided: methods, globs and channel order are without effect here.
+    options = Options(likelihood=likelihood, fisher=fisher, draws=draws, holdout=holdout, seed=seed)
     check_options(options)
 
+    source = None if batches is None else DataSource(batches=batches, inputs=inputs, outputs=outputs)
+
     def opened(start: nn.Module) -> Session | None:
-        if batches is None:
-            return None
-        data = open_data(start, batches, inputs, outputs, options, phases)
-        return Session(
-            opened=data, outputs=outputs, options=options, progress=progress, run_dir=None, fingerprint={}
-        )
+        return None if source is None else open_session(start, source, options, phases)
 
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
-            return build_from_weights(start, part, on_layer, phases)
-        grams = gather_gradients(session.opened, list(work_of(part)), outputs, options, phases, None)
-        done = build_result(session, part, grams, (), on_layer, True, phases)
-        return done.with_notes(session.opened.notes, phases.seconds)
+            return build_from_weights(copy_model(start), part, on_layer, phases)
+        grams = gather_gradients(session, list(layer_tasks(part)), Run(phases=phases))
+        done = build_result(session, part, phases, grams=grams, on_layer=on_layer)
+        return done.with_notes(session.notes, phases.seconds)
 
     first = opened(model)
     result = replayed(model, plan.up_to(1), first)

@@ -17,8 +17,8 @@ from slimrank.plan import Plan
 from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note
 from slimrank.scores import ScoreFn
-from slimrank.select import check_methods
-from slimrank.survey import Session
+from slimrank.select import check_budgets, check_methods
+from slimrank.survey import DataSource, Session
 
 Tune = Callable[[nn.Module], object]
 _N_SPLITS = 3
@@ -74,7 +74,8 @@ def search_split(
             "search_split shares the budget of an original model, and this study is of one that was "
             "compressed before; give a study of the original"
         )
-    metric, budget = _one_budget(macs, params, bytes)
+    asked = check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="search_split", only_one=True)
+    ((metric, budget),) = asked.items()
     if len(methods) != 2 or methods[0] == methods[1]:
         raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
     check_methods(methods, study.methods)
@@ -140,7 +141,7 @@ def _attempts(
 
 def _studied_again(result: Result, session: Session, method: Method) -> Study:
     """A study of a compressed model, on the same data with the same options."""
-    feed = session.opened.feed
+    feed = session.feed
 
     def inputs(raw: object) -> object:
         batch: Batch = feed.read(raw)
@@ -148,10 +149,8 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
 
     return study_with(
         result.model,
-        feed.batches,
-        inputs=inputs,
-        outputs=session.outputs,
-        options=replace(session.options, methods=(method,)),
+        DataSource(batches=feed.batches, inputs=inputs, outputs=session.outputs),
+        replace(session.options, methods=(method,)),
         run_dir=None,
         progress=session.progress,
         previous=result.plan,
@@ -163,22 +162,6 @@ def _tuned(result: Result, tune: Tune | None) -> Result:
         return result
     found = tune(result.model)
     return result.with_model(found if isinstance(found, nn.Module) else result.model)
-
-
-def _one_budget(macs: float | None, params: float | None, bytes: float | None) -> tuple[Metric, float]:
-    given: dict[Metric, float] = {}
-    if macs is not None:
-        given["macs"] = macs
-    if params is not None:
-        given["params"] = params
-    if bytes is not None:
-        given["bytes"] = bytes
-    if len(given) != 1:
-        raise BudgetError(f"a split needs exactly one budget, and {len(given)} are given; e.g. macs=0.5")
-    ((metric, ratio),) = given.items()
-    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio < 1:
-        raise BudgetError(f"{metric}={ratio!r} is no keep ratio below 1; give e.g. {metric}=0.5")
-    return metric, float(ratio)
 
 
 def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:

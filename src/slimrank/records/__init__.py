@@ -6,11 +6,21 @@ from slimrank.records._curve import BlockDamage, Curve, GroupCurve
 from slimrank.records._group import AxisUnits, BlockSpec, ChannelMap, GroupSpec, ProductSpec, Role, TensorSpec
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
-from slimrank.records._setting import ChannelOrder, Form, Method, Setting
+from slimrank.records._setting import (
+    CHANNEL_ORDERS,
+    PRUNING,
+    ChannelOrder,
+    Form,
+    Method,
+    Setting,
+    replaces_groups,
+)
 from slimrank.records._summary import LayerResult, Measurement, Summary
 
 __all__ = [
+    "CHANNEL_ORDERS",
     "METRICS",
+    "PRUNING",
     "AxisUnits",
     "BlockDamage",
     "BlockSpec",
@@ -35,4 +45,5 @@ __all__ = [
     "Summary",
     "TensorSpec",
     "ratio_of",
+    "replaces_groups",
 ]

@@ -2,10 +2,13 @@
 """What can be done to a layer, and what was chosen."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
 ChannelOrder = Literal["obs", "magnitude", "random"]
+CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
+# The one method that takes channels out of groups of layers; the others replace single layers.
+PRUNING: Final = "channel_pruning"
 Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v"]
 
 
@@ -22,3 +25,8 @@ class Setting:
     method: Method
     form: Form
     rank: int
+
+
+def replaces_groups(method: str) -> bool:
+    """Whether a method works on groups of channels; the others put modules in the place of single layers."""
+    return method == PRUNING

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, OptionError, StudyError
-from slimrank.files import Json
+from slimrank.files import Json, check_format, spelled_number
 from slimrank.store import Store
 
 FORMAT = 1
@@ -44,7 +44,7 @@ class Checkpoint:
         fingerprint: what the run is of, by topic.
 
     Raises:
-        StudyError: the directory holds another run.
+        StudyError: the directory holds another run, or one of another format.
     """
 
     def __init__(self, root: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> None:
@@ -53,8 +53,14 @@ class Checkpoint:
             self._store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
             return
         found = self._store.read_json(_RUN)
-        known = {"format": str(FORMAT), **fingerprint}
-        differing = [key for key in known if found.get(key) != known[key]]
+        check_format(
+            spelled_number(found.get("format")),
+            FORMAT,
+            where=str(self._store.root / _RUN),
+            advice="give another run_dir or delete it",
+            error=StudyError,
+        )
+        differing = [key for key, value in fingerprint.items() if found.get(key) != value]
         if differing:
             raise StudyError(
                 f"{self._store.root} holds a training run of other {' and '.join(differing)}; "

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from slimrank.plan import Plan, live
-from slimrank.records import BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec, Summary
+from slimrank.records import PRUNING, BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec, Summary
 from slimrank.report._numbers import format_count, format_damage, format_percent
 from slimrank.report._table import joined, reasons_text, render_table
 from slimrank.report._words import counted, first_of
@@ -23,7 +23,6 @@ BLOCK_COLUMNS = ("block", ">MACs", ">share", ">params", ">damage")
 KEPT_COLUMNS = ("group", "method", "keeps", "made by", "read by", ">damage")
 DROPPED_COLUMNS = ("block", "method", ">MACs", ">share", ">params", ">damage")
 STAY_WHOLE = "Stay whole"
-_PRUNING = "channel_pruning"
 
 
 def render_groups(
@@ -47,7 +46,7 @@ def render_groups(
         Lines of ASCII (names and reasons as given), the last one ended.
     """
     if not channels.groups and not channels.blocks:
-        return f"No channel groups; a study with the method {_PRUNING} looks for them.\n"
+        return f"No channel groups; a study with the method {PRUNING} looks for them.\n"
     rows = group_rows(channels, curves)
     dropped = block_rows(channels, blocks, before)
     columns = tuple(column for column in BLOCK_COLUMNS if before is not None or column != ">share")
@@ -125,7 +124,7 @@ def kept_rows(plan: Plan, summary: Summary | None) -> list[tuple[str, ...]]:
     return [
         (
             name,
-            _PRUNING,
+            PRUNING,
             f"{len(kept)} of {channels.groups[name].units}",
             first_of(channels.groups[name].producers),
             first_of(readers_of(channels, channels.groups[name])),

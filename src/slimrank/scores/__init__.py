@@ -4,7 +4,7 @@
 from slimrank.scores._curves import score_curves
 from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._evaluate import AnyTrial, Bench, GroupTrial, ScoreFn, Trial, score_model
-from slimrank.scores._file import CHANNELS, PRUNING
+from slimrank.scores._file import CHANNELS
 from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._journal import Journal
 from slimrank.scores._scores import Scores, check_scores
@@ -13,7 +13,6 @@ from slimrank.scores._workers import count_workers, evaluate_spread
 
 __all__ = [
     "CHANNELS",
-    "PRUNING",
     "AnyTrial",
     "Bench",
     "GroupTrial",

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from slimrank._errors import ScoreError
 from slimrank.forward import PrefixCache
-from slimrank.methods import Pair, build_pair
-from slimrank.records import ChannelMap, LayerSpec, Method
+from slimrank.methods import Factors, build_replacement, factors_on
+from slimrank.records import PRUNING, ChannelMap, LayerSpec, Method
 from slimrank.scores._entry import ScoreEntry
-from slimrank.scores._file import CHANNELS, PRUNING
+from slimrank.scores._file import CHANNELS
 from slimrank.surgery import put_back, replace_module, set_weights, slim
 
 ScoreFn = Callable[[nn.Module], float]
@@ -30,17 +30,18 @@ class Trial:
         method: the method that the pair belongs to.
         keep_ratio: counted MACs of the pair / MACs of the layer.
         pair: the factors.
-        bias: (O,) of the second; None for none.
+        bias: (O,) of the last; None for none.
     """
 
     spec: LayerSpec
     method: Method
     keep_ratio: float
-    pair: Pair
+    pair: Factors
     bias: Tensor | None
 
     def __str__(self) -> str:
-        return f"layer {self.spec.name!r}, {self.method} {self.pair.form} rank {self.pair.rank}"
+        setting = self.pair.setting
+        return f"layer {self.spec.name!r}, {self.method} {setting.form} rank {setting.rank}"
 
     @property
     def name(self) -> str:
@@ -56,22 +57,22 @@ class Trial:
         """The line of a table."""
         return ScoreEntry(
             method=self.method,
-            form=self.pair.form,
-            rank=self.pair.rank,
+            form=self.pair.setting.form,
+            rank=self.pair.setting.rank,
             keep_ratio=self.keep_ratio,
             score=score,
         )
 
     def on_cpu(self) -> "Trial":
         """The same, its tensors on the CPU."""
-        pair = replace(self.pair, first=self.pair.first.cpu(), second=self.pair.second.cpu())
+        pair = factors_on(self.pair, torch.device("cpu"))
         return replace(self, pair=pair, bias=None if self.bias is None else self.bias.cpu())
 
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[None]:
         """The pair is in its place while the context lasts."""
         layer = model.get_submodule(self.name)
-        new = nn.Sequential(*build_pair(self.spec, layer, self.pair, self.bias))
+        new = build_replacement(self.spec, layer, self.pair, self.bias)
         replace_module(model, self.name, new)
         try:
             yield

@@ -18,16 +18,16 @@ from slimrank.files import (
     as_number,
     as_object,
     as_text,
+    check_format,
     from_text,
     to_text,
     write_text,
 )
 from slimrank.plan import form_of, method_of
-from slimrank.records import Method
+from slimrank.records import PRUNING, Method, replaces_groups
 from slimrank.scores._entry import EntryForm, ScoreEntry
 
 FORMAT = 1
-PRUNING: Literal["channel_pruning"] = "channel_pruning"
 CHANNELS: Literal["channels"] = "channels"
 _METHODS: tuple[Method, ...] = get_args(Method)
 _KEYS = (
@@ -129,12 +129,13 @@ def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
 
 def _from_json(text: str, where: str) -> ScoresFields:
     content = as_object(from_text(text, where), where)
-    number = content.get("format")
-    if number != FORMAT or isinstance(number, bool):
-        raise ScoreError(
-            f"{where}: format {number!r} is unknown, this version reads {FORMAT}; give a file that "
-            "measure_scores wrote, or install a newer slimrank"
-        )
+    check_format(
+        content.get("format"),
+        FORMAT,
+        where=where,
+        advice="give a file that measure_scores wrote, or install a newer slimrank",
+        error=ScoreError,
+    )
     as_object(content, where, required=_KEYS, optional=_OPTIONAL)
     fingerprint = as_object(content["fingerprint"], f"{where}: fingerprint")
     order = [as_text(name, f"{where}: order") for name in as_list(content["order"], f"{where}: order")]
@@ -180,7 +181,7 @@ def _groups(value: Json, where: str) -> dict[str, tuple[ScoreEntry, ...]]:
 
 def _entries(value: Json, where: str, *, in_groups: bool) -> tuple[ScoreEntry, ...]:
     found = tuple(_entry(item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
-    if any((entry.method == PRUNING) != in_groups for entry in found):
+    if any(replaces_groups(entry.method) != in_groups for entry in found):
         raise ScoreError(
             f"{where}: {PRUNING!r} belongs to groups and no other method does; move it, or measure "
             "the scores again"
@@ -229,7 +230,7 @@ def _method(value: Json, where: str) -> Method:
 
 def _form(method: Method, text: str) -> EntryForm | None:
     """The form of this name; None where the method has none."""
-    if method == PRUNING:
+    if replaces_groups(method):
         return CHANNELS if text == CHANNELS else None
     return form_of(method, text)
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from slimrank._errors import FileError, ScoreError
-from slimrank.records import Method
+from slimrank.records import Method, replaces_groups
 from slimrank.scores._entry import ScoreEntry
-from slimrank.scores._file import PRUNING
 from slimrank.scores._scores import Scores, differing_keys
 
 _Entries = Mapping[str, tuple[ScoreEntry, ...]]
@@ -106,7 +105,7 @@ class Journal:
     def add(self, name: str, entry: ScoreEntry) -> None:
         """One more score, of a layer or, by its method, of a group; it is in the file when this returns."""
         table = self.finished()
-        if entry.method == PRUNING:
+        if replaces_groups(entry.method):
             self._keep(replace(table, groups=self._joined(self._groups, table.groups, {name: (entry,)})))
         else:
             self._keep(replace(table, entries=self._joined(self._order, table.entries, {name: (entry,)})))

@@ -8,11 +8,11 @@ from typing import cast
 
 from slimrank._errors import ScoreError
 from slimrank.files import write_text
-from slimrank.records import Method
+from slimrank.records import Method, replaces_groups
 from slimrank.report import ScoreLine, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
-from slimrank.scores._file import PRUNING, ScoresFields, read_scores, write_scores
+from slimrank.scores._file import ScoresFields, read_scores, write_scores
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -211,7 +211,7 @@ def differing_keys(one: Mapping[str, str], other: Mapping[str, str]) -> list[str
 
 def _what(entry: ScoreEntry) -> str:
     """What was tried, for people."""
-    return f"{entry.rank} units" if entry.method == PRUNING else f"{entry.form} rank {entry.rank}"
+    return f"{entry.rank} units" if replaces_groups(entry.method) else f"{entry.form} rank {entry.rank}"
 
 
 def _cell(entries: list[ScoreEntry], ratio: float) -> str:

@@ -29,31 +29,41 @@ def check_metric(metric: str) -> Metric:
     raise UnknownNameError(f"budget: metric {metric!r} does not exist; {nearest(str(metric), METRICS)}")
 
 
-def check_budgets(budgets: Mapping[Metric, float]) -> dict[Metric, float]:
-    """Budgets as plain floats.
+def check_budgets(
+    budgets: Mapping[Metric, float | None], *, who: str = "a plan", only_one: bool = False
+) -> dict[Metric, float]:
+    """Budgets as plain floats: the one check behind every call that takes them.
 
     Args:
-        budgets: metric -> keep ratio in (0, 1].
+        budgets: metric -> keep ratio in (0, 1]; None for no such budget.
+        who: what needs them, for the message.
+        only_one: exactly one budget, below 1, as for something that shares it.
 
     Returns:
-        The same, in the same order.
+        Those that are given, in the same order.
 
     Raises:
-        BudgetError: none given, or one that is no keep ratio.
+        BudgetError: none given, too many, or one that is no keep ratio.
         UnknownNameError: no such metric.
     """
-    if not budgets:
-        raise BudgetError("budget: none given; give at least one keep ratio, e.g. macs=0.5")
-    checked: dict[Metric, float] = {}
-    for name, ratio in budgets.items():
-        metric = check_metric(name)
-        if not isinstance(ratio, Real) or isinstance(ratio, bool) or not 0 < float(ratio) <= 1:
+    given = {check_metric(name): ratio for name, ratio in budgets.items() if ratio is not None}
+    if only_one and len(given) != 1:
+        raise BudgetError(
+            f"{who} needs exactly one budget, and {len(given)} are given; give macs=, params= or bytes= as a "
+            "keep ratio, e.g. macs=0.5"
+        )
+    if not given:
+        raise BudgetError(
+            f"{who} needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
+        )
+    for metric, ratio in given.items():
+        is_number = isinstance(ratio, Real) and not isinstance(ratio, bool)
+        if not is_number or not 0 < float(ratio) <= 1 or (only_one and float(ratio) == 1):
             raise BudgetError(
-                f"budget: {metric}={ratio!r} is no keep ratio (cost after / cost before) in (0, 1]; "
-                f"give e.g. {metric}=0.5 to keep half"
+                f"budget: {metric}={ratio!r} is no keep ratio (cost after / cost before) in "
+                f"{'(0, 1)' if only_one else '(0, 1]'}; give e.g. {metric}=0.5 to keep half"
             )
-        checked[metric] = float(ratio)
-    return checked
+    return {metric: float(ratio) for metric, ratio in given.items()}
 
 
 def cost_limit(before: Cost, metric: Metric, ratio: float) -> int:

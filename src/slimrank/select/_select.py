@@ -10,10 +10,10 @@ import numpy as np
 from slimrank._errors import BudgetError, UnknownNameError
 from slimrank._names import nearest
 from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, plan_on
-from slimrank.records import Cost, Metric, Setting
+from slimrank.records import Cost, Metric, Setting, replaces_groups
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
 from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
-from slimrank.select.joint._make_table import PRUNING, joint_of
+from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._ranks import RankTables
 from slimrank.select.joint._search import choose_joint
 from slimrank.select.joint._simple_rules import choose_greedy_joint, choose_uniform_widths
@@ -188,7 +188,8 @@ def _asked(
     check_multiple_of(multiple_of, names)
     skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
     allowed = check_methods(methods, source.methods)
-    has_groups = PRUNING in allowed and bool(source.group_curves or source.block_damages)
+    takes_groups = any(replaces_groups(method) for method in allowed)
+    has_groups = takes_groups and bool(source.group_curves or source.block_damages)
     return _Asked(methods=allowed, skipped=skipped, multiple_of=multiple_of, has_groups=has_groups)
 
 
@@ -217,7 +218,7 @@ def _joint(
     of: Cost,
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
-    layers_alone = tuple(method for method in asked.methods if method != PRUNING)
+    layers_alone = tuple(method for method in asked.methods if not replaces_groups(method))
     if select == "uniform" and layers_alone:
         return _layers(source, replace(asked, methods=layers_alone), select, ratios, limits, of)
     joint = asked.joint(source, limits)
@@ -230,7 +231,8 @@ def _joint(
     if is_feasible(whole, whole.untouched):
         return _Chosen(settings={}, gap=0.0 if select == "optimal" else None), floor
     if select == "optimal":
-        pruned = asked.joint(source, limits, (PRUNING,)) if layers_alone else None
+        groups_alone = tuple(method for method in asked.methods if replaces_groups(method))
+        pruned = asked.joint(source, limits, groups_alone) if layers_alone else None
         answer, bound = choose_joint(joint, pruned)
     elif select == "greedy":
         answer, bound = choose_greedy_joint(joint), 0.0

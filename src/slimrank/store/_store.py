@@ -81,7 +81,8 @@ def write_tensors(
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         with draft_of(path) as draft:
-            save_file(ready, draft, dict(metadata or {}))
+            # None, not {}: with neither tensors nor entries safetensors writes a header that it cannot read.
+            save_file(ready, draft, dict(metadata) if metadata else None)
     except (OSError, SafetensorError) as error:
         raise FileError(
             f"{path} cannot be written ({error}); give a directory with room and rights"

@@ -57,6 +57,7 @@ def put_back(model: nn.Module) -> Iterator[None]:
 
     Values changed within a tensor are not; exchange the tensor.
     """
+    # Copies of the three tables, since these are changed in place; other attributes are set anew.
     saved = [
         (
             module,
@@ -81,6 +82,7 @@ def quiet_copy(model: nn.Module) -> nn.Module:
     return copy_
 
 
+# What modules keep their hooks and children in. Exact types: a subclass may hold more than its entries.
 _CONTAINERS: tuple[type, ...] = (dict, OrderedDict, set)
 
 

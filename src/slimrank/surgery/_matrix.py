@@ -19,8 +19,8 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
     Returns:
         (O, D) float64: outputs by columns, C_in times kernel; of a convolution in groups, a block of it per
-        group. A transposed convolution is what every place of its input gives to the places that it reaches:
-        (C_out x kernel, C_in).
+        group. A transposed convolution is what every position of its input gives to the positions that it
+        reaches: (C_out x kernel, C_in).
     """
     weight = _weight_of(layer).detach().double().flatten(1)
     if isinstance(layer, _ConvTransposeNd):
@@ -42,21 +42,22 @@ def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         weight: (O, D), as ``dense_weight`` gives it.
         bias: (C_out,); made where the layer has none; None leaves what it has.
     """
-    own = _weight_of(layer)
+    old = _weight_of(layer)
     groups = groups_of(layer)
     if isinstance(layer, _ConvTransposeNd):
         weight = weight.T.contiguous()
     elif groups > 1:
+        # A grouped kernel stores, of each group's rows, only the block on the diagonal.
         rows = zip(weight.chunk(groups), range(groups), strict=True)
         weight = torch.cat([block.chunk(groups, dim=1)[group] for block, group in rows])
-    layer.weight = nn.Parameter(weight.reshape(own.shape).to(own.dtype), requires_grad=own.requires_grad)
+    layer.weight = nn.Parameter(weight.reshape(old.shape).to(old.dtype), requires_grad=old.requires_grad)
     if bias is not None:
-        known = layer.bias if isinstance(layer.bias, Tensor) else own
+        known = layer.bias if isinstance(layer.bias, Tensor) else old
         layer.bias = nn.Parameter(bias.to(known.dtype), requires_grad=known.requires_grad)
 
 
 def tap_shares(layer: nn.Module, calls: Sequence[Call]) -> Tensor:
-    """Of the places that a transposed convolution makes, the share that each tap of its kernel reaches.
+    """Of the positions that a transposed convolution makes, the share that each tap of its kernel reaches.
 
     Args:
         layer: a transposed convolution.
@@ -70,19 +71,21 @@ def tap_shares(layer: nn.Module, calls: Sequence[Call]) -> Tensor:
     dims = len(layer.kernel_size)
     reached = torch.zeros(prod(layer.kernel_size), dtype=torch.float64)
     for call in calls:
+        # Of each tap, at how many positions it lands inside the output; a product over the dimensions.
         counts = torch.ones(1, dtype=torch.float64)
         for dim in range(dims):
             size, made = call.input_shape[dim - dims], call.output_shape[dim - dims]
             start = torch.arange(size) * layer.stride[dim] - int(layer.padding[dim])
-            place = start + torch.arange(layer.kernel_size[dim])[:, None] * layer.dilation[dim]
-            own = ((place >= 0) & (place < made)).sum(1).double()
-            counts = (counts[:, None] * own).flatten()
+            # (taps, size): where each tap of this dimension puts each position of the input.
+            position = start + torch.arange(layer.kernel_size[dim])[:, None] * layer.dilation[dim]
+            n_inside = ((position >= 0) & (position < made)).sum(1).double()
+            counts = (counts[:, None] * n_inside).flatten()
         reached += counts
     return reached / max(1, sum(prod(call.output_shape[-dims:]) for call in calls))
 
 
 def bias_of_taps(layer: nn.Module, calls: Sequence[Call], missed: Tensor) -> Tensor:
-    """The bias that makes up, on average over places, for what the taps of a transposed convolution miss.
+    """The bias that makes up, on average over positions, for what the taps of a transposed convolution miss.
 
     Args:
         layer: a transposed convolution.

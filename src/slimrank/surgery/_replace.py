@@ -2,12 +2,12 @@
 """Modules and tensors that take the place of others, by name."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import cast
 
 from torch import Tensor, nn
 
 from slimrank._errors import UnknownNameError
+from slimrank._names import nearest
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -51,9 +51,9 @@ def drop_blocks(model: nn.Module, names: Sequence[str]) -> None:
     known = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         if not name or name not in known:
-            close = get_close_matches(name, known, n=3)
-            near = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-            raise UnknownNameError(f"{type(model).__name__} has no block {name!r} to drop{near}")
+            # The model itself, whose name is "", cannot be dropped.
+            hint = nearest(name, filter(None, known))
+            raise UnknownNameError(f"{type(model).__name__} has no block {name!r} to drop; {hint}")
     for name in names:
         if not any(name.startswith(f"{other}.") for other in names):
             identity = nn.Identity()

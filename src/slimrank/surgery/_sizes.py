@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimrank._errors import ModelError
 
+# An attribute, or one element of it: ``num_heads``, ``shape[2]``.
 _PATH = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 
@@ -34,7 +35,7 @@ class Size:
     value: int
 
     @classmethod
-    def at(cls, module: nn.Module, path: str, where: str) -> "Size":
+    def read(cls, module: nn.Module, path: str, where: str) -> "Size":
         """Reads a size.
 
         Args:
@@ -60,11 +61,11 @@ class Size:
 
     @property
     def path(self) -> str:
-        """As in ``at``."""
+        """As in ``read``."""
         return self.attribute if self.index is None else f"{self.attribute}[{self.index}]"
 
     def resized(self, value: int) -> "Size":
-        """The same place with another number; the module is left alone."""
+        """The same attribute with another number; the module is left alone."""
         return replace(self, value=value)
 
     def write(self) -> None:
@@ -242,10 +243,10 @@ def _prelu(_module: nn.Module, left: _Left) -> Mapping[str, int]:
 
 
 def _int(module: nn.Module, attribute: str) -> int:
-    return Size.at(module, attribute, type(module).__name__).value
+    return Size.read(module, attribute, type(module).__name__).value
 
 
-# Subclasses keep the meaning of these attributes.
+# Subclasses keep the meaning of these attributes. The first row that fits is taken.
 _RULES: tuple[tuple[type[nn.Module], _Rule], ...] = (
     (nn.Linear, _linear),
     (_ConvNd, _conv),
@@ -256,6 +257,7 @@ _RULES: tuple[tuple[type[nn.Module], _Rule], ...] = (
     (nn.PReLU, _prelu),
     (nn.Bilinear, _bilinear),
 )
+# What the rules above may set, so that the search for sizes in the user's modules leaves it alone.
 _SYNCED: Mapping[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("out_features", "in_features"),
     _ConvNd: ("groups", "in_channels", "out_channels"),

@@ -2,19 +2,21 @@
 """Taking channels out of a model for good, or out of what its layers read."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ModelError, OptionError, ShapeError, UnknownNameError
+from slimrank._names import nearest
 from slimrank.cost import query_scales, stays
 from slimrank.records import AxisUnits, ChannelMap, TensorSpec
 from slimrank.surgery._replace import replace_tensors
 from slimrank.surgery._sizes import Cut, Size, synced_sizes
 
+# Group -> units that stay, ascending.
 Kept = Mapping[str, Sequence[int]]
+# By number of dimensions. Who laid a kernel out so did it for speed: what is left of it is laid out alike.
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -40,6 +42,7 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
     smaller = _smaller(channels, kept)
     cuts = {id(tensor): _cut(spec, tensor, smaller) for spec, tensor in _touched(model, channels, smaller)}
     sizes = [*_scaled(model, channels, smaller), *synced_sizes(model, cuts)]
+    # Nothing is written before everything that can fail is done.
     replace_tensors(model, {key: _taken(cut) for key, cut in cuts.items()})
     for size in sizes:
         size.write()
@@ -112,9 +115,7 @@ def check_kept(channels: ChannelMap, kept: Kept) -> None:
     """
     for name, units in kept.items():
         if name not in channels.groups:
-            close = get_close_matches(name, channels.groups, n=3) or list(channels.groups)[:8]
-            known = ", ".join(map(repr, close)) or "none"
-            raise UnknownNameError(f"there is no group {name!r}; known are {known}")
+            raise UnknownNameError(f"there is no group {name!r}; {nearest(name, channels.groups)}")
         group = channels.groups[name]
         if group.reason is not None and list(units) != list(range(group.units)):
             raise OptionError(f"group {name!r} cannot be slimmed: {group.reason}; leave it out")
@@ -164,24 +165,26 @@ def _gone(axis: AxisUnits, channels: ChannelMap, kept: Kept) -> list[int]:
     """Indices of a dimension to be zeroed."""
     if axis.group not in kept or not (axis.role == "input" or channels.groups[axis.group].is_inner):
         return []
+    # -1 stands for an index that holds no unit: it always stays.
     staying = {-1, *kept[axis.group]}
     return [index for index, unit in enumerate(axis.units) if unit not in staying]
 
 
 def _scaled(model: nn.Module, channels: ChannelMap, kept: Kept) -> list[Size]:
     """Attributes of the user's modules that go in proportion."""
+    # Fractions: two groups may share an attribute, and floats would not tell whether it stays whole.
     shares: dict[tuple[int, str], Fraction] = {}
-    places: dict[tuple[int, str], tuple[nn.Module, str, str]] = {}
+    attributes: dict[tuple[int, str], tuple[nn.Module, str, str]] = {}
     for name, units in kept.items():
         group = channels.groups[name]
         for module_name, path in group.sizes:
             module = _module(model, module_name)
             key = id(module), path
-            places[key] = module, module_name, path
+            attributes[key] = module, module_name, path
             shares[key] = shares.get(key, Fraction(1)) * Fraction(len(units), group.units)
     sizes = []
-    for key, (module, module_name, path) in places.items():
-        size = Size.at(module, path, module_name)
+    for key, (module, module_name, path) in attributes.items():
+        size = Size.read(module, path, module_name)
         new = size.value * shares[key]
         if new.denominator != 1:
             raise ModelError(

@@ -2,85 +2,51 @@
 """Everything that is measured behind a study."""
 
 from slimrank.survey._anchors import independent_pair
-from slimrank.survey._curve_files import (
-    read_blocks,
-    read_curves,
-    read_group_curves,
-    write_blocks,
-    write_curves,
-    write_groups,
-)
 from slimrank.survey._fingerprint import content_of, fingerprint_of
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
 from slimrank.survey._input_files import batch_from_files, batches_to_files
-from slimrank.survey._layers import chunks_of, target_of
+from slimrank.survey._layers import layer_chunks, target_of
 from slimrank.survey._measure import gather_gradients, measure
-from slimrank.survey._options import (
-    Options,
-    check_options,
-    list_of,
-    object_of,
-    options_from_json,
-    options_to_json,
-)
-from slimrank.survey._session import Inputs, Opened, Session, open_data, restored_copy
+from slimrank.survey._options import Options, check_options, globs_of, methods_in_order
+from slimrank.survey._session import DataSource, Inputs, Run, Session, open_session, restored_copy
 from slimrank.survey._study_files import (
-    CURVE_FILES,
-    FORMAT,
-    PREVIOUS_FILE,
-    RUN_FILE,
-    STUDY_FILE,
-    UNTOUCHED_FILE,
-    all_batches,
-    check_format,
+    StudyRecord,
+    check_same,
     claim,
-    fingerprint_in,
-    mover,
-    outputs_to_json,
-    write_fingerprint,
+    read_study,
+    saved_outputs,
+    saved_source,
+    write_study,
 )
 
 __all__ = [
-    "CURVE_FILES",
-    "FORMAT",
-    "PREVIOUS_FILE",
-    "RUN_FILE",
-    "STUDY_FILE",
-    "UNTOUCHED_FILE",
+    "DataSource",
     "GroupSurvey",
     "Inputs",
-    "Opened",
     "Options",
+    "Run",
     "Session",
-    "all_batches",
+    "StudyRecord",
     "batch_from_files",
     "batches_to_files",
-    "check_format",
     "check_options",
-    "chunks_of",
+    "check_same",
     "claim",
     "content_of",
-    "fingerprint_in",
     "fingerprint_of",
     "fits_alone",
     "gather_gradients",
+    "globs_of",
     "group_chunks",
     "independent_pair",
-    "list_of",
+    "layer_chunks",
     "measure",
-    "mover",
-    "object_of",
-    "open_data",
-    "options_from_json",
-    "options_to_json",
-    "outputs_to_json",
-    "read_blocks",
-    "read_curves",
-    "read_group_curves",
+    "methods_in_order",
+    "open_session",
+    "read_study",
     "restored_copy",
+    "saved_outputs",
+    "saved_source",
     "target_of",
-    "write_blocks",
-    "write_curves",
-    "write_fingerprint",
-    "write_groups",
+    "write_study",
 ]

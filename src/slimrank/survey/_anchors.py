@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import measure_divergence, reference_outputs, spread
-from slimrank.forward import Batch, OutputChoice, Replay, run
-from slimrank.methods import Anchor, Pair, Target, anchor_points, build_pair, effective_weight, fit_pair
-from slimrank.records import Curve, Form, LayerSpec, Method
+from slimrank.forward import Batch, Replay, run
+from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
+from slimrank.records import Curve, LayerSpec, Method, Setting
 from slimrank.surgery import put_back, replace_module
-from slimrank.survey._session import Opened
+from slimrank.survey._session import Session
 
 _ANCHOR_MACS = 6e12
 _MIN_SAMPLES = 8
@@ -22,45 +22,43 @@ _OUTPUT_BYTES = 250_000_000
 
 
 def independent_pair(
-    spec: LayerSpec, layer: nn.Module, form: Form, rank: int, target: Target
-) -> tuple[Pair, Tensor]:
-    """A pair fitted to the inputs of the original, everything else as it is there.
+    spec: LayerSpec, layer: nn.Module, setting: Setting, target: Target
+) -> tuple[Factors, Tensor]:
+    """Factors fitted to the inputs of the original, everything else as it is there.
 
     Args:
         spec: the layer.
         layer: its module.
-        form: how the kernel is split.
-        rank: size between the factors.
+        setting: what takes its place.
         target: what to reproduce; it remembers its decompositions.
 
     Returns:
-        The factors, and the bias of the second, (O,) float64, that keeps the mean of the outputs.
+        The factors, and the bias of the last, (O,) float64, that keeps the mean of the outputs.
     """
-    pair = fit_pair(spec, form, rank, target, alternations=_ALTERNATIONS)
-    lost = (target.dense - effective_weight(spec, pair)) @ target.moments.mean
-    return pair, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
+    factors = fit_factors(spec, setting, target, alternations=_ALTERNATIONS)
+    lost = (target.dense - factors.weight(spec)) @ target.moments.mean
+    return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 
 class Anchors:
     """Held-out divergences of the original with one thing changed.
 
     Args:
-        opened: model and data.
-        outputs: which outputs matter.
+        session: model and data.
         evaluations: about how many will be measured, to size the share of the held-out samples.
     """
 
-    def __init__(self, opened: Opened, outputs: OutputChoice, evaluations: int) -> None:
-        self._model = opened.original
-        self._outputs = outputs
-        self._likelihood = opened.likelihood
-        cost = max(1.0, 0.6 * evaluations * opened.captured.before.macs)
-        held_out = opened.feed.held_out
-        per_sample = 4 * sum(math.prod(output.shape) for output in opened.likelihood.outputs.values())
+    def __init__(self, session: Session, evaluations: int) -> None:
+        self._model = session.original
+        self._outputs = session.outputs
+        self._likelihood = session.likelihood
+        cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
+        held_out = session.feed.held_out
+        per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
         limit = min(limit, max(1, _OUTPUT_BYTES // max(1, per_sample)))
-        self._batches: list[Batch] = list(opened.feed.stream(spread(held_out, limit))) if evaluations else []
-        self._references = reference_outputs(self._model, self._batches, outputs)
+        self._batches: list[Batch] = list(session.feed.stream(spread(held_out, limit))) if evaluations else []
+        self._references = reference_outputs(self._model, self._batches, self._outputs)
         self._replay = self._new_replay()
 
     def _new_replay(self) -> Replay:
@@ -126,11 +124,12 @@ class Anchors:
         measured: dict[Method, list[Anchor]] = {}
         for method in dict.fromkeys(curve.method for curve in curves):
             for form, rank, error in anchor_points(curves, method, spec.macs):
-                pair, bias = independent_pair(spec, layer, form, rank, target)
-                place = nn.Sequential(*build_pair(spec, layer, pair, bias))
+                setting = Setting(method=method, form=form, rank=rank)
+                factors, bias = independent_pair(spec, layer, setting, target)
+                new = build_replacement(spec, layer, factors, bias)
 
-                def change(model: nn.Module, place: nn.Module = place) -> None:
-                    replace_module(model, spec.name, place)
+                def change(model: nn.Module, new: nn.Module = new) -> None:
+                    replace_module(model, spec.name, new)
 
                 value = self.measured(change)
                 measured.setdefault(method, []).append(

@@ -6,16 +6,16 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import cast
 
-from slimrank._progress import Phases
 from slimrank.calibrate import Feed, spread
 from slimrank.fitting import Data, apply_plan
 from slimrank.forward import Batch, digest_batch
 from slimrank.plan import Plan, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage
-from slimrank.store import Store
+from slimrank.surgery import copy_model
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_block_damages, read_block_steps, write_block_steps, write_blocks
 from slimrank.survey._groups import GroupSurvey
+from slimrank.survey._session import Run
 
 _BLOCK_MACS = 6e12
 # Of the unit of any likelihood: outputs have nothing left of the original's.
@@ -23,7 +23,7 @@ _LOST = 1.0
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 128
 
 
-def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> tuple[BlockDamage, ...]:
+def measure_blocks(survey: GroupSurvey, run: Run) -> tuple[BlockDamage, ...]:
     """Damages of every block that can be dropped.
 
     Each is dropped alone first, then together with all that cost less, until nothing is left of the outputs:
@@ -31,20 +31,19 @@ def measure_blocks(survey: GroupSurvey, phases: Phases, store: Store | None) -> 
 
     Args:
         survey: model, data and map.
-        phases: progress.
-        store: where measurements are kept and found again; None for nowhere.
+        run: progress, and where measurements are kept.
 
     Returns:
         Damages in the order of the map; none in a data-free study.
     """
-    names = tuple(survey.channels.blocks)
-    if not names or survey.options.data_free:
+    names, store = tuple(survey.channels.blocks), run.store
+    if not names or survey.session.options.data_free:
         return ()
     known = None if store is None else read_block_damages(store, names)
     if known is not None:
         return known
     measured = [] if store is None else read_block_steps(store, names)
-    with phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
+    with run.phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
         drops = _Drops(survey)
         for dropped in _sequence(names, measured):
             measured.append(drops.divergence(dropped))
@@ -96,18 +95,18 @@ class _Drops:
     """Networks without some blocks, the layers behind them fitted anew as ``apply`` would."""
 
     def __init__(self, survey: GroupSurvey) -> None:
-        self._opened, self._options = survey.opened, survey.options
+        self._session = survey.session
         self._structure = structure_of(survey.layers.values(), survey.channels)
         runs = _n_steps(survey.channels.blocks)
-        self._anchors = Anchors(self._opened, survey.outputs, runs)
+        self._anchors = Anchors(self._session, runs)
         # A run up to the last layer that is fitted, on held-out samples too.
-        cost = 1.5 * runs * max(self._opened.captured.before.macs, 1)
+        cost = 1.5 * runs * max(self._session.captured.before.macs, 1)
         n_fit = min(max(_MIN_SAMPLES, int(_BLOCK_MACS / cost)), _MAX_SAMPLES)
         self._data = Data(
-            original=self._opened.original,
-            feed=_some_of(self._opened.feed, n_fit),
+            original=self._session.original,
+            feed=_some_of(self._session.feed, n_fit),
             grams=survey.grams,
-            seed=self._options.seed,
+            seed=self._session.options.seed,
         )
 
     def divergence(self, dropped: Sequence[str]) -> float:
@@ -115,11 +114,11 @@ class _Drops:
         outermost = [name for name in dropped if not is_inside(name, [one for one in dropped if one != name])]
         plan = Plan(
             steps=(step_of(self._structure, {}, dropped=outermost),),
-            before=self._opened.captured.before,
-            has_bias=self._options.has_bias,
+            before=self._session.captured.before,
+            has_bias=self._session.options.has_bias,
         )
         applied = apply_plan(
-            self._opened.original,
+            copy_model(self._session.original),
             plan,
             data=self._data,
             on_layer=None,

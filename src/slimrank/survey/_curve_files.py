@@ -9,9 +9,10 @@ from torch import Tensor
 from slimrank._errors import StudyError
 from slimrank.cost import forms_of
 from slimrank.methods import METHODS
-from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, GroupSpec, LayerSpec
+from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, GroupSpec, LayerSpec, replaces_groups
 from slimrank.store import Store
 
+GRADIENT_FILE = "gradients.safetensors"
 _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
 
 
@@ -57,7 +58,7 @@ def read_curves(store: Store, layers: Sequence[LayerSpec]) -> tuple[Curve, ...]:
     """
     curves: list[Curve] = []
     for index, spec in enumerate(layers):
-        if set(spec.methods) - {"channel_pruning"}:
+        if not all(replaces_groups(method) for method in spec.methods):
             own = read_layer(store, index, spec)
             if not own:
                 raise StudyError(

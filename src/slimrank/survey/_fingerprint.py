@@ -6,11 +6,9 @@ import hashlib
 from torch import Tensor, nn
 
 from slimrank.capture import describe_layers
-from slimrank.forward import OutputChoice
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.store import describe, digest_tensors
-from slimrank.survey._options import Options
-from slimrank.survey._session import Opened
+from slimrank.survey._session import Session
 
 
 def content_of(step: Step) -> tuple[object, ...]:
@@ -19,13 +17,22 @@ def content_of(step: Step) -> tuple[object, ...]:
     return step.structure.sha256, sorted(step.settings.items(), key=repr), groups, step.dropped
 
 
-def fingerprint_of(
-    model: nn.Module, opened: Opened, outputs: OutputChoice, options: Options, previous: Plan | None
-) -> dict[str, str]:
+def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) -> dict[str, str]:
+    """Digests by topic: two studies with the same ones measure the same.
+
+    Args:
+        session: data, outputs and options.
+        model: the caller's, which the session has a copy of.
+        previous: the plan that made the model, where it was compressed before.
+
+    Returns:
+        SHA-256 of structure, weights, modules, inputs, options and outputs, and of the steps before.
+    """
+    outputs = session.outputs
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     picked = (
         describe(outputs) if callable(outputs) else outputs,
-        [(name, output.family, output.shape) for name, output in opened.likelihood.outputs.items()],
+        [(name, output.family, output.shape) for name, output in session.likelihood.outputs.items()],
     )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     earlier = {}
@@ -36,7 +43,7 @@ def fingerprint_of(
         "structure": structure_of(describe_layers(model)).sha256,
         "weights": digest_tensors(tensors),
         "modules": hashlib.sha256(repr(kinds).encode()).hexdigest(),
-        "inputs": opened.feed.fingerprint,
-        "options": hashlib.sha256(repr(options).encode()).hexdigest(),
+        "inputs": session.feed.fingerprint,
+        "options": hashlib.sha256(repr(session.options).encode()).hexdigest(),
         "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
     }

@@ -9,30 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._names import listed
-from slimrank._progress import Phases
-from slimrank.calibrate import collect_moments
-from slimrank.cost import row_width, slimmed_spec
-from slimrank.fitting import as_rows, channels_left, scaled, what_stays
-from slimrank.forward import OutputChoice, Trimmer
+from slimrank.calibrate import Chunk, Collecting, moment_chunks
+from slimrank.cost import slimmed_spec, working_bytes
+from slimrank.fitting import channels_left, scaled, what_stays
+from slimrank.forward import Trimmer
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
 from slimrank.methods import (
-    SELECTORS,
     anchor_counts,
     anchored_group_curve,
     group_curve,
     inner_removal,
     metric_roots,
     relative_group_curve,
+    removal_by_order,
 )
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
-from slimrank.store import Store
 from slimrank.surgery import bias_of_taps, dense_weight, set_weights, slim, tap_shares
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_group, write_group
-from slimrank.survey._options import Options
-from slimrank.survey._session import Opened
+from slimrank.survey._session import Run, Session
 
+# Moments of layers held at once. More than for layers alone, since a group needs all of its readers together.
 _MOMENT_BYTES = 900_000_000
+# Measured divergences per group, as ``methods`` places them; only sizes the share of held-out samples.
 _ANCHORS = 4
 
 
@@ -41,17 +40,13 @@ class GroupSurvey:
     """What measuring groups draws on.
 
     Attributes:
-        opened: model and data.
-        outputs: which outputs matter.
-        options: of the study.
+        session: model, data and options.
         layers: by name, in execution order.
         channels: groups and blocks of the model.
         grams: second moments of output gradients by layer; may lack some.
     """
 
-    opened: Opened
-    outputs: OutputChoice
-    options: Options
+    session: Session
     layers: Mapping[str, LayerSpec]
     channels: ChannelMap
     grams: Mapping[str, Tensor]
@@ -77,7 +72,8 @@ class GroupSurvey:
 
     def notes(self) -> list[Note]:
         """What the user should know of how channels were ordered."""
-        if self.options.data_free or self.options.channel_order != "obs":
+        options = self.session.options
+        if options.data_free or options.channel_order != "obs":
             return []
         blind = [group.name for group in self.live.values() if not self.needed(group)]
         if not blind:
@@ -98,68 +94,68 @@ class GroupSurvey:
         """Layers whose input moments a group needs, by their index in the study."""
         names = {*self.readers(group), *(group.producers if group.is_inner else ())}
         return {
-            index: as_rows(spec)
+            index: spec
             for index, (name, spec) in enumerate(self.layers.items())
             if name in names and self._has_rows(name, group)
         }
 
 
-def measure_groups(survey: GroupSurvey, phases: Phases, store: Store | None) -> tuple[GroupCurve, ...]:
+def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
     """Curves of every group that can be slimmed.
 
     Args:
         survey: model, data and map.
-        phases: progress.
-        store: where measurements are kept and found again; None for nowhere.
+        run: progress, and where measurements are kept.
 
     Returns:
         Curves in the order of the map.
     """
-    live = survey.live
+    live, store = survey.live, run.store
     curves: dict[int, GroupCurve] = {}
     if store is not None:
         curves = {index: found for index, group in live.items() if (found := read_group(store, index, group))}
     rest = {index: group for index, group in live.items() if index not in curves}
-    if survey.options.data_free:
+    if survey.session.options.data_free:
         for index, group in rest.items():
             curves[index] = _weight_curve(survey, group)
         return tuple(curves[index] for index in sorted(curves))
     # For all, also those of an earlier run: where that stopped must not change how many samples serve.
-    anchors = Anchors(survey.opened, survey.outputs, _ANCHORS * len(live) if rest else 0)
+    anchors = Anchors(survey.session, _ANCHORS * len(live) if rest else 0)
     trim = Trimmer()
-    for chunk in group_chunks(survey, rest):
-        needed = {index: spec for group in chunk.values() for index, spec in survey.needed(group).items()}
-        with phases.phase("moments", len(survey.opened.feed.fit)) as advance:
-            moments = collect_moments(
-                survey.opened.original,
-                survey.opened.feed,
-                dict(sorted(needed.items())),
-                seed=survey.options.seed,
-                advance=advance,
-            )
-        with phases.phase("groups", len(chunk)) as advance:
-            for index, group in chunk.items():
-                curves[index] = _curve(survey, group, moments, anchors, phases)
+    for chunk in group_chunks(survey, rest, run.collecting(survey.session)):
+        with run.phases.phase("groups", len(chunk.indices)) as advance:
+            for index in chunk.indices:
+                curves[index] = _curve(survey, rest[index], chunk.moments, anchors, run)
                 if store is not None:
                     write_group(store, index, curves[index])
-                trim.after(sum(32 * row_width(spec) ** 2 for spec in survey.needed(group).values()))
+                trim.after(sum(working_bytes(spec) for spec in survey.needed(rest[index]).values()))
                 advance(1)
     return tuple(curves[index] for index in sorted(curves))
 
 
-def group_chunks(survey: GroupSurvey, groups: Mapping[int, GroupSpec]) -> Iterator[dict[int, GroupSpec]]:
-    """Groups whose moments fit into memory together; at least one."""
-    chunk: dict[int, GroupSpec] = {}
-    widths: dict[int, int] = {}
-    for index, group in groups.items():
-        added = {at: row_width(spec) for at, spec in survey.needed(group).items()}
-        if chunk and sum(8 * width**2 for width in (widths | added).values()) > _MOMENT_BYTES:
-            yield chunk
-            chunk, widths = {}, {}
-        chunk[index] = group
-        widths |= added
-    if chunk:
-        yield chunk
+def group_chunks(
+    survey: GroupSurvey, groups: Mapping[int, GroupSpec], collecting: Collecting
+) -> Iterator[Chunk]:
+    """Moments that groups need, for as many groups at a time as fit into memory.
+
+    Args:
+        survey: model, data and map.
+        groups: by their index in the map.
+        collecting: opened around each pass over the samples, as in ``moment_chunks``.
+
+    Returns:
+        Chunks of the groups, in the same order; without moments where the study has no data.
+    """
+    session = survey.session
+    has_data = not session.options.data_free
+    return moment_chunks(
+        session.original,
+        session.feed,
+        {index: survey.needed(group) if has_data else {} for index, group in groups.items()},
+        seed=session.options.seed,
+        max_bytes=_MOMENT_BYTES,
+        collecting=collecting,
+    )
 
 
 def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments]) -> list[Consumer]:
@@ -168,7 +164,7 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
     for name in survey.readers(group):
         if name not in moments:
             continue
-        layer = survey.opened.original.get_submodule(name)
+        layer = survey.session.original.get_submodule(name)
         weight, spec = dense_weight(layer), survey.layers[name]
         gram = survey.grams.get(name)
         known = moments[name].about_zero() if spec.is_transposed else moments[name]
@@ -203,27 +199,27 @@ def _removal(
     survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments], consumers: Sequence[Consumer]
 ) -> Removal:
     """The order in which units go, and what that costs."""
-    order = survey.options.channel_order
+    order = survey.session.options.channel_order
     if group.is_inner and order == "obs":
         variances, unit_maps = [], []
         for name in group.producers:
             units = survey.units(name, group.name, 0)
             if name in moments and units and not survey.layers[name].is_transposed:
-                weight = dense_weight(survey.opened.original.get_submodule(name))
+                weight = dense_weight(survey.session.original.get_submodule(name))
                 variances.append(moments[name].diagonal_of(weight))
                 unit_maps.append(torch.tensor(units, dtype=torch.int64))
         if variances:
             return inner_removal(variances, unit_maps, group.units)
-    generator = torch.Generator().manual_seed(survey.options.seed)
+    generator = torch.Generator().manual_seed(survey.session.options.seed)
     if consumers:
-        return SELECTORS[order](consumers, group.units, generator=generator)
+        return removal_by_order(order, consumers, group.units, generator=generator)
     plain: ChannelOrder = "magnitude" if order == "obs" else order
-    return SELECTORS[plain](_plain_consumers(survey, group), group.units, generator=generator)
+    return removal_by_order(plain, _plain_consumers(survey, group), group.units, generator=generator)
 
 
 def _plain_consumers(survey: GroupSurvey, group: GroupSpec) -> list[Consumer]:
     """Whatever reads a group, or else makes it, as weights about whose inputs nothing is known."""
-    tensors = dict(survey.opened.original.named_parameters())
+    tensors = dict(survey.session.original.named_parameters())
     axes = [
         (tensors[tensor.name].detach().double(), axis)
         for tensor in survey.channels.tensors.values()
@@ -253,13 +249,13 @@ def _weight_curve(survey: GroupSurvey, group: GroupSpec) -> GroupCurve:
 
 
 def _curve(
-    survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments], anchors: Anchors, phases: Phases
+    survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments], anchors: Anchors, run: Run
 ) -> GroupCurve:
     consumers = _consumers(survey, group, moments)
     curve = group_curve(group, _removal(survey, group, moments, consumers))
     owners = _owners(survey, group)
     start = next((name for name, spec in survey.layers.items() if name in owners and spec.calls), None)
-    with phases.part("anchors", of="groups"):
+    with run.phases.part("anchors", of="groups"):
         if start is None or "" in owners:
             anchors.start_anew()
         else:
@@ -314,7 +310,7 @@ def fits_alone(
         outputs, columns, scales = what_stays(survey.channels, spec, slimmed)
         if name not in moments or columns is None:
             continue
-        layer, own = survey.opened.original.get_submodule(name), moments[name]
+        layer, own = survey.session.original.get_submodule(name), moments[name]
         # It may make channels of the same group as well.
         weight = dense_weight(layer) if outputs is None else dense_weight(layer)[outputs]
         groups = slimmed_spec(spec, survey.channels, slimmed).groups

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curves of layers: cost and damage at every rank, chunk by chunk."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from slimrank._progress import Phases
-from slimrank.calibrate import collect_moments
-from slimrank.cost import keeps_rows, row_cap, row_width
-from slimrank.forward import OutputChoice, Trimmer
+from slimrank.calibrate import Chunk, Collecting, moment_chunks
+from slimrank.cost import row_width, working_bytes
+from slimrank.forward import Trimmer
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
     Target,
@@ -19,74 +17,83 @@ from slimrank.methods import (
     relative_curves,
     weights_target,
 )
-from slimrank.records import Curve, LayerSpec
-from slimrank.store import Store
+from slimrank.records import Curve, LayerSpec, Method
 from slimrank.surgery import dense_weight
 from slimrank.survey._anchors import Anchors
-from slimrank.survey._curve_files import write_layer
-from slimrank.survey._options import Options
-from slimrank.survey._session import Opened
+from slimrank.survey._curve_files import read_layer, write_layer
+from slimrank.survey._session import Run, Session
 
+# Moments of layers held at once. More means fewer passes over the samples; the process holds so much more.
 _MOMENT_BYTES = 600_000_000
+# Measured divergences per method of a layer, as ``methods`` places them; only sizes the share of samples.
+_ANCHORS = 4
 
 
-def data_curves(
-    opened: Opened,
-    outputs: OutputChoice,
-    options: Options,
-    phases: Phases,
-    store: Store | None,
-    layers: list[LayerSpec],
-    rest: Mapping[int, LayerSpec],
-    grams: Mapping[str, Tensor],
+def measure_layers(
+    session: Session, layers: Sequence[LayerSpec], grams: Mapping[str, Tensor], run: Run
 ) -> dict[int, tuple[Curve, ...]]:
-    """Curves of layers from data, by index; a layer that no sample reaches loses its methods (in place)."""
+    """Curves of every layer that a pair may replace.
+
+    Args:
+        session: model, data and options.
+        layers: all of them, in execution order.
+        grams: (C_out, C_out) second moments of output gradients by layer; may lack some.
+        run: progress, and where measurements are kept and found again.
+
+    Returns:
+        Curves by index of the layer; a layer that no sample reaches has none.
+    """
+    compressible = {index: spec for index, spec in enumerate(layers) if spec.methods}
     curves: dict[int, tuple[Curve, ...]] = {}
+    if run.store is not None:
+        curves = {
+            index: found
+            for index, spec in compressible.items()
+            if (found := read_layer(run.store, index, spec))
+        }
+    rest = {index: spec for index, spec in compressible.items() if index not in curves}
+    if session.options.data_free:
+        return curves | _weight_curves(session, rest, run)
     # For all layers, also those of an earlier run: where that stopped must not change how many samples serve.
-    evaluations = sum(4 * len(spec.methods) for spec in layers) if rest else 0
-    anchors = Anchors(opened, outputs, evaluations)
+    evaluations = sum(_ANCHORS * len(spec.methods) for spec in layers) if rest else 0
+    anchors = Anchors(session, evaluations)
     trim = Trimmer()
-    for chunk in chunks_of(rest):
-        with phases.phase("moments", len(opened.feed.fit)) as advance:
-            moments = dict(
-                collect_moments(opened.original, opened.feed, chunk, seed=options.seed, advance=advance)
-            )
-        with phases.phase("curves", len(chunk)) as advance:
-            for index, spec in chunk.items():
-                if spec.name not in moments:
-                    layers[index] = replace(spec, methods=(), reason="no calibration sample reached it")
-                    continue
-                curves[index] = _curves_of(
-                    spec, opened.original, moments.pop(spec.name), grams, anchors, options, phases
-                )
-                if store is not None:
-                    write_layer(store, index, curves[index])
-                trim.after(32 * row_width(spec) ** 2)
+    for chunk in layer_chunks(session, rest, run.collecting(session)):
+        with run.phases.phase("curves", len(chunk.indices)) as advance:
+            for index in chunk.indices:
+                spec = rest[index]
+                if spec.name in chunk.moments:
+                    layer = session.original.get_submodule(spec.name)
+                    target = target_of(spec, layer, chunk.moments.pop(spec.name), grams)
+                    curves[index] = _curves_of(session, spec, target, anchors, run)
+                    if run.store is not None:
+                        write_layer(run.store, index, curves[index])
+                    trim.after(working_bytes(spec))
                 advance(1)
     return curves
 
 
-def chunks_of(layers: Mapping[int, LayerSpec]) -> Iterator[dict[int, LayerSpec]]:
-    """Layers whose moments fit into memory together.
+def layer_chunks(
+    session: Session, layers: Mapping[int, LayerSpec], collecting: Collecting
+) -> Iterator[Chunk]:
+    """Moments of the inputs of layers, as many at a time as fit into memory.
 
     Args:
+        session: model, data and options.
         layers: by their index in the study.
+        collecting: opened around each pass over the samples, as in ``moment_chunks``.
 
-    Yields:
-        Some of them, in the same order.
+    Returns:
+        Chunks of the layers, in the same order.
     """
-    chunk: dict[int, LayerSpec] = {}
-    held = 0
-    for index, spec in layers.items():
-        width = row_width(spec)
-        size = row_cap(spec) * width * 4 if keeps_rows(spec) else width * width * 8
-        if chunk and held + size > _MOMENT_BYTES:
-            yield chunk
-            chunk, held = {}, 0
-        chunk[index] = spec
-        held += size
-    if chunk:
-        yield chunk
+    return moment_chunks(
+        session.original,
+        session.feed,
+        {index: {index: spec} for index, spec in layers.items()},
+        seed=session.options.seed,
+        max_bytes=_MOMENT_BYTES,
+        collecting=collecting,
+    )
 
 
 def target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mapping[str, Tensor]) -> Target:
@@ -107,32 +114,32 @@ def target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mappin
     return Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
 
 
-def weight_curves(
-    model: nn.Module, layers: Mapping[int, LayerSpec], options: Options, phases: Phases
+def _weight_curves(
+    session: Session, layers: Mapping[int, LayerSpec], run: Run
 ) -> dict[int, tuple[Curve, ...]]:
+    """Curves from the weights alone: shares of their energy."""
     curves = {}
-    with phases.phase("curves", len(layers)) as advance:
+    with run.phases.phase("curves", len(layers)) as advance:
         for index, spec in layers.items():
-            weight = dense_weight(model.get_submodule(spec.name))
-            methods = [method for method in options.methods if method in spec.methods]
-            own = layer_curves(spec, methods, weights_target(weight), has_bias=spec.has_bias)
-            curves[index] = relative_curves(own, float(weight.square().sum() / 2))
+            weight = dense_weight(session.original.get_submodule(spec.name))
+            found = layer_curves(
+                spec, _methods_of(session, spec), weights_target(weight), has_bias=spec.has_bias
+            )
+            curves[index] = relative_curves(found, float(weight.square().sum() / 2))
             advance(1)
     return curves
 
 
 def _curves_of(
-    spec: LayerSpec,
-    model: nn.Module,
-    moments: Moments,
-    grams: Mapping[str, Tensor],
-    anchors: Anchors,
-    options: Options,
-    phases: Phases,
+    session: Session, spec: LayerSpec, target: Target, anchors: Anchors, run: Run
 ) -> tuple[Curve, ...]:
-    target = target_of(spec, model.get_submodule(spec.name), moments, grams)
-    methods = [method for method in options.methods if method in spec.methods]
-    curves = layer_curves(spec, methods, target, has_bias=True)
-    with phases.part("anchors", of="curves"):
+    """Curves of one layer, anchored by measured divergences."""
+    curves = layer_curves(spec, _methods_of(session, spec), target, has_bias=True)
+    with run.phases.part("anchors", of="curves"):
         measured = anchors.measure(spec, target, curves)
     return anchored_curves(curves, measured)
+
+
+def _methods_of(session: Session, spec: LayerSpec) -> list[Method]:
+    """Methods that were asked for and that a layer can take."""
+    return [method for method in session.options.methods if method in spec.methods]

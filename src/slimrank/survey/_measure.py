@@ -10,25 +10,38 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from slimrank._names import listed
-from slimrank._progress import Phases
 from slimrank.calibrate import GradientOptions, collect_gradients
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import row_width, rows_available
-from slimrank.forward import OutputChoice
-from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, LayerSpec, Note
-from slimrank.store import Store
+from slimrank.records import (
+    PRUNING,
+    BlockDamage,
+    ChannelMap,
+    Curve,
+    GroupCurve,
+    LayerSpec,
+    Note,
+    replaces_groups,
+)
 from slimrank.survey._blocks import measure_blocks
-from slimrank.survey._curve_files import read_layer
+from slimrank.survey._curve_files import GRADIENT_FILE
 from slimrank.survey._groups import GroupSurvey, measure_groups
-from slimrank.survey._layers import data_curves, weight_curves
-from slimrank.survey._options import Options
-from slimrank.survey._session import Opened
+from slimrank.survey._layers import measure_layers
+from slimrank.survey._session import Run, Session
 
+# Below ten rows per column a second moment is a poor guess; the ridge of the fits grows from there on.
 _FEW_ROWS = 10
 _UNREACHED = (
     "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
     "pass fisher=False"
+)
+_NO_SAMPLE = "no calibration sample reached it"
+_DATA_FREE = Note(
+    where="study",
+    text="data-free: factors come from the weights alone and damage is the share of each weight's energy "
+    "that is lost; it is not anchored in measured divergences. Channels go by the norms of the weights that "
+    "read them, blocks stay",
 )
 
 
@@ -55,131 +68,98 @@ class Measured:
     notes: tuple[Note, ...]
 
 
-def gather_gradients(
-    opened: Opened,
-    names: Sequence[str],
-    outputs: OutputChoice,
-    options: Options,
-    phases: Phases,
-    store: Store | None,
-) -> Mapping[str, Tensor]:
+def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Mapping[str, Tensor]:
     """Output-gradient moments of layers; from disk where an earlier run left them.
 
     Args:
-        opened: model and data.
+        session: model, data and options.
         names: layers.
-        outputs: which outputs matter.
-        options: of the study.
-        phases: progress.
-        store: where to keep them; None for nowhere.
+        run: progress, and where to keep them.
 
     Returns:
-        (C_out, C_out) float32 by layer name.
+        (C_out, C_out) float32 by layer name; empty without data or without ``fisher``.
     """
+    options, store = session.options, run.store
     if options.data_free or not options.fisher or not names:
         return {}
-    if store is not None and store.has("gradients.safetensors"):
-        device = next(opened.original.parameters()).device
-        return {name: gram.to(device) for name, gram in store.read_tensors("gradients.safetensors").items()}
-    specs = [spec for spec in opened.captured.layers if spec.name in set(names)]
-    gradient_options = GradientOptions(likelihood=opened.likelihood, outputs=outputs, draws=options.draws)
-    with phases.phase("gradients", len(opened.feed.fit)) as advance:
+    if store is not None and store.has(GRADIENT_FILE):
+        device = next(session.original.parameters()).device
+        return {name: gram.to(device) for name, gram in store.read_tensors(GRADIENT_FILE).items()}
+    specs = [spec for spec in session.captured.layers if spec.name in set(names)]
+    drawn = GradientOptions(likelihood=session.likelihood, outputs=session.outputs, draws=options.draws)
+    with run.phases.phase("gradients", len(session.feed.fit)) as advance:
         grams = collect_gradients(
-            opened.original, opened.feed, specs, gradient_options, seed=options.seed, advance=advance
+            session.original, session.feed, specs, drawn, seed=options.seed, advance=advance
         )
     if store is not None:
-        store.write_tensors("gradients.safetensors", grams)
+        store.write_tensors(GRADIENT_FILE, grams)
     return grams
 
 
-def measure(
-    opened: Opened,
-    outputs: OutputChoice,
-    options: Options,
-    phases: Phases,
-    store: Store | None,
-) -> Measured:
-    """Curves of every compressible layer.
+def measure(session: Session, run: Run) -> Measured:
+    """Curves of every compressible layer, group and block.
 
     Args:
-        opened: model and data.
-        outputs: which outputs matter.
-        options: of the study.
-        phases: progress.
-        store: where measurements are kept and found again; None for nowhere.
+        session: model, data and options.
+        run: progress, and where measurements are kept and found again.
 
     Returns:
         Layers, curves, gradients and notes.
     """
-    channels = _channels_of(opened, options, phases)
-    layers = list(opened.captured.layers)
+    options = session.options
+    channels = _channels_of(session, run)
+    layers = list(session.captured.layers)
     read = {
         tensor.name.removesuffix(".weight")
         for tensor in channels.tensors.values()
         if any(axis.role == "input" for axis in tensor.axes)
     }
     names = [spec.name for spec in layers if spec.methods or (spec.name in read and spec.has_matrix)]
-    grams = gather_gradients(opened, names, outputs, options, phases, store)
-    notes: list[Note] = []
+    grams = gather_gradients(session, names, run)
     if options.fisher and not options.data_free:
         layers = [_unless_unreached(spec, grams) for spec in layers]
         channels = _without_unreached(channels, names, grams)
-    check_compressible(_with_groups(layers, channels), opened.original)
-    todo = {index: spec for index, spec in enumerate(layers) if spec.methods}
-    curves: dict[int, tuple[Curve, ...]] = {}
-    if store is not None:
-        curves = {index: found for index, spec in todo.items() if (found := read_layer(store, index, spec))}
-    rest = {index: spec for index, spec in todo.items() if index not in curves}
-    if options.data_free:
-        curves |= weight_curves(opened.original, rest, options, phases)
-        notes.append(
-            Note(
-                where="study",
-                text="data-free: factors come from the weights alone and damage is the share of "
-                "each weight's energy that is lost; it is not anchored in measured divergences. Channels go "
-                "by the norms of the weights that read them, blocks stay",
-            )
-        )
-    else:
-        curves |= data_curves(opened, outputs, options, phases, store, layers, rest, grams)
-        notes += _row_notes(opened, todo)
-    by_name = {spec.name: spec for spec in layers}
+    check_compressible(_with_groups(layers, channels), session.original)
+    curves = measure_layers(session, layers, grams, run)
+    notes = [_DATA_FREE] if options.data_free else _row_notes(session, layers)
+    layers = [
+        spec if index in curves or not spec.methods else replace(spec, methods=(), reason=_NO_SAMPLE)
+        for index, spec in enumerate(layers)
+    ]
     survey = GroupSurvey(
-        opened=opened, outputs=outputs, options=options, layers=by_name, channels=channels, grams=grams
+        session=session, layers={spec.name: spec for spec in layers}, channels=channels, grams=grams
     )
-    group_curves = measure_groups(survey, phases, store)
-    block_damages = measure_blocks(survey, phases, store)
-    notes += survey.notes()
-    flat = tuple(curve for index in sorted(curves) for curve in curves[index])
+    group_curves = measure_groups(survey, run)
+    block_damages = measure_blocks(survey, run)
     return Measured(
         layers=tuple(_with_groups(layers, channels)),
         channels=channels,
-        curves=flat,
+        curves=tuple(curve for index in sorted(curves) for curve in curves[index]),
         group_curves=group_curves,
         block_damages=block_damages,
         grams=grams,
-        notes=tuple(notes),
+        notes=(*notes, *survey.notes()),
     )
 
 
-def _channels_of(opened: Opened, options: Options, phases: Phases) -> ChannelMap:
+def _channels_of(session: Session, run: Run) -> ChannelMap:
     """Groups and blocks of a model, each tried; those that a skipped layer is part of are frozen."""
-    if "channel_pruning" not in options.methods:
+    if not any(replaces_groups(method) for method in session.options.methods):
         return ChannelMap()
-    captured, feed = opened.captured, opened.feed
+    model, captured, feed = session.original, session.captured, session.feed
     skipped = [spec.name for spec in captured.layers if spec.reason == SKIPPED]
-    with phases.phase("channels", 3) as advance:
-        found = read_groups(opened.original, captured.sample, captured.layers)
+    with run.phases.phase("channels", 3) as advance:
+        found = read_groups(model, captured.sample, captured.layers)
         advance(1)
         # Two samples: code that fits one sample only shows itself.
         several = next(iter(replace(feed, micro=max(feed.micro, 2)).stream(feed.fit[:2])))
-        found = try_groups(opened.original, several, without_layers(found, skipped))
+        found = try_groups(model, several, without_layers(found, skipped))
         advance(1)
-        blocks = find_blocks(opened.original, captured.sample, [spec.name for spec in captured.layers])
+        blocks = find_blocks(model, captured.sample, [spec.name for spec in captured.layers])
         advance(1)
     read = {name for group in found.groups.values() if group.reason is None for name in group.consumers}
     bare = [spec.name for spec in captured.layers if spec.name in read and not spec.has_bias]
-    norms = find_norms(opened.original, captured.sample, bare) if bare else {}
+    norms = find_norms(model, captured.sample, bare) if bare else {}
     return without_layers(replace(found, blocks=blocks, norms=norms), skipped)
 
 
@@ -199,9 +179,7 @@ def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[Laye
     """Layers, those that make channels which can go told so."""
     makers = {name for group in channels.groups.values() if group.reason is None for name in group.producers}
     return [
-        replace(spec, methods=(*spec.methods, "channel_pruning"), reason=None)
-        if spec.name in makers
-        else spec
+        replace(spec, methods=(*spec.methods, PRUNING), reason=None) if spec.name in makers else spec
         for spec in layers
     ]
 
@@ -212,16 +190,17 @@ def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec
     return replace(spec, methods=(), reason=_UNREACHED)
 
 
-def _row_notes(opened: Opened, todo: Mapping[int, LayerSpec]) -> list[Note]:
-    n_fit = len(opened.feed.fit)
-    poor = [spec.name for spec in todo.values() if rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)]
+def _row_notes(session: Session, layers: Sequence[LayerSpec]) -> list[Note]:
+    n_fit = len(session.feed.fit)
+    measured = [spec for spec in layers if spec.methods]
+    poor = [spec.name for spec in measured if rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)]
     if not poor:
         return []
     return [
         Note(
             where="calibrate",
             text=f"{n_fit} samples give fewer than {_FEW_ROWS} rows per column for {len(poor)} of "
-            f"{len(todo)} layers ({listed(poor, 4)}); their fits lean towards the original weights. More "
+            f"{len(measured)} layers ({listed(poor, 4)}); their fits lean towards the original weights. More "
             "samples help",
         )
     ]

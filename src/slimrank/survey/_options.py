@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the caller asked of a study: the one list of its options."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 from slimrank._errors import FileError, OptionError, UnknownNameError
-from slimrank._names import nearest
+from slimrank._names import listed, nearest
 from slimrank.calibrate import LikelihoodChoice
 from slimrank.files import Json
-from slimrank.methods import METHODS, SELECTORS
-from slimrank.records import ChannelOrder, Method
+from slimrank.methods import METHODS
+from slimrank.records import CHANNEL_ORDERS, ChannelOrder, Method
 
 
+# The name of the class and the order of its fields are part of every study's fingerprint, by its repr.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the caller asked of a study.
 
+    The public calls and the command line repeat these names and defaults in their signatures;
+    ``tests/api/test_options.py`` compares them with this list.
+
     Attributes:
-        methods: methods to measure.
+        methods: methods to measure, in the order of the method table.
         skip: layer-name globs to leave alone.
         likelihood: how outputs are read, or "auto".
         fisher: gather output gradients.
@@ -28,20 +32,43 @@ class Options:
         seed: of everything drawn.
     """
 
-    methods: tuple[Method, ...]
-    skip: tuple[str, ...]
-    likelihood: LikelihoodChoice
-    fisher: bool
-    draws: int
-    holdout: float
-    data_free: bool
-    channel_order: ChannelOrder
-    seed: int
+    methods: tuple[Method, ...] = METHODS
+    skip: tuple[str, ...] = ()
+    likelihood: LikelihoodChoice = "auto"
+    fisher: bool = True
+    draws: int = 4
+    holdout: float = 0.2
+    data_free: bool = False
+    channel_order: ChannelOrder = "obs"
+    seed: int = 0
 
     @property
     def has_bias(self) -> bool:
         """Whether pairs carry a bias even where the layer has none: it absorbs the mean, which data tell."""
         return not self.data_free
+
+
+def methods_in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
+    """Methods as a caller typed them, in the order of the method table, once each.
+
+    Args:
+        methods: names; unknown ones come last, for ``check_options`` to refuse.
+
+    Returns:
+        The same methods.
+
+    Raises:
+        OptionError: one text instead of several.
+    """
+    if isinstance(methods, str):
+        raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
+    unknown = tuple(method for method in methods if method not in METHODS)
+    return (*(method for method in METHODS if method in methods), *unknown)
+
+
+def globs_of(skip: Sequence[str]) -> tuple[str, ...]:
+    """Globs as a caller typed them; one text stands for itself."""
+    return (skip,) if isinstance(skip, str) else tuple(skip)
 
 
 def check_options(options: Options) -> None:
@@ -56,8 +83,8 @@ def check_options(options: Options) -> None:
     for method in options.methods:
         if method not in METHODS:
             raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, METHODS)}")
-    if options.channel_order not in SELECTORS:
-        close = nearest(str(options.channel_order), tuple(SELECTORS))
+    if options.channel_order not in CHANNEL_ORDERS:
+        close = nearest(str(options.channel_order), CHANNEL_ORDERS)
         raise UnknownNameError(f"channel_order={options.channel_order!r} does not exist; {close}")
     if not isinstance(options.draws, int) or options.draws < 1:
         raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")
@@ -67,24 +94,25 @@ def check_options(options: Options) -> None:
         raise OptionError(f"holdout={options.holdout!r}; give a share between 0 and 1, such as 0.2")
 
 
-def options_to_json(options: Options) -> Json:
+def options_to_json(options: Options) -> dict[str, Json]:
+    """Options as JSON, one entry a field."""
     return {
-        "methods": list(options.methods),
-        "skip": list(options.skip),
-        "likelihood": options.likelihood,
-        "fisher": options.fisher,
-        "draws": options.draws,
-        "holdout": options.holdout,
-        "data_free": options.data_free,
-        "channel_order": options.channel_order,
-        "seed": options.seed,
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()
     }
 
 
 def options_from_json(value: Mapping[str, Json]) -> Options:
+    """Options that ``options_to_json`` wrote.
+
+    Raises:
+        FileError: an option is missing or of another type.
+    """
+    missing = [field.name for field in fields(Options) if field.name not in value]
+    if missing:
+        raise FileError(f"study.json: options lacks {listed(missing)}; study again")
     return Options(
-        methods=tuple(method for method in METHODS if method in list_of(value, "methods")),
-        skip=tuple(str(pattern) for pattern in list_of(value, "skip")),
+        methods=tuple(method for method in METHODS if method in _list(value, "methods")),
+        skip=tuple(str(pattern) for pattern in _list(value, "skip")),
         likelihood=str(value["likelihood"]),  # type: ignore[arg-type]
         fisher=bool(value["fisher"]),
         draws=int(str(value["draws"])),
@@ -95,15 +123,8 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
     )
 
 
-def object_of(facts: Mapping[str, Json], key: str) -> dict[str, Json]:
-    value = facts.get(key)
-    if not isinstance(value, dict):
-        raise FileError(f"study.json: {key} is {type(value).__name__}, not an object; study again")
-    return value
-
-
-def list_of(facts: Mapping[str, Json], key: str) -> list[Json]:
-    value = facts.get(key)
-    if not isinstance(value, list):
-        raise FileError(f"study.json: {key} is {type(value).__name__}, not a list; study again")
-    return value
+def _list(value: Mapping[str, Json], name: str) -> list[Json]:
+    found = value[name]
+    if not isinstance(found, list):
+        raise FileError(f"study.json: options: {name} is {type(found).__name__}, not a list; study again")
+    return found

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model and its data, read and checked, and what goes with them through a study."""
+"""The session: a model and its data, read and checked, and what was asked of them."""
 
-import fnmatch
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,19 +11,49 @@ from torch import Tensor, nn
 from slimrank._errors import NonFiniteError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.calibrate import Feed, Likelihood, first_batch, open_feed, read_likelihood, reference_outputs
+from slimrank.calibrate import (
+    Collecting,
+    Feed,
+    Likelihood,
+    first_batch,
+    open_feed,
+    read_likelihood,
+    reference_outputs,
+)
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.forward import OutputChoice
-from slimrank.records import Note
+from slimrank.records import LayerSpec, Note
+from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
 from slimrank.survey._options import Options
 
+# Held-out outputs that are kept to tell how they are read: enough for any spread, and never a whole data set.
 _OUTPUT_BYTES = 250_000_000
 
 
+Inputs = Callable[[object], object] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Opened:
-    """A model and its data, read but not measured.
+class DataSource:
+    """Data as the caller gave them, not read yet.
+
+    Attributes:
+        batches: re-iterable.
+        inputs: turns what the loader yields into inputs of the model; None for as it is.
+        outputs: which outputs matter.
+    """
+
+    batches: Iterable[object]
+    inputs: Inputs = None
+    outputs: OutputChoice = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Session:
+    """A model, its data and what was asked: what measuring, fitting and verifying draw on.
+
+    A study that was read from disk lacks it until it is given a model.
 
     Attributes:
         original: a private copy in eval mode, as the model was when it was opened.
@@ -32,7 +62,12 @@ class Opened:
         captured: its layers.
         feed: the samples.
         likelihood: how outputs are read.
-        notes: what the user should know.
+        outputs: which outputs matter.
+        options: of the study.
+        notes: what the user should know of model and data.
+        progress: whether later work shows bars.
+        run_dir: where fitted layers are kept, so that a killed run goes on; None for nowhere.
+        fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
     """
 
     original: nn.Module
@@ -41,45 +76,63 @@ class Opened:
     captured: Captured
     feed: Feed
     likelihood: Likelihood
+    outputs: OutputChoice
+    options: Options
     notes: tuple[Note, ...]
+    progress: bool = False
+    run_dir: Path | None = None
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def damage_unit(self) -> str:
+        """Of the damage that a study of this session predicts."""
+        return "share of weight energy" if self.options.data_free else self.likelihood.unit
 
 
-def restored_copy(opened: Opened) -> nn.Module:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """What one call reports to and writes to.
+
+    Attributes:
+        phases: progress.
+        store: where measurements are kept and found again; None for nowhere.
+    """
+
+    phases: Phases
+    store: Store | None = None
+
+    def collecting(self, session: Session) -> Collecting:
+        """A phase for each pass over the fit samples that gathers moments."""
+        return lambda: self.phases.phase("moments", len(session.feed.fit))
+
+
+def restored_copy(session: Session) -> nn.Module:
     """A copy of the model as the caller gave it: weights, modes and requires_grad of that moment."""
-    model = copy_model(opened.original)
+    model = copy_model(session.original)
     for name, module in model.named_modules():
-        module.training = opened.modes[name]
+        module.training = session.modes[name]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(opened.trainable[name])
+        parameter.requires_grad_(session.trainable[name])
     return model
 
 
-def open_data(
-    model: nn.Module,
-    batches: Iterable[object],
-    inputs: Callable[[object], object] | None,
-    outputs: OutputChoice,
-    options: Options,
-    phases: Phases,
-) -> Opened:
-    """Reads model and data.
+def open_session(model: nn.Module, source: DataSource, options: Options, phases: Phases) -> Session:
+    """Reads model and data; measures nothing yet.
 
     Args:
         model: the caller's; it is copied.
-        batches: re-iterable.
-        inputs: turns what the loader yields into inputs of the model.
-        outputs: which outputs matter.
+        source: the caller's data.
         options: of the study.
         phases: progress.
 
     Returns:
-        The opened study.
+        The session, without progress, run directory and fingerprint.
 
     Raises:
         SlimrankError: whatever is wrong with model, data or options; see ``slimrank.study``.
     """
     original = quiet_copy(model)
-    batch = first_batch(batches, inputs, original)
+    batch = first_batch(source.batches, source.inputs, original)
     with phases.phase("capture", 1) as advance:
         captured = capture(
             original,
@@ -87,19 +140,12 @@ def open_data(
             methods=options.methods,
             skip=options.skip,
             has_bias=options.has_bias,
-            outputs=outputs,
+            outputs=source.outputs,
         )
-        for pattern in options.skip:
-            if not any(
-                spec.reason == SKIPPED and fnmatch.fnmatchcase(spec.name, pattern) for spec in captured.layers
-            ):
-                names = [spec.name for spec in captured.layers]
-                raise UnknownNameError(
-                    f"skip pattern {pattern!r} matches no layer; {nearest(pattern, names)}"
-                )
+        _check_skip(options.skip, captured.layers)
         feed = open_feed(
-            batches,
-            inputs,
+            source.batches,
+            source.inputs,
             original,
             can_split=captured.can_split,
             output_elements=captured.output_elements,
@@ -111,18 +157,28 @@ def open_data(
             notes.append(
                 Note(where="calibrate", text="there is one sample only; it serves both fit and hold-out")
             )
-        likelihood = read_likelihood(_some_outputs(original, feed, outputs), options.likelihood)
+        likelihood = read_likelihood(_some_outputs(original, feed, source.outputs), options.likelihood)
         notes.append(Note(where="outputs", text=likelihood.reason))
         advance(1)
-    return Opened(
+    return Session(
         original=original,
         modes={name: module.training for name, module in model.named_modules()},
         trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
         captured=captured,
         feed=feed,
         likelihood=likelihood,
+        outputs=source.outputs,
+        options=options,
         notes=tuple(notes),
     )
+
+
+def _check_skip(skip: Sequence[str], layers: Sequence[LayerSpec]) -> None:
+    """Refuses globs that match no layer."""
+    for pattern in skip:
+        if not any(spec.reason == SKIPPED and fnmatchcase(spec.name, pattern) for spec in layers):
+            names = [spec.name for spec in layers]
+            raise UnknownNameError(f"skip pattern {pattern!r} matches no layer; {nearest(pattern, names)}")
 
 
 def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
@@ -142,23 +198,3 @@ def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[M
             kept.append(picked)
             held += size
     return kept
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Session:
-    """What applying needs and a study read from disk may lack."""
-
-    opened: Opened
-    outputs: OutputChoice
-    options: Options
-    progress: bool
-    run_dir: Path | None
-    fingerprint: Mapping[str, str]
-
-    @property
-    def damage_unit(self) -> str:
-        """Of the damage that a study of this session predicts."""
-        return "share of weight energy" if self.options.data_free else self.opened.likelihood.unit
-
-
-Inputs = Callable[[object], object] | None

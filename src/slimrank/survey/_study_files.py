@@ -1,56 +1,257 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a study's directory."""
+"""The files of a study's directory: a plain value in, a plain value out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from slimrank._errors import FileError, StudyError
-from slimrank.files import Json
-from slimrank.forward import Batch, OutputChoice, map_tensors
+from slimrank.files import Json, check_format, make_directory, spelled_number
+from slimrank.forward import OutputChoice, map_tensors
+from slimrank.methods import METHODS
+from slimrank.plan import Plan, Step, Structure
+from slimrank.records import BlockDamage, Cost, Curve, GroupCurve, Method, Note
 from slimrank.store import Store
-from slimrank.survey._options import object_of
-from slimrank.survey._session import Inputs, Opened
+from slimrank.survey._curve_files import (
+    GRADIENT_FILE,
+    read_blocks,
+    read_curves,
+    read_group_curves,
+    write_blocks,
+    write_curves,
+    write_groups,
+)
+from slimrank.survey._input_files import batch_from_files, batches_to_files
+from slimrank.survey._options import Options, options_from_json, options_to_json
+from slimrank.survey._session import DataSource, Session
 
 # Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
 FORMAT = 3
-STUDY_FILE, UNTOUCHED_FILE, RUN_FILE = "study.json", "untouched_plan.json", "run.json"
-PREVIOUS_FILE = "previous_plan.json"
-CURVE_FILES = ("curves-*", "group-*", "blocks*.safetensors")
+_STUDY, _STRUCTURE, _RUN, _PREVIOUS = "study.json", "untouched_plan.json", "run.json", "previous_plan.json"
+# Measurements of another study, which must not be taken for this one's.
+_MEASURED = ("curves-*", "group-*", "blocks*.safetensors", GRADIENT_FILE)
+# How ``outputs`` stands in study.json where it was a function, which no file can keep.
+_FUNCTION = "function"
 
 
-def check_format(store: Store) -> None:
-    """Refuses a study of another format.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StudyRecord:
+    """What a study's directory holds, except for the inputs.
+
+    Attributes:
+        structure: every layer, in execution order, and the channel map.
+        before: counted cost of the model, for one sample.
+        has_bias: whether pairs carry a bias even where the layer has none.
+        curves: cost and damage by rank, per layer and form.
+        group_curves: damage by the channels that stay, per channel group.
+        block_damages: of replacing blocks by the identity.
+        methods: the methods that were measured.
+        grams: second moments of output gradients, (C_out, C_out) by layer.
+        unit: of damage.
+        notes: what the user should know.
+        seconds: wall time of each phase.
+        fingerprint: ties the study to structure, weights, inputs and options.
+        previous: the plan that made the model, where it had been compressed before.
+        options: what was asked; None where the study was written without its model.
+        outputs: which outputs matter, as study.json keeps it.
+        no_inputs: why the directory holds no inputs; None where it holds them.
+    """
+
+    structure: Structure
+    before: Cost
+    has_bias: bool
+    curves: tuple[Curve, ...]
+    group_curves: tuple[GroupCurve, ...]
+    block_damages: tuple[BlockDamage, ...]
+    methods: tuple[Method, ...]
+    grams: Mapping[str, Tensor]
+    unit: str
+    notes: tuple[Note, ...]
+    seconds: Mapping[str, float]
+    fingerprint: Mapping[str, str]
+    previous: Plan | None
+    options: Options | None = None
+    outputs: Json = None
+    no_inputs: str | None = None
+
+    @property
+    def untouched(self) -> Plan:
+        """The plan that leaves the model as it is: plan files know how to keep structure and costs."""
+        return Plan(
+            steps=(Step(structure=self.structure, layers={}),), before=self.before, has_bias=self.has_bias
+        )
+
+
+def write_study(store: Store, record: StudyRecord, session: Session | None) -> None:
+    """Writes a study whole; files of an earlier study in the directory are replaced.
+
+    Args:
+        store: the directory.
+        record: what to write; its options, outputs and inputs are taken from the session.
+        session: of the study; None where it was read without a model, so that it has no data.
 
     Raises:
-        FileError: it is.
+        FileError: it cannot be written.
     """
-    for name in (STUDY_FILE, RUN_FILE):
-        number = str(store.read_json(name).get("format", 1)) if store.has(name) else str(FORMAT)
-        if number != str(FORMAT):
-            raise FileError(
-                f"{store.root / name} has format {number}, this version reads {FORMAT}; "
-                "study again in another directory, or delete this one"
-            )
+    # Removed first and written last, so that a directory with this file is whole.
+    known = _fingerprint_in(store)
+    store.remove(_STUDY)
+    if known is not None and dict(known) != dict(record.fingerprint):
+        for name in (_PREVIOUS, *(path.name for kind in _MEASURED for path in store.root.glob(kind))):
+            store.remove(name)
+    _write_fingerprint(store, record.fingerprint)
+    record.untouched.save(make_directory(store.root) / _STRUCTURE)
+    if record.previous is not None:
+        record.previous.save(store.root / _PREVIOUS)
+    write_curves(store, tuple(record.structure.layers.values()), record.curves)
+    write_groups(store, record.structure.channels, record.group_curves)
+    write_blocks(store, record.block_damages)
+    store.write_tensors(GRADIENT_FILE, record.grams)
+    no_inputs: str | None = "the study has no data"
+    if session is not None:
+        feed = session.feed
+        no_inputs = batches_to_files(store, [feed.read(raw) for raw in feed.batches])
+    facts: dict[str, Json] = {
+        "format": FORMAT,
+        "fingerprint": dict(record.fingerprint),
+        "methods": list(record.methods),
+        "unit": record.unit,
+        "notes": [[note.where, note.text] for note in record.notes],
+        "seconds": [[phase, taken] for phase, taken in record.seconds.items()],
+        "inputs": no_inputs is None,
+        "inputs_reason": no_inputs,
+        "options": None if session is None else options_to_json(session.options),
+        "outputs": None if session is None else _outputs_to_json(session.outputs),
+    }
+    store.write_json(_STUDY, facts)
 
 
-def write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
-    store.write_json(RUN_FILE, {"format": str(FORMAT), **fingerprint})
+def read_study(store: Store) -> StudyRecord:
+    """Reads what ``write_study`` left.
+
+    Args:
+        store: the directory.
+
+    Returns:
+        The record.
+
+    Raises:
+        FileError: a file is missing, truncated, altered or of another format.
+        StudyError: the study was not finished.
+    """
+    if store.has(_RUN) and not store.has(_STUDY):
+        raise StudyError(
+            f"the study in {store.root} was not finished; run it again with this run_dir to go on"
+        )
+    facts = store.read_json(_STUDY)
+    _check_format(store)
+    untouched = Plan.load(store.root / _STRUCTURE)
+    structure = untouched.steps[0].structure
+    options = facts.get("options")
+    has_inputs = facts.get("inputs") is True
+    return StudyRecord(
+        structure=structure,
+        before=untouched.before,
+        has_bias=untouched.has_bias,
+        curves=read_curves(store, tuple(structure.layers.values())),
+        group_curves=read_group_curves(store, structure.channels),
+        # Blocks are measured with data only.
+        block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
+        methods=tuple(method for method in METHODS if method in _list(facts, "methods")),
+        grams=store.read_tensors(GRADIENT_FILE),
+        unit=str(facts.get("unit")),
+        notes=tuple(
+            Note(where=str(entry[0]), text=str(entry[1]))
+            for entry in _list(facts, "notes")
+            if isinstance(entry, list)
+        ),
+        seconds={
+            str(entry[0]): float(str(entry[1]))
+            for entry in _list(facts, "seconds")
+            if isinstance(entry, list)
+        },
+        fingerprint={str(key): str(value) for key, value in _object(facts, "fingerprint").items()},
+        previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
+        options=None if options is None else options_from_json(_object(facts, "options")),
+        outputs=facts.get("outputs"),
+        no_inputs=None if has_inputs else str(facts.get("inputs_reason")),
+    )
 
 
-def fingerprint_in(store: Store) -> Mapping[str, Json] | None:
-    """Of the study that a directory holds; None where it holds none."""
-    if store.has(RUN_FILE):
-        return {key: value for key, value in store.read_json(RUN_FILE).items() if key != "format"}
-    return object_of(store.read_json(STUDY_FILE), "fingerprint") if store.has(STUDY_FILE) else None
+def saved_outputs(record: StudyRecord, outputs: OutputChoice) -> OutputChoice:
+    """Which outputs matter in a study that was read.
+
+    Args:
+        record: of the study.
+        outputs: as the caller gave it; None for as in the study.
+
+    Raises:
+        StudyError: the study was made with a function, and none is given.
+    """
+    if outputs is not None:
+        return outputs
+    if record.outputs == _FUNCTION:
+        raise StudyError(
+            "the study was made with outputs= as a function, which no file can keep; "
+            "pass the same outputs= again"
+        )
+    return record.outputs if isinstance(record.outputs, str | int) else None
+
+
+def saved_source(
+    store: Store, record: StudyRecord, outputs: OutputChoice, device: torch.device
+) -> DataSource:
+    """The inputs that a study kept.
+
+    Args:
+        store: the directory.
+        record: what it holds besides.
+        outputs: which outputs matter.
+        device: of the model; the inputs are moved there.
+
+    Returns:
+        The data as a loader would yield them.
+
+    Raises:
+        StudyError: the study kept none; the message says why.
+        FileError: a file is missing, truncated or altered.
+    """
+    if record.no_inputs is not None:
+        raise StudyError(f"{store.root} holds no inputs ({record.no_inputs}); pass batches= to apply plans")
+
+    def move(raw: object) -> object:
+        return map_tensors(raw, lambda tensor: tensor.to(device))
+
+    return DataSource(batches=batch_from_files(store), inputs=move, outputs=outputs)
+
+
+def check_same(found: Mapping[str, str], record: StudyRecord, store: Store) -> None:
+    """Refuses a model or data that are not those of a study that was read.
+
+    Raises:
+        StudyError: fingerprints differ; the message says of what.
+    """
+    differing = [key for key, value in found.items() if record.fingerprint.get(key) != value]
+    if differing:
+        raise StudyError(
+            f"the study in {store.root} was made of other {' and '.join(differing)}; "
+            "pass the same model and data, or study again"
+        )
 
 
 def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
-    """Ties a run directory to a study, or finds it tied to this one."""
-    check_format(store)
-    found = fingerprint_in(store)
+    """Ties a run directory to a study, or finds it tied to this one.
+
+    Raises:
+        StudyError: it is tied to another one.
+        FileError: it is of another format.
+    """
+    _check_format(store)
+    found = _fingerprint_in(store)
     if found is None:
-        write_fingerprint(store, fingerprint)
+        _write_fingerprint(store, fingerprint)
         return
     differing = [key for key, value in fingerprint.items() if found.get(key) != value]
     if differing:
@@ -60,20 +261,42 @@ def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
         )
 
 
-def all_batches(opened: Opened) -> Iterable[Batch]:
-    feed = opened.feed
-    for raw in feed.batches:
-        yield feed.read(raw)
+def _check_format(store: Store) -> None:
+    for name in (_STUDY, _RUN):
+        if store.has(name):
+            check_format(
+                # Files of the first format bear none.
+                spelled_number(store.read_json(name).get("format", 1)),
+                FORMAT,
+                where=str(store.root / name),
+                advice="study again in another directory, or delete this one",
+            )
 
 
-def mover(device: torch.device) -> Inputs:
-    def move(raw: object) -> object:
-        return map_tensors(raw, lambda tensor: tensor.to(device))
-
-    return move
+def _write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
+    store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
 
 
-def outputs_to_json(outputs: OutputChoice) -> Json:
-    if outputs is None or isinstance(outputs, str | int):
-        return outputs
-    return "function"
+def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
+    """Of the study that a directory holds; None where it holds none."""
+    if store.has(_RUN):
+        return {key: value for key, value in store.read_json(_RUN).items() if key != "format"}
+    return _object(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
+
+
+def _outputs_to_json(outputs: OutputChoice) -> Json:
+    return _FUNCTION if callable(outputs) else outputs
+
+
+def _object(facts: Mapping[str, Json], key: str) -> dict[str, Json]:
+    value = facts.get(key)
+    if not isinstance(value, dict):
+        raise FileError(f"study.json: {key} is {type(value).__name__}, not an object; study again")
+    return value
+
+
+def _list(facts: Mapping[str, Json], key: str) -> list[Json]:
+    value = facts.get(key)
+    if not isinstance(value, list):
+        raise FileError(f"study.json: {key} is {type(value).__name__}, not a list; study again")
+    return value

@@ -14,6 +14,7 @@ from slimrank.capture import describe_layers
 from slimrank.cost import keeps_rows, row_cap, row_width
 from slimrank.forward import Batch
 from slimrank.records import LayerSpec
+from slimrank.surgery import dense_weight
 
 # torch says so of the layer itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -41,6 +42,7 @@ _OTHER_LAYERS: dict[str, tuple[_Layer, tuple[int, ...]]] = {
         (2, 3, 8, 9),
     ),
     "conv2d without a batch": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 7)),
+    "conv2d in groups": (lambda: nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2), (2, 4, 6, 7)),
     "conv3d": (lambda: nn.Conv3d(2, 3, (2, 3, 1), stride=(1, 2, 2), padding=(1, 1, 0)), (2, 2, 4, 7, 5)),
     "conv3d replicate": (
         lambda: nn.Conv3d(2, 3, 3, padding=(1, 2, 1), padding_mode="replicate"),
@@ -101,7 +103,20 @@ def test_the_layer_is_a_product_of_its_rows(name: str, rng: torch.Generator) -> 
     outputs = output_rows(spec, layer(x))
     assert n_positions(spec, shape) == len(outputs)
     rows = input_rows(layer, spec, x, torch.arange(len(outputs)))
-    torch.testing.assert_close(rows @ layer.weight.flatten(1).T + layer.bias, outputs)
+    assert rows.shape[1] == row_width(spec)
+    torch.testing.assert_close(rows @ dense_weight(layer).T + layer.bias, outputs)
+
+
+def test_a_transposed_layer_gives_its_taps_before_they_are_added_up(rng: torch.Generator) -> None:
+    layer = _randomised(nn.ConvTranspose2d(4, 3, (2, 3), stride=(2, 3)), rng)
+    spec = _spec(layer)
+    x = torch.randn((2, 4, 5, 6), dtype=torch.float64, generator=rng)
+    rows = input_rows(layer, spec, x, torch.arange(n_positions(spec, tuple(x.shape))))
+    assert rows.shape == (2 * 5 * 6, row_width(spec))
+    taps = (rows @ dense_weight(layer).T).view(2, 5, 6, 3, 2, 3)  # (N, H, W, C_out, K_h, K_w)
+    # Side by side, no two taps reach the same place: (N, C_out, H K_h, W K_w).
+    outputs = taps.permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 10, 18)
+    torch.testing.assert_close(outputs + layer.bias[:, None, None], layer(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -156,7 +156,9 @@ def test_dropped_blocks_become_identities() -> None:
     assert (model[1].training, model[2].training) == (True, False)
 
 
-@pytest.mark.parametrize(("name", "match"), [("1.bodi", "did you mean '1.body'"), ("", "has no block ''")])
+@pytest.mark.parametrize(
+    ("name", "match"), [("1.bodi", "did you mean '1.body'"), ("", "no block '' to drop; known are '0', '1'")]
+)
 def test_blocks_that_do_not_exist_are_refused(name: str, match: str) -> None:
     model = _net(_plain)
     with pytest.raises(UnknownNameError, match=match):

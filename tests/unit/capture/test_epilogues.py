@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.capture import Tail, find_norms, find_tails
+from slimrank.capture import Epilogue, find_epilogues, find_norms
 from slimrank.forward import Lockstep, Shortcut, as_batch
 from slimrank.surgery import quiet_copy
 
@@ -30,9 +30,9 @@ class Block(nn.Module):
         return out + total if self.leak else out
 
 
-def tails(model: nn.Module, x: Tensor) -> dict[str, Tail]:
+def tails(model: nn.Module, x: Tensor) -> dict[str, Epilogue]:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    return dict(find_tails(quiet_copy(model), as_batch(x), names))
+    return dict(find_epilogues(quiet_copy(model), as_batch(x), names))
 
 
 IMAGE = torch.ones(1, 3, 5, 5)
@@ -42,14 +42,14 @@ IMAGE = torch.ones(1, 3, 5, 5)
 def test_norm_sum_and_relu_are_found(inplace: bool) -> None:
     # One ReLU module called twice: it is no source, and its calls count by tensor.
     found = tails(Block(inplace=inplace), IMAGE)
-    assert found["a"] == Tail(norm="na", bounds=(0.0, INF))
-    assert found["b"] == Tail(norm="nb", shortcut=Shortcut("short", "output"), bounds=(0.0, INF))
+    assert found["a"] == Epilogue(norm="na", bounds=(0.0, INF))
+    assert found["b"] == Epilogue(norm="nb", shortcut=Shortcut("short", "output"), bounds=(0.0, INF))
     assert "short" not in found
 
 
 def test_the_branch_that_runs_last_makes_up_for_the_other() -> None:
     found = tails(Block(late=True), IMAGE)
-    assert found["short"] == Tail(shortcut=Shortcut("nb", "output"), bounds=(0.0, INF))
+    assert found["short"] == Epilogue(shortcut=Shortcut("nb", "output"), bounds=(0.0, INF))
     # What is added to b comes later than b: neither sum nor ReLU can be reckoned with.
     assert "b" not in found
 

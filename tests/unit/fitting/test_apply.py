@@ -1,49 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What applying refuses, where a model is not what the plan says."""
+"""A model becomes the compressed one: the model that is given up is the one that is built in."""
 
-from types import SimpleNamespace
-
-import pytest
 import torch
 from torch import nn
 
-from seams import Fit, affine_of, checked_layer, fill_pair
-from slimrank import OptionError
-from slimrank.methods import Pair
+from slimrank.fitting import apply_plan
+from slimrank.plan import Plan, Step, structure_of
+from slimrank.records import ChannelMap, Cost, Setting
+from specs import linear
 
 
-def test_a_norm_has_statistics() -> None:
-    norm = nn.BatchNorm1d(2, track_running_stats=False)
-    with pytest.raises(TypeError, match="bn is a BatchNorm1d without running statistics"):
-        affine_of({"bn": norm}, "bn")
+def _plan(rank: int) -> Plan:
+    structure = structure_of([linear("0", 6, 8), linear("2", 4, 6)], ChannelMap(groups={}, tensors={}))
+    setting = Setting(method="weight_svd", form="linear", rank=rank)
+    step = Step(structure=structure, layers={"2": (setting,)}, groups={})
+    return Plan(steps=(step,), before=Cost(macs=72, params=82, bytes=328), has_bias=True)
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_gain_and_offset_are_those_of_the_norm(affine: bool, rng: torch.Generator) -> None:
-    norm = nn.BatchNorm1d(3, affine=affine).eval()
-    norm.running_mean.copy_(torch.randn(3, generator=rng))
-    norm.running_var.copy_(torch.rand(3, generator=rng) + 0.5)
-    x = torch.randn(5, 3, generator=rng)
-    gain, offset = affine_of({"bn": norm}, "bn")
+def test_the_given_model_becomes_the_compressed_one(rng: torch.Generator) -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).train()
+    model[1].eval()
+    x = torch.randn(5, 8, generator=rng)
     with torch.no_grad():
-        torch.testing.assert_close(x * gain + offset, norm(x))
-    gain, offset = affine_of({"bn": norm}, None)
-    assert (float(gain), float(offset)) == (1.0, 0.0)
-
-
-def test_a_pair_goes_into_the_container_that_was_put_there() -> None:
-    model = nn.ModuleDict({"fc": nn.Linear(2, 2)})
-    work = SimpleNamespace(spec=SimpleNamespace(name="fc"), norm=None)
-    pair = Pair(form="linear", first=torch.zeros(1, 2), second=torch.zeros(2, 1))
-    fit = Fit(factors=pair, bias=None, kind="weights")
-    with pytest.raises(TypeError, match="fc is a Linear, not the container that was put there"):
-        fill_pair(model, work, model["fc"], fit)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.ReLU(), nn.BatchNorm1d(2, affine=False)])
-def test_a_layer_still_to_come_keeps_its_shape(layer: nn.Module) -> None:
-    work = SimpleNamespace(spec=SimpleNamespace(name="fc"), shape=(2, 2))
-    if not hasattr(layer, "weight"):
-        layer.weight = None
-    with pytest.raises(OptionError, match=r"layer 'fc': on_layer put a \w+ there .* with a weight \[2, 2\]"):
-        checked_layer(layer, work)  # type: ignore[arg-type]
+        before = model(x)
+    done: list[str] = []
+    applied = apply_plan(model, _plan(4), data=None, on_layer=None, journal=None, advance=done.append)
+    assert applied.model is model
+    assert (applied.fits, done) == ({"2": "weights"}, ["2"])
+    assert [module.out_features for module in model[2]] == [4, 4]
+    # Modes are as they were, and the factors have the mode of the layer that they replace.
+    assert [module.training for module in model] == [True, False, True]
+    assert all(module.training for module in model[2])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), before)

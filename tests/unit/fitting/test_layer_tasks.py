@@ -3,7 +3,7 @@
 
 import torch
 
-from seams import work_of
+from seams import layer_tasks
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import AxisUnits, ChannelMap, Cost, GroupSpec, Setting, TensorSpec
 from specs import linear
@@ -24,22 +24,22 @@ def _plan(*queries: int) -> Plan:
 
 
 def test_queries_are_wanted_scaled_and_matter_as_much(rng: torch.Generator) -> None:
-    (work,) = work_of(_plan(0, 1, 2, 3)).values()
+    (task,) = layer_tasks(_plan(0, 1, 2, 3)).values()
     outputs, gradients = (torch.randn(6, 8, generator=rng, dtype=torch.float64) for _ in range(2))
-    wanted, kept = work.wanted(outputs), outputs[:, [0, 2, 4, 6]]
+    wanted, kept = task.wanted(outputs), outputs[:, [0, 2, 4, 6]]
     torch.testing.assert_close(wanted, kept * torch.tensor([0.5, 0.5, 1, 1]) ** 0.5)
-    assert work.wanted(outputs.bfloat16()).dtype == torch.bfloat16
-    gram, before = work.gram_of(gradients.T @ gradients), (gradients.T @ gradients)[::2, ::2]
+    assert task.wanted(outputs.bfloat16()).dtype == torch.bfloat16
+    gram, before = task.gram_of(gradients.T @ gradients), (gradients.T @ gradients)[::2, ::2]
     assert gram is not None
     # What an error costs does not depend on the scale in which it is written down.
     torch.testing.assert_close(wanted @ gram @ wanted.T, kept @ before @ kept.T)
-    assert work.gram_of(None) is None
+    assert task.gram_of(None) is None
 
 
 def test_other_outputs_are_wanted_as_they_are(rng: torch.Generator) -> None:
-    (work,) = work_of(_plan()).values()
-    assert work.scales is None
+    (task,) = layer_tasks(_plan()).values()
+    assert task.scales is None
     outputs = torch.randn(6, 8, generator=rng)
-    torch.testing.assert_close(work.wanted(outputs), outputs[:, [0, 2, 4, 6]], rtol=0, atol=0)
+    torch.testing.assert_close(task.wanted(outputs), outputs[:, [0, 2, 4, 6]], rtol=0, atol=0)
     gram = outputs.T @ outputs
-    torch.testing.assert_close(work.gram_of(gram), gram[::2, ::2], rtol=0, atol=0)
+    torch.testing.assert_close(task.gram_of(gram), gram[::2, ::2], rtol=0, atol=0)

@@ -9,7 +9,6 @@ from torch import Tensor
 from slimrank import OptionError, ShapeError
 from slimrank.linalg import Consumer, Moments, MomentSums, Removal
 from slimrank.methods import (
-    SELECTORS,
     anchor_counts,
     anchored_group_curve,
     group_curve,
@@ -17,9 +16,10 @@ from slimrank.methods import (
     relative_group_curve,
     removal_by_magnitude,
     removal_by_obs,
+    removal_by_order,
     removal_by_random,
 )
-from slimrank.records import GroupCurve, GroupSpec
+from slimrank.records import CHANNEL_ORDERS, GroupCurve, GroupSpec
 
 
 def _group(units: int) -> GroupSpec:
@@ -48,9 +48,9 @@ def _consumer(n_units: int, width: int, rng: torch.Generator) -> Consumer:
     )
 
 
-def test_every_selector_orders_all_units(rng: torch.Generator) -> None:
+def test_every_order_is_one_of_all_units(rng: torch.Generator) -> None:
     consumers = [_consumer(6, 2, rng), _consumer(6, 1, rng)]
-    removals = {name: select(consumers, 6, generator=rng) for name, select in SELECTORS.items()}
+    removals = {order: removal_by_order(order, consumers, 6, generator=rng) for order in CHANNEL_ORDERS}
     assert list(removals) == ["obs", "magnitude", "random"]
     for removal in removals.values():
         assert removal.order.sort().values.tolist() == list(range(6))
@@ -84,11 +84,21 @@ def test_random_orders_come_from_the_generator(rng: torch.Generator) -> None:
     assert first.order.tolist() == second.order.tolist()
     assert removal_by_random(consumers, 8, generator=rng).order.tolist() != first.order.tolist()
     assert len(removal_by_random([], 8, generator=rng).order) == 8
-    with pytest.raises(OptionError, match="a random order needs a generator"):
-        removal_by_random(consumers, 8)
 
 
-def test_obs_needs_no_generator(rng: torch.Generator) -> None:
+def test_only_the_random_order_draws(rng: torch.Generator) -> None:
+    before = rng.get_state()
+    consumers = [_consumer(4, 1, torch.Generator().manual_seed(0))]
+    for order in ("obs", "magnitude"):
+        removal_by_order(order, consumers, 4, generator=rng)
+    assert torch.equal(rng.get_state(), before)
+    drawn = removal_by_order("random", consumers, 4, generator=rng)
+    assert not torch.equal(rng.get_state(), before)
+    again = removal_by_random(consumers, 4, generator=torch.Generator().set_state(before))
+    assert drawn.order.tolist() == again.order.tolist()
+
+
+def test_a_ridge_may_be_given(rng: torch.Generator) -> None:
     assert len(removal_by_obs([_consumer(4, 1, rng)], 4, ridge=1e-3).order) == 4
 
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.capture import describe_layers
-from slimrank.cost import FORMS, forms_of, max_rank
+from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank
 from slimrank.linalg import Moments, MomentSums
 from slimrank.methods import (
     METHODS,
-    RULES,
     Pair,
     Target,
-    build_pair,
+    build_modules,
     effective_weight,
     error_by_rank,
     fit_pair,
@@ -91,7 +90,7 @@ def test_modules_without_weight_are_refused() -> None:
     spec = _spec(_LAYERS["linear"])
     pair = Pair(form="linear", first=torch.ones(1, 6, 1), second=torch.ones(5, 1, 1))
     with pytest.raises(TypeError, match="BatchNorm1d has no weight tensor"):
-        build_pair(spec, layer, pair, None)
+        build_modules(spec, layer, pair, None)
 
 
 def test_the_effective_weight_by_hand() -> None:
@@ -113,7 +112,7 @@ def test_the_effective_weight_is_what_the_modules_compute(
     spec, target = _problem(name, rng)
     pair = fit_pair(spec, form, 2, target, alternations=0)
     layer = _LAYERS[name]
-    modules = nn.Sequential(*build_pair(spec, layer, pair, None)).double()
+    modules = nn.Sequential(*build_modules(spec, layer, pair, None)).double()
     # One position: the input is the kernel's own size, one unit at a time.
     units = torch.eye(target.dense.shape[1], dtype=torch.float64).view(-1, *spec.weight_shape[1:])
     computed = modules(units).flatten(1).T
@@ -131,7 +130,7 @@ def test_factors_are_balanced(name: str, form: Form, rng: torch.Generator) -> No
         torch.testing.assert_close(first, second)
 
 
-@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if RULES[pair[1]].is_closed])
+@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if FORM_ROWS[pair[1]].is_closed])
 def test_no_other_metric_gives_a_better_closed_form(name: str, form: Form, rng: torch.Generator) -> None:
     # The other forms have local optima, among which a wrong metric may happen on a better one.
     spec, target = _problem(name, rng)
@@ -144,7 +143,7 @@ def test_no_other_metric_gives_a_better_closed_form(name: str, form: Form, rng: 
         assert own < _error(target, effective_weight(spec, pair))
 
 
-@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if not RULES[pair[1]].is_closed])
+@pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if not FORM_ROWS[pair[1]].is_closed])
 def test_alternations_lower_the_error_of_the_other_forms(name: str, form: Form, rng: torch.Generator) -> None:
     spec, target = _problem(name, rng)
     errors = [

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from slimrank.capture import describe_layers
-from slimrank.cost import max_rank
-from slimrank.methods import RULES, empty_pair
+from slimrank.cost import FORM_ROWS, max_rank
+from slimrank.methods import empty_pair
 from slimrank.records import Form, LayerSpec
 
 
@@ -16,11 +16,11 @@ def _spec(layer: nn.Module) -> LayerSpec:
     return spec
 
 
-@pytest.mark.parametrize("form", RULES)
+@pytest.mark.parametrize("form", FORM_ROWS)
 def test_the_factors_share_the_taps(form: Form) -> None:
-    first, second = RULES[form].first_taps(2), RULES[form].second_taps(2)
+    first, second = FORM_ROWS[form].first_taps(2), FORM_ROWS[form].second_taps(2)
     assert [a != b for a, b in zip(first, second, strict=True)] == [True, True]
-    assert RULES[form].is_closed == (not any(second))
+    assert FORM_ROWS[form].is_closed == (not any(second))
 
 
 # Kernel, stride, padding, dilation of the first factor, then of the second.

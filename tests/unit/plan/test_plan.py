@@ -172,8 +172,8 @@ def test_load_of_a_file_cut_short(path: Path, share: float) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"format": 1', '"format": 2', "format 2 is unknown, this version reads 1"),
-        ('"format": 1', '"format": true', "format True is unknown"),
+        ('"format": 1', '"format": 2', "has format 2, this version reads 1; install a newer slimrank"),
+        ('"format": 1', '"format": true', "has format True, this version reads 1"),
         ('"format": 1', '"formt": 1', '"format" is missing'),
         ('"select"', '"selec"', r"unknown key 'selec'; did you mean 'select'\?"),
         ('"rank": 6', '"rnk": 6', "unknown key 'rnk'; did you mean 'rank'"),

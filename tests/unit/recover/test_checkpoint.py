@@ -74,6 +74,14 @@ def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
         Checkpoint(tmp_path, {"weights": "1", "data": "0", "options": "0"})
 
 
+def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, {"weights": "1"})
+    path = tmp_path / "recover.json"
+    path.write_text(path.read_text().replace('"format": "1"', '"format": "2"'))
+    with pytest.raises(sr.StudyError, match=r"recover\.json has format 2, this version reads 1; give"):
+        Checkpoint(tmp_path, {"weights": "1"})
+
+
 def test_an_altered_state_is_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, {})
     checkpoint.store(_kept(0.0), 1)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from slimrank import ScoreError
-from slimrank.records import ChannelMap, GroupCurve, GroupSpec
-from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, score_group_curves
+from slimrank.records import PRUNING, ChannelMap, GroupCurve, GroupSpec
+from slimrank.scores import CHANNELS, ScoreEntry, Scores, score_group_curves
 
 UNITS = 20
 # Two outputs of the first producer to a unit.

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from slimrank import FileError, ScoreError
-from slimrank.records import Method
-from slimrank.scores import CHANNELS, PRUNING, Journal, ScoreEntry, Scores
+from slimrank.records import PRUNING, Method
+from slimrank.scores import CHANNELS, Journal, ScoreEntry, Scores
 
 
 def journal(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from slimrank import FileError, ScoreError
-from slimrank.scores import CHANNELS, PRUNING, ScoreEntry, Scores, check_scores
+from slimrank.records import PRUNING
+from slimrank.scores import CHANNELS, ScoreEntry, Scores, check_scores
 
 FINGERPRINT = {"structure": "a", "weights": "b", "inputs": "c"}
 
@@ -153,8 +154,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ('"notes"', '"nots"', r"unknown key 'nots'; did you mean 'notes'"),
-        ('"format": 1', '"format": 2', r"format 2 is unknown, this version reads 1"),
-        ('"format": 1', '"format": true', r"format True is unknown"),
+        (
+            '"format": 1',
+            '"format": 2',
+            r"has format 2, this version reads 1; give a file that measure_sc",
+        ),
+        ('"format": 1', '"format": true', r"has format True, this version reads 1"),
         ('"weight_svd"\n', '"weight_svx"\n', r"no JSON"),
         ('["weight_svd"]', '["weight_svx"]', r"methods: unknown method 'weight_svx'; did you mean"),
         ('"form": "linear"', '"form": "v_h"', r"weight_svd has no form 'v_h'; known are 'linear'"),
@@ -187,7 +192,7 @@ def test_a_file_cut_short_or_foreign(tmp_path: Path) -> None:
     with pytest.raises(ScoreError, match=r"no text .*measure_scores wrote"):
         Scores.load(file)
     file.write_text('{"steps": []}')
-    with pytest.raises(ScoreError, match=r"format None is unknown"):
+    with pytest.raises(ScoreError, match=r"has format None, this version reads 1"):
         Scores.load(file)
 
 

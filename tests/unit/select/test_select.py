@@ -250,7 +250,7 @@ def select_possible(net: Source, budgets: Mapping[Metric, float], select: Select
     return [plan.settings == plans[0].settings for plan in plans]
 
 
-@pytest.mark.parametrize("ratio", [0, 0.0, -0.5, 1.0001, 2, float("nan"), float("inf"), True, "0.5", None])
+@pytest.mark.parametrize("ratio", [0, 0.0, -0.5, 1.0001, 2, float("nan"), float("inf"), True, "0.5"])
 def test_what_is_no_keep_ratio(ratio: float) -> None:
     with pytest.raises(
         BudgetError, match=r"budget: macs=.* is no keep ratio .* in \(0, 1\]; give e.g. macs=0.5"
@@ -258,9 +258,11 @@ def test_what_is_no_keep_ratio(ratio: float) -> None:
         select_plan(NET, budgets={"macs": ratio})
 
 
-def test_no_budget() -> None:
-    with pytest.raises(BudgetError, match="none given; give at least one keep ratio"):
-        select_plan(NET, budgets={})
+@pytest.mark.parametrize("budgets", [{}, {"macs": None}])
+def test_no_budget(budgets: dict[Metric, float]) -> None:
+    words = r"a plan needs a budget; give macs=, params= or bytes= as a keep ratio, e\.g\. macs=0\.5"
+    with pytest.raises(BudgetError, match=words):
+        select_plan(NET, budgets=budgets)
 
 
 @pytest.mark.parametrize("budgets", [{"mac": 0.5}, {"latency": 0.5}])

@@ -56,6 +56,13 @@ def test_tensors_come_back(tmp_path: Path) -> None:
         assert found[name].dtype == tensor.dtype
 
 
+@pytest.mark.parametrize("metadata", [None, {}, {"layer": "x"}])
+def test_no_tensors_come_back_as_none(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_tensors("t.safetensors", {}, metadata)
+    assert store.read_tensors("t.safetensors") == {}
+
+
 @pytest.mark.parametrize("length", [0, 4, 50])
 def test_tensors_that_are_not_whole(length: int, tmp_path: Path) -> None:
     store = Store(tmp_path)

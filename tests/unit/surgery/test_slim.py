@@ -293,7 +293,8 @@ def test_sizes_that_are_not_there_are_refused(
 @pytest.mark.parametrize(
     ("kept", "error", "match"),
     [
-        ({"fc2": [0]}, UnknownNameError, "there is no group 'fc2'; known are 'fc1'"),
+        ({"fc2": [0]}, UnknownNameError, r"there is no group 'fc2'; did you mean 'fc1'\?$"),
+        ({"other": [0]}, UnknownNameError, "there is no group 'other'; known are 'fc1'$"),
         ({"fc1": []}, OptionError, r"the units that stay are \[\]; give at least one"),
         ({"fc1": [2, 1]}, OptionError, r"the units that stay are \[2, 1\]"),
         ({"fc1": [1, 1]}, OptionError, "each once"),

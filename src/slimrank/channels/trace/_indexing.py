@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slimrank.channels.trace._labels import Axis
-from slimrank.channels.trace._ops import Op, unlabelled
+from slimrank.channels.trace._ops import Op
 
 
 def _embedding(op: Op) -> None:
@@ -26,17 +26,17 @@ def _index(op: Op) -> None:
     given, out = op.tensor("self"), op.outputs[0]
     indices = op.tensors("indices")
     # A mask takes as many dimensions as it has.
-    places: list[int] = []
+    indexed_dims: list[int] = []
     used: list[Tensor] = []
     dim = 0
     for index in indices:
         width = index.ndim if index is not None and index.dtype in _MASKS else 1
         if index is not None:
-            places += range(dim, dim + width)
+            indexed_dims += range(dim, dim + width)
             used.append(index)
         dim += width
-    for place in places:
-        op.freeze(op.axes(given)[place])
+    for indexed in indexed_dims:
+        op.freeze(op.axes(given)[indexed])
     has_mask = any(index.dtype in _MASKS for index in used)
     n_new = 1 if has_mask else max((index.ndim for index in used), default=0)
     new: list[Axis] = [None] * n_new
@@ -46,9 +46,12 @@ def _index(op: Op) -> None:
         for index in used:
             for axis in op.axes(index):
                 op.freeze(axis)
-    kept = [(op.axes(given)[d], d) for d in range(given.ndim) if d not in places]
-    is_together = bool(places) and places == list(range(places[0], places[0] + len(places)))
-    lead = places[0] if is_together else 0
+    kept = [(op.axes(given)[d], d) for d in range(given.ndim) if d not in indexed_dims]
+    is_together = bool(indexed_dims) and indexed_dims == list(
+        range(indexed_dims[0], indexed_dims[0] + len(indexed_dims))
+    )
+    # Torch puts the new dimensions where the indexed ones stood, or first where these do not stand together.
+    lead = indexed_dims[0] if is_together else 0
     axes = [*(axis for axis, _ in kept[:lead]), *new, *(axis for axis, _ in kept[lead:])]
     dims = [*((d,) for _, d in kept[:lead]), *([()] * n_new), *((d,) for _, d in kept[lead:])]
     if len(axes) != out.ndim:
@@ -85,17 +88,17 @@ def _index_put(op: Op) -> None:
 
 
 def _gather(op: Op) -> None:
-    """Along one dimension by number, along the others place by place."""
+    """Along one dimension by number, along the others index by index."""
     given, index, out = op.tensor("self"), op.tensor("index"), op.outputs[0]
     dim = op.number("dim") % max(given.ndim, 1)
     axes: list[Axis] = []
-    for place, size in enumerate(out.shape):
-        own, other = op.axes(given)[place], op.axes(index)[place]
-        if place == dim or given.shape[place] != size:
-            op.freeze(own)
-            axes.append(other)
+    for d, size in enumerate(out.shape):
+        axis, index_axis = op.axes(given)[d], op.axes(index)[d]
+        if d == dim or given.shape[d] != size:
+            op.freeze(axis)
+            axes.append(index_axis)
         else:
-            axes.append(op.unify(own, other) if size > 1 else None)
+            axes.append(op.unify(axis, index_axis) if size > 1 else None)
     op.give(out, axes, is_whole=False)
 
 
@@ -104,16 +107,16 @@ def _scatter(op: Op) -> None:
     source = op.optional("src")
     dim = op.number("dim") % max(given.ndim, 1)
     axes = list(op.axes(given))
-    for place, size in enumerate(given.shape):
+    for d, size in enumerate(given.shape):
         for other in (index, source):
             if other is None or other.ndim != given.ndim:
                 continue
-            if place != dim and other.shape[place] == size > 1:
-                axes[place] = op.unify(axes[place], op.axes(other)[place])
+            if d != dim and other.shape[d] == size > 1:
+                axes[d] = op.unify(axes[d], op.axes(other)[d])
             else:
-                op.freeze(op.axes(other)[place])
-        if place == dim or index.shape[place] != size:
-            op.freeze(axes[place])
+                op.freeze(op.axes(other)[d])
+        if d == dim or index.shape[d] != size:
+            op.freeze(axes[d])
     op.give(out, axes, is_whole=False)
 
 
@@ -127,14 +130,7 @@ def _index_select(op: Op) -> None:
     op.give(out, axes, is_whole=False)
 
 
-def _nonzero(op: Op) -> None:
-    for given in op.inputs:
-        for axis in op.axes(given):
-            op.freeze(axis)
-    for out in op.outputs:
-        op.give(out, unlabelled(out), [()] * out.ndim, is_whole=False)
-
-
+# Index tensors of these dtypes choose by yes or no, and index as many dimensions as they have.
 _MASKS = frozenset({torch.bool, torch.uint8})
 _TABLE: Mapping[str, Callable[[Op], None]] = {
     "embedding": _embedding,
@@ -143,6 +139,6 @@ _TABLE: Mapping[str, Callable[[Op], None]] = {
     **dict.fromkeys(("gather", "take_along_dim"), _gather),
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _scatter),
     "index_select": _index_select,
-    **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2"), _nonzero),
+    **dict.fromkeys(("nonzero", "masked_select", "unique", "_unique2"), Op.give_up),
 }
 INDEXING: Mapping[str, Callable[[Op], None]] = {f"aten.{name}": rule for name, rule in _TABLE.items()}

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 Axis = NDArray[np.int64] | None
 Why = Callable[[], str]
 
+# The label of what never goes.
 _FIXED = 0
 _TWO_WAYS = "laid out in two ways: "
 _OUTSIDE = "with what is no channel: an input of the model, a constant or a position"
+# In place of the number of a reason, where a label may go. Greater than all, so that a minimum keeps reasons.
 _NEVER = np.iinfo(np.int64).max
-# More products than this in one dimension are not worth the minutes.
+# Products of labels in one dimension at most, since each is a Python set. Beyond it one factor stays whole.
 _MOST_PRODUCTS = 1 << 17
 # What an expanded dimension carries: every index is the same, so that it takes the size of what it meets.
 ANY: NDArray[np.int64] = np.empty(0, np.int64)
@@ -48,6 +50,7 @@ class Labels:
     """
 
     def __init__(self) -> None:
+        # Arrays that grow by doubling, indexed by label.
         self._parent = np.zeros(1024, np.int64)
         self._reason = np.full(1024, _NEVER, np.int64)
         self._is_product = np.zeros(1024, np.bool_)
@@ -269,8 +272,8 @@ class Labels:
             a, b = a[~fixed], b[~fixed]
         are_products = self._is_product[a].astype(int) + self._is_product[b]
         self._link(a[are_products == 0], b[are_products == 0])
-        for one, other in zip(a[are_products == 1], b[are_products == 1], strict=True):
-            self._match(int(one), int(other), why)
+        for label, other in zip(a[are_products == 1], b[are_products == 1], strict=True):
+            self._match(int(label), int(other), why)
         if (are_products == 2).any():
             self._unify_products(a[are_products == 2], b[are_products == 2], why)
 
@@ -289,10 +292,15 @@ class Labels:
         np.minimum.at(self._reason, self._roots(involved), self._reason[involved])
         self._known.clear()
 
-    def _match(self, one: int, other: int, why: Why) -> None:
-        """Makes two labels one, at least one of which is a product."""
+    def _match(self, label: int, other: int, why: Why) -> None:
+        """Makes two labels one, at least one of which is a product.
+
+        What both have in common cancels. If one label is left on each side, these two are one; if one is left
+        on one side and several on the other, the single one is their product. Otherwise nothing tells which
+        answers which: a dimension is kept whole, and what is left is looked at again.
+        """
         while True:
-            a, b = self.parts(one), self.parts(other)
+            a, b = self.parts(label), self.parts(other)
             only_a, only_b = a - b, b - a
             if len(only_a) == len(only_b) == 1:
                 self._link(np.array([*only_a]), np.array([*only_b]))
@@ -303,8 +311,8 @@ class Labels:
                 return
             only_a, only_b = free_a, free_b
             if len(only_a) == 1 or len(only_b) == 1:
-                label, parts = (only_a, only_b) if len(only_a) == 1 else (only_b, only_a)
-                self._refine(next(iter(label)), parts)
+                single, parts = (only_a, only_b) if len(only_a) == 1 else (only_b, only_a)
+                self._refine(next(iter(single)), parts)
                 return
             self._pin(only_a | only_b, why)
 
@@ -340,8 +348,8 @@ class Labels:
         """Products are matched as dimensions where they are the products of two, else one by one."""
         for outer in _divisors(a.size):
             inner = a.size // outer
-            for one, other in ((a, b), (b, a)):
-                found = self._factors(self.canonical(one), outer, inner)
+            for factored, other in ((a, b), (b, a)):
+                found = self._factors(self.canonical(factored), outer, inner)
                 if found is not None and found[0] is not None and found[1] is not None:
                     rows, columns = self.split(other, outer, inner, why)
                     self.unify(found[0], rows, why)
@@ -421,29 +429,47 @@ class Labels:
         return rows, columns
 
     def _merge_two(self, a: Axis, n_a: int, b: Axis, n_b: int, why: Why) -> Axis:
-        is_a, is_b = self._holds(a), self._holds(b)
-        if is_a and is_b:
-            # What may not go adds nothing to a product.
-            free_a, free_b = self.has_free(a), self.has_free(b)
-            if free_a and free_b and n_a * n_b > _MOST_PRODUCTS:
-                self.freeze(a, why)
-                free_a = False
-            is_a, is_b = free_a, free_b or not free_a
-        if is_a and is_b and a is not None and b is not None:
-            left, right = self.canonical(a), self.canonical(b)
-            sets = [self.parts(int(label)) for label in right]
-            return np.array(
-                [self._product(self.parts(int(label)) | other) for label in left for other in sets], np.int64
-            )
-        if is_a and a is not None:
-            return np.repeat(a, n_b)
-        if is_b and b is not None:
-            return np.tile(b, n_a)
+        """Two dimensions as one: an index goes as soon as its index in ``a`` goes, or that in ``b``."""
+        rows, columns = self._deciding(a, n_a, b, n_b, why)
+        if rows is not None and columns is not None:
+            return self._outer_product(rows, columns)
+        if rows is not None:
+            return np.repeat(rows, n_b)
+        if columns is not None:
+            return np.tile(columns, n_a)
         return None if a is None or b is None else ANY
 
-    @staticmethod
-    def _holds(axis: Axis) -> bool:
-        return axis is not None and axis.size > 0
+    def _deciding(self, a: Axis, n_a: int, b: Axis, n_b: int, why: Why) -> tuple[Axis, Axis]:
+        """The dimensions whose labels make up those of the product; None for one that adds nothing."""
+        rows, columns = (axis if axis is not None and axis.size else None for axis in (a, b))
+        if rows is None or columns is None:
+            return rows, columns
+        has_free_rows, has_free_columns = self.has_free(rows), self.has_free(columns)
+        if has_free_rows and has_free_columns and n_a * n_b > _MOST_PRODUCTS:
+            self.freeze(rows, why)
+            has_free_rows = False
+        # What may not go adds nothing to a product; where neither may go, one of them carries the reason.
+        if not has_free_rows:
+            return None, columns
+        return rows, columns if has_free_columns else None
+
+    def _outer_product(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The product of every label of one dimension with every label of another.
+
+        Returns:
+            (rows * columns,) labels, the columns running fastest.
+        """
+        # Rows first: new labels are numbered in this order.
+        canonical_rows, canonical_columns = self.canonical(rows), self.canonical(columns)
+        of_columns = [self.parts(int(label)) for label in canonical_columns]
+        return np.array(
+            [
+                self._product(self.parts(int(label)) | parts)
+                for label in canonical_rows
+                for parts in of_columns
+            ],
+            np.int64,
+        )
 
 
 def _tidy(axis: NDArray[np.int64]) -> Axis:

@@ -8,6 +8,7 @@ from torch import Tensor
 from slimrank.channels.trace._labels import Axis
 from slimrank.channels.trace._ops import Op, unlabelled
 
+# Arguments that hold one number per channel, as the kernels of the CPU, cuDNN and MIOpen name them.
 _PER_CHANNEL = ("weight", "bias", "running_mean", "running_var", "scale", "mean", "invstd", "invStd")
 
 
@@ -45,8 +46,8 @@ def _freeze_last(op: Op, given: Tensor, count: int, vectors: list[Tensor]) -> No
     lead = given.ndim - count
     axes = list(op.axes(given))
     for vector in vectors:
-        for place, axis in enumerate(op.axes(vector)):
-            axes[lead + place] = op.unify(axes[lead + place], axis)
+        for d, axis in enumerate(op.axes(vector)):
+            axes[lead + d] = op.unify(axes[lead + d], axis)
     for axis in axes[lead:]:
         op.freeze(axis)
     for out in op.outputs:
@@ -75,11 +76,11 @@ def _weight_norm(op: Op) -> None:
     """The norm is taken over every dimension but one."""
     given, gain, dim = op.tensor("v"), op.tensor("g"), op.number("dim")
     axes = list(op.axes(given))
-    for place, axis in enumerate(op.axes(gain)):
-        if gain.shape[place] == given.shape[place] > 1:
-            axes[place] = op.unify(axes[place], axis)
-    for place, axis in enumerate(axes):
-        if place != dim % given.ndim:
+    for d, axis in enumerate(op.axes(gain)):
+        if gain.shape[d] == given.shape[d] > 1:
+            axes[d] = op.unify(axes[d], axis)
+    for d, axis in enumerate(axes):
+        if d != dim % given.ndim:
             op.freeze(axis)
     for out in op.outputs:
         same = [axis if a == b else None for axis, a, b in zip(axes, out.shape, given.shape, strict=True)]

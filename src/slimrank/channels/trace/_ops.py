@@ -19,6 +19,7 @@ from slimrank.forward import call, is_users_code, named_tensors
 Axes = tuple[Axis, ...]
 Dims = Sequence[tuple[int, ...]]
 
+# Reasons stand in tables: longer lines of the user's code are cut.
 _LONGEST_LINE = 60
 
 
@@ -38,7 +39,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
+class TracedProduct:
     """A product whose MACs cannot be counted by the numbers of one parameter.
 
     Attributes:
@@ -75,7 +76,7 @@ class Uses:
     inside: set[tuple[str, int]] = field(default_factory=set)
     macs: Counter[str] = field(default_factory=Counter)
     count: Counter[str] = field(default_factory=Counter)
-    products: list[Product] = field(default_factory=list)
+    products: list[TracedProduct] = field(default_factory=list)
     sums: list[Axis] = field(default_factory=list)
 
 
@@ -87,26 +88,26 @@ class Traced:
         self.uses = Uses()
         self.stored: dict[str, Tensor] = {}
         self.modules: list[str] = []
-        self._own: dict[str, tuple[str, ...]] = {}
+        self._parameters_of: dict[str, tuple[str, ...]] = {}
         self._axes: dict[int, Axes] = {}
         self._origins: dict[int, tuple[Origin, ...]] = {}
         self._constants: defaultdict[object, list[int]] = defaultdict(list)
         self._pending: defaultdict[int, list[Callable[[], None]]] = defaultdict(list)
         self._names: dict[int, str] = {}
-        self._places: dict[tuple[object, ...], str] = {}
-        # Ids are only their own while the tensor lives.
+        self._names_by_storage: dict[tuple[object, ...], str] = {}
+        # An id belongs to a tensor only as long as the tensor lives.
         self._alive: list[Tensor] = []
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.layout == torch.strided and not tensor.is_nested:
                 self.stored[name] = tensor
                 self._names[id(tensor)] = name
-                self._places.setdefault(_storage(tensor), name)
+                self._names_by_storage.setdefault(_storage(tensor), name)
         self._kernels: set[str] = set()
         for name, module in model.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd):
                 self._kernels.update(self._names.get(id(p), "") for p in module.parameters() if p.ndim > 2)
-            own = (p for p in module._parameters.values() if p is not None)
-            self._own[name] = tuple(self._names[id(p)] for p in own if id(p) in self._names)
+            parameters = (p for p in module._parameters.values() if p is not None)
+            self._parameters_of[name] = tuple(self._names[id(p)] for p in parameters if id(p) in self._names)
 
     def axes(self, tensor: Tensor) -> Axes:
         """Labels of every dimension of a tensor."""
@@ -153,15 +154,15 @@ class Traced:
 
     def is_of_module(self, origins: Sequence[Origin] | None) -> bool:
         """Whether a constant comes from a parameter that the module which runs now holds itself."""
-        own = self._own.get(self.modules[-1], ()) if self.modules else ()
-        return any(origin.name in own for origin in origins or ())
+        names = self._parameters_of.get(self.modules[-1], ()) if self.modules else ()
+        return any(origin.name in names for origin in origins or ())
 
     def made(self, tensor: Tensor, origins: Sequence[Origin] | None = None) -> None:
         """Notes that a constant enters an activation."""
         for origin in self.origins(tensor) or () if origins is None else origins:
             self.uses.made.update((origin.name, dim) for dims in origin.dims for dim in dims)
 
-    def own(self, matrix: Tensor) -> None:
+    def note_matrix(self, matrix: Tensor) -> None:
         """Notes a matrix of a layer that is left alone: it makes its rows and reads its columns."""
         for origin in self.origins(matrix) or ():
             if matrix.ndim > 1:
@@ -178,7 +179,7 @@ class Traced:
         return self.labels.fresh(tensor.shape[dim], name, dim)
 
     def _first_seen(self, tensor: Tensor) -> Axes:
-        name = self._names.get(id(tensor)) or self._places.get(_storage(tensor))
+        name = self._names.get(id(tensor)) or self._names_by_storage.get(_storage(tensor))
         if name is None or self.stored[name].shape != tensor.shape:
             self.give(tensor, (None,) * tensor.ndim)
             return self._axes[id(tensor)]
@@ -265,7 +266,7 @@ class Op:
         """
         self.traced.give(tensor, axes)
         origins = [self.traced.origins(given) for given in self.inputs]
-        if any(one is None for one in origins):
+        if any(of_input is None for of_input in origins):
             # In-place work makes an activation of a constant.
             self.traced.forget_origins(tensor)
             return
@@ -274,8 +275,8 @@ class Op:
             where = dims or [(i,) if i >= 0 else () for i in range(given.ndim - tensor.ndim, given.ndim)]
             for origin in of_given or ():
                 kept = tuple(
-                    tuple(own for place in places if place < given.ndim for own in origin.dims[place])
-                    for places in where
+                    tuple(dim for d in dims_of_input if d < given.ndim for dim in origin.dims[d])
+                    for dims_of_input in where
                 )
                 before = carried.get((origin.name, kept), False)
                 carried[origin.name, kept] = before or (origin.is_whole and is_whole)
@@ -292,6 +293,14 @@ class Op:
             for out in self.outputs:
                 self.traced.when_used(out, lambda: self.labels.freeze(axis, lambda: why))
 
+    def give_up(self) -> None:
+        """Nothing of any input may go, and the outputs carry no labels: the rule of what is not known."""
+        for given in self.inputs:
+            for axis in self.axes(given):
+                self.freeze(axis)
+        for out in self.outputs:
+            self.give(out, unlabelled(out), [()] * out.ndim, is_whole=False)
+
     def unify(self, a: Axis, b: Axis) -> Axis:
         """Two dimensions are the same, index by index."""
         return self.labels.unify(a, b, self.why)
@@ -306,7 +315,7 @@ class Op:
 
     def why(self, detail: str = "") -> str:
         """This operation and the line of the user's code that runs it."""
-        return f"{detail}{': ' if detail else ''}{self.name} {self._place()}"
+        return f"{detail}{': ' if detail else ''}{self.name} {self._source_line()}"
 
     def product(self, macs: int, axes: Sequence[Axis]) -> None:
         """Notes a product whose MACs go with labels of activations."""
@@ -314,10 +323,12 @@ class Op:
         if labelled:
             module = self.traced.modules[-1] if self.traced.modules else ""
             self.traced.uses.products.append(
-                Product(module=module, where=self.why(), macs=macs, axes=labelled)
+                TracedProduct(module=module, where=self.why(), macs=macs, axes=labelled)
             )
 
-    def _place(self) -> str:
+    def _source_line(self) -> str:
+        # Up the stack to the first line of the user's code, but not beyond the forward: its caller is not the
+        # model's.
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not call.__code__:
             file = frame.f_code.co_filename
@@ -334,12 +345,14 @@ def whole_numel(tensor: Tensor, stored: Tensor, origin: Origin) -> bool:
     """Whether a tensor holds every number of a parameter equally often, and those only."""
     carried = {dim for dims in origin.dims for dim in dims}
     has_all = all(dim in carried for dim, size in _sizes(stored) if size > 1)
-    own = prod(size for size, dims in zip(tensor.shape, origin.dims, strict=True) if size > 1 and dims)
-    return origin.is_whole and has_all and own == stored.numel()
+    carried_numel = prod(
+        size for size, dims in zip(tensor.shape, origin.dims, strict=True) if size > 1 and dims
+    )
+    return origin.is_whole and has_all and carried_numel == stored.numel()
 
 
 def holds_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers, and not places or yes and no."""
+    """Whether a tensor holds numbers, and not indices or truth values."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 

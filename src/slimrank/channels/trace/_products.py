@@ -26,23 +26,24 @@ def _multiply(
         Labels of the batch dimensions, of what is left of ``a``, and of what is left of ``b``.
     """
     axes_a, axes_b = op.axes(a), op.axes(b)
-    own = [
+    # Of each factor, the dimensions that are neither batch nor summed over.
+    left = [
         [d for d in range(t.ndim) if d not in {pair[i] for pair in batch} | {over[i]}]
         for i, t in enumerate((a, b))
     ]
     both = [op.unify(axes_a[i], axes_b[j]) for i, j in batch]
     summed = op.unify(axes_a[over[0]], axes_b[over[1]])
-    macs = a.numel() * prod(b.shape[d] for d in own[1])
+    macs = a.numel() * prod(b.shape[d] for d in left[1])
     weight = _weight_of(op, a, b)
     if weight is None:
         op.traced.made(a)
         op.traced.made(b)
         op.traced.uses.sums.append(summed)
-        op.product(macs, [*both, summed, *(axes_a[d] for d in own[0]), *(axes_b[d] for d in own[1])])
+        op.product(macs, [*both, summed, *(axes_a[d] for d in left[0]), *(axes_b[d] for d in left[1])])
     else:
         which = 0 if weight is a else 1
         other, axes_other = (b, axes_b) if which == 0 else (a, axes_a)
-        rows = [axes_other[d] for d in own[1 - which]]
+        rows = [axes_other[d] for d in left[1 - which]]
         # A batch dimension that the weight was only expanded to is one more of rows.
         rows += [
             axes_other[pair[1 - which]]
@@ -52,7 +53,7 @@ def _multiply(
         _freeze_rows(op, rows)
         op.traced.made(other)
         _use_weight(op, weight, over[which], macs)
-    return both, [axes_a[d] for d in own[0]], [axes_b[d] for d in own[1]]
+    return both, [axes_a[d] for d in left[0]], [axes_b[d] for d in left[1]]
 
 
 def _weight_of(op: Op, a: Tensor, b: Tensor) -> Tensor | None:
@@ -237,11 +238,11 @@ def _attention(op: Op) -> None:
     heads = _heads(op, heads, axes_v[1], query.shape[1], value.shape[1])
     batch = op.unify(op.unify(axes_q[0], axes_k[0]), axes_v[0])
     width = op.unify(axes_q[3], axes_k[3])
-    places = op.unify(axes_k[2], axes_v[2])
-    op.freeze(places)
+    positions = op.unify(axes_k[2], axes_v[2])
+    op.freeze(positions)
     mask = op.optional("attn_mask" if "attn_mask" in op.given else "attn_bias")
     if mask is not None:
-        scores = [batch, heads, axes_q[2], places]
+        scores = [batch, heads, axes_q[2], positions]
         for back in range(1, mask.ndim + 1):
             if mask.shape[-back] > 1:
                 op.unify(scores[-back], op.axes(mask)[-back])

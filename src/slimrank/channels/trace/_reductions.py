@@ -40,7 +40,7 @@ def _dims(op: Op, ndim: int) -> set[int]:
         if op.given.get(name) is not None:
             numbers = op.numbers(name)
             return {number % ndim for number in numbers} if numbers and ndim else set(range(ndim))
-    # topk and sort take the last one when they are not told, any and all the whole tensor.
+    # Without a dimension topk and sort take the last one, any and all the whole tensor.
     return {ndim - 1} if op.name in _LAST and ndim else set(range(ndim))
 
 

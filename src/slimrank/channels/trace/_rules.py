@@ -9,7 +9,7 @@ from torch import Tensor
 from slimrank.channels.trace._indexing import INDEXING
 from slimrank.channels.trace._labels import ANY, Axis
 from slimrank.channels.trace._norms import NORMS
-from slimrank.channels.trace._ops import Op, holds_numbers, unlabelled
+from slimrank.channels.trace._ops import Op, holds_numbers
 from slimrank.channels.trace._products import PRODUCTS
 from slimrank.channels.trace._reductions import REDUCTIONS
 from slimrank.channels.trace._spatial import SPATIAL
@@ -26,11 +26,11 @@ def trace_op(op: Op) -> None:
     """
     if not op.outputs:
         if op.name not in _CHECKS:
-            _unknown(op)
+            op.give_up()
         return
     rule = _RULES.get(op.name)
     if rule is None or _is_pointwise(op):
-        rule = _pointwise if _is_pointwise(op) else _factory if not op.inputs else _unknown
+        rule = _pointwise if _is_pointwise(op) else _factory if not op.inputs else Op.give_up
     rule(op)
     if op.name not in PRODUCTS:
         _note_constants(op)
@@ -59,10 +59,11 @@ def _note_constants(op: Op) -> None:
 
 
 def _pointwise(op: Op) -> None:
+    # Dimensions meet as they broadcast: counted from the last.
     for out in op.outputs:
         axes: list[Axis] = []
-        for place, size in enumerate(out.shape):
-            back = out.ndim - place
+        for d, size in enumerate(out.shape):
+            back = out.ndim - d
             met = [
                 op.axes(given)[-back]
                 for given in op.inputs
@@ -100,14 +101,6 @@ def _made_up(op: Op, size: int, out: Tensor) -> Axis:
 def _like(op: Op) -> None:
     for out in op.outputs:
         op.give(out, op.axes(op.inputs[0]))
-
-
-def _unknown(op: Op) -> None:
-    for given in op.inputs:
-        for axis in op.axes(given):
-            op.freeze(axis)
-    for out in op.outputs:
-        op.give(out, unlabelled(out), [()] * out.ndim, is_whole=False)
 
 
 # Operations that give nothing and change nothing.

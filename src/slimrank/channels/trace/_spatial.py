@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of what works on the places of a picture or sequence: pooling, resizing, padding, sampling."""
+"""Rules of what works on the positions of a picture or sequence: pooling, resizing, padding, sampling."""
 
 from collections.abc import Callable, Mapping
 
@@ -24,7 +24,7 @@ def _spatial(n_dims: int) -> Callable[[Op], None]:
 
 
 def _pad(op: Op) -> None:
-    """What is put in never goes, what is cut off is forgotten."""
+    """Positions that are put in can never go; those that are cut off drop out."""
     given, out = op.tensor("self"), op.outputs[0]
     axes: list[Axis] = list(op.axes(given))
     numbers = op.numbers("pad")
@@ -48,7 +48,7 @@ def _last_two(op: Op) -> None:
 
 
 def _grid_sampler(op: Op) -> None:
-    """Samples of every channel at places that another tensor names."""
+    """Samples of every channel at positions that another tensor names."""
     given, grid, out = op.tensor("input"), op.tensor("grid"), op.outputs[0]
     batch, channels, *space = op.axes(given)
     for axis in (*space, op.axes(grid)[-1]):

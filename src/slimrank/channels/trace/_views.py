@@ -9,7 +9,7 @@ from torch import Tensor
 from slimrank.channels.trace._labels import ANY, Axis
 from slimrank.channels.trace._ops import Op, expanded, unlabelled
 
-# Of larger dimensions the labels are not kept.
+# Labels of a merged dimension at most (16 MB as int64); larger ones are frozen.
 _MOST_LABELS = 1 << 21
 
 
@@ -17,7 +17,7 @@ def _reshape(op: Op) -> None:
     """Dimensions are matched in the smallest blocks that hold equally many numbers."""
     (given, *_), (out, *_) = op.inputs, op.outputs
     if given.dtype.itemsize != out.dtype.itemsize or not out.numel():
-        _give_up(op)
+        op.give_up()
         return
     axes: list[Axis] = [None] * out.ndim
     dims: list[tuple[int, ...]] = [()] * out.ndim
@@ -62,14 +62,6 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[tuple[int,
         yield tuple(dim for dim, _ in left), tuple(dim for dim, _ in right)
 
 
-def _give_up(op: Op) -> None:
-    for given in op.inputs:
-        for axis in op.axes(given):
-            op.freeze(axis)
-    for out in op.outputs:
-        op.give(out, unlabelled(out), [()] * out.ndim, is_whole=False)
-
-
 def _arrange(op: Op, order: Sequence[int]) -> None:
     axes = op.axes(op.inputs[0])
     op.give(op.outputs[0], [axes[dim] for dim in order], [(dim,) for dim in order])
@@ -90,7 +82,7 @@ def _transpose(op: Op) -> None:
         order.reverse()
     if op.inputs[0] is op.outputs[0]:
         # In place: the labels known of it are those from before.
-        _give_up(op)
+        op.give_up()
         return
     _arrange(op, order)
 
@@ -98,20 +90,20 @@ def _transpose(op: Op) -> None:
 def _unsqueeze(op: Op) -> None:
     given, out = op.tensor("self"), op.outputs[0]
     if given is out:
-        _give_up(op)
+        op.give_up()
         return
-    place = op.number("dim") % out.ndim
+    new_dim = op.number("dim") % out.ndim
     axes = list(op.axes(given))
     dims: list[tuple[int, ...]] = [(dim,) for dim in range(given.ndim)]
-    axes.insert(place, None)
-    dims.insert(place, ())
+    axes.insert(new_dim, None)
+    dims.insert(new_dim, ())
     op.give(out, axes, dims)
 
 
 def _squeeze(op: Op) -> None:
     given, out = op.tensor("self"), op.outputs[0]
     if given is out:
-        _give_up(op)
+        op.give_up()
         return
     asked = op.numbers("dim") if "dim" in op.given else list(range(given.ndim))
     gone = {dim % given.ndim for dim in asked if given.ndim and given.shape[dim] == 1}
@@ -268,7 +260,7 @@ def _as_strided(op: Op) -> None:
     if is_same and given.storage_offset() == out.storage_offset():
         op.give(out, op.axes(given))
     else:
-        _give_up(op)
+        op.give_up()
 
 
 def _unfold(op: Op) -> None:
@@ -317,9 +309,9 @@ def _im2col(op: Op) -> None:
 
 def _col2im(op: Op) -> None:
     given, out = op.tensor("self"), op.outputs[0]
-    *lead, columns, places = op.axes(given)
+    *lead, columns, positions = op.axes(given)
     outer, inner = op.split(columns, out.shape[-3], given.shape[-2] // out.shape[-3])
-    for axis in (inner, places):
+    for axis in (inner, positions):
         op.freeze(axis)
     op.give(out, [*lead, outer, None, None], is_whole=False)
 

@@ -19,23 +19,29 @@ _ATTENTION = functional.scaled_dot_product_attention
 _PRODUCTS: tuple[object, ...] = (
     *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.einsum, _ATTENTION),
 )
-_PLACES = 8
+# Queries and keys at so many positions are multiplied at most: by their scores heads are told apart.
+_POSITIONS = 8
+# Heads of the slimmed model that are looked for at most: each is compared with all of the masked one.
 _HEADS = 256
-# No projection takes more of them.
+# All subsets of the modules that make a factor are tried, 63 at most. No projection takes more modules.
 _MOST_MODULES = 6
+# By how much the shares of modules may miss 1: float32 gradients, summed over whole tensors.
 _TOLERANCE = 1e-3
+# Scores count as unchanged if they differ by less than this part of what a wrong scale would change.
 _CLOSE = 0.25
+# Or by less than so many roundings of the dtype, where the width has hardly changed.
 _EPS_FACTOR = 8
+# How far the direction of a derivative lies off the factor itself, as a part of the mean absolute value.
 _SHAKE = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+class AttentionScores:
     """Some scores of an attention that was told no scale.
 
     Attributes:
         width: by whose square root they are divided.
-        values: (heads, pairs of places), of the first sample.
+        values: (heads, pairs of positions), of the first sample.
     """
 
     width: int
@@ -47,7 +53,7 @@ class SeenScores(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Scores] = []
+        self.seen: list[AttentionScores] = []
 
     def __torch_function__(
         self,
@@ -65,7 +71,7 @@ class SeenScores(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def is_made_up_for(before: Scores, after: Scores) -> bool:
+def is_made_up_for(before: AttentionScores, after: AttentionScores) -> bool:
     """Whether scores stay what they are though they are divided by another number.
 
     Args:
@@ -104,14 +110,14 @@ class _Factor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Product:
+class QueryKeyProduct:
     """A product of two activations: of queries and keys, as far as is known."""
 
     query: _Factor
     key: _Factor
 
 
-def read_products(model: nn.Module, sample: Batch, channels: ChannelMap) -> tuple[Product, ...]:
+def read_products(model: nn.Module, sample: Batch, channels: ChannelMap) -> tuple[QueryKeyProduct, ...]:
     """Products of two activations, and what of the model makes their factors.
 
     Args:
@@ -136,7 +142,7 @@ def read_products(model: nn.Module, sample: Batch, channels: ChannelMap) -> tupl
     return tuple(reader.products)
 
 
-def with_queries(channels: ChannelMap, group: str, products: Sequence[Product]) -> ChannelMap | None:
+def with_queries(channels: ChannelMap, group: str, products: Sequence[QueryKeyProduct]) -> ChannelMap | None:
     """The map that scales queries where attention takes its scale from the size of a group.
 
     Args:
@@ -147,34 +153,66 @@ def with_queries(channels: ChannelMap, group: str, products: Sequence[Product]) 
     Returns:
         The map; None where nothing tells queries from keys, or where they are scaled already.
     """
-    own = {
+    makers = _makers_of(channels, group)
+    queries: dict[str, set[int]] = {}
+    for product in products:
+        found = _queries_of(product, makers)
+        if found is None:
+            return None
+        for name, indices in found.items():
+            queries.setdefault(name, set()).update(indices)
+    return _marked(channels, makers, queries)
+
+
+def _makers_of(channels: ChannelMap, group: str) -> Mapping[str, AxisUnits]:
+    """By tensor, the dimension that makes a group; the first one where a tensor has several."""
+    return {
         tensor.name: axis
         for tensor in channels.tensors.values()
+        # The last one that is written stays.
         for axis in reversed(tensor.axes)
         if axis.group == group and axis.role == "output"
     }
-    queries: dict[str, set[int]] = {}
-    for product in products:
-        made = {name: product.query.indices(name, axis) for name, axis in own.items()}
-        other = {name: product.key.indices(name, axis) for name, axis in own.items()}
-        if not any(made.values()) or not any(other.values()):
-            continue
-        names = _linear(product.query, [name for name, indices in made.items() if indices])
-        # Where some units show nothing, a gate may be closed on these samples alone.
-        is_whole = all(_holds_alike(own[name], made[name]) for name in names)
-        if not names or not is_whole or any(made[name] & other[name] for name in own):
-            return None
-        for name in names:
-            queries.setdefault(name, set()).update(made[name])
-    marked = {name: replace(own[name], queries=tuple(sorted(found))) for name, found in queries.items()}
-    if all(marked[name] == own[name] for name in marked):
+
+
+def _queries_of(product: QueryKeyProduct, makers: Mapping[str, AxisUnits]) -> Mapping[str, set[int]] | None:
+    """Which indices of a group's makers make the queries of a product.
+
+    Args:
+        product: of two activations.
+        makers: by tensor, the dimension that makes the group.
+
+    Returns:
+        Indices by tensor; none where the group does not make both factors. None where nothing tells queries
+        from keys, or where no multiple of the queries can be had from these tensors.
+    """
+    of_query = {name: product.query.indices(name, axis) for name, axis in makers.items()}
+    of_key = {name: product.key.indices(name, axis) for name, axis in makers.items()}
+    if not any(of_query.values()) or not any(of_key.values()):
+        return {}
+    if any(of_query[name] & of_key[name] for name in makers):
         return None
-    tensors = {
-        name: replace(tensor, axes=tuple(marked[name] if axis is own[name] else axis for axis in tensor.axes))
-        if name in marked
-        else tensor
-        for name, tensor in channels.tensors.items()
+    scaled = _linear(product.query, [name for name, indices in of_query.items() if indices])
+    # Where some units show nothing, a gate may be closed on these samples alone.
+    if not scaled or not all(_holds_alike(makers[name], of_query[name]) for name in scaled):
+        return None
+    return {name: of_query[name] for name in scaled}
+
+
+def _marked(
+    channels: ChannelMap, makers: Mapping[str, AxisUnits], queries: Mapping[str, set[int]]
+) -> ChannelMap | None:
+    """The map with these indices as queries; None where it says so already, or where there are none."""
+    marked = {
+        name: replace(makers[name], queries=tuple(sorted(indices))) for name, indices in queries.items()
     }
+    if all(axis == makers[name] for name, axis in marked.items()):
+        return None
+    tensors = dict(channels.tensors)
+    for name, axis in marked.items():
+        # By identity: another dimension of the tensor may hold the same units.
+        axes = tuple(axis if other is makers[name] else other for other in tensors[name].axes)
+        tensors[name] = replace(tensors[name], axes=axes)
     return replace(channels, tensors=tensors)
 
 
@@ -183,7 +221,7 @@ class _Reader(TorchFunctionMode):
 
     def __init__(self, makers: Mapping[str, Tensor], stored: Sequence[Tensor]) -> None:
         super().__init__()
-        self.products: list[Product] = []
+        self.products: list[QueryKeyProduct] = []
         self._makers = makers
         self._stored = frozenset(map(id, stored))
 
@@ -200,10 +238,10 @@ class _Reader(TorchFunctionMode):
         if func not in _PRODUCTS or not isinstance(result, Tensor):
             return result
         factors = _factors(func, args, kwargs)
-        if len(factors) < 2 or any(self._is_stored(one) for one in factors[:2]):
+        if len(factors) < 2 or any(self._is_stored(factor) for factor in factors[:2]):
             # A layer by another name.
             return result
-        product = Product(*map(self._factor, factors[:2]))
+        product = QueryKeyProduct(*map(self._factor, factors[:2]))
         if product.query.touched and product.key.touched:
             self.products.append(product)
         return result.detach()
@@ -216,7 +254,7 @@ class _Reader(TorchFunctionMode):
         if not factor.requires_grad or not self._makers:
             return _Factor({}, {})
         values = factor.detach()
-        # Mostly along the factor itself, so that shares are steady; a little astray, so that zeros show too.
+        # Mostly along the factor itself, so that shares are steady; a little off, so that zeros show too.
         direction = values + _SHAKE * values.abs().mean() * torch.randn_like(values)
         found = torch.autograd.grad(
             factor, list(self._makers.values()), direction, retain_graph=True, allow_unused=True
@@ -243,9 +281,9 @@ def _linear(factor: _Factor, names: Sequence[str]) -> tuple[str, ...]:
         return ()
     for count in range(len(owners), 0, -1):
         for chosen in combinations(owners, count):
-            own = tuple(name for name in names if name.rpartition(".")[0] in chosen)
-            if abs(sum(factor.shares[name] for name in own) - 1) < _TOLERANCE:
-                return own
+            chosen_names = tuple(name for name in names if name.rpartition(".")[0] in chosen)
+            if abs(sum(factor.shares[name] for name in chosen_names) - 1) < _TOLERANCE:
+                return chosen_names
     return ()
 
 
@@ -268,13 +306,13 @@ def _factors(func: object, args: Sequence[object], kwargs: Mapping[str, object])
     return [tensor for _, tensor in named_tensors([*args, *kwargs.values()])]
 
 
-def _some_scores(query: Tensor, key: Tensor) -> Scores:
-    """Scores of some places, of the first sample."""
+def _some_scores(query: Tensor, key: Tensor) -> AttentionScores:
+    """Scores at some positions, of the first sample."""
     first = [tensor.flatten(0, -4)[0] if tensor.ndim > 3 else tensor for tensor in (query, key)]
-    few, others = (tensor[..., :: -(-tensor.shape[-2] // _PLACES), :].double() for tensor in first)
+    few, others = (tensor[..., :: -(-tensor.shape[-2] // _POSITIONS), :].double() for tensor in first)
     if few.ndim == others.ndim > 2 and len(few) > len(others):
         # Several heads of queries may read one of keys.
         others = others.repeat_interleave(len(few) // len(others), 0)
     scores = few @ others.mT / query.shape[-1] ** 0.5
     values = scores.flatten(-2).reshape(-1, scores.shape[-2] * scores.shape[-1])
-    return Scores(query.shape[-1], values.to(query.dtype))
+    return AttentionScores(query.shape[-1], values.to(query.dtype))

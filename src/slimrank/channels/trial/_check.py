@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from slimrank.channels.trial._compare import Bench
+from slimrank.channels.trial._compare import Comparison
 from slimrank.forward import Batch
 from slimrank.records import ChannelMap
 
@@ -32,11 +32,11 @@ def slim_failures(
         What happened, by group; empty where everything agrees.
     """
     watched = tuple(dict.fromkeys(name for group in kept for name in channels.groups[group].consumers))
-    benches = [Bench(original, batch, watched) for batch in batches]
+    comparisons = [Comparison(original, batch, watched) for batch in batches]
 
     def problem(some: Mapping[str, Sequence[int]]) -> str | None:
-        found = (bench.problem(channels, some) for bench in benches)
-        return next((one.text for one in found if one is not None), None)
+        problems = (comparison.problem(channels, some) for comparison in comparisons)
+        return next((found_problem.text for found_problem in problems if found_problem is not None), None)
 
     if problem(kept) is None:
         return {}

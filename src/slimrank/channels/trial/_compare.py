@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimrank.channels.trial._attention_scale import (
-    Product,
-    Scores,
+    AttentionScores,
+    QueryKeyProduct,
     SeenScores,
     is_made_up_for,
     read_products,
@@ -23,26 +23,35 @@ from slimrank.cost import query_scales, stays
 from slimrank.forward import (
     Batch,
     call,
-    describe,
+    error_with_source_line,
+    fixed_seed_without_warnings,
     map_tensors,
     named_tensors,
     plain_attention,
-    quiet_luck,
     training_error,
+    watch_modules,
 )
 from slimrank.records import ChannelMap
 from slimrank.surgery import Kept, copy_model, light_copy, mask, replace_tensors, slim
 
+# Share of the largest value by which slimmed and masked model may differ, since sums over fewer channels are
+# rounded in another order.
 _TOLERANCE = 1e-4
+# And in half precision by less than so many roundings of the dtype.
 _EPS_FACTOR = 64
 # A difference below this may be rounding that a deep net has blown up; above it nothing is that.
 _MAYBE_ROUNDING = 0.05
+# The same in float64, where a difference that was rounding falls below one of these; the second is a share of
+# the difference before.
 _TOLERANCE_DOUBLE = 1e-5
 _ROUNDING_SHRINKS = 1e-2
 # Torch's fused layers sum in another order, and in other kernels.
 _FUSED_TOLERANCE = 1e-3
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# Results of masked models that are kept, since the same units are tried with many sizes. Each one holds the
+# outputs of all watched layers.
 _REMEMBERED = 4
+# Roundings of the dtype by which outputs of layers are changed, to see whether the model's own outputs jump.
 _SHAKE = 16
 
 
@@ -75,10 +84,10 @@ class _Seen:
 
     outputs: Mapping[str, Tensor]
     layers: Mapping[str, Sequence[Tensor]]
-    scores: Sequence[Scores] = ()
+    scores: Sequence[AttentionScores] = ()
 
 
-class Bench:
+class Comparison:
     """A model that is slimmed on private copies, again and again; these share what is not slimmed."""
 
     def __init__(self, model: nn.Module, sample: Batch, watched: Sequence[str]) -> None:
@@ -92,14 +101,14 @@ class Bench:
         self.model = copy_model(model)
         self.model.eval()
         for parameter in self.model.parameters():
-            # Whoever trains what comes out may free what is frozen here.
+            # Users may train what is frozen now, so the trial trains all of it.
             parameter.requires_grad = parameter.is_floating_point()
         self._sample = sample
         self._watched = tuple(watched)
         self._masked: OrderedDict[object, _Seen] = OrderedDict()
-        self._double: Bench | None = None
+        self._double: Comparison | None = None
         self._trains: bool | None = None
-        self._products: tuple[Product, ...] | None = None
+        self._products: tuple[QueryKeyProduct, ...] | None = None
 
     def problem(self, channels: ChannelMap, kept: Kept, *, is_full: bool = False) -> Problem | None:
         """What goes wrong when these units are all that stays.
@@ -118,9 +127,9 @@ class Bench:
             got = _observe(slimmed, self._sample, self._watched)
         except Exception as error:
             # Whatever the user's code raises is the answer to the question asked here.
-            return Problem(kind="raises", text=describe(error))
+            return Problem(kind="raises", text=error_with_source_line(error))
         expected = self._expected(channels, kept)
-        problem = _difference(expected, got, _Rows(self.model, channels, kept), _TOLERANCE)
+        problem = _difference(expected, got, _KeptOutputs(self.model, channels, kept), _TOLERANCE)
         if problem is not None and (problem.is_late or problem.size < _MAYBE_ROUNDING):
             problem = self._beyond_rounding(channels, kept, problem)
         if problem is None and is_full:
@@ -143,7 +152,7 @@ class Bench:
         if self._products is None:
             model = light_copy(self.model)
             try:
-                with quiet_luck(model), plain_attention():
+                with fixed_seed_without_warnings(model), plain_attention():
                     self._products = read_products(model, self._sample, channels)
             except Exception:
                 # Code that cannot be run with gradients.
@@ -164,15 +173,14 @@ class Bench:
         slimmed = light_copy(self.model)
         slim(slimmed, channels, kept)
         found: dict[str, int] = {}
-        for name in names:
 
-            def look(_m: nn.Module, args: tuple[object, ...], name: str = name) -> None:
-                x = args[0] if args else None
-                if isinstance(x, Tensor) and x.ndim > 1:
-                    found[name] = x.shape[1]
+        def enter(name: str, args: tuple[object, ...], _kwargs: object) -> None:
+            x = args[0] if args else None
+            if isinstance(x, Tensor) and x.ndim > 1:
+                found[name] = x.shape[1]
 
-            slimmed.get_submodule(name).register_forward_pre_hook(look)
-        _observe(slimmed, self._sample, ())
+        with watch_modules(((name, slimmed.get_submodule(name)) for name in names), enter=enter):
+            _observe(slimmed, self._sample, ())
         return found
 
     def _expected(self, channels: ChannelMap, kept: Kept) -> _Seen:
@@ -182,7 +190,7 @@ class Bench:
         )
         if key not in self._masked:
             masked = light_copy(self.model)
-            _own_tensors(masked, channels)
+            _unshare_tensors(masked, channels)
             mask(masked, channels, kept)
             self._masked[key] = _observe(masked, self._sample, self._watched)
             if len(self._masked) > _REMEMBERED:
@@ -195,7 +203,9 @@ class Bench:
         exact = self
         try:
             if self._double is None:
-                self._double = Bench(copy_model(self.model).double(), _doubled(self._sample), self._watched)
+                self._double = Comparison(
+                    copy_model(self.model).double(), _doubled(self._sample), self._watched
+                )
             expected = self._double._expected(channels, kept)
             slimmed = light_copy(self._double.model)
             slim(slimmed, channels, kept)
@@ -206,7 +216,7 @@ class Bench:
         else:
             exact = self._double
             tolerance = max(_TOLERANCE_DOUBLE, problem.size * _ROUNDING_SHRINKS)
-            left = _difference(expected, got, _Rows(exact.model, channels, kept), tolerance)
+            left = _difference(expected, got, _KeptOutputs(exact.model, channels, kept), tolerance)
         if left is None or not left.is_late:
             return left
         # Layers agree. Boxes that are ranked by scores which are equal up to rounding tell nothing.
@@ -216,35 +226,35 @@ class Bench:
     def _is_steady(self, channels: ChannelMap, kept: Kept) -> bool:
         """Whether what the masked model returns hardly changes when what its layers make hardly does."""
         masked = light_copy(self.model)
-        _own_tensors(masked, channels)
+        _unshare_tensors(masked, channels)
         mask(masked, channels, kept)
         shaken = _observe(masked, self._sample, self._watched, is_shaken=True)
         before, after = self._expected(channels, kept).outputs, shaken.outputs
-        rows = _Rows(self.model, channels, kept)
+        rows = _KeptOutputs(self.model, channels, kept)
         return _difference(_Seen(before, {}), _Seen(after, {}), rows, _TOLERANCE) is None
 
     def _in_use(self, channels: ChannelMap, kept: Kept, expected: _Seen) -> Problem | None:
-        """As its owner will run it: with torch's fused layers, which hooks switch off, and in training."""
+        """The problem in use: with torch's fused layers, which hooks switch off, and in training."""
         slimmed = light_copy(self.model)
         slim(slimmed, channels, kept)
         if any(isinstance(module, _FUSED) for module in self.model.modules()):
             try:
                 got = _observe(slimmed, self._sample, (), is_plain=False)
             except Exception as error:
-                return Problem(kind="raises", text=describe(error))
+                return Problem(kind="raises", text=error_with_source_line(error))
             outputs = _Seen(expected.outputs, {})
-            problem = _difference(outputs, got, _Rows(self.model, channels, kept), _FUSED_TOLERANCE)
+            problem = _difference(outputs, got, _KeptOutputs(self.model, channels, kept), _FUSED_TOLERANCE)
             if problem is not None:
                 return problem
         if self._trains is None:
             self._trains = training_error(light_copy(self.model), self._sample) is None
-        died = training_error(slimmed, self._sample) if self._trains else None
+        training_problem = training_error(slimmed, self._sample) if self._trains else None
         for parameter in self.model.parameters():
             parameter.grad = None
-        return None if died is None else Problem(kind="trains", text=died)
+        return None if training_problem is None else Problem(kind="trains", text=training_problem)
 
 
-class _Rows:
+class _KeptOutputs:
     """Which outputs of a layer stay, for layers that are slimmed themselves."""
 
     def __init__(self, model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
@@ -271,12 +281,12 @@ class _Rows:
         if dim not in staying:
             return output
         index = torch.from_numpy(staying[dim]).to(output.device)
-        place = -1 if isinstance(module, nn.Linear) else 1 - len(spec.shape)
-        taken = output.index_select(place, index)
+        channel_dim = -1 if isinstance(module, nn.Linear) else 1 - len(spec.shape)
+        taken = output.index_select(channel_dim, index)
         scales = query_scales(spec, self._kept).get(dim)
         if scales is None:
             return taken
-        return (taken.movedim(place, -1) * torch.from_numpy(scales).to(taken)).movedim(-1, place)
+        return (taken.movedim(channel_dim, -1) * torch.from_numpy(scales).to(taken)).movedim(-1, channel_dim)
 
 
 def _observe(
@@ -290,28 +300,22 @@ def _observe(
     """One forward in eval mode; shaken, what watched layers give is changed by about its rounding."""
     layers: dict[str, list[Tensor]] = {name: [] for name in watched}
     scores = SeenScores()
-    handles = []
-    for name in watched:
 
-        def keep(_m: nn.Module, _i: object, output: object, name: str = name) -> Tensor | None:
-            if not isinstance(output, Tensor):
-                return None
-            layers[name].append(output.detach().clone())
-            rounding = _SHAKE * torch.finfo(output.dtype).eps
-            return output + rounding * output * torch.randn_like(output) if is_shaken else None
+    def leave(name: str, _args: object, _kwargs: object, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor):
+            return None
+        layers[name].append(output.detach().clone())
+        rounding = _SHAKE * torch.finfo(output.dtype).eps
+        return output + rounding * output * torch.randn_like(output) if is_shaken else None
 
-        handles.append(model.get_submodule(name).register_forward_hook(keep))
-    try:
-        # Whatever watches would keep torch from its fused layers.
-        with (
-            torch.no_grad(),
-            quiet_luck(model),
-            _watched_plainly(scores) if is_plain else contextlib.nullcontext(),
-        ):
-            result = call(model, sample)
-    finally:
-        for handle in handles:
-            handle.remove()
+    # Whatever watches would keep torch from its fused layers.
+    with (
+        watch_modules(((name, model.get_submodule(name)) for name in watched), leave=leave),
+        torch.no_grad(),
+        fixed_seed_without_warnings(model),
+        _watched_plainly(scores) if is_plain else contextlib.nullcontext(),
+    ):
+        result = call(model, sample)
     outputs = {name: tensor.detach() for name, tensor in named_tensors(result) if tensor.is_floating_point()}
     return _Seen(outputs=outputs, layers=layers, scores=tuple(scores.seen))
 
@@ -322,7 +326,7 @@ def _watched_plainly(scores: SeenScores) -> Iterator[None]:
         yield
 
 
-def _difference(expected: _Seen, got: _Seen, rows: _Rows, tolerance: float) -> Problem | None:
+def _difference(expected: _Seen, got: _Seen, rows: _KeptOutputs, tolerance: float) -> Problem | None:
     for masked, slimmed in zip(expected.scores, got.scores, strict=False):
         # Also where it makes no difference that could be measured, since untrained attention is almost even.
         if masked.width != slimmed.width and not is_made_up_for(masked, slimmed):
@@ -366,7 +370,7 @@ def _compared(name: str, before: Tensor, after: Tensor, tolerance: float) -> Pro
     return None
 
 
-def _own_tensors(model: nn.Module, channels: ChannelMap) -> None:
+def _unshare_tensors(model: nn.Module, channels: ChannelMap) -> None:
     """Gives a light copy parameters of its own where a group touches them."""
     named = dict(model.named_parameters(remove_duplicate=False))
     touched = [named[name] for name in channels.tensors if name in named]

@@ -17,8 +17,8 @@ def mergeable(groups: Sequence[GroupSpec]) -> Iterator[tuple[str, str]]:
         An iterator of names: groups of as many units, made by layers that stand in the same module, such as
         the width of queries and keys, and that of values.
     """
-    for place, first in enumerate(groups):
-        for second in groups[place + 1 :]:
+    for index, first in enumerate(groups):
+        for second in groups[index + 1 :]:
             if first.units == second.units and _holders(first) & _holders(second):
                 yield first.name, second.name
 
@@ -67,7 +67,7 @@ def _renamed(tensor: TensorSpec, first: str, second: str) -> TensorSpec:
     axes: list[AxisUnits] = []
     for axis in tensor.axes:
         named = replace(axis, group=first) if axis.group == second else axis
-        same = [place for place, other in enumerate(axes) if _key(other) == _key(named)]
+        same = [index for index, other in enumerate(axes) if _key(other) == _key(named)]
         joined = _joined(axes[same[0]], named) if same and named.group == first else None
         if joined is None:
             axes.append(named)

@@ -14,10 +14,13 @@ from slimrank.surgery import synced_attributes
 
 _Kind = Literal["units", "total", "part"]
 _KINDS: tuple[_Kind, ...] = ("units", "total", "part")
+# Modules above the innermost common one that are searched as well: blocks keep sizes for their parts.
 _ABOVE = 2
+# Candidates that are tried alone, or left out alone; each costs a trial.
 _MAX_SINGLES = 6
 # What standard modules without tensors keep of the channels that pass through them.
 _STANDARD = frozenset({"unflattened_size", "groups", "num_groups", "num_channels"})
+# Words in names of attributes that are sizes of a group rather than of something else.
 _TELLING = ("head", "group")
 
 
@@ -206,25 +209,27 @@ def totals_of(channels: ChannelMap, name: str) -> set[int]:
 
 
 def _sets(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-    near = [one for one in found if one.is_near]
+    near = [candidate for candidate in found if candidate.is_near]
     # What a reader keeps is more often the size of what it makes than of what it reads.
-    before = [one for one in near if not one.is_reader]
+    before = [candidate for candidate in near if not candidate.is_reader]
     yield from chain(_by_kind(near), _by_kind(before))
-    yield from ([one] for one in sorted(near, key=_rank)[:_MAX_SINGLES])
+    yield from ([candidate] for candidate in sorted(near, key=_rank)[:_MAX_SINGLES])
     for some in (before, near):
-        yield from ([one for one in some if one is not left_out] for left_out in some[:_MAX_SINGLES])
+        yield from (
+            [candidate for candidate in some if candidate is not left_out] for left_out in some[:_MAX_SINGLES]
+        )
     yield from _by_kind(found)
-    yield from ([one] for one in sorted(found, key=_rank))
+    yield from ([candidate] for candidate in sorted(found, key=_rank))
 
 
 def _by_kind(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-    units, totals, parts = ([one for one in found if one.kind == kind] for kind in _KINDS)
-    yield [one for one in units if one.is_telling]
+    units, totals, parts = ([candidate for candidate in found if candidate.kind == kind] for kind in _KINDS)
+    yield [candidate for candidate in units if candidate.is_telling]
     yield from (units, totals, [*units, *totals], list(found), parts, [*units, *parts])
 
 
-def _rank(one: Candidate) -> tuple[bool, bool, int, bool]:
-    return not one.is_near, one.is_reader, _KINDS.index(one.kind), not one.is_telling
+def _rank(candidate: Candidate) -> tuple[bool, bool, int, bool]:
+    return not candidate.is_near, candidate.is_reader, _KINDS.index(candidate.kind), not candidate.is_telling
 
 
 def _kind(value: int, units: int, totals: Iterable[int]) -> _Kind | None:

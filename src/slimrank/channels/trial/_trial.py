@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from slimrank.channels._without import freeze
-from slimrank.channels.trial._compare import Bench, Problem
+from slimrank.channels.trial._compare import Comparison, Problem
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import (
     Candidate,
@@ -23,18 +23,23 @@ from slimrank.channels.trial._size_search import (
 from slimrank.forward import Batch
 from slimrank.records import ChannelMap
 
+# Sets of sizes that are tried for one group at most; each costs a forward or more.
 _MAX_TRIALS = 24
+# Once a set of sizes passes: how many of them are tried to be left out.
 _MAX_REMOVALS = 8
+# Sets of sizes with which the model runs but computes something else, before the search for a group ends.
 _MAX_RUNNING = 3
-# Groups of a kind whose sizes were sought in vain, before the next ones are believed.
+# Groups of a kind for which no sizes were found, before further ones of the kind are not searched any more.
 _MAX_SEARCHES = 2
 # Shares of units that stay lie around a half, and neighbours differ: what fits only because two groups lose
 # as much must not pass. Multiples of an irrational number, modulo 1, never repeat.
 _SHARES = (0.35, 0.4)
 _STEPS = (0.6180339887, 0.4142135624)
-# The third turn; up to so many units, all but the ends stay.
+# The third turn, in which every second unit stays, without the ends.
 _GAPS = 2
+# Up to so many units, all but the ends stay in that turn: every second one would be too few.
 _FEW = 4
+# Of a group of two units, one or the other stays.
 _PAIR = 2
 Sizes = tuple[tuple[str, str], ...]
 
@@ -54,7 +59,7 @@ def try_groups(model: nn.Module, sample: Batch, channels: ChannelMap) -> Channel
         The map with the sizes that were found. Groups that fail are frozen, with the reason, and what belongs
         to them is left out.
     """
-    trial = _Trial(model, sample, channels)
+    trial = _GroupTrial(model, sample, channels)
     trial.keep_sound(0, trial.live)
     if trial.merge_failed():
         trial.keep_sound(0, trial.live)
@@ -66,20 +71,20 @@ def try_groups(model: nn.Module, sample: Batch, channels: ChannelMap) -> Channel
     return trial.outcome()
 
 
-class _Trial:
+class _GroupTrial:
     """Groups that are tried on one model, with what was learnt so far."""
 
     def __init__(self, model: nn.Module, sample: Batch, channels: ChannelMap) -> None:
         self._channels = channels
-        self._order = {name: place for place, name in enumerate(channels.groups)}
+        self._order = {name: index for index, name in enumerate(channels.groups)}
         live = [group for group in channels.groups.values() if group.reason is None]
         single = {group.name: "it is a single unit" for group in live if group.units == 1}
         self._reasons: dict[str, str] = single
         watched = dict.fromkeys(name for group in live for name in group.consumers)
-        self._bench = Bench(model, sample, tuple(watched))
+        self._comparison = Comparison(model, sample, tuple(watched))
         self._hints: dict[object, tuple[Hint, ...]] = {}
         self._scaling: set[object] = set()
-        self._vain: Counter[object] = Counter()
+        self._failed_searches: Counter[object] = Counter()
         self._farthest: dict[object, int] = {}
         self._kinds: dict[str, object] = {}
         self._differing: set[str] = set()
@@ -126,7 +131,7 @@ class _Trial:
             Whether any could be merged.
         """
         done: set[str] = set()
-        vain: Counter[object] = Counter()
+        failed_merges: Counter[object] = Counter()
         failed = [
             group
             for name, group in self._channels.groups.items()
@@ -136,7 +141,7 @@ class _Trial:
             if done & {first, second}:
                 continue
             pair = (self._kind(first), self._kind(second))
-            if vain[pair] >= _MAX_SEARCHES:
+            if failed_merges[pair] >= _MAX_SEARCHES:
                 continue
             before, reasons, kinds = self._channels, self._reasons, self._kinds
             self._channels = merged(self._channels, first, second)
@@ -145,7 +150,7 @@ class _Trial:
             if self._settled((), first, 0):
                 done |= {first, second}
                 continue
-            vain[pair] += 1
+            failed_merges[pair] += 1
             # Together they may have come farther, and then this is why neither can go.
             why = self._reasons[first] if first in self._differing else None
             self._channels, self._kinds = before, kinds
@@ -154,7 +159,7 @@ class _Trial:
 
     def size_idle_norms(self) -> None:
         """Sizes of norms without tensors, which matter to nobody but the warnings of torch."""
-        norms = idle_norms(self._bench.model)
+        norms = idle_norms(self._comparison.model)
         for name in self.live if norms else ():
             group = self._channels.groups[name]
             totals = totals_of(self._channels, name)
@@ -162,7 +167,7 @@ class _Trial:
             kept = self._kept(name, 0)
             if not wanted:
                 continue
-            seen = self._bench.channels_into(self._channels, {name: kept}, list(wanted))
+            seen = self._comparison.channels_into(self._channels, {name: kept}, list(wanted))
             follow = [
                 norm for norm, size in wanted.items() if seen.get(norm, 0) * group.units == size * len(kept)
             ]
@@ -179,7 +184,7 @@ class _Trial:
             self._set_sizes(guesses)
         for name in part:
             if self._kind(name) in self._scaling:
-                self._channels = self._bench.with_queries(self._channels, name) or self._channels
+                self._channels = self._comparison.with_queries(self._channels, name) or self._channels
         if self._channels is before:
             return False
         if self._problem([*accepted, *part], turn) is None:
@@ -191,23 +196,23 @@ class _Trial:
         """Groups of a kind next to each other: they mostly pass or fail together."""
         first: dict[object, int] = {}
         kinds = {name: self._kind(name) for name in names}
-        for place, name in enumerate(names):
-            first.setdefault(kinds[name], place)
+        for index, name in enumerate(names):
+            first.setdefault(kinds[name], index)
         return sorted(names, key=lambda name: first[kinds[name]])
 
     def _parts(self, names: Sequence[str]) -> list[list[str]]:
         """Parts of a list that failed as a whole."""
         kinds = [self._kind(name) for name in names]
-        if self._vain[kinds[0]] >= _MAX_SEARCHES and len(set(kinds)) == 1:
+        if self._failed_searches[kinds[0]] >= _MAX_SEARCHES and len(set(kinds)) == 1:
             return [[name] for name in names]
         # Between two kinds, the boundary nearest to the middle.
-        ends = [place for place in range(1, len(names)) if kinds[place] != kinds[place - 1]]
-        middle = min(ends, key=lambda place: abs(2 * place - len(names))) if ends else len(names) // 2
+        ends = [index for index in range(1, len(names)) if kinds[index] != kinds[index - 1]]
+        middle = min(ends, key=lambda index: abs(2 * index - len(names))) if ends else len(names) // 2
         return [list(names[:middle]), list(names[middle:])]
 
     def _problem(self, names: Sequence[str], turn: int) -> Problem | None:
         kept = {name: self._kept(name, turn) for name in names}
-        return self._bench.problem(self._channels, kept, is_full=turn == 0)
+        return self._comparison.problem(self._channels, kept, is_full=turn == 0)
 
     def _kept(self, name: str, turn: int) -> tuple[int, ...]:
         """Units that stay in a trial: some at random; or neither the first nor the last, nor two neighbours.
@@ -242,7 +247,7 @@ class _Trial:
         if name not in self._kinds:
             group = self._channels.groups[name]
             scope = scope_of(self._channels, group)
-            holder = scope.holder(self._bench.model)
+            holder = scope.holder(self._comparison.model)
             self._kinds[name] = (holder, scope.kin, group.is_inner, name.partition("#")[2])
         return self._kinds[name]
 
@@ -252,8 +257,11 @@ class _Trial:
             return ()
         scope = scope_of(self._channels, group)
         wanted = [scope.find(hint) for hint in self._hints[self._kind(name)]]
-        there = {(one.module, one.path) for one in candidates(self._bench.model, self._channels, group)}
-        return tuple(wanted) if there.issuperset(wanted) else ()
+        existing = {
+            (candidate.module, candidate.path)
+            for candidate in candidates(self._comparison.model, self._channels, group)
+        }
+        return tuple(wanted) if existing.issuperset(wanted) else ()
 
     def _settled(self, accepted: Sequence[str], name: str, turn: int) -> list[str]:
         """The group, if sizes can be found with which it passes; else it is frozen."""
@@ -280,7 +288,7 @@ class _Trial:
         before, problem = self._channels, self._tried_alone(name)
         if problem is None or problem.kind != "differs":
             return problem
-        scaling = self._bench.with_queries(before, name)
+        scaling = self._comparison.with_queries(before, name)
         if scaling is None:
             return problem
         self._channels = scaling
@@ -291,52 +299,54 @@ class _Trial:
         return problem
 
     def _tried_alone(self, name: str) -> Problem | None:
-        # The third turn first: most sizes that are wrong die of either, and only the first trains as well.
+        # The third turn first: most wrong sizes fail in both, and turn 0 takes longer, since it also trains.
         return self._problem([name], _GAPS) or self._problem([name], 0)
 
     def _found_sizes(self, name: str, problem: Problem) -> tuple[Sizes, Problem | None]:
         """Sizes with which a group passes; or what is wrong with it, as the trial that came farthest says."""
         group = self._channels.groups[name]
         kind = self._kind(name)
-        found = candidates(self._bench.model, self._channels, group)
-        # The same line of code has defeated groups of modules of this class before, alone or in such pairs.
-        holder = scope_of(self._channels, group).holder(self._bench.model)
+        found = candidates(self._comparison.model, self._channels, group)
+        # The same line may have failed before, for groups of modules of this class, alone or in such pairs.
+        holder = scope_of(self._channels, group).holder(self._comparison.model)
         line = (holder, group.is_inner, problem.line, self._pair)
-        is_vain = max(self._vain[kind], self._vain[line]) >= _MAX_SEARCHES
-        limit = self._farthest.get(kind, 0) if is_vain else _MAX_TRIALS
+        is_hopeless = max(self._failed_searches[kind], self._failed_searches[line]) >= _MAX_SEARCHES
+        limit = self._farthest.get(kind, 0) if is_hopeless else _MAX_TRIALS
         running = 0
-        for place, chosen in enumerate(hypotheses(found, limit), 1):
+        for n_tried, chosen in enumerate(hypotheses(found, limit), 1):
             left = self._with_sizes(name, chosen)
             if left is None:
                 smallest = self._reduced(name, chosen)
                 scope = scope_of(self._channels, group)
-                self._hints[kind] = tuple(scope.hint(one.module, one.path) for one in smallest)
-                return tuple((one.module, one.path) for one in smallest), None
+                self._hints[kind] = tuple(
+                    scope.hint(candidate.module, candidate.path) for candidate in smallest
+                )
+                return tuple((candidate.module, candidate.path) for candidate in smallest), None
             if problem.kind == "raises" and left.kind != "raises":
                 problem = left
-                self._farthest[kind] = place
+                self._farthest[kind] = n_tried
             running += left.kind != "raises"
             if running == _MAX_RUNNING:
-                # The sizes fit, and the numbers are wrong: no other sizes will mend that.
+                # The sizes fit, and the numbers are wrong: other sizes will not mend that.
                 break
-        self._vain.update([kind, line])
+        self._failed_searches.update([kind, line])
         return (), problem
 
     def _with_sizes(self, name: str, chosen: Sequence[Candidate]) -> Problem | None:
-        self._set_sizes({name: tuple((one.module, one.path) for one in chosen)})
+        self._set_sizes({name: tuple((candidate.module, candidate.path) for candidate in chosen)})
         return self._alone(name)
 
     def _reduced(self, name: str, chosen: Sequence[Candidate]) -> list[Candidate]:
         """The sizes without those that it also works without."""
         smallest = list(chosen)
-        for one in list(chosen)[:_MAX_REMOVALS]:
-            rest = [other for other in smallest if other is not one]
+        for candidate in list(chosen)[:_MAX_REMOVALS]:
+            rest = [other for other in smallest if other is not candidate]
             if rest and self._with_sizes(name, rest) is None:
                 smallest = rest
         return smallest
 
     def _reason(self, name: str, problem: Problem) -> str:
-        model = self._bench.model
+        model = self._comparison.model
         owners = scope_of(self._channels, self._channels.groups[name]).owners
         fused = [owner for owner in owners if isinstance(model.get_submodule(owner), nn.MultiheadAttention)]
         if fused:

@@ -9,15 +9,24 @@ from math import prod
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import layer_cost, pair_costs
+from slimrank.cost import carries_mean, consumer_gains_bias, layer_cost, pair_costs
 from slimrank.plan import PlanSource, is_inside, multiple_for
-from slimrank.records import ChannelMap, Cost, Curve, GroupCurve, GroupSpec, LayerSpec, Metric, TensorSpec
+from slimrank.records import (
+    ChannelMap,
+    Cost,
+    Curve,
+    GroupCurve,
+    GroupSpec,
+    LayerSpec,
+    Metric,
+    TensorSpec,
+    replaces_groups,
+)
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
 from slimrank.select.joint._pieces import GRID, Block, JointLayer, Piece, ProductPiece, Ranks, TensorPiece
 from slimrank.select.joint._table import Joint, Key
 from slimrank.select.layers._table import Floats, Ints
 
-PRUNING = "channel_pruning"
 _NOTHING = Cost(macs=0, params=0, bytes=0)
 
 
@@ -44,10 +53,11 @@ def joint_of(
     Raises:
         NonFiniteError: a curve or a block holds nan or inf.
     """
+    takes_groups = any(replaces_groups(method) for method in methods)
     widths = [
         _widths(curve, source.structure.channels.groups[curve.group], multiple_of)
         for curve in source.group_curves
-        if PRUNING in methods and is_offered(source.structure.channels, curve.group, skipped)
+        if takes_groups and is_offered(source.structure.channels, curve.group, skipped)
     ]
     return _joint(source, limits, [one for one in widths if len(one.kept) > 1], methods, skipped, multiple_of)
 
@@ -177,10 +187,11 @@ class _Maker:
         self._channels = source.structure.channels
         self._widths = tuple(widths)
         self._dims = Dims(widths)
+        takes_groups = any(replaces_groups(method) for method in methods)
         self._offered = [
             damage
             for damage in source.block_damages
-            if PRUNING in methods
+            if takes_groups
             and damage.block in self._channels.blocks
             and damage.block not in skipped
             and not any(
@@ -210,7 +221,7 @@ class _Maker:
         rows, columns = self._weight(spec)[:2]
         whole = [len(one.kept) - 1 for one in self._widths]
         counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.metrics)))
-        has_bias = self._source.has_bias or spec.has_bias
+        has_bias = carries_mean(has_bias=spec.has_bias, plan_has_bias=self._source.has_bias)
         groups = rows.groups | columns.groups
         return JointLayer(
             spec=spec,
@@ -315,8 +326,7 @@ class _Maker:
     def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:
         """The bias that a consumer without one gets when it is fitted anew."""
         once = self._consumed.get(spec.name, ())
-        is_needed = not spec.has_bias and spec.name not in self._channels.norms and spec.has_matrix
-        if not once or not is_needed or not self._source.has_bias:
+        if not once or not consumer_gains_bias(spec, self._channels, plan_has_bias=self._source.has_bias):
             return []
         rows = self._weight(spec)[1 if spec.is_transposed else 0]
         piece = TensorPiece(

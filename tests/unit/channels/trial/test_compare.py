@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seams import SlimBench, forbid_masked_run
+from seams import Comparison, forbid_masked_run
 from slimrank.forward import as_batch
 
 
@@ -22,7 +22,7 @@ def test_the_masked_model_does_not_run_where_the_slimmed_one_raises(
     axes = {"0.weight": [("0", 0, "output", range(6))], "0.bias": [("0", 0, "output", range(6))]}
     channels = map_of(model, [group_of("0", 6)], axes | {"1.weight": [("0", 1, "input", range(6))]})
     forbid_masked_run(monkeypatch)
-    problem = SlimBench(model, as_batch(torch.zeros(2, 3)), ()).problem(channels, {"0": (0, 1)})
+    problem = Comparison(model, as_batch(torch.zeros(2, 3)), ()).problem(channels, {"0": (0, 1)})
     assert problem is not None
     assert problem.kind == "raises"
     assert problem.line.startswith("test_compare.py:")

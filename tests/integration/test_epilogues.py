@@ -18,7 +18,7 @@ def test_both_lower_the_divergence_of_the_demo(monkeypatch: pytest.MonkeyPatch) 
     study = sr.study(model, batches, progress=False)
     plan = study.plan(macs=0.3)
     knowing = study.apply(plan)
-    seams.without_tails(monkeypatch)
+    seams.without_epilogues(monkeypatch)
     plain = study.apply(plan)
     assert knowing.divergence is not None
     assert plain.divergence is not None
@@ -56,14 +56,14 @@ def test_a_relu_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
         return float((first(fresh).relu() - model.first(fresh).relu()).square().mean())
 
     knowing = error(study.apply(plan))
-    seams.without_tails(monkeypatch)
+    seams.without_epilogues(monkeypatch)
     assert knowing < 0.97 * error(study.apply(plan))
 
 
 def test_on_layer_is_not_worked_against(nets: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user's function changes is kept, so nothing is made up for."""
     study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
-    seen = seams.watch_tails(monkeypatch)
+    seen = seams.watch_epilogues(monkeypatch)
     study.apply(study.plan(macs=0.7), on_layer=lambda _model, _name: None)
     assert not seen
     study.apply(study.plan(macs=0.7))

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forms: the ways to split the kernel of a layer between two factors, one row each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+
+from slimrank.records import Call, Form, LayerSpec, Method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormRow:
+    """One way to split a kernel between two factors.
+
+    Attributes:
+        form: its name in plans.
+        method: the method that it belongs to.
+        applies: whether a layer can take it.
+        first_taps: kernel dimensions, of so many, that the first factor takes; the second takes the others.
+        is_closed: the second factor has one tap, so that the best pair of every rank has a closed form.
+    """
+
+    form: Form
+    method: Method
+    applies: Callable[[LayerSpec], bool]
+    first_taps: Callable[[int], tuple[bool, ...]]
+    is_closed: bool
+
+    def second_taps(self, n_dims: int) -> tuple[bool, ...]:
+        """Kernel dimensions that the second factor takes."""
+        return tuple(not is_taken for is_taken in self.first_taps(n_dims))
+
+
+def _is_linear(spec: LayerSpec) -> bool:
+    return spec.kind == "linear"
+
+
+def _is_convolution(spec: LayerSpec) -> bool:
+    return spec.kind in {"conv1d", "conv2d", "conv3d"} and spec.groups == 1
+
+
+def _has_taps(spec: LayerSpec) -> bool:
+    # A 1x1 kernel has one factorisation; the other order of a strided one would only cost more.
+    return _is_convolution(spec) and prod(spec.kernel) > 1
+
+
+def _has_rows_and_columns(spec: LayerSpec) -> bool:
+    return _is_convolution(spec) and spec.kind == "conv2d" and min(spec.kernel) > 1
+
+
+def _all(n_dims: int) -> tuple[bool, ...]:
+    return (True,) * n_dims
+
+
+def _none(n_dims: int) -> tuple[bool, ...]:
+    return (False,) * n_dims
+
+
+def _rows(_n_dims: int) -> tuple[bool, ...]:
+    return (True, False)
+
+
+def _columns(_n_dims: int) -> tuple[bool, ...]:
+    return (False, True)
+
+
+# Their order decides ties: of two forms with the same cost and damage, the upper one is taken.
+_ROWS = (
+    FormRow(form="linear", method="weight_svd", applies=_is_linear, first_taps=_all, is_closed=True),
+    FormRow(form="kxk_1x1", method="weight_svd", applies=_is_convolution, first_taps=_all, is_closed=True),
+    FormRow(form="1x1_kxk", method="weight_svd", applies=_has_taps, first_taps=_none, is_closed=False),
+    FormRow(
+        form="v_h", method="spatial_svd", applies=_has_rows_and_columns, first_taps=_rows, is_closed=False
+    ),
+    FormRow(
+        form="h_v", method="spatial_svd", applies=_has_rows_and_columns, first_taps=_columns, is_closed=False
+    ),
+)
+FORM_ROWS: Mapping[Form, FormRow] = MappingProxyType({row.form: row for row in _ROWS})
+FORMS: Mapping[Method, tuple[Form, ...]] = MappingProxyType(
+    {row.method: tuple(other.form for other in _ROWS if other.method == row.method) for row in _ROWS}
+)
+
+
+def forms_of(spec: LayerSpec, method: Method) -> tuple[Form, ...]:
+    """The forms of a method that this layer can take.
+
+    Args:
+        spec: the layer.
+        method: a name of ``slimrank.METHODS``.
+
+    Returns:
+        The forms, in the order in which ties are decided; () when the method does not apply.
+    """
+    return tuple(form for form in FORMS.get(method, ()) if FORM_ROWS[form].applies(spec))
+
+
+def factor_taps(spec: LayerSpec, form: Form) -> tuple[int, int]:
+    """How many taps of the kernel each of the two factors has.
+
+    Args:
+        spec: the layer.
+        form: how the pair is split.
+
+    Returns:
+        Taps of the first factor and of the second; their product is that of the kernel.
+    """
+    is_first = FORM_ROWS[form].first_taps(len(spec.kernel))
+    first = prod(size for size, is_taken in zip(spec.kernel, is_first, strict=True) if is_taken)
+    second = prod(size for size, is_taken in zip(spec.kernel, is_first, strict=True) if not is_taken)
+    return first, second
+
+
+def max_rank(spec: LayerSpec, form: Form) -> int:
+    """The full rank of a form: there the pair is exact.
+
+    Args:
+        spec: the layer.
+        form: how the pair is split.
+
+    Returns:
+        The rank, at least 1.
+    """
+    c_out, c_in, *_ = spec.weight_shape
+    first, second = factor_taps(spec, form)
+    return min(c_in * first, c_out * second)
+
+
+def positions(spec: LayerSpec, shape: tuple[int, ...]) -> int:
+    """Rows that a linear, or positions that a convolution, works on in a map of this shape."""
+    lead, sizes = _lead_and_sizes(spec, shape)
+    return prod(lead) * prod(sizes)
+
+
+def positions_between(spec: LayerSpec, form: Form, call: Call) -> int:
+    """Positions of the map between the two factors, in one call of the layer.
+
+    Along a dimension whose taps the first factor takes, the map has its final size already.
+    """
+    is_first = FORM_ROWS[form].first_taps(len(spec.kernel))
+    if all(is_first):
+        return positions(spec, call.output_shape)
+    lead, sizes_in = _lead_and_sizes(spec, call.input_shape)
+    _, sizes_out = _lead_and_sizes(spec, call.output_shape)
+    sizes = (
+        size_out if is_taken else size_in
+        for size_in, size_out, is_taken in zip(sizes_in, sizes_out, is_first, strict=True)
+    )
+    return prod(lead) * prod(sizes)
+
+
+def _lead_and_sizes(spec: LayerSpec, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Dimensions before the channels (batch, tokens of a linear), and sizes after them."""
+    # Counted from the right: a sample may come without a batch dimension.
+    first_size = len(shape) - len(spec.kernel)
+    return shape[: first_size - 1], shape[first_size:]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a layer that is fitted anew, or becomes a pair, gets a bias that it did not have: one rule."""
+
+from slimrank.records import ChannelMap, LayerSpec
+
+
+def gains_bias(*, has_bias: bool, has_norm: bool, plan_has_bias: bool) -> bool:
+    """Whether a layer gets a bias.
+
+    A fit moves the mean of the outputs, and something must carry that: the bias of the layer, a batch norm
+    behind it, or else a new bias.
+
+    Args:
+        has_bias: whether the layer has a bias.
+        has_norm: whether it stays one layer and a batch norm takes up a mean that
+            moves (``ChannelMap.norms``).
+        plan_has_bias: whether the plan counts new biases; one that was made without data does not.
+
+    Returns:
+        True where it gets a new one.
+    """
+    return plan_has_bias and not has_bias and not has_norm
+
+
+def consumer_gains_bias(spec: LayerSpec, channels: ChannelMap, *, plan_has_bias: bool) -> bool:
+    """Whether a layer that stays one and is fitted to fewer channels gets a bias.
+
+    Args:
+        spec: the layer.
+        channels: of the model.
+        plan_has_bias: whether the plan counts new biases.
+
+    Returns:
+        True where it gets a new one.
+    """
+    return spec.has_matrix and gains_bias(
+        has_bias=spec.has_bias, has_norm=spec.name in channels.norms, plan_has_bias=plan_has_bias
+    )
+
+
+def carries_mean(*, has_bias: bool, plan_has_bias: bool) -> bool:
+    """Whether a fit may move the mean of the outputs at all.
+
+    For a pair that is whether its last factor has a bias.
+
+    Args:
+        has_bias: whether the layer has a bias.
+        plan_has_bias: whether the plan counts new biases.
+
+    Returns:
+        False where a layer has no bias and the plan was made without data: it is built without a new one.
+    """
+    return has_bias or plan_has_bias

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two empty torch modules of a pair."""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from slimrank.cost import FORM_ROWS
+from slimrank.records import Form, LayerSpec
+
+_Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_Factor = nn.Linear | _Conv
+_CONVS: Mapping[str, Callable[..., _Conv]] = {
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+    "conv3d": nn.Conv3d,
+}
+
+
+def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tuple[_Factor, _Factor]:
+    """Modules of the right shapes, on the meta device.
+
+    Args:
+        spec: the layer to replace.
+        form: how the kernel is split.
+        rank: size between the factors.
+        has_bias: whether the second has a bias.
+
+    Returns:
+        Two modules whose parameters hold no storage yet.
+    """
+    c_out, c_in, *_ = spec.weight_shape
+    if form == "linear":
+        return (
+            nn.Linear(c_in, rank, bias=False, device="meta"),
+            nn.Linear(rank, c_out, bias=has_bias, device="meta"),
+        )
+    conv = _CONVS[spec.kind]
+    row, n_dims = FORM_ROWS[form], len(spec.kernel)
+
+    def factor(n_in: int, n_out: int, taps: tuple[bool, ...], bias: bool) -> _Conv:
+        def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+            return tuple(v if used else neutral for v, used in zip(values, taps, strict=True))
+
+        padding = spec.padding if isinstance(spec.padding, str) else pick(spec.padding, 0)
+        if not any(taps):
+            padding = pick((0,) * len(taps), 0)
+        return conv(
+            n_in,
+            n_out,
+            pick(spec.kernel, 1),
+            stride=pick(spec.stride, 1),
+            padding=padding,
+            dilation=pick(spec.dilation, 1),
+            bias=bias,
+            padding_mode=spec.padding_mode if any(taps) else "zeros",
+            device="meta",
+        )
+
+    return factor(c_in, rank, row.first_taps(n_dims), bias=False), factor(
+        rank, c_out, row.second_taps(n_dims), bias=has_bias
+    )

@@ -31,6 +31,7 @@ def _load(path: str) -> None:
 for _path in (
     "specs",
     "seams",
+    "unit/calibrate/calibrate_nets",
     "integration/nets",
     "integration/zoo_nets",
     "integration/pruning_nets",

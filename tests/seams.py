@@ -19,6 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slimrank import Study, _progress
+from slimrank._progress import Phases
 from slimrank._study import session_of
 from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._likelihood import Family, sampled_loss
@@ -97,7 +98,6 @@ from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Priced, hull_of
 from slimrank.select.layers import _optimal
-from slimrank.surgery._copy import light_copy
 from slimrank.survey import _anchors, _blocks, _groups, _layers, _measure, _session
 from slimrank.survey._blocks import _in_turn as damages_in_turn
 from slimrank.survey._blocks import _sequence as blocks_to_drop

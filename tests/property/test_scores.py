@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slimrank._errors import BudgetError
+from slimrank import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.methods import METHODS, never_falling
 from slimrank.plan import Structure, structure_of

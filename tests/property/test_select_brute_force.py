@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seams
-from slimrank._errors import BudgetError
+from slimrank import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.plan import structure_of
 from slimrank.records import Cost, Curve, LayerSpec, Metric, Setting

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from math import prod
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seams import Priced, bound_of, cost_limit, hull_of, joint_of
-from slimrank._errors import BudgetError
+from slimrank import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, pair_costs, slimmed_spec
 from slimrank.plan import structure_of
 from slimrank.records import (
@@ -359,17 +360,29 @@ def combined(base: Cost, damage: float, rows: list[list[tuple[Cost, float]]]) ->
         yield sum((cost for cost, _ in picks), base), damage + sum(loss for _, loss in picks)
 
 
-def table(net: Source) -> tuple[dict[Metric, np.ndarray], np.ndarray]:
+Table = tuple[Mapping[Metric, np.ndarray], np.ndarray]
+
+
+def table(net: Source) -> Table:
     costs, damages = zip(*every_choice(net), strict=True)
     metrics: tuple[Metric, ...] = ("macs", "params", "bytes")
     return {m: np.array([cost.metric(m) for cost in costs]) for m in metrics}, np.array(damages)
 
 
+@cache
+def net_and_table(make: Callable[[int], Source], seed: int) -> tuple[Source, Table]:
+    """A network and all that can be chosen in it, tried once for several tests; the arrays are read only."""
+    net = make(seed)
+    costs, damages = table(net)
+    for values in (*costs.values(), damages):
+        values.setflags(write=False)
+    return net, (costs, damages)
+
+
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("seed", range(4))
 def test_joint_plans_against_brute_force(make: Callable[[int], Source], seed: int) -> None:
-    net = make(seed)
-    costs, damages = table(net)
+    net, (costs, damages) = net_and_table(make, seed)
     exact = 0
     for budgets in ({"macs": 0.3}, {"macs": 0.6}, {"params": 0.5}, {"macs": 0.5, "params": 0.6}):
         asked: dict[Metric, float] = {metric: ratio for metric, ratio in budgets.items() if metric in costs}
@@ -400,8 +413,7 @@ def test_joint_plans_against_brute_force(make: Callable[[int], Source], seed: in
 
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
 def test_a_joint_plan_costs_what_it_was_chosen_for(make: Callable[[int], Source]) -> None:
-    net = make(11)
-    costs, damages = table(net)
+    net, (costs, damages) = net_and_table(make, 11)
     for select in ("optimal", "greedy", "uniform"):
         plan = select_plan(
             net, budgets={"macs": 0.6}, select=select, methods=METHODS[select == "uniform" and 2 :]
@@ -416,8 +428,7 @@ def test_a_joint_plan_costs_what_it_was_chosen_for(make: Callable[[int], Source]
 def test_the_floor_can_be_reached_and_nothing_is_below_it(
     make: Callable[[int], Source], metric: Metric
 ) -> None:
-    net = make(5)
-    costs, _ = table(net)
+    net, (costs, _) = net_and_table(make, 5)
     floor = reachable_floor(net, metric)
     assert floor == pytest.approx(costs[metric].min() / net.before.metric(metric), rel=1e-9)
     assert select_plan(net, budgets={metric: floor}).keep_ratio(metric) <= floor
@@ -431,8 +442,7 @@ def test_the_bound_is_what_prices_alone_allow(make: Callable[[int], Source], lev
     metrics: tuple[Metric, ...] = ("macs", "params")
     shares = []
     for seed in range(4):
-        net = make(seed)
-        costs, damages = table(net)
+        net, (costs, damages) = net_and_table(make, seed)
         limits = dict.fromkeys(metrics, 0)
         joint = joint_of(net, limits, methods=METHODS, skipped=(), multiple_of=1)
         price = level * np.array([1.0, 0.3 * seed]) / joint.scale

@@ -4,13 +4,12 @@ from io import StringIO
 import pytest
 
 import seams
-from slimrank._progress import Phases
 
 
 def test_a_text_stands_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
     seams.show_progress_on(monkeypatch, shown)
-    phases = Phases(shown=True)
+    phases = seams.Phases(shown=True)
     with phases.phase("scores", 3) as advance:
         advance(1)
         advance(1, "layer1.conv v_h 12: 0.934")

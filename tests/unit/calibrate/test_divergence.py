@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import OutputError
+from slimrank import OutputError
 from slimrank.calibrate import measure_divergence, read_likelihood, reference_outputs
 from slimrank.forward import Batch
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from slimrank._errors import BatchesError, BatchesTypeError, DeviceError, NonFiniteError
+from slimrank import BatchesError, BatchesTypeError, DeviceError, NonFiniteError
 from slimrank.calibrate import Feed, first_batch, open_feed
 
 _MODEL = nn.Linear(2, 2)

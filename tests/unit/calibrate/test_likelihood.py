@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seams import Family, sampled_loss
-from slimrank._errors import OptionError, OutputError
+from slimrank import OptionError, OutputError
 from slimrank.calibrate import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
 
 _N_DRAWS = 20_000

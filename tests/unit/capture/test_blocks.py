@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import UnknownNameError
+from slimrank import UnknownNameError
 from slimrank.capture import count_cost
 from slimrank.capture import find_blocks as find_in
 from slimrank.forward import as_batch, take_samples

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BatchesError, ModelError, NonFiniteError, OutputError
+from slimrank import BatchesError, ModelError, NonFiniteError, OutputError
 from slimrank.capture import capture, check_compressible, count_cost, describe_layers
 from slimrank.forward import as_batch, pick_outputs, tap_layers
 from slimrank.surgery import copy_model, quiet_copy, replace_module

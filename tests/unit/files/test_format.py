@@ -3,7 +3,7 @@
 
 import pytest
 
-from slimrank._errors import FileError, PlanError
+from slimrank import FileError, PlanError
 from slimrank.files import Json, check_format, spelled_number
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seams import Rows, Sample, best_fit
-from slimrank._errors import OptionError
+from slimrank import OptionError
 from slimrank.linalg import Clipping, Moments, MomentSums
 from slimrank.methods import Target
 from specs import linear

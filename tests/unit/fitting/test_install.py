@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from seams import Fit, checked_layer, fill_pair
-from slimrank._errors import OptionError
+from slimrank import OptionError
 from slimrank.methods import Pair
 
 

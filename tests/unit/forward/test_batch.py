@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BatchesTypeError, DeviceError, NonFiniteError
+from slimrank import BatchesTypeError, DeviceError, NonFiniteError
 from slimrank.forward import (
     as_batch,
     batch_tensors,

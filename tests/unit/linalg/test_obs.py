@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import seams
-from slimrank._errors import OptionError, ShapeError
+from slimrank import OptionError, ShapeError
 from slimrank.linalg import Consumer, Moments, MomentSums, Removal, removal_errors, removal_order
 
 _RIDGE = 1e-2

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrank._errors import WeightError
+from slimrank import WeightError
 from slimrank.linalg import cholesky_psd, square_roots
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrank._errors import OptionError, ShapeError
+from slimrank import OptionError, ShapeError
 from slimrank.linalg import Consumer, Moments, MomentSums, Removal
 from slimrank.methods import (
     anchor_counts,

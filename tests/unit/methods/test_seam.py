@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seams import Fit, add_method, fit_to_tensors, known_fit
-from slimrank._errors import UnknownNameError
+from slimrank import UnknownNameError
 from slimrank.methods import (
     TABLE,
     LayerFunctions,

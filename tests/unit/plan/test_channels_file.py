@@ -4,7 +4,7 @@
 import pytest
 
 from seams import channels_from_json, channels_to_json
-from slimrank._errors import PlanError
+from slimrank import PlanError
 from slimrank.files import Json
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
 

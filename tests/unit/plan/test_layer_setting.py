@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slimrank._errors import OptionError, RankError, UnknownNameError
+from slimrank import OptionError, RankError, UnknownNameError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
 from slimrank.plan import Plan, SettingLike, structure_of
 from slimrank.records import Call, Cost, Curve, LayerSpec, Setting

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrank._errors import FileError, PlanError, RankError, UnknownNameError
+from slimrank import FileError, PlanError, RankError, UnknownNameError
 from slimrank.cost import layer_cost, pair_cost
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import Cost, Setting

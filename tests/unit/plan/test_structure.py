@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from slimrank._errors import PlanError
+from slimrank import PlanError
 from slimrank.plan import Plan, Step, Structure, check_structure, structure_of
 from slimrank.records import Cost, LayerSpec
 from specs import linear

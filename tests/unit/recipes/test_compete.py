@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from seams import Rivals
-from slimrank._errors import BudgetError
+from slimrank import BudgetError
 from slimrank.records import Note
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimrank._errors import FileError, OptionError, ScoreError, UnknownNameError
+from slimrank import FileError, OptionError, ScoreError, UnknownNameError
 from slimrank.plan import Structure, structure_of
 from slimrank.scores import Scores
 from specs import conv2d, linear, other

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from slimrank._errors import OptionError, ScoreError, UnknownNameError
+from slimrank import OptionError, ScoreError, UnknownNameError
 from slimrank.cost import layer_cost
 from slimrank.methods import never_falling
 from slimrank.plan import structure_of

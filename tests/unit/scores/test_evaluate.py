@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import ScoreError
+from slimrank import ScoreError
 from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec

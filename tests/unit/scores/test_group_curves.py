@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from slimrank._errors import ScoreError
+from slimrank import ScoreError
 from slimrank.records import PRUNING, ChannelMap, GroupCurve, GroupSpec
 from slimrank.scores import CHANNELS, ScoreEntry, Scores, score_group_curves
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrank._errors import FileError, ScoreError
+from slimrank import FileError, ScoreError
 from slimrank.records import PRUNING, Method
 from slimrank.scores import CHANNELS, Journal, ScoreEntry, Scores
 

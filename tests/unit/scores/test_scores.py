@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slimrank._errors import FileError, ScoreError
+from slimrank import FileError, ScoreError
 from slimrank.records import PRUNING
 from slimrank.scores import CHANNELS, ScoreEntry, Scores, check_scores
 

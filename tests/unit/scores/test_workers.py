@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank._errors import OptionError, ScoreError
+from slimrank import OptionError, ScoreError
 from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
 from slimrank.scores import Bench, Trial, count_workers, evaluate_spread

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from slimrank._errors import BudgetError, NonFiniteError, OptionError, UnknownNameError
+from slimrank import BudgetError, NonFiniteError, OptionError, UnknownNameError
 from slimrank.cost import layer_cost, max_rank, pair_costs
 from slimrank.plan import structure_of
 from slimrank.records import (

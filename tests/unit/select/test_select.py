@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from slimrank._errors import BudgetError, NonFiniteError, OptionError, UnknownNameError
+from slimrank import BudgetError, NonFiniteError, OptionError, UnknownNameError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
 from slimrank.plan import Plan, Structure, structure_of
 from slimrank.records import Cost, Curve, LayerSpec, Metric

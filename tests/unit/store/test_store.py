@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimrank._errors import FileError
+from slimrank import FileError
 from slimrank.files import write_bytes
 from slimrank.forward import as_batch
 from slimrank.store import Store, digest_tensors

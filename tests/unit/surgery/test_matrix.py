@@ -95,3 +95,42 @@ def test_other_dtypes_are_kept() -> None:
     assert layer.weight.dtype == torch.bfloat16
     assert torch.equal(layer.weight, weight)
     assert not layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_are_exchanged_in_type_and_layout(bias: bool, rng: torch.Generator) -> None:
+    layer = nn.Conv2d(3, 4, 3, bias=bias).bfloat16()
+    layer.weight.requires_grad_(requires_grad=False)
+    old = layer.weight
+    weight = torch.randn(4, 27, dtype=torch.float64, generator=rng)
+    set_weights(layer, weight, None)
+    assert layer.weight is not old
+    assert layer.weight.dtype == torch.bfloat16
+    assert torch.equal(layer.weight, weight.reshape(4, 3, 3, 3).bfloat16())
+    assert not layer.weight.requires_grad
+    assert (layer.bias is None) is not bias
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_bias_is_exchanged_or_made(bias: bool) -> None:
+    layer = nn.Linear(3, 2, bias=bias)
+    layer.requires_grad_(requires_grad=bias)
+    set_weights(layer, torch.zeros(2, 3), torch.tensor([1.0, 2.0], dtype=torch.float64))
+    assert isinstance(layer.bias, nn.Parameter)
+    assert layer.bias.dtype == torch.float32
+    assert layer.bias.tolist() == [1.0, 2.0]
+    assert layer.bias.requires_grad is bias
+    assert sorted(name for name, _ in layer.named_parameters()) == ["bias", "weight"]
+    assert layer(torch.ones(1, 3)).tolist() == [[1.0, 2.0]]
+
+
+def test_a_bias_keeps_its_own_type() -> None:
+    layer = nn.Linear(3, 2).half()
+    layer.bias = nn.Parameter(torch.zeros(2))
+    set_weights(layer, torch.zeros(2, 3), torch.ones(2, dtype=torch.float64))
+    assert (layer.weight.dtype, layer.bias.dtype) == (torch.float16, torch.float32)
+
+
+def test_only_layers_have_weights() -> None:
+    with pytest.raises(TypeError, match="BatchNorm1d has no weight tensor"):
+        set_weights(nn.BatchNorm1d(2, affine=False), torch.zeros(2), None)

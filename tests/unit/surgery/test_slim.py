@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import ModelError, OptionError, ShapeError, UnknownNameError
+from slimrank import ModelError, OptionError, ShapeError, UnknownNameError
 from slimrank.records import ChannelMap
 from slimrank.surgery import mask, slim
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slimrank._errors import OptionError, PlanError, RankError, UnknownNameError
+from slimrank import OptionError, PlanError, RankError, UnknownNameError
 from slimrank.cost import layer_cost, model_cost, pair_cost, slimmed_spec
 from slimrank.plan import Plan, SettingLike, plan_on, step_of, structure_of
 from slimrank.records import (

@@ -1,57 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over the data, against loops over single samples written out by hand."""
+"""Gradients of one pass over the data, against loops over single samples written out by hand."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 
 import pytest
 import torch
+from calibrate_nets import Twice, feed_of, fill, specs_of, vectors
 from torch import Tensor, nn
 from torch.nn import functional
 
 import seams
-from slimrank._errors import GradientError, NonFiniteError
+from slimrank import GradientError, NonFiniteError
 from slimrank.calibrate import (
     Feed,
     GradientOptions,
     Likelihood,
     OutputModel,
     collect_gradients,
-    collect_moments,
-    layer_seed,
-    open_feed,
     output_rows,
-    rows_wanted,
 )
-from slimrank.capture import describe_layers
-from slimrank.cost import row_cap
-from slimrank.records import Call, LayerSpec
+from slimrank.records import LayerSpec
 from slimrank.surgery import quiet_copy
 
 _CATEGORICAL = Likelihood(
     outputs={"": OutputModel(family="categorical", dim=-1, is_probability=False, scale=None)}, reason=""
 )
-
-
-def _feed(model: nn.Module, batches: Iterable[object], output_elements: int = 4) -> Feed:
-    return open_feed(
-        batches, None, model, can_split=True, output_elements=output_elements, holdout=0.3, seed=0
-    )
-
-
-def _specs(model: nn.Module, calls: int = 1) -> list[LayerSpec]:
-    call = Call(input_shape=(1,), output_shape=(1,))
-    specs = [replace(spec, calls=(call,) * calls) for spec in describe_layers(model)]
-    return [spec for spec in specs if spec.kind != "other"]
-
-
-def _fill(model: nn.Module, rng: torch.Generator) -> nn.Module:
-    """Random weights; double precision leaves only the sums in float32."""
-    model.double().eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=rng) / 2)
-    return model
 
 
 class _Conv(nn.Module):
@@ -80,18 +54,6 @@ class _Tokens(nn.Module):
         return self.head(self.up(self.table(ids)).tanh().mean(1))
 
 
-class _Twice(nn.Module):
-    """One layer in two places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared = nn.Linear(5, 5)
-        self.head = nn.Linear(5, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.shared(self.shared(x).tanh()).tanh())
-
-
 def _images(rng: torch.Generator) -> Tensor:
     return torch.randn((9, 2, 5, 4), dtype=torch.float64, generator=rng)
 
@@ -100,15 +62,11 @@ def _ids(rng: torch.Generator) -> Tensor:
     return torch.randint(0, 7, (9, 3), generator=rng)
 
 
-def _vectors(rng: torch.Generator) -> Tensor:
-    return torch.randn((9, 5), dtype=torch.float64, generator=rng)
-
-
 _Maker = Callable[[torch.Generator], Tensor]
 _NETS: Mapping[str, tuple[type[nn.Module], _Maker]] = {
     "in-place activation": (_Conv, _images),
     "integer inputs": (_Tokens, _ids),
-    "a layer called twice": (_Twice, _vectors),
+    "a layer called twice": (Twice, vectors),
 }
 
 
@@ -156,9 +114,6 @@ def _collect(
     return collect_gradients(model, feed, specs, options, seed=0, advance=lambda _n: None)
 
 
-# --- gradients ---
-
-
 @pytest.mark.parametrize("cut", [(9,), (4, 5), (1,) * 9], ids=str)
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("name", _NETS)
@@ -167,9 +122,9 @@ def test_gradients_are_those_of_single_samples(
 ) -> None:
     seams.replace_sampled_loss(monkeypatch, _fixed_loss)
     make, inputs = _NETS[name]
-    model, x = _fill(make(), rng), inputs(rng)
-    feed = _feed(model, list(x.split(cut)))
-    specs = _specs(model)
+    model, x = fill(make(), rng), inputs(rng)
+    feed = feed_of(model, list(x.split(cut)))
+    specs = specs_of(model)
     grams = _collect(model, feed, specs, draws)
     expected = _by_hand(model, x[list(feed.fit)], specs)
     assert grams.keys() == expected.keys()
@@ -180,10 +135,10 @@ def test_gradients_are_those_of_single_samples(
 
 
 def test_the_model_is_left_as_it_was(rng: torch.Generator) -> None:
-    model, x = _fill(_Conv(), rng), _images(rng)
+    model, x = fill(_Conv(), rng), _images(rng)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kept = x.clone()
-    _collect(model, _feed(model, [x]), _specs(model))
+    _collect(model, feed_of(model, [x]), specs_of(model))
     assert torch.equal(x, kept)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
@@ -191,12 +146,12 @@ def test_the_model_is_left_as_it_was(rng: torch.Generator) -> None:
 
 
 def test_gradients_of_many_draws_are_the_exact_fisher(rng: torch.Generator) -> None:
-    model = _fill(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), rng)
-    x = _vectors(rng)
-    feed = _feed(model, [x])
+    model = fill(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), rng)
+    x = vectors(rng)
+    feed = feed_of(model, [x])
     p = model(x[list(feed.fit)]).softmax(-1)
     exact = torch.diag(p.mean(0)) - p.T @ p / len(p)
-    gram = _collect(model, feed, _specs(model), draws=400)["2"].double()
+    gram = _collect(model, feed, specs_of(model), draws=400)["2"].double()
     # A mean of 6 x 400 terms below 1: standard error below 0.5 / sqrt(2400) = 0.01, five of them.
     torch.testing.assert_close(gram, exact, rtol=0, atol=0.05)
 
@@ -205,32 +160,32 @@ def test_gradients_of_many_draws_are_the_exact_fisher(rng: torch.Generator) -> N
 def test_gradients_reach_layers_that_the_model_runs_without(
     guard: Callable[[], contextlib.AbstractContextManager[None]], rng: torch.Generator
 ) -> None:
-    class Guarded(_Twice):
+    class Guarded(Twice):
         def forward(self, x: Tensor) -> Tensor:
             with guard():
                 y = self.shared(x)
             return self.head(y.tanh())
 
-    class Plain(_Twice):
+    class Plain(Twice):
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.shared(x).tanh())
 
-    guarded, plain = _fill(Guarded(), rng), Plain().double().eval().requires_grad_(False)
+    guarded, plain = fill(Guarded(), rng), Plain().double().eval().requires_grad_(False)
     plain.load_state_dict(guarded.state_dict())
-    feed = _feed(guarded, [_vectors(rng)])
-    expected = _collect(plain, feed, _specs(plain))
-    grams = _collect(guarded, feed, _specs(guarded))
+    feed = feed_of(guarded, [vectors(rng)])
+    expected = _collect(plain, feed, specs_of(plain))
+    grams = _collect(guarded, feed, specs_of(guarded))
     assert grams.keys() == expected.keys() == {"shared", "head"}
     for name, gram in grams.items():
         torch.testing.assert_close(gram, expected[name])
 
 
 def test_draws_follow_the_seed(rng: torch.Generator) -> None:
-    model, x = _fill(_Twice(), rng), _vectors(rng)
-    feed = _feed(model, [x])
+    model, x = fill(Twice(), rng), vectors(rng)
+    feed = feed_of(model, [x])
     options = GradientOptions(likelihood=_CATEGORICAL, outputs=None, draws=2)
     runs = [
-        collect_gradients(model, feed, _specs(model), options, seed=seed, advance=lambda _n: None)["head"]
+        collect_gradients(model, feed, specs_of(model), options, seed=seed, advance=lambda _n: None)["head"]
         for seed in (0, 0, 1)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -238,9 +193,9 @@ def test_draws_follow_the_seed(rng: torch.Generator) -> None:
 
 
 def test_other_layers_change_no_draw(rng: torch.Generator) -> None:
-    model, x = _fill(_Conv(), rng), _images(rng)
-    feed = _feed(model, [x])
-    conv, head = _specs(model)
+    model, x = fill(_Conv(), rng), _images(rng)
+    feed = feed_of(model, [x])
+    conv, head = specs_of(model)
     together = _collect(model, feed, [conv, head])
     torch.testing.assert_close(_collect(model, feed, [head])["head"], together["head"])
     torch.testing.assert_close(_collect(model, feed, [conv])["conv"], together["conv"])
@@ -249,21 +204,21 @@ def test_other_layers_change_no_draw(rng: torch.Generator) -> None:
 def test_positions_left_out_are_made_up_for(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     # Every position has the same gradient, so a part of them, scaled up, gives exactly the whole.
     seams.replace_sampled_loss(monkeypatch, lambda _likelihood, outputs, *_: outputs[""].sum())
-    model = _fill(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(1)), rng)
-    feed = _feed(model, [torch.zeros((3, 1, 200, 200), dtype=torch.float64)], output_elements=10**9)
+    model = fill(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(1)), rng)
+    feed = feed_of(model, [torch.zeros((3, 1, 200, 200), dtype=torch.float64)], output_elements=10**9)
     assert feed.micro == 1
-    gram = _collect(model, feed, _specs(model))["0"]
+    gram = _collect(model, feed, specs_of(model))["0"]
     torch.testing.assert_close(gram, torch.full((2, 2), 40_000.0))
 
 
 def test_half_precision_gradients_do_not_underflow(rng: torch.Generator) -> None:
-    model = _fill(_Twice(), rng)
+    model = fill(Twice(), rng)
     # A sharp softmax: probabilities of the other classes lie below the smallest half.
     model.head.weight.mul_(6)
-    x = _vectors(rng)
-    expected = _collect(model, _feed(model, [x]), _specs(model), draws=4)
+    x = vectors(rng)
+    expected = _collect(model, feed_of(model, [x]), specs_of(model), draws=4)
     half = quiet_copy(model).half()
-    grams = _collect(half, _feed(half, [x.half()]), _specs(half), draws=4)
+    grams = _collect(half, feed_of(half, [x.half()]), specs_of(half), draws=4)
     for name, gram in grams.items():
         assert gram.isfinite().all()
         # Products of a few halves: some roundings of 1e-3 on the largest entry.
@@ -271,152 +226,51 @@ def test_half_precision_gradients_do_not_underflow(rng: torch.Generator) -> None
 
 
 def test_layers_that_no_gradient_reaches_are_left_out(rng: torch.Generator) -> None:
-    class Side(_Twice):
+    class Side(Twice):
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x) + self.shared(x).detach().mean()
 
-    model = _fill(Side(), rng)
-    assert _collect(model, _feed(model, [_vectors(rng)]), _specs(model)).keys() == {"head"}
+    model = fill(Side(), rng)
+    assert _collect(model, feed_of(model, [vectors(rng)]), specs_of(model)).keys() == {"head"}
 
 
 def test_every_sample_is_told(rng: torch.Generator) -> None:
-    model, x = _fill(_Twice(), rng), _vectors(rng)
-    feed, told = _feed(model, list(x.split(4))), []
+    model, x = fill(Twice(), rng), vectors(rng)
+    feed, told = feed_of(model, list(x.split(4))), []
     options = GradientOptions(likelihood=_CATEGORICAL, outputs=None, draws=1)
-    collect_gradients(model, feed, _specs(model), options, seed=0, advance=told.append)
+    collect_gradients(model, feed, specs_of(model), options, seed=0, advance=told.append)
     assert sum(told) == len(feed.fit)
 
 
 def test_detached_outputs_are_refused(rng: torch.Generator) -> None:
-    class Detached(_Twice):
+    class Detached(Twice):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).detach()
 
-    model = _fill(Detached(), rng)
+    model = fill(Detached(), rng)
     with pytest.raises(GradientError, match=r"no gradient flows from the outputs.*or pass fisher=False"):
-        _collect(model, _feed(model, [_vectors(rng)]), _specs(model))
+        _collect(model, feed_of(model, [vectors(rng)]), specs_of(model))
 
 
 def test_gradients_that_reach_no_layer_are_refused(rng: torch.Generator) -> None:
-    class Around(_Twice):
+    class Around(Twice):
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x) + self.shared(x).detach().mean()
 
-    model = _fill(Around(), rng)
+    model = fill(Around(), rng)
     model.head.requires_grad_(True)
-    shared, _ = _specs(model)
+    shared, _ = specs_of(model)
     with pytest.raises(GradientError, match="no gradient reached any layer; pass outputs="):
-        _collect(model, _feed(model, [_vectors(rng)]), [shared])
+        _collect(model, feed_of(model, [vectors(rng)]), [shared])
 
 
 def test_gradients_that_are_not_finite_are_refused(rng: torch.Generator) -> None:
-    class Root(_Twice):
+    class Root(Twice):
         def forward(self, x: Tensor) -> Tensor:
             return self.head((self.shared(x).relu() * 0).sqrt())
 
-    model = _fill(Root(), rng)
-    _, head = specs = _specs(model)
-    assert _collect(model, _feed(model, [_vectors(rng)]), [head]).keys() == {"head"}
+    model = fill(Root(), rng)
+    _, head = specs = specs_of(model)
+    assert _collect(model, feed_of(model, [vectors(rng)]), [head]).keys() == {"head"}
     with pytest.raises(NonFiniteError, match=r"layer 'shared': its output gradient holds nan or inf"):
-        _collect(model, _feed(model, [_vectors(rng)]), specs)
-
-
-# --- moments ---
-
-
-def _moments_by_hand(rows: Tensor) -> tuple[Tensor, Tensor]:
-    centred = rows - rows.mean(0)
-    return rows.mean(0), centred.T @ centred / len(rows)
-
-
-@pytest.mark.parametrize("cut", [(9,), (2, 7)], ids=str)
-def test_moments_are_those_of_all_rows_of_all_calls(cut: tuple[int, ...], rng: torch.Generator) -> None:
-    model, x = _fill(_Twice(), rng), _vectors(rng)
-    feed = _feed(model, list(x.split(cut)))
-    shared, head = _specs(model, calls=2)
-    moments = collect_moments(model, feed, {0: shared, 7: head}, seed=0, advance=lambda _n: None)
-    fit = x[list(feed.fit)]
-    between = model.shared(fit).tanh()
-    for name, rows in (("shared", torch.cat([fit, between])), ("head", model.shared(between).tanh())):
-        mean, matrix = _moments_by_hand(rows)
-        assert moments[name].n_rows == len(rows)
-        torch.testing.assert_close(moments[name].mean, mean, rtol=0, atol=1e-6)
-        torch.testing.assert_close(moments[name].matrix, matrix, rtol=0, atol=1e-6)
-
-
-def test_padding_tokens_stay_out_of_the_moments(rng: torch.Generator) -> None:
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.fc(x) * attention_mask[:, :, None]
-
-    model = _fill(Masked(), rng)
-    x = torch.randn((8, 5, 3), dtype=torch.float64, generator=rng)
-    mask = torch.rand((8, 5), generator=rng) > 0.4
-    x[~mask] = 1e6
-    feed = _feed(model, [{"x": x, "attention_mask": mask}])
-    (spec,) = _specs(model)
-    moments = collect_moments(model, feed, {0: spec}, seed=0, advance=lambda _n: None)["fc"]
-    fit = list(feed.fit)
-    mean, matrix = _moments_by_hand(x[fit][mask[fit]])
-    assert moments.n_rows == int(mask[fit].sum())
-    torch.testing.assert_close(moments.mean, mean, rtol=0, atol=1e-6)
-    torch.testing.assert_close(moments.matrix, matrix, rtol=0, atol=1e-6)
-
-
-def test_layers_that_are_never_called_have_no_moments(rng: torch.Generator) -> None:
-    class Idle(_Twice):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(x)
-
-    model = _fill(Idle(), rng)
-    specs = dict(enumerate(_specs(model)))
-    feed = _feed(model, [_vectors(rng)])
-    assert collect_moments(model, feed, specs, seed=0, advance=lambda _n: None).keys() == {"head"}
-
-
-def test_rows_are_capped_over_the_whole_data(rng: torch.Generator) -> None:
-    model = _fill(nn.Sequential(nn.Conv2d(1, 2, 1)), rng)
-    x = torch.randn((10, 1, 60, 60), dtype=torch.float64, generator=rng)
-    feed = _feed(model, list(x.split(3)))
-    (spec,) = _specs(model)
-    assert len(feed.fit) * 3600 > row_cap(spec)
-    moments = collect_moments(model, feed, {0: spec}, seed=0, advance=lambda _n: None)["0"]
-    # Each micro-batch rounds its share up.
-    assert row_cap(spec) <= moments.n_rows <= row_cap(spec) + 10
-
-
-def test_the_rows_of_a_layer_do_not_depend_on_the_others(rng: torch.Generator) -> None:
-    model = _fill(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1)), rng)
-    feed = _feed(model, [torch.randn((10, 1, 60, 60), dtype=torch.float64, generator=rng)])
-    first, second = _specs(model)
-    both = collect_moments(model, feed, {0: first, 1: second}, seed=0, advance=lambda _n: None)
-    alone = collect_moments(model, feed, {1: second}, seed=0, advance=lambda _n: None)
-    assert torch.equal(both["1"].mean, alone["1"].mean)
-    other_seed = collect_moments(model, feed, {1: second}, seed=1, advance=lambda _n: None)
-    assert not torch.equal(both["1"].mean, other_seed["1"].mean)
-
-
-def test_the_seed_of_a_draw_tells_everything_apart() -> None:
-    seeds = {
-        layer_seed(seed, layer, micro, call)
-        for seed in range(3)
-        for layer in range(5)
-        for micro in range(5)
-        for call in range(3)
-    }
-    assert len(seeds) == 3 * 5 * 5 * 3
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_rows_wanted_share_the_cap_among_calls() -> None:
-    (spec,) = _specs(nn.Sequential(nn.Linear(4, 4)))
-    cap = row_cap(spec)
-    assert rows_wanted(spec, 1.0) == cap
-    assert rows_wanted(spec, 0.25) == cap // 4
-    assert rows_wanted(replace(spec, calls=spec.calls * 4), 1.0) == cap // 4
-    assert rows_wanted(replace(spec, calls=()), 1.0) == cap
-    assert rows_wanted(spec, 1e-9) == 1
+        _collect(model, feed_of(model, [vectors(rng)]), specs)

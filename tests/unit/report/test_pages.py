@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Pages of results and of studies, which share their frame."""
+
 import re
 from collections.abc import Sequence
 from dataclasses import replace

@@ -379,14 +379,14 @@ def _targets(
             layer = session.original.get_submodule(spec.name)
             yield spec, layer, weights_target(dense_weight(layer))
         return
-    for chunk in layer_chunks(session, specs, _told(tell, "inputs of the layers")):
+    for chunk in layer_chunks(session, specs, _announcing(tell, "inputs of the layers")):
         for index in chunk.indices:
             spec = specs[index]
             layer = session.original.get_submodule(spec.name)
             yield spec, layer, target_of(spec, layer, chunk.moments.pop(spec.name), grams)
 
 
-def _told(tell: Callable[[str], None], text: str) -> Collecting:
+def _announcing(tell: Callable[[str], None], text: str) -> Collecting:
     """Says what goes on whenever moments are gathered; their samples are not counted."""
 
     @contextmanager
@@ -412,7 +412,7 @@ def _group_trials(
     curves = {curve.group: curve for curve in study.group_curves}
     order = _call_order(session.original, session.captured.sample)
     groups = {index: group for index, group in survey.live.items() if group.name in counts}
-    collecting = _told(tell, "inputs of the layers that read the groups")
+    collecting = _announcing(tell, "inputs of the layers that read the groups")
     for chunk in group_chunks(survey, groups, collecting):
         for group in (groups[index] for index in chunk.indices):
             own = _alone(survey.channels, group)

@@ -24,6 +24,7 @@ from slimrank.plan import (
     Plan,
     PlanSource,
     Structure,
+    are_same_steps,
     block_damage_at,
     check_structure,
     damage_at,
@@ -56,7 +57,6 @@ from slimrank.survey import (
     check_options,
     check_same,
     claim,
-    content_of,
     fingerprint_of,
     globs_of,
     measure,
@@ -311,7 +311,7 @@ class Study:
         check_structure(plan, self.structure, step=-1)
         earlier = self.previous.steps if self.previous else ()
         found = plan.steps[:-1]
-        if [content_of(step) for step in found] != [content_of(step) for step in earlier]:
+        if not are_same_steps(found, earlier):
             raise PlanError(
                 f"plan: {len(found)} steps come before its last one, and they are not the {len(earlier)} "
                 "that made the model of this study; use slimrank.apply(model, plan, batches) on the original"

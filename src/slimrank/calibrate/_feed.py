@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, BatchesTypeError
+from slimrank.cost import MEMORY
 from slimrank.forward import Batch, as_batch, check_batch, digest_batch, join_samples, take_samples
 
-_GRAPH_BYTES = 1_000_000_000
 _COPIES_IN_GRAPH = 3
 _MAX_MICRO = 128
 
@@ -214,7 +214,7 @@ def open_feed(
     count = min(max(1, round(holdout * total)), max(1, total - 1))
     held_out = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values.tolist()
     per_sample = max(1, _COPIES_IN_GRAPH * 4 * output_elements)
-    micro = max(1, min(_MAX_MICRO, _GRAPH_BYTES // per_sample)) if can_split else 0
+    micro = max(1, min(_MAX_MICRO, MEMORY.graph // per_sample)) if can_split else 0
     return Feed(
         batches=batches,
         read=read,

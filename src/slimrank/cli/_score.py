@@ -15,7 +15,7 @@ from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH, after_option, methods_option, quiet_option
 from slimrank.cli._references import function_at
 from slimrank.cli._typed import check_after, model_to_compress, outputs_at, refuse_given, split_names
-from slimrank.recipes import PREFIX_CACHE
+from slimrank.cost import MEMORY
 from slimrank.records import Method
 
 _ONLY_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "outputs", "after")
@@ -95,7 +95,7 @@ def score(
             path=scores_path,
             lower_is_better=lower_is_better,
             workers=workers,
-            prefix_cache=0 if no_prefix_cache else PREFIX_CACHE,
+            prefix_cache=0 if no_prefix_cache else MEMORY.prefix_cache,
             progress=not quiet,
         )
     if report_path is not None:

@@ -3,25 +3,39 @@
 
 from slimrank.cost._forms import FORM_ROWS, FORMS, FormRow, factor_taps, forms_of, max_rank
 from slimrank.cost._formulas import layer_cost, pair_cost, pair_costs
+from slimrank.cost._memory import (
+    MEMORY,
+    MemoryBudgets,
+    clipped_row_bytes,
+    fitting_bytes,
+    live_bytes,
+    moment_bytes,
+    working_bytes,
+)
 from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias
 from slimrank.cost._row_view import RowView, row_view
-from slimrank.cost._rows import keeps_rows, moment_bytes, row_cap, row_width, rows_available, working_bytes
+from slimrank.cost._rows import keeps_rows, row_cap, row_width, rows_available
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
     "FORMS",
     "FORM_ROWS",
+    "MEMORY",
     "FormRow",
+    "MemoryBudgets",
     "RowView",
     "carries_mean",
+    "clipped_row_bytes",
     "consumer_gains_bias",
     "factor_taps",
+    "fitting_bytes",
     "forms_of",
     "gains_bias",
     "group_share",
     "keeps_rows",
     "kept_shape",
     "layer_cost",
+    "live_bytes",
     "max_rank",
     "model_cost",
     "moment_bytes",

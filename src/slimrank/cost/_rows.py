@@ -29,17 +29,6 @@ def row_cap(spec: LayerSpec) -> int:
     return _MAX_KEPT_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _ROWS_PER_COLUMN * row_width(spec))
 
 
-def moment_bytes(spec: LayerSpec) -> int:
-    """Memory that the second moments of a layer's inputs hold: a float64 matrix, or float32 rows."""
-    width = row_width(spec)
-    return row_cap(spec) * width * 4 if keeps_rows(spec) else width * width * 8
-
-
-def working_bytes(spec: LayerSpec) -> int:
-    """Memory that comes and goes while a layer is decomposed, about: four float64 matrices of its moments."""
-    return 32 * row_width(spec) ** 2
-
-
 def rows_available(spec: LayerSpec, n_samples: int) -> int:
     """Rows of a layer that so many samples give, up to those that are used.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import Feed, collect_moments, spread
 from slimrank.capture import Epilogue, find_epilogues
+from slimrank.cost import MEMORY, live_bytes
 from slimrank.fitting._data import Data
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.forward import Batch, can_interleave, take_samples
@@ -17,9 +18,6 @@ from slimrank.linalg import Moments
 from slimrank.plan import Plan
 from slimrank.records import LayerSpec, Note
 
-# Activations of both networks that may be alive at one depth: more would fit to more samples. The note that
-# tells the user of it says 2 GB.
-_LIVE_BYTES = 2_000_000_000
 # So many samples serve even where they hold more than that: a fit to fewer would say little.
 _MIN_LIVE_SAMPLES = 32
 # A forward is a thread in each network, and every thread costs memory of its own. The note says 64.
@@ -156,8 +154,7 @@ def _live_samples(
     The share of held-out ones is kept. Then what the user should know.
     """
     largest = max((prod(call.input_shape) for spec in specs for call in spec.calls), default=1)
-    # Two networks; each was seen to hold about four of its largest layer inputs, slack included.
-    limit = max(_MIN_LIVE_SAMPLES, _LIVE_BYTES // (2 * 4 * 4 * largest))
+    limit = max(_MIN_LIVE_SAMPLES, MEMORY.live_activations // live_bytes(largest))
     limit = min(limit, _MAX_FORWARDS * max(feed.micro, 1))
     if feed.n_samples <= limit:
         return feed.fit, feed.held_out, ()

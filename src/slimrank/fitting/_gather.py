@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, layer_seed, output_rows, rows_wanted, token_mask
 from slimrank.capture import Epilogue
-from slimrank.cost import keeps_rows, row_cap, row_view, row_width
+from slimrank.cost import MEMORY, clipped_row_bytes, keeps_rows, row_cap, row_view, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._goals import is_scarce, wanted_outputs
 from slimrank.fitting._layer_tasks import LayerTask
@@ -19,9 +19,8 @@ from slimrank.linalg import Clipping, MomentSums, reaching
 from slimrank.records import LayerSpec
 from slimrank.surgery import dense_weight
 
-# Rows that are kept for the fit behind a clipping: no more bytes than this, and no more rows than this unless
-# the layer is wide. More rows would move the wanted outputs more surely; they are held beside the moments.
-_CLIPPED_BYTES = 250_000_000
+# Rows that are kept for the fit behind a clipping, unless the layer is wide. More would move the wanted
+# outputs more surely; they are held beside the moments.
 _CLIPPED_ROWS = 16_384
 
 
@@ -191,7 +190,7 @@ def _clipped_step(task: LayerTask) -> int:
     width = row_width(task.slimmed)
     # Several rows a column, so that the change of the covariance is seen; as many as the bytes allow.
     wanted = max(_CLIPPED_ROWS, 8 * width)
-    limit = min(wanted, _CLIPPED_BYTES // (4 * (width + 2 * _n_outputs(task))))
+    limit = min(wanted, MEMORY.clipped_rows // clipped_row_bytes(width, _n_outputs(task)))
     return max(1, row_cap(task.spec) // max(limit, 1))
 
 
@@ -273,10 +272,3 @@ def have_same_places(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
 def _n_outputs(task: LayerTask) -> int:
     """O': rows of the layer's matrix, once channels are gone."""
     return row_view(task.slimmed).n_outputs
-
-
-def gathered_bytes(spec: LayerSpec) -> int:
-    """About what the rows and moments of a layer hold."""
-    view = row_view(spec)
-    width = view.n_columns
-    return 4 * row_cap(spec) * (width + 2 * view.n_outputs) + 32 * width * width

@@ -66,8 +66,9 @@ class LayerFiles:
 
     def __init__(self, run_dir: Path, plan: Plan, sequential: bool, fingerprint: Mapping[str, str]) -> None:
         text = (
-            repr([(name, setting) for name, setting in plan.settings.items()])
-            + repr((sorted(plan.groups.items()), plan.dropped))
+            # In the order of the plan, as journals have been named from the first version on.
+            repr(list(plan.settings.items()))
+            + repr(plan.steps[-1].key[1:] if plan.steps else ([], ()))
             + str(sequential)
             + repr(sorted(fingerprint.items()))
         )

@@ -7,11 +7,12 @@ from itertools import pairwise
 
 from torch import nn
 
+from slimrank.cost import MEMORY, fitting_bytes
 from slimrank.fitting._context import BuildContext, pending_layer
 from slimrank.fitting._data import OnLayer, call_hook
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._fit_layer import fit_layer
-from slimrank.fitting._gather import gather, gathered_bytes, reach
+from slimrank.fitting._gather import gather, reach
 from slimrank.fitting._install import checked_layer, fill, install
 from slimrank.fitting._journal import Journal, known_fit, to_tensors
 from slimrank.forward import Lockstep, OneByOne, Trimmer
@@ -45,7 +46,7 @@ def fit_in_order(
     """
     kinds: dict[str, str] = {}
     notes: list[Note] = []
-    trim = Trimmer()
+    trim = Trimmer(MEMORY.freed)
     steps = _in_lockstep if on_layer is None else _between_hooks
     # Closed even where the hook fails: the paused forwards have to end before the caller sees the error.
     with contextlib.closing(steps(context, model, journal)) as fitted:
@@ -55,7 +56,7 @@ def fit_in_order(
             if is_new and fit.kind == "weights":
                 notes.append(_unreached(name))
             kinds[name] = fit.kind
-            trim.after(gathered_bytes(context.tasks[name].spec))
+            trim.after(fitting_bytes(context.tasks[name].spec))
             call_hook(on_layer, model, name)
             advance(name)
     return kinds, tuple(notes)

@@ -4,19 +4,19 @@
 import ctypes
 import sys
 
-# How much must have come and gone before memory is given back. Less would cost a call for every small layer;
-# more would let the peaks of several layers add up.
-_TRIM_BYTES = 96_000_000
-
 
 class Trimmer:
     """Gives freed memory back, where the C library can, whenever much has come and gone.
 
     Large matrices come and go by the layer, and forwards run in threads; glibc keeps what each thread freed
     for that thread, so that the process would hold the sum of all peaks.
+
+    Args:
+        every: bytes that must have come and gone before memory is given back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self._every = every
         self._came = 0
 
     def after(self, n_bytes: int) -> None:
@@ -26,7 +26,7 @@ class Trimmer:
             n_bytes: of a layer that is done, about.
         """
         self._came += n_bytes
-        if self._came >= _TRIM_BYTES:
+        if self._came >= self._every:
             self._came = 0
             _trim()
 

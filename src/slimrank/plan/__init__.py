@@ -6,7 +6,7 @@ from slimrank.plan._plan import Plan, PlanSource, plan_on
 from slimrank.plan._rounding import check_multiple_of, multiple_for
 from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, live, step_of
-from slimrank.plan._structure import Step, Structure, check_structure, names_of, structure_of
+from slimrank.plan._structure import Step, Structure, are_same_steps, check_structure, names_of, structure_of
 
 __all__ = [
     "Plan",
@@ -14,6 +14,7 @@ __all__ = [
     "SettingLike",
     "Step",
     "Structure",
+    "are_same_steps",
     "block_damage_at",
     "check_multiple_of",
     "check_structure",

@@ -2,11 +2,10 @@
 """The plan file: JSON, sorted, written whole or not at all."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from hashlib import sha256
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, TypedDict
 
 from slimrank._errors import FileError, OptionError, PlanError, UnknownNameError
@@ -34,8 +33,6 @@ from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting
 
 FORMAT = 1
-# Old format -> what turns such a file into one of the next format. Empty until there is a format 2.
-UPGRADERS: Mapping[int, Callable[[dict[str, Json]], dict[str, Json]]] = MappingProxyType({})
 
 _KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
 _MAYBE = ("score_loss", "choice")
@@ -120,7 +117,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         raise PlanError(f"{where}: no text ({error}); give a file that plan.save wrote") from error
     except OSError as error:
         raise FileError(f"{where}: cannot be read ({error}); give a file that plan.save wrote") from error
-    content = _upgraded(as_object(from_text(text, where), where), where)
+    content = _checked_format(as_object(from_text(text, where), where), where)
     as_object(content, where, required=_KEYS, optional=_MAYBE)
     costs = as_object(content["costs"], f"{where}: costs", required=("before",), optional=("after",))
     steps = tuple(
@@ -159,8 +156,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
 
 def _choice(steps: tuple[Step, ...]) -> str:
     """Fingerprint of what is done: other channels of the same number cost the same."""
-    chosen = [(sorted(step.settings.items()), sorted(step.groups.items()), step.dropped) for step in steps]
-    return sha256(repr(chosen).encode()).hexdigest()
+    return sha256(repr([step.key for step in steps]).encode()).hexdigest()
 
 
 def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> bool:
@@ -179,20 +175,11 @@ def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> boo
     return all(size % multiple_for(multiple_of, name) == 0 for name, size in sizes)
 
 
-def _upgraded(content: dict[str, Json], where: str) -> dict[str, Json]:
+def _checked_format(content: dict[str, Json], where: str) -> dict[str, Json]:
     if "format" not in content:
         raise PlanError(f'{where}: "format" is missing; give a file that plan.save wrote')
-    while True:
-        number = check_format(
-            content["format"],
-            {*UPGRADERS, FORMAT},
-            where=where,
-            advice="install a newer slimrank",
-            error=PlanError,
-        )
-        if number == FORMAT:
-            return content
-        content = UPGRADERS[number](content)
+    check_format(content["format"], FORMAT, where=where, advice="install a newer slimrank", error=PlanError)
+    return content
 
 
 def _step_to_json(step: Step) -> Json:

@@ -2,7 +2,7 @@
 """The geometry that ties a plan to a model, and the steps on it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol
@@ -30,6 +30,9 @@ class Structure:
     channels: ChannelMap = field(default_factory=ChannelMap)
 
 
+StepKey = tuple[list[tuple[str, Setting]], list[tuple[str, tuple[int, ...]]], tuple[str, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What is done to the layers of one structure.
@@ -50,6 +53,21 @@ class Step:
     def settings(self) -> Mapping[str, Setting]:
         """Layer -> setting, in execution order; layers left alone are not in it."""
         return {name: settings[-1] for name, settings in self.layers.items() if settings}
+
+    @property
+    def key(self) -> StepKey:
+        """All that the step does: two steps of one structure with equal keys build the same model.
+
+        Its ``repr`` goes into checksums on disk (plan files, fingerprints of runs), so its form is fixed.
+        """
+        groups = [(name, tuple(kept)) for name, kept in sorted(self.groups.items())]
+        return sorted(self.settings.items()), groups, self.dropped
+
+
+def are_same_steps(steps: Sequence[Step], others: Sequence[Step]) -> bool:
+    """Whether steps do the same to the same structures, whatever chose them."""
+    keys, other_keys = ([(step.structure.sha256, step.key) for step in some] for some in (steps, others))
+    return keys == other_keys
 
 
 class HasSteps(Protocol):

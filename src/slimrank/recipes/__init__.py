@@ -2,13 +2,12 @@
 """Whole ways on top of a study."""
 
 from slimrank.recipes._compress import compress
-from slimrank.recipes._measure_scores import PREFIX_CACHE, measure_scores
+from slimrank.recipes._measure_scores import measure_scores
 from slimrank.recipes._replay import apply, load
 from slimrank.recipes._smallest import smallest
 from slimrank.recipes._split import search_split
 
 __all__ = [
-    "PREFIX_CACHE",
     "apply",
     "compress",
     "load",

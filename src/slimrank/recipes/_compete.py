@@ -9,7 +9,7 @@ from slimrank._errors import BudgetError
 from slimrank._result import Result
 from slimrank._study import Study
 from slimrank.fitting import OnLayer
-from slimrank.plan import Plan, plan_on
+from slimrank.plan import Plan, are_same_steps, plan_on
 from slimrank.records import PRUNING, Method, Note, replaces_groups
 
 _MOST_SCALED = 8.0
@@ -43,7 +43,7 @@ class Rivals:
     def build(self, label: str, plan: Plan) -> None:
         """Builds a plan, unless it is known already, and keeps the result where it is the best so far."""
         for known, other in self._plans.items():
-            if _content(plan) == _content(other):
+            if are_same_steps(plan.steps, other.steps):
                 self._same_as[label] = known
                 return
         result = self._measured.apply(plan, on_layer=self._on_layer)
@@ -151,7 +151,3 @@ class Rivals:
             text = "no plan could be built as it stands (see the notes), so the result is above the budget"
             self._notes.append(Note(where="compete", text=text))
         return result.with_notes([*self._notes, *told], self._seconds)
-
-
-def _content(plan: Plan) -> tuple[object, ...]:
-    return plan.settings, plan.groups, plan.dropped

@@ -20,7 +20,7 @@ from slimrank._names import listed, nearest
 from slimrank._progress import Phases
 from slimrank._study import Study, session_of
 from slimrank.calibrate import Collecting
-from slimrank.cost import FORMS
+from slimrank.cost import FORMS, MEMORY
 from slimrank.forward import Batch, outside_inference_mode, run, watch_modules
 from slimrank.methods import Target, weights_target
 from slimrank.records import (
@@ -56,8 +56,6 @@ from slimrank.survey import (
     target_of,
 )
 
-PREFIX_CACHE = 1_000_000_000
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Point:
@@ -80,7 +78,7 @@ def measure_scores(
     path: str | os.PathLike[str] | None = None,
     lower_is_better: bool = False,
     workers: int = 1,
-    prefix_cache: int = PREFIX_CACHE,
+    prefix_cache: int = MEMORY.prefix_cache,
     progress: bool = True,
 ) -> Scores:
     """Scores of the whole model, each with one layer compressed or one channel group slimmed: AIMET's table.

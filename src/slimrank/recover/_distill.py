@@ -20,6 +20,7 @@ from slimrank.calibrate import (
     reference_outputs,
     token_mask,
 )
+from slimrank.cost import MEMORY
 from slimrank.forward import Batch, OutputChoice, outside_inference_mode, pick_outputs, run, tap_layers
 from slimrank.recover._checkpoint import tensors_of
 from slimrank.recover._examples import Example, Inputs, Supply, open_supply, read_with
@@ -37,7 +38,6 @@ from slimrank.recover._train import (
 from slimrank.store import describe, digest_tensors
 from slimrank.surgery import quiet_copy
 
-_OUTPUT_BYTES = 250_000_000
 Seen = Mapping[tuple[str, int], Tensor]
 
 
@@ -329,7 +329,7 @@ def _some_outputs(teacher: nn.Module, supply: Supply, outputs: OutputChoice) -> 
                     "outputs= that picks finite tensors, or check weights and data"
                 )
         held += sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if kept and held > _OUTPUT_BYTES:
+        if kept and held > MEMORY.outputs:
             break
         kept.append(picked)
     return kept

@@ -2,7 +2,7 @@
 """Everything that is measured behind a study."""
 
 from slimrank.survey._anchors import independent_pair
-from slimrank.survey._fingerprint import content_of, fingerprint_of
+from slimrank.survey._fingerprint import fingerprint_of
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
 from slimrank.survey._input_files import batch_from_files, batches_to_files
 from slimrank.survey._layers import layer_chunks, target_of
@@ -32,7 +32,6 @@ __all__ = [
     "check_options",
     "check_same",
     "claim",
-    "content_of",
     "fingerprint_of",
     "fits_alone",
     "gather_gradients",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import measure_divergence, reference_outputs, spread
+from slimrank.cost import MEMORY
 from slimrank.forward import Batch, Replay, run
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
 from slimrank.records import Curve, LayerSpec, Method, Setting
@@ -17,8 +18,6 @@ from slimrank.survey._session import Session
 _ANCHOR_MACS = 6e12
 _MIN_SAMPLES = 8
 _ALTERNATIONS = 1
-_REPLAY_BYTES = 500_000_000
-_OUTPUT_BYTES = 250_000_000
 
 
 def independent_pair(
@@ -56,13 +55,13 @@ class Anchors:
         held_out = session.feed.held_out
         per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
-        limit = min(limit, max(1, _OUTPUT_BYTES // max(1, per_sample)))
+        limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))
         self._batches: list[Batch] = list(session.feed.stream(spread(held_out, limit))) if evaluations else []
         self._references = reference_outputs(self._model, self._batches, self._outputs)
         self._replay = self._new_replay()
 
     def _new_replay(self) -> Replay:
-        return Replay(self._model, self._batches, max_bytes=_REPLAY_BYTES)
+        return Replay(self._model, self._batches, max_bytes=MEMORY.replay)
 
     def start_at(self, layer: str, touched: Collection[str] = ()) -> None:
         """Lets the measurements that follow begin at a layer; call in execution order.

@@ -6,15 +6,9 @@ import hashlib
 from torch import Tensor, nn
 
 from slimrank.capture import describe_layers
-from slimrank.plan import Plan, Step, structure_of
+from slimrank.plan import Plan, structure_of
 from slimrank.store import describe, digest_tensors
 from slimrank.survey._session import Session
-
-
-def content_of(step: Step) -> tuple[object, ...]:
-    """What a step does, and to what."""
-    groups = sorted((name, tuple(kept)) for name, kept in step.groups.items())
-    return step.structure.sha256, sorted(step.settings.items(), key=repr), groups, step.dropped
 
 
 def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) -> dict[str, str]:
@@ -37,7 +31,7 @@ def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) ->
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     earlier = {}
     if previous is not None:
-        steps = [content_of(step) for step in previous.steps]
+        steps = [(step.structure.sha256, *step.key) for step in previous.steps]
         earlier["previous"] = hashlib.sha256(repr(steps).encode()).hexdigest()
     return earlier | {
         "structure": structure_of(describe_layers(model)).sha256,

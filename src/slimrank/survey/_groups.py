@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimrank._names import listed
 from slimrank.calibrate import Chunk, Collecting, moment_chunks
-from slimrank.cost import slimmed_spec, working_bytes
+from slimrank.cost import MEMORY, slimmed_spec, working_bytes
 from slimrank.fitting import channels_left, scaled, what_stays
 from slimrank.forward import Trimmer
 from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
@@ -29,8 +29,6 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_group, write_group
 from slimrank.survey._session import Run, Session
 
-# Moments of layers held at once. More than for layers alone, since a group needs all of its readers together.
-_MOMENT_BYTES = 900_000_000
 # Measured divergences per group, as ``methods`` places them; only sizes the share of held-out samples.
 _ANCHORS = 4
 
@@ -121,7 +119,7 @@ def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
         return tuple(curves[index] for index in sorted(curves))
     # For all, also those of an earlier run: where that stopped must not change how many samples serve.
     anchors = Anchors(survey.session, _ANCHORS * len(live) if rest else 0)
-    trim = Trimmer()
+    trim = Trimmer(MEMORY.freed)
     for chunk in group_chunks(survey, rest, run.collecting(survey.session)):
         with run.phases.phase("groups", len(chunk.indices)) as advance:
             for index in chunk.indices:
@@ -153,7 +151,7 @@ def group_chunks(
         session.feed,
         {index: survey.needed(group) if has_data else {} for index, group in groups.items()},
         seed=session.options.seed,
-        max_bytes=_MOMENT_BYTES,
+        max_bytes=MEMORY.group_moments,
         collecting=collecting,
     )
 

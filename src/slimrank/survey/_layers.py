@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from slimrank.calibrate import Chunk, Collecting, moment_chunks
-from slimrank.cost import row_width, working_bytes
+from slimrank.cost import MEMORY, row_width, working_bytes
 from slimrank.forward import Trimmer
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
@@ -23,8 +23,6 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_layer, write_layer
 from slimrank.survey._session import Run, Session
 
-# Moments of layers held at once. More means fewer passes over the samples; the process holds so much more.
-_MOMENT_BYTES = 600_000_000
 # Measured divergences per method of a layer, as ``methods`` places them; only sizes the share of samples.
 _ANCHORS = 4
 
@@ -57,7 +55,7 @@ def measure_layers(
     # For all layers, also those of an earlier run: where that stopped must not change how many samples serve.
     evaluations = sum(_ANCHORS * len(spec.methods) for spec in layers) if rest else 0
     anchors = Anchors(session, evaluations)
-    trim = Trimmer()
+    trim = Trimmer(MEMORY.freed)
     for chunk in layer_chunks(session, rest, run.collecting(session)):
         with run.phases.phase("curves", len(chunk.indices)) as advance:
             for index in chunk.indices:
@@ -91,7 +89,7 @@ def layer_chunks(
         session.feed,
         {index: {index: spec} for index, spec in layers.items()},
         seed=session.options.seed,
-        max_bytes=_MOMENT_BYTES,
+        max_bytes=MEMORY.layer_moments,
         collecting=collecting,
     )
 

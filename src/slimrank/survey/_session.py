@@ -21,15 +21,12 @@ from slimrank.calibrate import (
     reference_outputs,
 )
 from slimrank.capture import SKIPPED, Captured, capture
+from slimrank.cost import MEMORY
 from slimrank.forward import OutputChoice
 from slimrank.records import LayerSpec, Note
 from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
 from slimrank.survey._options import Options
-
-# Held-out outputs that are kept to tell how they are read: enough for any spread, and never a whole data set.
-_OUTPUT_BYTES = 250_000_000
-
 
 Inputs = Callable[[object], object] | None
 
@@ -194,7 +191,7 @@ def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[M
                     "pass outputs= that picks finite tensors, or check weights and data"
                 )
         size = sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if not kept or held + size <= _OUTPUT_BYTES:
+        if not kept or held + size <= MEMORY.outputs:
             kept.append(picked)
             held += size
     return kept

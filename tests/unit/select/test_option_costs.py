@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from seams import as_array, cost_parts, number_cost, option_costs
 from slimrank.cost import forms_of, pair_cost
 from slimrank.records import METRICS, Call, Cost, Curve, Form, LayerSpec
-from slimrank.select._option_costs import as_array, cost_parts, number_cost, option_costs
 from specs import conv2d, linear
 
 

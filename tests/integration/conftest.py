@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small networks, one thread for all of them, and what a caller's model looks like."""
+"""The small networks, one study for many tests, and what a caller's model looks like."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -13,22 +13,27 @@ import pytest
 import torch
 from torch import nn
 
+import slimrank as sr
+
 _HERE = Path(__file__).parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def nets() -> ModuleType:
     """The module of small networks."""
     return small_nets
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    # Such small products are slower on two busy cores than on one.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def cnn_study() -> sr.Study:
+    """Of the small convolutional network on its noise; it has no directory, and tests leave it as it is."""
+    return sr.study(small_nets.cnn(), small_nets.noise(1, 8, 8), progress=False)
+
+
+@pytest.fixture(scope="session")
+def cnn_result(cnn_study: sr.Study) -> sr.Result:
+    """Of half of its MACs; tests leave the model as it is, or copy it."""
+    return cnn_study.apply(cnn_study.plan(macs=0.5))
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits that make up for what a shortcut lost, and that know what a ReLU throws away."""
 
-from types import ModuleType
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,11 +58,11 @@ def test_a_relu_is_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert knowing < 0.97 * error(study.apply(plan))
 
 
-def test_on_layer_is_not_worked_against(nets: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_layer_is_not_worked_against(cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user's function changes is kept, so nothing is made up for."""
-    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
+    plan = cnn_study.plan(macs=0.7)
     seen = seams.watch_epilogues(monkeypatch)
-    study.apply(study.plan(macs=0.7), on_layer=lambda _model, _name: None)
+    cnn_study.apply(plan, on_layer=lambda _model, _name: None)
     assert not seen
-    study.apply(study.plan(macs=0.7))
+    cnn_study.apply(plan)
     assert seen

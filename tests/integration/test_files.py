@@ -21,13 +21,20 @@ NAMES = {"model.safetensors", "plan.json", "manifest.json", "report.html"}
 
 
 @pytest.fixture
-def study(nets: ModuleType) -> sr.Study:
-    return sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
+def study(cnn_study: sr.Study) -> sr.Study:
+    return cnn_study
 
 
 @pytest.fixture
-def result(study: sr.Study) -> sr.Result:
-    return study.apply(study.plan(macs=0.5))
+def result(cnn_result: sr.Result) -> sr.Result:
+    return cnn_result
+
+
+@pytest.fixture(scope="module")
+def old_and_new(cnn_study: sr.Study) -> tuple[sr.Result, sr.Result]:
+    """Two results to put in the place of each other."""
+    old, new = (cnn_study.apply(cnn_study.plan(macs=ratio)) for ratio in (0.7, 0.4))
+    return old, new
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -197,9 +204,11 @@ with torch.no_grad():
             result.save(tmp_path / "file")
         assert (tmp_path / "file").read_text() == "mine"
 
-    def test_overwrite_replaces(self, study: sr.Study, nets: ModuleType, tmp_path: Path) -> None:
-        study.apply(study.plan(macs=0.7)).save(tmp_path / "out")
-        result = study.apply(study.plan(macs=0.4))
+    def test_overwrite_replaces(
+        self, old_and_new: tuple[sr.Result, sr.Result], nets: ModuleType, tmp_path: Path
+    ) -> None:
+        old, result = old_and_new
+        old.save(tmp_path / "out")
         result.save(tmp_path / "out", overwrite=True)
         x = nets.noise(1, 8, 8)[0]
         model = sr.load(tmp_path / "out", model=nets.cnn())
@@ -212,12 +221,12 @@ with torch.no_grad():
         self,
         error: BaseException,
         step: Literal["writing", "moving"],
-        study: sr.Study,
+        old_and_new: tuple[sr.Result, sr.Result],
         nets: ModuleType,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        old, new = (study.apply(study.plan(macs=ratio)) for ratio in (0.7, 0.4))
+        old, new = old_and_new
         old.save(tmp_path / "out")
 
         seams.fail_while_saving(monkeypatch, step, error)

@@ -333,10 +333,9 @@ def test_the_model_stays_as_it_was_after_an_error(
     assert study.apply(plan).after == plan.after
 
 
-def test_a_study_may_be_applied_again_and_again(nets: ModuleType) -> None:
-    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
-    plan = study.plan(macs=0.5)
-    first, second = study.apply(plan), study.apply(plan)
+def test_a_study_may_be_applied_again_and_again(cnn_study: sr.Study) -> None:
+    plan = cnn_study.plan(macs=0.5)
+    first, second = cnn_study.apply(plan), cnn_study.apply(plan)
     assert first.divergence == second.divergence
     assert all(
         torch.equal(a, b)

@@ -27,6 +27,12 @@ def studied(name: str) -> sr.Study:
     return sr.study(pruning_nets.build(name), pruning_nets.batches(name), draws=2, progress=False)
 
 
+@cache
+def applied(name: str, macs: float) -> sr.Result:
+    """Of a plan with all methods; tests leave the model as it is."""
+    return studied(name).apply(studied(name).plan(macs=macs))
+
+
 def outputs(model: nn.Module, name: str) -> Tensor:
     with torch.no_grad():
         return torch.cat([model(batch) for batch in pruning_nets.batches(name, seed=1)])
@@ -109,9 +115,8 @@ def test_costs_are_as_planned(name: str, wish: Mapping[str, object], snapshot: S
 
 @pytest.mark.parametrize("name", pruning_nets.NAMES)
 def test_copies_files_and_replays_are_exact(name: str, tmp_path: Path) -> None:
-    study, batches = studied(name), pruning_nets.batches(name)
-    plan = study.plan(macs=0.6)
-    result = study.apply(plan)
+    result, batches = applied(name, 0.6), pruning_nets.batches(name)
+    plan = result.plan
     expected = outputs(result.model, name)
     assert torch.equal(outputs(copy.deepcopy(result.model), name), expected)
 
@@ -142,9 +147,9 @@ def test_a_study_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     assert bare.groups() == study.groups()
     assert bare.structure.channels == study.structure.channels
     plan = bare.plan(macs=0.6)
-    assert plan == study.plan(macs=0.6)
+    assert plan == applied(name, 0.6).plan
     loaded = sr.Study.load(tmp_path, model=pruning_nets.build(name), progress=False)
-    assert same_state(loaded.apply(plan).model, study.apply(plan).model)
+    assert same_state(loaded.apply(plan).model, applied(name, 0.6).model)
 
 
 # --- resumed ---
@@ -166,7 +171,7 @@ def test_an_interrupted_study_goes_on(
         interrupt(patch, after)
         with pytest.raises(KeyboardInterrupt):
             study()
-    whole = studied("residual")
+    whole, expected = studied("residual"), applied("residual", 0.5)
     measured = seams.watch_group_curves(monkeypatch)
     drops = seams.watch_drops(monkeypatch)
     resumed = study()
@@ -176,8 +181,8 @@ def test_an_interrupted_study_goes_on(
     assert [drop.blocks for drop in drops] == steps[after if where == "blocks" else 0 :]
     assert bits(resumed) == bits(whole)
     plan = resumed.plan(macs=0.5)
-    assert plan == whole.plan(macs=0.5)
-    assert same_state(resumed.apply(plan).model, whole.apply(plan).model)
+    assert plan == expected.plan
+    assert same_state(resumed.apply(plan).model, expected.model)
 
 
 def test_how_many_samples_serve_does_not_depend_on_where_it_stopped(
@@ -234,8 +239,8 @@ def test_other_orders_are_measured_alike(order: ChannelOrder) -> None:
 def test_an_interrupted_apply_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = studied(name)
     study.save(tmp_path)
-    plan = study.plan(macs=0.5)
-    whole = study.apply(plan)
+    whole = applied(name, 0.5)
+    plan = whole.plan
     loaded = sr.Study.load(tmp_path, model=pruning_nets.build(name), run_dir=tmp_path, progress=False)
     with monkeypatch.context() as patch:
         seams.interrupt_after_fits(patch, 1)

@@ -34,10 +34,14 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_an_interrupted_study_goes_on(
-    after: int, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    after: int,
+    cnn_study: sr.Study,
+    cnn_result: sr.Result,
+    nets: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, batches = nets.cnn(), nets.noise(1, 8, 8)
-    whole = sr.study(model, batches, progress=False)
     seams.interrupt_after_layers(monkeypatch, after)
     with pytest.raises(KeyboardInterrupt):
         sr.study(model, batches, run_dir=tmp_path / "run", progress=False)
@@ -45,9 +49,10 @@ def test_an_interrupted_study_goes_on(
     measured = seams.watch_layer_curves(monkeypatch)
     resumed = sr.study(model, batches, run_dir=tmp_path / "run", progress=False)
     assert measured == ["stem", "conv", "last", "fc"][after:]
-    assert bits(resumed) == bits(whole)
-    assert resumed.plan(macs=0.5).settings == whole.plan(macs=0.5).settings
-    assert same_state(resumed.apply(resumed.plan(macs=0.5)).model, whole.apply(whole.plan(macs=0.5)).model)
+    assert bits(resumed) == bits(cnn_study)
+    plan = resumed.plan(macs=0.5)
+    assert plan.settings == cnn_result.plan.settings
+    assert same_state(resumed.apply(plan).model, cnn_result.model)
 
 
 def test_anchors_do_not_depend_on_where_it_stopped(
@@ -75,7 +80,9 @@ def test_a_finished_study_is_read_back(
     assert bits(loaded) == bits(first)
 
 
-def test_a_killed_process_goes_on(nets: ModuleType, environment: Mapping[str, str], tmp_path: Path) -> None:
+def test_a_killed_process_goes_on(
+    cnn_study: sr.Study, nets: ModuleType, environment: Mapping[str, str], tmp_path: Path
+) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         """
@@ -108,8 +115,7 @@ sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir="run", progress=False)
     done = len(list(tmp_path.glob("run/curves-*.safetensors")))
     assert 1 <= done < 4
     resumed = sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir=tmp_path / "run", progress=False)
-    whole = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
-    assert bits(resumed) == bits(whole)
+    assert bits(resumed) == bits(cnn_study)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +159,11 @@ def test_a_run_directory_is_tied_to_its_study(
 
 
 def test_an_interrupted_apply_goes_on(
-    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cnn_study: sr.Study, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir=tmp_path, progress=False)
     plan = sr.Plan.manual(study, {name: ("weight_svd", 0.5) for name in ("stem", "conv", "last", "fc")})
-    whole = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False).apply(plan)
+    whole = cnn_study.apply(plan)
     seams.interrupt_after_pairs(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         study.apply(plan)

@@ -24,9 +24,8 @@ DATA = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(7))
 
 
 @pytest.fixture(scope="module")
-def cnn(request: pytest.FixtureRequest) -> sr.Study:
-    nets = __import__("nets")
-    return sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
+def cnn(cnn_study: sr.Study) -> sr.Study:
+    return cnn_study
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +40,12 @@ def loss(cnn: sr.Study) -> ScoreFn:
             return sum(float(functional.cross_entropy(model(x), y)) for x, y in parts) / 3
 
     return cross_entropy
+
+
+@pytest.fixture(scope="module")
+def whole(cnn: sr.Study, loss: ScoreFn) -> Scores:
+    """Three candidates a layer, measured in one go."""
+    return measure_scores(cnn, loss, candidates=3, lower_is_better=True, progress=False)
 
 
 def counted(function: ScoreFn, count: list[int]) -> ScoreFn:
@@ -192,9 +197,8 @@ def test_studies_and_functions_that_are_refused(cnn: sr.Study, loss: ScoreFn, tm
 @pytest.mark.parametrize("after", [0, 1, 7])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, LookupError])
 def test_what_was_measured_is_kept(
-    after: int, error: type[BaseException], cnn: sr.Study, loss: ScoreFn, tmp_path: Path
+    after: int, error: type[BaseException], cnn: sr.Study, loss: ScoreFn, whole: Scores, tmp_path: Path
 ) -> None:
-    whole = measure_scores(cnn, loss, candidates=3, lower_is_better=True, progress=False)
     file = tmp_path / "scores.json"
     count: list[int] = []
 

@@ -18,7 +18,8 @@ from slimrank.plan import plan_on
 from slimrank.records import PRUNING, Method
 from slimrank.scores import ScoreFn, Scores
 
-PRUNED: tuple[Method, ...] = (PRUNING,)
+Methods = tuple[Method, ...]
+PRUNED: Methods = (PRUNING,)
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +119,25 @@ def test_the_caller_s_model_is_left_alone(snapshot: Callable[[nn.Module], object
     assert seen == {4, 8, 12, 16}
 
 
-@pytest.mark.parametrize("after", [0, 1, 12])
-@pytest.mark.parametrize("methods", [PRUNED, ("weight_svd", "channel_pruning")])
-def test_a_table_is_gone_on_with(
-    after: int, methods: tuple[Method, ...], study: sr.Study, score: ScoreFn, tmp_path: Path
-) -> None:
-    file, count = tmp_path / "scores.json", [0]
+@pytest.fixture(
+    scope="module", params=[PRUNED, ("weight_svd", "channel_pruning")], ids=["groups", "groups and layers"]
+)
+def whole(study: sr.Study, score: ScoreFn, request: pytest.FixtureRequest) -> tuple[Methods, Scores]:
+    """Some methods, and six candidates of each, measured in one go."""
+    return request.param, measure_scores(
+        study, score, methods=request.param, candidates=6, lower_is_better=True, progress=False
+    )
 
-    def measure(function: ScoreFn, path: Path | None = file) -> Scores:
+
+@pytest.mark.parametrize("after", [0, 1, 12])
+def test_a_table_is_gone_on_with(
+    after: int, whole: tuple[Methods, Scores], study: sr.Study, score: ScoreFn, tmp_path: Path
+) -> None:
+    (methods, table), file, count = whole, tmp_path / "scores.json", [0]
+
+    def measure(function: ScoreFn) -> Scores:
         return measure_scores(
-            study, function, methods=methods, candidates=6, path=path, lower_is_better=True, progress=False
+            study, function, methods=methods, candidates=6, path=file, lower_is_better=True, progress=False
         )
 
     def failing(model: nn.Module) -> float:
@@ -140,14 +150,13 @@ def test_a_table_is_gone_on_with(
         count[0] += 1
         return score(model)
 
-    whole = measure(score, None)
     with pytest.raises(KeyboardInterrupt):
         measure(failing)
-    assert measure(counting) == whole
-    assert Scores.load(file) == whole
-    tables = (*whole.entries.values(), *whole.groups.values())
+    assert measure(counting) == table
+    assert Scores.load(file) == table
+    tables = (*table.entries.values(), *table.groups.values())
     assert count[0] == 1 + sum(map(len, tables))
-    assert measure(counting) == whole
+    assert measure(counting) == table
     assert count[0] == 1 + sum(map(len, tables))
 
 
@@ -155,7 +164,7 @@ def test_groups_are_chosen_by_name_or_by_who_makes_them(score: ScoreFn) -> None:
     study = sr.study(pruning_nets.build("depthwise"), pruning_nets.batches("depthwise"), progress=False)
     assert study.structure.channels.groups["wide"].producers == ("wide", "depth")
 
-    def chosen(*layers: str, methods: tuple[Method, ...] = PRUNED) -> tuple[list[str], list[str]]:
+    def chosen(*layers: str, methods: Methods = PRUNED) -> tuple[list[str], list[str]]:
         found = measure_scores(
             study, lambda _model: 1.0, methods=methods, layers=layers, candidates=2, progress=False
         )
@@ -178,7 +187,7 @@ def test_groups_are_chosen_by_name_or_by_who_makes_them(score: ScoreFn) -> None:
 def test_plans_keep_the_budget_and_add_up_the_losses(
     select: str,
     options: dict[str, object],
-    methods: tuple[Method, ...] | None,
+    methods: Methods | None,
     study: sr.Study,
     table: Scores,
 ) -> None:

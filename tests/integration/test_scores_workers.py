@@ -27,9 +27,9 @@ def scorer(nets: ModuleType) -> Callable[[nn.Module], float]:
     return score
 
 
-def test_processes_give_the_same_table(nets: ModuleType, tmp_path: Path) -> None:
+def test_processes_give_the_same_table(cnn_study: sr.Study, nets: ModuleType, tmp_path: Path) -> None:
     # The net's class comes from a file that another process cannot import by name.
-    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
+    study = cnn_study
     score, file = scorer(nets), tmp_path / "scores.json"
     alone = measure_scores(study, score, candidates=4, progress=False)
     first = measure_scores(study, score, candidates=4, layers=["fc"], path=file, workers=2, progress=False)
@@ -50,12 +50,11 @@ def test_processes_give_the_same_table(nets: ModuleType, tmp_path: Path) -> None
     joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
 
 
-def test_a_backend_that_is_active_is_taken(nets: ModuleType) -> None:
-    study = sr.study(nets.cnn(), nets.noise(1, 8, 8), progress=False)
+def test_a_backend_that_is_active_is_taken(cnn_study: sr.Study, nets: ModuleType) -> None:
     score = scorer(nets)
-    alone = measure_scores(study, score, candidates=4, progress=False)
+    alone = measure_scores(cnn_study, score, candidates=4, progress=False)
     with joblib.parallel_config(backend="threading", n_jobs=2):
-        assert measure_scores(study, score, candidates=4, progress=False) == alone
+        assert measure_scores(cnn_study, score, candidates=4, progress=False) == alone
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")

@@ -157,8 +157,8 @@ def _arrangement(spec: LayerSpec, form: Form, device: torch.device) -> tuple[Spl
     second = [dim for dim, is_taken in enumerate(taken) if not is_taken]
     columns = torch.arange(channels * prod(kernel), device=device).view(channels, *kernel)
     ordered = columns.permute(0, *(1 + dim for dim in first + second)).reshape(-1)
-    first_size, second_size = factor_taps(spec, form)
-    return Split(channels=channels, first=first_size, second=second_size), ordered
+    first_taps, second_taps = factor_taps(spec, form)
+    return Split(channels=channels, first_taps=first_taps, second_taps=second_taps), ordered
 
 
 def _balanced(form: Form, first: Tensor, second: Tensor) -> Pair:

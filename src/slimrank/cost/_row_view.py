@@ -56,7 +56,7 @@ def row_view(spec: LayerSpec) -> RowView:
             stride=ones,
             dilation=ones,
             padding="valid",
-            # Its taps go out from every place of the input.
+            # One row per position of the input: each makes every tap of the outputs around it.
             n_positions=sum(positions(spec, call.input_shape) for call in spec.calls),
         )
     return RowView(

@@ -18,7 +18,7 @@ from slimrank.linalg import gram
 from slimrank.records import LayerSpec
 
 # Rows of gradients that are summed for one call of a layer and one draw, over all fit samples, about. More
-# make the output metric surer and take longer to sum.
+# make the output metric more precise and take longer to sum.
 _GRADIENT_ROWS = 32768
 # But at least so many from every micro-batch that has them.
 _MIN_BATCH_ROWS = 256

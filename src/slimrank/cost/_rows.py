@@ -7,7 +7,7 @@ from slimrank.records import LayerSpec
 # Up to here a (D, D) float64 matrix of moments takes at most 0.5 GB; of wider layers a few rows are stored.
 MAX_GRAM_WIDTH = 8192
 # More rows make the moments more precise and take longer to sum; ten per column is what they need.
-_ROWS_PER_COLUMN = 20
+_MAX_ROWS_PER_COLUMN = 20
 # Narrow layers get more than that, since their rows take next to no time.
 _MIN_ROWS = 16384
 # Of wide layers, since the rows themselves are stored: with 8192 columns these take 0.13 GB in float32.
@@ -26,7 +26,7 @@ def keeps_rows(spec: LayerSpec) -> bool:
 
 def row_cap(spec: LayerSpec) -> int:
     """Rows that are used at most: twice the ten per column that the statistics need."""
-    return _MAX_STORED_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _ROWS_PER_COLUMN * row_width(spec))
+    return _MAX_STORED_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _MAX_ROWS_PER_COLUMN * row_width(spec))
 
 
 def rows_available(spec: LayerSpec, n_samples: int) -> int:

@@ -24,10 +24,10 @@ class MemoryBudgets:
             readers at once.
         live_activations: what is alive at one depth of both networks while layers are fitted. Less means fits
             to fewer samples, so this one changes numbers; the note about it says 2 GB.
-        clipped_rows: rows of one layer that are kept for the fit to what a clipping leaves of its outputs.
+        clipped_rows: rows of one layer that are stored for the fit to its clipped outputs.
             Less means fewer rows there, so this one changes numbers, too.
         replay: activations from which measured divergences start at a layer. Less means longer forwards.
-        outputs: outputs of the model that are kept, as references or to see what they are. Less means
+        outputs: outputs of the model that are stored, as references or to read what they mean. Less means
             fewer samples for measured damages, so this one changes numbers, too.
         prefix_cache: activations that evaluations of scores share. Less means longer forwards.
         freed: memory that has come and gone before it is given back to the system. Less would cost a call for
@@ -67,7 +67,7 @@ def fitting_bytes(spec: LayerSpec) -> int:
 
 
 def clipped_row_bytes(n_columns: int, n_outputs: int) -> int:
-    """Memory of one row that is kept for a clipping: inputs, wanted outputs, offsets; float32.
+    """Memory of one row stored for a fit to clipped outputs: inputs, wanted outputs, offsets; float32.
 
     Args:
         n_columns: numbers in the row of inputs.

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,10 +17,16 @@ class Asked:
     """As much of a plan as competing looks at."""
 
     settings: str
-    groups: str = ""
-    dropped: tuple[str, ...] = ()
     damage: float | None = 1.0
     budgets: Mapping[str, float] = field(default_factory=lambda: {"macs": 0.5})
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def steps(self) -> tuple[SimpleNamespace, ...]:
+        return (SimpleNamespace(structure=SimpleNamespace(sha256=""), key=self.settings),)
 
 
 @dataclass(frozen=True, kw_only=True)

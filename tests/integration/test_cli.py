@@ -317,6 +317,7 @@ def test_latency_rounds_are_bounded_in_time_and_equal_for_both() -> None:
     assert len(first) == len(second) == 7
 
 
+@pytest.mark.slow
 def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seams.short_demo(monkeypatch)
     facts = _facts("demo", "--out", str(tmp_path / "demo"), "--macs", "0.7", "--quiet")

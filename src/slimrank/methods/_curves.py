@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from slimrank.cost import FORM_ROWS, forms_of, keeps_rows, layer_cost, max_rank, pair_costs
 from slimrank.methods._isotonic import never_falling
-from slimrank.methods._pair import effective_weight, error_by_rank, fit_pair, true_error
+from slimrank.methods._pair import true_error
+from slimrank.methods._table import layer_functions
 from slimrank.methods._target import Target
-from slimrank.records import Curve, Form, LayerSpec, Method
+from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
 # Shares of the MACs of a layer at which divergences are measured. More measurements make damages in between
 # more precise; each takes a forward over the held-out samples.
@@ -74,10 +75,11 @@ def layer_curves(
             saves = (macs < cost.macs) | (params < cost.params)
             if not saves.any():
                 continue
-            errors = error_by_rank(spec, form, target, limit=int(ranks[saves][-1])).cpu().numpy()
+            errors_of = layer_functions(method).errors
+            errors = errors_of(spec, form, target, limit=int(ranks[saves][-1])).cpu().numpy()
             error = np.minimum.accumulate(errors[ranks[saves]])
             if not FORM_ROWS[form].is_closed and target.moments.n_rows:
-                error = _corrected(spec, form, target, ranks[saves], error)
+                error = _corrected(spec, method, form, target, ranks[saves], error)
             curves.append(
                 Curve(
                     layer=spec.name,
@@ -95,16 +97,22 @@ def layer_curves(
 
 
 def _corrected(
-    spec: LayerSpec, form: Form, target: Target, ranks: NDArray[np.int64], bound: NDArray[np.float64]
+    spec: LayerSpec,
+    method: Method,
+    form: Form,
+    target: Target,
+    ranks: NDArray[np.int64],
+    bound: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """A bound lowered to the errors of refined pairs on un-ridged moments, computed at a few ranks."""
+    """A bound lowered to the errors of refined factors on un-ridged moments, computed at a few ranks."""
     probes = sorted({int(ranks[int(share * (len(ranks) - 1))]) for share in PROBE_SHARES})
     log_ratios = []
     for rank in probes:
-        pair = fit_pair(spec, form, rank, target, alternations=PROBE_ALTERNATIONS)
-        error_of_pair = true_error(target, effective_weight(spec, pair))
+        setting = Setting(method=method, form=form, rank=rank)
+        factors = layer_functions(method).fit(spec, setting, target, alternations=PROBE_ALTERNATIONS)
+        error_of_fit = true_error(target, factors.weight(spec))
         limit = max(float(bound[np.searchsorted(ranks, rank)]), _TINY)
-        log_ratios.append(np.log(min(max(error_of_pair, _TINY * limit) / limit, 1.0)))
+        log_ratios.append(np.log(min(max(error_of_fit, _TINY * limit) / limit, 1.0)))
     error: NDArray[np.float64] = bound * np.exp(np.interp(np.log(ranks), np.log(probes), log_ratios))
     return np.minimum.accumulate(error)
 

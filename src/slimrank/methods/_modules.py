@@ -26,7 +26,7 @@ def fit_factors(spec: LayerSpec, setting: Setting, target: Target, *, alternatio
     Returns:
         The factors.
     """
-    return layer_functions(setting).fit(spec, setting, target, alternations=alternations)
+    return layer_functions(setting.method).fit(spec, setting, target, alternations=alternations)
 
 
 def build_modules(
@@ -44,7 +44,7 @@ def build_modules(
         Ordinary torch modules, without bias in any but the last.
     """
     setting = factors.setting
-    modules = layer_functions(setting).modules(spec, setting, has_bias=bias is not None)
+    modules = layer_functions(setting.method).modules(spec, setting, has_bias=bias is not None)
     reference = _weight_tensor(layer)
     for module, values in zip(modules, factors.tensors, strict=True):
         module.weight = nn.Parameter(
@@ -90,7 +90,7 @@ def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> n
     Returns:
         Modules in a container, their parameters on the meta device.
     """
-    return nn.Sequential(*layer_functions(setting).modules(spec, setting, has_bias=has_bias))
+    return nn.Sequential(*layer_functions(setting.method).modules(spec, setting, has_bias=has_bias))
 
 
 def open_container(layer: nn.Module) -> nn.Sequential:
@@ -140,7 +140,7 @@ def is_replacement(
     Returns:
         False where a factor is missing, or has another number of outputs.
     """
-    *inner, _ = layer_functions(setting).modules(spec, setting, has_bias=False)
+    *inner, _ = layer_functions(setting.method).modules(spec, setting, has_bias=False)
     for index, factor in enumerate(inner):
         name = _factor_name(spec.name, index)
         weight = getattr(modules.get(name), "weight", None)
@@ -174,26 +174,26 @@ def has_bias_in(tensors: Collection[str], name: str, setting: Setting) -> bool |
     Returns:
         None where the factor that has the bias, or none, was replaced itself by a later step.
     """
-    last = _factor_name(name, len(layer_functions(setting).factor_names) - 1)
+    last = _factor_name(name, len(layer_functions(setting.method).factor_names) - 1)
     return None if is_replaced_in(tensors, last) else f"{last}.bias" in tensors
 
 
 def factors_to_tensors(factors: Factors) -> dict[str, Tensor]:
     """Tensors of factors by their names in a journal."""
-    names = layer_functions(factors.setting).factor_names
+    names = layer_functions(factors.setting.method).factor_names
     return dict(zip(names, factors.tensors, strict=True))
 
 
 def factors_from_tensors(setting: Setting, tensors: Mapping[str, Tensor]) -> Factors:
     """Factors from the tensors that a journal holds; other names are ignored."""
-    functions = layer_functions(setting)
+    functions = layer_functions(setting.method)
     return functions.factors_of(setting, [tensors[name] for name in functions.factor_names])
 
 
 def factors_on(factors: Factors, device: torch.device) -> Factors:
     """The same factors on a device."""
     tensors = [tensor.to(device) for tensor in factors.tensors]
-    return layer_functions(factors.setting).factors_of(factors.setting, tensors)
+    return layer_functions(factors.setting.method).factors_of(factors.setting, tensors)
 
 
 def _factor_name(name: str, index: int) -> str:

@@ -22,7 +22,7 @@ class Factors(Protocol):
 
     @property
     def setting(self) -> Setting:
-        """What a plan says of them."""
+        """What a plan says about them."""
         ...
 
     @property
@@ -75,7 +75,7 @@ class MethodRow:
     Attributes:
         name: as in plans.
         forms: its forms, in the order in which ties are decided; () where it replaces groups.
-        functions: how it replaces a layer; None where it replaces groups: these are cut, not built.
+        functions: how it replaces a layer; None where it replaces groups, which only lose channels.
     """
 
     name: Method
@@ -101,10 +101,12 @@ def _pair_of(setting: Setting, tensors: Sequence[Tensor]) -> Factors:
     return Pair(form=setting.form, first=first, second=second)
 
 
+# Shared by every method whose replacement is two modules with one rank between them.
 _PAIR = LayerFunctions(
     factor_names=("first", "second"), fit=_fit_pair, modules=_empty_pair, factors_of=_pair_of
 )
 
+# Every method by name; in the order in which they are listed everywhere.
 TABLE: Mapping[Method, MethodRow] = MappingProxyType(
     {
         row.name: row
@@ -115,6 +117,7 @@ TABLE: Mapping[Method, MethodRow] = MappingProxyType(
         )
     }
 )
+# The public list of names.
 METHODS: tuple[Method, ...] = tuple(TABLE)
 
 

@@ -278,6 +278,7 @@ def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: s
     assert not (folder / "small").exists()
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_and_then_killed_goes_on(folder: Path) -> None:
     command = ("study", _MODEL, _BATCHES, "--quiet")
     assert _facts(*command, "--out", "whole")

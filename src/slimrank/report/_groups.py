@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from slimrank.plan import Plan, live
+from slimrank.plan import Plan, slimmable_groups
 from slimrank.records import PRUNING, BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec, Summary
 from slimrank.report._numbers import format_count, format_damage, format_percent
 from slimrank.report._table import joined, reasons_text, render_table
@@ -62,7 +62,7 @@ def render_groups(
 
 def groups_line(channels: ChannelMap) -> str:
     """Groups and blocks, counted: "9 groups, 5 can be slimmed; 1 block can be dropped"."""
-    text = f"{counted(len(channels.groups), 'group')}, {len(live(channels))} can be slimmed"
+    text = f"{counted(len(channels.groups), 'group')}, {len(slimmable_groups(channels))} can be slimmed"
     return f"{text}; {counted(len(channels.blocks), 'block')} can be dropped" if channels.blocks else text
 
 
@@ -79,7 +79,7 @@ def group_rows(channels: ChannelMap, curves: Sequence[GroupCurve]) -> list[tuple
             first_of(tuple(f"{module}.{name}" if module else name for module, name in group.sizes)),
             format_damage(damage_at_half(by_group.get(group.name))),
         )
-        for group in live(channels).values()
+        for group in slimmable_groups(channels).values()
     ]
 
 
@@ -161,7 +161,7 @@ def counts_text(plan: Plan) -> str:
         groups that can be slimmed. Layers are those that become pairs.
     """
     layers = plan.steps[-1].structure.layers if plan.steps else {}
-    groups = live(_channels_of(plan))
+    groups = slimmable_groups(_channels_of(plan))
     counts = [f"{len(plan.settings)} of {len(layers)} layers"]
     if groups:
         counts.append(f"{len(plan.groups)} of {len(groups)} groups")

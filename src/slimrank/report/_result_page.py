@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from slimrank.plan import Plan, live
+from slimrank.plan import Plan, slimmable_groups
 from slimrank.records import METRICS, LayerResult, Summary
 from slimrank.report._chart import Bar, bar_chart, legend
 from slimrank.report._groups import (
@@ -210,7 +210,7 @@ def _plan_sections(plan: Plan, summary: Summary) -> list[str]:
 def _kept_chart(plan: Plan) -> str:
     bars = []
     channels = plan.steps[-1].structure.channels
-    for group in live(channels).values():
+    for group in slimmable_groups(channels).values():
         kept = plan.groups.get(group.name)
         count = group.units if kept is None else len(kept)
         made = f"made by {first_of(group.producers)}, read by {first_of(readers_of(channels, group))}"

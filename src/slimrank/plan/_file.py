@@ -36,9 +36,9 @@ from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSp
 PLAN_FORMAT = 1
 
 # Every file has these.
-_REQUIRED_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
+_PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
 # Older files lack the first; the second is written where a step slims groups.
-_OPTIONAL_KEYS = ("score_loss", "choice")
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice")
 # Who may have chosen a plan.
 _SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
 # Spelled out, so that a kind read from a file gets the type of the literal.
@@ -124,7 +124,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     except OSError as error:
         raise FileError(f"{where}: cannot be read ({error}); give a file that plan.save wrote") from error
     content = _checked_format(as_object(from_text(text, where), where), where)
-    as_object(content, where, required=_REQUIRED_KEYS, optional=_OPTIONAL_KEYS)
+    as_object(content, where, required=_PLAN_KEYS, optional=_OPTIONAL_PLAN_KEYS)
     costs = as_object(content["costs"], f"{where}: costs", required=("before",), optional=("after",))
     steps = tuple(
         _step_from_json(step, f"{where}: steps[{index}]")

@@ -36,14 +36,14 @@ from slimrank.records import (
 )
 from slimrank.scores import (
     AnyTrial,
-    Bench,
+    Evaluator,
     GroupTrial,
-    Journal,
+    LayerTrial,
     ScoreFn,
+    ScoreJournal,
     Scores,
-    Trial,
     count_workers,
-    evaluate_spread,
+    evaluate_with_workers,
 )
 from slimrank.surgery import dense_weight, quiet_copy
 from slimrank.survey import (
@@ -133,13 +133,13 @@ def measure_scores(
     ratios = _ratios(candidates)
     _check_numbers(score_fn, workers, prefix_cache)
     chosen, slimmed = _chosen(study, tried, layers)
-    journal = Journal(
+    journal = ScoreJournal(
         path,
         fingerprint=study.fingerprint,
         methods=tried,
         candidates=ratios,
         lower_is_better=lower_is_better,
-        order=study.structure.layers,
+        layers=study.structure.layers,
         groups=study.structure.channels.groups,
     )
     todo: dict[int, tuple[LayerSpec, list[_Point]]] = {}
@@ -157,13 +157,13 @@ def measure_scores(
             counts[curve.group] = own
     n_workers = count_workers(workers)
     model = quiet_copy(session.original)
-    bench = Bench(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
+    evaluator = Evaluator(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
     total = sum(len(points) for _, points in todo.values()) + sum(map(len, counts.values()))
     total += not journal.is_started
     with Phases(shown=progress).phase("scores", total) as advance:
         if not journal.is_started:
             advance(0, "the untouched model")
-            journal.start(bench.baseline())
+            journal.start(evaluator.baseline())
             advance(1, "")
         trials: Iterator[AnyTrial] = chain(
             _trials(session, study.grams, todo, lambda text: advance(0, text)),
@@ -171,9 +171,9 @@ def measure_scores(
         )
         results: Generator[tuple[AnyTrial, float], None, None]
         if n_workers == 1:
-            results = ((trial, bench.score(trial)) for trial in trials)
+            results = ((trial, evaluator.score(trial)) for trial in trials)
         else:
-            results = evaluate_spread(model, score_fn, trials, workers=workers, max_bytes=prefix_cache)
+            results = evaluate_with_workers(model, score_fn, trials, workers=workers, max_bytes=prefix_cache)
         with closing(results):
             for trial, score in results:
                 entry = trial.entry(score)
@@ -354,7 +354,7 @@ def _trials(
     grams: Mapping[str, Tensor],
     todo: Mapping[int, tuple[LayerSpec, Sequence[_Point]]],
     tell: Callable[[str], None],
-) -> Iterator[Trial]:
+) -> Iterator[LayerTrial]:
     """Fitted factors, layer after layer, each decomposed once."""
     points = {spec.name: own for spec, own in todo.values()}
     for spec, layer, target in _targets(session, grams, {at: spec for at, (spec, _) in todo.items()}, tell):
@@ -362,7 +362,7 @@ def _trials(
             setting = Setting(method=point.method, form=point.form, rank=point.rank)
             pair, bias = independent_pair(spec, layer, setting, target)
             own = bias if session.options.has_bias or isinstance(layer.bias, Tensor) else None
-            yield Trial(spec=spec, method=point.method, keep_ratio=point.keep_ratio, pair=pair, bias=own)
+            yield LayerTrial(spec=spec, method=point.method, keep_ratio=point.keep_ratio, pair=pair, bias=own)
 
 
 def _targets(

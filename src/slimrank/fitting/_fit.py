@@ -173,7 +173,9 @@ def _clipped_fit(
         moved = wanted - rows.outputs
         cross = sample.cross + (moved.T @ centred).double() / len(moved)
         mean_out = sample.mean_out + moved.mean(0, dtype=torch.float64)
-        dense = least_squares_weight(weight, cross, sample.moments, ridge=target.ridge, groups=sample.groups)
+        dense = least_squares_weight(
+            weight, cross, sample.moments, ridge=target.ridge, n_groups=sample.groups
+        )
         goal = _with_dense(target, dense, sample.moments)
         mean_in = sample.moments.mean
         newest = _fitted(spec, setting, fit.kind, goal, mean_in, mean_out, CLIPPED_ALTERNATIONS)

@@ -13,7 +13,7 @@ from slimrank.calibrate import Chunk, Collecting, moment_chunks
 from slimrank.cost import MEMORY, slimmed_spec, working_bytes
 from slimrank.fitting import channels_left, scaled, what_stays
 from slimrank.forward import Trimmer
-from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
+from slimrank.linalg import Consumer, Moments, Removal, diagonal_blocks, narrowed_weight, ridge_of
 from slimrank.methods import (
     anchor_counts,
     anchored_group_curve,
@@ -168,7 +168,7 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
         known = moments[name].about_zero() if spec.is_transposed else moments[name]
         units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
         if spec.groups > 1:
-            for rows, columns in blocks_of(weight, spec.groups):
+            for rows, columns in diagonal_blocks(weight, spec.groups):
                 own = None if gram is None else gram[rows][:, rows]
                 consumers.append(
                     Consumer(
@@ -317,7 +317,7 @@ def fits_alone(
             own.about_zero() if spec.is_transposed else own,
             columns,
             ridge=ridge_of(own.n_rows, len(columns) // groups),
-            groups=groups,
+            n_groups=groups,
         )
         bias = weight @ own.mean - narrow @ own.mean[columns.to(own.mean.device)]
         if spec.is_transposed:

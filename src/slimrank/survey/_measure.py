@@ -152,7 +152,7 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
         found = read_groups(model, captured.sample, captured.layers)
         advance(1)
         # Two samples: code that fits one sample only shows itself.
-        several = next(iter(replace(feed, micro=max(feed.micro, 2)).stream(feed.fit[:2])))
+        several = next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
         found = try_groups(model, several, without_layers(found, skipped))
         advance(1)
         blocks = find_blocks(model, captured.sample, [spec.name for spec in captured.layers])

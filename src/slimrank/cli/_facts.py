@@ -7,13 +7,14 @@ from pathlib import Path
 
 import slimrank as sr
 from slimrank.cli._command import Answer
+from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
 from slimrank.records import METRICS, Cost, Measurement
 
 
 def saved(result: sr.Result, out: Path, overwrite: bool) -> Answer:
     result.save(out, overwrite=overwrite)
-    text = f"{result.summary()}\nSaved in {out}; report: {out / 'report.html'}"
+    text = f"{result.summary()}\nSaved in {out}; report: {out / REPORT_FILE}"
     return Answer(text=text, facts=result_facts(result, out))
 
 

@@ -14,6 +14,7 @@ from slimrank.cli._facts import result_facts
 from slimrank.cli._options import PATH, quiet_option
 from slimrank.cli._typed import check_out
 from slimrank.demo import run_demo
+from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
 
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
@@ -35,7 +36,7 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
     text = (
         f"{run.result.summary(run.measurements)}\n"
         f"Saved in {directory}; loaded again with slimrank.load, its outputs are {same}.\n"
-        f"Report: {directory / 'report.html'}\n"
+        f"Report: {directory / REPORT_FILE}\n"
         f"{run.seconds:.0f} seconds in all."
     )
     facts = {

@@ -13,6 +13,7 @@ from slimrank.cli._facts import channel_facts, cost_facts
 from slimrank.cli._options import PATH, StudyText, after_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
 from slimrank.cli._typed import model_to_compress, read_study
+from slimrank.deploy import REPORT_FILE, is_saved_model
 from slimrank.files import Json
 
 
@@ -76,7 +77,7 @@ def study(
 @click.option("--out", type=PATH, required=True, help="HTML file.")
 def report(study_dir: Path, out: Path) -> Answer:
     """Write the study in DIR as one HTML page; a saved model has its report.html already."""
-    if (study_dir / "manifest.json").is_file() and (study_dir / "report.html").is_file():
-        raise OptionError(f"{study_dir} is a saved model; its report is {study_dir / 'report.html'}")
+    if is_saved_model(study_dir) and (study_dir / REPORT_FILE).is_file():
+        raise OptionError(f"{study_dir} is a saved model; its report is {study_dir / REPORT_FILE}")
     sr.Study.load(study_dir).report(out)
     return Answer(text=f"Report: {out}", facts={"report": str(out)})

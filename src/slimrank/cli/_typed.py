@@ -9,12 +9,14 @@ import click
 from torch import nn
 
 import slimrank as sr
-from slimrank._errors import NotEmptyError, OptionError
+from slimrank._errors import OptionError
 from slimrank.cli._options import Fit, FitText, Measure, StudyText
 from slimrank.cli._references import function_at, model_at, told
+from slimrank.deploy import PLAN_FILE, check_target
 from slimrank.fitting import check_on_layer
 from slimrank.forward import OutputChoice
 from slimrank.records import Method
+from slimrank.survey import has_previous_plan
 
 
 def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:
@@ -33,7 +35,7 @@ def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:
 
 def check_after(study_dir: Path, after: Path | None) -> None:
     """Refuses a study of a second step where the model of the first one is not named."""
-    if after is None and (study_dir / "previous_plan.json").is_file():
+    if after is None and has_previous_plan(study_dir):
         raise OptionError(
             f"{study_dir} is a study of a model that had been compressed before; name the directory it was "
             "saved in with --after"
@@ -45,7 +47,7 @@ def model_to_compress(model: str, after: Path | None) -> tuple[nn.Module, sr.Pla
     network = model_at(model)
     if after is None:
         return network, None
-    return sr.load(after, model=network), sr.Plan.load(after / "plan.json")
+    return sr.load(after, model=network), sr.Plan.load(after / PLAN_FILE)
 
 
 def read_fit(options: FitText) -> Fit:
@@ -117,12 +119,5 @@ def refuse_given(ctx: click.Context, names: Sequence[str], why: str) -> None:
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuses now what saving would refuse after all the work, and never replaces foreign files."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise NotEmptyError(f"--out {out} is not empty; give another directory or --overwrite")
-    if not (out / "manifest.json").is_file():
-        raise NotEmptyError(
-            f"--out {out} holds something else than a saved model; give a directory of its own"
-        )
+    """Refuses now what saving would refuse after all the work."""
+    check_target(out, overwrite=overwrite, where="--out", how_to_overwrite="--overwrite")

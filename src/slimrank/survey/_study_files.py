@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -178,6 +179,11 @@ def read_study(store: Store) -> StudyRecord:
         outputs=facts.get("outputs"),
         no_inputs=None if has_inputs else str(facts.get("inputs_reason")),
     )
+
+
+def has_previous_plan(directory: Path) -> bool:
+    """Whether a directory holds the study of a model that had been compressed before."""
+    return (directory / _PREVIOUS).is_file()
 
 
 def saved_outputs(record: StudyRecord, outputs: OutputChoice) -> OutputChoice:

@@ -14,7 +14,7 @@ from slimrank.deploy import save_artifact
 from slimrank.files import Json, write_bytes
 from slimrank.plan import Plan
 from slimrank.records import METRICS, Cost, LayerResult, Measurement, Metric, Note, Summary, ratio_of
-from slimrank.report import render_html, render_text
+from slimrank.report import cost_facts, render_html, render_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -79,7 +79,7 @@ class Result:
         Returns:
             The text.
         """
-        return render_text(self._summary(measurements), plan=self.plan)
+        return render_text(summary_of(self, measurements), plan=self.plan)
 
     def report(self, path: str | os.PathLike[str], measurements: Sequence[Measurement] = ()) -> None:
         """Writes one self-contained HTML page.
@@ -91,7 +91,7 @@ class Result:
         Raises:
             FileError: it cannot be written.
         """
-        write_bytes(Path(path), render_html(self._summary(measurements), plan=self.plan).encode())
+        write_bytes(Path(path), render_html(summary_of(self, measurements), plan=self.plan).encode())
 
     def save(
         self,
@@ -111,7 +111,7 @@ class Result:
             NotEmptyError: the directory holds something and ``overwrite`` is False.
             FileError: it cannot be written.
         """
-        html = render_html(self._summary(measurements), plan=self.plan)
+        html = render_html(summary_of(self, measurements), plan=self.plan)
         save_artifact(path, self.model, self.plan, self._manifest(), html, overwrite=overwrite)
 
     def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Result":
@@ -146,28 +146,10 @@ class Result:
         notes = (*(old for old in self.notes if old != note), note)
         return replace(self, model=model, divergence=None, notes=notes)
 
-    def _summary(self, measurements: Sequence[Measurement]) -> Summary:
-        return Summary(
-            title=f"{type(self.model).__name__}, compressed",
-            before=self.before,
-            after=self.after,
-            start=self.plan.start if len(self.plan.steps) > 1 else self.before,
-            layers=self.layers,
-            divergence=self.divergence,
-            damage=self.damage,
-            unit=self.unit,
-            damage_unit=self.damage_unit,
-            notes=self.notes,
-            seconds=self.seconds,
-            measurements=tuple(measurements),
-            group_damages=self.group_damages,
-            block_damages=self.block_damages,
-        )
-
     def _manifest(self) -> dict[str, Json]:
         costs: dict[str, Json] = {
-            name: {metric: cost.metric(metric) for metric in METRICS}
-            for name, cost in (("before", self.before), ("after", self.after))
+            "before": cost_facts(self.before),
+            "after": cost_facts(self.after),
         }
         return {
             "slimrank": __version__,
@@ -179,6 +161,34 @@ class Result:
             "damage_unit": self.damage_unit,
             "notes": [str(note) for note in self.notes],
         }
+
+
+def summary_of(result: Result, measurements: Sequence[Measurement]) -> Summary:
+    """What text, page and JSON tell of a result.
+
+    Args:
+        result: any.
+        measurements: more numbers before and after, beside the costs.
+
+    Returns:
+        The summary.
+    """
+    return Summary(
+        title=f"{type(result.model).__name__}, compressed",
+        before=result.before,
+        after=result.after,
+        start=result.plan.start if len(result.plan.steps) > 1 else result.before,
+        layers=result.layers,
+        divergence=result.divergence,
+        damage=result.damage,
+        unit=result.unit,
+        damage_unit=result.damage_unit,
+        notes=result.notes,
+        seconds=result.seconds,
+        measurements=tuple(measurements),
+        group_damages=result.group_damages,
+        block_damages=result.block_damages,
+    )
 
 
 def _shape(value: object) -> object:

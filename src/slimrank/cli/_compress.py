@@ -10,7 +10,6 @@ from torch import nn
 
 import slimrank as sr
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import saved
 from slimrank.cli._options import (
     PATH,
     StudyText,
@@ -23,6 +22,7 @@ from slimrank.cli._options import (
     study_options,
 )
 from slimrank.cli._references import batches_at, function_at
+from slimrank.cli._save import save_result
 from slimrank.cli._typed import (
     check_out,
     hook_at,
@@ -133,4 +133,4 @@ def compress(
             )
     if report_path is not None:
         result.report(report_path)
-    return saved(result, out, overwrite)
+    return save_result(result, out, overwrite=overwrite)

@@ -10,8 +10,8 @@ import torch
 
 import slimrank as sr
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import result_facts
 from slimrank.cli._options import PATH, quiet_option
+from slimrank.cli._save import saved_facts
 from slimrank.cli._typed import check_out
 from slimrank.demo import run_demo
 from slimrank.deploy import REPORT_FILE
@@ -40,7 +40,7 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
         f"{run.seconds:.0f} seconds in all."
     )
     facts = {
-        **result_facts(run.result, directory, run.measurements),
+        **saved_facts(run.result, directory, run.measurements),
         "loads_equal": run.loads_equal,
         "wall_seconds": run.seconds,
     }

@@ -10,7 +10,6 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import cost_facts
 from slimrank.cli._options import (
     PATH,
     Budgets,
@@ -23,7 +22,7 @@ from slimrank.cli._typed import read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import SettingLike, read_settings
 from slimrank.records import METRICS, PRUNING, Metric
-from slimrank.report import render_plan
+from slimrank.report import plan_facts, render_plan
 
 
 @click.command(cls=Command)
@@ -91,23 +90,9 @@ def plan(
     difference = None if other is None else sr.Plan.load(other).diff(chosen)
     if out is not None:
         chosen.save(out)
-    settings: dict[str, Json] = {
-        name: {"method": setting.method, "form": setting.form, "rank": setting.rank}
-        for name, setting in chosen.settings.items()
-    }
     facts: dict[str, Json] = {
         "plan": None if out is None else str(out),
-        "select": chosen.select,
-        "before": cost_facts(chosen.before),
-        "after": cost_facts(chosen.after),
-        "keep_ratio": {metric: chosen.keep_ratio(metric) for metric in METRICS},
-        "damage": chosen.damage,
-        "unit": measured.unit,
-        "score_loss": chosen.score_loss,
-        "gap": chosen.gap,
-        "settings": settings,
-        "groups": {name: list(kept) for name, kept in chosen.groups.items()},
-        "dropped": list(chosen.dropped),
+        **plan_facts(chosen, measured.unit),
         "diff": difference,
     }
     parts = [

@@ -9,12 +9,12 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import channel_facts, cost_facts
 from slimrank.cli._options import PATH, StudyText, after_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
 from slimrank.cli._typed import model_to_compress, read_study
 from slimrank.deploy import REPORT_FILE, is_saved_model
 from slimrank.files import Json
+from slimrank.report import study_facts
 
 
 @click.command(cls=Command)
@@ -43,26 +43,17 @@ def study(
     measured = sr.study(
         network, data, run_dir=run_dir, progress=not quiet, previous=previous, **read_study(options)
     )
-    layers: list[Json] = [
-        {
-            "name": spec.name,
-            "kind": spec.kind,
-            "weight_shape": list(spec.weight_shape),
-            "macs": spec.macs,
-            "params": spec.params,
-            "methods": list(spec.methods),
-            "reason": spec.reason,
-        }
-        for spec in measured.layers
-    ]
     facts: dict[str, Json] = {
         "study": str(run_dir),
-        "before": cost_facts(measured.before),
-        "unit": measured.unit,
-        "layers": layers,
-        **channel_facts(measured),
-        "notes": [str(note) for note in measured.notes],
-        "seconds": dict(measured.seconds),
+        **study_facts(
+            measured.layers,
+            measured.before,
+            measured.unit,
+            measured.notes,
+            measured.seconds,
+            channels=measured.structure.channels,
+            blocks=measured.block_damages,
+        ),
     }
     parts = [
         measured.summary(),

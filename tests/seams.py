@@ -62,7 +62,7 @@ from slimrank.linalg._split_pair import _normal as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._step import group_is_inside
-from slimrank.recipes import _measure_scores, _replay
+from slimrank.recipes import _replay, _score_trials
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
@@ -345,7 +345,7 @@ def watch_score_targets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     Patched: the function that prepares a layer for its decompositions.
     """
-    return _watch(monkeypatch, _measure_scores, "target_of", _name_of)
+    return _watch(monkeypatch, _score_trials, "target_of", _name_of)
 
 
 def watch_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -19,7 +19,7 @@ from slimrank.capture import describe_layers
 from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
-from slimrank.methods import METHODS, is_replacement
+from slimrank.methods import METHODS
 from slimrank.plan import (
     Plan,
     PlanSource,
@@ -55,6 +55,8 @@ from slimrank.survey import (
     Session,
     StudyRecord,
     check_options,
+    check_previous,
+    check_previous_cost,
     check_same,
     claim,
     fingerprint_of,
@@ -62,6 +64,7 @@ from slimrank.survey import (
     measure,
     methods_in_order,
     open_session,
+    previous_notes,
     read_study,
     saved_outputs,
     saved_source,
@@ -522,15 +525,13 @@ def study_with(
     check_options(options)
     check_model(model)
     if previous is not None:
-        _check_previous(model, previous, has_bias=options.has_bias)
+        check_plan(previous)
+        check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
     session = open_session(model, source, options, phases)
     before = session.captured.before
-    if previous is not None and before.params != previous.after.params:
-        raise PlanError(
-            f"previous: it made a model of {previous.after.params:,} params, and this one has "
-            f"{before.params:,}; give the plan of the result that the model came from"
-        )
+    if previous is not None:
+        check_previous_cost(before, previous)
     fingerprint = fingerprint_of(session, model, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
@@ -552,7 +553,7 @@ def study_with(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*session.notes, *measured.notes, *_step_notes(previous)),
+        notes=(*session.notes, *measured.notes, *previous_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
@@ -599,39 +600,6 @@ def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.
     if previous is not None:
         raise OptionError("previous= is given beside a result, which brings its own plan; leave it out")
     return model.model, model.plan
-
-
-def _step_notes(previous: Plan | None) -> list[Note]:
-    if previous is None:
-        return []
-    return [
-        Note(
-            where="study",
-            text=f"the model was compressed before, to {previous.keep_ratio('macs'):.4f} of the original's "
-            'MACs; relative_to="original" reads budgets as shares of the original',
-        )
-    ]
-
-
-def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None:
-    """Refuses a plan that did not make this model."""
-    check_plan(previous)
-    if not previous.steps:
-        raise PlanError("previous: it has no step, so it made no model; leave it out")
-    if previous.has_bias != has_bias:
-        raise PlanError(
-            f"previous: that step was made {'with' if previous.has_bias else 'without'} data and this study "
-            "is not; make both alike"
-        )
-    modules = dict(model.named_modules())
-    replaced = {name for step in previous.steps for name in step.settings}
-    for step in previous.steps:
-        for name, setting in step.settings.items():
-            if not is_replacement(modules, step.structure.layers[name], setting, replaced=replaced):
-                raise PlanError(
-                    f"previous: it did not make this model: {name!r} is no pair of rank {setting.rank}; give "
-                    "the plan of the result that the model came from"
-                )
 
 
 def check_model(model: object) -> None:

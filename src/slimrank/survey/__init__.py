@@ -8,6 +8,7 @@ from slimrank.survey._input_files import batch_from_files, batches_to_files
 from slimrank.survey._layers import layer_chunks, target_of
 from slimrank.survey._measure import gather_gradients, measure
 from slimrank.survey._options import Options, check_options, globs_of, methods_in_order
+from slimrank.survey._previous import check_previous, check_previous_cost, previous_notes
 from slimrank.survey._session import DataSource, Inputs, Run, Session, open_session, restored_copy
 from slimrank.survey._study_files import (
     StudyRecord,
@@ -31,6 +32,8 @@ __all__ = [
     "batch_from_files",
     "batches_to_files",
     "check_options",
+    "check_previous",
+    "check_previous_cost",
     "check_same",
     "claim",
     "fingerprint_of",
@@ -44,6 +47,7 @@ __all__ = [
     "measure",
     "methods_in_order",
     "open_session",
+    "previous_notes",
     "read_study",
     "restored_copy",
     "saved_outputs",

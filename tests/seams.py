@@ -99,9 +99,9 @@ from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Priced, hull_of
 from slimrank.select.layers import _optimal
 from slimrank.survey import _anchors, _blocks, _groups, _layers, _measure, _session
-from slimrank.survey._blocks import _in_turn as damages_in_turn
-from slimrank.survey._blocks import _sequence as blocks_to_drop
-from slimrank.survey._blocks import _some_of as some_samples_of
+from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
+from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
+from slimrank.survey._blocks import _part_of as some_samples_of
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ def held_out_of(study: Study) -> tuple[int, ...]:
 def divergence_of(study: Study, model: nn.Module) -> float:
     """The held-out divergence of any model, as the study measures it: for models that no plan builds."""
     session = session_of(study)
-    return _anchors.Anchors(session, 1).of(model)
+    return _anchors.Anchors(session, 1).divergence_of(model)
 
 
 # --- one more method ---

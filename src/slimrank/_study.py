@@ -54,10 +54,10 @@ from slimrank.survey import (
     Run,
     Session,
     StudyRecord,
+    check_fingerprint,
     check_options,
     check_previous,
     check_previous_cost,
-    check_same,
     claim,
     fingerprint_of,
     globs_of,
@@ -409,7 +409,7 @@ class Study:
             source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
         session = open_session(model, source, record.options, Phases(shown=False))
         fingerprint = fingerprint_of(session, model, record.previous)
-        check_same(fingerprint, record, store)
+        check_fingerprint(fingerprint, record, store)
         session = replace(
             session,
             progress=progress,

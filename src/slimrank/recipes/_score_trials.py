@@ -88,7 +88,7 @@ def group_trials(
     )
     curves = {curve.group: curve for curve in study.group_curves}
     order = _call_order(session.original, session.captured.sample)
-    groups = {index: group for index, group in survey.live.items() if group.name in counts}
+    groups = {index: group for index, group in survey.slimmable.items() if group.name in counts}
     collecting = _announcing(tell, "inputs of the layers that read the groups")
     for chunk in group_chunks(survey, groups, collecting):
         for group in (groups[index] for index in chunk.indices):

@@ -90,7 +90,7 @@ def measure_scores(
     tried = methods_to_try(study, methods)
     ratios = ratios_to_try(candidates)
     _check_numbers(score_fn, workers, prefix_cache)
-    chosen, slimmed = names_to_try(study, tried, layers)
+    layer_names, group_names = names_to_try(study, tried, layers)
     journal = Journal(
         path,
         fingerprint=study.fingerprint,
@@ -100,23 +100,25 @@ def measure_scores(
         order=study.structure.layers,
         groups=study.structure.channels.groups,
     )
-    todo: dict[int, tuple[LayerSpec, list[Candidate]]] = {}
+    to_try: dict[int, tuple[LayerSpec, list[Candidate]]] = {}
     for index, spec in enumerate(study.layers):
-        known = journal.known(spec.name)
-        points = [] if spec.name not in chosen else candidates_of(spec, study.curves, tried, ratios)
-        points = [point for point in points if (point.form, point.rank) not in known]
-        if points:
-            todo[index] = (spec, points)
+        if spec.name not in layer_names:
+            continue
+        scored = journal.known(spec.name)
+        all_candidates = candidates_of(spec, study.curves, tried, ratios)
+        new = [candidate for candidate in all_candidates if (candidate.form, candidate.rank) not in scored]
+        if new:
+            to_try[index] = (spec, new)
     counts: dict[str, list[int]] = {}
     for curve in study.group_curves:
-        scored = journal.known_counts(curve.group)
-        own = [count for count in counts_to_try(curve, ratios) if count not in scored]
-        if own and curve.group in slimmed:
-            counts[curve.group] = own
+        scored_counts = journal.known_counts(curve.group)
+        new_counts = [count for count in counts_to_try(curve, ratios) if count not in scored_counts]
+        if new_counts and curve.group in group_names:
+            counts[curve.group] = new_counts
     n_workers = count_workers(workers)
     model = quiet_copy(session.original)
     bench = Bench(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
-    total = sum(len(points) for _, points in todo.values()) + sum(map(len, counts.values()))
+    total = sum(len(new) for _, new in to_try.values()) + sum(map(len, counts.values()))
     total += not journal.is_started
     with Phases(shown=progress).phase("scores", total) as advance:
         if not journal.is_started:
@@ -124,7 +126,7 @@ def measure_scores(
             journal.start(bench.baseline())
             advance(1, "")
         trials: Iterator[AnyTrial] = chain(
-            pair_trials(session, study.grams, todo, lambda text: advance(0, text)),
+            pair_trials(session, study.grams, to_try, lambda text: advance(0, text)),
             group_trials(session, study, counts, lambda text: advance(0, text)),
         )
         results: Generator[tuple[AnyTrial, float], None, None]

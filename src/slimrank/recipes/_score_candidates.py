@@ -19,7 +19,7 @@ from slimrank.records import PRUNING, Curve, Form, GroupCurve, LayerSpec, Method
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What shall be tried of one layer."""
+    """A pair to try in the place of one layer."""
 
     method: Method
     form: Form
@@ -28,6 +28,12 @@ class Candidate:
 
 
 def methods_to_try(study: Study, methods: Sequence[Method] | None) -> tuple[Method, ...]:
+    """Methods of the study that are to be tried, in its order.
+
+    Raises:
+        OptionError: no method is named.
+        UnknownNameError: a method that the study did not measure.
+    """
     if methods is None:
         return study.methods
     if isinstance(methods, str) or not methods:
@@ -43,6 +49,11 @@ def methods_to_try(study: Study, methods: Sequence[Method] | None) -> tuple[Meth
 
 
 def ratios_to_try(candidates: int | Sequence[float]) -> tuple[float, ...]:
+    """Keep ratios to try, ascending.
+
+    Raises:
+        OptionError: too small a number, or a ratio outside (0, 1).
+    """
     if isinstance(candidates, int) and not isinstance(candidates, bool):
         if candidates < 2:
             raise OptionError(
@@ -60,45 +71,57 @@ def ratios_to_try(candidates: int | Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Target:
-    """Something that may be tried: a layer, or a group.
+class _LayerOrGroup:
+    """Something that may be tried.
 
     Attributes:
         name: of it.
-        called: the names by which people may mean it.
+        names: those by which people may mean it: of a group, its layers as well.
         reason: why it cannot be tried; None where it can.
     """
 
     name: str
-    called: tuple[str, ...]
+    names: tuple[str, ...]
     reason: str | None
 
 
 def names_to_try(
     study: Study, methods: Sequence[Method], layers: Sequence[str] | None
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the layers and of the groups to try."""
+    """Names of the layers and of the groups to try.
+
+    Args:
+        study: of the model.
+        methods: to try.
+        layers: names or globs, as the caller gave them; None for all.
+
+    Raises:
+        OptionError: a pattern that means nothing that can be compressed.
+        UnknownNameError: a pattern that matches nothing.
+    """
     tables = [_layers_to_try(study.layers, methods), _groups_to_try(study, methods)]
     if layers is None:
         patterns: tuple[str, ...] = ("*",)
     else:
         patterns = (layers,) if isinstance(layers, str) else tuple(layers)
-        _check_patterns(layers, patterns, [one for table in tables for one in table])
-    found = [
+        _check_patterns(layers, patterns, [item for table in tables for item in table])
+    layer_names, group_names = (
         frozenset(
-            one.name for one in table if one.reason is None and any(_is_meant(one, p) for p in patterns)
+            item.name
+            for item in table
+            if item.reason is None and any(_is_meant(item, pattern) for pattern in patterns)
         )
         for table in tables
-    ]
-    return found[0], found[1]
+    )
+    return layer_names, group_names
 
 
-def _layers_to_try(specs: Sequence[LayerSpec], methods: Sequence[Method]) -> list[_Target]:
+def _layers_to_try(specs: Sequence[LayerSpec], methods: Sequence[Method]) -> list[_LayerOrGroup]:
     factored = [method for method in methods if method in FORMS]
     return [
-        _Target(
+        _LayerOrGroup(
             name=spec.name,
-            called=(spec.name,),
+            names=(spec.name,),
             reason=None
             if set(spec.methods) & set(factored)
             else spec.reason or f"{listed(methods)} does not apply to it",
@@ -107,37 +130,38 @@ def _layers_to_try(specs: Sequence[LayerSpec], methods: Sequence[Method]) -> lis
     ]
 
 
-def _groups_to_try(study: Study, methods: Sequence[Method]) -> list[_Target]:
+def _groups_to_try(study: Study, methods: Sequence[Method]) -> list[_LayerOrGroup]:
     if PRUNING not in methods:
         return []
     offered = {curve.group for curve in study.group_curves if len(curve.kept)}
     return [
-        _Target(
+        _LayerOrGroup(
             name=group.name,
-            called=(group.name, *group.producers),
+            names=(group.name, *group.producers),
             reason=None if group.name in offered else group.reason or "no channel of it can go",
         )
         for group in study.structure.channels.groups.values()
     ]
 
 
-def _is_meant(one: _Target, pattern: str) -> bool:
-    return any(pattern == name or fnmatchcase(name, pattern) for name in one.called)
+def _is_meant(item: _LayerOrGroup, pattern: str) -> bool:
+    """Whether a name or glob means a layer or group."""
+    return any(pattern == name or fnmatchcase(name, pattern) for name in item.names)
 
 
-def _check_patterns(asked: Sequence[str], patterns: Sequence[str], targets: Sequence[_Target]) -> None:
+def _check_patterns(asked: Sequence[str], patterns: Sequence[str], items: Sequence[_LayerOrGroup]) -> None:
     """Refuses what means nothing, or nothing that can be tried."""
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise OptionError(f"layers={asked!r}; give names or globs of layers, or None for all")
     for pattern in patterns:
-        found = [one for one in targets if _is_meant(one, pattern)]
-        if not found:
-            names = dict.fromkeys(name for one in targets for name in one.called)
+        meant = [item for item in items if _is_meant(item, pattern)]
+        if not meant:
+            names = dict.fromkeys(name for item in items for name in item.names)
             raise UnknownNameError(f"layers: {pattern!r} matches no layer; {nearest(pattern, names)}")
-        if all(one.reason is not None for one in found):
+        if all(item.reason is not None for item in meant):
             raise OptionError(
-                f"layers: {pattern!r} matches {found[0].name!r}, which cannot be compressed: "
-                f"{found[0].reason}"
+                f"layers: {pattern!r} matches {meant[0].name!r}, which cannot be compressed: "
+                f"{meant[0].reason}"
             )
 
 
@@ -146,10 +170,14 @@ def counts_to_try(curve: GroupCurve, ratios: Sequence[float]) -> list[int]:
 
     Where none is within a candidate, the smallest there is.
     """
-    # Through its decimal digits, so that 0.7 means seven tenths.
-    limits = [floor(Fraction(repr(ratio)) * len(curve.order)) for ratio in ratios]
-    places = np.maximum(np.searchsorted(curve.kept, limits, side="right") - 1, 0)
-    return [int(curve.kept[place]) for place in np.unique(places)]
+    limits = [_share_of(len(curve.order), ratio) for ratio in ratios]
+    indices = np.maximum(np.searchsorted(curve.kept, limits, side="right") - 1, 0)
+    return [int(curve.kept[index]) for index in np.unique(indices)]
+
+
+def _share_of(total: int, ratio: float) -> int:
+    """A share of a number, rounded down; the ratio is read by its decimal digits: 0.7 is seven tenths."""
+    return floor(Fraction(repr(ratio)) * total)
 
 
 def candidates_of(
@@ -160,24 +188,25 @@ def candidates_of(
     Of several forms the one with the lowest error is taken, as for anchors; where no rank is within a
     candidate, the cheapest pair there is.
     """
-    points: dict[tuple[Form, int], Candidate] = {}
+    candidates: dict[tuple[Form, int], Candidate] = {}
     for method in methods:
-        own = [curve for curve in curves if curve.layer == spec.name and curve.method == method]
-        for ratio in ratios if own and spec.macs else ():
-            offers = []
-            for curve in own:
-                # Through its decimal digits, so that 0.7 means seven tenths.
-                limit = floor(Fraction(repr(ratio)) * spec.macs)
-                place = int(np.searchsorted(curve.macs, limit, side="right")) - 1
-                offers.append((curve, place))
+        forms = [curve for curve in curves if curve.layer == spec.name and curve.method == method]
+        for ratio in ratios if forms and spec.macs else ():
+            limit = _share_of(spec.macs, ratio)
+            # Of each form, the index of its largest rank within the ratio; -1 where none is.
+            last = [int(np.searchsorted(curve.macs, limit, side="right")) - 1 for curve in forms]
             within = [
-                (float(curve.error[place]), at) for at, (curve, place) in enumerate(offers) if place >= 0
+                (float(curve.error[index]), number)
+                for number, (curve, index) in enumerate(zip(forms, last, strict=True))
+                if index >= 0
             ]
-            cheapest = min((int(curve.macs[0]), float(curve.error[0]), at) for at, curve in enumerate(own))
-            at = min(within)[1] if within else cheapest[-1]
-            curve, place = own[at], max(offers[at][1], 0)
-            rank = int(curve.ranks[place])
-            points[curve.form, rank] = Candidate(
-                method=method, form=curve.form, rank=rank, keep_ratio=float(curve.macs[place] / spec.macs)
+            cheapest = min(
+                (int(curve.macs[0]), float(curve.error[0]), number) for number, curve in enumerate(forms)
             )
-    return list(points.values())
+            number = min(within)[1] if within else cheapest[-1]
+            curve, index = forms[number], max(last[number], 0)
+            rank = int(curve.ranks[index])
+            candidates[curve.form, rank] = Candidate(
+                method=method, form=curve.form, rank=rank, keep_ratio=float(curve.macs[index] / spec.macs)
+            )
+    return list(candidates.values())

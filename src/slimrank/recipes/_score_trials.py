@@ -31,17 +31,34 @@ from slimrank.survey import (
 def pair_trials(
     session: Session,
     grams: Mapping[str, Tensor],
-    todo: Mapping[int, tuple[LayerSpec, Sequence[Candidate]]],
+    candidates: Mapping[int, tuple[LayerSpec, Sequence[Candidate]]],
     tell: Callable[[str], None],
 ) -> Iterator[Trial]:
-    """Fitted factors, layer after layer, each decomposed once."""
-    points = {spec.name: own for spec, own in todo.values()}
-    for spec, layer, target in _targets(session, grams, {at: spec for at, (spec, _) in todo.items()}, tell):
-        for point in points[spec.name]:
-            setting = Setting(method=point.method, form=point.form, rank=point.rank)
+    """Fitted factors, layer after layer, each decomposed once.
+
+    Args:
+        session: model and data.
+        grams: (C_out, C_out) second moments of output gradients by layer; may lack some.
+        candidates: each layer with what is tried of it, by its index in the study.
+        tell: told what goes on beside the evaluations.
+
+    Yields:
+        What takes the place of a layer.
+    """
+    by_name = {spec.name: of_layer for spec, of_layer in candidates.values()}
+    specs = {index: spec for index, (spec, _) in candidates.items()}
+    for spec, layer, target in _targets(session, grams, specs, tell):
+        for candidate in by_name[spec.name]:
+            setting = Setting(method=candidate.method, form=candidate.form, rank=candidate.rank)
             pair, bias = independent_pair(spec, layer, setting, target)
-            own = bias if session.options.has_bias or isinstance(layer.bias, Tensor) else None
-            yield Trial(spec=spec, method=point.method, keep_ratio=point.keep_ratio, pair=pair, bias=own)
+            has_bias = session.options.has_bias or isinstance(layer.bias, Tensor)
+            yield Trial(
+                spec=spec,
+                method=candidate.method,
+                keep_ratio=candidate.keep_ratio,
+                pair=pair,
+                bias=bias if has_bias else None,
+            )
 
 
 def _targets(
@@ -50,7 +67,7 @@ def _targets(
     specs: Mapping[int, LayerSpec],
     tell: Callable[[str], None],
 ) -> Iterator[tuple[LayerSpec, nn.Module, Target]]:
-    """What the pairs of each layer shall reproduce."""
+    """Each layer with its module and what pairs of it are fitted to."""
     if session.options.data_free:
         for spec in specs.values():
             layer = session.original.get_submodule(spec.name)
@@ -64,7 +81,7 @@ def _targets(
 
 
 def _announcing(tell: Callable[[str], None], text: str) -> Collecting:
-    """Says what goes on whenever moments are gathered; their samples are not counted."""
+    """Tells what goes on whenever moments are gathered; progress counts evaluations, not these samples."""
 
     @contextmanager
     def collecting() -> Iterator[Callable[[int], None]]:
@@ -77,7 +94,17 @@ def _announcing(tell: Callable[[str], None], text: str) -> Collecting:
 def group_trials(
     session: Session, study: Study, counts: Mapping[str, Sequence[int]], tell: Callable[[str], None]
 ) -> Iterator[GroupTrial]:
-    """Slimmed groups, one after the other; what reads them is fitted to the original's inputs."""
+    """Slimmed groups, one after the other; what reads them is fitted to the original's inputs.
+
+    Args:
+        session: model and data.
+        study: of the session.
+        counts: numbers of units to try, by group.
+        tell: told what goes on beside the evaluations.
+
+    Yields:
+        Units that stay of one group, and what its consumers become.
+    """
     if not counts:
         return
     survey = GroupSurvey(
@@ -92,19 +119,19 @@ def group_trials(
     collecting = _announcing(tell, "inputs of the layers that read the groups")
     for chunk in group_chunks(survey, groups, collecting):
         for group in (groups[index] for index in chunk.indices):
-            own = _alone(survey.channels, group)
+            channels = _map_of_group(survey.channels, group)
             for count in counts[group.name]:
                 kept = curves[group.name].channels_kept(count)
                 yield GroupTrial(
                     name=group.name,
                     kept=kept,
-                    channels=own,
+                    channels=channels,
                     fits=fits_alone(survey, group.name, kept, chunk.moments),
-                    start=_start(own, group, order),
+                    start=_first_producer(channels, group, order),
                 )
 
 
-def _alone(channels: ChannelMap, group: GroupSpec) -> ChannelMap:
+def _map_of_group(channels: ChannelMap, group: GroupSpec) -> ChannelMap:
     """One group, and the tensors that it touches: what is sent to other processes."""
     tensors = {
         name: replace(tensor, axes=axes)
@@ -114,8 +141,8 @@ def _alone(channels: ChannelMap, group: GroupSpec) -> ChannelMap:
     return ChannelMap(groups={group.name: group}, tensors=tensors)
 
 
-def _call_order(model: nn.Module, sample: Batch) -> Mapping[str, int]:
-    """When each module is first called in a forward; those that are not called have no place."""
+def _call_order(model: nn.Module, batch: Batch) -> Mapping[str, int]:
+    """When each module is first called in a forward; those that are not called are left out."""
     order: dict[str, int] = {}
 
     def enter(name: str, _args: object, _kwargs: object) -> None:
@@ -123,26 +150,27 @@ def _call_order(model: nn.Module, sample: Batch) -> Mapping[str, int]:
 
     modules = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
     with watch_modules(modules, enter=enter), torch.no_grad():
-        run(model, sample)
+        run(model, batch)
     return order
 
 
-def _start(channels: ChannelMap, group: GroupSpec, order: Mapping[str, int]) -> str | None:
-    """The innermost module that is called and holds every producer, or is it; None where that is no start.
+def _first_producer(channels: ChannelMap, group: GroupSpec, order: Mapping[str, int]) -> str | None:
+    """The module at which forwards with a slimmed group may start; None where they start at the inputs.
 
-    Which of several producers comes first may depend on the samples, so that none of them will do. What else
-    changes reads what they make; where it is called earlier as well, on something else, there is no start.
+    It is the innermost module that is called and holds every producer, or is the only one: which of several
+    producers comes first may depend on the samples. All else that changes reads what they make; where some of
+    it is called earlier as well, on something else, forwards start at the inputs.
     """
     paths = [name.split(".") for name in group.producers]
     shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
-    start = _called(".".join(parts[0] for parts in shared), order)
-    owners = {_called(name.rpartition(".")[0], order) for name in channels.tensors}
+    start = _innermost_called(".".join(parts[0] for parts in shared), order)
+    owners = {_innermost_called(name.rpartition(".")[0], order) for name in channels.tensors}
     if not start or any(not owner or order[owner] < order[start] for owner in owners):
         return None
     return start
 
 
-def _called(name: str, order: Mapping[str, int]) -> str:
+def _innermost_called(name: str, order: Mapping[str, int]) -> str:
     """A module, or the innermost one around it that is called; "" for the model itself."""
     while name and name not in order:
         name = name.rpartition(".")[0]

@@ -66,17 +66,17 @@ from slimrank.recipes._compete import Rivals
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
     Checkpoint,
-    Kept,
+    TrainingState,
     load_optimizer_,
     optimizer_state,
     restore_,
     snapshot,
 )
-from slimrank.recover._distill import _Lesson as Lesson
+from slimrank.recover._distill import _Distillation as Distillation
 from slimrank.recover._distill import _positions as positions_of
 from slimrank.recover._distill import _relative_error as relative_error
-from slimrank.recover._distill import _run_tapped as run_tapped
-from slimrank.recover._examples import Example, Supply, open_supply, read_with
+from slimrank.recover._distill import _run_with_features as run_with_features
+from slimrank.recover._examples import Example, TrainingData, open_training_data, read_with
 from slimrank.recover._norms import reestimate_, running_norms
 from slimrank.recover._train import _share_of_rate as share_of_rate
 from slimrank.report._groups import counts_text, damage_at_half, kept_rows, readers_of

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import OptionError
 
+# Digits, capitals, and the small letters that do not look like their capitals, in the order of the logits.
 CLASSES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
 WEIGHTS_FILE = "glyphnet.safetensors"
 IMAGES_FILE = "glyphs.npz"

@@ -37,7 +37,7 @@ from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
 from slimrank.cli._main import cli
-from slimrank.cli._references import _named as named_reference
+from slimrank.cli._references import _object_named as named_reference
 from slimrank.cli._references import batches_at, model_at
 from slimrank.cli._typed import outputs_at as outputs_option
 from slimrank.cli._typed import read_multiple_of as multiple_of_option

@@ -17,6 +17,7 @@ from slimrank.demo import run_demo
 from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
 
+# Packages whose versions a bug report needs.
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
 
 

@@ -43,7 +43,7 @@ from slimrank.report import plan_facts, render_plan
 @relative_to_option
 @click.option("--manual", type=PATH, help="No budget: take the settings of this CSV or JSON file.")
 @click.option("--base", type=PATH, help="With --manual: the plan that those settings change.")
-@click.option("--diff", "other", type=PATH, help="Show what this plan does otherwise than that one.")
+@click.option("--diff", "other_path", type=PATH, help="Show what this plan does otherwise than that one.")
 @click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
 def plan(
     study_dir: Path,
@@ -55,7 +55,7 @@ def plan(
     relative_to: Literal["model", "original"],
     manual: Path | None,
     base: Path | None,
-    other: Path | None,
+    other_path: Path | None,
     out: Path | None,
     **budgets: Unpack[Budgets],
 ) -> Answer:
@@ -87,7 +87,7 @@ def plan(
             interpolate=interpolate,
             relative_to=relative_to,
         )
-    difference = None if other is None else sr.Plan.load(other).diff(chosen)
+    difference = None if other_path is None else sr.Plan.load(other_path).diff(chosen)
     if out is not None:
         chosen.save(out)
     facts: dict[str, Json] = {
@@ -97,7 +97,7 @@ def plan(
     }
     parts = [
         render_plan(chosen, measured.unit),
-        *([] if difference is None else [f"{other} (this) and the new plan (other):\n{difference}\n"]),
+        *([] if difference is None else [f"{other_path} (this) and the new plan (other):\n{difference}\n"]),
         f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it.",
     ]
     return Answer(text="\n".join(parts), facts=facts)
@@ -127,10 +127,10 @@ def _manual_plan(
 def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:
     """All that a plan does, as ``Plan.manual`` takes it."""
     settings: dict[str, SettingLike] = dict(chosen.settings)
-    for name, kept in chosen.groups.items():
+    for name, channels_kept in chosen.groups.items():
         pair = chosen.settings.get(name)
-        width = (PRUNING, {"channels_kept": kept})
-        settings[name] = width if pair is None else [pair, width]
+        channels = (PRUNING, {"channels_kept": channels_kept})
+        settings[name] = channels if pair is None else [pair, channels]
     for block in chosen.dropped:
         settings[block] = "drop"
     return settings

@@ -11,7 +11,7 @@ from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH, StudyText, after_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
-from slimrank.cli._typed import model_to_compress, read_study
+from slimrank.cli._typed import model_to_compress, study_from_text
 from slimrank.deploy import REPORT_FILE, is_saved_model
 from slimrank.files import Json
 from slimrank.report import study_facts
@@ -41,7 +41,7 @@ def study(
     network, previous = model_to_compress(model, after)
     data = batches_at(batches)
     measured = sr.study(
-        network, data, run_dir=run_dir, progress=not quiet, previous=previous, **read_study(options)
+        network, data, run_dir=run_dir, progress=not quiet, previous=previous, **study_from_text(options)
     )
     facts: dict[str, Json] = {
         "study": str(run_dir),

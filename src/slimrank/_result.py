@@ -133,17 +133,19 @@ class Result:
         """
         if not isinstance(model, nn.Module):
             raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-        own, other = (
-            {key: _shape(value) for key, value in m.state_dict().items()} for m in (self.model, model)
+        shapes, trained_shapes = (
+            {key: _shape_or_type(value) for key, value in module.state_dict().items()}
+            for module in (self.model, model)
         )
-        odd = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
-        if odd:
+        names = shapes.keys() | trained_shapes.keys()
+        differing = sorted(name for name in names if shapes.get(name) != trained_shapes.get(name))
+        if differing:
             raise ModelError(
-                f"model is not this result's, trained further: {len(odd)} tensors differ in name or shape "
-                f"({', '.join(odd[:4])}); give what finetune, distill or you made of result.model"
+                f"model is not this result's, trained further: {len(differing)} tensors differ in name or "
+                f"shape ({', '.join(differing[:4])}); give what finetune, distill or you made of result.model"
             )
         note = Note(where="train", text="weights were trained after the fit; damage tells of the fit alone")
-        notes = (*(old for old in self.notes if old != note), note)
+        notes = (*(earlier for earlier in self.notes if earlier != note), note)
         return replace(self, model=model, divergence=None, notes=notes)
 
     def _manifest(self) -> dict[str, Json]:
@@ -191,5 +193,6 @@ def summary_of(result: Result, measurements: Sequence[Measurement]) -> Summary:
     )
 
 
-def _shape(value: object) -> object:
+def _shape_or_type(value: object) -> object:
+    """Of an entry of a state dict: extra state need not be a tensor."""
     return tuple(value.shape) if isinstance(value, Tensor) else type(value)

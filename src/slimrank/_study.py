@@ -203,7 +203,7 @@ class Study:
         budgets = check_budgets({"macs": macs, "params": params, "bytes": bytes})
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
-        of = self.previous.before if self.previous and relative_to == "original" else None
+        whole = self.previous.before if self.previous and relative_to == "original" else None
         if scores is None and (monotonic or interpolate):
             raise OptionError(
                 "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
@@ -231,7 +231,7 @@ class Study:
             multiple_of=multiple_of,
             methods=self._comparable() if methods is None and scores is None else methods,
             skip=globs_of(skip),
-            of=of,
+            of=whole,
         )
         if scores is None:
             return chosen
@@ -243,7 +243,7 @@ class Study:
             dropped=chosen.dropped,
             select=chosen.select,
         )
-        known = plan_on(
+        predicted = plan_on(
             self,
             chosen.settings,
             groups=chosen.groups,
@@ -253,7 +253,7 @@ class Study:
             budgets=chosen.budgets,
             gap=chosen.gap,
         )
-        return replace(known, score_loss=losses.damage)
+        return replace(predicted, score_loss=losses.damage)
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""
@@ -287,11 +287,11 @@ class Study:
         result = build_result(
             session, plan, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
         )
-        told = self._with_damages(result)
-        return told.with_notes(self.notes, {**self.seconds, **phases.seconds})
+        result = self._with_damages(result)
+        return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _with_damages(self, result: Result) -> Result:
-        """A result that knows what this study predicted for its layers, groups and blocks."""
+        """The result with the damages that this study predicts for its layers, groups and blocks."""
         layers = tuple(
             layer
             if layer.setting is None
@@ -299,7 +299,8 @@ class Study:
             for layer in result.layers
         )
         groups = {
-            name: group_damage_at(self.group_curves, name, kept) for name, kept in result.plan.groups.items()
+            name: group_damage_at(self.group_curves, name, channels_kept)
+            for name, channels_kept in result.plan.groups.items()
         }
         blocks = {name: block_damage_at(self.block_damages, name) for name in result.plan.dropped}
         return replace(
@@ -313,11 +314,12 @@ class Study:
         """Refuses a plan whose last step does not start from the model of this study."""
         check_structure(plan, self.structure, step=-1)
         earlier = self.previous.steps if self.previous else ()
-        found = plan.steps[:-1]
-        if not are_same_steps(found, earlier):
+        steps_before = plan.steps[:-1]
+        if not are_same_steps(steps_before, earlier):
             raise PlanError(
-                f"plan: {len(found)} steps come before its last one, and they are not the {len(earlier)} "
-                "that made the model of this study; use slimrank.apply(model, plan, batches) on the original"
+                f"plan: {len(steps_before)} steps come before its last one, and they are not the "
+                f"{len(earlier)} that made the model of this study; use "
+                "slimrank.apply(model, plan, batches) on the original"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -565,6 +567,11 @@ def study_with(
 
 
 def check_plan(plan: object) -> None:
+    """Refuses what is no plan.
+
+    Raises:
+        OptionError: no ``Plan``.
+    """
     if not isinstance(plan, Plan):
         raise OptionError(
             f"plan is a {type(plan).__name__}; give a Plan, e.g. study.plan(macs=0.5) or Plan.load(path)"
@@ -603,5 +610,10 @@ def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.
 
 
 def check_model(model: object) -> None:
+    """Refuses what is no module.
+
+    Raises:
+        OptionError: no ``torch.nn.Module``.
+    """
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")

@@ -18,6 +18,7 @@ from slimrank.records import LayerSpec, Setting
 ALTERNATIONS = 3
 # Rounds in which the wanted outputs move behind a clipping. Each fits the pair anew, so it alternates less.
 CLIPPED_ROUNDS = 2
+# Rounds of refinement in each of these.
 CLIPPED_ALTERNATIONS = 1
 
 
@@ -92,6 +93,7 @@ def best_fit(
         )
 
     best: tuple[float, Fit, Target] | None = None
+    # Refinement takes time: it is left for the best of them.
     for kind, target in targets:
         fit = fitted(kind, target, 0)
         error = _error(spec, statistics.held_out, fit, target.root)
@@ -167,6 +169,7 @@ def _clipped_fit(
     The wanted outputs move (``Clipping.wanted``), so only the covariance with them changes, and by little:
     the change is taken from some of the rows.
     """
+    # Compared after the clipping: a fit that is worse before it may be the better one.
     error = _error(spec, statistics.held_out, fit, target.root, clipping)
     centred = rows.inputs - rows.inputs.mean(0)
     newest = fit

@@ -117,6 +117,7 @@ def measure_scores(
             counts[curve.group] = new_counts
     n_workers = count_workers(workers)
     model = quiet_copy(session.original)
+    # Workers keep caches of their own.
     bench = Bench(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
     total = sum(len(new) for _, new in to_try.values()) + sum(map(len, counts.values()))
     total += not journal.is_started

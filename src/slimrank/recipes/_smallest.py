@@ -141,7 +141,7 @@ class _Bisection:
             middle = (low + high) / 2
             low, high = (low, middle) if damage_at(middle) <= wanted else (middle, high)
         margin = _NEAR_END * gap
-        # The floor itself has not been tried before the first measurement.
+        # Before the first measurement nothing is known of the floor, so it may be tried itself.
         lowest = self.low + margin if self._known else self.low
         return min(max(high, lowest), self.high - margin)
 

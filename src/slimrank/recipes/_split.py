@@ -144,6 +144,7 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
     """A study of a compressed model, on the same data with the same options."""
     feed = session.feed
 
+    # The batches are the caller's; the feed knows how they are read.
     def inputs(raw: object) -> object:
         batch: Batch = feed.read(raw)
         return dict(batch.kwargs) if batch.kwargs else batch.args

@@ -109,6 +109,7 @@ class Checkpoint:
             FileError: it cannot be written.
         """
         old = self._store.read_json(_STATE).get("tensors") if self._store.has(_STATE) else None
+        # Another name in every epoch, so that a kill leaves the last whole state.
         name = f"recover-{epoch}.safetensors"
         parts = {"model": state.model, "optimizer": state.tensors}
         if state.best is not state.model:

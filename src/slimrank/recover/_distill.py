@@ -257,6 +257,7 @@ class _Distillation:
         """Logits at a temperature; probabilities become logits first."""
         if temperature == 1:
             return tensors
+        # The logarithm of a probability of zero would be infinite.
         logits = {
             name: values.float().clamp_min(1e-12).log() if output.is_probability else values.float()
             for name, output in self.likelihood.outputs.items()
@@ -294,6 +295,7 @@ def _relative_error(feature: Tensor, wanted: Tensor, mask: Tensor | None) -> Ten
     feature, wanted = feature.float(), wanted.float()
     if mask is not None and wanted.ndim >= 3 and wanted.shape[:2] == mask.shape:
         feature, wanted = feature[mask], wanted[mask]
+    # A feature that is constant has no variance.
     return (feature - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
 
 

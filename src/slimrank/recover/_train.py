@@ -321,6 +321,7 @@ class _TrainingRun:
             What it did; None where it diverged.
         """
         epoch_number, begin = len(self.history) + 1, time.perf_counter()
+        # Seeded for each epoch, so that a run that goes on draws what the killed one would have drawn.
         seed = (self._options.seed * 1_000_003 + epoch_number) % 2**63
         _seed_all(self._model, seed)
         self._set_training()

@@ -58,6 +58,7 @@ class Anchors:
         # Forwards start at the layer that changes, which spares about two fifths of them on average.
         cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
         held_out = session.feed.held_out
+        # Bytes of the reference outputs of one sample, in float32.
         per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
         limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))

@@ -32,6 +32,7 @@ from slimrank.survey._session import Run, Session
 
 # Rows per column below which the user is told to give more samples: such second moments are poor estimates.
 _FEW_ROWS = 10
+# Reasons of layers and groups that are left alone.
 _UNREACHED = (
     "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
     "pass fisher=False"

@@ -37,7 +37,7 @@ from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
 from slimrank.cli._main import cli
-from slimrank.cli._references import _named as named_reference
+from slimrank.cli._references import _object_named as named_reference
 from slimrank.cli._references import batches_at, model_at
 from slimrank.cli._typed import outputs_at as outputs_option
 from slimrank.cli._typed import read_multiple_of as multiple_of_option
@@ -47,13 +47,12 @@ from slimrank.demo._run import measure_times_ms
 from slimrank.deploy import _saved_model
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
-from slimrank.fitting._fit import Fit, Sample, best_fit
-from slimrank.fitting._gather import affine_of, have_same_places
+from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
+from slimrank.fitting._gather import affine_of, have_same_positions
 from slimrank.fitting._goals import bias_of, ridges_to_try, wanted_outputs, wanted_weight
 from slimrank.fitting._install import checked_layer
 from slimrank.fitting._install import fill as fill_pair
-from slimrank.fitting._journal import known_fit
-from slimrank.fitting._journal import to_tensors as fit_to_tensors
+from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, joined_rows
 from slimrank.forward._record import handing_out, recording
@@ -62,22 +61,22 @@ from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._step import group_is_inside
-from slimrank.recipes import _measure_scores, _replay
+from slimrank.recipes import _replay, _score_trials
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
     Checkpoint,
-    Kept,
+    TrainingState,
     load_optimizer_,
     optimizer_state,
     restore_,
     snapshot,
 )
-from slimrank.recover._distill import _Lesson as Lesson
+from slimrank.recover._distill import _Distillation as Distillation
 from slimrank.recover._distill import _positions as positions_of
 from slimrank.recover._distill import _relative_error as relative_error
-from slimrank.recover._distill import _run_tapped as run_tapped
-from slimrank.recover._examples import Example, Supply, open_supply, read_with
+from slimrank.recover._distill import _run_with_features as run_with_features
+from slimrank.recover._examples import Example, TrainingData, open_training_data, read_with
 from slimrank.recover._norms import reestimate_, running_norms
 from slimrank.recover._train import _share_of_rate as share_of_rate
 from slimrank.report._groups import counts_text, damage_at_half, kept_rows, readers_of
@@ -100,9 +99,9 @@ from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Priced, hull_of
 from slimrank.select.layers import _optimal
 from slimrank.survey import _anchors, _blocks, _groups, _layers, _measure, _session
-from slimrank.survey._blocks import _in_turn as damages_in_turn
-from slimrank.survey._blocks import _sequence as blocks_to_drop
-from slimrank.survey._blocks import _some_of as some_samples_of
+from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
+from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
+from slimrank.survey._blocks import _part_of as some_samples_of
 
 T = TypeVar("T")
 
@@ -122,7 +121,7 @@ def held_out_of(study: Study) -> tuple[int, ...]:
 def divergence_of(study: Study, model: nn.Module) -> float:
     """The held-out divergence of any model, as the study measures it: for models that no plan builds."""
     session = session_of(study)
-    return _anchors.Anchors(session, 1).of(model)
+    return _anchors.Anchors(session, 1).divergence_of(model)
 
 
 # --- one more method ---
@@ -345,7 +344,7 @@ def watch_score_targets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     Patched: the function that prepares a layer for its decompositions.
     """
-    return _watch(monkeypatch, _measure_scores, "target_of", _name_of)
+    return _watch(monkeypatch, _score_trials, "target_of", _name_of)
 
 
 def watch_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -14,7 +14,7 @@ from slimrank.deploy import save_artifact
 from slimrank.files import Json, write_bytes
 from slimrank.plan import Plan
 from slimrank.records import METRICS, Cost, LayerResult, Measurement, Metric, Note, Summary, ratio_of
-from slimrank.report import render_html, render_text
+from slimrank.report import cost_facts, render_html, render_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -79,7 +79,7 @@ class Result:
         Returns:
             The text.
         """
-        return render_text(self._summary(measurements), plan=self.plan)
+        return render_text(summary_of(self, measurements), plan=self.plan)
 
     def report(self, path: str | os.PathLike[str], measurements: Sequence[Measurement] = ()) -> None:
         """Writes one self-contained HTML page.
@@ -91,7 +91,7 @@ class Result:
         Raises:
             FileError: it cannot be written.
         """
-        write_bytes(Path(path), render_html(self._summary(measurements), plan=self.plan).encode())
+        write_bytes(Path(path), render_html(summary_of(self, measurements), plan=self.plan).encode())
 
     def save(
         self,
@@ -111,7 +111,7 @@ class Result:
             NotEmptyError: the directory holds something and ``overwrite`` is False.
             FileError: it cannot be written.
         """
-        html = render_html(self._summary(measurements), plan=self.plan)
+        html = render_html(summary_of(self, measurements), plan=self.plan)
         save_artifact(path, self.model, self.plan, self._manifest(), html, overwrite=overwrite)
 
     def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Result":
@@ -133,41 +133,25 @@ class Result:
         """
         if not isinstance(model, nn.Module):
             raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-        own, other = (
-            {key: _shape(value) for key, value in m.state_dict().items()} for m in (self.model, model)
+        shapes, trained_shapes = (
+            {key: _shape_or_type(value) for key, value in module.state_dict().items()}
+            for module in (self.model, model)
         )
-        odd = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
-        if odd:
+        names = shapes.keys() | trained_shapes.keys()
+        differing = sorted(name for name in names if shapes.get(name) != trained_shapes.get(name))
+        if differing:
             raise ModelError(
-                f"model is not this result's, trained further: {len(odd)} tensors differ in name or shape "
-                f"({', '.join(odd[:4])}); give what finetune, distill or you made of result.model"
+                f"model is not this result's, trained further: {len(differing)} tensors differ in name or "
+                f"shape ({', '.join(differing[:4])}); give what finetune, distill or you made of result.model"
             )
         note = Note(where="train", text="weights were trained after the fit; damage tells of the fit alone")
-        notes = (*(old for old in self.notes if old != note), note)
+        notes = (*(earlier for earlier in self.notes if earlier != note), note)
         return replace(self, model=model, divergence=None, notes=notes)
-
-    def _summary(self, measurements: Sequence[Measurement]) -> Summary:
-        return Summary(
-            title=f"{type(self.model).__name__}, compressed",
-            before=self.before,
-            after=self.after,
-            start=self.plan.start if len(self.plan.steps) > 1 else self.before,
-            layers=self.layers,
-            divergence=self.divergence,
-            damage=self.damage,
-            unit=self.unit,
-            damage_unit=self.damage_unit,
-            notes=self.notes,
-            seconds=self.seconds,
-            measurements=tuple(measurements),
-            group_damages=self.group_damages,
-            block_damages=self.block_damages,
-        )
 
     def _manifest(self) -> dict[str, Json]:
         costs: dict[str, Json] = {
-            name: {metric: cost.metric(metric) for metric in METRICS}
-            for name, cost in (("before", self.before), ("after", self.after))
+            "before": cost_facts(self.before),
+            "after": cost_facts(self.after),
         }
         return {
             "slimrank": __version__,
@@ -181,5 +165,34 @@ class Result:
         }
 
 
-def _shape(value: object) -> object:
+def summary_of(result: Result, measurements: Sequence[Measurement]) -> Summary:
+    """What text, page and JSON tell of a result.
+
+    Args:
+        result: any.
+        measurements: more numbers before and after, beside the costs.
+
+    Returns:
+        The summary.
+    """
+    return Summary(
+        title=f"{type(result.model).__name__}, compressed",
+        before=result.before,
+        after=result.after,
+        start=result.plan.start if len(result.plan.steps) > 1 else result.before,
+        layers=result.layers,
+        divergence=result.divergence,
+        damage=result.damage,
+        unit=result.unit,
+        damage_unit=result.damage_unit,
+        notes=result.notes,
+        seconds=result.seconds,
+        measurements=tuple(measurements),
+        group_damages=result.group_damages,
+        block_damages=result.block_damages,
+    )
+
+
+def _shape_or_type(value: object) -> object:
+    """Of an entry of a state dict: extra state need not be a tensor."""
     return tuple(value.shape) if isinstance(value, Tensor) else type(value)

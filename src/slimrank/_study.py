@@ -19,7 +19,7 @@ from slimrank.capture import describe_layers
 from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
-from slimrank.methods import METHODS, is_replacement
+from slimrank.methods import METHODS
 from slimrank.plan import (
     Plan,
     PlanSource,
@@ -54,14 +54,17 @@ from slimrank.survey import (
     Run,
     Session,
     StudyRecord,
+    check_fingerprint,
     check_options,
-    check_same,
+    check_previous,
+    check_previous_cost,
     claim,
     fingerprint_of,
     globs_of,
     measure,
     methods_in_order,
     open_session,
+    previous_notes,
     read_study,
     saved_outputs,
     saved_source,
@@ -200,7 +203,7 @@ class Study:
         budgets = check_budgets({"macs": macs, "params": params, "bytes": bytes})
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
-        of = self.previous.before if self.previous and relative_to == "original" else None
+        whole = self.previous.before if self.previous and relative_to == "original" else None
         if scores is None and (monotonic or interpolate):
             raise OptionError(
                 "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
@@ -228,7 +231,7 @@ class Study:
             multiple_of=multiple_of,
             methods=self._comparable() if methods is None and scores is None else methods,
             skip=globs_of(skip),
-            of=of,
+            of=whole,
         )
         if scores is None:
             return chosen
@@ -240,7 +243,7 @@ class Study:
             dropped=chosen.dropped,
             select=chosen.select,
         )
-        known = plan_on(
+        predicted = plan_on(
             self,
             chosen.settings,
             groups=chosen.groups,
@@ -250,7 +253,7 @@ class Study:
             budgets=chosen.budgets,
             gap=chosen.gap,
         )
-        return replace(known, score_loss=losses.damage)
+        return replace(predicted, score_loss=losses.damage)
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""
@@ -284,11 +287,11 @@ class Study:
         result = build_result(
             session, plan, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
         )
-        told = self._with_damages(result)
-        return told.with_notes(self.notes, {**self.seconds, **phases.seconds})
+        result = self._with_damages(result)
+        return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _with_damages(self, result: Result) -> Result:
-        """A result that knows what this study predicted for its layers, groups and blocks."""
+        """The result with the damages that this study predicts for its layers, groups and blocks."""
         layers = tuple(
             layer
             if layer.setting is None
@@ -296,7 +299,8 @@ class Study:
             for layer in result.layers
         )
         groups = {
-            name: group_damage_at(self.group_curves, name, kept) for name, kept in result.plan.groups.items()
+            name: group_damage_at(self.group_curves, name, channels_kept)
+            for name, channels_kept in result.plan.groups.items()
         }
         blocks = {name: block_damage_at(self.block_damages, name) for name in result.plan.dropped}
         return replace(
@@ -310,11 +314,12 @@ class Study:
         """Refuses a plan whose last step does not start from the model of this study."""
         check_structure(plan, self.structure, step=-1)
         earlier = self.previous.steps if self.previous else ()
-        found = plan.steps[:-1]
-        if not are_same_steps(found, earlier):
+        steps_before = plan.steps[:-1]
+        if not are_same_steps(steps_before, earlier):
             raise PlanError(
-                f"plan: {len(found)} steps come before its last one, and they are not the {len(earlier)} "
-                "that made the model of this study; use slimrank.apply(model, plan, batches) on the original"
+                f"plan: {len(steps_before)} steps come before its last one, and they are not the "
+                f"{len(earlier)} that made the model of this study; use "
+                "slimrank.apply(model, plan, batches) on the original"
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -406,7 +411,7 @@ class Study:
             source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
         session = open_session(model, source, record.options, Phases(shown=False))
         fingerprint = fingerprint_of(session, model, record.previous)
-        check_same(fingerprint, record, store)
+        check_fingerprint(fingerprint, record, store)
         session = replace(
             session,
             progress=progress,
@@ -522,15 +527,13 @@ def study_with(
     check_options(options)
     check_model(model)
     if previous is not None:
-        _check_previous(model, previous, has_bias=options.has_bias)
+        check_plan(previous)
+        check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
     session = open_session(model, source, options, phases)
     before = session.captured.before
-    if previous is not None and before.params != previous.after.params:
-        raise PlanError(
-            f"previous: it made a model of {previous.after.params:,} params, and this one has "
-            f"{before.params:,}; give the plan of the result that the model came from"
-        )
+    if previous is not None:
+        check_previous_cost(before, previous)
     fingerprint = fingerprint_of(session, model, previous)
     store = None if run_dir is None else Store(run_dir)
     if store is not None:
@@ -552,7 +555,7 @@ def study_with(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*session.notes, *measured.notes, *_step_notes(previous)),
+        notes=(*session.notes, *measured.notes, *previous_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
@@ -564,6 +567,11 @@ def study_with(
 
 
 def check_plan(plan: object) -> None:
+    """Refuses what is no plan.
+
+    Raises:
+        OptionError: no ``Plan``.
+    """
     if not isinstance(plan, Plan):
         raise OptionError(
             f"plan is a {type(plan).__name__}; give a Plan, e.g. study.plan(macs=0.5) or Plan.load(path)"
@@ -601,39 +609,11 @@ def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.
     return model.model, model.plan
 
 
-def _step_notes(previous: Plan | None) -> list[Note]:
-    if previous is None:
-        return []
-    return [
-        Note(
-            where="study",
-            text=f"the model was compressed before, to {previous.keep_ratio('macs'):.4f} of the original's "
-            'MACs; relative_to="original" reads budgets as shares of the original',
-        )
-    ]
-
-
-def _check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None:
-    """Refuses a plan that did not make this model."""
-    check_plan(previous)
-    if not previous.steps:
-        raise PlanError("previous: it has no step, so it made no model; leave it out")
-    if previous.has_bias != has_bias:
-        raise PlanError(
-            f"previous: that step was made {'with' if previous.has_bias else 'without'} data and this study "
-            "is not; make both alike"
-        )
-    modules = dict(model.named_modules())
-    replaced = {name for step in previous.steps for name in step.settings}
-    for step in previous.steps:
-        for name, setting in step.settings.items():
-            if not is_replacement(modules, step.structure.layers[name], setting, replaced=replaced):
-                raise PlanError(
-                    f"previous: it did not make this model: {name!r} is no pair of rank {setting.rank}; give "
-                    "the plan of the result that the model came from"
-                )
-
-
 def check_model(model: object) -> None:
+    """Refuses what is no module.
+
+    Raises:
+        OptionError: no ``torch.nn.Module``.
+    """
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")

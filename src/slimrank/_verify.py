@@ -21,6 +21,8 @@ from slimrank.survey import Session, restored_copy
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
 _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")
+# Divergences above which a note says that little is left of the outputs: nats; relative squared error.
+# Above them a result is of use once it is trained.
 _MUCH_NATS, _MUCH_RELATIVE = 1.0, 0.5
 
 
@@ -89,6 +91,7 @@ def build_result(
 
 
 def _warnings(session: Session, divergence: float) -> list[Note]:
+    """Notes on a result that lost much, or that is in train mode."""
     notes = []
     unit = session.likelihood.unit
     if divergence > (_MUCH_RELATIVE if unit == "relative squared error" else _MUCH_NATS):
@@ -111,6 +114,7 @@ def _warnings(session: Session, divergence: float) -> list[Note]:
 
 
 def _step_notes(plan: Plan) -> list[Note]:
+    """Notes on a result of several steps; none for one step."""
     if len(plan.steps) < 2:
         return []
     started = f"{ratio_of(plan.before, plan.start, 'macs'):.4f}"
@@ -225,7 +229,7 @@ def _layer_results(
         if slimmed is None and setting is None and spec.name in applied.fits:
             slimmed = "fitted anew behind a dropped block"
         if setting is None and slimmed is None:
-            # As the study tells it: channels of a layer without a pair may go all the same.
+            # The reason of the study's structure, which knows that channels of a layer without a pair may go.
             reason = plan.steps[-1].structure.layers[spec.name].reason or "left alone by the plan"
             results.append(LayerResult(name=spec.name, before=before, after=before, reason=reason))
             continue
@@ -233,7 +237,7 @@ def _layer_results(
             LayerResult(
                 name=spec.name,
                 before=before,
-                after=_cost_of(plan, spec, applied.model, macs_by_module),
+                after=_cost_of_layer(plan, spec, applied.model, macs_by_module),
                 setting=setting,
                 slimmed=slimmed,
                 fit=applied.fits.get(spec.name),
@@ -242,7 +246,9 @@ def _layer_results(
     return tuple(results)
 
 
-def _cost_of(plan: Plan, spec: LayerSpec, model: nn.Module, macs_by_module: Mapping[str, int] | None) -> Cost:
+def _cost_of_layer(
+    plan: Plan, spec: LayerSpec, model: nn.Module, macs_by_module: Mapping[str, int] | None
+) -> Cost:
     """Cost of what stands in a layer's place: params stored, MACs counted or else from shapes."""
     step, setting = plan.steps[-1], plan.settings.get(spec.name)
     if is_inside(spec.name, step.dropped):

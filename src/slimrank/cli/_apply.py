@@ -9,7 +9,6 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import saved
 from slimrank.cli._options import (
     PATH,
     FitText,
@@ -20,9 +19,17 @@ from slimrank.cli._options import (
     quiet_option,
 )
 from slimrank.cli._references import batches_at, model_at
-from slimrank.cli._typed import check_after, check_out, hook_at, model_to_compress, read_fit, refuse_given
+from slimrank.cli._save import save_result
+from slimrank.cli._typed import (
+    check_after,
+    check_out,
+    fit_from_text,
+    hook_at,
+    model_to_compress,
+    refuse_given,
+)
 
-# Decided when a study is made; without effect on a table that is done.
+# Decided when a study is made; without effect beside --study.
 _FIXED = ("batches", "inputs", "likelihood", "fisher", "draws", "holdout", "seed")
 
 
@@ -54,7 +61,7 @@ def apply(
     """Compress MODEL as PLAN says, and save it."""
     check_out(out, overwrite=overwrite)
     chosen = sr.Plan.load(plan_path)
-    fit = read_fit(options)
+    fit = fit_from_text(options)
     hook = hook_at(on_layer)
     if study_dir is None:
         if after is not None:
@@ -72,4 +79,4 @@ def apply(
             study_dir, model=network, outputs=fit["outputs"], run_dir=study_dir, progress=not quiet
         )
         result = measured.apply(chosen, on_layer=hook)
-    return saved(result, out, overwrite)
+    return save_result(result, out, overwrite=overwrite)

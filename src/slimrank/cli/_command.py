@@ -18,7 +18,9 @@ import click
 from slimrank._errors import SlimrankError
 from slimrank.files import Json
 
-STOPPED = 130  # 128 + SIGINT, as shells count
+# Exit code after Ctrl-C: 128 + SIGINT, as shells count.
+STOPPED = 130
+# Exit code where the user has to correct something: click takes the same for usage errors.
 REFUSED = 2
 
 
@@ -68,10 +70,11 @@ class Command(click.Command):
 
 
 def _how_to_go_on(ctx: click.Context) -> str:
-    places = ("run_dir", "scores_path", "study_dir")
-    kept = next((ctx.params[name] for name in places if ctx.params.get(name)), None)
-    if kept is None:
+    """What the user is told after Ctrl-C: where measurements are kept, if anywhere."""
+    names = ("run_dir", "scores_path", "study_dir")
+    path = next((ctx.params[name] for name in names if ctx.params.get(name)), None)
+    if path is None:
         return "nothing was kept"
-    if not Path(kept).exists():
+    if not Path(path).exists():
         return "nothing was measured yet"
-    return f"what was measured is kept in {kept}: the same command goes on from there"
+    return f"what was measured is kept in {path}: the same command goes on from there"

@@ -10,7 +10,6 @@ from torch import nn
 
 import slimrank as sr
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import saved
 from slimrank.cli._options import (
     PATH,
     StudyText,
@@ -23,17 +22,19 @@ from slimrank.cli._options import (
     study_options,
 )
 from slimrank.cli._references import batches_at, function_at
+from slimrank.cli._save import save_result
 from slimrank.cli._typed import (
     check_out,
     hook_at,
     model_to_compress,
     read_multiple_of,
-    read_study,
     refuse_given,
     split_names,
+    study_from_text,
 )
 from slimrank.records import Method
 
+# Methods of --split where --methods names none: those of ``slimrank.search_split``.
 _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 
 
@@ -99,14 +100,14 @@ def compress(
             progress=not quiet,
             previous=previous,
             relative_to=relative_to,
-            **read_study(options),
+            **study_from_text(options),
         )
     else:
         refuse_given(
             ctx, ("on_layer", "compete", "relative_to"), "--max-drop and --split try plans of their own"
         )
         judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
-        chosen = read_study(options)
+        chosen = study_from_text(options)
         measured = sr.study(
             network, batches_at(batches), run_dir=run_dir, progress=not quiet, previous=previous, **chosen
         )
@@ -133,4 +134,4 @@ def compress(
             )
     if report_path is not None:
         result.report(report_path)
-    return saved(result, out, overwrite)
+    return save_result(result, out, overwrite=overwrite)

@@ -10,12 +10,14 @@ import torch
 
 import slimrank as sr
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import result_facts
 from slimrank.cli._options import PATH, quiet_option
+from slimrank.cli._save import saved_facts
 from slimrank.cli._typed import check_out
 from slimrank.demo import run_demo
+from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
 
+# Packages whose versions a bug report needs.
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
 
 
@@ -35,11 +37,11 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
     text = (
         f"{run.result.summary(run.measurements)}\n"
         f"Saved in {directory}; loaded again with slimrank.load, its outputs are {same}.\n"
-        f"Report: {directory / 'report.html'}\n"
+        f"Report: {directory / REPORT_FILE}\n"
         f"{run.seconds:.0f} seconds in all."
     )
     facts = {
-        **result_facts(run.result, directory, run.measurements),
+        **saved_facts(run.result, directory, run.measurements),
         "loads_equal": run.loads_equal,
         "wall_seconds": run.seconds,
     }

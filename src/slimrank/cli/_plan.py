@@ -10,7 +10,6 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import cost_facts
 from slimrank.cli._options import (
     PATH,
     Budgets,
@@ -23,7 +22,7 @@ from slimrank.cli._typed import read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import SettingLike, read_settings
 from slimrank.records import METRICS, PRUNING, Metric
-from slimrank.report import render_plan
+from slimrank.report import plan_facts, render_plan
 
 
 @click.command(cls=Command)
@@ -44,7 +43,7 @@ from slimrank.report import render_plan
 @relative_to_option
 @click.option("--manual", type=PATH, help="No budget: take the settings of this CSV or JSON file.")
 @click.option("--base", type=PATH, help="With --manual: the plan that those settings change.")
-@click.option("--diff", "other", type=PATH, help="Show what this plan does otherwise than that one.")
+@click.option("--diff", "other_path", type=PATH, help="Show what this plan does otherwise than that one.")
 @click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
 def plan(
     study_dir: Path,
@@ -56,7 +55,7 @@ def plan(
     relative_to: Literal["model", "original"],
     manual: Path | None,
     base: Path | None,
-    other: Path | None,
+    other_path: Path | None,
     out: Path | None,
     **budgets: Unpack[Budgets],
 ) -> Answer:
@@ -88,31 +87,17 @@ def plan(
             interpolate=interpolate,
             relative_to=relative_to,
         )
-    difference = None if other is None else sr.Plan.load(other).diff(chosen)
+    difference = None if other_path is None else sr.Plan.load(other_path).diff(chosen)
     if out is not None:
         chosen.save(out)
-    settings: dict[str, Json] = {
-        name: {"method": setting.method, "form": setting.form, "rank": setting.rank}
-        for name, setting in chosen.settings.items()
-    }
     facts: dict[str, Json] = {
         "plan": None if out is None else str(out),
-        "select": chosen.select,
-        "before": cost_facts(chosen.before),
-        "after": cost_facts(chosen.after),
-        "keep_ratio": {metric: chosen.keep_ratio(metric) for metric in METRICS},
-        "damage": chosen.damage,
-        "unit": measured.unit,
-        "score_loss": chosen.score_loss,
-        "gap": chosen.gap,
-        "settings": settings,
-        "groups": {name: list(kept) for name, kept in chosen.groups.items()},
-        "dropped": list(chosen.dropped),
+        **plan_facts(chosen, measured.unit),
         "diff": difference,
     }
     parts = [
         render_plan(chosen, measured.unit),
-        *([] if difference is None else [f"{other} (this) and the new plan (other):\n{difference}\n"]),
+        *([] if difference is None else [f"{other_path} (this) and the new plan (other):\n{difference}\n"]),
         f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it.",
     ]
     return Answer(text="\n".join(parts), facts=facts)
@@ -142,10 +127,10 @@ def _manual_plan(
 def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:
     """All that a plan does, as ``Plan.manual`` takes it."""
     settings: dict[str, SettingLike] = dict(chosen.settings)
-    for name, kept in chosen.groups.items():
+    for name, channels_kept in chosen.groups.items():
         pair = chosen.settings.get(name)
-        width = (PRUNING, {"channels_kept": kept})
-        settings[name] = width if pair is None else [pair, width]
+        channels = (PRUNING, {"channels_kept": channels_kept})
+        settings[name] = channels if pair is None else [pair, channels]
     for block in chosen.dropped:
         settings[block] = "drop"
     return settings

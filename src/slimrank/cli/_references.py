@@ -16,6 +16,7 @@ from torch import nn
 from slimrank._errors import FileError, OptionError, SlimrankError, UnknownNameError
 from slimrank._names import nearest
 
+# For messages: how references are written.
 HOW_TO_WRITE = "package.module:name or path/to/file.py:name"
 
 
@@ -33,7 +34,7 @@ def model_at(reference: str) -> nn.Module:
         UnknownNameError: there is no such module or name.
         FileError: there is no such file.
     """
-    value = _made(reference, "MODEL")
+    value = _value_of(reference, "MODEL")
     if not isinstance(value, nn.Module):
         raise OptionError(f"MODEL {reference!r} gives a {type(value).__name__}; give a torch.nn.Module")
     return value
@@ -52,7 +53,7 @@ def batches_at(reference: str, where: str = "BATCHES") -> Iterable[object]:
     Raises:
         SlimrankError: as in ``model_at``.
     """
-    value = _made(reference, where)
+    value = _value_of(reference, where)
     if not isinstance(value, Iterable):
         raise OptionError(
             f"{where} {reference!r} gives a {type(value).__name__}; give batches, as a list or a DataLoader"
@@ -60,9 +61,9 @@ def batches_at(reference: str, where: str = "BATCHES") -> Iterable[object]:
     return value
 
 
-def _made(reference: str, where: str) -> object:
+def _value_of(reference: str, where: str) -> object:
     """What a reference stands for: the object itself, or what the function of that name returns."""
-    value = _named(reference, where)
+    value = _object_named(reference, where)
     if isinstance(value, nn.Module) or not callable(value):
         return value
     needed = _needed_arguments(value)
@@ -70,15 +71,16 @@ def _made(reference: str, where: str) -> object:
         raise OptionError(
             f"{where} {reference!r} needs arguments ({', '.join(needed)}); name a function without"
         )
-    with told(f"{where} {reference!r}"):
+    with user_errors(f"{where} {reference!r}"):
         made: object = value()
     return made
 
 
 def _needed_arguments(function: Callable[..., object]) -> list[str]:
+    """Names of the arguments that a call must give."""
     try:
         parameters = inspect.signature(function).parameters
-    except ValueError:  # a builtin tells none
+    except ValueError:  # a builtin without a signature
         return []
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
@@ -101,32 +103,35 @@ def function_at(reference: str, where: str) -> Callable[..., object]:
     Raises:
         SlimrankError: as in ``model_at``.
     """
-    value = _named(reference, where)
+    value = _object_named(reference, where)
     if not callable(value):
         raise OptionError(f"{where} {reference!r} is a {type(value).__name__}; name a function")
     return value
 
 
-def _named(reference: str, where: str) -> object:
-    place, _, name = reference.rpartition(":")
-    if not place or not name:
+def _object_named(reference: str, where: str) -> object:
+    """The object that a reference names."""
+    module_text, _, name = reference.rpartition(":")
+    if not module_text or not name:
         raise OptionError(f"{where} {reference!r} names nothing; write {HOW_TO_WRITE}")
-    is_file = place.endswith(".py") or "/" in place or "\\" in place
-    module = _module_of_file(Path(place), where) if is_file else _module_of_name(place, where)
+    is_file = module_text.endswith(".py") or "/" in module_text or "\\" in module_text
+    module = _module_of_file(Path(module_text), where) if is_file else _module_of_name(module_text, where)
     value: object = module
     for part in name.split("."):
         if not hasattr(value, part):
             known = [key for key in dir(value) if not key.startswith("_")]
-            raise UnknownNameError(f"{where}: {place} has no {name!r}; {nearest(part, known)}")
+            raise UnknownNameError(f"{where}: {module_text} has no {name!r}; {nearest(part, known)}")
         value = getattr(value, part)
     return value
 
 
 def _module_of_name(name: str, where: str) -> ModuleType:
+    """An installed module, or one of the current directory."""
+    # A program, unlike ``python -m``, does not look for modules in the current directory by itself.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        with told(f"{where}: {name}", passing=(SlimrankError, ModuleNotFoundError)):
+        with user_errors(f"{where}: {name}", passing=(SlimrankError, ModuleNotFoundError)):
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
@@ -138,13 +143,15 @@ def _module_of_name(name: str, where: str) -> ModuleType:
 
 
 def _module_of_file(path: Path, where: str) -> ModuleType:
+    """The module of a file, which runs once in a process."""
     file = path.resolve()
     if not file.is_file():
-        known = [other.name for other in file.parent.glob("*.py")]
+        known = [neighbour.name for neighbour in file.parent.glob("*.py")]
         raise FileError(f"{where}: {path} does not exist; {nearest(file.name, known)}")
     # As when Python runs the file: it may import what lies beside it.
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
+    # Under its plain name, so that what the user's files import from each other is the same module.
     name = file.stem
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) != str(file):
@@ -158,7 +165,7 @@ def _module_of_file(path: Path, where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with told(f"{where}: {path}"):
+        with user_errors(f"{where}: {path}"):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
@@ -167,11 +174,11 @@ def _module_of_file(path: Path, where: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def told(where: str, passing: tuple[type[Exception], ...] = (SlimrankError,)) -> Iterator[None]:
-    """Errors of the user's own code, named as such.
+def user_errors(where: str, passing: tuple[type[Exception], ...] = (SlimrankError,)) -> Iterator[None]:
+    """Errors of the user's code, named as such.
 
     Args:
-        where: what of the user's runs.
+        where: which code of the user's runs.
         passing: errors that are let through.
 
     Yields:

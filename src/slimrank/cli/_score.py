@@ -18,7 +18,8 @@ from slimrank.cli._typed import check_after, model_to_compress, outputs_at, refu
 from slimrank.cost import MEMORY
 from slimrank.records import Method
 
-_ONLY_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "outputs", "after")
+# Without effect on a table that is done.
+_ONLY_WHEN_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "outputs", "after")
 
 
 @click.command(cls=Command)
@@ -72,7 +73,7 @@ def score(
     if from_aimet is not None:
         if model or score_fn:
             raise OptionError("--from-aimet reads a table that is done; leave out MODEL and SCORE_FN")
-        refuse_given(ctx, _ONLY_MEASURED, "a table of AIMET's is done; leave it out")
+        refuse_given(ctx, _ONLY_WHEN_MEASURED, "a table of AIMET's is done; leave it out")
         table = _from_aimet(study_dir, from_aimet, split_names(methods), baseline, lower_is_better)
         table.save(scores_path)
     else:
@@ -123,6 +124,7 @@ def _from_aimet(
 
 
 def _candidates(text: str) -> int | tuple[float, ...]:
+    """N for k/N, or the ratios that were typed."""
     try:
         if text.isdecimal():
             return int(text)

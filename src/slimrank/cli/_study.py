@@ -9,11 +9,12 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._facts import channel_facts, cost_facts
 from slimrank.cli._options import PATH, StudyText, after_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
-from slimrank.cli._typed import model_to_compress, read_study
+from slimrank.cli._typed import model_to_compress, study_from_text
+from slimrank.deploy import REPORT_FILE, is_saved_model
 from slimrank.files import Json
+from slimrank.report import study_facts
 
 
 @click.command(cls=Command)
@@ -40,28 +41,19 @@ def study(
     network, previous = model_to_compress(model, after)
     data = batches_at(batches)
     measured = sr.study(
-        network, data, run_dir=run_dir, progress=not quiet, previous=previous, **read_study(options)
+        network, data, run_dir=run_dir, progress=not quiet, previous=previous, **study_from_text(options)
     )
-    layers: list[Json] = [
-        {
-            "name": spec.name,
-            "kind": spec.kind,
-            "weight_shape": list(spec.weight_shape),
-            "macs": spec.macs,
-            "params": spec.params,
-            "methods": list(spec.methods),
-            "reason": spec.reason,
-        }
-        for spec in measured.layers
-    ]
     facts: dict[str, Json] = {
         "study": str(run_dir),
-        "before": cost_facts(measured.before),
-        "unit": measured.unit,
-        "layers": layers,
-        **channel_facts(measured),
-        "notes": [str(note) for note in measured.notes],
-        "seconds": dict(measured.seconds),
+        **study_facts(
+            measured.layers,
+            measured.before,
+            measured.unit,
+            measured.notes,
+            measured.seconds,
+            channels=measured.structure.channels,
+            blocks=measured.block_damages,
+        ),
     }
     parts = [
         measured.summary(),
@@ -76,7 +68,7 @@ def study(
 @click.option("--out", type=PATH, required=True, help="HTML file.")
 def report(study_dir: Path, out: Path) -> Answer:
     """Write the study in DIR as one HTML page; a saved model has its report.html already."""
-    if (study_dir / "manifest.json").is_file() and (study_dir / "report.html").is_file():
-        raise OptionError(f"{study_dir} is a saved model; its report is {study_dir / 'report.html'}")
+    if is_saved_model(study_dir) and (study_dir / REPORT_FILE).is_file():
+        raise OptionError(f"{study_dir} is a saved model; its report is {study_dir / REPORT_FILE}")
     sr.Study.load(study_dir).report(out)
     return Answer(text=f"Report: {out}", facts={"report": str(out)})

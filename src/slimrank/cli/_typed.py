@@ -9,23 +9,25 @@ import click
 from torch import nn
 
 import slimrank as sr
-from slimrank._errors import NotEmptyError, OptionError
+from slimrank._errors import OptionError
 from slimrank.cli._options import Fit, FitText, Measure, StudyText
-from slimrank.cli._references import function_at, model_at, told
+from slimrank.cli._references import function_at, model_at, user_errors
+from slimrank.deploy import PLAN_FILE, check_target
 from slimrank.fitting import check_on_layer
 from slimrank.forward import OutputChoice
 from slimrank.records import Method
+from slimrank.survey import has_previous_plan
 
 
 def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:
-    """The function of --on-layer; what it raises is told as the user's own error."""
+    """The function of --on-layer; what it raises is reported as an error of the user's code."""
     if reference is None:
         return None
     function = function_at(reference, "--on-layer")
     check_on_layer(function)
 
     def hook(model: nn.Module, name: str) -> object:
-        with told(f"--on-layer {reference!r}, layer {name!r}"):
+        with user_errors(f"--on-layer {reference!r}, layer {name!r}"):
             return function(model, name)
 
     return hook
@@ -33,7 +35,7 @@ def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:
 
 def check_after(study_dir: Path, after: Path | None) -> None:
     """Refuses a study of a second step where the model of the first one is not named."""
-    if after is None and (study_dir / "previous_plan.json").is_file():
+    if after is None and has_previous_plan(study_dir):
         raise OptionError(
             f"{study_dir} is a study of a model that had been compressed before; name the directory it was "
             "saved in with --after"
@@ -45,10 +47,11 @@ def model_to_compress(model: str, after: Path | None) -> tuple[nn.Module, sr.Pla
     network = model_at(model)
     if after is None:
         return network, None
-    return sr.load(after, model=network), sr.Plan.load(after / "plan.json")
+    return sr.load(after, model=network), sr.Plan.load(after / PLAN_FILE)
 
 
-def read_fit(options: FitText) -> Fit:
+def fit_from_text(options: FitText) -> Fit:
+    """How data are read, from what was typed."""
     inputs = options["inputs"]
     return {
         "inputs": None if inputs is None else function_at(inputs, "--inputs"),
@@ -61,9 +64,10 @@ def read_fit(options: FitText) -> Fit:
     }
 
 
-def read_study(options: StudyText) -> Measure:
+def study_from_text(options: StudyText) -> Measure:
+    """What a study measures, from what was typed."""
     return {
-        **read_fit(options),
+        **fit_from_text(options),
         "methods": split_names(options["methods"]) or sr.METHODS,
         "skip": options["skip"],
         "data_free": options["data_free"],
@@ -78,6 +82,7 @@ def split_names(names: Iterable[str]) -> tuple[Method, ...]:
 
 
 def outputs_at(text: str | None) -> OutputChoice:
+    """A key, an index, or where a colon stands in it the function that a reference names."""
     if text is None or ":" not in text:
         return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
     return function_at(text, "--outputs")
@@ -117,12 +122,5 @@ def refuse_given(ctx: click.Context, names: Sequence[str], why: str) -> None:
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuses now what saving would refuse after all the work, and never replaces foreign files."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise NotEmptyError(f"--out {out} is not empty; give another directory or --overwrite")
-    if not (out / "manifest.json").is_file():
-        raise NotEmptyError(
-            f"--out {out} holds something else than a saved model; give a directory of its own"
-        )
+    """Refuses now what saving would refuse after all the work."""
+    check_target(out, overwrite=overwrite, where="--out", how_to_overwrite="--overwrite")

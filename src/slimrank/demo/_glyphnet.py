@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from slimrank._errors import OptionError
 
+# Digits, capitals, and the small letters that do not look like their capitals, in the order of the logits.
 CLASSES = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
+# Shipped beside this file; written by examples/train_demo.py.
 WEIGHTS_FILE = "glyphnet.safetensors"
 IMAGES_FILE = "glyphs.npz"
 

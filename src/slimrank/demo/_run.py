@@ -15,10 +15,11 @@ from slimrank._progress import Phases
 from slimrank.demo._glyphnet import build, calibration_batches, test_batches
 from slimrank.records import Measurement, Note
 
-# Batch size -> rounds: one to six seconds each on two idle cores.
+# Batch size -> rounds: one to six seconds each on two idle cores. More of them steady the medians.
 LATENCY_ROUNDS = {1: 200, 64: 30}
 # On a busy machine a forward may take a hundred times as long.
 LATENCY_SECONDS = 8.0
+# Rounds that are not counted, since the first forwards allocate; and rounds even where time has run out.
 _WARM_UP, _MIN_ROUNDS = 5, 5
 
 
@@ -76,9 +77,9 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
     with phases.phase("latency", len(LATENCY_ROUNDS)) as advance:
         for batch_size, rounds in LATENCY_ROUNDS.items():
             times = measure_times_ms(pair, images[:batch_size], rounds=rounds, seconds=LATENCY_SECONDS)
-            medians = [statistics.median(own) for own in times]
+            medians = [statistics.median(model_times) for model_times in times]
             measurements.append(_measurement(f"latency, batch {batch_size}", medians, "ms"))
-            notes.append(Note(where=f"latency, batch {batch_size}", text=_told(times)))
+            notes.append(Note(where=f"latency, batch {batch_size}", text=_latency_text(times)))
             advance(1)
     result = result.with_notes(notes, {**result.seconds, **phases.seconds})
     result.save(directory, overwrite=True, measurements=measurements)
@@ -137,11 +138,11 @@ def measure_times_ms(
     return tuple(times)
 
 
-def _told(times: Sequence[Sequence[float]]) -> str:
+def _latency_text(times: Sequence[Sequence[float]]) -> str:
     """How latency was measured, and how far the middle half of the times spreads."""
     spans = []
-    for own in times:
-        low, _, high = statistics.quantiles(own)
+    for model_times in times:
+        low, _, high = statistics.quantiles(model_times)
         spans.append(f"{low:#.3g} to {high:#.3g} ms")
     before, after = spans
     return (
@@ -156,6 +157,6 @@ def _measurement(name: str, values: Sequence[float], unit: str) -> Measurement:
     return Measurement(name=name, before=before, after=after, unit=unit)
 
 
-def _gives_equal(model: nn.Module, other: nn.Module, images: Tensor) -> bool:
+def _gives_equal(loaded: nn.Module, saved: nn.Module, images: Tensor) -> bool:
     with torch.no_grad():
-        return torch.equal(model(images), other(images))
+        return torch.equal(loaded(images), saved(images))

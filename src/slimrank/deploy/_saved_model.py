@@ -24,7 +24,8 @@ from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_modu
 # Written into each manifest; a higher number would keep older versions from misreading a new layout.
 MODEL_FORMAT = 1
 # Fixed names: a directory is known as a saved model by its weights and its manifest.
-_WEIGHTS, _PLAN, _MANIFEST, _REPORT = "model.safetensors", "plan.json", "manifest.json", "report.html"
+PLAN_FILE, REPORT_FILE = "plan.json", "report.html"
+_WEIGHTS, _MANIFEST = "model.safetensors", "manifest.json"
 
 
 def save_artifact(
@@ -51,7 +52,7 @@ def save_artifact(
         FileError: it cannot be written, or the model holds state that is not a tensor.
     """
     target = Path(path).resolve()
-    _check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
     tensors, aliases = _state_of(model)
     # Beside the target, on the same file system, so that a rename moves it.
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -61,8 +62,8 @@ def save_artifact(
         store.write_tensors(
             _WEIGHTS, tensors, {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)}
         )
-        plan.save(draft / _PLAN)
-        write_bytes(draft / _REPORT, report.encode())
+        plan.save(draft / PLAN_FILE)
+        write_bytes(draft / REPORT_FILE, report.encode())
         facts: dict[str, Json] = {
             **manifest,
             "format": MODEL_FORMAT,
@@ -78,18 +79,36 @@ def save_artifact(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuses to replace what is no saved model."""
+def check_target(
+    target: Path, *, overwrite: bool, where: str = "", how_to_overwrite: str = "pass overwrite=True"
+) -> None:
+    """Refuses a directory that a model cannot be saved in: what is no saved model is never replaced.
+
+    Args:
+        target: the directory.
+        overwrite: a saved model in it may be replaced.
+        where: what the directory was given as, for the message.
+        how_to_overwrite: what the message advises.
+
+    Raises:
+        NotEmptyError: it is a file, or holds something and ``overwrite`` is False or it is no saved model.
+    """
     if not target.exists():
         return
+    named = f"{where} {target}".lstrip()
     if not target.is_dir():
-        raise NotEmptyError(f"{target} is a file; give a directory")
+        raise NotEmptyError(f"{named} is a file; give a directory")
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise NotEmptyError(f"{target} is not empty; give another directory or pass overwrite=True")
-    if not (target / _MANIFEST).is_file() or not (target / _WEIGHTS).is_file():
-        raise NotEmptyError(f"{target} holds files but no saved model to replace; give another directory")
+        raise NotEmptyError(f"{named} is not empty; give another directory or {how_to_overwrite}")
+    if not is_saved_model(target):
+        raise NotEmptyError(f"{named} holds files but no saved model to replace; give another directory")
+
+
+def is_saved_model(directory: Path) -> bool:
+    """Whether ``save_artifact`` wrote a model there."""
+    return (directory / _MANIFEST).is_file() and (directory / _WEIGHTS).is_file()
 
 
 def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -116,7 +135,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         where=str(root / _MANIFEST),
         advice="use the version of slimrank that wrote it",
     )
-    plan = Plan.load(root / _PLAN)
+    plan = Plan.load(root / PLAN_FILE)
     weights = root / _WEIGHTS
     tensors = read_tensors(weights)
     if digest_file(weights) != manifest.get("weights_sha256"):
@@ -236,7 +255,7 @@ def _move_into_place(draft: Path, target: Path) -> None:
     if target.is_dir() and target in (Path.cwd(), *Path.cwd().parents):
         # The working directory cannot be exchanged, so its files are; the manifest, which holds the digest of
         # the weights, goes last.
-        for name in (_WEIGHTS, _PLAN, _REPORT, _MANIFEST):
+        for name in (_WEIGHTS, PLAN_FILE, REPORT_FILE, _MANIFEST):
             (draft / name).replace(target / name)
         return
     if not target.exists():

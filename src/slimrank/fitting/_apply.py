@@ -12,7 +12,7 @@ from slimrank.fitting._context import open_build
 from slimrank.fitting._data import Data, OnLayer, call_hook
 from slimrank.fitting._fit_layer import fit_from_weights
 from slimrank.fitting._install import install
-from slimrank.fitting._journal import Journal
+from slimrank.fitting._journal import FitJournal
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.fitting._sequential import fit_in_order
 from slimrank.methods import empty_replacement as replacement_without_values
@@ -20,9 +20,9 @@ from slimrank.plan import Plan, Step
 from slimrank.records import Note
 from slimrank.surgery import drop_blocks, slim
 
-# Held-out batches on which the slimmed model must equal the masked one: two, since a network may do another
-# thing with another batch; each takes two forwards.
-_VERIFIED = 2
+# Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
+# branch with another batch; each takes two forwards.
+_N_CHECK_BATCHES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,7 +48,7 @@ def apply_plan(
     *,
     data: Data | None,
     on_layer: OnLayer | None,
-    journal: Journal | None,
+    journal: FitJournal | None,
     advance: Callable[[str], None],
 ) -> Applied:
     """Builds the compressed model (in place).
@@ -89,15 +89,15 @@ def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
         return plan, ()
     step = plan.steps[-1]
     feed = data.feed
-    batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_VERIFIED), strict=False)]
+    batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_N_CHECK_BATCHES), strict=False)]
     failures = slim_failures(data.original, step.structure.channels, dict(plan.groups), batches)
     if not failures:
         return plan, ()
-    kept = {name: units for name, units in plan.groups.items() if name not in failures}
+    groups = {name: units for name, units in plan.groups.items() if name not in failures}
     # What was predicted and promised belonged to the plan that cannot be built.
     plan = replace(
         plan,
-        steps=(*plan.steps[:-1], replace(step, groups=kept)),
+        steps=(*plan.steps[:-1], replace(step, groups=groups)),
         select="manual",
         damage=None,
         score_loss=None,

@@ -18,11 +18,12 @@ from slimrank.linalg import Moments
 from slimrank.plan import Plan
 from slimrank.records import LayerSpec, Note
 
-# So many samples serve even where they hold more than that: a fit to fewer would say little.
+# Fitted to so many samples even where their activations exceed the memory budget: a fit to fewer says little.
 _MIN_LIVE_SAMPLES = 32
-# A forward is a thread in each network, and every thread costs memory of its own. The note says 64.
+# Each forward is a thread in each network, and a thread costs memory. The note below says 64.
 _MAX_FORWARDS = 64
-# Without a backward pass a forward may hold more samples; fewer threads also waste less memory.
+# Micro-batches of the study per forward. Without a backward pass a forward may hold more samples, and fewer
+# threads need less memory; a larger forward is alive at once with all it holds.
 _FORWARDS_PER_MICRO = 4
 _ONE_BY_ONE = Note(
     where="apply",
@@ -103,9 +104,9 @@ def open_build(
     batches = (*fit_batches, *feed.stream(held_out))
     layer_indices = {name: index for index, name in enumerate(specs)}
     shared_moments = _shared_moments(tasks, layer_indices, data)
-    # Of layers called several times, and of taps that are still to be added up, no epilogue is known.
-    once = [name for name, task in tasks.items() if name not in shared_moments and not task.is_transposed]
-    epilogues = {} if has_hook else _epilogues(data, batches, once)
+    # An epilogue follows one call of a layer, and a transposed convolution only once its taps are summed.
+    one_call = [name for name, task in tasks.items() if name not in shared_moments and not task.is_transposed]
+    epilogues = {} if has_hook else _epilogues(data, batches, one_call)
     may_interleave = can_interleave(data.original, batches, list(tasks))
     context = BuildContext(
         original_layers=dict(data.original.named_modules()),

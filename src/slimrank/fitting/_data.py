@@ -50,6 +50,7 @@ def check_on_layer(on_layer: OnLayer | None) -> None:
 
 
 def call_hook(on_layer: OnLayer | None, model: nn.Module, name: str) -> None:
+    """Calls the hook, if there is one, with gradients on: it may train the model."""
     if on_layer is None:
         return
     with torch.enable_grad():

@@ -18,6 +18,7 @@ from slimrank.records import LayerSpec, Setting
 ALTERNATIONS = 3
 # Rounds in which the wanted outputs move behind a clipping. Each fits the pair anew, so it alternates less.
 CLIPPED_ROUNDS = 2
+# Rounds of refinement in each of these.
 CLIPPED_ALTERNATIONS = 1
 
 
@@ -41,8 +42,8 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sample:
-    """What a layer is fitted to.
+class LayerStatistics:
+    """What is known of a layer's inputs and wanted outputs: a fit needs no more.
 
     Attributes:
         moments: of its inputs in the compressed model.
@@ -51,7 +52,7 @@ class Sample:
         held_out: rows to choose by; None where there are none.
         rows: some of the rows that were summed; None where nothing is clipped.
         clipping: what follows the layer; None where nothing is known.
-        groups: blocks on the diagonal of its weight.
+        n_groups: of its convolution: blocks on the diagonal of its weight.
     """
 
     moments: Moments
@@ -60,13 +61,13 @@ class Sample:
     held_out: Rows | None
     rows: Rows | None
     clipping: Clipping | None
-    groups: int = 1
+    n_groups: int = 1
 
 
 def best_fit(
     spec: LayerSpec,
     setting: Setting | None,
-    sample: Sample,
+    statistics: LayerStatistics,
     weight: Tensor,
     targets: Iterable[tuple[str, Target]],
 ) -> Fit:
@@ -75,7 +76,7 @@ def best_fit(
     Args:
         spec: the layer.
         setting: form and rank; None to keep the layer in one piece.
-        sample: what the layer is fitted to.
+        statistics: what the layer is fitted to.
         weight: (O, D) float64, of the layer.
         targets: kind and target, one after the other: each holds moments and their decompositions.
 
@@ -87,12 +88,15 @@ def best_fit(
     """
 
     def fitted(kind: str, target: Target, alternations: int) -> Fit:
-        return _fitted(spec, setting, kind, target, sample.moments.mean, sample.mean_out, alternations)
+        return _fitted(
+            spec, setting, kind, target, statistics.moments.mean, statistics.mean_out, alternations
+        )
 
     best: tuple[float, Fit, Target] | None = None
+    # Refinement takes time: it is left for the best of them.
     for kind, target in targets:
         fit = fitted(kind, target, 0)
-        error = _error(spec, sample.held_out, fit, target.root)
+        error = _error(spec, statistics.held_out, fit, target.root)
         if best is None or error < best[0]:
             best = (error, fit, target)
     if best is None:
@@ -100,11 +104,11 @@ def best_fit(
     error, fit, target = best
     if setting is not None:
         refined = fitted(fit.kind, target, ALTERNATIONS)
-        if _error(spec, sample.held_out, refined, target.root) <= error:
+        if _error(spec, statistics.held_out, refined, target.root) <= error:
             fit = refined
-    if sample.clipping is None or sample.rows is None:
+    if statistics.clipping is None or statistics.rows is None:
         return fit
-    return _clipped_fit(spec, setting, sample, sample.rows, sample.clipping, weight, fit, target)
+    return _clipped_fit(spec, setting, statistics, statistics.rows, statistics.clipping, weight, fit, target)
 
 
 def _fitted(
@@ -153,7 +157,7 @@ def _predicted(spec: LayerSpec, rows: Rows, fit: Fit) -> Tensor:
 def _clipped_fit(
     spec: LayerSpec,
     setting: Setting | None,
-    sample: Sample,
+    statistics: LayerStatistics,
     rows: Rows,
     clipping: Clipping,
     weight: Tensor,
@@ -165,24 +169,25 @@ def _clipped_fit(
     The wanted outputs move (``Clipping.wanted``), so only the covariance with them changes, and by little:
     the change is taken from some of the rows.
     """
-    error = _error(spec, sample.held_out, fit, target.root, clipping)
+    # Compared after the clipping: a fit that is worse before it may be the better one.
+    error = _error(spec, statistics.held_out, fit, target.root, clipping)
     centred = rows.inputs - rows.inputs.mean(0)
     newest = fit
     for _ in range(CLIPPED_ROUNDS):
         wanted = clipping.wanted(rows.outputs, _predicted(spec, rows, newest), rows.offsets)
-        moved = wanted - rows.outputs
-        cross = sample.cross + (moved.T @ centred).double() / len(moved)
-        mean_out = sample.mean_out + moved.mean(0, dtype=torch.float64)
+        shift = wanted - rows.outputs
+        cross = statistics.cross + (shift.T @ centred).double() / len(shift)
+        mean_out = statistics.mean_out + shift.mean(0, dtype=torch.float64)
         dense = least_squares_weight(
-            weight, cross, sample.moments, ridge=target.ridge, n_groups=sample.groups
+            weight, cross, statistics.moments, ridge=target.ridge, n_groups=statistics.n_groups
         )
-        goal = _with_dense(target, dense, sample.moments)
-        mean_in = sample.moments.mean
-        newest = _fitted(spec, setting, fit.kind, goal, mean_in, mean_out, CLIPPED_ALTERNATIONS)
-        reached = _error(spec, sample.held_out, newest, target.root, clipping)
-        if reached >= error:
+        moved_target = _with_dense(target, dense, statistics.moments)
+        mean_in = statistics.moments.mean
+        newest = _fitted(spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS)
+        new_error = _error(spec, statistics.held_out, newest, target.root, clipping)
+        if new_error >= error:
             break
-        error, fit = reached, newest
+        error, fit = new_error, newest
     return fit
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slimrank.cost import carries_mean, gains_bias, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
-from slimrank.fitting._fit import ALTERNATIONS, Fit, Sample, best_fit
+from slimrank.fitting._fit import ALTERNATIONS, Fit, LayerStatistics, best_fit
 from slimrank.fitting._goals import bias_of, output_roots, targets, wanted_weight
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.fitting._rows import Gathered, joined_rows
@@ -16,7 +16,7 @@ from slimrank.linalg import narrowed_weight, ridge_of
 from slimrank.methods import Target, fit_factors, weights_target
 from slimrank.surgery import bias_of_taps, dense_weight
 
-# Rows that fits are compared on: each candidate is applied to all of them.
+# Rows that fits are compared on. More choose more surely; each candidate is applied to all of them.
 _HELD_OUT_ROWS = 8192
 
 
@@ -74,17 +74,17 @@ def _fit_to_rows(context: BuildContext, layer: PendingLayer, gathered: Gathered)
         # A channel has one bias for all its taps, so the kernel has to keep their means.
         moments, cross = moments.about_zero(), cross.addr(mean_out, moments.mean)
         mean_out = torch.zeros_like(mean_out)
-    sample = Sample(
+    statistics = LayerStatistics(
         moments=moments,
         cross=cross,
         mean_out=mean_out,
         held_out=joined_rows(gathered.held_out, _HELD_OUT_ROWS),
         rows=joined_rows(gathered.rows, None),
         clipping=gathered.clipping,
-        groups=task.groups,
+        n_groups=task.n_groups,
     )
     candidates = targets(context, layer, gathered, moments, cross)
-    fit = best_fit(task.slimmed, task.setting, sample, dense_weight(layer.current), candidates)
+    fit = best_fit(task.slimmed, task.setting, statistics, dense_weight(layer.current), candidates)
     return _with_tap_bias(task, fit, layer.current, *means)
 
 
@@ -97,17 +97,19 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
     if task.is_transposed:
         moments, mean_out = moments.about_zero(), torch.zeros_like(means[1])
     else:
-        mean_out = means[1] + task.wanted(bias_of(layer.original, dense_weight(layer.original)))
-    ridge = ridge_of(moments.n_rows, row_width(task.slimmed) // task.groups)
+        mean_out = means[1] + task.slimmed_outputs(bias_of(layer.original, dense_weight(layer.original)))
+    ridge = ridge_of(moments.n_rows, row_width(task.slimmed) // task.n_groups)
     dense, mean_in = full, means[0]
     if task.columns is not None:
-        dense, moments = narrowed_weight(full, moments, task.columns, ridge=ridge, n_groups=task.groups)
+        dense, moments = narrowed_weight(full, moments, task.columns, ridge=ridge, n_groups=task.n_groups)
         mean_in = mean_in[task.columns.to(full.device)]
     root, inverse_root = output_roots(context, task, full.device)
     target = Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
     # Rows of several calls were not kept, so there is nothing to choose by and nothing that is clipped.
-    sample = Sample(moments=moments, cross=dense, mean_out=mean_out, held_out=None, rows=None, clipping=None)
-    fit = best_fit(task.slimmed, task.setting, sample, dense, [("independent", target)])
+    statistics = LayerStatistics(
+        moments=moments, cross=dense, mean_out=mean_out, held_out=None, rows=None, clipping=None
+    )
+    fit = best_fit(task.slimmed, task.setting, statistics, dense, [("independent", target)])
     return _with_tap_bias(task, fit, layer.current, mean_in, means[1])
 
 
@@ -124,5 +126,5 @@ def _with_tap_bias(task: LayerTask, fit: Fit, current: nn.Module, mean_in: Tenso
     if not task.is_transposed or not isinstance(fit.factors, Tensor):
         return fit
     bias = bias_of_taps(current, task.spec.calls, mean_out - fit.factors @ mean_in)
-    known = current.bias
-    return replace(fit, bias=bias + known.detach().double() if isinstance(known, Tensor) else bias)
+    old_bias = current.bias
+    return replace(fit, bias=bias + old_bias.detach().double() if isinstance(old_bias, Tensor) else bias)

@@ -25,7 +25,7 @@ _CLIPPED_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reached:
+class BatchAtLayer:
     """One batch at a layer, in the original and in the new model.
 
     Attributes:
@@ -72,7 +72,7 @@ class _BatchRows:
     is_path_known: bool
 
 
-def reach(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -> list[Reached]:
+def run_to_layer(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -> list[BatchAtLayer]:
     """Runs both networks up to a layer.
 
     Args:
@@ -85,16 +85,19 @@ def reach(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) ->
     """
     inputs = zip(before.advance(name), after.advance(name), strict=True)
     shortcuts = zip(before.shortcut(name), after.shortcut(name), strict=True)
-    return [Reached(*here, *added) for here, added in zip(inputs, shortcuts, strict=True)]
+    return [
+        BatchAtLayer(x, x_hat, shortcut, shortcut_hat)
+        for (x, x_hat), (shortcut, shortcut_hat) in zip(inputs, shortcuts, strict=True)
+    ]
 
 
-def gather(context: BuildContext, layer: PendingLayer, reached: Sequence[Reached]) -> Gathered | None:
+def gather(context: BuildContext, layer: PendingLayer, batches: Sequence[BatchAtLayer]) -> Gathered | None:
     """Rows of a layer, in the original and in the new model.
 
     Args:
         context: of the build.
         layer: to be fitted.
-        reached: what reaches it, per batch of the context.
+        batches: what reaches it, per batch of the context.
 
     Returns:
         Sums over the rows, and some of the rows; None where all calls of the layer share moments.
@@ -103,22 +106,22 @@ def gather(context: BuildContext, layer: PendingLayer, reached: Sequence[Reached
     if task.spec.name in context.shared_moments:
         return None
     path = _output_path(context, layer)
-    gathered = _nothing_yet(layer, path)
-    # With rows in plenty a fit to the original's inputs has nothing to win.
+    gathered = _empty_sums(layer, path)
+    # With plenty of rows a fit to the original's inputs brings nothing, so they are not summed.
     needs_original = not context.data.sequential or is_scarce(context, task) or task.columns is not None
-    step = _clipped_step(task)
-    for number, inputs in enumerate(reached):
-        batch = _batch_rows(context, layer, path, number, inputs)
-        if batch is None:
+    step = _clipped_row_step(task)
+    for batch_index, batch in enumerate(batches):
+        batch_rows = _batch_rows(context, layer, path, batch_index, batch)
+        if batch_rows is None:
             continue
-        gathered.has_moved = gathered.has_moved or batch.has_lost
-        if not batch.is_path_known:
+        gathered.has_moved = gathered.has_moved or batch_rows.has_lost
+        if not batch_rows.is_path_known:
             # Of what is clipped a part is missing, so nothing is known of what is left of it.
             gathered.clipping = None
-        if number >= context.n_fit_batches:
-            gathered.held_out.append(batch.rows)
+        if batch_index >= context.n_fit_batches:
+            gathered.held_out.append(batch_rows.rows)
         else:
-            gathered.add(batch.original_inputs, batch.rows, sum_original=needs_original, step=step)
+            gathered.add(batch_rows.original_inputs, batch_rows.rows, sum_original=needs_original, step=step)
     return gathered
 
 
@@ -131,7 +134,7 @@ def _output_path(context: BuildContext, layer: PendingLayer) -> _OutputPath:
         epilogue = Epilogue()
     device = dense_weight(layer.current).device
     affine = affine_of(context.original_layers, epilogue.norm)
-    gains, offset = (task.rows_of(part.to(device)) for part in affine)
+    gains, offset = (task.staying_rows(part.to(device)) for part in affine)
     clipping = None
     if epilogue.bounds is not None:
         low, high = epilogue.bounds
@@ -169,40 +172,40 @@ def affine_of(layers: Mapping[str, nn.Module], norm: str | None) -> tuple[Tensor
     return gain.float(), offset.float()
 
 
-def _nothing_yet(layer: PendingLayer, path: _OutputPath) -> Gathered:
-    """Sums of the widths that the rows of a layer will have, still empty."""
+def _empty_sums(layer: PendingLayer, path: _OutputPath) -> Gathered:
+    """Sums with as many columns as the rows of a layer will have, still empty."""
     task = layer.task
     keep_rows = keeps_rows(task.spec)
-    width = row_width(task.slimmed)
+    n_columns = row_width(task.slimmed)
     # Rows of a changed layer are those of the new model on both sides.
-    original_width = width if layer.is_changed else row_width(task.spec)
+    n_original_columns = n_columns if layer.is_changed else row_width(task.spec)
     return Gathered(
-        original_sums=MomentSums(original_width, keep_rows=keep_rows),
-        joint_sums=MomentSums(width, keep_rows=keep_rows, other_width=_n_outputs(task)),
+        original_sums=MomentSums(n_original_columns, keep_rows=keep_rows),
+        joint_sums=MomentSums(n_columns, keep_rows=keep_rows, other_width=_n_outputs(task)),
         clipping=path.clipping,
-        # Other columns are another input.
+        # A layer that lost columns reads another input than in the original.
         has_moved=task.columns is not None,
     )
 
 
-def _clipped_step(task: LayerTask) -> int:
-    """One of how many rows is kept for the fit behind a clipping."""
-    width = row_width(task.slimmed)
-    # Several rows a column, so that the change of the covariance is seen; as many as the bytes allow.
-    wanted = max(_CLIPPED_ROWS, 8 * width)
-    limit = min(wanted, MEMORY.clipped_rows // clipped_row_bytes(width, _n_outputs(task)))
+def _clipped_row_step(task: LayerTask) -> int:
+    """Step between the rows that are kept for the fit behind a clipping."""
+    n_columns = row_width(task.slimmed)
+    # Several rows per column, so that the change of the covariance is measured; as many as the bytes allow.
+    wanted = max(_CLIPPED_ROWS, 8 * n_columns)
+    limit = min(wanted, MEMORY.clipped_rows // clipped_row_bytes(n_columns, _n_outputs(task)))
     return max(1, row_cap(task.spec) // max(limit, 1))
 
 
 def _batch_rows(
-    context: BuildContext, layer: PendingLayer, path: _OutputPath, number: int, inputs: Reached
+    context: BuildContext, layer: PendingLayer, path: _OutputPath, batch_index: int, batch: BatchAtLayer
 ) -> _BatchRows | None:
-    """Rows of one batch; None where it does not reach the layer in both models, at the same places."""
+    """Rows of one batch; None where it does not reach the layer in both models, at the same positions."""
     task = layer.task
-    x, x_hat = inputs.x, inputs.x_hat
-    if x is None or x_hat is None or not have_same_places(task.spec, x, x_hat):
+    x, x_hat = batch.x, batch.x_hat
+    if x is None or x_hat is None or not have_same_positions(task.spec, x, x_hat):
         return None
-    positions = _drawn_positions(context, task, number, x)
+    positions = _drawn_positions(context, task, batch_index, x)
     # The new layer pads and strides as the original does; only channels are fewer.
     rows = input_rows(layer.original, task.spec, x, positions).float()
     rows_hat = input_rows(layer.original, task.spec, x_hat, positions).float()
@@ -210,7 +213,7 @@ def _batch_rows(
     offsets = path.offset.expand_as(wanted)
     lost = None
     if path.has_shortcut:
-        added, lost = _shortcut_rows(task, inputs, positions.to(wanted.device))
+        added, lost = _shortcut_rows(task, batch, positions.to(wanted.device))
         if added is not None and lost is not None:
             wanted = wanted + _in_units_of_output(lost, path.gains)
             offsets = offsets + added
@@ -223,33 +226,33 @@ def _batch_rows(
     )
 
 
-def _drawn_positions(context: BuildContext, task: LayerTask, number: int, x: Tensor) -> Tensor:
+def _drawn_positions(context: BuildContext, task: LayerTask, batch_index: int, x: Tensor) -> Tensor:
     """Positions whose rows are taken from one batch: the same in both models, and in every run."""
-    batch = context.batches[number]
+    batch = context.batches[batch_index]
     share = batch.n_samples / max(context.n_fit_samples, 1)
     # A held-out batch may be larger than all samples that are fitted to.
     count = min(rows_wanted(task.spec, share), row_cap(task.spec))
-    seed = layer_seed(context.data.seed, context.layer_indices[task.spec.name], number, 0)
+    seed = layer_seed(context.data.seed, context.layer_indices[task.spec.name], batch_index, 0)
     return draw_positions(task.spec, x, count, torch.Generator().manual_seed(seed), token_mask(batch))
 
 
 def _shortcut_rows(
-    task: LayerTask, inputs: Reached, positions: Tensor
+    task: LayerTask, batch: BatchAtLayer, positions: Tensor
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """What is added to the outputs in the new model, and what that lost against the original.
 
     Args:
         task: of the layer.
-        inputs: of one batch.
+        batch: what reaches it.
         positions: (S,) int64, on the device of the outputs.
 
     Returns:
         Two (S, O') float32; None each where the shortcut was read on one sample, but is absent here.
     """
-    if inputs.shortcut is None or inputs.shortcut_hat is None:
+    if batch.shortcut is None or batch.shortcut_hat is None:
         return None, None
-    added = output_rows(task.spec, inputs.shortcut_hat)[positions].float()
-    in_original = task.last_of(output_rows(task.spec, inputs.shortcut)[positions].float())
+    added = output_rows(task.spec, batch.shortcut_hat)[positions].float()
+    in_original = task.staying_columns(output_rows(task.spec, batch.shortcut)[positions].float())
     return added, in_original - added
 
 
@@ -261,7 +264,7 @@ def _in_units_of_output(lost: Tensor, gains: Tensor) -> Tensor:
     return torch.where(has_usable_gain(gains.expand(lost.shape[1])), lost / gains, 0.0)
 
 
-def have_same_places(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
+def have_same_positions(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
     """Whether two inputs of a layer differ in their channels alone."""
     channel = x.ndim - 1 if spec.kind == "linear" else x.ndim - 1 - len(spec.kernel)
     return x.ndim == x_hat.ndim and all(

@@ -14,9 +14,11 @@ from slimrank.linalg import Moments, least_squares_weight, narrowed_weight, ridg
 from slimrank.methods import Target, metric_roots
 from slimrank.surgery import dense_weight
 
-# Shares of the mean diagonal. More of them would find a better hold at the price of one more fit each.
+# Ridges above the least one, as shares of the mean diagonal of the moments. A finer list might come closer to
+# the best ridge; each of them costs a fit of every layer.
 _RIDGES = (1e-3, 1e-2, 1e-1)
-# Rows per column of a layer, from which on a fit to inputs that have moved is trusted.
+# Rows per column of a layer from which on a fit to inputs that have moved is trusted. With fewer, larger
+# ridges and the inputs of the original are tried as well, which costs a fit each.
 ENOUGH_ROWS = 20
 
 
@@ -37,12 +39,12 @@ def wanted_outputs(layer: PendingLayer, rows: Tensor, rows_hat: Tensor) -> Tenso
     if not layer.task.is_transposed:
         outputs = outputs + bias_of(source, weight)
     # A changed layer is slimmed already, its outputs are those that stay.
-    return outputs if layer.is_changed else layer.task.wanted(outputs)
+    return outputs if layer.is_changed else layer.task.slimmed_outputs(outputs)
 
 
 def wanted_weight(layer: PendingLayer) -> Tensor:
     """(O', D) float64: the original's weight for the outputs that stay, of all its columns."""
-    return layer.task.wanted(dense_weight(layer.original).T).T
+    return layer.task.slimmed_outputs(dense_weight(layer.original).T).T
 
 
 def bias_of(layer: nn.Module, like: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ def output_roots(context: BuildContext, task: LayerTask, device: torch.device) -
     Returns:
         Two (C_out', C_out') float64: G^(1/2), G^(-1/2).
     """
-    gram = task.gram_of(context.data.grams.get(task.spec.name))
+    gram = task.slimmed_gram(context.data.grams.get(task.spec.name))
     return metric_roots(gram, task.n_channels, device)
 
 
@@ -72,10 +74,10 @@ def is_scarce(context: BuildContext, task: LayerTask) -> bool:
     return rows_available(task.spec, context.n_fit_samples) < ENOUGH_ROWS * row_width(task.spec)
 
 
-def ridges_to_try(least: float, n_rows: int, width: int) -> tuple[float, ...]:
+def ridges_to_try(least: float, n_rows: int, n_columns: int) -> tuple[float, ...]:
     """Ridges to choose among on held-out samples: more where rows are few."""
     larger = tuple(value for value in _RIDGES if value > least)
-    return (least, *larger[:1]) if n_rows >= ENOUGH_ROWS * width else (least, *larger)
+    return (least, *larger[:1]) if n_rows >= ENOUGH_ROWS * n_columns else (least, *larger)
 
 
 def moments_in_original(task: LayerTask, gathered: Gathered) -> Moments:
@@ -112,15 +114,15 @@ def _targets_of_whole(
     """Of a layer that keeps its columns: the weight as it stands, or moved towards the wanted outputs."""
     task, is_sequential = layer.task, context.data.sequential
     weight = dense_weight(layer.current)
-    n_rows, width = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.groups
+    n_rows, n_columns = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.n_groups
     root, inverse_root = output_roots(context, task, weight.device)
-    ridge = ridge_of(n_rows, width)
+    ridge = ridge_of(n_rows, n_columns)
     is_joint = gathered.has_moved and is_sequential
     base = moments if is_joint or not gathered.has_moved else moments_in_original(task, gathered)
-    for value in ridges_to_try(ridge, n_rows, width):
+    for value in ridges_to_try(ridge, n_rows, n_columns):
         dense = weight
         if is_joint:
-            dense = least_squares_weight(weight, cross, moments, ridge=value, n_groups=task.groups)
+            dense = least_squares_weight(weight, cross, moments, ridge=value, n_groups=task.n_groups)
         yield (
             "sequential" if is_sequential else "independent",
             Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
@@ -144,19 +146,19 @@ def _targets_of_narrowed(
 ) -> Iterator[tuple[str, Target]]:
     """Of a layer that lost columns; more ridge trusts the old inputs more."""
     task = layer.task
-    n_rows, width = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.groups
+    n_rows, n_columns = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.n_groups
     full = wanted_weight(layer)
     root, inverse_root = output_roots(context, task, full.device)
     in_original = moments_in_original(task, gathered)
-    for value in ridges_to_try(ridge_of(n_rows, width), n_rows, width):
-        prior, restricted = narrowed_weight(full, in_original, columns, ridge=value, n_groups=task.groups)
+    for value in ridges_to_try(ridge_of(n_rows, n_columns), n_rows, n_columns):
+        prior, restricted = narrowed_weight(full, in_original, columns, ridge=value, n_groups=task.n_groups)
         if not context.data.sequential:
             yield (
                 "independent",
                 Target(dense=prior, moments=restricted, root=root, inverse_root=inverse_root, ridge=value),
             )
             continue
-        dense = least_squares_weight(prior, cross, moments, ridge=value, n_groups=task.groups)
+        dense = least_squares_weight(prior, cross, moments, ridge=value, n_groups=task.n_groups)
         yield (
             "sequential",
             Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value),

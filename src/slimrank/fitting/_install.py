@@ -40,7 +40,7 @@ def fill(model: nn.Module, task: LayerTask, source: nn.Module, fit: Fit) -> None
         if task.norm is None or fit.bias is None:
             set_weights(source, fit.factors, fit.bias)
             return
-        # The norm behind the layer takes up what the mean moves, so that the layer needs no bias of its own.
+        # The batch norm behind the layer takes up the shift of the mean, so that the layer needs no bias.
         set_weights(source, fit.factors, None)
         shift_mean(model.get_submodule(task.norm), fit.bias)
         return

@@ -16,7 +16,7 @@ from slimrank.plan import Plan
 from slimrank.store import Store
 
 
-class Journal(Protocol):
+class FitJournal(Protocol):
     """Where fitted layers are kept, so that a killed run goes on."""
 
     def load(self, name: str) -> Mapping[str, Tensor] | None:
@@ -28,11 +28,12 @@ class Journal(Protocol):
         ...
 
 
+# A journal holds the index of the kind: the order is part of the format.
 _KINDS = ("sequential", "independent", "weights")
 
 
-def to_tensors(fit: Fit) -> Mapping[str, Tensor]:
-    """A fit as a journal keeps it; ``known_fit`` reads it."""
+def fit_to_tensors(fit: Fit) -> Mapping[str, Tensor]:
+    """A fit as a journal keeps it; ``fit_from_journal`` reads it."""
     tensors = {"kind": torch.tensor(_KINDS.index(fit.kind))}
     if isinstance(fit.factors, Tensor):
         tensors["weight"] = fit.factors
@@ -41,7 +42,7 @@ def to_tensors(fit: Fit) -> Mapping[str, Tensor]:
     return tensors if fit.bias is None else tensors | {"bias": fit.bias}
 
 
-def known_fit(journal: Journal | None, task: LayerTask) -> Fit | None:
+def fit_from_journal(journal: FitJournal | None, task: LayerTask) -> Fit | None:
     """The fit of an earlier run.
 
     Args:

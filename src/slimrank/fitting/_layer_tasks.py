@@ -36,19 +36,19 @@ class LayerTask:
     scales: Tensor | None
     norm: str | None
 
-    def rows_of(self, values: Tensor) -> Tensor:
-        """Of (O, ...) values, those of the outputs that stay; values of no dimension count for all."""
+    def staying_rows(self, values: Tensor) -> Tensor:
+        """Of (O, ...) values, those of the outputs that stay; a number counts for all of them."""
         return values if self.outputs is None or not values.ndim else values[self.outputs.to(values.device)]
 
-    def last_of(self, values: Tensor) -> Tensor:
+    def staying_columns(self, values: Tensor) -> Tensor:
         """Of (..., O) values, those of the outputs that stay."""
         return values if self.outputs is None else values[..., self.outputs.to(values.device)]
 
-    def wanted(self, outputs: Tensor) -> Tensor:
+    def slimmed_outputs(self, outputs: Tensor) -> Tensor:
         """What the slimmed layer gives, (..., O'), by what the original gives, (..., O)."""
-        return scaled(self.last_of(outputs), self.scales)
+        return scaled(self.staying_columns(outputs), self.scales)
 
-    def gram_of(self, gram: Tensor | None) -> Tensor | None:
+    def slimmed_gram(self, gram: Tensor | None) -> Tensor | None:
         """Second moments of gradients of the channels that stay, by those of the original, (C_out, C_out)."""
         if gram is None:
             return None
@@ -66,8 +66,8 @@ class LayerTask:
         return self.slimmed.weight_shape
 
     @property
-    def groups(self) -> int:
-        """Blocks on the diagonal of its matrix, once channels are gone."""
+    def n_groups(self) -> int:
+        """Groups of its convolution, once channels are gone: blocks on the diagonal of its matrix."""
         return self.slimmed.groups
 
     @property

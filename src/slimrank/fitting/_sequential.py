@@ -12,9 +12,9 @@ from slimrank.fitting._context import BuildContext, pending_layer
 from slimrank.fitting._data import OnLayer, call_hook
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._fit_layer import fit_layer
-from slimrank.fitting._gather import gather, reach
+from slimrank.fitting._gather import gather, run_to_layer
 from slimrank.fitting._install import checked_layer, fill, install
-from slimrank.fitting._journal import Journal, known_fit, to_tensors
+from slimrank.fitting._journal import FitJournal, fit_from_journal, fit_to_tensors
 from slimrank.forward import Lockstep, OneByOne, Trimmer
 from slimrank.methods import open_container
 from slimrank.records import Note
@@ -29,7 +29,7 @@ def fit_in_order(
     model: nn.Module,
     *,
     on_layer: OnLayer | None,
-    journal: Journal | None,
+    journal: FitJournal | None,
     advance: Callable[[str], None],
 ) -> tuple[dict[str, str], tuple[Note, ...]]:
     """Fits every layer to what reaches it in the original and in the new model.
@@ -52,7 +52,7 @@ def fit_in_order(
     with contextlib.closing(steps(context, model, journal)) as fitted:
         for name, fit, is_new in fitted:
             if is_new and journal is not None:
-                journal.store(name, to_tensors(fit))
+                journal.store(name, fit_to_tensors(fit))
             if is_new and fit.kind == "weights":
                 notes.append(_unreached(name))
             kinds[name] = fit.kind
@@ -62,7 +62,7 @@ def fit_in_order(
     return kinds, tuple(notes)
 
 
-def _in_lockstep(context: BuildContext, model: nn.Module, journal: Journal | None) -> _Fits:
+def _in_lockstep(context: BuildContext, model: nn.Module, journal: FitJournal | None) -> _Fits:
     """Fits layers while the forwards of both models are paused at them: each batch runs once in all."""
     names = list(context.tasks)
     layers = {name: model.get_submodule(name) for name in names}
@@ -74,23 +74,23 @@ def _in_lockstep(context: BuildContext, model: nn.Module, journal: Journal | Non
     with before, after:
         for name, following in pairwise([*names, ""]):
             layer = pending_layer(context, name, layers[name])
-            known = known_fit(journal, layer.task)
-            # A layer with a known fit is run up to as well, since forwards cannot skip it.
-            reached = reach(before, after, name)
-            fit = known
+            stored_fit = fit_from_journal(journal, layer.task)
+            # A layer with a stored fit is run up to as well, since forwards cannot skip it.
+            batches = run_to_layer(before, after, name)
+            fit = stored_fit
             if fit is None:
-                gathered = gather(context, layer, reached)
+                gathered = gather(context, layer, batches)
                 # The inputs are freed before the fit needs memory, and before the original goes on.
-                del reached
+                del batches
                 if following:
                     # The original does not wait for the fit.
                     before.start(following)
                 fit = fit_layer(context, layer, gathered)
             fill(model, layer.task, layer.current, fit)
-            yield name, fit, known is None
+            yield name, fit, stored_fit is None
 
 
-def _between_hooks(context: BuildContext, model: nn.Module, journal: Journal | None) -> _Fits:
+def _between_hooks(context: BuildContext, model: nn.Module, journal: FitJournal | None) -> _Fits:
     """Fits layers of a model that may change after each: it runs from the start for every layer."""
     names = list(context.tasks)
     with _forwards(context, context.data.original, names) as before:
@@ -98,12 +98,12 @@ def _between_hooks(context: BuildContext, model: nn.Module, journal: Journal | N
             # The hook may have trained it.
             model.eval()
             layer = pending_layer(context, name, checked_layer(model.get_submodule(name), task))
-            known = known_fit(journal, task)
+            stored_fit = fit_from_journal(journal, task)
             with _forwards(context, model, [name]) as after:
-                reached = reach(before, after, name)
-                fit = known or fit_layer(context, layer, gather(context, layer, reached))
+                batches = run_to_layer(before, after, name)
+                fit = stored_fit or fit_layer(context, layer, gather(context, layer, batches))
             install(model, task, layer.current, fit)
-            yield name, fit, known is None
+            yield name, fit, stored_fit is None
 
 
 def _forwards(context: BuildContext, model: nn.Module, stops: Sequence[str]) -> Lockstep | OneByOne:

@@ -14,7 +14,7 @@ from slimrank.records import ChannelMap, LayerSpec
 def what_stays(
     channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Rows and columns of a layer's matrix that stay when groups are slimmed, and what scales the former.
+    """Rows and columns of a layer's matrix that stay when groups are slimmed, and the scales of the rows.
 
     Args:
         channels: of the model.
@@ -30,11 +30,11 @@ def what_stays(
         return None, None, None
     staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}
     scales = {dim: torch.from_numpy(factors) for dim, factors in query_scales(tensor, kept).items()}
-    # Taps go with the second dimension.
+    # Each channel of dimension 1 is a column for each tap; in a transposed convolution a row for each tap.
     n_taps = prod(spec.kernel)
     second, second_scales = staying.get(1), scales.get(1)
     if spec.groups > 1:
-        second = _in_every_group(spec, second, staying.get(0))
+        second = _in_each_kernel_group(spec, second, staying.get(0))
     if second is not None:
         second = (second[:, None] * n_taps + torch.arange(n_taps)).flatten()
     if not spec.is_transposed:
@@ -42,15 +42,24 @@ def what_stays(
     return second, staying.get(0), None if second_scales is None else second_scales.repeat_interleave(n_taps)
 
 
-def _in_every_group(spec: LayerSpec, inside: Tensor | None, outputs: Tensor | None) -> Tensor | None:
-    """Channels that a convolution in groups reads: some of each group of which outputs stay; None for all."""
-    groups = torch.arange(spec.groups)
+def _in_each_kernel_group(spec: LayerSpec, inside: Tensor | None, outputs: Tensor | None) -> Tensor | None:
+    """Channels that a grouped convolution reads: the same of each kernel group that still has outputs.
+
+    Args:
+        spec: the convolution, before.
+        inside: input channels of one kernel group that stay; None where all do.
+        outputs: output channels that stay; None where all do.
+
+    Returns:
+        Input channels that stay, counted over all kernel groups; None where all do.
+    """
+    kernel_groups = torch.arange(spec.groups)
     if outputs is not None:
-        groups = (outputs // (spec.weight_shape[0] // spec.groups)).unique()
-    if inside is None and len(groups) == spec.groups:
+        kernel_groups = (outputs // (spec.weight_shape[0] // spec.groups)).unique()
+    if inside is None and len(kernel_groups) == spec.groups:
         return None
-    places = torch.arange(spec.weight_shape[1]) if inside is None else inside
-    return (groups[:, None] * spec.weight_shape[1] + places).flatten()
+    inputs = torch.arange(spec.weight_shape[1]) if inside is None else inside
+    return (kernel_groups[:, None] * spec.weight_shape[1] + inputs).flatten()
 
 
 def channels_left(channels: ChannelMap, spec: LayerSpec, kept: Mapping[str, Sequence[int]]) -> Tensor | None:

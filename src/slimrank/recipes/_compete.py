@@ -12,7 +12,9 @@ from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, are_same_steps, plan_on
 from slimrank.records import PRUNING, Method, Note, replaces_groups
 
-_MOST_SCALED = 8.0
+# Damages are scaled by at most this factor either way: more would let the divergence of a single plan that
+# went wrong decide everything.
+_MAX_SCALE = 8.0
 
 
 class Rivals:
@@ -41,27 +43,27 @@ class Rivals:
         self._seconds = dict(measured.seconds)
 
     def build(self, label: str, plan: Plan) -> None:
-        """Builds a plan, unless it is known already, and keeps the result where it is the best so far."""
-        for known, other in self._plans.items():
-            if are_same_steps(plan.steps, other.steps):
-                self._same_as[label] = known
+        """Builds a plan, unless one that does the same was built; the best result so far is kept."""
+        for built_label, built_plan in self._plans.items():
+            if are_same_steps(plan.steps, built_plan.steps):
+                self._same_as[label] = built_label
                 return
         result = self._measured.apply(plan, on_layer=self._on_layer)
         value = float("inf") if result.divergence is None else result.divergence
         self._plans[label], self._divergences[label] = plan, value
         for phase in ("apply", "verify"):
             self._seconds[phase] = self._seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
-        # Where a group turned out to be none, more is left than was asked for: that must not win.
+        # Where a group could not be slimmed after all, the result is above the budget: that must not win.
         is_over = any(result.keep_ratio(metric) > ratio for metric, ratio in plan.budgets.items())
         if self._best is None or (is_over, value) < self._best[0]:
             self._best = ((is_over, value), label, result)
 
     def build_others(self) -> None:
         """Builds the uniform plan, and optimal ones: all blocks kept, single methods, pairs, recalibrated."""
-        found = {curve.method for curve in self._measured.curves}
+        measured = {curve.method for curve in self._measured.curves}
         if self._measured.group_curves or self._measured.block_damages:
-            found.add(PRUNING)
-        methods = tuple(method for method in self._measured.methods if method in found)
+            measured.add(PRUNING)
+        methods = tuple(method for method in self._measured.methods if method in measured)
         self._try("uniform", "uniform", None)
         if any(plan.dropped for plan in self._plans.values()):
             self._try("optimal, all blocks kept", "optimal", None, replace(self._measured, block_damages=()))
@@ -84,6 +86,7 @@ class Rivals:
         only: Sequence[Method] | None,
         measured: Study | None = None,
     ) -> None:
+        """Makes a plan and builds it; a note says where no such plan is within the budgets."""
         try:
             plan = self._plan_of(measured or self._measured, select, only)
         except BudgetError as error:
@@ -99,19 +102,19 @@ class Rivals:
         differs between ranks and channels, and from network to network. Those of blocks were measured after
         fits.
         """
-        of_pairs, of_groups = self._scale(pairs), self._scale(pruning)
-        if of_pairs is None or of_groups is None:
+        pair_scale, group_scale = self._scale(pairs), self._scale(pruning)
+        if pair_scale is None or group_scale is None:
             return
-        learnt = replace(
+        recalibrated = replace(
             self._measured,
-            curves=tuple(replace(one, damage=one.damage * of_pairs) for one in self._measured.curves),
+            curves=tuple(replace(curve, damage=curve.damage * pair_scale) for curve in self._measured.curves),
             group_curves=tuple(
-                replace(one, damage=one.damage * of_groups) for one in self._measured.group_curves
+                replace(curve, damage=curve.damage * group_scale) for curve in self._measured.group_curves
             ),
         )
-        chosen = self._plan_of(learnt, "optimal", None)
-        # What is predicted stays what the study says.
-        told = plan_on(
+        chosen = self._plan_of(recalibrated, "optimal", None)
+        # The choice is recalibrated; the damages that the plan shows are those of the study.
+        plan = plan_on(
             self._measured,
             chosen.settings,
             groups=chosen.groups,
@@ -120,7 +123,7 @@ class Rivals:
             multiple_of=chosen.multiple_of,
             budgets=chosen.budgets,
         )
-        self.build("optimal, recalibrated", told)
+        self.build("optimal, recalibrated", plan)
 
     def _scale(self, label: str) -> float | None:
         """Measured divergence over predicted damage of a plan that was built; None where there is none."""
@@ -128,14 +131,14 @@ class Rivals:
         plan, value = self._plans.get(label), self._divergences.get(label)
         if plan is None or value is None or not plan.damage or not 0 < value < float("inf"):
             return None
-        return min(max(value / plan.damage, 1 / _MOST_SCALED), _MOST_SCALED)
+        return min(max(value / plan.damage, 1 / _MAX_SCALE), _MAX_SCALE)
 
     def best(self) -> Result:
         """The result with the lowest divergence; its notes list every plan that was built."""
         if self._best is None:
             raise BudgetError("there is no plan to build")
         (is_over, _), winner, result = self._best
-        told = [
+        built = [
             Note(
                 where="compete",
                 text=f"{label} plan: held-out divergence {self._divergences[label]:.4g} {result.unit}"
@@ -143,11 +146,11 @@ class Rivals:
             )
             for label in self._plans
         ]
-        told += [
-            Note(where="compete", text=f"{label} plan: the same as the {known} plan")
-            for label, known in self._same_as.items()
+        built += [
+            Note(where="compete", text=f"{label} plan: the same as the {built_label} plan")
+            for label, built_label in self._same_as.items()
         ]
         if is_over:
             text = "no plan could be built as it stands (see the notes), so the result is above the budget"
             self._notes.append(Note(where="compete", text=text))
-        return result.with_notes([*self._notes, *told], self._seconds)
+        return result.with_notes([*self._notes, *built], self._seconds)

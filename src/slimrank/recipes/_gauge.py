@@ -11,7 +11,8 @@ from slimrank.forward import eval_mode
 from slimrank.scores import ScoreFn, score_model
 from slimrank.survey import Session, restored_copy
 
-# Points of accuracy lost per nat of divergence were seen to be about a quarter: a first guess, no more.
+# Nats of divergence per unit of score. On the networks tried a nat cost about a quarter of the accuracy: only
+# the first guess of the search follows from it.
 _NATS_PER_SCORE = 4.0
 
 
@@ -31,6 +32,12 @@ class Gauge:
 
 
 def gauge_of(session: Session, score_fn: ScoreFn | None, lower_is_better: bool) -> Gauge:
+    """A gauge by the caller's score, or by the held-out divergence where there is none.
+
+    Raises:
+        OptionError: ``score_fn`` is no function.
+        ScoreError: ``score_fn`` fails on the original, or returns no finite number.
+    """
     if score_fn is None:
         return Gauge(
             drop=lambda result: math.inf if result.divergence is None else result.divergence,

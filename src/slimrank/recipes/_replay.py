@@ -90,25 +90,25 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     first = opened(model)
     result = replayed(model, plan.up_to(1), first)
     for count in range(2, len(plan.steps) + 1):
-        notes = result.notes
-        _check_whole(result, plan.up_to(count - 1))
+        earlier_notes = result.notes
+        _check_complete(result, plan.up_to(count - 1))
         result = replayed(result.model, plan.up_to(count), opened(result.model))
-        added = [note for note in notes if note not in result.notes]
-        result = result.with_notes(added, phases.seconds)
+        lost_notes = [note for note in earlier_notes if note not in result.notes]
+        result = result.with_notes(lost_notes, phases.seconds)
     if len(plan.steps) < 2 or first is None:
         return result
     return measured_from(first, result)
 
 
-def _check_whole(result: Result, plan: Plan) -> None:
-    """Refuses to build a step on one of which a part could not be done."""
-    left = sorted(set(plan.groups) - set(result.plan.groups))
-    if left:
-        why = next((note.text for note in result.notes if note.where == left[0]), "")
+def _check_complete(result: Result, plan: Plan) -> None:
+    """Refuses to build a step on a step of which a part could not be done."""
+    failed = sorted(set(plan.groups) - set(result.plan.groups))
+    if failed:
+        why = next((note.text for note in result.notes if note.where == failed[0]), "")
         raise PlanError(
-            f"plan: step {len(plan.steps)} slims {', '.join(left)}, which cannot go from this model ({why}), "
-            f"and step {len(plan.steps) + 1} builds on that; apply plan.up_to({len(plan.steps)}) and study "
-            "its result for the next step"
+            f"plan: step {len(plan.steps)} slims {', '.join(failed)}, which cannot go from this model "
+            f"({why}), and step {len(plan.steps) + 1} builds on that; apply plan.up_to({len(plan.steps)}) "
+            "and study its result for the next step"
         )
 
 

@@ -14,7 +14,11 @@ from slimrank.records import Method, Metric, Note, ratio_of
 from slimrank.scores import ScoreFn
 from slimrank.select import Select, reachable_floor
 
+# A ratio to try stays this share of the gap away from both bounds: nearer, a wrong prediction would hardly
+# move the bound that it meets.
 _NEAR_END = 0.1
+# Halvings that find the ratio whose predicted damage is just allowed, to 1 / 4096 of the gap. Each makes a
+# plan.
 _HALVINGS = 12
 
 
@@ -119,7 +123,7 @@ class _Bisection:
         self._max_drop = max_drop
         self._per_damage: float | None = per_damage
         self._known: set[float] = set()
-        self._width = 2 * (high - low)
+        self._last_gap = 2 * (high - low)
 
     def next_ratio(self, damage_at: Callable[[float], float]) -> float:
         """Where to try: where the predicted damage says that the drop is just allowed, or in the middle.
@@ -127,8 +131,8 @@ class _Bisection:
         The middle is taken where predictions have told nothing: nothing was lost, or the bounds have not come
         closer by half. So the bounds halve at every second try at the latest.
         """
-        width = self.high - self.low
-        has_halved, self._width = width <= self._width / 2, width
+        gap = self.high - self.low
+        has_halved, self._last_gap = gap <= self._last_gap / 2, gap
         if self._per_damage is None or not has_halved:
             return (self.low + self.high) / 2
         wanted = self._max_drop / self._per_damage
@@ -136,8 +140,8 @@ class _Bisection:
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             low, high = (low, middle) if damage_at(middle) <= wanted else (middle, high)
-        margin = _NEAR_END * width
-        # The floor itself has not been tried before the first measurement.
+        margin = _NEAR_END * gap
+        # Before the first measurement nothing is known of the floor, so it may be tried itself.
         lowest = self.low + margin if self._known else self.low
         return min(max(high, lowest), self.high - margin)
 
@@ -146,7 +150,7 @@ class _Bisection:
         return reached in self._known
 
     def skip(self, asked: float, reached: float) -> None:
-        """Takes in that a ratio gives a plan that was measured: nothing lies between the two."""
+        """Moves the bounds where a ratio gives a plan that was measured: no plan lies between the two."""
         if reached >= self.high:
             self.low = max(self.low, min(asked, self.high))
         elif reached <= self.low:
@@ -155,7 +159,14 @@ class _Bisection:
             self.low = self.high
 
     def learn(self, asked: float, reached: float, damage: float, drop: float) -> None:
-        """Takes in a measurement."""
+        """Moves the bounds by a measurement.
+
+        Args:
+            asked: keep ratio that was asked for.
+            reached: keep ratio of the plan.
+            damage: predicted.
+            drop: measured.
+        """
         self._known.add(reached)
         if drop <= self._max_drop:
             self.high = min(self.high, reached)

@@ -21,6 +21,7 @@ from slimrank.select import check_budgets, check_methods
 from slimrank.survey import DataSource, Session
 
 Tune = Callable[[nn.Module], object]
+# Splits that are tried by default. More of them may find a better one; each takes a study and two builds.
 _N_SPLITS = 3
 
 
@@ -101,11 +102,11 @@ def search_split(
             f"split: nothing can be built: {'; '.join(note.text for note in notes)}; raise the budget"
         )
     _, winner, result = best
-    told = [
+    shown_notes = [
         replace(note, text=note.text + " (returned)") if note.text.startswith(f"{winner}:") else note
         for note in notes
     ]
-    return result.with_notes(told, result.seconds)
+    return result.with_notes(shown_notes, result.seconds)
 
 
 def _attempts(
@@ -143,6 +144,7 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
     """A study of a compressed model, on the same data with the same options."""
     feed = session.feed
 
+    # The batches are the caller's; the feed knows how they are read.
     def inputs(raw: object) -> object:
         batch: Batch = feed.read(raw)
         return dict(batch.kwargs) if batch.kwargs else batch.args
@@ -158,13 +160,15 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
 
 
 def _tuned(result: Result, tune: Tune | None) -> Result:
+    """The result after the caller's training, which may work in place or return the model."""
     if tune is None:
         return result
-    found = tune(result.model)
-    return result.with_model(found if isinstance(found, nn.Module) else result.model)
+    trained = tune(result.model)
+    return result.with_model(trained if isinstance(trained, nn.Module) else result.model)
 
 
 def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:
+    """Keep ratios after the first step: those given, or some evenly spaced as factors."""
     if splits is None:
         return tuple(budget ** (step / (_N_SPLITS + 1)) for step in range(_N_SPLITS, 0, -1))
     if not isinstance(splits, Sequence) or isinstance(splits, str):

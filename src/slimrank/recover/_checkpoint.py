@@ -12,13 +12,16 @@ from slimrank._errors import FileError, OptionError, StudyError
 from slimrank.files import Json, check_format, spelled_number
 from slimrank.store import Store
 
+# Raised when a file changes its meaning.
 FORMAT = 1
+# What the run is of, written first; where it stands, written after every epoch.
 _RUN, _STATE = "recover.json", "recover-state.json"
+# Entries of an optimiser's state that JSON holds.
 _NUMBERS = (bool, int, float, type(None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Kept:
+class TrainingState:
     """Where a run stands after an epoch.
 
     Attributes:
@@ -52,22 +55,22 @@ class Checkpoint:
         if not self._store.has(_RUN):
             self._store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
             return
-        found = self._store.read_json(_RUN)
+        stored = self._store.read_json(_RUN)
         check_format(
-            spelled_number(found.get("format")),
+            spelled_number(stored.get("format")),
             FORMAT,
             where=str(self._store.root / _RUN),
             advice="give another run_dir or delete it",
             error=StudyError,
         )
-        differing = [key for key, value in fingerprint.items() if found.get(key) != value]
+        differing = [key for key, value in fingerprint.items() if stored.get(key) != value]
         if differing:
             raise StudyError(
                 f"{self._store.root} holds a training run of other {' and '.join(differing)}; "
                 "give another run_dir or delete it"
             )
 
-    def load(self) -> Kept | None:
+    def load(self) -> TrainingState | None:
         """Where the run stood.
 
         Returns:
@@ -78,15 +81,15 @@ class Checkpoint:
         """
         if not self._store.has(_STATE):
             return None
-        state = self._store.read_json(_STATE)
-        name, numbers, facts = (state.get(key) for key in ("tensors", "numbers", "facts"))
+        entries = self._store.read_json(_STATE)
+        name, numbers, facts = (entries.get(key) for key in ("tensors", "numbers", "facts"))
         if not isinstance(name, str) or not isinstance(numbers, dict) or not isinstance(facts, dict):
             raise FileError(f"{self._store.root / _STATE} was altered; delete the directory and run again")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
         for key, tensor in self._store.read_tensors(name).items():
             part, _, rest = key.partition(".")
             parts.setdefault(part, {})[rest] = tensor
-        return Kept(
+        return TrainingState(
             model=parts["model"],
             # Not written twice where the last epoch is the best one.
             best=parts["best"] or parts["model"],
@@ -95,26 +98,27 @@ class Checkpoint:
             facts=facts,
         )
 
-    def store(self, kept: Kept, epoch: int) -> None:
-        """Keeps the state after an epoch, and lets the one before go.
+    def store(self, state: TrainingState, epoch: int) -> None:
+        """Writes the state after an epoch; the file of the epoch before is removed.
 
         Args:
-            kept: the state.
+            state: the state.
             epoch: its number.
 
         Raises:
             FileError: it cannot be written.
         """
         old = self._store.read_json(_STATE).get("tensors") if self._store.has(_STATE) else None
+        # Another name in every epoch, so that a kill leaves the last whole state.
         name = f"recover-{epoch}.safetensors"
-        parts = {"model": kept.model, "optimizer": kept.tensors}
-        if kept.best is not kept.model:
-            parts["best"] = kept.best
-        tensors = {f"{part}.{key}": tensor for part, held in parts.items() for key, tensor in held.items()}
+        parts = {"model": state.model, "optimizer": state.tensors}
+        if state.best is not state.model:
+            parts["best"] = state.best
+        tensors = {f"{part}.{key}": tensor for part, named in parts.items() for key, tensor in named.items()}
         self._store.write_tensors(name, tensors)
         # The state names its tensors: until it is replaced, the epoch before holds.
         self._store.write_json(
-            _STATE, {"tensors": name, "numbers": dict(kept.numbers), "facts": dict(kept.facts)}
+            _STATE, {"tensors": name, "numbers": dict(state.numbers), "facts": dict(state.facts)}
         )
         if isinstance(old, str) and old != name:
             self._store.remove(old)

@@ -23,7 +23,7 @@ from slimrank.calibrate import (
 from slimrank.cost import MEMORY
 from slimrank.forward import Batch, OutputChoice, outside_inference_mode, pick_outputs, run, tap_layers
 from slimrank.recover._checkpoint import tensors_of
-from slimrank.recover._examples import Example, Inputs, Supply, open_supply, read_with
+from slimrank.recover._examples import Example, Inputs, TrainingData, open_training_data, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
     NormsChoice,
@@ -32,13 +32,14 @@ from slimrank.recover._train import (
     Options,
     ScheduleChoice,
     check_training,
-    private_random,
+    seeded_apart,
     train,
 )
 from slimrank.store import describe, digest_tensors
 from slimrank.surgery import quiet_copy
 
-Seen = Mapping[tuple[str, int], Tensor]
+# Outputs of modules, by name of the module and number of its call in one forward.
+Features = Mapping[tuple[str, int], Tensor]
 
 
 @outside_inference_mode
@@ -130,38 +131,38 @@ def distill(
     _check_options(teacher, temperature, feature_weight)
     names = (features,) if isinstance(features, str) else tuple(features)
     _check_names(names, model, teacher)
-    with private_random(model, seed):
-        own = quiet_copy(teacher)
+    with seeded_apart(model, seed):
+        private_teacher = quiet_copy(teacher)
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) == 1:
-            own.to(next(iter(devices)))
+            private_teacher.to(next(iter(devices)))
         read = read_with(inputs, None, model, labelled=False)
-        supply = open_supply(batches, read, model, holdout=holdout, seed=seed)
-        lesson = _Lesson(
-            teacher=own,
+        data = open_training_data(batches, read, model, holdout=holdout, seed=seed)
+        distillation = _Distillation(
+            teacher=private_teacher,
             outputs=outputs,
-            likelihood=read_likelihood(_some_outputs(own, supply, outputs), likelihood),
+            likelihood=read_likelihood(_held_out_outputs(private_teacher, data, outputs), likelihood),
             temperature=float(temperature),
             features=names,
             weight=float(feature_weight),
         )
-        lesson.check(model, next(supply.stream_held_out()))
+        distillation.check(model, next(data.stream_held_out()))
         facts = (
-            [(name, o.family, o.shape) for name, o in lesson.likelihood.outputs.items()],
-            (describe(outputs), lesson.temperature, names, lesson.weight),
+            [(name, o.family, o.shape) for name, o in distillation.likelihood.outputs.items()],
+            (describe(outputs), distillation.temperature, names, distillation.weight),
         )
         objective = Objective(
             name="distill",
-            loss=lesson.loss,
-            judge=lesson.judge,
+            loss=distillation.loss,
+            judge=distillation.judge,
             facts={
-                "teacher": digest_tensors(dict(tensors_of(own))),
+                "teacher": digest_tensors(dict(tensors_of(private_teacher))),
                 "objective": hashlib.sha256(repr(facts).encode()).hexdigest(),
             },
         )
         return train(
             model,
-            supply,
+            data,
             objective,
             options,
             optimizer=optimizer,
@@ -173,8 +174,8 @@ def distill(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Lesson:
-    """What the teacher teaches.
+class _Distillation:
+    """What the model is trained towards, and how far it is from there.
 
     Attributes:
         teacher: a private copy in eval mode.
@@ -198,55 +199,65 @@ class _Lesson:
         with torch.no_grad():
             # A copy: some models keep what they computed on themselves.
             trained = quiet_copy(model)
-            result, seen = _run_tapped(trained, example.batch, self.features)
-            wanted, target = self._taught(example.batch)
-        self._picked(result, wanted)
+            result, features = _run_with_features(trained, example.batch, self.features)
+            wanted, teacher_features = self._teacher_outputs(example.batch)
+        self._picked_outputs(result, wanted)
         for name in self.features:
-            own, other = ([y for (key, _), y in s.items() if key == name] for s in (seen, target))
-            if not own or not other:
+            in_model, in_teacher = (
+                [y for (module, _), y in outputs.items() if module == name]
+                for outputs in (features, teacher_features)
+            )
+            if not in_model or not in_teacher:
                 raise OptionError(
-                    f"feature {name!r} takes or gives no tensor in the {'teacher' if own else 'model'}; "
+                    f"feature {name!r} takes or gives no tensor in the {'teacher' if in_model else 'model'}; "
                     "name a module that is called with a tensor and returns one"
                 )
-            shapes = [[list(y.shape) for y in ys] for ys in (own, other)]
+            shapes = [[list(y.shape) for y in outputs] for outputs in (in_model, in_teacher)]
             if shapes[0] != shapes[1]:
                 raise OptionError(
                     f"feature {name!r} is {shapes[0][0]} in the model and {shapes[1][0]} in the teacher "
-                    f"({len(own)} and {len(other)} calls); name one that has the same shape in both"
+                    f"({len(in_model)} and {len(in_teacher)} calls); name one that has the same shape in both"
                 )
 
     def judge(self, model: nn.Module, example: Example) -> float:
         """Mean divergence per sample."""
-        wanted, _ = self._taught(example.batch, with_features=False)
-        picked = self._picked(run(model, example.batch), wanted)
+        wanted, _ = self._teacher_outputs(example.batch, with_features=False)
+        picked = self._picked_outputs(run(model, example.batch), wanted)
         mask, n_samples = token_mask(example.batch), example.batch.n_samples
         return float(divergence(self.likelihood, wanted, picked, mask, n_samples).double().mean())
 
     def loss(self, model: nn.Module, example: Example) -> Tensor:
         """Divergence per position, softened by the temperature, plus the feature terms."""
         batch = example.batch
-        wanted, target = self._taught(batch)
-        result, seen = _run_tapped(model, batch, self.features)
-        picked, mask = self._picked(result, wanted), token_mask(batch)
+        wanted, teacher_features = self._teacher_outputs(batch)
+        result, features = _run_with_features(model, batch, self.features)
+        picked, mask = self._picked_outputs(result, wanted), token_mask(batch)
         total = picked[next(iter(picked))].new_zeros((), dtype=torch.float32)
         for likelihood, factor in _softened(self.likelihood, self.temperature):
-            before, after = (self._soft(values, factor) for values in (wanted, picked))
+            before, after = (self._at_temperature(values, factor) for values in (wanted, picked))
             part = divergence(likelihood, before, after, mask, batch.n_samples).mean()
-            # The square keeps gradients the size that they have at temperature 1.
+            # Gradients shrink with the square of the temperature: the factor makes up for that.
             total = total + part * factor**2
         total = total / _positions(self.likelihood)
-        errors = [_relative_error(seen[key], y, mask) for key, y in target.items() if key in seen]
+        errors = [
+            _relative_error(features[call], feature, mask)
+            for call, feature in teacher_features.items()
+            if call in features
+        ]
         return total + self.weight * torch.stack(errors).mean() if errors else total
 
-    def _taught(self, batch: Batch, *, with_features: bool = True) -> tuple[Mapping[str, Tensor], Seen]:
+    def _teacher_outputs(
+        self, batch: Batch, *, with_features: bool = True
+    ) -> tuple[Mapping[str, Tensor], Features]:
         with torch.no_grad():
-            result, seen = _run_tapped(self.teacher, batch, self.features if with_features else ())
-        return pick_outputs(result, self.outputs), seen
+            result, features = _run_with_features(self.teacher, batch, self.features if with_features else ())
+        return pick_outputs(result, self.outputs), features
 
-    def _soft(self, tensors: Mapping[str, Tensor], temperature: float) -> Mapping[str, Tensor]:
+    def _at_temperature(self, tensors: Mapping[str, Tensor], temperature: float) -> Mapping[str, Tensor]:
         """Logits at a temperature; probabilities become logits first."""
         if temperature == 1:
             return tensors
+        # The logarithm of a probability of zero would be infinite.
         logits = {
             name: values.float().clamp_min(1e-12).log() if output.is_probability else values.float()
             for name, output in self.likelihood.outputs.items()
@@ -254,35 +265,38 @@ class _Lesson:
         }
         return {name: values / temperature for name, values in logits.items()}
 
-    def _picked(self, result: object, wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _picked_outputs(self, result: object, wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         picked = pick_outputs(result, self.outputs)
-        own, other = ({name: list(t.shape) for name, t in ts.items()} for ts in (picked, wanted))
-        if own != other:
+        shapes, teacher_shapes = (
+            {name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (picked, wanted)
+        )
+        if shapes != teacher_shapes:
             raise OutputError(
-                f"the model gives {own or 'nothing'}, the teacher {other}; pass outputs= that picks tensors "
-                "that both return, in train mode as well"
+                f"the model gives {shapes or 'nothing'}, the teacher {teacher_shapes}; pass outputs= "
+                "that picks tensors that both return, in train mode as well"
             )
         return picked
 
 
-def _run_tapped(model: nn.Module, batch: Batch, names: Sequence[str]) -> tuple[object, Seen]:
+def _run_with_features(model: nn.Module, batch: Batch, names: Sequence[str]) -> tuple[object, Features]:
     """One forward, with the outputs of some modules by name and call."""
-    seen: dict[tuple[str, int], Tensor] = {}
+    features: dict[tuple[str, int], Tensor] = {}
 
     def tap(name: str, call: int, _x: Tensor, y: Tensor) -> None:
-        # A copy: what follows may work in place.
-        seen[name, call] = y.clone()
+        # A copy: what follows may change it in place.
+        features[name, call] = y.clone()
 
     with tap_layers(model, names, tap):
-        return run(model, batch), seen
+        return run(model, batch), features
 
 
-def _relative_error(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
+def _relative_error(feature: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared error over the teacher's variance; padding tokens do not count."""
-    found, wanted = found.float(), wanted.float()
+    feature, wanted = feature.float(), wanted.float()
     if mask is not None and wanted.ndim >= 3 and wanted.shape[:2] == mask.shape:
-        found, wanted = found[mask], wanted[mask]
-    return (found - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
+        feature, wanted = feature[mask], wanted[mask]
+    # A feature that is constant has no variance.
+    return (feature - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
 
 
 def _softened(likelihood: Likelihood, temperature: float) -> list[tuple[Likelihood, float]]:
@@ -316,11 +330,13 @@ def _positions(likelihood: Likelihood) -> int:
     return max(counts)
 
 
-def _some_outputs(teacher: nn.Module, supply: Supply, outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
-    """What the teacher says on held-out batches, as many as memory allows."""
-    kept: list[Mapping[str, Tensor]] = []
-    held = 0
-    for example in supply.stream_held_out():
+def _held_out_outputs(
+    teacher: nn.Module, data: TrainingData, outputs: OutputChoice
+) -> list[Mapping[str, Tensor]]:
+    """The teacher's outputs for held-out batches, as many as memory allows."""
+    chosen: list[Mapping[str, Tensor]] = []
+    n_bytes = 0
+    for example in data.stream_held_out():
         (picked,) = reference_outputs(teacher, [example.batch], outputs)
         for name, tensor in picked.items():
             if not tensor.isfinite().all():
@@ -328,11 +344,11 @@ def _some_outputs(teacher: nn.Module, supply: Supply, outputs: OutputChoice) -> 
                     f"{example.batch.where}: output {name or 'of the teacher'} holds nan or inf; pass "
                     "outputs= that picks finite tensors, or check weights and data"
                 )
-        held += sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if kept and held > MEMORY.outputs:
+        n_bytes += sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
+        if chosen and n_bytes > MEMORY.outputs:
             break
-        kept.append(picked)
-    return kept
+        chosen.append(picked)
+    return chosen
 
 
 def _check_options(teacher: object, temperature: object, feature_weight: object) -> None:

@@ -32,7 +32,7 @@ Read = Callable[[object, str], Example]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Supply:
+class TrainingData:
     """The batches of one training run.
 
     Attributes:
@@ -40,7 +40,7 @@ class Supply:
         read: makes an ``Example`` of what it yields.
         n_batches: how many it yields.
         held_out: indices of the batches that judge, ascending; empty where the caller gave others for that.
-        judges: batches of their own that judge; None takes those of ``held_out``.
+        holdout_batches: other batches that judge; None takes those of ``held_out``.
         digests: fingerprint of every batch that judges, in order.
         fingerprint: of the data, as far as they must be the same in every pass.
     """
@@ -49,7 +49,7 @@ class Supply:
     read: Read
     n_batches: int
     held_out: tuple[int, ...]
-    judges: Iterable[object] | None
+    holdout_batches: Iterable[object] | None
     digests: tuple[str, ...]
     fingerprint: str
 
@@ -62,7 +62,7 @@ class Supply:
     @property
     def is_shared(self) -> bool:
         """Whether one batch serves both."""
-        return self.judges is None and self.n_batches == 1
+        return self.holdout_batches is None and self.n_batches == 1
 
     def stream_fit(self, seed: int | None) -> Iterator[Example]:
         """Batches to train on.
@@ -85,10 +85,10 @@ class Supply:
             yield from (self.read(self.batches[i], f"batch {i}") for i in fit)
             return
         wanted, count = set(fit), 0
-        for number, raw in enumerate(self.batches):
+        for index, raw in enumerate(self.batches):
             count += 1
-            if number in wanted:
-                yield self.read(raw, f"batch {number}")
+            if index in wanted:
+                yield self.read(raw, f"batch {index}")
         if count != self.n_batches:
             raise BatchesError(
                 f"the batches ended after {count}, the first pass gave {self.n_batches}; "
@@ -105,7 +105,7 @@ class Supply:
             BatchesError: they differ from those of the first pass.
         """
         count = 0
-        for where, raw in _held_out_of(self.batches, self.held_out, self.judges):
+        for where, raw in _held_out_of(self.batches, self.held_out, self.holdout_batches):
             example = self.read(raw, where)
             if count >= len(self.digests) or _digest(example) != self.digests[count]:
                 raise BatchesError(
@@ -121,14 +121,14 @@ class Supply:
             )
 
 
-def open_supply(
+def open_training_data(
     batches: Iterable[object],
     read: Read,
     model: nn.Module,
     *,
     holdout: float | Iterable[object],
     seed: int,
-) -> Supply:
+) -> TrainingData:
     """Reads all batches once: counts, fingerprints and checks them, and fixes those that judge.
 
     Args:
@@ -140,7 +140,7 @@ def open_supply(
         seed: of the choice.
 
     Returns:
-        The supply.
+        The data.
 
     Raises:
         OptionError: ``holdout`` out of range.
@@ -148,39 +148,40 @@ def open_supply(
         BatchesError: no batch, or an empty one.
         NonFiniteError: inputs hold nan or inf.
     """
-    judges = None if isinstance(holdout, int | float) else holdout
+    holdout_batches = None if isinstance(holdout, int | float) else holdout
     is_share = isinstance(holdout, int | float) and not isinstance(holdout, bool) and 0 < holdout < 1
-    if judges is None and not is_share:
+    if holdout_batches is None and not is_share:
         raise OptionError(
             f"holdout={holdout!r} is outside (0, 1); give a share of the batches, e.g. 0.2, or other batches"
         )
     _check_kind(batches, model)
-    if judges is not None:
+    if holdout_batches is not None:
         try:
-            _check_kind(judges, model)
+            _check_kind(holdout_batches, model)
         except BatchesError as error:
             raise type(error)(f"holdout=: {error}") from error
-    # A loader may shuffle where other batches judge.
-    is_fixed = judges is None or isinstance(batches, Sequence)
+    # A loader may shuffle where other batches judge, so its batches are no part of the fingerprint.
+    is_fixed = holdout_batches is None or isinstance(batches, Sequence)
     digests: list[str] = []
     n_batches = 0
-    for number, raw in enumerate(batches):
-        example = _checked(read(raw, f"batch {number}"), model)
+    for index, raw in enumerate(batches):
+        example = _checked_example(read(raw, f"batch {index}"), model)
         digests += [_digest(example)] if is_fixed else []
         n_batches += 1
-    held_out = _spread(n_batches, float(holdout), seed) if isinstance(holdout, int | float) else ()
+    held_out = _spaced_indices(n_batches, float(holdout), seed) if isinstance(holdout, int | float) else ()
     judging = [digests[i] for i in held_out]
-    if judges is not None:
+    if holdout_batches is not None:
         judging = [
-            _digest(_checked(read(raw, where), model)) for where, raw in _held_out_of(batches, (), judges)
+            _digest(_checked_example(read(raw, where), model))
+            for where, raw in _held_out_of(batches, (), holdout_batches)
         ]
     facts = repr((n_batches, digests, held_out, judging))
-    return Supply(
+    return TrainingData(
         batches=batches,
         read=read,
         n_batches=n_batches,
         held_out=held_out,
-        judges=judges,
+        holdout_batches=holdout_batches,
         digests=tuple(judging),
         fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
     )
@@ -210,17 +211,17 @@ def read_with(inputs: Inputs, targets: Inputs, model: nn.Module, *, labelled: bo
     device = devices.pop() if len(devices) == 1 else None
 
     def moved(value: object) -> object:
-        # A model on several devices knows best where its inputs go.
+        # Where a model on several devices wants its inputs is for the caller to know.
         return value if device is None else map_tensors(value, lambda tensor: tensor.to(device))
 
     def read(raw: object, where: str) -> Example:
         if inputs is not None:
-            given = _called(inputs, raw, "inputs", where)
+            given = _call_on(inputs, raw, "inputs", where)
         else:
             given = _half(raw, 0, where) if labelled else raw
         wanted: object = None
         if labelled:
-            wanted = _half(raw, 1, where) if targets is None else _called(targets, raw, "targets", where)
+            wanted = _half(raw, 1, where) if targets is None else _call_on(targets, raw, "targets", where)
         batch = as_batch(given)
         kwargs: Mapping[str, object] = {key: moved(value) for key, value in batch.kwargs.items()}
         args = tuple(moved(value) for value in batch.args)
@@ -229,7 +230,7 @@ def read_with(inputs: Inputs, targets: Inputs, model: nn.Module, *, labelled: bo
     return read
 
 
-def _called(function: Callable[[object], object], raw: object, keyword: str, where: str) -> object:
+def _call_on(function: Callable[[object], object], raw: object, keyword: str, where: str) -> object:
     try:
         return function(raw)
     except Exception as error:
@@ -251,41 +252,43 @@ def _half(raw: object, index: int, where: str) -> object:
 
 
 def _check_kind(batches: object, model: nn.Module) -> None:
-    """The checks of ``study`` on batches as a whole; what is in them is read by a reader of our own."""
+    """The checks of ``study`` on batches as a whole; what is in them is checked by ``_checked_example``."""
     first_batch(batches, lambda _raw: torch.zeros(()), model)
 
 
-def _checked(example: Example, model: nn.Module) -> Example:
+def _checked_example(example: Example, model: nn.Module) -> Example:
+    """The example; refused where it is empty, not finite, or on another device than the model."""
     if example.batch.n_samples == 0:
         raise BatchesError(f"{example.batch.where} holds no sample; leave empty batches out")
     check_batch(example.batch, model, example.batch.where)
     return example
 
 
-def _spread(count: int, share: float, seed: int) -> tuple[int, ...]:
+def _spaced_indices(count: int, share: float, seed: int) -> tuple[int, ...]:
     """A share of the indices, evenly spaced from a start that the seed gives: data are often sorted."""
     wanted = min(max(1, round(share * count)), max(1, count - 1))
     start = float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-    return tuple(int((number + start) * count / wanted) for number in range(wanted))
+    return tuple(int((index + start) * count / wanted) for index in range(wanted))
 
 
 def _held_out_of(
-    batches: Iterable[object], held_out: Sequence[int], judges: Iterable[object] | None
+    batches: Iterable[object], held_out: Sequence[int], holdout_batches: Iterable[object] | None
 ) -> Iterator[tuple[str, object]]:
     """Raw batches that judge, each with its name for messages."""
-    if judges is not None:
-        yield from ((f"holdout batch {number}", raw) for number, raw in enumerate(judges))
+    if holdout_batches is not None:
+        yield from ((f"holdout batch {index}", raw) for index, raw in enumerate(holdout_batches))
     elif isinstance(batches, Sequence):
-        yield from ((f"batch {number}", batches[number]) for number in held_out)
+        yield from ((f"batch {index}", batches[index]) for index in held_out)
     else:
         wanted = set(held_out)
-        for number, raw in enumerate(batches):
-            if number in wanted:
-                yield f"batch {number}", raw
-            if number >= held_out[-1]:
+        for index, raw in enumerate(batches):
+            if index in wanted:
+                yield f"batch {index}", raw
+            if index >= held_out[-1]:
                 return
 
 
 def _digest(example: Example) -> str:
+    """Of inputs and targets."""
     targets = tuple(tensor for _, tensor in named_tensors(example.targets) if isinstance(tensor, Tensor))
     return digest_batch(example.batch) + digest_batch(Batch(args=targets, kwargs={}))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import OptionError
 from slimrank.forward import outside_inference_mode, run
-from slimrank.recover._examples import Example, Inputs, open_supply, read_with
+from slimrank.recover._examples import Example, Inputs, open_training_data, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
     NormsChoice,
@@ -17,7 +17,7 @@ from slimrank.recover._train import (
     Options,
     ScheduleChoice,
     check_training,
-    private_random,
+    seeded_apart,
     train,
 )
 from slimrank.store import describe
@@ -125,7 +125,7 @@ def finetune(
         raise OptionError(f"loss_fn is the class {loss_fn.__name__}; give one of it: {loss_fn.__name__}()")
 
     def loss(model: nn.Module, example: Example) -> Tensor:
-        return _loss(loss_fn, run(model, example.batch), example)
+        return _checked_loss(loss_fn, run(model, example.batch), example)
 
     objective = Objective(
         name="finetune",
@@ -133,12 +133,12 @@ def finetune(
         judge=lambda model, example: float(loss(model, example)),
         facts={"loss_fn": describe(loss_fn)},
     )
-    with private_random(model, seed):
+    with seeded_apart(model, seed):
         read = read_with(inputs, targets, model, labelled=True)
-        supply = open_supply(batches, read, model, holdout=holdout, seed=seed)
+        data = open_training_data(batches, read, model, holdout=holdout, seed=seed)
         return train(
             model,
-            supply,
+            data,
             objective,
             options,
             optimizer=optimizer,
@@ -149,8 +149,9 @@ def finetune(
         )
 
 
-def _loss(loss_fn: LossFn, outputs: object, example: Example) -> Tensor:
-    where = f"on {example.batch.where} (outputs {_told(outputs)}, targets {_told(example.targets)})"
+def _checked_loss(loss_fn: LossFn, outputs: object, example: Example) -> Tensor:
+    """The loss of one batch, a scalar; errors of the caller's function name the batch."""
+    where = f"on {example.batch.where} (outputs {_described(outputs)}, targets {_described(example.targets)})"
     try:
         loss: object = loss_fn(outputs, example.targets)
     except Exception as error:
@@ -160,12 +161,13 @@ def _loss(loss_fn: LossFn, outputs: object, example: Example) -> Tensor:
         ) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         raise OptionError(
-            f"loss_fn gave {_told(loss)} {where}; give a scalar tensor, the mean over the batch"
+            f"loss_fn gave {_described(loss)} {where}; give a scalar tensor, the mean over the batch"
         )
     return loss.reshape(())
 
 
-def _told(value: object) -> str:
+def _described(value: object) -> str:
+    """Kind, dtype and shape of a value, for messages."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
     return f"a {type(value).__name__}"

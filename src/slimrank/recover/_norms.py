@@ -47,7 +47,7 @@ def reestimate_(model: nn.Module, batches: Iterable[Batch]) -> None:
                 norm.training = True
             for count, batch in enumerate(batches, 1):
                 for norm in norms:
-                    # The cumulative average, told as a number: instance norms take None for no update at all.
+                    # The cumulative average as a number: with None, instance norms would update nothing.
                     norm.momentum = 1 / count
                 run(model, batch)
     finally:

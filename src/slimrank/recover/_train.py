@@ -20,14 +20,14 @@ from slimrank.files import Json
 from slimrank.forward import eval_mode
 from slimrank.recover._checkpoint import (
     Checkpoint,
-    Kept,
+    TrainingState,
     load_optimizer_,
     optimizer_state,
     restore_,
     snapshot,
     tensors_of,
 )
-from slimrank.recover._examples import Example, Supply
+from slimrank.recover._examples import Example, TrainingData
 from slimrank.recover._norms import reestimate_, running_norms
 from slimrank.store import describe, digest_tensors
 from slimrank.surgery import copy_model
@@ -35,6 +35,8 @@ from slimrank.surgery import copy_model
 NormsChoice = Literal["frozen", "reestimated"]
 ScheduleChoice = Literal["cosine", "constant"]
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
+# Share of the steps in which the learning rate rises: without a rise the first steps may undo what the fits
+# reached; a longer one wastes steps.
 _WARM_UP = 0.05
 _LOG = logging.getLogger("slimrank.recover")
 
@@ -65,6 +67,7 @@ class Epoch:
 OnEpoch = Callable[[Epoch], object]
 
 
+# The name of the class and the order of its fields are part of the fingerprint of a run, by its repr.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How training goes; as in ``finetune``.
@@ -170,12 +173,12 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def private_random(model: nn.Module, seed: int) -> Iterator[None]:
-    """Chance of our own while the context lasts; the caller's generators are put back.
+def seeded_apart(model: nn.Module, seed: int) -> Iterator[None]:
+    """Random numbers from a seed while the context lasts; then the caller's generators are put back.
 
     Args:
-        model: its devices are seeded too.
-        seed: of the start.
+        model: the generators of its devices are seeded, too.
+        seed: that they start from.
     """
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices, device_type="cuda"):
@@ -193,7 +196,7 @@ def _seed_all(model: nn.Module, seed: int) -> None:
 
 def train(
     model: nn.Module,
-    supply: Supply,
+    data: TrainingData,
     objective: Objective,
     options: Options,
     *,
@@ -207,7 +210,7 @@ def train(
 
     Args:
         model: checked by ``check_training``; changed only with ``in_place``.
-        supply: the data.
+        data: its batches.
         objective: what training is for.
         options: how it goes.
         optimizer: called as ``optimizer(parameters, lr=, weight_decay=)``; None for AdamW.
@@ -229,30 +232,30 @@ def train(
             "the model was made under torch.inference_mode, so it cannot be trained in place; "
             "build it outside, or leave in_place out"
         )
-    if supply.is_shared:
+    if data.is_shared:
         _LOG.warning("%s: there is one batch only; it is trained on and judges as well", objective.name)
     working = model if in_place else copy_model(model)
     modes = {module: module.training for module in working.modules()}
-    run = _Run(working, supply, objective, options, optimizer)
+    run = _TrainingRun(working, data, objective, options, optimizer)
     try:
         checkpoint = None
         if run_dir is not None:
-            checkpoint = Checkpoint(run_dir, _fingerprint(working, supply, objective, options, optimizer))
+            checkpoint = Checkpoint(run_dir, _fingerprint(working, data, objective, options, optimizer))
         run.start(checkpoint)
-        with Phases(shown=progress).phase(objective.name, total=options.epochs * len(supply.fit)) as advance:
+        with Phases(shown=progress).phase(objective.name, total=options.epochs * len(data.fit)) as advance:
             advance(run.step)
             while len(run.history) < options.epochs:
                 epoch = run.train_epoch(advance)
                 if epoch is None:
                     break
                 if checkpoint is not None:
-                    checkpoint.store(run.kept(), epoch.epoch)
+                    checkpoint.store(run.state(), epoch.epoch)
                 if on_epoch is not None:
                     on_epoch(epoch)
                 if not math.isfinite(epoch.held_out_loss):
                     break
     finally:
-        # Whatever stopped it: what is left is the best state, never the last.
+        # Also after an error or Ctrl-C the caller's module holds the best state, not the last one.
         run.finish(modes)
     if not any(epoch.is_best for epoch in run.history):
         _LOG.warning(
@@ -264,26 +267,26 @@ def train(
     return working
 
 
-class _Run:
-    """One run: the model, its optimiser, and the best state so far."""
+class _TrainingRun:
+    """A training run: the model, its optimiser, and the best state so far."""
 
     def __init__(
         self,
         model: nn.Module,
-        supply: Supply,
+        data: TrainingData,
         objective: Objective,
         options: Options,
         optimizer: MakeOptimizer | None,
     ) -> None:
         self._model = model
-        self._supply = supply
+        self._data = data
         self._objective = objective
         self._options = options
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._grads = [p.grad for p in self._parameters]
-        self._optimizer = _made(optimizer, self._parameters, options)
+        self._optimizer = _make_optimizer(optimizer, self._parameters, options)
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        self._total = options.epochs * len(supply.fit)
+        self._total = options.epochs * len(data.fit)
         self._best: Mapping[str, Tensor] = snapshot(model)
         self._best_loss = math.inf
         self.before = math.inf
@@ -292,8 +295,8 @@ class _Run:
 
     def start(self, checkpoint: Checkpoint | None) -> None:
         """Judges the model that came in, or goes on where a run stopped."""
-        kept = None if checkpoint is None else checkpoint.load()
-        if kept is None:
+        state = None if checkpoint is None else checkpoint.load()
+        if state is None:
             self.before = self._best_loss = self._judge()
             if not math.isfinite(self.before):
                 raise NonFiniteError(
@@ -301,12 +304,12 @@ class _Run:
                     "weights and at the loss first"
                 )
             return
-        restore_(self._model, kept.model)
-        self._best = {name: tensor.to(_device_of(self._model)) for name, tensor in kept.best.items()}
-        load_optimizer_(self._optimizer, kept.tensors, kept.numbers)
-        self.before, self._best_loss = (_number(kept.facts, key) for key in ("before", "best_loss"))
-        self.history = _epochs_of(kept.facts)
-        self.step = len(self.history) * len(self._supply.fit)
+        restore_(self._model, state.model)
+        self._best = {name: tensor.to(_device_of(self._model)) for name, tensor in state.best.items()}
+        load_optimizer_(self._optimizer, state.tensors, state.numbers)
+        self.before, self._best_loss = (_number_of(state.facts, key) for key in ("before", "best_loss"))
+        self.history = _epochs_of(state.facts)
+        self.step = len(self.history) * len(self._data.fit)
 
     def train_epoch(self, advance: Callable[[int], None]) -> Epoch | None:
         """One epoch.
@@ -317,27 +320,28 @@ class _Run:
         Returns:
             What it did; None where it diverged.
         """
-        number, begin = len(self.history) + 1, time.perf_counter()
-        seed = (self._options.seed * 1_000_003 + number) % 2**63
+        epoch_number, begin = len(self.history) + 1, time.perf_counter()
+        # Seeded for each epoch, so that a run that goes on draws what the killed one would have drawn.
+        seed = (self._options.seed * 1_000_003 + epoch_number) % 2**63
         _seed_all(self._model, seed)
         self._set_training()
         total, n_samples = 0.0, 0
-        for example in self._supply.stream_fit(seed):
+        for example in self._data.stream_fit(seed):
             loss = self._train_step(example)
             if not math.isfinite(loss):
-                self._warn_diverged(number, "training", loss)
+                self._warn_diverged(epoch_number, "training", loss)
                 return None
             total += loss * example.batch.n_samples
             n_samples += example.batch.n_samples
             advance(1)
         if self._options.norms == "reestimated":
-            reestimate_(self._model, (example.batch for example in self._supply.stream_fit(None)))
+            reestimate_(self._model, (example.batch for example in self._data.stream_fit(None)))
         held_out = self._judge()
         is_best = held_out < self._best_loss
         if is_best:
             self._best, self._best_loss = snapshot(self._model), held_out
         epoch = Epoch(
-            epoch=number,
+            epoch=epoch_number,
             training_loss=total / max(n_samples, 1),
             held_out_loss=held_out,
             held_out_before=self.before,
@@ -349,13 +353,13 @@ class _Run:
         self._log(epoch)
         return epoch
 
-    def kept(self) -> Kept:
+    def state(self) -> TrainingState:
         """Where the run stands."""
         tensors, numbers = optimizer_state(self._optimizer)
         # One object where the last epoch is the best, so that it is written once.
         model = self._best if self.history[-1].is_best else snapshot(self._model)
         history: list[Json] = [asdict(epoch) for epoch in self.history]
-        return Kept(
+        return TrainingState(
             model=model,
             best=self._best,
             tensors=tensors,
@@ -372,7 +376,8 @@ class _Run:
             parameter.grad = grad
 
     def _set_training(self) -> None:
-        # One call of its own: overridden train() methods often forget to return the module.
+        """Train mode; frozen norms stay in eval mode."""
+        # Not chained: train() methods that users override often forget to return the module.
         self._model.train()
         if self._options.norms == "frozen":
             for norm in running_norms(self._model):
@@ -407,9 +412,10 @@ class _Run:
         )
 
     def _judge(self) -> float:
+        """Mean held-out loss per sample."""
         total, n_samples = 0.0, 0
         with eval_mode(self._model), torch.no_grad():
-            for example in self._supply.stream_held_out():
+            for example in self._data.stream_held_out():
                 total += self._objective.judge(self._model, example) * example.batch.n_samples
                 n_samples += example.batch.n_samples
         return total / max(n_samples, 1)
@@ -430,21 +436,22 @@ class _Run:
         if not math.isfinite(epoch.held_out_loss):
             self._warn_diverged(epoch.epoch, "held-out", epoch.held_out_loss)
 
-    def _warn_diverged(self, number: int, which: str, loss: float) -> None:
+    def _warn_diverged(self, epoch_number: int, which: str, loss: float) -> None:
         _LOG.warning(
             "%s: the %s loss of epoch %d is %s; training stopped, and the state with the lowest held-out "
             "loss so far (%.4g) is returned; lower lr",
             self._objective.name,
             which,
-            number,
+            epoch_number,
             loss,
             self._best_loss,
         )
 
 
-def _made(
+def _make_optimizer(
     optimizer: MakeOptimizer | None, parameters: list[nn.Parameter], options: Options
 ) -> torch.optim.Optimizer:
+    """The optimiser over these parameters: the caller's, or AdamW."""
     if optimizer is None:
         return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
     try:
@@ -459,7 +466,7 @@ def _made(
 
 
 def _share_of_rate(step: int, total: int, schedule: ScheduleChoice) -> float:
-    """Of the full learning rate: a short rise, then half a cosine down to nothing, or flat."""
+    """Share of the full learning rate: a short rise, then half a cosine down to zero, or constant."""
     rise = int(_WARM_UP * total)
     if step < rise:
         return (step + 1) / (rise + 1)
@@ -474,25 +481,26 @@ def _device_of(model: nn.Module) -> torch.device:
 
 def _fingerprint(
     model: nn.Module,
-    supply: Supply,
+    data: TrainingData,
     objective: Objective,
     options: Options,
     optimizer: MakeOptimizer | None,
 ) -> dict[str, str]:
+    """What a run directory is tied to, by topic."""
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    made = repr((options, describe(optimizer)))
+    options_text = repr((options, describe(optimizer)))
     return {
         "kind": objective.name,
         "weights": digest_tensors(dict(tensors_of(model))),
         "modules": hashlib.sha256(repr((kinds, trained)).encode()).hexdigest(),
-        "data": supply.fingerprint,
-        "options": hashlib.sha256(made.encode()).hexdigest(),
+        "data": data.fingerprint,
+        "options": hashlib.sha256(options_text.encode()).hexdigest(),
         **objective.facts,
     }
 
 
-def _number(facts: Mapping[str, Json], key: str) -> float:
+def _number_of(facts: Mapping[str, Json], key: str) -> float:
     value = facts.get(key)
     if not isinstance(value, int | float):
         raise FileError(
@@ -506,7 +514,7 @@ def _epochs_of(facts: Mapping[str, Json]) -> list[Epoch]:
     epochs = []
     for entry in history if isinstance(history, list) else []:
         if isinstance(entry, dict):
-            numbers = {key: _number(entry, key) for key in entry if key not in ("epoch", "is_best")}
-            number, is_best = int(_number(entry, "epoch")), entry.get("is_best") is True
-            epochs.append(Epoch(epoch=number, is_best=is_best, **numbers))
+            numbers = {key: _number_of(entry, key) for key in entry if key not in ("epoch", "is_best")}
+            epoch, is_best = int(_number_of(entry, "epoch")), entry.get("is_best") is True
+            epochs.append(Epoch(epoch=epoch, is_best=is_best, **numbers))
     return epochs

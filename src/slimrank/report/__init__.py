@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values in, text or a page out."""
+"""Values in; text, a page or JSON out."""
 
+from slimrank.report._facts import cost_facts, plan_facts, result_facts, study_facts
 from slimrank.report._groups import render_groups
 from slimrank.report._result_page import render_html
 from slimrank.report._scores_page import ScoreLine, render_scores_html
@@ -11,6 +12,8 @@ from slimrank.report._words import slimmed_text
 
 __all__ = [
     "ScoreLine",
+    "cost_facts",
+    "plan_facts",
     "render_groups",
     "render_html",
     "render_layers",
@@ -19,5 +22,7 @@ __all__ = [
     "render_study_html",
     "render_table",
     "render_text",
+    "result_facts",
     "slimmed_text",
+    "study_facts",
 ]

@@ -4,15 +4,17 @@
 from slimrank.survey._anchors import independent_pair
 from slimrank.survey._fingerprint import fingerprint_of
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
-from slimrank.survey._input_files import batch_from_files, batches_to_files
+from slimrank.survey._input_files import batches_from_files, batches_to_files
 from slimrank.survey._layers import layer_chunks, target_of
 from slimrank.survey._measure import gather_gradients, measure
 from slimrank.survey._options import Options, check_options, globs_of, methods_in_order
+from slimrank.survey._previous import check_previous, check_previous_cost, previous_notes
 from slimrank.survey._session import DataSource, Inputs, Run, Session, open_session, restored_copy
 from slimrank.survey._study_files import (
     StudyRecord,
-    check_same,
+    check_fingerprint,
     claim,
+    has_previous_plan,
     read_study,
     saved_outputs,
     saved_source,
@@ -27,21 +29,25 @@ __all__ = [
     "Run",
     "Session",
     "StudyRecord",
-    "batch_from_files",
+    "batches_from_files",
     "batches_to_files",
+    "check_fingerprint",
     "check_options",
-    "check_same",
+    "check_previous",
+    "check_previous_cost",
     "claim",
     "fingerprint_of",
     "fits_alone",
     "gather_gradients",
     "globs_of",
     "group_chunks",
+    "has_previous_plan",
     "independent_pair",
     "layer_chunks",
     "measure",
     "methods_in_order",
     "open_session",
+    "previous_notes",
     "read_study",
     "restored_copy",
     "saved_outputs",

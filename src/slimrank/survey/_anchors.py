@@ -15,8 +15,12 @@ from slimrank.records import Curve, LayerSpec, Method, Setting
 from slimrank.surgery import put_back, replace_module
 from slimrank.survey._session import Session
 
+# About the MACs that a study spends on all divergences of layers, and again on those of groups. More of them
+# mean more held-out samples in each, so that an anchor depends less on which samples those are.
 _ANCHOR_MACS = 6e12
+# Held-out samples of a divergence even where these cost more than that.
 _MIN_SAMPLES = 8
+# Rounds in which factors that only serve a measurement are refined; a result's factors take more.
 _ALTERNATIONS = 1
 
 
@@ -51,8 +55,10 @@ class Anchors:
         self._model = session.original
         self._outputs = session.outputs
         self._likelihood = session.likelihood
+        # Forwards start at the layer that changes, which spares about two fifths of them on average.
         cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
         held_out = session.feed.held_out
+        # Bytes of the reference outputs of one sample, in float32.
         per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
         limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))
@@ -78,7 +84,7 @@ class Anchors:
         """Lets the measurements that follow run the whole model."""
         self._replay = self._new_replay()
 
-    def measured(self, change: Callable[[nn.Module], None]) -> float:
+    def divergence_with(self, change: Callable[[nn.Module], None]) -> float:
         """Divergence of the model with a change.
 
         Args:
@@ -94,7 +100,7 @@ class Anchors:
                 self._replay.stream(), self._references, self._batches, self._likelihood, self._outputs
             )
 
-    def of(self, model: nn.Module) -> float:
+    def divergence_of(self, model: nn.Module) -> float:
         """Divergence of another model.
 
         Args:
@@ -109,7 +115,9 @@ class Anchors:
                 results, self._references, self._batches, self._likelihood, self._outputs
             )
 
-    def measure(self, spec: LayerSpec, target: Target, curves: Sequence[Curve]) -> dict[Method, list[Anchor]]:
+    def measure_layer(
+        self, spec: LayerSpec, target: Target, curves: Sequence[Curve]
+    ) -> dict[Method, list[Anchor]]:
         """Divergences at a few ranks of each method.
 
         Args:
@@ -122,7 +130,7 @@ class Anchors:
         """
         layer = self._model.get_submodule(spec.name)
         self.start_at(spec.name)
-        measured: dict[Method, list[Anchor]] = {}
+        anchors: dict[Method, list[Anchor]] = {}
         for method in dict.fromkeys(curve.method for curve in curves):
             for form, rank, error in anchor_points(curves, method, spec.macs):
                 setting = Setting(method=method, form=form, rank=rank)
@@ -132,8 +140,8 @@ class Anchors:
                 def change(model: nn.Module, new: nn.Module = new) -> None:
                     replace_module(model, spec.name, new)
 
-                value = self.measured(change)
-                measured.setdefault(method, []).append(
+                value = self.divergence_with(change)
+                anchors.setdefault(method, []).append(
                     Anchor(form=form, rank=rank, error=error, divergence=value)
                 )
-        return measured
+        return anchors

@@ -17,9 +17,12 @@ from slimrank.survey._curve_files import read_block_damages, read_block_steps, w
 from slimrank.survey._groups import GroupSurvey
 from slimrank.survey._session import Run
 
+# About the MACs that a study spends on dropping blocks. More of them fit the layers behind a block to more
+# samples, as ``apply`` would.
 _BLOCK_MACS = 6e12
-# Of the unit of any likelihood: outputs have nothing left of the original's.
-_LOST = 1.0
+# A divergence, in the unit of any likelihood, at which the outputs have nothing left of the original's.
+_ALL_LOST = 1.0
+# Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 128
 
 
@@ -39,20 +42,20 @@ def measure_blocks(survey: GroupSurvey, run: Run) -> tuple[BlockDamage, ...]:
     names, store = tuple(survey.channels.blocks), run.store
     if not names or survey.session.options.data_free:
         return ()
-    known = None if store is None else read_block_damages(store, names)
-    if known is not None:
-        return known
+    finished = None if store is None else read_block_damages(store, names)
+    if finished is not None:
+        return finished
     measured = [] if store is None else read_block_steps(store, names)
     with run.phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
         drops = _Drops(survey)
-        for dropped in _sequence(names, measured):
+        for dropped in _drops_to_measure(names, measured):
             measured.append(drops.divergence(dropped))
             if store is not None:
                 write_block_steps(store, names, measured)
             advance(1)
         # Once nothing is left of the outputs, the others need no run.
         advance(_n_steps(names) - len(measured))
-    damages = _in_turn(names, measured)
+    damages = _damages_in_turn(names, measured)
     if store is not None:
         write_blocks(store, damages)
     return damages
@@ -63,10 +66,10 @@ def _n_steps(names: Collection[str]) -> int:
     return 2 * len(names) - 1
 
 
-def _sequence(names: Sequence[str], measured: Sequence[float]) -> Iterator[Sequence[str]]:
+def _drops_to_measure(names: Sequence[str], measured: Sequence[float]) -> Iterator[Sequence[str]]:
     """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
     while (step := len(measured)) < _n_steps(names):
-        if step > len(names) and measured[-1] > _LOST:
+        if step > len(names) and measured[-1] > _ALL_LOST:
             return
         yield (names[step],) if step < len(names) else _cheapest(names, measured)[: step - len(names) + 2]
 
@@ -76,7 +79,7 @@ def _cheapest(names: Sequence[str], measured: Sequence[float]) -> list[str]:
     return [name for name, _ in sorted(zip(names, measured, strict=False), key=lambda pair: pair[1])]
 
 
-def _in_turn(names: Sequence[str], measured: Sequence[float]) -> tuple[BlockDamage, ...]:
+def _damages_in_turn(names: Sequence[str], measured: Sequence[float]) -> tuple[BlockDamage, ...]:
     """What each block adds to those that cost less, at least what it costs alone.
 
     Those that would come after everything is lost are charged as much as the last.
@@ -99,19 +102,21 @@ class _Drops:
         self._structure = structure_of(survey.layers.values(), survey.channels)
         runs = _n_steps(survey.channels.blocks)
         self._anchors = Anchors(self._session, runs)
-        # A run up to the last layer that is fitted, on held-out samples too.
+        # Each run fits layers up to the last one behind the blocks, and reads held-out samples as well.
         cost = 1.5 * runs * max(self._session.captured.before.macs, 1)
         n_fit = min(max(_MIN_SAMPLES, int(_BLOCK_MACS / cost)), _MAX_SAMPLES)
         self._data = Data(
             original=self._session.original,
-            feed=_some_of(self._session.feed, n_fit),
+            feed=_part_of(self._session.feed, n_fit),
             grams=survey.grams,
             seed=self._session.options.seed,
         )
 
     def divergence(self, dropped: Sequence[str]) -> float:
         """Divergence of the network without these blocks and whatever lies in them."""
-        outermost = [name for name in dropped if not is_inside(name, [one for one in dropped if one != name])]
+        outermost = [
+            name for name in dropped if not is_inside(name, [other for other in dropped if other != name])
+        ]
         plan = Plan(
             steps=(step_of(self._structure, {}, dropped=outermost),),
             before=self._session.captured.before,
@@ -125,10 +130,10 @@ class _Drops:
             journal=None,
             advance=lambda _layer: None,
         )
-        return self._anchors.of(applied.model)
+        return self._anchors.divergence_of(applied.model)
 
 
-def _some_of(feed: Feed, n_fit: int) -> Feed:
+def _part_of(feed: Feed, n_fit: int) -> Feed:
     """At most so many fit samples and as large a share of the others, in memory: read once for all blocks."""
     share = min(1.0, n_fit / len(feed.fit))
     held_out = evenly_spaced(feed.held_out, max(1, round(share * len(feed.held_out))))
@@ -140,5 +145,5 @@ def _some_of(feed: Feed, n_fit: int) -> Feed:
         read=lambda batch: cast(Batch, batch),
         digests=tuple(digest_batch(batch) for batch in batches),
         sizes=tuple(batch.n_samples for batch in batches),
-        held_out=tuple(place for place, sample in enumerate(chosen) if sample in held_out),
+        held_out=tuple(index for index, chosen_index in enumerate(chosen) if chosen_index in held_out),
     )

@@ -12,11 +12,14 @@ from slimrank.methods import METHODS
 from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, GroupSpec, LayerSpec, replaces_groups
 from slimrank.store import Store
 
+# Second moments of output gradients, of all layers in one file.
 GRADIENT_FILE = "gradients.safetensors"
+# Of a curve, as attributes of it and as names in its file.
 _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
 
 
 def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
+    """Writes the curves of one layer, in a file named after its index."""
     tensors = {
         f"{curve.method}.{curve.form}.{array}": torch.from_numpy(getattr(curve, array).copy())
         for curve in curves
@@ -28,6 +31,7 @@ def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
 
 
 def read_layer(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
+    """Reads the curves of one layer; none where it was not measured."""
     name = f"curves-{index:04d}.safetensors"
     if not store.has(name):
         return ()
@@ -45,9 +49,9 @@ def read_layer(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
 def write_curves(store: Store, layers: Sequence[LayerSpec], curves: Sequence[Curve]) -> None:
     """Writes the curves of a whole study."""
     for index, spec in enumerate(layers):
-        own = [curve for curve in curves if curve.layer == spec.name]
-        if own:
-            write_layer(store, index, own)
+        curves_of_layer = [curve for curve in curves if curve.layer == spec.name]
+        if curves_of_layer:
+            write_layer(store, index, curves_of_layer)
 
 
 def read_curves(store: Store, layers: Sequence[LayerSpec]) -> tuple[Curve, ...]:
@@ -59,38 +63,41 @@ def read_curves(store: Store, layers: Sequence[LayerSpec]) -> tuple[Curve, ...]:
     curves: list[Curve] = []
     for index, spec in enumerate(layers):
         if not all(replaces_groups(method) for method in spec.methods):
-            own = read_layer(store, index, spec)
-            if not own:
+            curves_of_layer = read_layer(store, index, spec)
+            if not curves_of_layer:
                 raise StudyError(
                     f"{store.root} holds no curves for layer {spec.name!r}: the study was not finished; run "
                     "sr.study(..., run_dir=) on it again to go on"
                 )
-            curves += own
+            curves += curves_of_layer
     return tuple(curves)
 
 
+# The same of the curve of a group; its order is written beside them.
 _GROUP_ARRAYS = ("kept", "error", "damage")
 
 
-def text_tensor(text: str) -> Tensor:
+def text_to_tensor(text: str) -> Tensor:
     """Text among tensors: its bytes, uint8."""
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def write_group(store: Store, index: int, curve: GroupCurve) -> None:
+    """Writes the curve of one group, in a file named after its index in the map."""
     tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _GROUP_ARRAYS}
     tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
-    tensors["name"] = text_tensor(curve.group)
+    tensors["name"] = text_to_tensor(curve.group)
     store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
 
 
 def read_group(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
+    """Reads the curve of one group; None where it was not measured."""
     name = f"group-{index:04d}.safetensors"
     if not store.has(name):
         return None
     tensors = store.read_tensors(name)
-    if not torch.equal(tensors["name"], text_tensor(group.name)) or len(tensors["order"]) != group.units:
-        # Of groups that another version has read.
+    if not torch.equal(tensors["name"], text_to_tensor(group.name)) or len(tensors["order"]) != group.units:
+        # A version that finds other groups in the same model wrote this file.
         return None
     arrays = {array: tensors[array].numpy() for array in _GROUP_ARRAYS}
     return GroupCurve(group=group.name, order=tuple(tensors["order"].tolist()), **arrays)
@@ -123,19 +130,22 @@ def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, .
     return tuple(curves)
 
 
+# Damages of all blocks once every one is measured; until then, the divergences that are done.
 _DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
 
 
 def _names_tensor(names: Iterable[str]) -> torch.Tensor:
-    return text_tensor("\n".join(names))
+    return text_to_tensor("\n".join(names))
 
 
 def write_block_steps(store: Store, names: Sequence[str], measured: Sequence[float]) -> None:
+    """Writes the divergences of dropped blocks that are measured so far."""
     values = torch.tensor(measured, dtype=torch.float64)
     store.write_tensors(_STEPS, {"measured": values, "names": _names_tensor(names)})
 
 
 def read_block_steps(store: Store, names: Sequence[str]) -> list[float]:
+    """Reads them back; empty where none was measured, or those of other blocks."""
     if not store.has(_STEPS):
         return []
     tensors = store.read_tensors(_STEPS)
@@ -145,8 +155,8 @@ def read_block_steps(store: Store, names: Sequence[str]) -> list[float]:
 def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
     """Writes the damages of all blocks of a study."""
     if damages:
-        values = torch.tensor([one.damage for one in damages], dtype=torch.float64)
-        names = _names_tensor(one.block for one in damages)
+        values = torch.tensor([block.damage for block in damages], dtype=torch.float64)
+        names = _names_tensor(block.block for block in damages)
         store.write_tensors(_DAMAGES, {"damage": values, "names": names})
 
 
@@ -157,13 +167,13 @@ def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
         StudyError: they are missing; the study was not finished.
     """
     names = tuple(channels.blocks)
-    known = read_block_damages(store, names) if names else ()
-    if known is None:
+    damages = read_block_damages(store, names) if names else ()
+    if damages is None:
         raise StudyError(
             f"{store.root} holds no damages of blocks: the study was not finished; run "
             "sr.study(..., run_dir=) on it again to go on"
         )
-    return known
+    return damages
 
 
 def read_block_damages(store: Store, names: Sequence[str]) -> tuple[BlockDamage, ...] | None:

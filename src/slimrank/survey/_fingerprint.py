@@ -23,6 +23,7 @@ def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) ->
         SHA-256 of structure, weights, modules, inputs, options and outputs, and of the steps before.
     """
     outputs = session.outputs
+    # Strides and the like change what a model computes, and no tensor shows them.
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
     picked = (
         describe(outputs) if callable(outputs) else outputs,

@@ -50,7 +50,7 @@ class GroupSurvey:
     grams: Mapping[str, Tensor]
 
     @property
-    def live(self) -> Mapping[int, GroupSpec]:
+    def slimmable(self) -> Mapping[int, GroupSpec]:
         """The groups that can be slimmed, by their index among all."""
         groups = enumerate(self.channels.groups.values())
         return {index: group for index, group in groups if group.reason is None}
@@ -59,8 +59,8 @@ class GroupSurvey:
         """Units of a layer's outputs (dim 0) or inputs (1); () where these hold none of the group."""
         tensor = self.channels.tensors.get(f"{layer}.weight")
         axes = () if tensor is None else tensor.axes
-        own = 1 - dim if layer in self.layers and self.layers[layer].is_transposed else dim
-        return next((axis.units for axis in axes if axis.group == group and axis.dim == own), ())
+        weight_dim = 1 - dim if layer in self.layers and self.layers[layer].is_transposed else dim
+        return next((axis.units for axis in axes if axis.group == group and axis.dim == weight_dim), ())
 
     def readers(self, group: GroupSpec) -> tuple[str, ...]:
         """Layers whose columns belong to a group, whether they can be fitted anew or not."""
@@ -73,12 +73,12 @@ class GroupSurvey:
         options = self.session.options
         if options.data_free or options.channel_order != "obs":
             return []
-        blind = [group.name for group in self.live.values() if not self.needed(group)]
+        blind = [group.name for group in self.slimmable.values() if not self.layers_needed(group)]
         if not blind:
             return []
         text = (
             "no layer that reads them can be fitted, so channels go by the norms of weights in "
-            f"{len(blind)} of {len(self.live)} groups: {listed(blind, 4)}"
+            f"{len(blind)} of {len(self.slimmable)} groups: {listed(blind, 4)}"
         )
         return [Note(where="groups", text=text)]
 
@@ -88,7 +88,7 @@ class GroupSurvey:
         is_plain = spec.kind != "other" and spec.groups == 1 and bool(spec.calls)
         return is_plain or name in group.consumers
 
-    def needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
+    def layers_needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
         """Layers whose input moments a group needs, by their index in the study."""
         names = {*self.readers(group), *(group.producers if group.is_inner else ())}
         return {
@@ -108,17 +108,19 @@ def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
     Returns:
         Curves in the order of the map.
     """
-    live, store = survey.live, run.store
+    slimmable, store = survey.slimmable, run.store
     curves: dict[int, GroupCurve] = {}
     if store is not None:
-        curves = {index: found for index, group in live.items() if (found := read_group(store, index, group))}
-    rest = {index: group for index, group in live.items() if index not in curves}
+        curves = {
+            index: stored for index, group in slimmable.items() if (stored := read_group(store, index, group))
+        }
+    rest = {index: group for index, group in slimmable.items() if index not in curves}
     if survey.session.options.data_free:
         for index, group in rest.items():
             curves[index] = _weight_curve(survey, group)
         return tuple(curves[index] for index in sorted(curves))
-    # For all, also those of an earlier run: where that stopped must not change how many samples serve.
-    anchors = Anchors(survey.session, _ANCHORS * len(live) if rest else 0)
+    # Sized for all groups, also those of an earlier run: where that stopped must not change the numbers.
+    anchors = Anchors(survey.session, _ANCHORS * len(slimmable) if rest else 0)
     trim = Trimmer(MEMORY.freed)
     for chunk in group_chunks(survey, rest, run.collecting(survey.session)):
         with run.phases.phase("groups", len(chunk.indices)) as advance:
@@ -126,7 +128,7 @@ def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
                 curves[index] = _curve(survey, rest[index], chunk.moments, anchors, run)
                 if store is not None:
                     write_group(store, index, curves[index])
-                trim.after(sum(working_bytes(spec) for spec in survey.needed(rest[index]).values()))
+                trim.after(sum(working_bytes(spec) for spec in survey.layers_needed(rest[index]).values()))
                 advance(1)
     return tuple(curves[index] for index in sorted(curves))
 
@@ -149,7 +151,7 @@ def group_chunks(
     return moment_chunks(
         session.original,
         session.feed,
-        {index: survey.needed(group) if has_data else {} for index, group in groups.items()},
+        {index: survey.layers_needed(group) if has_data else {} for index, group in groups.items()},
         seed=session.options.seed,
         max_bytes=MEMORY.group_moments,
         collecting=collecting,
@@ -165,32 +167,32 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
         layer = survey.session.original.get_submodule(name)
         weight, spec = dense_weight(layer), survey.layers[name]
         gram = survey.grams.get(name)
-        known = moments[name].about_zero() if spec.is_transposed else moments[name]
+        layer_moments = moments[name].about_zero() if spec.is_transposed else moments[name]
         units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
         if spec.groups > 1:
             for rows, columns in diagonal_blocks(weight, spec.groups):
-                own = None if gram is None else gram[rows][:, rows]
+                block_gram = None if gram is None else gram[rows][:, rows]
                 consumers.append(
                     Consumer(
                         weight=weight[rows][:, columns],
-                        moments=known.block(columns),
-                        root=metric_roots(own, len(rows), weight.device)[0],
+                        moments=layer_moments.block(columns),
+                        root=metric_roots(block_gram, len(rows), weight.device)[0],
                         unit_of=units,
                     )
                 )
             continue
         root, _ = metric_roots(gram, spec.n_outputs, weight.device)
         if spec.is_transposed:
-            # A row is read at some of the places that the gradients were summed over.
+            # A row of inputs takes part in some of the outputs that the gradients were summed over.
             root = root * tap_shares(layer, spec.calls).mean().sqrt()
-        consumers.append(Consumer(weight=weight, moments=known, root=root, unit_of=units))
+        consumers.append(Consumer(weight=weight, moments=layer_moments, root=root, unit_of=units))
     return consumers
 
 
-def _columns(survey: GroupSurvey, layer: str, group: str, width: int) -> Tensor:
+def _columns(survey: GroupSurvey, layer: str, group: str, n_columns: int) -> Tensor:
     """Unit of every column of a layer's weight as a matrix, (D,) int64; -1 for none."""
     units = torch.tensor(survey.units(layer, group, 1), dtype=torch.int64)
-    return units.repeat_interleave(width // max(len(units), 1))
+    return units.repeat_interleave(n_columns // max(len(units), 1))
 
 
 def _removal(
@@ -242,6 +244,7 @@ def _plain_consumers(survey: GroupSurvey, group: GroupSpec) -> list[Consumer]:
 
 
 def _weight_curve(survey: GroupSurvey, group: GroupSpec) -> GroupCurve:
+    """The curve of a group from the weights alone."""
     removal = _removal(survey, group, {}, ())
     return relative_group_curve(group_curve(group, removal), removal)
 
@@ -249,6 +252,7 @@ def _weight_curve(survey: GroupSurvey, group: GroupSpec) -> GroupCurve:
 def _curve(
     survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments], anchors: Anchors, run: Run
 ) -> GroupCurve:
+    """The curve of a group, anchored by measured divergences."""
     consumers = _consumers(survey, group, moments)
     curve = group_curve(group, _removal(survey, group, moments, consumers))
     owners = _owners(survey, group)
@@ -259,7 +263,7 @@ def _curve(
         else:
             anchors.start_at(start, owners)
         measured = {
-            count: anchors.measured(partial(_slim_alone, survey, curve, count, moments))
+            count: anchors.divergence_with(partial(_slim_alone, survey, curve, count, moments))
             for count in anchor_counts(curve)
         }
     return anchored_group_curve(curve, measured)
@@ -294,7 +298,7 @@ def fits_alone(
 
     Args:
         survey: model and map.
-        group: name of it.
+        group: its name.
         kept: units that stay, ascending.
         moments: of the inputs of its consumers, by layer; those that are missing are not fitted.
 
@@ -308,24 +312,25 @@ def fits_alone(
         outputs, columns, scales = what_stays(survey.channels, spec, slimmed)
         if name not in moments or columns is None:
             continue
-        layer, own = survey.session.original.get_submodule(name), moments[name]
-        # It may make channels of the same group as well.
+        layer, layer_moments = survey.session.original.get_submodule(name), moments[name]
+        # A consumer may make channels of the same group as well: then it loses outputs, too.
         weight = dense_weight(layer) if outputs is None else dense_weight(layer)[outputs]
-        groups = slimmed_spec(spec, survey.channels, slimmed).groups
+        n_groups = slimmed_spec(spec, survey.channels, slimmed).groups
         narrow, _ = narrowed_weight(
             weight,
-            own.about_zero() if spec.is_transposed else own,
+            layer_moments.about_zero() if spec.is_transposed else layer_moments,
             columns,
-            ridge=ridge_of(own.n_rows, len(columns) // groups),
-            n_groups=groups,
+            ridge=ridge_of(layer_moments.n_rows, len(columns) // n_groups),
+            n_groups=n_groups,
         )
-        bias = weight @ own.mean - narrow @ own.mean[columns.to(own.mean.device)]
+        mean = layer_moments.mean
+        bias = weight @ mean - narrow @ mean[columns.to(mean.device)]
         if spec.is_transposed:
             bias = bias_of_taps(layer, spec.calls, bias)
         if isinstance(layer.bias, Tensor):
-            known = layer.bias.detach().double()
+            old_bias = layer.bias.detach().double()
             channels = channels_left(survey.channels, spec, slimmed)
-            bias = bias + (known if channels is None else known[channels])
-        own_scales = None if scales is None else scales[:: len(narrow) // len(bias)]
-        fits[name] = (scaled(narrow.T, scales).T, scaled(bias, own_scales))
+            bias = bias + (old_bias if channels is None else old_bias[channels])
+        bias_scales = None if scales is None else scales[:: len(narrow) // len(bias)]
+        fits[name] = (scaled(narrow.T, scales).T, scaled(bias, bias_scales))
     return fits

@@ -25,8 +25,8 @@ def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:
     tensors: dict[str, Tensor] = {}
     try:
         entries: list[Json] = [
-            _encode(dict(batch.kwargs) if batch.kwargs else batch.args, str(number), tensors)
-            for number, batch in enumerate(batches)
+            _encode(dict(batch.kwargs) if batch.kwargs else batch.args, str(index), tensors)
+            for index, batch in enumerate(batches)
         ]
     except TypeError as error:
         return str(error)
@@ -35,7 +35,7 @@ def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:
     return None
 
 
-def batch_from_files(store: Store) -> list[object]:
+def batches_from_files(store: Store) -> list[object]:
     """Batches that ``batches_to_files`` kept, as a loader would yield them.
 
     Args:

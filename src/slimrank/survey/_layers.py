@@ -45,14 +45,14 @@ def measure_layers(
     curves: dict[int, tuple[Curve, ...]] = {}
     if run.store is not None:
         curves = {
-            index: found
+            index: stored
             for index, spec in compressible.items()
-            if (found := read_layer(run.store, index, spec))
+            if (stored := read_layer(run.store, index, spec))
         }
     rest = {index: spec for index, spec in compressible.items() if index not in curves}
     if session.options.data_free:
         return curves | _weight_curves(session, rest, run)
-    # For all layers, also those of an earlier run: where that stopped must not change how many samples serve.
+    # Sized for all layers, also those of an earlier run: where that stopped must not change the numbers.
     evaluations = sum(_ANCHORS * len(spec.methods) for spec in layers) if rest else 0
     anchors = Anchors(session, evaluations)
     trim = Trimmer(MEMORY.freed)
@@ -120,10 +120,10 @@ def _weight_curves(
     with run.phases.phase("curves", len(layers)) as advance:
         for index, spec in layers.items():
             weight = dense_weight(session.original.get_submodule(spec.name))
-            found = layer_curves(
+            shares = layer_curves(
                 spec, _methods_of(session, spec), weights_target(weight), has_bias=spec.has_bias
             )
-            curves[index] = relative_curves(found, float(weight.square().sum() / 2))
+            curves[index] = relative_curves(shares, float(weight.square().sum() / 2))
             advance(1)
     return curves
 
@@ -134,7 +134,7 @@ def _curves_of(
     """Curves of one layer, anchored by measured divergences."""
     curves = layer_curves(spec, _methods_of(session, spec), target, has_bias=True)
     with run.phases.part("anchors", of="curves"):
-        measured = anchors.measure(spec, target, curves)
+        measured = anchors.measure_layer(spec, target, curves)
     return anchored_curves(curves, measured)
 
 

@@ -30,8 +30,9 @@ from slimrank.survey._groups import GroupSurvey, measure_groups
 from slimrank.survey._layers import measure_layers
 from slimrank.survey._session import Run, Session
 
-# Below ten rows per column a second moment is a poor guess; the ridge of the fits grows from there on.
+# Rows per column below which the user is told to give more samples: such second moments are poor estimates.
 _FEW_ROWS = 10
+# Reasons of layers and groups that are left alone.
 _UNREACHED = (
     "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
     "pass fisher=False"
@@ -86,10 +87,12 @@ def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Mappin
         device = next(session.original.parameters()).device
         return {name: gram.to(device) for name, gram in store.read_tensors(GRADIENT_FILE).items()}
     specs = [spec for spec in session.captured.layers if spec.name in set(names)]
-    drawn = GradientOptions(likelihood=session.likelihood, outputs=session.outputs, draws=options.draws)
+    gradient_options = GradientOptions(
+        likelihood=session.likelihood, outputs=session.outputs, draws=options.draws
+    )
     with run.phases.phase("gradients", len(session.feed.fit)) as advance:
         grams = collect_gradients(
-            session.original, session.feed, specs, drawn, seed=options.seed, advance=advance
+            session.original, session.feed, specs, gradient_options, seed=options.seed, advance=advance
         )
     if store is not None:
         store.write_tensors(GRADIENT_FILE, grams)
@@ -109,12 +112,12 @@ def measure(session: Session, run: Run) -> Measured:
     options = session.options
     channels = _channels_of(session, run)
     layers = list(session.captured.layers)
-    read = {
+    readers = {
         tensor.name.removesuffix(".weight")
         for tensor in channels.tensors.values()
         if any(axis.role == "input" for axis in tensor.axes)
     }
-    names = [spec.name for spec in layers if spec.methods or (spec.name in read and spec.has_matrix)]
+    names = [spec.name for spec in layers if spec.methods or (spec.name in readers and spec.has_matrix)]
     grams = gather_gradients(session, names, run)
     if options.fisher and not options.data_free:
         layers = [_unless_unreached(spec, grams) for spec in layers]
@@ -149,18 +152,18 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
     model, captured, feed = session.original, session.captured, session.feed
     skipped = [spec.name for spec in captured.layers if spec.reason == SKIPPED]
     with run.phases.phase("channels", 3) as advance:
-        found = read_groups(model, captured.sample, captured.layers)
+        channels = read_groups(model, captured.sample, captured.layers)
         advance(1)
-        # Two samples: code that fits one sample only shows itself.
-        several = next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
-        found = try_groups(model, several, without_layers(found, skipped))
+        # Two samples, so that code which works for a single sample only fails here.
+        two_samples = next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
+        channels = try_groups(model, two_samples, without_layers(channels, skipped))
         advance(1)
         blocks = find_blocks(model, captured.sample, [spec.name for spec in captured.layers])
         advance(1)
-    read = {name for group in found.groups.values() if group.reason is None for name in group.consumers}
-    bare = [spec.name for spec in captured.layers if spec.name in read and not spec.has_bias]
-    norms = find_norms(model, captured.sample, bare) if bare else {}
-    return without_layers(replace(found, blocks=blocks, norms=norms), skipped)
+    readers = {name for group in channels.groups.values() if group.reason is None for name in group.consumers}
+    without_bias = [spec.name for spec in captured.layers if spec.name in readers and not spec.has_bias]
+    norms = find_norms(model, captured.sample, without_bias) if without_bias else {}
+    return without_layers(replace(channels, blocks=blocks, norms=norms), skipped)
 
 
 def _without_unreached(channels: ChannelMap, names: Sequence[str], grams: Mapping[str, Tensor]) -> ChannelMap:
@@ -169,14 +172,14 @@ def _without_unreached(channels: ChannelMap, names: Sequence[str], grams: Mappin
     asked = set(names)
     reasons = {}
     for group in channels.groups.values():
-        own = asked.intersection((*group.producers, *group.consumers))
-        if group.reason is None and own and not own & reached:
+        layers = asked.intersection((*group.producers, *group.consumers))
+        if group.reason is None and layers and not layers & reached:
             reasons[group.name] = _UNREACHED
     return freeze(channels, reasons)
 
 
 def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[LayerSpec]:
-    """Layers, those that make channels which can go told so."""
+    """Layers; where channels that one makes can go, its methods say so."""
     makers = {name for group in channels.groups.values() if group.reason is None for name in group.producers}
     return [
         replace(spec, methods=(*spec.methods, PRUNING), reason=None) if spec.name in makers else spec
@@ -185,6 +188,7 @@ def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[Laye
 
 
 def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec:
+    """The layer; without methods where no gradient reaches it, since to change it would seem free."""
     if not spec.methods or (spec.name in grams and bool(grams[spec.name].any())):
         return spec
     return replace(spec, methods=(), reason=_UNREACHED)

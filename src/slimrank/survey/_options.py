@@ -111,8 +111,8 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
     if missing:
         raise FileError(f"study.json: options lacks {listed(missing)}; study again")
     return Options(
-        methods=tuple(method for method in METHODS if method in _list(value, "methods")),
-        skip=tuple(str(pattern) for pattern in _list(value, "skip")),
+        methods=tuple(method for method in METHODS if method in _list_of_option(value, "methods")),
+        skip=tuple(str(pattern) for pattern in _list_of_option(value, "skip")),
         likelihood=str(value["likelihood"]),  # type: ignore[arg-type]
         fisher=bool(value["fisher"]),
         draws=int(str(value["draws"])),
@@ -123,8 +123,8 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
     )
 
 
-def _list(value: Mapping[str, Json], name: str) -> list[Json]:
-    found = value[name]
-    if not isinstance(found, list):
-        raise FileError(f"study.json: options: {name} is {type(found).__name__}, not a list; study again")
-    return found
+def _list_of_option(value: Mapping[str, Json], name: str) -> list[Json]:
+    entries = value[name]
+    if not isinstance(entries, list):
+        raise FileError(f"study.json: options: {name} is {type(entries).__name__}, not a list; study again")
+    return entries

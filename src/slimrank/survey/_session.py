@@ -180,8 +180,8 @@ def _check_skip(skip: Sequence[str], layers: Sequence[LayerSpec]) -> None:
 
 def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
     """Held-out outputs, as many as are needed to read them; all are checked."""
-    kept: list[Mapping[str, Tensor]] = []
-    held = 0
+    chosen: list[Mapping[str, Tensor]] = []
+    n_bytes = 0
     for batch in feed.stream(feed.held_out):
         (picked,) = reference_outputs(model, [batch], outputs)
         for name, tensor in picked.items():
@@ -191,7 +191,7 @@ def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[M
                     "pass outputs= that picks finite tensors, or check weights and data"
                 )
         size = sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if not kept or held + size <= MEMORY.outputs:
-            kept.append(picked)
-            held += size
-    return kept
+        if not chosen or n_bytes + size <= MEMORY.outputs:
+            chosen.append(picked)
+            n_bytes += size
+    return chosen

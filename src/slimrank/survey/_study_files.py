@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,14 +24,16 @@ from slimrank.survey._curve_files import (
     write_curves,
     write_groups,
 )
-from slimrank.survey._input_files import batch_from_files, batches_to_files
+from slimrank.survey._input_files import batches_from_files, batches_to_files
 from slimrank.survey._options import Options, options_from_json, options_to_json
 from slimrank.survey._session import DataSource, Session
 
 # Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
 FORMAT = 3
+# What was measured; structure and cost, as a plan that changes nothing; the fingerprint, first of all;
+# the plan that made the model.
 _STUDY, _STRUCTURE, _RUN, _PREVIOUS = "study.json", "untouched_plan.json", "run.json", "previous_plan.json"
-# Measurements of another study, which must not be taken for this one's.
+# Globs of the files that hold measurements: those of another study must not be taken for this one's.
 _MEASURED = ("curves-*", "group-*", "blocks*.safetensors", GRADIENT_FILE)
 # How ``outputs`` stands in study.json where it was a function, which no file can keep.
 _FUNCTION = "function"
@@ -96,10 +99,10 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         FileError: it cannot be written.
     """
     # Removed first and written last, so that a directory with this file is whole.
-    known = _fingerprint_in(store)
+    stored = _fingerprint_in(store)
     store.remove(_STUDY)
-    if known is not None and dict(known) != dict(record.fingerprint):
-        for name in (_PREVIOUS, *(path.name for kind in _MEASURED for path in store.root.glob(kind))):
+    if stored is not None and dict(stored) != dict(record.fingerprint):
+        for name in (_PREVIOUS, *(path.name for glob in _MEASURED for path in store.root.glob(glob))):
             store.remove(name)
     _write_fingerprint(store, record.fingerprint)
     record.untouched.save(make_directory(store.root) / _STRUCTURE)
@@ -159,25 +162,30 @@ def read_study(store: Store) -> StudyRecord:
         group_curves=read_group_curves(store, structure.channels),
         # Blocks are measured with data only.
         block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
-        methods=tuple(method for method in METHODS if method in _list(facts, "methods")),
+        methods=tuple(method for method in METHODS if method in _list_of(facts, "methods")),
         grams=store.read_tensors(GRADIENT_FILE),
         unit=str(facts.get("unit")),
         notes=tuple(
             Note(where=str(entry[0]), text=str(entry[1]))
-            for entry in _list(facts, "notes")
+            for entry in _list_of(facts, "notes")
             if isinstance(entry, list)
         ),
         seconds={
             str(entry[0]): float(str(entry[1]))
-            for entry in _list(facts, "seconds")
+            for entry in _list_of(facts, "seconds")
             if isinstance(entry, list)
         },
-        fingerprint={str(key): str(value) for key, value in _object(facts, "fingerprint").items()},
+        fingerprint={str(key): str(value) for key, value in _object_of(facts, "fingerprint").items()},
         previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
-        options=None if options is None else options_from_json(_object(facts, "options")),
+        options=None if options is None else options_from_json(_object_of(facts, "options")),
         outputs=facts.get("outputs"),
         no_inputs=None if has_inputs else str(facts.get("inputs_reason")),
     )
+
+
+def has_previous_plan(directory: Path) -> bool:
+    """Whether a directory holds the study of a model that had been compressed before."""
+    return (directory / _PREVIOUS).is_file()
 
 
 def saved_outputs(record: StudyRecord, outputs: OutputChoice) -> OutputChoice:
@@ -224,16 +232,16 @@ def saved_source(
     def move(raw: object) -> object:
         return map_tensors(raw, lambda tensor: tensor.to(device))
 
-    return DataSource(batches=batch_from_files(store), inputs=move, outputs=outputs)
+    return DataSource(batches=batches_from_files(store), inputs=move, outputs=outputs)
 
 
-def check_same(found: Mapping[str, str], record: StudyRecord, store: Store) -> None:
+def check_fingerprint(fingerprint: Mapping[str, str], record: StudyRecord, store: Store) -> None:
     """Refuses a model or data that are not those of a study that was read.
 
     Raises:
         StudyError: fingerprints differ; the message says of what.
     """
-    differing = [key for key, value in found.items() if record.fingerprint.get(key) != value]
+    differing = [key for key, value in fingerprint.items() if record.fingerprint.get(key) != value]
     if differing:
         raise StudyError(
             f"the study in {store.root} was made of other {' and '.join(differing)}; "
@@ -249,11 +257,11 @@ def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
         FileError: it is of another format.
     """
     _check_format(store)
-    found = _fingerprint_in(store)
-    if found is None:
+    stored = _fingerprint_in(store)
+    if stored is None:
         _write_fingerprint(store, fingerprint)
         return
-    differing = [key for key, value in fingerprint.items() if found.get(key) != value]
+    differing = [key for key, value in fingerprint.items() if stored.get(key) != value]
     if differing:
         raise StudyError(
             f"{store.root} holds a study of other {' and '.join(differing)}; "
@@ -278,24 +286,24 @@ def _write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
 
 
 def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
-    """Of the study that a directory holds; None where it holds none."""
+    """The fingerprint of the study that a directory holds; None where it holds none."""
     if store.has(_RUN):
         return {key: value for key, value in store.read_json(_RUN).items() if key != "format"}
-    return _object(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
+    return _object_of(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
 
 
 def _outputs_to_json(outputs: OutputChoice) -> Json:
     return _FUNCTION if callable(outputs) else outputs
 
 
-def _object(facts: Mapping[str, Json], key: str) -> dict[str, Json]:
+def _object_of(facts: Mapping[str, Json], key: str) -> dict[str, Json]:
     value = facts.get(key)
     if not isinstance(value, dict):
         raise FileError(f"study.json: {key} is {type(value).__name__}, not an object; study again")
     return value
 
 
-def _list(facts: Mapping[str, Json], key: str) -> list[Json]:
+def _list_of(facts: Mapping[str, Json], key: str) -> list[Json]:
     value = facts.get(key)
     if not isinstance(value, list):
         raise FileError(f"study.json: {key} is {type(value).__name__}, not a list; study again")

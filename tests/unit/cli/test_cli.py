@@ -210,10 +210,11 @@ def test_a_full_directory_is_refused_before_the_work(tmp_path: Path) -> None:
     (full / "thesis.txt").write_text("mine")
     command = ("compress", "user_net:net", "user_net:data", "--macs", "0.5", "--out", "full")
     assert "--out full is not empty; give another directory or --overwrite" in _refused(*command)
-    assert "holds something else than a saved model" in _refused(*command, "--overwrite")
+    assert "--out full holds files but no saved model to replace" in _refused(*command, "--overwrite")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").write_text("mine")
-    assert "holds something else" in _refused("demo", "--out", ".")
+    assert "--out model holds files but no saved model to replace" in _refused("demo", "--out", ".")
+    assert "--out full/thesis.txt is a file; give a directory" in _refused(*command[:-1], "full/thesis.txt")
     assert (full / "thesis.txt").read_text() == "mine"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seams import Rows, Sample, best_fit
+from seams import LayerStatistics, Rows, best_fit
 from slimrank import OptionError
 from slimrank.linalg import Clipping, Moments, MomentSums
 from slimrank.methods import Target
@@ -21,7 +21,7 @@ def _target(weight: Tensor, moments: Moments) -> Target:
     return Target(dense=weight, moments=moments, root=eye, inverse_root=eye, ridge=1e-9)
 
 
-def _sample(weight: Tensor, rng: torch.Generator, clipping: Clipping | None = None) -> Sample:
+def _statistics(weight: Tensor, rng: torch.Generator, clipping: Clipping | None = None) -> LayerStatistics:
     """Rows whose wanted outputs are a linear map of them, plus one."""
     x = torch.randn(80, 4, generator=rng) + 0.5
     y = x @ weight.T.float() + 1
@@ -31,7 +31,7 @@ def _sample(weight: Tensor, rng: torch.Generator, clipping: Clipping | None = No
     rows, held_out = (
         Rows(inputs=x[part], outputs=y[part], offsets=torch.zeros(3)) for part in (slice(60), slice(60, 80))
     )
-    return Sample(
+    return LayerStatistics(
         moments=sums.moments(),
         cross=cross,
         mean_out=mean_out,
@@ -47,14 +47,14 @@ def weight(rng: torch.Generator) -> Tensor:
 
 
 def test_the_target_with_the_least_error_is_taken_with_its_kind(weight: Tensor, rng: torch.Generator) -> None:
-    sample = _sample(weight, rng)
+    statistics = _statistics(weight, rng)
 
     def targets() -> Iterator[tuple[str, Target]]:
-        yield "independent", _target(weight + 0.1, sample.moments)
-        yield "sequential", _target(weight, sample.moments)
-        yield "weights", _target(weight - 0.1, sample.moments)
+        yield "independent", _target(weight + 0.1, statistics.moments)
+        yield "sequential", _target(weight, statistics.moments)
+        yield "weights", _target(weight - 0.1, statistics.moments)
 
-    fit = best_fit(_SPEC, None, sample, weight, targets())
+    fit = best_fit(_SPEC, None, statistics, weight, targets())
     assert fit.kind == "sequential"
     assert isinstance(fit.factors, Tensor)
     assert torch.equal(fit.factors, weight)
@@ -63,47 +63,47 @@ def test_the_target_with_the_least_error_is_taken_with_its_kind(weight: Tensor, 
 
 
 def test_without_held_out_rows_the_first_target_is_taken(weight: Tensor, rng: torch.Generator) -> None:
-    whole = _sample(weight, rng)
-    sample = Sample(
-        moments=whole.moments,
-        cross=whole.cross,
-        mean_out=whole.mean_out,
+    all_statistics = _statistics(weight, rng)
+    statistics = LayerStatistics(
+        moments=all_statistics.moments,
+        cross=all_statistics.cross,
+        mean_out=all_statistics.mean_out,
         held_out=None,
         rows=None,
         clipping=None,
     )
     targets = [
-        ("independent", _target(weight + 1, whole.moments)),
-        ("weights", _target(weight, whole.moments)),
+        ("independent", _target(weight + 1, all_statistics.moments)),
+        ("weights", _target(weight, all_statistics.moments)),
     ]
-    assert best_fit(_SPEC, None, sample, weight, targets).kind == "independent"
+    assert best_fit(_SPEC, None, statistics, weight, targets).kind == "independent"
 
 
 def test_what_is_clipped_later_is_never_made_worse(weight: Tensor, rng: torch.Generator) -> None:
     clipping = Clipping(gains=torch.ones(3), low=0.0, high=float("inf"))
-    sample = _sample(weight, rng, clipping)
-    held_out = sample.held_out
+    statistics = _statistics(weight, rng, clipping)
+    held_out = statistics.held_out
     assert held_out is not None
-    start = _target(weight + 0.3, sample.moments)
+    start = _target(weight + 0.3, statistics.moments)
 
-    def error(of: Sample) -> float:
+    def error(of: LayerStatistics) -> float:
         fit = best_fit(_SPEC, None, of, weight + 0.3, [("sequential", start)])
         assert isinstance(fit.factors, Tensor)
         assert fit.bias is not None
         predicted = held_out.inputs @ fit.factors.T.float() + fit.bias.float()
         return float((predicted.relu() - held_out.outputs.relu()).square().mean())
 
-    plain = Sample(
-        moments=sample.moments,
-        cross=sample.cross,
-        mean_out=sample.mean_out,
+    plain = LayerStatistics(
+        moments=statistics.moments,
+        cross=statistics.cross,
+        mean_out=statistics.mean_out,
         held_out=held_out,
         rows=None,
         clipping=None,
     )
-    assert error(sample) < 0.5 * error(plain)
+    assert error(statistics) < 0.5 * error(plain)
 
 
 def test_there_is_a_target(weight: Tensor, rng: torch.Generator) -> None:
     with pytest.raises(OptionError, match="layer 'fc': there is nothing to fit to"):
-        best_fit(_SPEC, None, _sample(weight, rng), weight, [])
+        best_fit(_SPEC, None, _statistics(weight, rng), weight, [])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from seams import affine_of, have_same_places
+from seams import affine_of, have_same_positions
 from slimrank.records import LayerSpec
 from specs import conv2d, linear
 
@@ -43,4 +43,4 @@ def test_gain_and_offset_are_those_of_the_norm(affine: bool, rng: torch.Generato
 def test_inputs_may_differ_in_channels_alone(
     spec: LayerSpec, shape: tuple[int, ...], other: tuple[int, ...], same: bool
 ) -> None:
-    assert have_same_places(spec, torch.zeros(shape), torch.zeros(other)) is same
+    assert have_same_positions(spec, torch.zeros(shape), torch.zeros(other)) is same

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seams import Fit, fit_to_tensors, known_fit
+from seams import Fit, fit_from_journal, fit_to_tensors
 from slimrank.methods import Pair
 from slimrank.records import Setting
 
@@ -40,7 +40,7 @@ def test_a_pair_comes_back(kind: str, has_bias: bool, rng: torch.Generator) -> N
     bias = torch.randn(3, generator=rng) if has_bias else None
     journal = _Memory()
     journal.store("fc", fit_to_tensors(Fit(factors=pair, bias=bias, kind=kind)))
-    found = known_fit(journal, _task(setting))  # type: ignore[arg-type]
+    found = fit_from_journal(journal, _task(setting))  # type: ignore[arg-type]
     assert found is not None
     assert isinstance(found.factors, Pair)
     assert (found.kind, found.factors.form) == (kind, "linear")
@@ -54,11 +54,11 @@ def test_a_layer_in_one_piece_comes_back(rng: torch.Generator) -> None:
     weight = torch.randn(3, 4, generator=rng)
     journal = _Memory()
     journal.store("fc", fit_to_tensors(Fit(factors=weight, bias=None, kind="independent")))
-    found = known_fit(journal, _task(None))  # type: ignore[arg-type]
+    found = fit_from_journal(journal, _task(None))  # type: ignore[arg-type]
     assert found is not None
     assert torch.equal(found.factors, weight)
 
 
 def test_what_was_not_fitted_is_not_known() -> None:
-    assert known_fit(None, _task(None)) is None  # type: ignore[arg-type]
-    assert known_fit(_Memory(), _task(None)) is None  # type: ignore[arg-type]
+    assert fit_from_journal(None, _task(None)) is None  # type: ignore[arg-type]
+    assert fit_from_journal(_Memory(), _task(None)) is None  # type: ignore[arg-type]

@@ -26,20 +26,20 @@ def _plan(*queries: int) -> Plan:
 def test_queries_are_wanted_scaled_and_matter_as_much(rng: torch.Generator) -> None:
     (task,) = layer_tasks(_plan(0, 1, 2, 3)).values()
     outputs, gradients = (torch.randn(6, 8, generator=rng, dtype=torch.float64) for _ in range(2))
-    wanted, kept = task.wanted(outputs), outputs[:, [0, 2, 4, 6]]
+    wanted, kept = task.slimmed_outputs(outputs), outputs[:, [0, 2, 4, 6]]
     torch.testing.assert_close(wanted, kept * torch.tensor([0.5, 0.5, 1, 1]) ** 0.5)
-    assert task.wanted(outputs.bfloat16()).dtype == torch.bfloat16
-    gram, before = task.gram_of(gradients.T @ gradients), (gradients.T @ gradients)[::2, ::2]
+    assert task.slimmed_outputs(outputs.bfloat16()).dtype == torch.bfloat16
+    gram, before = task.slimmed_gram(gradients.T @ gradients), (gradients.T @ gradients)[::2, ::2]
     assert gram is not None
     # What an error costs does not depend on the scale in which it is written down.
     torch.testing.assert_close(wanted @ gram @ wanted.T, kept @ before @ kept.T)
-    assert task.gram_of(None) is None
+    assert task.slimmed_gram(None) is None
 
 
 def test_other_outputs_are_wanted_as_they_are(rng: torch.Generator) -> None:
     (task,) = layer_tasks(_plan()).values()
     assert task.scales is None
     outputs = torch.randn(6, 8, generator=rng)
-    torch.testing.assert_close(task.wanted(outputs), outputs[:, [0, 2, 4, 6]], rtol=0, atol=0)
+    torch.testing.assert_close(task.slimmed_outputs(outputs), outputs[:, [0, 2, 4, 6]], rtol=0, atol=0)
     gram = outputs.T @ outputs
-    torch.testing.assert_close(task.gram_of(gram), gram[::2, ::2], rtol=0, atol=0)
+    torch.testing.assert_close(task.slimmed_gram(gram), gram[::2, ::2], rtol=0, atol=0)

@@ -13,7 +13,7 @@ from torch import nn
 import slimrank as sr
 from seams import (
     Checkpoint,
-    Kept,
+    TrainingState,
     load_optimizer_,
     optimizer_state,
     restore_,
@@ -21,9 +21,9 @@ from seams import (
 )
 
 
-def _kept(value: float, *, best: float | None = None) -> Kept:
+def _state(value: float, *, best: float | None = None) -> TrainingState:
     model = {"a.weight": torch.full((2, 3), value), "b": torch.tensor(4)}
-    return Kept(
+    return TrainingState(
         model=model,
         best=model if best is None else {**model, "b": torch.tensor(best)},
         tensors={"0.exp_avg": torch.ones(2)},
@@ -36,8 +36,8 @@ def _kept(value: float, *, best: float | None = None) -> Kept:
 def test_what_was_kept_comes_back(best: float | None, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, {"weights": "1"})
     assert checkpoint.load() is None
-    checkpoint.store(_kept(0.0), 1)
-    checkpoint.store(_kept(1.0, best=best), 2)
+    checkpoint.store(_state(0.0), 1)
+    checkpoint.store(_state(1.0, best=best), 2)
     found = Checkpoint(tmp_path, {"weights": "1"}).load()
     assert found is not None
     assert torch.equal(found.model["a.weight"], torch.ones(2, 3))
@@ -55,14 +55,14 @@ def test_the_epoch_before_holds_until_the_new_one_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint(tmp_path, {})
-    checkpoint.store(_kept(0.0), 1)
+    checkpoint.store(_state(0.0), 1)
 
     def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("slimrank.store.Store.write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.store(_kept(1.0), 2)
+        checkpoint.store(_state(1.0), 2)
     found = checkpoint.load()
     assert found is not None
     assert float(found.model["a.weight"].sum()) == 0
@@ -84,7 +84,7 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_an_altered_state_is_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, {})
-    checkpoint.store(_kept(0.0), 1)
+    checkpoint.store(_state(0.0), 1)
     (tmp_path / "recover-state.json").write_text(json.dumps({"tensors": 3}))
     with pytest.raises(sr.FileError, match=r"recover-state.json was altered; delete the directory"):
         checkpoint.load()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from seams import Example, Lesson, positions_of, relative_error, run_tapped
+from seams import Distillation, Example, positions_of, relative_error, run_with_features
 from slimrank.calibrate import choose_likelihood
 from slimrank.forward import Batch
 from slimrank.recover import Epoch, distill
@@ -147,9 +147,9 @@ def test_the_guard_looks_at_the_divergence_alone() -> None:
     assert len(set(before)) == 1
 
 
-def _lesson(teacher: nn.Module, temperature: float) -> Lesson:
+def _distillation(teacher: nn.Module, temperature: float) -> Distillation:
     tensors = {"": torch.randn(64, 5, generator=torch.Generator().manual_seed(0)) * 5}
-    return Lesson(
+    return Distillation(
         teacher=teacher,
         outputs=None,
         likelihood=choose_likelihood(tensors, "categorical"),
@@ -166,26 +166,26 @@ def test_temperature_is_that_of_the_textbook(rng: torch.Generator) -> None:
     for t in (1.0, 3.0):
         p, q = teacher(x).div(t).log_softmax(1), model(x).div(t).log_softmax(1)
         wanted = t**2 * nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
-        torch.testing.assert_close(_lesson(teacher, t).loss(model, example), wanted)
+        torch.testing.assert_close(_distillation(teacher, t).loss(model, example), wanted)
 
 
 def test_the_loss_is_per_position(rng: torch.Generator) -> None:
     teacher, model = nn.Linear(6, 5), nn.Linear(6, 5)
     x = torch.randn(4, 7, 6, generator=rng)
-    lesson = dataclasses.replace(
-        _lesson(teacher, 1.0),
+    distillation = dataclasses.replace(
+        _distillation(teacher, 1.0),
         likelihood=choose_likelihood({"": torch.randn(8, 7, 5, generator=rng)}, "categorical"),
     )
     p, q = teacher(x).log_softmax(-1), model(x).log_softmax(-1)
     wanted = (p.exp() * (p - q)).sum(-1).mean().detach()
     example = Example(batch=Batch(args=(x,), kwargs={}), targets=None)
-    torch.testing.assert_close(lesson.loss(model, example).detach(), wanted)
+    torch.testing.assert_close(distillation.loss(model, example).detach(), wanted)
     with torch.no_grad():
-        assert lesson.judge(model, example) == pytest.approx(7 * float(wanted), rel=1e-5)
+        assert distillation.judge(model, example) == pytest.approx(7 * float(wanted), rel=1e-5)
 
 
 def test_a_feature_is_what_its_module_returned() -> None:
-    _, seen = run_tapped(net(0), Batch(args=(data()[0],), kwargs={}), ["body.0"])
+    _, seen = run_with_features(net(0), Batch(args=(data()[0],), kwargs={}), ["body.0"])
     # What follows clips it in place.
     assert bool((seen["body.0", 0] < 0).any())
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import slimrank as sr
-from seams import Supply, open_supply, read_with
+from seams import TrainingData, open_training_data, read_with
 from slimrank.recover import Inputs
 
 _MODEL = nn.Linear(2, 3)
@@ -28,9 +28,9 @@ def _open(
     labelled: bool = True,
     holdout: float | Iterable[object] = 0.2,
     seed: int = 0,
-) -> Supply:
+) -> TrainingData:
     read = read_with(inputs, targets, _MODEL, labelled=labelled)
-    return open_supply(batches, read, _MODEL, holdout=holdout, seed=seed)
+    return open_training_data(batches, read, _MODEL, holdout=holdout, seed=seed)
 
 
 def _ids(examples: Iterable[object]) -> list[int]:
@@ -56,12 +56,12 @@ class _Loader:
 
 @pytest.mark.parametrize(("n", "share", "count"), [(10, 0.2, 2), (10, 0.01, 1), (3, 0.99, 2), (2, 0.5, 1)])
 def test_a_share_is_held_out_and_the_rest_is_trained_on(n: int, share: float, count: int) -> None:
-    supply = _open(_pairs(n), holdout=share)
-    assert len(supply.held_out) == count
-    assert sorted({*supply.held_out, *supply.fit}) == list(range(n))
-    assert len(supply.fit) == n - count
-    assert _ids(supply.stream_held_out()) == list(supply.held_out)
-    assert sorted(_ids(supply.stream_fit(1))) == list(supply.fit)
+    data = _open(_pairs(n), holdout=share)
+    assert len(data.held_out) == count
+    assert sorted({*data.held_out, *data.fit}) == list(range(n))
+    assert len(data.fit) == n - count
+    assert _ids(data.stream_held_out()) == list(data.held_out)
+    assert sorted(_ids(data.stream_fit(1))) == list(data.fit)
 
 
 def test_held_out_batches_are_spread_evenly_and_fixed_by_the_seed() -> None:
@@ -73,37 +73,37 @@ def test_held_out_batches_are_spread_evenly_and_fixed_by_the_seed() -> None:
 
 
 def test_one_batch_serves_both() -> None:
-    supply = _open(_pairs(1))
-    assert supply.is_shared
-    assert _ids(supply.stream_fit(0)) == _ids(supply.stream_held_out()) == [0]
+    data = _open(_pairs(1))
+    assert data.is_shared
+    assert _ids(data.stream_fit(0)) == _ids(data.stream_held_out()) == [0]
     assert not _open(_pairs(2)).is_shared
     assert not _open(_pairs(1), holdout=_pairs(2)).is_shared
 
 
 def test_other_batches_can_judge() -> None:
-    supply = _open(_pairs(3), holdout=[(torch.full((4, 2), 7.0), torch.zeros(4))])
-    assert _ids(supply.stream_held_out()) == [7]
-    assert supply.fit == (0, 1, 2)
+    data = _open(_pairs(3), holdout=[(torch.full((4, 2), 7.0), torch.zeros(4))])
+    assert _ids(data.stream_held_out()) == [7]
+    assert data.fit == (0, 1, 2)
 
 
 # --- order ---
 
 
 def test_a_sequence_is_permuted_by_the_seed_and_a_loader_is_not() -> None:
-    supply, loader = _open(_pairs(20)), _open(_Loader(_pairs(20)))
-    assert _ids(supply.stream_fit(None)) == list(supply.fit)
-    orders = [_ids(supply.stream_fit(seed)) for seed in (1, 1, 2)]
+    data, loader = _open(_pairs(20)), _open(_Loader(_pairs(20)))
+    assert _ids(data.stream_fit(None)) == list(data.fit)
+    orders = [_ids(data.stream_fit(seed)) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
-    assert orders[0] != list(supply.fit)
-    assert _ids(loader.stream_fit(1)) == list(loader.fit) == list(supply.fit)
+    assert orders[0] != list(data.fit)
+    assert _ids(loader.stream_fit(1)) == list(loader.fit) == list(data.fit)
 
 
 def test_a_shuffling_loader_needs_other_batches_to_judge() -> None:
     data = TensorDataset(torch.randn(40, 2), torch.arange(40))
     loader = DataLoader(data, batch_size=4, shuffle=True)
-    supply = _open(loader)
+    data = _open(loader)
     with pytest.raises(sr.BatchesError, match=r"batch \d differs .* shuffle=False .* or pass holdout="):
-        list(supply.stream_held_out())
+        list(data.stream_held_out())
     free = _open(loader, holdout=_pairs(2))
     assert free.fingerprint == _open(loader, holdout=_pairs(2)).fingerprint
     assert len(list(free.stream_held_out())) == 2
@@ -142,8 +142,8 @@ def test_the_fingerprint_follows_inputs_targets_and_the_choice() -> None:
 
 def test_inputs_and_targets_pick_from_other_formats() -> None:
     raw: list[Mapping[str, Tensor]] = [{"x": torch.ones(4, 2), "label": torch.zeros(4)}]
-    supply = _open(raw, inputs=lambda b: {"input": b["x"]}, targets=lambda b: b["label"])
-    (example,) = supply.stream_fit(None)
+    data = _open(raw, inputs=lambda b: {"input": b["x"]}, targets=lambda b: b["label"])
+    (example,) = data.stream_fit(None)
     assert list(example.batch.kwargs) == ["input"]
     assert torch.equal(example.targets, torch.zeros(4))  # type: ignore[arg-type]
     (alone,) = _open([(torch.ones(4, 2), torch.zeros(4))], inputs=lambda b: b[0] + 1).stream_fit(None)

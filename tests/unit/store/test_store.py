@@ -9,7 +9,7 @@ from slimrank import FileError
 from slimrank.files import write_bytes
 from slimrank.forward import as_batch
 from slimrank.store import Store, digest_tensors
-from slimrank.survey import batch_from_files, batches_to_files
+from slimrank.survey import batches_from_files, batches_to_files
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_digest_follows_names_values_and_dtypes() -> None:
 def test_inputs_come_back(raw: object, tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert batches_to_files(store, [as_batch(raw), as_batch(raw)]) is None
-    found = batch_from_files(store)
+    found = batches_from_files(store)
     assert len(found) == 2
     expected, got = as_batch(raw), as_batch(found[1])
     assert repr(got.args) == repr(expected.args)
@@ -153,4 +153,4 @@ def test_inputs_that_were_altered(text: str, words: str, tmp_path: Path) -> None
     batches_to_files(store, [as_batch(torch.ones(2))])
     (tmp_path / "inputs.json").write_text(text)
     with pytest.raises(FileError, match=words):
-        batch_from_files(store)
+        batches_from_files(store)

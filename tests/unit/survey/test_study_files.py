@@ -15,7 +15,14 @@ import specs
 from slimrank.plan import structure_of
 from slimrank.records import Cost, Curve, Note
 from slimrank.store import Store
-from slimrank.survey import StudyRecord, check_same, read_study, saved_outputs, saved_source, write_study
+from slimrank.survey import (
+    StudyRecord,
+    check_fingerprint,
+    read_study,
+    saved_outputs,
+    saved_source,
+    write_study,
+)
 
 _LAYER = specs.linear("fc", 8, 8)
 _CURVE = Curve(
@@ -87,9 +94,9 @@ def test_what_was_not_kept_is_said(tmp_path: Path) -> None:
 
 
 def test_other_models_and_data_are_refused_by_name(tmp_path: Path) -> None:
-    check_same(_RECORD.fingerprint, _RECORD, Store(tmp_path))
+    check_fingerprint(_RECORD.fingerprint, _RECORD, Store(tmp_path))
     with pytest.raises(sr.StudyError, match=r"was made of other weights; pass the same model and data"):
-        check_same({"structure": "1", "weights": "4"}, _RECORD, Store(tmp_path))
+        check_fingerprint({"structure": "1", "weights": "4"}, _RECORD, Store(tmp_path))
 
 
 def test_a_study_saved_without_its_model_cannot_be_applied(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seams import Fit, add_method, fit_to_tensors, known_fit
+from seams import Fit, add_method, fit_from_journal, fit_to_tensors
 from slimrank import UnknownNameError
 from slimrank.methods import (
     TABLE,
@@ -153,7 +153,7 @@ def test_the_journal_gives_the_factors_back(layer: nn.Linear) -> None:
     stored = fit_to_tensors(fit)
     assert list(stored) == ["kind", "v", "s", "u", "bias"]
     journal = SimpleNamespace(load=lambda _name: stored)
-    read = known_fit(journal, SimpleNamespace(spec=_SPEC, setting=_SETTING))  # type: ignore[arg-type]
+    read = fit_from_journal(journal, SimpleNamespace(spec=_SPEC, setting=_SETTING))  # type: ignore[arg-type]
     assert read is not None
     assert read.kind == "sequential"
     assert torch.equal(read.weight(_SPEC), fit.weight(_SPEC))

@@ -13,11 +13,15 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Also holds inside pip's isolated build environments.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
+# Tests run side by side, on all cores; WORKERS=0 runs them in one process, to debug.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+
 # Threads that wait asleep: OpenMP's spinning costs tens of times the work on machines that do other things too.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check fix test golden docs wheel-test aimet train-tasks \
+.PHONY: help setup demo lint check fix test golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
 	bench-pruning bench-plots bench-select bench-zoo
 
@@ -36,18 +40,21 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## compress the bundled network on bundled data; results in slimrank-demo/
 	$(BIN)/slimrank demo --out slimrank-demo
 
-check: $(READY)  ## format, lint, types, rooms, version, unit tests: under a minute
+lint: $(READY)  ## format, lint, types, rooms
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/api tests/unit -m 'not slow'
+	$(BIN)/python -m pytest --noconftest tests/api/test_imports.py
+
+check: lint  ## format, lint, types, rooms, version, unit tests: under a minute
+	$(PYTEST) tests/api tests/unit --ignore tests/api/test_imports.py -m 'not slow'
 
 fix: $(READY)  ## format, and repair what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 test: $(READY)  ## every test, doctests included
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 golden: $(READY)  ## rewrite the golden files and the frozen signatures, and show what moved
 	SLIMRANK_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/api/test_public_signatures.py

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that prove what slimrank says of itself; see ``docs/figures.md``."""
+"""Tables that prove what slimrank says of itself; see ``docs/benchmarks.md``."""

@@ -52,7 +52,7 @@ PATCHES: dict[str, dict[str, object]] = {
     "no alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 0},
     "12 rounds of alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 12},
     "four times the rows": {
-        "slimrank.cost._rows._ROWS_PER_COLUMN": 80,
+        "slimrank.cost._rows._MAX_ROWS_PER_COLUMN": 80,
         "slimrank.cost._rows._MIN_ROWS": 65536,
     },
     "G shrunk by 0.01": {"slimrank.methods._target._GRADIENT_SHRINK": 0.01},

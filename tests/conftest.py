@@ -12,6 +12,8 @@ import torch
 
 # The nets of the tests are tiny: a second thread costs more than it brings, above all beside other work.
 torch.set_num_threads(1)
+# For the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _HERE = Path(__file__).parent
 _GOLDEN = _HERE / "golden"

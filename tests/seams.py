@@ -57,7 +57,7 @@ from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, joined_rows
 from slimrank.forward._record import handing_out, recording
 from slimrank.linalg import _obs, _split_pair
-from slimrank.linalg._split_pair import _normal as normal_equations
+from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._step import group_is_inside
@@ -426,7 +426,7 @@ def remove_in_blocks(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
 
     Patched: the number of columns, which small matrices never reach.
     """
-    monkeypatch.setattr(_obs, "_BLOCK", columns)
+    monkeypatch.setattr(_obs, "_ERROR_COLUMNS", columns)
 
 
 def remove_in_batches(monkeypatch: pytest.MonkeyPatch, *, above: int, rounds: int) -> None:
@@ -445,7 +445,7 @@ def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | No
     """
     monkeypatch.setattr(_obs, "_MAX_COLUMNS", columns)
     if counts is not None:
-        monkeypatch.setattr(_obs, "_GRID", counts)
+        monkeypatch.setattr(_obs, "_WIDE_COUNTS", counts)
 
 
 # --- other values inside ---

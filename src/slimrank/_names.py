@@ -4,8 +4,12 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_SHOWN = 3
-_LISTED = 8
+# Close names that an error offers: more would hide the right one.
+_MAX_CLOSE = 3
+# Names that a message writes out; a model may have hundreds.
+_MAX_LISTED = 8
+# How alike two names must be, 0 to 1: the default of difflib, which finds most typing errors.
+_MIN_LIKENESS = 0.6
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -19,13 +23,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
         "did you mean 'a' or 'b'?", or where nothing is close "known are 'a', 'b'" with a count of the rest.
     """
     names = list(dict.fromkeys(known))
-    close = get_close_matches(name, names, n=_SHOWN, cutoff=0.6)
+    close = get_close_matches(name, names, n=_MAX_CLOSE, cutoff=_MIN_LIKENESS)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
     return f"known are {listed(names)}" if names else "none are known"
 
 
-def listed(names: Iterable[str], limit: int = _LISTED) -> str:
+def listed(names: Iterable[str], limit: int = _MAX_LISTED) -> str:
     """Names in quotes, the first few and a count of the rest.
 
     Args:

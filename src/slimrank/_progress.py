@@ -14,7 +14,7 @@ class Advance(Protocol):
     """Tells a running phase how many more steps are done."""
 
     def __call__(self, steps: int, text: str = "") -> None:
-        """So many more steps, and a text beside the bar."""
+        """Adds to the steps that are done, and shows a text beside the bar."""
         ...
 
 
@@ -70,7 +70,7 @@ class Phases:
 
     @contextlib.contextmanager
     def part(self, name: str, of: str) -> Iterator[None]:
-        """A part of a running phase whose seconds are told apart.
+        """A part of a running phase whose seconds are counted apart.
 
         Args:
             name: of the part; seconds of equal names add up.
@@ -82,4 +82,5 @@ class Phases:
         finally:
             taken = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
+            # The phase adds all of its seconds when it ends, so the sum is right then.
             self.seconds[of] = self.seconds.get(of, 0.0) - taken

@@ -14,8 +14,16 @@ from slimrank.capture import count_cost, describe_layers
 from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank, pair_cost
 from slimrank.forward import Batch
 from slimrank.linalg import MomentSums
-from slimrank.methods import METHODS, Pair, Target, build_modules, fit_pair, metric_roots
-from slimrank.records import Call, Form, LayerSpec
+from slimrank.methods import (
+    METHODS,
+    Factors,
+    Target,
+    build_modules,
+    build_replacement,
+    fit_factors,
+    metric_roots,
+)
+from slimrank.records import Call, Form, LayerSpec, Setting
 from slimrank.surgery import dense_weight
 
 # torch says so of the layer itself already.
@@ -97,11 +105,12 @@ class Problem:
     def bias(self) -> Tensor | None:
         return self.layer.bias.detach().clone() if isinstance(self.layer.bias, Tensor) else None
 
-    def fit(self, form: Form, rank: int, alternations: int = 0) -> Pair:
-        return fit_pair(self.spec, form, rank, self.target, alternations=alternations)
+    def fit(self, form: Form, rank: int, alternations: int = 0) -> Factors:
+        setting = Setting(method=FORM_ROWS[form].method, form=form, rank=rank)
+        return fit_factors(self.spec, setting, self.target, alternations=alternations)
 
     def replacement(self, form: Form, rank: int) -> nn.Sequential:
-        return nn.Sequential(*build_modules(self.spec, self.layer, self.fit(form, rank), self.bias))
+        return build_replacement(self.spec, self.layer, self.fit(form, rank), self.bias)
 
 
 def _problem(name: str, rng: torch.Generator, dtype: torch.dtype = torch.float64) -> Problem:
@@ -210,9 +219,9 @@ def test_mode_and_requires_grad_are_kept(
     problem = _problem(name, rng)
     problem.layer.train(training).requires_grad_(requires_grad)
     modules = build_modules(problem.spec, problem.layer, problem.fit(form, 2), problem.bias)
-    assert [module.training for module in modules] == [training, training]
+    assert [module.training for module in modules] == [training] * len(modules)
     flags = [p.requires_grad for module in modules for p in module.parameters()]
-    assert flags == [requires_grad] * 3
+    assert flags == [requires_grad] * (len(modules) + 1)
     assert all(p.is_leaf for module in modules for p in module.parameters())
 
 
@@ -220,21 +229,20 @@ def test_mode_and_requires_grad_are_kept(
 def test_weight_and_bias_keep_their_own_requires_grad(name: str, form: Form, rng: torch.Generator) -> None:
     problem = _problem(name, rng)
     problem.layer.bias.requires_grad_(False)
-    first, second = build_modules(problem.spec, problem.layer, problem.fit(form, 1), problem.bias)
-    assert first.weight.requires_grad
-    assert second.weight.requires_grad
-    assert not second.bias.requires_grad
+    modules = build_modules(problem.spec, problem.layer, problem.fit(form, 1), problem.bias)
+    assert all(module.weight.requires_grad for module in modules)
+    assert not modules[-1].bias.requires_grad
 
 
 @pytest.mark.parametrize(("name", "form"), _SMALL_GRID)
 def test_a_bias_is_there_when_asked_for(name: str, form: Form, rng: torch.Generator) -> None:
     problem = _problem(name, rng)
     without = build_modules(problem.spec, problem.layer, problem.fit(form, 1), None)
-    assert [module.bias is None for module in without] == [True, True]
+    assert [module.bias is None for module in without] == [True] * len(without)
     wanted = torch.randn(len(problem.target.dense), dtype=torch.float64, generator=rng)
-    first, second = build_modules(problem.spec, problem.layer, problem.fit(form, 1), wanted)
-    assert first.bias is None
-    assert torch.equal(second.bias.detach(), wanted)
+    *inner, last = build_modules(problem.spec, problem.layer, problem.fit(form, 1), wanted)
+    assert [module.bias for module in inner] == [None] * len(inner)
+    assert torch.equal(last.bias.detach(), wanted)
 
 
 @pytest.mark.parametrize(("name", "form"), _SMALL_GRID)

@@ -278,6 +278,7 @@ def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: s
     assert not (folder / "small").exists()
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_and_then_killed_goes_on(folder: Path) -> None:
     command = ("study", _MODEL, _BATCHES, "--quiet")
     assert _facts(*command, "--out", "whole")
@@ -317,6 +318,7 @@ def test_latency_rounds_are_bounded_in_time_and_equal_for_both() -> None:
     assert len(first) == len(second) == 7
 
 
+@pytest.mark.slow
 def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seams.short_demo(monkeypatch)
     facts = _facts("demo", "--out", str(tmp_path / "demo"), "--macs", "0.7", "--quiet")

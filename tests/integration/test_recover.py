@@ -308,6 +308,7 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(
     assert rest == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on(nets: ModuleType, environment: Mapping[str, str], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -246,6 +246,7 @@ def test_groups_without_scores_stay_whole(study: sr.Study, score: ScoreFn) -> No
         study.plan(macs=0.05, scores=part)
 
 
+@pytest.mark.slow
 def test_other_processes_give_the_same_table(study: sr.Study, score: ScoreFn, tmp_path: Path) -> None:
     options = {"methods": PRUNED, "candidates": 4, "lower_is_better": True, "progress": False}
     alone = measure_scores(study, score, **options)  # type: ignore[arg-type]

@@ -4,6 +4,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from slimrank.scores import Scores
 
 # One process studies; its children score, are killed at random moments, and go on where the last one was.
@@ -48,6 +50,7 @@ print(kills, evaluated, os.stat("log").st_size - evaluated)
 """
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(python: Callable[..., object], tmp_path: Path) -> None:
     kills = 5
     done = python(SCRIPT.replace("SEED", "0").replace("KILLS", str(kills)))

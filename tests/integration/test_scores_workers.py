@@ -27,6 +27,7 @@ def scorer(nets: ModuleType) -> Callable[[nn.Module], float]:
     return score
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_table(cnn_study: sr.Study, nets: ModuleType, tmp_path: Path) -> None:
     # The net's class comes from a file that another process cannot import by name.
     study = cnn_study

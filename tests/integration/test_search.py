@@ -20,6 +20,7 @@ def study() -> sr.Study:
     return sr.study(nets.cnn(), nets.noise(1, 8, 8, n=4), progress=False)
 
 
+@pytest.mark.slow
 def test_smallest_stays_within_the_divergence_and_the_next_smaller_does_not(study: sr.Study) -> None:
     limit = 0.002
     result = sr.smallest(study, max_drop=limit, tolerance=0.02)
@@ -141,6 +142,7 @@ def test_where_plans_are_few_each_is_built_once(limit: float, expected: float) -
     assert len(built) == len(set(built)) <= 4
 
 
+@pytest.mark.slow
 def test_smallest_of_a_second_step_searches_in_shares_of_its_own_model(study: sr.Study) -> None:
     halfway = study.apply(study.plan(macs=0.5))
     feed = sys.modules["nets"].noise(1, 8, 8, n=4)

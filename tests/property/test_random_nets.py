@@ -6,6 +6,7 @@ import random
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from random_nets import Example, random_nets
@@ -42,6 +43,7 @@ def _outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
         return [tensor for _, tensor in named_tensors(run(model, as_batch(x)))]
 
 
+@pytest.mark.slow
 @_some
 @given(example=random_nets())
 def test_slimmed_equals_masked(example: Example) -> None:

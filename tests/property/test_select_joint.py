@@ -471,6 +471,7 @@ def within(net: Source, costs: Mapping[Metric, np.ndarray], budgets: Mapping[Met
 @given(
     make=st.sampled_from(list(NETS.values())), seed=st.integers(0, 2**16), metrics=st.sampled_from(BUDGETS)
 )
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 def test_pruning_alone_is_the_best_there_is_and_never_worse_with_more_budget(
     make: Callable[[int], Source], seed: int, metrics: tuple[Metric, ...]
@@ -510,6 +511,7 @@ def least_damages(net: Source) -> tuple[np.ndarray, np.ndarray]:
     return costs, damages
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**16))
 @settings(max_examples=20, deadline=None)
 def test_groups_that_share_no_layer_are_chosen_best(seed: int) -> None:

@@ -25,14 +25,6 @@ def data(n: int = 2) -> list[Tensor]:
     return [torch.randn(6, 12, generator=generator) for _ in range(n)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def study() -> sr.Study:
     return sr.study(net(), data(), progress=False)

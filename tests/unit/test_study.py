@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a study says of itself, before any plan."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 
 from slimrank.calibrate._chunks import Chunk, Collecting, moment_chunks
 from slimrank.calibrate._divergence import measure_divergence, read_likelihood, reference_outputs
-from slimrank.calibrate._feed import Feed, first_batch, open_feed, spread
+from slimrank.calibrate._feed import Feed, evenly_spaced, first_batch, open_feed
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
     Likelihood,
@@ -28,6 +28,7 @@ __all__ = [
     "collect_moments",
     "divergence",
     "draw_positions",
+    "evenly_spaced",
     "first_batch",
     "input_rows",
     "layer_seed",
@@ -39,6 +40,5 @@ __all__ = [
     "read_likelihood",
     "reference_outputs",
     "rows_wanted",
-    "spread",
     "token_mask",
 ]

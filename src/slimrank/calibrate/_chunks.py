@@ -13,17 +13,18 @@ from slimrank.cost import moment_bytes
 from slimrank.linalg import Moments
 from slimrank.records import LayerSpec
 
+# Opened around each pass over the samples; gives a function to call with numbers of samples that are done.
 Collecting = Callable[[], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chunk:
-    """Some of the things that are measured, and the moments that they need.
+    """Some of the layers or groups that are measured, and the moments that they need.
 
     Attributes:
-        indices: of the things, in the order in which they were given.
-        moments: by layer name; layers that were never called are left out. Whoever is done with one may take
-            it out, to free its memory; all are gone when the next chunk is asked for.
+        indices: keys of ``needs`` that this chunk serves, in the order in which they were given.
+        moments: by layer name; layers that were never called are left out. Whoever no longer needs those of a
+            layer may take them out, to free their memory; all are gone when the next chunk is asked for.
     """
 
     indices: tuple[int, ...]
@@ -46,23 +47,23 @@ def moment_chunks(
     Args:
         model: a private copy in eval mode.
         feed: the samples.
-        needs: what is measured, by an index of the caller's: the layers it needs, by their index in the
-            study. A layer may serve several.
+        needs: for each layer or group that is measured, by an index that the caller chose: the layers whose
+            moments it needs, by their index in the study. Several may need the same layer.
         seed: of the rows drawn.
-        max_bytes: moments held at once; a thing that needs more alone has a chunk of its own.
-        collecting: opened around each pass; gives a function that is told the samples of every micro-batch
-            done.
+        max_bytes: memory of the moments held at once; what needs more than that gets a chunk for itself.
+        collecting: opened around each pass; gives a function to call with the number of samples of every
+            micro-batch that is done.
 
     Yields:
         Everything in ``needs`` once, in the same order. Where a chunk needs no layer, no pass is made.
     """
     for indices in _chunks(needs, max_bytes):
-        layers = {layer: spec for index in indices for layer, spec in needs[index].items()}
+        layers = {number: spec for index in indices for number, spec in needs[index].items()}
         moments: dict[str, Moments] = {}
         if layers:
             with collecting() as advance:
-                in_order = dict(sorted(layers.items()))
-                moments |= collect_moments(model, feed, in_order, seed=seed, advance=advance)
+                by_index = dict(sorted(layers.items()))
+                moments |= collect_moments(model, feed, by_index, seed=seed, advance=advance)
         yield Chunk(indices=indices, moments=moments)
         # The caller's loop still holds the chunk while the next pass runs: two would not fit.
         moments.clear()
@@ -71,13 +72,14 @@ def moment_chunks(
 def _chunks(needs: Mapping[int, Mapping[int, LayerSpec]], max_bytes: int) -> Iterator[tuple[int, ...]]:
     """Indices whose moments fit into memory together; at least one."""
     chunk: list[int] = []
-    held: dict[int, int] = {}
+    bytes_of: dict[int, int] = {}
     for index, layers in needs.items():
-        added = {layer: moment_bytes(spec) for layer, spec in layers.items()}
-        if chunk and sum((held | added).values()) > max_bytes:
+        bytes_needed = {number: moment_bytes(spec) for number, spec in layers.items()}
+        # Joined by layer: what the chunk needs already is not counted twice.
+        if chunk and sum((bytes_of | bytes_needed).values()) > max_bytes:
             yield tuple(chunk)
-            chunk, held = [], {}
+            chunk, bytes_of = [], {}
         chunk.append(index)
-        held |= added
+        bytes_of |= bytes_needed
     if chunk:
         yield tuple(chunk)

@@ -37,16 +37,17 @@ def read_likelihood(references: Sequence[Mapping[str, Tensor]], choice: Likeliho
 
     Args:
         references: from ``reference_outputs``.
-        choice: of the caller.
+        choice: what the caller asked for.
 
     Returns:
         The likelihood.
     """
     joined: dict[str, Tensor] = {}
     for name, first in references[0].items():
-        parts = [reference[name] for reference in references]
-        same = all(part.shape[1:] == first.shape[1:] for part in parts)
-        joined[name] = torch.cat(parts) if same and first.ndim else first
+        tensors = [reference[name] for reference in references]
+        has_same_shapes = all(tensor.shape[1:] == first.shape[1:] for tensor in tensors)
+        # Outputs whose shape changes from batch to batch cannot be joined: the first batch speaks for all.
+        joined[name] = torch.cat(tensors) if has_same_shapes and first.ndim else first
     return choose_likelihood(joined, choice)
 
 
@@ -72,8 +73,9 @@ def measure_divergence(
     total, n_samples = 0.0, 0
     for result, reference, batch in zip(results, references, batches, strict=True):
         picked = pick_outputs(result, outputs)
-        own = divergence(likelihood, reference, picked, token_mask(batch), batch.n_samples)
-        total += float(own.double().sum())
+        per_sample = divergence(likelihood, reference, picked, token_mask(batch), batch.n_samples)
+        total += float(per_sample.double().sum())
         n_samples += batch.n_samples
     mean = total / max(n_samples, 1)
+    # A comparison with nan is always false; inf counts as the worst.
     return float("inf") if math.isnan(mean) else mean

@@ -12,8 +12,11 @@ from slimrank._errors import BatchesError, BatchesTypeError
 from slimrank.cost import MEMORY
 from slimrank.forward import Batch, as_batch, check_batch, digest_batch, join_samples, take_samples
 
+# How many float32 numbers a backward pass keeps per number of a layer's output, about. More makes
+# micro-batches smaller; rows are drawn for each micro-batch, so both constants change numbers.
 _COPIES_IN_GRAPH = 3
-_MAX_MICRO = 128
+# Samples per forward at most, however small they are. More means fewer, larger forwards.
+_MAX_MICRO_SIZE = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -21,12 +24,12 @@ class Feed:
     """The samples of a study.
 
     Attributes:
-        batches: re-iterable, as the caller gave it.
-        read: makes a ``Batch`` of what it yields.
+        batches: what the caller gave; it can be read several times.
+        read: turns what ``batches`` yields into a ``Batch``.
         digests: fingerprint of every batch, from the first pass.
         sizes: samples per batch; 1 each where batches cannot be cut.
         held_out: indices of the samples kept out of every fit, ascending.
-        micro: samples per forward at most; 0 where batches cannot be cut.
+        micro_size: samples per forward at most; 0 where batches cannot be cut.
     """
 
     batches: Iterable[object]
@@ -34,23 +37,23 @@ class Feed:
     digests: tuple[str, ...]
     sizes: tuple[int, ...]
     held_out: tuple[int, ...]
-    micro: int
+    micro_size: int
 
     @property
     def n_samples(self) -> int:
-        """All samples."""
+        """Number of all samples."""
         return sum(self.sizes)
 
     @property
     def fit(self) -> tuple[int, ...]:
-        """Indices of the samples that fits see; all of them where there is but one."""
+        """Indices of the samples that fits use; of a single sample both sides have it."""
         held_out = set(self.held_out)
         fit = tuple(index for index in range(self.n_samples) if index not in held_out)
         return fit or self.held_out
 
     @property
     def fingerprint(self) -> str:
-        """Of all inputs, by value."""
+        """SHA-256 of all inputs, by value."""
         return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
     def stream(self, indices: Iterable[int]) -> Iterator[Batch]:
@@ -60,40 +63,41 @@ class Feed:
             indices: sample indices.
 
         Yields:
-            Batches of at most ``micro`` samples.
+            Batches of at most ``micro_size`` samples.
 
         Raises:
             BatchesError: the batches differ from those of the first pass.
         """
         wanted = sorted(set(indices))
-        waiting: Batch | None = None
+        pending: Batch | None = None
         start = 0
-        position = 0
-        for number, batch in enumerate(self._again()):
+        n_found = 0
+        for number, batch in enumerate(self._read_again()):
             size = self.sizes[number]
-            local = []
-            while position < len(wanted) and wanted[position] < start + size:
-                local.append(wanted[position] - start)
-                position += 1
+            rows = []
+            while n_found < len(wanted) and wanted[n_found] < start + size:
+                rows.append(wanted[n_found] - start)
+                n_found += 1
             start += size
-            if not local:
+            if not rows:
                 continue
-            if self.micro == 0:
+            if self.micro_size == 0:
                 yield replace(batch, is_whole=True)
                 continue
-            for first in range(0, len(local), self.micro):
-                piece = take_samples(batch, local[first : first + self.micro])
+            for first in range(0, len(rows), self.micro_size):
+                cut = take_samples(batch, rows[first : first + self.micro_size])
                 joined = None
-                if waiting is not None and waiting.n_samples + piece.n_samples <= self.micro:
+                if pending is not None and pending.n_samples + cut.n_samples <= self.micro_size:
                     # Loaders with small batches: fewer, larger forwards.
-                    joined = join_samples(waiting, piece)
-                if joined is None and waiting is not None:
-                    yield waiting
-                waiting = joined or piece
-        if waiting is not None:
-            yield waiting
+                    joined = join_samples(pending, cut)
+                if joined is None and pending is not None:
+                    yield pending
+                pending = joined or cut
+        if pending is not None:
+            yield pending
 
-    def _again(self) -> Iterator[Batch]:
+    def _read_again(self) -> Iterator[Batch]:
+        """All batches, each compared with what the first pass gave."""
         count = 0
         for number, raw in enumerate(self.batches):
             batch = replace(self.read(raw), where=f"batch {number}")
@@ -110,15 +114,15 @@ class Feed:
             )
 
 
-def spread(indices: Sequence[int], count: int) -> tuple[int, ...]:
-    """At most so many of the indices, evenly spaced: data are often sorted by class.
+def evenly_spaced(indices: Sequence[int], count: int) -> tuple[int, ...]:
+    """At most ``count`` of the indices, evenly spaced, since data are often sorted by class.
 
     Args:
         indices: sample indices, ascending.
-        count: how many at most.
+        count: how many indices at most.
 
     Returns:
-        The chosen ones, ascending.
+        The chosen indices, ascending.
     """
     if count >= len(indices):
         return tuple(indices)
@@ -130,15 +134,15 @@ def first_batch(batches: object, inputs: Callable[[object], object] | None, mode
 
     Args:
         batches: what the caller gave.
-        inputs: turns what the loader yields into inputs of the model; None for as it is.
-        model: where the batches go.
+        inputs: turns what the loader yields into inputs of the model; None where it needs no change.
+        model: the model that reads the batches; they must lie on its device.
 
     Returns:
         The batch.
 
     Raises:
         BatchesTypeError: ``batches`` cannot be read several times.
-        BatchesError: there is none.
+        BatchesError: there is no batch.
         DeviceError: batches and model lie on different devices.
         NonFiniteError: data hold nan or inf.
     """
@@ -156,6 +160,7 @@ def first_batch(batches: object, inputs: Callable[[object], object] | None, mode
         raise BatchesTypeError(
             f"batches is a {type(batches).__name__}, which cannot be iterated; give a list or a DataLoader"
         )
+    # An iterator would be empty when it is read a second time.
     if iter(batches) is batches:
         raise BatchesTypeError(
             f"batches is a {type(batches).__name__} that can be read only once; "
@@ -185,13 +190,13 @@ def open_feed(
     """Reads all batches once: counts, fingerprints and checks them, and fixes the held-out samples.
 
     Args:
-        batches: re-iterable.
+        batches: can be read several times.
         inputs: turns what the loader yields into inputs of the model.
-        model: where the batches go.
+        model: the model that reads the batches; they must lie on its device.
         can_split: whether batches can be cut into samples.
         output_elements: numbers that the layer outputs of one sample hold, to size micro-batches.
         holdout: share of samples to keep out of fits, in (0, 1).
-        seed: of the choice.
+        seed: of the choice of held-out samples.
 
     Returns:
         The feed.
@@ -211,17 +216,18 @@ def open_feed(
         sizes.append(batch.n_samples if can_split else 1)
     total = sum(sizes)
     generator = torch.Generator().manual_seed(seed)
-    count = min(max(1, round(holdout * total)), max(1, total - 1))
-    held_out = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values.tolist()
-    per_sample = max(1, _COPIES_IN_GRAPH * 4 * output_elements)
-    micro = max(1, min(_MAX_MICRO, MEMORY.graph // per_sample)) if can_split else 0
+    # At least one sample on either side.
+    n_held_out = min(max(1, round(holdout * total)), max(1, total - 1))
+    held_out = torch.randperm(total, generator=generator, device="cpu")[:n_held_out].sort().values.tolist()
+    bytes_per_sample = max(1, _COPIES_IN_GRAPH * 4 * output_elements)
+    micro_size = max(1, min(_MAX_MICRO_SIZE, MEMORY.graph // bytes_per_sample)) if can_split else 0
     return Feed(
         batches=batches,
         read=read,
         digests=tuple(digests),
         sizes=tuple(sizes),
         held_out=tuple(held_out),
-        micro=micro,
+        micro_size=micro_size,
     )
 
 
@@ -236,13 +242,13 @@ def _reader(inputs: Callable[[object], object] | None) -> Callable[[object], Bat
         if inputs is None:
             return as_batch(raw)
         try:
-            made = inputs(raw)
+            converted = inputs(raw)
         except Exception as error:
             raise BatchesError(
                 f"inputs= failed on a batch, a {type(raw).__name__}: {type(error).__name__}: {error}; "
                 "make it fit what the loader yields"
             ) from error
-        return as_batch(made)
+        return as_batch(converted)
 
     return read
 

@@ -17,7 +17,13 @@ from slimrank.forward import OutputChoice, pick_outputs, run, tap_layers
 from slimrank.linalg import gram
 from slimrank.records import LayerSpec
 
+# Rows of gradients that are summed for one call of a layer and one draw, over all fit samples, about. More
+# make the output metric more precise and take longer to sum.
 _GRADIENT_ROWS = 32768
+# But at least so many from every micro-batch that has them.
+_MIN_BATCH_ROWS = 256
+# Factors of the loss in float16, tried in this order until no sum overflows: a large factor keeps small
+# gradients from becoming zero, a small one keeps large gradients from becoming inf.
 _HALF_LOSS_SCALES = (1024.0, 32.0, 1.0)
 
 
@@ -28,7 +34,7 @@ class GradientOptions:
     Attributes:
         likelihood: how outputs are read.
         outputs: which outputs matter.
-        draws: label-free draws per sample.
+        draws: how often labels are drawn for each sample.
     """
 
     likelihood: Likelihood
@@ -50,10 +56,10 @@ def collect_gradients(
     Args:
         model: a private copy in eval mode, parameters without gradient.
         feed: the samples.
-        specs: layers.
+        specs: the layers.
         options: how gradients are drawn.
         seed: of the draws.
-        advance: told the samples of every micro-batch done.
+        advance: called with the number of samples of every micro-batch that is done.
 
     Returns:
         (C_out, C_out) float32 by layer name; layers that no gradient reaches are left out.
@@ -100,7 +106,7 @@ def _gradient_sums(
         size = batch.n_samples
         share = size / len(feed.fit)
 
-        def tap(
+        def hook_output(
             name: str, call: int, _x: Tensor, y: Tensor, share: float = share, number: int = number
         ) -> Tensor | None:
             if not y.requires_grad:
@@ -108,10 +114,10 @@ def _gradient_sums(
                 # may work in place, which a leaf forbids.
                 with torch.inference_mode(mode=False), torch.enable_grad():
                     y = y.clone().detach().requires_grad_().clone()
-            y.register_hook(_summing(by_name[name], sums, share, seed, number, call, state, scale))
+            y.register_hook(_gradient_hook(by_name[name], sums, share, seed, number, call, state, scale))
             return y
 
-        with torch.enable_grad(), tap_layers(model, list(by_name), tap):
+        with torch.enable_grad(), tap_layers(model, list(by_name), hook_output):
             outputs = pick_outputs(run(model, batch), options.outputs)
             for draw in range(options.draws):
                 state.draw = draw
@@ -136,12 +142,12 @@ def _gradient_sums(
 
 
 class _DrawState:
-    """Which draw is running, for the hooks of the backward pass."""
+    """Index of the draw whose backward pass is running, for the hooks."""
 
     draw = 0
 
 
-def _summing(
+def _gradient_hook(
     spec: LayerSpec,
     sums: dict[str, Tensor],
     share: float,
@@ -151,14 +157,17 @@ def _summing(
     state: _DrawState,
     scale: float,
 ) -> Callable[[Tensor], None]:
+    """A function that adds ``g g^T`` of the gradients of one call of a layer to ``sums``."""
+
     def hook(gradient: Tensor) -> None:
         rows = output_rows(spec, gradient.detach())
-        wanted = max(256, ceil(_GRADIENT_ROWS * share))
+        n_rows = max(_MIN_BATCH_ROWS, ceil(_GRADIENT_ROWS * share))
         weight = 1.0
-        if len(rows) > wanted:
+        if len(rows) > n_rows:
+            # 1000 keeps these seeds apart from those of the rows of inputs, where the last number is a call.
             generator = torch.Generator().manual_seed(layer_seed(seed, call, number, 1000 + state.draw))
-            chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:wanted].to(rows.device)
-            weight = len(rows) / wanted
+            chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:n_rows].to(rows.device)
+            weight = len(rows) / n_rows
             rows = rows[chosen]
         rows = rows.float() / scale
         product = gram(rows).double() * weight

@@ -15,9 +15,10 @@ from slimrank.linalg import Moments, MomentSums
 from slimrank.records import LayerSpec
 
 
-def layer_seed(seed: int, layer: int, micro: int, call: int) -> int:
+def layer_seed(seed: int, layer_index: int, batch_number: int, call: int) -> int:
     """Seed of one draw of positions: the same rows for the same layer, batch and call, whatever else runs."""
-    return hash((seed, layer, micro, call)) & 0x7FFF_FFFF_FFFF_FFFF
+    # The hash of a tuple of integers is the same in every process; with texts in it, it would not be.
+    return hash((seed, layer_index, batch_number, call)) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def rows_wanted(spec: LayerSpec, share: float) -> int:
@@ -40,7 +41,7 @@ def collect_moments(
         feed: the samples.
         specs: layers by their index in the study.
         seed: of the rows drawn.
-        advance: told the samples of every micro-batch done.
+        advance: called with the number of samples of every micro-batch that is done.
 
     Returns:
         Moments by layer name; layers that were never called are left out.
@@ -53,7 +54,7 @@ def collect_moments(
         mask = token_mask(batch)
         size = batch.n_samples
 
-        def tap(
+        def add_rows(
             name: str,
             call: int,
             x: Tensor,
@@ -67,7 +68,7 @@ def collect_moments(
             positions = draw_positions(spec, x, rows_wanted(spec, size / n_fit), generator, mask)
             sums[name].add(input_rows(model.get_submodule(name), spec, x, positions))
 
-        with torch.no_grad(), tap_layers(model, list(by_name), tap):
+        with torch.no_grad(), tap_layers(model, list(by_name), add_rows):
             run(model, batch)
         advance(size)
-    return {name: total.moments() for name, total in sums.items() if total.n_rows}
+    return {name: moment_sums.moments() for name, moment_sums in sums.items() if moment_sums.n_rows}

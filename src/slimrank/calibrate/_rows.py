@@ -12,12 +12,14 @@ from slimrank.cost import RowView, row_view
 from slimrank.forward import Batch
 from slimrank.records import LayerSpec
 
-_KEEP_MASKS = ("attention_mask",)
+# Keywords under which models take a mask of tokens. These say which tokens count (1 or True).
+_TOKEN_MASKS = ("attention_mask",)
+# These say which tokens are padding (True).
 _PADDING_MASKS = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
 
 
 def token_mask(batch: Batch) -> Tensor | None:
-    """Tokens that count, where the batch says so.
+    """Which tokens count, where the batch has a mask that says so.
 
     Args:
         batch: with an ``attention_mask`` (1 = token) or a ``..._padding_mask`` (True = padding) among its
@@ -26,13 +28,13 @@ def token_mask(batch: Batch) -> Tensor | None:
     Returns:
         (N, T) bool, True for tokens that count; None where the batch has no such mask.
     """
-    named: Mapping[str, object] = batch.kwargs
-    for key in _KEEP_MASKS:
-        mask = named.get(key)
+    kwargs: Mapping[str, object] = batch.kwargs
+    for key in _TOKEN_MASKS:
+        mask = kwargs.get(key)
         if isinstance(mask, Tensor) and mask.ndim == 2:
             return mask.bool()
     for key in _PADDING_MASKS:
-        mask = named.get(key)
+        mask = kwargs.get(key)
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype == torch.bool:
             return ~mask
     return None
@@ -41,12 +43,12 @@ def token_mask(batch: Batch) -> Tensor | None:
 def draw_positions(
     spec: LayerSpec, x: Tensor, count: int, generator: torch.Generator, mask: Tensor | None
 ) -> Tensor:
-    """Positions of a layer's output, without repetition.
+    """Positions of a layer's output, drawn at random without repetition.
 
     Args:
         spec: the layer.
         x: its input.
-        count: how many at most.
+        count: how many positions at most.
         generator: on the CPU.
         mask: (N, T) bool; rows of tokens that do not count are left out where the shapes agree.
 
@@ -63,6 +65,7 @@ def draw_positions(
     available = total if allowed is None else len(allowed)
     if available <= count:
         return torch.arange(total) if allowed is None else allowed
+    # Drawn on the CPU: the same positions on every device.
     chosen = torch.randperm(available, generator=generator, device="cpu")[:count].sort().values
     return chosen if allowed is None else allowed[chosen]
 
@@ -77,7 +80,7 @@ def n_positions(spec: LayerSpec, input_shape: tuple[int, ...]) -> int:
 
 
 def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) -> Tensor:
-    """What the layer sees at some positions.
+    """Rows of a layer's input at some positions.
 
     Args:
         layer: the module (its padding is taken from it).
@@ -96,6 +99,7 @@ def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) 
     x = x.reshape(-1, *x.shape[-dims - 1 :])
     out_size = _n_patches(view, tuple(x.shape[-dims:]))
     pads: list[int] = list(getattr(layer, "_reversed_padding_repeated_twice", [0] * (2 * dims)))
+    # Torch keeps a padding of a transposed layer there, too, which is one of its output.
     if view.padding == "valid":
         pads = [0] * (2 * dims)
     if any(pads):
@@ -107,13 +111,14 @@ def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) 
     flat = x.movedim(1, -1).reshape(-1, channels)
     per_sample = prod(out_size)
     sample, inside = positions // per_sample, positions % per_sample
+    # Index into ``flat`` of the first tap of each patch; offsets lead from there to its other taps.
     start = sample * prod(size)
     offsets = torch.zeros(1, dtype=torch.int64, device=x.device)
     for dim in range(dims):
-        below_out, below = prod(out_size[dim + 1 :]), prod(size[dim + 1 :])
-        start = start + (inside // below_out) * view.stride[dim] * below
-        inside = inside % below_out
-        taps = torch.arange(view.kernel[dim], device=x.device) * view.dilation[dim] * below
+        step_out, step = prod(out_size[dim + 1 :]), prod(size[dim + 1 :])
+        start = start + (inside // step_out) * view.stride[dim] * step
+        inside = inside % step_out
+        taps = torch.arange(view.kernel[dim], device=x.device) * view.dilation[dim] * step
         offsets = (offsets[:, None] + taps).reshape(-1)
     gathered = flat[(start[:, None] + offsets).reshape(-1)]
     # (S * taps, C) -> (S, C, taps) -> (S, D)

@@ -17,7 +17,8 @@ class FormRow:
         form: its name in plans.
         method: the method that it belongs to.
         applies: whether a layer can take it.
-        first_taps: kernel dimensions, of so many, that the first factor takes; the second takes the others.
+        first_taps: number of kernel dimensions -> whether the first factor takes the taps of each; the second
+            takes those of the others.
         is_closed: the second factor has one tap, so that the best pair of every rank has a closed form.
     """
 
@@ -49,37 +50,49 @@ def _has_rows_and_columns(spec: LayerSpec) -> bool:
     return _is_convolution(spec) and spec.kind == "conv2d" and min(spec.kernel) > 1
 
 
-def _all(n_dims: int) -> tuple[bool, ...]:
+def _all_dims(n_dims: int) -> tuple[bool, ...]:
     return (True,) * n_dims
 
 
-def _none(n_dims: int) -> tuple[bool, ...]:
+def _no_dims(n_dims: int) -> tuple[bool, ...]:
     return (False,) * n_dims
 
 
-def _rows(_n_dims: int) -> tuple[bool, ...]:
+def _rows_only(_n_dims: int) -> tuple[bool, ...]:
     return (True, False)
 
 
-def _columns(_n_dims: int) -> tuple[bool, ...]:
+def _columns_only(_n_dims: int) -> tuple[bool, ...]:
     return (False, True)
 
 
-# Their order decides ties: of two forms with the same cost and damage, the upper one is taken.
-_ROWS = (
-    FormRow(form="linear", method="weight_svd", applies=_is_linear, first_taps=_all, is_closed=True),
-    FormRow(form="kxk_1x1", method="weight_svd", applies=_is_convolution, first_taps=_all, is_closed=True),
-    FormRow(form="1x1_kxk", method="weight_svd", applies=_has_taps, first_taps=_none, is_closed=False),
+# The order decides ties: of two forms with the same cost and damage, the upper one is taken.
+_TABLE = (
+    FormRow(form="linear", method="weight_svd", applies=_is_linear, first_taps=_all_dims, is_closed=True),
     FormRow(
-        form="v_h", method="spatial_svd", applies=_has_rows_and_columns, first_taps=_rows, is_closed=False
+        form="kxk_1x1", method="weight_svd", applies=_is_convolution, first_taps=_all_dims, is_closed=True
+    ),
+    FormRow(form="1x1_kxk", method="weight_svd", applies=_has_taps, first_taps=_no_dims, is_closed=False),
+    FormRow(
+        form="v_h",
+        method="spatial_svd",
+        applies=_has_rows_and_columns,
+        first_taps=_rows_only,
+        is_closed=False,
     ),
     FormRow(
-        form="h_v", method="spatial_svd", applies=_has_rows_and_columns, first_taps=_columns, is_closed=False
+        form="h_v",
+        method="spatial_svd",
+        applies=_has_rows_and_columns,
+        first_taps=_columns_only,
+        is_closed=False,
     ),
 )
-FORM_ROWS: Mapping[Form, FormRow] = MappingProxyType({row.form: row for row in _ROWS})
+# Every form by its name.
+FORM_ROWS: Mapping[Form, FormRow] = MappingProxyType({row.form: row for row in _TABLE})
+# The forms of each method that replaces layers.
 FORMS: Mapping[Method, tuple[Form, ...]] = MappingProxyType(
-    {row.method: tuple(other.form for other in _ROWS if other.method == row.method) for row in _ROWS}
+    {row.method: tuple(other.form for other in _TABLE if other.method == row.method) for row in _TABLE}
 )
 
 

@@ -14,7 +14,7 @@ def layer_cost(spec: LayerSpec) -> Cost:
     """Cost of the layer as it stands.
 
     Args:
-        spec: the layer; for kind "other" its own ``macs`` and ``params`` are taken.
+        spec: the layer; for kind "other" its ``macs`` and ``params`` are taken.
 
     Returns:
         MACs of all calls for one sample, params with bias, bytes.

@@ -13,9 +13,9 @@ from slimrank.records import LayerSpec
 class RowView:
     """A layer as the (O, D) matrix that it applies to rows of its input: how these rows are cut.
 
-    A convolution in groups is seen as one that reads all channels: its matrix has a block per group on the
-    diagonal. A transposed convolution is seen as what it is before its taps are added up: the 1x1
-    convolution to every tap of every output.
+    A convolution in groups counts as one that reads all channels: its matrix has a block per group on the
+    diagonal, and zeros elsewhere. A transposed convolution counts as the 1x1 convolution that makes every tap
+    of every output, before these taps are added up.
 
     Attributes:
         n_outputs: O.
@@ -56,7 +56,7 @@ def row_view(spec: LayerSpec) -> RowView:
             stride=ones,
             dilation=ones,
             padding="valid",
-            # Its taps go out from every place of the input.
+            # One row per position of the input: each makes every tap of the outputs around it.
             n_positions=sum(positions(spec, call.input_shape) for call in spec.calls),
         )
     return RowView(

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that a layer's statistics are made of: how wide, how many, kept or summed."""
+"""Rows that a layer's statistics are made of: how wide, how many, stored or summed."""
 
 from slimrank.cost._row_view import row_view
 from slimrank.records import LayerSpec
 
-# Up to here a (D, D) float64 matrix of moments takes at most 0.5 GB; of wider layers a few rows are kept.
+# Up to here a (D, D) float64 matrix of moments takes at most 0.5 GB; of wider layers a few rows are stored.
 MAX_GRAM_WIDTH = 8192
-# More rows make the moments surer and take longer to sum; ten a column is what they need.
-_ROWS_PER_COLUMN = 20
-# Narrow layers get more, since their rows cost next to nothing.
+# More rows make the moments more precise and take longer to sum; ten per column is what they need.
+_MAX_ROWS_PER_COLUMN = 20
+# Narrow layers get more than that, since their rows take next to no time.
 _MIN_ROWS = 16384
-# Of wide layers, since the rows themselves are held: at a width of 8192 these take 0.13 GB in float32.
-_MAX_KEPT_ROWS = 4096
+# Of wide layers, since the rows themselves are stored: with 8192 columns these take 0.13 GB in float32.
+_MAX_STORED_ROWS = 4096
 
 
 def row_width(spec: LayerSpec) -> int:
@@ -20,21 +20,21 @@ def row_width(spec: LayerSpec) -> int:
 
 
 def keeps_rows(spec: LayerSpec) -> bool:
-    """Whether rows are kept instead of their (D, D) moments, since those would be too large."""
+    """Whether rows are stored instead of their (D, D) moments, which would be too large."""
     return row_width(spec) > MAX_GRAM_WIDTH
 
 
 def row_cap(spec: LayerSpec) -> int:
     """Rows that are used at most: twice the ten per column that the statistics need."""
-    return _MAX_KEPT_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _ROWS_PER_COLUMN * row_width(spec))
+    return _MAX_STORED_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _MAX_ROWS_PER_COLUMN * row_width(spec))
 
 
 def rows_available(spec: LayerSpec, n_samples: int) -> int:
-    """Rows of a layer that so many samples give, up to those that are used.
+    """Number of rows that some samples give for a layer, up to those that are used.
 
     Args:
         spec: the layer.
-        n_samples: how many samples.
+        n_samples: how many samples there are.
 
     Returns:
         The count, from the shapes of one sample.

@@ -21,8 +21,9 @@ from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
 from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
 
-# Raised when a file changes its meaning; a directory of another format is refused.
-FORMAT = 1
+# Written into each manifest; a higher number would keep older versions from misreading a new layout.
+MODEL_FORMAT = 1
+# Fixed names: a directory is known as a saved model by its weights and its manifest.
 PLAN_FILE, REPORT_FILE = "plan.json", "report.html"
 _WEIGHTS, _MANIFEST = "model.safetensors", "manifest.json"
 
@@ -42,7 +43,7 @@ def save_artifact(
         path: the directory.
         model: the compressed model.
         plan: that it was made by.
-        manifest: facts to keep beside it.
+        manifest: facts to keep beside the model.
         report: HTML.
         overwrite: replace a saved model; files of other names stay.
 
@@ -53,6 +54,7 @@ def save_artifact(
     target = Path(path).resolve()
     check_target(target, overwrite=overwrite)
     tensors, aliases = _state_of(model)
+    # Beside the target, on the same file system, so that a rename moves it.
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     store = Store(draft)
@@ -64,7 +66,7 @@ def save_artifact(
         write_bytes(draft / REPORT_FILE, report.encode())
         facts: dict[str, Json] = {
             **manifest,
-            "format": FORMAT,
+            "format": MODEL_FORMAT,
             "weights_sha256": digest_file(draft / _WEIGHTS),
         }
         store.write_json(_MANIFEST, facts)
@@ -129,7 +131,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     manifest = Store(root).read_json(_MANIFEST)
     check_format(
         manifest.get("format"),
-        FORMAT,
+        MODEL_FORMAT,
         where=str(root / _MANIFEST),
         advice="use the version of slimrank that wrote it",
     )
@@ -147,7 +149,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         for name in step.settings:
             layer = rebuilt.get_submodule(name)
             container = empty_replacement(step, name, has_bias=_has_bias(so_far, name, tensors))
-            container = container.to_empty(device=_device_of(layer))
+            container = container.to_empty(device=_layer_device(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)
         _add_biases(rebuilt, so_far, tensors)
@@ -162,7 +164,7 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
         layer = model.get_submodule(name)
         if task.setting is not None:
             continue
-        # The file knows best; a pair that a later step put there has taken the bias over.
+        # The saved tensors show whether there is a bias; the pair of a later step has taken it over.
         plan_has_bias = f"{name}.bias" in tensors or (is_replaced_in(tensors, name) and plan.has_bias)
         has_bias, has_norm = isinstance(layer.bias, Tensor), task.norm is not None
         if gains_bias(has_bias=has_bias, has_norm=has_norm, plan_has_bias=plan_has_bias):
@@ -171,7 +173,7 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
 
 
 def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether what took the place of a layer has a bias; where a later step replaced that, whether it had."""
+    """Whether the replacement of a layer has a bias, or had one before a later step replaced it in turn."""
     step = plan.steps[-1]
     known = has_bias_in(tensors, name, step.settings[name])
     if known is not None:
@@ -179,7 +181,7 @@ def _has_bias(plan: Plan, name: str, tensors: Mapping[str, Tensor]) -> bool:
     return carries_mean(has_bias=step.structure.layers[name].has_bias, plan_has_bias=plan.has_bias)
 
 
-def _device_of(layer: nn.Module) -> torch.device:
+def _layer_device(layer: nn.Module) -> torch.device:
     return next((p.device for p in layer.parameters()), torch.device("cpu"))
 
 
@@ -194,6 +196,7 @@ def _state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                 f"{name} is a {type(value).__name__}, not a tensor; it cannot be saved without pickle: "
                 "drop the extra state of that module first"
             )
+        # Equal in all four: the same view of the same memory.
         key = (value.data_ptr(), int(value.storage_offset()), tuple(value.shape), tuple(value.stride()))
         if value.numel() and key in first_name:
             aliases[name] = first_name[key]
@@ -215,11 +218,13 @@ def _load_state(
 ) -> None:
     state = dict(tensors)
     state.update({name: tensors[first] for name, first in aliases.items() if first in tensors})
-    own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(state.keys() - own.keys())
+    rebuilt_state = model.state_dict()
+    missing = sorted(rebuilt_state.keys() - state.keys())
+    extra = sorted(state.keys() - rebuilt_state.keys())
     shapes = sorted(
-        name for name in own.keys() & state.keys() if tuple(own[name].shape) != tuple(state[name].shape)
+        name
+        for name in rebuilt_state.keys() & state.keys()
+        if tuple(rebuilt_state[name].shape) != tuple(state[name].shape)
     )
     if missing or extra or shapes:
         parts = [
@@ -232,7 +237,7 @@ def _load_state(
             "build the model that was compressed"
         )
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        # The dtype it was saved in, so that nothing is rounded on the way.
+        # Loading would convert to the dtype of the model, and so might round.
         if parameter.dtype != state[name].dtype:
             parameter.data = parameter.data.to(state[name].dtype)
     for name, module in model.named_modules(remove_duplicate=False):
@@ -240,15 +245,16 @@ def _load_state(
             saved = state.get(f"{name}.{key}" if name else key)
             if buffer is not None and saved is not None:
                 module._buffers[key] = buffer.to(saved.dtype)
-    # With the versions of its modules, which some of them ask for.
-    own.update(state)
-    model.load_state_dict(own)
+    # The state dict of the model itself is filled: it has the versions that some modules need to load.
+    rebuilt_state.update(state)
+    model.load_state_dict(rebuilt_state)
 
 
 def _move_into_place(draft: Path, target: Path) -> None:
-    """The draft under its final name; at no moment is there neither the old nor the new."""
+    """The draft under its final name; where that fails, the old directory is put back."""
     if target.is_dir() and target in (Path.cwd(), *Path.cwd().parents):
-        # A directory that somebody stands in stays; the manifest, which vouches for the rest, goes last.
+        # The working directory cannot be exchanged, so its files are; the manifest, which holds the digest of
+        # the weights, goes last.
         for name in (_WEIGHTS, PLAN_FILE, REPORT_FILE, _MANIFEST):
             (draft / name).replace(target / name)
         return

@@ -11,21 +11,22 @@ from slimrank._errors import FileError
 
 @contextlib.contextmanager
 def draft_of(path: Path) -> Iterator[Path]:
-    """A file beside another one, which takes its place when the context ends without an error.
+    """A path to write to; what is written there replaces the file when the context ends without an error.
 
     Args:
         path: of the file; an existing one is replaced.
 
     Yields:
-        The path to write to, in the same folder, so that the exchange is one step of the file system.
+        The path, in the same folder, so that the exchange is one step of the file system.
     """
+    # With the number of the process, so that two processes that write one file do not share a draft.
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield draft
         draft.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            # Below a file there is no draft to remove, and no place to look for one.
+            # It may not be written yet, or its parent may be a file: then there is nothing to remove.
             draft.unlink()
         raise
 
@@ -43,7 +44,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, what: str) -> None:
     """
     target = Path(path)
     try:
-        _write(target, f"{text}\n".encode())
+        _write_whole(target, f"{text}\n".encode())
     except OSError as error:
         raise FileError(
             f"{what} {target}: cannot be written ({error}); give a file in an existing folder"
@@ -62,7 +63,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     make_directory(path.parent)
     try:
-        _write(path, data)
+        _write_whole(path, data)
     except OSError as error:
         raise _not_written(path, error) from error
 
@@ -80,11 +81,11 @@ def make_directory(path: Path) -> Path:
     return path
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write_whole(path: Path, data: bytes) -> None:
     with draft_of(path) as draft, draft.open("wb") as file:
         file.write(data)
         file.flush()
-        # Else a crash of the machine may leave the new name on an empty file.
+        # Otherwise a crash of the machine may leave an empty file under the new name.
         os.fsync(file.fileno())
 
 

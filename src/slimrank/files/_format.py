@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number that a file or directory bears, so that one of another layout is refused instead of misread."""
+"""Format numbers: a file or directory of another layout is refused instead of misread."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from slimrank.files._json import Json
 
 
 def spelled_number(found: Json) -> Json:
-    """A number that a file of texts alone spells out, as a number; anything else as it is."""
+    """The number that a text spells out, for files that hold texts alone; anything else as it is."""
     return int(found) if isinstance(found, str) and found.isdecimal() else found
 
 
@@ -23,17 +23,17 @@ def check_format(
     """Refuses a format number that this version does not read.
 
     Args:
-        found: what stands in the file; None where nothing does.
+        found: what the file holds as its number; None where it holds none.
         reads: the numbers that this version reads.
         where: the file, for the error.
-        advice: what to do with another one, for the error.
-        error: what a refusal is.
+        advice: what to do about another number, for the error.
+        error: the class of the error.
 
     Returns:
         The number.
 
     Raises:
-        SlimrankError: ``error``, for another number or something that is none.
+        SlimrankError: of the class ``error``, for another number or something that is no number.
     """
     known = (reads,) if isinstance(reads, int) else tuple(sorted(reads))
     # Python takes true for 1.

@@ -10,7 +10,10 @@ from slimrank._names import nearest
 
 Json = None | bool | int | float | str | Sequence["Json"] | dict[str, "Json"]
 
-_LINE = 100
+# Columns up to which a list or object stays on one line: wider files have fewer lines, but compare worse.
+_LINE_LENGTH = 100
+# Characters of a wrong value that an error shows.
+_SHOWN_CHARS = 40
 
 
 def to_text(value: Json, indent: int = 0) -> str:
@@ -27,7 +30,7 @@ def to_text(value: Json, indent: int = 0) -> str:
         ValueError: a number that is not finite.
     """
     flat = json.dumps(value, sort_keys=True, allow_nan=False)
-    if len(flat) + indent <= _LINE or not value or not isinstance(value, dict | list | tuple):
+    if len(flat) + indent <= _LINE_LENGTH or not value or not isinstance(value, dict | list | tuple):
         return flat
     pad = " " * (indent + 1)
     if isinstance(value, dict):
@@ -50,7 +53,8 @@ def from_text(text: str, where: str) -> Json:
         PlanError: no JSON, cut short, a key twice, or a number that is not finite.
     """
 
-    def once(pairs: Iterable[tuple[str, Json]]) -> dict[str, Json]:
+    # By default, json takes the last of two equal keys, and reads NaN and Infinity, which are not JSON.
+    def without_repeats(pairs: Iterable[tuple[str, Json]]) -> dict[str, Json]:
         found: dict[str, Json] = {}
         for key, value in pairs:
             if key in found:
@@ -58,14 +62,15 @@ def from_text(text: str, where: str) -> Json:
             found[key] = value
         return found
 
-    def infinite(constant: str) -> NoReturn:
+    def refuse_constant(constant: str) -> NoReturn:
         raise PlanError(
             f"{where}: {constant} is no number that such a file may hold; write a finite one, or null"
         )
 
     try:
-        value: Json = json.loads(text, object_pairs_hook=once, parse_constant=infinite)
+        value: Json = json.loads(text, object_pairs_hook=without_repeats, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
+        # PlanError is a ValueError, and has its message already.
         if isinstance(error, PlanError):
             raise
         raise PlanError(f"{where}: no JSON, or cut short ({error}); save it again") from error
@@ -139,9 +144,9 @@ def as_number(value: Json, where: str) -> float:
 
 def as_integers(value: Json, where: str) -> tuple[int, ...]:
     """A JSON list of whole numbers, else PlanError."""
-    return tuple(as_integer(item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
+    return tuple(as_integer(item, f"{where}[{index}]") for index, item in enumerate(as_list(value, where)))
 
 
 def _short(value: Json) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."

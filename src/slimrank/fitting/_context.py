@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate import Feed, collect_moments, spread
+from slimrank.calibrate import Feed, collect_moments, evenly_spaced
 from slimrank.capture import Epilogue, find_epilogues
 from slimrank.cost import MEMORY, live_bytes
 from slimrank.fitting._data import Data
@@ -99,7 +99,7 @@ def open_build(
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
     fit, held_out, sample_notes = _live_samples(data.feed, specs.values())
-    feed = replace(data.feed, micro=_FORWARDS_PER_MICRO * data.feed.micro)
+    feed = replace(data.feed, micro_size=_FORWARDS_PER_MICRO * data.feed.micro_size)
     fit_batches = list(feed.stream(fit))
     batches = (*fit_batches, *feed.stream(held_out))
     layer_indices = {name: index for index, name in enumerate(specs)}
@@ -156,7 +156,7 @@ def _live_samples(
     """
     largest = max((prod(call.input_shape) for spec in specs for call in spec.calls), default=1)
     limit = max(_MIN_LIVE_SAMPLES, MEMORY.live_activations // live_bytes(largest))
-    limit = min(limit, _MAX_FORWARDS * max(feed.micro, 1))
+    limit = min(limit, _MAX_FORWARDS * max(feed.micro_size, 1))
     if feed.n_samples <= limit:
         return feed.fit, feed.held_out, ()
     n_fit = max(1, round(limit * len(feed.fit) / feed.n_samples))
@@ -165,7 +165,8 @@ def _live_samples(
         text=f"layers were fitted to {n_fit} of {len(feed.fit)} samples, which keeps the activations "
         "that are alive at one depth below 2 GB (estimated), and forwards below 64",
     )
-    return spread(feed.fit, n_fit), spread(feed.held_out, max(1, limit - n_fit)), (note,)
+    held_out = evenly_spaced(feed.held_out, max(1, limit - n_fit))
+    return evenly_spaced(feed.fit, n_fit), held_out, (note,)
 
 
 def _shared_moments(

@@ -179,7 +179,7 @@ def _clipped_fit(
         cross = statistics.cross + (shift.T @ centred).double() / len(shift)
         mean_out = statistics.mean_out + shift.mean(0, dtype=torch.float64)
         dense = least_squares_weight(
-            weight, cross, statistics.moments, ridge=target.ridge, groups=statistics.n_groups
+            weight, cross, statistics.moments, ridge=target.ridge, n_groups=statistics.n_groups
         )
         moved_target = _with_dense(target, dense, statistics.moments)
         mean_in = statistics.moments.mean

@@ -101,7 +101,7 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
     ridge = ridge_of(moments.n_rows, row_width(task.slimmed) // task.n_groups)
     dense, mean_in = full, means[0]
     if task.columns is not None:
-        dense, moments = narrowed_weight(full, moments, task.columns, ridge=ridge, groups=task.n_groups)
+        dense, moments = narrowed_weight(full, moments, task.columns, ridge=ridge, n_groups=task.n_groups)
         mean_in = mean_in[task.columns.to(full.device)]
     root, inverse_root = output_roots(context, task, full.device)
     target = Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)

@@ -15,7 +15,7 @@ from slimrank.fitting._goals import is_scarce, wanted_outputs
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.fitting._rows import Gathered, Rows
 from slimrank.forward import Lockstep, OneByOne
-from slimrank.linalg import Clipping, MomentSums, reaching
+from slimrank.linalg import Clipping, MomentSums, has_usable_gain
 from slimrank.records import LayerSpec
 from slimrank.surgery import dense_weight
 
@@ -261,7 +261,7 @@ def _in_units_of_output(lost: Tensor, gains: Tensor) -> Tensor:
 
     Channels that hardly reach the sum cannot make up for it.
     """
-    return torch.where(reaching(gains.expand(lost.shape[1])), lost / gains, 0.0)
+    return torch.where(has_usable_gain(gains.expand(lost.shape[1])), lost / gains, 0.0)
 
 
 def have_same_positions(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:

@@ -122,7 +122,7 @@ def _targets_of_whole(
     for value in ridges_to_try(ridge, n_rows, n_columns):
         dense = weight
         if is_joint:
-            dense = least_squares_weight(weight, cross, moments, ridge=value, groups=task.n_groups)
+            dense = least_squares_weight(weight, cross, moments, ridge=value, n_groups=task.n_groups)
         yield (
             "sequential" if is_sequential else "independent",
             Target(dense=dense, moments=base, root=root, inverse_root=inverse_root, ridge=value),
@@ -151,14 +151,14 @@ def _targets_of_narrowed(
     root, inverse_root = output_roots(context, task, full.device)
     in_original = moments_in_original(task, gathered)
     for value in ridges_to_try(ridge_of(n_rows, n_columns), n_rows, n_columns):
-        prior, restricted = narrowed_weight(full, in_original, columns, ridge=value, groups=task.n_groups)
+        prior, restricted = narrowed_weight(full, in_original, columns, ridge=value, n_groups=task.n_groups)
         if not context.data.sequential:
             yield (
                 "independent",
                 Target(dense=prior, moments=restricted, root=root, inverse_root=inverse_root, ridge=value),
             )
             continue
-        dense = least_squares_weight(prior, cross, moments, ridge=value, groups=task.n_groups)
+        dense = least_squares_weight(prior, cross, moments, ridge=value, n_groups=task.n_groups)
         yield (
             "sequential",
             Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=value),

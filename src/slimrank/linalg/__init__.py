@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
 
-from slimrank.linalg._clipping import Clipping, reaching
-from slimrank.linalg._least_squares import blocks_of, least_squares_weight, narrowed_weight
+from slimrank.linalg._clipping import Clipping, has_usable_gain
+from slimrank.linalg._least_squares import diagonal_blocks, least_squares_weight, narrowed_weight
 from slimrank.linalg._moments import Moments, MomentSums, gram, ridge_of
 from slimrank.linalg._obs import Consumer, Removal, removal_errors, removal_order
 from slimrank.linalg._output_basis import output_basis, project_pair
@@ -24,17 +24,17 @@ __all__ = [
     "Removal",
     "Split",
     "SplitFactors",
-    "blocks_of",
     "cholesky_psd",
+    "diagonal_blocks",
     "fit_split",
     "gram",
+    "has_usable_gain",
     "initial_first_factor",
     "least_squares_weight",
     "narrowed_weight",
     "nested_errors",
     "output_basis",
     "project_pair",
-    "reaching",
     "refine_split",
     "removal_errors",
     "removal_order",

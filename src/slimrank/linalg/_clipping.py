@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits that know what is clipped after them: where a ReLU gives zero, how far below zero does not matter."""
+"""Fits to outputs that are clipped afterwards: where a ReLU gives zero, any output below zero will do."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+# Share of the largest gain below which a channel is fitted as if nothing clipped it. Less would divide by
+# tiny gains and blow up errors, more would leave channels without the better fit.
 _MIN_GAIN = 1e-2
 
 
@@ -23,19 +25,19 @@ class Clipping:
     high: float
 
     @property
-    def reaches(self) -> Tensor:
-        """(O,) bool: channels whose gain is large enough to reason back from what is clipped."""
-        return reaching(self.gains)
+    def is_usable(self) -> Tensor:
+        """(O,) bool: channels whose gain is large enough to divide by."""
+        return has_usable_gain(self.gains)
 
     def wanted(self, outputs: Tensor, predicted: Tensor, offsets: Tensor) -> Tensor:
-        """Outputs to fit next: what is clipped away in both is left as predicted.
+        """Outputs to fit next: those that are clipped in the original and in the fit stay as predicted.
 
         Fitting to them by least squares, again and again, lowers the squared error after the clipping: they
         are the nearest outputs to the predicted ones that are clipped to what is wanted.
 
         Args:
-            outputs: (S, O), of the original.
-            predicted: (S, O), of the fit so far.
+            outputs: (S, O), outputs of the original.
+            predicted: (S, O), outputs of the fit so far.
             offsets: (S, O) or (O,).
 
         Returns:
@@ -44,29 +46,29 @@ class Clipping:
         Source: after the nonlinear response reconstruction of Zhang et al. 2016, arXiv 1505.06798,
         section 3.2, with the relaxation solved exactly (its penalty at infinity).
         """
-        before, now = outputs * self.gains + offsets, predicted * self.gains + offsets
-        nearest = torch.where(before <= self.low, now.clamp(max=self.low), before)
-        nearest = torch.where(before >= self.high, now.clamp(min=self.high), nearest)
-        return torch.where(self.reaches, (nearest - offsets) / self.gains, outputs)
+        original, current = outputs * self.gains + offsets, predicted * self.gains + offsets
+        nearest = torch.where(original <= self.low, current.clamp(max=self.low), original)
+        nearest = torch.where(original >= self.high, current.clamp(min=self.high), nearest)
+        return torch.where(self.is_usable, (nearest - offsets) / self.gains, outputs)
 
     def errors(self, outputs: Tensor, predicted: Tensor, offsets: Tensor) -> Tensor:
         """Differences after the clipping, in units of the layer's output.
 
         Args:
-            outputs: (S, O), of the original.
-            predicted: (S, O), of the fit.
+            outputs: (S, O), outputs of the original.
+            predicted: (S, O), outputs of the fit.
             offsets: (S, O) or (O,).
 
         Returns:
             (S, O).
         """
-        before = (outputs * self.gains + offsets).clamp(self.low, self.high)
-        now = (predicted * self.gains + offsets).clamp(self.low, self.high)
-        return torch.where(self.reaches, (now - before) / self.gains, predicted - outputs)
+        original = (outputs * self.gains + offsets).clamp(self.low, self.high)
+        current = (predicted * self.gains + offsets).clamp(self.low, self.high)
+        return torch.where(self.is_usable, (current - original) / self.gains, predicted - outputs)
 
 
-def reaching(gains: Tensor) -> Tensor:
-    """Channels whose gain is not next to nothing.
+def has_usable_gain(gains: Tensor) -> Tensor:
+    """Channels whose gain is large enough to divide by.
 
     Args:
         gains: (O,).

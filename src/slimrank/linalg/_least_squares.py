@@ -9,19 +9,19 @@ from slimrank.linalg._psd import cholesky_psd
 
 
 def narrowed_weight(
-    weight: Tensor, moments: Moments, columns: Tensor, *, ridge: float, groups: int = 1
+    weight: Tensor, moments: Moments, columns: Tensor, *, ridge: float, n_groups: int = 1
 ) -> tuple[Tensor, Moments]:
-    """Weight on some of the columns that does what the whole weight does, as well as they can.
+    """Weight on the columns that stay whose outputs come closest to those of the whole weight.
 
-    What the columns that go can be foretold from those that stay is folded into the latter; the ridge pulls
-    towards leaving them as they are.
+    As far as the inputs of removed columns can be predicted from the others, the weights of these take over;
+    the ridge pulls them towards what they were.
 
     Args:
         weight: (O, D) float64.
         moments: of all D inputs.
         columns: (D',) int64, those that stay.
         ridge: share of the mean diagonal.
-        groups: as in ``least_squares_weight``, of the columns that stay.
+        n_groups: as in ``least_squares_weight``, of the columns that stay.
 
     Returns:
         (O, D') float64, and the moments of the columns that stay. The mean is for a bias to absorb.
@@ -30,13 +30,13 @@ def narrowed_weight(
     one least-squares fit.
     """
     columns = columns.to(weight.device)
-    part = moments.restricted(columns)
+    staying = moments.restricted(columns)
     cross = moments.times(weight)[:, columns]
-    return least_squares_weight(weight[:, columns], cross, part, ridge=ridge, groups=groups), part
+    return least_squares_weight(weight[:, columns], cross, staying, ridge=ridge, n_groups=n_groups), staying
 
 
 def least_squares_weight(
-    weight: Tensor, cross: Tensor, moments: Moments, *, ridge: float, groups: int = 1
+    weight: Tensor, cross: Tensor, moments: Moments, *, ridge: float, n_groups: int = 1
 ) -> Tensor:
     """Weight that maps the inputs of a compressed model to the outputs of the original.
 
@@ -47,17 +47,20 @@ def least_squares_weight(
         cross: (O, D) float64, T: covariance of wanted outputs and inputs.
         moments: of the inputs, H.
         ridge: share of the mean diagonal.
-        groups: blocks on the diagonal of the weight, outputs and columns in equal parts; nothing else is.
+        n_groups: groups of the convolution: the weight has that many equal blocks on its diagonal, and zeros
+            elsewhere.
 
     Returns:
         (O, D) float64.
 
     Source: reduced-rank regression with shrinkage; Zhang et al. 2016, arXiv 1505.06798, section 3.3.
     """
-    if groups > 1:
+    if n_groups > 1:
         blocks = [
-            least_squares_weight(weight[rows][:, own], cross[rows][:, own], moments.block(own), ridge=ridge)
-            for rows, own in blocks_of(weight, groups)
+            least_squares_weight(
+                weight[rows][:, columns], cross[rows][:, columns], moments.block(columns), ridge=ridge
+            )
+            for rows, columns in diagonal_blocks(weight, n_groups)
         ]
         joined: Tensor = torch.block_diag(*blocks)
         return joined
@@ -67,14 +70,14 @@ def least_squares_weight(
         return weight + torch.cholesky_solve(missing.T, factor).T
     # Few rows, many columns: the inverse by the smaller side (Woodbury).
     rows = moments.rows.double()
-    added = ridge * moments.mean_diagonal or 1.0
+    ridge_value = ridge * moments.mean_diagonal or 1.0
     inner = rows @ rows.T / moments.n_rows
-    inner.diagonal().add_(added)
+    inner.diagonal().add_(ridge_value)
     solved = torch.cholesky_solve(rows @ missing.T, cholesky_psd(inner))  # (S, O)
-    return weight + (missing - solved.T @ rows / moments.n_rows) / added
+    return weight + (missing - solved.T @ rows / moments.n_rows) / ridge_value
 
 
-def blocks_of(weight: Tensor, groups: int) -> list[tuple[Tensor, Tensor]]:
-    """Rows and columns, (O / groups,) and (D / groups,) int64, of each block on the diagonal of a weight."""
-    rows, columns = (torch.arange(size, device=weight.device).chunk(groups) for size in weight.shape)
+def diagonal_blocks(weight: Tensor, n_groups: int) -> list[tuple[Tensor, Tensor]]:
+    """Rows and columns of each block on the diagonal of a weight: (O / n_groups,), (D / n_groups,) int64."""
+    rows, columns = (torch.arange(size, device=weight.device).chunk(n_groups) for size in weight.shape)
     return list(zip(rows, columns, strict=True))

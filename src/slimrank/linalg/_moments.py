@@ -6,9 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# The ridge where there are enough rows: less would amplify noise along directions in which inputs hardly
+# vary, more would ignore what was measured.
 _BASE_RIDGE = 1e-3
+# The ridge with very few rows: the identity then weighs as much as the moments do.
 _MAX_RIDGE = 1.0
+# How many rows per column are enough for the smallest ridge.
 _ROWS_PER_COLUMN = 10
+# Columns up to which both halves of a symmetric product are computed: smaller products would save no time.
 _GRAM_BLOCK = 256
 
 
@@ -88,7 +93,7 @@ class Moments:
         return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
 
     def about_zero(self) -> "Moments":
-        """The same rows' second moments, the mean not taken away: for a fit that no bias helps."""
+        """Second moments of the same rows about zero instead of their mean: for a fit without a bias."""
         return Moments(
             mean=torch.zeros_like(self.mean),
             matrix=None if self.matrix is None else self.matrix.addr(self.mean, self.mean),
@@ -97,7 +102,7 @@ class Moments:
         )
 
     def restricted(self, columns: Tensor) -> "Moments":
-        """Of some of the columns, (D',) int64."""
+        """Moments of some of the columns, (D',) int64."""
         columns = columns.to(self.mean.device)
         return Moments(
             mean=self.mean[columns],
@@ -107,12 +112,12 @@ class Moments:
         )
 
     def block(self, columns: Tensor) -> "Moments":
-        """Of a few of the columns, (D',) int64, as a matrix."""
-        part = self.restricted(columns)
-        if part.rows is None:
-            return part
-        rows = part.rows.double()
-        return Moments(mean=part.mean, matrix=rows.T @ rows / part.n_rows, rows=None, n_rows=part.n_rows)
+        """Moments of a few of the columns, (D',) int64, as a matrix where there are rows."""
+        restricted = self.restricted(columns)
+        if restricted.rows is None:
+            return restricted
+        rows, n_rows = restricted.rows.double(), restricted.n_rows
+        return Moments(mean=restricted.mean, matrix=rows.T @ rows / n_rows, rows=None, n_rows=n_rows)
 
     def ridged(self, ridge: float) -> Tensor:
         """``H + ridge * mean_diagonal * I`` as a matrix (D, D) float64."""
@@ -123,7 +128,7 @@ class Moments:
             matrix = rows.T @ rows / self.n_rows
         else:
             return torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
-        # A layer whose inputs never vary has no moments: the identity then stands for "weights alone".
+        # A layer with constant inputs has no moments: the identity then stands for "weights alone".
         scale = ridge * self.mean_diagonal
         matrix.diagonal().add_(scale if scale > 0 else 1.0)
         return matrix
@@ -152,24 +157,26 @@ def gram(rows: Tensor) -> Tensor:
 
 
 class MomentSums:
-    """Running sums from which moments are made: streamed, shifted by a first mean, kept in float64.
+    """Running sums from which moments are made, in float64.
+
+    Rows are shifted by the mean of the first ones: sums of squares of large means would cancel badly.
 
     Args:
         width: D.
-        keep_rows: keep the rows themselves instead of their (D, D) sum, for rows that are few and wide.
+        keep_rows: store the rows themselves instead of their (D, D) sum, for rows that are few and wide.
         other_width: width O of a second set of rows, whose covariance with the first is wanted; 0 for none.
     """
 
     def __init__(self, width: int, *, keep_rows: bool = False, other_width: int = 0) -> None:
         self._width = width
         self._other_width = other_width
-        self._kept: list[Tensor] | None = [] if keep_rows else None
-        self._kept_other: list[Tensor] = []
+        self._stored_rows: list[Tensor] | None = [] if keep_rows else None
+        self._stored_others: list[Tensor] = []
         self._shift: Tensor | None = None
         self._other_shift: Tensor | None = None
         self._sum = torch.zeros(width, dtype=torch.float64)
         self._other_sum = torch.zeros(other_width, dtype=torch.float64)
-        self._square: Tensor | None = None
+        self._squares: Tensor | None = None
         self._cross: Tensor | None = None
         self.n_rows = 0
 
@@ -192,24 +199,24 @@ class MomentSums:
         self._sum += shifted.sum(0, dtype=torch.float64)
         if other is not None:
             self._add_other(shifted, other.detach().float())
-        if self._kept is not None:
-            self._kept.append(shifted)
+        if self._stored_rows is not None:
+            self._stored_rows.append(shifted)
             return
         product = gram(shifted)
-        if self._square is None:
-            self._square = product.double()
+        if self._squares is None:
+            self._squares = product.double()
         else:
-            self._square += product
+            self._squares += product
 
     def _add_other(self, shifted: Tensor, other: Tensor) -> None:
         if self._other_shift is None:
             self._other_shift = other.mean(0)
-        moved = other - self._other_shift
-        self._other_sum += moved.sum(0, dtype=torch.float64)
-        if self._kept is not None:
-            self._kept_other.append(moved)
+        other = other - self._other_shift
+        self._other_sum += other.sum(0, dtype=torch.float64)
+        if self._stored_rows is not None:
+            self._stored_others.append(other)
             return
-        product = moved.T @ shifted
+        product = other.T @ shifted
         if self._cross is None:
             self._cross = product.double()
         else:
@@ -221,12 +228,12 @@ class MomentSums:
         n_rows = max(self.n_rows, 1)
         offset = self._sum / n_rows
         mean = shift.double() + offset
-        if self._kept is not None:
-            rows = torch.cat(self._kept) if self._kept else self._sum.new_zeros(0, self._width)
+        if self._stored_rows is not None:
+            rows = torch.cat(self._stored_rows) if self._stored_rows else self._sum.new_zeros(0, self._width)
             return Moments(mean=mean, matrix=None, rows=rows - offset.to(rows.dtype), n_rows=n_rows)
-        square = self._square if self._square is not None else torch.diag(self._sum)
+        squares = self._squares if self._squares is not None else torch.diag(self._sum)
         return Moments(
-            mean=mean, matrix=(square / n_rows).addr_(offset, offset, alpha=-1), rows=None, n_rows=n_rows
+            mean=mean, matrix=(squares / n_rows).addr_(offset, offset, alpha=-1), rows=None, n_rows=n_rows
         )
 
     def cross(self) -> tuple[Tensor, Tensor]:
@@ -240,8 +247,8 @@ class MomentSums:
         n_rows = max(self.n_rows, 1)
         offset, other_offset = self._sum / n_rows, self._other_sum / n_rows
         mean = self._other_shift.double() + other_offset
-        if self._kept is not None:
-            rows, other = torch.cat(self._kept), torch.cat(self._kept_other)
+        if self._stored_rows is not None:
+            rows, other = torch.cat(self._stored_rows), torch.cat(self._stored_others)
             product = other.double().T @ rows.double()
         else:
             product = self._cross if self._cross is not None else other_offset.outer(offset) * 0

@@ -2,7 +2,7 @@
 """Block optimal brain surgeon: which units go first where several layers read them, and what that costs.
 
 A unit is a set of input columns in each of its consumers. When the columns R of a consumer go, the others S
-make up for them by least squares: with ``M = G^(1/2) W`` and regular H,
+make up for them by least squares: with ``M = G^(1/2) W`` and invertible H,
 
     E(R) = 1/2 tr(M_R (H_RR - H_RS H_SS^-1 H_SR) M_R^T)
 
@@ -21,14 +21,23 @@ from slimrank._errors import OptionError, ShapeError
 from slimrank.linalg._moments import Moments, ridge_of
 from slimrank.linalg._psd import cholesky_psd
 
-# Matrices of so many columns are inverted as they are; wider ones are folded over the taps to choose by.
+# Moments of so many columns are inverted as they are; to order the units of wider ones, their taps are
+# averaged to one column per unit. More would be exact for more layers: 8192 columns take 0.5 GB per matrix.
 _MAX_COLUMNS = 8192
+# Above so many columns of all consumers together, several units go between two scorings of all of them.
 _EXACT_COLUMNS = 2048
+# There 1/128 of the units that are left goes at a time: smaller shares are more exact and take longer.
 _ROUNDS_PER_HALVING = 128
+# Units that go together are chosen among the cheapest of the last scoring, four times as many. More would be
+# closer to the exact order and take longer.
 _CANDIDATES = 4
+# Matrices are cut down to the units that are left once these are at most this share of what they hold. More
+# would copy them more often, less would compute longer with units that are gone.
 _SHRINK_AT = 0.75
-_GRID = 24
-_BLOCK = 256
+# Where rows are few and wide, errors are computed at so many counts, and interpolated between them.
+_WIDE_COUNTS = 24
+# Columns whose errors are computed together: more make larger products, and waste more above their diagonal.
+_ERROR_COLUMNS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,7 +48,7 @@ class Consumer:
         weight: (O, D) float64.
         moments: of its D inputs, centred: its bias makes up for the means.
         root: (Q, Q) float64, G^(1/2), in an absolute scale: damages of several consumers are added. O is Q,
-            or a multiple where every one of Q outputs has as many rows, one after the other.
+            or a multiple of it where each of the Q outputs has that many rows, one after the other.
         unit_of: (D,) int64, unit of each column; -1 where it always stays.
     """
 
@@ -61,7 +70,7 @@ class Removal:
     Attributes:
         order: (U,) int64, the first to go first.
         errors: (U + 1,) float64, never falling: entry k is the summed damage ``1/2 tr(G dW H dW^T)`` once the
-            first k are gone and the kept columns are fitted anew.
+            first k are gone and the columns that stay are fitted anew.
     """
 
     order: Tensor
@@ -73,18 +82,18 @@ def removal_order(
 ) -> Removal:
     """Greedy order by block optimal brain surgeon: each time the unit goes whose removal costs least.
 
-    Units that no consumer reads cost nothing and go first; consumers whose inputs never vary have no say.
-    Consumers of more than 8192 columns are folded to choose by: their taps are averaged to one column per
-    unit. Errors are exact for them too, at 24 counts, and interpolated in between.
+    Units that no consumer reads cost nothing and go first; consumers with constant inputs are
+    left out. For consumers of more than 8192 columns the order is approximate: their taps are averaged to one
+    column per unit. Errors are exact for them too, at 24 counts, and interpolated in between.
 
     Args:
         consumers: layers that read the units.
         n_units: how many units there are.
-        ridge: share of the mean diagonal that is added to H for the fit; None for what the rows of each
-            consumer call for. Errors are those on the un-ridged moments.
-        batch: units that go between two scorings of all; None for 1, where there are more than 2048 columns
-            1/128 of what is left. Those of one batch are chosen one after another too, each as exactly as
-            before, but among the cheapest of the last scoring (four times as many).
+        ridge: share of the mean diagonal that is added to H for the fit; None for what fits the
+            number of rows of each consumer. Errors are those on the un-ridged moments.
+        batch: units that go between two scorings of all; None for 1 or, where there are more than 2048
+            columns, 1/128 of what is left. Units of one batch are chosen one after another too, each as
+            exactly as before, but among the cheapest of the last scoring (four times as many).
 
     Returns:
         The order and its errors.
@@ -97,22 +106,22 @@ def removal_order(
     """
     if batch is not None and batch < 1:
         raise OptionError(f"batch {batch}: at least one unit goes at a time; pass 1 or more")
-    consumers = _checked(consumers, n_units)
-    left = _eliminations(consumers, n_units, ridge)
-    columns = sum(len(part.inverse) for part in left)
+    consumers = _checked_consumers(consumers, n_units)
+    eliminations = _eliminations(consumers, n_units, ridge)
+    n_columns = sum(len(elimination.inverse) for elimination in eliminations)
 
-    def step(alive: int) -> int:
+    def batch_size(n_left: int) -> int:
         if batch is not None:
             return batch
-        return max(1, alive // _ROUNDS_PER_HALVING) if columns > _EXACT_COLUMNS else 1
+        return max(1, n_left // _ROUNDS_PER_HALVING) if n_columns > _EXACT_COLUMNS else 1
 
     device = consumers[0].weight.device if consumers else torch.device("cpu")
-    order = _pick(left, torch.arange(n_units, device=device), n_units, n_units, step)
+    order = _remove_cheapest(eliminations, torch.arange(n_units, device=device), n_units, n_units, batch_size)
     return Removal(order=order, errors=removal_errors(consumers, order, ridge=ridge))
 
 
 def removal_errors(consumers: Sequence[Consumer], order: Tensor, *, ridge: float | None = None) -> Tensor:
-    """Errors of an order, however it was found.
+    """Errors of any order of removal.
 
     Args:
         consumers: layers that read the units.
@@ -127,22 +136,23 @@ def removal_errors(consumers: Sequence[Consumer], order: Tensor, *, ridge: float
         ShapeError: unit numbers that do not fit the columns or the units.
     """
     n_units = len(order)
-    consumers = _checked(consumers, n_units)
+    consumers = _checked_consumers(consumers, n_units)
     if not torch.equal(order.sort().values, torch.arange(n_units, device=order.device)):
         raise ShapeError(f"order does not hold each of {n_units} units once; pass a permutation of them")
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(n_units, device=order.device)
+    index_in_order = torch.empty_like(order)
+    index_in_order[order] = torch.arange(n_units, device=order.device)
     total = torch.zeros(n_units + 1, dtype=torch.float64, device=order.device)
-    for consumer in _heard(consumers):
-        added = _added(consumer.moments, ridge)
-        # Columns that stay come as if they went last.
-        goes = torch.where(consumer.unit_of < 0, n_units, rank[consumer.unit_of.clamp_min(0)])
-        if _is_plain(consumer.moments):
-            errors = _plain_errors(consumer, goes, n_units)
+    for consumer in _consumers_that_count(consumers):
+        ridge_value = _ridge_value(consumer.moments, ridge)
+        # Columns that always stay are treated as if they went last.
+        turns = torch.where(consumer.unit_of < 0, n_units, index_in_order[consumer.unit_of.clamp_min(0)])
+        if _is_identity(consumer.moments):
+            errors = _identity_errors(consumer, turns, n_units)
         elif len(consumer.unit_of) > _MAX_COLUMNS and consumer.moments.rows is not None:
-            errors = _wide_errors(consumer, consumer.moments.rows, goes, n_units, added)
+            errors = _wide_errors(consumer, consumer.moments.rows, turns, n_units, ridge_value)
         else:
-            errors = _nested_errors(consumer, goes, n_units, added)
+            errors = _nested_errors(consumer, turns, n_units, ridge_value)
+        # Errors without the ridge, of fits with it, need not rise with every unit.
         total += errors.clamp_min(0).cummax(0).values
     return total
 
@@ -153,28 +163,30 @@ class _Elimination:
 
     Attributes:
         units: (U,) int64, the units it reads.
-        place: (all units,) int64, where each of them stands in ``units``; -1 for the others.
+        index_of: (all units,) int64, the index of each of them in ``units``; -1 for the others.
         inverse: (D, D), H^-1 of what is left: columns unit by unit, then those that stay always.
         weighted: (D, O), M^T.
-        width: columns per unit.
+        unit_columns: columns of every unit.
     """
 
     units: Tensor
-    place: Tensor
+    index_of: Tensor
     inverse: Tensor
     weighted: Tensor
-    width: int
+    unit_columns: int
 
     def costs(self) -> Tensor:
         """(U,) float64: what the removal of each unit would cost; 0 for those that are gone."""
-        count, width = len(self.units), self.width
-        size = count * width
-        weights: Tensor = self.weighted[:size].unflatten(0, (count, width))
-        if width == 1:
+        n_units, n_columns = len(self.units), self.unit_columns
+        size = n_units * n_columns
+        weights: Tensor = self.weighted[:size].unflatten(0, (n_units, n_columns))
+        if n_columns == 1:
             norms: Tensor = weights.square().sum((1, 2))
             return norms / self.inverse.diagonal()[:size] / 2
-        blocks = self.inverse[:size, :size].unflatten(0, (count, width)).unflatten(2, (count, width))
-        # (width, width, U) -> (U, width, width)
+        blocks = (
+            self.inverse[:size, :size].unflatten(0, (n_units, n_columns)).unflatten(2, (n_units, n_columns))
+        )
+        # (n_columns, n_columns, U) -> (U, n_columns, n_columns)
         inverted: Tensor = torch.linalg.inv(blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
         return (inverted * (weights @ weights.mT)).sum((1, 2)) / 2
 
@@ -189,165 +201,186 @@ class _Elimination:
         gone = torch.linalg.solve_triangular(factor, self.weighted[columns], upper=False)
         self.weighted.addmm_(step.T, gone, alpha=-1)
         self.inverse.addmm_(step.T, step, alpha=-1)
-        # What roundings left of them would grow; the ones keep their blocks regular.
+        # Rounding errors left there would grow; ones on the diagonal keep the blocks of units invertible.
         self.weighted[columns] = 0
         self.inverse[columns] = 0
         self.inverse[:, columns] = 0
         self.inverse[columns, columns] = 1
 
-    def part(self, units: Tensor) -> "_Elimination":
-        """A copy that knows of some units alone: right for them as long as no other goes."""
-        held = units[self.place[units] >= 0]
-        columns = self._columns(held)
-        place = torch.full_like(self.place, -1)
-        place[held] = torch.arange(len(held), device=held.device)
-        return _Elimination(held, place, _square(self.inverse, columns), self.weighted[columns], self.width)
+    def restricted(self, units: Tensor) -> "_Elimination":
+        """A copy for some of the units: exact for them as long as no other unit goes."""
+        chosen = units[self.index_of[units] >= 0]
+        return self._with_units(chosen, self._columns(chosen))
 
     def shrunk(self, is_gone: Tensor) -> "_Elimination":
-        """Itself, without the columns of units that are gone once these are many."""
-        held = self.units[~is_gone[self.units]]
-        if len(held) > _SHRINK_AT * len(self.units):
+        """The same without the columns of units that are gone, once these are many."""
+        remaining = self.units[~is_gone[self.units]]
+        if len(remaining) > _SHRINK_AT * len(self.units):
             return self
-        stays = torch.arange(len(self.units) * self.width, len(self.inverse), device=held.device)
-        columns = torch.cat([self._columns(held), stays])
-        place = torch.full_like(self.place, -1)
-        place[held] = torch.arange(len(held), device=held.device)
-        return _Elimination(held, place, _square(self.inverse, columns), self.weighted[columns], self.width)
+        n_unit_columns = len(self.units) * self.unit_columns
+        always = torch.arange(n_unit_columns, len(self.inverse), device=remaining.device)
+        return self._with_units(remaining, torch.cat([self._columns(remaining), always]))
+
+    def _with_units(self, units: Tensor, columns: Tensor) -> "_Elimination":
+        index_of = _index_of(units, len(self.index_of))
+        inverse = _submatrix(self.inverse, columns)
+        return _Elimination(units, index_of, inverse, self.weighted[columns], self.unit_columns)
 
     def _columns(self, units: Tensor) -> Tensor:
-        places = self.place[units]
-        places = places[places >= 0]
-        taps = torch.arange(self.width, device=places.device)
-        return (places[:, None] * self.width + taps).flatten()
+        indices = self.index_of[units]
+        indices = indices[indices >= 0]
+        within_unit = torch.arange(self.unit_columns, device=indices.device)
+        return (indices[:, None] * self.unit_columns + within_unit).flatten()
 
 
-def _pick(
-    left: list[_Elimination], among: Tensor, n_units: int, count: int, step: Callable[[int], int]
+def _remove_cheapest(
+    eliminations: list[_Elimination],
+    candidates: Tensor,
+    n_units: int,
+    count: int,
+    batch_size: Callable[[int], int],
 ) -> Tensor:
-    """Removes so many of some units, cheapest first, and says in which order; ``left`` changes in place."""
-    is_gone = torch.zeros(n_units, dtype=torch.bool, device=among.device)
-    is_barred = torch.ones_like(is_gone)
-    is_barred[among] = False
+    """Removes ``count`` of the candidates, cheapest first; ``eliminations`` change in place.
+
+    Args:
+        eliminations: of each consumer.
+        candidates: (U,) int64, the units that may go.
+        n_units: how many units there are.
+        count: how many go.
+        batch_size: number of units left -> how many go before all are scored again.
+
+    Returns:
+        (count,) int64, the units in the order in which they went.
+    """
+    is_gone = torch.zeros(n_units, dtype=torch.bool, device=candidates.device)
+    is_excluded = torch.ones_like(is_gone)
+    is_excluded[candidates] = False
     order: list[Tensor] = []
-    n_gone, n_alive = 0, len(among)
+    n_gone, n_left = 0, len(candidates)
     while n_gone < count:
-        costs = torch.zeros(n_units, dtype=torch.float64, device=among.device)
-        for part in left:
-            costs.index_add_(0, part.units, part.costs())
-        costs.masked_fill_(is_barred, torch.inf)
-        size = min(step(n_alive), count - n_gone)
+        costs = torch.zeros(n_units, dtype=torch.float64, device=candidates.device)
+        for elimination in eliminations:
+            costs.index_add_(0, elimination.units, elimination.costs())
+        costs.masked_fill_(is_excluded, torch.inf)
+        size = min(batch_size(n_left), count - n_gone)
         if size == 1:
             chosen = costs.argmin()[None]
         else:
-            candidates = costs.topk(min(_CANDIDATES * size, n_alive), largest=False).indices
-            parts = [part.part(candidates) for part in left]
-            chosen = _pick(parts, candidates, n_units, size, lambda _: 1)
-        for part in left:
-            part.remove(chosen)
-        is_gone[chosen] = is_barred[chosen] = True
+            cheapest = costs.topk(min(_CANDIDATES * size, n_left), largest=False).indices
+            copies = [elimination.restricted(cheapest) for elimination in eliminations]
+            chosen = _remove_cheapest(copies, cheapest, n_units, size, lambda _: 1)
+        for elimination in eliminations:
+            elimination.remove(chosen)
+        is_gone[chosen] = is_excluded[chosen] = True
         order.append(chosen)
-        n_gone, n_alive = n_gone + size, n_alive - size
-        if n_alive:
-            left[:] = [part.shrunk(is_gone) for part in left]
-    return torch.cat(order) if order else among[:0]
+        n_gone, n_left = n_gone + size, n_left - size
+        if n_left:
+            eliminations[:] = [elimination.shrunk(is_gone) for elimination in eliminations]
+    return torch.cat(order) if order else candidates[:0]
 
 
 def _eliminations(consumers: Sequence[Consumer], n_units: int, ridge: float | None) -> list[_Elimination]:
     return [
-        _elimination(consumer, n_units, _added(consumer.moments, ridge)) for consumer in _heard(consumers)
+        _elimination(consumer, n_units, _ridge_value(consumer.moments, ridge))
+        for consumer in _consumers_that_count(consumers)
     ]
 
 
-def _elimination(consumer: Consumer, n_units: int, added: float) -> _Elimination:
+def _elimination(consumer: Consumer, n_units: int, ridge_value: float) -> _Elimination:
     weighted = consumer.weighted.T  # (D, O)
-    units, columns = _table(consumer.unit_of, n_units)
-    if _is_plain(consumer.moments):
-        norms = weighted.square().sum(1)
-        own = torch.where(columns < 0, 0, norms[columns.clamp_min(0)]).sum(1, keepdim=True).sqrt()
-        inverse = torch.eye(len(units), dtype=own.dtype, device=own.device)
-        return _Elimination(units, _places(units, n_units), inverse, own, 1)
+    units, columns = _columns_by_unit(consumer.unit_of, n_units)
+    index_of = _index_of(units, n_units)
+    if _is_identity(consumer.moments):
+        # Nothing makes up for a column, so that only the norm of all columns of a unit matters.
+        squares = weighted.square().sum(1)
+        norms = torch.where(columns < 0, 0, squares[columns.clamp_min(0)]).sum(1, keepdim=True).sqrt()
+        inverse = torch.eye(len(units), dtype=norms.dtype, device=norms.device)
+        return _Elimination(units, index_of, inverse, norms, 1)
     if len(weighted) > _MAX_COLUMNS:
-        moment, weighted = _folded(consumer.moments, weighted, columns)
-        width = 1
+        moment, weighted = _averaged_over_taps(consumer.moments, weighted, columns)
+        unit_columns = 1
     else:
-        width = columns.shape[1]
-        stays = (consumer.unit_of < 0).nonzero().flatten()
-        moment, weighted = _laid_out(
-            _dense(consumer.moments), weighted, torch.cat([columns.flatten(), stays])
+        unit_columns = columns.shape[1]
+        always = (consumer.unit_of < 0).nonzero().flatten()
+        moment, weighted = _in_order_of(
+            torch.cat([columns.flatten(), always]), _dense(consumer.moments), weighted
         )
-    moment.diagonal().add_(added)
+    moment.diagonal().add_(ridge_value)
+    # Only products of columns matter: a triangle with the same ones is smaller.
     if weighted.shape[1] > len(weighted):
         weighted = torch.linalg.qr(weighted.T, mode="r").R.T.contiguous()
     inverse = torch.cholesky_inverse(cholesky_psd(moment))
-    return _Elimination(units, _places(units, n_units), inverse, weighted.contiguous(), width)
+    return _Elimination(units, index_of, inverse, weighted.contiguous(), unit_columns)
 
 
-def _table(unit_of: Tensor, n_units: int) -> tuple[Tensor, Tensor]:
-    """Units that have columns, and their columns: (U,) and (U, width), -1 where a unit has fewer."""
+def _columns_by_unit(unit_of: Tensor, n_units: int) -> tuple[Tensor, Tensor]:
+    """Units that have columns, (U,), and their columns, (U, n_columns), -1 where a unit has fewer."""
     columns = unit_of.argsort(stable=True)
     columns = columns[int((unit_of < 0).sum()) :]
     sizes = torch.bincount(unit_of[columns], minlength=n_units)
     units = sizes.nonzero().flatten()
-    width = int(sizes.max()) if n_units else 0
+    n_columns = int(sizes.max()) if n_units else 0
     within = torch.arange(len(columns), device=columns.device) - (sizes.cumsum(0) - sizes)[unit_of[columns]]
-    table = columns.new_full((len(units), width), -1)
-    table[_places(units, n_units)[unit_of[columns]], within] = columns
+    table = columns.new_full((len(units), n_columns), -1)
+    table[_index_of(units, n_units)[unit_of[columns]], within] = columns
     return units, table
 
 
-def _places(units: Tensor, n_units: int) -> Tensor:
-    place = torch.full((n_units,), -1, dtype=torch.int64, device=units.device)
-    place[units] = torch.arange(len(units), device=units.device)
-    return place
+def _index_of(units: Tensor, n_units: int) -> Tensor:
+    """(n_units,) int64: the index of every unit in ``units``; -1 where it is not among them."""
+    index_of = torch.full((n_units,), -1, dtype=torch.int64, device=units.device)
+    index_of[units] = torch.arange(len(units), device=units.device)
+    return index_of
 
 
-def _laid_out(moment: Tensor, weighted: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments and weights in the order of columns; -1 makes one that has nothing to do with the others."""
-    missing = columns < 0
-    ordered, own = _square(moment, columns.clamp_min(0)), weighted[columns.clamp_min(0)]
-    if missing.any():
-        ordered[missing] = 0
-        ordered[:, missing] = 0
-        ordered.diagonal()[missing] = moment.diagonal().mean()
-        own[missing] = 0
-    return ordered, own
+def _in_order_of(columns: Tensor, moment: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments and weights of some columns, in that order; -1 makes a column of zeros without covariances."""
+    is_missing = columns < 0
+    moment_rows, weight_rows = _submatrix(moment, columns.clamp_min(0)), weighted[columns.clamp_min(0)]
+    if is_missing.any():
+        moment_rows[is_missing] = 0
+        moment_rows[:, is_missing] = 0
+        moment_rows.diagonal()[is_missing] = moment.diagonal().mean()
+        weight_rows[is_missing] = 0
+    return moment_rows, weight_rows
 
 
-def _folded(moments: Moments, weighted: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _averaged_over_taps(moments: Moments, weighted: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """One column per unit: moments averaged over taps, and weights with the same products over all taps."""
-    size, width = columns.shape
+    size, n_taps = columns.shape
     moment = torch.zeros(size, size, dtype=torch.float64, device=columns.device)
     product = torch.zeros_like(moment)
     for tap in columns.T:
-        here = tap >= 0
-        own = weighted[tap[here]]
-        index = here.nonzero().flatten()
-        product[index[:, None], index] += own @ own.T
-        part = moments.restricted(tap[here])  # (U, U) at most: one column per unit
-        moment[index[:, None], index] += _dense(part)
-    return moment / width, cholesky_psd(product)
+        has_column = tap >= 0
+        weight_rows = weighted[tap[has_column]]
+        index = has_column.nonzero().flatten()
+        product[index[:, None], index] += weight_rows @ weight_rows.T
+        tap_moments = moments.restricted(tap[has_column])  # (U, U) at most: one column per unit
+        moment[index[:, None], index] += _dense(tap_moments)
+    return moment / n_taps, cholesky_psd(product)
 
 
-def _nested_errors(consumer: Consumer, goes: Tensor, n_units: int, added: float) -> Tensor:
+def _nested_errors(consumer: Consumer, turns: Tensor, n_units: int, ridge_value: float) -> Tensor:
     """Errors of every count from one factorisation.
 
     With columns in the order in which they go, the last first, ``H = L L^T``, what is lost with the trailing
-    columns R is ``1/2 |(M L)_R|^2``, and the change of the weight is ``(M L)_R (L^-T)_R^T``: its square tells
-    how much of that belongs to the ridge, which errors leave out.
+    columns R is ``1/2 |(M L)_R|^2``, and the change of the weight is ``(M L)_R (L^-T)_R^T``: from its square
+    follows how much of that belongs to the ridge, which errors leave out.
     """
-    columns = goes.argsort(descending=True, stable=True)
-    moment = _square(_dense(consumer.moments), columns)
-    moment.diagonal().add_(added)
+    columns = turns.argsort(descending=True, stable=True)
+    moment = _submatrix(_dense(consumer.moments), columns)
+    moment.diagonal().add_(ridge_value)
     factor = cholesky_psd(moment)
+    # At 8192 columns each matrix takes 0.5 GB.
     del moment
     images = consumer.weighted[:, columns] @ factor  # (O, D)
     losses = images.square().sum(0)
-    if added > 0:
+    if ridge_value > 0:
         eye = torch.eye(len(columns), dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         del factor, eye
-        losses -= added * _trailing_squares(images, inverse)
-    return _summed(losses / 2, goes[columns], n_units)
+        losses -= ridge_value * _trailing_squares(images, inverse)
+    return _errors_by_count(losses / 2, turns[columns], n_units)
 
 
 def _trailing_squares(images: Tensor, inverse: Tensor) -> Tensor:
@@ -362,57 +395,58 @@ def _trailing_squares(images: Tensor, inverse: Tensor) -> Tensor:
     """
     squares = images.new_empty(len(inverse))
     change = torch.zeros_like(images)
-    for start in reversed(range(0, len(inverse), _BLOCK)):
-        end = min(start + _BLOCK, len(inverse))
-        own, rows, behind = images[:, start:end], inverse[start:end, :end], change[:, :end]
-        within = (rows @ rows.T) * (own.T @ own)
-        # Each brings its own square, and twice its product with what stands behind it.
+    for start in reversed(range(0, len(inverse), _ERROR_COLUMNS)):
+        end = min(start + _ERROR_COLUMNS, len(inverse))
+        block, rows, behind = images[:, start:end], inverse[start:end, :end], change[:, :end]
+        within = (rows @ rows.T) * (block.T @ block)
+        # Each column adds its square, and twice its product with what stands behind it.
         squares[start:end] = within.diagonal() + 2 * within.triu(1).sum(1)
-        squares[start:end] += 2 * ((own.T @ behind) * rows).sum(1)
-        behind.addmm_(own, rows)
+        squares[start:end] += 2 * ((block.T @ behind) * rows).sum(1)
+        behind.addmm_(block, rows)
     return squares
 
 
-def _plain_errors(consumer: Consumer, goes: Tensor, n_units: int) -> Tensor:
+def _identity_errors(consumer: Consumer, turns: Tensor, n_units: int) -> Tensor:
     """Errors without moments: nothing makes up for a column."""
-    return _summed(consumer.weighted.square().sum(0) / 2, goes, n_units)
+    return _errors_by_count(consumer.weighted.square().sum(0) / 2, turns, n_units)
 
 
-def _summed(losses: Tensor, goes: Tensor, n_units: int) -> Tensor:
-    by_rank = torch.zeros(n_units + 1, dtype=losses.dtype, device=losses.device)
-    by_rank.index_add_(0, goes, losses)
-    errors = torch.zeros_like(by_rank)
-    errors[1:] = by_rank[:-1].cumsum(0)
+def _errors_by_count(losses: Tensor, turns: Tensor, n_units: int) -> Tensor:
+    """(n_units + 1,): entry k is what the columns of the first k units lose together."""
+    by_turn = torch.zeros(n_units + 1, dtype=losses.dtype, device=losses.device)
+    by_turn.index_add_(0, turns, losses)
+    errors = torch.zeros_like(by_turn)
+    errors[1:] = by_turn[:-1].cumsum(0)
     return errors
 
 
-def _wide_errors(consumer: Consumer, rows: Tensor, goes: Tensor, n_units: int, added: float) -> Tensor:
+def _wide_errors(consumer: Consumer, rows: Tensor, turns: Tensor, n_units: int, ridge_value: float) -> Tensor:
     """Errors where rows are few and wide, by the smaller side, at some counts.
 
-    With ``P = M_R X_R^T`` and ``A = X_S X_S^T / n``, what is wrong in the outputs is ``r P (A + r I)^-1``.
+    With ``P = M_R X_R^T`` and ``A = X_S X_S^T / n``, the error of the outputs is ``r P (A + r I)^-1``.
     """
     n_rows = len(rows)
     weighted = consumer.weighted
-    kept = torch.zeros(n_rows, n_rows, dtype=torch.float64, device=rows.device)
-    for part in (goes == n_units).nonzero().flatten().split(_MAX_COLUMNS):
-        kept += _outer(rows[:, part].double())
-    counts = torch.linspace(0, n_units, min(n_units, _GRID) + 1).round().long().tolist()
-    # From the last count backwards kept columns are added, not taken away: no cancellation.
-    missed = torch.zeros(len(weighted), n_rows, dtype=torch.float64, device=rows.device)
-    for part in (goes < n_units).nonzero().flatten().split(_MAX_COLUMNS):
-        missed += weighted[:, part] @ rows[:, part].double().T
-    found = [0.0] * len(counts)
+    staying = torch.zeros(n_rows, n_rows, dtype=torch.float64, device=rows.device)
+    for columns in (turns == n_units).nonzero().flatten().split(_MAX_COLUMNS):
+        staying += _row_products(rows[:, columns].double())
+    counts = torch.linspace(0, n_units, min(n_units, _WIDE_COUNTS) + 1).round().long().tolist()
+    # From the last count backwards, columns that stay are added and never taken away: no cancellation.
+    removed = torch.zeros(len(weighted), n_rows, dtype=torch.float64, device=rows.device)
+    for columns in (turns < n_units).nonzero().flatten().split(_MAX_COLUMNS):
+        removed += weighted[:, columns] @ rows[:, columns].double().T
+    errors = [0.0] * len(counts)
     for index in range(len(counts) - 1, 0, -1):
-        shifted = kept / n_rows
-        shifted.diagonal().add_(added)
-        wrong = torch.cholesky_solve(missed.T, cholesky_psd(shifted)) * added
-        found[index] = float(wrong.square().sum()) / n_rows / 2
-        back = ((goes < counts[index]) & (goes >= counts[index - 1])).nonzero().flatten()
-        for part in back.split(_MAX_COLUMNS):
-            own = rows[:, part].double()
-            kept += _outer(own)
-            missed -= weighted[:, part] @ own.T
-    return _interpolated(counts, found, n_units).to(rows.device)
+        ridged = staying / n_rows
+        ridged.diagonal().add_(ridge_value)
+        differences = torch.cholesky_solve(removed.T, cholesky_psd(ridged)) * ridge_value
+        errors[index] = float(differences.square().sum()) / n_rows / 2
+        returning = ((turns < counts[index]) & (turns >= counts[index - 1])).nonzero().flatten()
+        for columns in returning.split(_MAX_COLUMNS):
+            values = rows[:, columns].double()
+            staying += _row_products(values)
+            removed -= weighted[:, columns] @ values.T
+    return _interpolated(counts, errors, n_units).to(rows.device)
 
 
 def _interpolated(counts: Sequence[int], values: Sequence[float], n_units: int) -> Tensor:
@@ -422,16 +456,16 @@ def _interpolated(counts: Sequence[int], values: Sequence[float], n_units: int) 
     return result
 
 
-def _outer(rows: Tensor) -> Tensor:
+def _row_products(rows: Tensor) -> Tensor:
     return rows @ rows.T
 
 
-def _square(matrix: Tensor, columns: Tensor) -> Tensor:
+def _submatrix(matrix: Tensor, columns: Tensor) -> Tensor:
     return matrix.index_select(0, columns).index_select(1, columns)
 
 
-def _heard(consumers: Sequence[Consumer]) -> list[Consumer]:
-    """Those that read units, from inputs that vary."""
+def _consumers_that_count(consumers: Sequence[Consumer]) -> list[Consumer]:
+    """Consumers that read units and have no constant inputs."""
     return [
         consumer
         for consumer in consumers
@@ -439,7 +473,7 @@ def _heard(consumers: Sequence[Consumer]) -> list[Consumer]:
     ]
 
 
-def _is_plain(moments: Moments) -> bool:
+def _is_identity(moments: Moments) -> bool:
     return moments.matrix is None and moments.rows is None
 
 
@@ -453,28 +487,29 @@ def _dense(moments: Moments) -> Tensor:
     return rows.T @ rows / moments.n_rows
 
 
-def _added(moments: Moments, ridge: float | None) -> float:
+def _ridge_value(moments: Moments, ridge: float | None) -> float:
     """What the ridge adds to the diagonal."""
-    if _is_plain(moments):
+    if _is_identity(moments):
         return 0.0
     share = ridge_of(moments.n_rows, len(moments.mean)) if ridge is None else ridge
     return share * moments.mean_diagonal
 
 
-def _checked(consumers: Sequence[Consumer], n_units: int) -> list[Consumer]:
-    """The consumers, their unit numbers beside their weights."""
+def _checked_consumers(consumers: Sequence[Consumer], n_units: int) -> list[Consumer]:
+    """The consumers, ``unit_of`` on the device of the weight."""
     if n_units < 1:
         raise OptionError(f"{n_units} units: there is nothing to order; pass 1 or more")
     for index, consumer in enumerate(consumers):
-        width = consumer.weight.shape[1]
-        if consumer.unit_of.shape != (width,) or len(consumer.moments.mean) != width:
+        n_columns = consumer.weight.shape[1]
+        if consumer.unit_of.shape != (n_columns,) or len(consumer.moments.mean) != n_columns:
             raise ShapeError(
                 f"consumer {index}: unit_of is {tuple(consumer.unit_of.shape)} and its moments have "
-                f"{len(consumer.moments.mean)} columns, but the weight has {width}; give one unit per column"
+                f"{len(consumer.moments.mean)} columns, but the weight has {n_columns}; "
+                "give one unit per column"
             )
-        if width and not -1 <= int(consumer.unit_of.min()) <= int(consumer.unit_of.max()) < n_units:
+        if n_columns and not -1 <= int(consumer.unit_of.min()) <= int(consumer.unit_of.max()) < n_units:
             raise ShapeError(
                 f"consumer {index}: unit_of reaches from {int(consumer.unit_of.min())} to "
                 f"{int(consumer.unit_of.max())}; give -1 or 0..{n_units - 1}"
             )
-    return [replace(one, unit_of=one.unit_of.to(one.weight.device)) for one in consumers]
+    return [replace(consumer, unit_of=consumer.unit_of.to(consumer.weight.device)) for consumer in consumers]

@@ -9,7 +9,7 @@ from slimrank.linalg._psd import cholesky_psd
 
 
 def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[Tensor, Tensor]:
-    """Output directions in the order of what they carry, and what is lost at every rank.
+    """Directions of the outputs, those that carry most first, and what is lost at every rank.
 
     Args:
         weighted: (O, D) float64, the weight with the output metric multiplied in, ``M = G^(1/2) W``.
@@ -24,11 +24,12 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
     """
     n_out, n_in = weighted.shape
     ridge_value = ridge * moments.mean_diagonal or 1.0
+    # Of the two matrices with the same eigenvalues, the smaller one is decomposed.
     if n_out <= n_in:
         gram = moments.gram(weighted)
         _, vectors = torch.linalg.eigh(gram + ridge_value * (weighted @ weighted.T))
         basis = vectors.flip(1)
-        kept = (basis * (gram @ basis)).sum(0)
+        carried = (basis * (gram @ basis)).sum(0)
         total = gram.diagonal().sum()
     else:
         scaled = weighted @ cholesky_psd(moments.ridged(ridge))  # (O, D)
@@ -36,9 +37,9 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
         # QR instead of a division by singular values: columns stay orthonormal where the weight has no full
         # rank.
         basis = torch.linalg.qr(scaled @ vectors.flip(1)).Q
-        kept = moments.diagonal_of(basis.T @ weighted)
+        carried = moments.diagonal_of(basis.T @ weighted)
         total = moments.diagonal_of(weighted).sum()
-    errors = (total - torch.cat([kept.new_zeros(1), kept.clamp_min(0).cumsum(0)])).clamp_min(0) / 2
+    errors = (total - torch.cat([carried.new_zeros(1), carried.clamp_min(0).cumsum(0)])).clamp_min(0) / 2
     return basis, errors
 
 

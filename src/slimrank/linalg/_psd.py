@@ -6,6 +6,8 @@ from torch import Tensor
 
 from slimrank._errors import WeightError
 
+# Shares of the mean diagonal: the first is tried where a matrix is singular, each further one is ten times as
+# large. A larger start would change matrices more than they need; beyond the last, the matrix is no moment.
 _FIRST_JITTER = 1e-12
 _LAST_JITTER = 1e-3
 
@@ -37,8 +39,8 @@ def cholesky_psd(matrix: Tensor) -> Tensor:
         matrix: (M, M) positive semi-definite, float64.
 
     Returns:
-        (M, M) lower triangular ``L`` with ``L L^T = matrix`` plus the smallest jitter that makes it regular,
-        from 1e-12 of the mean diagonal upwards.
+        (M, M) lower triangular ``L`` with ``L L^T = matrix`` plus the smallest jitter that makes it
+        invertible, from 1e-12 of the mean diagonal upwards.
 
     Raises:
         WeightError: no jitter up to 1e-3 of the mean diagonal helps.

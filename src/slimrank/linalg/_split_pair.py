@@ -13,8 +13,13 @@ from torch import Tensor
 
 from slimrank.linalg._psd import cholesky_psd
 
+# Conjugate-gradient steps for one improvement of the first factor. More bring it nearer to its optimum before
+# the second factor follows; each costs about as much as one product with the moments.
 _CG_STEPS = 6
+# The steps end when the squared residual has fallen to this share: in float32 little is gained beyond.
 _CG_TOLERANCE = 1e-10
+# Share of the gain that a further alternation must bring: less would spend time on nothing.
+_MIN_PROGRESS = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +28,18 @@ class Split:
 
     Attributes:
         channels: C_in.
-        first: taps F in the first factor.
-        second: taps S in the second factor; D = channels * first * second, in that order.
+        first_taps: taps F in the first factor.
+        second_taps: taps S in the second factor; D = channels * first_taps * second_taps, in that order.
     """
 
     channels: int
-    first: int
-    second: int
+    first_taps: int
+    second_taps: int
+
+    @property
+    def first_columns(self) -> int:
+        """Columns of the first factor, C_in F."""
+        return self.channels * self.first_taps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,18 +63,16 @@ def initial_first_factor(weighted: Tensor, moment: Tensor, split: Split) -> Tens
 
     Args:
         weighted: (O, D) float64, G^(1/2) W.
-        moment: (D, D) float64, regular.
+        moment: (D, D) float64, invertible.
         split: how D divides.
 
     Returns:
         (R, C_in, F) float64 with R = min(C_in F, O S), most important first.
     """
-    channels, first, second = split.channels, split.first, split.second
-    height = channels * first
-    strip = moment.view(height, second, height, second).diagonal(dim1=1, dim2=3).sum(-1) / second
-    factor = cholesky_psd(strip)
+    second_taps, n_columns = split.second_taps, split.first_columns
+    factor = cholesky_psd(_block_sum(moment, split) / second_taps)
     # (O, C_in F, S) -> (C_in F, O S)
-    unfolded = weighted.view(-1, height, second).permute(1, 0, 2).reshape(height, -1)
+    unfolded = weighted.view(-1, n_columns, second_taps).permute(1, 0, 2).reshape(n_columns, -1)
     scaled = factor.T @ unfolded
     if scaled.shape[0] <= scaled.shape[1]:
         _, vectors = torch.linalg.eigh(scaled @ scaled.T)
@@ -73,27 +81,33 @@ def initial_first_factor(weighted: Tensor, moment: Tensor, split: Split) -> Tens
         _, vectors = torch.linalg.eigh(scaled.T @ scaled)
         left = torch.linalg.qr(scaled @ vectors.flip(1)).Q
     first_factor: Tensor = torch.linalg.solve_triangular(factor.T, left, upper=True).T
-    return first_factor.reshape(-1, channels, first)
+    return first_factor.reshape(-1, split.channels, split.first_taps)
+
+
+def _block_sum(moment: Tensor, split: Split) -> Tensor:
+    """Sum of the moments over the taps of the second factor: (D, D) -> (C_in F, C_in F)."""
+    n_columns, second_taps = split.first_columns, split.second_taps
+    return moment.view(n_columns, second_taps, n_columns, second_taps).diagonal(dim1=1, dim2=3).sum(-1)
 
 
 def _inner(first: Tensor, moment: Tensor, split: Split) -> Tensor:
     """P H P^T, rank-major, for P[(p, s), (i, f, s')] = V[p, i, f] where s = s', else 0; P is never formed."""
-    rank, height, second = len(first), split.channels * split.first, split.second
-    vectors = first.reshape(rank, height)
-    left = (vectors @ moment.view(height, -1)).view(rank * second, height, second)
+    rank, n_columns, second_taps = len(first), split.first_columns, split.second_taps
+    vectors = first.reshape(rank, n_columns)
+    left = (vectors @ moment.view(n_columns, -1)).view(rank * second_taps, n_columns, second_taps)
     # (R S, C_in F, S) -> (S R S, C_in F): one large product instead of many small ones
-    stacked = left.permute(2, 0, 1).reshape(-1, height)
-    product = (stacked @ vectors.T).view(second, rank * second, rank)
-    return product.permute(1, 2, 0).reshape(rank * second, rank * second)
+    stacked = left.permute(2, 0, 1).reshape(-1, n_columns)
+    product = (stacked @ vectors.T).view(second_taps, rank * second_taps, rank)
+    return product.permute(1, 2, 0).reshape(rank * second_taps, rank * second_taps)
 
 
 def _right(first: Tensor, target: Tensor, split: Split) -> Tensor:
     """P T^T: (R S, O)."""
-    rank, height = len(first), split.channels * split.first
+    rank, n_columns, second_taps = len(first), split.first_columns, split.second_taps
     # (O, C_in F, S) -> (S O, C_in F)
-    stacked = target.view(-1, height, split.second).permute(2, 0, 1).reshape(-1, height)
-    product = (stacked @ first.reshape(rank, height).T).view(split.second, -1, rank)  # (S, O, R)
-    return product.permute(2, 0, 1).reshape(rank * split.second, -1)
+    stacked = target.view(-1, n_columns, second_taps).permute(2, 0, 1).reshape(-1, n_columns)
+    product = (stacked @ first.reshape(rank, n_columns).T).view(second_taps, -1, rank)  # (S, O, R)
+    return product.permute(2, 0, 1).reshape(rank * second_taps, -1)
 
 
 def nested_errors(weighted: Tensor, target: Tensor, moment: Tensor, first: Tensor, split: Split) -> Tensor:
@@ -102,7 +116,7 @@ def nested_errors(weighted: Tensor, target: Tensor, moment: Tensor, first: Tenso
     Args:
         weighted: (O, D) float64, G^(1/2) W.
         target: (O, D) float64, ``T = G^(1/2) W H``.
-        moment: (D, D) float64, regular H.
+        moment: (D, D) float64, invertible H.
         first: (R, C_in, F) float64, first factors in order of importance.
         split: how D divides.
 
@@ -112,7 +126,7 @@ def nested_errors(weighted: Tensor, target: Tensor, moment: Tensor, first: Tenso
     """
     factor = cholesky_psd(_inner(first, moment, split))
     solved = torch.linalg.solve_triangular(factor, _right(first, target, split), upper=False)
-    gains = solved.square().sum(1).view(len(first), split.second).sum(1).cumsum(0)
+    gains = solved.square().sum(1).view(len(first), split.second_taps).sum(1).cumsum(0)
     total = (target * weighted).sum()
     return (total - torch.cat([gains.new_zeros(1), gains])).clamp_min(0) / 2
 
@@ -122,7 +136,7 @@ def fit_split(target: Tensor, moment: Tensor, first: Tensor, split: Split) -> Sp
 
     Args:
         target: (O, D) float64, ``T = G^(1/2) W H``.
-        moment: (D, D) float64, regular H.
+        moment: (D, D) float64, invertible H.
         first: (R, C_in, F) float64.
         split: how D divides.
 
@@ -134,7 +148,7 @@ def fit_split(target: Tensor, moment: Tensor, first: Tensor, split: Split) -> Sp
     second = torch.cholesky_solve(right, factor)
     gain = float((second * right).sum())
     return SplitFactors(
-        first=first, second=second.view(len(first), split.second, -1).permute(2, 0, 1), gain=gain
+        first=first, second=second.view(len(first), split.second_taps, -1).permute(2, 0, 1), gain=gain
     )
 
 
@@ -148,7 +162,7 @@ def refine_split(
 
     Args:
         target: (O, D) float64, ``T = G^(1/2) W H``.
-        moment: (D, D) float64, regular H.
+        moment: (D, D) float64, invertible H.
         factors: where to start.
         split: how D divides.
         alternations: rounds at most; stops early when nothing is gained.
@@ -156,39 +170,38 @@ def refine_split(
     Returns:
         The refined pair.
     """
-    height = split.channels * split.first
-    strip = moment.view(height, split.second, height, split.second).diagonal(dim1=1, dim2=3).sum(-1)
-    strip_factor = cholesky_psd(strip / split.second)
+    mean_factor = cholesky_psd(_block_sum(moment, split) / split.second_taps)
     best = factors
-    # Steps that are roughly right do: what they gain is measured in float64.
+    # In float32, which is faster: a step need only be about right, and what it gains is measured in float64.
     rough_target, rough_moment = target.float(), moment.float()
     for _ in range(alternations):
-        first = _improve_first(rough_target, rough_moment, best, split, strip_factor)
+        first = _improve_first(rough_target, rough_moment, best, split, mean_factor)
         norms = first.flatten(1).norm(dim=1).clamp_min(torch.finfo(first.dtype).tiny)
         refined = fit_split(target, moment, first / norms[:, None, None], split)
         if refined.gain <= best.gain:
             break
-        small = refined.gain - best.gain < 1e-4 * abs(best.gain)
+        is_small = refined.gain - best.gain < _MIN_PROGRESS * abs(best.gain)
         best = refined
-        if small:
+        if is_small:
             break
     return best
 
 
 def _improve_first(
-    target: Tensor, moment: Tensor, factors: SplitFactors, split: Split, strip_factor: Tensor
+    target: Tensor, moment: Tensor, factors: SplitFactors, split: Split, mean_factor: Tensor
 ) -> Tensor:
-    n_out, height = len(target), split.channels * split.first
+    """A better first factor for a given second one, by preconditioned conjugate gradients."""
+    n_out, n_columns = len(target), split.first_columns
     second = factors.second.to(target.dtype)
-    normal = _normal(moment, second, split)
+    normal = _normal_equations(moment, second, split)
     gram_factor = cholesky_psd(torch.einsum("ops,oqs->pq", factors.second, factors.second))
 
     def precondition(residual: Tensor) -> Tensor:
         half = torch.cholesky_solve(residual.to(gram_factor.dtype), gram_factor)
-        return torch.cholesky_solve(half.T, strip_factor).T.to(residual.dtype)
+        return torch.cholesky_solve(half.T, mean_factor).T.to(residual.dtype)
 
-    first = factors.first.reshape(len(factors.first), height).to(target.dtype)
-    residual = _back(target.view(n_out, height, split.second), second) - normal(first)
+    first = factors.first.reshape(len(factors.first), n_columns).to(target.dtype)
+    residual = _times_second(target.view(n_out, n_columns, split.second_taps), second) - normal(first)
     direction = precondition(residual)
     strength = (residual * direction).sum()
     start = strength
@@ -206,30 +219,30 @@ def _improve_first(
     return first.to(factors.first.dtype).view_as(factors.first)
 
 
-def _back(rows: Tensor, second: Tensor) -> Tensor:
+def _times_second(rows: Tensor, second: Tensor) -> Tensor:
     """Inner products with the second factor: (O, C_in F, S) with (O, R, S) -> (R, C_in F)."""
     return torch.einsum("ops,ocs->pc", second, rows)
 
 
-def _normal(moment: Tensor, second: Tensor, split: Split) -> Callable[[Tensor], Tensor]:
+def _normal_equations(moment: Tensor, second: Tensor, split: Split) -> Callable[[Tensor], Tensor]:
     """The normal equations of the first factor: (R, C_in F) -> (R, C_in F), whichever way multiplies less."""
     n_out, rank, taps = second.shape
-    width = len(moment)
-    height = width // taps
+    n_columns = len(moment)
 
     def by_outputs(first: Tensor) -> Tensor:
-        weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, width)
-        return _back((weight @ moment).view(n_out, height, taps), second)
+        weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, n_columns)
+        return _times_second((weight @ moment).view(n_out, n_columns // taps, taps), second)
 
-    if (rank - n_out) * width + (rank * taps - 2 * n_out) * rank >= 0:
+    # Multiply-accumulates of ``by_ranks`` less those of ``by_outputs``, without their common factor.
+    if (rank - n_out) * n_columns + (rank * taps - 2 * n_out) * rank >= 0:
         return by_outputs
     flat = second.permute(2, 1, 0).reshape(taps * rank, n_out)  # (S R, O)
     products = (flat @ flat.T).view(taps, rank, taps * rank)
 
     def by_ranks(first: Tensor) -> Tensor:
-        left = (first @ moment.view(height, taps * width)).view(rank, taps, height, taps)
+        left = (first @ moment.view(-1, taps * n_columns)).view(rank, taps, -1, taps)
         # (R, S, C_in F, S') -> (S', S R, C_in F)
-        stacked = left.permute(3, 1, 0, 2).reshape(taps, taps * rank, height)
+        stacked = left.permute(3, 1, 0, 2).reshape(taps, taps * rank, -1)
         return (products @ stacked).sum(0)
 
     return by_ranks

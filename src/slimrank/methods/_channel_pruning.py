@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channel pruning: in which order the units of a group go, and what every width costs."""
+"""Channel pruning: in which order the units of a group go, and the damage at every number that stays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,19 +15,24 @@ from slimrank.linalg import Consumer, Removal, removal_errors, removal_order
 from slimrank.methods._curves import CEILING, divergence_over_error
 from slimrank.records import ChannelOrder, GroupCurve, GroupSpec
 
+# Shares of the units that stay where divergences are measured. More measurements make damages in between more
+# precise; each takes a forward over the held-out samples. Larger groups keep about the last share or more.
 ANCHOR_SHARES = (0.8, 0.55, 0.3, 0.1)
+# Numbers of units that are offered, about: more are finer steps for a plan and more work to choose among.
 MAX_COUNTS = 64
+# Where not every number is offered, multiples of this one are: hardware is fast at them.
 _ALIGNMENT = 8
+# In groups of up to so many units, less than the smallest measured number is offered, too: every unit counts.
 _FEW_UNITS = 8
 
 
 def removal_by_order(
     order: ChannelOrder, consumers: Sequence[Consumer], n_units: int, *, generator: torch.Generator
 ) -> Removal:
-    """The order of units that a study asks for.
+    """The order of units that the caller of a study asked for.
 
     Args:
-        order: which one.
+        order: name of the order.
         consumers: layers that read the units.
         n_units: how many units there are.
         generator: on the CPU; a random order draws from it, the others do not.
@@ -52,7 +57,7 @@ def removal_by_obs(consumers: Sequence[Consumer], n_units: int, *, ridge: float 
     Args:
         consumers: layers that read the units.
         n_units: how many units there are.
-        ridge: share of the mean diagonal; None for what the rows of each consumer call for.
+        ridge: share of the mean diagonal; None for what fits the number of rows of each consumer.
 
     Returns:
         The order and its errors.
@@ -71,9 +76,9 @@ def removal_by_magnitude(
         ridge: as in ``removal_by_obs``, for the errors.
 
     Returns:
-        The order, and its errors once the kept columns are fitted anew.
+        The order, and its errors once the columns that stay are fitted anew.
 
-    Source: the way of AIMET's channel pruning.
+    Source: as in the channel pruning of AIMET.
     """
     device = consumers[0].weight.device if consumers else torch.device("cpu")
     sizes = torch.zeros(n_units + 1, dtype=torch.float64, device=device)
@@ -97,7 +102,7 @@ def removal_by_random(
         ridge: as in ``removal_by_obs``, for the errors.
 
     Returns:
-        The order, and its errors once the kept columns are fitted anew.
+        The order, and its errors once the columns that stay are fitted anew.
     """
     device = consumers[0].weight.device if consumers else torch.device("cpu")
     order = torch.randperm(n_units, generator=generator).to(device)
@@ -108,18 +113,18 @@ def inner_removal(variances: Sequence[Tensor], unit_maps: Sequence[Tensor], n_un
     """The order of units over which a product of two activations sums, such as the width of queries and keys.
 
     Without unit i, the products lack ``sum q_i k_i``: its variance is about that of q_i times that of k_i,
-    over all heads. Nothing makes up for it, so errors are sums of these.
+    over all heads. Nothing makes up for that, so errors are sums of these.
 
     Args:
         variances: (O,) of the outputs of each producer, over the data; squared norms of the rows of its
-            weight where there are none. Outputs of the two sides meet in order; where one side has fewer
-            (grouped queries), each of its outputs meets several in a row. A single producer makes both
-            sides, one before the other.
+            weight where there are no data. Outputs of the two sides are multiplied in order; where one side
+            has fewer (grouped queries), each of its outputs is multiplied by several in a row. A single
+            producer makes both sides, one before the other.
         unit_maps: (O,) int64 each, unit of each output; -1 where it belongs to none.
         n_units: how many units there are.
 
     Returns:
-        The order and its errors, in no unit.
+        The order and its errors, which have no unit.
 
     Raises:
         OptionError: no unit, no producer, or not one map per producer.
@@ -150,24 +155,26 @@ def inner_removal(variances: Sequence[Tensor], unit_maps: Sequence[Tensor], n_un
 
 
 def _inner_cost(variances: Sequence[Tensor], unit_maps: Sequence[Tensor], unit: int) -> Tensor:
+    """Variance of the products that lack one unit."""
     sides = [values[unit_of == unit].double() for values, unit_of in zip(variances, unit_maps, strict=True)]
     sides = [side for side in sides if len(side)]
     if len(sides) == 1 and len(sides[0]) % 2 == 0:
         sides = list(sides[0].chunk(2))
-    count = max((len(side) for side in sides), default=1)
-    product = torch.ones(count, dtype=torch.float64, device=variances[0].device)
+    n_products = max((len(side) for side in sides), default=1)
+    product = torch.ones(n_products, dtype=torch.float64, device=variances[0].device)
     for side in sides:
-        repeats, rest = divmod(count, len(side))
+        repeats, rest = divmod(n_products, len(side))
+        # Sides that do not match up count with their mean.
         product = product * (side.mean() if rest else side.repeat_interleave(repeats))
     return product.sum()
 
 
 def group_curve(group: GroupSpec, removal: Removal) -> GroupCurve:
-    """What a group can be slimmed to, damage not yet anchored (it equals the error).
+    """The numbers of units that a group may keep; damage is not yet anchored (it equals the error).
 
     Args:
-        group: the units.
-        removal: their order and its errors.
+        group: the group.
+        removal: the order of its units and the errors of that order.
 
     Returns:
         The curve: every count up to 64 units, about 64 counts beyond that, among them multiples of 8 (of 16,
@@ -176,16 +183,16 @@ def group_curve(group: GroupSpec, removal: Removal) -> GroupCurve:
     Raises:
         ShapeError: the order is of another number of units.
     """
-    units = group.units
-    if len(removal.order) != units:
+    n_units = group.units
+    if len(removal.order) != n_units:
         raise ShapeError(
-            f"group {group.name!r} has {units} units, the order {len(removal.order)}; order the units of "
+            f"group {group.name!r} has {n_units} units, the order {len(removal.order)}; order the units of "
             "this group"
         )
-    kept = _counts(units)
-    error = removal.errors.double().cpu().numpy()[units - kept]
+    counts = _offered_counts(n_units)
+    error = removal.errors.double().cpu().numpy()[n_units - counts]
     return GroupCurve(
-        group=group.name, order=tuple(removal.order.tolist()), kept=kept, error=error, damage=error
+        group=group.name, order=tuple(removal.order.tolist()), kept=counts, error=error, damage=error
     )
 
 
@@ -195,78 +202,79 @@ def relative_group_curve(curve: GroupCurve, removal: Removal) -> GroupCurve:
     With moments and metrics that are identities that is the share of the consumers' squared weights.
 
     Args:
-        curve: of a group.
-        removal: the order and errors that it was made of.
+        curve: curve of a group.
+        removal: the order and errors from which it was made.
 
     Returns:
         The curve, damage 0 to 1.
     """
-    whole = float(removal.errors[-1])
-    return replace(curve, damage=curve.error / whole if whole > 0 else curve.error)
+    total = float(removal.errors[-1])
+    return replace(curve, damage=curve.error / total if total > 0 else curve.error)
 
 
 def anchor_counts(curve: GroupCurve) -> tuple[int, ...]:
-    """Numbers of units kept at which divergences are to be measured, largest first.
+    """How many units stay where divergences are to be measured, largest number first.
 
     Args:
-        curve: of a group.
+        curve: curve of a group.
 
     Returns:
         About 0.8, 0.55, 0.3 and 0.1 of the units, without repetition.
     """
-    units = len(curve.order)
-    nearest = {int(curve.kept[np.abs(curve.kept - share * units).argmin()]) for share in ANCHOR_SHARES}
+    n_units, counts = len(curve.order), curve.kept
+    nearest = {int(counts[np.abs(counts - share * n_units).argmin()]) for share in ANCHOR_SHARES}
     return tuple(sorted(nearest, reverse=True))
 
 
 def anchored_group_curve(curve: GroupCurve, measured: Mapping[int, float]) -> GroupCurve:
     """The curve with damage in the unit of measured divergences.
 
-    The quadratic form underrates heavy pruning: so damage is never below what was measured with more units
-    kept, and nothing is offered below the smallest count that was measured, except in groups of up to 8
-    units, where damage then grows in inverse proportion to what is kept, or faster.
+    The quadratic form underrates heavy pruning: so damage is never below what was measured where more units
+    stay, and no smaller number of units is offered than was measured, except in groups of up to 8 units,
+    where damage then grows in inverse proportion to the number that stays, or faster.
 
     Args:
-        curve: of the group.
-        measured: divergence by number of units kept; one or more of the curve's.
+        curve: curve of the group.
+        measured: divergence by number of units that stay; one or more of those of the curve.
 
     Returns:
-        The curve, perhaps with fewer counts.
+        The curve, perhaps with fewer numbers of units.
 
     Raises:
-        OptionError: nothing was measured, or a count is not one of the curve's.
+        OptionError: nothing was measured, or it was at a number of units that the curve does not have.
     """
-    known = set(curve.kept.tolist())
-    if not measured or not known.issuperset(measured):
+    counts = curve.kept
+    offered = set(counts.tolist())
+    if not measured or not offered.issuperset(measured):
         raise OptionError(
             f"group {curve.group!r}: measured at {sorted(measured)} units; measure at one or more of "
-            f"{sorted(known)}"
+            f"{sorted(offered)}"
         )
-    error_at = dict(zip(curve.kept.tolist(), curve.error.tolist(), strict=True))
+    error_by_count = dict(zip(counts.tolist(), curve.error.tolist(), strict=True))
     worst, points = 0.0, []
     for count in sorted(measured, reverse=True):
         worst = max(worst, min(measured[count], CEILING))
-        points.append((error_at[count], worst))
+        points.append((error_by_count[count], worst))
     damage = divergence_over_error(curve.error, points)
     for count, (_, divergence) in zip(sorted(measured, reverse=True), points, strict=True):
-        damage = np.where(curve.kept <= count, np.maximum(damage, divergence), damage)
-    lowest = min(measured)
+        damage = np.where(counts <= count, np.maximum(damage, divergence), damage)
+    smallest = min(measured)
     if len(curve.order) <= _FEW_UNITS:
-        damage = np.where(curve.kept < lowest, np.maximum(damage, worst * lowest / curve.kept), damage)
+        damage = np.where(counts < smallest, np.maximum(damage, worst * smallest / counts), damage)
         return replace(curve, damage=damage)
-    offered = curve.kept >= lowest
-    return replace(curve, kept=curve.kept[offered], error=curve.error[offered], damage=damage[offered])
+    is_offered = counts >= smallest
+    return replace(curve, kept=counts[is_offered], error=curve.error[is_offered], damage=damage[is_offered])
 
 
-def _counts(units: int) -> NDArray[np.int64]:
-    """Numbers of units kept that are offered, ascending."""
-    if units <= MAX_COUNTS + 1:
-        return np.arange(1, units, dtype=np.int64)
+def _offered_counts(n_units: int) -> NDArray[np.int64]:
+    """How many units may stay, ascending."""
+    if n_units <= MAX_COUNTS + 1:
+        return np.arange(1, n_units, dtype=np.int64)
     step = _ALIGNMENT
-    while (units - 1) // step > MAX_COUNTS:
+    while (n_units - 1) // step > MAX_COUNTS:
         step *= 2
-    counts = set(range(step, units, step))
-    for count in np.linspace(1, units - 1, MAX_COUNTS).round().astype(int).tolist():
+    counts = set(range(step, n_units, step))
+    for count in np.linspace(1, n_units - 1, MAX_COUNTS).round().astype(int).tolist():
         if len(counts) >= MAX_COUNTS:
             break
         counts.add(count)

@@ -9,22 +9,33 @@ from numpy.typing import NDArray
 
 from slimrank.cost import FORM_ROWS, forms_of, keeps_rows, layer_cost, max_rank, pair_costs
 from slimrank.methods._isotonic import never_falling
-from slimrank.methods._pair import effective_weight, error_by_rank, fit_pair, true_error
+from slimrank.methods._pair import true_error
+from slimrank.methods._table import layer_functions
 from slimrank.methods._target import Target
-from slimrank.records import Curve, Form, LayerSpec, Method
+from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
+# Shares of the MACs of a layer at which divergences are measured. More measurements make damages in between
+# more precise; each takes a forward over the held-out samples.
 ANCHOR_RATIOS = (0.55, 0.25, 0.08)
+# Where, as a share of the ranks of a curve, a bound is compared with a fitted pair. More make the curve more
+# precise; each takes the time of one fit.
 PROBE_SHARES = (0.15, 0.5)
+# Refinement rounds of those fits; the pairs of a result get more.
 PROBE_ALTERNATIONS = 1
+# Keeps logarithms of bounds and of their ratios finite.
 _TINY = 1e-12
+# The smallest error or divergence that counts, and the largest divergence: so logarithms stay finite, also
+# where a model returns inf.
 _FLOOR = 1e-10
 CEILING = 1e6
+# Bounds of the log-log slope beyond the largest measured error: the last two measurements may lie close
+# together, and a slope from noise would let damages explode or not grow at all.
 _MIN_SLOPE, _MAX_SLOPE = 0.3, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """One measured divergence.
+    """One measured divergence of a layer.
 
     Attributes:
         form, rank: what the layer was replaced with.
@@ -45,7 +56,7 @@ def layer_curves(
 
     Args:
         spec: the layer.
-        methods: methods to offer.
+        methods: names of the methods.
         target: the weight and its metric.
         has_bias: whether pairs carry a bias.
 
@@ -57,26 +68,27 @@ def layer_curves(
     for method in methods:
         for form in forms_of(spec, method):
             if keeps_rows(spec) and not FORM_ROWS[form].is_closed:
-                # Its moments are kept as rows, since a matrix of them would not fit; these forms need one.
+                # Its moments are stored as rows, since a matrix of them would not fit; these forms need one.
                 continue
             ranks = np.arange(1, max_rank(spec, form) + 1, dtype=np.int64)
             macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
-            worth = (macs < cost.macs) | (params < cost.params)
-            if not worth.any():
+            saves = (macs < cost.macs) | (params < cost.params)
+            if not saves.any():
                 continue
-            errors = error_by_rank(spec, form, target, limit=int(ranks[worth][-1])).cpu().numpy()
-            error = np.minimum.accumulate(errors[ranks[worth]])
+            errors_of = layer_functions(method).errors
+            errors = errors_of(spec, form, target, limit=int(ranks[saves][-1])).cpu().numpy()
+            error = np.minimum.accumulate(errors[ranks[saves]])
             if not FORM_ROWS[form].is_closed and target.moments.n_rows:
-                error = _corrected(spec, form, target, ranks[worth], error)
+                error = _corrected(spec, method, form, target, ranks[saves], error)
             curves.append(
                 Curve(
                     layer=spec.name,
                     method=method,
                     form=form,
-                    ranks=ranks[worth],
-                    macs=macs[worth],
-                    params=params[worth],
-                    bytes=params[worth] * spec.itemsize,
+                    ranks=ranks[saves],
+                    macs=macs[saves],
+                    params=params[saves],
+                    bytes=params[saves] * spec.itemsize,
                     error=error,
                     damage=error,
                 )
@@ -85,17 +97,23 @@ def layer_curves(
 
 
 def _corrected(
-    spec: LayerSpec, form: Form, target: Target, ranks: NDArray[np.int64], bound: NDArray[np.float64]
+    spec: LayerSpec,
+    method: Method,
+    form: Form,
+    target: Target,
+    ranks: NDArray[np.int64],
+    bound: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """A bound brought down to what refined pairs reach on un-ridged moments, measured at a few ranks."""
+    """A bound lowered to the errors of refined factors on un-ridged moments, computed at a few ranks."""
     probes = sorted({int(ranks[int(share * (len(ranks) - 1))]) for share in PROBE_SHARES})
-    logs = []
+    log_ratios = []
     for rank in probes:
-        pair = fit_pair(spec, form, rank, target, alternations=PROBE_ALTERNATIONS)
-        reached = true_error(target, effective_weight(spec, pair))
+        setting = Setting(method=method, form=form, rank=rank)
+        factors = layer_functions(method).fit(spec, setting, target, alternations=PROBE_ALTERNATIONS)
+        error_of_fit = true_error(target, factors.weight(spec))
         limit = max(float(bound[np.searchsorted(ranks, rank)]), _TINY)
-        logs.append(np.log(min(max(reached, _TINY * limit) / limit, 1.0)))
-    error: NDArray[np.float64] = bound * np.exp(np.interp(np.log(ranks), np.log(probes), logs))
+        log_ratios.append(np.log(min(max(error_of_fit, _TINY * limit) / limit, 1.0)))
+    error: NDArray[np.float64] = bound * np.exp(np.interp(np.log(ranks), np.log(probes), log_ratios))
     return np.minimum.accumulate(error)
 
 
@@ -103,7 +121,7 @@ def relative_curves(curves: Sequence[Curve], total: float) -> tuple[Curve, ...]:
     """Damage as a share of the layer's whole error, where nothing was measured.
 
     Args:
-        curves: of one layer.
+        curves: curves of one layer.
         total: the error of replacing the layer by nothing.
 
     Returns:
@@ -113,21 +131,21 @@ def relative_curves(curves: Sequence[Curve], total: float) -> tuple[Curve, ...]:
 
 
 def anchor_points(curves: Sequence[Curve], method: Method, macs: int) -> list[tuple[Form, int, float]]:
-    """Where to measure: a few costs, each in the form with the lowest error there.
+    """Where to measure divergences: at a few costs, each in the form with the lowest error there.
 
     Args:
-        curves: of one layer.
+        curves: curves of one layer.
         method: the method to anchor.
-        macs: of the layer as it stands.
+        macs: MACs of the layer as it stands.
 
     Returns:
         (form, rank, error), most expensive first, without repetition.
     """
-    own = [curve for curve in curves if curve.method == method]
+    of_method = [curve for curve in curves if curve.method == method]
     points: list[tuple[Form, int, float]] = []
     for ratio in ANCHOR_RATIOS:
         best: tuple[float, Form, int] | None = None
-        for curve in own:
+        for curve in of_method:
             index = max(int(np.searchsorted(curve.macs, ratio * macs, side="right")) - 1, 0)
             option = (float(curve.error[index]), curve.form, int(curve.ranks[index]))
             if best is None or option[0] < best[0]:
@@ -143,8 +161,8 @@ def anchored_curves(curves: Sequence[Curve], anchors: Mapping[Method, Sequence[A
     Within a method, damage is a monotone log-log interpolation of the divergence over the error.
 
     Args:
-        curves: of one layer.
-        anchors: by method.
+        curves: curves of one layer.
+        anchors: measured divergences by method.
 
     Returns:
         The curves, damage replaced.
@@ -167,23 +185,24 @@ def divergence_over_error(
 
     Args:
         error: (K,) float64, quadratic forms.
-        measured: error and divergence, one pair or more, in any order.
+        measured: one or more tuples (error, divergence), in any order.
 
     Returns:
         (K,) float64.
     """
     points = sorted(measured, key=lambda point: point[0])
     largest = max(points[-1][0], _FLOOR)
-    x = np.log(np.maximum([point[0] for point in points], 1e-9 * largest))
-    y = np.log(never_falling(np.clip([point[1] for point in points], _FLOOR, CEILING)))
-    keep = np.concatenate([[True], np.diff(x) > 1e-9])
-    x, y = x[keep], y[keep]
-    at = np.log(np.maximum(error, 1e-12 * largest))
-    result = np.interp(at, x, y)
+    log_errors = np.log(np.maximum([point[0] for point in points], 1e-9 * largest))
+    log_divergences = np.log(never_falling(np.clip([point[1] for point in points], _FLOOR, CEILING)))
+    # Of equal errors only the first serves: an interpolation needs rising ones.
+    is_new = np.concatenate([[True], np.diff(log_errors) > 1e-9])
+    x, y = log_errors[is_new], log_divergences[is_new]
+    log_error = np.log(np.maximum(error, 1e-12 * largest))
+    result = np.interp(log_error, x, y)
     slope = float(np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), _MIN_SLOPE, _MAX_SLOPE)) if len(x) > 1 else 1.0
-    # Below the smallest measured error the form is quadratic and exact in order: divergence goes with the
-    # error.
-    result = np.where(at < x[0], y[0] + (at - x[0]), result)
-    result = np.where(at > x[-1], y[-1] + slope * (at - x[-1]), result)
+    # Below the smallest measured error the divergence is in proportion to the error: for small changes the
+    # quadratic form has the right order.
+    result = np.where(log_error < x[0], y[0] + (log_error - x[0]), result)
+    result = np.where(log_error > x[-1], y[-1] + slope * (log_error - x[-1]), result)
     damage: NDArray[np.float64] = np.exp(result)
     return damage

@@ -14,12 +14,12 @@ def never_falling(values: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns:
         (K,) float64, never falling, with the least sum of squared differences.
     """
-    blocks: list[tuple[float, int]] = []
+    pools: list[tuple[float, int]] = []
     for value in values.tolist():
         mean, count = value, 1
-        while blocks and blocks[-1][0] > mean:
-            last_mean, last_count = blocks.pop()
+        while pools and pools[-1][0] > mean:
+            last_mean, last_count = pools.pop()
             mean = (mean * count + last_mean * last_count) / (count + last_count)
             count += last_count
-        blocks.append((mean, count))
-    return np.concatenate([np.full(count, mean) for mean, count in blocks])
+        pools.append((mean, count))
+    return np.concatenate([np.full(count, mean) for mean, count in pools])

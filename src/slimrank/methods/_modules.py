@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a replacement looks like: the container of its modules, their names, and their tensors on disk.
 
-Nobody else knows of how many modules a replacement consists, what they are called, or which has the bias.
+No other file knows how many modules a replacement has, what they are called, or which has the bias.
 """
 
 from collections.abc import Collection, Mapping
@@ -26,7 +26,7 @@ def fit_factors(spec: LayerSpec, setting: Setting, target: Target, *, alternatio
     Returns:
         The factors.
     """
-    return layer_functions(setting).fit(spec, setting, target, alternations=alternations)
+    return layer_functions(setting.method).fit(spec, setting, target, alternations=alternations)
 
 
 def build_modules(
@@ -44,20 +44,20 @@ def build_modules(
         Ordinary torch modules, without bias in any but the last.
     """
     setting = factors.setting
-    modules = layer_functions(setting).modules(spec, setting, has_bias=bias is not None)
-    reference = layer.weight
-    if not isinstance(reference, Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight tensor")
+    modules = layer_functions(setting.method).modules(spec, setting, has_bias=bias is not None)
+    reference = _weight_tensor(layer)
     for module, values in zip(modules, factors.tensors, strict=True):
         module.weight = nn.Parameter(
-            values.reshape(_weight_of(module).shape).to(device=reference.device, dtype=reference.dtype),
+            values.reshape(_weight_tensor(module).shape).to(device=reference.device, dtype=reference.dtype),
             requires_grad=reference.requires_grad,
         )
         module.train(layer.training)
     if bias is not None:
-        known = layer.bias if isinstance(layer.bias, Tensor) else reference
+        # A new bias is like the weight; an old one may have a dtype of its own.
+        model_bias = layer.bias if isinstance(layer.bias, Tensor) else reference
         modules[-1].bias = nn.Parameter(
-            bias.to(device=reference.device, dtype=known.dtype, copy=True), requires_grad=known.requires_grad
+            bias.to(device=reference.device, dtype=model_bias.dtype, copy=True),
+            requires_grad=model_bias.requires_grad,
         )
     return modules
 
@@ -90,7 +90,7 @@ def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> n
     Returns:
         Modules in a container, their parameters on the meta device.
     """
-    return nn.Sequential(*layer_functions(setting).modules(spec, setting, has_bias=has_bias))
+    return nn.Sequential(*layer_functions(setting.method).modules(spec, setting, has_bias=has_bias))
 
 
 def open_container(layer: nn.Module) -> nn.Sequential:
@@ -104,10 +104,10 @@ def open_container(layer: nn.Module) -> nn.Sequential:
 def fill_container(
     container: nn.Module, spec: LayerSpec, layer: nn.Module, factors: Factors, bias: Tensor | None
 ) -> None:
-    """Puts the modules of a replacement where its layer still is (in place).
+    """Puts the modules of a replacement into the container that still holds the layer (in place).
 
     Args:
-        container: of ``open_container``.
+        container: what ``open_container`` returned.
         spec: geometry of the layer.
         layer: the original.
         factors: values of the modules.
@@ -134,17 +134,17 @@ def is_replacement(
     Args:
         modules: of the model, by dotted name.
         spec: the layer that was replaced.
-        setting: what should stand there.
-        replaced: layers that were replaced at any time: factors among them are not looked at.
+        setting: what should be there.
+        replaced: layers that were replaced at any time: factors among them are not checked.
 
     Returns:
         False where a factor is missing, or has another number of outputs.
     """
-    *inner, _ = layer_functions(setting).modules(spec, setting, has_bias=False)
+    *inner, _ = layer_functions(setting.method).modules(spec, setting, has_bias=False)
     for index, factor in enumerate(inner):
         name = _factor_name(spec.name, index)
         weight = getattr(modules.get(name), "weight", None)
-        fits = isinstance(weight, Tensor) and len(weight) == len(_weight_of(factor))
+        fits = isinstance(weight, Tensor) and len(weight) == len(_weight_tensor(factor))
         if name not in replaced and not fits:
             return False
     return True
@@ -158,7 +158,7 @@ def is_replaced_in(tensors: Collection[str], name: str) -> bool:
         name: of the layer.
 
     Returns:
-        True where something like a first factor stands there.
+        True where the state dict holds a first factor of that layer.
     """
     return f"{_factor_name(name, 0)}.weight" in tensors
 
@@ -174,26 +174,26 @@ def has_bias_in(tensors: Collection[str], name: str, setting: Setting) -> bool |
     Returns:
         None where the factor that has the bias, or none, was replaced itself by a later step.
     """
-    last = _factor_name(name, len(layer_functions(setting).factor_names) - 1)
+    last = _factor_name(name, len(layer_functions(setting.method).factor_names) - 1)
     return None if is_replaced_in(tensors, last) else f"{last}.bias" in tensors
 
 
 def factors_to_tensors(factors: Factors) -> dict[str, Tensor]:
-    """Factors by the names that a journal has for them."""
-    names = layer_functions(factors.setting).factor_names
+    """Tensors of factors by their names in a journal."""
+    names = layer_functions(factors.setting.method).factor_names
     return dict(zip(names, factors.tensors, strict=True))
 
 
 def factors_from_tensors(setting: Setting, tensors: Mapping[str, Tensor]) -> Factors:
-    """Factors by what a journal holds of them; other names are not looked at."""
-    functions = layer_functions(setting)
+    """Factors from the tensors that a journal holds; other names are ignored."""
+    functions = layer_functions(setting.method)
     return functions.factors_of(setting, [tensors[name] for name in functions.factor_names])
 
 
 def factors_on(factors: Factors, device: torch.device) -> Factors:
     """The same factors on a device."""
     tensors = [tensor.to(device) for tensor in factors.tensors]
-    return layer_functions(factors.setting).factors_of(factors.setting, tensors)
+    return layer_functions(factors.setting.method).factors_of(factors.setting, tensors)
 
 
 def _factor_name(name: str, index: int) -> str:
@@ -201,7 +201,7 @@ def _factor_name(name: str, index: int) -> str:
     return f"{name}.{index}"
 
 
-def _weight_of(module: nn.Module) -> Tensor:
+def _weight_tensor(module: nn.Module) -> Tensor:
     if not isinstance(module.weight, Tensor):
         raise TypeError(f"{type(module).__name__} has no weight tensor")
     return module.weight

@@ -65,19 +65,19 @@ def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | N
         spec: the layer.
         form: how the kernel is split.
         target: what to reproduce.
-        limit: largest rank of interest; None for all.
+        limit: largest rank that is needed; None for all.
 
     Returns:
         (R + 1,) float64: entry r is ``1/2 tr((W - W_r)^T G (W - W_r) H)``; entry 0 is all.
     """
     if FORM_ROWS[form].is_closed:
-        return _closed(target).errors[: None if limit is None else limit + 1]
-    opened = _split(spec, form, target)
-    return nested_errors(opened.weighted, opened.goal, opened.moment, opened.first[:limit], opened.split)
+        return _closed_form(target).errors[: None if limit is None else limit + 1]
+    kernel = _shared_kernel(spec, form, target)
+    return nested_errors(kernel.weighted, kernel.goal, kernel.moment, kernel.first[:limit], kernel.split)
 
 
 def true_error(target: Target, weight: Tensor) -> float:
-    """Error of any weight in place of the target's, on the un-ridged moments.
+    """Error of any weight instead of that of the target, on the un-ridged moments.
 
     Args:
         target: what to reproduce.
@@ -103,41 +103,42 @@ def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternat
         The pair, balanced.
     """
     if FORM_ROWS[form].is_closed:
-        basis = _closed(target).basis
+        basis = _closed_form(target).basis
         first, second = project_pair(target.dense, basis, rank, target.root, target.inverse_root)
         channels = spec.weight_shape[1]
         return _balanced(form, first.view(rank, channels, -1), second.unsqueeze(-1))
-    opened = _split(spec, form, target)
-    goal, moment, split = opened.goal, opened.moment, opened.split
-    factors = fit_split(goal, moment, opened.first[:rank], split)
+    kernel = _shared_kernel(spec, form, target)
+    goal, moment, split = kernel.goal, kernel.moment, kernel.split
+    factors = fit_split(goal, moment, kernel.first[:rank], split)
     if alternations:
         factors = refine_split(goal, moment, factors, split, alternations=alternations)
     second = torch.einsum("uo,ors->urs", target.inverse_root, factors.second)
     return _balanced(form, factors.first, second)
 
 
-def _closed(target: Target) -> ClosedForm:
-    if target.closed is None:
+def _closed_form(target: Target) -> ClosedForm:
+    if target.closed_form is None:
         basis, errors = output_basis(target.weighted, target.moments, ridge=target.ridge)
-        target.closed = ClosedForm(basis=basis, errors=errors)
-    return target.closed
+        target.closed_form = ClosedForm(basis=basis, errors=errors)
+    return target.closed_form
 
 
-def _split(spec: LayerSpec, form: Form, target: Target) -> SharedKernel:
-    known = target.splits.get(form)
+def _shared_kernel(spec: LayerSpec, form: Form, target: Target) -> SharedKernel:
+    known = target.shared_kernels.get(form)
     if known is not None:
         return known
     split, columns = _arrangement(spec, form, target.dense.device)
     if target.ridged is None:
         target.ridged = target.moments.ridged(target.ridge)
     moment, weighted = target.ridged, target.weighted
+    # Copies as large as the moments, so only where the order of the columns changes.
     if not bool((columns[1:] > columns[:-1]).all()):
         moment, weighted = moment[columns][:, columns].contiguous(), weighted[:, columns].contiguous()
     first = initial_first_factor(weighted, moment, split)
     goal = weighted @ moment
-    opened = SharedKernel(split=split, moment=moment, weighted=weighted, goal=goal, first=first)
-    target.splits[form] = opened
-    return opened
+    kernel = SharedKernel(split=split, moment=moment, weighted=weighted, goal=goal, first=first)
+    target.shared_kernels[form] = kernel
+    return kernel
 
 
 def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:
@@ -150,21 +151,21 @@ def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:
 
 
 def _arrangement(spec: LayerSpec, form: Form, device: torch.device) -> tuple[Split, Tensor]:
-    """How columns divide, and their order: channels, taps of the first factor, taps of the second."""
+    """How columns divide, and their order: by channel, tap of the first factor, tap of the second."""
     channels, kernel = spec.weight_shape[1], spec.kernel
     taken = FORM_ROWS[form].first_taps(len(kernel))
     first = [dim for dim, is_taken in enumerate(taken) if is_taken]
     second = [dim for dim, is_taken in enumerate(taken) if not is_taken]
     columns = torch.arange(channels * prod(kernel), device=device).view(channels, *kernel)
     ordered = columns.permute(0, *(1 + dim for dim in first + second)).reshape(-1)
-    first_size, second_size = factor_taps(spec, form)
-    return Split(channels=channels, first=first_size, second=second_size), ordered
+    first_taps, second_taps = factor_taps(spec, form)
+    return Split(channels=channels, first_taps=first_taps, second_taps=second_taps), ordered
 
 
 def _balanced(form: Form, first: Tensor, second: Tensor) -> Pair:
-    """Equal norms per component on both sides: kind to half precision and to int8."""
+    """The pair with equal norms of both factors per component: neither strains half precision or int8."""
     tiny = torch.finfo(first.dtype).tiny
-    norms = first.flatten(1).norm(dim=1).clamp_min(tiny)
-    other = second.transpose(0, 1).flatten(1).norm(dim=1).clamp_min(tiny)
-    scale = (other / norms).sqrt()
+    first_norms = first.flatten(1).norm(dim=1).clamp_min(tiny)
+    second_norms = second.transpose(0, 1).flatten(1).norm(dim=1).clamp_min(tiny)
+    scale = (second_norms / first_norms).sqrt()
     return Pair(form=form, first=first * scale[:, None, None], second=second / scale[None, :, None])

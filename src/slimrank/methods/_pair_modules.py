@@ -10,6 +10,7 @@ from slimrank.records import Form, LayerSpec
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Factor = nn.Linear | _Conv
+# Kinds of layers that become two convolutions.
 _CONVS: Mapping[str, Callable[..., _Conv]] = {
     "conv1d": nn.Conv1d,
     "conv2d": nn.Conv2d,
@@ -24,7 +25,7 @@ def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tup
         spec: the layer to replace.
         form: how the kernel is split.
         rank: size between the factors.
-        has_bias: whether the second has a bias.
+        has_bias: whether the second module has a bias.
 
     Returns:
         Two modules whose parameters hold no storage yet.
@@ -40,9 +41,10 @@ def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tup
 
     def factor(n_in: int, n_out: int, taps: tuple[bool, ...], bias: bool) -> _Conv:
         def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
-            return tuple(v if used else neutral for v, used in zip(values, taps, strict=True))
+            return tuple(value if has_taps else neutral for value, has_taps in zip(values, taps, strict=True))
 
         padding = spec.padding if isinstance(spec.padding, str) else pick(spec.padding, 0)
+        # A 1x1 factor needs no padding, whatever "same" or "valid" means for the other one.
         if not any(taps):
             padding = pick((0,) * len(taps), 0)
         return conv(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slimrank._errors import UnknownNameError
 from slimrank._names import nearest
 from slimrank.cost import FORMS
-from slimrank.methods._pair import Pair, fit_pair
+from slimrank.methods._pair import Pair, error_by_rank, fit_pair
 from slimrank.methods._pair_modules import empty_pair
 from slimrank.methods._target import Target
 from slimrank.records import PRUNING, Form, LayerSpec, Method, Setting, replaces_groups
@@ -22,7 +22,7 @@ class Factors(Protocol):
 
     @property
     def setting(self) -> Setting:
-        """What a plan says of them."""
+        """What a plan says about them."""
         ...
 
     @property
@@ -32,6 +32,17 @@ class Factors(Protocol):
 
     def weight(self, spec: LayerSpec) -> Tensor:
         """The (O, D) float64 weight that they amount to, columns as in ``weight.flatten(1)``."""
+        ...
+
+
+class ErrorByRank(Protocol):
+    """Tells the error of a form at every rank, from one decomposition."""
+
+    def __call__(self, spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:
+        """(R + 1,) float64 up to rank ``limit``; entry 0 is the error without the layer.
+
+        Exact where the form is closed; else an upper bound, which a few fits then lower.
+        """
         ...
 
 
@@ -57,12 +68,14 @@ class LayerFunctions:
 
     Attributes:
         factor_names: what the tensor of each factor is called in a journal, in the order of the modules.
-        fit: fits the factors.
+        errors: error of a form at every rank.
+        fit: fits the factors of one setting.
         modules: makes the modules, still without values.
         factors_of: makes factors of a setting and their tensors, as a journal gives them back.
     """
 
     factor_names: tuple[str, ...]
+    errors: ErrorByRank
     fit: FitFactors
     modules: EmptyModules
     factors_of: Callable[[Setting, Sequence[Tensor]], Factors]
@@ -75,7 +88,7 @@ class MethodRow:
     Attributes:
         name: as in plans.
         forms: its forms, in the order in which ties are decided; () where it replaces groups.
-        functions: how it replaces a layer; None where it replaces groups: these are cut, not built.
+        functions: how it replaces a layer; None where it replaces groups, which only lose channels.
     """
 
     name: Method
@@ -101,10 +114,16 @@ def _pair_of(setting: Setting, tensors: Sequence[Tensor]) -> Factors:
     return Pair(form=setting.form, first=first, second=second)
 
 
+# Shared by every method whose replacement is two modules with one rank between them.
 _PAIR = LayerFunctions(
-    factor_names=("first", "second"), fit=_fit_pair, modules=_empty_pair, factors_of=_pair_of
+    factor_names=("first", "second"),
+    errors=error_by_rank,
+    fit=_fit_pair,
+    modules=_empty_pair,
+    factors_of=_pair_of,
 )
 
+# Every method by name; in the order in which they are listed everywhere.
 TABLE: Mapping[Method, MethodRow] = MappingProxyType(
     {
         row.name: row
@@ -115,25 +134,24 @@ TABLE: Mapping[Method, MethodRow] = MappingProxyType(
         )
     }
 )
+# The public list of names.
 METHODS: tuple[Method, ...] = tuple(TABLE)
 
 
-def layer_functions(setting: Setting) -> LayerFunctions:
-    """How a setting is built.
+def layer_functions(method: Method) -> LayerFunctions:
+    """How a method replaces a layer.
 
     Args:
-        setting: of one layer.
+        method: its name.
 
     Returns:
-        The functions of its method.
+        Its functions.
 
     Raises:
         UnknownNameError: the method replaces no single layer.
     """
-    row = TABLE.get(setting.method)
+    row = TABLE.get(method)
     if row is None or row.functions is None:
         known = [row.name for row in TABLE.values() if row.functions is not None]
-        raise UnknownNameError(
-            f"method {setting.method!r} replaces no single layer; {nearest(setting.method, known)}"
-        )
+        raise UnknownNameError(f"method {method!r} replaces no single layer; {nearest(method, known)}")
     return row.functions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pair shall reproduce, and how errors are weighed."""
+"""What a pair shall reproduce, and how its errors are weighted."""
 
 from dataclasses import dataclass, field
 
@@ -9,6 +9,8 @@ from torch import Tensor
 from slimrank.linalg import Moments, Split, square_roots
 from slimrank.records import Form
 
+# Share of the mean eigenvalue that is added to each eigenvalue of the second moment of output gradients. More
+# makes all directions of the outputs count alike, less trusts what few draws say about rare ones.
 _GRADIENT_SHRINK = 0.1
 
 
@@ -33,15 +35,16 @@ class SharedKernel:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Target:
-    """What a pair shall reproduce, and how errors are weighed; it remembers its decompositions.
+    """What a pair shall reproduce, and how its errors are weighted; it remembers its decompositions.
 
     Attributes:
         dense: (O, D) float64, the weight to approximate.
         moments: second moments H of the D inputs.
         root: (O, O) float64, G^(1/2).
         inverse_root: (O, O) float64, G^(-1/2).
-        ridge: share of the mean diagonal of H that serves the fit.
-        closed, splits, ridged: what was decomposed already, one per form.
+        ridge: share of the mean diagonal of H that is added to H for the fit.
+        closed_form, shared_kernels, ridged: decompositions so far, of use to every rank; None or without an
+            entry until the first fit needs them.
     """
 
     dense: Tensor
@@ -49,8 +52,8 @@ class Target:
     root: Tensor
     inverse_root: Tensor
     ridge: float
-    closed: ClosedForm | None = field(default=None, init=False)
-    splits: dict[Form, SharedKernel] = field(default_factory=dict, init=False)
+    closed_form: ClosedForm | None = field(default=None, init=False)
+    shared_kernels: dict[Form, SharedKernel] = field(default_factory=dict, init=False)
     ridged: Tensor | None = field(default=None, init=False)
 
     @property
@@ -77,7 +80,7 @@ def metric_roots(gram: Tensor | None, n_out: int, device: torch.device) -> tuple
 
 
 def weights_target(weight: Tensor) -> Target:
-    """A target about whose inputs and outputs nothing is known: plain, unweighted decompositions.
+    """A target without data on its inputs and outputs: plain, unweighted decompositions.
 
     Args:
         weight: (O, D) float64.
@@ -87,4 +90,5 @@ def weights_target(weight: Tensor) -> Target:
     """
     root, inverse_root = metric_roots(None, len(weight), weight.device)
     moments = Moments.identity(weight.shape[1], weight.device)
+    # A ridge must be above 0; an identity needs no more.
     return Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=1e-12)

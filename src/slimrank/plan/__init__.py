@@ -5,7 +5,7 @@ from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method
 from slimrank.plan._plan import Plan, PlanSource, plan_on
 from slimrank.plan._rounding import check_multiple_of, multiple_for
 from slimrank.plan._settings_file import read_settings
-from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, live, step_of
+from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, slimmable_groups, step_of
 from slimrank.plan._structure import Step, Structure, are_same_steps, check_structure, names_of, structure_of
 
 __all__ = [
@@ -22,12 +22,12 @@ __all__ = [
     "form_of",
     "group_damage_at",
     "is_inside",
-    "live",
     "method_of",
     "multiple_for",
     "names_of",
     "plan_on",
     "read_settings",
+    "slimmable_groups",
     "step_of",
     "structure_of",
 ]

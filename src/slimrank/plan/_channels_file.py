@@ -19,10 +19,12 @@ from slimrank.records import (
     TensorSpec,
 )
 
+# Parts of the file that are lists, since sorted keys would lose the order of execution.
 _LISTS = ("groups", "tensors", "products", "blocks")
+# Spelled out, so that a role read from a file gets the type of the literal.
 _ROLES: tuple[Role, ...] = ("output", "input")
-# start, count, repeat, tile
-_PATTERN = 4
+# How many numbers a pattern of units has: start, count, repeat, tile.
+_PATTERN_LENGTH = 4
 _Named = TypeVar("_Named", GroupSpec, TensorSpec, BlockSpec)
 
 
@@ -66,18 +68,28 @@ def channels_from_json(value: Json, layers: Mapping[str, LayerSpec], where: str)
     """
     content = as_object(value, where, required=(*_LISTS, "norms"))
     parts = {key: list(_items(content[key], f"{where}.{key}")) for key in _LISTS}
-    groups = _by_name((_group(one, layers, at) for one, at in parts["groups"]), f"{where}.groups")
-    tensors = _by_name((_tensor(one, groups, at) for one, at in parts["tensors"]), f"{where}.tensors")
+    # Groups first: tensors and products name them.
+    groups = _by_name(
+        (_group_from_json(group, layers, location) for group, location in parts["groups"]), f"{where}.groups"
+    )
+    tensors = _by_name(
+        (_tensor_from_json(tensor, groups, location) for tensor, location in parts["tensors"]),
+        f"{where}.tensors",
+    )
     return ChannelMap(
         groups=groups,
         tensors=tensors,
-        products=tuple(_product(one, groups, at) for one, at in parts["products"]),
-        blocks=_by_name((_block(one, at) for one, at in parts["blocks"]), f"{where}.blocks"),
-        norms=_norms(content["norms"], layers, f"{where}.norms"),
+        products=tuple(
+            _product_from_json(product, groups, location) for product, location in parts["products"]
+        ),
+        blocks=_by_name(
+            (_block_from_json(block, location) for block, location in parts["blocks"]), f"{where}.blocks"
+        ),
+        norms=_norms_from_json(content["norms"], layers, f"{where}.norms"),
     )
 
 
-def _norms(value: Json, layers: Mapping[str, LayerSpec], where: str) -> dict[str, str]:
+def _norms_from_json(value: Json, layers: Mapping[str, LayerSpec], where: str) -> dict[str, str]:
     norms = as_object(value, where)
     for layer in norms:
         if layer not in layers:
@@ -96,6 +108,7 @@ def units_to_json(units: Sequence[int]) -> list[Json]:
         ``repeat`` times, all of it ``tile`` times.
     """
     runs = [(unit, len(list(same))) for unit, same in groupby(units)]
+    # Runs of equal length whose units rise by one, each as start, count and repeat.
     stairs: list[list[int]] = []
     for unit, length in runs:
         last = stairs[-1] if stairs else None
@@ -124,21 +137,21 @@ def units_from_json(value: Json, where: str) -> tuple[int, ...]:
         PlanError: something else.
     """
     units: list[int] = []
-    for item, at in _items(value, where):
+    for item, location in _items(value, where):
         if not isinstance(item, list):
-            units.append(as_integer(item, at))
+            units.append(as_integer(item, location))
             continue
-        pattern = as_integers(item, at)
-        if len(pattern) != _PATTERN or min(pattern[1:]) < 1:
-            raise PlanError(f"{at}: {list(pattern)} is no pattern; write [start, count, repeat, tile]")
+        pattern = as_integers(item, location)
+        if len(pattern) != _PATTERN_LENGTH or min(pattern[1:]) < 1:
+            raise PlanError(f"{location}: {list(pattern)} is no pattern; write [start, count, repeat, tile]")
         start, count, repeat, tile = pattern
-        units += [start + place // repeat for place in range(count * repeat)] * tile
+        units += [start + index // repeat for index in range(count * repeat)] * tile
     return tuple(units)
 
 
 def _items(value: Json, where: str) -> Iterable[tuple[Json, str]]:
-    """The items of a list, each with its place."""
-    return ((item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
+    """The items of a list, each with where it stands, for errors."""
+    return ((item, f"{where}[{index}]") for index, item in enumerate(as_list(value, where)))
 
 
 def _by_name(values: Iterable[_Named], where: str) -> dict[str, _Named]:
@@ -151,7 +164,7 @@ def _by_name(values: Iterable[_Named], where: str) -> dict[str, _Named]:
 
 
 def _texts(value: Json, where: str) -> tuple[str, ...]:
-    return tuple(as_text(item, at) for item, at in _items(value, where))
+    return tuple(as_text(item, location) for item, location in _items(value, where))
 
 
 def _group_to_json(group: GroupSpec) -> dict[str, Json]:
@@ -165,12 +178,12 @@ def _group_to_json(group: GroupSpec) -> dict[str, Json]:
         "sizes": [[module, attribute] for module, attribute in group.sizes],
         "reason": group.reason,
     }
-    # Without what goes without saying, so that most groups take one line.
-    unsaid: dict[str, Json] = {"is_inner": False, "sizes": [], "reason": None}
-    return {key: value for key, value in every.items() if key not in unsaid or value != unsaid[key]}
+    # Defaults are left out, so that most groups take one line of the file.
+    defaults: dict[str, Json] = {"is_inner": False, "sizes": [], "reason": None}
+    return {key: value for key, value in every.items() if key not in defaults or value != defaults[key]}
 
 
-def _group(value: Json, layers: Mapping[str, LayerSpec], where: str) -> GroupSpec:
+def _group_from_json(value: Json, layers: Mapping[str, LayerSpec], where: str) -> GroupSpec:
     content = as_object(
         value,
         where,
@@ -185,10 +198,13 @@ def _group(value: Json, layers: Mapping[str, LayerSpec], where: str) -> GroupSpe
     for name in members["consumers"]:
         if name not in layers:
             raise PlanError(f"{where}: {name!r} is no layer of the structure; {nearest(name, layers)}")
-    pairs = [(_texts(item, at), at) for item, at in _items(content.get("sizes", []), f"{where}.sizes")]
-    for pair, at in pairs:
+    pairs = [
+        (_texts(item, location), location)
+        for item, location in _items(content.get("sizes", []), f"{where}.sizes")
+    ]
+    for pair, location in pairs:
         if len(pair) != 2:
-            raise PlanError(f"{at}: {list(pair)} is no pair; write [module, attribute]")
+            raise PlanError(f"{location}: {list(pair)} is no pair; write [module, attribute]")
     reason = content.get("reason")
     return GroupSpec(
         name=as_text(content["name"], f"{where}.name"),
@@ -219,7 +235,7 @@ def _axis_to_json(axis: AxisUnits) -> dict[str, Json]:
     return written | ({"queries": units_to_json(axis.queries)} if axis.queries else {})
 
 
-def _tensor(value: Json, groups: Mapping[str, GroupSpec], where: str) -> TensorSpec:
+def _tensor_from_json(value: Json, groups: Mapping[str, GroupSpec], where: str) -> TensorSpec:
     content = as_object(
         value, where, required=("name", "shape", "itemsize", "is_parameter", "positions", "axes")
     )
@@ -230,25 +246,31 @@ def _tensor(value: Json, groups: Mapping[str, GroupSpec], where: str) -> TensorS
         itemsize=as_integer(content["itemsize"], f"{where}.itemsize"),
         is_parameter=as_flag(content["is_parameter"], f"{where}.is_parameter"),
         positions=as_integer(content["positions"], f"{where}.positions"),
-        axes=tuple(_axis(one, shape, groups, at) for one, at in _items(content["axes"], f"{where}.axes")),
+        axes=tuple(
+            _axis_from_json(axis, shape, groups, location)
+            for axis, location in _items(content["axes"], f"{where}.axes")
+        ),
     )
 
 
-def _axis(value: Json, shape: Sequence[int], groups: Mapping[str, GroupSpec], where: str) -> AxisUnits:
+def _axis_from_json(
+    value: Json, shape: Sequence[int], groups: Mapping[str, GroupSpec], where: str
+) -> AxisUnits:
     content = as_object(value, where, required=("group", "dim", "role", "units"), optional=("queries",))
     group = _group_name(content["group"], groups, f"{where}.group")
     dim = as_integer(content["dim"], f"{where}.dim")
     if not 0 <= dim < len(shape):
         raise PlanError(f"{where}: dim {dim} is outside 0..{len(shape) - 1}; save the plan again")
-    asked = as_text(content["role"], f"{where}.role")
-    role = next((one for one in _ROLES if one == asked), None)
+    text = as_text(content["role"], f"{where}.role")
+    role = next((known for known in _ROLES if known == text), None)
     if role is None:
-        raise PlanError(f"{where}: unknown role {asked!r}; {nearest(asked, _ROLES)}")
+        raise PlanError(f"{where}: unknown role {text!r}; {nearest(text, _ROLES)}")
     units = units_from_json(content["units"], f"{where}.units")
     if len(units) != shape[dim]:
         raise PlanError(
             f"{where}: {len(units)} units for a dimension of {shape[dim]} indices; save the plan again"
         )
+    # -1 stands for an index that belongs to no unit of this group.
     wrong = next((unit for unit in units if not -1 <= unit < groups[group].units), None)
     if wrong is not None:
         raise PlanError(
@@ -270,18 +292,19 @@ def _group_name(value: Json, groups: Mapping[str, GroupSpec], where: str) -> str
     return name
 
 
-def _product(value: Json, groups: Mapping[str, GroupSpec], where: str) -> ProductSpec:
+def _product_from_json(value: Json, groups: Mapping[str, GroupSpec], where: str) -> ProductSpec:
     content = as_object(value, where, required=("module", "macs", "groups"))
     return ProductSpec(
         module=as_text(content["module"], f"{where}.module"),
         macs=as_integer(content["macs"], f"{where}.macs"),
         groups=tuple(
-            _group_name(name, groups, at) for name, at in _items(content["groups"], f"{where}.groups")
+            _group_name(name, groups, location)
+            for name, location in _items(content["groups"], f"{where}.groups")
         ),
     )
 
 
-def _block(value: Json, where: str) -> BlockSpec:
+def _block_from_json(value: Json, where: str) -> BlockSpec:
     content = as_object(value, where, required=("name", "macs", "params", "bytes"))
     macs, params, size = (as_integer(content[key], f"{where}.{key}") for key in ("macs", "params", "bytes"))
     return BlockSpec(name=as_text(content["name"], f"{where}.name"), macs=macs, params=params, bytes=size)

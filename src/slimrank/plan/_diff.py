@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two plans do otherwise, for people."""
+"""What two plans do differently, for people."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,58 +8,68 @@ from slimrank.cost import group_share, layer_cost, pair_cost, slimmed_spec
 from slimrank.plan._structure import Step
 from slimrank.records import PRUNING, Setting
 
+# Also for what a plan cannot name, since its structure does not have it: nothing is done to it either.
 _ALONE = "left alone"
 
 
-class _Done(NamedTuple):
-    """What one plan does to one name: what to compare, and how to tell it."""
+class _Action(NamedTuple):
+    """What one plan does to one name: a value to compare, and a text for people."""
 
-    what: object
+    value: object
     text: str
 
 
-def difference(
-    mine: Sequence[Step], theirs: Sequence[Step], has_bias: tuple[bool, bool]
+def plan_difference(
+    steps: Sequence[Step], other_steps: Sequence[Step], has_bias: tuple[bool, bool]
 ) -> list[tuple[str, str, str]]:
-    """What two plans do otherwise.
+    """What two plans do differently.
 
     Args:
-        mine: steps of the one.
-        theirs: steps of the other.
-        has_bias: of the one and the other, whether every second factor carries a bias.
+        steps: of the first plan.
+        other_steps: of the second plan.
+        has_bias: of the first and the second plan, whether every second factor carries a bias.
 
     Returns:
-        Rows of name, what the one does, what the other does: layers, then groups, then blocks.
+        Rows of name, what the first plan does, what the second does: layers, then groups, then blocks.
     """
     rows: list[tuple[str, str, str]] = []
-    every = (*mine, *theirs)
-    for order, this, other in (
+    every = (*steps, *other_steps)
+    for order, actions, other_actions in (
         (
             [name for step in every for name in step.structure.layers],
-            _layers(mine, has_bias[0]),
-            _layers(theirs, has_bias[1]),
+            _layer_actions(steps, has_bias[0]),
+            _layer_actions(other_steps, has_bias[1]),
         ),
-        ([name for step in every for name in step.structure.channels.groups], _groups(mine), _groups(theirs)),
-        ([name for step in every for name in step.structure.channels.blocks], _blocks(mine), _blocks(theirs)),
+        (
+            [name for step in every for name in step.structure.channels.groups],
+            _group_actions(steps),
+            _group_actions(other_steps),
+        ),
+        (
+            [name for step in every for name in step.structure.channels.blocks],
+            _block_actions(steps),
+            _block_actions(other_steps),
+        ),
     ):
-        nothing = _Done(None, _ALONE)
+        nothing = _Action(None, _ALONE)
         for name in dict.fromkeys(order):
-            one, two = this.get(name, nothing), other.get(name, nothing)
-            if one.what != two.what:
-                rows.append((name, one.text, two.text + " (other units)" * (one.text == two.text)))
+            this, other = actions.get(name, nothing), other_actions.get(name, nothing)
+            if this.value != other.value:
+                # Groups that keep as many units, but others, have the same text.
+                rows.append((name, this.text, other.text + " (other units)" * (this.text == other.text)))
     return rows
 
 
-def _layers(steps: Sequence[Step], has_bias: bool) -> dict[str, _Done]:
+def _layer_actions(steps: Sequence[Step], has_bias: bool) -> dict[str, _Action]:
     """Of all steps; a layer that one step replaced is not there for the next."""
     return {
-        name: _Done(setting, _told(step, name, setting, has_bias))
+        name: _Action(setting, _pair_text(step, name, setting, has_bias))
         for step in steps
         for name, setting in step.settings.items()
     }
 
 
-def _told(step: Step, name: str, setting: Setting, has_bias: bool) -> str:
+def _pair_text(step: Step, name: str, setting: Setting, has_bias: bool) -> str:
     spec = step.structure.layers[name]
     slimmed = slimmed_spec(spec, step.structure.channels, step.groups)
     whole = layer_cost(spec).macs
@@ -68,9 +78,9 @@ def _told(step: Step, name: str, setting: Setting, has_bias: bool) -> str:
     return f"{setting.method} {setting.form} rank {setting.rank}{share}"
 
 
-def _groups(steps: Sequence[Step]) -> dict[str, _Done]:
+def _group_actions(steps: Sequence[Step]) -> dict[str, _Action]:
     """Of all steps; a group that one step slimmed may be slimmed again."""
-    found: dict[str, _Done] = {}
+    found: dict[str, _Action] = {}
     for step in steps:
         for name, kept in step.groups.items():
             channels = step.structure.channels
@@ -79,12 +89,12 @@ def _groups(steps: Sequence[Step]) -> dict[str, _Done]:
             text = f"{PRUNING} keeps {len(kept)} of {channels.groups[name].units}{macs}"
             before = found.get(name)
             found[name] = (
-                _Done((kept,), text)
+                _Action((kept,), text)
                 if before is None
-                else _Done((before.what, kept), f"{before.text}, then {text}")
+                else _Action((before.value, kept), f"{before.text}, then {text}")
             )
     return found
 
 
-def _blocks(steps: Sequence[Step]) -> dict[str, _Done]:
-    return {name: _Done(True, "dropped") for step in steps for name in step.dropped}
+def _block_actions(steps: Sequence[Step]) -> dict[str, _Action]:
+    return {name: _Action(True, "dropped") for step in steps for name in step.dropped}

@@ -32,14 +32,20 @@ from slimrank.plan._step import check_dropped, check_groups, check_pair, step_of
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting
 
-FORMAT = 1
+# Written into each plan file; a higher number would keep older versions from misreading a new layout.
+PLAN_FORMAT = 1
 
-_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
-_MAYBE = ("score_loss", "choice")
-_SELECT = ("optimal", "greedy", "uniform", "manual")
-_KINDS: tuple[LayerKind, ...] = ("linear", "conv1d", "conv2d", "conv3d", "other")
-_NEEDED = tuple(f.name for f in fields(LayerSpec) if f.default is MISSING and f.name != "name")
-_DEFAULTS = {f.name: f.default for f in fields(LayerSpec) if f.default is not MISSING}
+# Every file has these.
+_PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
+# Older files lack the first; the second is written where a step slims groups.
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice")
+# Who may have chosen a plan.
+_SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
+# Spelled out, so that a kind read from a file gets the type of the literal.
+_LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv1d", "conv2d", "conv3d", "other")
+# A layer writes these, and of the rest what differs from its default, so that files stay short.
+_REQUIRED_LAYER_KEYS = tuple(f.name for f in fields(LayerSpec) if f.default is MISSING and f.name != "name")
+_LAYER_DEFAULTS = {f.name: f.default for f in fields(LayerSpec) if f.default is not MISSING}
 
 
 class PlanFields(TypedDict):
@@ -70,7 +76,7 @@ def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> N
     """
     rounding = plan["multiple_of"]
     content: dict[str, Json] = {
-        "format": FORMAT,
+        "format": PLAN_FORMAT,
         "steps": [_step_to_json(step) for step in plan["steps"]],
         "costs": {"before": _cost_to_json(plan["before"]), "after": _cost_to_json(after)},
         "has_bias": plan["has_bias"],
@@ -85,7 +91,7 @@ def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> N
         "budgets": {str(metric): ratio for metric, ratio in plan["budgets"].items()},
     }
     if any(step.groups for step in plan["steps"]):
-        content["choice"] = _choice(plan["steps"])
+        content["choice"] = _choice_checksum(plan["steps"])
     try:
         text = to_text(content)
     except ValueError as error:
@@ -118,17 +124,17 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     except OSError as error:
         raise FileError(f"{where}: cannot be read ({error}); give a file that plan.save wrote") from error
     content = _checked_format(as_object(from_text(text, where), where), where)
-    as_object(content, where, required=_KEYS, optional=_MAYBE)
+    as_object(content, where, required=_PLAN_KEYS, optional=_OPTIONAL_PLAN_KEYS)
     costs = as_object(content["costs"], f"{where}: costs", required=("before",), optional=("after",))
     steps = tuple(
-        _step_from_json(step, f"{where}: steps[{i}]")
-        for i, step in enumerate(as_list(content["steps"], f"{where}: steps"))
+        _step_from_json(step, f"{where}: steps[{index}]")
+        for index, step in enumerate(as_list(content["steps"], f"{where}: steps"))
     )
     before = _cost_from_json(costs["before"], f"{where}: costs.before")
     has_bias = as_flag(content["has_bias"], f"{where}: has_bias")
     select = as_text(content["select"], f"{where}: select")
-    if select not in _SELECT:
-        raise PlanError(f"{where}: select is {select!r}; {nearest(select, _SELECT)}")
+    if select not in _SELECT_NAMES:
+        raise PlanError(f"{where}: select is {select!r}; {nearest(select, _SELECT_NAMES)}")
     numbers = {key: content.get(key) for key in ("damage", "score_loss", "gap")}
     damage, score_loss, gap = (
         None if number is None else as_number(number, f"{where}: {key}") for key, number in numbers.items()
@@ -136,11 +142,11 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     budgets = _budgets_from_json(content["budgets"], f"{where}: budgets")
     after = cost_after(before, steps, has_bias=has_bias)
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
-    known = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
-    if known != after or content.get("choice", _choice(steps)) != _choice(steps):
-        # Edited by hand: what was predicted and promised belonged to the old settings.
+    written_after = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
+    if written_after != after or content.get("choice", _choice_checksum(steps)) != _choice_checksum(steps):
+        # A person edited the file: what was predicted and asked for belonged to the old settings.
         select, damage, score_loss, gap, budgets = "manual", None, None, None, {}
-        multiple_of = multiple_of if _holds(multiple_of, steps) else 1
+        multiple_of = multiple_of if _are_multiples(steps, multiple_of) else 1
     return PlanFields(
         steps=steps,
         before=before,
@@ -154,13 +160,13 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     )
 
 
-def _choice(steps: tuple[Step, ...]) -> str:
-    """Fingerprint of what is done: other channels of the same number cost the same."""
+def _choice_checksum(steps: tuple[Step, ...]) -> str:
+    """Checksum of what is done: costs alone do not show that a group keeps other units of the same number."""
     return sha256(repr([step.key for step in steps]).encode()).hexdigest()
 
 
-def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> bool:
-    """Whether every rank and width is a true multiple; a hand may have edited either."""
+def _are_multiples(steps: tuple[Step, ...], multiple_of: int | Mapping[str, int]) -> bool:
+    """Whether every rank and number of channels is a multiple; a person may have edited either."""
     sizes = [
         (name, size)
         for step in steps
@@ -178,7 +184,9 @@ def _holds(multiple_of: int | Mapping[str, int], steps: tuple[Step, ...]) -> boo
 def _checked_format(content: dict[str, Json], where: str) -> dict[str, Json]:
     if "format" not in content:
         raise PlanError(f'{where}: "format" is missing; give a file that plan.save wrote')
-    check_format(content["format"], FORMAT, where=where, advice="install a newer slimrank", error=PlanError)
+    check_format(
+        content["format"], PLAN_FORMAT, where=where, advice="install a newer slimrank", error=PlanError
+    )
     return content
 
 
@@ -188,13 +196,15 @@ def _step_to_json(step: Step) -> Json:
         "order": list(step.structure.layers),
         "layers": {name: _layer_to_json(spec) for name, spec in step.structure.layers.items()},
     }
-    # Absent where nobody looked for groups: such files are those of versions that knew none.
+    # Left out where no groups were looked for: the file is then as older versions wrote it.
     if step.structure.channels != ChannelMap():
         structure["channels"] = channels_to_json(step.structure.channels)
     content: dict[str, Json] = {
         "structure": structure,
         "layers": {
-            name: [{"method": one.method, "form": one.form, "rank": one.rank} for one in settings]
+            name: [
+                {"method": setting.method, "form": setting.form, "rank": setting.rank} for setting in settings
+            ]
             for name, settings in step.layers.items()
         },
         "groups": {name: list(kept) for name, kept in step.groups.items()},
@@ -213,9 +223,9 @@ def _step_from_json(value: Json, where: str) -> Step:
     dropped = [
         as_text(name, f"{where}.dropped") for name in as_list(content.get("dropped", []), f"{where}.dropped")
     ]
-    twice = next((name for name in dropped if dropped.count(name) > 1), None)
-    if twice is not None:
-        raise PlanError(f"{where}.dropped: {twice!r} stands twice; delete one of them")
+    repeated = next((name for name in dropped if dropped.count(name) > 1), None)
+    if repeated is not None:
+        raise PlanError(f"{where}.dropped: {repeated!r} stands twice; delete one of them")
     chosen = as_object(content["layers"], f"{where}.layers")
     for name in chosen:
         if name not in structure.layers:
@@ -225,7 +235,7 @@ def _step_from_json(value: Json, where: str) -> Step:
     check_dropped(structure.channels, chosen, groups, dropped, where)
     settings = {
         name: _setting_from_json(
-            _one(chosen[name], f"{where}.layers[{name!r}]"),
+            _only_setting(chosen[name], f"{where}.layers[{name!r}]"),
             spec,
             slimmed_spec(spec, structure.channels, groups),
             f"{where}.layers[{name!r}][0]",
@@ -236,7 +246,7 @@ def _step_from_json(value: Json, where: str) -> Step:
     return step_of(structure, settings, groups, dropped, where=where)
 
 
-def _one(value: Json, where: str) -> Json:
+def _only_setting(value: Json, where: str) -> Json:
     settings = as_list(value, where)
     if len(settings) != 1:
         raise PlanError(
@@ -247,14 +257,14 @@ def _one(value: Json, where: str) -> Json:
 
 def _setting_from_json(value: Json, spec: LayerSpec, slimmed: LayerSpec, where: str) -> Setting:
     content = as_object(value, where, required=("method", "form", "rank"))
-    asked = as_text(content["method"], f"{where}.method")
-    method = method_of(asked)
+    method_text = as_text(content["method"], f"{where}.method")
+    method = method_of(method_text)
     if method is None:
-        raise PlanError(f"{where}: unknown method {asked!r}; {nearest(asked, FORMS)}")
-    asked = as_text(content["form"], f"{where}.form")
-    form = form_of(method, asked)
+        raise PlanError(f"{where}: unknown method {method_text!r}; {nearest(method_text, FORMS)}")
+    form_text = as_text(content["form"], f"{where}.form")
+    form = form_of(method, form_text)
     if form is None:
-        raise PlanError(f"{where}: {method} has no form {asked!r}; {nearest(asked, FORMS[method])}")
+        raise PlanError(f"{where}: {method} has no form {form_text!r}; {nearest(form_text, FORMS[method])}")
     if form not in forms_of(spec, method):
         possible = [other for known in FORMS for other in forms_of(spec, known)]
         raise PlanError(
@@ -270,11 +280,11 @@ def _structure_from_json(value: Json, where: str) -> Structure:
     content = as_object(value, where, required=("sha256", "order", "layers"), optional=("channels",))
     specs = as_object(content["layers"], f"{where}.layers")
     order = [as_text(name, f"{where}.order") for name in as_list(content["order"], f"{where}.order")]
-    odd = set(order).symmetric_difference(specs)
-    if odd or len(order) != len(specs):
+    unmatched = set(order).symmetric_difference(specs)
+    if unmatched or len(order) != len(specs):
         raise PlanError(
             f"{where}: order and layers do not hold the same names "
-            f"({listed(sorted(odd)) or 'one stands twice'}); save the plan again"
+            f"({listed(sorted(unmatched)) or 'one stands twice'}); save the plan again"
         )
     layers = {name: _layer_from_json(name, specs[name], f"{where}.layers[{name!r}]") for name in order}
     return Structure(
@@ -306,20 +316,22 @@ def _layer_to_json(spec: LayerSpec) -> Json:
         "reason": spec.reason,
     }
     return {
-        key: value for key, value in every.items() if key in _NEEDED or getattr(spec, key) != _DEFAULTS[key]
+        key: value
+        for key, value in every.items()
+        if key in _REQUIRED_LAYER_KEYS or getattr(spec, key) != _LAYER_DEFAULTS[key]
     }
 
 
 def _layer_from_json(name: str, value: Json, where: str) -> LayerSpec:
-    content = as_object(value, where, required=_NEEDED, optional=tuple(_DEFAULTS))
+    content = as_object(value, where, required=_REQUIRED_LAYER_KEYS, optional=tuple(_LAYER_DEFAULTS))
     kind = as_text(content["kind"], f"{where}.kind")
-    known = next((one for one in _KINDS if one == kind), None)
-    if known is None:
-        raise PlanError(f"{where}: unknown kind {kind!r}; {nearest(kind, _KINDS)}")
+    known_kind = next((known for known in _LAYER_KINDS if known == kind), None)
+    if known_kind is None:
+        raise PlanError(f"{where}: unknown kind {kind!r}; {nearest(kind, _LAYER_KINDS)}")
     reason = content.get("reason")
     return LayerSpec(
         name=name,
-        kind=known,
+        kind=known_kind,
         class_name=as_text(content["class_name"], f"{where}.class_name"),
         weight_shape=as_integers(content["weight_shape"], f"{where}.weight_shape"),
         has_bias=as_flag(content["has_bias"], f"{where}.has_bias"),

@@ -16,20 +16,23 @@ from slimrank.plan._rounding import multiple_for
 from slimrank.plan._structure import Structure
 from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
-_Pair = tuple[str, float | Mapping[str, int | float | str | Sequence[int]]]
-OneSetting = Setting | _Pair
+_MethodAndAmount = tuple[str, float | Mapping[str, int | float | str | Sequence[int]]]
+TypedSetting = Setting | _MethodAndAmount
 # Written out: through another union's name, mypy takes {"rank": 8, "form": "v_h"} for a dict of objects.
-SettingLike = Setting | _Pair | Literal["drop"] | list[Setting | _Pair] | None
+SettingLike = Setting | _MethodAndAmount | Literal["drop"] | list[Setting | _MethodAndAmount] | None
 
+# What ``Plan.replace`` accepts: it has no study that says which methods were measured.
 METHOD_NAMES: tuple[Method, ...] = get_args(Method)
 
-_KEYS = ("rank", "ratio", "form")
-# A ratio read off a cost, cost / cost, must find that cost again in spite of its rounding.
-_ROUNDING = Fraction(1, 10**12)
+# What a person may say of a pair, beside its method.
+_SETTING_KEYS = ("rank", "ratio", "form")
+# A ratio that a person computed, cost / cost or kept / units, must find that cost or number again in spite of
+# its rounding to a float; far below the step from one rank to the next.
+RATIO_SLACK = Fraction(1, 10**12)
 
 
-class _Asked(NamedTuple):
-    """Exactly one of rank and ratio, and the form where it was given."""
+class _PairRequest(NamedTuple):
+    """What a person asks of one layer: exactly one of rank and ratio, and the form where it was given."""
 
     method: Method
     form: Form | None
@@ -37,15 +40,20 @@ class _Asked(NamedTuple):
     ratio: Fraction | None
 
 
-class _Reach(NamedTuple):
-    """MACs of the layer as it is and per rank of a form, and the largest rank that costs no more.
+class _RankRange(NamedTuple):
+    """The ranks that one form can take.
 
-    Where groups slim the layer, all but ``whole`` is of the slimmed one.
+    Attributes:
+        form: how the pair is split.
+        layer_macs: MACs of the layer, before its groups slim it.
+        macs_per_rank: MACs of the pair at rank 1; those of a pair grow in proportion to its rank.
+        full: the rank at which the pair reproduces the layer, slimmed where its groups are.
+        top: the largest rank at which the pair costs no more MACs than the layer, slimmed likewise.
     """
 
     form: Form
-    whole: int
-    unit: int
+    layer_macs: int
+    macs_per_rank: int
     full: int
     top: int
 
@@ -53,7 +61,7 @@ class _Reach(NamedTuple):
 def setting_for(
     structure: Structure,
     name: str,
-    asked: OneSetting,
+    typed: TypedSetting,
     *,
     methods: Iterable[str],
     has_bias: bool,
@@ -67,7 +75,7 @@ def setting_for(
     Args:
         structure: of the model.
         name: of one of its layers.
-        asked: ``(method, ratio of the layer's MACs)``, ``(method, {"rank": r})`` or ``(method, {"ratio":
+        typed: ``(method, ratio of the layer's MACs)``, ``(method, {"rank": r})`` or ``(method, {"ratio":
             x})``, both with an optional "form"; or a setting.
         methods: that may be named.
         has_bias: whether every second factor carries a bias; else only where the layer has one.
@@ -87,23 +95,23 @@ def setting_for(
     """
     whole = structure.layers[name]
     spec = slimmed_spec(whole, structure.channels, groups or {})
-    wish = _read(name, asked, tuple(methods))
-    forms = _forms(whole, wish)
+    request = _read_request(name, typed, tuple(methods))
+    forms = _requested_forms(whole, request)
     multiple = multiple_for(multiple_of, name)
-    reaches = [_reach(whole, spec, form, has_bias=has_bias) for form in forms]
-    ranks = {reach.form: _rank(reach, wish, multiple) for reach in reaches}
-    preferred = current.form if current is not None and current.method == wish.method else None
+    ranges = [_rank_range(whole, spec, form, has_bias=has_bias) for form in forms]
+    ranks = {reachable.form: _rounded_rank(reachable, request, multiple) for reachable in ranges}
+    preferred = current.form if current is not None and current.method == request.method else None
 
     def preference(form: Form) -> tuple[float, bool, int, int]:
-        damage = damage_at(curves, name, Setting(method=wish.method, form=form, rank=ranks[form] or 1))
+        damage = damage_at(curves, name, Setting(method=request.method, form=form, rank=ranks[form] or 1))
         macs = pair_cost(spec, form, ranks[form] or 1, has_bias=has_bias or spec.has_bias).macs
         return float("inf") if damage is None else damage, form != preferred, macs, forms.index(form)
 
     possible = [form for form in forms if ranks[form] is not None]
     if not possible:
-        raise RankError(_why_none(whole, spec, wish, multiple, reaches))
+        raise RankError(_why_none(whole, spec, request, multiple, ranges))
     form = min(possible, key=preference)
-    return Setting(method=wish.method, form=form, rank=ranks[form] or 1)
+    return Setting(method=request.method, form=form, rank=ranks[form] or 1)
 
 
 def damage_at(curves: Iterable[Curve], name: str, setting: Setting) -> float | None:
@@ -119,9 +127,9 @@ def damage_at(curves: Iterable[Curve], name: str, setting: Setting) -> float | N
     """
     for curve in curves:
         if curve.layer == name and curve.method == setting.method and curve.form == setting.form:
-            place = int(np.searchsorted(curve.ranks, setting.rank))
-            if place < len(curve.ranks) and curve.ranks[place] == setting.rank:
-                return float(curve.damage[place])
+            index = int(np.searchsorted(curve.ranks, setting.rank))
+            if index < len(curve.ranks) and curve.ranks[index] == setting.rank:
+                return float(curve.damage[index])
     return None
 
 
@@ -140,32 +148,34 @@ def form_of(method: Method, text: str) -> Form | None:
     return next((form for form in FORMS.get(method, ()) if form == text), None)
 
 
-def _read(name: str, asked: OneSetting, methods: Sequence[str]) -> _Asked:
-    if isinstance(asked, Setting):
-        asked = (asked.method, {"rank": asked.rank, "form": asked.form})
-    method = method_of(asked[0])
+def _read_request(name: str, typed: TypedSetting, methods: Sequence[str]) -> _PairRequest:
+    if isinstance(typed, Setting):
+        typed = (typed.method, {"rank": typed.rank, "form": typed.form})
+    method = method_of(typed[0])
     if method is None or method not in methods:
         raise UnknownNameError(
-            f"layer {name!r}: method {asked[0]!r} is not there; {nearest(asked[0], methods)}"
+            f"layer {name!r}: method {typed[0]!r} is not there; {nearest(typed[0], methods)}"
         )
-    how: Mapping[str, object] = asked[1] if isinstance(asked[1], Mapping) else {"ratio": asked[1]}
-    for key in how:
-        if key not in _KEYS:
-            raise OptionError(f"layer {name!r}: {key!r} is no key of a setting; {nearest(str(key), _KEYS)}")
-    if ("rank" in how) == ("ratio" in how):
-        raise OptionError(f'layer {name!r}: give one of "rank" and "ratio", not {sorted(map(str, how))}')
+    amount: Mapping[str, object] = typed[1] if isinstance(typed[1], Mapping) else {"ratio": typed[1]}
+    for key in amount:
+        if key not in _SETTING_KEYS:
+            raise OptionError(
+                f"layer {name!r}: {key!r} is no key of a setting; {nearest(str(key), _SETTING_KEYS)}"
+            )
+    if ("rank" in amount) == ("ratio" in amount):
+        raise OptionError(f'layer {name!r}: give one of "rank" and "ratio", not {sorted(map(str, amount))}')
     form = None
-    if "form" in how:
-        form = form_of(method, how["form"]) if isinstance(how["form"], str) else None
+    if "form" in amount:
+        form = form_of(method, amount["form"]) if isinstance(amount["form"], str) else None
         if form is None:
-            close = nearest(str(how["form"]), FORMS[method])
-            raise UnknownNameError(f"layer {name!r}: {method} has no form {how['form']!r}; {close}")
-    if "rank" in how:
-        return _Asked(method, form, _read_rank(name, how["rank"]), None)
+            close = nearest(str(amount["form"]), FORMS[method])
+            raise UnknownNameError(f"layer {name!r}: {method} has no form {amount['form']!r}; {close}")
+    if "rank" in amount:
+        return _PairRequest(method, form, _read_rank(name, amount["rank"]), None)
     ratio = read_ratio(
-        f"layer {name!r}", how["ratio"], of="the layer's MACs", instead='{"rank": 32} for a rank'
+        f"layer {name!r}", amount["ratio"], of="the layer's MACs", instead='{"rank": 32} for a rank'
     )
-    return _Asked(method, form, None, ratio)
+    return _PairRequest(method, form, None, ratio)
 
 
 def _read_rank(name: str, rank: object) -> int:
@@ -202,56 +212,59 @@ def read_ratio(where: str, ratio: object, *, of: str, instead: str) -> Fraction:
     return Fraction(repr(float(ratio)))
 
 
-def _forms(spec: LayerSpec, wish: _Asked) -> tuple[Form, ...]:
-    forms = forms_of(spec, wish.method)
-    if wish.method not in spec.methods or not forms:
+def _requested_forms(spec: LayerSpec, request: _PairRequest) -> tuple[Form, ...]:
+    forms = forms_of(spec, request.method)
+    if request.method not in spec.methods or not forms:
         if spec.methods:
             cure = f"it can take {listed(spec.methods)}"
         else:
             cure = f"{spec.reason or 'no method applies'}; drop it from the plan"
         raise OptionError(
-            f"layer {spec.name!r}: {wish.method} does not apply to this {spec.class_name}; {cure}"
+            f"layer {spec.name!r}: {request.method} does not apply to this {spec.class_name}; {cure}"
         )
-    if wish.form is None:
+    if request.form is None:
         return forms
-    if wish.form not in forms:
+    if request.form not in forms:
         raise OptionError(
-            f"layer {spec.name!r}: form {wish.form!r} does not apply to kernel {spec.kernel}; "
+            f"layer {spec.name!r}: form {request.form!r} does not apply to kernel {spec.kernel}; "
             f"take {listed(forms)}"
         )
-    return (wish.form,)
+    return (request.form,)
 
 
-def _reach(whole: LayerSpec, spec: LayerSpec, form: Form, *, has_bias: bool) -> _Reach:
+def _rank_range(whole: LayerSpec, spec: LayerSpec, form: Form, *, has_bias: bool) -> _RankRange:
     # A slimmed layer is left without a pair rather than with one that costs the same.
     macs = layer_cost(spec).macs - (spec is not whole)
-    unit = pair_cost(spec, form, 1, has_bias=has_bias or spec.has_bias).macs
+    per_rank = pair_cost(spec, form, 1, has_bias=has_bias or spec.has_bias).macs
     full = max_rank(spec, form)
-    return _Reach(form, layer_cost(whole).macs, unit, full, min(full, macs // unit) if unit else full)
+    # A layer that is never called has no MACs: every rank is as cheap.
+    top = min(full, macs // per_rank) if per_rank else full
+    return _RankRange(form, layer_cost(whole).macs, per_rank, full, top)
 
 
-def _rank(reach: _Reach, wish: _Asked, multiple: int) -> int | None:
+def _rounded_rank(reachable: _RankRange, request: _PairRequest, multiple: int) -> int | None:
     """The rank of one form, rounded; None where it cannot be reached."""
-    if wish.rank is not None:
-        rank = -(-wish.rank // multiple) * multiple
-        return rank if rank <= reach.top else None
-    if wish.ratio is None or not reach.unit:
+    if request.rank is not None:
+        rank = -(-request.rank // multiple) * multiple
+        return rank if rank <= reachable.top else None
+    if request.ratio is None or not reachable.macs_per_rank:
         return None
-    rank = min(floor(wish.ratio * reach.whole * (1 + _ROUNDING) / reach.unit), reach.full)
-    if rank > reach.top:
+    most_macs = request.ratio * reachable.layer_macs * (1 + RATIO_SLACK)
+    rank = min(floor(most_macs / reachable.macs_per_rank), reachable.full)
+    if rank > reachable.top:
         # Only where the layer is slimmed: the share is of what it cost before.
         return None
-    up = -(-rank // multiple) * multiple
-    return (up if up <= reach.top else reach.top // multiple * multiple) or None
+    rounded = -(-rank // multiple) * multiple
+    return (rounded if rounded <= reachable.top else reachable.top // multiple * multiple) or None
 
 
 def _why_none(
-    whole: LayerSpec, spec: LayerSpec, wish: _Asked, multiple: int, reaches: Sequence[_Reach]
+    whole: LayerSpec, spec: LayerSpec, request: _PairRequest, multiple: int, ranges: Sequence[_RankRange]
 ) -> str:
-    """The message for a wish that no form can meet."""
-    best = max(reaches, key=lambda reach: reach.top)
-    cheap = min(reaches, key=lambda reach: reach.unit)
-    where = f"layer {spec.name!r}: {wish.method} "
+    """The message for a request that no form can meet."""
+    best = max(ranges, key=lambda reachable: reachable.top)
+    cheapest = min(ranges, key=lambda reachable: reachable.macs_per_rank)
+    where = f"layer {spec.name!r}: {request.method} "
     layer = "layer" if spec is whole else "slimmed layer"
     if best.top < 1:
         return where + f"costs more MACs than the {layer} at every rank; drop the layer from the plan"
@@ -260,9 +273,9 @@ def _why_none(
             f"{where}has ranks 1..{best.top} that save MACs, and none is a multiple of {multiple}; "
             f"lower multiple_of for this layer or drop it from the plan"
         )
-    if wish.rank is not None:
-        rank = -(-wish.rank // multiple) * multiple
-        rounded = f" (rounded up to {rank}, a multiple of {multiple})" if rank != wish.rank else ""
+    if request.rank is not None:
+        rank = -(-request.rank // multiple) * multiple
+        rounded = f" (rounded up to {rank}, a multiple of {multiple})" if rank != request.rank else ""
         limit = max_rank(spec, best.form)
         why = (
             f"the {layer} has no such rank"
@@ -270,23 +283,26 @@ def _why_none(
             else f"the pair would cost more MACs than the {layer}"
         )
         return (
-            f"{where}rank {wish.rank}{rounded} is outside {multiple}..{best.top // multiple * multiple}: "
+            f"{where}rank {request.rank}{rounded} is outside {multiple}..{best.top // multiple * multiple}: "
             f"{why}; lower it or drop the layer from the plan"
         )
-    if not cheap.unit:
+    if not cheapest.macs_per_rank:
         return (
             where + 'has no ratio, since the layer is never called; give {"rank": r} or drop it from the plan'
         )
-    smallest = cheap.unit / cheap.whole
-    if spec is not whole and float(wish.ratio or 0) >= smallest:
+    smallest = cheapest.macs_per_rank / cheapest.layer_macs
+    if spec is not whole and float(request.ratio or 0) >= smallest:
         # At the largest multiple, so that what is named here is accepted.
-        largest = max(reach.top // multiple * multiple * reach.unit for reach in reaches) / cheap.whole
+        most_macs = max(
+            reachable.top // multiple * multiple * reachable.macs_per_rank for reachable in ranges
+        )
+        largest = most_macs / cheapest.layer_macs
         return (
-            f"{where}ratio {float(wish.ratio or 0):g} is of the layer before slimming, and there the pair "
+            f"{where}ratio {float(request.ratio or 0):g} is of the layer before slimming, and there the pair "
             f"would cost more MACs than the slimmed layer; give at most {floor(largest * 1e4) / 1e4:g} or "
             "drop the layer from the plan"
         )
     return (
-        f"{where}ratio {float(wish.ratio or 0):g} is below the smallest reachable one, "
+        f"{where}ratio {float(request.ratio or 0):g} is below the smallest reachable one, "
         f"{ceil(smallest * 1e4) / 1e4:g} at rank 1; raise it or drop the layer from the plan"
     )

@@ -8,19 +8,26 @@ from dataclasses import replace as changed
 from typing import Protocol, cast
 
 from slimrank._errors import OptionError, PlanError
-from slimrank.plan._diff import difference
+from slimrank.plan._diff import plan_difference
 from slimrank.plan._file import PlanFields, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
 from slimrank.plan._rounding import check_multiple_of
 from slimrank.plan._settings_file import read_settings
-from slimrank.plan._step import block_damage_at, group_damage_at, group_is_inside, is_inside, live, step_of
+from slimrank.plan._step import (
+    block_damage_at,
+    group_damage_at,
+    group_is_inside,
+    is_inside,
+    slimmable_groups,
+    step_of,
+)
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
-from slimrank.plan._typed_settings import check_known, groups_called, units_for, wishes_of
+from slimrank.plan._typed_settings import check_known, groups_called, settings_by_kind, units_for
 from slimrank.records import METRICS, BlockDamage, Cost, Curve, GroupCurve, Metric, Setting, ratio_of
 
 
 class PlanSource(Protocol):
-    """What a plan is made from: a study, or whatever has these."""
+    """What a plan is made from: a study, or anything else with these properties."""
 
     @property
     def structure(self) -> Structure:
@@ -164,23 +171,25 @@ class Plan:
             )
         structure = study.structure
         check_multiple_of(multiple_of, names_of(structure))
-        wishes = wishes_of(structure, settings, methods=study.methods)
-        groups = _units(structure, wishes.groups, multiple_of, study.group_curves if wishes.groups else ())
+        typed = settings_by_kind(structure, settings, methods=study.methods)
+        # Read only where a group is named: a source without groups need not have curves of them.
+        curves = study.group_curves if typed.groups else ()
+        groups = _units_that_stay(structure, typed.groups, multiple_of, curves)
         chosen = {
             name: setting_for(
                 structure,
                 name,
-                asked,
+                setting,
                 methods=study.methods,
                 has_bias=study.has_bias,
                 multiple_of=multiple_of,
                 curves=study.curves,
                 groups=groups,
             )
-            for name, asked in wishes.layers.items()
+            for name, setting in typed.layers.items()
         }
         return plan_on(
-            study, chosen, groups=groups, dropped=wishes.dropped, select="manual", multiple_of=multiple_of
+            study, chosen, groups=groups, dropped=typed.dropped, select="manual", multiple_of=multiple_of
         )
 
     @classmethod
@@ -212,7 +221,7 @@ class Plan:
             FileError: the file cannot be written.
             PlanError: the plan holds a number that is not finite.
         """
-        write_plan(path, _fields_of(self), self.after)
+        write_plan(path, _plan_fields(self), self.after)
 
     @property
     def after(self) -> Cost:
@@ -295,7 +304,7 @@ class Plan:
             raise PlanError(
                 "plan: it has no step, so no layer to set; make one with study.plan or Plan.manual"
             )
-        step = _without(self.steps[-1], layer) if setting is None else self._with(layer, setting)
+        step = _step_without(self.steps[-1], layer) if setting is None else self._step_with(layer, setting)
         return changed(
             self,
             steps=(*self.steps[:-1], step),
@@ -306,24 +315,25 @@ class Plan:
             budgets={},
         )
 
-    def _with(self, layer: str, setting: SettingLike) -> Step:
+    def _step_with(self, layer: str, setting: SettingLike) -> Step:
         """The last step with another setting for one name."""
         structure = self.steps[-1].structure
-        wishes = wishes_of(structure, {layer: setting}, methods=METHOD_NAMES)
-        blocks = tuple(wishes.dropped)
-        settings = {name: one for name, one in self.settings.items() if not is_inside(name, blocks)}
+        typed = settings_by_kind(structure, {layer: setting}, methods=METHOD_NAMES)
+        blocks = tuple(typed.dropped)
+        settings = {name: known for name, known in self.settings.items() if not is_inside(name, blocks)}
         dropped = (*(name for name in self.dropped if not is_inside(name, blocks)), *blocks)
         groups = {
             name: kept
             for name, kept in self.groups.items()
-            if name not in wishes.groups and not group_is_inside(structure.channels, name, blocks)
+            if name not in typed.groups and not group_is_inside(structure.channels, name, blocks)
         }
-        groups |= _units(structure, wishes.groups, self.multiple_of, None)
-        for name, asked in wishes.layers.items():
+        groups |= _units_that_stay(structure, typed.groups, self.multiple_of, None)
+        # After the groups: a pair replaces the slimmed layer, and its form is kept where none is given.
+        for name, typed_setting in typed.layers.items():
             settings[name] = setting_for(
                 structure,
                 name,
-                asked,
+                typed_setting,
                 methods=METHOD_NAMES,
                 has_bias=self.has_bias,
                 multiple_of=self.multiple_of,
@@ -333,7 +343,7 @@ class Plan:
         return step_of(structure, settings, groups, dropped)
 
     def diff(self, other: "Plan") -> str:
-        """What another plan does otherwise, as a table.
+        """What another plan does differently, as a table.
 
         Args:
             other: the plan to compare with.
@@ -346,7 +356,7 @@ class Plan:
         """
         if not isinstance(other, Plan):
             raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
-        rows = difference(self.steps, other.steps, (self.has_bias, other.has_bias))
+        rows = plan_difference(self.steps, other.steps, (self.has_bias, other.has_bias))
         if not rows:
             return "no difference: both plans give every layer the same setting"
         costs = [(plan.before, plan.after) for plan in (self, other)]
@@ -360,7 +370,7 @@ class Plan:
     def __repr__(self) -> str:
         structure = self.steps[-1].structure if self.steps else None
         layers = structure.layers if structure else {}
-        groups = live(structure.channels) if structure else {}
+        groups = slimmable_groups(structure.channels) if structure else {}
         counts = [f"{len(self.settings)} of {len(layers)} layers"]
         if groups:
             counts.append(f"{len(self.groups)} of {len(groups)} groups")
@@ -372,7 +382,8 @@ class Plan:
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
 
 
-def _fields_of(plan: Plan) -> PlanFields:
+def _plan_fields(plan: Plan) -> PlanFields:
+    # mypy does not follow a dictionary that a comprehension builds into the TypedDict.
     return cast(PlanFields, {known.name: getattr(plan, known.name) for known in fields(plan)})
 
 
@@ -390,7 +401,7 @@ def plan_on(
     """A plan whose last step gives these settings to the model of a source.
 
     Args:
-        source: a study, or whatever has structure, costs and curves.
+        source: a study, or anything else with structure, costs and curves.
         settings: layer -> setting.
         select: how they were chosen.
         groups: group -> units that stay, ascending.
@@ -412,7 +423,7 @@ def plan_on(
     damages = [damage_at(source.curves, name, setting) for name, setting in settings.items()]
     damages += [group_damage_at(source.group_curves, name, kept) for name, kept in step.groups.items()]
     damages += [block_damage_at(source.block_damages, name) for name in step.dropped]
-    # Rounding may leave a damage a hair below zero.
+    # Rounding may leave a damage just below zero.
     known = [max(damage, 0.0) for damage in damages if damage is not None]
     earlier = source.previous
     return Plan(
@@ -427,21 +438,21 @@ def plan_on(
     )
 
 
-def _units(
+def _units_that_stay(
     structure: Structure,
-    wishes: Mapping[str, object],
+    typed: Mapping[str, object],
     multiple_of: int | Mapping[str, int],
     curves: Sequence[GroupCurve] | None,
 ) -> dict[str, tuple[int, ...]]:
-    """Group -> units that stay, of what was written; groups that stay whole are not in it."""
-    found = {
-        name: units_for(structure.channels.groups[name], how, multiple_of=multiple_of, curves=curves)
-        for name, how in wishes.items()
+    """Group -> units that stay, from what a person wrote for it; groups that stay whole are not in it."""
+    units = {
+        name: units_for(structure.channels.groups[name], amount, multiple_of=multiple_of, curves=curves)
+        for name, amount in typed.items()
     }
-    return {name: kept for name, kept in found.items() if kept is not None}
+    return {name: kept for name, kept in units.items() if kept is not None}
 
 
-def _without(step: Step, name: str) -> Step:
+def _step_without(step: Step, name: str) -> Step:
     """A step that leaves alone all that has this name."""
     check_known(step.structure, name)
     called = {group.name for group in groups_called(step.structure, name)}

@@ -21,6 +21,7 @@ def check_multiple_of(multiple_of: int | Mapping[str, int], names: Iterable[str]
         UnknownNameError: a glob that no layer matches.
     """
     known = tuple(names)
+    # An empty pattern stands for the number without a glob.
     entries = dict(multiple_of) if isinstance(multiple_of, Mapping) else {"": multiple_of}
     for pattern, number in entries.items():
         where = f"multiple_of[{pattern!r}]" if pattern else "multiple_of"

@@ -11,11 +11,13 @@ from pathlib import Path
 from slimrank._errors import FileError, PlanError
 from slimrank._names import nearest
 from slimrank.files import Json, from_text
-from slimrank.plan._layer_setting import OneSetting, SettingLike
+from slimrank.plan._layer_setting import SettingLike, TypedSetting
 from slimrank.plan._typed_settings import DROP
 
+# What a CSV file may have, in any order.
 _COLUMNS = ("layer", "method", "ratio", "rank", "form", "keep", "channels_kept")
-_NEEDED = ("layer", "method")
+# A line without a method leaves its layer alone; a file without the column is more likely a mistake.
+_REQUIRED_COLUMNS = ("layer", "method")
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
@@ -37,6 +39,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
     """
     file = Path(path)
     try:
+        # Spreadsheets write a byte order mark, which would become part of the first column's name.
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise PlanError(f"settings file {file}: no text ({error}); give a .csv or .json file") from error
@@ -45,70 +48,75 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
             f"settings file {file}: cannot be read ({error}); give a .csv or .json file"
         ) from error
     if file.suffix.lower() == ".json":
-        return _from_json(text, f"settings file {file}")
+        return _settings_from_json(text, f"settings file {file}")
     if file.suffix.lower() == ".csv":
-        return _from_csv(text, f"settings file {file}")
+        return _settings_from_csv(text, f"settings file {file}")
     raise PlanError(f"settings file {file}: the ending {file.suffix!r} is unknown; give a .csv or .json file")
 
 
-def _from_json(text: str, where: str) -> dict[str, SettingLike]:
+def _settings_from_json(text: str, where: str) -> dict[str, SettingLike]:
     content = from_text(text, where)
     if not isinstance(content, dict):
         raise PlanError(f'{where}: no object; write {{"layer": ["weight_svd", 0.5], ...}}')
-    return {name: _from_value(value, f"{where}: layer {name!r}") for name, value in content.items()}
+    return {name: _layer_from_value(value, f"{where}: layer {name!r}") for name, value in content.items()}
 
 
-def _from_value(value: Json, where: str) -> SettingLike:
+def _layer_from_value(value: Json, where: str) -> SettingLike:
     """What a JSON file says of one layer."""
     if value is None:
         return None
     if value == DROP:
         return "drop"
-    if isinstance(value, Sequence) and value and all(isinstance(one, dict | list) for one in value):
-        return [_from_one(one, where) for one in value]
-    return _from_one(value, where)
+    if isinstance(value, Sequence) and value and all(isinstance(item, dict | list) for item in value):
+        return [_setting_from_value(item, where) for item in value]
+    return _setting_from_value(value, where)
 
 
-def _from_one(value: Json, where: str) -> OneSetting:
+def _setting_from_value(value: Json, where: str) -> TypedSetting:
     if isinstance(value, dict):
-        how = dict(value)
-        return _setting(how.pop("method", None), how, where)
+        amount = dict(value)
+        return _checked_setting(amount.pop("method", None), amount, where)
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
-        return _setting(value[0], value[1], where)
+        return _checked_setting(value[0], value[1], where)
     raise PlanError(
         f"{where}: {json.dumps(value)} is no setting; write "
         '["weight_svd", 0.5] or {"method": "weight_svd", "rank": 32}, or "drop" for a block'
     )
 
 
-def _setting(method: object, how: object, where: str) -> OneSetting:
+def _checked_setting(method: object, amount: object, where: str) -> TypedSetting:
     if not isinstance(method, str):
         raise PlanError(f"{where}: the method is {method!r}; give its name, e.g. weight_svd")
-    if isinstance(how, Mapping):
-        return method, {str(key): _number(value, where) for key, value in how.items()}
-    if isinstance(how, bool) or not isinstance(how, int | float):
-        raise PlanError(f"{where}: {how!r} is no ratio; give the share of the layer's MACs to keep, e.g. 0.5")
-    return method, how
+    if isinstance(amount, Mapping):
+        return method, {str(key): _checked_amount(value, where) for key, value in amount.items()}
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        raise PlanError(
+            f"{where}: {amount!r} is no ratio; give the share of the layer's MACs to keep, e.g. 0.5"
+        )
+    return method, amount
 
 
-def _number(value: object, where: str) -> int | float | str | list[int]:
-    if isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+def _checked_amount(value: object, where: str) -> int | float | str | list[int]:
+    # Python takes true for 1.
+    if isinstance(value, list) and all(
+        isinstance(unit, int) and not isinstance(unit, bool) for unit in value
+    ):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise PlanError(f"{where}: {value!r} is neither number nor name; give a ratio, a rank or a form")
     return value
 
 
-def _from_csv(text: str, where: str) -> dict[str, SettingLike]:
+def _settings_from_csv(text: str, where: str) -> dict[str, SettingLike]:
     reader = csv.DictReader(StringIO(text))
     columns = [column.strip() for column in reader.fieldnames or ()]
     for column in columns:
         if column not in _COLUMNS:
             raise PlanError(f"{where}: column {column!r} is unknown; {nearest(column, _COLUMNS)}")
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
-        raise PlanError(f"{where}: column {twice!r} stands twice in the first line; delete one of them")
-    missing = [column for column in _NEEDED if column not in columns]
+    repeated = next((column for column in columns if columns.count(column) > 1), None)
+    if repeated is not None:
+        raise PlanError(f"{where}: column {repeated!r} stands twice in the first line; delete one of them")
+    missing = [column for column in _REQUIRED_COLUMNS if column not in columns]
     if missing:
         raise PlanError(
             f"{where}: the first line names no column {missing[0]!r}; start with layer,method,ratio or "
@@ -116,22 +124,23 @@ def _from_csv(text: str, where: str) -> dict[str, SettingLike]:
         )
     settings: dict[str, SettingLike] = {}
     for row in reader:
-        at = f"{where}, line {reader.line_num}"
+        line = f"{where}, line {reader.line_num}"
+        # Cells for which the first line has no column stand under None.
         if None in row:
-            raise PlanError(f"{at}: it has more cells than the first line; remove them")
+            raise PlanError(f"{line}: it has more cells than the first line; remove them")
         cells = {key.strip(): (value or "").strip() for key, value in row.items()}
         name = cells["layer"]
         if not name:
-            raise PlanError(f"{at}: it names no layer; fill in the column layer or delete the line")
-        setting = _from_cells(cells, f"{at}: layer {name!r}")
+            raise PlanError(f"{line}: it names no layer; fill in the column layer or delete the line")
+        setting = _setting_from_cells(cells, f"{line}: layer {name!r}")
         if name in settings:
-            setting = _beside(settings[name], setting, f"{at}: layer {name!r}")
+            setting = _both_settings(settings[name], setting, f"{line}: layer {name!r}")
         settings[name] = setting
     return settings
 
 
-def _beside(first: SettingLike, second: SettingLike, where: str) -> SettingLike:
-    """Both settings of a layer that has two rows, each with a method of its own."""
+def _both_settings(first: SettingLike, second: SettingLike, where: str) -> SettingLike:
+    """Both settings of a layer that has two lines, each with another method."""
     if (
         not isinstance(first, tuple)
         or not isinstance(second, tuple)
@@ -143,26 +152,26 @@ def _beside(first: SettingLike, second: SettingLike, where: str) -> SettingLike:
     return [first, second]
 
 
-def _from_cells(cells: Mapping[str, str], where: str) -> SettingLike:
+def _setting_from_cells(cells: Mapping[str, str], where: str) -> SettingLike:
     if not cells["method"]:
         return None
-    how: dict[str, int | float | str | Sequence[int]] = {}
+    amount: dict[str, int | float | str | Sequence[int]] = {}
     try:
         if cells.get("ratio"):
-            how["ratio"] = float(cells["ratio"])
+            amount["ratio"] = float(cells["ratio"])
         for column in ("rank", "keep"):
             if cells.get(column):
-                how[column] = int(cells[column])
+                amount[column] = int(cells[column])
         if cells.get("channels_kept"):
-            how["channels_kept"] = [int(unit) for unit in cells["channels_kept"].split()]
+            amount["channels_kept"] = [int(unit) for unit in cells["channels_kept"].split()]
     except ValueError as error:
         raise PlanError(
             f"{where}: {error}; a ratio is a decimal like 0.5, a rank or width a whole number"
         ) from error
     if cells.get("form"):
-        how["form"] = cells["form"]
+        amount["form"] = cells["form"]
     if cells["method"] != DROP:
-        return cells["method"], how
-    if how:
-        raise PlanError(f"{where}: drop takes no number; clear the cells {sorted(how)}")
+        return cells["method"], amount
+    if amount:
+        raise PlanError(f"{where}: drop takes no number; clear the cells {sorted(amount)}")
     return "drop"

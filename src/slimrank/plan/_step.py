@@ -66,7 +66,7 @@ def check_pair(spec: LayerSpec, setting: Setting, where: str, *, slimmed: bool) 
         slimmed: whether ``spec`` is a slimmed layer; for errors.
 
     Raises:
-        RankError: it has not, or does not.
+        RankError: the layer does not have the rank, or the pair saves neither MACs nor params.
     """
     what = "slimmed layer" if slimmed else "layer"
     top = max_rank(spec, setting.form)
@@ -93,13 +93,12 @@ def check_groups(channels: ChannelMap, groups: Mapping[str, Sequence[int]], wher
         where: for errors.
 
     Raises:
-        PlanError: one does not.
+        PlanError: a group does not exist, cannot be slimmed, or does not have these units.
     """
     for name, kept in groups.items():
         if name not in channels.groups:
-            raise PlanError(
-                f"{where}.groups: {name!r} is no group of the structure; {nearest(name, live(channels))}"
-            )
+            close = nearest(name, slimmable_groups(channels))
+            raise PlanError(f"{where}.groups: {name!r} is no group of the structure; {close}")
         group = channels.groups[name]
         if group.reason is not None:
             raise PlanError(
@@ -166,7 +165,10 @@ def check_dropped(
 
 
 def is_inside(name: str, blocks: Collection[str]) -> bool:
-    """Whether a module or tensor is one of these blocks or inside one."""
+    """Whether a module or tensor is one of these blocks or inside one.
+
+    The dot at the end keeps block ``layer1`` from holding ``layer10``.
+    """
     return f"{name}.".startswith(tuple(f"{block}." for block in blocks))
 
 
@@ -175,10 +177,11 @@ def group_is_inside(channels: ChannelMap, group: str, blocks: Collection[str]) -
     touched = [
         name for name, tensor in channels.tensors.items() if any(axis.group == group for axis in tensor.axes)
     ]
+    # A group without tensors is inside nothing, though ``all`` of nothing is true.
     return bool(touched) and all(is_inside(name, blocks) for name in touched)
 
 
-def live(channels: ChannelMap) -> dict[str, GroupSpec]:
+def slimmable_groups(channels: ChannelMap) -> dict[str, GroupSpec]:
     """The groups that can be slimmed, by name."""
     return {name: group for name, group in channels.groups.items() if group.reason is None}
 
@@ -204,4 +207,4 @@ def group_damage_at(curves: Iterable[GroupCurve], name: str, kept: Sequence[int]
 
 def block_damage_at(damages: Iterable[BlockDamage], name: str) -> float | None:
     """The damage of dropping a block; None where it was not measured."""
-    return next((one.damage for one in damages if one.block == name), None)
+    return next((damage.damage for damage in damages if damage.block == name), None)

@@ -12,7 +12,8 @@ from slimrank._names import listed
 from slimrank.cost import model_cost
 from slimrank.records import ChannelMap, Cost, LayerSpec, Setting
 
-_NAMED = 5
+# Layers that an error writes out for each kind of difference; a wrong model may differ in hundreds.
+_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,14 @@ class Step:
 
 def are_same_steps(steps: Sequence[Step], others: Sequence[Step]) -> bool:
     """Whether steps do the same to the same structures, whatever chose them."""
-    keys, other_keys = ([(step.structure.sha256, step.key) for step in some] for some in (steps, others))
+    keys, other_keys = (
+        [(step.structure.sha256, step.key) for step in compared] for compared in (steps, others)
+    )
     return keys == other_keys
 
 
 class HasSteps(Protocol):
-    """Whatever has steps: a plan."""
+    """Anything with steps: a plan."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -91,6 +94,7 @@ def structure_of(specs: Iterable[LayerSpec], channels: ChannelMap | None = None)
         unchanged.
     """
     layers = {spec.name: spec for spec in specs}
+    # By name, since the order of execution may change with the inputs.
     text = json.dumps([[name, _geometry(layers[name])] for name in sorted(layers)])
     return Structure(
         sha256=sha256(text.encode()).hexdigest(), layers=layers, channels=channels or ChannelMap()
@@ -109,7 +113,7 @@ def check_structure(plan: HasSteps, structure: Structure, *, step: int = 0) -> N
     Args:
         plan: the plan.
         structure: of the model.
-        step: place of the step that starts from this model; -1 for the last.
+        step: index of the step that starts from this model; -1 for the last.
 
     Raises:
         PlanError: layers are missing, additional or of another shape.
@@ -119,7 +123,7 @@ def check_structure(plan: HasSteps, structure: Structure, *, step: int = 0) -> N
         return
     planned, present = steps[step].structure.layers, structure.layers
     changed = [
-        f"{name!r} {_difference(planned[name], present[name])}"
+        f"{name!r} {_changed_geometry(planned[name], present[name])}"
         for name in planned
         if name in present and _geometry(planned[name]) != _geometry(present[name])
     ]
@@ -129,10 +133,10 @@ def check_structure(plan: HasSteps, structure: Structure, *, step: int = 0) -> N
         ("unknown to the plan", [name for name in present if name not in planned]),
     ):
         if names:
-            parts.append(f"{len(names)} {word}: {listed(names, _NAMED)}")
+            parts.append(f"{len(names)} {word}: {listed(names, _NAMES_SHOWN)}")
     if changed:
-        rest = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-        parts.append(f"{len(changed)} of another shape: {', '.join(changed[:_NAMED])}{rest}")
+        rest = f" and {len(changed) - _NAMES_SHOWN} more" if len(changed) > _NAMES_SHOWN else ""
+        parts.append(f"{len(changed)} of another shape: {', '.join(changed[:_NAMES_SHOWN])}{rest}")
     what = "; layers " + "; ".join(parts) if parts else "; same layers, but other tensors besides them"
     raise PlanError(
         f"plan: it belongs to another model (structure {steps[step].structure.sha256[:12]}, the model has "
@@ -167,7 +171,7 @@ def cost_after(before: Cost, steps: Iterable[Step], *, has_bias: bool) -> Cost:
 
 
 def _geometry(spec: LayerSpec) -> dict[str, object]:
-    # What decides whether a pair fits; input size, dtype and methods do not.
+    # Only what decides whether a pair fits the layer: a plan then also serves another input size or dtype.
     return {
         "kind": spec.kind,
         "weight_shape": spec.weight_shape,
@@ -180,8 +184,8 @@ def _geometry(spec: LayerSpec) -> dict[str, object]:
     }
 
 
-def _difference(planned: LayerSpec, present: LayerSpec) -> str:
-    there = _geometry(present)
+def _changed_geometry(planned: LayerSpec, present: LayerSpec) -> str:
+    found = _geometry(present)
     return ", ".join(
-        f"{key} {value} -> {there[key]}" for key, value in _geometry(planned).items() if there[key] != value
+        f"{key} {value} -> {found[key]}" for key, value in _geometry(planned).items() if found[key] != value
     )

@@ -1,43 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person may write for a layer, a group of channels or a block, told apart."""
+"""What a person may write for a layer, a group of channels or a block, sorted by which of them it is for."""
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from math import ceil, gcd
 from numbers import Integral
 from typing import NamedTuple
 
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
-from slimrank.plan._layer_setting import OneSetting, SettingLike, read_ratio
+from slimrank.plan._layer_setting import RATIO_SLACK, SettingLike, TypedSetting, read_ratio
 from slimrank.plan._rounding import multiple_for
-from slimrank.plan._step import kept_problem, live
+from slimrank.plan._step import kept_problem, slimmable_groups
 from slimrank.plan._structure import Structure, names_of
 from slimrank.records import PRUNING, GroupCurve, GroupSpec, Setting, replaces_groups
 
+# What a person writes for a block that shall go.
 DROP = "drop"
 
-_KEYS = ("ratio", "keep", "channels_kept")
-# A share read off two counts, kept / units, must find that count again in spite of its rounding.
-_ROUNDING = Fraction(1, 10**12)
+# What may be said of a group, one of them at a time.
+_GROUP_KEYS = ("ratio", "keep", "channels_kept")
 
 
-class Wishes(NamedTuple):
-    """What was written, by what it is for.
+class SettingsByKind(NamedTuple):
+    """What a person wrote, sorted by what it is for.
 
     Attributes:
         layers: layer -> what was written for its pair.
         groups: group -> how much of it to keep: a ratio, or a mapping.
-        dropped: blocks.
+        dropped: blocks that shall go.
     """
 
-    layers: dict[str, OneSetting]
+    layers: dict[str, TypedSetting]
     groups: dict[str, object]
     dropped: list[str]
 
 
-def wishes_of(structure: Structure, settings: Mapping[str, SettingLike], *, methods: Sequence[str]) -> Wishes:
-    """What was written, by what it is for.
+def settings_by_kind(
+    structure: Structure, settings: Mapping[str, SettingLike], *, methods: Sequence[str]
+) -> SettingsByKind:
+    """What a person wrote, sorted by what it is for.
 
     Args:
         structure: of the model.
@@ -45,30 +46,30 @@ def wishes_of(structure: Structure, settings: Mapping[str, SettingLike], *, meth
         methods: that may be named.
 
     Returns:
-        The wishes; names that are to be left alone are in none of them.
+        The settings; names that are to be left alone are in none of them.
 
     Raises:
         UnknownNameError: no such layer, group, block or method.
         OptionError: a setting of the wrong kind, two of one kind for one layer, or a name that means several
             groups or one of which nothing can go.
     """
-    wishes = Wishes({}, {}, [])
-    for name, asked in settings.items():
-        if isinstance(asked, str) and asked == DROP:
-            wishes.dropped.append(_known_block(structure, name))
-        elif asked is None:
+    by_kind = SettingsByKind({}, {}, [])
+    for name, typed in settings.items():
+        if isinstance(typed, str) and typed == DROP:
+            by_kind.dropped.append(_known_block(structure, name))
+        elif typed is None:
             check_known(structure, name)
         else:
-            for one in _each(asked):
-                _sort_one(structure, name, one, wishes, methods)
-    return wishes
+            for setting in _as_list(typed):
+                _add_setting(structure, name, setting, by_kind, methods)
+    return by_kind
 
 
 def check_known(structure: Structure, name: str) -> None:
     """Check that something has this name.
 
     Raises:
-        UnknownNameError: nothing has.
+        UnknownNameError: nothing has this name.
     """
     names = (*names_of(structure), *structure.channels.blocks)
     if name not in names and name not in structure.channels.groups:
@@ -77,7 +78,7 @@ def check_known(structure: Structure, name: str) -> None:
 
 def groups_called(structure: Structure, name: str) -> tuple[GroupSpec, ...]:
     """The groups that can be slimmed and that a name may mean: the one of this name, or all of a producer."""
-    groups = live(structure.channels)
+    groups = slimmable_groups(structure.channels)
     if name in groups:
         return (groups[name],)
     return tuple(group for group in groups.values() if name in group.producers)
@@ -85,7 +86,7 @@ def groups_called(structure: Structure, name: str) -> tuple[GroupSpec, ...]:
 
 def units_for(
     group: GroupSpec,
-    how: object,
+    typed: object,
     *,
     multiple_of: int | Mapping[str, int],
     curves: Sequence[GroupCurve] | None,
@@ -94,10 +95,10 @@ def units_for(
 
     Args:
         group: the group.
-        how: a ratio, the share of its units to keep; or ``{"ratio": x}``, ``{"keep": n}`` or
+        typed: a ratio, the share of its units to keep; or ``{"ratio": x}``, ``{"keep": n}`` or
             ``{"channels_kept": units}``.
-        multiple_of: outputs of the first producer that stay are a multiple of this. Widths round up; one
-            that would reach beyond the units takes the largest that does not.
+        multiple_of: outputs of the first producer that stay are a multiple of this. Numbers of units round
+            up; one that would exceed the units of the group takes the largest that does not.
         curves: in whose order units go; None where there is no study.
 
     Returns:
@@ -106,28 +107,28 @@ def units_for(
     Raises:
         OptionError: no such key, no number, no order that says which units go, or units that the group does
             not have.
-        RankError: a width that it cannot take.
+        RankError: a number of units that it cannot keep.
     """
     where = f"group {group.name!r}"
-    wish = how if isinstance(how, Mapping) else {"ratio": how}
-    for key in wish:
-        if key not in _KEYS:
-            raise OptionError(f"{where}: {key!r} is no key of {PRUNING}; {nearest(str(key), _KEYS)}")
-    if len(wish) != 1:
+    amount = typed if isinstance(typed, Mapping) else {"ratio": typed}
+    for key in amount:
+        if key not in _GROUP_KEYS:
+            raise OptionError(f"{where}: {key!r} is no key of {PRUNING}; {nearest(str(key), _GROUP_KEYS)}")
+    if len(amount) != 1:
         raise OptionError(
-            f'{where}: give one of "ratio", "keep" and "channels_kept", not {sorted(map(str, wish))}'
+            f'{where}: give one of "ratio", "keep" and "channels_kept", not {sorted(map(str, amount))}'
         )
     # What hardware sees is the width of tensors; a unit may hold several outputs.
     multiple = multiple_for(multiple_of, group.name)
     multiple //= gcd(multiple, group.unit_width)
-    if "channels_kept" in wish:
-        kept = _named_units(group, wish["channels_kept"], multiple)
+    if "channels_kept" in amount:
+        kept = _named_units(group, amount["channels_kept"], multiple)
         return kept if len(kept) < group.units else None
-    count = _width(group, wish, multiple)
+    count = _unit_count(group, amount, multiple)
     if count == group.units:
         return None
     if curves is None:
-        manual = f"Plan.manual(study, {{{group.name!r}: ({PRUNING!r}, {how!r})}})"
+        manual = f"Plan.manual(study, {{{group.name!r}: ({PRUNING!r}, {typed!r})}})"
         raise OptionError(
             f"{where}: a plan knows no order in which units go, so replace takes those that stay, "
             f'{{"channels_kept": [0, 3, 5]}}; {manual}.groups[{group.name!r}] lists them'
@@ -141,49 +142,53 @@ def units_for(
     return curve.channels_kept(count)
 
 
-def _each(asked: object) -> Sequence[object]:
-    """The settings of a list of them; else the one (method, how)."""
+def _as_list(typed: object) -> Sequence[object]:
+    """The settings of a list of them; else a single ``(method, amount)`` in a list."""
+    # A single setting is a tuple, too, but begins with a text.
     if (
-        isinstance(asked, list | tuple)
-        and len(asked) > 0
-        and all(isinstance(one, Setting | list | tuple) for one in asked)
+        isinstance(typed, list | tuple)
+        and len(typed) > 0
+        and all(isinstance(item, Setting | list | tuple) for item in typed)
     ):
-        return asked
-    return (asked,)
+        return typed
+    return (typed,)
 
 
-def _sort_one(structure: Structure, name: str, one: object, wishes: Wishes, methods: Sequence[str]) -> None:
-    if not _is_pruning(one):
-        if name in wishes.layers:
+def _add_setting(
+    structure: Structure, name: str, setting: object, by_kind: SettingsByKind, methods: Sequence[str]
+) -> None:
+    """Adds what was written for a name to the layers or the groups (in place)."""
+    if not _is_pruning(setting):
+        if name in by_kind.layers:
             raise OptionError(
                 f"layer {name!r}: two settings split it into a pair; leave one, beside {PRUNING} if you like"
             )
-        wishes.layers[name] = _for_a_pair(structure, name, one)
+        by_kind.layers[name] = _pair_setting(structure, name, setting)
         return
     if PRUNING not in methods:
         raise UnknownNameError(
             f"layer {name!r}: method {PRUNING!r} is not there; {nearest(PRUNING, methods)}"
         )
-    group = _the_group(structure, name)
-    if group.name in wishes.groups:
+    group = _only_group(structure, name)
+    if group.name in by_kind.groups:
         raise OptionError(f"layer {name!r}: group {group.name!r} gets a second width; leave one of them")
-    wishes.groups[group.name] = one[1] if isinstance(one, list | tuple) else None
+    by_kind.groups[group.name] = setting[1] if isinstance(setting, list | tuple) else None
 
 
-def _for_a_pair(structure: Structure, name: str, one: object) -> OneSetting:
+def _pair_setting(structure: Structure, name: str, setting: object) -> TypedSetting:
     """What was written for a layer, if a pair can be meant."""
     check_known(structure, name)
     if name in structure.layers:
-        if isinstance(one, Setting):
-            return one
-        if isinstance(one, tuple | list) and len(one) == 2 and isinstance(one[0], str):
-            return one[0], one[1]
+        if isinstance(setting, Setting):
+            return setting
+        if isinstance(setting, tuple | list) and len(setting) == 2 and isinstance(setting[0], str):
+            return setting[0], setting[1]
     raise OptionError(
-        f"{_kind(structure, name)} {name!r}: the setting is {one!r}; {_allowed(structure, name)}"
+        f"{_kind_of_name(structure, name)} {name!r}: the setting is {setting!r}; {_allowed(structure, name)}"
     )
 
 
-def _kind(structure: Structure, name: str) -> str:
+def _kind_of_name(structure: Structure, name: str) -> str:
     if name in structure.layers:
         return "layer"
     return "block" if name in structure.channels.blocks else "group"
@@ -203,25 +208,25 @@ def _allowed(structure: Structure, name: str) -> str:
     return f"give {', or '.join(ways) or 'None, since nothing of it can go'}"
 
 
-def _is_pruning(one: object) -> bool:
-    return isinstance(one, list | tuple) and len(one) == 2 and one[0] == PRUNING
+def _is_pruning(setting: object) -> bool:
+    return isinstance(setting, list | tuple) and len(setting) == 2 and setting[0] == PRUNING
 
 
-def _the_group(structure: Structure, name: str) -> GroupSpec:
-    """The one group that a name means."""
-    meant = groups_called(structure, name)
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
+def _only_group(structure: Structure, name: str) -> GroupSpec:
+    """The group that a name means; refused where it means none or several."""
+    called = groups_called(structure, name)
+    if len(called) == 1:
+        return called[0]
+    if called:
         raise OptionError(
-            f"layer {name!r}: it makes channels of {len(meant)} groups; name one of them: "
-            f"{listed(group.name for group in meant)}"
+            f"layer {name!r}: it makes channels of {len(called)} groups; name one of them: "
+            f"{listed(group.name for group in called)}"
         )
     check_known(structure, name)
-    if _kind(structure, name) == "block":
+    if _kind_of_name(structure, name) == "block":
         raise OptionError(f"block {name!r}: {PRUNING} does not apply; {_allowed(structure, name)}")
     groups = structure.channels.groups
-    frozen = groups.get(name) or next((one for one in groups.values() if name in one.producers), None)
+    frozen = groups.get(name) or next((group for group in groups.values() if name in group.producers), None)
     why = "it makes no channels of a group" if frozen is None else f"nothing can go ({frozen.reason})"
     raise OptionError(f"layer {name!r}: {PRUNING} does not apply, {why}; drop it from the plan")
 
@@ -249,7 +254,7 @@ def _named_units(group: GroupSpec, units: object, multiple: int) -> tuple[int, .
     return tuple(int(unit) for unit in units)
 
 
-def _width(group: GroupSpec, wish: Mapping[object, object], multiple: int) -> int:
+def _unit_count(group: GroupSpec, amount: Mapping[object, object], multiple: int) -> int:
     """The number of units to keep, rounded."""
     where = f"group {group.name!r}"
     if multiple > group.units:
@@ -257,20 +262,21 @@ def _width(group: GroupSpec, wish: Mapping[object, object], multiple: int) -> in
             f"{where}: it has {group.units} units, and no number of them is a multiple of {multiple}; lower "
             "multiple_of for this group or drop it from the plan"
         )
-    if "keep" in wish:
-        asked = wish["keep"]
-        if not isinstance(asked, Integral) or isinstance(asked, bool):
-            raise OptionError(f'{where}: keep {asked!r} is no whole number; give e.g. {{"keep": 24}}')
-        count = int(asked)
+    if "keep" in amount:
+        keep = amount["keep"]
+        if not isinstance(keep, Integral) or isinstance(keep, bool):
+            raise OptionError(f'{where}: keep {keep!r} is no whole number; give e.g. {{"keep": 24}}')
+        count = int(keep)
         if not 1 <= count <= group.units:
             raise RankError(f"{where}: keep {count} is outside 1..{group.units}; change it")
     else:
         ratio = read_ratio(
-            where, wish["ratio"], of="the group's units", instead='{"keep": 24} for a number of them'
+            where, amount["ratio"], of="the group's units", instead='{"keep": 24} for a number of them'
         )
-        count = ceil(ratio * group.units * (1 - _ROUNDING))
-    up = -(-count // multiple) * multiple
-    return up if up <= group.units else group.units // multiple * multiple
+        count = ceil(ratio * group.units * (1 - RATIO_SLACK))
+    # Up, so that at least what was asked for stays; down only where the group has no more units.
+    rounded = -(-count // multiple) * multiple
+    return rounded if rounded <= group.units else group.units // multiple * multiple
 
 
 def _is_whole(value: object) -> bool:

@@ -21,7 +21,15 @@ from slimrank.recipes._score_candidates import (
 )
 from slimrank.recipes._score_trials import group_trials, pair_trials
 from slimrank.records import LayerSpec, Method
-from slimrank.scores import AnyTrial, Bench, Journal, ScoreFn, Scores, count_workers, evaluate_spread
+from slimrank.scores import (
+    AnyTrial,
+    Evaluator,
+    ScoreFn,
+    ScoreJournal,
+    Scores,
+    count_workers,
+    evaluate_with_workers,
+)
 from slimrank.surgery import quiet_copy
 
 
@@ -91,13 +99,13 @@ def measure_scores(
     ratios = ratios_to_try(candidates)
     _check_numbers(score_fn, workers, prefix_cache)
     layer_names, group_names = names_to_try(study, tried, layers)
-    journal = Journal(
+    journal = ScoreJournal(
         path,
         fingerprint=study.fingerprint,
         methods=tried,
         candidates=ratios,
         lower_is_better=lower_is_better,
-        order=study.structure.layers,
+        layers=study.structure.layers,
         groups=study.structure.channels.groups,
     )
     to_try: dict[int, tuple[LayerSpec, list[Candidate]]] = {}
@@ -118,13 +126,13 @@ def measure_scores(
     n_workers = count_workers(workers)
     model = quiet_copy(session.original)
     # Workers keep caches of their own.
-    bench = Bench(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
+    evaluator = Evaluator(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
     total = sum(len(new) for _, new in to_try.values()) + sum(map(len, counts.values()))
     total += not journal.is_started
     with Phases(shown=progress).phase("scores", total) as advance:
         if not journal.is_started:
             advance(0, "the untouched model")
-            journal.start(bench.baseline())
+            journal.start(evaluator.baseline())
             advance(1, "")
         trials: Iterator[AnyTrial] = chain(
             pair_trials(session, study.grams, to_try, lambda text: advance(0, text)),
@@ -132,9 +140,9 @@ def measure_scores(
         )
         results: Generator[tuple[AnyTrial, float], None, None]
         if n_workers == 1:
-            results = ((trial, bench.score(trial)) for trial in trials)
+            results = ((trial, evaluator.score(trial)) for trial in trials)
         else:
-            results = evaluate_spread(model, score_fn, trials, workers=workers, max_bytes=prefix_cache)
+            results = evaluate_with_workers(model, score_fn, trials, workers=workers, max_bytes=prefix_cache)
         with closing(results):
             for trial, score in results:
                 entry = trial.entry(score)

@@ -15,7 +15,7 @@ from slimrank.forward import Batch, run, watch_modules
 from slimrank.methods import Target, weights_target
 from slimrank.recipes._score_candidates import Candidate
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec, Setting
-from slimrank.scores import GroupTrial, Trial
+from slimrank.scores import GroupTrial, LayerTrial
 from slimrank.surgery import dense_weight
 from slimrank.survey import (
     GroupSurvey,
@@ -33,7 +33,7 @@ def pair_trials(
     grams: Mapping[str, Tensor],
     candidates: Mapping[int, tuple[LayerSpec, Sequence[Candidate]]],
     tell: Callable[[str], None],
-) -> Iterator[Trial]:
+) -> Iterator[LayerTrial]:
     """Fitted factors, layer after layer, each decomposed once.
 
     Args:
@@ -52,7 +52,7 @@ def pair_trials(
             setting = Setting(method=candidate.method, form=candidate.form, rank=candidate.rank)
             pair, bias = independent_pair(spec, layer, setting, target)
             has_bias = session.options.has_bias or isinstance(layer.bias, Tensor)
-            yield Trial(
+            yield LayerTrial(
                 spec=spec,
                 method=candidate.method,
                 keep_ratio=candidate.keep_ratio,

@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen values that cross rooms."""
+"""Frozen values that go from room to room."""
 
 from slimrank.records._cost import METRICS, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
-from slimrank.records._group import AxisUnits, BlockSpec, ChannelMap, GroupSpec, ProductSpec, Role, TensorSpec
+from slimrank.records._group import (
+    AxisUnits,
+    BlockSpec,
+    ChannelMap,
+    GroupSpec,
+    Kept,
+    ProductSpec,
+    Role,
+    TensorSpec,
+)
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._setting import (
@@ -32,6 +41,7 @@ __all__ = [
     "Form",
     "GroupCurve",
     "GroupSpec",
+    "Kept",
     "LayerKind",
     "LayerResult",
     "LayerSpec",

@@ -8,6 +8,7 @@ from slimrank._errors import UnknownNameError
 from slimrank._names import nearest
 
 Metric = Literal["macs", "params", "bytes"]
+# In the order in which reports show them.
 METRICS: tuple[Metric, ...] = ("macs", "params", "bytes")
 
 
@@ -44,8 +45,8 @@ def ratio_of(before: Cost, after: Cost, metric: Metric) -> float:
     """Cost after / cost before.
 
     Args:
-        before: of the whole model.
-        after: of the whole model.
+        before: cost of the whole original model.
+        after: cost of the whole compressed model.
         metric: "macs", "params" or "bytes".
 
     Returns:

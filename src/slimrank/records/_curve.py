@@ -36,12 +36,12 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupCurve:
-    """Damage of one group at every number of units kept that is offered.
+    """Damage of one group at every number of units that it may keep.
 
     Attributes:
         group: name.
-        order: units in the order in which they go, the first to go first; (units,) whole numbers.
-        kept: (K,) int64, ascending, each at least 1 and below the group's units.
+        order: every unit, in the order in which they go, the first to go first.
+        kept: (K,) int64, how many units stay: ascending, each at least 1 and below the number of units.
         error: (K,) float64, the quadratic form, never rising with ``kept``; no unit across groups.
         damage: (K,) float64, predicted divergence from the original; nats per sample once anchored.
     """
@@ -63,9 +63,9 @@ class BlockDamage:
 
     Attributes:
         block: name of the module.
-        damage: what dropping it adds to the divergence once every block that costs less has gone, and at
-            least what it costs alone. Measured on held-out samples, the layers behind fitted anew as
-            ``apply`` would, everything else as in the original.
+        damage: what dropping it adds to the divergence once every block with less damage is gone, and at
+            least its damage alone. Measured on held-out samples, with the layers behind it fitted anew as by
+            ``apply`` and everything else as in the original.
     """
 
     block: str

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channels that go together: groups, and what of which tensor belongs to them."""
+"""Channels that can only go together: groups, and which parts of which tensors belong to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["output", "input"]
+# Group -> its units that stay, ascending; groups that are not named stay whole.
+Kept = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisUnits:
-    """What one dimension of a tensor holds of a group.
+    """Which units of a group the indices of one dimension of a tensor belong to.
 
-    An index whose dimension has several of these (heads, and the width of each head) goes as soon as one of
-    its units goes.
+    Where a dimension has several of these (heads, and the channels of every head), an index goes as soon as
+    one of its units goes.
 
     Attributes:
         group: name of the group.
         dim: dimension of the tensor.
         role: "input" where a product sums over the dimension (columns of a consumer), else "output".
-        units: (size of the dimension,) unit of each index; -1 where the index belongs to no unit of it.
+        units: unit of each index of the dimension; -1 where the index belongs to no unit of the group.
         queries: indices, ascending, that make queries of an attention which divides its scores by the square
-            root of the group's size. What stays of them is multiplied by the square root of the share of
-            units that stays, so that scores are what they were.
+            root of the group's size. Those that stay are multiplied by the square root of the share of units
+            that stays, so that the scores of the attention do not change.
     """
 
     group: str
@@ -41,8 +43,8 @@ class TensorSpec:
         shape: as it stands.
         itemsize: bytes of one number.
         is_parameter: False for a buffer, which no cost counts.
-        positions: MACs of one sample per number of it (times it is used as a factor); 0 for vectors.
-        axes: of every group that touches it.
+        positions: MACs of one sample per number of the tensor (how often each is a factor); 0 for vectors.
+        axes: one entry for every group and dimension that belong together.
     """
 
     name: str
@@ -60,7 +62,7 @@ class ProductSpec:
     Attributes:
         module: dotted name of the innermost module that runs it; "" for the model itself.
         macs: as it stands, for one sample.
-        groups: its MACs are ``macs`` times kept / units of each of them.
+        groups: its MACs become ``macs`` times the share of units that stays, of each of these groups.
     """
 
     module: str
@@ -118,8 +120,8 @@ class ChannelMap:
         tensors: by name; those that a group which can be slimmed touches.
         products: of activations, those that such a group changes.
         blocks: by name, in execution order.
-        norms: batch norm that alone reads a layer without bias, by layer name: it takes up a mean that moves
-            when that layer is fitted anew, so that the layer needs no bias.
+        norms: the batch norm behind a layer without bias, by layer name, where nothing else reads that layer:
+            it makes up for a mean that moves when the layer is fitted anew, so that it needs no bias.
     """
 
     groups: Mapping[str, GroupSpec] = field(default_factory=dict)

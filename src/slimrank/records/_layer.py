@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The geometry of a layer, as seen in one forward of one sample."""
+"""The geometry of a layer, as it is in one forward of one sample."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 LayerKind = Literal["linear", "conv1d", "conv2d", "conv3d", "other"]
+# By the name of the class, since records know no torch: another class of such a name would be read as one.
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
 
@@ -27,10 +28,10 @@ class LayerSpec:
 
     Attributes:
         name: dotted name in ``named_modules()``.
-        kind: "linear", "conv1d", "conv2d", "conv3d", or "other" for what no method knows.
+        kind: "linear", "conv1d", "conv2d", "conv3d", or "other" for a layer that no method handles.
         class_name: class of the module, for people.
         weight_shape: (C_out, C_in / groups, *kernel) or (out_features, in_features).
-        has_bias: whether the layer has a bias of its own.
+        has_bias: whether the layer has a bias.
         dtype: of the weight, without prefix ("float32").
         itemsize: bytes of one weight.
         stride, dilation: per spatial dimension; () for linear.
@@ -63,7 +64,7 @@ class LayerSpec:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether it is a transposed convolution of torch: its weight is (C_in, C_out / groups, *kernel)."""
+        """Whether it is a transposed convolution: its weight is (C_in, C_out / groups, *kernel)."""
         return self.kind == "other" and self.class_name in _TRANSPOSED
 
     @property

@@ -6,6 +6,7 @@ from typing import Final, Literal, get_args
 
 Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
 ChannelOrder = Literal["obs", "magnitude", "random"]
+# Every allowed order, to check what a caller asks for.
 CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
 # The one method that takes channels out of groups of layers; the others replace single layers.
 PRUNING: Final = "channel_pruning"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report tells."""
+"""What a report shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ class LayerResult:
         name: dotted name in the original model.
         before, after: counted cost; equal where the layer was left alone.
         setting: the pair that took its place; None where none did.
-        slimmed: what became of its channels, such as "64 -> 24 outputs, 64 -> 30 inputs", the block that
-            it went with, or that it was fitted anew behind one; None where nothing was done.
+        slimmed: what became of its channels, such as "64 -> 24 outputs, 64 -> 30 inputs"; or with which
+            block it was dropped; or that it was fitted anew behind a dropped block. None for none of these.
         damage: predicted divergence of this layer alone, in the unit of the study; None without a setting.
         fit: "sequential", "independent" or "weights": what factors or weight were fitted to; None where
             nothing was fitted.
@@ -61,14 +61,14 @@ class Summary:
         start: cost of the model whose layers are listed: ``before``, or what an earlier step left of it.
         layers: every layer, in execution order.
         divergence: measured on held-out samples, original against compressed; None if not measured.
-        damage: predicted, the sum over the layers; None if nothing was predicted.
+        damage: predicted divergence, the sum over the layers; None if nothing was predicted.
         unit: of divergence ("nats per sample", "relative squared error").
         damage_unit: of damage; the same, or "share of weight energy" where the study had no data.
         notes: what the user should know.
         seconds: wall time of each phase.
         measurements: accuracy, latency and the like, where somebody measured them.
         group_damages: predicted damage of each slimmed group alone, by name, where it is known.
-        block_damages: what each dropped block adds to those that cost less, by name, where it is known.
+        block_damages: what each dropped block adds to those with less damage, by name, where it is known.
     """
 
     title: str

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_ROW, _BAR, _TEXT_Y, _BAR_Y = 36, 11, 12, 18
-# Names are cut in the middle: both the block and the layer must stay readable on a phone.
+# Pixels: height of a row and of a bar, and how far below the top of its row text and bar stand.
+_ROW_HEIGHT, _BAR_HEIGHT, _TEXT_Y, _BAR_Y = 36, 11, 12, 18
+# More letters do not fit on a phone. Names are cut in the middle: both the block and the layer stay readable.
 _NAME_CHARS = 26
 
 
@@ -38,9 +39,10 @@ def bar_chart(bars: Sequence[Bar], label: str) -> str:
     Returns:
         An ``svg`` element of full width; lengths are percentages, so that text keeps its size on a phone.
     """
+    # Never 0: a chart without MACs would divide by it.
     longest = max((max(bar.before, bar.after or 0) for bar in bars), default=0) or 1
-    rows = "\n".join(_row(bar, index * _ROW, longest) for index, bar in enumerate(bars))
-    height = _ROW * len(bars)
+    rows = "\n".join(_bar_row(bar, index * _ROW_HEIGHT, longest) for index, bar in enumerate(bars))
+    height = _ROW_HEIGHT * len(bars)
     return f'<svg role="img" aria-label="{escape(label)}" height="{height}">\n{rows}\n</svg>'
 
 
@@ -53,7 +55,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _row(bar: Bar, top: int, longest: int) -> str:
+def _bar_row(bar: Bar, top: int, longest: int) -> str:
     rects = _rect(top, 100 * bar.before / longest, "b" if bar.after is not None else "k")
     if bar.after is not None:
         rects += _rect(top, 100 * bar.after / longest, "a")
@@ -67,7 +69,7 @@ def _row(bar: Bar, top: int, longest: int) -> str:
 
 def _rect(top: int, percent: float, kind: str) -> str:
     width = f"{percent:.2f}".rstrip("0").rstrip(".")
-    return f'<rect class="{kind}" y="{top + _BAR_Y}" width="{width}%" height="{_BAR}" rx="3"/>'
+    return f'<rect class="{kind}" y="{top + _BAR_Y}" width="{width}%" height="{_BAR_HEIGHT}" rx="3"/>'
 
 
 def _shortened(name: str) -> str:

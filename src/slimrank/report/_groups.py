@@ -3,12 +3,13 @@
 
 from collections.abc import Sequence
 
-from slimrank.plan import Plan, live
+from slimrank.plan import Plan, slimmable_groups
 from slimrank.records import PRUNING, BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec, Summary
 from slimrank.report._numbers import format_count, format_damage, format_percent
-from slimrank.report._table import joined, reasons_text, render_table
+from slimrank.report._table import joined_parts, reasons_text, render_table
 from slimrank.report._words import counted, first_of
 
+# ``>`` before a heading aligns its column right, here and in the tables below.
 GROUP_COLUMNS = (
     "group",
     ">units",
@@ -19,9 +20,10 @@ GROUP_COLUMNS = (
     ">damage at half",
 )
 BLOCK_COLUMNS = ("block", ">MACs", ">share", ">params", ">damage")
-# The last of each where a result is told.
+# The damage stands in the tables of a result only; those of a plan leave the last column out.
 KEPT_COLUMNS = ("group", "method", "keeps", "made by", "read by", ">damage")
 DROPPED_COLUMNS = ("block", "method", ">MACs", ">share", ">params", ">damage")
+# The heading of groups of which nothing can go, in text and page.
 STAY_WHOLE = "Stay whole"
 
 
@@ -50,7 +52,7 @@ def render_groups(
     rows = group_rows(channels, curves)
     dropped = block_rows(channels, blocks, before)
     columns = tuple(column for column in BLOCK_COLUMNS if before is not None or column != ">share")
-    return joined(
+    return joined_parts(
         [
             render_table(GROUP_COLUMNS, rows) if rows else "",
             groups_line(channels),
@@ -62,7 +64,7 @@ def render_groups(
 
 def groups_line(channels: ChannelMap) -> str:
     """Groups and blocks, counted: "9 groups, 5 can be slimmed; 1 block can be dropped"."""
-    text = f"{counted(len(channels.groups), 'group')}, {len(live(channels))} can be slimmed"
+    text = f"{counted(len(channels.groups), 'group')}, {len(slimmable_groups(channels))} can be slimmed"
     return f"{text}; {counted(len(channels.blocks), 'block')} can be dropped" if channels.blocks else text
 
 
@@ -79,7 +81,7 @@ def group_rows(channels: ChannelMap, curves: Sequence[GroupCurve]) -> list[tuple
             first_of(tuple(f"{module}.{name}" if module else name for module, name in group.sizes)),
             format_damage(damage_at_half(by_group.get(group.name))),
         )
-        for group in live(channels).values()
+        for group in slimmable_groups(channels).values()
     ]
 
 
@@ -111,16 +113,16 @@ def block_rows(
     channels: ChannelMap, damages: Sequence[BlockDamage], before: Cost | None
 ) -> list[tuple[str, ...]]:
     """Cells of ``BLOCK_COLUMNS`` for each block that can be dropped; no share where ``before`` is None."""
-    known = {one.block: one.damage for one in damages}
+    known = {damage.block: damage.damage for damage in damages}
     return [
-        (name, *_costs(block, before), format_damage(known.get(name)))
+        (name, *_block_costs(block, before), format_damage(known.get(name)))
         for name, block in channels.blocks.items()
     ]
 
 
 def kept_rows(plan: Plan, summary: Summary | None) -> list[tuple[str, ...]]:
     """Cells of ``KEPT_COLUMNS`` for each group that the last step of a plan slims; damages from a summary."""
-    channels = _channels_of(plan)
+    channels = _last_channels(plan)
     return [
         (
             name,
@@ -135,15 +137,15 @@ def kept_rows(plan: Plan, summary: Summary | None) -> list[tuple[str, ...]]:
 
 
 def dropped_rows(plan: Plan, summary: Summary | None) -> list[tuple[str, ...]]:
-    """Cells of ``DROPPED_COLUMNS`` for each block that the last step of a plan drops; damages likewise."""
+    """Cells of ``DROPPED_COLUMNS`` for each block that the last step drops; damages from a summary."""
     if not plan.dropped:
         return []
-    blocks = _channels_of(plan).blocks
+    blocks = _last_channels(plan).blocks
     return [
         (
             name,
             "dropped",
-            *_costs(blocks[name], plan.start),
+            *_block_costs(blocks[name], plan.start),
             *(() if summary is None else (format_damage(summary.block_damages.get(name)),)),
         )
         for name in plan.dropped
@@ -161,7 +163,7 @@ def counts_text(plan: Plan) -> str:
         groups that can be slimmed. Layers are those that become pairs.
     """
     layers = plan.steps[-1].structure.layers if plan.steps else {}
-    groups = live(_channels_of(plan))
+    groups = slimmable_groups(_last_channels(plan))
     counts = [f"{len(plan.settings)} of {len(layers)} layers"]
     if groups:
         counts.append(f"{len(plan.groups)} of {len(groups)} groups")
@@ -170,10 +172,10 @@ def counts_text(plan: Plan) -> str:
     return f"{', '.join(counts)} compressed"
 
 
-def _channels_of(plan: Plan) -> ChannelMap:
+def _last_channels(plan: Plan) -> ChannelMap:
     return plan.steps[-1].structure.channels if plan.steps else ChannelMap()
 
 
-def _costs(block: BlockSpec, before: Cost | None) -> tuple[str, ...]:
+def _block_costs(block: BlockSpec, before: Cost | None) -> tuple[str, ...]:
     share = () if before is None else (format_percent(block.macs, before.macs),)
     return (format_count(block.macs), *share, format_count(block.params))

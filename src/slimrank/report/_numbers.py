@@ -6,8 +6,10 @@ from math import isfinite
 
 from slimrank.records import Cost, Measurement, Metric
 
+# Decimal prefixes, each 1000 times the one before; beyond the last, every digit is written.
 _PREFIXES = ("", "k", "M", "G", "T", "P")
-_NONE = "-"
+# Stands where there is no number.
+_NO_NUMBER = "-"
 
 
 def format_count(value: int) -> str:
@@ -52,17 +54,17 @@ def format_exact(value: int) -> str:
 
 def format_ratio(after: float, before: float) -> str:
     """Three decimals of after / before; "-" where before is 0."""
-    return f"{after / before:.3f}" if before else _NONE
+    return f"{after / before:.3f}" if before else _NO_NUMBER
 
 
 def format_percent(part: float, whole: float) -> str:
     """One decimal of 100 * part / whole; "-" where the whole is 0."""
-    return f"{100 * part / whole:.1f} %" if whole else _NONE
+    return f"{100 * part / whole:.1f} %" if whole else _NO_NUMBER
 
 
 def format_damage(value: float | None) -> str:
     """Three significant digits ("0.0120"); "-" for None."""
-    return _NONE if value is None else f"{value:#.3g}"
+    return _NO_NUMBER if value is None else f"{value:#.3g}"
 
 
 def format_seconds(value: float) -> str:
@@ -109,10 +111,10 @@ def format_change(measurement: Measurement) -> str:
     """
     before, after = measurement.before, measurement.after
     if not (isfinite(before) and isfinite(after)):
-        return _NONE
+        return _NO_NUMBER
     if measurement.unit == "%":
         return f"{after - before:+.2f} points"
-    return f"{100 * (after - before) / abs(before):+.1f} %" if before else _NONE
+    return f"{100 * (after - before) / abs(before):+.1f} %" if before else _NO_NUMBER
 
 
 def macs_elsewhere(total: Cost, layers: Iterable[Cost]) -> int:

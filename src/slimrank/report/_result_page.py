@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from slimrank.plan import Plan, live
+from slimrank.plan import Plan, slimmable_groups
 from slimrank.records import METRICS, LayerResult, Summary
 from slimrank.report._chart import Bar, bar_chart, legend
 from slimrank.report._groups import (
@@ -42,6 +42,7 @@ from slimrank.report._words import (
     why_left,
 )
 
+# Text for terminals is ASCII and has "->" instead.
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
@@ -63,7 +64,7 @@ def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
         section("Totals", _totals(summary)),
         section("MACs of each layer", _layer_chart(summary.layers)),
         *([] if plan is None else _plan_sections(plan, summary)),
-        section("Layers", _layer_table(summary)),
+        section("Layers", _html_layer_table(summary)),
         *definitions_section("Left alone", layers_by_reason(reasons)),
         *definitions_section("Notes", [(note.where, note.text) for note in summary.notes]),
     ]
@@ -157,7 +158,7 @@ def _hint(layer: LayerResult) -> str:
     return f"{name}: {format_exact(before)} MACs before, {format_exact(after)} after, {ratio}; {setting}"
 
 
-def _layer_table(summary: Summary) -> str:
+def _html_layer_table(summary: Summary) -> str:
     # What becomes of channels is too long for one line.
     is_slimmed = any(layer.slimmed is not None for layer in summary.layers)
     columns = (
@@ -170,7 +171,7 @@ def _layer_table(summary: Summary) -> str:
         ("damage", "n"),
         ("fit", "w"),
     )
-    rows = [(_layer_row(layer), is_left_alone(layer)) for layer in summary.layers]
+    rows = [(_html_layer_row(layer), is_left_alone(layer)) for layer in summary.layers]
     before = macs_elsewhere(summary.start, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
@@ -179,7 +180,7 @@ def _layer_table(summary: Summary) -> str:
     return table(columns, rows)
 
 
-def _layer_row(layer: LayerResult) -> tuple[str, ...]:
+def _html_layer_row(layer: LayerResult) -> tuple[str, ...]:
     macs, params = format_count(layer.before.macs), format_count(layer.before.params)
     ratio = format_ratio(layer.after.macs, layer.before.macs)
     if is_left_alone(layer):
@@ -210,7 +211,7 @@ def _plan_sections(plan: Plan, summary: Summary) -> list[str]:
 def _kept_chart(plan: Plan) -> str:
     bars = []
     channels = plan.steps[-1].structure.channels
-    for group in live(channels).values():
+    for group in slimmable_groups(channels).values():
         kept = plan.groups.get(group.name)
         count = group.units if kept is None else len(kept)
         made = f"made by {first_of(group.producers)}, read by {first_of(readers_of(channels, group))}"

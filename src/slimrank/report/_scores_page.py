@@ -7,6 +7,7 @@ from html import escape
 
 from slimrank.report._page import page, section
 
+# Pixels of one small chart; the edge keeps dots at its border whole.
 _WIDTH, _HEIGHT, _EDGE = 240, 90, 6
 
 
@@ -66,6 +67,7 @@ def _figure(line: ScoreLine, baseline: float, low: float, high: float) -> str:
         share = (score - low) / (high - low) if high > low else 1.0
         return f"{_HEIGHT - _EDGE - share * (_HEIGHT - 2 * _EDGE):.1f}"
 
+    # The line ends at the untouched model, which keeps everything.
     path = " ".join(f"{across(ratio)},{up(score)}" for ratio, score, _ in (*line.points, (1.0, baseline, "")))
     dots = "".join(
         f'<circle cx="{across(ratio)}" cy="{up(score)}" r="3"><title>{escape(hint)}</title></circle>'

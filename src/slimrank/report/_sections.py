@@ -41,7 +41,7 @@ def channel_sections(
 
 
 def rows_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table from columns as text writes them: ``>`` before a heading aligns right."""
+    """An HTML table from columns written as for text: ``>`` before a heading aligns right."""
     kinds = [(heading.removeprefix(">"), "n" if heading.startswith(">") else "") for heading in columns]
     return table(kinds, [(row, False) for row in rows])
 

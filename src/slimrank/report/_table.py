@@ -20,6 +20,7 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [[heading.removeprefix(">") for heading in columns], *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     marks = [">" if heading.startswith(">") else "<" for heading in columns]
+    # Stripped: blanks at the ends of lines would show up in files that are compared.
     lines = [
         "  ".join(
             f"{cell:{mark}{wide}}" for cell, mark, wide in zip(row, marks, widths, strict=True)
@@ -39,10 +40,10 @@ def list_text(heading: str, items: Sequence[str], width: int) -> str:
 
 
 def reasons_text(heading: str, reasons: Mapping[str, str], width: int) -> str:
-    """A heading and the names that share a reason, each reason told once; "" where there are none."""
+    """A heading and the names that share a reason, each reason written once; "" where there are none."""
     return list_text(heading, [f"{names}: {reason}" for names, reason in layers_by_reason(reasons)], width)
 
 
-def joined(blocks: Sequence[str]) -> str:
+def joined_parts(parts: Sequence[str]) -> str:
     """Parts of a text with a blank line between them, the last line ended; empty parts are left out."""
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"

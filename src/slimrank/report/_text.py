@@ -19,7 +19,7 @@ from slimrank.report._numbers import (
     format_ratio,
     macs_elsewhere,
 )
-from slimrank.report._table import joined, list_text, reasons_text, render_table
+from slimrank.report._table import joined_parts, list_text, reasons_text, render_table
 from slimrank.report._words import (
     DAMAGE_LABEL,
     DIVERGENCE_LABEL,
@@ -51,17 +51,17 @@ def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110)
     if summary.seconds:
         remarks.append(f"Time: {format_phases(summary.seconds)}")
     reasons = {layer.name: why_left(layer) for layer in summary.layers if is_left_alone(layer)}
-    blocks = [
+    parts = [
         summary.title,
-        _costs("counted", summary.before, summary.after),
-        _measurements(summary),
+        _cost_table("counted", summary.before, summary.after),
+        _measurement_table(summary),
         "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
-        _layers(summary),
+        _text_layer_table(summary),
         *([] if plan is None else _groups_and_blocks(plan, summary)),
         reasons_text("Left alone", reasons, width),
         list_text("Notes", [str(note) for note in summary.notes], width),
     ]
-    return joined(blocks)
+    return joined_parts(parts)
 
 
 def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110) -> str:
@@ -100,7 +100,7 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110)
         f"{format_metric('bytes', before.bytes)}"
     )
     reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
-    return joined(
+    return joined_parts(
         [render_table(columns, rows), closing, reasons_text("Cannot be compressed", reasons, width)]
     )
 
@@ -129,9 +129,10 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
         ">after",
         ">keep ratio",
     )
+    # An empty column would only make the table wider.
     if not any(slimmed.values()):
-        at = columns.index("channels")
-        columns, *rows = ((*row[:at], *row[at + 1 :]) for row in (columns, *rows))
+        index = columns.index("channels")
+        columns, *rows = ((*row[:index], *row[index + 1 :]) for row in (columns, *rows))
     closing = f"{plan.select}: {counts_text(plan)}"
     if len(plan.steps) > 1:
         closing = f"step {len(plan.steps)}, {closing}"
@@ -144,11 +145,11 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
     reasons = {
         spec.name: why_not(spec) for spec in specs.values() if not spec.methods and slimmed[spec.name] is None
     }
-    return joined(
+    return joined_parts(
         [
             render_table(columns, rows),
             *_groups_and_blocks(plan),
-            _costs("computed from shapes", plan.before, plan.after),
+            _cost_table("computed from shapes", plan.before, plan.after),
             fill(closing, width, subsequent_indent="  "),
             reasons_text("Cannot be compressed", reasons, width),
         ]
@@ -186,7 +187,7 @@ def _groups_and_blocks(plan: Plan, summary: Summary | None = None) -> list[str]:
     return [render_table(columns[: len(rows[0])], rows) for columns, rows in parts if rows]
 
 
-def _costs(heading: str, before: Cost, after: Cost) -> str:
+def _cost_table(heading: str, before: Cost, after: Cost) -> str:
     rows = []
     for name in METRICS:
         old, new = before.metric(name), after.metric(name)
@@ -196,7 +197,7 @@ def _costs(heading: str, before: Cost, after: Cost) -> str:
     return render_table((heading, ">before", ">after", ">keep ratio"), rows)
 
 
-def _measurements(summary: Summary) -> str:
+def _measurement_table(summary: Summary) -> str:
     if not summary.measurements:
         return ""
     rows = [
@@ -220,8 +221,8 @@ def _damage_lines(summary: Summary) -> Iterator[str]:
         yield f"{DAMAGE_LABEL}: {format_damage(summary.damage)} {summary.damage_unit}"
 
 
-def _layers(summary: Summary) -> str:
-    rows = [_layer_row(layer) for layer in summary.layers]
+def _text_layer_table(summary: Summary) -> str:
+    rows = [_text_layer_row(layer) for layer in summary.layers]
     before = macs_elsewhere(summary.start, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
@@ -232,7 +233,7 @@ def _layers(summary: Summary) -> str:
     )
 
 
-def _layer_row(layer: LayerResult) -> tuple[str, ...]:
+def _text_layer_row(layer: LayerResult) -> tuple[str, ...]:
     return (
         name_text(layer.name),
         done_text(layer),

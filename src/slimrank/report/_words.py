@@ -8,18 +8,21 @@ from slimrank.cost import slimmed_spec
 from slimrank.plan import Step, is_inside
 from slimrank.records import ChannelMap, LayerResult, LayerSpec, Metric, Setting
 
+# One place for each label, so that text and page say the same.
 METRIC_LABELS: Mapping[Metric, str] = MappingProxyType(
     {"macs": "MACs", "params": "parameters", "bytes": "weight bytes"}
 )
 DIVERGENCE_LABEL = "Divergence from the original, measured on held-out samples"
 DAMAGE_LABEL = "Damage predicted by the plan"
 ELSEWHERE_LABEL = "(outside layers)"
+# How the text of a layer in a dropped block begins; by it ``done_text`` knows such a layer.
 _GONE = "gone with "
+# What stands for the model itself, whose dotted name is empty.
 _ROOT = "(model)"
 
 
 def name_text(name: str) -> str:
-    """A dotted name; "(model)" for the model itself, whose own name is empty."""
+    """A dotted name; "(model)" for the model itself, whose dotted name is empty."""
     return name or _ROOT
 
 
@@ -39,7 +42,7 @@ def done_text(layer: LayerResult) -> str:
 
 
 def is_left_alone(layer: LayerResult) -> bool:
-    """Whether neither a pair took the place of a layer nor channels of it went."""
+    """Whether a layer was neither replaced by a pair nor lost channels."""
     return layer.setting is None and layer.slimmed is None
 
 
@@ -62,7 +65,7 @@ def slimmed_text(step: Step, spec: LayerSpec) -> str | None:
     sizes = zip(words, spec.weight_shape, after.weight_shape, strict=False)
     parts = [f"{old} -> {new} {word}" for word, old, new in sizes if old != new]
     if not parts and after.params != spec.params:
-        # Its weights bear names of their own, so no dimension of them is known as its outputs.
+        # Its parameters have other names than "weight", so no dimension of them is known as its outputs.
         parts = [f"{spec.params} -> {after.params} parameters"]
     return ", ".join(parts) or None
 
@@ -103,7 +106,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def layers_by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Layers that share a reason, told once.
+    """Layers that share a reason, which is written once.
 
     Args:
         reasons: layer name to reason, in execution order.

@@ -20,6 +20,8 @@ from slimrank.records import Form, LayerSpec, Method
 from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._file import ScoresFields
 
+# The classes that the pickle may name: enough for numbers and texts, none that could run code. Python 2 wrote
+# its own as ``__builtin__``.
 _ADMITTED: Mapping[str, type] = MappingProxyType(
     {
         "decimal.Decimal": Decimal,
@@ -37,7 +39,7 @@ _AIMET_FORMS: Mapping[Method, tuple[Form, ...]] = MappingProxyType(
 
 
 class StudyLike(Protocol):
-    """What a table of another tool is tied to: a study, or whatever has these."""
+    """What a table of another tool is tied to: a study, or anything else with these properties."""
 
     @property
     def structure(self) -> Structure:
@@ -50,7 +52,7 @@ class StudyLike(Protocol):
         ...
 
 
-class _Numbers(pickle.Unpickler):
+class _NumbersUnpickler(pickle.Unpickler):
     """An unpickler that refuses every class but those of plain numbers and texts."""
 
     def find_class(self, module_name: str, global_name: str, /) -> type:
@@ -95,17 +97,19 @@ def read_aimet(
     if baseline is not None and not isfinite(baseline):
         raise OptionError(f"baseline={baseline!r}; give the score of the untouched model, a finite number")
     where = f"AIMET's eval scores {Path(path)}"
-    table = _checked(_unpickled(path, where), where)
+    table = _scores_by_layer(_unpickled(path, where), where)
     layers = study.structure.layers
     for name in table:
         if name not in layers:
             raise UnknownNameError(f"{where}: the model has no layer {name!r}; {nearest(name, layers)}")
-    entries = {name: _entries(layers[name], table[name], method, where) for name in layers if name in table}
-    useless = [name for name, own in entries.items() if not own]
+    entries = {
+        name: _entries_of_layer(layers[name], table[name], method, where) for name in layers if name in table
+    }
+    useless = [name for name, rows in entries.items() if not rows]
     notes = []
     if useless:
         notes.append(f"{listed(useless)}: every rank costs as much as the layer, so no score of it was kept")
-    entries = {name: own for name, own in entries.items() if own}
+    entries = {name: rows for name, rows in entries.items() if rows}
     if baseline is None:
         found = [score for scores in table.values() for score in scores.values()]
         baseline = min(found) if lower_is_better else max(found)
@@ -133,7 +137,7 @@ def _unpickled(path: str | os.PathLike[str], where: str) -> object:
             f"{where}: cannot be read ({error}); give greedy_selection_eval_scores_dict.pkl"
         ) from error
     try:
-        content: object = _Numbers(BytesIO(data)).load()
+        content: object = _NumbersUnpickler(BytesIO(data)).load()
     except ScoreError as error:
         raise ScoreError(f"{where}: {error}") from error
     except Exception as error:
@@ -145,7 +149,7 @@ def _unpickled(path: str | os.PathLike[str], where: str) -> object:
     return content
 
 
-def _checked(content: object, where: str) -> dict[str, dict[Fraction, float]]:
+def _scores_by_layer(content: object, where: str) -> dict[str, dict[Fraction, float]]:
     """The scores by layer and ratio; ratios as the exact fractions that their digits mean."""
     if type(content) is not dict or not content:
         raise ScoreError(
@@ -157,18 +161,20 @@ def _checked(content: object, where: str) -> dict[str, dict[Fraction, float]]:
             raise ScoreError(f"{where}: entry {name!r} is no layer name with a dictionary of scores")
         table[name] = {}
         for ratio, score in scores.items():
-            share, number = _number(ratio), _number(score)
+            share, number = _finite_number(ratio), _finite_number(score)
             if share is None or number is None or not 0 < share <= 1:
                 raise ScoreError(
                     f"{where}: layer {name!r}: {ratio!r} -> {score!r} is no ratio in (0, 1] with a finite "
                     "score"
                 )
+            # Through its text, which a float and a Decimal of the same digits share.
             table[name][Fraction(str(ratio))] = number
     return table
 
 
-def _number(value: object) -> float | None:
+def _finite_number(value: object) -> float | None:
     """A finite number; None for anything else."""
+    # Not isinstance: true and false are no scores, though Python takes them for 1 and 0.
     if type(value) not in {int, float, Decimal}:
         return None
     try:
@@ -178,7 +184,7 @@ def _number(value: object) -> float | None:
     return number if isfinite(number) else None
 
 
-def _entries(
+def _entries_of_layer(
     spec: LayerSpec, scores: Mapping[Fraction, float], method: Method, where: str
 ) -> tuple[ScoreEntry, ...]:
     possible = forms_of(spec, method)
@@ -190,13 +196,18 @@ def _entries(
             "the layer from the dictionary, or name the method that AIMET explored"
         )
     whole = layer_cost(spec).macs
-    unit = pair_cost(spec, form, 1, has_bias=spec.has_bias).macs
+    macs_per_rank = pair_cost(spec, form, 1, has_bias=spec.has_bias).macs
     entries: dict[int, ScoreEntry] = {}
     for ratio in sorted(scores):
-        rank = min(max(floor(ratio * whole / unit), 1), max_rank(spec, form))
-        if rank * unit >= whole:
+        rank = min(max(floor(ratio * whole / macs_per_rank), 1), max_rank(spec, form))
+        if rank * macs_per_rank >= whole:
             continue
+        # Two ratios may have the same rank; the score of the larger one, which comes last, stays.
         entries[rank] = ScoreEntry(
-            method=method, form=form, rank=rank, keep_ratio=rank * unit / whole, score=scores[ratio]
+            method=method,
+            form=form,
+            rank=rank,
+            keep_ratio=rank * macs_per_rank / whole,
+            score=scores[ratio],
         )
     return tuple(entries[rank] for rank in sorted(entries))

@@ -19,8 +19,8 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Point:
-    """What a layer loses at one rank."""
+class _RankLoss:
+    """What a layer loses at one rank, tried or interpolated."""
 
     form: Form
     rank: int
@@ -76,17 +76,18 @@ def score_curves(
     for name, spec in structure.layers.items():
         multiple = multiple_for(multiple_of, name)
         for method in scores.methods if methods is None else methods:
-            points = _tried(scores, spec, method)
+            points = _tried_ranks(scores, spec, method)
+            # Points run from cheap to dear, losses must fall that way: hence the two reversals.
             if monotonic and points:
                 points = _with_losses(points, never_falling(_losses(points)[::-1])[::-1])
-            points = _offered(spec, points, multiple, interpolate=interpolate)
+            points = _offered_ranks(spec, points, multiple, interpolate=interpolate)
             if walk_down:
                 points = _with_losses(points, np.maximum.accumulate(_losses(points)[::-1])[::-1])
             curves += _as_curves(spec, method, points, has_bias=has_bias or spec.has_bias)
     return tuple(curves)
 
 
-def _tried(scores: Scores, spec: LayerSpec, method: Method) -> list[_Point]:
+def _tried_ranks(scores: Scores, spec: LayerSpec, method: Method) -> list[_RankLoss]:
     """The ranks that were tried of one layer and method, cheapest first."""
     points = []
     whole = layer_cost(spec).macs
@@ -100,31 +101,35 @@ def _tried(scores: Scores, spec: LayerSpec, method: Method) -> list[_Point]:
             )
         macs = pair_cost(spec, entry.form, entry.rank, has_bias=spec.has_bias).macs
         points.append(
-            _Point(form=entry.form, rank=entry.rank, keep_ratio=macs / whole, loss=scores.loss(entry))
+            _RankLoss(form=entry.form, rank=entry.rank, keep_ratio=macs / whole, loss=scores.loss(entry))
         )
-    return sorted(points, key=_place)
+    return sorted(points, key=_by_ratio)
 
 
-def _place(point: _Point) -> tuple[float, float]:
+def _by_ratio(point: _RankLoss) -> tuple[float, float]:
+    # Two forms may cost the same; the order of their losses makes the sort the same in every run.
     return point.keep_ratio, point.loss
 
 
-def _losses(points: Iterable[_Point]) -> Floats:
+def _losses(points: Iterable[_RankLoss]) -> Floats:
     return np.array([point.loss for point in points], dtype=np.float64)
 
 
-def _with_losses(points: Sequence[_Point], losses: Floats) -> list[_Point]:
+def _with_losses(points: Sequence[_RankLoss], losses: Floats) -> list[_RankLoss]:
     return [replace(point, loss=float(loss)) for point, loss in zip(points, losses, strict=True)]
 
 
-def _offered(spec: LayerSpec, points: Sequence[_Point], multiple: int, *, interpolate: bool) -> list[_Point]:
-    """Tried points whose rank is a multiple, and others with a loss from between their neighbours."""
+def _offered_ranks(
+    spec: LayerSpec, points: Sequence[_RankLoss], multiple: int, *, interpolate: bool
+) -> list[_RankLoss]:
+    """Tried ranks that are multiples, and others whose loss is interpolated between tried neighbours."""
     if not points:
         return []
     offered = {(point.form, point.rank): point for point in points if point.rank % multiple == 0}
+    # Up, so that nothing is offered below the cheapest rank that was tried.
     wanted = [(point.form, -(-point.rank // multiple) * multiple) for point in points]
     if interpolate:
-        wanted += _between(spec, points, multiple)
+        wanted += _ranks_between(spec, points, multiple)
     whole = layer_cost(spec)
     # Tables of other tools may hold a rank that costs more than the layer; interpolation ends before it.
     inner = [point for point in points if point.keep_ratio < 1]
@@ -137,34 +142,36 @@ def _offered(spec: LayerSpec, points: Sequence[_Point], multiple: int, *, interp
         if cost.macs >= whole.macs and cost.params >= whole.params:
             continue
         ratio = cost.macs / whole.macs
-        offered[form, rank] = _Point(
+        offered[form, rank] = _RankLoss(
             form=form, rank=rank, keep_ratio=ratio, loss=float(np.interp(ratio, ratios, losses))
         )
-    return sorted(offered.values(), key=_place)
+    return sorted(offered.values(), key=_by_ratio)
 
 
-def _between(spec: LayerSpec, points: Sequence[_Point], multiple: int) -> list[tuple[Form, int]]:
+def _ranks_between(spec: LayerSpec, points: Sequence[_RankLoss], multiple: int) -> list[tuple[Form, int]]:
     """Every rank between two tried points, and between the dearest one and the untouched layer."""
     whole = layer_cost(spec).macs
     found: list[tuple[Form, int]] = []
-    for at, low in enumerate(points):
-        high = points[at + 1] if at + 1 < len(points) else None
+    for index, low in enumerate(points):
+        high = points[index + 1] if index + 1 < len(points) else None
         form, top = (low.form, 1.0) if high is None else (high.form, high.keep_ratio)
-        unit = pair_cost(spec, form, 1, has_bias=spec.has_bias).macs
+        macs_per_rank = pair_cost(spec, form, 1, has_bias=spec.has_bias).macs
         found += [
             (form, rank)
             for rank in range(multiple, max_rank(spec, form) + 1, multiple)
-            if low.keep_ratio < rank * unit / whole < top
+            if low.keep_ratio < rank * macs_per_rank / whole < top
         ]
     return found
 
 
-def _as_curves(spec: LayerSpec, method: Method, points: Sequence[_Point], *, has_bias: bool) -> list[Curve]:
+def _as_curves(
+    spec: LayerSpec, method: Method, points: Sequence[_RankLoss], *, has_bias: bool
+) -> list[Curve]:
     """One curve per form, ranks ascending."""
     curves = []
     for form in dict.fromkeys(point.form for point in points):
-        own = sorted((point for point in points if point.form == form), key=lambda point: point.rank)
-        ranks = np.array([point.rank for point in own], dtype=np.int64)
+        of_form = sorted((point for point in points if point.form == form), key=lambda point: point.rank)
+        ranks = np.array([point.rank for point in of_form], dtype=np.int64)
         macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
         curves.append(
             Curve(
@@ -175,8 +182,8 @@ def _as_curves(spec: LayerSpec, method: Method, points: Sequence[_Point], *, has
                 macs=macs,
                 params=params,
                 bytes=params * spec.itemsize,
-                error=np.full(len(own), np.nan),
-                damage=_losses(own),
+                error=np.full(len(of_form), np.nan),
+                damage=_losses(of_form),
             )
         )
     return curves

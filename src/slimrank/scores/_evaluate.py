@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One evaluation: a model with one layer or group compressed, its score, and everything as it was."""
+"""One evaluation: one layer or group is compressed, the model is scored, and everything is put back."""
 
 import math
 import threading
@@ -22,15 +22,15 @@ ScoreFn = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Trial:
-    """What takes the place of one layer.
+class LayerTrial:
+    """The pair that replaces one layer while the model is scored.
 
     Attributes:
         spec: the layer.
         method: the method that the pair belongs to.
         keep_ratio: counted MACs of the pair / MACs of the layer.
         pair: the factors.
-        bias: (O,) of the last; None for none.
+        bias: (C_out,) of the last factor; None for none.
     """
 
     spec: LayerSpec
@@ -45,7 +45,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of the layer."""
+        """Dotted name of the layer."""
         return self.spec.name
 
     @property
@@ -63,14 +63,14 @@ class Trial:
             score=score,
         )
 
-    def on_cpu(self) -> "Trial":
+    def on_cpu(self) -> "LayerTrial":
         """The same, its tensors on the CPU."""
         pair = factors_on(self.pair, torch.device("cpu"))
         return replace(self, pair=pair, bias=None if self.bias is None else self.bias.cpu())
 
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[None]:
-        """The pair is in its place while the context lasts."""
+        """The pair replaces the layer while the context lasts."""
         layer = model.get_submodule(self.name)
         new = build_replacement(self.spec, layer, self.pair, self.bias)
         replace_module(model, self.name, new)
@@ -121,6 +121,7 @@ class GroupTrial:
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[None]:
         """The group is slimmed while the context lasts."""
+        # Everything that is slimmed goes back to what it was, also when the score function fails.
         with put_back(model):
             slim(model, self.channels, {self.name: self.kept})
             for name, (weight, bias) in self.fits.items():
@@ -130,23 +131,23 @@ class GroupTrial:
             yield
 
 
-AnyTrial = Trial | GroupTrial
+AnyTrial = LayerTrial | GroupTrial
 
 
-class Bench:
-    """A private copy of the model, and the function that scores it.
+class Evaluator:
+    """Scores trials on a private copy of the model.
 
     Args:
         model: a private copy in eval mode.
         score_fn: of the caller.
-        max_bytes: outputs of unchanged layers held at most; 0 for none.
+        max_bytes: of outputs of unchanged layers that are held at most; 0 for none.
     """
 
     def __init__(self, model: nn.Module, score_fn: ScoreFn, *, max_bytes: int) -> None:
         self._model = model
         self._score_fn = score_fn
         self._cache = PrefixCache(model, max_bytes=max_bytes)
-        # Backends with threads share one bench.
+        # The threads of a joblib backend share one model, and a trial changes it.
         self._lock = threading.Lock()
 
     def baseline(self) -> float:
@@ -162,7 +163,7 @@ class Bench:
         """Score of the model with one layer replaced, or one group slimmed.
 
         Args:
-            trial: what takes its place.
+            trial: what to replace or slim.
 
         Returns:
             The score, finite.
@@ -201,12 +202,12 @@ def score_model(model: nn.Module, score_fn: ScoreFn, where: str) -> float:
                 f"{where}: score_fn failed with {type(error).__name__}: {error}; try score_fn(model) on "
                 "the model itself"
             ) from error
-    return _number(value, where)
+    return _score_number(value, where)
 
 
-def _number(value: object, where: str) -> float:
+def _score_number(value: object, where: str) -> float:
     try:
-        # Texts convert as well, but are never meant.
+        # Texts convert as well, but "0.9" is more likely a mistake than a score.
         number = None if isinstance(value, str | bytes | None) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         number = None
@@ -242,15 +243,23 @@ def _unchanged(model: nn.Module, where: str) -> Iterator[None]:
 
 
 def _state(model: nn.Module) -> dict[str, tuple[object, ...]]:
-    """What may not change, by a name for people; the objects themselves, so that no address serves twice."""
+    """What may not change, by a name for people.
+
+    The objects themselves are held, not their ids: a freed object's id may be given to a new one.
+    """
     state: dict[str, tuple[object, ...]] = {}
     for name, module in model.named_modules():
         hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
         label = f"module {name!r}" if name else "the model itself"
-        state[label] = (_Same(module), module.training, hooks)
+        state[label] = (_Identity(module), module.training, hooks)
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in tensors:
-            state[f"{kind} {name!r}"] = (_Same(tensor), tensor.data_ptr(), tensor.dtype, _checksum(tensor))
+            state[f"{kind} {name!r}"] = (
+                _Identity(tensor),
+                tensor.data_ptr(),
+                tensor.dtype,
+                _checksum(tensor),
+            )
     return state
 
 
@@ -259,19 +268,20 @@ def _checksum(tensor: Tensor) -> int:
     if tensor.layout != torch.strided or not tensor.numel():
         return 0
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    # Four bytes at a time is faster; a view of int32 needs their number and their start to be multiples of 4.
     is_aligned = len(flat) % 4 == 0 and flat.storage_offset() % 4 == 0
     words = flat.view(torch.int32) if is_aligned else flat
     return int(words.sum(dtype=torch.int64))
 
 
-class _Same:
-    """Equal where it is the same object."""
+class _Identity:
+    """Equal to another one that holds the same object."""
 
     def __init__(self, value: object) -> None:
         self._value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other._value is self._value
+        return isinstance(other, _Identity) and other._value is self._value
 
     def __hash__(self) -> int:
         return id(self._value)

@@ -27,10 +27,14 @@ from slimrank.plan import form_of, method_of
 from slimrank.records import PRUNING, Method, replaces_groups
 from slimrank.scores._entry import EntryForm, ScoreEntry
 
-FORMAT = 1
+# Written into each score table; a higher number would keep older versions from misreading a new layout.
+SCORES_FORMAT = 1
+# The form of an entry of a channel group, which no pair replaces.
 CHANNELS: Literal["channels"] = "channels"
+# Every method there is: a table may hold any of them.
 _METHODS: tuple[Method, ...] = get_args(Method)
-_KEYS = (
+# Every file has these.
+_TABLE_KEYS = (
     "format",
     "fingerprint",
     "baseline",
@@ -42,9 +46,9 @@ _KEYS = (
     "notes",
 )
 # Tables of layers alone are written as they were before there were groups.
-_OPTIONAL = ("groups",)
-_GROUP = ("group", "entries")
-_ENTRY = ("method", "form", "rank", "keep_ratio", "score")
+_OPTIONAL_TABLE_KEYS = ("groups",)
+_KEYS_OF_GROUP = ("group", "entries")
+_KEYS_OF_ENTRY = ("method", "form", "rank", "keep_ratio", "score")
 
 
 class ScoresFields(TypedDict):
@@ -72,7 +76,7 @@ def write_scores(path: str | os.PathLike[str], scores: ScoresFields) -> None:
         ScoreError: the table holds a number that is not finite.
     """
     content: dict[str, Json] = {
-        "format": FORMAT,
+        "format": SCORES_FORMAT,
         "fingerprint": dict(scores["fingerprint"]),
         "baseline": scores["baseline"],
         "lower_is_better": scores["lower_is_better"],
@@ -80,12 +84,13 @@ def write_scores(path: str | os.PathLike[str], scores: ScoresFields) -> None:
         "candidates": list(scores["candidates"]),
         # Sorting would lose the order of execution.
         "order": list(scores["entries"]),
-        "entries": {name: _to_json(entries) for name, entries in scores["entries"].items()},
+        "entries": {name: _entries_to_json(entries) for name, entries in scores["entries"].items()},
         "notes": list(scores["notes"]),
     }
     if scores["groups"]:
         content["groups"] = [
-            {"group": name, "entries": _to_json(entries)} for name, entries in scores["groups"].items()
+            {"group": name, "entries": _entries_to_json(entries)}
+            for name, entries in scores["groups"].items()
         ]
     try:
         text = to_text(content)
@@ -94,8 +99,8 @@ def write_scores(path: str | os.PathLike[str], scores: ScoresFields) -> None:
     write_text(path, text, what="score table")
 
 
-def _to_json(entries: Iterable[ScoreEntry]) -> Json:
-    return [{key: getattr(entry, key) for key in _ENTRY} for entry in entries]
+def _entries_to_json(entries: Iterable[ScoreEntry]) -> Json:
+    return [{key: getattr(entry, key) for key in _KEYS_OF_ENTRY} for entry in entries]
 
 
 def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
@@ -121,66 +126,70 @@ def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
             f"{where}: cannot be read ({error}); give a file that measure_scores wrote"
         ) from error
     try:
-        return _from_json(text, where)
+        return _scores_from_json(text, where)
     except PlanError as error:
         # The readers of JSON belong to the plan, and so do their errors.
         raise ScoreError(str(error)) from error
 
 
-def _from_json(text: str, where: str) -> ScoresFields:
+def _scores_from_json(text: str, where: str) -> ScoresFields:
     content = as_object(from_text(text, where), where)
     check_format(
         content.get("format"),
-        FORMAT,
+        SCORES_FORMAT,
         where=where,
         advice="give a file that measure_scores wrote, or install a newer slimrank",
         error=ScoreError,
     )
-    as_object(content, where, required=_KEYS, optional=_OPTIONAL)
+    as_object(content, where, required=_TABLE_KEYS, optional=_OPTIONAL_TABLE_KEYS)
     fingerprint = as_object(content["fingerprint"], f"{where}: fingerprint")
     order = [as_text(name, f"{where}: order") for name in as_list(content["order"], f"{where}: order")]
-    listings = as_object(content["entries"], f"{where}: entries")
-    odd = set(order).symmetric_difference(listings)
-    if odd or len(order) != len(listings):
+    entries_by_layer = as_object(content["entries"], f"{where}: entries")
+    unmatched = set(order).symmetric_difference(entries_by_layer)
+    if unmatched or len(order) != len(entries_by_layer):
         raise ScoreError(
             f"{where}: order and entries do not hold the same layers "
-            f"({listed(sorted(odd)) or 'one stands twice'}); save it again"
+            f"({listed(sorted(unmatched)) or 'one stands twice'}); save it again"
         )
     return ScoresFields(
         fingerprint={key: as_text(value, f"{where}: fingerprint") for key, value in fingerprint.items()},
         baseline=_finite(content["baseline"], f"{where}: baseline"),
         lower_is_better=as_flag(content["lower_is_better"], f"{where}: lower_is_better"),
         methods=tuple(
-            _method(value, f"{where}: methods") for value in as_list(content["methods"], f"{where}: methods")
+            _method_from_json(value, f"{where}: methods")
+            for value in as_list(content["methods"], f"{where}: methods")
         ),
         candidates=tuple(
             _finite(value, f"{where}: candidates")
             for value in as_list(content["candidates"], f"{where}: candidates")
         ),
         entries={
-            name: _entries(listings[name], f"{where}: entries[{name!r}]", in_groups=False) for name in order
+            name: _entries_from_json(entries_by_layer[name], f"{where}: entries[{name!r}]", in_groups=False)
+            for name in order
         },
         notes=tuple(
             as_text(value, f"{where}: notes") for value in as_list(content["notes"], f"{where}: notes")
         ),
-        groups=_groups(content.get("groups", []), f"{where}: groups"),
+        groups=_groups_from_json(content.get("groups", []), f"{where}: groups"),
     )
 
 
-def _groups(value: Json, where: str) -> dict[str, tuple[ScoreEntry, ...]]:
+def _groups_from_json(value: Json, where: str) -> dict[str, tuple[ScoreEntry, ...]]:
     """Entries by group, in the order of the file."""
     found: dict[str, tuple[ScoreEntry, ...]] = {}
-    for i, item in enumerate(as_list(value, where)):
-        content = as_object(item, f"{where}[{i}]", required=_GROUP)
-        name = as_text(content["group"], f"{where}[{i}].group")
+    for index, item in enumerate(as_list(value, where)):
+        content = as_object(item, f"{where}[{index}]", required=_KEYS_OF_GROUP)
+        name = as_text(content["group"], f"{where}[{index}].group")
         if name in found:
             raise ScoreError(f"{where}: group {name!r} stands twice; delete one of the two")
-        found[name] = _entries(content["entries"], f"{where}[{name!r}]", in_groups=True)
+        found[name] = _entries_from_json(content["entries"], f"{where}[{name!r}]", in_groups=True)
     return found
 
 
-def _entries(value: Json, where: str, *, in_groups: bool) -> tuple[ScoreEntry, ...]:
-    found = tuple(_entry(item, f"{where}[{i}]") for i, item in enumerate(as_list(value, where)))
+def _entries_from_json(value: Json, where: str, *, in_groups: bool) -> tuple[ScoreEntry, ...]:
+    found = tuple(
+        _entry_from_json(item, f"{where}[{index}]") for index, item in enumerate(as_list(value, where))
+    )
     if any(replaces_groups(entry.method) != in_groups for entry in found):
         raise ScoreError(
             f"{where}: {PRUNING!r} belongs to groups and no other method does; move it, or measure "
@@ -192,21 +201,20 @@ def _entries(value: Json, where: str, *, in_groups: bool) -> tuple[ScoreEntry, .
 def _distinct(entries: tuple[ScoreEntry, ...], where: str) -> tuple[ScoreEntry, ...]:
     """The entries, each of another method, form and rank."""
     known = [(entry.method, entry.form, entry.rank) for entry in entries]
-    twice = next((one for one in known if known.count(one) > 1), None)
-    if twice is not None:
-        raise ScoreError(f"{where}: {' '.join(map(str, twice))} stands twice; delete one of the entries")
+    repeated = next((key for key in known if known.count(key) > 1), None)
+    if repeated is not None:
+        raise ScoreError(f"{where}: {' '.join(map(str, repeated))} stands twice; delete one of the entries")
     return entries
 
 
-def _entry(value: Json, where: str) -> ScoreEntry:
-    content = as_object(value, where, required=_ENTRY)
-    method = _method(content["method"], f"{where}.method")
-    asked = as_text(content["form"], f"{where}.form")
-    form = _form(method, asked)
+def _entry_from_json(value: Json, where: str) -> ScoreEntry:
+    content = as_object(value, where, required=_KEYS_OF_ENTRY)
+    method = _method_from_json(content["method"], f"{where}.method")
+    form_text = as_text(content["form"], f"{where}.form")
+    form = _entry_form(method, form_text)
     if form is None:
-        raise ScoreError(
-            f"{where}: {method} has no form {asked!r}; {nearest(asked, FORMS.get(method, (CHANNELS,)))}"
-        )
+        close = nearest(form_text, FORMS.get(method, (CHANNELS,)))
+        raise ScoreError(f"{where}: {method} has no form {form_text!r}; {close}")
     rank = as_integer(content["rank"], f"{where}.rank")
     ratio = _finite(content["keep_ratio"], f"{where}.keep_ratio")
     if rank < 1 or ratio <= 0:
@@ -220,15 +228,15 @@ def _entry(value: Json, where: str) -> ScoreEntry:
     )
 
 
-def _method(value: Json, where: str) -> Method:
-    asked = as_text(value, where)
-    method = method_of(asked, _METHODS)
+def _method_from_json(value: Json, where: str) -> Method:
+    text = as_text(value, where)
+    method = method_of(text, _METHODS)
     if method is None:
-        raise ScoreError(f"{where}: unknown method {asked!r}; {nearest(asked, _METHODS)}")
+        raise ScoreError(f"{where}: unknown method {text!r}; {nearest(text, _METHODS)}")
     return method
 
 
-def _form(method: Method, text: str) -> EntryForm | None:
+def _entry_form(method: Method, text: str) -> EntryForm | None:
     """The form of this name; None where the method has none."""
     if replaces_groups(method):
         return CHANNELS if text == CHANNELS else None

@@ -50,47 +50,49 @@ def score_group_curves(
     Raises:
         ScoreError: the table holds a group, or a number of units, that the study does not offer.
     """
-    known = {curve.group: curve for curve in curves}
+    curve_by_group = {curve.group: curve for curve in curves}
     for name in scores.groups:
-        if name not in known:
+        if name not in curve_by_group:
             raise ScoreError(
-                f"score table: the study has no curve of a group {name!r}; {nearest(name, known)}"
+                f"score table: the study has no curve of a group {name!r}; {nearest(name, curve_by_group)}"
             )
     found = []
-    for name, curve in known.items():
+    for name, curve in curve_by_group.items():
         if not scores.groups.get(name):
             continue
-        counts, losses = _tried(scores, curve)
+        tried, losses = _tried_counts(scores, curve)
         if monotonic:
             losses = never_falling(losses[::-1])[::-1]
-        width, multiple = channels.groups[name].unit_width, multiple_for(multiple_of, name)
-        allowed = curve.kept[curve.kept * width % multiple == 0]
-        kept = _offered(counts, allowed, interpolate=interpolate)
-        if not len(kept):
+        # A multiple is one of channels, and a unit may have several.
+        unit_width, multiple = channels.groups[name].unit_width, multiple_for(multiple_of, name)
+        allowed = curve.kept[curve.kept * unit_width % multiple == 0]
+        counts = _offered_counts(tried, allowed, interpolate=interpolate)
+        if not len(counts):
             continue
-        losses = np.interp(kept, np.append(counts, len(curve.order)), np.append(losses, 0.0))
+        losses = np.interp(counts, np.append(tried, len(curve.order)), np.append(losses, 0.0))
         if walk_down:
             losses = np.maximum.accumulate(losses[::-1])[::-1]
-        found.append(replace(curve, kept=kept, error=np.full(len(kept), np.nan), damage=losses))
+        found.append(replace(curve, kept=counts, error=np.full(len(counts), np.nan), damage=losses))
     return tuple(found)
 
 
-def _tried(scores: Scores, curve: GroupCurve) -> tuple[Ints, Floats]:
+def _tried_counts(scores: Scores, curve: GroupCurve) -> tuple[Ints, Floats]:
     """Numbers of units that were tried of one group, ascending, and their losses."""
     losses = {entry.rank: scores.loss(entry) for entry in scores.groups[curve.group]}
     counts = np.array(sorted(losses), dtype=np.int64)
-    odd = counts[~np.isin(counts, curve.kept)]
-    if len(odd):
+    unknown = counts[~np.isin(counts, curve.kept)]
+    if len(unknown):
         raise ScoreError(
-            f"score table: group {curve.group!r} cannot keep {odd[0]} of its {len(curve.order)} units; "
+            f"score table: group {curve.group!r} cannot keep {unknown[0]} of its {len(curve.order)} units; "
             "delete the entry, or measure the scores again"
         )
     return counts, np.array([losses[count] for count in counts.tolist()], dtype=np.float64)
 
 
-def _offered(counts: Ints, allowed: Ints, *, interpolate: bool) -> Ints:
-    """Of the numbers that are allowed, (W,) ascending, what the tried ones round up to, or all above."""
-    places = np.unique(np.searchsorted(allowed, counts))
+def _offered_counts(tried: Ints, allowed: Ints, *, interpolate: bool) -> Ints:
+    """Of the allowed numbers of units, ascending, those that tried ones round up to, or all from there on."""
+    indices = np.unique(np.searchsorted(allowed, tried))
     if interpolate:
-        return allowed[int(places[0]) :]
-    return allowed[places[places < len(allowed)]]
+        return allowed[int(indices[0]) :]
+    # A tried number above the largest allowed one has nothing to round up to.
+    return allowed[indices[indices < len(allowed)]]

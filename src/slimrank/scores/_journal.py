@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table that grows, written after every score."""
+"""A score table that grows: its file is written after every score."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,16 @@ from slimrank.scores._scores import Scores, differing_keys
 _Entries = Mapping[str, tuple[ScoreEntry, ...]]
 
 
-class Journal:
-    """A score table under way.
+class ScoreJournal:
+    """A score table that grows.
 
     Args:
-        path: of its file; an existing one is gone on with. None keeps it in memory.
+        path: of its file; an existing one is continued. None keeps the table in memory.
         fingerprint: of the study.
         methods: to try.
         candidates: shares of a layer's MACs, and of a group's units, ascending.
         lower_is_better: the score is a loss or an error rate.
-        order: every layer, in execution order.
+        layers: every layer, in execution order.
         groups: every channel group, in execution order.
 
     Raises:
@@ -39,7 +39,7 @@ class Journal:
         methods: tuple[Method, ...],
         candidates: tuple[float, ...],
         lower_is_better: bool,
-        order: Iterable[str],
+        layers: Iterable[str],
         groups: Iterable[str] = (),
     ) -> None:
         self._path = None if path is None else Path(path)
@@ -47,13 +47,14 @@ class Journal:
         self._methods = methods
         self._candidates = candidates
         self._lower_is_better = lower_is_better
-        self._order = list(order)
+        self._layers = list(layers)
         self._groups = list(groups)
         self._table: Scores | None = None
         if self._path is None:
             return
         if self._path.is_file():
             self._table = self._read(self._path)
+        # Found out here, not after the first score, which may take long.
         elif self._path.exists() or not self._path.parent.is_dir():
             raise FileError(f"score table {self._path}: cannot be written; give a file in an existing folder")
 
@@ -91,7 +92,7 @@ class Journal:
 
     def start(self, baseline: float) -> None:
         """The first score: of the untouched model."""
-        self._keep(
+        self._update(
             Scores(
                 fingerprint=dict(self._fingerprint),
                 baseline=baseline,
@@ -106,9 +107,13 @@ class Journal:
         """One more score, of a layer or, by its method, of a group; it is in the file when this returns."""
         table = self.finished()
         if replaces_groups(entry.method):
-            self._keep(replace(table, groups=self._joined(self._groups, table.groups, {name: (entry,)})))
+            self._update(
+                replace(table, groups=self._joined_entries(self._groups, table.groups, {name: (entry,)}))
+            )
         else:
-            self._keep(replace(table, entries=self._joined(self._order, table.entries, {name: (entry,)})))
+            self._update(
+                replace(table, entries=self._joined_entries(self._layers, table.entries, {name: (entry,)}))
+            )
 
     def finished(self) -> Scores:
         """The table as it stands.
@@ -120,9 +125,9 @@ class Journal:
             raise ScoreError("score table: the untouched model has no score; measure it first")
         return self._table
 
-    def _keep(self, table: Scores) -> None:
+    def _update(self, table: Scores) -> None:
         if self._path is not None and self._path.is_file():
-            # Another run may have added to the same file meanwhile; nobody's scores are dropped.
+            # Another run may have added to the same file meanwhile: its scores stay.
             table = self._merged(table, self._read(self._path))
         self._table = table
         if self._path is not None:
@@ -131,20 +136,20 @@ class Journal:
     def _merged(self, table: Scores, other: Scores) -> Scores:
         return replace(
             table,
-            entries=self._joined(self._order, table.entries, other.entries),
-            groups=self._joined(self._groups, table.groups, other.groups),
+            entries=self._joined_entries(self._layers, table.entries, other.entries),
+            groups=self._joined_entries(self._groups, table.groups, other.groups),
         )
 
-    def _joined(self, order: Iterable[str], table: _Entries, other: _Entries) -> _Entries:
-        """The entries of both, those of the first where both know a form and rank."""
+    def _joined_entries(self, order: Iterable[str], table: _Entries, other: _Entries) -> _Entries:
+        """The entries of both tables; those of the first where both hold a form and rank."""
         joined: dict[str, tuple[ScoreEntry, ...]] = {}
         for name in order:
-            own = table.get(name, ())
-            known = {(entry.form, entry.rank) for entry in own}
-            theirs = [entry for entry in other.get(name, ()) if (entry.form, entry.rank) not in known]
-            if own or theirs:
-                joined[name] = tuple(sorted((*own, *theirs), key=self._place))
+            entries = table.get(name, ())
+            known = {(entry.form, entry.rank) for entry in entries}
+            added = [entry for entry in other.get(name, ()) if (entry.form, entry.rank) not in known]
+            if entries or added:
+                joined[name] = tuple(sorted((*entries, *added), key=self._sort_key))
         return joined
 
-    def _place(self, entry: ScoreEntry) -> tuple[int, float, str, int]:
+    def _sort_key(self, entry: ScoreEntry) -> tuple[int, float, str, int]:
         return self._methods.index(entry.method), entry.keep_ratio, entry.form, entry.rank

@@ -116,10 +116,10 @@ class Scores:
             FileError: the file cannot be written.
             ScoreError: the table holds a number that is not finite.
         """
-        write_scores(path, _fields_of(self))
+        write_scores(path, _scores_fields(self))
 
     def loss(self, entry: ScoreEntry) -> float:
-        """What the score of an entry is worse than the baseline by; negative where it is better."""
+        """By how much the score of an entry is worse than the baseline; negative where it is better."""
         return entry.score - self.baseline if self.lower_is_better else self.baseline - entry.score
 
     def summary(self) -> str:
@@ -134,8 +134,8 @@ class Scores:
             what += ", or this channel group at this share of its units"
         heading = f"score with only {what}; untouched {self.baseline:.4f}, {better} is better"
         rows = [
-            (name, method, *(_cell(own, ratio) for ratio in self.candidates))
-            for name, method, own in self._rows()
+            (name, method, *(_cell(entries, ratio) for ratio in self.candidates))
+            for name, method, entries in self._rows()
         ]
         first = "layer or group" if self.groups else "layer"
         columns = (first, "method", *(f">{ratio:.2f}" for ratio in self.candidates))
@@ -156,10 +156,11 @@ class Scores:
                 layer=name,
                 method=method,
                 points=[
-                    (entry.keep_ratio, entry.score, f"{_what(entry)}: {entry.score:.6g}") for entry in own
+                    (entry.keep_ratio, entry.score, f"{_tried_text(entry)}: {entry.score:.6g}")
+                    for entry in entries
                 ],
             )
-            for name, method, own in self._rows()
+            for name, method, entries in self._rows()
         ]
         html = render_scores_html(
             lines, baseline=self.baseline, lower_is_better=self.lower_is_better, table=self.summary()
@@ -168,21 +169,23 @@ class Scores:
 
     def _rows(self) -> list[tuple[str, Method, list[ScoreEntry]]]:
         """Name, method and entries of every layer, then of every group."""
+        # No dictionary: a group may have the name of a layer.
         named = [*self.entries.items(), *self.groups.items()]
         return [
-            (name, method, own)
+            (name, method, of_method)
             for name, entries in named
             for method in self.methods
-            if (own := [entry for entry in entries if entry.method == method])
+            if (of_method := [entry for entry in entries if entry.method == method])
         ]
 
     def __repr__(self) -> str:
-        count = sum(len(own) for table in (self.entries, self.groups) for own in table.values())
+        count = sum(len(entries) for table in (self.entries, self.groups) for entries in table.values())
         groups = f" and {len(self.groups)} group{'s' * (len(self.groups) > 1)}" if self.groups else ""
         return f"Scores({count} scores of {len(self.entries)} layers{groups}, baseline {self.baseline:g})"
 
 
-def _fields_of(scores: Scores) -> ScoresFields:
+def _scores_fields(scores: Scores) -> ScoresFields:
+    # mypy does not follow a dictionary that a comprehension builds into the TypedDict.
     return cast(ScoresFields, {known.name: getattr(scores, known.name) for known in fields(scores)})
 
 
@@ -204,17 +207,19 @@ def check_scores(scores: Scores, fingerprint: Mapping[str, str]) -> None:
         )
 
 
-def differing_keys(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """What two fingerprints do not have in common."""
-    return [key for key in dict.fromkeys((*one, *other)) if one.get(key) != other.get(key)]
+def differing_keys(fingerprint: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """The keys under which two fingerprints differ."""
+    keys = dict.fromkeys((*fingerprint, *other))
+    return [key for key in keys if fingerprint.get(key) != other.get(key)]
 
 
-def _what(entry: ScoreEntry) -> str:
+def _tried_text(entry: ScoreEntry) -> str:
     """What was tried, for people."""
     return f"{entry.rank} units" if replaces_groups(entry.method) else f"{entry.form} rank {entry.rank}"
 
 
 def _cell(entries: list[ScoreEntry], ratio: float) -> str:
     """The score of the largest keep ratio within a candidate; in brackets of the smallest where none is."""
+    # Entries are sorted by keep ratio, so the last one within is the largest.
     within = [entry for entry in entries if entry.keep_ratio <= ratio]
     return f"{within[-1].score:.4f}" if within else f"({entries[0].score:.4f})"

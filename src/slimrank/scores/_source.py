@@ -10,6 +10,7 @@ from slimrank.scores._curves import score_curves
 from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._scores import Scores, check_scores
 
+# The reason of a layer without scores, shown where a budget cannot be met without it.
 _UNSCORED = "not in the score table; measure it with layers="
 
 
@@ -51,7 +52,7 @@ def scored_source(
     """A source whose damages are losses of score.
 
     Args:
-        source: a study, or whatever has structure and costs.
+        source: a study, or anything else with structure and costs.
         scores: the table.
         fingerprint: of the study.
         monotonic: as in ``score_curves``.
@@ -86,7 +87,7 @@ def scored_source(
         walk_down=walk_down,
         multiple_of=multiple_of,
     )
-    # Told where a budget is out of reach; plans keep the study's own structure.
+    # Only the error for a budget out of reach shows these reasons; a plan keeps the structure of the study.
     layers = {
         name: spec
         if name in scores.entries or not spec.methods

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluations spread over the workers of joblib: processes of this machine, Ray, Dask."""
+"""Evaluations by the workers of joblib: processes of this machine, Ray, Dask."""
 
 import functools
 import hashlib
@@ -22,8 +22,9 @@ from torch import nn
 
 from slimrank._errors import OptionError
 from slimrank.forward import outside_inference_mode
-from slimrank.scores._evaluate import AnyTrial, Bench, ScoreFn
+from slimrank.scores._evaluate import AnyTrial, Evaluator, ScoreFn
 
+# How often a worker looks whether its parent lives: it outlives it by at most this, at hardly any cost.
 _WATCH_SECONDS = 1.0
 _Results = Iterable[tuple[int, float]]
 
@@ -35,7 +36,7 @@ class _Payload:
     Attributes:
         data: pickled model and score function; uint8, which joblib hands over as a file.
         digest: of ``data``.
-        max_bytes: outputs of unchanged layers that one worker holds at most.
+        max_bytes: of outputs of unchanged layers that one worker holds at most.
         threads: that torch uses, as in the calling process: results depend on it.
         parent: process that calls.
     """
@@ -70,7 +71,7 @@ def count_workers(workers: int) -> int:
     return int(_joblib().effective_n_jobs(None if workers == 1 else workers))
 
 
-def evaluate_spread(
+def evaluate_with_workers(
     model: nn.Module, score_fn: ScoreFn, trials: Iterable[AnyTrial], *, workers: int, max_bytes: int
 ) -> Generator[tuple[AnyTrial, float], None, None]:
     """Scores of trials, as they come in.
@@ -80,7 +81,7 @@ def evaluate_spread(
         score_fn: of the caller.
         trials: taken as workers become free, one at a time, but not always in the same thread.
         workers: as in ``count_workers``.
-        max_bytes: outputs of unchanged layers held at most, by all workers together.
+        max_bytes: of outputs of unchanged layers that all workers together hold at most.
 
     Yields:
         A trial, and its score.
@@ -99,53 +100,54 @@ def evaluate_spread(
         try:
             for number, trial in enumerate(trials):
                 pending[number] = trial
-                yield joblib.delayed(_work)(payload, number, trial.on_cpu())
+                yield joblib.delayed(_evaluate)(payload, number, trial.on_cpu())
         except BaseException as error:
-            # In a thread of joblib it would be lost.
+            # This may run in a thread of joblib, where an error would be lost.
             failed.append(error)
 
     backend, _ = joblib.parallel.get_active_backend()
     is_streaming = bool(backend.supports_return_generator)
-    # One at a time: what is kept back is lost when the run is killed.
+    # One trial at a time: scores that wait for the rest of a batch are lost when the run is killed.
     parallel = joblib.Parallel(
         n_jobs=None if workers == 1 else workers,
         batch_size=1,
         return_as="generator_unordered" if is_streaming else "list",
     )
-    results: _Results = parallel(tasks()) if is_streaming else _in_groups(parallel, tasks(), n_workers)
+    results: _Results = parallel(tasks()) if is_streaming else _in_rounds(parallel, tasks(), n_workers)
     for number, score in results:
         yield pending.pop(number), score
     if failed:
         raise failed[0]
 
 
-def _in_groups(
+def _in_rounds(
     parallel: Callable[[Iterable[object]], _Results], tasks: Iterator[object], size: int
 ) -> Iterator[tuple[int, float]]:
     """Results of backends that give them all at once: as many at a time as there are workers."""
-    while group := list(islice(tasks, size)):
-        yield from parallel(group)
+    while tasks_of_round := list(islice(tasks, size)):
+        yield from parallel(tasks_of_round)
 
 
 @outside_inference_mode
-def _work(payload: _Payload, number: int, trial: AnyTrial) -> tuple[int, float]:
+def _evaluate(payload: _Payload, number: int, trial: AnyTrial) -> tuple[int, float]:
     """One evaluation, in a worker."""
     _end_with(payload.parent)
+    # Results depend on the number of threads in their last bits.
     if torch.get_num_threads() != payload.threads:
         torch.set_num_threads(payload.threads)
     try:
-        return number, _bench_of(payload).score(trial)
+        return number, _evaluator_of(payload).score(trial)
     except BaseException:
         # The model may have been changed half-way.
-        _bench_of.cache_clear()
+        _evaluator_of.cache_clear()
         raise
 
 
 @functools.lru_cache(maxsize=1)
 def _end_with(parent: int) -> None:
-    """Ends this worker soon after its parent, where that is killed and so cannot say goodbye."""
+    """Ends this worker soon after its parent, also where that is killed and cannot end its workers."""
     if os.getppid() != parent:
-        # A thread of the caller, or a machine of its own.
+        # The worker is a thread of the caller, or runs on another machine: there is no parent to watch.
         return
 
     def watch() -> None:
@@ -157,10 +159,10 @@ def _end_with(parent: int) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _bench_of(payload: _Payload) -> Bench:
-    """Model and function of this worker: unpacked once."""
+def _evaluator_of(payload: _Payload) -> Evaluator:
+    """The evaluator of this worker: model and function are unpacked once."""
     model, score_fn = pickle.loads(payload.data.tobytes())
-    return Bench(model, score_fn, max_bytes=payload.max_bytes)
+    return Evaluator(model, score_fn, max_bytes=payload.max_bytes)
 
 
 def _packed(model: nn.Module, score_fn: ScoreFn, max_bytes: int) -> _Payload:
@@ -168,6 +170,7 @@ def _packed(model: nn.Module, score_fn: ScoreFn, max_bytes: int) -> _Payload:
     classes = {type(module).__module__ for module in model.modules()}
     names = {*classes, getattr(score_fn, "__module__", None), type(score_fn).__module__}
     with ExitStack() as stack:
+        # By value: another process could not import a module that was loaded from a file by hand.
         for name in names:
             module = sys.modules.get(name or "")
             if module is not None and not _is_importable(module.__name__):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the options of a layer cost: the one place where both selectors read it.
+"""What the model, its layers and their options cost: the one place where both selectors read it.
 
 An option is a rank of a form. Where layers alone are chosen they keep their shape, and the cost of an option
 stands in its curve. Next to groups a layer may lose rows and columns, so there the cost comes in parts: one
@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost import pair_costs
+from slimrank.cost import layer_cost, pair_costs
+from slimrank.plan import PlanSource
 from slimrank.records import Cost, Curve, Form, LayerSpec, Metric
 
 
@@ -41,6 +42,16 @@ def as_array(cost: Cost, metrics: Sequence[Metric]) -> NDArray[np.float64]:
         (B,) float64. Costs are whole numbers below 2**53, so float64 holds them exactly.
     """
     return np.array([cost.metric(metric) for metric in metrics], dtype=np.float64)
+
+
+def model_cost(source: PlanSource, metric: Metric) -> int:
+    """Cost of the whole model that is planned for, as it stands."""
+    return source.before.metric(metric)
+
+
+def whole_cost(spec: LayerSpec, metric: Metric) -> int:
+    """Cost of a layer that stays as it is."""
+    return layer_cost(spec).metric(metric)
 
 
 def option_costs(curve: Curve, metrics: Sequence[Metric]) -> NDArray[np.float64]:

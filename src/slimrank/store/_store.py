@@ -61,7 +61,7 @@ class Store:
     def write_tensors(
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Writes tensors; shared storage must have been told apart before."""
+        """Writes tensors; storage that several names share is written once for each."""
         write_tensors(self.root / name, tensors, metadata)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
@@ -78,6 +78,7 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file whole or not at all."""
     make_directory(path.parent)
+    # Cloned: safetensors refuses tensors that share storage or are views of it.
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         with draft_of(path) as draft:
@@ -110,14 +111,16 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        # In parts, so that a file larger than the memory can be read.
+        while part := file.read(1 << 20):
+            digest.update(part)
     return digest.hexdigest()
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors by name and value."""
     digest = hashlib.sha256()
+    # By name, so that the order of the mapping does not matter.
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

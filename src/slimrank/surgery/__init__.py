@@ -5,10 +5,9 @@ from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy
 from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
 from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
 from slimrank.surgery._sizes import synced_attributes
-from slimrank.surgery._slim import Kept, mask, slim
+from slimrank.surgery._slim import mask, slim
 
 __all__ = [
-    "Kept",
     "bias_of_taps",
     "copy_model",
     "dense_weight",

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taking channels out of a model for good, or out of what its layers read."""
 
-from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -10,12 +9,10 @@ from torch import Tensor, nn
 from slimrank._errors import ModelError, OptionError, ShapeError, UnknownNameError
 from slimrank._names import nearest
 from slimrank.cost import query_scales, stays
-from slimrank.records import AxisUnits, ChannelMap, TensorSpec
+from slimrank.records import AxisUnits, ChannelMap, Kept, TensorSpec
 from slimrank.surgery._replace import replace_tensors
 from slimrank.surgery._sizes import Cut, Size, synced_sizes
 
-# Group -> units that stay, ascending.
-Kept = Mapping[str, Sequence[int]]
 # By number of dimensions. Who laid a kernel out so did it for speed: what is left of it is laid out alike.
 _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate import measure_divergence, reference_outputs, spread
+from slimrank.calibrate import evenly_spaced, measure_divergence, reference_outputs
 from slimrank.cost import MEMORY
 from slimrank.forward import Batch, Replay, run
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
@@ -62,7 +62,9 @@ class Anchors:
         per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
         limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))
-        self._batches: list[Batch] = list(session.feed.stream(spread(held_out, limit))) if evaluations else []
+        self._batches: list[Batch] = (
+            list(session.feed.stream(evenly_spaced(held_out, limit))) if evaluations else []
+        )
         self._references = reference_outputs(self._model, self._batches, self._outputs)
         self._replay = self._new_replay()
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import cast
 
-from slimrank.calibrate import Feed, spread
+from slimrank.calibrate import Feed, evenly_spaced
 from slimrank.fitting import Data, apply_plan
 from slimrank.forward import Batch, digest_batch
 from slimrank.plan import Plan, is_inside, step_of, structure_of
@@ -136,8 +136,8 @@ class _Drops:
 def _part_of(feed: Feed, n_fit: int) -> Feed:
     """At most so many fit samples and as large a share of the others, in memory: read once for all blocks."""
     share = min(1.0, n_fit / len(feed.fit))
-    held_out = spread(feed.held_out, max(1, round(share * len(feed.held_out))))
-    chosen = sorted({*spread(feed.fit, n_fit), *held_out})
+    held_out = evenly_spaced(feed.held_out, max(1, round(share * len(feed.held_out))))
+    chosen = sorted({*evenly_spaced(feed.fit, n_fit), *held_out})
     batches = tuple(feed.stream(chosen))
     return replace(
         feed,

@@ -13,7 +13,7 @@ from slimrank.calibrate import Chunk, Collecting, moment_chunks
 from slimrank.cost import MEMORY, slimmed_spec, working_bytes
 from slimrank.fitting import channels_left, scaled, what_stays
 from slimrank.forward import Trimmer
-from slimrank.linalg import Consumer, Moments, Removal, blocks_of, narrowed_weight, ridge_of
+from slimrank.linalg import Consumer, Moments, Removal, diagonal_blocks, narrowed_weight, ridge_of
 from slimrank.methods import (
     anchor_counts,
     anchored_group_curve,
@@ -170,7 +170,7 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
         layer_moments = moments[name].about_zero() if spec.is_transposed else moments[name]
         units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
         if spec.groups > 1:
-            for rows, columns in blocks_of(weight, spec.groups):
+            for rows, columns in diagonal_blocks(weight, spec.groups):
                 block_gram = None if gram is None else gram[rows][:, rows]
                 consumers.append(
                     Consumer(
@@ -321,7 +321,7 @@ def fits_alone(
             layer_moments.about_zero() if spec.is_transposed else layer_moments,
             columns,
             ridge=ridge_of(layer_moments.n_rows, len(columns) // n_groups),
-            groups=n_groups,
+            n_groups=n_groups,
         )
         mean = layer_moments.mean
         bias = weight @ mean - narrow @ mean[columns.to(mean.device)]

@@ -155,7 +155,7 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
         channels = read_groups(model, captured.sample, captured.layers)
         advance(1)
         # Two samples, so that code which works for a single sample only fails here.
-        two_samples = next(iter(replace(feed, micro=max(feed.micro, 2)).stream(feed.fit[:2])))
+        two_samples = next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
         channels = try_groups(model, two_samples, without_layers(channels, skipped))
         advance(1)
         blocks = find_blocks(model, captured.sample, [spec.name for spec in captured.layers])

@@ -150,18 +150,18 @@ def test_the_stream_gives_the_samples_asked_for(sizes: list[int]) -> None:
     assert _seen(feed, feed.fit) == _seen(feed, feed.fit)
 
 
-@pytest.mark.parametrize(("output_elements", "micro"), [(4, 128), (10**7, 8), (10**9, 1)])
-def test_micro_batches_follow_the_size_of_the_activations(output_elements: int, micro: int) -> None:
+@pytest.mark.parametrize(("output_elements", "micro_size"), [(4, 128), (10**7, 8), (10**9, 1)])
+def test_micro_batches_follow_the_size_of_the_activations(output_elements: int, micro_size: int) -> None:
     feed = _open([_samples(300)], output_elements=output_elements)
-    assert feed.micro == micro
+    assert feed.micro_size == micro_size
     sizes = [len(batch) for batch in _seen(feed, range(300))]
-    assert max(sizes) == micro
+    assert max(sizes) == micro_size
     assert sum(sizes) == 300
 
 
 def test_micro_batches_do_not_cross_batches() -> None:
     feed = _open(list(_samples(9).split(3)), output_elements=4 * 10**7)
-    assert feed.micro == 2
+    assert feed.micro_size == 2
     assert _seen(feed, range(9)) == [[0, 1], [2], [3, 4], [5], [6, 7], [8]]
 
 
@@ -177,7 +177,7 @@ def test_all_arguments_are_cut_alike() -> None:
 
 def test_batches_that_cannot_be_cut_count_as_one_sample() -> None:
     feed = _open(list(_samples(12).split(4)), can_split=False)
-    assert (feed.n_samples, feed.sizes, feed.micro) == (3, (1, 1, 1), 0)
+    assert (feed.n_samples, feed.sizes, feed.micro_size) == (3, (1, 1, 1), 0)
     assert _seen(feed, [0, 2]) == [[0, 1, 2, 3], [8, 9, 10, 11]]
 
 

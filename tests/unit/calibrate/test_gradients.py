@@ -206,7 +206,7 @@ def test_positions_left_out_are_made_up_for(rng: torch.Generator, monkeypatch: p
     seams.replace_sampled_loss(monkeypatch, lambda _likelihood, outputs, *_: outputs[""].sum())
     model = fill(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(1)), rng)
     feed = feed_of(model, [torch.zeros((3, 1, 200, 200), dtype=torch.float64)], output_elements=10**9)
-    assert feed.micro == 1
+    assert feed.micro_size == 1
     gram = _collect(model, feed, specs_of(model))["0"]
     torch.testing.assert_close(gram, torch.full((2, 2), 40_000.0))
 

@@ -90,10 +90,10 @@ def test_the_rows_of_a_layer_do_not_depend_on_the_others(rng: torch.Generator) -
 
 def test_the_seed_of_a_draw_tells_everything_apart() -> None:
     seeds = {
-        layer_seed(seed, layer, micro, call)
+        layer_seed(seed, layer_index, batch_number, call)
         for seed in range(3)
-        for layer in range(5)
-        for micro in range(5)
+        for layer_index in range(5)
+        for batch_number in range(5)
         for call in range(3)
     }
     assert len(seeds) == 3 * 5 * 5 * 3

@@ -30,7 +30,7 @@ class Block(nn.Module):
         return out + total if self.leak else out
 
 
-def tails(model: nn.Module, x: Tensor) -> dict[str, Epilogue]:
+def epilogues_of(model: nn.Module, x: Tensor) -> dict[str, Epilogue]:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     return dict(find_epilogues(quiet_copy(model), as_batch(x), names))
 
@@ -41,21 +41,21 @@ IMAGE = torch.ones(1, 3, 5, 5)
 @pytest.mark.parametrize("inplace", [False, True])
 def test_norm_sum_and_relu_are_found(inplace: bool) -> None:
     # One ReLU module called twice: it is no source, and its calls count by tensor.
-    found = tails(Block(inplace=inplace), IMAGE)
+    found = epilogues_of(Block(inplace=inplace), IMAGE)
     assert found["a"] == Epilogue(norm="na", bounds=(0.0, INF))
     assert found["b"] == Epilogue(norm="nb", shortcut=Shortcut("short", "output"), bounds=(0.0, INF))
     assert "short" not in found
 
 
 def test_the_branch_that_runs_last_makes_up_for_the_other() -> None:
-    found = tails(Block(late=True), IMAGE)
+    found = epilogues_of(Block(late=True), IMAGE)
     assert found["short"] == Epilogue(shortcut=Shortcut("nb", "output"), bounds=(0.0, INF))
     # What is added to b comes later than b: neither sum nor ReLU can be reckoned with.
     assert "b" not in found
 
 
 def test_a_sum_that_is_used_again_is_not_clipped() -> None:
-    assert tails(Block(leak=True), IMAGE)["b"].bounds is None
+    assert epilogues_of(Block(leak=True), IMAGE)["b"].bounds is None
 
 
 def test_an_output_that_is_used_twice_has_no_tail() -> None:
@@ -68,7 +68,7 @@ def test_an_output_that_is_used_twice_has_no_tail() -> None:
             y = self.a(x)
             return functional.relu(y) + y.mean()
 
-    assert tails(Twice(), torch.ones(2, 4)) == {}
+    assert epilogues_of(Twice(), torch.ones(2, 4)) == {}
 
 
 def test_an_output_that_is_returned_as_well_has_no_tail() -> None:
@@ -81,12 +81,12 @@ def test_an_output_that_is_returned_as_well_has_no_tail() -> None:
             y = self.a(x)
             return y, functional.relu(y)
 
-    assert tails(Both(), torch.ones(2, 4)) == {}
+    assert epilogues_of(Both(), torch.ones(2, 4)) == {}
 
 
 def test_a_layer_that_is_called_twice_has_no_tail() -> None:
     shared = nn.Linear(4, 4)
-    assert tails(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU()), torch.ones(2, 4)) == {}
+    assert epilogues_of(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU()), torch.ones(2, 4)) == {}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_layer_that_is_called_twice_has_no_tail() -> None:
     ],
 )
 def test_both_ends_of_a_clipping_are_read(clip: nn.Module, bounds: tuple[float, float]) -> None:
-    assert tails(nn.Sequential(nn.Linear(4, 4), clip), torch.ones(2, 4))["0"].bounds == bounds
+    assert epilogues_of(nn.Sequential(nn.Linear(4, 4), clip), torch.ones(2, 4))["0"].bounds == bounds
 
 
 def test_clamp_with_one_end_is_read() -> None:
@@ -111,13 +111,13 @@ def test_clamp_with_one_end_is_read() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.a(x).clamp(min=0.5)).clamp(max=2.0)
 
-    found = tails(Clamped(), torch.ones(2, 4))
+    found = epilogues_of(Clamped(), torch.ones(2, 4))
     assert found["a"].bounds == (0.5, INF)
     assert found["b"].bounds == (-INF, 2.0)
 
 
 def test_other_nonlinearities_are_no_clipping() -> None:
-    assert tails(nn.Sequential(nn.Linear(4, 4), nn.GELU()), torch.ones(2, 4)) == {}
+    assert epilogues_of(nn.Sequential(nn.Linear(4, 4), nn.GELU()), torch.ones(2, 4)) == {}
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 """The command line without a study: references, options, exit codes."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -230,10 +231,13 @@ def test_version() -> None:
     assert _run("--version").stdout == f"slimrank {sr.__version__}\n"
 
 
-def test_python_runs_the_package() -> None:
+def test_python_runs_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["slimrank", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("slimrank", run_name="__main__")
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"slimrank {sr.__version__}\n"
     program = [sys.executable, "-m", "slimrank"]
-    done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"slimrank {sr.__version__}\n"
     done = subprocess.run([*program, "stduy"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: slimrank [OPTIONS]")

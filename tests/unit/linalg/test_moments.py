@@ -274,12 +274,12 @@ def test_weights_in_blocks_are_fitted_block_by_block(keep_rows: bool, rng: torch
     sums.add(inputs, torch.randn((200, 4), generator=rng) + inputs[:, :4])
     moments, (cross, _) = sums.moments(), sums.cross()
     weight = torch.block_diag(*torch.randn((2, 2, 3), generator=rng, dtype=torch.float64))
-    fitted = least_squares_weight(weight, cross, moments, ridge=1e-3, groups=2)
+    fitted = least_squares_weight(weight, cross, moments, ridge=1e-3, n_groups=2)
     assert torch.equal(fitted != 0, weight != 0)
     for rows, columns in ((slice(0, 2), slice(0, 3)), (slice(2, 4), slice(3, 6))):
         own = moments.block(torch.arange(6)[columns])
         alone = least_squares_weight(weight[rows, columns], cross[rows, columns], own, ridge=1e-3)
         torch.testing.assert_close(fitted[rows, columns], alone)
-    narrow, part = narrowed_weight(weight, moments, torch.tensor([0, 2, 3, 5]), ridge=1e-3, groups=2)
+    narrow, part = narrowed_weight(weight, moments, torch.tensor([0, 2, 3, 5]), ridge=1e-3, n_groups=2)
     assert torch.equal(narrow != 0, torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)) != 0)
     assert len(part.mean) == 4

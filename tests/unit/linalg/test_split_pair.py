@@ -18,16 +18,16 @@ from slimrank.linalg import (
 )
 
 _SPLITS = {
-    "1x1 then kxk": Split(channels=5, first=1, second=4),
-    "spatial": Split(channels=3, first=3, second=2),
-    "kxk then 1x1": Split(channels=2, first=5, second=1),
-    "one channel": Split(channels=1, first=3, second=3),
+    "1x1 then kxk": Split(channels=5, first_taps=1, second_taps=4),
+    "spatial": Split(channels=3, first_taps=3, second_taps=2),
+    "kxk then 1x1": Split(channels=2, first_taps=5, second_taps=1),
+    "one channel": Split(channels=1, first_taps=3, second_taps=3),
 }
 _OUT = [2, 6]
 
 
 def _width(split: Split) -> int:
-    return split.channels * split.first * split.second
+    return split.channels * split.first_taps * split.second_taps
 
 
 def _problem(split: Split, n_out: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -60,9 +60,9 @@ def test_nested_errors_are_those_of_the_fit_at_each_rank(name: str, n_out: int, 
     atol = 1e-10 * float(total)
     torch.testing.assert_close(errors[0], total)
     assert first.shape == (
-        min(split.channels * split.first, n_out * split.second),
+        min(split.channels * split.first_taps, n_out * split.second_taps),
         split.channels,
-        split.first,
+        split.first_taps,
     )
     for rank in range(1, len(first) + 1):
         factors = fit_split(weighted @ moment, moment, first[:rank], split)
@@ -107,7 +107,7 @@ def test_without_moments_the_bound_is_the_tail_of_the_unfolded_weight(
     weighted, _ = _problem(split, n_out, rng)
     eye = torch.eye(_width(split), dtype=torch.float64)
     errors = nested_errors(weighted, weighted @ eye, eye, initial_first_factor(weighted, eye, split), split)
-    unfolded = weighted.view(n_out, -1, split.second).transpose(0, 1).flatten(1)  # (C_in F, O S)
+    unfolded = weighted.view(n_out, -1, split.second_taps).transpose(0, 1).flatten(1)  # (C_in F, O S)
     energy = torch.linalg.svdvals(unfolded).square()
     expected = torch.stack([energy[r:].sum() / 2 for r in range(len(energy) + 1)])
     torch.testing.assert_close(errors, expected, rtol=0, atol=1e-12 * float(energy.sum()))
@@ -182,8 +182,8 @@ def test_refinement_leaves_an_exact_pair_alone(rng: torch.Generator) -> None:
 def test_normal_equations_are_the_gradient_whichever_way(name: str, n_out: int, rng: torch.Generator) -> None:
     split = _SPLITS[name]
     _, moment = _problem(split, 2, rng)
-    height = split.channels * split.first
-    second = torch.randn(n_out, 5, split.second, dtype=torch.float64, generator=rng)
+    height = split.channels * split.first_taps
+    second = torch.randn(n_out, 5, split.second_taps, dtype=torch.float64, generator=rng)
     first = torch.randn(5, height, dtype=torch.float64, generator=rng, requires_grad=True)
     weight = torch.einsum("ops,pc->ocs", second, first).reshape(n_out, -1)
     ((weight @ moment * weight).sum() / 2).backward()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seams import Fit, add_method, fit_from_journal, fit_to_tensors
 from slimrank import UnknownNameError
+from slimrank.cost import FORMS
 from slimrank.methods import (
     TABLE,
     LayerFunctions,
@@ -27,10 +28,11 @@ from slimrank.methods import (
     has_bias_in,
     is_replaced_in,
     is_replacement,
+    layer_curves,
     open_container,
     weights_target,
 )
-from slimrank.records import LayerSpec, Setting
+from slimrank.records import Form, LayerSpec, Setting
 from slimrank.surgery import dense_weight
 from specs import linear
 
@@ -62,6 +64,12 @@ def _fit(spec: LayerSpec, setting: Setting, target: Target, *, alternations: int
     return Three(setting=setting, tensors=(right[: setting.rank], middle, left[:, : setting.rank_out]))
 
 
+def _errors(spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:
+    assert form in FORMS["weight_svd"]
+    assert spec.n_outputs == len(target.dense)
+    return _TOY_ERRORS[: None if limit is None else limit + 1]
+
+
 def _modules(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> tuple[nn.Module, ...]:
     assert isinstance(setting, TwoRanks)
     n_out, n_in = spec.weight_shape
@@ -79,8 +87,12 @@ def _three(setting: Setting, tensors: Sequence[Tensor]) -> Three:
 _TOY = MethodRow(
     name="toy",  # type: ignore[arg-type]
     forms=("u_s_v",),  # type: ignore[arg-type]
-    functions=LayerFunctions(factor_names=("v", "s", "u"), fit=_fit, modules=_modules, factors_of=_three),
+    functions=LayerFunctions(
+        factor_names=("v", "s", "u"), errors=_errors, fit=_fit, modules=_modules, factors_of=_three
+    ),
 )
+# At every rank up to that of a 7 x 5 layer.
+_TOY_ERRORS = torch.tensor([9.0, 5.0, 3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
 _SPEC = linear("fc", 7, 5)
 _SETTING = TwoRanks(method="toy", form="u_s_v", rank=3, rank_out=4)  # type: ignore[arg-type]
 
@@ -112,6 +124,13 @@ def test_the_row_replaces_a_layer() -> None:
         "spatial_svd": "layer",
         "channel_pruning": "group",
     }
+
+
+def test_curves_hold_the_errors_of_the_row(layer: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_method(monkeypatch, replace(TABLE["weight_svd"], functions=_TOY.functions))
+    (curve,) = layer_curves(_SPEC, ["weight_svd"], weights_target(dense_weight(layer)), has_bias=True)
+    assert curve.ranks.tolist() == [1, 2]
+    assert curve.error.tolist() == [5.0, 3.0]
 
 
 def test_full_ranks_give_the_layer_back(layer: nn.Linear, rng: torch.Generator) -> None:

@@ -4,7 +4,7 @@
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import pytest
@@ -16,14 +16,6 @@ from seams import share_of_rate
 from slimrank.recover import Epoch, finetune
 
 Pairs = list[tuple[Tensor, Tensor]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

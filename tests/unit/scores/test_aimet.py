@@ -39,7 +39,7 @@ def test_reads_a_dictionary_of_decimals(protocol: int, tmp_path: Path) -> None:
         "conv": {Decimal("0.5"): Decimal("70.25"), Decimal("0.9"): 72.0},
     }
     table = Scores.from_aimet(written(tmp_path, scores, protocol), Study(), method="weight_svd", baseline=75)
-    # The ranks of AIMET.md section 5.
+    # Worked out by hand from the costs of a rank: at each ratio AIMET takes the largest rank that fits.
     assert {name: [(e.form, e.rank, e.score) for e in own] for name, own in table.entries.items()} == {
         "conv": [("1x1_kxk", 28, 70.25), ("1x1_kxk", 51, 72.0)],
         "fc": [("linear", 135, 71.5), ("linear", 270, 73.0)],

@@ -56,7 +56,7 @@ def test_tried_ranks_with_their_losses() -> None:
 def test_monotone_losses_never_rise_with_the_ratio() -> None:
     curves = score_curves(table({5: 10, 15: 50, 25: 40, 35: 90}), STRUCTURE, has_bias=True, monotonic=True)
     assert losses(curves) == {5: 90, 15: 55, 25: 55, 35: 10}
-    # What is monotone already stays as it is: AIMET's polynomial moves it by 7.4 points (AIMET.md 2.B.6).
+    # What is monotone already stays as it is: the polynomial that AIMET fits moves it by up to 7.4 points.
     scores = [0.1, 10, 40, 60, 69, 70, 71, 72, 72]
     flat = table({5 * k: score for k, score in enumerate(scores, 1)})
     monotone = score_curves(flat, STRUCTURE, has_bias=True, monotonic=True)
@@ -70,7 +70,7 @@ def test_never_falling_pools_violators() -> None:
 
 @pytest.mark.parametrize(("score", "rank"), [(45, 25), (48, 35), (90, None), (11, 5), (12, 15), (5, 5)])
 def test_walking_down_is_aimet_s_rule(score: float, rank: int | None) -> None:
-    # AIMET.md section 5; (11, 5): an equal score is taken, where AIMET leaves the layer alone (2.B.4).
+    # The ranks that AIMET takes, but for (11, 5): an equal score is taken here; AIMET leaves the layer alone.
     own = {5: 11.0, 15: 23.0, 25: 47.0, 35: 85.0, 45: 89.0}
     found = losses(score_curves(table(own), STRUCTURE, has_bias=True, walk_down=True))
     within = [rank for rank, loss in found.items() if loss <= 100 - score]

@@ -11,7 +11,7 @@ from slimrank import ScoreError
 from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
-from slimrank.scores import Bench, GroupTrial, Trial
+from slimrank.scores import Evaluator, GroupTrial, LayerTrial
 from slimrank.surgery import dense_weight
 
 
@@ -31,11 +31,13 @@ def net() -> nn.Module:
     return Net().eval().requires_grad_(requires_grad=False)
 
 
-def trial(model: nn.Module, name: str = "first", rank: int = 2) -> Trial:
+def trial(model: nn.Module, name: str = "first", rank: int = 2) -> LayerTrial:
     spec = next(spec for spec in describe_layers(model) if spec.name == name)
     layer = model.get_submodule(name)
     pair = fit_pair(spec, "linear", rank, weights_target(dense_weight(layer)), alternations=0)
-    return Trial(spec=spec, method="weight_svd", keep_ratio=0.5, pair=pair, bias=layer.bias.detach().double())
+    return LayerTrial(
+        spec=spec, method="weight_svd", keep_ratio=0.5, pair=pair, bias=layer.bias.detach().double()
+    )
 
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
@@ -48,8 +50,8 @@ def total(model: nn.Module) -> float:
 @pytest.mark.parametrize("max_bytes", [0, 1 << 20])
 def test_the_layer_is_swapped_and_put_back(max_bytes: int) -> None:
     model = net()
-    bench = Bench(model, total, max_bytes=max_bytes)
-    before, layer = bench.baseline(), model.first
+    evaluator = Evaluator(model, total, max_bytes=max_bytes)
+    before, layer = evaluator.baseline(), model.first
     seen: list[type] = []
 
     def score(model: nn.Module) -> float:
@@ -57,13 +59,13 @@ def test_the_layer_is_swapped_and_put_back(max_bytes: int) -> None:
         assert not any(module.training for module in model.modules())
         return total(model)
 
-    bench = Bench(model, score, max_bytes=max_bytes)
-    lower = bench.score(trial(model))
+    evaluator = Evaluator(model, score, max_bytes=max_bytes)
+    lower = evaluator.score(trial(model))
     assert seen == [nn.Sequential]
     assert model.first is layer
     assert lower != before
-    assert bench.score(trial(model, rank=6)) == pytest.approx(before, abs=1e-5)
-    assert bench.baseline() == before
+    assert evaluator.score(trial(model, rank=6)) == pytest.approx(before, abs=1e-5)
+    assert evaluator.baseline() == before
     assert all("forward" not in vars(module) for module in model.modules())
 
 
@@ -127,9 +129,9 @@ def test_the_group_is_slimmed_and_put_back(max_bytes: int, fitted: bool) -> None
         assert not any(p.requires_grad for p in model.parameters())
         return total(model)
 
-    bench = Bench(model, score, max_bytes=max_bytes)
+    evaluator = Evaluator(model, score, max_bytes=max_bytes)
     trial = group_trial(model, kept, fitted=fitted)
-    assert [bench.score(trial) for _ in range(3)] == pytest.approx([float(expected.sum())] * 3, rel=1e-5)
+    assert [evaluator.score(trial) for _ in range(3)] == pytest.approx([float(expected.sum())] * 3, rel=1e-5)
     assert seen[-1] == (3, 3, 3)
     assert sizes_and_tensors(model) == before
     entry = trial.entry(0.5)
@@ -148,7 +150,7 @@ def test_a_function_that_changes_a_slimmed_model_is_refused() -> None:
         r"^group 'first', channel_pruning 2 of 8 units: score_fn changed the model \(parameter 'last.wei"
     )
     with pytest.raises(ScoreError, match=message):
-        Bench(model, score, max_bytes=0).score(group_trial(model, (0, 4)))
+        Evaluator(model, score, max_bytes=0).score(group_trial(model, (0, 4)))
     assert model.last.in_features == 8
 
 
@@ -157,7 +159,7 @@ def test_a_function_that_changes_a_slimmed_model_is_refused() -> None:
 )
 def test_anything_that_float_takes_is_a_score(value: object) -> None:
     score: Callable[[nn.Module], float] = lambda _: value  # type: ignore[assignment,return-value]  # noqa: E731
-    assert Bench(net(), score, max_bytes=0).baseline() == float(value)  # type: ignore[arg-type]
+    assert Evaluator(net(), score, max_bytes=0).baseline() == float(value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -174,11 +176,11 @@ def test_anything_that_float_takes_is_a_score(value: object) -> None:
 )
 def test_other_values_are_refused(value: object, message: str) -> None:
     model = net()
-    bench = Bench(model, lambda _: value, max_bytes=0)  # type: ignore[arg-type,return-value]
+    evaluator = Evaluator(model, lambda _: value, max_bytes=0)  # type: ignore[arg-type,return-value]
     with pytest.raises(ScoreError, match=rf"^the untouched model: {message}"):
-        bench.baseline()
+        evaluator.baseline()
     with pytest.raises(ScoreError, match=rf"^layer 'first', weight_svd linear rank 2: {message}"):
-        bench.score(trial(model))
+        evaluator.score(trial(model))
     assert isinstance(model.first, nn.Linear)
 
 
@@ -191,7 +193,7 @@ def test_errors_of_the_function_name_the_layer() -> None:
     with pytest.raises(
         ScoreError, match=r"layer 'last'.*score_fn failed with LookupError: no labels"
     ) as info:
-        Bench(model, score, max_bytes=0).score(trial(model, "last"))
+        Evaluator(model, score, max_bytes=0).score(trial(model, "last"))
     assert isinstance(info.value.__cause__, LookupError)
     assert isinstance(model.last, nn.Linear)
 
@@ -204,7 +206,7 @@ def test_ctrl_c_passes() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Bench(model, score, max_bytes=1 << 20).score(trial(model, "last"))
+        Evaluator(model, score, max_bytes=1 << 20).score(trial(model, "last"))
     assert isinstance(model.last, nn.Linear)
     assert "forward" not in vars(model)
 
@@ -247,7 +249,7 @@ def test_a_function_that_changes_the_model_is_refused(name: str, max_bytes: int)
         return 1.0
 
     with pytest.raises(ScoreError, match=rf"^layer 'first'.*score_fn changed the model \({message}"):
-        Bench(model, score, max_bytes=max_bytes).score(trial(model))
+        Evaluator(model, score, max_bytes=max_bytes).score(trial(model))
 
 
 def test_a_function_may_work_on_a_copy_or_put_things_back() -> None:
@@ -261,7 +263,7 @@ def test_a_function_may_work_on_a_copy_or_put_things_back() -> None:
         handle.remove()
         return value
 
-    bench = Bench(model, score, max_bytes=1 << 20)
+    evaluator = Evaluator(model, score, max_bytes=1 << 20)
     first = trial(model, "last")
-    values = [bench.score(first) for _ in range(4)]
-    assert values == [Bench(net(), score, max_bytes=0).score(first)] * 4
+    values = [evaluator.score(first) for _ in range(4)]
+    assert values == [Evaluator(net(), score, max_bytes=0).score(first)] * 4

@@ -5,7 +5,7 @@ import pytest
 
 from slimrank import FileError, ScoreError
 from slimrank.records import PRUNING, Method
-from slimrank.scores import CHANNELS, Journal, ScoreEntry, Scores
+from slimrank.scores import CHANNELS, ScoreEntry, ScoreJournal, Scores
 
 
 def journal(
@@ -15,14 +15,14 @@ def journal(
     methods: tuple[Method, ...] = ("weight_svd", "spatial_svd"),
     candidates: tuple[float, ...] = (0.25, 0.5),
     lower: bool = False,
-) -> Journal:
-    return Journal(
+) -> ScoreJournal:
+    return ScoreJournal(
         path,
         fingerprint={"structure": "s", "weights": weights},
         methods=methods,
         candidates=candidates,
         lower_is_better=lower,
-        order=["first", "second"],
+        layers=["first", "second"],
         groups=["second", "third"],
     )
 

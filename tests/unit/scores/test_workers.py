@@ -10,7 +10,7 @@ from torch import nn
 from slimrank import OptionError, ScoreError
 from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
-from slimrank.scores import Bench, Trial, count_workers, evaluate_spread
+from slimrank.scores import Evaluator, LayerTrial, count_workers, evaluate_with_workers
 from slimrank.surgery import dense_weight
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
@@ -22,7 +22,7 @@ def net() -> nn.Module:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def trials(model: nn.Module) -> list[Trial]:
+def trials(model: nn.Module) -> list[LayerTrial]:
     found = []
     for spec in describe_layers(model):
         layer = model.get_submodule(spec.name)
@@ -30,7 +30,7 @@ def trials(model: nn.Module) -> list[Trial]:
         for rank in (1, 2, 3):
             pair = fit_pair(spec, "linear", rank, target, alternations=0)
             bias = layer.bias.detach().double()
-            found.append(Trial(spec=spec, method="weight_svd", keep_ratio=0.1, pair=pair, bias=bias))
+            found.append(LayerTrial(spec=spec, method="weight_svd", keep_ratio=0.1, pair=pair, bias=bias))
     return found
 
 
@@ -57,11 +57,11 @@ def test_one_worker_needs_no_joblib(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("max_bytes", [0, 1 << 20])
 def test_threads_share_a_model_and_give_the_same(max_bytes: int) -> None:
     model = net()
-    bench = Bench(model, total, max_bytes=0)
-    expected = {str(trial): bench.score(trial) for trial in trials(model)}
+    evaluator = Evaluator(model, total, max_bytes=0)
+    expected = {str(trial): evaluator.score(trial) for trial in trials(model)}
     with joblib.parallel_config(backend="threading", n_jobs=3):
-        spread = evaluate_spread(model, total, iter(trials(model)), workers=1, max_bytes=max_bytes)
-        found = {str(trial): score for trial, score in spread}
+        results = evaluate_with_workers(model, total, iter(trials(model)), workers=1, max_bytes=max_bytes)
+        found = {str(trial): score for trial, score in results}
     assert found == expected
 
 
@@ -82,10 +82,10 @@ def test_backends_that_give_results_at_once_work_in_groups() -> None:
             yield trial
 
     with joblib.parallel_config(backend="listing", n_jobs=2):
-        spread = evaluate_spread(model, total, watched(), workers=1, max_bytes=0)  # type: ignore[arg-type]
-        next(spread)
+        results = evaluate_with_workers(model, total, watched(), workers=1, max_bytes=0)  # type: ignore[arg-type]
+        next(results)
         assert drawn == [0, 1]
-        assert len(list(spread)) == 5
+        assert len(list(results)) == 5
 
 
 def test_an_error_while_trials_are_made_comes_out() -> None:
@@ -96,9 +96,9 @@ def test_an_error_while_trials_are_made_comes_out() -> None:
         raise LookupError("no moments")
 
     with joblib.parallel_config(backend="threading", n_jobs=2):
-        spread = evaluate_spread(model, total, failing(), workers=1, max_bytes=0)  # type: ignore[arg-type]
+        results = evaluate_with_workers(model, total, failing(), workers=1, max_bytes=0)  # type: ignore[arg-type]
         with pytest.raises(LookupError, match="no moments"):
-            list(spread)
+            list(results)
 
 
 def test_an_error_of_the_function_comes_out_of_a_worker() -> None:
@@ -108,9 +108,9 @@ def test_an_error_of_the_function_comes_out_of_a_worker() -> None:
         raise LookupError("no labels")
 
     with joblib.parallel_config(backend="threading", n_jobs=2):
-        spread = evaluate_spread(model, score, iter(trials(model)), workers=1, max_bytes=0)
+        results = evaluate_with_workers(model, score, iter(trials(model)), workers=1, max_bytes=0)
         with pytest.raises(ScoreError, match=r"layer '\d'.*LookupError: no labels"):
-            list(spread)
+            list(results)
 
 
 def test_what_cannot_be_sent_is_told() -> None:
@@ -120,6 +120,6 @@ def test_what_cannot_be_sent_is_told() -> None:
         with lock:
             return 1.0
 
-    spread = evaluate_spread(net(), score, iter(()), workers=2, max_bytes=0)
+    results = evaluate_with_workers(net(), score, iter(()), workers=2, max_bytes=0)
     with pytest.raises(OptionError, match=r"cannot be sent to another process .*or take workers=1"):
-        next(spread)
+        next(results)

@@ -31,8 +31,8 @@ from slimrank.forward import (
     training_error,
     watch_modules,
 )
-from slimrank.records import ChannelMap
-from slimrank.surgery import Kept, copy_model, light_copy, mask, replace_tensors, slim
+from slimrank.records import ChannelMap, Kept
+from slimrank.surgery import copy_model, light_copy, mask, replace_tensors, slim
 
 # Share of the largest value by which slimmed and masked model may differ, since sums over fewer channels are
 # rounded in another order.

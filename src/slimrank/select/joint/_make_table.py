@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import carries_mean, consumer_gains_bias, layer_cost
+from slimrank.cost import carries_mean, consumer_gains_bias
 from slimrank.plan import PlanSource, is_inside, multiple_for
 from slimrank.records import (
     ChannelMap,
@@ -26,7 +26,7 @@ from slimrank.records import (
     TensorSpec,
     replaces_groups,
 )
-from slimrank.select._option_costs import as_array, cost_parts, number_cost
+from slimrank.select._option_costs import as_array, cost_parts, model_cost, number_cost, whole_cost
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
@@ -129,7 +129,7 @@ def _joint(
     full = [(piece.blocks, piece.cost(whole)) for piece in pieces]
     full += [(layer.blocks, layer.dense_cost(whole)) for layer in layers]
     total = sum((cost for _, cost in full), np.zeros(len(limits)))
-    before = maker.as_array(source.before)
+    before = np.array([model_cost(source, metric) for metric in limits], dtype=np.float64)
     return Joint(
         metrics=maker.metrics,
         widths=tuple(widths),
@@ -232,7 +232,7 @@ class _TableMaker:
             rows=rows,
             columns=columns,
             dense=tuple(dense),
-            fixed=self.as_array(layer_cost(spec)) - counted,
+            fixed=np.array([whole_cost(spec, metric) for metric in self.metrics], dtype=np.float64) - counted,
             forms=forms,
             bias=number_cost(spec.itemsize, self.metrics) * has_bias,
         )

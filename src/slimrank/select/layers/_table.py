@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import layer_cost
 from slimrank.plan import PlanSource, multiple_for
 from slimrank.records import Curve, LayerSpec, Metric, Setting
-from slimrank.select._option_costs import as_array, option_costs
+from slimrank.select._option_costs import model_cost, option_costs, whole_cost
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -104,7 +103,7 @@ def table_of(
         if curve.method in methods and curve.layer not in skipped:
             by_layer.setdefault(curve.layer, []).append(curve)
     metrics = tuple(limits)
-    scale = np.array([max(source.before.metric(metric), 1) for metric in metrics], dtype=np.float64)
+    scale = np.array([max(model_cost(source, metric), 1) for metric in metrics], dtype=np.float64)
     curves: list[Curve] = []
     rows: list[tuple[str, Floats, Floats, Ints, Ints]] = []
     for name, spec in source.structure.layers.items():
@@ -132,10 +131,10 @@ def table_of(
         rank[layer, :count] = ranks[order]
     names = tuple(row[0] for row in rows)
     whole = np.array(
-        [[layer_cost(source.structure.layers[name]).metric(metric) for name in names] for metric in metrics],
+        [[whole_cost(source.structure.layers[name], metric) for name in names] for metric in metrics],
         dtype=np.float64,
     )
-    fixed = np.array([source.before.metric(metric) for metric in metrics]) - whole.sum(axis=1)
+    fixed = np.array([model_cost(source, metric) for metric in metrics]) - whole.sum(axis=1)
     return Table(
         names=names,
         curves=tuple(curves),
@@ -219,7 +218,7 @@ def _options(
     spec: LayerSpec, curves: Sequence[Curve], metrics: Sequence[Metric], multiple: int, first: int
 ) -> tuple[Floats, Floats, Ints, Ints] | None:
     """Cost (B, K), damage, curve and rank (K,) of one layer; None where it can only stay as it is."""
-    wholes = as_array(layer_cost(spec), metrics)[:, None]
+    wholes = np.array([[whole_cost(spec, metric)] for metric in metrics], dtype=np.float64)
     costs, damages = [wholes], [np.zeros(1)]
     indices, ranks = [np.full(1, UNTOUCHED)], [np.zeros(1, dtype=np.int64)]
     for offset, curve in enumerate(curves):

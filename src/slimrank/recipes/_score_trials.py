@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slimrank._study import Study
 from slimrank.calibrate import Collecting
+from slimrank.cost import carries_mean
 from slimrank.forward import Batch, run, watch_modules
 from slimrank.methods import Target, weights_target
 from slimrank.recipes._score_candidates import Candidate
@@ -51,7 +52,9 @@ def pair_trials(
         for candidate in by_name[spec.name]:
             setting = Setting(method=candidate.method, form=candidate.form, rank=candidate.rank)
             pair, bias = independent_pair(spec, layer, setting, target)
-            has_bias = session.options.has_bias or isinstance(layer.bias, Tensor)
+            has_bias = carries_mean(
+                has_bias=isinstance(layer.bias, Tensor), plan_has_bias=session.options.has_bias
+            )
             yield LayerTrial(
                 spec=spec,
                 method=candidate.method,

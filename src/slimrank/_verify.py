@@ -11,7 +11,7 @@ from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank.calibrate import measure_divergence
 from slimrank.capture import count_by_module, stored
-from slimrank.cost import carries_mean, pair_cost, slimmed_spec
+from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import eval_mode, pick_outputs, run
 from slimrank.plan import Plan, is_inside
@@ -263,6 +263,6 @@ def _cost_of_layer(
         slimmed,
         setting.form,
         setting.rank,
-        has_bias=carries_mean(has_bias=spec.has_bias, plan_has_bias=plan.has_bias),
+        has_bias=pair_has_bias(spec, plan_has_bias=plan.has_bias),
     )
     return Cost(macs=pair.macs, params=params, bytes=n_bytes)

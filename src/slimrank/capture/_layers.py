@@ -15,7 +15,7 @@ from slimrank.capture._count import count_by_module
 from slimrank.capture._reasons import PLAIN_DTYPES, reason_for
 from slimrank.capture._swap_trial import trial_swap
 from slimrank.capture._weight_uses import read_weight_uses
-from slimrank.cost import carries_mean, forms_of, layer_cost, max_rank, pair_cost
+from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_has_bias
 from slimrank.forward import (
     Batch,
     OutputChoice,
@@ -354,9 +354,7 @@ def _with_methods(spec: LayerSpec, methods: Sequence[Method], has_bias: bool) ->
 
     def gains(method: Method) -> bool:
         for form in forms_of(spec, method):
-            pair = pair_cost(
-                spec, form, 1, has_bias=carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias)
-            )
+            pair = pair_cost(spec, form, 1, has_bias=pair_has_bias(spec, plan_has_bias=has_bias))
             if max_rank(spec, form) >= 1 and (pair.macs < cost.macs or pair.params < cost.params):
                 return True
         return False

@@ -12,7 +12,7 @@ from slimrank.cost._memory import (
     moment_bytes,
     working_bytes,
 )
-from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias
+from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias, pair_has_bias
 from slimrank.cost._row_view import RowView, row_view
 from slimrank.cost._rows import keeps_rows, row_cap, row_width, rows_available
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
@@ -41,6 +41,7 @@ __all__ = [
     "moment_bytes",
     "pair_cost",
     "pair_costs",
+    "pair_has_bias",
     "query_scales",
     "row_cap",
     "row_view",

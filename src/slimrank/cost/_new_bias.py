@@ -51,3 +51,16 @@ def carries_mean(*, has_bias: bool, plan_has_bias: bool) -> bool:
         False where a layer has no bias and the plan was made without data: it is built without a new one.
     """
     return has_bias or plan_has_bias
+
+
+def pair_has_bias(spec: LayerSpec, *, plan_has_bias: bool) -> bool:
+    """Whether the last factor of a pair that takes the place of a layer carries a bias.
+
+    Args:
+        spec: the layer.
+        plan_has_bias: whether the plan counts new biases.
+
+    Returns:
+        True where the layer has one, or the plan gives it one.
+    """
+    return carries_mean(has_bias=spec.has_bias, plan_has_bias=plan_has_bias)

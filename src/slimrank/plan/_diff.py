@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from slimrank.cost import carries_mean, group_share, layer_cost, pair_cost, slimmed_spec
+from slimrank.cost import group_share, layer_cost, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.plan._structure import Step
 from slimrank.records import PRUNING, Setting
 
@@ -77,7 +77,7 @@ def _pair_text(step: Step, name: str, setting: Setting, has_bias: bool) -> str:
         slimmed,
         setting.form,
         setting.rank,
-        has_bias=carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias),
+        has_bias=pair_has_bias(spec, plan_has_bias=has_bias),
     ).macs
     share = f" ({pair / whole:.3f} macs)" if whole else ""
     return f"{setting.method} {setting.form} rank {setting.rank}{share}"

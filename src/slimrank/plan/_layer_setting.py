@@ -11,7 +11,7 @@ import numpy as np
 
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
-from slimrank.cost import FORMS, carries_mean, forms_of, layer_cost, max_rank, pair_cost, slimmed_spec
+from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.plan._rounding import multiple_for
 from slimrank.plan._structure import Structure
 from slimrank.records import Curve, Form, LayerSpec, Method, Setting
@@ -108,7 +108,7 @@ def setting_for(
             spec,
             form,
             ranks[form] or 1,
-            has_bias=carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias),
+            has_bias=pair_has_bias(spec, plan_has_bias=has_bias),
         ).macs
         return float("inf") if damage is None else damage, form != preferred, macs, forms.index(form)
 
@@ -240,9 +240,7 @@ def _requested_forms(spec: LayerSpec, request: _PairRequest) -> tuple[Form, ...]
 def _rank_range(whole: LayerSpec, spec: LayerSpec, form: Form, *, has_bias: bool) -> _RankRange:
     # A slimmed layer is left without a pair rather than with one that costs the same.
     macs = layer_cost(spec).macs - (spec is not whole)
-    per_rank = pair_cost(
-        spec, form, 1, has_bias=carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias)
-    ).macs
+    per_rank = pair_cost(spec, form, 1, has_bias=pair_has_bias(spec, plan_has_bias=has_bias)).macs
     full = max_rank(spec, form)
     # A layer that is never called has no MACs: every rank is as cheap.
     top = min(full, macs // per_rank) if per_rank else full

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 from textwrap import fill
 
-from slimrank.cost import carries_mean, layer_cost, pair_cost, slimmed_spec
+from slimrank.cost import layer_cost, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.plan import Plan, is_inside
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
 from slimrank.report._groups import DROPPED_COLUMNS, KEPT_COLUMNS, counts_text, dropped_rows, kept_rows
@@ -174,7 +174,7 @@ def _plan_row(plan: Plan, spec: LayerSpec, slimmed: str | None) -> tuple[str, ..
             left,
             setting.form,
             setting.rank,
-            has_bias=carries_mean(has_bias=spec.has_bias, plan_has_bias=plan.has_bias),
+            has_bias=pair_has_bias(spec, plan_has_bias=plan.has_bias),
         ).macs
         done: tuple[str, ...] = (setting.method, setting.form, str(setting.rank))
     elif is_inside(spec.name, plan.dropped):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from slimrank._errors import ScoreError
 from slimrank._names import nearest
-from slimrank.cost import carries_mean, forms_of, layer_cost, max_rank, pair_cost, pair_costs
+from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs, pair_has_bias
 from slimrank.methods import never_falling
 from slimrank.plan import Structure, check_multiple_of, multiple_for, names_of
 from slimrank.records import Curve, Form, LayerSpec, Method
@@ -83,9 +83,7 @@ def score_curves(
             points = _offered_ranks(spec, points, multiple, interpolate=interpolate)
             if walk_down:
                 points = _with_losses(points, np.maximum.accumulate(_losses(points)[::-1])[::-1])
-            curves += _as_curves(
-                spec, method, points, has_bias=carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias)
-            )
+            curves += _as_curves(spec, method, points, has_bias=pair_has_bias(spec, plan_has_bias=has_bias))
     return tuple(curves)
 
 

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import carries_mean, consumer_gains_bias
+from slimrank.cost import consumer_gains_bias, pair_has_bias
 from slimrank.plan import PlanSource, is_inside, multiple_for
 from slimrank.records import (
     ChannelMap,
@@ -223,7 +223,7 @@ class _TableMaker:
         rows, columns = self._weight(spec)[:2]
         whole = [len(group.kept) - 1 for group in self._widths]
         counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.metrics)))
-        has_bias = carries_mean(has_bias=spec.has_bias, plan_has_bias=self._source.has_bias)
+        has_bias = pair_has_bias(spec, plan_has_bias=self._source.has_bias)
         groups = rows.groups | columns.groups
         return JointLayer(
             spec=spec,

@@ -7,6 +7,7 @@ watch what happens inside: to interrupt, to count what is done again, to use few
 
 # ruff: noqa: F401 (what is imported here is for the tests)
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -285,6 +286,26 @@ def watch_layer_curves(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Patched: the function that computes the curves of one layer.
     """
     return _watch(monkeypatch, _layers, "layer_curves", _name_of)
+
+
+def watch_live_targets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers' targets, each with large matrices, are alive whenever a layer of a study is done.
+
+    Patched: the function that makes a target, and the one that gives freed memory back, called at that time.
+    """
+    weights: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    make = _layers.target_of
+
+    def noted(*args: object) -> object:
+        target = make(*args)  # type: ignore[arg-type]
+        weights.append(weakref.ref(target.dense))
+        return target
+
+    monkeypatch.setattr(_layers, "target_of", noted)
+    count_alive = lambda *_: alive.append(sum(weight() is not None for weight in weights))  # noqa: E731
+    monkeypatch.setattr(_layers.Trimmer, "after", count_alive)
+    return alive
 
 
 def watch_group_curves(monkeypatch: pytest.MonkeyPatch) -> list[str]:

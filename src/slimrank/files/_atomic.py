@@ -2,6 +2,7 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ def draft_of(path: Path) -> Iterator[Path]:
     Yields:
         The path, in the same folder, so that the exchange is one step of the file system.
     """
+    if not path.name:
+        # Such as "." or "/", which with_name refuses with an error of another kind.
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     # With the number of the process, so that two processes that write one file do not share a draft.
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

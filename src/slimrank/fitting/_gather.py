@@ -122,6 +122,8 @@ def gather(context: BuildContext, layer: PendingLayer, batches: Sequence[BatchAt
             gathered.held_out.append(batch_rows.rows)
         else:
             gathered.add(batch_rows.original_inputs, batch_rows.rows, sum_original=needs_original, step=step)
+        # Its rows are freed before those of the next batch are cut.
+        del batch_rows
     return gathered
 
 

@@ -56,6 +56,7 @@ def fit_in_order(
             if is_new and fit.kind == "weights":
                 notes.append(_unreached(name))
             kinds[name] = fit.kind
+            del fit
             trim.after(fitting_bytes(context.tasks[name].spec))
             call_hook(on_layer, model, name)
             advance(name)
@@ -74,10 +75,11 @@ def _in_lockstep(context: BuildContext, model: nn.Module, journal: FitJournal | 
     with before, after:
         for name, following in pairwise([*names, ""]):
             layer = pending_layer(context, name, layers[name])
-            stored_fit = fit_from_journal(journal, layer.task)
+            # The fit of the layer before is let go here, before the forwards need memory.
+            fit = fit_from_journal(journal, layer.task)
+            is_new = fit is None
             # A layer with a stored fit is run up to as well, since forwards cannot skip it.
             batches = run_to_layer(before, after, name)
-            fit = stored_fit
             if fit is None:
                 gathered = gather(context, layer, batches)
                 # The inputs are freed before the fit needs memory, and before the original goes on.
@@ -87,7 +89,7 @@ def _in_lockstep(context: BuildContext, model: nn.Module, journal: FitJournal | 
                     before.start(following)
                 fit = fit_layer(context, layer, gathered)
             fill(model, layer.task, layer.current, fit)
-            yield name, fit, stored_fit is None
+            yield name, fit, is_new
 
 
 def _between_hooks(context: BuildContext, model: nn.Module, journal: FitJournal | None) -> _Fits:

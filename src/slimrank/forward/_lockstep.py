@@ -196,6 +196,15 @@ class Lockstep:
         }
 
     def __enter__(self) -> "Lockstep":
+        try:
+            self._begin()
+        except BaseException:
+            # Ctrl-C, say: a context that was not entered is not left, so what has begun is ended here.
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _begin(self) -> None:
         # Entered once here, not in the threads: the switch is global and they would restore it out of order.
         self._context.enter_context(plain_attention())
         layers = ((name, self._model.get_submodule(name)) for name in self._order)
@@ -205,7 +214,6 @@ class Lockstep:
         for forward in self._forwards:
             forward.thread = threading.Thread(target=self._work, args=(forward,), daemon=True)
             forward.thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -217,8 +225,7 @@ class Lockstep:
                 forward.abandoned = True
                 forward.may_run.release()
         for forward in self._forwards:
-            if forward.thread is not None:
-                forward.thread.join()
+            _join(forward.thread)
         self._context.close()
 
     def advance(self, name: str) -> list[Tensor | None]:
@@ -250,9 +257,8 @@ class Lockstep:
         self._ahead.start()
 
     def _wait(self) -> None:
-        if self._ahead is not None:
-            self._ahead.join()
-            self._ahead = None
+        _join(self._ahead)
+        self._ahead = None
 
     def _run_to(self, name: str) -> None:
         """Runs one forward after the other up to a layer; ends at the first that fails."""
@@ -337,3 +343,9 @@ class Lockstep:
         forward.x = None
         if forward.abandoned:
             raise _Abandoned
+
+
+def _join(thread: threading.Thread | None) -> None:
+    """Waits for a thread to end; one that was never started cannot be waited for."""
+    if thread is not None and thread.ident is not None:
+        thread.join()

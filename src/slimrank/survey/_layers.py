@@ -62,8 +62,14 @@ def measure_layers(
                 spec = rest[index]
                 if spec.name in chunk.moments:
                     layer = session.original.get_submodule(spec.name)
-                    target = target_of(spec, layer, chunk.moments.pop(spec.name), grams)
-                    curves[index] = _curves_of(session, spec, target, anchors, run)
+                    # The target is not kept: its matrices are freed before the next layer needs memory.
+                    curves[index] = _curves_of(
+                        session,
+                        spec,
+                        target_of(spec, layer, chunk.moments.pop(spec.name), grams),
+                        anchors,
+                        run,
+                    )
                     if run.store is not None:
                         write_layer(run.store, index, curves[index])
                     trim.after(working_bytes(spec))

@@ -130,3 +130,43 @@ def test_replay_runs_what_lies_behind_only() -> None:
         patch.setattr(nn.functional, "linear", counted)
         list(replay.stream())
     assert ran == [3, 3, 3]
+
+
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_an_interrupt_while_forwards_start_leaves_nothing(
+    started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, start, calls = net(), threading.Thread.start, []
+    before = threading.active_count()
+
+    def interrupted(thread: threading.Thread) -> None:
+        if len(calls) == started:
+            raise KeyboardInterrupt
+        calls.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), Lockstep(model, batches(), ["0"]):
+        pytest.fail("the forwards started")
+    assert len(calls) == started
+    assert threading.active_count() == before
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_an_interrupt_before_the_original_goes_on_is_what_the_caller_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    def run() -> None:
+        with Lockstep(net(), batches(), ["0", "2"]) as lockstep:
+            lockstep.advance("0")
+            monkeypatch.setattr(threading.Thread, "start", interrupted)
+            lockstep.start("2")
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert threading.active_count() == before

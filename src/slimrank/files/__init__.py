@@ -15,6 +15,7 @@ from slimrank.files._json import (
     from_text,
     to_text,
 )
+from slimrank.files._read import read_text
 
 __all__ = [
     "Json",
@@ -29,6 +30,7 @@ __all__ = [
     "draft_of",
     "from_text",
     "make_directory",
+    "read_text",
     "spelled_number",
     "to_text",
     "write_bytes",

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from slimrank._errors import FileError, OptionError, PlanError, UnknownNameError
+from slimrank._errors import OptionError, PlanError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank.cost import FORMS, forms_of, slimmed_spec
 from slimrank.files import (
@@ -22,6 +22,7 @@ from slimrank.files import (
     as_text,
     check_format,
     from_text,
+    read_text,
     to_text,
     write_text,
 )
@@ -117,12 +118,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         RankError: a rank that the layer does not have.
     """
     where = f"plan file {Path(path)}"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PlanError(f"{where}: no text ({error}); give a file that plan.save wrote") from error
-    except OSError as error:
-        raise FileError(f"{where}: cannot be read ({error}); give a file that plan.save wrote") from error
+    text = read_text(path, where, advice="give a file that plan.save wrote", error=PlanError)
     content = _checked_format(as_object(from_text(text, where), where), where)
     as_object(content, where, required=_PLAN_KEYS, optional=_OPTIONAL_PLAN_KEYS)
     costs = as_object(content["costs"], f"{where}: costs", required=("before",), optional=("after",))

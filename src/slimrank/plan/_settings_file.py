@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
-from slimrank._errors import FileError, PlanError
+from slimrank._errors import PlanError
 from slimrank._names import nearest
-from slimrank.files import Json, from_text
+from slimrank.files import Json, from_text, read_text
 from slimrank.plan._layer_setting import SettingLike, TypedSetting
 from slimrank.plan._typed_settings import DROP
 
@@ -38,20 +38,14 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
         PlanError: it is no such file; the message names the line or the layer.
     """
     file = Path(path)
-    try:
-        # Spreadsheets write a byte order mark, which would become part of the first column's name.
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PlanError(f"settings file {file}: no text ({error}); give a .csv or .json file") from error
-    except OSError as error:
-        raise FileError(
-            f"settings file {file}: cannot be read ({error}); give a .csv or .json file"
-        ) from error
+    where = f"settings file {file}"
+    # Spreadsheets write a byte order mark, which would become part of the first column's name.
+    text = read_text(file, where, advice="give a .csv or .json file", error=PlanError, encoding="utf-8-sig")
     if file.suffix.lower() == ".json":
-        return _settings_from_json(text, f"settings file {file}")
+        return _settings_from_json(text, where)
     if file.suffix.lower() == ".csv":
-        return _settings_from_csv(text, f"settings file {file}")
-    raise PlanError(f"settings file {file}: the ending {file.suffix!r} is unknown; give a .csv or .json file")
+        return _settings_from_csv(text, where)
+    raise PlanError(f"{where}: the ending {file.suffix!r} is unknown; give a .csv or .json file")
 
 
 def _settings_from_json(text: str, where: str) -> dict[str, SettingLike]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
-from slimrank._errors import FileError, PlanError, ScoreError
+from slimrank._errors import PlanError, ScoreError
 from slimrank._names import listed, nearest
 from slimrank.cost import FORMS
 from slimrank.files import (
@@ -20,6 +20,7 @@ from slimrank.files import (
     as_text,
     check_format,
     from_text,
+    read_text,
     to_text,
     write_text,
 )
@@ -117,18 +118,11 @@ def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
         ScoreError: it is no score table, is cut short, holds unknown keys, or is of another format.
     """
     where = f"score table {Path(path)}"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ScoreError(f"{where}: no text ({error}); give a file that measure_scores wrote") from error
-    except OSError as error:
-        raise FileError(
-            f"{where}: cannot be read ({error}); give a file that measure_scores wrote"
-        ) from error
+    text = read_text(path, where, advice="give a file that measure_scores wrote", error=ScoreError)
     try:
         return _scores_from_json(text, where)
     except PlanError as error:
-        # The readers of JSON belong to the plan, and so do their errors.
+        # The readers of JSON raise a PlanError, whatever file they read.
         raise ScoreError(str(error)) from error
 
 

@@ -15,7 +15,7 @@ from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
 from slimrank.cost import carries_mean, gains_bias
 from slimrank.files import Json, check_format, write_bytes
-from slimrank.fitting import empty_replacement, layer_tasks
+from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
@@ -148,7 +148,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         drop_blocks(rebuilt, step.dropped)
         for name in step.settings:
             layer = rebuilt.get_submodule(name)
-            container = empty_replacement(step, name, has_bias=_has_bias(so_far, name, tensors))
+            container = empty_replacement_in(step, name, has_bias=_has_bias(so_far, name, tensors))
             container = container.to_empty(device=_layer_device(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan + model + data -> new model: layers fitted in execution order to what reaches them."""
 
-from slimrank.fitting._apply import Applied, apply_plan, empty_replacement
+from slimrank.fitting._apply import Applied, apply_plan, empty_replacement_in
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
 from slimrank.fitting._journal import LayerFiles
 from slimrank.fitting._layer_tasks import layer_tasks, scaled
@@ -15,7 +15,7 @@ __all__ = [
     "apply_plan",
     "channels_left",
     "check_on_layer",
-    "empty_replacement",
+    "empty_replacement_in",
     "layer_tasks",
     "scaled",
     "what_stays",

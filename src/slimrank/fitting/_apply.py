@@ -15,7 +15,7 @@ from slimrank.fitting._install import install
 from slimrank.fitting._journal import FitJournal
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.fitting._sequential import fit_in_order
-from slimrank.methods import empty_replacement as replacement_without_values
+from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
 from slimrank.surgery import drop_blocks, slim
@@ -129,7 +129,7 @@ def _fitted_from_weights(
     return fits
 
 
-def empty_replacement(step: Step, name: str, *, has_bias: bool) -> nn.Sequential:
+def empty_replacement_in(step: Step, name: str, *, has_bias: bool) -> nn.Sequential:
     """The container that takes the place of a layer, its parameters on the meta device.
 
     Args:
@@ -141,4 +141,4 @@ def empty_replacement(step: Step, name: str, *, has_bias: bool) -> nn.Sequential
         Its modules in a container.
     """
     spec = slimmed_spec(step.structure.layers[name], step.structure.channels, step.groups)
-    return replacement_without_values(spec, step.settings[name], has_bias=has_bias)
+    return empty_replacement(spec, step.settings[name], has_bias=has_bias)

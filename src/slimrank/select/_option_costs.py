@@ -44,14 +44,14 @@ def as_array(cost: Cost, metrics: Sequence[Metric]) -> NDArray[np.float64]:
     return np.array([cost.metric(metric) for metric in metrics], dtype=np.float64)
 
 
-def model_cost(source: PlanSource, metric: Metric) -> int:
-    """Cost of the whole model that is planned for, as it stands."""
-    return source.before.metric(metric)
+def whole_model_cost(source: PlanSource) -> Cost:
+    """Cost of the model that is planned for, as it stands."""
+    return source.before
 
 
-def whole_cost(spec: LayerSpec, metric: Metric) -> int:
+def whole_layer_cost(spec: LayerSpec) -> Cost:
     """Cost of a layer that stays as it is."""
-    return layer_cost(spec).metric(metric)
+    return layer_cost(spec)
 
 
 def option_costs(curve: Curve, metrics: Sequence[Metric]) -> NDArray[np.float64]:

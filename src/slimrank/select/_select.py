@@ -15,7 +15,7 @@ from slimrank._names import nearest
 from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, plan_on
 from slimrank.records import Cost, Metric, Setting, replaces_groups
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
-from slimrank.select._option_costs import model_cost
+from slimrank.select._option_costs import whole_model_cost
 from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._ranks import RankTables
@@ -129,13 +129,13 @@ def reachable_floor(
         NonFiniteError: a curve holds nan or inf.
     """
     metric = check_metric(metric)
-    limits = {metric: model_cost(source, metric)}
+    limits = {metric: whole_model_cost(source).metric(metric)}
     asked = _asked(source, multiple_of=multiple_of, methods=methods, skip=skip)
     if asked.has_groups:
         lowest = lowest_costs(asked.joint(source, limits), limits)[0]
     else:
         lowest = lowest_cost(asked.table(source, limits), source, metric, 0)
-    whole = max(model_cost(source, metric), 1)
+    whole = max(whole_model_cost(source).metric(metric), 1)
     ratio = lowest / whole
     # Division may round down; the next float up then stands for the same cost as a budget.
     while cost_limit(source.before, metric, ratio) < lowest:

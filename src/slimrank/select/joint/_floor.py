@@ -8,7 +8,7 @@ import numpy as np
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
 from slimrank.records import Cost, Metric
-from slimrank.select._option_costs import model_cost, whole_cost
+from slimrank.select._option_costs import whole_layer_cost, whole_model_cost
 from slimrank.select.joint._ranks import RankTables
 from slimrank.select.joint._table import Joint, State, normalised
 from slimrank.select.layers._floor import reachable, what_remains
@@ -86,10 +86,10 @@ def _holding_up(
     for tensor in channels.tensors.values():
         if any(axis.group in offered for axis in tensor.axes):
             touched.add(tensor.name.rpartition(".")[0])
-    costs = {name: whole_cost(spec, metric) for name, spec in layers.items()}
+    costs = {name: whole_layer_cost(spec).metric(metric) for name, spec in layers.items()}
     alone = {name: cost for name, cost in costs.items() if name not in touched and cost > 0}
     # Blocks that go may take some of these with them; products that shrink are counted with the groups.
-    outside = max(model_cost(source, metric) - sum(costs.values()), 0)
+    outside = max(whole_model_cost(source).metric(metric) - sum(costs.values()), 0)
     smallest = lowest - sum(alone.values()) - outside
     what = f"layers ({len(touched)}) and groups ({len(offered)}) at their smallest"
     reasons = {
@@ -98,7 +98,7 @@ def _holding_up(
     }
     return what_remains(
         metric,
-        max(model_cost(source, metric), 1),
+        max(whole_model_cost(source).metric(metric), 1),
         [(smallest, what), (outside, "what no layer holds, e.g. attention products")],
         alone,
         reasons,

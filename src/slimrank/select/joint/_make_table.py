@@ -26,7 +26,13 @@ from slimrank.records import (
     TensorSpec,
     replaces_groups,
 )
-from slimrank.select._option_costs import as_array, cost_parts, model_cost, number_cost, whole_cost
+from slimrank.select._option_costs import (
+    as_array,
+    cost_parts,
+    number_cost,
+    whole_layer_cost,
+    whole_model_cost,
+)
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
@@ -129,7 +135,7 @@ def _joint(
     full = [(piece.blocks, piece.cost(whole)) for piece in pieces]
     full += [(layer.blocks, layer.dense_cost(whole)) for layer in layers]
     total = sum((cost for _, cost in full), np.zeros(len(limits)))
-    before = np.array([model_cost(source, metric) for metric in limits], dtype=np.float64)
+    before = maker.as_array(whole_model_cost(source))
     return Joint(
         metrics=maker.metrics,
         widths=tuple(widths),
@@ -232,7 +238,7 @@ class _TableMaker:
             rows=rows,
             columns=columns,
             dense=tuple(dense),
-            fixed=np.array([whole_cost(spec, metric) for metric in self.metrics], dtype=np.float64) - counted,
+            fixed=self.as_array(whole_layer_cost(spec)) - counted,
             forms=forms,
             bias=number_cost(spec.itemsize, self.metrics) * has_bias,
         )

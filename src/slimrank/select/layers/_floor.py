@@ -9,7 +9,7 @@ import numpy as np
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
 from slimrank.records import Cost, Metric
-from slimrank.select._option_costs import model_cost, whole_cost
+from slimrank.select._option_costs import whole_layer_cost, whole_model_cost
 from slimrank.select.layers._table import Table
 
 # Layers named in a message about a budget out of reach: the largest. More would bury what to do.
@@ -29,7 +29,7 @@ def lowest_cost(table: Table, source: PlanSource, metric: Metric, index: int) ->
         The cost, for one sample.
     """
     lowest = np.where(np.isfinite(table.damage), table.cost[index], np.inf).min(axis=1, initial=np.inf)
-    return int(model_cost(source, metric) - table.whole[index].sum() + lowest.sum())
+    return int(whole_model_cost(source).metric(metric) - table.whole[index].sum() + lowest.sum())
 
 
 def check_reachable(
@@ -48,7 +48,7 @@ def check_reachable(
         BudgetError: a budget that no choice meets.
     """
     for index, metric in enumerate(budgets):
-        room = table.room[index] + model_cost(source, metric) - table.whole[index].sum()
+        room = table.room[index] + whole_model_cost(source).metric(metric) - table.whole[index].sum()
         if lowest_cost(table, source, metric, index) > room:
             raise BudgetError(
                 f"budget: {metric}={budgets[metric]:g} cannot be met; {floors(table, source, budgets, of)}. "
@@ -120,11 +120,13 @@ def _holding_up(
     table: Table, source: PlanSource, metric: Metric, index: int, skipped: Collection[str]
 ) -> str:
     layers = source.structure.layers
-    costs = {name: whole_cost(spec, metric) for name, spec in layers.items()}
+    costs = {name: whole_layer_cost(spec).metric(metric) for name, spec in layers.items()}
     alone = {name: cost for name, cost in costs.items() if name not in table.names and cost > 0}
-    outside = model_cost(source, metric) - sum(costs.values())
+    outside = whole_model_cost(source).metric(metric) - sum(costs.values())
     smallest = (
-        lowest_cost(table, source, metric, index) - model_cost(source, metric) + table.whole[index].sum()
+        lowest_cost(table, source, metric, index)
+        - whole_model_cost(source).metric(metric)
+        + table.whole[index].sum()
     )
     reasons = {
         name: "in skip" if name in skipped else layers[name].reason or "no rank allowed saves anything"
@@ -132,7 +134,7 @@ def _holding_up(
     }
     return what_remains(
         metric,
-        max(model_cost(source, metric), 1),
+        max(whole_model_cost(source).metric(metric), 1),
         [
             (int(smallest), f"compressible layers ({len(table.names)}) at their smallest"),
             (outside, "what no layer holds, e.g. attention products"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slimrank._errors import NonFiniteError
 from slimrank.plan import PlanSource, multiple_for
 from slimrank.records import Curve, LayerSpec, Metric, Setting
-from slimrank.select._option_costs import model_cost, option_costs, whole_cost
+from slimrank.select._option_costs import as_array, option_costs, whole_layer_cost, whole_model_cost
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -103,7 +103,8 @@ def table_of(
         if curve.method in methods and curve.layer not in skipped:
             by_layer.setdefault(curve.layer, []).append(curve)
     metrics = tuple(limits)
-    scale = np.array([max(model_cost(source, metric), 1) for metric in metrics], dtype=np.float64)
+    before = as_array(whole_model_cost(source), metrics)
+    scale = np.maximum(before, 1.0)
     curves: list[Curve] = []
     rows: list[tuple[str, Floats, Floats, Ints, Ints]] = []
     for name, spec in source.structure.layers.items():
@@ -130,11 +131,12 @@ def table_of(
         index[layer, :count] = indices[order]
         rank[layer, :count] = ranks[order]
     names = tuple(row[0] for row in rows)
+    layer_costs = [whole_layer_cost(source.structure.layers[name]) for name in names]
     whole = np.array(
-        [[whole_cost(source.structure.layers[name], metric) for name in names] for metric in metrics],
+        [[cost.metric(metric) for cost in layer_costs] for metric in metrics],
         dtype=np.float64,
     )
-    fixed = np.array([model_cost(source, metric) for metric in metrics]) - whole.sum(axis=1)
+    fixed = before - whole.sum(axis=1)
     return Table(
         names=names,
         curves=tuple(curves),
@@ -218,7 +220,7 @@ def _options(
     spec: LayerSpec, curves: Sequence[Curve], metrics: Sequence[Metric], multiple: int, first: int
 ) -> tuple[Floats, Floats, Ints, Ints] | None:
     """Cost (B, K), damage, curve and rank (K,) of one layer; None where it can only stay as it is."""
-    wholes = np.array([[whole_cost(spec, metric)] for metric in metrics], dtype=np.float64)
+    wholes = as_array(whole_layer_cost(spec), metrics)[:, None]
     costs, damages = [wholes], [np.zeros(1)]
     indices, ranks = [np.full(1, UNTOUCHED)], [np.zeros(1, dtype=np.int64)]
     for offset, curve in enumerate(curves):

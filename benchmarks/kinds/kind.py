@@ -60,7 +60,8 @@ class Kind:
         """The trained network, in eval mode."""
         torch.manual_seed(0)
         model = self.build()
-        model.load_state_dict({key: value.float() for key, value in load_file(self.path).items()})
+        # Loading brings every tensor to the type it has in the network.
+        model.load_state_dict(load_file(self.path))
         return model.eval()
 
     def batches(self, seed: int = 1, size: int = 32) -> list[Inputs]:
@@ -96,7 +97,11 @@ class Kind:
 
     def write(self, model: nn.Module) -> None:
         """Keeps trained weights."""
-        save_file({key: value.half() for key, value in model.state_dict().items()}, self.path)
+        tensors = {
+            key: value.half() if value.is_floating_point() else value
+            for key, value in model.state_dict().items()
+        }
+        save_file(tensors, self.path)
 
 
 def named(kinds: Iterable[Kind]) -> Mapping[str, Kind]:

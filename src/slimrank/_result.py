@@ -13,7 +13,17 @@ from slimrank._version import __version__
 from slimrank.deploy import save_artifact
 from slimrank.files import Json, write_bytes
 from slimrank.plan import Plan
-from slimrank.records import METRICS, Cost, LayerResult, Measurement, Metric, Note, Summary, ratio_of
+from slimrank.records import (
+    METRICS,
+    Agreement,
+    Cost,
+    LayerResult,
+    Measurement,
+    Metric,
+    Note,
+    Summary,
+    ratio_of,
+)
 from slimrank.report import cost_facts, render_html, render_text
 
 
@@ -28,6 +38,8 @@ class Result:
             many steps the plan has.
         layers: what happened to each layer, in execution order.
         divergence: mean over held-out samples, original against compressed; None where there were no data.
+        agreement: the same for people, of each output: share of equal classes, or cosine and relative error;
+            None where there were no data.
         damage: predicted sum over the layers; None where nothing was predicted.
         unit: of divergence.
         damage_unit: of damage: the same, or another where the study had no data.
@@ -50,6 +62,7 @@ class Result:
     seconds: Mapping[str, float] = field(default_factory=dict)
     group_damages: Mapping[str, float] = field(default_factory=dict)
     block_damages: Mapping[str, float] = field(default_factory=dict)
+    agreement: Agreement | None = None
 
     def __repr__(self) -> str:
         ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
@@ -125,7 +138,8 @@ class Result:
             model: what training made of ``model``: same modules and shapes.
 
         Returns:
-            A new result with this model. Its divergence is None, since it belonged to the weights as fitted.
+            A new result with this model, without divergence and agreement: they belonged to the weights as
+            fitted.
 
         Raises:
             OptionError: no module.
@@ -146,7 +160,7 @@ class Result:
             )
         note = Note(where="train", text="weights were trained after the fit; damage tells of the fit alone")
         notes = (*(earlier for earlier in self.notes if earlier != note), note)
-        return replace(self, model=model, divergence=None, notes=notes)
+        return replace(self, model=model, divergence=None, agreement=None, notes=notes)
 
     def _manifest(self) -> dict[str, Json]:
         costs: dict[str, Json] = {
@@ -190,6 +204,7 @@ def summary_of(result: Result, measurements: Sequence[Measurement]) -> Summary:
         measurements=tuple(measurements),
         group_damages=result.group_damages,
         block_damages=result.block_damages,
+        agreement=result.agreement,
     )
 
 

@@ -14,7 +14,7 @@ from slimrank._errors import FileError, OptionError, PlanError, StudyError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
-from slimrank.calibrate import LikelihoodChoice
+from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
 from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
@@ -58,13 +58,16 @@ from slimrank.survey import (
     check_options,
     check_previous,
     check_previous_cost,
+    check_saved_loss,
     claim,
+    fingerprint_in,
     fingerprint_of,
     globs_of,
     measure,
     methods_in_order,
     open_session,
     previous_notes,
+    read_as_stored,
     read_study,
     saved_outputs,
     saved_source,
@@ -358,6 +361,7 @@ class Study:
         batches: Iterable[object] | None = None,
         inputs: Inputs = None,
         outputs: OutputChoice = None,
+        loss: OwnLossFn | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> "Study":
@@ -369,6 +373,7 @@ class Study:
             batches: the same data; None takes the inputs that were saved.
             inputs: as in ``slimrank.study``, for ``batches``.
             outputs: as in ``slimrank.study``; needed again where it was a function.
+            loss: as in ``slimrank.study``; needed again where there was one.
             run_dir: where ``apply`` keeps fitted layers, so that a killed one goes on; None for nowhere.
             progress: show bars in later work.
 
@@ -399,6 +404,7 @@ class Study:
         if model is None:
             return study
         outputs = saved_outputs(record, outputs)
+        check_saved_loss(record, loss)
         check_structure(record.untouched, structure_of(describe_layers(model)))
         if record.options is None:
             raise FileError(
@@ -406,10 +412,11 @@ class Study:
             )
         if batches is None:
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            source = saved_source(store, record, outputs, device)
+            source = saved_source(store, record, outputs, loss, device)
         else:
-            source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
+            source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
         session = open_session(model, source, record.options, Phases(shown=False))
+        session = read_as_stored(session, source, record.fingerprint)
         fingerprint = fingerprint_of(session, model, record.previous)
         check_fingerprint(fingerprint, record, store)
         session = replace(
@@ -430,6 +437,8 @@ def study(
     inputs: Inputs = None,
     outputs: OutputChoice = None,
     likelihood: LikelihoodChoice = "auto",
+    weights: Weights = None,
+    loss: OwnLossFn | None = None,
     methods: Sequence[Method] = METHODS,
     skip: Sequence[str] = (),
     fisher: bool = True,
@@ -450,9 +459,15 @@ def study(
             (positional) or a dict (keywords) each. A few hundred samples are a good number.
         inputs: turns what the loader yields into inputs, e.g. ``lambda b: b[0]`` for (input, label); None for
             as it is.
-        outputs: which outputs matter: a function of what the model returns, a key or an index; None for
-            ``logits`` where there are any, else all floating tensors.
-        likelihood: how outputs are read: "categorical", "bernoulli", "gaussian" or "auto".
+        outputs: which outputs matter: a key or an index of what the model returns, a list of them, or a
+            function of it; None for ``logits`` where there are any, else all floating tensors.
+        likelihood: how outputs are read: "categorical" (scores of classes, or their probabilities),
+            "bernoulli" (yes or no), "gaussian" (numbers), or "auto", which tells it from their values and
+            says in the notes what it took. Of several outputs: a dict from their paths, or a list.
+        weights: of the divergence of each output, positive: a dict from their paths, or a list; None for 1.
+        loss: ``loss(outputs, original_outputs)`` of (N,) losses, differentiable and least where both are the
+            same: damage and divergence are told by it, errors weighed by its curvature. What it is given is
+            what ``outputs`` picks. None for the divergence that ``likelihood`` tells.
         methods: methods to measure.
         skip: layer-name globs to leave alone.
         fisher: weigh errors by label-free output gradients; False uses inputs only.
@@ -486,15 +501,16 @@ def study(
     options = Options(
         methods=methods_in_order(methods),
         skip=globs_of(skip),
-        likelihood=likelihood,
+        likelihood=likelihood_of(likelihood),
         fisher=fisher,
         draws=draws,
         holdout=holdout,
         data_free=data_free,
         channel_order=channel_order,
         seed=seed,
+        weights=weights_of(weights),
     )
-    source = DataSource(batches=batches, inputs=inputs, outputs=outputs)
+    source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
     return study_with(model, source, options, run_dir=run_dir, progress=progress, previous=previous)
 
 
@@ -534,8 +550,9 @@ def study_with(
     before = session.captured.before
     if previous is not None:
         check_previous_cost(before, previous)
-    fingerprint = fingerprint_of(session, model, previous)
     store = None if run_dir is None else Store(run_dir)
+    session = read_as_stored(session, source, (store and fingerprint_in(store)) or {})
+    fingerprint = fingerprint_of(session, model, previous)
     if store is not None:
         claim(store, fingerprint)
     session = replace(

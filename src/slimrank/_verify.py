@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 from slimrank._progress import Phases
 from slimrank._result import Result
-from slimrank.calibrate import measure_divergence
+from slimrank.calibrate import measure_agreement, reference_outputs
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
-from slimrank.forward import eval_mode, pick_outputs, run
+from slimrank.forward import eval_mode, run
 from slimrank.plan import Plan, is_inside
-from slimrank.records import Cost, LayerResult, LayerSpec, Note, ratio_of
+from slimrank.records import Agreement, Cost, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import slimmed_text
 from slimrank.survey import Session, restored_copy
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
 _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")
-# Divergences above which a note says that little is left of the outputs: nats; relative squared error.
-# Above them a result is of use once it is trained.
-_MUCH_NATS, _MUCH_RELATIVE = 1.0, 0.5
+# Share of what the outputs tell, mean over outputs and elements, above which a warning says that little is
+# left of it. Above it a result is of use once it is trained.
+_MUCH_LOST = 0.3
 
 
 def build_result(
@@ -70,7 +70,7 @@ def build_result(
             advance=lambda _name: advance(1),
         )
     with phases.phase("verify", 1) as advance:
-        divergence = _divergence(session, applied.model)
+        agreement = _agreement(session, applied.model)
         with eval_mode(applied.model):
             after, by_module, _ = count_by_module(applied.model, session.captured.sample)
         advance(1)
@@ -81,25 +81,28 @@ def build_result(
         before=plan.before if len(plan.steps) > 1 else session.captured.before,
         after=after,
         layers=_layer_results(applied, session.captured.layers, by_module),
-        divergence=divergence,
+        divergence=agreement.divergence,
+        agreement=agreement,
         damage=plan.damage,
         unit=session.likelihood.unit,
         damage_unit=session.damage_unit,
-        notes=(*applied.notes, *_warnings(session, divergence), *_step_notes(plan)),
+        notes=(*applied.notes, *_warnings(session, agreement), *_step_notes(plan)),
         seconds=phases.seconds,
     )
 
 
-def _warnings(session: Session, divergence: float) -> list[Note]:
+def _warnings(session: Session, agreement: Agreement) -> list[Note]:
     """Notes on a result that lost much, or that is in train mode."""
     notes = []
-    unit = session.likelihood.unit
-    if divergence > (_MUCH_RELATIVE if unit == "relative squared error" else _MUCH_NATS):
+    if agreement.lost > _MUCH_LOST:
+        of_outputs = f", mean over {len(agreement)} outputs" if len(agreement) > 1 else ""
         notes.append(
             Note(
                 where="verify",
-                text=f"divergence {divergence:.3g} {unit}: the outputs have little left of "
+                text=f"divergence {agreement.divergence:.3g} {session.likelihood.unit}, "
+                f"{agreement.lost:.0%} of what always answering the average would lose{of_outputs}: the outputs have little left of "
                 "the original's; give a larger budget or more samples, or train the result",
+                is_warning=True,
             )
         )
     if any(session.modes.values()):
@@ -186,33 +189,42 @@ def measured_from(session: Session, result: Result) -> Result:
         if result.divergence is not None:
             # One step starts from the original, so this was measured when it was built.
             return result
-        return replace(result, divergence=_divergence(session, result.model))
+        agreement = _agreement(session, result.model)
+        return replace(result, divergence=agreement.divergence, agreement=agreement)
     notes = [note for note in result.notes if note != _AGAINST_START]
+    agreement = _agreement(session, result.model)
     return replace(
         result,
         before=session.captured.before,
-        divergence=_divergence(session, result.model),
+        divergence=agreement.divergence,
+        agreement=agreement,
         notes=(*notes, _AGAINST_FIRST),
     )
 
 
-def _divergence(session: Session, model: nn.Module) -> float:
-    """Held-out divergence of a model from the session's, in eval mode, one batch at a time.
+def _agreement(session: Session, model: nn.Module) -> Agreement:
+    """How far a model agrees with the session's on held-out samples, in eval mode, one batch at a time.
 
     Args:
         session: original and data.
         model: takes the same inputs.
 
     Returns:
-        The divergence, in the session's unit.
+        The agreement, its divergence in the session's unit.
     """
-    feed, outputs = session.feed, session.outputs
+    feed, outputs, likelihood = session.feed, session.outputs, session.likelihood
     with torch.no_grad(), eval_mode(model):
-        return measure_divergence(
+        return measure_agreement(
             (run(model, batch) for batch in feed.stream(feed.held_out)),
-            (pick_outputs(run(session.original, batch), outputs) for batch in feed.stream(feed.held_out)),
+            (
+                reference
+                for batch in feed.stream(feed.held_out)
+                for reference in reference_outputs(
+                    session.original, [batch], outputs, whole=likelihood.loss is not None
+                )
+            ),
             feed.stream(feed.held_out),
-            session.likelihood,
+            likelihood,
             outputs,
         )
 

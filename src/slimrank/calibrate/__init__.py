@@ -1,28 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches to second moments; the loss and the divergence."""
 
+from slimrank.calibrate._agreement import measure_agreement
 from slimrank.calibrate._chunks import Chunk, Collecting, moment_chunks
-from slimrank.calibrate._divergence import measure_divergence, read_likelihood, reference_outputs
+from slimrank.calibrate._divergence import divergence, measure_divergence, reference_outputs
 from slimrank.calibrate._feed import Feed, evenly_spaced, first_batch, open_feed
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
-    Likelihood,
     LikelihoodChoice,
-    OutputModel,
+    Weights,
     choose_likelihood,
-    divergence,
+    likelihood_of,
+    read_likelihood,
+    weights_of,
 )
 from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted
+from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
+from slimrank.calibrate._own_loss import OwnLossFn, check_loss
 from slimrank.calibrate._rows import draw_positions, input_rows, n_positions, output_rows, token_mask
 
 __all__ = [
+    "FAMILIES",
     "Chunk",
     "Collecting",
+    "Family",
     "Feed",
     "GradientOptions",
     "Likelihood",
     "LikelihoodChoice",
     "OutputModel",
+    "OwnLossFn",
+    "Weights",
+    "check_loss",
     "choose_likelihood",
     "collect_gradients",
     "collect_moments",
@@ -32,6 +41,8 @@ __all__ = [
     "first_batch",
     "input_rows",
     "layer_seed",
+    "likelihood_of",
+    "measure_agreement",
     "measure_divergence",
     "moment_chunks",
     "n_positions",
@@ -41,4 +52,5 @@ __all__ = [
     "reference_outputs",
     "rows_wanted",
     "token_mask",
+    "weights_of",
 ]

@@ -1,59 +1,221 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Divergence of a model from the original, measured."""
+"""Divergence from the original's outputs, and the label-free loss whose curvature it has."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from slimrank.calibrate._likelihood import Likelihood, LikelihoodChoice, choose_likelihood, divergence
+from slimrank._errors import NonFiniteError, OutputError
+from slimrank.calibrate._output_model import Likelihood, OutputModel
 from slimrank.calibrate._rows import token_mask
-from slimrank.forward import Batch, OutputChoice, pick_outputs, run
+from slimrank.forward import Batch, OutputChoice, Picked, pick_outputs, run
+
+# Below the smallest probability that float16 holds, so that a logarithm is never infinite.
+_LEAST_PROBABILITY = 1e-12
+# Probabilities this close to 0 or 1 count as that far away, so that their logits are finite.
+_LOGIT_MARGIN = 1e-6
 
 
 def reference_outputs(
-    model: nn.Module, batches: Sequence[Batch], outputs: OutputChoice
-) -> list[Mapping[str, Tensor]]:
+    model: nn.Module, batches: Iterable[Batch], outputs: OutputChoice, *, whole: bool = False
+) -> list[Picked]:
     """Outputs of the original over batches.
 
     Args:
         model: in eval mode.
         batches: what to run.
         outputs: which tensors matter.
+        whole: keep the structures they stand in, as a loss of the caller's needs; it may hold more tensors.
 
     Returns:
         Tensors by path, per batch.
     """
+    references = []
     with torch.no_grad():
-        return [
-            {name: tensor.clone() for name, tensor in pick_outputs(run(model, batch), outputs).items()}
-            for batch in batches
-        ]
+        for batch in batches:
+            picked = pick_outputs(run(model, batch), outputs)
+            copies = picked.changed(Tensor.clone)
+            references.append(copies if whole else Picked(None, dict(copies)))
+    return references
 
 
-def read_likelihood(references: Sequence[Mapping[str, Tensor]], choice: LikelihoodChoice) -> Likelihood:
-    """Chooses how outputs are read, from outputs over some data.
+def sampled_loss(
+    likelihood: Likelihood, picked: Picked, generator: torch.Generator, mask: Tensor | None, n_samples: int
+) -> Tensor:
+    """The loss of labels drawn from the outputs: the second moment of its gradient is the Fisher information.
 
     Args:
-        references: from ``reference_outputs``.
-        choice: what the caller asked for.
+        likelihood: how outputs are read; where it has a loss of the caller's, the curvature of that is drawn.
+        picked: outputs by path, with gradient.
+        generator: on the CPU.
+        mask: (N, T) bool, True for tokens that count; None for all.
+        n_samples: N.
 
     Returns:
-        The likelihood.
+        Scalar float32: the loss summed (not averaged) over samples and positions.
     """
-    joined: dict[str, Tensor] = {}
-    for name, first in references[0].items():
-        tensors = [reference[name] for reference in references]
-        has_same_shapes = all(tensor.shape[1:] == first.shape[1:] for tensor in tensors)
-        # Outputs whose shape changes from batch to batch cannot be joined: the first batch speaks for all.
-        joined[name] = torch.cat(tensors) if has_same_shapes and first.ndim else first
-    return choose_likelihood(joined, choice)
+    for path, tensor in picked.items():
+        if not tensor.isfinite().all():
+            raise NonFiniteError(
+                f"output {path or 'of the model'} holds nan or inf on calibration samples; "
+                "pass outputs= that picks finite tensors, or check weights and data"
+            )
+    if likelihood.loss is not None:
+        return likelihood.loss.sampled(picked, generator, n_samples)
+    losses = [
+        # The second moment of gradients grows with the square of the loss.
+        math.sqrt(output.weight) * _sampled(output, picked[path].float(), generator, mask)
+        for path, output in likelihood.outputs.items()
+    ]
+    if not losses:
+        raise OutputError("there is no output to draw a loss from; pass outputs=")
+    return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+
+def _sampled(output: OutputModel, values: Tensor, generator: torch.Generator, mask: Tensor | None) -> Tensor:
+    token_weights = _token_weights(mask, values)
+    if output.family == "categorical":
+        log_p = _log_probabilities(values, output)
+        flat = log_p.movedim(output.dim, -1).reshape(-1, log_p.shape[output.dim])
+        drawn = torch.multinomial(flat.detach().exp().cpu(), 1, generator=generator).to(flat.device)
+        terms = -flat.gather(1, drawn).reshape(log_p.movedim(output.dim, -1).shape[:-1])
+        return (terms * token_weights).sum() if token_weights is not None else terms.sum()
+    if output.family == "bernoulli":
+        logits = values.logit(_LOGIT_MARGIN) if output.is_probability else values
+        uniform = torch.rand(logits.shape, generator=generator, device="cpu").to(logits.device)
+        target = (uniform < logits.detach().sigmoid()).to(logits.dtype)
+        terms = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return (terms * _over_elements(token_weights, terms)).sum()
+    noise = torch.randn(values.shape, generator=generator, device="cpu").to(values.device)
+    scale = matched_scale(output, values)
+    # Divided by the number of elements, so that the quadratic form is in the unit of the divergence.
+    count = max(1, values[0].numel())
+    return (values / scale * noise * _over_elements(token_weights, values)).sum() * math.sqrt(2 / count)
+
+
+def divergence(
+    likelihood: Likelihood,
+    reference: Picked,
+    picked: Picked,
+    mask: Tensor | None,
+    n_samples: int | None = None,
+) -> Tensor:
+    """Divergence from the original's outputs, per sample.
+
+    Args:
+        likelihood: how outputs are read.
+        reference: outputs of the original, by path.
+        picked: outputs of the compressed model.
+        mask: (N, T) bool, True for tokens that count; None for all.
+        n_samples: N; None for the first dimension of the first output. An output with another first dimension
+            (layers first, one row for all) counts in equal parts for every sample.
+
+    Returns:
+        (N,) float32, the sum over outputs times their weights. Categorical and bernoulli: KL divergence in
+        nats, summed over positions. Gaussian: squared error relative to the spread over the data, averaged
+        over the elements. With a loss of the caller's: that.
+    """
+    n_samples = n_samples or len(next(iter(reference.values())))
+    if likelihood.loss is not None:
+        return likelihood.loss.per_sample(picked, reference, n_samples)
+    parts = [
+        output.weight * output_divergence(output, reference[path], picked[path], mask, n_samples)
+        for path, output in likelihood.outputs.items()
+    ]
+    if not parts:
+        raise OutputError("there is no output to compare; pass outputs=")
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def output_divergence(
+    output: OutputModel, before: Tensor, after: Tensor, mask: Tensor | None, n_samples: int
+) -> Tensor:
+    """Divergence of one output, per sample, without its weight.
+
+    Args:
+        output: how it is read.
+        before: of the original.
+        after: of the compressed model.
+        mask: (N, T) bool, True for tokens that count; None for all.
+        n_samples: N.
+
+    Returns:
+        (N,) float32.
+    """
+    before, after = before.float(), after.float()
+    token_weights = _token_weights(mask, before)
+    if output.family == "categorical":
+        log_p, log_q = _log_probabilities(before, output), _log_probabilities(after, output)
+        terms = (log_p.exp() * (log_p - log_q)).sum(output.dim)
+        if token_weights is not None:
+            terms = terms * token_weights
+        # Rounding can bring a divergence of next to nothing below zero.
+        per_sample = terms.reshape(len(before), -1).sum(1).clamp_min(0)
+    elif output.family == "bernoulli":
+        log_p, log_q = (v.logit(_LOGIT_MARGIN) if output.is_probability else v for v in (before, after))
+        p = log_p.sigmoid()
+        # Both classes: p log(p / q) + (1 - p) log((1 - p) / (1 - q)), with logits kept as logits.
+        terms = p * (functional.logsigmoid(log_p) - functional.logsigmoid(log_q)) + (1 - p) * (
+            functional.logsigmoid(-log_p) - functional.logsigmoid(-log_q)
+        )
+        weighted = terms * _over_elements(token_weights, terms)
+        per_sample = weighted.reshape(len(before), -1).sum(1).clamp_min(0)
+    else:
+        scale = matched_scale(output, before)
+        terms = ((after - before) / scale).square() * _over_elements(token_weights, before)
+        per_sample = terms.reshape(len(before), -1).mean(1)
+    if len(per_sample) != n_samples:
+        share = per_sample.mean() if output.family == "gaussian" else per_sample.sum() / n_samples
+        per_sample = share.expand(n_samples)
+    return per_sample
+
+
+def matched_scale(output: OutputModel, values: Tensor) -> Tensor:
+    """The spread to divide an output by; one number where samples differ in channels, too.
+
+    Args:
+        output: gaussian or bernoulli.
+        values: (N, ...).
+
+    Returns:
+        In a shape that divides ``values``.
+    """
+    scale, sizes = output.scale, values.shape[1:]
+    if scale is None:
+        raise OutputError("an output of numbers without spread")
+    if len(sizes) == scale.ndim and all(
+        scale_size in (1, size) for scale_size, size in zip(scale.shape, sizes, strict=True)
+    ):
+        return scale
+    return scale.square().mean().sqrt()
+
+
+def _log_probabilities(values: Tensor, output: OutputModel) -> Tensor:
+    if output.is_probability:
+        return values.clamp_min(_LEAST_PROBABILITY).log()
+    return values.log_softmax(output.dim)
+
+
+def _token_weights(mask: Tensor | None, values: Tensor) -> Tensor | None:
+    """The mask as (N, T) floats where an output has one row per token; else None."""
+    if mask is None or values.ndim < 3 or values.shape[:2] != mask.shape:
+        return None
+    return mask.to(values.dtype)
+
+
+def _over_elements(token_weights: Tensor | None, values: Tensor) -> Tensor:
+    """Weights of tokens in a shape that multiplies the values of all their elements."""
+    if token_weights is None:
+        return values.new_ones(())
+    return token_weights.reshape(*token_weights.shape, *[1] * (values.ndim - token_weights.ndim))
 
 
 def measure_divergence(
     results: Iterable[object],
-    references: Iterable[Mapping[str, Tensor]],
+    references: Iterable[Picked],
     batches: Iterable[Batch],
     likelihood: Likelihood,
     outputs: OutputChoice,

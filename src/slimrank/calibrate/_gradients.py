@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import GradientError, NonFiniteError
+from slimrank.calibrate._divergence import sampled_loss
 from slimrank.calibrate._feed import Feed
-from slimrank.calibrate._likelihood import Likelihood, sampled_loss
 from slimrank.calibrate._moments import layer_seed
+from slimrank.calibrate._output_model import Likelihood
 from slimrank.calibrate._rows import output_rows, token_mask
 from slimrank.forward import OutputChoice, pick_outputs, run, tap_layers
 from slimrank.linalg import gram
@@ -122,7 +123,7 @@ def _gradient_sums(
             for draw in range(options.draws):
                 state.draw = draw
                 generator = torch.Generator().manual_seed(layer_seed(seed, -1, number, draw))
-                loss = sampled_loss(options.likelihood, outputs, generator, token_mask(batch))
+                loss = sampled_loss(options.likelihood, outputs, generator, token_mask(batch), size)
                 if not loss.requires_grad:
                     raise GradientError(
                         "no gradient flows from the outputs to any layer (they are detached, or came out of "

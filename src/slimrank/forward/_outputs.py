@@ -1,40 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tensors that matter among what a model returns."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeGuard, cast
 
 from torch import Tensor
 
-from slimrank._errors import OutputError
-from slimrank.forward._batch import named_tensors
+from slimrank._errors import OptionError, OutputError
+from slimrank._names import listed, nearest
+from slimrank.forward._batch import map_tensors, named_tensors
 
-OutputChoice = Callable[[object], object] | str | int | None
+OutputKey = str | int
+OutputChoice = Callable[[object], object] | OutputKey | Sequence[OutputKey] | None
 
 
-def pick_outputs(result: object, choice: OutputChoice) -> Mapping[str, Tensor]:
+class Picked(Mapping[str, Tensor]):
+    """Floating tensors by path ("" for a bare tensor), and the structure that they stand in.
+
+    Args:
+        structure: what was picked, as the model returned it.
+        tensors: those of its tensors that a divergence is measured on, by path.
+    """
+
+    def __init__(self, structure: object, tensors: Mapping[str, Tensor]) -> None:
+        self.structure = structure
+        self._tensors = tensors
+
+    def __getitem__(self, path: str) -> Tensor:
+        return self._tensors[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Picked":
+        """The same structure with every tensor that is measured changed; the others stay."""
+        new = {id(tensor): change(tensor) for tensor in self._tensors.values()}
+        structure = map_tensors(self.structure, lambda tensor: new.get(id(tensor), tensor))
+        return Picked(structure, {path: new[id(tensor)] for path, tensor in self._tensors.items()})
+
+
+def check_outputs(choice: object) -> None:
+    """Refuses what is neither a function, nor a key, nor an index, nor a list of keys and indices.
+
+    Raises:
+        OptionError: with what is allowed.
+    """
+    if choice is None or callable(choice) or _is_key(choice):
+        return
+    if not isinstance(choice, Sequence) or not all(_is_key(key) for key in choice):
+        raise OptionError(
+            f"outputs={choice!r}; give a key, an index, a list of them, or a function of what the model "
+            "returns"
+        )
+    if not choice:
+        raise OptionError("outputs is empty; name at least one output, or leave it out for all of them")
+    if len(set(choice)) < len(choice):
+        raise OptionError(f"outputs={choice!r} names an output twice; name each once")
+
+
+def pick_outputs(result: object, choice: OutputChoice) -> Picked:
     """The floating tensors that a divergence is measured on.
 
     Args:
         result: what the model returned.
-        choice: a function of it, a key, an index, or None: ``logits`` where there is one, else all
-            floating tensors.
+        choice: a function of it, a key, an index, a list of keys and indices, or None: ``logits`` where there
+            is one, else all floating tensors. A key with dots leads into containers, as paths do.
 
     Returns:
-        Tensors by path; "" for a bare tensor.
+        Tensors by their path in what the model returned; in what a function returned where the choice is one.
 
     Raises:
         OutputError: nothing floating is left, or the choice does not fit the result.
     """
-    try:
-        picked = _apply_choice(result, choice)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise OutputError(
-            f"outputs={choice!r} does not fit what the model returned, a {type(result).__name__} "
-            f"({type(error).__name__}: {error}); give a function of it, a key or an index"
-        ) from error
-    tensors = {
-        name: tensor for name, tensor in named_tensors(picked) if tensor.is_floating_point() and tensor.ndim
-    }
+    structure, named = _chosen(result, choice)
+    tensors = {name: tensor for name, tensor in named if tensor.is_floating_point() and tensor.ndim}
     if choice is None:
         logits = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "logits"}
         tensors = logits or tensors
@@ -44,14 +87,116 @@ def pick_outputs(result: object, choice: OutputChoice) -> Mapping[str, Tensor]:
             "pass outputs=lambda out: ... that picks the tensors that matter, or wrap the model so that it "
             "returns what it has before an argmax"
         )
-    return tensors
+    return Picked(structure, tensors)
 
 
-def _apply_choice(result: object, choice: OutputChoice) -> object:
+def _chosen(result: object, choice: OutputChoice) -> tuple[object, list[tuple[str, Tensor]]]:
+    """What was chosen, as a loss of the caller's sees it, and its tensors by path."""
     if choice is None:
-        return result
-    if callable(choice):
-        return choice(result)
-    if isinstance(choice, str) and not isinstance(result, Mapping):
-        return getattr(result, choice)
-    return result[choice]  # type: ignore[index]
+        return result, list(named_tensors(result))
+    if _is_key(choice):
+        path, entry = _entry_at(result, choice, choice)
+        return entry, list(named_tensors(entry, path))
+    if isinstance(choice, Sequence):
+        entries = [_entry_at(result, cast(OutputKey, key), choice) for key in choice]
+        named = [pair for path, entry in entries for pair in named_tensors(entry, path)]
+        if any(isinstance(key, str) for key in choice):
+            return {key: entry for key, (_, entry) in zip(choice, entries, strict=True)}, named
+        return tuple(entry for _, entry in entries), named
+    try:
+        picked = cast(Callable[[object], object], choice)(result)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise OutputError(
+            f"outputs= failed on what the model returned, {_described(result)} "
+            f"({type(error).__name__}: {error}); give a function of it, a key, an index or a list of them"
+        ) from error
+    return picked, list(named_tensors(picked))
+
+
+def _is_key(value: object) -> TypeGuard[OutputKey]:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _entry_at(result: object, key: OutputKey, choice: object) -> tuple[str, object]:
+    """An entry of what the model returned and its path; a key with dots leads into containers."""
+    found = _entry_of(result, key)
+    if found is not None:
+        return found
+    if isinstance(key, str) and "." in key:
+        path, entry = [], result
+        for part in key.split("."):
+            step = _entry_of(entry, int(part) if part.isdecimal() else part)
+            if step is None:
+                break
+            path.append(step[0])
+            entry = step[1]
+        else:
+            return ".".join(path), entry
+    raise OutputError(f"outputs={choice!r}: {_why_not(result, key)}")
+
+
+class _Indexed(Protocol):
+    def __getitem__(self, key: OutputKey) -> object: ...
+
+
+def _entry_of(value: object, key: OutputKey) -> tuple[str, object] | None:
+    """An entry of a container and its name; None where it has no such entry."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, str):
+        return None
+    if isinstance(key, str):
+        if isinstance(value, Mapping):
+            return (key, value[key]) if key in value else None
+        return (key, getattr(value, key)) if key in _keys_of(value) else None
+    if isinstance(value, tuple | list):
+        if not -len(value) <= key < len(value):
+            return None
+        return str(key % len(value)), value[key]
+    if isinstance(value, Mapping):
+        if key in value:
+            return str(key), value[key]
+        names = list(value)
+        # Mappings that can be indexed as well, as those of transformers.
+        if hasattr(value, "to_tuple") and -len(names) <= key < len(names):
+            return str(names[key]), cast(_Indexed, value)[key]
+    return None
+
+
+def _keys_of(value: object) -> list[str]:
+    """Names under which something holds outputs."""
+    if isinstance(value, Mapping):
+        return [str(key) for key in value]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [str(name) for name in value._fields]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [field.name for field in dataclasses.fields(value)]
+    if isinstance(value, tuple | list | Tensor | str):
+        return []
+    return list(vars(value)) if hasattr(value, "__dict__") else []
+
+
+def _described(result: object) -> str:
+    """What a model returned, for errors: its type, and its keys or length."""
+    if isinstance(result, Tensor):
+        return f"one tensor {list(result.shape)}"
+    keys = _keys_of(result)
+    if keys:
+        return f"a {type(result).__name__} with {listed(keys)}"
+    if isinstance(result, tuple | list):
+        return f"a {type(result).__name__} of {len(result)}"
+    return f"a {type(result).__name__}"
+
+
+def _why_not(result: object, key: OutputKey) -> str:
+    if isinstance(result, Tensor):
+        return (
+            f"the model returns {_described(result)}, so {key!r} names none of several outputs; leave "
+            "outputs= out, or give a function such as outputs=lambda out: out[:, :10]"
+        )
+    keys = _keys_of(result)
+    if isinstance(key, str) and keys:
+        return f"the model returns a {type(result).__name__}, and {key!r} is not in it; {nearest(key, keys)}"
+    if isinstance(key, str) and isinstance(result, tuple | list):
+        return f"the model returns {_described(result)}, without keys; give indices, 0 to {len(result) - 1}"
+    return f"{key!r} does not fit what the model returned, {_described(result)}"

@@ -9,7 +9,7 @@ from torch import nn
 
 from slimrank._result import Result
 from slimrank._study import Study, study
-from slimrank.calibrate import LikelihoodChoice
+from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
@@ -34,6 +34,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     inputs: Inputs = None,
     outputs: OutputChoice = None,
     likelihood: LikelihoodChoice = "auto",
+    weights: Weights = None,
+    loss: OwnLossFn | None = None,
     methods: Sequence[Method] = METHODS,
     skip: Sequence[str] = (),
     fisher: bool = True,
@@ -50,9 +52,9 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
 
     These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
-    ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``, ``channel_order``, ``run_dir``,
-    ``progress``, ``seed`` and ``previous``. These are explained in ``Study.plan``: ``multiple_of`` and
-    ``relative_to``.
+    ``weights``, ``loss``, ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``,
+    ``channel_order``, ``run_dir``, ``progress``, ``seed`` and ``previous``. These are explained in
+    ``Study.plan``: ``multiple_of`` and ``relative_to``.
 
     Args:
         model: any module; or a result, to compress its model once more.
@@ -79,6 +81,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         inputs=inputs,
         outputs=outputs,
         likelihood=likelihood,
+        weights=weights,
+        loss=loss,
         methods=methods,
         skip=skip,
         fisher=fisher,

@@ -11,7 +11,7 @@ from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import check_model, check_plan
 from slimrank._verify import build_from_weights, build_result, measured_from
-from slimrank.calibrate import LikelihoodChoice
+from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
 from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
@@ -39,6 +39,8 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     inputs: Inputs = None,
     outputs: OutputChoice = None,
     likelihood: LikelihoodChoice = "auto",
+    weights: Weights = None,
+    loss: OwnLossFn | None = None,
     fisher: bool = True,
     draws: int = 4,
     holdout: float = 0.2,
@@ -48,8 +50,8 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
 ) -> Result:
     """Replays a plan on a freshly built copy of the model it was made for.
 
-    These arguments are explained in ``slimrank.study``: ``inputs``, ``outputs``, ``likelihood``, ``fisher``,
-    ``draws``, ``holdout``, ``progress`` and ``seed``.
+    These arguments are explained in ``slimrank.study``: ``inputs``, ``outputs``, ``likelihood``, ``weights``,
+    ``loss``, ``fisher``, ``draws``, ``holdout``, ``progress`` and ``seed``.
 
     Args:
         model: the same architecture, trained; it is copied.
@@ -72,10 +74,19 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     check_weights(model)
     phases = Phases(shown=progress)
     # What a plan holds is decided: methods, globs and channel order are without effect here.
-    options = Options(likelihood=likelihood, fisher=fisher, draws=draws, holdout=holdout, seed=seed)
+    options = Options(
+        likelihood=likelihood_of(likelihood),
+        weights=weights_of(weights),
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        seed=seed,
+    )
     check_options(options)
 
-    source = None if batches is None else DataSource(batches=batches, inputs=inputs, outputs=outputs)
+    source = (
+        None if batches is None else DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
+    )
 
     def opened(start: nn.Module) -> Session | None:
         return None if source is None else open_session(start, source, options, phases)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen values that go from room to room."""
 
+from slimrank.records._agreement import Agreement, OutputAgreement
 from slimrank.records._cost import METRICS, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
 from slimrank.records._group import (
@@ -30,6 +31,7 @@ __all__ = [
     "CHANNEL_ORDERS",
     "METRICS",
     "PRUNING",
+    "Agreement",
     "AxisUnits",
     "BlockDamage",
     "BlockSpec",
@@ -49,6 +51,7 @@ __all__ = [
     "Method",
     "Metric",
     "Note",
+    "OutputAgreement",
     "ProductSpec",
     "Role",
     "Setting",

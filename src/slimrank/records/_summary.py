@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from slimrank.records._agreement import Agreement
 from slimrank.records._cost import Cost
 from slimrank.records._note import Note
 from slimrank.records._setting import Setting
@@ -69,6 +70,7 @@ class Summary:
         measurements: accuracy, latency and the like, where somebody measured them.
         group_damages: predicted damage of each slimmed group alone, by name, where it is known.
         block_damages: what each dropped block adds to those with less damage, by name, where it is known.
+        agreement: of outputs with the original's; None if not measured.
     """
 
     title: str
@@ -85,3 +87,4 @@ class Summary:
     measurements: tuple[Measurement, ...] = ()
     group_damages: Mapping[str, float] = field(default_factory=dict)
     block_damages: Mapping[str, float] = field(default_factory=dict)
+    agreement: Agreement | None = None

@@ -15,13 +15,26 @@ from slimrank._names import nearest
 from slimrank.calibrate import (
     Likelihood,
     LikelihoodChoice,
+    OwnLossFn,
+    Weights,
+    check_loss,
     divergence,
     read_likelihood,
     reference_outputs,
     token_mask,
+    weights_of,
 )
 from slimrank.cost import MEMORY
-from slimrank.forward import Batch, OutputChoice, outside_inference_mode, pick_outputs, run, tap_layers
+from slimrank.forward import (
+    Batch,
+    OutputChoice,
+    Picked,
+    check_outputs,
+    outside_inference_mode,
+    pick_outputs,
+    run,
+    tap_layers,
+)
 from slimrank.recover._checkpoint import tensors_of
 from slimrank.recover._examples import Example, Inputs, TrainingData, open_training_data, read_with
 from slimrank.recover._train import (
@@ -53,6 +66,8 @@ def distill(
     inputs: Inputs = None,
     outputs: OutputChoice = None,
     likelihood: LikelihoodChoice = "auto",
+    weights: Weights = None,
+    loss: OwnLossFn | None = None,
     temperature: float = 1.0,
     features: Sequence[str] = (),
     feature_weight: float = 1.0,
@@ -83,6 +98,8 @@ def distill(
         inputs: as in ``slimrank.study``, e.g. ``lambda b: b[0]`` for a loader with labels.
         outputs: as in ``slimrank.study``: which of the tensors that both models return matter.
         likelihood: as in ``slimrank.study``, chosen on the teacher's outputs for held-out batches.
+        weights: as in ``slimrank.study``.
+        loss: as in ``slimrank.study``: then this is what is minimised and what judges.
         temperature: of categorical outputs while training, above 0: higher ones weigh unlikely classes more.
         features: names of modules of both models whose outputs are to agree as well.
         feature_weight: of the mean over ``features`` of the squared error relative to the teacher's variance.
@@ -129,6 +146,12 @@ def distill(
     )
     check_training(model, options, optimizer, on_epoch)
     _check_options(teacher, temperature, feature_weight)
+    check_outputs(outputs)
+    check_loss(loss)
+    if loss is not None and weights is not None:
+        raise OptionError(
+            "weights= and loss= are given; a loss of your own weighs outputs itself, so leave weights= out"
+        )
     names = (features,) if isinstance(features, str) else tuple(features)
     _check_names(names, model, teacher)
     with seeded_apart(model, seed):
@@ -141,16 +164,18 @@ def distill(
         distillation = _Distillation(
             teacher=private_teacher,
             outputs=outputs,
-            likelihood=read_likelihood(_held_out_outputs(private_teacher, data, outputs), likelihood),
+            likelihood=_likelihood_on(private_teacher, data, outputs, likelihood, weights, loss),
             temperature=float(temperature),
             features=names,
             weight=float(feature_weight),
         )
         distillation.check(model, next(data.stream_held_out()))
-        facts = (
+        facts: tuple[object, ...] = (
             [(name, o.family, o.shape) for name, o in distillation.likelihood.outputs.items()],
             (describe(outputs), distillation.temperature, names, distillation.weight),
         )
+        if weights is not None or loss is not None:
+            facts += (weights_of(weights), describe(loss))
         objective = Objective(
             name="distill",
             loss=distillation.loss,
@@ -238,7 +263,8 @@ class _Distillation:
             part = divergence(likelihood, before, after, mask, batch.n_samples).mean()
             # Gradients shrink with the square of the temperature: the factor makes up for that.
             total = total + part * factor**2
-        total = total / _positions(self.likelihood)
+        if self.likelihood.loss is None:
+            total = total / max(output.positions for output in self.likelihood.outputs.values())
         errors = [
             _relative_error(features[call], feature, mask)
             for call, feature in teacher_features.items()
@@ -246,14 +272,12 @@ class _Distillation:
         ]
         return total + self.weight * torch.stack(errors).mean() if errors else total
 
-    def _teacher_outputs(
-        self, batch: Batch, *, with_features: bool = True
-    ) -> tuple[Mapping[str, Tensor], Features]:
+    def _teacher_outputs(self, batch: Batch, *, with_features: bool = True) -> tuple[Picked, Features]:
         with torch.no_grad():
             result, features = _run_with_features(self.teacher, batch, self.features if with_features else ())
         return pick_outputs(result, self.outputs), features
 
-    def _at_temperature(self, tensors: Mapping[str, Tensor], temperature: float) -> Mapping[str, Tensor]:
+    def _at_temperature(self, tensors: Picked, temperature: float) -> Picked:
         """Logits at a temperature; probabilities become logits first."""
         if temperature == 1:
             return tensors
@@ -263,9 +287,9 @@ class _Distillation:
             for name, output in self.likelihood.outputs.items()
             for values in (tensors[name],)
         }
-        return {name: values / temperature for name, values in logits.items()}
+        return Picked(None, {name: values / temperature for name, values in logits.items()})
 
-    def _picked_outputs(self, result: object, wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _picked_outputs(self, result: object, wanted: Picked) -> Picked:
         picked = pick_outputs(result, self.outputs)
         shapes, teacher_shapes = (
             {name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (picked, wanted)
@@ -303,6 +327,11 @@ def _softened(likelihood: Likelihood, temperature: float) -> list[tuple[Likeliho
     """The likelihood in parts, each with the temperature of its outputs."""
     if temperature == 1:
         return [(likelihood, 1.0)]
+    if likelihood.loss is not None:
+        raise OptionError(
+            f"temperature={temperature} and loss= are given; a loss of your own softens outputs itself, so "
+            "leave temperature= out"
+        )
     soft = {
         n: replace(o, is_probability=False)
         for n, o in likelihood.outputs.items()
@@ -310,34 +339,29 @@ def _softened(likelihood: Likelihood, temperature: float) -> list[tuple[Likeliho
     }
     if not soft:
         raise OptionError(
-            f"temperature={temperature} is for categorical outputs, and there is none ({likelihood.reason}); "
-            "leave it out, or pass likelihood='categorical'"
+            f"temperature={temperature} is for categorical outputs, and there is none "
+            f"({'; '.join(likelihood.reasons)}); leave it out, or pass likelihood='categorical'"
         )
     hard = {name: output for name, output in likelihood.outputs.items() if name not in soft}
     parts = [(replace(likelihood, outputs=soft), temperature)]
     return [*parts, (replace(likelihood, outputs=hard), 1.0)] if hard else parts
 
 
-def _positions(likelihood: Likelihood) -> int:
-    """How many terms the divergence of one sample is a sum of."""
-    counts = [1]
-    for output in likelihood.outputs.values():
-        if output.family == "bernoulli":
-            counts.append(math.prod(output.shape))
-        elif output.family == "categorical":
-            classes = output.shape[-1] if output.dim == -1 else output.shape[output.dim - 1]
-            counts.append(math.prod(output.shape) // classes)
-    return max(counts)
-
-
-def _held_out_outputs(
-    teacher: nn.Module, data: TrainingData, outputs: OutputChoice
-) -> list[Mapping[str, Tensor]]:
-    """The teacher's outputs for held-out batches, as many as memory allows."""
-    chosen: list[Mapping[str, Tensor]] = []
+def _likelihood_on(
+    teacher: nn.Module,
+    data: TrainingData,
+    outputs: OutputChoice,
+    choice: LikelihoodChoice,
+    weights: Weights,
+    loss: OwnLossFn | None,
+) -> Likelihood:
+    """How outputs are read: from the teacher's for held-out batches, as many as memory allows."""
+    references: list[Picked] = []
+    batches: list[Batch] = []
     n_bytes = 0
     for example in data.stream_held_out():
-        (picked,) = reference_outputs(teacher, [example.batch], outputs)
+        is_whole = loss is not None and not references
+        (picked,) = reference_outputs(teacher, [example.batch], outputs, whole=is_whole)
         for name, tensor in picked.items():
             if not tensor.isfinite().all():
                 raise NonFiniteError(
@@ -345,10 +369,11 @@ def _held_out_outputs(
                     "outputs= that picks finite tensors, or check weights and data"
                 )
         n_bytes += sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if chosen and n_bytes > MEMORY.outputs:
+        if references and n_bytes > MEMORY.outputs:
             break
-        chosen.append(picked)
-    return chosen
+        references.append(picked)
+        batches.append(example.batch)
+    return read_likelihood(references, batches, choice, weights=weights, loss=loss)
 
 
 def _check_options(teacher: object, temperature: object, feature_weight: object) -> None:

@@ -2,7 +2,7 @@
 """Everything that is measured behind a study."""
 
 from slimrank.survey._anchors import independent_pair
-from slimrank.survey._fingerprint import fingerprint_of
+from slimrank.survey._fingerprint import fingerprint_of, read_as_stored
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
 from slimrank.survey._input_files import batches_from_files, batches_to_files
 from slimrank.survey._layers import layer_chunks, target_of
@@ -13,7 +13,9 @@ from slimrank.survey._session import DataSource, Inputs, Run, Session, open_sess
 from slimrank.survey._study_files import (
     StudyRecord,
     check_fingerprint,
+    check_saved_loss,
     claim,
+    fingerprint_in,
     has_previous_plan,
     read_study,
     saved_outputs,
@@ -35,7 +37,9 @@ __all__ = [
     "check_options",
     "check_previous",
     "check_previous_cost",
+    "check_saved_loss",
     "claim",
+    "fingerprint_in",
     "fingerprint_of",
     "fits_alone",
     "gather_gradients",
@@ -48,6 +52,7 @@ __all__ = [
     "methods_in_order",
     "open_session",
     "previous_notes",
+    "read_as_stored",
     "read_study",
     "restored_copy",
     "saved_outputs",

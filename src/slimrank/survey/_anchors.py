@@ -65,7 +65,9 @@ class Anchors:
         self._batches: list[Batch] = (
             list(session.feed.stream(evenly_spaced(held_out, limit))) if evaluations else []
         )
-        self._references = reference_outputs(self._model, self._batches, self._outputs)
+        self._references = reference_outputs(
+            self._model, self._batches, self._outputs, whole=self._likelihood.loss is not None
+        )
         self._replay = self._new_replay()
 
     def _new_replay(self) -> Replay:

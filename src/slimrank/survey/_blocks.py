@@ -20,8 +20,8 @@ from slimrank.survey._session import Run
 # About the MACs that a study spends on dropping blocks. More of them fit the layers behind a block to more
 # samples, as ``apply`` would.
 _BLOCK_MACS = 6e12
-# A divergence, in the unit of any likelihood, at which the outputs have nothing left of the original's.
-_ALL_LOST = 1.0
+# Share of what outputs can lose at which they have nothing left that matters.
+_ALL_LOST = 0.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 128
 
@@ -48,7 +48,8 @@ def measure_blocks(survey: GroupSurvey, run: Run) -> tuple[BlockDamage, ...]:
     measured = [] if store is None else read_block_steps(store, names)
     with run.phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
         drops = _Drops(survey)
-        for dropped in _drops_to_measure(names, measured):
+        limit = _ALL_LOST * survey.session.likelihood.all_lost
+        for dropped in _drops_to_measure(names, measured, limit):
             measured.append(drops.divergence(dropped))
             if store is not None:
                 write_block_steps(store, names, measured)
@@ -66,10 +67,12 @@ def _n_steps(names: Collection[str]) -> int:
     return 2 * len(names) - 1
 
 
-def _drops_to_measure(names: Sequence[str], measured: Sequence[float]) -> Iterator[Sequence[str]]:
+def _drops_to_measure(
+    names: Sequence[str], measured: Sequence[float], limit: float
+) -> Iterator[Sequence[str]]:
     """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
     while (step := len(measured)) < _n_steps(names):
-        if step > len(names) and measured[-1] > _ALL_LOST:
+        if step > len(names) and measured[-1] > limit:
             return
         yield (names[step],) if step < len(names) else _cheapest(names, measured)[: step - len(names) + 2]
 

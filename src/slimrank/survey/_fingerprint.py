@@ -2,13 +2,21 @@
 """What a study is tied to."""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
 
 from torch import Tensor, nn
 
+from slimrank.calibrate import FAMILIES, Family, Likelihood
 from slimrank.capture import describe_layers
 from slimrank.plan import Plan, structure_of
+from slimrank.records import Note
 from slimrank.store import describe, digest_tensors
-from slimrank.survey._session import Session
+from slimrank.survey._session import DataSource, Session, likelihood_on
+
+# Outputs up to which every combination of families is tried on a study from disk.
+_MAX_TRIED = 5
 
 
 def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) -> dict[str, str]:
@@ -22,13 +30,8 @@ def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) ->
     Returns:
         SHA-256 of structure, weights, modules, inputs, options and outputs, and of the steps before.
     """
-    outputs = session.outputs
     # Strides and the like change what a model computes, and no tensor shows them.
     kinds = [(name, type(module).__name__, module.extra_repr()) for name, module in model.named_modules()]
-    picked = (
-        describe(outputs) if callable(outputs) else outputs,
-        [(name, output.family, output.shape) for name, output in session.likelihood.outputs.items()],
-    )
     tensors = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     earlier = {}
     if previous is not None:
@@ -40,5 +43,63 @@ def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) ->
         "modules": hashlib.sha256(repr(kinds).encode()).hexdigest(),
         "inputs": session.feed.fingerprint,
         "options": hashlib.sha256(repr(session.options).encode()).hexdigest(),
-        "outputs": hashlib.sha256(repr(picked).encode()).hexdigest(),
+        "outputs": _digest(
+            session, {path: output.family for path, output in session.likelihood.outputs.items()}
+        ),
     }
+
+
+def read_as_stored(session: Session, source: DataSource, stored: Mapping[str, object]) -> Session:
+    """A session whose outputs are read as in a study on disk, should "auto" read them otherwise by now.
+
+    Args:
+        session: just opened.
+        source: its data.
+        stored: the fingerprint of the study on disk; empty for none.
+
+    Returns:
+        The session; as it is where no reading fits the study.
+    """
+    digest, paths = stored.get("outputs"), list(session.likelihood.outputs)
+    families = {path: output.family for path, output in session.likelihood.outputs.items()}
+    if digest is None or session.options.likelihood != "auto" or _digest(session, families) == digest:
+        return session
+    tries = (
+        product(FAMILIES, repeat=len(paths))
+        if len(paths) <= _MAX_TRIED
+        else zip(*[FAMILIES] * len(paths), strict=True)
+    )
+    for tried in tries:
+        families = dict(zip(paths, tried, strict=True))
+        if _digest(session, families) == digest:
+            likelihood = _read_as(session, source, families)
+            notes = [note for note in session.notes if note.where != "outputs"]
+            notes += [
+                Note(where="outputs", text=f"{reason} in the study on disk") for reason in likelihood.reasons
+            ]
+            return replace(session, likelihood=likelihood, notes=tuple(notes))
+    return session
+
+
+def _read_as(session: Session, source: DataSource, families: Mapping[str, Family]) -> Likelihood:
+    options = replace(session.options, likelihood=families.get("", families))
+    return likelihood_on(session.original, session.feed, source, options)
+
+
+def _digest(session: Session, families: Mapping[str, Family]) -> str:
+    """Digest of which outputs matter and how they are read."""
+    outputs, likelihood = session.outputs, session.likelihood
+    # A key or an index did not stand before the paths when fingerprints were made first.
+    prefix = str(outputs) if isinstance(outputs, str | int) else ""
+    picked: tuple[object, ...] = (
+        describe(outputs) if callable(outputs) else outputs,
+        [
+            (path.removeprefix(prefix).removeprefix("."), family, likelihood.outputs[path].shape)
+            for path, family in families.items()
+        ],
+    )
+    if session.options.weights is not None:
+        picked += (("weights", session.options.weights),)
+    if likelihood.loss is not None:
+        picked += (("loss", describe(likelihood.loss.function)),)
+    return hashlib.sha256(repr(picked).encode()).hexdigest()

@@ -2,11 +2,11 @@
 """What the caller asked of a study: the one list of its options."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from slimrank._errors import FileError, OptionError, UnknownNameError
 from slimrank._names import listed, nearest
-from slimrank.calibrate import LikelihoodChoice
+from slimrank.calibrate import LikelihoodChoice, Weights, likelihood_of, weights_of
 from slimrank.files import Json
 from slimrank.methods import METHODS
 from slimrank.records import CHANNEL_ORDERS, ChannelOrder, Method
@@ -23,13 +23,15 @@ class Options:
     Attributes:
         methods: methods to measure, in the order of the method table.
         skip: layer-name globs to leave alone.
-        likelihood: how outputs are read, or "auto".
+        likelihood: how outputs are read, or "auto"; of all, or of each.
         fisher: gather output gradients.
         draws: label-free draws per sample.
         holdout: share of the samples kept out of fits.
         data_free: use weights only.
         channel_order: by what channels of a group go first.
         seed: of everything drawn.
+        weights: of the divergence of each output; None for 1. It came later than fingerprints: not in the
+            repr, a part of what outputs are tied to.
     """
 
     methods: tuple[Method, ...] = METHODS
@@ -41,6 +43,7 @@ class Options:
     data_free: bool = False
     channel_order: ChannelOrder = "obs"
     seed: int = 0
+    weights: Weights = field(default=None, repr=False)
 
     @property
     def has_bias(self) -> bool:
@@ -78,6 +81,8 @@ def check_options(options: Options) -> None:
         UnknownNameError: a method that does not exist.
         OptionError: a number out of range.
     """
+    likelihood_of(options.likelihood)
+    weights_of(options.weights)
     if not options.methods:
         raise OptionError(f"methods is empty; give some of {', '.join(METHODS)}")
     for method in options.methods:
@@ -107,19 +112,21 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
     Raises:
         FileError: an option is missing or of another type.
     """
-    missing = [field.name for field in fields(Options) if field.name not in value]
+    # Weights came later than the first files.
+    missing = [option.name for option in fields(Options) if option.name not in (*value, "weights")]
     if missing:
         raise FileError(f"study.json: options lacks {listed(missing)}; study again")
     return Options(
         methods=tuple(method for method in METHODS if method in _list_of_option(value, "methods")),
         skip=tuple(str(pattern) for pattern in _list_of_option(value, "skip")),
-        likelihood=str(value["likelihood"]),  # type: ignore[arg-type]
+        likelihood=likelihood_of(value["likelihood"]),
         fisher=bool(value["fisher"]),
         draws=int(str(value["draws"])),
         holdout=float(str(value["holdout"])),
         data_free=bool(value["data_free"]),
         channel_order=str(value["channel_order"]),  # type: ignore[arg-type]
         seed=int(str(value["seed"])),
+        weights=weights_of(value.get("weights")),
     )
 
 

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from slimrank._errors import NonFiniteError, UnknownNameError
+from slimrank._errors import NonFiniteError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
 from slimrank.calibrate import (
     Collecting,
     Feed,
     Likelihood,
+    OwnLossFn,
+    check_loss,
     first_batch,
     open_feed,
     read_likelihood,
@@ -22,7 +24,7 @@ from slimrank.calibrate import (
 )
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.cost import MEMORY
-from slimrank.forward import OutputChoice
+from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
 from slimrank.records import LayerSpec, Note
 from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
@@ -39,11 +41,13 @@ class DataSource:
         batches: re-iterable.
         inputs: turns what the loader yields into inputs of the model; None for as it is.
         outputs: which outputs matter.
+        loss: the caller's, of outputs and the original's; None for divergences.
     """
 
     batches: Iterable[object]
     inputs: Inputs = None
     outputs: OutputChoice = None
+    loss: OwnLossFn | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,6 +132,12 @@ def open_session(model: nn.Module, source: DataSource, options: Options, phases:
     Raises:
         SlimrankError: whatever is wrong with model, data or options; see ``slimrank.study``.
     """
+    check_outputs(source.outputs)
+    check_loss(source.loss)
+    if source.loss is not None and options.weights is not None:
+        raise OptionError(
+            "weights= and loss= are given; a loss of your own weighs outputs itself, so leave weights= out"
+        )
     original = quiet_copy(model)
     batch = first_batch(source.batches, source.inputs, original)
     with phases.phase("capture", 1) as advance:
@@ -154,8 +164,8 @@ def open_session(model: nn.Module, source: DataSource, options: Options, phases:
             notes.append(
                 Note(where="calibrate", text="there is one sample only; it serves both fit and hold-out")
             )
-        likelihood = read_likelihood(_some_outputs(original, feed, source.outputs), options.likelihood)
-        notes.append(Note(where="outputs", text=likelihood.reason))
+        likelihood = likelihood_on(original, feed, source, options)
+        notes += [Note(where="outputs", text=reason) for reason in likelihood.reasons]
         advance(1)
     return Session(
         original=original,
@@ -178,12 +188,29 @@ def _check_skip(skip: Sequence[str], layers: Sequence[LayerSpec]) -> None:
             raise UnknownNameError(f"skip pattern {pattern!r} matches no layer; {nearest(pattern, names)}")
 
 
-def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[Mapping[str, Tensor]]:
-    """Held-out outputs, as many as are needed to read them; all are checked."""
-    chosen: list[Mapping[str, Tensor]] = []
+def likelihood_on(model: nn.Module, feed: Feed, source: DataSource, options: Options) -> Likelihood:
+    """How outputs are read: told from as many held-out ones as are needed for it; all are checked.
+
+    Args:
+        model: the original, in eval mode.
+        feed: the samples.
+        source: which outputs matter, and the caller's loss.
+        options: likelihood and weights, as asked for.
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        SlimrankError: outputs that hold nan or inf, or options that do not fit them.
+    """
+    references: list[Picked] = []
+    batches: list[Batch] = []
     n_bytes = 0
     for batch in feed.stream(feed.held_out):
-        (picked,) = reference_outputs(model, [batch], outputs)
+        is_first = not references
+        (picked,) = reference_outputs(
+            model, [batch], source.outputs, whole=is_first and source.loss is not None
+        )
         for name, tensor in picked.items():
             if not tensor.isfinite().all():
                 raise NonFiniteError(
@@ -191,7 +218,8 @@ def _some_outputs(model: nn.Module, feed: Feed, outputs: OutputChoice) -> list[M
                     "pass outputs= that picks finite tensors, or check weights and data"
                 )
         size = sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if not chosen or n_bytes + size <= MEMORY.outputs:
-            chosen.append(picked)
+        if is_first or n_bytes + size <= MEMORY.outputs:
+            references.append(picked)
+            batches.append(batch)
             n_bytes += size
-    return chosen
+    return read_likelihood(references, batches, options.likelihood, weights=options.weights, loss=source.loss)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import FileError, StudyError
+from slimrank.calibrate import OwnLossFn
 from slimrank.files import Json, check_format, make_directory, spelled_number
 from slimrank.forward import OutputChoice, map_tensors
 from slimrank.methods import METHODS
@@ -59,6 +60,7 @@ class StudyRecord:
         previous: the plan that made the model, where it had been compressed before.
         options: what was asked; None where the study was written without its model.
         outputs: which outputs matter, as study.json keeps it.
+        has_loss: whether it was made with a loss of the caller's, which no file can keep.
         no_inputs: why the directory holds no inputs; None where it holds them.
     """
 
@@ -77,6 +79,7 @@ class StudyRecord:
     previous: Plan | None
     options: Options | None = None
     outputs: Json = None
+    has_loss: bool = False
     no_inputs: str | None = None
 
     @property
@@ -99,7 +102,7 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         FileError: it cannot be written.
     """
     # Removed first and written last, so that a directory with this file is whole.
-    stored = _fingerprint_in(store)
+    stored = fingerprint_in(store)
     store.remove(_STUDY)
     if stored is not None and dict(stored) != dict(record.fingerprint):
         for name in (_PREVIOUS, *(path.name for glob in _MEASURED for path in store.root.glob(glob))):
@@ -127,6 +130,7 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         "inputs_reason": no_inputs,
         "options": None if session is None else options_to_json(session.options),
         "outputs": None if session is None else _outputs_to_json(session.outputs),
+        "loss": session is not None and session.likelihood.loss is not None,
     }
     store.write_json(_STUDY, facts)
 
@@ -179,6 +183,7 @@ def read_study(store: Store) -> StudyRecord:
         previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
         options=None if options is None else options_from_json(_object_of(facts, "options")),
         outputs=facts.get("outputs"),
+        has_loss=facts.get("loss") is True,
         no_inputs=None if has_inputs else str(facts.get("inputs_reason")),
     )
 
@@ -205,11 +210,29 @@ def saved_outputs(record: StudyRecord, outputs: OutputChoice) -> OutputChoice:
             "the study was made with outputs= as a function, which no file can keep; "
             "pass the same outputs= again"
         )
+    if isinstance(record.outputs, list):
+        return tuple(key for key in record.outputs if isinstance(key, str | int))
     return record.outputs if isinstance(record.outputs, str | int) else None
 
 
+def check_saved_loss(record: StudyRecord, loss: OwnLossFn | None) -> None:
+    """Refuses to go on without the loss that a study was made with.
+
+    Raises:
+        StudyError: it was made with one, and none is given.
+    """
+    if record.has_loss and loss is None:
+        raise StudyError(
+            "the study was made with loss=, a function that no file can keep; pass the same loss= again"
+        )
+
+
 def saved_source(
-    store: Store, record: StudyRecord, outputs: OutputChoice, device: torch.device
+    store: Store,
+    record: StudyRecord,
+    outputs: OutputChoice,
+    loss: OwnLossFn | None,
+    device: torch.device,
 ) -> DataSource:
     """The inputs that a study kept.
 
@@ -217,6 +240,7 @@ def saved_source(
         store: the directory.
         record: what it holds besides.
         outputs: which outputs matter.
+        loss: the caller's, or None.
         device: of the model; the inputs are moved there.
 
     Returns:
@@ -232,7 +256,7 @@ def saved_source(
     def move(raw: object) -> object:
         return map_tensors(raw, lambda tensor: tensor.to(device))
 
-    return DataSource(batches=batches_from_files(store), inputs=move, outputs=outputs)
+    return DataSource(batches=batches_from_files(store), inputs=move, outputs=outputs, loss=loss)
 
 
 def check_fingerprint(fingerprint: Mapping[str, str], record: StudyRecord, store: Store) -> None:
@@ -257,7 +281,7 @@ def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
         FileError: it is of another format.
     """
     _check_format(store)
-    stored = _fingerprint_in(store)
+    stored = fingerprint_in(store)
     if stored is None:
         _write_fingerprint(store, fingerprint)
         return
@@ -285,15 +309,21 @@ def _write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
     store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
 
 
-def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
-    """The fingerprint of the study that a directory holds; None where it holds none."""
+def fingerprint_in(store: Store) -> Mapping[str, Json] | None:
+    """The fingerprint of the study that a directory holds; None where it holds none.
+
+    Args:
+        store: the directory.
+    """
     if store.has(_RUN):
         return {key: value for key, value in store.read_json(_RUN).items() if key != "format"}
     return _object_of(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
 
 
 def _outputs_to_json(outputs: OutputChoice) -> Json:
-    return _FUNCTION if callable(outputs) else outputs
+    if callable(outputs):
+        return _FUNCTION
+    return outputs if outputs is None or isinstance(outputs, str | int) else list(outputs)
 
 
 def _object_of(facts: Mapping[str, Json], key: str) -> dict[str, Json]:

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What outputs mean, told from their values: scores of classes, probabilities, or numbers."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slimrank.calibrate._output_model import Family
+
+# Values of one output that are looked at; a share of them tells as much as all.
+_MAX_VALUES = 4_000_000
+_MAX_ROWS = 20_000
+# How far from 1 the sum of probabilities may be; float16 comes no closer.
+_SUM_TOLERANCE = 1e-3
+# Fewer rows than this show no pattern.
+_MIN_ROWS = 16
+_CHANCE_ROWS = 2000
+# Below any difference that means something, so that nothing is divided by 0.
+_TINY = 1e-30
+# Limits on the signs of classes, set on the networks of benchmarks/kinds: between those of all outputs with
+# classes and those without. Numbers taken for classes lose much, classes taken for numbers next to nothing,
+# so that what is in doubt is numbers.
+_MIN_IN_USE = 0.05
+_MAX_UNSURE = 0.9
+_MIN_LENGTHS = 0.05
+_MAX_SPREADS = 10.0
+_STANDS_OUT, _TOGETHER = 0.7, 1.5
+_RATHER_OUT, _APART, _CLUSTERED = 0.56, 0.8, 0.3
+_EITHER_OR, _TWO_CLUSTERS = 0.3, 0.3
+# Of values from 0 to 1: how many may be 0, and their mean uncertainty, 0 for sure to 1 for 0.5.
+_MAX_ZERO, _MAX_UNSURE_YES = 0.01, 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How one output is read, and why.
+
+    Attributes:
+        family: its distribution.
+        reason: for people.
+        dim: dimension of the classes (categorical): 1 or -1.
+        is_probability: values are probabilities, not logits.
+    """
+
+    family: Family
+    reason: str
+    dim: int = -1
+    is_probability: bool = False
+
+    @property
+    def described(self) -> str:
+        """The family, and what it is a family of."""
+        kind = " (probabilities)" if self.is_probability else ""
+        if self.family == "categorical":
+            return f"categorical over its {'last' if self.dim == -1 else 'second'} dimension{kind}"
+        return self.family + kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Signs:
+    """What the rows of an output show, its columns taken for classes.
+
+    Attributes:
+        classes: columns.
+        stands_out: mean gap between the two largest values of a row, over the sum of that and the gap between
+            its two smallest: 0.5 where rows look alike upside down, near 1 where one value stands out.
+        together: variance of the row means, in units of what it were for independent columns: 0 where values
+            exclude each other, ``classes`` where all rise and fall together.
+        clustered: share of the variance within rows that the largest column explains, beyond what it would in
+            independent normal columns: 1 where rows form one point for each class.
+        in_use: entropy of which column is largest, 0 for always the same one to 1 for all equally often.
+        unsure: mean entropy of the softmax, 0 to 1.
+        lengths: spread of the lengths of centred rows over their mean: 0 where rows are normalised.
+        spreads: largest over smallest spread of a column.
+    """
+
+    classes: int
+    stands_out: float
+    together: float
+    clustered: float
+    in_use: float
+    unsure: float
+    lengths: float
+    spreads: float
+
+    @property
+    def for_classes(self) -> str | None:
+        """Why the rows are scores of classes; None where they are not."""
+        if (
+            self.in_use < _MIN_IN_USE
+            or self.unsure > _MAX_UNSURE
+            or self.lengths < _MIN_LENGTHS
+            or self.spreads > _MAX_SPREADS
+        ):
+            return None
+        if self.classes == 2:
+            is_either = self.together < _EITHER_OR and self.clustered > _TWO_CLUSTERS
+            return f"two values exclude each other ({self._figures})" if is_either else None
+        if self.stands_out > _STANDS_OUT and self.together < max(_TOGETHER, self.classes / 3):
+            return f"one value stands out in each row ({self._figures})"
+        if self.stands_out > _RATHER_OUT and self.together < _APART and self.clustered > _CLUSTERED:
+            return f"values exclude each other and one stands out in each row ({self._figures})"
+        return None
+
+    @property
+    def _figures(self) -> str:
+        return (
+            f"gap at the top {self.stands_out:.2f} of both gaps, common movement {self.together:.2f}, "
+            f"entropy {self.unsure:.2f}"
+        )
+
+    @property
+    def for_numbers(self) -> str:
+        """What speaks against classes."""
+        if self.in_use < _MIN_IN_USE:
+            return "the same element is always the largest"
+        if self.lengths < _MIN_LENGTHS:
+            return "its rows all have the same length, as embeddings have"
+        if self.spreads > _MAX_SPREADS:
+            return f"its elements differ {self.spreads:.0f} times in spread"
+        if self.unsure > _MAX_UNSURE:
+            return f"its softmax is near uniform (entropy {self.unsure:.2f} of the maximum)"
+        return f"nothing in it looks like scores of classes ({self._figures})"
+
+
+def recognise(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Reading]:
+    """Reads outputs from their values over the data.
+
+    Args:
+        values: (N, ...) float32 by path.
+        masks: (N, T) bool by path, True for tokens that count.
+
+    Returns:
+        A reading of each; maps of one head share it.
+    """
+    readings: dict[str, Reading] = {}
+    for paths in _heads(values):
+        parts = [values[path] for path in paths]
+        reading = _read(paths[0], parts, masks.get(paths[0]))
+        readings.update(dict.fromkeys(paths, reading))
+    return {path: readings[path] for path in values}
+
+
+def _heads(values: Mapping[str, Tensor]) -> list[list[str]]:
+    """Outputs that are maps of one head at several scales: siblings with as many channels, other sizes."""
+    heads: dict[object, list[str]] = {}
+    for path, value in values.items():
+        siblings, is_numbered = re.subn(r"(^|\.)\d+$", r"\1*", path)
+        if not is_numbered or value.ndim < 3:
+            heads[path] = [path]
+            continue
+        for channels in ((1, value.shape[1]), (-1, value.shape[-1])):
+            key = (siblings, value.ndim, channels)
+            known = heads.get(key)
+            if known is not None and all(values[other].shape != value.shape for other in known):
+                known.append(path)
+                break
+        else:
+            for channels in ((1, value.shape[1]), (-1, value.shape[-1])):
+                heads.setdefault((siblings, value.ndim, channels), []).append(path)
+    unique: list[list[str]] = []
+    seen: set[str] = set()
+    for paths in sorted(heads.values(), key=len, reverse=True):
+        if not seen & set(paths):
+            unique.append(paths)
+            seen.update(paths)
+    return unique
+
+
+def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
+    """The reading of one output, or of several maps of one head."""
+    dims = [dim for dim in _class_dims(parts[0]) if parts[0].shape[dim] > 1]
+    for dim in dims:
+        if all(sums_to_one(part, dim) for part in parts):
+            reason = "its values are probabilities that sum to one"
+            return Reading(family="categorical", dim=dim, is_probability=True, reason=reason)
+        if all(_are_log_probabilities(part, dim) for part in parts):
+            reason = "its values are logarithms of probabilities that sum to one"
+            return Reading(family="categorical", dim=dim, reason=reason)
+    if all(is_between(part, 0, 1) for part in parts):
+        return _read_between(parts)
+    if not dims:
+        return Reading(family="gaussian", reason="it has no dimension of classes")
+    signs = {dim: _signs(parts, dim, mask) for dim in dims}
+    known = {dim: found for dim, found in signs.items() if found is not None}
+    is_named = path.rpartition(".")[2].endswith("logits")
+    for dim in sorted(known, key=lambda dim: -known[dim].stands_out):
+        why = known[dim].for_classes
+        if why is not None:
+            return Reading(family="categorical", dim=dim, reason=why)
+    first = signs[dims[0]]
+    if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _STANDS_OUT):
+        return Reading(family="categorical", dim=dims[0], reason="it is called logits")
+    if first is None:
+        return Reading(family="gaussian", reason="there are too few rows to see classes in")
+    return Reading(family="gaussian", reason=first.for_numbers)
+
+
+def _read_between(parts: Sequence[Tensor]) -> Reading:
+    """Values from 0 to 1: probabilities of yes, or numbers such as pixels."""
+    values = torch.cat([part.flatten() for part in parts])
+    # A sigmoid never gives 0 and a cut-off number does; what is near 0 or 1 is sure.
+    n_zero = float((values == 0).float().mean())
+    unsure = float((4 * values * (1 - values)).mean())
+    if n_zero < _MAX_ZERO and unsure < _MAX_UNSURE_YES:
+        reason = (
+            f"its values are probabilities of yes or no, most of them sure ({unsure:.2f} of the uncertainty)"
+        )
+        return Reading(family="bernoulli", is_probability=True, reason=reason)
+    return Reading(family="gaussian", reason="its values from 0 to 1 are not sure as probabilities are")
+
+
+def _class_dims(values: Tensor) -> tuple[int, ...]:
+    """Dimensions that may hold classes, the usual one first: last for (N, C), (N, T, C), second for maps."""
+    if values.ndim < 2:
+        return ()
+    if values.ndim == 2:
+        return (-1,)
+    return (-1, 1) if values.ndim == 3 else (1, -1)
+
+
+def _signs(parts: Sequence[Tensor], dim: int, mask: Tensor | None) -> _Signs | None:
+    """Signs of classes along a dimension; None where there are too few rows."""
+    rows = torch.cat([values_rows(part, dim, mask) for part in parts]).double()
+    count, classes = rows.shape
+    if count < _MIN_ROWS:
+        return None
+    centred = rows - rows.mean(0)
+    variances = centred.square().mean(0)
+    if not bool(variances.any()):
+        return None
+    ordered = rows.sort(1).values
+    top, bottom = ((ordered[:, -1] - ordered[:, -2]).mean(), (ordered[:, 1] - ordered[:, 0]).mean())
+    largest = rows.argmax(1)
+    used = torch.bincount(largest, minlength=classes) / count
+    p = rows.softmax(1)
+    lengths = (rows - rows.mean(1, keepdim=True)).norm(dim=1)
+    explained, by_chance = _explained(centred, largest), _explained_by_chance(classes)
+    return _Signs(
+        classes=classes,
+        stands_out=float(top / (top + bottom).clamp_min(_TINY)),
+        together=float(classes * centred.mean(1).square().mean() / variances.mean()),
+        clustered=(explained - by_chance) / (1 - by_chance),
+        in_use=float(torch.special.entr(used).sum()) / math.log(classes),
+        unsure=float(torch.special.entr(p).sum(1).mean()) / math.log(classes),
+        lengths=float(lengths.std() / lengths.mean().clamp_min(_TINY)),
+        spreads=float((variances.max() / variances.min().clamp_min(_TINY)).sqrt()),
+    )
+
+
+def _explained(rows: Tensor, largest: Tensor) -> float:
+    """Share of the variance within rows that lies between the groups of rows with the same largest column."""
+    rows = rows - rows.mean(1, keepdim=True)
+    sums = rows.new_zeros(rows.shape[1], rows.shape[1]).index_add_(0, largest, rows)
+    counts = torch.bincount(largest, minlength=rows.shape[1]).clamp_min(1)
+    between = (sums.square().sum(1) / counts).sum()
+    return float(between / rows.square().sum().clamp_min(_TINY))
+
+
+def _explained_by_chance(classes: int) -> float:
+    """The same in independent standard normal columns."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(_CHANCE_ROWS, classes, generator=generator).double()
+    largest = rows.argmax(1)
+    return _explained(rows - rows.mean(0), largest)
+
+
+def values_rows(values: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
+    """Values along one dimension, a row for every sample and position that counts.
+
+    Args:
+        values: (N, ...).
+        dim: of the columns.
+        mask: (N, T) bool, for (N, T, ...) with columns in the last dimension.
+
+    Returns:
+        (S, C), evenly spread over the rows where there are very many.
+    """
+    if mask is not None and dim == -1 and values.ndim >= 3 and values.shape[:2] == mask.shape:
+        values = values[mask]
+    rows = values.movedim(dim, -1).reshape(-1, values.shape[dim])
+    count = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_VALUES // rows.shape[1]))
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count, device=rows.device).long()]
+
+
+def is_between(values: Tensor, low: float, high: float) -> bool:
+    """Whether all values lie in a range."""
+    return bool((values >= low).all() and (values <= high).all())
+
+
+def sums_to_one(values: Tensor, dim: int) -> bool:
+    """Whether values are probabilities that sum to one along a dimension."""
+    if not bool((values >= 0).all()):
+        return False
+    return bool((values.sum(dim) - 1).abs().max() < _SUM_TOLERANCE)
+
+
+def _are_log_probabilities(values: Tensor, dim: int) -> bool:
+    if not bool((values <= _SUM_TOLERANCE).all()):
+        return False
+    return bool(values.logsumexp(dim).abs().max() < _SUM_TOLERANCE)
+
+
+def spread_of(values: Tensor) -> Tensor:
+    """Standard deviation over the data, in a shape that divides one sample.
+
+    Args:
+        values: (N, ...).
+
+    Returns:
+        Of every element; of maps of every channel, (C, 1, 1); never 0.
+    """
+    # One sample has no spread; the size of the values then stands in.
+    spread = values.std(0, correction=0) if len(values) > 1 else values.abs()[0]
+    if values.ndim >= 4:
+        # Of every channel of a map: a position that hardly varies, such as a border, would outweigh the rest.
+        spread = spread.square().mean(tuple(range(1, spread.ndim)), keepdim=True).sqrt()
+    typical = spread.square().mean().sqrt()
+    # Not below rounding noise: outputs that never vary would else make any change look huge.
+    size = values.square().mean().sqrt()
+    floor = torch.maximum(typical * 1e-2, size * 1e-4)
+    floor = torch.where(floor > 0, floor, torch.ones_like(floor))
+    return spread.clamp_min(floor)

@@ -23,7 +23,8 @@ from slimrank import Study, _progress
 from slimrank._progress import Phases
 from slimrank._study import session_of
 from slimrank.calibrate import _chunks, _gradients
-from slimrank.calibrate._likelihood import Family, sampled_loss
+from slimrank.calibrate._divergence import sampled_loss
+from slimrank.calibrate._output_model import Family
 from slimrank.channels.trace._labels import ANY, Axis, Labels
 from slimrank.channels.trace._ops import Op, Traced
 from slimrank.channels.trial import _compare
@@ -74,7 +75,6 @@ from slimrank.recover._checkpoint import (
     snapshot,
 )
 from slimrank.recover._distill import _Distillation as Distillation
-from slimrank.recover._distill import _positions as positions_of
 from slimrank.recover._distill import _relative_error as relative_error
 from slimrank.recover._distill import _run_with_features as run_with_features
 from slimrank.recover._examples import Example, TrainingData, open_training_data, read_with

@@ -100,7 +100,8 @@ def _warnings(session: Session, agreement: Agreement) -> list[Note]:
             Note(
                 where="verify",
                 text=f"divergence {agreement.divergence:.3g} {session.likelihood.unit}, "
-                f"{agreement.lost:.0%} of what always answering the average would lose{of_outputs}: the outputs have little left of "
+                f"{agreement.lost:.0%} of what always answering the average would lose{of_outputs}: the "
+                "outputs have little left of "
                 "the original's; give a larger budget or more samples, or train the result",
                 is_warning=True,
             )

@@ -30,6 +30,7 @@ _MIN_LENGTHS = 0.05
 _MAX_SPREADS = 10.0
 _STANDS_OUT, _TOGETHER = 0.7, 1.5
 _RATHER_OUT, _APART, _CLUSTERED = 0.56, 0.8, 0.3
+_EXCLUDE, _MAX_SMOOTH = 0.15, 0.5
 _EITHER_OR, _TWO_CLUSTERS = 0.3, 0.3
 # Of values from 0 to 1: how many may be 0, and their mean uncertainty, 0 for sure to 1 for 0.5.
 _MAX_ZERO, _MAX_UNSURE_YES = 0.01, 0.5
@@ -76,6 +77,7 @@ class _Signs:
         unsure: mean entropy of the softmax, 0 to 1.
         lengths: spread of the lengths of centred rows over their mean: 0 where rows are normalised.
         spreads: largest over smallest spread of a column.
+        smooth: mean correlation of neighbouring columns: near 1 where they are steps of a curve.
     """
 
     classes: int
@@ -86,6 +88,7 @@ class _Signs:
     unsure: float
     lengths: float
     spreads: float
+    smooth: float
 
     @property
     def for_classes(self) -> str | None:
@@ -104,6 +107,8 @@ class _Signs:
             return f"one value stands out in each row ({self._figures})"
         if self.stands_out > _RATHER_OUT and self.together < _APART and self.clustered > _CLUSTERED:
             return f"values exclude each other and one stands out in each row ({self._figures})"
+        if self.together < _EXCLUDE and self.clustered > _CLUSTERED and self.smooth < _MAX_SMOOTH:
+            return f"values exclude each other ({self._figures})"
         return None
 
     @property
@@ -173,7 +178,30 @@ def _heads(values: Mapping[str, Tensor]) -> list[list[str]]:
 
 def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
     """The reading of one output, or of several maps of one head."""
-    dims = [dim for dim in _class_dims(parts[0]) if parts[0].shape[dim] > 1]
+    sizes = {dim: {part.shape[dim] for part in parts} for dim in _class_dims(parts[0])}
+    dims = [dim for dim, found in sizes.items() if len(found) == 1 and min(found) > 1]
+    probabilities = _read_probabilities(parts, dims)
+    if probabilities is not None:
+        return probabilities
+    if all(is_between(part, 0, 1) for part in parts):
+        return _read_between(parts)
+    if not dims:
+        return Reading(family="gaussian", reason="it has no dimension of classes")
+    signs = [(dim, _signs(parts, dim, mask)) for dim in dims]
+    for dim, found in signs:
+        # Along an unusual dimension only what is beyond doubt.
+        if found is not None and found.for_classes and (dim == dims[0] or found.together < _APART):
+            return Reading(family="categorical", dim=dim, reason=found.for_classes)
+    dim, first = signs[0]
+    is_named = path.rpartition(".")[2].endswith("logits")
+    if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _STANDS_OUT):
+        return Reading(family="categorical", dim=dim, reason="it is called logits")
+    reason = "there are too few rows to see classes in" if first is None else first.for_numbers
+    return Reading(family="gaussian", reason=reason)
+
+
+def _read_probabilities(parts: Sequence[Tensor], dims: Sequence[int]) -> Reading | None:
+    """Values that are certainly probabilities of classes, or their logarithms; None for others."""
     for dim in dims:
         if all(sums_to_one(part, dim) for part in parts):
             reason = "its values are probabilities that sum to one"
@@ -181,23 +209,7 @@ def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
         if all(_are_log_probabilities(part, dim) for part in parts):
             reason = "its values are logarithms of probabilities that sum to one"
             return Reading(family="categorical", dim=dim, reason=reason)
-    if all(is_between(part, 0, 1) for part in parts):
-        return _read_between(parts)
-    if not dims:
-        return Reading(family="gaussian", reason="it has no dimension of classes")
-    signs = {dim: _signs(parts, dim, mask) for dim in dims}
-    known = {dim: found for dim, found in signs.items() if found is not None}
-    is_named = path.rpartition(".")[2].endswith("logits")
-    for dim in sorted(known, key=lambda dim: -known[dim].stands_out):
-        why = known[dim].for_classes
-        if why is not None:
-            return Reading(family="categorical", dim=dim, reason=why)
-    first = signs[dims[0]]
-    if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _STANDS_OUT):
-        return Reading(family="categorical", dim=dims[0], reason="it is called logits")
-    if first is None:
-        return Reading(family="gaussian", reason="there are too few rows to see classes in")
-    return Reading(family="gaussian", reason=first.for_numbers)
+    return None
 
 
 def _read_between(parts: Sequence[Tensor]) -> Reading:
@@ -239,6 +251,7 @@ def _signs(parts: Sequence[Tensor], dim: int, mask: Tensor | None) -> _Signs | N
     used = torch.bincount(largest, minlength=classes) / count
     p = rows.softmax(1)
     lengths = (rows - rows.mean(1, keepdim=True)).norm(dim=1)
+    scaled = centred / variances.sqrt().clamp_min(_TINY)
     explained, by_chance = _explained(centred, largest), _explained_by_chance(classes)
     return _Signs(
         classes=classes,
@@ -249,6 +262,7 @@ def _signs(parts: Sequence[Tensor], dim: int, mask: Tensor | None) -> _Signs | N
         unsure=float(torch.special.entr(p).sum(1).mean()) / math.log(classes),
         lengths=float(lengths.std() / lengths.mean().clamp_min(_TINY)),
         spreads=float((variances.max() / variances.min().clamp_min(_TINY)).sqrt()),
+        smooth=float((scaled[:, 1:] * scaled[:, :-1]).mean()),
     )
 
 

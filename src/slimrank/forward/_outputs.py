@@ -98,7 +98,7 @@ def _chosen(result: object, choice: OutputChoice) -> tuple[object, list[tuple[st
         path, entry = _entry_at(result, choice, choice)
         return entry, list(named_tensors(entry, path))
     if isinstance(choice, Sequence):
-        entries = [_entry_at(result, cast(OutputKey, key), choice) for key in choice]
+        entries = [_entry_at(result, key, choice) for key in choice]
         named = [pair for path, entry in entries for pair in named_tensors(entry, path)]
         if any(isinstance(key, str) for key in choice):
             return {key: entry for key, (_, entry) in zip(choice, entries, strict=True)}, named
@@ -138,29 +138,24 @@ def _entry_at(result: object, key: OutputKey, choice: object) -> tuple[str, obje
 class _Indexed(Protocol):
     def __getitem__(self, key: OutputKey) -> object: ...
 
+    def __len__(self) -> int: ...
+
 
 def _entry_of(value: object, key: OutputKey) -> tuple[str, object] | None:
     """An entry of a container and its name; None where it has no such entry."""
-    if isinstance(value, Tensor):
-        return None
-    if isinstance(value, str):
-        return None
+    if isinstance(value, Mapping) and key in value:
+        return str(key), value[key]
     if isinstance(key, str):
-        if isinstance(value, Mapping):
-            return (key, value[key]) if key in value else None
-        return (key, getattr(value, key)) if key in _keys_of(value) else None
-    if isinstance(value, tuple | list):
-        if not -len(value) <= key < len(value):
-            return None
-        return str(key % len(value)), value[key]
-    if isinstance(value, Mapping):
-        if key in value:
-            return str(key), value[key]
-        names = list(value)
-        # Mappings that can be indexed as well, as those of transformers.
-        if hasattr(value, "to_tuple") and -len(names) <= key < len(names):
-            return str(names[key]), cast(_Indexed, value)[key]
-    return None
+        has_key = not isinstance(value, Mapping) and key in _keys_of(value)
+        return (key, getattr(value, key)) if has_key else None
+    # Mappings that can be indexed as well are those of transformers.
+    names = list(value) if isinstance(value, Mapping) and hasattr(value, "to_tuple") else None
+    if names is None and not isinstance(value, tuple | list):
+        return None
+    indexed = cast(_Indexed, value)
+    if not -len(indexed) <= key < len(indexed):
+        return None
+    return str(key % len(indexed) if names is None else names[key]), indexed[key]
 
 
 def _keys_of(value: object) -> list[str]:

@@ -71,7 +71,9 @@ def right(model: nn.Module, labelled: list[tuple[Tensor, Tensor]]) -> float:
 
 def held_out_divergence(model: nn.Module, teacher: nn.Module, batches: list[Tensor]) -> float:
     seen: list[Epoch] = []
-    sr.distill(model, teacher, batches, lr=1e-12, on_epoch=seen.append, progress=False)
+    sr.distill(
+        model, teacher, batches, lr=1e-12, likelihood="categorical", on_epoch=seen.append, progress=False
+    )
     return seen[0].held_out_before
 
 
@@ -87,6 +89,7 @@ def test_distilling_wins_back_what_compression_lost(
         images,
         epochs=6,
         lr=3e-3,
+        likelihood="categorical",
         norms=norms,  # type: ignore[arg-type]
         features=["0", "3"],
         progress=False,

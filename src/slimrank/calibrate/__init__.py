@@ -12,6 +12,7 @@ from slimrank.calibrate._likelihood import (
     choose_likelihood,
     likelihood_of,
     read_likelihood,
+    readings_tried,
     weights_of,
 )
 from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted
@@ -49,6 +50,7 @@ __all__ = [
     "open_feed",
     "output_rows",
     "read_likelihood",
+    "readings_tried",
     "reference_outputs",
     "rows_wanted",
     "token_mask",

@@ -43,7 +43,11 @@ def reference_outputs(
 
 
 def sampled_loss(
-    likelihood: Likelihood, picked: Picked, generator: torch.Generator, mask: Tensor | None, n_samples: int
+    likelihood: Likelihood,
+    picked: Picked,
+    generator: torch.Generator,
+    mask: Tensor | None,
+    n_samples: int | None = None,
 ) -> Tensor:
     """The loss of labels drawn from the outputs: the second moment of its gradient is the Fisher information.
 
@@ -52,11 +56,13 @@ def sampled_loss(
         picked: outputs by path, with gradient.
         generator: on the CPU.
         mask: (N, T) bool, True for tokens that count; None for all.
-        n_samples: N.
+        n_samples: N; None for the first dimension of the first output.
 
     Returns:
         Scalar float32: the loss summed (not averaged) over samples and positions.
     """
+    if not likelihood.outputs:
+        raise OutputError("there is no output to draw a loss from; pass outputs=")
     for path, tensor in picked.items():
         if not tensor.isfinite().all():
             raise NonFiniteError(
@@ -64,14 +70,12 @@ def sampled_loss(
                 "pass outputs= that picks finite tensors, or check weights and data"
             )
     if likelihood.loss is not None:
-        return likelihood.loss.sampled(picked, generator, n_samples)
+        return likelihood.loss.sampled(picked, generator, n_samples or len(next(iter(picked.values()))))
     losses = [
         # The second moment of gradients grows with the square of the loss.
         math.sqrt(output.weight) * _sampled(output, picked[path].float(), generator, mask)
         for path, output in likelihood.outputs.items()
     ]
-    if not losses:
-        raise OutputError("there is no output to draw a loss from; pass outputs=")
     return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
 
 
@@ -118,6 +122,8 @@ def divergence(
         nats, summed over positions. Gaussian: squared error relative to the spread over the data, averaged
         over the elements. With a loss of the caller's: that.
     """
+    if not likelihood.outputs:
+        raise OutputError("there is no output to compare; pass outputs=")
     n_samples = n_samples or len(next(iter(reference.values())))
     if likelihood.loss is not None:
         return likelihood.loss.per_sample(picked, reference, n_samples)
@@ -125,8 +131,6 @@ def divergence(
         output.weight * output_divergence(output, reference[path], picked[path], mask, n_samples)
         for path, output in likelihood.outputs.items()
     ]
-    if not parts:
-        raise OutputError("there is no output to compare; pass outputs=")
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
@@ -185,7 +189,7 @@ def matched_scale(output: OutputModel, values: Tensor) -> Tensor:
     """
     scale, sizes = output.scale, values.shape[1:]
     if scale is None:
-        raise OutputError("an output of numbers without spread")
+        raise OutputError(f"a {output.family} output without spread")
     if len(sizes) == scale.ndim and all(
         scale_size in (1, size) for scale_size, size in zip(scale.shape, sizes, strict=True)
     ):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the outputs mean: as the caller says, or as their values tell."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Literal, TypeVar
 
 import torch
@@ -24,6 +25,8 @@ NAMES: tuple[LikelihoodName, ...] = ("auto", *FAMILIES)
 # Share of the largest possible divergence that "nothing is left" is at least: outputs that never change over
 # the data would else make any change look like a loss of everything.
 _LEAST_LOST = 1e-3
+# Outputs up to which every combination of families is tried.
+_MAX_COMBINED = 5
 
 
 def likelihood_of(choice: object) -> LikelihoodChoice:
@@ -231,11 +234,28 @@ def _reasons(
         names = listed(paths, 4) if paths != [""] else "output"
         text = f"{names} {' and '.join(list(shapes)[:3])}: {described}, {reason}"
         if not is_asked:
-            other = "gaussian" if described.startswith("categorical") else "categorical"
+            other = "gaussian" if not described.startswith("gaussian") else _other_family(values[paths[0]])
             example = repr(other) if paths == [""] else f"{{{paths[0]!r}: {other!r}}}"
             text += f"; if that is wrong, pass e.g. likelihood={example}"
         texts.append(text)
     return tuple(texts)
+
+
+def readings_tried(paths: Sequence[str]) -> Iterator[Mapping[str, Family]]:
+    """Families that outputs may have been read as, for a run on disk that "auto" reads otherwise by now.
+
+    Args:
+        paths: of the outputs.
+
+    Yields:
+        Every combination for a few outputs; for many, one family for all.
+    """
+    if len(paths) <= _MAX_COMBINED:
+        combined = product(FAMILIES, repeat=len(paths))
+    else:
+        combined = ((family,) * len(paths) for family in FAMILIES)  # type: ignore[assignment]
+    for families in combined:
+        yield dict(zip(paths, families, strict=True))
 
 
 def read_likelihood(
@@ -281,3 +301,8 @@ def read_likelihood(
         return likelihood
     spreads = {path: spread_of(values.float()) for path, values in joined.items()}
     return replace(likelihood, loss=open_loss(loss, references[0], spreads, batches[0].n_samples))
+
+
+def _other_family(values: Tensor) -> Family:
+    """What numbers may be instead."""
+    return "categorical" if values.ndim > 1 and max(values.shape[1:]) > 1 else "bernoulli"

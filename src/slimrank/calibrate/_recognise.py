@@ -194,7 +194,7 @@ def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
             return Reading(family="categorical", dim=dim, reason=found.for_classes)
     dim, first = signs[0]
     is_named = path.rpartition(".")[2].endswith("logits")
-    if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _STANDS_OUT):
+    if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _RATHER_OUT):
         return Reading(family="categorical", dim=dim, reason="it is called logits")
     reason = "there are too few rows to see classes in" if first is None else first.for_numbers
     return Reading(family="gaussian", reason=reason)

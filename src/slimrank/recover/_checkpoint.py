@@ -39,6 +39,13 @@ class TrainingState:
     facts: Mapping[str, Json]
 
 
+def stored_run(root: str | os.PathLike[str] | None) -> Mapping[str, Json]:
+    """What the run in a directory is of, by topic; empty where there is none."""
+    if root is None or not Store(root).has(_RUN):
+        return {}
+    return Store(root).read_json(_RUN)
+
+
 class Checkpoint:
     """The directory of one run.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimrank._errors import NonFiniteError, OptionError, OutputError, UnknownNameError
 from slimrank._names import nearest
 from slimrank.calibrate import (
+    Family,
     Likelihood,
     LikelihoodChoice,
     OwnLossFn,
@@ -20,9 +21,9 @@ from slimrank.calibrate import (
     check_loss,
     divergence,
     read_likelihood,
+    readings_tried,
     reference_outputs,
     token_mask,
-    weights_of,
 )
 from slimrank.cost import MEMORY
 from slimrank.forward import (
@@ -35,7 +36,7 @@ from slimrank.forward import (
     run,
     tap_layers,
 )
-from slimrank.recover._checkpoint import tensors_of
+from slimrank.recover._checkpoint import stored_run, tensors_of
 from slimrank.recover._examples import Example, Inputs, TrainingData, open_training_data, read_with
 from slimrank.recover._train import (
     MakeOptimizer,
@@ -169,20 +170,21 @@ def distill(
             features=names,
             weight=float(feature_weight),
         )
+        if likelihood == "auto":
+            # A run on disk goes on as it began, should its outputs be read otherwise by now.
+            families = distillation.read_as(stored_run(run_dir).get("objective"))
+            if families is not None:
+                choice = families.get("", families)
+                same = _likelihood_on(private_teacher, data, outputs, choice, weights, loss)
+                distillation = replace(distillation, likelihood=same)
         distillation.check(model, next(data.stream_held_out()))
-        facts: tuple[object, ...] = (
-            [(name, o.family, o.shape) for name, o in distillation.likelihood.outputs.items()],
-            (describe(outputs), distillation.temperature, names, distillation.weight),
-        )
-        if weights is not None or loss is not None:
-            facts += (weights_of(weights), describe(loss))
         objective = Objective(
             name="distill",
             loss=distillation.loss,
             judge=distillation.judge,
             facts={
                 "teacher": digest_tensors(dict(tensors_of(private_teacher))),
-                "objective": hashlib.sha256(repr(facts).encode()).hexdigest(),
+                "objective": distillation.digest(),
             },
         )
         return train(
@@ -217,6 +219,26 @@ class _Distillation:
     temperature: float
     features: tuple[str, ...]
     weight: float
+
+    def digest(self, families: Mapping[str, Family] | None = None) -> str:
+        """What is minimised, as a digest; with outputs read as other families."""
+        likelihood = self.likelihood
+        read = families or {path: output.family for path, output in likelihood.outputs.items()}
+        facts: tuple[object, ...] = (
+            [(path, family, likelihood.outputs[path].shape) for path, family in read.items()],
+            (describe(self.outputs), self.temperature, self.features, self.weight),
+        )
+        weights = [output.weight for output in likelihood.outputs.values()]
+        if likelihood.loss is not None or set(weights) != {1.0}:
+            facts += (weights, None if likelihood.loss is None else describe(likelihood.loss.function))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def read_as(self, digest: object) -> Mapping[str, Family] | None:
+        """Families that make what is minimised the same as a digest says; None where it is, or none do."""
+        if digest is None or digest == self.digest():
+            return None
+        paths = list(self.likelihood.outputs)
+        return next((tried for tried in readings_tried(paths) if self.digest(tried) == digest), None)
 
     def check(self, model: nn.Module, example: Example) -> None:
         """One forward of both, before training: outputs and features must fit each other."""

@@ -4,19 +4,15 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
 
 from torch import Tensor, nn
 
-from slimrank.calibrate import FAMILIES, Family, Likelihood
+from slimrank.calibrate import Family, Likelihood, readings_tried
 from slimrank.capture import describe_layers
 from slimrank.plan import Plan, structure_of
 from slimrank.records import Note
 from slimrank.store import describe, digest_tensors
 from slimrank.survey._session import DataSource, Session, likelihood_on
-
-# Outputs up to which every combination of families is tried on a study from disk.
-_MAX_TRIED = 5
 
 
 def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) -> dict[str, str]:
@@ -64,15 +60,9 @@ def read_as_stored(session: Session, source: DataSource, stored: Mapping[str, ob
     families = {path: output.family for path, output in session.likelihood.outputs.items()}
     if digest is None or session.options.likelihood != "auto" or _digest(session, families) == digest:
         return session
-    tries = (
-        product(FAMILIES, repeat=len(paths))
-        if len(paths) <= _MAX_TRIED
-        else zip(*[FAMILIES] * len(paths), strict=True)
-    )
-    for tried in tries:
-        families = dict(zip(paths, tried, strict=True))
-        if _digest(session, families) == digest:
-            likelihood = _read_as(session, source, families)
+    for tried in readings_tried(paths):
+        if _digest(session, tried) == digest:
+            likelihood = _read_as(session, source, tried)
             notes = [note for note in session.notes if note.where != "outputs"]
             notes += [
                 Note(where="outputs", text=f"{reason} in the study on disk") for reason in likelihood.reasons

@@ -100,9 +100,11 @@ def check_options(options: Options) -> None:
 
 
 def options_to_json(options: Options) -> dict[str, Json]:
-    """Options as JSON, one entry a field."""
+    """Options as JSON, one entry a field; without weights where there are none, as in the first files."""
     return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(options).items()
+        if name != "weights" or value is not None
     }
 
 

@@ -36,7 +36,7 @@ FORMAT = 3
 _STUDY, _STRUCTURE, _RUN, _PREVIOUS = "study.json", "untouched_plan.json", "run.json", "previous_plan.json"
 # Globs of the files that hold measurements: those of another study must not be taken for this one's.
 _MEASURED = ("curves-*", "group-*", "blocks*.safetensors", GRADIENT_FILE)
-# How ``outputs`` stands in study.json where it was a function, which no file can keep.
+# How ``outputs`` and ``loss`` stand in study.json where it was a function, which no file can keep.
 _FUNCTION = "function"
 
 
@@ -130,8 +130,9 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         "inputs_reason": no_inputs,
         "options": None if session is None else options_to_json(session.options),
         "outputs": None if session is None else _outputs_to_json(session.outputs),
-        "loss": session is not None and session.likelihood.loss is not None,
     }
+    if session is not None and session.likelihood.loss is not None:
+        facts["loss"] = _FUNCTION
     store.write_json(_STUDY, facts)
 
 
@@ -183,7 +184,7 @@ def read_study(store: Store) -> StudyRecord:
         previous=Plan.load(store.root / _PREVIOUS) if store.has(_PREVIOUS) else None,
         options=None if options is None else options_from_json(_object_of(facts, "options")),
         outputs=facts.get("outputs"),
-        has_loss=facts.get("loss") is True,
+        has_loss=facts.get("loss") is not None,
         no_inputs=None if has_inputs else str(facts.get("inputs_reason")),
     )
 

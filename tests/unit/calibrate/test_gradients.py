@@ -24,7 +24,7 @@ from slimrank.records import LayerSpec
 from slimrank.surgery import quiet_copy
 
 _CATEGORICAL = Likelihood(
-    outputs={"": OutputModel(family="categorical", dim=-1, is_probability=False, scale=None)}, reason=""
+    outputs={"": OutputModel(family="categorical", dim=-1, is_probability=False, scale=None)}
 )
 
 

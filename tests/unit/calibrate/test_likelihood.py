@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seams import Family, sampled_loss
-from slimrank import OptionError, OutputError
+from slimrank import OptionError, OutputError, UnknownNameError
 from slimrank.calibrate import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
 
 _N_DRAWS = 20_000
@@ -19,7 +19,7 @@ def _likelihood(
     family: Family, *, dim: int = -1, is_probability: bool = False, scale: Tensor | None = None
 ) -> Likelihood:
     model = OutputModel(family=family, dim=dim, is_probability=is_probability, scale=scale)
-    return Likelihood(outputs={"": model}, reason="")
+    return Likelihood(outputs={"": model})
 
 
 def _one(likelihood: Likelihood) -> OutputModel:
@@ -27,77 +27,184 @@ def _one(likelihood: Likelihood) -> OutputModel:
     return model
 
 
-def _confident(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    return 20 * torch.randn(shape, generator=rng)
+def _scores(shape: tuple[int, ...], rng: torch.Generator, dim: int = -1) -> Tensor:
+    """Scores of classes, as cross-entropy leaves them: one stands out, their sum is still."""
+    values = torch.randn(shape, generator=rng)
+    largest = torch.randint(shape[dim], values.argmax(dim, keepdim=True).shape, generator=rng)
+    values = values.scatter_add(dim, largest, torch.full(largest.shape, 6.0))
+    return values - values.mean(dim, keepdim=True)
 
 
 # --- the choice ---
 
 
-def test_auto_takes_confident_logits_as_categorical(rng: torch.Generator) -> None:
-    likelihood = choose_likelihood({"": _confident((30, 5), rng)}, "auto")
-    model = _one(likelihood)
-    assert (model.family, model.dim, model.is_probability) == ("categorical", -1, False)
-    assert "confident" in likelihood.reason
-    assert likelihood.reason.startswith("output [5]: categorical")
-    assert likelihood.unit == "nats per sample"
+@pytest.mark.parametrize("choice", ["categorical", "bernoulli", "gaussian"])
+def test_the_caller_is_obeyed(choice: LikelihoodChoice, rng: torch.Generator) -> None:
+    likelihood = choose_likelihood({"": _scores((30, 5), rng)}, choice)
+    assert _one(likelihood).family == choice
+    assert not _one(likelihood).is_probability
+    assert len(likelihood.reasons) == 1
+    assert likelihood.reasons[0].endswith("as asked")
 
 
-def test_auto_takes_near_uniform_outputs_as_gaussian(rng: torch.Generator) -> None:
-    values = 0.1 * torch.randn((30, 5), generator=rng)
-    likelihood = choose_likelihood({"": values}, "auto")
-    assert _one(likelihood).family == "gaussian"
-    assert "near uniform" in likelihood.reason
-    assert likelihood.unit == "relative squared error"
+def test_what_was_taken_is_said_with_the_keyword_that_changes_it(rng: torch.Generator) -> None:
+    (reason,) = choose_likelihood({"": _scores((30, 5), rng)}, "auto").reasons
+    assert reason.startswith(
+        "output [5]: categorical over its last dimension, one value stands out in each row"
+    )
+    assert reason.endswith("; if that is wrong, pass e.g. likelihood='gaussian'")
+    several = {"a": _scores((30, 5), rng), "b.0": torch.randn((30, 1), generator=rng)}
+    reasons = choose_likelihood(several, "auto").reasons
+    assert reasons[0].startswith("'a' [5]: categorical")
+    assert reasons[0].endswith("likelihood={'a': 'gaussian'}")
+    assert reasons[1] == (
+        "'b.0' [1]: gaussian, it has no dimension of classes; if that is wrong, pass e.g. "
+        "likelihood={'b.0': 'bernoulli'}"
+    )
 
 
-def test_auto_believes_the_name_logits(rng: torch.Generator) -> None:
-    likelihood = choose_likelihood({"out.logits": 0.1 * torch.randn((30, 5), generator=rng)}, "auto")
-    assert _one(likelihood).family == "categorical"
-    assert "called logits" in likelihood.reason
-
-
-def test_auto_sees_probabilities(rng: torch.Generator) -> None:
-    likelihood = choose_likelihood({"": torch.randn((30, 5), generator=rng).softmax(-1)}, "auto")
-    assert _one(likelihood).family == "categorical"
-    assert _one(likelihood).is_probability
-    assert "sum to one" in likelihood.reason
-
-
-@pytest.mark.parametrize("shape", [(30,), (30, 1)], ids=str)
-def test_auto_takes_single_numbers_as_gaussian(shape: tuple[int, ...], rng: torch.Generator) -> None:
-    likelihood = choose_likelihood({"": _confident(shape, rng)}, "auto")
-    assert _one(likelihood).family == "gaussian"
-    assert "no dimension of classes" in likelihood.reason
-
-
-@pytest.mark.parametrize(
-    ("shape", "dim"), [((9, 5), -1), ((9, 7, 5), -1), ((9, 5, 4, 3), 1), ((9, 5, 2, 4, 3), 1)], ids=str
-)
-def test_classes_lie_last_and_in_maps_second(shape: tuple[int, ...], dim: int, rng: torch.Generator) -> None:
-    assert _one(choose_likelihood({"": _confident(shape, rng)}, "auto")).dim == dim
-    probabilities = torch.randn(shape, generator=rng).softmax(dim)
-    assert _one(choose_likelihood({"": probabilities}, "auto")).is_probability
+def test_outputs_that_are_read_alike_share_a_note(rng: torch.Generator) -> None:
+    heads = {str(index): torch.randn((30, 1), generator=rng) for index in range(16)}
+    (reason,) = choose_likelihood(heads, "auto").reasons
+    assert reason.startswith("'0', '1', '2', '3' and 12 more [1]: gaussian")
 
 
 def test_every_output_is_chosen_on_its_own(rng: torch.Generator) -> None:
-    tensors = {"classes": _confident((30, 5), rng), "boxes": torch.randn((30, 1), generator=rng)}
+    tensors = {"classes": _scores((30, 5), rng), "boxes": torch.randn((30, 1), generator=rng)}
     likelihood = choose_likelihood(tensors, "auto")
     assert {name: model.family for name, model in likelihood.outputs.items()} == {
         "classes": "categorical",
         "boxes": "gaussian",
     }
-    assert "classes [5]: categorical" in likelihood.reason
-    assert "boxes [1]: gaussian" in likelihood.reason
     assert likelihood.unit == "nats per sample"
+    assert choose_likelihood(tensors, "gaussian").unit == "relative squared error"
 
 
-@pytest.mark.parametrize("choice", ["categorical", "bernoulli", "gaussian"])
-def test_the_caller_is_obeyed(choice: LikelihoodChoice, rng: torch.Generator) -> None:
-    likelihood = choose_likelihood({"": _confident((30, 5), rng)}, choice)
-    assert _one(likelihood).family == choice
-    assert not _one(likelihood).is_probability
-    assert "as asked" in likelihood.reason
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"mask": "categorical", "edges": "bernoulli"},
+        {"mask": "categorical", "edges.0": "bernoulli", "edges.1": "bernoulli"},
+        ["categorical", "bernoulli"],
+        ("categorical", "bernoulli", "bernoulli"),
+    ],
+)
+def test_families_by_output(choice: LikelihoodChoice, rng: torch.Generator) -> None:
+    tensors = {name: torch.randn((9, 4), generator=rng) for name in ("mask", "edges.0", "edges.1")}
+    likelihood = choose_likelihood(tensors, choice)
+    assert [output.family for output in likelihood.outputs.values()] == [
+        "categorical",
+        "bernoulli",
+        "bernoulli",
+    ]
+    assert all("as asked" in reason for reason in likelihood.reasons)
+
+
+def test_what_is_not_asked_for_is_read(rng: torch.Generator) -> None:
+    tensors = {"a": _scores((30, 5), rng), "b": _scores((30, 5), rng)}
+    families = choose_likelihood(tensors, {"b": "gaussian"}).outputs
+    assert [output.family for output in families.values()] == ["categorical", "gaussian"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "words"),
+    [
+        (
+            {"maks": "gaussian"},
+            UnknownNameError,
+            r"likelihood: there is no output 'maks'; did you mean 'mask'",
+        ),
+        (
+            ["gaussian"],
+            OptionError,
+            r"likelihood has 1 entries for 2 outputs \('mask', 'edges'\); give one for",
+        ),
+        ({"mask": "softmax"}, OptionError, r"likelihood\['mask'\]='softmax'; it is one of 'auto', 'categ"),
+        (["gaussian", "normal"], OptionError, r"likelihood\[1\]='normal'; it is one of 'auto'"),
+        (3, OptionError, r"likelihood=3; give one of 'auto', .* a dict from outputs to these, or a list"),
+    ],
+)
+def test_families_that_do_not_fit(choice: object, error: type[Exception], words: str) -> None:
+    tensors = {name: torch.zeros(9, 4) for name in ("mask", "edges.0", "edges.1")}
+    with pytest.raises(error, match=words):
+        choose_likelihood(tensors, choice)  # type: ignore[arg-type]
+
+
+def test_one_tensor_takes_one_family() -> None:
+    with pytest.raises(OptionError, match=r"is for several outputs, and there is one .*give one family"):
+        choose_likelihood({"": torch.zeros(9, 4)}, {"mask": "gaussian"})
+    with pytest.raises(
+        OptionError, match=r"weights=.* is for several outputs, and there is one .*leave it out"
+    ):
+        choose_likelihood({"": torch.zeros(9, 4)}, "gaussian", {"mask": 2.0})
+
+
+# --- weights ---
+
+
+def test_weights_multiply_divergence_and_curvature(rng: torch.Generator) -> None:
+    tensors = {name: torch.randn((9, 4), generator=rng) for name in ("a", "b")}
+    after = {name: tensor + 0.1 for name, tensor in tensors.items()}
+    plain, weighed = (choose_likelihood(tensors, "gaussian", weights) for weights in (None, {"b": 9}))
+    alone = [
+        divergence(
+            Likelihood(outputs={name: plain.outputs[name]}), {name: tensors[name]}, {name: after[name]}, None
+        )
+        for name in ("a", "b")
+    ]
+    torch.testing.assert_close(divergence(plain, tensors, after, None), alone[0] + alone[1])
+    torch.testing.assert_close(divergence(weighed, tensors, after, None), alone[0] + 9 * alone[1])
+    moments = []
+    for likelihood in (plain, weighed):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+        loss = sampled_loss(likelihood, leaves, torch.Generator().manual_seed(0), None)
+        a, b = torch.autograd.grad(loss, list(leaves.values()))
+        moments.append((float(a.square().sum()), float(b.square().sum())))
+    assert moments[1][0] == pytest.approx(moments[0][0])
+    assert moments[1][1] == pytest.approx(9 * moments[0][1])
+    assert weighed.all_lost == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "words"),
+    [
+        ({"a": 0}, OptionError, r"weights\['a'\]=0; give a positive number \(an output that does not matter"),
+        ({"a": -1.0}, OptionError, r"weights\['a'\]=-1.0; give a positive number"),
+        ({"a": float("nan")}, OptionError, r"weights\['a'\]=nan; give a positive number"),
+        ({"a": "much"}, OptionError, r"weights\['a'\]='much'; give a positive number"),
+        ({"c": 1.0}, UnknownNameError, r"weights: there is no output 'c'; known are 'a', 'b'"),
+        ([1.0], OptionError, r"weights has 1 entries for 2 outputs \('a', 'b'\); give one for each"),
+        (2.0, OptionError, r"weights=2.0; give a dict from outputs to positive numbers, or a list"),
+        ("a", OptionError, r"weights='a'; give a dict from outputs"),
+    ],
+)
+def test_weights_that_do_not_fit(weights: object, error: type[Exception], words: str) -> None:
+    tensors = {"a": torch.zeros(9, 4), "b": torch.zeros(9, 4)}
+    with pytest.raises(error, match=words):
+        choose_likelihood(tensors, "gaussian", weights)  # type: ignore[arg-type]
+
+
+# --- what can be lost ---
+
+
+def test_the_average_answer_loses_all(rng: torch.Generator) -> None:
+    scores = _scores((2000, 5), rng)
+    numbers = torch.randn((2000, 3), generator=rng) * torch.tensor([1.0, 10.0, 100.0]) + 5
+    for family, values in (("categorical", scores), ("bernoulli", scores), ("gaussian", numbers)):
+        likelihood = choose_likelihood({"": values}, family)
+        if family == "gaussian":
+            average = values.mean(0)
+        elif family == "categorical":
+            average = values.softmax(-1).mean(0).log()
+        else:
+            average = values.sigmoid().mean(0).logit()
+        lost = divergence(likelihood, {"": values}, {"": average.expand_as(values)}, None).mean()
+        assert float(lost) == pytest.approx(likelihood.all_lost, rel=1e-3)
+
+
+def test_outputs_that_never_vary_can_lose_a_little() -> None:
+    for family in ("categorical", "bernoulli"):
+        assert choose_likelihood({"": torch.zeros(9, 4)}, family).all_lost > 0
 
 
 def test_asked_for_probabilities_are_recognised(rng: torch.Generator) -> None:
@@ -292,14 +399,14 @@ def test_half_precision_outputs_go_through(rng: torch.Generator) -> None:
 
 def test_losses_of_several_outputs_add_up(rng: torch.Generator) -> None:
     model = _one(_likelihood("categorical", is_probability=True))
-    likelihood = Likelihood(outputs={"a": model, "b": model}, reason="")
+    likelihood = Likelihood(outputs={"a": model, "b": model})
     tensors = {"a": torch.full((3, 2), 0.5), "b": torch.full((3, 4), 0.25)}
     loss = sampled_loss(likelihood, tensors, rng, None)
     assert loss.item() == pytest.approx(3 * math.log(2) + 3 * math.log(4), rel=1e-5)
 
 
 def test_without_outputs_there_is_no_loss(rng: torch.Generator) -> None:
-    empty = Likelihood(outputs={}, reason="")
+    empty = Likelihood(outputs={})
     with pytest.raises(OutputError, match="no output to draw a loss from; pass outputs="):
         sampled_loss(empty, {}, rng, None)
     with pytest.raises(OutputError, match="no output to compare; pass outputs="):
@@ -388,11 +495,11 @@ def test_divergences_of_several_outputs_add_up(rng: torch.Generator) -> None:
         _one(_likelihood("categorical")),
         _one(_likelihood("gaussian", scale=torch.ones(2))),
     )
-    both = Likelihood(outputs={"a": categorical, "b": gaussian}, reason="")
+    both = Likelihood(outputs={"a": categorical, "b": gaussian})
     before = {"a": torch.randn((3, 4), generator=rng), "b": torch.randn((3, 2), generator=rng)}
     after = {"a": torch.randn((3, 4), generator=rng), "b": torch.randn((3, 2), generator=rng)}
     parts = [
-        divergence(Likelihood(outputs={name: model}, reason=""), before, after, None)
+        divergence(Likelihood(outputs={name: model}), before, after, None)
         for name, model in both.outputs.items()
     ]
     torch.testing.assert_close(divergence(both, before, after, None), parts[0] + parts[1])

@@ -241,10 +241,16 @@ def test_pick_outputs() -> None:
     assert list(pick_outputs({"logits": x, "hidden": x, "ids": n}, None)) == ["logits"]
     assert list(pick_outputs({"a": x, "ids": n}, None)) == ["a"]
     assert list(pick_outputs((x, n, [x]), None)) == ["0", "2.0"]
-    assert pick_outputs((n, x), 1)[""] is x
-    assert pick_outputs({"a": x, "b": x + 1}, "b")[""] is not x
+    assert pick_outputs((n, x), 1)["1"] is x
+    assert pick_outputs((n, x), -1)["1"] is x
+    assert pick_outputs({"a": x, "b": x + 1}, "b")["b"] is not x
+    assert list(pick_outputs({"a": [x, x], "b": x, "c": x}, ["c", "a"])) == ["c", "a.0", "a.1"]
+    assert list(pick_outputs({"a": [x, x], "b": x}, "a.1")) == ["a.1"]
+    assert list(pick_outputs([x, n, x], [2, 0])) == ["2", "0"]
     assert list(pick_outputs(x, lambda out: {"twice": out * 2})) == ["twice"]
-    with pytest.raises(OutputError, match=r"outputs='c' does not fit .*, a dict \(KeyError"):
+    with pytest.raises(
+        OutputError, match=r"outputs='c': the model returns a dict, and 'c' is not in it; known are 'a'"
+    ):
         pick_outputs({"a": x}, "c")
     with pytest.raises(OutputError, match=r"without a floating tensor that can be compared; pass outputs="):
         pick_outputs(n, None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from seams import Distillation, Example, positions_of, relative_error, run_with_features
+from seams import Distillation, Example, relative_error, run_with_features
 from slimrank.calibrate import choose_likelihood
 from slimrank.forward import Batch
 from slimrank.recover import Epoch, distill
@@ -69,7 +69,11 @@ def data(n: int = 5) -> list[Tensor]:
             "feature 'spare' takes or gives no tensor in the model; name",
         ),
         ({"likelihood": "poisson"}, sr.OptionError, "likelihood='poisson'; it is one of"),
-        ({"outputs": "boxes"}, sr.OutputError, "outputs='boxes' does not fit"),
+        (
+            {"outputs": "boxes"},
+            sr.OutputError,
+            "outputs='boxes': the model returns a dict, and 'boxes' is not in it",
+        ),
         ({"inputs": 3}, sr.BatchesTypeError, "inputs=3 is no function"),
         (
             {"temperature": 2.0, "likelihood": "gaussian"},
@@ -199,12 +203,3 @@ def test_features_count_relative_to_the_teachers_variance(rng: torch.Generator) 
     found = wanted.clone()
     found[:, 2:] = 1e6
     assert float(relative_error(found, wanted, mask)) == 0
-
-
-def test_positions_of_one_sample() -> None:
-    tensors = {"a": torch.randn(4, 7, 11), "b": torch.randn(4, 3, 5, 2), "c": torch.randn(4, 6)}
-    assert positions_of(choose_likelihood({"a": tensors["a"]}, "categorical")) == 7
-    assert positions_of(choose_likelihood({"b": tensors["b"]}, "categorical")) == 10
-    assert positions_of(choose_likelihood({"c": tensors["c"]}, "categorical")) == 1
-    assert positions_of(choose_likelihood(tensors, "bernoulli")) == 77
-    assert positions_of(choose_likelihood(tensors, "gaussian")) == 1

@@ -65,7 +65,7 @@ def test_blocks_are_dropped_alone_and_then_the_cheapest_together() -> None:
     measured: list[float] = []
     values = iter([0.3, 0.1, 0.2, 0.4, 0.45])
     seen = []
-    for dropped in blocks_to_drop("abc", measured):
+    for dropped in blocks_to_drop("abc", measured, 1.0):
         seen.append("".join(dropped))
         measured.append(next(values))
     assert seen == ["a", "b", "c", "bc", "bca"]
@@ -76,7 +76,7 @@ def test_blocks_are_dropped_alone_and_then_the_cheapest_together() -> None:
 
 def test_once_everything_is_lost_the_rest_costs_as_much_as_the_last() -> None:
     measured = [0.3, 0.1, 0.2, 1.4]
-    assert not list(blocks_to_drop("abc", measured))
+    assert not list(blocks_to_drop("abc", measured, 1.0))
     found = {one.block: one.damage for one in damages_in_turn("abc", measured)}
     assert found == {"b": 0.1, "c": pytest.approx(1.3), "a": pytest.approx(1.3)}
     assert [one.block for one in damages_in_turn("a", [2.0])] == ["a"]

@@ -18,6 +18,7 @@ from slimrank.store import Store
 from slimrank.survey import (
     StudyRecord,
     check_fingerprint,
+    check_saved_loss,
     read_study,
     saved_outputs,
     saved_source,
@@ -84,13 +85,22 @@ def test_measurements_of_another_study_go(tmp_path: Path) -> None:
 def test_what_was_not_kept_is_said(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(sr.StudyError, match=r"holds no inputs \(the study has no data\); pass batches= to"):
-        saved_source(store, replace(_RECORD, no_inputs="the study has no data"), None, torch.device("cpu"))
+        saved_source(
+            store, replace(_RECORD, no_inputs="the study has no data"), None, None, torch.device("cpu")
+        )
     function = replace(_RECORD, outputs="function")
     with pytest.raises(sr.StudyError, match=r"made with outputs= as a function.*pass the same outputs="):
         saved_outputs(function, None)
     assert saved_outputs(function, 0) == 0
     assert saved_outputs(replace(_RECORD, outputs="logits"), None) == "logits"
+    assert saved_outputs(replace(_RECORD, outputs=["mask", 1]), None) == ("mask", 1)
     assert saved_outputs(_RECORD, None) is None
+    check_saved_loss(_RECORD, None)
+    with pytest.raises(
+        sr.StudyError, match=r"made with loss=, a function that no file can keep; pass the same"
+    ):
+        check_saved_loss(replace(_RECORD, has_loss=True), None)
+    check_saved_loss(replace(_RECORD, has_loss=True), lambda _out, _original: torch.zeros(1))
 
 
 def test_other_models_and_data_are_refused_by_name(tmp_path: Path) -> None:

@@ -26,12 +26,16 @@ _TINY = 1e-30
 # so that what is in doubt is numbers.
 _MIN_IN_USE = 0.05
 _MAX_UNSURE = 0.9
+_MAX_GAP = 25.0
 _MIN_LENGTHS = 0.05
-_MAX_SPREADS = 10.0
-_STANDS_OUT, _TOGETHER = 0.7, 1.5
+_MAX_SPREADS = 30.0
+_STANDS_OUT, _TOGETHER = 0.7, 0.8
 _RATHER_OUT, _APART, _CLUSTERED = 0.56, 0.8, 0.3
-_EXCLUDE, _MAX_SMOOTH = 0.15, 0.5
-_EITHER_OR, _TWO_CLUSTERS = 0.3, 0.3
+_FEW_CLASSES, _EXCLUDE, _MAX_SMOOTH = 8, 0.2, 0.5
+_EITHER_OR = 0.3
+_SAYS_NO, _NOT_EXCLUSIVE = -0.7, 0.25
+# Dimensions of outputs that hold labels: one row for a sample.
+_LABELS = 2
 # Of values from 0 to 1: how many may be 0, and their mean uncertainty, 0 for sure to 1 for 0.5.
 _MAX_ZERO, _MAX_UNSURE_YES = 0.01, 0.5
 
@@ -75,7 +79,9 @@ class _Signs:
             independent normal columns: 1 where rows form one point for each class.
         in_use: entropy of which column is largest, 0 for always the same one to 1 for all equally often.
         unsure: mean entropy of the softmax, 0 to 1.
-        lengths: spread of the lengths of centred rows over their mean: 0 where rows are normalised.
+        gap: median gap between the two largest values of a row.
+        lengths: spread of the lengths of rows over their mean, centred or not: 0 where rows are normalised.
+        level: mean value over its standard deviation: below 0 where most scores say no.
         spreads: largest over smallest spread of a column.
         smooth: mean correlation of neighbouring columns: near 1 where they are steps of a curve.
     """
@@ -86,30 +92,34 @@ class _Signs:
     clustered: float
     in_use: float
     unsure: float
+    gap: float
     lengths: float
+    level: float
     spreads: float
     smooth: float
 
     @property
     def for_classes(self) -> str | None:
         """Why the rows are scores of classes; None where they are not."""
-        if (
-            self.in_use < _MIN_IN_USE
-            or self.unsure > _MAX_UNSURE
-            or self.lengths < _MIN_LENGTHS
-            or self.spreads > _MAX_SPREADS
-        ):
+        if self._against is not None:
             return None
         if self.classes == 2:
-            is_either = self.together < _EITHER_OR and self.clustered > _TWO_CLUSTERS
-            return f"two values exclude each other ({self._figures})" if is_either else None
-        if self.stands_out > _STANDS_OUT and self.together < max(_TOGETHER, self.classes / 3):
+            is_either = self.together < _EITHER_OR
+            return f"its two values exclude each other ({self._figures})" if is_either else None
+        if self.stands_out > _STANDS_OUT and self.together < max(_TOGETHER, self.classes / 4):
             return f"one value stands out in each row ({self._figures})"
-        if self.stands_out > _RATHER_OUT and self.together < _APART and self.clustered > _CLUSTERED:
+        is_clustered = self.clustered > _CLUSTERED
+        if self.stands_out > _RATHER_OUT and self.together < _APART and is_clustered:
             return f"values exclude each other and one stands out in each row ({self._figures})"
-        if self.together < _EXCLUDE and self.clustered > _CLUSTERED and self.smooth < _MAX_SMOOTH:
-            return f"values exclude each other ({self._figures})"
+        is_few = self.classes <= _FEW_CLASSES
+        if is_few and self.together < _EXCLUDE and is_clustered and self.smooth < _MAX_SMOOTH:
+            return f"its values exclude each other ({self._figures})"
         return None
+
+    @property
+    def are_labels(self) -> bool:
+        """Whether the scores are of labels, each yes or no, rather than of classes: most say no."""
+        return self.level < _SAYS_NO and self.together > _NOT_EXCLUSIVE
 
     @property
     def _figures(self) -> str:
@@ -121,15 +131,22 @@ class _Signs:
     @property
     def for_numbers(self) -> str:
         """What speaks against classes."""
+        return self._against or f"nothing in it looks like scores of classes ({self._figures})"
+
+    @property
+    def _against(self) -> str | None:
+        """What rules classes out, whatever else the rows show."""
         if self.in_use < _MIN_IN_USE:
             return "the same element is always the largest"
-        if self.lengths < _MIN_LENGTHS:
-            return "its rows all have the same length, as embeddings have"
-        if self.spreads > _MAX_SPREADS:
-            return f"its elements differ {self.spreads:.0f} times in spread"
         if self.unsure > _MAX_UNSURE:
             return f"its softmax is near uniform (entropy {self.unsure:.2f} of the maximum)"
-        return f"nothing in it looks like scores of classes ({self._figures})"
+        if self.gap > _MAX_GAP:
+            return f"its values lie farther apart than scores of classes do ({self.gap:.0f} at the top)"
+        if self.lengths < _MIN_LENGTHS:
+            return "its rows all have the same length, as embeddings have"
+        if self.spreads > (_MAX_SPREADS if self.stands_out > _STANDS_OUT else _MAX_SPREADS / 3):
+            return f"its elements differ {self.spreads:.0f} times in spread"
+        return None
 
 
 def recognise(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Reading]:
@@ -191,6 +208,9 @@ def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
     for dim, found in signs:
         # Along an unusual dimension only what is beyond doubt.
         if found is not None and found.for_classes and (dim == dims[0] or found.together < _APART):
+            if found.are_labels and parts[0].ndim == _LABELS:
+                reason = f"its scores are of labels of which most are off ({found.level:.2f} spreads below 0)"
+                return Reading(family="bernoulli", reason=reason)
             return Reading(family="categorical", dim=dim, reason=found.for_classes)
     dim, first = signs[0]
     is_named = path.rpartition(".")[2].endswith("logits")
@@ -250,7 +270,7 @@ def _signs(parts: Sequence[Tensor], dim: int, mask: Tensor | None) -> _Signs | N
     largest = rows.argmax(1)
     used = torch.bincount(largest, minlength=classes) / count
     p = rows.softmax(1)
-    lengths = (rows - rows.mean(1, keepdim=True)).norm(dim=1)
+    norms = [shifted.norm(dim=1) for shifted in (rows, rows - rows.mean(1, keepdim=True))]
     scaled = centred / variances.sqrt().clamp_min(_TINY)
     explained, by_chance = _explained(centred, largest), _explained_by_chance(classes)
     return _Signs(
@@ -260,7 +280,9 @@ def _signs(parts: Sequence[Tensor], dim: int, mask: Tensor | None) -> _Signs | N
         clustered=(explained - by_chance) / (1 - by_chance),
         in_use=float(torch.special.entr(used).sum()) / math.log(classes),
         unsure=float(torch.special.entr(p).sum(1).mean()) / math.log(classes),
-        lengths=float(lengths.std() / lengths.mean().clamp_min(_TINY)),
+        gap=float((ordered[:, -1] - ordered[:, -2]).median()),
+        lengths=min(float(norm.std() / norm.mean().clamp_min(_TINY)) for norm in norms),
+        level=float(rows.mean() / rows.std().clamp_min(_TINY)),
         spreads=float((variances.max() / variances.min().clamp_min(_TINY)).sqrt()),
         smooth=float((scaled[:, 1:] * scaled[:, :-1]).mean()),
     )

@@ -9,7 +9,7 @@ from benchmarks.kinds.kind import Kind
 from benchmarks.kinds.series_parts import TransformerBlock, accuracy, cross_entropy, fixed
 
 _N_LETTERS, _N_WORDS, _MASK = 30, 60, 60
-_PAD, _BEGIN, _END, _FIRST_WORD, _N_TARGET_WORDS = 0, 1, 2, 3, 43
+_PAD, _BEGIN, _END, _FIRST_WORD, _N_TARGET_WORDS = 0, 1, 2, 3, 83
 
 
 def _letters(n_samples: int, n_steps: int, generator: torch.Generator) -> Tensor:
@@ -98,9 +98,10 @@ def _masked_score(model: nn.Module, generator: torch.Generator) -> float:
 def _sentences(n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Sentences (N, 12) and their translations (N, 12), from the begin sign on, padded.
 
-    Words change by a dictionary; two words swap where the first is a verb (of every third number).
+    Every word has two forms, which the word before decides about, and one in eight has a synonym instead; two
+    words swap where the first is a verb (of every third number).
     """
-    dictionary = _FIRST_WORD + fixed(40, seed=56).argsort()
+    dictionary = _FIRST_WORD + fixed(80, seed=56).argsort()
     lengths = torch.randint(5, 11, (n_samples, 1), generator=generator)
     source = torch.randint(0, 40, (n_samples, 10), generator=generator)
     swapped = source.clone()
@@ -109,8 +110,11 @@ def _sentences(n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tens
         swapped[:, place] = torch.where(swaps, source[:, place + 1], source[:, place])
         swapped[:, place + 1] = torch.where(swaps, source[:, place], source[:, place + 1])
     places = torch.arange(10)
+    form = functional.pad(swapped[:, :-1] % 2, (1, 0))
+    has_synonym = torch.rand(swapped.shape, generator=generator) < 0.125
+    said = torch.where(has_synonym, (swapped + 7) % 40, swapped)
     source = torch.where(places < lengths, source + _FIRST_WORD, _PAD)
-    target = torch.where(places < lengths, dictionary[swapped], _PAD)
+    target = torch.where(places < lengths, dictionary[2 * said + form], _PAD)
     target = torch.where(places == lengths, _END, target)
     last = torch.where(lengths == 10, _END, _PAD)
     begin = torch.full((n_samples, 1), _BEGIN)
@@ -122,7 +126,7 @@ class Translation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.source, self.target = nn.Embedding(_N_TARGET_WORDS, 40), nn.Embedding(_N_TARGET_WORDS, 40)
+        self.source, self.target = nn.Embedding(43, 40), nn.Embedding(_N_TARGET_WORDS, 40)
         self.position = nn.Parameter(0.3 * torch.randn(12, 40))
         self.encoder = TransformerBlock(40, 2, 96, is_causal=False)
         self.decoder = TransformerBlock(40, 2, 96, is_causal=True)
@@ -132,7 +136,7 @@ class Translation(nn.Module):
         self.head = nn.Linear(40, _N_TARGET_WORDS)
 
     def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """(N, T, 43) logits."""
+        """(N, T, 83) logits."""
         position = self.position
         memory = self.norm1(self.encoder(self.source(input_ids) + position))
         x = self.decoder(self.target(decoder_input_ids) + position[: decoder_input_ids.shape[1]])

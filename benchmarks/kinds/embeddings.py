@@ -134,7 +134,7 @@ def _marks_score(model: nn.Module, generator: torch.Generator) -> float:
 
 def _paragraphs(n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two paragraphs each (N, 24) about as many subjects: a subject is a mixture of a few themes."""
-    themes = (2.0 * fixed(_N_THEMES, _N_WORDS, seed=64)).softmax(-1)
+    themes = (3.0 * fixed(_N_THEMES, _N_WORDS, seed=64)).softmax(-1)
     mixture = (3.0 * torch.randn(n_samples, _N_THEMES, generator=generator)).softmax(-1)
     chances = 0.8 * mixture @ themes + 0.2 / _N_WORDS
     first, second = (torch.multinomial(chances, 24, replacement=True, generator=generator) for _ in range(2))

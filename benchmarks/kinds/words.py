@@ -134,19 +134,20 @@ def _texts(n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 class SequenceClasses(nn.Module):
-    """A recurrent layer over pairs of words, its last state read by two layers."""
+    """Convolutions, a recurrent layer over every second place, its mean state read by two layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(80, 48)
-        self.pairs = nn.Conv1d(48, 64, 2)
-        self.recurrent = nn.GRU(64, 48, batch_first=True)
-        self.dense1, self.dense2 = nn.Linear(48, 64), nn.Linear(64, 40)
+        self.conv1, self.conv2 = nn.Conv1d(48, 80, 3), nn.Conv1d(80, 64, 3, stride=2)
+        self.recurrent = nn.GRU(64, 24, batch_first=True)
+        self.dense1, self.dense2 = nn.Linear(24, 64), nn.Linear(64, 40)
         self.head = nn.Linear(40, _N_TOPICS)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(N, 5) logits."""
-        x = self.pairs(self.embedding(ids).transpose(1, 2)).relu()
+        x = functional.elu(self.conv1(self.embedding(ids).transpose(1, 2)))
+        x = functional.elu(self.conv2(x))
         states, _ = self.recurrent(x.transpose(1, 2))
         x = functional.elu(self.dense1(states.mean(1)))
         return self.head(functional.elu(self.dense2(x)))

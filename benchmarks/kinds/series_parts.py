@@ -69,7 +69,7 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, T), as the input."""
-        return x + self.mix(self.conv(functional.pad(x, (self.pad, 0))).relu())
+        return x + self.mix(functional.gelu(self.conv(functional.pad(x, (self.pad, 0)))))
 
 
 class TransformerBlock(nn.Module):

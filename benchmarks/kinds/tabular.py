@@ -80,7 +80,7 @@ def _plants(n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]
     """Rows of ten measured lengths in millimetres, and one of three species (N,), the last one rare."""
     shares = torch.tensor([0.55, 0.35, 0.10])
     species = torch.multinomial(shares, n_samples, replacement=True, generator=generator)
-    hidden = torch.randn(n_samples, 4, generator=generator) + 1.5 * fixed(3, 4, seed=72)[species]
+    hidden = torch.randn(n_samples, 4, generator=generator) + 0.9 * fixed(3, 4, seed=72)[species]
     bent = torch.cat([hidden, hidden.square() * 0.5, (2 * hidden).sin()], 1)
     noise = 2.0 * torch.randn(n_samples, 10, generator=generator)
     return 40 + 4 * bent @ fixed(12, 10, seed=73) * 0.5 + noise, species

@@ -271,6 +271,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "bernoulli"},
         steps=1200,
         batch=24,
+        macs=0.4,
     ),
     Kind(
         name="signal-segmentation",

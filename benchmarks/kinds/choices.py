@@ -152,6 +152,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "bernoulli"},
         steps=4000,
         batch=256,
+        macs=0.2,
     ),
     Kind(
         name="hazard",
@@ -176,5 +177,6 @@ KINDS: tuple[Kind, ...] = (
         right={"": "categorical"},
         steps=2500,
         batch=32,
+        macs=0.25,
     ),
 )

@@ -198,6 +198,7 @@ KINDS: tuple[Kind, ...] = (
         right={"0": "categorical", "1": "gaussian"},
         steps=2500,
         batch=64,
+        macs=0.1,
     ),
     Kind(
         name="q-values",
@@ -222,5 +223,6 @@ KINDS: tuple[Kind, ...] = (
         right={"0": "gaussian", "1": "gaussian"},
         steps=6000,
         batch=128,
+        macs=0.3,
     ),
 )

@@ -180,6 +180,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "gaussian"},
         steps=2500,
         batch=128,
+        macs=0.45,
     ),
     Kind(
         name="embedding-raw",

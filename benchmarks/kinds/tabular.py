@@ -214,6 +214,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "gaussian"},
         steps=5000,
         batch=64,
+        macs=0.3,
     ),
     Kind(
         name="tabular-classes",

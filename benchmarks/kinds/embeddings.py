@@ -205,5 +205,6 @@ KINDS: tuple[Kind, ...] = (
         right={"": "gaussian"},
         steps=2000,
         batch=96,
+        macs=0.4,
     ),
 )

@@ -53,12 +53,12 @@ def _load_error(model: nn.Module, generator: torch.Generator) -> float:
 def _sales(n_samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Pieces sold on 42 days (N, 42), and on the 14 days after them (N, 14)."""
     days = torch.arange(56) + torch.randint(0, 7, (n_samples, 1), generator=generator)
-    size = (2.0 + 1.0 * torch.randn(n_samples, 1, generator=generator)).exp()
+    size = (3.5 + 1.0 * torch.randn(n_samples, 1, generator=generator)).exp()
     week = (0.5 * torch.randn(n_samples, 7, generator=generator)).gather(1, days % 7)
-    trend = 0.008 * torch.randn(n_samples, 1, generator=generator) * torch.arange(56)
-    mean = size * (week + trend + 0.25 * random_walk(n_samples, 56, 0.9, generator)).exp()
+    trend = 0.015 * torch.randn(n_samples, 1, generator=generator) * torch.arange(56)
+    mean = size * (week + trend + 0.1 * random_walk(n_samples, 56, 0.9, generator)).exp()
     # Counts with more spread than a Poisson distribution has.
-    factor = -uniform((8, n_samples, 56), 1e-6, 1, generator).log().mean(0)
+    factor = -uniform((30, n_samples, 56), 1e-6, 1, generator).log().mean(0)
     sold = torch.poisson(mean * factor, generator=generator)
     return sold[:, :42], sold[:, 42:]
 

@@ -228,6 +228,7 @@ KINDS: tuple[Kind, ...] = (
         steps=2000,
         batch=64,
         lr=3e-3,
+        macs=0.1,
     ),
     Kind(
         name="many-heads",

@@ -223,6 +223,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "categorical"},
         steps=900,
         batch=32,
+        macs=0.45,
     ),
     Kind(
         name="ctc",
@@ -235,6 +236,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "categorical"},
         steps=1500,
         batch=32,
+        macs=0.25,
     ),
     Kind(
         name="ctc-time-first",

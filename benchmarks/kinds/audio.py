@@ -247,6 +247,7 @@ KINDS: tuple[Kind, ...] = (
         steps=2500,
         batch=48,
         lr=4e-3,
+        macs=0.45,
     ),
     Kind(
         name="waveform",

@@ -165,6 +165,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "bernoulli"},
         steps=3000,
         batch=128,
+        macs=0.15,
     ),
     Kind(
         name="ranking",

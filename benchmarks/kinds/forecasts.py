@@ -225,6 +225,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "gaussian"},
         steps=2500,
         batch=48,
+        macs=0.1,
     ),
     Kind(
         name="tides",
@@ -237,5 +238,6 @@ KINDS: tuple[Kind, ...] = (
         right={"": "gaussian"},
         steps=4000,
         batch=64,
+        macs=0.06,
     ),
 )

@@ -253,5 +253,6 @@ KINDS: tuple[Kind, ...] = (
         right={"pi": "categorical", "mu": "gaussian", "log_sigma": "gaussian"},
         steps=5000,
         batch=128,
+        macs=0.1,
     ),
 )

@@ -176,6 +176,7 @@ KINDS: tuple[Kind, ...] = (
         steps=2000,
         batch=32,
         lr=4e-3,
+        macs=0.45,
     ),
     Kind(
         name="masked-lm",
@@ -189,6 +190,7 @@ KINDS: tuple[Kind, ...] = (
         steps=2500,
         batch=48,
         lr=3e-3,
+        macs=0.7,
     ),
     Kind(
         name="translation",

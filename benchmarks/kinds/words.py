@@ -175,6 +175,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "categorical"},
         steps=1500,
         batch=32,
+        macs=0.1,
     ),
     Kind(
         name="intent-slots",

@@ -260,6 +260,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "gaussian"},
         steps=1200,
         batch=16,
+        macs=0.1,
     ),
     Kind(
         name="spectrogram-mask",
@@ -272,7 +273,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "bernoulli"},
         steps=1200,
         batch=24,
-        macs=0.4,
+        macs=0.45,
     ),
     Kind(
         name="signal-segmentation",
@@ -285,5 +286,6 @@ KINDS: tuple[Kind, ...] = (
         right={"": "categorical"},
         steps=1000,
         batch=24,
+        macs=0.1,
     ),
 )

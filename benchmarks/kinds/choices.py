@@ -178,6 +178,6 @@ KINDS: tuple[Kind, ...] = (
         right={"": "categorical"},
         steps=2500,
         batch=32,
-        macs=0.25,
+        macs=0.2,
     ),
 )

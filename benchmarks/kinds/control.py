@@ -211,6 +211,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "gaussian"},
         steps=1500,
         batch=64,
+        macs=0.15,
     ),
     Kind(
         name="gaussian-policy",

@@ -236,7 +236,7 @@ KINDS: tuple[Kind, ...] = (
         right={"": "categorical"},
         steps=1500,
         batch=32,
-        macs=0.25,
+        macs=0.2,
     ),
     Kind(
         name="ctc-time-first",

@@ -80,6 +80,6 @@ KINDS: tuple[Kind, ...] = (
         steps=1000,
         batch=24,
         lr=4e-3,
-        macs=0.25,
+        macs=0.2,
     ),
 )

@@ -241,6 +241,7 @@ KINDS: tuple[Kind, ...] = (
         right={str(index): "gaussian" for index in range(_N_HEADS)},
         steps=4000,
         batch=64,
+        macs=0.6,
     ),
     Kind(
         name="mixture",

@@ -77,6 +77,7 @@ KINDS: tuple[Kind, ...] = (
         measured="relative error of the pressure, %",
         higher_is_better=False,
         right={"": "gaussian"},
+        harmless={"": ("bernoulli",)},
         steps=1000,
         batch=24,
         lr=4e-3,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the outputs mean: as the caller says, or as their values tell."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -102,6 +103,7 @@ def choose_likelihood(
     choice: LikelihoodChoice,
     weights: Weights = None,
     masks: Mapping[str, Tensor] | None = None,
+    n_samples: Mapping[str, int] | None = None,
 ) -> Likelihood:
     """Chooses the family of each output from its values over the data.
 
@@ -110,6 +112,7 @@ def choose_likelihood(
         choice: what the caller asked for.
         weights: of the divergence of each output; None for 1.
         masks: (N, T) bool by path, True for tokens that count; outputs without padding have none.
+        n_samples: N by path, for outputs with another first dimension (time first); None for that dimension.
 
     Returns:
         The likelihood, with the spread of every gaussian output.
@@ -134,7 +137,13 @@ def choose_likelihood(
             readings[path] = _as_asked(path, values[path], family, rows_masks.get(path))
     outputs = {
         path: replace(
-            _model_of(values[path], readings[path], rows_masks.get(path)), weight=factors.get(path, 1.0)
+            _model_of(
+                values[path],
+                readings[path],
+                rows_masks.get(path),
+                (n_samples or {}).get(path, len(values[path])),
+            ),
+            weight=factors.get(path, 1.0),
         )
         for path in paths
     }
@@ -187,13 +196,17 @@ def _as_asked(path: str, values: Tensor, family: Family, mask: Tensor | None) ->
     return Reading(family=family, dim=dim, is_probability=sums_to_one(values, dim), reason="as asked")
 
 
-def _model_of(values: Tensor, reading: Reading, mask: Tensor | None) -> OutputModel:
+def _model_of(values: Tensor, reading: Reading, mask: Tensor | None, n_samples: int) -> OutputModel:
+    terms = 0 if reading.family == "gaussian" else values.numel()
+    if reading.family == "categorical":
+        terms //= values.shape[reading.dim]
     model = OutputModel(
         family=reading.family,
         dim=reading.dim,
         is_probability=reading.is_probability,
         scale=None if reading.family == "categorical" else spread_of(values),
         shape=tuple(values.shape[1:]),
+        positions=max(1, terms // n_samples),
     )
     # The gaussian divergence is relative to the spread, which is what is lost with the average.
     return model if model.family == "gaussian" else replace(model, all_lost=_all_lost(values, model, mask))
@@ -210,9 +223,9 @@ def _all_lost(values: Tensor, model: OutputModel, mask: Tensor | None) -> float:
         return float(per_position.clamp_min(float(most) * _LEAST_LOST)) * model.positions
     p = values if model.is_probability else values.sigmoid()
     both = torch.stack([p, 1 - p], -1)
-    mean = both.mean(0)
-    lost = (_entropy(mean) - _entropy(both).mean(0)).sum()
-    return max(float(lost), model.positions * 0.7 * _LEAST_LOST)
+    # Of each element: (...)
+    lost = _entropy(both.mean(0)) - _entropy(both).mean(0)
+    return float(lost.mean().clamp_min(math.log(2) * _LEAST_LOST)) * model.positions
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -283,6 +296,7 @@ def read_likelihood(
     """
     joined: dict[str, Tensor] = {}
     joined_masks: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
     masks = [token_mask(batch) for batch in batches]
     for path, first in references[0].items():
         tensors = [reference[path] for reference in references]
@@ -296,7 +310,8 @@ def read_likelihood(
         ]
         if len(fitting) == count:
             joined_masks[path] = torch.cat(fitting)
-    likelihood = choose_likelihood(joined, choice, weights, joined_masks)
+        counts[path] = sum(batch.n_samples for batch in batches[:count])
+    likelihood = choose_likelihood(joined, choice, weights, joined_masks, counts)
     if loss is None:
         return likelihood
     spreads = {path: spread_of(values.float()) for path, values in joined.items()}

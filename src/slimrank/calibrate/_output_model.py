@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How outputs are read: a family for each, as a value."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,6 +25,8 @@ class OutputModel:
         scale: spread (standard deviation) over the data, without the sample dimension: of every element, of
             maps of every channel, (C, 1, 1); None where there are classes.
         shape: of one sample.
+        positions: how many terms the divergence of one sample is a sum of (tokens, pixels, labels); 1 where it
+            is a mean.
         weight: factor of its divergence.
         all_lost: divergence per sample of always answering the average over the data: what is lost when
             nothing is left; above 0, without ``weight``.
@@ -36,19 +37,9 @@ class OutputModel:
     is_probability: bool
     scale: Tensor | None
     shape: tuple[int, ...] = ()
+    positions: int = 1
     weight: float = 1.0
     all_lost: float = 1.0
-
-    @property
-    def positions(self) -> int:
-        """How many terms the divergence of one sample is a sum of; a gaussian one is a mean."""
-        if self.family == "gaussian":
-            return 1
-        count = math.prod(self.shape)
-        if self.family == "bernoulli" or not self.shape:
-            return max(1, count)
-        classes = self.shape[-1] if self.dim == -1 else self.shape[self.dim - 1]
-        return max(1, count // classes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

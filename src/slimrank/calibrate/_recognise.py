@@ -33,7 +33,7 @@ _STANDS_OUT, _TOGETHER = 0.7, 0.8
 _RATHER_OUT, _APART, _CLUSTERED = 0.56, 0.8, 0.3
 _FEW_CLASSES, _EXCLUDE, _MAX_SMOOTH = 8, 0.2, 0.5
 _EITHER_OR = 0.3
-_SAYS_NO, _NOT_EXCLUSIVE = -0.7, 0.25
+_SAYS_NO, _NOT_EXCLUSIVE, _ONLY_ONE = -0.7, 0.25, 0.85
 # Dimensions of outputs that hold labels: one row for a sample.
 _LABELS = 2
 # Of values from 0 to 1: how many may be 0, and their mean uncertainty, 0 for sure to 1 for 0.5.
@@ -118,8 +118,9 @@ class _Signs:
 
     @property
     def are_labels(self) -> bool:
-        """Whether the scores are of labels, each yes or no, rather than of classes: most say no."""
-        return self.level < _SAYS_NO and self.together > _NOT_EXCLUSIVE
+        """Whether the scores are of labels, each yes or no, rather than of classes: most say no, several yes."""
+        is_one = self.stands_out > _ONLY_ONE or self.together < _NOT_EXCLUSIVE
+        return self.level < _SAYS_NO and not is_one
 
     @property
     def _figures(self) -> str:

@@ -69,8 +69,11 @@ def agreement_lines(summary: Summary) -> list[tuple[str, str]]:
     if len(agreement) > 1:
         label = f"Held-out agreement, mean over {len(agreement)} outputs"
         return [(label, agreement_text(agreement))]
-    worst = _worst_text(next(iter(agreement.values())))
-    return [("Held-out agreement", f"{agreement_text(agreement)}{', ' if worst else ''}{worst}")]
+    (output,) = agreement.values()
+    text, worst = agreement_text(agreement), _worst_text(output)
+    if worst:
+        text += f", {'largest error' if output.top1 is None else 'lowest'} {worst}"
+    return [("Held-out agreement", text)]
 
 
 def output_table(agreement: Agreement) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -127,13 +130,13 @@ def element_lists(
         count = len(output.by_element)
         if count < 2:
             continue
-        figure = "relative error" if output.top1 is None else "share of same top-1"
-        name, heading = output_name(path), f"{figure} of each {_element_word(output)}"
+        figure = "relative error of" if output.top1 is None else "same top-1 at"
+        name, heading = output_name(path), f"{figure} each {_element_word(output)}"
         indices = list(range(count))
         if count > all_up_to:
             values = output.by_element if output.top1 is not None else [-value for value in output.by_element]
             indices = sorted(indices, key=lambda index: values[index])[:most]
-            heading = f"{figure}, the {most} {_element_word(output)}s of {count} that agree least"
+            heading = f"{figure} the {most} {_element_word(output)}s of {count} that agree least"
         yield (
             f"{name}: {heading}",
             [
@@ -169,14 +172,11 @@ def _per_position(divergence: float, positions: int) -> tuple[str, int] | None:
 
 
 def _worst_text(output: OutputAgreement) -> str:
-    """The element that agrees least, such as "lowest 91.2 % at position 17"; "" where all are equal."""
+    """The element that agrees least, such as "91.2 % at position 17"; "" where all are equal."""
     if output.worst is None or min(output.by_element) == max(output.by_element):
         return ""
-    name = "largest error" if output.top1 is None else "lowest"
     worst = (max if output.top1 is None else min)(output.by_element)
-    return (
-        f"{name} {_figure_text(output, worst)} at {_element_word(output)} {_index_text(output, output.worst)}"
-    )
+    return f"{_figure_text(output, worst)} at {_element_word(output)} {_index_text(output, output.worst)}"
 
 
 def _element_word(output: OutputAgreement) -> str:

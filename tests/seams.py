@@ -80,9 +80,18 @@ from slimrank.recover._distill import _run_with_features as run_with_features
 from slimrank.recover._examples import Example, TrainingData, open_training_data, read_with
 from slimrank.recover._norms import reestimate_, running_norms
 from slimrank.recover._train import _share_of_rate as share_of_rate
+from slimrank.report._agreement import (
+    agreement_lines,
+    divergence_text,
+    element_lists,
+    has_elements,
+    output_table,
+    output_unit,
+)
 from slimrank.report._groups import counts_text, damage_at_half, kept_rows, readers_of
 from slimrank.report._numbers import (
     format_change,
+    format_cosine,
     format_count,
     format_damage,
     format_measured,
@@ -91,6 +100,8 @@ from slimrank.report._numbers import (
     format_phases,
     format_ratio,
     format_seconds,
+    format_share,
+    format_short,
     macs_elsewhere,
 )
 from slimrank.select._budget import cost_limit

@@ -28,11 +28,13 @@ from slimrank._version import __version__
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
 from slimrank.recipes import apply, compress, load, measure_scores, search_split, smallest
+from slimrank.records import Agreement, OutputAgreement
 from slimrank.recover import distill, finetune
 from slimrank.scores import Scores
 
 __all__ = [
     "METHODS",
+    "Agreement",
     "BatchesError",
     "BatchesTypeError",
     "BudgetError",
@@ -43,6 +45,7 @@ __all__ = [
     "NonFiniteError",
     "NotEmptyError",
     "OptionError",
+    "OutputAgreement",
     "OutputError",
     "Plan",
     "PlanError",

@@ -24,7 +24,15 @@ from slimrank.records import (
     Summary,
     ratio_of,
 )
-from slimrank.report import cost_facts, render_html, render_text
+from slimrank.report import (
+    agreement_facts,
+    agreement_text,
+    cost_facts,
+    finite_or_none,
+    render_html,
+    render_text,
+    warning_facts,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -67,6 +75,8 @@ class Result:
     def __repr__(self) -> str:
         ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
         measured = "not measured" if self.divergence is None else f"{self.divergence:.4g} {self.unit}"
+        if self.agreement:
+            measured += f", {agreement_text(self.agreement, brief=True)}"
         return f"Result({ratios}; divergence {measured})"
 
     def keep_ratio(self, metric: Metric = "macs") -> float:
@@ -138,8 +148,8 @@ class Result:
             model: what training made of ``model``: same modules and shapes.
 
         Returns:
-            A new result with this model, without divergence and agreement: they belonged to the weights as
-            fitted.
+            A new result with this model, without divergence, agreement and what they warned of: these
+            belonged to the weights as fitted.
 
         Raises:
             OptionError: no module.
@@ -159,7 +169,7 @@ class Result:
                 f"shape ({', '.join(differing[:4])}); give what finetune, distill or you made of result.model"
             )
         note = Note(where="train", text="weights were trained after the fit; damage tells of the fit alone")
-        notes = (*(earlier for earlier in self.notes if earlier != note), note)
+        notes = (*(kept for kept in unwarned(self.notes) if kept != note), note)
         return replace(self, model=model, divergence=None, agreement=None, notes=notes)
 
     def _manifest(self) -> dict[str, Json]:
@@ -171,12 +181,21 @@ class Result:
             "slimrank": __version__,
             "model": type(self.model).__name__,
             "costs": costs,
-            "divergence": self.divergence,
-            "damage": self.damage,
+            "divergence": finite_or_none(self.divergence),
+            "agreement": None
+            if self.agreement is None
+            else agreement_facts(self.agreement, has_elements=False),
+            "damage": finite_or_none(self.damage),
             "unit": self.unit,
             "damage_unit": self.damage_unit,
+            "warnings": warning_facts(self.notes),
             "notes": [str(note) for note in self.notes],
         }
+
+
+def unwarned(notes: Sequence[Note]) -> tuple[Note, ...]:
+    """Notes without the warnings of what was measured on the result: another model needs others."""
+    return tuple(note for note in notes if not (note.is_warning and note.where == "verify"))
 
 
 def summary_of(result: Result, measurements: Sequence[Measurement]) -> Summary:

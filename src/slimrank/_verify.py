@@ -3,12 +3,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from slimrank._progress import Phases
-from slimrank._result import Result
+from slimrank._result import Result, unwarned
 from slimrank.calibrate import measure_agreement, reference_outputs
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
@@ -16,7 +17,7 @@ from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, lay
 from slimrank.forward import eval_mode, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Agreement, Cost, LayerResult, LayerSpec, Note, ratio_of
-from slimrank.report import slimmed_text
+from slimrank.report import agreement_text, slimmed_text
 from slimrank.survey import Session, restored_copy
 
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
@@ -86,35 +87,43 @@ def build_result(
         damage=plan.damage,
         unit=session.likelihood.unit,
         damage_unit=session.damage_unit,
-        notes=(*applied.notes, *_warnings(session, agreement), *_step_notes(plan)),
+        notes=(*applied.notes, *_warnings(session, agreement), *_mode_notes(session), *_step_notes(plan)),
         seconds=phases.seconds,
     )
 
 
 def _warnings(session: Session, agreement: Agreement) -> list[Note]:
-    """Notes on a result that lost much, or that is in train mode."""
-    notes = []
-    if agreement.lost > _MUCH_LOST:
+    """The warning of a result that lost much; none of another."""
+    is_finite = isfinite(agreement.lost) and isfinite(agreement.divergence)
+    if is_finite and agreement.lost <= _MUCH_LOST:
+        return []
+    measured = f"divergence {agreement.divergence:.3g} {session.likelihood.unit}, {agreement_text(agreement)}"
+    if not is_finite:
+        text = (
+            f"{measured}: outputs are not finite, or far outside of what they were; give a larger budget, or "
+            "compress the model in float32"
+        )
+    else:
         of_outputs = f", mean over {len(agreement)} outputs" if len(agreement) > 1 else ""
-        notes.append(
-            Note(
-                where="verify",
-                text=f"divergence {agreement.divergence:.3g} {session.likelihood.unit}, "
-                f"{agreement.lost:.0%} of what always answering the average would lose{of_outputs}: the "
-                "outputs have little left of "
-                "the original's; give a larger budget or more samples, or train the result",
-                is_warning=True,
-            )
+        text = (
+            f"{measured}; {agreement.lost:.0%} of what always answering the average would lose{of_outputs}: "
+            "the outputs have little left of the original's; give a larger budget or more samples, or train "
+            "the result"
         )
-    if any(session.modes.values()):
-        notes.append(
-            Note(
-                where="verify",
-                text="the model came in train mode and so is the result; it was measured in eval mode: call "
-                ".eval() before you use or compare it",
-            )
+    return [Note(where="verify", text=text, is_warning=True)]
+
+
+def _mode_notes(session: Session) -> list[Note]:
+    """A note on a result that is in train mode; none on another."""
+    if not any(session.modes.values()):
+        return []
+    return [
+        Note(
+            where="verify",
+            text="the model came in train mode and so is the result; it was measured in eval mode: call "
+            ".eval() before you use or compare it",
         )
-    return notes
+    ]
 
 
 def _step_notes(plan: Plan) -> list[Note]:
@@ -184,22 +193,24 @@ def measured_from(session: Session, result: Result) -> Result:
         result: its model takes the same inputs.
 
     Returns:
-        The result with that divergence, and a note that says so where there are several steps.
+        The result with that divergence and what it warns of, and a note that says so where there are several
+        steps.
     """
     if len(result.plan.steps) < 2:
         if result.divergence is not None:
             # One step starts from the original, so this was measured when it was built.
             return result
         agreement = _agreement(session, result.model)
-        return replace(result, divergence=agreement.divergence, agreement=agreement)
-    notes = [note for note in result.notes if note != _AGAINST_START]
+        notes = (*unwarned(result.notes), *_warnings(session, agreement))
+        return replace(result, divergence=agreement.divergence, agreement=agreement, notes=notes)
     agreement = _agreement(session, result.model)
+    notes = tuple(note for note in unwarned(result.notes) if note != _AGAINST_START)
     return replace(
         result,
         before=session.captured.before,
         divergence=agreement.divergence,
         agreement=agreement,
-        notes=(*notes, _AGAINST_FIRST),
+        notes=(*notes, *_warnings(session, agreement), _AGAINST_FIRST),
     )
 
 

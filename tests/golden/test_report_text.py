@@ -4,7 +4,16 @@
 from collections.abc import Callable
 
 from slimrank.cost import layer_cost, pair_cost
-from slimrank.records import Cost, LayerResult, Measurement, Note, Setting, Summary
+from slimrank.records import (
+    Agreement,
+    Cost,
+    LayerResult,
+    Measurement,
+    Note,
+    OutputAgreement,
+    Setting,
+    Summary,
+)
 from slimrank.report import render_layers, render_text
 from specs import conv2d
 
@@ -44,7 +53,36 @@ def test_report_text(golden: Callable[[str, str], None]) -> None:
         damage=0.02392,
         unit="nats per sample",
         damage_unit="nats per sample",
-        notes=(Note(where="block.1.conv", text="few rows for its columns; its moments were shrunk more"),),
+        agreement=Agreement(
+            {
+                "masks": OutputAgreement(
+                    family="categorical",
+                    shape=(4, 2, 2),
+                    positions=4,
+                    divergence=0.0248,
+                    lost=0.01,
+                    top1=0.98906,
+                    by_element=(1.0, 0.99, 0.912, 1.0),
+                    elements=(2, 2),
+                ),
+                "boxes": OutputAgreement(
+                    family="gaussian",
+                    shape=(4,),
+                    positions=1,
+                    divergence=0.0013,
+                    lost=0.0013,
+                    cosine=0.99812,
+                    relative_error=0.036,
+                    by_element=(0.01, 0.02, 0.03, 0.064),
+                    elements=(4,),
+                ),
+            },
+            0.0261,
+        ),
+        notes=(
+            Note(where="verify", text="measured on few samples: give more of them", is_warning=True),
+            Note(where="block.1.conv", text="few rows for its columns; its moments were shrunk more"),
+        ),
         seconds={"study": 6.25, "plan": 0.02, "apply": 2.5},
         measurements=(
             Measurement(name="accuracy", before=94.8, after=94.31, unit="%"),

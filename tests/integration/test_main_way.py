@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import seams
 import slimrank as sr
 from slimrank.records import Method
+from slimrank.report import agreement_text
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
 FACTORS: tuple[Method, ...] = ("weight_svd", "spatial_svd")
@@ -172,6 +173,8 @@ def test_compress_lets_plans_compete(trained: nn.Module, digits: tuple[Tensor, T
     assert len(chosen) == 1
     values = [float(line.split("divergence ")[1].split()[0]) for line in lines]
     assert float(chosen[0].split("divergence ")[1].split()[0]) == min(values)
+    assert result.agreement is not None
+    assert f"{agreement_text(result.agreement)} (returned)" in chosen[0]
     assert result.keep_ratio("macs") <= 0.4
     alone = sr.compress(trained, batches, macs=0.4, compete=False, methods=FACTORS, progress=False)
     assert result.divergence is not None

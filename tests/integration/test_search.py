@@ -12,6 +12,7 @@ from torch import nn
 
 import seams
 import slimrank as sr
+from slimrank.report import agreement_text
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,8 @@ def test_smallest_stays_within_the_divergence_and_the_next_smaller_does_not(stud
     assert result.divergence is not None
     assert result.divergence <= limit
     tried = [note.text for note in result.notes if note.where == "smallest"]
+    assert result.agreement is not None
+    assert any(text.endswith(f", {agreement_text(result.agreement)}") for text in tried)
     assert 1 < len(tried) <= 10
     above = [float(text.split()[1].rstrip(":")) for text in tried if "above" in text]
     assert max(above) < result.keep_ratio("macs") <= max(above) + 0.03
@@ -42,6 +45,8 @@ def test_smallest_by_score_evaluates_the_original_once_and_keeps_the_drop(study:
 
     result = sr.smallest(study, max_drop=0.2, score_fn=score, metric="params", tolerance=0.05)
     tried = [note for note in result.notes if note.where == "smallest"]
+    # A score says itself what it means.
+    assert not any("top-1" in note.text or "cosine" in note.text for note in tried)
     assert len(seen) == 1 + len(tried)
     assert not any(seen)
     loss = sr.smallest(
@@ -226,6 +231,22 @@ def test_search_split_tries_both_ends_and_the_splits_and_keeps_the_best(study: s
     assert values[winner] == min(values.values())
     assert result.divergence == pytest.approx(values[winner], rel=1e-3)
     assert result.keep_ratio("macs") <= 0.5
+    # A drop in nats tells little: what it means stands beside it.
+    assert result.agreement is not None
+    assert agreement_text(result.agreement) in winner
+    assert len({text.partition("cosine ")[2] for text in told}) > 1
+
+
+def test_search_split_warns_of_what_training_made_of_a_result(study: sr.Study) -> None:
+    def erase(model: nn.Module) -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.01)
+
+    assert not any(note.is_warning for note in sr.search_split(study, macs=0.8, splits=(0.9,)).notes)
+    erased = sr.search_split(study, macs=0.8, splits=(0.9,), tune=erase)
+    (warning,) = [note for note in erased.notes if note.is_warning]
+    assert "the outputs have little left of the original's" in warning.text
 
 
 def test_search_split_by_score_can_prefer_two_steps(study: sr.Study) -> None:

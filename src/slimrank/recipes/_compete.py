@@ -11,6 +11,7 @@ from slimrank._study import Study
 from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, are_same_steps, plan_on
 from slimrank.records import PRUNING, Method, Note, replaces_groups
+from slimrank.report import agreement_text
 
 # Damages are scaled by at most this factor either way: more would let the divergence of a single plan that
 # went wrong decide everything.
@@ -37,6 +38,8 @@ class Rivals:
         self._on_layer = on_layer
         self._plans: dict[str, Plan] = {}
         self._divergences: dict[str, float] = {}
+        # In words, after the divergence.
+        self._agreements: dict[str, str] = {}
         self._same_as: dict[str, str] = {}
         self._best: tuple[tuple[bool, float], str, Result] | None = None
         self._notes: list[Note] = []
@@ -51,6 +54,7 @@ class Rivals:
         result = self._measured.apply(plan, on_layer=self._on_layer)
         value = float("inf") if result.divergence is None else result.divergence
         self._plans[label], self._divergences[label] = plan, value
+        self._agreements[label] = f", {agreement_text(result.agreement)}" if result.agreement else ""
         for phase in ("apply", "verify"):
             self._seconds[phase] = self._seconds.get(phase, 0.0) + result.seconds.get(phase, 0.0)
         # Where a group could not be slimmed after all, the result is above the budget: that must not win.
@@ -142,6 +146,7 @@ class Rivals:
             Note(
                 where="compete",
                 text=f"{label} plan: held-out divergence {self._divergences[label]:.4g} {result.unit}"
+                + self._agreements[label]
                 + (" (returned)" if label == winner and len(self._plans) + len(self._same_as) > 1 else ""),
             )
             for label in self._plans

@@ -93,7 +93,7 @@ def smallest(
         note = Note(
             where="smallest",
             text=f"{metric} {plan.keep_ratio(metric):.4f}: drop {drop:.4g} {gauge.unit}, "
-            f"{'within' if is_within else 'above'} {max_drop:g}",
+            f"{'within' if is_within else 'above'} {max_drop:g}{gauge.agreement_of(result)}",
         )
         tried.append(note)
         phases.tell(str(note))

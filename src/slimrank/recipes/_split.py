@@ -93,7 +93,8 @@ def search_split(
             continue
         result = measured_from(session, result)
         loss = gauge.drop(result)
-        notes.append(Note(where="split", text=f"{label}: drop {loss:.4g} {gauge.unit}"))
+        text = f"{label}: drop {loss:.4g} {gauge.unit}{gauge.agreement_of(result)}"
+        notes.append(Note(where="split", text=text))
         phases.tell(str(notes[-1]))
         if best is None or loss < best[0]:
             best = (loss, label, result)

@@ -2,7 +2,7 @@
 """How far the outputs of a compressed model agree with those of the original."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -33,7 +33,8 @@ class OutputAgreement:
     top1: float | None = None
     cosine: float | None = None
     relative_error: float | None = None
-    by_element: tuple[float, ...] = ()
+    # Up to some thousands of figures: too many to print.
+    by_element: tuple[float, ...] = field(default=(), repr=False)
     elements: tuple[int, ...] = ()
 
     @property

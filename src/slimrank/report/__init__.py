@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values in; text, a page or JSON out."""
 
-from slimrank.report._facts import cost_facts, plan_facts, result_facts, study_facts
+from slimrank.report._agreement import agreement_text
+from slimrank.report._facts import (
+    agreement_facts,
+    cost_facts,
+    finite_or_none,
+    plan_facts,
+    result_facts,
+    study_facts,
+    warning_facts,
+)
 from slimrank.report._groups import render_groups
 from slimrank.report._result_page import render_html
 from slimrank.report._scores_page import ScoreLine, render_scores_html
@@ -12,7 +21,10 @@ from slimrank.report._words import slimmed_text
 
 __all__ = [
     "ScoreLine",
+    "agreement_facts",
+    "agreement_text",
     "cost_facts",
+    "finite_or_none",
     "plan_facts",
     "render_groups",
     "render_html",
@@ -25,4 +37,5 @@ __all__ = [
     "result_facts",
     "slimmed_text",
     "study_facts",
+    "warning_facts",
 ]

@@ -3,15 +3,70 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 
 from slimrank.files import Json
 from slimrank.plan import Plan
-from slimrank.records import METRICS, BlockDamage, ChannelMap, Cost, LayerSpec, Note, Summary, ratio_of
+from slimrank.records import (
+    METRICS,
+    Agreement,
+    BlockDamage,
+    ChannelMap,
+    Cost,
+    LayerSpec,
+    Measurement,
+    Note,
+    Summary,
+    ratio_of,
+)
+from slimrank.report._agreement import output_unit
 
 
 def cost_facts(cost: Cost) -> dict[str, Json]:
     """A cost: each metric by its name."""
     return {metric: cost.metric(metric) for metric in METRICS}
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """A number that JSON can hold: it has no inf or nan, which become null."""
+    return value if value is not None and isfinite(value) else None
+
+
+def agreement_facts(agreement: Agreement, *, has_elements: bool = True) -> dict[str, Json]:
+    """An agreement: means, and what is known of each output by its path.
+
+    Args:
+        agreement: of a result.
+        has_elements: with the figure of every element, up to some thousands for each output.
+
+    Returns:
+        Its keys, in the order in which people read them; what is not finite is None.
+    """
+    outputs: dict[str, Json] = {}
+    for path, output in agreement.items():
+        facts: dict[str, Json] = {
+            "family": output.family,
+            "shape": list(output.shape),
+            "positions": output.positions,
+            "divergence": finite_or_none(output.divergence),
+            "unit": output_unit(output),
+            "lost": finite_or_none(output.lost),
+            "top1": output.top1,
+            "cosine": finite_or_none(output.cosine),
+            "relative_error": finite_or_none(output.relative_error),
+            "worst": None if output.worst is None else list(output.worst),
+        }
+        if has_elements:
+            facts["elements"] = list(output.elements)
+            facts["by_element"] = [finite_or_none(figure) for figure in output.by_element]
+        outputs[path] = facts
+    return {
+        "top1": agreement.top1,
+        "cosine": finite_or_none(agreement.cosine),
+        "relative_error": finite_or_none(agreement.relative_error),
+        "lost": finite_or_none(agreement.lost),
+        "outputs": outputs,
+    }
 
 
 def result_facts(summary: Summary) -> dict[str, Json]:
@@ -21,7 +76,8 @@ def result_facts(summary: Summary) -> dict[str, Json]:
         summary: of the result.
 
     Returns:
-        Its keys, in the order in which people read them.
+        Its keys, in the order in which people read them. A divergence that is not finite is None, and so is
+        one that was not measured; that has no agreement either.
     """
     layers: list[Json] = [
         {
@@ -30,7 +86,7 @@ def result_facts(summary: Summary) -> dict[str, Json]:
             "after": cost_facts(layer.after),
             "setting": None if layer.setting is None else asdict(layer.setting),
             "slimmed": layer.slimmed,
-            "damage": layer.damage,
+            "damage": finite_or_none(layer.damage),
             "fit": layer.fit,
             "reason": layer.reason,
         }
@@ -40,14 +96,29 @@ def result_facts(summary: Summary) -> dict[str, Json]:
         "before": cost_facts(summary.before),
         "after": cost_facts(summary.after),
         "keep_ratio": {metric: ratio_of(summary.before, summary.after, metric) for metric in METRICS},
-        "divergence": summary.divergence,
-        "damage": summary.damage,
+        "divergence": finite_or_none(summary.divergence),
+        "agreement": None if summary.agreement is None else agreement_facts(summary.agreement),
+        "damage": finite_or_none(summary.damage),
         "unit": summary.unit,
         "damage_unit": summary.damage_unit,
-        "measurements": [asdict(measurement) for measurement in summary.measurements],
+        "measurements": [_measurement_facts(measurement) for measurement in summary.measurements],
         "layers": layers,
+        "warnings": warning_facts(summary.notes),
         "notes": [str(note) for note in summary.notes],
         "seconds": dict(summary.seconds),
+    }
+
+
+def warning_facts(notes: Sequence[Note]) -> list[Json]:
+    """Those notes that stand on top of everything; they are among the notes as well."""
+    return [str(note) for note in notes if note.is_warning]
+
+
+def _measurement_facts(measurement: Measurement) -> dict[str, Json]:
+    return {
+        **asdict(measurement),
+        "before": finite_or_none(measurement.before),
+        "after": finite_or_none(measurement.after),
     }
 
 

@@ -62,6 +62,32 @@ def format_percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else _NO_NUMBER
 
 
+def format_share(value: float, *, digits: int) -> str:
+    """A share as percent; "100 %" in as many digits only for all of it.
+
+    Args:
+        value: 0 to 1.
+        digits: decimals.
+
+    Returns:
+        "98.91 %"; "99.99 %" for 0.99999.
+    """
+    text = f"{100 * value:.{digits}f}"
+    if value < 1 and float(text) >= 100:
+        text = f"{100 - 10**-digits:.{digits}f}"
+    return f"{text} %"
+
+
+def format_cosine(value: float, *, digits: int) -> str:
+    """A cosine with so many decimals: "0.9981"."""
+    return f"{value:.{digits}f}"
+
+
+def format_short(value: float) -> str:
+    """Two significant digits: "0.064", "12", "3.1e+03"."""
+    return f"{value:#.2g}".rstrip(".")
+
+
 def format_damage(value: float | None) -> str:
     """Three significant digits ("0.0120"); "-" for None."""
     return _NO_NUMBER if value is None else f"{value:#.3g}"

@@ -61,6 +61,10 @@ figcaption span { color: var(--soft); margin-left: .5rem; }
 .charts svg { border: 1px solid var(--line); border-radius: 6px; }
 .charts line { stroke: var(--soft); stroke-dasharray: 4 3; } .charts circle { fill: var(--accent); }
 .charts polyline { fill: none; stroke: var(--accent); stroke-width: 1.5; }
+.warning { border: 2px solid var(--warn); border-left-width: 8px; } .warning h2 { color: var(--warn); }
+.elements { display: grid; gap: .1rem 1rem; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
+  margin: .2rem 0 0; padding: 0; list-style: none; font-size: .85rem; font-variant-numeric: tabular-nums; }
+.elements li { display: flex; justify-content: space-between; } .elements span { color: var(--soft); }
 pre { font-size: .8rem; margin: 0; }
 footer { margin-top: 1.2rem; font-size: .85rem; }
 @media print { body { background: none; } section { break-inside: avoid; } }
@@ -97,6 +101,19 @@ def page(title: str, lead: str, body: str) -> str:
 def section(heading: str, body: str) -> str:
     """A framed part of a page; ``heading`` is plain text, ``body`` is HTML."""
     return f"<section>\n<h2>{escape(heading)}</h2>\n{body}\n</section>"
+
+
+def warning_box(texts: Sequence[str]) -> str:
+    """A box that stands out, on paper too; texts are plain."""
+    lines = "\n".join(f"<p>{escape(text)}</p>" for text in texts)
+    heading = "Warning" if len(texts) == 1 else "Warnings"
+    return f'<section class="warning" role="note">\n<h2>{heading}</h2>\n{lines}\n</section>'
+
+
+def elements_list(heading: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and figures, as many side by side as fit; all plain text."""
+    items = "".join(f"<li><span>{escape(a)}</span>{escape(b)}</li>" for a, b in pairs)
+    return f'<div class="under">{escape(heading)}<ul class="elements">{items}</ul></div>'
 
 
 def table(columns: Sequence[tuple[str, str]], rows: Iterable[tuple[Sequence[str], bool]]) -> str:

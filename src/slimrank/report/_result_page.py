@@ -4,7 +4,15 @@
 from collections.abc import Iterator, Sequence
 
 from slimrank.plan import Plan, slimmable_groups
-from slimrank.records import METRICS, LayerResult, Summary
+from slimrank.records import METRICS, Agreement, LayerResult, Summary
+from slimrank.report._agreement import (
+    agreement_lines,
+    agreement_text,
+    divergence_text,
+    element_lists,
+    has_elements,
+    output_table,
+)
 from slimrank.report._chart import Bar, bar_chart, legend
 from slimrank.report._groups import (
     DROPPED_COLUMNS,
@@ -26,8 +34,8 @@ from slimrank.report._numbers import (
     format_ratio,
     macs_elsewhere,
 )
-from slimrank.report._page import card, cards, definitions, page, section, table
-from slimrank.report._sections import definitions_section, rows_table
+from slimrank.report._page import card, cards, definitions, elements_list, page, section, table
+from slimrank.report._sections import definitions_section, rows_table, warning_parts
 from slimrank.report._words import (
     DAMAGE_LABEL,
     DIVERGENCE_LABEL,
@@ -39,11 +47,14 @@ from slimrank.report._words import (
     layers_by_reason,
     name_text,
     setting_text,
+    warnings_and_others,
     why_left,
 )
 
 # Text for terminals is ASCII and has "->" instead.
 _ARROW = "\N{RIGHTWARDS ARROW}"
+# Elements of an output that are all listed; of more, as many as agree least.
+_ALL_ELEMENTS, _WORST_ELEMENTS = 64, 8
 
 
 def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
@@ -59,14 +70,17 @@ def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
     """
     done = sum(1 for layer in summary.layers if not is_left_alone(layer))
     reasons = {layer.name: why_left(layer) for layer in summary.layers if is_left_alone(layer)}
+    warnings, notes = warnings_and_others(summary.notes)
     parts = [
+        *warning_parts(warnings),
         cards(_cards(summary)),
         section("Totals", _totals(summary)),
+        *([] if summary.agreement is None else _output_sections(summary.agreement)),
         section("MACs of each layer", _layer_chart(summary.layers)),
         *([] if plan is None else _plan_sections(plan, summary)),
         section("Layers", _html_layer_table(summary)),
         *definitions_section("Left alone", layers_by_reason(reasons)),
-        *definitions_section("Notes", [(note.where, note.text) for note in summary.notes]),
+        *definitions_section("Notes", [(note.where, note.text) for note in notes]),
     ]
     lead = f"{done} of {len(summary.layers)} layers compressed"
     if plan is not None and (plan.groups or plan.dropped):
@@ -88,6 +102,8 @@ def _cards(summary: Summary) -> Iterator[str]:
         # Only of the same quantity: a share of weight energy does not predict a divergence.
         if summary.damage is not None and summary.damage_unit == summary.unit:
             detail += f"; predicted: {format_damage(summary.damage)}"
+        if summary.agreement:
+            detail += f"; {agreement_text(summary.agreement)}"
         yield card("held-out divergence", format_damage(summary.divergence), detail)
 
 
@@ -112,16 +128,22 @@ def _totals(summary: Summary) -> str:
         )
         for measured in summary.measurements
     ]
-    divergence = "not measured"
-    if summary.divergence is not None:
-        divergence = f"{format_damage(summary.divergence)} {summary.unit}"
-    pairs = [(DIVERGENCE_LABEL, divergence)]
+    pairs = [(DIVERGENCE_LABEL, divergence_text(summary)), *agreement_lines(summary)]
     if summary.damage is not None:
         pairs.append((DAMAGE_LABEL, f"{format_damage(summary.damage)} {summary.damage_unit}"))
     if summary.seconds:
         pairs.append(("Time", format_phases(summary.seconds)))
     columns = (("counted or measured", ""), ("before", "n"), ("after", "n"), ("change", "n"))
     return f'{table(columns, [(row, False) for row in rows])}\n<div class="under">{definitions(pairs)}</div>'
+
+
+def _output_sections(agreement: Agreement) -> list[str]:
+    """How each output agrees, where there are several outputs or several elements of one."""
+    if len(agreement) < 2 and not has_elements(agreement):
+        return []
+    lists = element_lists(agreement, all_up_to=_ALL_ELEMENTS, most=_WORST_ELEMENTS)
+    parts = [rows_table(*output_table(agreement)), *(elements_list(*named) for named in lists)]
+    return [section("Outputs", "\n".join(parts))]
 
 
 def _layer_chart(layers: Sequence[LayerResult]) -> str:

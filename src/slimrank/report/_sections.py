@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from slimrank.records import BlockDamage, ChannelMap, Cost, GroupCurve, Metric
+from slimrank.records import BlockDamage, ChannelMap, Cost, GroupCurve, Metric, Note
 from slimrank.report._groups import (
     BLOCK_COLUMNS,
     GROUP_COLUMNS,
@@ -15,7 +15,7 @@ from slimrank.report._groups import (
     groups_line,
 )
 from slimrank.report._numbers import format_exact, format_metric
-from slimrank.report._page import card, definitions, section, table
+from slimrank.report._page import card, definitions, section, table, warning_box
 from slimrank.report._words import METRIC_LABELS, layers_by_reason
 
 
@@ -48,3 +48,8 @@ def rows_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def definitions_section(heading: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
     return [section(heading, definitions(pairs))] if pairs else []
+
+
+def warning_parts(warnings: Sequence[Note]) -> list[str]:
+    """What stands on top of a page; nothing where nothing is wrong."""
+    return [warning_box([str(warning) for warning in warnings])] if warnings else []

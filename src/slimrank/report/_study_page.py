@@ -7,8 +7,15 @@ from slimrank.records import METRICS, BlockDamage, ChannelMap, Cost, GroupCurve,
 from slimrank.report._chart import Bar, bar_chart, legend
 from slimrank.report._numbers import format_count, format_exact, format_percent
 from slimrank.report._page import cards, page, section, table
-from slimrank.report._sections import channel_sections, definitions_section, metric_card
-from slimrank.report._words import ELSEWHERE_LABEL, layers_by_reason, name_text, shape_text, why_not
+from slimrank.report._sections import channel_sections, definitions_section, metric_card, warning_parts
+from slimrank.report._words import (
+    ELSEWHERE_LABEL,
+    layers_by_reason,
+    name_text,
+    shape_text,
+    warnings_and_others,
+    why_not,
+)
 
 
 def render_study_html(
@@ -37,13 +44,15 @@ def render_study_html(
     """
     able = sum(1 for spec in specs if spec.methods)
     reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
+    warnings, others = warnings_and_others(notes)
     parts = [
+        *warning_parts(warnings),
         cards(metric_card(name, before) for name in METRICS),
         section("MACs of each layer", _spec_chart(specs, before)),
         section("Layers", _spec_table(specs, before)),
         *([] if channels is None else channel_sections(channels, curves, blocks, before)),
         *definitions_section("Cannot be compressed", layers_by_reason(reasons)),
-        *definitions_section("Notes", [(note.where, note.text) for note in notes]),
+        *definitions_section("Notes", [(note.where, note.text) for note in others]),
     ]
     return page(title, f"{able} of {len(specs)} layers can be compressed.", "\n".join(parts))
 

@@ -7,6 +7,7 @@ from textwrap import fill
 from slimrank.cost import layer_cost, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.plan import Plan, is_inside
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
+from slimrank.report._agreement import agreement_lines, divergence_text, output_table
 from slimrank.report._groups import DROPPED_COLUMNS, KEPT_COLUMNS, counts_text, dropped_rows, kept_rows
 from slimrank.report._numbers import (
     format_change,
@@ -31,6 +32,7 @@ from slimrank.report._words import (
     setting_text,
     shape_text,
     slimmed_text,
+    warnings_and_others,
     why_left,
     why_not,
 )
@@ -51,15 +53,18 @@ def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110)
     if summary.seconds:
         remarks.append(f"Time: {format_phases(summary.seconds)}")
     reasons = {layer.name: why_left(layer) for layer in summary.layers if is_left_alone(layer)}
+    warnings, notes = warnings_and_others(summary.notes)
+    top = (fill(f"Warning: {warning}", width, subsequent_indent="  ") for warning in warnings)
     parts = [
-        summary.title,
+        "\n".join([summary.title, *top]),
         _cost_table("counted", summary.before, summary.after),
         _measurement_table(summary),
         "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
+        _output_table(summary),
         _text_layer_table(summary),
         *([] if plan is None else _groups_and_blocks(plan, summary)),
         reasons_text("Left alone", reasons, width),
-        list_text("Notes", [str(note) for note in summary.notes], width),
+        list_text("Notes", [str(note) for note in notes], width),
     ]
     return joined_parts(parts)
 
@@ -218,12 +223,18 @@ def _measurement_table(summary: Summary) -> str:
 
 
 def _damage_lines(summary: Summary) -> Iterator[str]:
-    if summary.divergence is None:
-        yield f"{DIVERGENCE_LABEL}: not measured"
-    else:
-        yield f"{DIVERGENCE_LABEL}: {format_damage(summary.divergence)} {summary.unit}"
+    yield f"{DIVERGENCE_LABEL}: {divergence_text(summary)}"
+    for label, text in agreement_lines(summary):
+        yield f"{label}: {text}"
     if summary.damage is not None:
         yield f"{DAMAGE_LABEL}: {format_damage(summary.damage)} {summary.damage_unit}"
+
+
+def _output_table(summary: Summary) -> str:
+    """How each of several outputs agrees; "" for one."""
+    if summary.agreement is None or len(summary.agreement) < 2:
+        return ""
+    return render_table(*output_table(summary.agreement))
 
 
 def _text_layer_table(summary: Summary) -> str:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words that text and page share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from slimrank.cost import slimmed_spec
 from slimrank.plan import Step, is_inside
-from slimrank.records import ChannelMap, LayerResult, LayerSpec, Metric, Setting
+from slimrank.records import ChannelMap, LayerResult, LayerSpec, Metric, Note, Setting
 
 # One place for each label, so that text and page say the same.
 METRIC_LABELS: Mapping[Metric, str] = MappingProxyType(
@@ -88,6 +88,14 @@ def first_of(names: tuple[str, ...]) -> str:
 def counted(count: int, word: str) -> str:
     """A count with its word: "1 block", "2 blocks"."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def warnings_and_others(notes: Iterable[Note]) -> tuple[list[Note], list[Note]]:
+    """Notes that stand on top of everything, and those that are listed at the end."""
+    split: tuple[list[Note], list[Note]] = ([], [])
+    for note in notes:
+        split[not note.is_warning].append(note)
+    return split
 
 
 def why_left(layer: LayerResult) -> str:

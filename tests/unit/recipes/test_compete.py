@@ -9,7 +9,7 @@ import pytest
 
 from seams import Rivals
 from slimrank import BudgetError
-from slimrank.records import Note
+from slimrank.records import Agreement, Note, OutputAgreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Built:
     unit: str = "nats"
     seconds: Mapping[str, float] = field(default_factory=lambda: {"apply": 1.0, "verify": 0.5})
     notes: tuple[Note, ...] = ()
+    agreement: Agreement | None = None
 
     def keep_ratio(self, _metric: str) -> float:
         return self.macs
@@ -82,6 +83,17 @@ def test_the_lowest_divergence_wins_and_all_are_told() -> None:
         "c plan: held-out divergence 0.2 nats",
     ]
     assert best.seconds == {"capture": 2.0, "apply": 3.0, "verify": 1.5}
+
+
+def test_an_agreement_is_told_beside_the_divergence() -> None:
+    output = OutputAgreement(
+        family="categorical", shape=(10,), positions=1, divergence=0.1, lost=0.05, top1=0.98906
+    )
+    agreed = Built(divergence=0.1, agreement=Agreement({"": output}, 0.1))
+    assert [note.text for note in best_of({"a": agreed, "b": Built(divergence=0.2)}).notes] == [
+        "a plan: held-out divergence 0.1 nats, 98.91 % same top-1 (returned)",
+        "b plan: held-out divergence 0.2 nats",
+    ]
 
 
 def test_the_first_of_equals_wins() -> None:

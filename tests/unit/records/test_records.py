@@ -3,7 +3,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from slimrank.records import METRICS, Cost, Note, Summary
+from slimrank.records import METRICS, Cost, Note, OutputAgreement, Summary
 from specs import other
 
 
@@ -30,6 +30,22 @@ def test_kernel_is_what_follows_the_channels(shape: tuple[int, ...], kernel: tup
 
 def test_a_note_reads_as_place_and_remark() -> None:
     assert str(Note(where="conv1", text="left alone")) == "conv1: left alone"
+
+
+def test_an_agreement_does_not_print_thousands_of_figures() -> None:
+    output = OutputAgreement(
+        family="gaussian",
+        shape=(64, 64),
+        positions=1,
+        divergence=0.1,
+        lost=0.1,
+        cosine=0.9,
+        relative_error=0.3,
+        by_element=(0.3,) * 4096,
+        elements=(64, 64),
+    )
+    assert "relative_error=0.3, elements=(64, 64))" in repr(output)
+    assert len(repr(output)) < 300
 
 
 def test_summaries_share_no_default() -> None:

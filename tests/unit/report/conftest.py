@@ -6,6 +6,7 @@ import pytest
 
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import (
+    Agreement,
     AxisUnits,
     BlockDamage,
     BlockSpec,
@@ -18,6 +19,7 @@ from slimrank.records import (
     LayerSpec,
     Measurement,
     Note,
+    OutputAgreement,
     Role,
     Setting,
     Summary,
@@ -62,6 +64,37 @@ def summary() -> Summary:
         notes=(Note(where="calibrate", text='few samples: "48" < 512'),),
         seconds={"study": 8.1, "apply": 3.0},
         measurements=(Measurement(name="accuracy", before=96.3, after=96.0, unit="%"),),
+    )
+
+
+@pytest.fixture
+def agreement() -> Agreement:
+    """Of a sequence of classes, and of four numbers."""
+    return Agreement(
+        {
+            "logits": OutputAgreement(
+                family="categorical",
+                shape=(4, 50),
+                positions=4,
+                divergence=2.48,
+                lost=0.02,
+                top1=0.98906,
+                by_element=(1.0, 0.99, 0.912, 1.0),
+                elements=(4,),
+            ),
+            "box": OutputAgreement(
+                family="gaussian",
+                shape=(4,),
+                positions=1,
+                divergence=0.0041,
+                lost=0.0041,
+                cosine=0.99812,
+                relative_error=0.064,
+                by_element=(0.01, 0.02, 0.03, 0.12),
+                elements=(4,),
+            ),
+        },
+        2.4841,
     )
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import math
+from dataclasses import replace
 
 from slimrank.plan import Plan
-from slimrank.records import BlockDamage, ChannelMap, Cost, LayerSpec, Note, Summary
-from slimrank.report import cost_facts, plan_facts, result_facts, study_facts
+from slimrank.records import Agreement, BlockDamage, ChannelMap, Cost, LayerSpec, Note, Summary
+from slimrank.report import agreement_facts, cost_facts, plan_facts, result_facts, study_facts
 
 
 def test_a_cost_has_every_metric() -> None:
@@ -17,14 +19,19 @@ def test_a_result_as_json(summary: Summary) -> None:
         "after",
         "keep_ratio",
         "divergence",
+        "agreement",
         "damage",
         "unit",
         "damage_unit",
         "measurements",
         "layers",
+        "warnings",
         "notes",
         "seconds",
     ]
+    assert facts["divergence"] == 0.02314
+    assert facts["agreement"] is None
+    assert facts["warnings"] == []
     assert facts["keep_ratio"] == {"macs": 700_000 / 1_500_000, "params": 0.5, "bytes": 0.5}
     assert facts["measurements"] == [{"name": "accuracy", "before": 96.3, "after": 96.0, "unit": "%"}]
     assert facts["layers"][0] == {
@@ -40,6 +47,62 @@ def test_a_result_as_json(summary: Summary) -> None:
     assert facts["layers"][1]["setting"] is None
     assert facts["notes"] == ['calibrate: few samples: "48" < 512']
     assert facts["seconds"] == {"study": 8.1, "apply": 3.0}
+
+
+def test_an_agreement_as_json(summary: Summary, agreement: Agreement) -> None:
+    warning = Note(where="verify", text="little left", is_warning=True)
+    told = replace(summary, agreement=agreement, notes=(*summary.notes, warning))
+    facts = json.loads(json.dumps(result_facts(told), allow_nan=False))
+    assert facts["warnings"] == ["verify: little left"]
+    assert facts["notes"] == ['calibrate: few samples: "48" < 512', "verify: little left"]
+    assert list(facts["agreement"]) == ["top1", "cosine", "relative_error", "lost", "outputs"]
+    assert facts["agreement"]["top1"] == 0.98906
+    assert facts["agreement"]["outputs"]["logits"] == {
+        "family": "categorical",
+        "shape": [4, 50],
+        "positions": 4,
+        "divergence": 2.48,
+        "unit": "nats per sample",
+        "lost": 0.02,
+        "top1": 0.98906,
+        "cosine": None,
+        "relative_error": None,
+        "worst": [2],
+        "elements": [4],
+        "by_element": [1.0, 0.99, 0.912, 1.0],
+    }
+    box = facts["agreement"]["outputs"]["box"]
+    assert (box["unit"], box["top1"], box["cosine"]) == ("relative squared error", None, 0.99812)
+    short = agreement_facts(agreement, has_elements=False)
+    assert short["cosine"] == 0.99812
+    assert "by_element" not in json.dumps(short)
+
+
+def test_json_holds_nothing_that_is_not_finite(summary: Summary, agreement: Agreement) -> None:
+    box = replace(
+        agreement["box"],
+        divergence=math.inf,
+        lost=math.inf,
+        relative_error=math.inf,
+        by_element=(0.5, math.inf),
+        elements=(2,),
+    )
+    broken = replace(
+        summary,
+        divergence=math.inf,
+        damage=math.nan,
+        layers=(replace(summary.layers[0], damage=math.inf),),
+        agreement=Agreement({"": box}, math.inf),
+        measurements=(replace(summary.measurements[0], after=math.nan),),
+    )
+    facts = json.loads(json.dumps(result_facts(broken), allow_nan=False))
+    assert (facts["divergence"], facts["damage"], facts["layers"][0]["damage"]) == (None, None, None)
+    assert facts["measurements"][0]["before"] == 96.3
+    assert facts["measurements"][0]["after"] is None
+    assert (facts["agreement"]["lost"], facts["agreement"]["relative_error"]) == (None, None)
+    output = facts["agreement"]["outputs"][""]
+    assert (output["divergence"], output["relative_error"], output["cosine"]) == (None, None, 0.99812)
+    assert (output["by_element"], output["worst"]) == ([0.5, None], [1])
 
 
 def test_a_study_as_json(

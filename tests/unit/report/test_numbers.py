@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
+
 import pytest
 
 from seams import (
     format_change,
+    format_cosine,
     format_count,
     format_damage,
     format_measured,
@@ -11,6 +14,8 @@ from seams import (
     format_phases,
     format_ratio,
     format_seconds,
+    format_share,
+    format_short,
     macs_elsewhere,
 )
 from slimrank.records import Cost, Measurement
@@ -94,3 +99,31 @@ def test_format_measured_has_four_digits_or_thousands() -> None:
 def test_macs_elsewhere_is_what_the_layers_leave() -> None:
     total = Cost(macs=10, params=5, bytes=20)
     assert macs_elsewhere(total, [Cost(macs=4, params=5, bytes=20), Cost(macs=3, params=5, bytes=20)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.98906, 2, "98.91 %"),
+        (0.98906, 1, "98.9 %"),
+        (1.0, 2, "100.00 %"),
+        (0.99999, 2, "99.99 %"),
+        (0.9996, 1, "99.9 %"),
+        (0.0, 1, "0.0 %"),
+    ],
+)
+def test_format_share_says_100_only_of_all(value: float, digits: int, text: str) -> None:
+    assert format_share(value, digits=digits) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.064, "0.064"), (0.1, "0.10"), (12.4, "12"), (0.0, "0.0"), (3123.0, "3.1e+03"), (math.inf, "inf")],
+)
+def test_format_short_has_two_digits(value: float, text: str) -> None:
+    assert format_short(value) == text
+
+
+def test_format_cosine_has_the_decimals_asked_for() -> None:
+    assert format_cosine(0.99812, digits=4) == "0.9981"
+    assert format_cosine(-0.5, digits=3) == "-0.500"

@@ -10,7 +10,17 @@ from html.parser import HTMLParser
 import pytest
 
 from slimrank.plan import Plan
-from slimrank.records import BlockDamage, ChannelMap, Cost, GroupCurve, LayerSpec, Summary
+from slimrank.records import (
+    Agreement,
+    BlockDamage,
+    ChannelMap,
+    Cost,
+    GroupCurve,
+    LayerSpec,
+    Note,
+    OutputAgreement,
+    Summary,
+)
 from slimrank.report import render_html, render_study_html
 
 _VOID = {"meta", "link", "rect"}
@@ -132,6 +142,88 @@ def test_missing_divergence_is_said(summary: Summary, divergence: float | None) 
     assert ("held-out divergence" in page) == (divergence is not None)
 
 
+def test_warnings_stand_on_top_and_are_not_among_the_notes(
+    summary: Summary, specs: tuple[LayerSpec, ...], specs_cost: Cost
+) -> None:
+    warning = Note(where="verify", text="the outputs <have> little left", is_warning=True)
+    notes = (*summary.notes, warning)
+    for page in (
+        render_html(replace(summary, notes=notes)),
+        render_study_html("s", specs, specs_cost, notes),
+    ):
+        _read(page)
+        body = page[page.index("<body>") :]
+        box, told = body.index('<section class="warning"'), "verify: the outputs &lt;have&gt; little left"
+        assert box < body.index(told) < body.index('<div class="cards">')
+        assert body.count("little left") == 1
+        assert "<h2>Warning</h2>" in body
+        assert "few samples" in body[body.index("<h2>Notes</h2>") :]
+        # Seen in both themes, and on paper, where backgrounds are left out.
+        assert re.search(r"\.warning \{ border: 2px solid var\(--warn\)", page)
+        assert page.count("--warn: #") == 2
+    assert "<h2>Warnings</h2>" in render_html(replace(summary, notes=(warning, warning)))
+    assert '<section class="warning"' not in render_html(summary)
+
+
+def test_the_agreement_stands_beside_the_divergence(summary: Summary, agreement: Agreement) -> None:
+    page = render_html(replace(summary, agreement=agreement))
+    assert (
+        "nats per sample; predicted: 0.0187; 98.91 % same top-1; cosine 0.9981, relative error 0.064</p>"
+        in page
+    )
+    assert "<dt>Held-out agreement, mean over 2 outputs</dt><dd>98.91 % same top-1; cosine 0.9981" in page
+    tokens = replace(summary, divergence=2.48, agreement=Agreement({"": agreement["logits"]}, 2.48))
+    page = render_html(tokens)
+    assert "<dd>2.48 nats per sample, 0.62 per position (4)</dd>" in page
+    assert "<dd>98.91 % same top-1, lowest 91.2 % at position 2</dd>" in page
+    assert "agreement" not in render_html(summary)
+
+
+def test_outputs_and_their_elements(summary: Summary, agreement: Agreement) -> None:
+    page = render_html(replace(summary, agreement=agreement))
+    _read(page)
+    assert _rows(page, "logits") == [
+        [
+            *("logits", "4x50", "categorical", "2.48 nats", "0.62 (4)"),
+            *("98.91 %", "-", "-", "91.2 % at position 2"),
+        ]
+    ]
+    assert "logits: same top-1 at each position<ul" in page
+    assert "<li><span>2</span>91.2 %</li>" in page
+    assert "<li><span>[3]</span>0.12</li>" in page
+    # One output with several elements, one without, two without.
+    assert "<h2>Outputs</h2>" in render_html(
+        replace(summary, agreement=Agreement({"": agreement["box"]}, 0.1))
+    )
+    plain = replace(agreement["box"], by_element=(), elements=())
+    assert "<h2>Outputs</h2>" not in render_html(replace(summary, agreement=Agreement({"": plain}, 0.1)))
+    page = render_html(replace(summary, agreement=Agreement({"a": plain, "b": plain}, 0.1)))
+    assert "<h2>Outputs</h2>" in page
+    assert "<li>" not in page
+
+
+@pytest.mark.parametrize(("count", "listed"), [(2, 2), (64, 64), (65, 8), (4096, 8)])
+def test_of_many_elements_the_worst_are_listed(
+    summary: Summary, agreement: Agreement, count: int, listed: int
+) -> None:
+    figures = tuple(index / count for index in range(count))
+    box = replace(agreement["box"], by_element=figures, elements=(count,), shape=(count,))
+    page = render_html(replace(summary, agreement=Agreement({"": box}, 0.1)))
+    assert page.count("<li>") == listed
+    assert f"<li><span>[{count - 1}]</span>" in page
+    assert f"the 8 elements of {count} that agree least" in page or count <= 64
+
+
+def test_a_page_escapes_the_paths_of_outputs(summary: Summary, agreement: Agreement) -> None:
+    evil = "<script>alert('x')</script>\"&"
+    page = render_html(
+        replace(summary, agreement=Agreement({evil: agreement["box"], "b": agreement["box"]}, 1))
+    )
+    _read(page)
+    assert "<script" not in page
+    assert page.count(escape(evil)) == 2
+
+
 def test_study_page_shows_layers_reasons_and_notes(
     specs: tuple[LayerSpec, ...], specs_cost: Cost, summary: Summary
 ) -> None:
@@ -155,10 +247,24 @@ def test_an_empty_result_still_gives_a_page(summary: Summary) -> None:
 
 
 def test_a_hundred_layers_stay_under_200_kb(summary: Summary, specs: tuple[LayerSpec, ...]) -> None:
+    output = OutputAgreement(
+        family="gaussian",
+        shape=(64,),
+        positions=1,
+        divergence=0.1,
+        lost=0.1,
+        cosine=0.9,
+        relative_error=0.3,
+        by_element=tuple(0.1 + index / 1000 for index in range(64)),
+        elements=(64,),
+    )
+    agreement = Agreement({f"hidden_states[{index}]": output for index in range(24)}, 0.1)
     name = "encoder.layers.{}.attention.output.a_rather_long_projection_name"
     layers = tuple(replace(summary.layers[i % 2], name=name.format(i)) for i in range(100))
     rows = tuple(replace(specs[i % 2], name=name.format(i)) for i in range(100))
-    assert len(render_html(replace(summary, layers=layers)).encode()) < 200_000
+    page = render_html(replace(summary, layers=layers, agreement=agreement))
+    assert page.count("<li>") == 24 * 64
+    assert len(page.encode()) < 200_000
     assert len(_study_page(rows, summary.before).encode()) < 200_000
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from dataclasses import replace
 
 from slimrank.plan import Plan, Step, structure_of
-from slimrank.records import Cost, LayerSpec, Setting, Summary
+from slimrank.records import Agreement, Cost, LayerSpec, Note, Setting, Summary
 from slimrank.report import render_layers, render_plan, render_text
 from specs import linear
 
@@ -54,6 +55,62 @@ def test_text_says_when_nothing_was_measured(summary: Summary) -> None:
     assert "held-out samples: not measured\n" in text
     for absent in ("Damage predicted", "Time:", "Notes", "Left alone", "accuracy"):
         assert absent not in text
+
+
+def test_warnings_stand_under_the_title_and_nowhere_else(summary: Summary) -> None:
+    warning = Note(where="verify", text="the outputs have little left", is_warning=True)
+    other = Note(where="stem", text="another one", is_warning=True)
+    text = render_text(replace(summary, notes=(warning, *summary.notes, other)))
+    assert text.startswith(
+        "half <of> it & more\n"
+        "Warning: verify: the outputs have little left\n"
+        "Warning: stem: another one\n\n"
+        "counted"
+    )
+    assert text.count("little left") == text.count("another one") == 1
+    assert 'Notes\n - calibrate: few samples: "48" < 512\n' in text
+    assert "Notes" not in render_text(replace(summary, notes=(warning,)))
+    assert "Warning" not in render_text(summary)
+
+
+def test_the_agreement_stands_below_the_divergence(summary: Summary, agreement: Agreement) -> None:
+    tokens = Agreement({"": agreement["logits"]}, 2.48)
+    text = render_text(replace(summary, agreement=tokens, divergence=2.48))
+    assert (
+        "measured on held-out samples: 2.48 nats per sample, 0.62 per position (4)\n"
+        "Held-out agreement: 98.91 % same top-1, lowest 91.2 % at position 2\n"
+        "Damage predicted"
+    ) in text
+    assert "read as" not in text
+    # A result whose model was replaced has none.
+    assert "agreement" not in render_text(summary)
+
+
+def test_several_outputs_have_a_table(summary: Summary, agreement: Agreement) -> None:
+    text = render_text(replace(summary, agreement=agreement), width=90)
+    assert (
+        "Held-out agreement, mean over 2 outputs: 98.91 % same top-1; cosine 0.9981, relative error" in text
+    )
+    assert _cells(text, "output ")[:4] == ["output", "shape", "read as", "divergence"]
+    assert _cells(text, "logits") == [
+        *("logits", "4x50", "categorical", "2.48 nats", "0.62 (4)"),
+        *("98.91 %", "-", "-", "91.2 % at position 2"),
+    ]
+    assert _cells(text, "box") == [
+        *("box", "4", "gaussian", "0.00410 relative", "-"),
+        *("-", "0.9981", "0.064", "0.12 at element [3]"),
+    ]
+    assert text.isascii()
+
+
+def test_what_is_not_finite_is_told(summary: Summary, agreement: Agreement) -> None:
+    box = replace(agreement["box"], divergence=math.inf, lost=math.inf, relative_error=math.inf, cosine=0.0)
+    broken = replace(
+        summary, divergence=math.inf, unit="relative squared error", agreement=Agreement({"": box}, math.inf)
+    )
+    text = render_text(broken)
+    assert "measured on held-out samples: inf relative squared error\n" in text
+    assert "Held-out agreement: cosine 0.0000, relative error inf, largest error 0.12" in text
 
 
 def test_text_is_plain_ascii_within_its_width(summary: Summary) -> None:

@@ -42,7 +42,9 @@ from slimrank.cli._main import cli
 from slimrank.cli._references import _object_named as named_reference
 from slimrank.cli._references import batches_at, model_at
 from slimrank.cli._typed import outputs_at as outputs_option
+from slimrank.cli._typed import read_likelihood_option as likelihood_option
 from slimrank.cli._typed import read_multiple_of as multiple_of_option
+from slimrank.cli._typed import read_weights as weights_option
 from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms

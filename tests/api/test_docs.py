@@ -41,6 +41,27 @@ def test_quick_start_runs(tmp_path: Path) -> None:
     assert (tmp_path / "compressed" / "model.safetensors").is_file()
 
 
+def test_examples_of_outputs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (_ROOT / "docs" / "howto" / "outputs.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/howto/outputs.md", "exec"), names)
+    shown = capsys.readouterr().out
+    # The notes on the page are those that the study writes.
+    notes = re.search(r"```\n(outputs: .*?)```", page, flags=re.DOTALL)
+    assert notes is not None
+    assert notes[1] in shown
+    for keyword in ("outputs=", "likelihood=", "weights=", "loss=", ".agreement"):
+        assert any(keyword in block for block in blocks), keyword
+    # Each weight moved the error the way the page says.
+    light, heavy = re.findall(r"^{'box': [\d.]+} {'cls': [\d.]+, 'box': ([\d.]+)}$", shown, re.MULTILINE)
+    assert float(heavy) < float(light)
+
+
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.relative_to(_ROOT).as_posix())
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

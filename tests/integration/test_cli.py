@@ -65,6 +65,20 @@ def labelled():
 def images(pair):
     return pair[0]
 
+class TwoOutputs(nn.Sequential):
+    def forward(self, x):
+        y = super().forward(x)
+        return {"boxes": y[:, :3], "scores": y[:, 3:]}
+
+def two_outputs():
+    return TwoOutputs(*build()).eval()
+
+def boxes_loss(outputs, original):
+    return (outputs["boxes"] - original["boxes"]).square().sum(1)
+
+def other_loss(outputs, original):
+    return (outputs["boxes"] - original["boxes"]).abs().sum(1)
+
 def note_layer(model, name):
     with open("layers.txt", "a") as file:
         file.write(name + "\\n")
@@ -328,3 +342,48 @@ def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.Monke
     assert names == ["accuracy, 250 unseen images", "latency, batch 1", "latency, batch 64"]
     assert {"capture", "curves", "apply", "latency"} <= set(facts["seconds"])  # type: ignore[call-overload]
     assert (tmp_path / "demo" / "model" / "report.html").is_file()
+
+
+def test_outputs_are_picked_read_and_weighed(folder: Path) -> None:
+    study = ("study", "cli_net.py:two_outputs", _BATCHES, "--out", "run")
+    options = ("--outputs", "boxes", "--outputs", "scores", "--likelihood", "scores=categorical")
+    facts = _facts(*study, *options, "--weight", "boxes=3")
+    before = _arrays(folder / "run")
+    assert _facts(*study, *options, "--weight", "boxes=3")["layers"] == facts["layers"]
+    torch.testing.assert_close(_arrays(folder / "run"), before, rtol=0, atol=0)
+    words = (
+        "run holds a study of other outputs (which ones, or their likelihood, weights or loss); give anoth"
+    )
+    assert words in _refused(*study, *options)
+    assert words in _refused(*study, *options, "--weight", "boxes=4")
+    assert "other options and outputs (which" in _refused(*study, "--weight", "boxes=3")
+    assert _facts("plan", "run", "--macs", "0.6", "--out", "plan.json")
+    apply = ("apply", "cli_net.py:two_outputs", "plan.json", "--study", "run", "--out", "small")
+    assert "--weight: fixed when the study was made" in _refused(*apply, "--weight", "boxes=3")
+    assert "--likelihood: fixed when the study was made" in _refused(*apply, "--likelihood", "auto")
+    assert _facts(*apply)["divergence"] is not None
+
+
+def test_a_loss_of_ones_own_is_named_again(folder: Path) -> None:
+    study = ("study", "cli_net.py:two_outputs", _BATCHES, "--out", "run")
+    loss = ("--loss", "cli_net.py:boxes_loss")
+    facts = _facts(*study, *loss)
+    assert facts["unit"] == "loss per sample"
+    before = _arrays(folder / "run")
+    _facts(*study, *loss)
+    torch.testing.assert_close(_arrays(folder / "run"), before, rtol=0, atol=0)
+    assert "run holds a study of other outputs (which ones," in _refused(*study)
+    assert "run holds a study of other outputs" in _refused(*study, "--loss", "cli_net.py:other_loss")
+    assert "weights= and loss= are given" in _refused(*study, *loss, "--weight", "boxes=2")
+    _facts("plan", "run", "--macs", "0.6", "--out", "plan.json")
+
+    apply = ("apply", "cli_net.py:two_outputs", "plan.json", "--study", "run", "--out", "small")
+    assert "made with loss=, a function that no file can keep; pass the same loss=" in _refused(*apply)
+    assert "was made of other outputs" in _refused(*apply, "--loss", "cli_net.py:other_loss")
+    assert _facts(*apply, *loss)["divergence"] is not None
+
+    (folder / "score.py").write_text("def score(model):\n    return 1.0\n")
+    score = ("score", "cli_net.py:two_outputs", "score.py:score", "--study", "run", "--out", "table.json")
+    narrow = ("--layers", "6", "--candidates", "0.5", "--methods", "weight_svd")
+    assert "made with loss=" in _refused(*score, *narrow)
+    assert _facts(*score, *narrow, *loss)

@@ -226,18 +226,18 @@ def test_outputs_without_a_gradient_path() -> None:
 
 
 def test_outputs_without_a_floating_tensor() -> None:
-    words = r"the model returned Tensor without a floating tensor .*pass outputs="
+    words = r"the model returned one tensor \[\d+\] of torch.int64 without a floating tensor .*pass outputs="
     refused(sr.OutputError, words, lambda: sr.study(Picked(), data(), progress=False))
 
 
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [
-        ("logits", r"outputs='logits' does not fit what the model returned, a Tensor"),
-        (99, r"outputs=99 does not fit what the model returned, a Tensor \(IndexError"),
+        ("logits", r"outputs='logits': the model returns one tensor \[\d+, 16\], so 'logits' names none"),
+        (99, r"outputs=99: the model returns one tensor \[\d+, 16\], so 99 names none of several outputs"),
         (
             lambda out: out["logits"],
-            r"does not fit what the model returned.*give a function of it",
+            r"outputs= failed on what the model returned, one tensor .*give a function of it",
         ),
         (lambda _out: None, r"without a floating tensor .*pass outputs="),
     ],

@@ -8,6 +8,7 @@ from slimrank.calibrate._feed import Feed, evenly_spaced, first_batch, open_feed
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
     LikelihoodChoice,
+    LikelihoodName,
     Weights,
     choose_likelihood,
     likelihood_of,
@@ -29,6 +30,7 @@ __all__ = [
     "GradientOptions",
     "Likelihood",
     "LikelihoodChoice",
+    "LikelihoodName",
     "OutputModel",
     "OwnLossFn",
     "Weights",

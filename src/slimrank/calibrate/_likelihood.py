@@ -40,14 +40,15 @@ def likelihood_of(choice: object) -> LikelihoodChoice:
         A family; a mapping with text keys, sorted; or a tuple.
 
     Raises:
-        OptionError: an unknown family, or another type.
+        OptionError: an unknown family, another type, or nothing.
     """
+    _check_not_empty(choice, "likelihood")
     if isinstance(choice, str):
         return _named(choice, "likelihood")
     if isinstance(choice, Mapping):
         named = {str(key): _named(value, f"likelihood[{key!r}]") for key, value in choice.items()}
         return dict(sorted(named.items()))
-    if isinstance(choice, Sequence):
+    if isinstance(choice, Sequence) and not isinstance(choice, bytes):
         return tuple(_named(value, f"likelihood[{index}]") for index, value in enumerate(choice))
     raise OptionError(
         f"likelihood={choice!r}; give one of {listed(NAMES)}, a dict from outputs to these, or a list of them"
@@ -64,18 +65,24 @@ def weights_of(weights: object) -> Weights:
         A mapping with text keys, sorted; a tuple; or None.
 
     Raises:
-        OptionError: no positive numbers, or another type.
+        OptionError: no positive numbers, another type, or nothing.
     """
+    _check_not_empty(weights, "weights")
     if weights is None:
         return None
     if isinstance(weights, Mapping):
         named = {str(key): _weight(value, f"weights[{key!r}]") for key, value in weights.items()}
         return dict(sorted(named.items()))
-    if isinstance(weights, Sequence) and not isinstance(weights, str):
+    if isinstance(weights, Sequence) and not isinstance(weights, str | bytes):
         return tuple(_weight(value, f"weights[{index}]") for index, value in enumerate(weights))
     raise OptionError(
         f"weights={weights!r}; give a dict from outputs to positive numbers, or a list of numbers"
     )
+
+
+def _check_not_empty(choice: object, keyword: str) -> None:
+    if isinstance(choice, Mapping | list | tuple) and not choice:
+        raise OptionError(f"{keyword} is empty; name at least one output, or leave it out")
 
 
 def _named(value: object, where: str) -> LikelihoodName:
@@ -90,7 +97,7 @@ def _weight(value: object, where: str) -> float:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise OptionError(f"{where}={value!r}; give a positive number") from error
-    if not 0 < number < float("inf") or isinstance(value, str):
+    if not 0 < number < float("inf") or isinstance(value, str | bool):
         raise OptionError(
             f"{where}={value!r}; give a positive number (an output that does not matter is left out of "
             "outputs=)"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrank._errors import GradientError, NonFiniteError, OptionError
+from slimrank._errors import GradientError, NonFiniteError, OptionError, SlimrankError
+from slimrank._names import listed
 from slimrank.forward import Picked
 
 OwnLossFn = Callable[..., Tensor]
@@ -41,9 +42,8 @@ class OwnLoss:
     def per_sample(self, picked: Picked, reference: Picked, n_samples: int) -> Tensor:
         """What is lost against the original's outputs, which lose nothing: (N,) float32."""
         with torch.no_grad():
-            least = _checked(self.function(reference.structure, reference.structure), n_samples)
-        values = self.function(picked.structure, reference.structure)
-        return _checked(values, n_samples, may_be_nan=True) - least
+            least = _called(self.function, reference, reference, n_samples)
+        return _called(self.function, picked, reference, n_samples, may_be_nan=True) - least
 
     def sampled(self, picked: Picked, generator: torch.Generator, n_samples: int) -> Tensor:
         """A scalar whose gradient has the curvature of the loss as second moment.
@@ -101,29 +101,31 @@ def open_loss(function: OwnLossFn, picked: Picked, spreads: Mapping[str, Tensor]
         The loss.
 
     Raises:
-        OptionError: it fails, or does not return (N,) floats.
+        OptionError: it fails, changes what it is given, does not return (N,) floats, or is a similarity.
         NonFiniteError: it returns nan or inf.
         GradientError: no gradient flows from it to any output, or it is the same whatever the outputs are.
     """
     loss = OwnLoss(function=function, spreads=spreads)
-    try:
-        with torch.no_grad():
-            values = function(picked.structure, picked.structure)
-    except (OptionError, MemoryError):
-        raise
-    except Exception as error:
+    copies = picked.changed(Tensor.clone)
+    with torch.no_grad():
+        _called(function, copies, copies, n_samples)
+    if not all(torch.equal(copies[path], tensor) for path, tensor in picked.items()):
         raise OptionError(
-            f"loss= failed on outputs of the original ({type(error).__name__}: {error}); it is called with "
-            f"{_structure_text(picked)}, twice: what outputs= picks of the model's and of the original's"
-        ) from error
-    _checked(values, n_samples)
+            "loss= changes the outputs that it is given; do not work in place: a - b, not a.sub_(b)"
+        )
     curvature = _Curvature(loss, picked, n_samples)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(curvature.shape, generator=generator).to(curvature.device)
-    if not bool(curvature.times(noise).any()):
+    product = curvature.times(noise)
+    if not bool(product.any()):
         raise GradientError(
             "loss= has no curvature: its gradient is the same whatever the outputs are; give a loss that "
             "grows with the distance from the original's outputs"
+        )
+    if float((product * noise).sum()) < 0:
+        raise OptionError(
+            "loss= is largest where the outputs are the original's, as a similarity is; return what is lost, "
+            "e.g. 1 minus a cosine"
         )
     lost = 1.0
     if n_samples > 1 and all(len(tensor) == n_samples for tensor in picked.values()):
@@ -133,10 +135,28 @@ def open_loss(function: OwnLossFn, picked: Picked, spreads: Mapping[str, Tensor]
     return OwnLoss(function=function, spreads=spreads, all_lost=lost if 0 < lost < float("inf") else 1.0)
 
 
+def _called(
+    function: OwnLossFn, picked: Picked, reference: Picked, n_samples: int, *, may_be_nan: bool = False
+) -> Tensor:
+    """What a loss returns, as (N,) float32; its own errors are named as such."""
+    try:
+        values = function(picked.structure, reference.structure)
+    except (SlimrankError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise OptionError(
+            f"loss= failed ({type(error).__name__}: {error}); it is called with "
+            f"{_structure_text(reference)}, twice: what outputs= picks of the model's and of the original's"
+        ) from error
+    return _checked(values, n_samples, may_be_nan=may_be_nan)
+
+
 def _structure_text(picked: Picked) -> str:
     if isinstance(picked.structure, Tensor):
         return f"a tensor {list(picked.structure.shape)}"
-    return f"a {type(picked.structure).__name__}"
+    kind = f"a {type(picked.structure).__name__}"
+    keys = map(str, picked.structure) if isinstance(picked.structure, Mapping) else ()
+    return f"{kind} with {listed(keys)}" if keys else kind
 
 
 def _checked(values: object, n_samples: int, *, may_be_nan: bool = False) -> Tensor:
@@ -212,16 +232,23 @@ class _Curvature:
             leaves = self._reference.changed(
                 lambda tensor: (tensor + shifts[id(tensor)].to(tensor.dtype)).requires_grad_()
             )
-            values = _checked(
-                self._loss.function(leaves.structure, self._reference.structure), self._n_samples
-            )
+            values = _called(self._loss.function, leaves, self._reference, self._n_samples)
             if not values.requires_grad:
                 raise GradientError(
                     "no gradient flows from loss= to the outputs (it detaches them, or goes through an "
                     "argmax or numpy); use differentiable operations of torch"
                 )
             tensors = [leaves[path] for path in self._paths]
-            gradients = torch.autograd.grad(values.sum(), tensors, allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(values.sum(), tensors, allow_unused=True)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                # Such as work in place on what the backward pass needs.
+                raise GradientError(
+                    f"the backward pass through loss= failed ({str(error).splitlines()[0]}); use "
+                    "differentiable operations of torch, none in place"
+                ) from error
         parts = [
             torch.zeros_like(scale) if gradient is None else gradient.float().reshape(self._rows, -1) * scale
             for gradient, scale in zip(gradients, self._scales, strict=True)

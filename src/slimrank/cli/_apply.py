@@ -30,7 +30,7 @@ from slimrank.cli._typed import (
 )
 
 # Decided when a study is made; without effect beside --study.
-_FIXED = ("batches", "inputs", "likelihood", "fisher", "draws", "holdout", "seed")
+_FIXED = ("batches", "inputs", "likelihood", "weights", "fisher", "draws", "holdout", "seed")
 
 
 @click.command(cls=Command)
@@ -76,7 +76,12 @@ def apply(
         check_after(study_dir, after)
         network, _ = model_to_compress(model, after)
         measured = sr.Study.load(
-            study_dir, model=network, outputs=fit["outputs"], run_dir=study_dir, progress=not quiet
+            study_dir,
+            model=network,
+            outputs=fit["outputs"],
+            loss=fit["loss"],
+            run_dir=study_dir,
+            progress=not quiet,
         )
         result = measured.apply(chosen, on_layer=hook)
     return save_result(result, out, overwrite=overwrite)

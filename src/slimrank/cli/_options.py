@@ -8,11 +8,13 @@ from typing import Literal, NotRequired, TypedDict, TypeVar
 import click
 
 import slimrank as sr
-from slimrank.calibrate import LikelihoodChoice
+from slimrank.calibrate import FAMILIES, LikelihoodChoice, OwnLossFn, Weights
 from slimrank.cli._command import Answer
 from slimrank.forward import OutputChoice
 from slimrank.records import ChannelOrder, Method
 
+# What --likelihood may say of an output.
+LIKELIHOODS = ("auto", *FAMILIES)
 _Function = TypeVar("_Function", bound=Callable[..., Answer])
 
 
@@ -20,8 +22,10 @@ class FitText(TypedDict):
     """How data are read, as typed."""
 
     inputs: str | None
-    outputs: str | None
-    likelihood: LikelihoodChoice
+    outputs: tuple[str, ...]
+    likelihood: tuple[str, ...]
+    weights: tuple[str, ...]
+    loss: str | None
     fisher: bool
     draws: int
     holdout: float
@@ -43,6 +47,8 @@ class Fit(TypedDict):
     inputs: Callable[[object], object] | None
     outputs: OutputChoice
     likelihood: LikelihoodChoice
+    weights: Weights
+    loss: OwnLossFn | None
     fisher: bool
     draws: int
     holdout: float
@@ -102,13 +108,24 @@ on_layer_option = click.option(
 )
 fit_options = _together(
     click.option("--inputs", metavar="REF", help="Function of one batch that gives the model's inputs."),
-    click.option("--outputs", metavar="REF|KEY", help="Outputs that matter: a function, key or index."),
+    click.option(
+        "--outputs",
+        multiple=True,
+        metavar="KEY|REF",
+        help="Outputs that matter: a key or index, repeated for several; or one function.",
+    ),
     click.option(
         "--likelihood",
-        type=click.Choice(["auto", "categorical", "bernoulli", "gaussian"]),
-        default="auto",
-        show_default=True,
-        help="How outputs are read.",
+        multiple=True,
+        metavar="FAMILY|NAME=FAMILY",
+        help=f"How outputs are read: {', '.join(LIKELIHOODS)}; per output with NAME=FAMILY, repeated.  "
+        "[default: auto]",
+    ),
+    click.option(
+        "--weight", "weights", multiple=True, metavar="NAME=W", help="Weight of an output; repeated. Else 1."
+    ),
+    click.option(
+        "--loss", metavar="REF", help="Function of (outputs, original outputs): one loss for each sample."
     ),
     click.option(
         "--no-fisher", "fisher", flag_value=False, default=True, help="Use no output gradients, inputs only."

@@ -14,12 +14,19 @@ from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH, after_option, methods_option, quiet_option
 from slimrank.cli._references import function_at
-from slimrank.cli._typed import check_after, model_to_compress, outputs_at, refuse_given, split_names
+from slimrank.cli._typed import (
+    check_after,
+    loss_at,
+    model_to_compress,
+    outputs_at,
+    refuse_given,
+    split_names,
+)
 from slimrank.cost import MEMORY
 from slimrank.records import Method
 
 # Without effect on a table that is done.
-_ONLY_WHEN_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "outputs", "after")
+_ONLY_WHEN_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "outputs", "loss", "after")
 
 
 @click.command(cls=Command)
@@ -39,7 +46,13 @@ _ONLY_WHEN_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "ou
 @click.option("--lower-is-better", is_flag=True, help="The score is a loss or an error rate.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that evaluate.")
 @click.option("--no-prefix-cache", is_flag=True, help="Run every evaluation from the inputs.")
-@click.option("--outputs", metavar="REF|KEY", help="As in the study, where it was made with a function.")
+@click.option(
+    "--outputs",
+    multiple=True,
+    metavar="KEY|REF",
+    help="As in the study, where it was made with a function.",
+)
+@click.option("--loss", metavar="REF", help="As in the study, where it was made with one.")
 @after_option
 @click.option("--report", "report_path", type=PATH, help="Write the table as an HTML page, too.")
 @click.option("--from-aimet", type=PATH, metavar="FILE", help="Read AIMET's pickled table instead.")
@@ -58,7 +71,8 @@ def score(
     lower_is_better: bool,
     workers: int,
     no_prefix_cache: bool,
-    outputs: str | None,
+    outputs: tuple[str, ...],
+    loss: str | None,
     after: Path | None,
     report_path: Path | None,
     from_aimet: Path | None,
@@ -86,7 +100,13 @@ def score(
         function = function_at(score_fn, "SCORE_FN")
         check_after(study_dir, after)
         network, _ = model_to_compress(model, after)
-        measured = sr.Study.load(study_dir, model=network, outputs=outputs_at(outputs), progress=not quiet)
+        measured = sr.Study.load(
+            study_dir,
+            model=network,
+            outputs=outputs_at(outputs),
+            loss=loss_at(loss),
+            progress=not quiet,
+        )
         table = sr.measure_scores(
             measured,
             cast(Callable[[nn.Module], float], function),

@@ -3,20 +3,23 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import click
 from torch import nn
 
 import slimrank as sr
 from slimrank._errors import OptionError
-from slimrank.cli._options import Fit, FitText, Measure, StudyText
+from slimrank.calibrate import LikelihoodChoice, LikelihoodName, OwnLossFn, Weights
+from slimrank.cli._options import LIKELIHOODS, Fit, FitText, Measure, StudyText
 from slimrank.cli._references import function_at, model_at, user_errors
 from slimrank.deploy import PLAN_FILE, check_target
 from slimrank.fitting import check_on_layer
-from slimrank.forward import OutputChoice
+from slimrank.forward import OutputChoice, OutputKey
 from slimrank.records import Method
 from slimrank.survey import has_previous_plan
+
+_Value = TypeVar("_Value")
 
 
 def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:
@@ -56,7 +59,9 @@ def fit_from_text(options: FitText) -> Fit:
     return {
         "inputs": None if inputs is None else function_at(inputs, "--inputs"),
         "outputs": outputs_at(options["outputs"]),
-        "likelihood": options["likelihood"],
+        "likelihood": read_likelihood_option(options["likelihood"]),
+        "weights": read_weights(options["weights"]),
+        "loss": loss_at(options["loss"]),
         "fisher": options["fisher"],
         "draws": options["draws"],
         "holdout": options["holdout"],
@@ -81,11 +86,79 @@ def split_names(names: Iterable[str]) -> tuple[Method, ...]:
     return cast(tuple[Method, ...], tuple(part for part in parts if part))
 
 
-def outputs_at(text: str | None) -> OutputChoice:
-    """A key, an index, or where a colon stands in it the function that a reference names."""
-    if text is None or ":" not in text:
-        return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
-    return function_at(text, "--outputs")
+def outputs_at(texts: Sequence[str]) -> OutputChoice:
+    """A key, an index, a list of them, or where a colon stands in the only text the function it names."""
+    functions = [text for text in texts if ":" in text]
+    if functions and len(texts) > 1:
+        raise OptionError(
+            f"--outputs {functions[0]!r} is a function, which picks all outputs that matter; give it alone, "
+            "or keys and indices only"
+        )
+    if functions:
+        return function_at(functions[0], "--outputs")
+    if not texts:
+        return None
+    return _key(texts[0]) if len(texts) == 1 else tuple(_key(text) for text in texts)
+
+
+def _key(text: str) -> OutputKey:
+    if not text:
+        raise OptionError("--outputs is empty; give a key or an index of what the model returns")
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def read_likelihood_option(entries: Sequence[str]) -> LikelihoodChoice:
+    """One family, or one for each output that is named."""
+    families = [entry for entry in entries if "=" not in entry]
+    if families and len(entries) > 1:
+        why = (
+            "has several families" if len(families) > 1 else "mixes a family for all outputs with NAME=FAMILY"
+        )
+        raise OptionError(
+            f"--likelihood {why} ({', '.join(entries)}); give one FAMILY, or NAME=FAMILY for each output"
+        )
+    if families:
+        return _family(families[0], families[0])
+    return _by_name(entries, "--likelihood", _family) or "auto"
+
+
+def _family(text: str, entry: str) -> LikelihoodName:
+    if text not in LIKELIHOODS:
+        raise OptionError(
+            f"--likelihood {entry!r} is no family; give one of {', '.join(LIKELIHOODS)}, or NAME=FAMILY with "
+            "one of these"
+        )
+    return cast(LikelihoodName, text)
+
+
+def read_weights(entries: Sequence[str]) -> Weights:
+    """Weights by the output they name; the library checks their range."""
+    return _by_name(entries, "--weight", _number) or None
+
+
+def _number(text: str, entry: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise OptionError(f"--weight {entry!r} is no number; give NAME=W, e.g. boxes=2") from error
+
+
+def _by_name(entries: Sequence[str], option: str, read: Callable[[str, str], _Value]) -> dict[str, _Value]:
+    """Values of NAME=VALUE by name; names may hold "=" themselves."""
+    found: dict[str, _Value] = {}
+    for entry in entries:
+        name, _, text = entry.rpartition("=")
+        if not name or not text:
+            raise OptionError(f"{option} {entry!r} names no output and value; give {option} NAME=VALUE")
+        if name in found:
+            raise OptionError(f"{option} names {name!r} twice; name each output once")
+        found[name] = read(text, entry)
+    return found
+
+
+def loss_at(reference: str | None) -> OwnLossFn | None:
+    """The function of --loss."""
+    return None if reference is None else cast(OwnLossFn, function_at(reference, "--loss"))
 
 
 def read_multiple_of(entries: Sequence[str]) -> int | Mapping[str, int]:

@@ -5,9 +5,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeGuard, cast
 
+import torch
 from torch import Tensor
 
-from slimrank._errors import OptionError, OutputError
+from slimrank._errors import OptionError, OutputError, SlimrankError
 from slimrank._names import listed, nearest
 from slimrank.forward._batch import map_tensors, named_tensors
 
@@ -51,14 +52,20 @@ def check_outputs(choice: object) -> None:
     """
     if choice is None or callable(choice) or _is_key(choice):
         return
-    if not isinstance(choice, Sequence) or not all(_is_key(key) for key in choice):
+    is_no_list = not isinstance(choice, Sequence) or isinstance(choice, bytes)
+    if is_no_list or not all(_is_key(key) for key in cast(Sequence[object], choice)):
         raise OptionError(
             f"outputs={choice!r}; give a key, an index, a list of them, or a function of what the model "
             "returns"
         )
-    if not choice:
+    keys = cast(Sequence[OutputKey], choice)
+    if not keys:
         raise OptionError("outputs is empty; name at least one output, or leave it out for all of them")
-    if len(set(choice)) < len(choice):
+    _check_once(choice, keys)
+
+
+def _check_once(choice: object, names: Sequence[object]) -> None:
+    if len(set(names)) < len(names):
         raise OptionError(f"outputs={choice!r} names an output twice; name each once")
 
 
@@ -75,6 +82,7 @@ def pick_outputs(result: object, choice: OutputChoice) -> Picked:
 
     Raises:
         OutputError: nothing floating is left, or the choice does not fit the result.
+        OptionError: a list that names an output twice.
     """
     structure, named = _chosen(result, choice)
     tensors = {name: tensor for name, tensor in named if tensor.is_floating_point() and tensor.ndim}
@@ -82,10 +90,13 @@ def pick_outputs(result: object, choice: OutputChoice) -> Picked:
         logits = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "logits"}
         tensors = logits or tensors
     if not tensors:
+        what = f"the model returned {_described(result)}"
+        if choice is not None:
+            how = "function" if callable(choice) else repr(choice)
+            what += f", and outputs={how} picks {_described(structure)}"
         raise OutputError(
-            f"the model returned {type(result).__name__} without a floating tensor that can be compared; "
-            "pass outputs=lambda out: ... that picks the tensors that matter, or wrap the model so that it "
-            "returns what it has before an argmax"
+            f"{what} without a floating tensor that can be compared; pass outputs=lambda out: ... that picks "
+            "the tensors that matter, or wrap the model so that it returns what it has before an argmax"
         )
     return Picked(structure, tensors)
 
@@ -100,12 +111,17 @@ def _chosen(result: object, choice: OutputChoice) -> tuple[object, list[tuple[st
     if isinstance(choice, Sequence):
         entries = [_entry_at(result, key, choice) for key in choice]
         named = [pair for path, entry in entries for pair in named_tensors(entry, path)]
+        # An index from the end, or a part of what stands in the list as a whole.
+        _check_once(choice, [path for path, _ in entries])
+        _check_once(choice, [path for path, _ in named])
         if any(isinstance(key, str) for key in choice):
             return {key: entry for key, (_, entry) in zip(choice, entries, strict=True)}, named
         return tuple(entry for _, entry in entries), named
     try:
         picked = cast(Callable[[object], object], choice)(result)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
+    except (SlimrankError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise OutputError(
             f"outputs= failed on what the model returned, {_described(result)} "
             f"({type(error).__name__}: {error}); give a function of it, a key, an index or a list of them"
@@ -125,7 +141,9 @@ def _entry_at(result: object, key: OutputKey, choice: object) -> tuple[str, obje
     if isinstance(key, str) and "." in key:
         path, entry = [], result
         for part in key.split("."):
-            step = _entry_of(entry, int(part) if part.isdecimal() else part)
+            step = _entry_of(entry, part)
+            if step is None and part.isdecimal():
+                step = _entry_of(entry, int(part))
             if step is None:
                 break
             path.append(step[0])
@@ -174,7 +192,8 @@ def _keys_of(value: object) -> list[str]:
 def _described(result: object) -> str:
     """What a model returned, for errors: its type, and its keys or length."""
     if isinstance(result, Tensor):
-        return f"one tensor {list(result.shape)}"
+        kind = "" if result.is_floating_point() else f" of {result.dtype}"
+        return f"one tensor {list(result.shape)}{kind}"
     keys = _keys_of(result)
     if keys:
         return f"a {type(result).__name__} with {listed(keys)}"
@@ -191,7 +210,13 @@ def _why_not(result: object, key: OutputKey) -> str:
         )
     keys = _keys_of(result)
     if isinstance(key, str) and keys:
-        return f"the model returns a {type(result).__name__}, and {key!r} is not in it; {nearest(key, keys)}"
-    if isinstance(key, str) and isinstance(result, tuple | list):
-        return f"the model returns {_described(result)}, without keys; give indices, 0 to {len(result) - 1}"
-    return f"{key!r} does not fit what the model returned, {_described(result)}"
+        known = [*keys, *(path for path, _ in named_tensors(result))]
+        return f"the model returns a {type(result).__name__}, and {key!r} is not in it; {nearest(key, known)}"
+    if isinstance(result, tuple | list) or hasattr(result, "to_tuple"):
+        length = len(cast(_Indexed, result))
+        allowed = f"indices from 0 to {length - 1}"
+        if isinstance(key, str):
+            return f"the model returns {_described(result)}, without keys; give {allowed}"
+        return f"{key} is out of range, the model returns {_described(result)}; give {allowed}"
+    advice = "; give a key" if keys else "; give a function such as outputs=lambda out: ..."
+    return f"the model returns {_described(result)}, which has no entry {key!r}{advice}"

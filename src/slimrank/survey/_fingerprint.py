@@ -2,13 +2,14 @@
 """What a study is tied to."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from slimrank.calibrate import Family, Likelihood, readings_tried
 from slimrank.capture import describe_layers
+from slimrank.forward import OutputChoice
 from slimrank.plan import Plan, structure_of
 from slimrank.records import Note
 from slimrank.store import describe, digest_tensors
@@ -76,13 +77,18 @@ def _read_as(session: Session, source: DataSource, families: Mapping[str, Family
     return likelihood_on(session.original, session.feed, source, options)
 
 
+def _in_one_form(outputs: OutputChoice) -> object:
+    """Keys and indices as they also come out of a file: a list and a tuple are the same choice."""
+    return tuple(outputs) if isinstance(outputs, Sequence) and not isinstance(outputs, str) else outputs
+
+
 def _digest(session: Session, families: Mapping[str, Family]) -> str:
     """Digest of which outputs matter and how they are read."""
     outputs, likelihood = session.outputs, session.likelihood
     # A key or an index did not stand before the paths when fingerprints were made first.
     prefix = str(outputs) if isinstance(outputs, str | int) else ""
     picked: tuple[object, ...] = (
-        describe(outputs) if callable(outputs) else outputs,
+        describe(outputs) if callable(outputs) else _in_one_form(outputs),
         [
             (path.removeprefix(prefix).removeprefix("."), family, likelihood.outputs[path].shape)
             for path, family in families.items()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of a study's directory: a plain value in, a plain value out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,7 +269,7 @@ def check_fingerprint(fingerprint: Mapping[str, str], record: StudyRecord, store
     differing = [key for key, value in fingerprint.items() if record.fingerprint.get(key) != value]
     if differing:
         raise StudyError(
-            f"the study in {store.root} was made of other {' and '.join(differing)}; "
+            f"the study in {store.root} was made of other {_topics_text(differing)}; "
             "pass the same model and data, or study again"
         )
 
@@ -289,9 +289,15 @@ def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
     differing = [key for key, value in fingerprint.items() if stored.get(key) != value]
     if differing:
         raise StudyError(
-            f"{store.root} holds a study of other {' and '.join(differing)}; "
+            f"{store.root} holds a study of other {_topics_text(differing)}; "
             "give another run_dir or delete it"
         )
+
+
+def _topics_text(topics: Sequence[str]) -> str:
+    """Topics of a fingerprint, for people."""
+    explained = {"outputs": "outputs (which ones, or their likelihood, weights or loss)"}
+    return " and ".join(explained.get(topic, topic) for topic in topics)
 
 
 def _check_format(store: Store) -> None:

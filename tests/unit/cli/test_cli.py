@@ -188,14 +188,114 @@ def test_a_wrong_multiple_of_is_refused(entries: tuple[str, ...], message: str) 
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [(None, None), ("logits", "logits"), ("0", 0), ("-1", -1), ("a.b", "a.b")]
+    ("texts", "expected"),
+    [
+        ((), None),
+        (("logits",), "logits"),
+        (("0",), 0),
+        (("-1",), -1),
+        (("a.b",), "a.b"),
+        (("boxes", "scores"), ("boxes", "scores")),
+        (("0", "-1", "cls.0"), (0, -1, "cls.0")),
+    ],
 )
-def test_outputs_are_a_key_or_an_index(text: str | None, expected: object) -> None:
-    assert seams.outputs_option(text) == expected
+def test_outputs_are_keys_or_indices(texts: tuple[str, ...], expected: object) -> None:
+    assert seams.outputs_option(texts) == expected
 
 
 def test_outputs_may_be_a_function() -> None:
-    assert callable(seams.outputs_option("user_net:build"))
+    assert callable(seams.outputs_option(("user_net:build",)))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("0", "user_net:build"), "'user_net:build' is a function, .*; give it alone, or keys and indices"),
+        (("user_net:build", "user_net:batches"), "'user_net:build' is a function"),
+        (("",), "--outputs is empty; give a key or an index"),
+        (("user_net:net", "0"), "'user_net:net' is a function"),
+        (("user_net:number_of",), "user_net has no 'number_of'; did you mean 'number'?"),
+        (("user_net:data",), "--outputs 'user_net:data' is a list; name a function"),
+    ],
+)
+def test_wrong_outputs_are_refused(texts: tuple[str, ...], message: str) -> None:
+    with pytest.raises((sr.OptionError, sr.UnknownNameError), match=message):
+        seams.outputs_option(texts)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ((), "auto"),
+        (("gaussian",), "gaussian"),
+        (("boxes=gaussian",), {"boxes": "gaussian"}),
+        (("boxes=gaussian", "cls.0=auto"), {"boxes": "gaussian", "cls.0": "auto"}),
+        (("a=b=bernoulli",), {"a=b": "bernoulli"}),
+    ],
+)
+def test_a_likelihood_is_of_all_outputs_or_of_each(entries: tuple[str, ...], expected: object) -> None:
+    assert seams.likelihood_option(entries) == expected
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (("poisson",), "--likelihood 'poisson' is no family; give one of auto, categorical, bernoulli"),
+        (("boxes=poisson",), "--likelihood 'boxes=poisson' is no family"),
+        (("gaussian", "boxes=categorical"), "mixes a family for all outputs with NAME=FAMILY"),
+        (("boxes=categorical", "gaussian"), "mixes a family for all outputs with NAME=FAMILY"),
+        (("gaussian", "categorical"), "has several families .*; give one FAMILY, or NAME=FAMILY for each"),
+        (("=gaussian",), "--likelihood '=gaussian' names no output and value; give --likelihood NAME=VALUE"),
+        (("boxes=",), "'boxes=' names no output and value"),
+        (("boxes=gaussian", "boxes=auto"), "--likelihood names 'boxes' twice; name each output once"),
+    ],
+)
+def test_a_wrong_likelihood_is_refused(entries: tuple[str, ...], message: str) -> None:
+    with pytest.raises(sr.OptionError, match=message):
+        seams.likelihood_option(entries)
+
+
+def test_weights_are_of_each_output() -> None:
+    assert seams.weights_option(()) is None
+    assert seams.weights_option(("boxes=2", "cls.0=0.5")) == {"boxes": 2.0, "cls.0": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (("2",), "--weight '2' names no output and value; give --weight NAME=VALUE"),
+        (("boxes=much",), "--weight 'boxes=much' is no number; give NAME=W, e.g. boxes=2"),
+        (("boxes=1", "boxes=2"), "--weight names 'boxes' twice"),
+        (("boxes=",), "names no output and value"),
+    ],
+)
+def test_wrong_weights_are_refused(entries: tuple[str, ...], message: str) -> None:
+    with pytest.raises(sr.OptionError, match=message):
+        seams.weights_option(entries)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--likelihood", "poisson"), "--likelihood 'poisson' is no family"),
+        (("--weight", "0=0"), "weights['0']=0.0; give a positive number"),
+        (("--weight", "0=nan"), "weights['0']=nan; give a positive number"),
+        (("--weight", "0=1", "--loss", "user_net:build"), "loss cannot be called with two values"),
+        (("--loss", "user_net:data"), "--loss 'user_net:data' is a list; name a function"),
+        (("--loss", "user_net:lost"), "--loss: user_net has no 'lost'"),
+        (("--loss", "mse"), "--loss 'mse' names nothing; write package.module:name"),
+        (
+            ("--outputs", "boxes"),
+            "outputs='boxes': the model returns one tensor [1, 4], so 'boxes' names none",
+        ),
+        (("--outputs", "0", "--outputs", "0"), "names an output twice"),
+    ],
+)
+@pytest.mark.parametrize("command", ["study", "compress"])
+def test_wrong_options_for_outputs_are_one_line(command: str, options: tuple[str, ...], message: str) -> None:
+    budget = ("--macs", "0.5") if command == "compress" else ()
+    line = _refused(command, "user_net:net", "user_net:data", "--out", "run", *budget, *options, "--quiet")
+    assert message in line
 
 
 def test_methods_may_be_repeated_or_joined() -> None:

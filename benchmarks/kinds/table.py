@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All kinds by name."""
+
+from benchmarks.kinds import classifying, mapping
+from benchmarks.kinds.kind import named
+
+KINDS = named((*classifying.KINDS, *mapping.KINDS))

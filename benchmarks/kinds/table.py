@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """All kinds by name."""
 
-from benchmarks.kinds import classifying, detecting, mapping, restoring, segmenting
+from benchmarks.kinds import classifying, detecting, labelling, mapping, restoring, segmenting
 from benchmarks.kinds.kind import named
 
-KINDS = named((*restoring.KINDS, *classifying.KINDS, *segmenting.KINDS, *detecting.KINDS, *mapping.KINDS))
+KINDS = named(
+    (
+        *restoring.KINDS,
+        *classifying.KINDS,
+        *labelling.KINDS,
+        *segmenting.KINDS,
+        *detecting.KINDS,
+        *mapping.KINDS,
+    )
+)

@@ -295,7 +295,7 @@ KINDS = (
         steps=600,
         batch=16,
         lr=4e-3,
-        macs=0.35,
+        macs=0.15,
     ),
     Kind(
         name="colour",

@@ -282,6 +282,6 @@ KINDS = (
         steps=1000,
         batch=24,
         lr=3e-3,
-        macs=0.4,
+        macs=0.2,
     ),
 )

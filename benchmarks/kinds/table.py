@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """All kinds by name."""
 
-from benchmarks.kinds import classifying, detecting, labelling, mapping, restoring, segmenting
+from benchmarks.kinds import (
+    classifying,
+    detecting,
+    labelling,
+    mapping,
+    measuring,
+    restoring,
+    segmenting,
+)
 from benchmarks.kinds.kind import named
 
 KINDS = named(
@@ -11,6 +19,7 @@ KINDS = named(
         *labelling.KINDS,
         *segmenting.KINDS,
         *detecting.KINDS,
+        *measuring.KINDS,
         *mapping.KINDS,
     )
 )

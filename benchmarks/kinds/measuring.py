@@ -235,6 +235,7 @@ KINDS = (
         measured="mean error in units of 0.1 m and 10 degrees",
         higher_is_better=False,
         right={"": "gaussian"},
+        harmless={"": ("categorical", "bernoulli")},
         steps=1300,
         lr=4e-3,
         macs=0.45,

@@ -7,6 +7,7 @@ from benchmarks.kinds import (
     labelling,
     mapping,
     measuring,
+    raw_detecting,
     restoring,
     segmenting,
 )
@@ -19,6 +20,7 @@ KINDS = named(
         *labelling.KINDS,
         *segmenting.KINDS,
         *detecting.KINDS,
+        *raw_detecting.KINDS,
         *measuring.KINDS,
         *mapping.KINDS,
     )

@@ -195,6 +195,7 @@ KINDS = (
         measured="AP at IoU 0.5, %",
         higher_is_better=True,
         right={"class_logits": "categorical", "boxes": "gaussian"},
+        harmless={"class_logits": ("bernoulli", "gaussian"), "boxes": ("bernoulli",)},
         steps=1500,
         lr=3e-3,
         macs=0.5,

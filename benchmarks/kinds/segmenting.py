@@ -253,6 +253,7 @@ KINDS = (
         measured="mean of the mask's mean IoU and the edge's explained variance, %",
         higher_is_better=True,
         right={"mask": "categorical", "edge": "gaussian"},
+        harmless={"mask": ("bernoulli", "gaussian"), "edge": ("bernoulli",)},
         steps=600,
         batch=16,
         lr=3e-3,

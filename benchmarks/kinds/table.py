@@ -4,9 +4,17 @@
 from benchmarks.kinds import (
     audio,
     choices,
+    classifying,
     control,
+    detecting,
     embeddings,
     forecasts,
+    labelling,
+    mapping,
+    measuring,
+    raw_detecting,
+    restoring,
+    segmenting,
     sequences,
     surrogates,
     tabular,
@@ -17,6 +25,14 @@ from benchmarks.kinds.kind import named
 
 KINDS = named(
     (
+        *classifying.KINDS,
+        *labelling.KINDS,
+        *segmenting.KINDS,
+        *detecting.KINDS,
+        *raw_detecting.KINDS,
+        *measuring.KINDS,
+        *mapping.KINDS,
+        *restoring.KINDS,
         *forecasts.KINDS,
         *sequences.KINDS,
         *text.KINDS,

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether ``likelihood="auto"`` costs anything: kinds of networks compressed under auto and under what is right.
+"""Whether ``likelihood="auto"`` costs anything: kinds of networks under auto and under what is right.
 
 Every kind of ``benchmarks/kinds`` is compressed twice to the same budget, without labels and training, and
-judged in its own measure. ``worse_percent`` is what is lost by auto beside the right reading, in percent of that measure
-(negative where auto is better). One row for each kind in ``benchmarks/results/auto-cpu-torch<version>.csv``; the run
-fails where auto is worse by more than 5 %.
+judged in its own measure. ``worse_percent`` is what is lost by auto beside the right reading, in percent of
+that measure (negative where auto is better). One row for each kind in
+``benchmarks/results/auto-cpu-torch<version>.csv``; the run fails where auto is worse by more than 5 %.
 """
 
 import argparse

@@ -25,8 +25,8 @@ class OutputModel:
         scale: spread (standard deviation) over the data, without the sample dimension: of every element, of
             maps of every channel, (C, 1, 1); None where there are classes.
         shape: of one sample.
-        positions: how many terms the divergence of one sample is a sum of (tokens, pixels, labels); 1 where it
-            is a mean.
+        positions: how many terms the divergence of one sample is a sum of (tokens, pixels, labels); 1 where
+            it is a mean.
         weight: factor of its divergence.
         all_lost: divergence per sample of always answering the average over the data: what is lost when
             nothing is left; above 0, without ``weight``.

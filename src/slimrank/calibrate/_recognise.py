@@ -118,7 +118,7 @@ class _Signs:
 
     @property
     def are_labels(self) -> bool:
-        """Whether the scores are of labels, each yes or no, rather than of classes: most say no, several yes."""
+        """Whether the scores are of labels, each yes or no, rather than of classes: most no, several yes."""
         is_one = self.stands_out > _ONLY_ONE or self.together < _NOT_EXCLUSIVE
         return self.level < _SAYS_NO and not is_one
 
@@ -203,6 +203,11 @@ def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
         return probabilities
     if all(is_between(part, 0, 1) for part in parts):
         return _read_between(parts)
+    return _read_scores(path, parts, dims, mask)
+
+
+def _read_scores(path: str, parts: Sequence[Tensor], dims: Sequence[int], mask: Tensor | None) -> Reading:
+    """Any other values: scores of classes or labels, or numbers."""
     if not dims:
         return Reading(family="gaussian", reason="it has no dimension of classes")
     signs = [(dim, _signs(parts, dim, mask)) for dim in dims]

@@ -322,7 +322,9 @@ def read_likelihood(
     if loss is None:
         return likelihood
     spreads = {path: spread_of(values.float()) for path, values in joined.items()}
-    return replace(likelihood, loss=open_loss(loss, references[0], spreads, batches[0].n_samples))
+    own = open_loss(loss, references[0], spreads, batches[0].n_samples)
+    reasons = ("damage and divergence are those of loss=; how outputs are read tells their agreement",)
+    return replace(likelihood, loss=own, reasons=(*reasons, *likelihood.reasons))
 
 
 def _other_family(values: Tensor) -> Family:

@@ -23,7 +23,7 @@ class OutputModel:
         dim: dimension of the classes (categorical).
         is_probability: values are probabilities, not logits.
         scale: spread (standard deviation) over the data, without the sample dimension: of every element, of
-            maps of every channel, (C, 1, 1); None where there are classes.
+            maps of every channel, e.g. (C, 1, 1); None where there are classes.
         shape: of one sample.
         positions: how many terms the divergence of one sample is a sum of (tokens, pixels, labels); 1 where
             it is a mean.

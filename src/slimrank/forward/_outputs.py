@@ -85,7 +85,7 @@ def pick_outputs(result: object, choice: OutputChoice) -> Picked:
         OptionError: a list that names an output twice.
     """
     structure, named = _chosen(result, choice)
-    tensors = {name: tensor for name, tensor in named if tensor.is_floating_point() and tensor.ndim}
+    tensors = {name: tensor for name, tensor in named if _is_measured(tensor)}
     if choice is None:
         logits = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] == "logits"}
         tensors = logits or tensors
@@ -114,6 +114,12 @@ def _chosen(result: object, choice: OutputChoice) -> tuple[object, list[tuple[st
         # An index from the end, or a part of what stands in the list as a whole.
         _check_once(choice, [path for path, _ in entries])
         _check_once(choice, [path for path, _ in named])
+        for path, entry in entries:
+            if not any(_is_measured(tensor) for _, tensor in named_tensors(entry)):
+                raise OutputError(
+                    f"outputs={choice!r}: {path!r} is {_described(entry)} without a floating tensor; leave "
+                    "it out, or pass a function where a loss of your own needs it"
+                )
         if any(isinstance(key, str) for key in choice):
             return {key: entry for key, (_, entry) in zip(choice, entries, strict=True)}, named
         return tuple(entry for _, entry in entries), named
@@ -127,6 +133,10 @@ def _chosen(result: object, choice: OutputChoice) -> tuple[object, list[tuple[st
             f"({type(error).__name__}: {error}); give a function of it, a key, an index or a list of them"
         ) from error
     return picked, list(named_tensors(picked))
+
+
+def _is_measured(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 0
 
 
 def _is_key(value: object) -> TypeGuard[OutputKey]:

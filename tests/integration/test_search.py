@@ -3,6 +3,7 @@
 
 import sys
 from collections.abc import Callable
+from itertools import count
 from types import ModuleType
 
 import pruning_nets
@@ -244,9 +245,13 @@ def test_search_split_warns_of_what_training_made_of_a_result(study: sr.Study) -
                 parameter.mul_(0.01)
 
     assert not any(note.is_warning for note in sr.search_split(study, macs=0.8, splits=(0.9,)).notes)
-    erased = sr.search_split(study, macs=0.8, splits=(0.9,), tune=erase)
-    (warning,) = [note for note in erased.notes if note.is_warning]
-    assert "the outputs have little left of the original's" in warning.text
+    scores = count()
+    # A later score is better: the last that is built has two steps.
+    for score_fn, n_steps in ((None, 1), (lambda _model: float(next(scores)), 2)):
+        erased = sr.search_split(study, macs=0.8, splits=(0.9,), tune=erase, score_fn=score_fn)
+        assert len(erased.plan.steps) == n_steps
+        (warning,) = [note for note in erased.notes if note.is_warning]
+        assert "the outputs have little left of the original's" in warning.text
 
 
 def test_search_split_by_score_can_prefer_two_steps(study: sr.Study) -> None:

@@ -31,7 +31,7 @@ _MIN_LENGTHS = 0.05
 _MAX_SPREADS = 30.0
 _STANDS_OUT, _TOGETHER = 0.7, 0.8
 _RATHER_OUT, _APART, _CLUSTERED = 0.56, 0.8, 0.3
-_FEW_CLASSES, _EXCLUDE, _MAX_SMOOTH = 8, 0.2, 0.5
+_FEW_CLASSES, _MAX_SMOOTH = 16, 0.5
 _EITHER_OR = 0.3
 _SAYS_NO, _NOT_EXCLUSIVE, _ONLY_ONE = -0.7, 0.25, 0.85
 # Dimensions of outputs that hold labels: one row for a sample.
@@ -114,7 +114,7 @@ class _Signs:
         if self.stands_out > _RATHER_OUT and self.together < _APART and is_clustered:
             return f"values exclude each other and one stands out in each row ({self._figures})"
         is_few = self.classes <= _FEW_CLASSES
-        if is_few and self.together < _EXCLUDE and is_clustered and self.smooth < _MAX_SMOOTH:
+        if is_few and is_clustered and self.together < self.clustered / 2 and self.smooth < _MAX_SMOOTH:
             return f"its values exclude each other ({self._figures})"
         return None
 

@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint check fix test golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
-	bench-pruning bench-plots bench-select bench-zoo
+	bench-pruning bench-plots bench-select bench-zoo bench-auto bench-agreement train-kinds
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -78,6 +78,15 @@ $(AIMET)/.ready: benchmarks/aimet/requirements.txt constraints.txt
 train-tasks: $(BENCH)  ## draw the benchmark's pictures and train its networks anew; an hour and a half, needs fonts
 	$(BIN)/python -m benchmarks.tasks.train --pictures
 	for network in vgg resnet mobilenet vit; do $(BIN)/python -m benchmarks.tasks.train --network $$network; done
+
+train-kinds: $(READY)  ## train the small networks of bench-auto anew; twenty minutes
+	$(BIN)/python -m benchmarks.kinds.train
+
+bench-auto: $(READY)  ## likelihood="auto" beside the right reading on 64 kinds of networks; a quarter of an hour
+	$(BIN)/python -m benchmarks.bench_auto
+
+bench-agreement: $(BENCH)  ## agreement beside the accuracy that is lost, at many budgets; a quarter of an hour
+	$(BIN)/python -m benchmarks.bench_agreement
 
 bench-demo: $(BENCH)  ## accuracy of the demo's network over budgets and ways to fit; table in benchmarks/results/
 	$(BIN)/python -m benchmarks.bench_demo

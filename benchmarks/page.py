@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sets the tables of the pages from ``benchmarks/results/``, between their markers."""
 
+import itertools
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -380,6 +381,75 @@ def pruning() -> str:
     return f"{short}{own}\n\n{details}"
 
 
+def auto() -> str:
+    """What each kind of network is in its own measure under the right reading and under auto."""
+    rows = read_table(table_path("auto"))
+    worst = max(rows, key=lambda row: float(row["worse_percent"]))
+    same = sum(row["right_reading"] == row["auto_reading"] for row in rows)
+    told = (
+        f"Of {len(rows)} kinds auto reads {same} as they are meant; the worst, {worst['kind']}, is "
+        f"**{float(worst['worse_percent']):.2f} %** worse than under the right reading."
+    )
+    lines = [
+        [
+            row["kind"],
+            row["measure"],
+            row["macs"],
+            row["original"],
+            row["right"],
+            row["auto"],
+            row["worse_percent"],
+            _short_reading(row["auto_reading"]),
+            "" if row["auto_reading"] == row["right_reading"] else _short_reading(row["right_reading"]),
+        ]
+        for row in rows
+    ]
+    heads = (
+        "kind",
+        "measure",
+        "MACs",
+        "original",
+        "right",
+        "auto",
+        "worse, %",
+        "auto reads",
+        "right where other",
+    )
+    return f"{told}\n\n<details><summary>every kind</summary>\n\n{_table(heads, lines)}\n\n</details>"
+
+
+def _short_reading(reading: str) -> str:
+    """Families in their order, each run of equal ones once."""
+    families = [part.rpartition(":")[2] for part in reading.split()]
+    return ", ".join(
+        family for index, family in enumerate(families) if index == 0 or families[index - 1] != family
+    )
+
+
+def agreement() -> str:
+    """What is lost of the outputs beside the accuracy that is lost."""
+    rows = sorted(read_table(table_path("agreement")), key=lambda row: float(row["lost"]))
+    bounds = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 10.0)
+    lines = []
+    for low, high in itertools.pairwise(bounds):
+        found = [row for row in rows if low <= float(row["lost"]) < high]
+        if not found:
+            continue
+        points = [float(row["points_lost"]) for row in found]
+        top1 = [100 * float(row["top1"]) for row in found]
+        lines.append(
+            [
+                f"{low:g} to {high:g}" if high < bounds[-1] else f"above {low:g}",
+                str(len(found)),
+                f"{statistics.median(points):.1f} ({min(points):.1f} to {max(points):.1f})",
+                f"{statistics.median(top1):.1f} ({min(top1):.1f} to {max(top1):.1f})",
+                str(sum(row["warned"] == "1" for row in found)),
+            ]
+        )
+    heads = ("lost", "results", "points of accuracy lost, median (range)", "same top-1, %", "with warning")
+    return _table(heads, lines)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -397,6 +467,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
         recovery,
         pruning,
         zoo,
+        auto,
+        agreement,
     )
 }
 

@@ -23,8 +23,9 @@ from slimrank.survey import Session, restored_copy
 _AGAINST_START = Note(where="verify", text="divergence is measured against the model this step started from")
 _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the original, over all steps")
 # Share of what the outputs tell, mean over outputs and elements, above which a warning says that little is
-# left of it. Above it a result is of use once it is trained.
-_MUCH_LOST = 0.3
+# left of it. On the benchmark's networks results above it had lost more than 20 points of accuracy, those
+# below it fewer (``make bench-agreement``): they are of use once they are trained.
+_MUCH_LOST = 0.25
 
 
 def build_result(

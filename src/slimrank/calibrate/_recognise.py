@@ -185,28 +185,35 @@ def recognise(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict
 
 def _heads(values: Mapping[str, Tensor]) -> list[list[str]]:
     """Outputs that are maps of one head at several scales: siblings with as many channels, other sizes."""
-    heads: dict[object, list[str]] = {}
+    heads: list[list[str]] = []
+    # Of every head: what its outputs are called but for the number, and the dimensions that may be channels.
+    kinds: list[tuple[str, tuple[int, ...]]] = []
     for path, value in values.items():
         siblings, is_numbered = re.subn(r"(^|\.)\d+$", r"\1*", path)
-        if not is_numbered or value.ndim < 3:
-            heads[path] = [path]
-            continue
-        for channels in ((1, value.shape[1]), (-1, value.shape[-1])):
-            key = (siblings, value.ndim, channels)
-            known = heads.get(key)
-            if known is not None and all(values[other].shape != value.shape for other in known):
-                known.append(path)
+        dims: tuple[int, ...] = (1, -1) if is_numbered and value.ndim > _LABELS else ()
+        for index, (name, known_dims) in enumerate(kinds):
+            known = [values[other] for other in heads[index]]
+            if name != siblings or not all(_are_scales(other, value) for other in known):
+                continue
+            shared = tuple(
+                dim for dim in known_dims if dim in dims and known[0].shape[dim] == value.shape[dim]
+            )
+            if shared:
+                heads[index].append(path)
+                kinds[index] = (name, shared)
                 break
         else:
-            for channels in ((1, value.shape[1]), (-1, value.shape[-1])):
-                heads.setdefault((siblings, value.ndim, channels), []).append(path)
-    unique: list[list[str]] = []
-    seen: set[str] = set()
-    for paths in sorted(heads.values(), key=len, reverse=True):
-        if not seen & set(paths):
-            unique.append(paths)
-            seen.update(paths)
-    return unique
+            heads.append([path])
+            kinds.append((siblings, dims))
+    return heads
+
+
+def _are_scales(first: Tensor, second: Tensor) -> bool:
+    """Whether maps with as many channels differ in size; maps as wide with other channels are other heads."""
+    if first.ndim != second.ndim:
+        return False
+    differing = sum(a != b for a, b in zip(first.shape[1:], second.shape[1:], strict=True))
+    return differing > (1 if first.ndim >= _MAP else 0)
 
 
 def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:

@@ -525,3 +525,17 @@ def test_spreads_are_told_in_words_where_an_element_never_varies(rng: torch.Gene
     assert "its elements differ in spread, some hardly vary at all;" in reason
     (reason,) = choose_likelihood({"": 3 * values + torch.randn((60, 5), generator=rng) / 20}, "auto").reasons
     assert "its elements differ in spread, the largest is " in reason
+
+
+def test_maps_of_one_size_with_other_channels_are_read_apart(rng: torch.Generator) -> None:
+    masks = _scores((20, 24, 24, 4), rng).movedim(-1, 1)
+    depths = 20 * torch.rand((20, 1, 24, 24), generator=rng)
+    outputs = choose_likelihood({"0": masks, "1": depths}, "auto").outputs
+    assert [outputs[path].family for path in ("0", "1")] == ["categorical", "gaussian"]
+    assert outputs["0"].dim == 1
+
+
+def test_every_output_of_a_list_is_read_whatever_the_sizes(rng: torch.Generator) -> None:
+    shapes = [(4, 24, 24), (4, 24, 24), (4, 12, 12), (1, 24, 24)]
+    values = {str(index): torch.randn((20, *shape), generator=rng) for index, shape in enumerate(shapes)}
+    assert set(choose_likelihood(values, "auto").outputs) == {"0", "1", "2", "3"}

@@ -268,6 +268,11 @@ _NO_GRADIENT = r"no gradient flows from loss= to the outputs .* use differentiab
             sr.OptionError,
             r"returned \[\] for \d+ samples; .*leave the mean",
         ),
+        (
+            nn.L1Loss(reduction="none"),
+            sr.OptionError,
+            r"return one loss for each, .* e.g. with .flatten\(1\).mean\(1\)",
+        ),
         (nn.MSELoss(), sr.OptionError, r"loss= returned \[\] for \d+ samples; return one loss for each"),
         (lambda a, b: squares(a, b)[:2], sr.OptionError, r"loss= returned \[2\] for \d+ samples"),
         (lambda a, b: (a - b).square(), sr.OptionError, r"loss= returned \[\d+, 16\] for \d+ samples"),

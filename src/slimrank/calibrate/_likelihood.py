@@ -323,10 +323,12 @@ def read_likelihood(
         return likelihood
     spreads = {path: spread_of(values.float()) for path, values in joined.items()}
     own = open_loss(loss, references[0], spreads, batches[0].n_samples)
-    reasons = ("damage and divergence are those of loss=; how outputs are read tells their agreement",)
+    reasons = ("loss= tells damage and divergence; how outputs are read only tells result.agreement",)
     return replace(likelihood, loss=own, reasons=(*reasons, *likelihood.reasons))
 
 
 def _other_family(values: Tensor) -> Family:
     """What numbers may be instead."""
-    return "categorical" if values.ndim > 1 and max(values.shape[1:]) > 1 else "bernoulli"
+    if is_between(values, 0, 1) or values.ndim < 2:
+        return "bernoulli"
+    return "categorical" if values.shape[1 if values.ndim >= 4 else -1] > 1 else "bernoulli"

@@ -163,7 +163,11 @@ def _checked(values: object, n_samples: int, *, may_be_nan: bool = False) -> Ten
     """What a loss returned, as (N,) float32."""
     shape = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
     if not isinstance(values, Tensor) or values.shape != (n_samples,):
-        hint = "; leave the mean over samples out" if isinstance(values, Tensor) and values.ndim == 0 else ""
+        hint = ""
+        if isinstance(values, Tensor) and values.ndim == 0:
+            hint = "; leave the mean over samples out (of a loss of torch: reduction='none')"
+        elif isinstance(values, Tensor) and values.ndim > 1 and len(values) == n_samples:
+            hint = ", e.g. with .flatten(1).mean(1)"
         raise OptionError(
             f"loss= returned {shape} for {n_samples} samples; return one loss for each, a tensor "
             f"[{n_samples}]{hint}"

@@ -34,8 +34,10 @@ _RATHER_OUT, _APART, _CLUSTERED = 0.56, 0.8, 0.3
 _FEW_CLASSES, _MAX_SMOOTH = 16, 0.5
 _EITHER_OR = 0.3
 _SAYS_NO, _NOT_EXCLUSIVE, _ONLY_ONE = -0.7, 0.25, 0.85
-# Dimensions of outputs that hold labels: one row for a sample.
-_LABELS = 2
+# Ratio of spreads that is written out; a greater one only tells that an element is constant.
+_MAX_TOLD = 1000.0
+# Dimensions of outputs that hold labels, one row for a sample, and of maps.
+_LABELS, _MAP = 2, 4
 # Largest over median spread along a dimension from which on its entries are told apart.
 _OTHER_SPREAD = 1.5
 # Of values from 0 to 1: how many may be 0, and their mean uncertainty, 0 for sure to 1 for 0.5.
@@ -63,7 +65,8 @@ class Reading:
         """The family, and what it is a family of."""
         kind = " (probabilities)" if self.is_probability else ""
         if self.family == "categorical":
-            return f"categorical over its {'last' if self.dim == -1 else 'second'} dimension{kind}"
+            # Shapes are shown without the dimension of the samples: to count dimensions would mislead.
+            return f"categorical over its {'last dimension' if self.dim == -1 else 'channels'}{kind}"
         return self.family + kind
 
 
@@ -127,8 +130,8 @@ class _Signs:
     @property
     def _figures(self) -> str:
         return (
-            f"gap at the top {self.stands_out:.2f} of both gaps, common movement {self.together:.2f}, "
-            f"entropy {self.unsure:.2f}"
+            f"lead of the largest {self.stands_out:.2f}, joint movement {self.together:.2f}, "
+            f"softmax entropy {self.unsure:.2f}"
         )
 
     @property
@@ -144,12 +147,22 @@ class _Signs:
         if self.unsure > _MAX_UNSURE:
             return f"its softmax is near uniform (entropy {self.unsure:.2f} of the maximum)"
         if self.gap > _MAX_GAP:
-            return f"its values lie farther apart than scores of classes do ({self.gap:.0f} at the top)"
+            return (
+                "its values lie farther apart than scores of classes do (the largest leads the next by "
+                f"{self.gap:.0f})"
+            )
         if self.lengths < _MIN_LENGTHS:
             return "its rows all have the same length, as embeddings have"
         if self.spreads > (_MAX_SPREADS if self.stands_out > _STANDS_OUT else _MAX_SPREADS / 3):
-            return f"its elements differ {self.spreads:.0f} times in spread"
+            return f"its elements differ in spread, {_times_text(self.spreads)}"
         return None
+
+
+def _times_text(ratio: float) -> str:
+    """How far the largest spread is from the smallest, which may be 0."""
+    return (
+        f"the largest is {ratio:.0f} times the smallest" if ratio < _MAX_TOLD else "some hardly vary at all"
+    )
 
 
 def recognise(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Reading]:
@@ -172,28 +185,35 @@ def recognise(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict
 
 def _heads(values: Mapping[str, Tensor]) -> list[list[str]]:
     """Outputs that are maps of one head at several scales: siblings with as many channels, other sizes."""
-    heads: dict[object, list[str]] = {}
+    heads: list[list[str]] = []
+    # Of every head: what its outputs are called but for the number, and the dimensions that may be channels.
+    kinds: list[tuple[str, tuple[int, ...]]] = []
     for path, value in values.items():
         siblings, is_numbered = re.subn(r"(^|\.)\d+$", r"\1*", path)
-        if not is_numbered or value.ndim < 3:
-            heads[path] = [path]
-            continue
-        for channels in ((1, value.shape[1]), (-1, value.shape[-1])):
-            key = (siblings, value.ndim, channels)
-            known = heads.get(key)
-            if known is not None and all(values[other].shape != value.shape for other in known):
-                known.append(path)
+        dims: tuple[int, ...] = (1, -1) if is_numbered and value.ndim > _LABELS else ()
+        for index, (name, known_dims) in enumerate(kinds):
+            known = [values[other] for other in heads[index]]
+            if name != siblings or not all(_are_scales(other, value) for other in known):
+                continue
+            shared = tuple(
+                dim for dim in known_dims if dim in dims and known[0].shape[dim] == value.shape[dim]
+            )
+            if shared:
+                heads[index].append(path)
+                kinds[index] = (name, shared)
                 break
         else:
-            for channels in ((1, value.shape[1]), (-1, value.shape[-1])):
-                heads.setdefault((siblings, value.ndim, channels), []).append(path)
-    unique: list[list[str]] = []
-    seen: set[str] = set()
-    for paths in sorted(heads.values(), key=len, reverse=True):
-        if not seen & set(paths):
-            unique.append(paths)
-            seen.update(paths)
-    return unique
+            heads.append([path])
+            kinds.append((siblings, dims))
+    return heads
+
+
+def _are_scales(first: Tensor, second: Tensor) -> bool:
+    """Whether maps with as many channels differ in size; maps as wide with other channels are other heads."""
+    if first.ndim != second.ndim:
+        return False
+    differing = sum(a != b for a, b in zip(first.shape[1:], second.shape[1:], strict=True))
+    return differing > (1 if first.ndim >= _MAP else 0)
 
 
 def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
@@ -211,13 +231,15 @@ def _read(path: str, parts: Sequence[Tensor], mask: Tensor | None) -> Reading:
 def _read_scores(path: str, parts: Sequence[Tensor], dims: Sequence[int], mask: Tensor | None) -> Reading:
     """Any other values: scores of classes or labels, or numbers."""
     if not dims:
-        return Reading(family="gaussian", reason="it has no dimension of classes")
+        return Reading(family="gaussian", reason="no dimension of it can hold classes")
     signs = [(dim, _signs(parts, dim, mask)) for dim in dims]
     for dim, found in signs:
         # Along an unusual dimension only what is beyond doubt.
         if found is not None and found.for_classes and (dim == dims[0] or found.together < _APART):
             if found.are_labels and parts[0].ndim == _LABELS:
-                reason = f"its scores are of labels of which most are off ({found.level:.2f} spreads below 0)"
+                reason = (
+                    "most of its values are below 0 and several stand out at once, as scores of labels do"
+                )
                 return Reading(family="bernoulli", reason=reason)
             return Reading(family="categorical", dim=dim, reason=found.for_classes)
     dim, first = signs[0]
@@ -225,6 +247,8 @@ def _read_scores(path: str, parts: Sequence[Tensor], dims: Sequence[int], mask: 
     if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _RATHER_OUT):
         return Reading(family="categorical", dim=dim, reason="it is called logits")
     reason = "there are too few rows to see classes in" if first is None else first.for_numbers
+    if parts[0].ndim >= _MAP and 1 not in dims:
+        reason = "its maps have one channel"
     return Reading(family="gaussian", reason=reason)
 
 
@@ -248,10 +272,15 @@ def _read_between(parts: Sequence[Tensor]) -> Reading:
     unsure = float((4 * values * (1 - values)).mean())
     if n_zero < _MAX_ZERO and unsure < _MAX_UNSURE_YES:
         reason = (
-            f"its values are probabilities of yes or no, most of them sure ({unsure:.2f} of the uncertainty)"
+            "its values lie between 0 and 1 and most are close to one of them, as probabilities of yes or no "
+            f"are (mean uncertainty {unsure:.2f} of 1)"
         )
         return Reading(family="bernoulli", is_probability=True, reason=reason)
-    return Reading(family="gaussian", reason="its values from 0 to 1 are not sure as probabilities are")
+    if n_zero < _MAX_ZERO:
+        reason = "its values lie between 0 and 1, but not close enough to one of them for yes or no"
+    else:
+        reason = "its values lie between 0 and 1, and some are exactly 0, which probabilities never are"
+    return Reading(family="gaussian", reason=reason)
 
 
 def _class_dims(values: Tensor) -> tuple[int, ...]:

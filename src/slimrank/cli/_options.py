@@ -122,7 +122,11 @@ fit_options = _together(
         "[default: auto]",
     ),
     click.option(
-        "--weight", "weights", multiple=True, metavar="NAME=W", help="Weight of an output; repeated. Else 1."
+        "--weight",
+        "weights",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Weight of an output; repeated. Else 1.",
     ),
     click.option(
         "--loss", metavar="REF", help="Function of (outputs, original outputs): one loss for each sample."

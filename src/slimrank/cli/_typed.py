@@ -140,7 +140,9 @@ def _number(text: str, entry: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise OptionError(f"--weight {entry!r} is no number; give NAME=W, e.g. boxes=2") from error
+        raise OptionError(
+            f"--weight {entry!r} is no number; give --weight NAME=VALUE, e.g. --weight boxes=2"
+        ) from error
 
 
 def _by_name(entries: Sequence[str], option: str, read: Callable[[str, str], _Value]) -> dict[str, _Value]:

@@ -206,10 +206,15 @@ def _described(result: object) -> str:
         return f"one tensor {list(result.shape)}{kind}"
     keys = _keys_of(result)
     if keys:
-        return f"a {type(result).__name__} with {listed(keys)}"
+        return f"{_type_text(result)} with {listed(keys)}"
     if isinstance(result, tuple | list):
-        return f"a {type(result).__name__} of {len(result)}"
-    return f"a {type(result).__name__}"
+        return f"{_type_text(result)} of {len(result)}"
+    return _type_text(result)
+
+
+def _type_text(result: object) -> str:
+    name = type(result).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _why_not(result: object, key: OutputKey) -> str:
@@ -221,7 +226,7 @@ def _why_not(result: object, key: OutputKey) -> str:
     keys = _keys_of(result)
     if isinstance(key, str) and keys:
         known = [*keys, *(path for path, _ in named_tensors(result))]
-        return f"the model returns a {type(result).__name__}, and {key!r} is not in it; {nearest(key, known)}"
+        return f"the model returns {_type_text(result)}, and {key!r} is not in it; {nearest(key, known)}"
     if isinstance(result, tuple | list) or hasattr(result, "to_tuple"):
         length = len(cast(_Indexed, result))
         allowed = f"indices from 0 to {length - 1}"

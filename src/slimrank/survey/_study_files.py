@@ -209,7 +209,7 @@ def saved_outputs(record: StudyRecord, outputs: OutputChoice) -> OutputChoice:
     if record.outputs == _FUNCTION:
         raise StudyError(
             "the study was made with outputs= as a function, which no file can keep; "
-            "pass the same outputs= again"
+            "pass the same outputs= again (--outputs on the command line)"
         )
     if isinstance(record.outputs, list):
         return tuple(key for key in record.outputs if isinstance(key, str | int))
@@ -224,7 +224,8 @@ def check_saved_loss(record: StudyRecord, loss: OwnLossFn | None) -> None:
     """
     if record.has_loss and loss is None:
         raise StudyError(
-            "the study was made with loss=, a function that no file can keep; pass the same loss= again"
+            "the study was made with loss=, a function that no file can keep; pass the same loss= again "
+            "(--loss on the command line)"
         )
 
 

@@ -58,7 +58,7 @@ def test_what_was_taken_is_said_with_the_keyword_that_changes_it(rng: torch.Gene
     assert reasons[0].startswith("'a' [5]: categorical")
     assert reasons[0].endswith("likelihood={'a': 'gaussian'}")
     assert reasons[1] == (
-        "'b.0' [1]: gaussian, it has no dimension of classes; if that is wrong, pass e.g. "
+        "'b.0' [1]: gaussian, no dimension of it can hold classes; if that is wrong, pass e.g. "
         "likelihood={'b.0': 'bernoulli'}"
     )
 
@@ -503,3 +503,39 @@ def test_divergences_of_several_outputs_add_up(rng: torch.Generator) -> None:
         for name, model in both.outputs.items()
     ]
     torch.testing.assert_close(divergence(both, before, after, None), parts[0] + parts[1])
+
+
+def test_what_is_advised_is_allowed(rng: torch.Generator) -> None:
+    edges = {"edges": torch.randn((30, 1, 12, 12), generator=rng)}
+    (reason,) = choose_likelihood(edges, "auto").reasons
+    assert reason == (
+        "'edges' [1, 12, 12]: gaussian, its maps have one channel; if that is wrong, pass e.g. "
+        "likelihood={'edges': 'bernoulli'}"
+    )
+    (reason,) = choose_likelihood({"": torch.randn((30, 36, 1), generator=rng)}, "auto").reasons
+    assert reason.endswith("likelihood='bernoulli'")
+    (reason,) = choose_likelihood({"": 0.3 + 0.4 * torch.rand((30, 4), generator=rng)}, "auto").reasons
+    assert "not close enough to one of them for yes or no" in reason
+    assert reason.endswith("likelihood='bernoulli'")
+
+
+def test_spreads_are_told_in_words_where_an_element_never_varies(rng: torch.Generator) -> None:
+    values = torch.rand((60, 5), generator=rng) * torch.tensor([1.0, 2.0, 3.0, 4.0, 0.0])
+    (reason,) = choose_likelihood({"": 3 * values}, "auto").reasons
+    assert "its elements differ in spread, some hardly vary at all;" in reason
+    (reason,) = choose_likelihood({"": 3 * values + torch.randn((60, 5), generator=rng) / 20}, "auto").reasons
+    assert "its elements differ in spread, the largest is " in reason
+
+
+def test_maps_of_one_size_with_other_channels_are_read_apart(rng: torch.Generator) -> None:
+    masks = _scores((20, 24, 24, 4), rng).movedim(-1, 1)
+    depths = 20 * torch.rand((20, 1, 24, 24), generator=rng)
+    outputs = choose_likelihood({"0": masks, "1": depths}, "auto").outputs
+    assert [outputs[path].family for path in ("0", "1")] == ["categorical", "gaussian"]
+    assert outputs["0"].dim == 1
+
+
+def test_every_output_of_a_list_is_read_whatever_the_sizes(rng: torch.Generator) -> None:
+    shapes = [(4, 24, 24), (4, 24, 24), (4, 12, 12), (1, 24, 24)]
+    values = {str(index): torch.randn((20, *shape), generator=rng) for index, shape in enumerate(shapes)}
+    assert set(choose_likelihood(values, "auto").outputs) == {"0", "1", "2", "3"}

@@ -264,7 +264,10 @@ def test_weights_are_of_each_output() -> None:
     ("entries", "message"),
     [
         (("2",), "--weight '2' names no output and value; give --weight NAME=VALUE"),
-        (("boxes=much",), "--weight 'boxes=much' is no number; give NAME=W, e.g. boxes=2"),
+        (
+            ("boxes=much",),
+            "--weight 'boxes=much' is no number; give --weight NAME=VALUE, e.g. --weight boxes=2",
+        ),
         (("boxes=1", "boxes=2"), "--weight names 'boxes' twice"),
         (("boxes=",), "names no output and value"),
     ],

@@ -126,6 +126,7 @@ class _Sums:
             positions=output.positions,
             divergence=value,
             lost=value / output.all_lost,
+            weight=output.weight,
             top1=total if is_class else None,
             cosine=None if is_class else self._cosine / max(self._rows, 1),
             relative_error=None if is_class else math.sqrt(total),

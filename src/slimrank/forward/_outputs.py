@@ -117,8 +117,8 @@ def _chosen(result: object, choice: OutputChoice) -> tuple[object, list[tuple[st
         for path, entry in entries:
             if not any(_is_measured(tensor) for _, tensor in named_tensors(entry)):
                 raise OutputError(
-                    f"outputs={choice!r}: {path!r} is {_described(entry)} without a floating tensor; leave "
-                    "it out, or pass a function where a loss of your own needs it"
+                    f"outputs={choice!r}: {path!r} is {_described(entry)} without a floating tensor of "
+                    "samples; leave it out, or pass a function where a loss of your own needs it"
                 )
         if any(isinstance(key, str) for key in choice):
             return {key: entry for key, (_, entry) in zip(choice, entries, strict=True)}, named

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from slimrank._names import nearest
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputAgreement:
@@ -15,6 +17,7 @@ class OutputAgreement:
         shape: of one sample.
         positions: how many terms ``divergence`` is a sum of: tokens, pixels, labels; 1 for a mean.
         divergence: per sample, without the output's weight.
+        weight: factor of it in the divergence of all outputs together.
         lost: divergence over that of always answering the average: 0 as before, 1 where nothing is left.
         top1: share of positions with the same most likely class, 0 to 1; None where there are no classes.
         cosine: mean over samples of the cosine between the values of both; None where there are classes.
@@ -30,6 +33,7 @@ class OutputAgreement:
     positions: int
     divergence: float
     lost: float
+    weight: float = 1.0
     top1: float | None = None
     cosine: float | None = None
     relative_error: float | None = None
@@ -64,6 +68,8 @@ class Agreement(Mapping[str, OutputAgreement]):
         self.divergence = divergence
 
     def __getitem__(self, path: str) -> OutputAgreement:
+        if path not in self._outputs:
+            raise KeyError(f"there is no output {path!r}; {nearest(path, self._outputs)}")
         return self._outputs[path]
 
     def __iter__(self) -> Iterator[str]:

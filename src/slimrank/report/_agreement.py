@@ -86,10 +86,11 @@ def output_table(agreement: Agreement) -> tuple[tuple[str, ...], list[tuple[str,
         Headings, ``>`` before those of columns that are aligned right, and the rows.
     """
     columns = (
-        *("output", "shape", "read as", ">divergence", ">per position", ">same top-1"),
+        *("output", "shape", "read as", ">weight", ">divergence", ">per position", ">same top-1"),
         *(">cosine", ">relative error", "worst"),
     )
-    rows = [_output_row(path, output) for path, output in agreement.items()]
+    has_weights = any(output.weight != 1 for output in agreement.values())
+    rows = [_output_row(path, output, has_weights=has_weights) for path, output in agreement.items()]
     is_shown = [any(cells) for cells in zip(*rows, strict=True)]
 
     def shown(cells: Sequence[str], blank: str) -> tuple[str, ...]:
@@ -149,12 +150,13 @@ def element_lists(
         )
 
 
-def _output_row(path: str, output: OutputAgreement) -> tuple[str, ...]:
+def _output_row(path: str, output: OutputAgreement, *, has_weights: bool) -> tuple[str, ...]:
     per_position = _per_position(output.divergence, output.positions)
     return (
         output_name(path),
         shape_text(output.shape),
         output.family,
+        f"{output.weight:g}" if has_weights else "",
         f"{format_damage(output.divergence)} {_UNITS[output.family][1]}",
         f"{per_position[0]} ({per_position[1]})" if per_position else "",
         "" if output.top1 is None else format_share(output.top1, digits=2),

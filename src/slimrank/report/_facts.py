@@ -48,6 +48,7 @@ def agreement_facts(agreement: Agreement, *, has_elements: bool = True) -> dict[
             "family": output.family,
             "shape": list(output.shape),
             "positions": output.positions,
+            "weight": output.weight,
             "divergence": finite_or_none(output.divergence),
             "unit": output_unit(output),
             "lost": finite_or_none(output.lost),

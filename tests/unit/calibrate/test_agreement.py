@@ -131,6 +131,10 @@ def test_the_mean_over_outputs_is_what_is_lost(rng: torch.Generator) -> None:
     assert heavy.divergence > 50 * found["head3"].lost
     assert heavy["head3"].divergence == pytest.approx(found["head3"].divergence)
     assert heavy.lost == pytest.approx(found.lost)
+    assert (heavy["head3"].weight, heavy["head4"].weight) == (100, 1)
+    assert "head99" not in found
+    with pytest.raises(KeyError, match=r"there is no output 'head33'; did you mean 'head3"):
+        found["head33"]
 
 
 def test_what_is_not_finite_does_not_agree() -> None:

@@ -61,6 +61,7 @@ def test_an_agreement_as_json(summary: Summary, agreement: Agreement) -> None:
         "family": "categorical",
         "shape": [4, 50],
         "positions": 4,
+        "weight": 1.0,
         "divergence": 2.48,
         "unit": "nats per sample",
         "lost": 0.02,

@@ -92,7 +92,10 @@ class _Sums:
         else:
             terms = ((after - before) / matched_scale(output, before)).square()
             flat, flat_after = (values.reshape(len(values), -1).double() for values in (before, after))
-            self._cosine += float(functional.cosine_similarity(flat, flat_after, dim=1).nan_to_num(0.0).sum())
+            cosines = functional.cosine_similarity(flat, flat_after, dim=1).nan_to_num(0.0)
+            # Zero has no direction; where both are zero, nothing was changed.
+            cosines = cosines.where(flat.any(1) | flat_after.any(1), 1.0)
+            self._cosine += float(cosines.sum())
             self._rows += len(before)
         counts = counts.reshape(*counts.shape, *[1] * (terms.ndim - counts.ndim)).expand_as(terms)
         self._add_terms((terms * counts).double().sum(0), counts.double().sum(0))

@@ -234,7 +234,7 @@ def _read_scores(path: str, parts: Sequence[Tensor], dims: Sequence[int], mask: 
     is_named = dim == usual and path.rpartition(".")[2].endswith("logits")
     if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _RATHER_OUT):
         return Reading(family="categorical", dim=dim, reason="it is called logits")
-    reason = "there are too few rows to see classes in" if first is None else first.for_numbers
+    reason = "its rows are too few, or never vary" if first is None else first.for_numbers
     return Reading(family="gaussian", reason=reason)
 
 

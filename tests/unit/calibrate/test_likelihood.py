@@ -183,6 +183,12 @@ def test_a_bump_on_a_curve_is_no_class(rng: torch.Generator) -> None:
     assert "gaussian, its elements follow each other as steps of a curve do" in reason
 
 
+@pytest.mark.parametrize("values", [torch.full((40, 3), 2.0), torch.eye(15)], ids=["constant", "few rows"])
+def test_what_shows_nothing_is_numbers(values: Tensor) -> None:
+    (reason,) = choose_likelihood({"": 9 * values}, "auto").reasons
+    assert "gaussian, its rows are too few, or never vary" in reason
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_probabilities_in_half_precision_are_probabilities(dtype: torch.dtype, rng: torch.Generator) -> None:
     for classes in (10, 1000):

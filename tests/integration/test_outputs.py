@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which outputs matter, and how: picked, read, weighed, or judged by a loss of one's own, end to end."""
 
+import hashlib
+import json
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -309,3 +311,37 @@ def test_compress_apply_and_distill_take_them_all(options: dict[str, object]) ->
     tuned = sr.distill(plain, TwoHeads(as_dict), data(), epochs=10, lr=1e-3, **options)  # type: ignore[arg-type]
     study = sr.study(TwoHeads(as_dict), data(), **options)  # type: ignore[arg-type]
     assert seams.divergence_of(study, tuned) < 0.9 * seams.divergence_of(study, plain)
+
+
+def _seven(scores: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    return {str(index): scores[:, index : index + 3] if index % 2 else boxes[:, :3] for index in range(7)}
+
+
+@pytest.mark.parametrize(
+    ("returns", "outputs", "paths"),
+    [(as_dict, "scores", [""]), (Pair, -1, [""]), (as_dict, "aux", ["0", "1"]), (_seven, None, "0123456")],
+)
+def test_runs_of_earlier_versions_go_on(
+    returns: Callable[[Tensor, Tensor], object],
+    outputs: str | int | None,
+    paths: Sequence[str],
+    tmp_path: Path,
+) -> None:
+    study = sr.study(TwoHeads(returns), data(), outputs=outputs, run_dir=tmp_path, progress=False)
+    # As 0.1 wrote it: paths within what was picked, and families that "auto" takes no more.
+    families = ["gaussian" if study.unit != "nats per sample" else "categorical"] * len(paths)
+    families[-1] = "categorical"
+    shapes = [output.shape for output in study.apply(study.plan(macs=0.9)).agreement.values()]  # type: ignore[union-attr]
+    facts = (outputs, list(zip(paths, families, shapes, strict=True)))
+    stored = json.loads((tmp_path / "run.json").read_text())
+    stored["outputs"] = hashlib.sha256(repr(facts).encode()).hexdigest()
+    (tmp_path / "run.json").write_text(json.dumps(stored))
+    again = sr.study(TwoHeads(returns), data(), outputs=outputs, run_dir=tmp_path, progress=False)
+    assert again.fingerprint["outputs"] == stored["outputs"]
+    assert any("in the study on disk" in str(note) for note in again.notes)
+
+
+def test_a_run_of_another_format_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text('{"format": 2}')
+    with pytest.raises(sr.FileError, match=r"study\.json has format 2, this version reads 3"):
+        sr.study(TwoHeads(as_dict), data(), outputs="scores", run_dir=tmp_path, progress=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 from torch.nn import functional
 
-from slimrank.calibrate._divergence import divergence, matched_scale, output_divergence
+from slimrank.calibrate._divergence import divergence, matched_scale, output_divergence, weighed_sum
 from slimrank.calibrate._output_model import Likelihood, OutputModel
 from slimrank.calibrate._rows import token_mask
 from slimrank.forward import Batch, OutputChoice, Picked, pick_outputs
@@ -42,11 +42,18 @@ def measure_agreement(
     total, n_samples = 0.0, 0
     for result, reference, batch in zip(results, references, batches, strict=True):
         picked, mask = pick_outputs(result, outputs), token_mask(batch)
-        per_sample = divergence(likelihood, reference, picked, mask, batch.n_samples)
+        parts = {
+            path: output_divergence(output, reference[path], picked[path], mask, batch.n_samples)
+            for path, output in likelihood.outputs.items()
+        }
+        if likelihood.loss is None:
+            per_sample = weighed_sum(likelihood, parts)
+        else:
+            per_sample = divergence(likelihood, reference, picked, mask, batch.n_samples)
         total += float(per_sample.double().sum())
         n_samples += batch.n_samples
         for path, output_sums in sums.items():
-            output_sums.add(reference[path].float(), picked[path].float(), mask, batch.n_samples)
+            output_sums.add(reference[path].float(), picked[path].float(), mask, parts[path])
     return Agreement(
         {path: output_sums.agreement() for path, output_sums in sums.items()},
         _or_inf(total / max(n_samples, 1)),
@@ -68,11 +75,11 @@ class _Sums:
         self._terms: Tensor | None = None
         self._counts: Tensor | None = None
 
-    def add(self, before: Tensor, after: Tensor, mask: Tensor | None, n_samples: int) -> None:
-        """Counts one batch."""
+    def add(self, before: Tensor, after: Tensor, mask: Tensor | None, per_sample: Tensor) -> None:
+        """Counts one batch, with the divergence of each of its samples."""
         output = self._output
-        self._n_samples += n_samples
-        self._divergence += float(output_divergence(output, before, after, mask, n_samples).double().sum())
+        self._n_samples += len(per_sample)
+        self._divergence += float(per_sample.double().sum())
         counts = before.new_ones(before.shape[:1])
         if mask is not None and before.ndim >= 3 and before.shape[:2] == mask.shape:
             counts = mask.to(before.dtype)
@@ -85,7 +92,10 @@ class _Sums:
         else:
             terms = ((after - before) / matched_scale(output, before)).square()
             flat, flat_after = (values.reshape(len(values), -1).double() for values in (before, after))
-            self._cosine += float(functional.cosine_similarity(flat, flat_after, dim=1).nan_to_num(0.0).sum())
+            cosines = functional.cosine_similarity(flat, flat_after, dim=1).nan_to_num(0.0)
+            # Zero has no direction; where both are zero, nothing was changed.
+            cosines = cosines.where(flat.any(1) | flat_after.any(1), 1.0)
+            self._cosine += float(cosines.sum())
             self._rows += len(before)
         counts = counts.reshape(*counts.shape, *[1] * (terms.ndim - counts.ndim)).expand_as(terms)
         self._add_terms((terms * counts).double().sum(0), counts.double().sum(0))

@@ -2,7 +2,7 @@
 """Divergence from the original's outputs, and the label-free loss whose curvature it has."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional
 from slimrank._errors import NonFiniteError, OutputError
 from slimrank.calibrate._output_model import Likelihood, OutputModel
 from slimrank.calibrate._rows import token_mask
+from slimrank.calibrate._spread import matched_spread
 from slimrank.forward import Batch, OutputChoice, Picked, pick_outputs, run
 
 # Below the smallest probability that float16 holds, so that a logarithm is never infinite.
@@ -127,11 +128,25 @@ def divergence(
     n_samples = n_samples or len(next(iter(reference.values())))
     if likelihood.loss is not None:
         return likelihood.loss.per_sample(picked, reference, n_samples)
-    parts = [
-        output.weight * output_divergence(output, reference[path], picked[path], mask, n_samples)
+    parts = {
+        path: output_divergence(output, reference[path], picked[path], mask, n_samples)
         for path, output in likelihood.outputs.items()
-    ]
-    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+    }
+    return weighed_sum(likelihood, parts)
+
+
+def weighed_sum(likelihood: Likelihood, parts: Mapping[str, Tensor]) -> Tensor:
+    """The divergence of all outputs.
+
+    Args:
+        likelihood: without a loss of the caller's.
+        parts: (N,) of each output, without its weight.
+
+    Returns:
+        (N,).
+    """
+    weighed = [output.weight * parts[path] for path, output in likelihood.outputs.items()]
+    return torch.stack(weighed).sum(0) if len(weighed) > 1 else weighed[0]
 
 
 def output_divergence(
@@ -187,14 +202,9 @@ def matched_scale(output: OutputModel, values: Tensor) -> Tensor:
     Returns:
         In a shape that divides ``values``.
     """
-    scale, sizes = output.scale, values.shape[1:]
-    if scale is None:
+    if output.scale is None:
         raise OutputError(f"a {output.family} output without spread")
-    if len(sizes) == scale.ndim and all(
-        scale_size in (1, size) for scale_size, size in zip(scale.shape, sizes, strict=True)
-    ):
-        return scale
-    return scale.square().mean().sqrt()
+    return matched_spread(output.scale, values)
 
 
 def _log_probabilities(values: Tensor, output: OutputModel) -> Tensor:

@@ -26,8 +26,8 @@ NAMES: tuple[LikelihoodName, ...] = ("auto", *FAMILIES)
 # Share of the largest possible divergence that "nothing is left" is at least: outputs that never change over
 # the data would else make any change look like a loss of everything.
 _LEAST_LOST = 1e-3
-# Outputs up to which every combination of families is tried.
-_MAX_COMBINED = 5
+# Outputs up to which every combination of families is tried: some thousands.
+_MAX_COMBINED = 8
 
 
 def likelihood_of(choice: object) -> LikelihoodChoice:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slimrank._errors import GradientError, NonFiniteError, OptionError, SlimrankError
 from slimrank._names import listed
+from slimrank.calibrate._spread import matched_spread
 from slimrank.forward import Picked
 
 OwnLossFn = Callable[..., Tensor]
@@ -31,7 +32,8 @@ class OwnLoss:
 
     Attributes:
         function: ``loss(outputs, original_outputs) -> (N,)``.
-        spreads: spread of every output over the data, by path, in a shape that divides its samples.
+        spreads: spread of every output over the data, by path, in a shape that divides its samples where they
+            are all of one shape.
         all_lost: mean loss of the original's outputs against those of other samples.
     """
 
@@ -201,7 +203,9 @@ class _Curvature:
         self._sizes = [tensor.numel() // self._rows for tensor in tensors]
         self._paths = list(self._reference)
         self._scales = [
-            loss.spreads[path].to(tensor.device).expand_as(tensor).reshape(self._rows, -1)
+            matched_spread(loss.spreads[path].to(tensor.device), tensor)
+            .expand_as(tensor)
+            .reshape(self._rows, -1)
             for path, tensor in self._reference.items()
         ]
         self.device = tensors[0].device

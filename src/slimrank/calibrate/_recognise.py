@@ -14,11 +14,13 @@ from slimrank.calibrate._output_model import Family
 # Values of one output that are looked at; a share of them tells as much as all.
 _MAX_VALUES = 4_000_000
 _MAX_ROWS = 20_000
-# How far from 1 the sum of probabilities may be; float16 comes no closer.
-_SUM_TOLERANCE = 1e-3
+# How far from 1 the sum of probabilities may be: bfloat16 rounds each of them by up to 1/512 of it.
+_SUM_TOLERANCE = 3e-3
 # Fewer rows than this show no pattern.
 _MIN_ROWS = 16
 _CHANCE_ROWS = 2000
+# Share that chance explains, above which what is beyond it is noise.
+_MAX_CHANCE = 0.95
 # Below any difference that means something, so that nothing is divided by 0.
 _TINY = 1e-30
 # Limits on the signs of classes, set on the networks of benchmarks/kinds: between those of all outputs with
@@ -31,7 +33,7 @@ _MIN_LENGTHS = 0.05
 _MAX_SPREADS = 30.0
 _STANDS_OUT, _TOGETHER = 0.7, 0.8
 _RATHER_OUT, _APART, _CLUSTERED = 0.56, 0.8, 0.3
-_FEW_CLASSES, _MAX_SMOOTH = 16, 0.5
+_FEW_CLASSES, _MAX_SMOOTH, _CURVE = 16, 0.5, 0.8
 _EITHER_OR = 0.3
 _SAYS_NO, _NOT_EXCLUSIVE, _ONLY_ONE = -0.7, 0.25, 0.85
 # Ratio of spreads that is written out; a greater one only tells that an element is constant.
@@ -142,20 +144,24 @@ class _Signs:
     @property
     def _against(self) -> str | None:
         """What rules classes out, whatever else the rows show."""
-        if self.in_use < _MIN_IN_USE:
-            return "the same element is always the largest"
-        if self.unsure > _MAX_UNSURE:
-            return f"its softmax is near uniform (entropy {self.unsure:.2f} of the maximum)"
-        if self.gap > _MAX_GAP:
-            return (
+        max_spreads = _MAX_SPREADS if self.stands_out > _STANDS_OUT else _MAX_SPREADS / 3
+        is_curve = self.classes > 2 and self.smooth > _CURVE
+        reasons = (
+            (self.in_use < _MIN_IN_USE, "the same element is always the largest"),
+            (
+                self.unsure > _MAX_UNSURE,
+                f"its softmax is near uniform (entropy {self.unsure:.2f} of the maximum)",
+            ),
+            (
+                self.gap > _MAX_GAP,
                 "its values lie farther apart than scores of classes do (the largest leads the next by "
-                f"{self.gap:.0f})"
-            )
-        if self.lengths < _MIN_LENGTHS:
-            return "its rows all have the same length, as embeddings have"
-        if self.spreads > (_MAX_SPREADS if self.stands_out > _STANDS_OUT else _MAX_SPREADS / 3):
-            return f"its elements differ in spread, {_times_text(self.spreads)}"
-        return None
+                f"{self.gap:.0f})",
+            ),
+            (is_curve, f"its elements follow each other as steps of a curve do ({self.smooth:.2f})"),
+            (self.lengths < _MIN_LENGTHS, "its rows all have the same length, as embeddings have"),
+            (self.spreads > max_spreads, f"its elements differ in spread, {_times_text(self.spreads)}"),
+        )
+        return next((reason for is_against, reason in reasons if is_against), None)
 
 
 def _times_text(ratio: float) -> str:
@@ -232,10 +238,12 @@ def _read_scores(path: str, parts: Sequence[Tensor], dims: Sequence[int], mask: 
     """Any other values: scores of classes or labels, or numbers."""
     if not dims:
         return Reading(family="gaussian", reason="no dimension of it can hold classes")
+    # The usual dimension of a map with one channel cannot hold classes, and its width is not usual.
+    usual = _class_dims(parts[0])[0]
     signs = [(dim, _signs(parts, dim, mask)) for dim in dims]
     for dim, found in signs:
         # Along an unusual dimension only what is beyond doubt.
-        if found is not None and found.for_classes and (dim == dims[0] or found.together < _APART):
+        if found is not None and found.for_classes and (dim == usual or found.together < _APART):
             if found.are_labels and parts[0].ndim == _LABELS:
                 reason = (
                     "most of its values are below 0 and several stand out at once, as scores of labels do"
@@ -243,10 +251,10 @@ def _read_scores(path: str, parts: Sequence[Tensor], dims: Sequence[int], mask: 
                 return Reading(family="bernoulli", reason=reason)
             return Reading(family="categorical", dim=dim, reason=found.for_classes)
     dim, first = signs[0]
-    is_named = path.rpartition(".")[2].endswith("logits")
+    is_named = dim == usual and path.rpartition(".")[2].endswith("logits")
     if is_named and (first is None or first.together < _TOGETHER or first.stands_out > _RATHER_OUT):
         return Reading(family="categorical", dim=dim, reason="it is called logits")
-    reason = "there are too few rows to see classes in" if first is None else first.for_numbers
+    reason = "its rows are too few, or never vary" if first is None else first.for_numbers
     if parts[0].ndim >= _MAP and 1 not in dims:
         reason = "its maps have one channel"
     return Reading(family="gaussian", reason=reason)
@@ -309,12 +317,11 @@ def _signs(parts: Sequence[Tensor], dim: int, mask: Tensor | None) -> _Signs | N
     p = rows.softmax(1)
     norms = [shifted.norm(dim=1) for shifted in (rows, rows - rows.mean(1, keepdim=True))]
     scaled = centred / variances.sqrt().clamp_min(_TINY)
-    explained, by_chance = _explained(centred, largest), _explained_by_chance(classes)
     return _Signs(
         classes=classes,
         stands_out=float(top / (top + bottom).clamp_min(_TINY)),
         together=float(classes * centred.mean(1).square().mean() / variances.mean()),
-        clustered=(explained - by_chance) / (1 - by_chance),
+        clustered=_clustered(centred, largest),
         in_use=float(torch.special.entr(used).sum()) / math.log(classes),
         unsure=float(torch.special.entr(p).sum(1).mean()) / math.log(classes),
         gap=float((ordered[:, -1] - ordered[:, -2]).median()),
@@ -325,21 +332,36 @@ def _signs(parts: Sequence[Tensor], dim: int, mask: Tensor | None) -> _Signs | N
     )
 
 
+def _clustered(centred: Tensor, largest: Tensor) -> float:
+    """How far rows form one point for each class: 0 as by chance, 1 for nothing but points."""
+    explained, by_chance = _explained(centred, largest), _explained_by_chance(centred.shape[1])
+    # Where there are so many classes that hardly two rows share one, each row is a point of its own: that
+    # tells nothing.
+    return (explained - by_chance) / (1 - by_chance) if by_chance < _MAX_CHANCE else 0.0
+
+
 def _explained(rows: Tensor, largest: Tensor) -> float:
     """Share of the variance within rows that lies between the groups of rows with the same largest column."""
     rows = rows - rows.mean(1, keepdim=True)
-    sums = rows.new_zeros(rows.shape[1], rows.shape[1]).index_add_(0, largest, rows)
-    counts = torch.bincount(largest, minlength=rows.shape[1]).clamp_min(1)
-    between = (sums.square().sum(1) / counts).sum()
+    # Only of columns that are the largest somewhere: a square of a vocabulary would not fit into memory.
+    used, group = largest.unique(return_inverse=True)
+    sums = rows.new_zeros(len(used), rows.shape[1]).index_add_(0, group, rows)
+    between = (sums.square().sum(1) / torch.bincount(group)).sum()
     return float(between / rows.square().sum().clamp_min(_TINY))
 
 
 def _explained_by_chance(classes: int) -> float:
     """The same in independent standard normal columns."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(_CHANCE_ROWS, classes, generator=generator).double()
+    count = min(_CHANCE_ROWS, _row_limit(classes))
+    rows = torch.randn(count, classes, generator=generator).double()
     largest = rows.argmax(1)
     return _explained(rows - rows.mean(0), largest)
+
+
+def _row_limit(columns: int) -> int:
+    """How many rows are looked at, so that the values of all are not too many."""
+    return max(_MIN_ROWS, min(_MAX_ROWS, _MAX_VALUES // columns))
 
 
 def values_rows(values: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
@@ -356,7 +378,7 @@ def values_rows(values: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
     if mask is not None and dim == -1 and values.ndim >= 3 and values.shape[:2] == mask.shape:
         values = values[mask]
     rows = values.movedim(dim, -1).reshape(-1, values.shape[dim])
-    count = max(_MIN_ROWS, min(_MAX_ROWS, _MAX_VALUES // rows.shape[1]))
+    count = _row_limit(rows.shape[1])
     if len(rows) <= count:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, count, device=rows.device).long()]
@@ -377,7 +399,9 @@ def sums_to_one(values: Tensor, dim: int) -> bool:
 def _are_log_probabilities(values: Tensor, dim: int) -> bool:
     if not bool((values <= _SUM_TOLERANCE).all()):
         return False
-    return bool(values.logsumexp(dim).abs().max() < _SUM_TOLERANCE)
+    # A logarithm is rounded by a share of itself, on average of the entropy.
+    tolerance = _SUM_TOLERANCE * max(1.0, math.log(values.shape[dim]))
+    return bool(values.logsumexp(dim).abs().max() < tolerance)
 
 
 def spread_of(values: Tensor) -> Tensor:

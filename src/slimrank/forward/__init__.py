@@ -14,7 +14,14 @@ from slimrank.forward._batch import (
 )
 from slimrank.forward._hooks import tap_layers
 from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_interleave
-from slimrank.forward._outputs import OutputChoice, OutputKey, Picked, check_outputs, pick_outputs
+from slimrank.forward._outputs import (
+    OutputChoice,
+    OutputKey,
+    Picked,
+    check_outputs,
+    path_within,
+    pick_outputs,
+)
 from slimrank.forward._prefix_cache import PrefixCache
 from slimrank.forward._replay import Replay
 from slimrank.forward._run import call, eval_mode, outside_inference_mode, plain_attention, run
@@ -53,6 +60,7 @@ __all__ = [
     "map_tensors",
     "named_tensors",
     "outside_inference_mode",
+    "path_within",
     "pick_outputs",
     "plain_attention",
     "run",

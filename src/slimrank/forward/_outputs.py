@@ -101,6 +101,19 @@ def pick_outputs(result: object, choice: OutputChoice) -> Picked:
     return Picked(structure, tensors)
 
 
+def path_within(path: str, choice: OutputChoice) -> str:
+    """The path of a picked tensor in what one key or index picks; as it is for any other choice.
+
+    Args:
+        path: as ``pick_outputs`` tells it, in what the model returned.
+        choice: as given to it.
+    """
+    if isinstance(choice, int):
+        # An index from the end, or into a mapping, does not stand in the path as it was typed.
+        return path.partition(".")[2]
+    return path.removeprefix(choice).removeprefix(".") if isinstance(choice, str) else path
+
+
 def _chosen(result: object, choice: OutputChoice) -> tuple[object, list[tuple[str, Tensor]]]:
     """What was chosen, as a loss of the caller's sees it, and its tensors by path."""
     if choice is None:

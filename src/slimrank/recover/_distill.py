@@ -32,6 +32,7 @@ from slimrank.forward import (
     Picked,
     check_outputs,
     outside_inference_mode,
+    path_within,
     pick_outputs,
     run,
     tap_layers,
@@ -225,7 +226,11 @@ class _Distillation:
         likelihood = self.likelihood
         read = families or {path: output.family for path, output in likelihood.outputs.items()}
         facts: tuple[object, ...] = (
-            [(path, family, likelihood.outputs[path].shape) for path, family in read.items()],
+            # A key or an index did not stand before the paths of the first runs.
+            [
+                (path_within(path, self.outputs), family, likelihood.outputs[path].shape)
+                for path, family in read.items()
+            ],
             (describe(self.outputs), self.temperature, self.features, self.weight),
         )
         weights = [output.weight for output in likelihood.outputs.values()]

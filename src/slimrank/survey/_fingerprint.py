@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import Family, Likelihood, readings_tried
 from slimrank.capture import describe_layers
-from slimrank.forward import OutputChoice
+from slimrank.forward import OutputChoice, path_within
 from slimrank.plan import Plan, structure_of
 from slimrank.records import Note
 from slimrank.store import describe, digest_tensors
@@ -86,11 +86,10 @@ def _digest(session: Session, families: Mapping[str, Family]) -> str:
     """Digest of which outputs matter and how they are read."""
     outputs, likelihood = session.outputs, session.likelihood
     # A key or an index did not stand before the paths when fingerprints were made first.
-    prefix = str(outputs) if isinstance(outputs, str | int) else ""
     picked: tuple[object, ...] = (
         describe(outputs) if callable(outputs) else _in_one_form(outputs),
         [
-            (path.removeprefix(prefix).removeprefix("."), family, likelihood.outputs[path].shape)
+            (path_within(path, outputs), family, likelihood.outputs[path].shape)
             for path, family in families.items()
         ],
     )

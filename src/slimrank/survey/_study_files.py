@@ -102,7 +102,7 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         FileError: it cannot be written.
     """
     # Removed first and written last, so that a directory with this file is whole.
-    stored = fingerprint_in(store)
+    stored = _fingerprint_in(store)
     store.remove(_STUDY)
     if stored is not None and dict(stored) != dict(record.fingerprint):
         for name in (_PREVIOUS, *(path.name for glob in _MEASURED for path in store.root.glob(glob))):
@@ -282,7 +282,6 @@ def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
         StudyError: it is tied to another one.
         FileError: it is of another format.
     """
-    _check_format(store)
     stored = fingerprint_in(store)
     if stored is None:
         _write_fingerprint(store, fingerprint)
@@ -322,7 +321,15 @@ def fingerprint_in(store: Store) -> Mapping[str, Json] | None:
 
     Args:
         store: the directory.
+
+    Raises:
+        FileError: it is of another format.
     """
+    _check_format(store)
+    return _fingerprint_in(store)
+
+
+def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
     if store.has(_RUN):
         return {key: value for key, value in store.read_json(_RUN).items() if key != "format"}
     return _object_of(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None

@@ -86,6 +86,13 @@ def test_numbers_have_a_cosine_and_an_error_in_spreads() -> None:
     assert found.top1 is None
 
 
+def test_samples_that_stay_zero_agree() -> None:
+    before = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0]])
+    after = torch.tensor([[0.0, 0.0], [1.0, 2.0], [0.0, 0.1]])
+    assert _agreement([{"": before}], [{"": before}], "gaussian").cosine == pytest.approx(1)
+    assert _agreement([{"": before}], [{"": after}], "gaussian").cosine == pytest.approx(2 / 3)
+
+
 def test_maps_of_numbers_are_told_by_channel(rng: torch.Generator) -> None:
     before = torch.randn((8, 2, 5, 6), generator=rng) * torch.tensor([1.0, 100.0]).view(2, 1, 1)
     after = before.clone()

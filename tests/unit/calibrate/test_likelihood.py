@@ -2,11 +2,12 @@
 """How outputs are read: the choice, the label-free loss, the divergence, and that the two fit together."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seams import Family, sampled_loss
 from slimrank import OptionError, OutputError, UnknownNameError
@@ -137,6 +138,65 @@ def test_one_tensor_takes_one_family() -> None:
         OptionError, match=r"weights=.* is for several outputs, and there is one .*leave it out"
     ):
         choose_likelihood({"": torch.zeros(9, 4)}, "gaussian", {"mask": 2.0})
+
+
+class _Largest(TorchDispatchMode):
+    """How many numbers the largest tensor of any operation holds."""
+
+    numbers = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+def test_no_square_of_a_vocabulary_is_held(rng: torch.Generator) -> None:
+    scores = _scores((40, 4000), rng) * (0.5 + torch.rand((40, 1), generator=rng))
+    with _Largest() as largest:
+        (output,) = choose_likelihood({"": scores}, "auto").outputs.values()
+    assert output.family == "categorical"
+    assert largest.numbers < 4000**2 / 2
+
+
+def test_the_width_of_a_map_with_one_channel_holds_no_classes(rng: torch.Generator) -> None:
+    points = 8 * (torch.rand((40, 1, 24, 24), generator=rng) < 0.01) + 0.1 * torch.randn(
+        (40, 1, 24, 24), generator=rng
+    )
+    for path in ("", "logits"):
+        (output,) = choose_likelihood({path: points}, "auto").outputs.values()
+        assert output.family == "gaussian"
+
+
+def test_a_bump_on_a_curve_is_no_class(rng: torch.Generator) -> None:
+    centres = 40 * torch.rand((60, 1), generator=rng)
+    curves = 12 * (-(torch.arange(40) - centres).square() / 8).exp()
+    (reason,) = choose_likelihood({"": curves}, "auto").reasons
+    assert "gaussian, its elements follow each other as steps of a curve do" in reason
+
+
+@pytest.mark.parametrize("values", [torch.full((40, 3), 2.0), torch.eye(15)], ids=["constant", "few rows"])
+def test_what_shows_nothing_is_numbers(values: Tensor) -> None:
+    (reason,) = choose_likelihood({"": 9 * values}, "auto").reasons
+    assert "gaussian, its rows are too few, or never vary" in reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_in_half_precision_are_probabilities(dtype: torch.dtype, rng: torch.Generator) -> None:
+    for classes in (10, 1000):
+        scores = _scores((60, classes), rng).to(dtype)
+        (output,) = choose_likelihood({"": scores.softmax(-1)}, "auto").outputs.values()
+        assert (output.family, output.is_probability) == ("categorical", True)
+        reason = choose_likelihood({"": scores.log_softmax(-1)}, "auto").reasons[0]
+        assert "logarithms of probabilities" in reason
 
 
 # --- weights ---

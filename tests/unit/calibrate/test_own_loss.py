@@ -184,3 +184,12 @@ def test_half_precision_goes_through(rng: torch.Generator) -> None:
     leaf = values.clone().requires_grad_()
     loss = sampled_loss(likelihood, Picked(leaf, {"": leaf}), rng, None, 4)
     assert torch.autograd.grad(loss, leaf)[0].dtype == torch.bfloat16
+
+
+def test_samples_of_other_shapes_go_through(rng: torch.Generator) -> None:
+    function = lambda out, original: (out - original).square().flatten(1).mean(1)  # noqa: E731
+    values = torch.randn((6, 9, 3), generator=rng)
+    likelihood = _likelihood(function, Picked(values, {"": values}), 6)
+    leaf = torch.randn((6, 5, 3), generator=rng).requires_grad_()
+    loss = sampled_loss(likelihood, Picked(leaf, {"": leaf}), rng, None, 6)
+    assert bool(torch.autograd.grad(loss, leaf)[0].any())

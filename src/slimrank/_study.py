@@ -551,7 +551,8 @@ def study_with(
     if previous is not None:
         check_previous_cost(before, previous)
     store = None if run_dir is None else Store(run_dir)
-    session = read_as_stored(session, source, (store and fingerprint_in(store)) or {})
+    stored = None if store is None else fingerprint_in(store)
+    session = read_as_stored(session, source, stored or {})
     fingerprint = fingerprint_of(session, model, previous)
     if store is not None:
         claim(store, fingerprint)

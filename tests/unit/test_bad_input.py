@@ -194,7 +194,7 @@ class Late(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")
 def test_outputs_that_are_not_finite() -> None:
-    words = r"output of the model holds nan or inf on held-out samples; pass outputs="
+    words = r"output of the model holds nan or inf on calibration samples; pass outputs="
     refused(sr.NonFiniteError, words, lambda: sr.study(Late("output"), data(), progress=False))
 
 

@@ -14,8 +14,10 @@ from slimrank._errors import OptionError, OutputError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
 from slimrank.calibrate._own_loss import OwnLossFn, open_loss
-from slimrank.calibrate._recognise import Reading, is_between, recognise, spread_of, sums_to_one, values_rows
+from slimrank.calibrate._recognise import Reading, is_between, recognise, sums_to_one
 from slimrank.calibrate._rows import token_mask
+from slimrank.calibrate._signs import values_rows
+from slimrank.calibrate._spread import spread_of
 from slimrank.forward import Batch, Picked
 
 LikelihoodName = Literal["auto", "categorical", "bernoulli", "gaussian"]
@@ -193,14 +195,22 @@ def _as_asked(path: str, values: Tensor, family: Family, mask: Tensor | None) ->
     if family != "categorical":
         is_probability = family == "bernoulli" and is_between(values, 0, 1)
         return Reading(family=family, is_probability=is_probability, reason="as asked")
-    told = recognise({path: values}, {} if mask is None else {path: mask})[path]
-    dim = told.dim if told.family == "categorical" else 1 if values.ndim >= 4 else -1
+    dim = _class_dim(path, values, mask)
     if values.ndim < 2 or values.shape[dim] < 2:
         raise OutputError(
             f"output {path or 'of the model'} is {list(values.shape)}: categorical needs at least two "
             "classes in its last (or, for maps, second) dimension; use likelihood='bernoulli' or 'gaussian'"
         )
-    return Reading(family=family, dim=dim, is_probability=sums_to_one(values, dim), reason="as asked")
+    is_probability = sums_to_one(values_rows(values, dim, mask))
+    return Reading(family=family, dim=dim, is_probability=is_probability, reason="as asked")
+
+
+def _class_dim(path: str, values: Tensor, mask: Tensor | None) -> int:
+    """Dimension of the classes of an output that has some."""
+    if values.ndim < 3:
+        return -1
+    told = recognise({path: values}, {} if mask is None else {path: mask})[path]
+    return told.dim if told.family == "categorical" else 1 if values.ndim >= 4 else -1
 
 
 def _model_of(values: Tensor, reading: Reading, mask: Tensor | None, n_samples: int) -> OutputModel:
@@ -228,16 +238,22 @@ def _all_lost(values: Tensor, model: OutputModel, mask: Tensor | None) -> float:
         mean = p.mean(0)
         per_position = _entropy(mean) - _entropy(p).mean()
         return float(per_position.clamp_min(float(most) * _LEAST_LOST)) * model.positions
+    if mask is not None and values.ndim >= 3 and values.shape[:2] == mask.shape:
+        values = values[mask]
     p = values if model.is_probability else values.sigmoid()
-    both = torch.stack([p, 1 - p], -1)
-    # Of each element: (...)
-    lost = _entropy(both.mean(0)) - _entropy(both).mean(0)
-    return float(lost.mean().clamp_min(math.log(2) * _LEAST_LOST)) * model.positions
+    # Of each element, both answers: (...)
+    lost = sum(_entr(answer.mean(0)) - _entr(answer).mean(0) for answer in (p, 1 - p))
+    return float(torch.as_tensor(lost).mean().clamp_min(math.log(2) * _LEAST_LOST)) * model.positions
+
+
+def _entr(p: Tensor) -> Tensor:
+    """``-p log p``, 0 at 0."""
+    terms: Tensor = torch.special.entr(p.clamp_min(0))
+    return terms
 
 
 def _entropy(p: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(p.clamp_min(0)).sum(-1)
-    return entropy
+    return _entr(p).sum(-1)
 
 
 def _reasons(

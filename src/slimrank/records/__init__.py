@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen values that go from room to room."""
 
-from slimrank.records._agreement import Agreement, OutputAgreement
+from slimrank.records._agreement import Agreement, OutputAgreement, element_at
 from slimrank.records._cost import METRICS, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
 from slimrank.records._group import (
@@ -57,6 +57,7 @@ __all__ = [
     "Setting",
     "Summary",
     "TensorSpec",
+    "element_at",
     "ratio_of",
     "replaces_groups",
 ]

@@ -1,11 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the outputs of a compressed model agree with those of the original."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from slimrank._names import nearest
+
+
+def element_at(position: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Index in a shape of the element at a position, counted through in order.
+
+    Args:
+        position: from 0.
+        sizes: of the shape.
+    """
+    index = []
+    for size in reversed(sizes):
+        position, place = divmod(position, size)
+        index.append(place)
+    return tuple(reversed(index))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +61,7 @@ class OutputAgreement:
         if len(self.by_element) < 2:
             return None
         worst = min if self.top1 is not None else max
-        flat = self.by_element.index(worst(self.by_element))
-        index = []
-        for size in reversed(self.elements):
-            flat, place = divmod(flat, size)
-            index.append(place)
-        return tuple(reversed(index))
+        return element_at(self.by_element.index(worst(self.by_element)), self.elements)
 
 
 class Agreement(Mapping[str, OutputAgreement]):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from types import MappingProxyType
 
-from slimrank.records import Agreement, OutputAgreement, Summary
+from slimrank.records import Agreement, OutputAgreement, Summary, element_at
 from slimrank.report._numbers import format_cosine, format_damage, format_share, format_short
 from slimrank.report._words import shape_text
 
@@ -28,11 +28,11 @@ def agreement_text(agreement: Agreement, *, brief: bool = False) -> str:
 
     Args:
         agreement: of a result.
-        brief: fewer digits, no relative error, and with the word "agreement" where it would not be clear.
+        brief: fewer digits, and with the word "agreement" where it would not be clear.
 
     Returns:
         "98.91 % same top-1", "cosine 0.9981, relative error 0.064", or both with a semicolon between; brief
-        "agreement 98.9 % top-1", "cosine 0.998".
+        "agreement 98.9 % top-1", "cosine 0.998, relative error 0.064".
     """
     parts = []
     if agreement.top1 is not None:
@@ -40,7 +40,7 @@ def agreement_text(agreement: Agreement, *, brief: bool = False) -> str:
         parts.append(f"agreement {share} top-1" if brief else f"{share} same top-1")
     if agreement.cosine is not None:
         parts.append(f"cosine {format_cosine(agreement.cosine, digits=3 if brief else 4)}")
-        if agreement.relative_error is not None and not brief:
+        if agreement.relative_error is not None:
             parts[-1] += f", relative error {format_short(agreement.relative_error)}"
     return (", " if brief else "; ").join(parts)
 
@@ -142,7 +142,7 @@ def element_lists(
             f"{name}: {heading}",
             [
                 (
-                    _index_text(output, _place(index, output.elements)),
+                    _index_text(output, element_at(index, output.elements)),
                     _figure_text(output, output.by_element[index]),
                 )
                 for index in indices
@@ -191,15 +191,6 @@ def _element_word(output: OutputAgreement) -> str:
 
 def _figure_text(output: OutputAgreement, value: float) -> str:
     return format_short(value) if output.top1 is None else format_share(value, digits=1)
-
-
-def _place(flat: int, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Index in a shape of an element that is counted through."""
-    index = []
-    for size in reversed(sizes):
-        flat, place = divmod(flat, size)
-        index.append(place)
-    return tuple(reversed(index))
 
 
 def _index_text(output: OutputAgreement, index: Sequence[int]) -> str:

@@ -64,11 +64,14 @@ def read_as_stored(session: Session, source: DataSource, stored: Mapping[str, ob
     for tried in readings_tried(paths):
         if _digest(session, tried) == digest:
             likelihood = _read_as(session, source, tried)
-            notes = [note for note in session.notes if note.where != "outputs"]
-            notes += [
-                Note(where="outputs", text=f"{reason} in the study on disk") for reason in likelihood.reasons
-            ]
-            return replace(session, likelihood=likelihood, notes=tuple(notes))
+            others = [note for note in session.notes if note.where != "outputs"]
+            now = "; ".join(session.likelihood.reasons)
+            text = (
+                "the study on disk was made with likelihood='auto' when it read "
+                + ", ".join(f"{path or 'the output'} as {family}" for path, family in tried.items())
+                + f", and goes on so; by now it reads {now}; to have that, study again in another directory"
+            )
+            return replace(session, likelihood=likelihood, notes=(*others, Note(where="outputs", text=text)))
     return session
 
 

@@ -17,6 +17,7 @@ from slimrank.calibrate import (
     Likelihood,
     OwnLossFn,
     check_loss,
+    evenly_spaced,
     first_batch,
     open_feed,
     read_likelihood,
@@ -29,6 +30,9 @@ from slimrank.records import LayerSpec, Note
 from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
 from slimrank.survey._options import Options
+
+# Samples that tell how outputs are read: signs of classes show on some dozens, and less would mean numbers.
+_SAMPLES_TO_READ = 64
 
 Inputs = Callable[[object], object] | None
 
@@ -189,7 +193,7 @@ def _check_skip(skip: Sequence[str], layers: Sequence[LayerSpec]) -> None:
 
 
 def likelihood_on(model: nn.Module, feed: Feed, source: DataSource, options: Options) -> Likelihood:
-    """How outputs are read: told from as many held-out ones as are needed for it; all are checked.
+    """How outputs are read: told from held-out ones, and others where these are few; all of them are checked.
 
     Args:
         model: the original, in eval mode.
@@ -206,7 +210,9 @@ def likelihood_on(model: nn.Module, feed: Feed, source: DataSource, options: Opt
     references: list[Picked] = []
     batches: list[Batch] = []
     n_bytes = 0
-    for batch in feed.stream(feed.held_out):
+    n_others = max(0, _SAMPLES_TO_READ - len(feed.held_out))
+    indices = sorted({*feed.held_out, *evenly_spaced(feed.fit, n_others)})
+    for batch in feed.stream(indices):
         is_first = not references
         (picked,) = reference_outputs(
             model, [batch], source.outputs, whole=is_first and source.loss is not None
@@ -214,7 +220,7 @@ def likelihood_on(model: nn.Module, feed: Feed, source: DataSource, options: Opt
         for name, tensor in picked.items():
             if not tensor.isfinite().all():
                 raise NonFiniteError(
-                    f"output {name or 'of the model'} holds nan or inf on held-out samples; "
+                    f"output {name or 'of the model'} holds nan or inf on calibration samples; "
                     "pass outputs= that picks finite tensors, or check weights and data"
                 )
         size = sum(tensor.numel() * tensor.element_size() for tensor in picked.values())

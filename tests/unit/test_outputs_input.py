@@ -260,7 +260,11 @@ _NO_GRADIENT = r"no gradient flows from loss= to the outputs .* use differentiab
         (lambda a: a, sr.OptionError, r"loss cannot be called with two values \(too many"),
         (lambda a, b, c: a, sr.OptionError, r"loss cannot be called with two values \(missing .*'c'"),
         (lambda a, b: 1 // 0, sr.OptionError, r"loss= failed \(ZeroDivisionError: .*called with a tensor \["),
-        (lambda a, b: (a @ b).sum(1), sr.OptionError, r"loss= failed \(RuntimeError: mat1 and mat2"),
+        (
+            lambda a, b: (a @ b.new_zeros(99, 1)).sum(1),
+            sr.OptionError,
+            r"loss= failed \(RuntimeError: mat1 and mat2",
+        ),
         (lambda a, b: a.boxes - b.boxes, sr.OptionError, r"loss= failed \(AttributeError"),
         (FailsLater(), sr.OptionError, r"loss= failed \(ValueError: too late\)"),
         (

@@ -67,7 +67,7 @@ def test_repr_tells_the_agreement(result: sr.Result) -> None:
     )
     assert repr(told).endswith("; divergence 0.0123 nats per sample, agreement 98.9 % top-1)")
     told = replace(result, divergence=0.02, unit="u", agreement=Agreement({"": _BOX}, 0.02))
-    assert repr(told).endswith("; divergence 0.02 u, cosine 0.998)")
+    assert repr(told).endswith("; divergence 0.02 u, cosine 0.998, relative error 0.064)")
     assert repr(replace(told, divergence=None, agreement=None)).endswith("; divergence not measured)")
 
 

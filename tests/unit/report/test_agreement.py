@@ -48,11 +48,11 @@ def _agreement(*outputs: OutputAgreement, divergence: float = 2.48) -> Agreement
     ("outputs", "text", "brief"),
     [
         ((TOKENS,), "98.91 % same top-1", "agreement 98.9 % top-1"),
-        ((BOX,), "cosine 0.9981, relative error 0.064", "cosine 0.998"),
+        ((BOX,), "cosine 0.9981, relative error 0.064", "cosine 0.998, relative error 0.064"),
         (
             (TOKENS, BOX),
             "98.91 % same top-1; cosine 0.9981, relative error 0.064",
-            "agreement 98.9 % top-1, cosine 0.998",
+            "agreement 98.9 % top-1, cosine 0.998, relative error 0.064",
         ),
         # Not all of them are the same, however few are not.
         ((LABEL,), "99.99 % same top-1", "agreement 99.9 % top-1"),

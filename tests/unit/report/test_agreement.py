@@ -60,7 +60,7 @@ def _agreement(*outputs: OutputAgreement, divergence: float = 2.48) -> Agreement
         (
             (replace(BOX, cosine=0.0, relative_error=math.inf),),
             "cosine 0.0000, relative error inf",
-            "cosine 0.000",
+            "cosine 0.000, relative error inf",
         ),
     ],
 )

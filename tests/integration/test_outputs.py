@@ -338,7 +338,7 @@ def test_runs_of_earlier_versions_go_on(
     (tmp_path / "run.json").write_text(json.dumps(stored))
     again = sr.study(TwoHeads(returns), data(), outputs=outputs, run_dir=tmp_path, progress=False)
     assert again.fingerprint["outputs"] == stored["outputs"]
-    assert any("in the study on disk" in str(note) for note in again.notes)
+    assert any("the study on disk was made with likelihood=" in str(note) for note in again.notes)
 
 
 def test_a_run_of_another_format_is_called_so(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_where_plans_are_few_each_is_built_once(limit: float, expected: float) -
 def test_smallest_of_a_second_step_searches_in_shares_of_its_own_model(study: sr.Study) -> None:
     halfway = study.apply(study.plan(macs=0.5))
     feed = sys.modules["nets"].noise(1, 8, 8, n=4)
-    second = sr.study(halfway, feed, progress=False)
+    second = sr.study(halfway, feed, likelihood="categorical", progress=False)
     result = sr.smallest(second, max_drop=0.002, tolerance=0.02)
     assert result.divergence is not None
     assert result.divergence <= 0.002

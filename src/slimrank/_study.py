@@ -21,8 +21,10 @@ from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
+    MultipleOf,
     Plan,
     PlanSource,
+    Rounding,
     Structure,
     are_same_steps,
     block_damage_at,
@@ -45,7 +47,7 @@ from slimrank.records import (
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
-from slimrank.select import check_budgets, select_plan
+from slimrank.select import check_budgets, plan_with_multiples, select_plan
 from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
@@ -162,7 +164,7 @@ class Study:
         params: float | None = None,
         bytes: float | None = None,
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
-        multiple_of: int | Mapping[str, int] = 1,
+        multiple_of: MultipleOf = "auto",
         methods: Sequence[Method] | None = None,
         skip: Sequence[str] = (),
         scores: Scores | None = None,
@@ -212,51 +214,59 @@ class Study:
                 "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
             )
 
-        def scored(table: Scores, *, walk_down: bool) -> PlanSource:
-            return scored_source(
-                self,
-                table,
-                fingerprint=self.fingerprint,
-                monotonic=monotonic,
-                interpolate=interpolate,
-                walk_down=walk_down,
-                multiple_of=multiple_of,
-            )
-
         if scores is not None and not isinstance(scores, Scores):
             raise OptionError(
                 f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
             )
-        chosen = select_plan(
-            self if scores is None else scored(scores, walk_down=select == "greedy"),
-            budgets=budgets,
-            select=select,
-            multiple_of=multiple_of,
-            methods=self._comparable() if methods is None and scores is None else methods,
-            skip=globs_of(skip),
-            of=whole,
-        )
-        if scores is None:
-            return chosen
-        # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
-        losses = plan_on(
-            scored(scores, walk_down=False),
-            chosen.settings,
-            groups=chosen.groups,
-            dropped=chosen.dropped,
-            select=chosen.select,
-        )
-        predicted = plan_on(
-            self,
-            chosen.settings,
-            groups=chosen.groups,
-            dropped=chosen.dropped,
-            select=chosen.select,
-            multiple_of=multiple_of,
-            budgets=chosen.budgets,
-            gap=chosen.gap,
-        )
-        return replace(predicted, score_loss=losses.damage)
+
+        def planned(rounding: Rounding) -> Plan:
+            """The plan with these multiples."""
+
+            def source(*, walk_down: bool) -> PlanSource:
+                if scores is None:
+                    return self
+                return scored_source(
+                    self,
+                    scores,
+                    fingerprint=self.fingerprint,
+                    monotonic=monotonic,
+                    interpolate=interpolate,
+                    walk_down=walk_down,
+                    rounding=rounding,
+                )
+
+            chosen = select_plan(
+                source(walk_down=select == "greedy"),
+                budgets=budgets,
+                select=select,
+                multiple_of=rounding,
+                methods=self._comparable() if methods is None and scores is None else methods,
+                skip=globs_of(skip),
+                of=whole,
+            )
+            if scores is None:
+                return chosen
+            # The losses as they stand in the table, whatever rule chose; the damage beside them is the
+            # study's.
+            losses = plan_on(
+                source(walk_down=False),
+                chosen.settings,
+                groups=chosen.groups,
+                dropped=chosen.dropped,
+                select=chosen.select,
+            )
+            predicted = plan_on(
+                self,
+                chosen.settings,
+                groups=chosen.groups,
+                dropped=chosen.dropped,
+                select=chosen.select,
+                budgets=chosen.budgets,
+                gap=chosen.gap,
+            )
+            return replace(predicted, score_loss=losses.damage)
+
+        return plan_with_multiples(multiple_of, self.structure, planned)
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""

@@ -2,13 +2,13 @@
 """The smallest model within a drop."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from slimrank._errors import BudgetError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank.plan import Plan
+from slimrank.plan import MultipleOf, Plan
 from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note, ratio_of
 from slimrank.scores import ScoreFn
@@ -31,7 +31,7 @@ def smallest(
     metric: Metric = "macs",
     tolerance: float = 0.01,
     select: Select = "optimal",
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
     skip: Sequence[str] = (),
 ) -> Result:

@@ -4,7 +4,7 @@
 The simple road, over layers alone, is ``select/layers``; ``select/joint`` only where groups or blocks can go.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
@@ -12,7 +12,18 @@ import numpy as np
 
 from slimrank._errors import BudgetError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, plan_on
+from slimrank.plan import (
+    MultipleOf,
+    Plan,
+    PlanSource,
+    Rounding,
+    Structure,
+    check_multiple_of,
+    names_of,
+    plan_on,
+    rounding_steps,
+    with_multiples,
+)
 from slimrank.records import Cost, Metric, Setting, replaces_groups
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
 from slimrank.select._option_costs import whole_model_cost
@@ -37,7 +48,7 @@ def select_plan(
     *,
     budgets: Mapping[Metric, float],
     select: Select = "optimal",
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf | Rounding = "auto",
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     of: Cost | None = None,
@@ -53,7 +64,9 @@ def select_plan(
             metric of ``budgets``, or, with channel pruning alone, for one share of units in all groups. Only
             "optimal" drops blocks.
         multiple_of: ranks, and the outputs that a group leaves its first producer, are multiples of this: a
-            number, or name glob -> number; the first match wins, and what none matches takes any.
+            number or "auto", or name glob -> one of these; the first match wins, and what none matches takes
+            any. "auto" lowers its numbers where the budget is out of reach with them. A rounding is taken as
+            it is, and the plan does not tell it.
         methods: that may be used; None for all that the source measured. Groups and blocks belong to
             "channel_pruning".
         skip: globs on the names of layers, groups and blocks to leave alone. A group stays whole where one
@@ -61,9 +74,10 @@ def select_plan(
         of: cost that the keep ratios are shares of; None for the cost of the source's model.
 
     Returns:
-        The plan. Its ``gap`` is None unless it is "optimal"; then no plan that the source offers has less
-        than (1 - gap) times its damage. Over layers alone the gap is mostly 0. Over groups too it also counts
-        how far the bound is from what can be reached, so a plan with a gap may still be the best there is.
+        The plan. Its ``gap`` is None unless it is "optimal"; then no plan that the source offers, with the
+        multiples that were used, has less than (1 - gap) times its damage. Over layers alone the gap is
+        mostly 0. Over groups too it also counts how far the bound is from what can be reached, so a plan with
+        a gap may still be the best there is.
 
     Raises:
         BudgetError: no budget, one that is no keep ratio, or one that cannot be met.
@@ -74,9 +88,23 @@ def select_plan(
     if select not in _SELECTS:
         raise UnknownNameError(f"select: {select!r} does not exist; {nearest(str(select), _SELECTS)}")
     ratios = check_budgets(budgets)
+    if not isinstance(multiple_of, Rounding):
+
+        def planned(rounding: Rounding) -> Plan:
+            return select_plan(
+                source,
+                budgets=ratios,
+                select=select,
+                multiple_of=rounding,
+                methods=methods,
+                skip=skip,
+                of=of,
+            )
+
+        return plan_with_multiples(multiple_of, source.structure, planned)
     of = of or source.before
     limits = {metric: cost_limit(of, metric, ratio) for metric, ratio in ratios.items()}
-    asked = _asked(source, multiple_of=multiple_of, methods=methods, skip=skip)
+    asked = _asked(source, multiple_of, methods=methods, skip=skip)
     if asked.has_groups:
         chosen, floor = _joint(source, asked, select, ratios, limits, of)
     else:
@@ -94,7 +122,6 @@ def select_plan(
         groups=chosen.groups,
         dropped=chosen.dropped,
         select=select,
-        multiple_of=multiple_of,
         budgets={
             metric: ratio * of.metric(metric) / max(original.metric(metric), 1) if of != original else ratio
             for metric, ratio in ratios.items()
@@ -103,11 +130,43 @@ def select_plan(
     )
 
 
+def plan_with_multiples(
+    multiple_of: MultipleOf, structure: Structure, plan_with: Callable[[Rounding], Plan]
+) -> Plan:
+    """The plan with the largest multiples of "auto" that reach the budget; or with the numbers given.
+
+    Args:
+        multiple_of: as in ``select_plan``.
+        structure: of the model.
+        plan_with: makes a plan with these multiples.
+
+    Returns:
+        The plan, which tells what was used.
+
+    Raises:
+        BudgetError: the budget is out of reach with any multiples.
+        OptionError: a wrong multiple_of.
+        UnknownNameError: a glob that no layer matches.
+    """
+    check_multiple_of(multiple_of, names_of(structure))
+    rule, *lower = rounding_steps(multiple_of, structure)
+    rounding = rule
+    while True:
+        try:
+            plan = plan_with(rounding)
+            break
+        except BudgetError:
+            if not lower:
+                raise
+            rounding = lower.pop(0)
+    return with_multiples(plan, multiple_of, rounding, rule)
+
+
 def reachable_floor(
     source: PlanSource,
     metric: Metric,
     *,
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf = "auto",
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
 ) -> float:
@@ -130,7 +189,10 @@ def reachable_floor(
     """
     metric = check_metric(metric)
     limits = {metric: whole_model_cost(source).metric(metric)}
-    asked = _asked(source, multiple_of=multiple_of, methods=methods, skip=skip)
+    check_multiple_of(multiple_of, names_of(source.structure))
+    # The last step: lower numbers reach lower budgets.
+    rounding = rounding_steps(multiple_of, source.structure)[-1]
+    asked = _asked(source, rounding, methods=methods, skip=skip)
     if asked.has_groups:
         lowest = lowest_costs(asked.joint(source, limits), limits)[0]
     else:
@@ -149,13 +211,13 @@ class _Asked:
 
     methods: tuple[str, ...]
     skipped: frozenset[str]
-    multiple_of: int | Mapping[str, int]
+    rounding: Rounding
     has_groups: bool
 
     def table(self, source: PlanSource, limits: Mapping[Metric, int]) -> Table:
         """The options of the layers alone."""
         return table_of(
-            source, limits, methods=self.methods, skipped=self.skipped, multiple_of=self.multiple_of
+            source, limits, methods=self.methods, skipped=self.skipped, multiples=self.rounding.ranks
         )
 
     def joint(
@@ -167,7 +229,7 @@ class _Asked:
             limits,
             methods=self.methods if methods is None else methods,
             skipped=self.skipped,
-            multiple_of=self.multiple_of,
+            rounding=self.rounding,
         )
 
 
@@ -183,18 +245,17 @@ class _Chosen:
 
 def _asked(
     source: PlanSource,
+    rounding: Rounding,
     *,
-    multiple_of: int | Mapping[str, int],
     methods: Sequence[str] | None,
     skip: Sequence[str],
 ) -> _Asked:
     names = names_of(source.structure)
-    check_multiple_of(multiple_of, names)
     skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
     allowed = check_methods(methods, source.methods)
     takes_groups = any(replaces_groups(method) for method in allowed)
     has_groups = takes_groups and bool(source.group_curves or source.block_damages)
-    return _Asked(methods=allowed, skipped=skipped, multiple_of=multiple_of, has_groups=has_groups)
+    return _Asked(methods=allowed, skipped=skipped, rounding=rounding, has_groups=has_groups)
 
 
 def _layers(

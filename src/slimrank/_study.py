@@ -47,7 +47,7 @@ from slimrank.records import (
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
-from slimrank.select import check_budgets, plan_with_multiples, select_plan
+from slimrank.select import check_budgets, select_plan_and_rounding
 from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
@@ -179,8 +179,10 @@ class Study:
             params: keep ratio of the params.
             bytes: keep ratio of the bytes.
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
-            multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match
-                wins.
+            multiple_of: ranks, and widths in outputs of the layer that makes the channels, are multiples of
+                this: a number, "auto", or name glob -> one of these, first match wins. "auto" takes 16, 8 or
+                4, which runtimes compute at full speed, by the size of the layer, and lower numbers where a
+                budget leaves them no room; ``Plan.multiple_of`` tells what was used.
             methods: fewer than were measured; None for all. Without data, None leaves channel pruning out
                 where there are pairs to choose from: shares of weight energy do not compare the two.
             skip: globs on the names of layers, groups and blocks to leave alone; a group that a skipped layer
@@ -219,54 +221,52 @@ class Study:
                 f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
             )
 
-        def planned(rounding: Rounding) -> Plan:
-            """The plan with these multiples."""
-
-            def source(*, walk_down: bool) -> PlanSource:
-                if scores is None:
-                    return self
-                return scored_source(
-                    self,
-                    scores,
-                    fingerprint=self.fingerprint,
-                    monotonic=monotonic,
-                    interpolate=interpolate,
-                    walk_down=walk_down,
-                    rounding=rounding,
-                )
-
-            chosen = select_plan(
-                source(walk_down=select == "greedy"),
-                budgets=budgets,
-                select=select,
-                multiple_of=rounding,
-                methods=self._comparable() if methods is None and scores is None else methods,
-                skip=globs_of(skip),
-                of=whole,
-            )
+        def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
+            """What the plan is chosen from."""
             if scores is None:
-                return chosen
-            # The losses as they stand in the table, whatever rule chose; the damage beside them is the
-            # study's.
-            losses = plan_on(
-                source(walk_down=False),
-                chosen.settings,
-                groups=chosen.groups,
-                dropped=chosen.dropped,
-                select=chosen.select,
-            )
-            predicted = plan_on(
+                return self
+            return scored_source(
                 self,
-                chosen.settings,
-                groups=chosen.groups,
-                dropped=chosen.dropped,
-                select=chosen.select,
-                budgets=chosen.budgets,
-                gap=chosen.gap,
+                scores,
+                fingerprint=self.fingerprint,
+                monotonic=monotonic,
+                interpolate=interpolate,
+                walk_down=walk_down,
+                rounding=rounding,
             )
-            return replace(predicted, score_loss=losses.damage)
 
-        return plan_with_multiples(multiple_of, self.structure, planned)
+        chosen, rounding = select_plan_and_rounding(
+            source,
+            self.structure,
+            budgets=budgets,
+            select=select,
+            multiple_of=multiple_of,
+            methods=self._comparable() if methods is None and scores is None else methods,
+            skip=globs_of(skip),
+            of=whole,
+        )
+        if scores is None:
+            return chosen
+        # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
+        losses = plan_on(
+            source(rounding, walk_down=False),
+            chosen.settings,
+            groups=chosen.groups,
+            dropped=chosen.dropped,
+            select=chosen.select,
+        )
+        predicted = plan_on(
+            self,
+            chosen.settings,
+            groups=chosen.groups,
+            dropped=chosen.dropped,
+            select=chosen.select,
+            budgets=chosen.budgets,
+            gap=chosen.gap,
+        )
+        return replace(
+            predicted, score_loss=losses.damage, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed
+        )
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""

@@ -2,13 +2,13 @@
 """Numbers to plans."""
 
 from slimrank.select._budget import check_budgets, check_methods
-from slimrank.select._select import Select, plan_with_multiples, reachable_floor, select_plan
+from slimrank.select._select import Select, reachable_floor, select_plan, select_plan_and_rounding
 
 __all__ = [
     "Select",
     "check_budgets",
     "check_methods",
-    "plan_with_multiples",
     "reachable_floor",
     "select_plan",
+    "select_plan_and_rounding",
 ]

@@ -181,10 +181,9 @@ def read_multiple_of(entries: Sequence[str], *, default: int | Literal["auto"] =
     for entry in entries:
         glob, _, text = entry.rpartition("=")
         if text != "auto" and not text.isdecimal():
-            close = nearest(text, ("auto",))
             raise OptionError(
-                f"--multiple-of {entry!r} is no number; give N, auto or GLOB=N, e.g. 8 or 'layer*=16'"
-                + (f" ({close})" if close.startswith("did") else "")
+                f"--multiple-of {entry!r} is no number; give N or GLOB=N, e.g. 8 or 'layer*=16', or auto "
+                f"in place of N; {nearest(text, ('auto',))}"
             )
         number: int | Literal["auto"] = "auto" if text == "auto" else int(text)
         if glob:

@@ -10,6 +10,7 @@ from slimrank.plan._rounding import (
     check_multiple_of,
     multiple_for,
     rounding_steps,
+    without_auto,
 )
 from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, slimmable_groups, step_of
@@ -42,4 +43,5 @@ __all__ = [
     "step_of",
     "structure_of",
     "with_multiples",
+    "without_auto",
 ]

@@ -21,14 +21,15 @@ MultipleOf = int | Literal["auto"] | Mapping[str, int | Literal["auto"]]
 # The same without "auto": what was used.
 Multiples = int | Mapping[str, int]
 
-# The numbers that "auto" chooses from. Float kernels on AVX-512 compute 16 channels at a time, those on AVX2
-# and ARM 8 or 4, int8 kernels 4 to 16; each number divides the ones before it, so lowering one adds choices.
-_STEPS = (16, 8, 4, 1)
-# One step is at most this share of what a layer can keep. Measured (64 channels, onnxruntime): 52 to 60
-# channels cost what 64 cost, 36 to 44 what 48 cost, so the grid of 16 is the faster one at any width. But at
-# 64 channels it has 4 steps only, and a plan cannot spend its budget well with so few; at 256 channels a step
-# is a sixteenth, and time follows MACs within 0.05. From 8 steps on, 16 costs no accuracy that can be
-# measured; 8 and 4 make up less time and are left out where they would leave fewer than 4 steps.
+# The numbers that "auto" chooses from, the largest first. Each divides those before it, so that a lower one
+# only adds choices. Float kernels compute 16 channels at a time on AVX-512, 8 or 4 on narrower vectors; int8
+# kernels 4 to 16.
+_NUMBERS = (16, 8, 4, 1)
+# What a layer can keep must hold at least so many multiples of a number. Measured on 64 channels in
+# onnxruntime, 52 to 60 cost what 64 cost, and 36 to 44 what 48 cost; on 256 channels one step of 16 is a
+# sixteenth, and time follows MACs within 0.05. So 16 pays everywhere, but costs accuracy where it leaves few
+# choices: asked of 64 and more, in place of 128, it loses a MobileNetV2 of 16 to 128 channels 0.8 points more
+# at a quarter of its MACs, and takes 0.02 off its time.
 _MIN_COUNT = {16: 8, 8: 4, 4: 4, 1: 1}
 
 
@@ -97,8 +98,8 @@ def rounding_steps(multiple_of: MultipleOf, structure: Structure) -> tuple[Round
         structure: of the model.
 
     Returns:
-        One rounding where no "auto" is used. Else each has half or a quarter of the largest numbers of the
-        one before, and in the last "auto" is 1.
+        One rounding where no "auto" is used. Else the largest numbers of each are lower than in the one
+        before, and in the last "auto" is 1.
     """
     if not has_auto(multiple_of):
         return (Rounding(ranks=multiple_of, widths=multiple_of),)  # type: ignore[arg-type]
@@ -115,7 +116,7 @@ def rounding_steps(multiple_of: MultipleOf, structure: Structure) -> tuple[Round
             ranks={name: _at_most(multiple_of, name, number, most) for name, number in ranks.items()},
             widths={name: _at_most(multiple_of, name, number, most) for name, number in widths.items()},
         )
-        for most in _STEPS
+        for most in _NUMBERS
     ]
     # Twice the same would only be tried in vain.
     return tuple(step for index, step in enumerate(steps) if step not in steps[:index])
@@ -128,7 +129,7 @@ def rank_multiple(spec: LayerSpec) -> int:
         spec: the layer.
 
     Returns:
-        16, 8, 4 or 1; the largest with enough steps up to the highest rank that saves MACs in any form.
+        16, 8, 4 or 1: by the highest rank that saves MACs in any form.
     """
     tops = [0]
     for method in FORMS:
@@ -137,7 +138,7 @@ def rank_multiple(spec: LayerSpec) -> int:
             # A layer that is never called has no MACs: every rank is as cheap.
             saving = layer_cost(spec).macs // per_rank if per_rank else max_rank(spec, form)
             tops.append(min(max_rank(spec, form), saving))
-    return _largest_step(max(tops), 1)
+    return _largest_number(max(tops), 1)
 
 
 def width_multiple(group: GroupSpec) -> int:
@@ -149,7 +150,7 @@ def width_multiple(group: GroupSpec) -> int:
     Returns:
         16, 8, 4 or 1; outputs of the first producer.
     """
-    return _largest_step(group.units * group.unit_width, group.unit_width)
+    return _largest_number(group.units * group.unit_width, group.unit_width)
 
 
 def used_multiples(
@@ -211,6 +212,13 @@ def has_auto(multiple_of: MultipleOf) -> bool:
     return any(_is_auto(number) for number in numbers)
 
 
+def without_auto(multiple_of: MultipleOf) -> Multiples:
+    """The same with 1 in place of "auto"."""
+    if not isinstance(multiple_of, Mapping):
+        return 1 if multiple_of == AUTO else multiple_of
+    return {glob: 1 if number == AUTO else number for glob, number in multiple_of.items()}
+
+
 def _is_auto(number: object) -> bool:
     # An array or the like answers == with another one.
     return isinstance(number, str) and number == AUTO
@@ -238,6 +246,8 @@ def _at_most(multiple_of: MultipleOf, name: str, number: int, most: int) -> int:
     return min(number, most) if _is_auto(_given(multiple_of, name)) else number
 
 
-def _largest_step(size: int, unit: int) -> int:
-    """The largest number whose steps, whole units, are few enough outputs of the size."""
-    return next(step for step in _STEPS if step == 1 or lcm(step, unit) * _MIN_COUNT[step] <= size)
+def _largest_number(size: int, unit: int) -> int:
+    """The largest number of which a size holds enough multiples that are whole units."""
+    return next(
+        number for number in _NUMBERS if number == 1 or lcm(number, unit) * _MIN_COUNT[number] <= size
+    )

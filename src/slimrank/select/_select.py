@@ -42,9 +42,9 @@ from slimrank.select.layers._uniform import choose_uniform
 Select = Literal["optimal", "greedy", "uniform"]
 _SELECTS: tuple[Select, ...] = ("optimal", "greedy", "uniform")
 # The multiples of "auto" are used where what a budget leaves above the smallest model is at least so many
-# times what they add to that model. Close to the smallest model that multiples allow there is hardly a choice
-# left: on the networks of the benchmark they cost up to 14 times the damage there, and from twice the distance
-# on at most 1.4 times, mostly 1.1.
+# times what they add to that model. Close to the smallest model that they allow, hardly a choice is left: on
+# the networks of the benchmark they cost up to 14 times the damage there, and from twice the distance on at
+# most 1.4 times, mostly 1.1.
 _ROOM = 2
 
 
@@ -81,7 +81,7 @@ def select_plan(
     *,
     budgets: Mapping[Metric, float],
     select: Select = "optimal",
-    multiple_of: MultipleOf = "auto",
+    multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     of: Cost | None = None,
@@ -136,7 +136,7 @@ def select_plan_and_rounding(
     *,
     budgets: Mapping[Metric, float],
     select: Select = "optimal",
-    multiple_of: MultipleOf = "auto",
+    multiple_of: MultipleOf,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     of: Cost | None = None,
@@ -226,7 +226,7 @@ def reachable_floor(
     source: PlanSource,
     metric: Metric,
     *,
-    multiple_of: MultipleOf = "auto",
+    multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
 ) -> float:

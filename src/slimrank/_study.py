@@ -188,9 +188,9 @@ class Study:
             skip: globs on the names of layers, groups and blocks to leave alone; a group that a skipped layer
                 makes or reads stays whole.
             scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
-                instead of predicted damage, among the ranks and widths that were tried; layers and groups
-                not in it are left alone, blocks too. What scores better compressed than untouched counts as
-                losing nothing.
+                instead of predicted damage, among the ranks and widths that were tried, rounded up to
+                multiples; layers and groups not in it are left alone, blocks too. What scores better
+                compressed than untouched counts as losing nothing.
             monotonic: first make the losses of each layer and group monotone, by isotonic regression; with
                 ``scores``.
             interpolate: offer every rank and width between the tried ones, losses interpolated; with

@@ -49,18 +49,18 @@ class Rounding:
     widths: Multiples
 
 
-def check_multiple_of(multiple_of: MultipleOf, names: Iterable[str]) -> None:
+def check_multiple_of(multiple_of: MultipleOf, names: Iterable[str] | None) -> None:
     """Check a rank rounding against the layers of a model.
 
     Args:
         multiple_of: at least 1, or "auto"; or layer-name glob -> one of these.
-        names: layers of the model.
+        names: layers of the model; None to check the numbers alone.
 
     Raises:
         OptionError: neither a whole number of at least 1 nor "auto".
         UnknownNameError: a glob that no layer matches.
     """
-    known = tuple(names)
+    known = None if names is None else tuple(names)
     # An empty pattern stands for the number without a glob.
     entries = dict(multiple_of) if isinstance(multiple_of, Mapping) else {"": multiple_of}
     for pattern, number in entries.items():
@@ -71,7 +71,7 @@ def check_multiple_of(multiple_of: MultipleOf, names: Iterable[str]) -> None:
             raise OptionError(
                 f'{where} is {number!r}; give a whole number of at least 1, e.g. 8, or "auto"{close}'
             )
-        if pattern and not any(_matches(name, pattern) for name in known):
+        if known is not None and pattern and not any(_matches(name, pattern) for name in known):
             raise UnknownNameError(f"{where} matches no layer; {nearest(pattern, known)}")
 
 

@@ -13,7 +13,7 @@ from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
-from slimrank.plan import MultipleOf, Plan
+from slimrank.plan import MultipleOf, Plan, check_multiple_of
 from slimrank.recipes._compete import Rivals
 from slimrank.records import ChannelOrder, Method
 from slimrank.select import check_budgets
@@ -75,6 +75,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     check_on_layer(on_layer)
     # Before the study, which takes long.
     check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="compress")
+    check_multiple_of(multiple_of, None)
     measured = study(
         model,
         batches,

@@ -65,6 +65,7 @@ from slimrank.linalg import _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
+from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
 from slimrank.plan._step import group_is_inside
 from slimrank.recipes import _replay, _score_trials
 from slimrank.recipes._compete import Rivals
@@ -107,6 +108,7 @@ from slimrank.report._numbers import (
     format_short,
     macs_elsewhere,
 )
+from slimrank.report._words import multiples_text
 from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import as_array, cost_parts, number_cost, option_costs
 from slimrank.select.joint._bound import bound_of

@@ -21,8 +21,10 @@ from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
+    MultipleOf,
     Plan,
     PlanSource,
+    Rounding,
     Structure,
     are_same_steps,
     block_damage_at,
@@ -45,7 +47,7 @@ from slimrank.records import (
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
-from slimrank.select import check_budgets, select_plan
+from slimrank.select import check_budgets, select_plan_and_rounding
 from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
@@ -162,7 +164,7 @@ class Study:
         params: float | None = None,
         bytes: float | None = None,
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
-        multiple_of: int | Mapping[str, int] = 1,
+        multiple_of: MultipleOf = "auto",
         methods: Sequence[Method] | None = None,
         skip: Sequence[str] = (),
         scores: Scores | None = None,
@@ -177,16 +179,18 @@ class Study:
             params: keep ratio of the params.
             bytes: keep ratio of the bytes.
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
-            multiple_of: ranks are multiples of this: a number, or layer-name glob -> number, first match
-                wins.
+            multiple_of: ranks, and widths in outputs of the layer that makes the channels, are multiples of
+                this: a number, "auto", or name glob -> one of these, first match wins. "auto" takes 16, 8 or
+                4, which runtimes compute at full speed, by the size of the layer, and lower numbers where a
+                budget leaves them no room; ``Plan.multiple_of`` tells what was used.
             methods: fewer than were measured; None for all. Without data, None leaves channel pruning out
                 where there are pairs to choose from: shares of weight energy do not compare the two.
             skip: globs on the names of layers, groups and blocks to leave alone; a group that a skipped layer
                 makes or reads stays whole.
             scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
-                instead of predicted damage, among the ranks and widths that were tried; layers and groups
-                not in it are left alone, blocks too. What scores better compressed than untouched counts as
-                losing nothing.
+                instead of predicted damage, among the ranks and widths that were tried, rounded up to
+                multiples; layers and groups not in it are left alone, blocks too. What scores better
+                compressed than untouched counts as losing nothing.
             monotonic: first make the losses of each layer and group monotone, by isotonic regression; with
                 ``scores``.
             interpolate: offer every rank and width between the tried ones, losses interpolated; with
@@ -212,23 +216,28 @@ class Study:
                 "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
             )
 
-        def scored(table: Scores, *, walk_down: bool) -> PlanSource:
-            return scored_source(
-                self,
-                table,
-                fingerprint=self.fingerprint,
-                monotonic=monotonic,
-                interpolate=interpolate,
-                walk_down=walk_down,
-                multiple_of=multiple_of,
-            )
-
         if scores is not None and not isinstance(scores, Scores):
             raise OptionError(
                 f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
             )
-        chosen = select_plan(
-            self if scores is None else scored(scores, walk_down=select == "greedy"),
+
+        def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
+            """What the plan is chosen from."""
+            if scores is None:
+                return self
+            return scored_source(
+                self,
+                scores,
+                fingerprint=self.fingerprint,
+                monotonic=monotonic,
+                interpolate=interpolate,
+                walk_down=walk_down,
+                rounding=rounding,
+            )
+
+        chosen, rounding = select_plan_and_rounding(
+            source,
+            self.structure,
             budgets=budgets,
             select=select,
             multiple_of=multiple_of,
@@ -240,7 +249,7 @@ class Study:
             return chosen
         # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
         losses = plan_on(
-            scored(scores, walk_down=False),
+            source(rounding, walk_down=False),
             chosen.settings,
             groups=chosen.groups,
             dropped=chosen.dropped,
@@ -252,11 +261,12 @@ class Study:
             groups=chosen.groups,
             dropped=chosen.dropped,
             select=chosen.select,
-            multiple_of=multiple_of,
             budgets=chosen.budgets,
             gap=chosen.gap,
         )
-        return replace(predicted, score_loss=losses.damage)
+        return replace(
+            predicted, score_loss=losses.damage, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed
+        )
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""

@@ -143,8 +143,12 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
 
     shown = CliRunner().invoke(seams.cli, ["plan", "run", "--macs", "0.6"])
     assert "Not saved; --out plan.json saves it." in shown.stdout
+    assert "ranks and widths are any number (auto)" in shown.stdout
     assert not list(folder.glob("*.json"))
+    auto = _facts("plan", "run", "--macs", "0.6", "--multiple-of", "auto")
+    assert (auto["multiple_of"], auto["relaxed"]) == (1, [])
     plan = _facts("plan", "run", "--macs", "0.6", "--multiple-of", "2", "--out", "plan.json")
+    assert (plan["multiple_of"], plan["relaxed"]) == (2, None)
     assert 0 < plan["keep_ratio"]["macs"] <= 0.6  # type: ignore[index]
     assert all(setting["rank"] % 2 == 0 for setting in plan["settings"].values())  # type: ignore[attr-defined]
 

@@ -46,7 +46,7 @@ class TestPlanInAnotherProcess:
     def test_with_and_without_batches(
         self, study: sr.Study, nets: ModuleType, tmp_path: Path, python: Python
     ) -> None:
-        plan = study.plan(macs=0.4)
+        plan = study.plan(macs=0.4, multiple_of=1)
         assert plan.settings
         plan.save(tmp_path / "plan.json")
         result = study.apply(plan)

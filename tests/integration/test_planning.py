@@ -100,7 +100,7 @@ def test_optimal_has_the_lowest_predicted_damage(either: sr.Study) -> None:
     ],
 )
 def test_several_budgets_hold_together(either: sr.Study, budgets: Mapping[str, float]) -> None:
-    plan = either.plan(**budgets)
+    plan = either.plan(**budgets, multiple_of=1)
     result = either.apply(plan)
     assert result.after == plan.after
     ratios = {metric: result.keep_ratio(metric) for metric in budgets}

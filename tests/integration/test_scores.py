@@ -265,7 +265,7 @@ def test_one_table_serves_plans_of_every_kind(cnn: sr.Study, loss: ScoreFn) -> N
     }
     for budget in (0.4, 0.6, 0.9):
         plans = {
-            select: cnn.plan(macs=budget, select=select, scores=table)  # type: ignore[arg-type]
+            select: cnn.plan(macs=budget, select=select, scores=table, multiple_of=1)  # type: ignore[arg-type]
             for select in ("greedy", "optimal", "uniform")
         }
         for plan in plans.values():
@@ -405,7 +405,7 @@ def test_the_loss_of_a_plan_is_the_sum_of_the_scored_losses_whatever_rule_chose(
         for entry in own
     }
     for select in ("greedy", "optimal"):
-        plan = cnn.plan(macs=0.6, select=select, scores=table)  # type: ignore[arg-type]
+        plan = cnn.plan(macs=0.6, select=select, scores=table, multiple_of=1)  # type: ignore[arg-type]
         losses = [known[name, setting.form, setting.rank] for name, setting in plan.settings.items()]
         losses += [known[name, "channels", len(kept)] for name, kept in plan.groups.items()]
         assert plan.score_loss == pytest.approx(sum(losses), abs=1e-12)

@@ -25,7 +25,7 @@ def study() -> sr.Study:
 @pytest.mark.slow
 def test_smallest_stays_within_the_divergence_and_the_next_smaller_does_not(study: sr.Study) -> None:
     limit = 0.002
-    result = sr.smallest(study, max_drop=limit, tolerance=0.02)
+    result = sr.smallest(study, max_drop=limit, tolerance=0.02, multiple_of=1)
     assert result.divergence is not None
     assert result.divergence <= limit
     tried = [note.text for note in result.notes if note.where == "smallest"]
@@ -34,6 +34,15 @@ def test_smallest_stays_within_the_divergence_and_the_next_smaller_does_not(stud
     assert 1 < len(tried) <= 10
     above = [float(text.split()[1].rstrip(":")) for text in tried if "above" in text]
     assert max(above) < result.keep_ratio("macs") <= max(above) + 0.03
+
+
+def test_smallest_takes_any_ranks_where_the_first_multiples_lose_too_much(study: sr.Study) -> None:
+    result = sr.smallest(study, max_drop=0.002, tolerance=0.02)
+    assert result.divergence is not None
+    assert result.divergence <= 0.002
+    assert (result.plan.multiple_of, result.plan.relaxed) == (1, None)
+    with pytest.raises(sr.BudgetError, match="no model stays within a drop"):
+        sr.smallest(study, max_drop=0.002, tolerance=0.02, multiple_of=8)
 
 
 def test_smallest_by_score_evaluates_the_original_once_and_keeps_the_drop(study: sr.Study) -> None:

@@ -149,7 +149,7 @@ def test_compress_takes_a_result(halfway: sr.Result, batches: list[Tensor]) -> N
 
 
 def test_the_report_of_a_second_step_names_the_original_costs(second: sr.Study, tmp_path: Path) -> None:
-    result = second.apply(second.plan(macs=0.5, relative_to="original"))
+    result = second.apply(second.plan(macs=0.5, relative_to="original", multiple_of=1))
     text = result.summary()
     assert text.startswith("Cnn, compressed\n")
     assert "counted before after keep ratio" in " ".join(text.split())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from slimrank import BudgetError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.methods import METHODS, never_falling
-from slimrank.plan import Structure, structure_of
+from slimrank.plan import Rounding, Structure, structure_of
 from slimrank.records import PRUNING, Cost, LayerSpec
 from slimrank.scores import CHANNELS, ScoreEntry, Scores, score_curves, scored_source
 from slimrank.select import Select, select_plan
@@ -119,7 +119,7 @@ def test_one_table_serves_every_budget(
         monotonic=monotonic,
         interpolate=interpolate,
         walk_down=select == "greedy",
-        multiple_of=multiple,
+        rounding=Rounding(ranks=multiple, widths=multiple),
     )
     for budget in budgets:
         try:

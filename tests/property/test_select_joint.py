@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from seams import Priced, bound_of, cost_limit, hull_of, joint_of
 from slimrank import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, pair_costs, slimmed_spec
-from slimrank.plan import structure_of
+from slimrank.plan import Rounding, structure_of
 from slimrank.records import (
     AxisUnits,
     BlockDamage,
@@ -444,7 +444,7 @@ def test_the_bound_is_what_prices_alone_allow(make: Callable[[int], Source], lev
     for seed in range(4):
         net, (costs, damages) = net_and_table(make, seed)
         limits = dict.fromkeys(metrics, 0)
-        joint = joint_of(net, limits, methods=METHODS, skipped=(), multiple_of=1)
+        joint = joint_of(net, limits, methods=METHODS, skipped=(), rounding=Rounding(ranks=1, widths=1))
         price = level * np.array([1.0, 0.3 * seed]) / joint.scale
         over = np.array([costs[metric] - limits[metric] for metric in metrics])
         least = float((damages + price @ over).min())

@@ -361,13 +361,23 @@ def test_options_of_a_study(options: dict[str, object], error: type[sr.SlimrankE
         ({"skip": ("fc",)}, sr.UnknownNameError, r"skip: 'fc' matches no layer; known are '0', '2'"),
         ({"multiple_of": 0}, sr.OptionError, r"multiple_of is 0; give a whole number of at least 1"),
         ({"multiple_of": 1.5}, sr.OptionError, r"multiple_of is 1\.5; give a whole number"),
+        ({"multiple_of": "atuo"}, sr.OptionError, r"multiple_of is 'atuo'; .*did you mean 'auto'"),
+        ({"multiple_of": {"0": "atuo"}}, sr.OptionError, r"multiple_of\['0'\] is 'atuo'; .*'auto'"),
         ({"multiple_of": {"fc*": 4}}, sr.UnknownNameError, r"multiple_of\['fc\*'\] matches no layer"),
+        ({"multiple_of": {"fc*": "auto"}}, sr.UnknownNameError, r"multiple_of\['fc\*'\] matches no layer"),
     ],
 )
 def test_options_of_a_plan(
     study: sr.Study, options: dict[str, object], error: type[sr.SlimrankError], words: str
 ) -> None:
     refused(error, words, lambda: study.plan(macs=0.9, **options))  # type: ignore[arg-type]
+
+
+def test_multiples_are_checked_before_a_study() -> None:
+    seen: list[object] = []
+    call = lambda: sr.compress(net(), data(), macs=0.9, multiple_of="8", inputs=seen.append)  # type: ignore[arg-type] # noqa: E731
+    refused(sr.OptionError, r"multiple_of is '8'; give a whole number", call)
+    assert seen == []
 
 
 def test_one_glob_as_text(study: sr.Study) -> None:

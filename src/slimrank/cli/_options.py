@@ -158,7 +158,8 @@ budget_options = _together(
     click.option(
         "--multiple-of",
         multiple=True,
-        metavar="N|GLOB=N",
-        help="Ranks and widths are multiples of N; per layer or group with GLOB=N, the first match wins.",
+        metavar="N|auto|GLOB=N",
+        help="Ranks and widths are multiples of N, or of what runtimes compute at full speed; per layer or "
+        "group with GLOB=N, the first match wins.  [default: auto]",
     ),
 )

@@ -20,7 +20,7 @@ from slimrank.cli._options import (
 )
 from slimrank.cli._typed import read_multiple_of, split_names
 from slimrank.files import Json
-from slimrank.plan import SettingLike, read_settings
+from slimrank.plan import MultipleOf, SettingLike, read_settings
 from slimrank.records import METRICS, PRUNING, Metric
 from slimrank.report import plan_facts, render_plan
 
@@ -41,7 +41,11 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--monotonic", is_flag=True, help="Make each layer's scores monotone first.")
 @click.option("--interpolate", is_flag=True, help="Offer ranks between the scored ones, too.")
 @relative_to_option
-@click.option("--manual", type=PATH, help="No budget: take the settings of this CSV or JSON file.")
+@click.option(
+    "--manual",
+    type=PATH,
+    help="No budget: take the settings of this CSV or JSON file; --multiple-of is 1 then.",
+)
 @click.option("--base", type=PATH, help="With --manual: the plan that those settings change.")
 @click.option("--diff", "other_path", type=PATH, help="Show what this plan does otherwise than that one.")
 @click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
@@ -64,7 +68,8 @@ def plan(
     Needs no model and takes under a second.
     """
     measured = sr.Study.load(study_dir)
-    multiple_of = read_multiple_of(budgets["multiple_of"])
+    # Settings typed by hand are taken as they are, unless asked otherwise.
+    multiple_of = read_multiple_of(budgets["multiple_of"], default="auto" if manual is None else 1)
     ratios = {metric: budgets[metric] for metric in METRICS}
     if manual is not None:
         _refuse_beside_manual(ratios, table, methods, skip)
@@ -114,9 +119,7 @@ def _refuse_beside_manual(
         raise OptionError(f"--manual says all; leave out {', '.join(given)}")
 
 
-def _manual_plan(
-    measured: sr.Study, manual: Path, base: Path | None, multiple_of: int | Mapping[str, int]
-) -> sr.Plan:
+def _manual_plan(measured: sr.Study, manual: Path, base: Path | None, multiple_of: MultipleOf) -> sr.Plan:
     """The settings of a file, over those of another plan where one is given."""
     if base is None:
         return sr.Plan.manual(measured, manual, multiple_of=multiple_of)

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Typed text to values."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import click
 from torch import nn
 
 import slimrank as sr
 from slimrank._errors import OptionError
+from slimrank._names import nearest
 from slimrank.calibrate import LikelihoodChoice, LikelihoodName, OwnLossFn, Weights
 from slimrank.cli._options import LIKELIHOODS, Fit, FitText, Measure, StudyText
 from slimrank.cli._references import function_at, model_at, user_errors
 from slimrank.deploy import PLAN_FILE, check_target
 from slimrank.fitting import check_on_layer
 from slimrank.forward import OutputChoice, OutputKey
+from slimrank.plan import MultipleOf
 from slimrank.records import Method
 from slimrank.survey import has_previous_plan
 
@@ -163,25 +165,38 @@ def loss_at(reference: str | None) -> OwnLossFn | None:
     return None if reference is None else cast(OwnLossFn, function_at(reference, "--loss"))
 
 
-def read_multiple_of(entries: Sequence[str]) -> int | Mapping[str, int]:
-    """One number, or globs in their order; a number among globs is for all other layers."""
-    by_glob: dict[str, int] = {}
-    default: int | None = None
+def read_multiple_of(entries: Sequence[str], *, default: int | Literal["auto"] = "auto") -> MultipleOf:
+    """One number or "auto", or globs in their order; a number among globs is for all other layers.
+
+    Args:
+        entries: as typed.
+        default: where nothing was typed.
+
+    Returns:
+        For ``Study.plan``.
+
+    Raises:
+        OptionError: something else was typed.
+    """
+    by_glob: dict[str, int | Literal["auto"]] = {}
+    others: int | Literal["auto"] | None = None
     for entry in entries:
         glob, _, text = entry.rpartition("=")
-        if not text.isdecimal():
+        if text != "auto" and not text.isdecimal():
             raise OptionError(
-                f"--multiple-of {entry!r} is no number; give N or GLOB=N, e.g. 8 or 'layer*=16'"
+                f"--multiple-of {entry!r} is no number; give N or GLOB=N, e.g. 8 or 'layer*=16', or auto "
+                f"in place of N; {nearest(text, ('auto',))}"
             )
+        number: int | Literal["auto"] = "auto" if text == "auto" else int(text)
         if glob:
-            by_glob[glob] = int(text)
-        elif default is not None:
-            raise OptionError(f"--multiple-of has two numbers, {default} and {text}; give one, and GLOB=N")
+            by_glob[glob] = number
+        elif others is not None:
+            raise OptionError(f"--multiple-of has two numbers, {others} and {text}; give one, and GLOB=N")
         else:
-            default = int(text)
+            others = number
     if not by_glob:
-        return 1 if default is None else default
-    return by_glob if default is None else {**by_glob, "*": default}
+        return default if others is None else others
+    return by_glob if others is None else {**by_glob, "*": others}
 
 
 def refuse_given(ctx: click.Context, names: Sequence[str], why: str) -> None:

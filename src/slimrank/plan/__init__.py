@@ -2,15 +2,26 @@
 """Plan values, their file, and their checks."""
 
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
-from slimrank.plan._plan import Plan, PlanSource, plan_on
-from slimrank.plan._rounding import check_multiple_of, multiple_for
+from slimrank.plan._plan import Plan, PlanSource, plan_on, with_multiples
+from slimrank.plan._rounding import (
+    MultipleOf,
+    Multiples,
+    Rounding,
+    check_multiple_of,
+    multiple_for,
+    rounding_steps,
+    without_auto,
+)
 from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, slimmable_groups, step_of
 from slimrank.plan._structure import Step, Structure, are_same_steps, check_structure, names_of, structure_of
 
 __all__ = [
+    "MultipleOf",
+    "Multiples",
     "Plan",
     "PlanSource",
+    "Rounding",
     "SettingLike",
     "Step",
     "Structure",
@@ -27,7 +38,10 @@ __all__ = [
     "names_of",
     "plan_on",
     "read_settings",
+    "rounding_steps",
     "slimmable_groups",
     "step_of",
     "structure_of",
+    "with_multiples",
+    "without_auto",
 ]

@@ -28,7 +28,7 @@ from slimrank.files import (
 )
 from slimrank.plan._channels_file import channels_from_json, channels_to_json
 from slimrank.plan._layer_setting import form_of, method_of
-from slimrank.plan._rounding import check_multiple_of, multiple_for
+from slimrank.plan._rounding import Multiples, check_multiple_of, multiple_for
 from slimrank.plan._step import check_dropped, check_groups, check_pair, step_of
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting
@@ -38,8 +38,9 @@ PLAN_FORMAT = 1
 
 # Every file has these.
 _PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
-# Older files lack the first; the second is written where a step slims groups.
-_OPTIONAL_PLAN_KEYS = ("score_loss", "choice")
+# Older files lack the first; the second is written where a step slims groups, the third where "auto" chose
+# multiples.
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed")
 # Who may have chosen a plan.
 _SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
 # Spelled out, so that a kind read from a file gets the type of the literal.
@@ -59,8 +60,9 @@ class PlanFields(TypedDict):
     damage: float | None
     score_loss: float | None
     gap: float | None
-    multiple_of: int | Mapping[str, int]
+    multiple_of: Multiples
     budgets: Mapping[Metric, float]
+    relaxed: tuple[str, ...] | None
 
 
 def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> None:
@@ -93,6 +95,8 @@ def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> N
     }
     if any(step.groups for step in plan["steps"]):
         content["choice"] = _choice_checksum(plan["steps"])
+    if plan["relaxed"] is not None:
+        content["relaxed"] = list(plan["relaxed"])
     try:
         text = to_text(content)
     except ValueError as error:
@@ -138,11 +142,13 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     budgets = _budgets_from_json(content["budgets"], f"{where}: budgets")
     after = cost_after(before, steps, has_bias=has_bias)
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
+    relaxed = _relaxed_from_json(content["relaxed"], steps, where) if "relaxed" in content else None
     written_after = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
     if written_after != after or content.get("choice", _choice_checksum(steps)) != _choice_checksum(steps):
         # A person edited the file: what was predicted and asked for belonged to the old settings.
         select, damage, score_loss, gap, budgets = "manual", None, None, None, {}
-        multiple_of = multiple_of if _are_multiples(steps, multiple_of) else 1
+        if not _are_multiples(steps, multiple_of):
+            multiple_of, relaxed = 1, None
     return PlanFields(
         steps=steps,
         before=before,
@@ -153,6 +159,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         gap=gap,
         multiple_of=multiple_of,
         budgets=budgets,
+        relaxed=relaxed,
     )
 
 
@@ -161,7 +168,7 @@ def _choice_checksum(steps: tuple[Step, ...]) -> str:
     return sha256(repr([step.key for step in steps]).encode()).hexdigest()
 
 
-def _are_multiples(steps: tuple[Step, ...], multiple_of: int | Mapping[str, int]) -> bool:
+def _are_multiples(steps: tuple[Step, ...], multiple_of: Multiples) -> bool:
     """Whether every rank and number of channels is a multiple; a person may have edited either."""
     sizes = [
         (name, size)
@@ -384,8 +391,8 @@ def _budgets_from_json(value: Json, where: str) -> dict[Metric, float]:
     }
 
 
-def _multiple_from_json(value: Json, steps: tuple[Step, ...], where: str) -> int | Mapping[str, int]:
-    multiple: int | Mapping[str, int]
+def _multiple_from_json(value: Json, steps: tuple[Step, ...], where: str) -> Multiples:
+    multiple: Multiples
     if isinstance(value, list):
         pairs = [as_list(pair, where) for pair in value]
         if any(len(pair) != 2 for pair in pairs):
@@ -398,3 +405,12 @@ def _multiple_from_json(value: Json, steps: tuple[Step, ...], where: str) -> int
     except (OptionError, UnknownNameError) as error:
         raise PlanError(f"{where}: {error}") from error
     return multiple
+
+
+def _relaxed_from_json(value: Json, steps: tuple[Step, ...], where: str) -> tuple[str, ...]:
+    known = [name for step in steps for name in names_of(step.structure)]
+    names = tuple(as_text(name, f"{where}: relaxed") for name in as_list(value, f"{where}: relaxed"))
+    for name in names:
+        if name not in known:
+            raise PlanError(f"{where}: relaxed: the model has no {name!r}; {nearest(name, known)}")
+    return names

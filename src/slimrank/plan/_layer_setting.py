@@ -12,7 +12,7 @@ import numpy as np
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost, pair_has_bias, slimmed_spec
-from slimrank.plan._rounding import multiple_for
+from slimrank.plan._rounding import Multiples, multiple_for
 from slimrank.plan._structure import Structure
 from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
@@ -65,7 +65,7 @@ def setting_for(
     *,
     methods: Iterable[str],
     has_bias: bool,
-    multiple_of: int | Mapping[str, int],
+    multiples: Multiples,
     curves: Sequence[Curve] = (),
     current: Setting | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
@@ -79,8 +79,8 @@ def setting_for(
             x})``, both with an optional "form"; or a setting.
         methods: that may be named.
         has_bias: whether every second factor carries a bias; else only where the layer has one.
-        multiple_of: rank rounding. Ranks round up; a ratio whose rounded rank would cost more than the
-            layer takes the largest multiple that does not.
+        multiples: what ranks are multiples of. Ranks round up; a ratio whose rounded rank would cost more
+            than the layer takes the largest multiple that does not.
         curves: damages; the form with the lowest one is taken where none is given.
         current: what the plan does to this layer now; its form is preferred where there are no curves.
         groups: group -> units that stay; the pair replaces the slimmed layer, and costs no more than that.
@@ -97,7 +97,7 @@ def setting_for(
     spec = slimmed_spec(whole, structure.channels, groups or {})
     request = _read_request(name, typed, tuple(methods))
     forms = _requested_forms(whole, request)
-    multiple = multiple_for(multiple_of, name)
+    multiple = multiple_for(multiples, name)
     ranges = [_rank_range(whole, spec, form, has_bias=has_bias) for form in forms]
     ranks = {reachable.form: _rounded_rank(reachable, request, multiple) for reachable in ranges}
     preferred = current.form if current is not None and current.method == request.method else None

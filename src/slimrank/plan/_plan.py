@@ -2,16 +2,25 @@
 """The plan: what is done to each layer, as data."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as changed
-from typing import Protocol, cast
+from functools import partial
+from typing import Protocol, TypeVar, cast
 
-from slimrank._errors import OptionError, PlanError
+from slimrank._errors import OptionError, PlanError, RankError
 from slimrank.plan._diff import plan_difference
 from slimrank.plan._file import PlanFields, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
-from slimrank.plan._rounding import check_multiple_of
+from slimrank.plan._rounding import (
+    MultipleOf,
+    Multiples,
+    Rounding,
+    check_multiple_of,
+    has_auto,
+    rounding_steps,
+    used_multiples,
+)
 from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import (
     block_damage_at,
@@ -24,6 +33,8 @@ from slimrank.plan._step import (
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.plan._typed_settings import check_known, groups_called, settings_by_kind, units_for
 from slimrank.records import METRICS, BlockDamage, Cost, Curve, GroupCurve, Metric, Setting, ratio_of
+
+_Made = TypeVar("_Made")
 
 
 class PlanSource(Protocol):
@@ -88,9 +99,12 @@ class Plan:
             an eval-score table; else None.
         gap: at most this share of ``score_loss``, or else of ``damage``, could be saved by another choice, 0
             to 1; None if not certified.
-        multiple_of: ranks, and units that a group keeps, are multiples of this: a number, or name glob ->
-            number, first match wins.
+        multiple_of: ranks, and outputs that a group leaves its first producer, are multiples of this: a
+            number, or name glob -> number, first match wins. Where it was "auto", what was used: one number,
+            or that of each layer and group.
         budgets: metric -> keep ratio that was asked for, of the original model.
+        relaxed: layers and groups whose rank or width is no multiple by the rule of "auto", because the
+            budget is out of reach with it, or they were set by hand; None where no multiple was "auto".
 
     Example:
         >>> from slimrank.plan import structure_of
@@ -122,8 +136,9 @@ class Plan:
     damage: float | None = None
     score_loss: float | None = None
     gap: float | None = None
-    multiple_of: int | Mapping[str, int] = 1
+    multiple_of: Multiples = 1
     budgets: Mapping[Metric, float] = field(default_factory=dict)
+    relaxed: tuple[str, ...] | None = None
 
     @classmethod
     def manual(
@@ -131,7 +146,7 @@ class Plan:
         study: PlanSource,
         settings: Mapping[str, SettingLike] | str | os.PathLike[str],
         *,
-        multiple_of: int | Mapping[str, int] = 1,
+        multiple_of: MultipleOf = 1,
     ) -> "Plan":
         """A plan typed by hand.
 
@@ -146,9 +161,10 @@ class Plan:
                 of another plan may stand among them: ``{**plan.settings, "fc": ("weight_svd", 0.3)}``. Or
                 the path of a CSV file (columns layer, method, ratio or rank, form, keep, channels_kept) or
                 of a JSON file that holds them.
-            multiple_of: ranks and units kept are rounded up to multiples of this: a number, or name glob ->
-                number. A ratio whose rounded rank would cost more than the layer, or a width beyond the
-                units of the group, takes the largest multiple that does not.
+            multiple_of: ranks and units kept are rounded up to multiples of this: a number or "auto", or
+                name glob -> one of these. A ratio whose rounded rank would cost more than the layer, or a
+                width beyond the units of the group, takes the largest multiple that does not; "auto" takes a
+                smaller number where a layer or group has no such multiple.
 
         Returns:
             The plan; its damage is None where the study holds none for a rank, a width or a block.
@@ -174,23 +190,24 @@ class Plan:
         typed = settings_by_kind(structure, settings, methods=study.methods)
         # Read only where a group is named: a source without groups need not have curves of them.
         curves = study.group_curves if typed.groups else ()
-        groups = _units_that_stay(structure, typed.groups, multiple_of, curves)
-        chosen = {
-            name: setting_for(
+        steps = rounding_steps(multiple_of, structure)
+        groups = _units_that_stay(structure, typed.groups, steps, curves)
+
+        def setting_with(name: str, rounding: Rounding) -> Setting:
+            return setting_for(
                 structure,
                 name,
-                setting,
+                typed.layers[name],
                 methods=study.methods,
                 has_bias=study.has_bias,
-                multiple_of=multiple_of,
+                multiples=rounding.ranks,
                 curves=study.curves,
                 groups=groups,
             )
-            for name, setting in typed.layers.items()
-        }
-        return plan_on(
-            study, chosen, groups=groups, dropped=typed.dropped, select="manual", multiple_of=multiple_of
-        )
+
+        chosen = {name: _first_reached(steps, partial(setting_with, name)) for name in typed.layers}
+        plan = plan_on(study, chosen, groups=groups, dropped=typed.dropped, select="manual")
+        return with_multiples(plan, multiple_of, steps[0], steps[0])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
@@ -261,7 +278,14 @@ class Plan:
         if count >= len(self.steps):
             return self
         return changed(
-            self, steps=self.steps[:count], damage=None, score_loss=None, gap=None, budgets={}, multiple_of=1
+            self,
+            steps=self.steps[:count],
+            damage=None,
+            score_loss=None,
+            gap=None,
+            budgets={},
+            multiple_of=1,
+            relaxed=None,
         )
 
     def keep_ratio(self, metric: Metric) -> float:
@@ -286,7 +310,8 @@ class Plan:
             setting: as in ``manual``, or None to leave alone all that has the name. Where no form is given,
                 the one in this plan is kept if the method stays, else the cheaper one is taken. A plan knows
                 no order of channels, so a group takes ``{"channels_kept": ...}``. What is inside a block
-                that is dropped leaves the plan.
+                that is dropped leaves the plan. Ranks round up to the plan's multiples if they were given;
+                where "auto" chose them, what you say is taken as it stands.
 
         Returns:
             A new plan; its ``select`` is "manual", and ``damage``, ``score_loss``, ``gap`` and ``budgets``
@@ -305,7 +330,7 @@ class Plan:
                 "plan: it has no step, so no layer to set; make one with study.plan or Plan.manual"
             )
         step = _step_without(self.steps[-1], layer) if setting is None else self._step_with(layer, setting)
-        return changed(
+        edited = changed(
             self,
             steps=(*self.steps[:-1], step),
             select="manual",
@@ -314,10 +339,12 @@ class Plan:
             gap=None,
             budgets={},
         )
+        return edited if self.relaxed is None else self._relaxed_as(edited)
 
     def _step_with(self, layer: str, setting: SettingLike) -> Step:
         """The last step with another setting for one name."""
         structure = self.steps[-1].structure
+        multiples = self.multiple_of if self.relaxed is None else 1
         typed = settings_by_kind(structure, {layer: setting}, methods=METHOD_NAMES)
         blocks = tuple(typed.dropped)
         settings = {name: known for name, known in self.settings.items() if not is_inside(name, blocks)}
@@ -327,7 +354,8 @@ class Plan:
             for name, kept in self.groups.items()
             if name not in typed.groups and not group_is_inside(structure.channels, name, blocks)
         }
-        groups |= _units_that_stay(structure, typed.groups, self.multiple_of, None)
+        steps = (Rounding(ranks=multiples, widths=multiples),)
+        groups |= _units_that_stay(structure, typed.groups, steps, None)
         # After the groups: a pair replaces the slimmed layer, and its form is kept where none is given.
         for name, typed_setting in typed.layers.items():
             settings[name] = setting_for(
@@ -336,11 +364,26 @@ class Plan:
                 typed_setting,
                 methods=METHOD_NAMES,
                 has_bias=self.has_bias,
-                multiple_of=self.multiple_of,
+                multiples=multiples,
                 current=self.settings.get(name),
                 groups=groups,
             )
         return step_of(structure, settings, groups, dropped)
+
+    def _relaxed_as(self, edited: "Plan") -> "Plan":
+        """An edited plan that tells which of its ranks and widths keep to the multiples of this one."""
+        chosen = Rounding(ranks=self.multiple_of, widths=self.multiple_of)
+        used, relaxed = used_multiples(
+            chosen, chosen, edited.steps[-1].structure, edited.settings, edited.groups
+        )
+        unchanged = [
+            name
+            for name in self.relaxed or ()
+            if (edited.settings.get(name), edited.groups.get(name))
+            == (self.settings.get(name), self.groups.get(name))
+        ]
+        names = (name for name in names_of(edited.steps[-1].structure) if name in {*relaxed, *unchanged})
+        return changed(edited, multiple_of=used, relaxed=tuple(names))
 
     def diff(self, other: "Plan") -> str:
         """What another plan does differently, as a table.
@@ -394,7 +437,6 @@ def plan_on(
     select: str,
     groups: Mapping[str, Sequence[int]] | None = None,
     dropped: Sequence[str] = (),
-    multiple_of: int | Mapping[str, int] = 1,
     budgets: Mapping[Metric, float] | None = None,
     gap: float | None = None,
 ) -> Plan:
@@ -406,7 +448,6 @@ def plan_on(
         select: how they were chosen.
         groups: group -> units that stay, ascending.
         dropped: blocks to replace by the identity.
-        multiple_of: what their ranks and widths are multiples of.
         budgets: keep ratios of the original model that were asked for.
         gap: of the choice, where it is certified.
 
@@ -433,23 +474,53 @@ def plan_on(
         select=select,
         damage=float(sum(known)) if len(known) == len(damages) else None,
         gap=gap,
-        multiple_of=multiple_of,
         budgets=budgets or {},
     )
+
+
+def with_multiples(plan: Plan, multiple_of: MultipleOf, rounding: Rounding, rule: Rounding) -> Plan:
+    """A plan that tells what its ranks and widths are multiples of.
+
+    Args:
+        plan: to tell it.
+        multiple_of: as the caller gave it.
+        rounding: that the plan was made with.
+        rule: what "auto" would take; the same where it was lowered for nothing.
+
+    Returns:
+        A new plan.
+    """
+    if not has_auto(multiple_of):
+        return changed(plan, multiple_of=rounding.ranks)
+    used, relaxed = used_multiples(rounding, rule, plan.steps[-1].structure, plan.settings, plan.groups)
+    return changed(plan, multiple_of=used, relaxed=relaxed)
 
 
 def _units_that_stay(
     structure: Structure,
     typed: Mapping[str, object],
-    multiple_of: int | Mapping[str, int],
+    steps: Sequence[Rounding],
     curves: Sequence[GroupCurve] | None,
 ) -> dict[str, tuple[int, ...]]:
     """Group -> units that stay, from what a person wrote for it; groups that stay whole are not in it."""
-    units = {
-        name: units_for(structure.channels.groups[name], amount, multiple_of=multiple_of, curves=curves)
-        for name, amount in typed.items()
-    }
+    groups = structure.channels.groups
+
+    def units_with(name: str, rounding: Rounding) -> tuple[int, ...] | None:
+        return units_for(groups[name], typed[name], multiples=rounding.widths, curves=curves)
+
+    units = {name: _first_reached(steps, partial(units_with, name)) for name in typed}
     return {name: kept for name, kept in units.items() if kept is not None}
+
+
+def _first_reached(steps: Sequence[Rounding], made_with: Callable[[Rounding], _Made]) -> _Made:
+    """What is made with the first rounding that the layer or group can take."""
+    for rounding in steps[:-1]:
+        try:
+            return made_with(rounding)
+        except RankError:
+            # Lower numbers may do; if none does, the last one says what is wrong with what was typed.
+            continue
+    return made_with(steps[-1])
 
 
 def _step_without(step: Step, name: str) -> Step:

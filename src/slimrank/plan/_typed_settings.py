@@ -9,7 +9,7 @@ from typing import NamedTuple
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank.plan._layer_setting import RATIO_SLACK, SettingLike, TypedSetting, read_ratio
-from slimrank.plan._rounding import multiple_for
+from slimrank.plan._rounding import Multiples, multiple_for
 from slimrank.plan._step import kept_problem, slimmable_groups
 from slimrank.plan._structure import Structure, names_of
 from slimrank.records import PRUNING, GroupCurve, GroupSpec, Setting, replaces_groups
@@ -88,7 +88,7 @@ def units_for(
     group: GroupSpec,
     typed: object,
     *,
-    multiple_of: int | Mapping[str, int],
+    multiples: Multiples,
     curves: Sequence[GroupCurve] | None,
 ) -> tuple[int, ...] | None:
     """The units of a group that a person means to keep.
@@ -97,7 +97,7 @@ def units_for(
         group: the group.
         typed: a ratio, the share of its units to keep; or ``{"ratio": x}``, ``{"keep": n}`` or
             ``{"channels_kept": units}``.
-        multiple_of: outputs of the first producer that stay are a multiple of this. Numbers of units round
+        multiples: outputs of the first producer that stay are a multiple of this. Numbers of units round
             up; one that would exceed the units of the group takes the largest that does not.
         curves: in whose order units go; None where there is no study.
 
@@ -119,7 +119,7 @@ def units_for(
             f'{where}: give one of "ratio", "keep" and "channels_kept", not {sorted(map(str, amount))}'
         )
     # What hardware sees is the width of tensors; a unit may hold several outputs.
-    multiple = multiple_for(multiple_of, group.name)
+    multiple = multiple_for(multiples, group.name)
     multiple //= gcd(multiple, group.unit_width)
     if "channels_kept" in amount:
         kept = _named_units(group, amount["channels_kept"], multiple)

@@ -124,9 +124,9 @@ class Rivals:
             groups=chosen.groups,
             dropped=chosen.dropped,
             select=chosen.select,
-            multiple_of=chosen.multiple_of,
             budgets=chosen.budgets,
         )
+        plan = replace(plan, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed)
         self.build("optimal, recalibrated", plan)
 
     def _scale(self, label: str) -> float | None:

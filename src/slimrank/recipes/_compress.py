@@ -2,7 +2,7 @@
 """The whole way in one call."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from torch import nn
@@ -13,7 +13,7 @@ from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.methods import METHODS
-from slimrank.plan import Plan
+from slimrank.plan import MultipleOf, Plan, check_multiple_of
 from slimrank.recipes._compete import Rivals
 from slimrank.records import ChannelOrder, Method
 from slimrank.select import check_budgets
@@ -29,7 +29,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     params: float | None = None,
     bytes: float | None = None,
     compete: bool = True,
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf = "auto",
     on_layer: OnLayer | None = None,
     inputs: Inputs = None,
     outputs: OutputChoice = None,
@@ -75,6 +75,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     check_on_layer(on_layer)
     # Before the study, which takes long.
     check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="compress")
+    check_multiple_of(multiple_of, None)
     measured = study(
         model,
         batches,

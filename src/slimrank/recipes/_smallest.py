@@ -2,13 +2,13 @@
 """The smallest model within a drop."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from slimrank._errors import BudgetError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank.plan import Plan
+from slimrank.plan import MultipleOf, Plan, without_auto
 from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note, ratio_of
 from slimrank.scores import ScoreFn
@@ -31,7 +31,7 @@ def smallest(
     metric: Metric = "macs",
     tolerance: float = 0.01,
     select: Select = "optimal",
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
     skip: Sequence[str] = (),
 ) -> Result:
@@ -50,7 +50,8 @@ def smallest(
         metric: "macs", "params" or "bytes", to be made small.
         tolerance: the search ends when a keep ratio that holds is this close above one that does not.
         select: as in ``Study.plan``.
-        multiple_of: as in ``Study.plan``.
+        multiple_of: as in ``Study.plan``; where no plan with the multiples of "auto" stays within the drop,
+            any ranks and widths are tried.
         methods: as in ``Study.plan``.
         skip: as in ``Study.plan``.
 
@@ -71,35 +72,48 @@ def smallest(
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = Phases(shown=session.progress)
 
-    def planned(ratio: float) -> Plan:
-        budget: dict[str, float] = {metric: ratio}
-        return study.plan(select=select, multiple_of=multiple_of, methods=methods, skip=skip, **budget)  # type: ignore[arg-type]
-
-    floor = reachable_floor(study, metric, multiple_of=multiple_of, methods=methods, skip=skip)
-    search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
-    best: Result | None = None
     tried: list[Note] = []
-    while not tried or search.high - search.low > tolerance:
-        asked = search.next_ratio(lambda ratio: planned(ratio).damage or 0.0)
-        plan = planned(asked)
-        reached = ratio_of(plan.start, plan.after, metric)
-        if search.knows(reached):
-            # Ranks are whole: no plan lies between the bounds here, only one that was built already.
-            search.skip(asked, reached)
-            continue
-        result = study.apply(plan)
-        drop = gauge.drop(result)
-        is_within = drop <= max_drop
-        note = Note(
-            where="smallest",
-            text=f"{metric} {plan.keep_ratio(metric):.4f}: drop {drop:.4g} {gauge.unit}, "
-            f"{'within' if is_within else 'above'} {max_drop:g}{gauge.agreement_of(result)}",
-        )
-        tried.append(note)
-        phases.tell(str(note))
-        search.learn(asked, reached, plan.damage or 0.0, drop)
-        if is_within:
-            best = result
+
+    def smallest_with(multiple_of: MultipleOf) -> Result | None:
+        """The smallest model with these multiples; None where none that was tried holds."""
+
+        def planned(ratio: float) -> Plan:
+            budget: dict[str, float] = {metric: ratio}
+            return study.plan(select=select, multiple_of=multiple_of, methods=methods, skip=skip, **budget)  # type: ignore[arg-type]
+
+        floor = reachable_floor(study, metric, multiple_of=multiple_of, methods=methods, skip=skip)
+        search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
+        best: Result | None = None
+        is_first = True
+        while is_first or search.high - search.low > tolerance:
+            is_first = False
+            asked = search.next_ratio(lambda ratio: planned(ratio).damage or 0.0)
+            plan = planned(asked)
+            reached = ratio_of(plan.start, plan.after, metric)
+            if search.knows(reached):
+                # Ranks are whole: no plan lies between the bounds here, only one that was built already.
+                search.skip(asked, reached)
+                continue
+            result = study.apply(plan)
+            drop = gauge.drop(result)
+            is_within = drop <= max_drop
+            note = Note(
+                where="smallest",
+                text=f"{metric} {plan.keep_ratio(metric):.4f}: drop {drop:.4g} {gauge.unit}, "
+                f"{'within' if is_within else 'above'} {max_drop:g}{gauge.agreement_of(result)}",
+            )
+            tried.append(note)
+            phases.tell(str(note))
+            search.learn(asked, reached, plan.damage or 0.0, drop)
+            if is_within:
+                best = result
+        return best
+
+    best = smallest_with(multiple_of)
+    finest = without_auto(multiple_of)
+    if best is None and finest != multiple_of:
+        # A small network has few multiples, and the first of them may lose more than is allowed.
+        best = smallest_with(finest)
     if best is None:
         raise BudgetError(
             f"smallest: no model stays within a drop of {max_drop:g} {gauge.unit}; tried "

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The best split of a budget between two methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +13,7 @@ from slimrank._result import Result
 from slimrank._study import Study, session_of, study_with
 from slimrank._verify import measured_from
 from slimrank.forward import Batch
-from slimrank.plan import Plan
+from slimrank.plan import MultipleOf, Plan
 from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note
 from slimrank.scores import ScoreFn
@@ -36,7 +36,7 @@ def search_split(
     score_fn: ScoreFn | None = None,
     lower_is_better: bool = False,
     tune: Tune | None = None,
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf = "auto",
 ) -> Result:
     """The best way to share one budget between two methods, one after the other.
 
@@ -118,7 +118,7 @@ def _attempts(
     methods: tuple[Method, Method],
     ratios: Sequence[float],
     tune: Tune | None,
-    multiple_of: int | Mapping[str, int],
+    multiple_of: MultipleOf,
 ) -> list[tuple[str, Callable[[], Result]]]:
     """Every split with what builds it, the methods alone first."""
 

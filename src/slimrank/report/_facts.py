@@ -216,6 +216,8 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
         "unit": unit,
         "score_loss": plan.score_loss,
         "gap": plan.gap,
+        "multiple_of": dict(plan.multiple_of) if isinstance(plan.multiple_of, Mapping) else plan.multiple_of,
+        "relaxed": None if plan.relaxed is None else list(plan.relaxed),
         "settings": settings,
         "groups": {name: list(channels_kept) for name, channels_kept in plan.groups.items()},
         "dropped": list(plan.dropped),

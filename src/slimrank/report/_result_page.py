@@ -41,10 +41,12 @@ from slimrank.report._words import (
     DIVERGENCE_LABEL,
     ELSEWHERE_LABEL,
     METRIC_LABELS,
+    MULTIPLES_LABEL,
     done_text,
     first_of,
     is_left_alone,
     layers_by_reason,
+    multiples_text,
     name_text,
     setting_text,
     warnings_and_others,
@@ -74,7 +76,7 @@ def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
     parts = [
         *warning_parts(warnings),
         cards(_cards(summary)),
-        section("Totals", _totals(summary)),
+        section("Totals", _totals(summary, plan)),
         *([] if summary.agreement is None else _output_sections(summary.agreement)),
         section("MACs of each layer", _layer_chart(summary.layers)),
         *([] if plan is None else _plan_sections(plan, summary)),
@@ -107,7 +109,7 @@ def _cards(summary: Summary) -> Iterator[str]:
         yield card("held-out divergence", format_damage(summary.divergence), detail)
 
 
-def _totals(summary: Summary) -> str:
+def _totals(summary: Summary, plan: Plan | None) -> str:
     rows = [
         (
             METRIC_LABELS[name],
@@ -131,6 +133,8 @@ def _totals(summary: Summary) -> str:
     pairs = [(DIVERGENCE_LABEL, divergence_text(summary)), *agreement_lines(summary)]
     if summary.damage is not None:
         pairs.append((DAMAGE_LABEL, f"{format_damage(summary.damage)} {summary.damage_unit}"))
+    if plan is not None and multiples_text(plan):
+        pairs.append((MULTIPLES_LABEL, multiples_text(plan)))
     if summary.seconds:
         pairs.append(("Time", format_phases(summary.seconds)))
     columns = (("counted or measured", ""), ("before", "n"), ("after", "n"), ("change", "n"))

@@ -26,8 +26,10 @@ from slimrank.report._words import (
     DIVERGENCE_LABEL,
     ELSEWHERE_LABEL,
     METRIC_LABELS,
+    MULTIPLES_LABEL,
     done_text,
     is_left_alone,
+    multiples_text,
     name_text,
     setting_text,
     shape_text,
@@ -43,13 +45,16 @@ def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110)
 
     Args:
         summary: what to show.
-        plan: that made it, for the groups it slims and the blocks it drops; None leaves them out.
+        plan: that made it, for what ranks and widths are multiples of, the groups it slims and the blocks it
+            drops; None leaves them out.
         width: columns at which remarks wrap; tables take what they need (about 100).
 
     Returns:
         Lines of ASCII (names and notes as given), the last one ended.
     """
     remarks = [*_damage_lines(summary)]
+    if plan is not None and multiples_text(plan):
+        remarks.append(f"{MULTIPLES_LABEL}: {multiples_text(plan)}")
     if summary.seconds:
         remarks.append(f"Time: {format_phases(summary.seconds)}")
     reasons = {layer.name: why_left(layer) for layer in summary.layers if is_left_alone(layer)}
@@ -155,7 +160,9 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
             render_table(columns, rows),
             *_groups_and_blocks(plan),
             _cost_table("computed from shapes", plan.before, plan.after),
-            fill(closing, width, subsequent_indent="  "),
+            "\n".join(
+                fill(line, width, subsequent_indent="  ") for line in (closing, multiples_text(plan)) if line
+            ),
             reasons_text("Cannot be compressed", reasons, width),
         ]
     )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words that text and page share."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from slimrank._names import listed
 from slimrank.cost import slimmed_spec
-from slimrank.plan import Step, is_inside
+from slimrank.plan import Plan, Step, is_inside, multiple_for
 from slimrank.records import ChannelMap, LayerResult, LayerSpec, Metric, Note, Setting
 
 # One place for each label, so that text and page say the same.
@@ -14,6 +16,7 @@ METRIC_LABELS: Mapping[Metric, str] = MappingProxyType(
 )
 DIVERGENCE_LABEL = "Divergence from the original, measured on held-out samples"
 DAMAGE_LABEL = "Damage predicted by the plan"
+MULTIPLES_LABEL = "Rounding"
 ELSEWHERE_LABEL = "(outside layers)"
 # How the text of a layer in a dropped block begins; by it ``done_text`` knows such a layer.
 _GONE = "gone with "
@@ -126,3 +129,25 @@ def layers_by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     for name, reason in reasons.items():
         layers.setdefault(reason, []).append(name_text(name))
     return [(", ".join(names), reason) for reason, names in layers.items()]
+
+
+def multiples_text(plan: Plan) -> str:
+    """What the ranks and widths of a plan are multiples of; "" where nothing was asked for."""
+    # A layer and its group may share a name.
+    names = [*plan.settings, *plan.groups]
+    counts = Counter(multiple_for(plan.multiple_of, name) for name in names)
+    numbers = sorted(counts, reverse=True)
+    is_auto = plan.relaxed is not None
+    if not numbers or (numbers == [1] and not is_auto):
+        return ""
+    if len(numbers) == 1:
+        text = f"multiples of {numbers[0]}" if numbers[0] > 1 else "any number"
+    else:
+        parts = [f"{number} ({counts[number]})" for number in numbers if number > 1]
+        text = f"multiples of {', '.join(parts)}" + (f", any number ({counts[1]})" if 1 in counts else "")
+    text = f"ranks and widths are {text}" + (" (auto)" if is_auto and len(numbers) == 1 else "")
+    if is_auto and len(numbers) > 1:
+        text += ", by the size of each layer (auto)"
+    if plan.relaxed:
+        text += f"; lower than the rule for {listed(plan.relaxed, 4)}"
+    return text

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from slimrank.plan import Plan, PlanSource, Structure
+from slimrank.plan import Plan, PlanSource, Rounding, Structure
 from slimrank.records import BlockDamage, Cost, Curve, GroupCurve
 from slimrank.scores._curves import score_curves
 from slimrank.scores._group_curves import score_group_curves
@@ -47,7 +47,7 @@ def scored_source(
     monotonic: bool = False,
     interpolate: bool = False,
     walk_down: bool = False,
-    multiple_of: int | Mapping[str, int] = 1,
+    rounding: Rounding | None = None,
 ) -> ScoredSource:
     """A source whose damages are losses of score.
 
@@ -58,17 +58,16 @@ def scored_source(
         monotonic: as in ``score_curves``.
         interpolate: as in ``score_curves``.
         walk_down: as in ``score_curves``; for ``select="greedy"``.
-        multiple_of: as in ``score_curves``; the one that the plan will have.
+        rounding: as ``multiple_of`` in ``score_curves``; the one that the plan will have; None for 1.
 
     Returns:
         The source; layers and groups that the table does not hold have no curve, so they are left alone.
 
     Raises:
         ScoreError: the table belongs to another study, or holds what the model does not have.
-        OptionError: a wrong multiple_of.
-        UnknownNameError: a glob of multiple_of that no layer matches.
     """
     check_scores(scores, fingerprint)
+    rounding = rounding or Rounding(ranks=1, widths=1)
     curves = score_curves(
         scores,
         source.structure,
@@ -76,7 +75,7 @@ def scored_source(
         monotonic=monotonic,
         interpolate=interpolate,
         walk_down=walk_down,
-        multiple_of=multiple_of,
+        multiple_of=rounding.ranks,
     )
     group_curves = score_group_curves(
         scores,
@@ -85,7 +84,7 @@ def scored_source(
         monotonic=monotonic,
         interpolate=interpolate,
         walk_down=walk_down,
-        multiple_of=multiple_of,
+        multiple_of=rounding.widths,
     )
     # Only the error for a budget out of reach shows these reasons; a plan keeps the structure of the study.
     layers = {

@@ -2,7 +2,7 @@
 """Numbers to plans."""
 
 from slimrank.select._budget import check_budgets, check_methods
-from slimrank.select._select import Select, reachable_floor, select_plan
+from slimrank.select._select import Select, reachable_floor, select_plan, select_plan_and_rounding
 
 __all__ = [
     "Select",
@@ -10,4 +10,5 @@ __all__ = [
     "check_methods",
     "reachable_floor",
     "select_plan",
+    "select_plan_and_rounding",
 ]

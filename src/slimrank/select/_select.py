@@ -4,7 +4,7 @@
 The simple road, over layers alone, is ``select/layers``; ``select/joint`` only where groups or blocks can go.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
@@ -12,7 +12,18 @@ import numpy as np
 
 from slimrank._errors import BudgetError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.plan import Plan, PlanSource, check_multiple_of, names_of, plan_on
+from slimrank.plan import (
+    MultipleOf,
+    Plan,
+    PlanSource,
+    Rounding,
+    Structure,
+    check_multiple_of,
+    names_of,
+    plan_on,
+    rounding_steps,
+    with_multiples,
+)
 from slimrank.records import Cost, Metric, Setting, replaces_groups
 from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
 from slimrank.select._option_costs import whole_model_cost
@@ -30,6 +41,39 @@ from slimrank.select.layers._uniform import choose_uniform
 
 Select = Literal["optimal", "greedy", "uniform"]
 _SELECTS: tuple[Select, ...] = ("optimal", "greedy", "uniform")
+# The multiples of "auto" are used where what a budget leaves above the smallest model is at least so many
+# times what they add to that model. Close to the smallest model that they allow, hardly a choice is left: on
+# the networks of the benchmark they cost up to 14 times the damage there, and from twice the distance on at
+# most 1.4 times, mostly 1.1.
+_ROOM = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What a plan may use."""
+
+    methods: tuple[str, ...]
+    skipped: frozenset[str]
+    rounding: Rounding
+    has_groups: bool
+
+    def table(self, source: PlanSource, limits: Mapping[Metric, int]) -> Table:
+        """The options of the layers alone."""
+        return table_of(
+            source, limits, methods=self.methods, skipped=self.skipped, multiples=self.rounding.ranks
+        )
+
+    def joint(
+        self, source: PlanSource, limits: Mapping[Metric, int], methods: Sequence[str] | None = None
+    ) -> Joint:
+        """The options of layers, groups and blocks."""
+        return joint_of(
+            source,
+            limits,
+            methods=self.methods if methods is None else methods,
+            skipped=self.skipped,
+            rounding=self.rounding,
+        )
 
 
 def select_plan(
@@ -37,7 +81,7 @@ def select_plan(
     *,
     budgets: Mapping[Metric, float],
     select: Select = "optimal",
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     of: Cost | None = None,
@@ -53,7 +97,8 @@ def select_plan(
             metric of ``budgets``, or, with channel pruning alone, for one share of units in all groups. Only
             "optimal" drops blocks.
         multiple_of: ranks, and the outputs that a group leaves its first producer, are multiples of this: a
-            number, or name glob -> number; the first match wins, and what none matches takes any.
+            number or "auto", or name glob -> one of these; the first match wins, and what none matches takes
+            any. "auto" lowers its numbers where they leave no room below the budget.
         methods: that may be used; None for all that the source measured. Groups and blocks belong to
             "channel_pruning".
         skip: globs on the names of layers, groups and blocks to leave alone. A group stays whole where one
@@ -61,9 +106,10 @@ def select_plan(
         of: cost that the keep ratios are shares of; None for the cost of the source's model.
 
     Returns:
-        The plan. Its ``gap`` is None unless it is "optimal"; then no plan that the source offers has less
-        than (1 - gap) times its damage. Over layers alone the gap is mostly 0. Over groups too it also counts
-        how far the bound is from what can be reached, so a plan with a gap may still be the best there is.
+        The plan. Its ``gap`` is None unless it is "optimal"; then no plan that the source offers, with the
+        multiples that were used, has less than (1 - gap) times its damage. Over layers alone the gap is
+        mostly 0. Over groups too it also counts how far the bound is from what can be reached, so a plan with
+        a gap may still be the best there is.
 
     Raises:
         BudgetError: no budget, one that is no keep ratio, or one that cannot be met.
@@ -71,12 +117,86 @@ def select_plan(
         OptionError: a wrong multiple_of, or one text where several belong.
         NonFiniteError: a curve holds nan or inf.
     """
+    plan, _ = select_plan_and_rounding(
+        lambda _: source,
+        source.structure,
+        budgets=budgets,
+        select=select,
+        multiple_of=multiple_of,
+        methods=methods,
+        skip=skip,
+        of=of,
+    )
+    return plan
+
+
+def select_plan_and_rounding(
+    source_with: Callable[[Rounding], PlanSource],
+    structure: Structure,
+    *,
+    budgets: Mapping[Metric, float],
+    select: Select = "optimal",
+    multiple_of: MultipleOf,
+    methods: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    of: Cost | None = None,
+) -> tuple[Plan, Rounding]:
+    """As ``select_plan``, where the source depends on what ranks and widths are multiples of.
+
+    Args:
+        source_with: makes the source.
+        structure: of the model.
+        budgets: as in ``select_plan``, and so are all others.
+        select: see there.
+        multiple_of: see there.
+        methods: see there.
+        skip: see there.
+        of: see there.
+
+    Returns:
+        The plan, and what its ranks and widths are multiples of.
+
+    Raises:
+        SlimrankError: as in ``select_plan``.
+    """
     if select not in _SELECTS:
         raise UnknownNameError(f"select: {select!r} does not exist; {nearest(str(select), _SELECTS)}")
     ratios = check_budgets(budgets)
-    of = of or source.before
+    check_multiple_of(multiple_of, names_of(structure))
+    *coarse, last = rounding_steps(multiple_of, structure)
+    rule = coarse[0] if coarse else last
+    of = of or source_with(last).before
     limits = {metric: cost_limit(of, metric, ratio) for metric, ratio in ratios.items()}
-    asked = _asked(source, multiple_of=multiple_of, methods=methods, skip=skip)
+
+    def asked_of(source: PlanSource, rounding: Rounding) -> _Asked:
+        return _asked(source, rounding, select=select, methods=methods, skip=skip)
+
+    def planned(source: PlanSource, rounding: Rounding) -> tuple[Plan, Rounding]:
+        plan = _selected(source, asked_of(source, rounding), select, ratios, limits, of)
+        return with_multiples(plan, multiple_of, rounding, rule), rounding
+
+    finest = source_with(last)
+    floor = _lowest_costs(finest, asked_of(finest, last), limits) if coarse else []
+    for rounding in coarse:
+        source = source_with(rounding)
+        if _leaves_room(limits.values(), _lowest_costs(source, asked_of(source, rounding), limits), floor):
+            try:
+                return planned(source, rounding)
+            except BudgetError:
+                # Each budget alone is within reach, all together are not; with lower numbers they may be.
+                continue
+    return planned(finest, last)
+
+
+def _selected(
+    source: PlanSource,
+    asked: _Asked,
+    select: Select,
+    ratios: Mapping[Metric, float],
+    limits: Mapping[Metric, int],
+    of: Cost,
+) -> Plan:
+    """The plan with multiples that are settled."""
     if asked.has_groups:
         chosen, floor = _joint(source, asked, select, ratios, limits, of)
     else:
@@ -94,7 +214,6 @@ def select_plan(
         groups=chosen.groups,
         dropped=chosen.dropped,
         select=select,
-        multiple_of=multiple_of,
         budgets={
             metric: ratio * of.metric(metric) / max(original.metric(metric), 1) if of != original else ratio
             for metric, ratio in ratios.items()
@@ -107,7 +226,7 @@ def reachable_floor(
     source: PlanSource,
     metric: Metric,
     *,
-    multiple_of: int | Mapping[str, int] = 1,
+    multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
 ) -> float:
@@ -130,11 +249,11 @@ def reachable_floor(
     """
     metric = check_metric(metric)
     limits = {metric: whole_model_cost(source).metric(metric)}
-    asked = _asked(source, multiple_of=multiple_of, methods=methods, skip=skip)
-    if asked.has_groups:
-        lowest = lowest_costs(asked.joint(source, limits), limits)[0]
-    else:
-        lowest = lowest_cost(asked.table(source, limits), source, metric, 0)
+    check_multiple_of(multiple_of, names_of(source.structure))
+    # The last step: lower numbers reach lower budgets.
+    rounding = rounding_steps(multiple_of, source.structure)[-1]
+    asked = _asked(source, rounding, select="optimal", methods=methods, skip=skip)
+    lowest = _lowest_costs(source, asked, limits)[0]
     whole = max(whole_model_cost(source).metric(metric), 1)
     ratio = lowest / whole
     # Division may round down; the next float up then stands for the same cost as a budget.
@@ -143,32 +262,29 @@ def reachable_floor(
     return ratio
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What a plan may use."""
+def _lowest_costs(source: PlanSource, asked: _Asked, limits: Mapping[Metric, int]) -> list[int]:
+    """A small cost of the whole model, in each metric alone, whatever the damage."""
+    if asked.has_groups:
+        return lowest_costs(asked.joint(source, limits), limits)
+    table = asked.table(source, limits)
+    return [lowest_cost(table, source, metric, index) for index, metric in enumerate(limits)]
 
-    methods: tuple[str, ...]
-    skipped: frozenset[str]
-    multiple_of: int | Mapping[str, int]
-    has_groups: bool
 
-    def table(self, source: PlanSource, limits: Mapping[Metric, int]) -> Table:
-        """The options of the layers alone."""
-        return table_of(
-            source, limits, methods=self.methods, skipped=self.skipped, multiple_of=self.multiple_of
-        )
+def _leaves_room(limits: Iterable[int], lowest: Iterable[int], floor: Iterable[int]) -> bool:
+    """Whether multiples can spend a budget well.
 
-    def joint(
-        self, source: PlanSource, limits: Mapping[Metric, int], methods: Sequence[str] | None = None
-    ) -> Joint:
-        """The options of layers, groups and blocks."""
-        return joint_of(
-            source,
-            limits,
-            methods=self.methods if methods is None else methods,
-            skipped=self.skipped,
-            multiple_of=self.multiple_of,
-        )
+    Args:
+        limits: largest costs allowed.
+        lowest: smallest costs with the multiples.
+        floor: smallest costs without any.
+
+    Returns:
+        Whether each limit is far enough from the smallest cost with the multiples.
+    """
+    return all(
+        limit - least >= _ROOM * (low - least)
+        for limit, low, least in zip(limits, lowest, floor, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,18 +299,22 @@ class _Chosen:
 
 def _asked(
     source: PlanSource,
+    rounding: Rounding,
     *,
-    multiple_of: int | Mapping[str, int],
+    select: Select,
     methods: Sequence[str] | None,
     skip: Sequence[str],
 ) -> _Asked:
     names = names_of(source.structure)
-    check_multiple_of(multiple_of, names)
     skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
     allowed = check_methods(methods, source.methods)
+    layers_alone = tuple(method for method in allowed if not replaces_groups(method))
+    if select == "uniform" and layers_alone:
+        # One keep ratio for all: that of a group is no ratio of a layer.
+        allowed = layers_alone
     takes_groups = any(replaces_groups(method) for method in allowed)
     has_groups = takes_groups and bool(source.group_curves or source.block_damages)
-    return _Asked(methods=allowed, skipped=skipped, multiple_of=multiple_of, has_groups=has_groups)
+    return _Asked(methods=allowed, skipped=skipped, rounding=rounding, has_groups=has_groups)
 
 
 def _layers(
@@ -222,9 +342,6 @@ def _joint(
     of: Cost,
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
-    layers_alone = tuple(method for method in asked.methods if not replaces_groups(method))
-    if select == "uniform" and layers_alone:
-        return _layers(source, replace(asked, methods=layers_alone), select, ratios, limits, of)
     joint = asked.joint(source, limits)
     if select != "optimal":
         joint = replace(joint, blocks=())
@@ -236,7 +353,8 @@ def _joint(
         return _Chosen(settings={}, gap=0.0 if select == "optimal" else None), floor
     if select == "optimal":
         groups_alone = tuple(method for method in asked.methods if replaces_groups(method))
-        pruned = asked.joint(source, limits, groups_alone) if layers_alone else None
+        has_pairs = len(groups_alone) < len(asked.methods)
+        pruned = asked.joint(source, limits, groups_alone) if has_pairs else None
         answer, bound = choose_joint(joint, pruned)
     elif select == "greedy":
         answer, bound = choose_greedy_joint(joint), 0.0

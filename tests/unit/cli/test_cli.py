@@ -168,7 +168,15 @@ def test_a_bug_keeps_its_traceback_and_is_exit_code_1(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("entries", "expected"),
-    [((), 1), (("8",), 8), (("a*=4", "8", "b=2"), {"a*": 4, "b": 2, "*": 8}), (("a=b=4",), {"a=b": 4})],
+    [
+        ((), "auto"),
+        (("auto",), "auto"),
+        (("8",), 8),
+        (("a*=4", "8", "b=2"), {"a*": 4, "b": 2, "*": 8}),
+        (("a*=4", "auto"), {"a*": 4, "*": "auto"}),
+        (("a=auto",), {"a": "auto"}),
+        (("a=b=4",), {"a=b": 4}),
+    ],
 )
 def test_multiple_of_is_a_number_or_globs_in_order(entries: tuple[str, ...], expected: object) -> None:
     assert seams.multiple_of_option(entries) == expected
@@ -178,6 +186,8 @@ def test_multiple_of_is_a_number_or_globs_in_order(entries: tuple[str, ...], exp
     ("entries", "message"),
     [
         (("x",), "'x' is no number; give N or GLOB=N"),
+        (("a=atuo",), "'a=atuo' is no number.*; did you mean 'auto'"),
+        (("8", "auto"), "two numbers, 8 and auto"),
         (("a*=",), "no number"),
         (("8", "4"), "two numbers, 8 and 4"),
     ],

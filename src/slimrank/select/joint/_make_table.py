@@ -14,7 +14,7 @@ import numpy as np
 
 from slimrank._errors import NonFiniteError
 from slimrank.cost import consumer_gains_bias, pair_has_bias
-from slimrank.plan import PlanSource, is_inside, multiple_for
+from slimrank.plan import Multiples, PlanSource, Rounding, is_inside, multiple_for
 from slimrank.records import (
     ChannelMap,
     Cost,
@@ -55,7 +55,7 @@ def joint_of(
     *,
     methods: Collection[str],
     skipped: Collection[str],
-    multiple_of: int | Mapping[str, int],
+    rounding: Rounding,
 ) -> Joint:
     """Everything that a source offers.
 
@@ -64,7 +64,7 @@ def joint_of(
         limits: metric -> largest cost allowed for the whole model.
         methods: that may be used.
         skipped: layers, groups and blocks to leave alone.
-        multiple_of: ranks, and outputs of a group's first producer, are multiples of this.
+        rounding: what ranks, and outputs of a group's first producer, are multiples of.
 
     Returns:
         The table.
@@ -74,12 +74,12 @@ def joint_of(
     """
     takes_groups = any(replaces_groups(method) for method in methods)
     widths = [
-        _widths(curve, source.structure.channels.groups[curve.group], multiple_of)
+        _widths(curve, source.structure.channels.groups[curve.group], rounding.widths)
         for curve in source.group_curves
         if takes_groups and is_offered(source.structure.channels, curve.group, skipped)
     ]
     return _joint(
-        source, limits, [group for group in widths if len(group.kept) > 1], methods, skipped, multiple_of
+        source, limits, [group for group in widths if len(group.kept) > 1], methods, skipped, rounding.ranks
     )
 
 
@@ -95,13 +95,13 @@ def is_offered(channels: ChannelMap, name: str, skipped: Collection[str]) -> boo
     )
 
 
-def _widths(curve: GroupCurve, group: GroupSpec, multiple_of: int | Mapping[str, int]) -> Widths:
+def _widths(curve: GroupCurve, group: GroupSpec, multiples: Multiples) -> Widths:
     if not np.isfinite(curve.damage).all():
         raise NonFiniteError(
             f"group {curve.group!r}: its damage is nan or inf; measure the study again with finite data, or "
             f"skip this group"
         )
-    good = curve.kept * group.unit_width % multiple_for(multiple_of, curve.group) == 0
+    good = curve.kept * group.unit_width % multiple_for(multiples, curve.group) == 0
     return widths_of(curve.group, group.units, curve.order, curve.kept[good], curve.damage[good])
 
 
@@ -111,7 +111,7 @@ def _joint(
     widths: Sequence[Widths],
     methods: Collection[str],
     skipped: Collection[str],
-    multiple_of: int | Mapping[str, int],
+    multiples: Multiples,
 ) -> Joint:
     maker = _TableMaker(source, tuple(limits), widths, methods, skipped)
     curves: list[Curve] = []
@@ -123,7 +123,7 @@ def _joint(
             if curve.layer == name and curve.method in methods and name not in skipped
         ]
         forms = [
-            _ranks(spec, curve, maker.metrics, multiple_for(multiple_of, name), len(curves) + index)
+            _ranks(spec, curve, maker.metrics, multiple_for(multiples, name), len(curves) + index)
             for index, curve in enumerate(layer_curves)
         ]
         offered = tuple(form for form in forms if len(form.ranks))

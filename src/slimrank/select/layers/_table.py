@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import NonFiniteError
-from slimrank.plan import PlanSource, multiple_for
+from slimrank.plan import Multiples, PlanSource, multiple_for
 from slimrank.records import Curve, LayerSpec, Metric, Setting
 from slimrank.select._option_costs import as_array, option_costs, whole_layer_cost, whole_model_cost
 
@@ -81,7 +81,7 @@ def table_of(
     *,
     methods: Collection[str],
     skipped: Collection[str],
-    multiple_of: int | Mapping[str, int],
+    multiples: Multiples,
 ) -> Table:
     """The options that a source offers.
 
@@ -90,7 +90,7 @@ def table_of(
         limits: metric -> largest cost allowed for the whole model.
         methods: that may be used.
         skipped: layers to leave alone.
-        multiple_of: ranks are multiples of this: a number, or layer-name glob -> number.
+        multiples: ranks are multiples of this: a number, or layer-name glob -> number.
 
     Returns:
         The table, of the layers that have an option beside staying as they are, in execution order.
@@ -112,7 +112,7 @@ def table_of(
             spec,
             by_layer.get(name, []),
             metrics,
-            multiple_for(multiple_of, name),
+            multiple_for(multiples, name),
             len(curves),
         )
         if options is not None:

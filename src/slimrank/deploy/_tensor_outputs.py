@@ -117,15 +117,11 @@ def input_names(model: nn.Module, batch: Batch) -> tuple[str, ...]:
     """
     signature = _signature_of(model)
     parameters = list(signature.parameters.values()) if signature is not None else []
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
     names: list[str] = []
     for index, value in enumerate(batch.args):
-        parameter = parameters[min(index, len(parameters) - 1)] if parameters else None
-        if parameter is None:
-            name = f"input.{index}"
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            name = f"{parameter.name}.{index - len(parameters[: parameters.index(parameter)])}"
-        else:
-            name = parameter.name
+        name = known[index] if index < len(known) else f"{rest}.{index - len(known)}"
         names += [path for path, _ in named_tensors(value, name)]
     for key, value in batch.kwargs.items():
         names += [path for path, _ in named_tensors(value, key)]

@@ -3,7 +3,7 @@
 
 from slimrank.capture._blocks import find_blocks
 from slimrank.capture._count import count_by_module, count_cost, stored
-from slimrank.capture._epilogues import Epilogue, find_epilogues, find_norms
+from slimrank.capture._epilogues import Epilogue, Source, find_epilogues, find_norms, find_sources
 from slimrank.capture._layers import Captured, capture, check_compressible, check_weights, describe_layers
 from slimrank.capture._reasons import SKIPPED
 
@@ -11,6 +11,7 @@ __all__ = [
     "SKIPPED",
     "Captured",
     "Epilogue",
+    "Source",
     "capture",
     "check_compressible",
     "check_weights",
@@ -20,5 +21,6 @@ __all__ = [
     "find_blocks",
     "find_epilogues",
     "find_norms",
+    "find_sources",
     "stored",
 ]

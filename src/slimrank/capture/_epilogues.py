@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a layer's output before the next nonlinearity: a batch norm, a sum, a clipping."""
+"""What happens to a layer's output before the next nonlinearity: a batch norm, a sum, a clipping.
+
+And the other way round: the layer that alone gives a module its input.
+"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +41,19 @@ class Epilogue:
     bounds: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The layer that gives a module what it reads.
+
+    Attributes:
+        layer: its name.
+        n_dims: dimensions of its outputs; None where they differ from call to call.
+    """
+
+    layer: str
+    n_dims: int | None
+
+
 def find_epilogues(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mapping[str, Epilogue]:
     """What happens to the outputs of layers, as one forward shows it by the identity of tensors.
 
@@ -68,6 +84,26 @@ def find_norms(model: nn.Module, sample: Batch, layers: Sequence[str]) -> Mappin
     """
     recorder, result = _watched(model, sample, layers)
     return recorder.norms(result)
+
+
+def find_sources(
+    model: nn.Module, sample: Batch, readers: Sequence[str], layers: Sequence[str]
+) -> Mapping[str, Source | str]:
+    """The layers whose outputs certain modules, and nobody else, read.
+
+    A layer and its reader may be called several times, each reader's call on another output of the layer.
+
+    Args:
+        model: a private copy in eval mode.
+        sample: a few samples.
+        readers: names of the modules.
+        layers: names to look for.
+
+    Returns:
+        By reader: its layer, or why there is none of which this is certain.
+    """
+    recorder, result = _watched(model, sample, layers)
+    return recorder.sources(result, readers)
 
 
 def _watched(model: nn.Module, sample: Batch, layers: Sequence[str]) -> tuple["_Recorder", object]:
@@ -131,9 +167,20 @@ class _Recorder(TorchDispatchMode):
         self._norms = {name for name, module in model.named_modules() if type(module) in _NORMS}
         self._means = {name for name in self._norms if model.get_submodule(name).running_mean is not None}
         self._layers = frozenset(layers)
+        self._model = model
         self._clock = 0
         self._calls: Counter[str] = Counter()
         self._uses: Counter[tuple[int, int]] = Counter()
+        # The innermost modules that work on a tensor; "" is the model itself.
+        self._users: dict[tuple[int, int], set[str]] = {}
+        self._open: list[str] = []
+        self._owners: dict[int, set[str]] = {}
+        for name, module in model.named_modules():
+            for held in (*module._parameters.values(), *module._buffers.values()):
+                if held is not None:
+                    self._owners.setdefault(id(held), set()).add(name)
+        # Modules whose own tensors others work on.
+        self._lenders: set[str] = set()
         self._entered: dict[str, _Passing] = {}
         self._passings: list[_Passing] = []
         self._makers: dict[tuple[int, int], list[str]] = {}
@@ -146,6 +193,7 @@ class _Recorder(TorchDispatchMode):
         """A module is called."""
         self._clock += 1
         self._calls[name] += 1
+        self._open.append(name)
         if isinstance(x, Tensor):
             self._entered[name] = _Passing(_Moment.of(x), name, "input", self._clock)
             self._passings.append(self._entered[name])
@@ -153,6 +201,9 @@ class _Recorder(TorchDispatchMode):
     def leave(self, name: str, output: object) -> None:
         """A module is done."""
         self._clock += 1
+        # More than one where a module inside ended by an error that was caught.
+        while self._open and self._open.pop() != name:
+            pass
         if isinstance(output, Tensor):
             self._passings.append(_Passing(_Moment.of(output), name, "output", self._clock))
             self._makers.setdefault(_Moment.of(output).key, []).append(name)
@@ -166,9 +217,14 @@ class _Recorder(TorchDispatchMode):
     ) -> object:
         """Notes what is used, added and clipped, and runs the operation as it is."""
         kwargs = kwargs or {}
+        module = self._open[-1] if self._open else ""
         for _, tensor in named_tensors([*args, *kwargs.values()]):
             self._alive.append(tensor)
             self._uses[_Moment.of(tensor).key] += 1
+            self._users.setdefault(_Moment.of(tensor).key, set()).add(module)
+            owners = self._owners.get(id(tensor))
+            if owners is not None and module not in owners:
+                self._lenders |= owners
         found: list[_Sum] = []
         first = args[0] if args else None
         if func in _ADDITIONS and kwargs.get("alpha", 1) == 1:
@@ -262,9 +318,51 @@ class _Recorder(TorchDispatchMode):
             if layer in self._layers and self._calls[layer] == 1
         }
 
+    def sources(self, result: object, readers: Sequence[str]) -> Mapping[str, Source | str]:
+        """The layers that certain modules alone read, or why there are none.
+
+        Args:
+            result: of the forward; what it holds is used once more.
+            readers: names of the modules.
+        """
+        self._use(result)
+        return {reader: self._source(reader) for reader in readers}
+
+    def _source(self, reader: str) -> Source | str:
+        read = [p.moment for p in self._passings if (p.module, p.side) == (reader, "input")]
+        makers = [self._layers.intersection(self._makers.get(moment.key, ())) for moment in read]
+        if not self._calls[reader]:
+            return "the forward does not call it"
+        if len(read) < self._calls[reader] or not all(makers):
+            return "the input is not the output of one layer, unchanged"
+        layers = set[str]().union(*makers)
+        if len(layers) > 1:
+            return "the inputs come from several layers"
+        layer = layers.pop()
+        n_dims = {moment.tensor.ndim for moment in read}
+        return self._why_shared(reader, layer, {moment.key for moment in read}) or Source(
+            layer=layer, n_dims=n_dims.pop() if len(n_dims) == 1 else None
+        )
+
+    def _why_shared(self, reader: str, layer: str, keys: Set[tuple[int, int]]) -> str | None:
+        """Why others have to do with a layer and its reader; None where nobody has."""
+        if not self._calls[layer] == self._calls[reader] == len(keys):
+            return "the layer before is not called once for each call"
+        if any(self._users[key] != {reader} for key in keys):
+            return "the output of the layer before is also read elsewhere"
+        if {layer, reader} & self._lenders:
+            return "weights are also read elsewhere"
+        if any(len(self._owners[id(held)]) > 1 for held in self._held_by(layer)):
+            return "the layer before shares its weights"
+        return None
+
+    def _held_by(self, name: str) -> list[Tensor]:
+        return [held for held in self._model.get_submodule(name)._parameters.values() if held is not None]
+
     def _use(self, result: object) -> None:
         for _, tensor in named_tensors(result):
             self._uses[_Moment.of(tensor).key] += 1
+            self._users.setdefault(_Moment.of(tensor).key, set()).add("")
 
     def _is_once(self, *moments: _Moment) -> bool:
         return all(self._uses[moment.key] == 1 for moment in moments)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A copy of a module tree, changed."""
 
-from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy
+from slimrank.surgery._computed_weights import has_computed_weights, store_computed_weights
+from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
+from slimrank.surgery._explicit_padding import explicit_padding
+from slimrank.surgery._fold_norms import fold_norm
 from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
 from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
 from slimrank.surgery._sizes import synced_attributes
@@ -12,15 +15,20 @@ __all__ = [
     "copy_model",
     "dense_weight",
     "drop_blocks",
+    "explicit_padding",
+    "fold_norm",
+    "has_computed_weights",
     "light_copy",
     "mask",
     "put_back",
     "quiet_copy",
+    "remember",
     "replace_module",
     "replace_tensors",
     "set_weights",
     "shift_mean",
     "slim",
+    "store_computed_weights",
     "synced_attributes",
     "tap_shares",
 ]

@@ -4,7 +4,7 @@
 import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,26 +51,44 @@ def copy_model(model: nn.Module) -> nn.Module:
         ) from error
 
 
-@contextlib.contextmanager
-def put_back(model: nn.Module) -> Iterator[None]:
-    """Whatever is exchanged in a model while the context lasts is put back: modules, tensors, attributes.
+def remember(model: nn.Module) -> Callable[[], None]:
+    """What a model is made of now, to go back to it.
 
-    Values changed within a tensor are not; exchange the tensor.
+    Args:
+        model: to be changed in place.
+
+    Returns:
+        A function that puts back whatever was exchanged since: modules, tensors, attributes, classes. Values
+        changed within a tensor are not put back, nor hooks taken off; exchange the tensor and the table.
     """
     # Copies of the three tables, since these are changed in place; other attributes are set anew.
     saved = [
         (
             module,
+            type(module),
             vars(module) | {key: dict(vars(module)[key]) for key in ("_parameters", "_buffers", "_modules")},
         )
         for module in model.modules()
     ]
+
+    def go_back() -> None:
+        for module, kind, attributes in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            if type(module) is not kind:
+                module.__class__ = kind
+
+    return go_back
+
+
+@contextlib.contextmanager
+def put_back(model: nn.Module) -> Iterator[None]:
+    """Whatever is exchanged in a model while the context lasts is put back, as by ``remember``."""
+    go_back = remember(model)
     try:
         yield
     finally:
-        for module, attributes in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
+        go_back()
 
 
 def quiet_copy(model: nn.Module) -> nn.Module:

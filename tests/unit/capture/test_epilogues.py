@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.capture import Epilogue, find_epilogues, find_norms
+from slimrank.capture import Epilogue, Source, find_epilogues, find_norms, find_sources
 from slimrank.forward import Lockstep, Shortcut, as_batch
 from slimrank.surgery import quiet_copy
 
@@ -186,3 +189,52 @@ def test_a_mean_that_others_see_stays(how: str) -> None:
 
 def test_only_layers_that_were_asked_for_are_told() -> None:
     assert dict(find_norms(quiet_copy(Block()), as_batch(IMAGE), ["b"])) == {"b": "nb"}
+
+
+def sources_of(forward: Callable[[nn.Module, Tensor], object]) -> dict[str, Source | str]:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> object:
+            return forward(self, x)
+
+    return dict(find_sources(quiet_copy(Net()), as_batch(torch.ones(2, 4)), ["norm"], ["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (lambda net, x: net.norm(net.a(x)), Source(layer="a", n_dims=2)),
+        (lambda net, x: net.norm(net.a(net.norm(net.a(x)))), Source(layer="a", n_dims=2)),
+        (lambda net, x: failing(net.b, x) or net.norm(net.a(x)), Source(layer="a", n_dims=2)),
+        (lambda net, x: net.a(x), "the forward does not call it"),
+        (lambda net, x: net.norm.forward(net.a(x)), "the forward does not call it"),
+        (
+            lambda net, x: net.norm(input=net.a(x).relu()),
+            "the input is not the output of one layer, unchanged",
+        ),
+        (lambda net, x: net.norm(net.a(x)) + net.norm(net.b(x)), "the inputs come from several layers"),
+        (lambda net, x: net.norm(net.a(net.a(x))), "the layer before is not called once for each call"),
+        (
+            lambda net, x: (net.norm(y := net.a(x)), y),
+            "the output of the layer before is also read elsewhere",
+        ),
+        (
+            lambda net, x: net.norm(y := net.a(x)) + y[:1],
+            "the output of the layer before is also read elsewhere",
+        ),
+        (lambda net, x: net.norm(net.a(x)) + net.a.forward(x), "weights are also read elsewhere"),
+        (lambda net, x: net.norm(net.a(x)) * net.norm.running_var, "weights are also read elsewhere"),
+    ],
+)
+def test_the_layer_that_alone_gives_a_module_its_input(
+    forward: Callable[[nn.Module, Tensor], object], expected: Source | str
+) -> None:
+    assert sources_of(forward) == {"norm": expected}
+
+
+def failing(module: nn.Module, x: Tensor) -> None:
+    with contextlib.suppress(RuntimeError):
+        module(x[:, :2])

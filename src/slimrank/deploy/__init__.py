@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save and load, without pickle."""
+"""Save and load, without pickle; files for other runtimes."""
 
+from slimrank.deploy._check import Reading
+from slimrank.deploy._export import export_model
+from slimrank.deploy._formats import FORMATS
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
     REPORT_FILE,
@@ -9,11 +12,16 @@ from slimrank.deploy._saved_model import (
     load_artifact,
     save_artifact,
 )
+from slimrank.deploy._source import ExportSource
 
 __all__ = [
+    "FORMATS",
     "PLAN_FILE",
     "REPORT_FILE",
+    "ExportSource",
+    "Reading",
     "check_target",
+    "export_model",
     "is_saved_model",
     "load_artifact",
     "save_artifact",

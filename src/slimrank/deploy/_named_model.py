@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model whose inputs and outputs are tensors with names."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from slimrank._errors import ExportError
+from slimrank.forward import Batch, named_tensors
+
+
+class NamedModel(nn.Module):
+    """A model around which arguments have names, and outputs are tensors only.
+
+    Arguments without a tensor are fixed. Outputs are one tensor, a tuple of tensors, or a dict of tensors.
+
+    Args:
+        model: in eval mode.
+        batch: that it takes: which arguments there are, and which of them hold tensors.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        super().__init__()
+        self.model = model
+        self._arguments = _names_of(model, batch)
+        values = dict(zip(self._arguments, (*batch.args, *batch.kwargs.values()), strict=True))
+        self._n_positional = len(batch.args)
+        self._keywords = tuple(batch.kwargs)
+        self.fixed = {name: value for name, value in values.items() if not any(named_tensors(value))}
+        self.arguments = tuple(name for name in self._arguments if name not in self.fixed)
+
+    def inputs_of(self, batch: Batch) -> Batch:
+        """The arguments that hold tensors, positional and keyword ones as they are in the batch.
+
+        Raises:
+            ExportError: a fixed argument has another value in this batch.
+        """
+        values = dict(zip(self._arguments, (*batch.args, *batch.kwargs.values()), strict=True))
+        for name, value in self.fixed.items():
+            if values[name] != value:
+                raise ExportError(
+                    f"{batch.where}: {name} is {values[name]!r}, in the first batch {value!r}; what is no "
+                    "tensor is fixed in a file, so give batches with one value for it"
+                )
+        positional = self._arguments[: self._n_positional]
+        return Batch(
+            args=tuple(values[name] for name in positional if name not in self.fixed),
+            kwargs={
+                key: batch.kwargs[key]
+                for key, name in zip(self._keywords, self._arguments[self._n_positional :], strict=True)
+                if name not in self.fixed
+            },
+            where=batch.where,
+        )
+
+    def input_tensors(self, batch: Batch) -> dict[str, Tensor]:
+        """Every tensor of the arguments by its name in a file."""
+        inputs = self.inputs_of(batch)
+        values = zip(self.arguments, (*inputs.args, *inputs.kwargs.values()), strict=True)
+        return {
+            path.replace(".", "_"): tensor
+            for name, value in values
+            for path, tensor in named_tensors(value, name)
+        }
+
+    def output_tensors(self, result: object) -> dict[str, Tensor]:
+        """Every tensor of what a model returned by its name in a file.
+
+        Raises:
+            ExportError: there is none.
+        """
+        found = {name_of_output(path, self.arguments): tensor for path, tensor in named_tensors(result)}
+        if not found:
+            raise ExportError(
+                f"{type(self.model).__name__} returns a {type(result).__name__} without a tensor; wrap the "
+                "model so that it returns tensors, alone or in a tuple or dict"
+            )
+        return found
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """The model's outputs, tensors only."""
+        given = iter((*args, *kwargs.values()))
+        values = [self.fixed[name] if name in self.fixed else next(given) for name in self._arguments]
+        positional = values[: self._n_positional]
+        result = self.model(
+            *positional, **dict(zip(self._keywords, values[self._n_positional :], strict=True))
+        )
+        if isinstance(result, Tensor):
+            return result
+        tensors = self.output_tensors(result)
+        return (
+            tensors
+            if isinstance(result, Mapping) or hasattr(result, "__dataclass_fields__")
+            else (tuple(tensors.values()))
+        )
+
+
+def named_model(model: nn.Module, batch: Batch) -> NamedModel:
+    """The model with named arguments, as exporters read them from the signature of ``forward``.
+
+    Args:
+        model: in eval mode.
+        batch: that it takes.
+
+    Returns:
+        The model, of a class of its own whose ``forward`` has one parameter for each argument with tensors.
+    """
+    plain = NamedModel(model, batch)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+    def forward(self: NamedModel, *args: object, **kwargs: object) -> object:
+        return NamedModel.forward(self, *args, **kwargs)
+
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *plain.arguments)]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    named: type[NamedModel] = type(type(model).__name__, (NamedModel,), {"forward": forward})
+    return named(model, batch)
+
+
+def name_of_output(path: str, taken: Sequence[str]) -> str:
+    """The name of an output in a file: its key, ``output`` for the only one, ``output_0`` for an index."""
+    name = path.replace(".", "_")
+    if not name:
+        return "output"
+    return f"output_{name}" if name[0].isdecimal() or name in taken else name
+
+
+def _names_of(model: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """A name for each argument: that of the parameter of ``forward`` which takes it."""
+    names: list[str] = []
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for index in range(len(batch.args)):
+        parameter = parameters[min(index, len(parameters) - 1)] if parameters else None
+        if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.KEYWORD_ONLY):
+            name = "input" if parameter is None or parameter.name in ("args", "inputs") else parameter.name
+            names.append(f"{name}_{index}" if len(batch.args) > 1 else name)
+        else:
+            names.append(parameter.name)
+    return (*names, *batch.kwargs)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The format "torch": a program of ``torch.export`` in a ``.pt2`` file."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from slimrank.deploy._program import Program
+from slimrank.deploy._quiet import quiet_exporter
+from slimrank.deploy._runtime import Bound, Runtime
+from slimrank.forward import Batch, named_tensors
+
+
+def write_torch(program: Program, path: Path) -> ExportedProgram:
+    """Writes a program as torch keeps it.
+
+    Args:
+        program: the captured model.
+        path: of the file.
+
+    Returns:
+        The program as it was written.
+    """
+    with quiet_exporter():
+        torch.export.save(program.exported, path)
+    return program.exported
+
+
+def open_torch(path: Path, program: Program, threads: int) -> Runtime:
+    """Opens a ``.pt2`` file in torch.
+
+    Args:
+        path: of the file.
+        program: that was written.
+        threads: of torch while a batch runs.
+
+    Returns:
+        What runs batches.
+    """
+    with quiet_exporter():
+        module = torch.export.load(path).module()
+
+    def bind(batch: Batch) -> Bound:
+        inputs = program.model.inputs_of(batch)
+
+        def run() -> Sequence[Tensor]:
+            with _threads(threads), torch.no_grad():
+                result = module(*inputs.args, **inputs.kwargs)
+            return [tensor for _, tensor in named_tensors(result)]
+
+        return run
+
+    return bind
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch; the caller's number is put back."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -158,8 +158,9 @@ class _Builder:
             BatchesError: the model refuses the samples.
         """
         plain = quiet_copy(model).cpu()
-        prepared = prepare(plain, self.samples.take(0, 1))
-        named = named_model(prepared.model, self.samples.take(0, 1))
+        first = self.samples.take(0, self.samples.n_first)
+        prepared = prepare(plain, first)
+        named = named_model(prepared.model, first, prepared.output_names, plain)
         failed: SlimrankError | None = None
         for number, (size, is_dynamic) in enumerate(self._ways()):
             example = self.samples.take(0, size)
@@ -170,7 +171,7 @@ class _Builder:
                 if number and not isinstance(error, BatchesError):
                     break
                 continue
-            notes = [*prepared.notes, *built.notes]
+            notes = [*(Note(where="prepare", text=text) for text in prepared.notes), *built.notes]
             if failed is not None and not is_dynamic:
                 # Without the advice at the end, which is for those who have no file.
                 text = f"the file takes batches of {size} only: {str(failed).rsplit('; ', 1)[0]}"

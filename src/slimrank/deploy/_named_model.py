@@ -2,11 +2,12 @@
 """A model whose inputs and outputs are tensors with names."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from slimrank._errors import ExportError
+from slimrank._names import listed
 from slimrank.forward import Batch, named_tensors
 
 
@@ -18,10 +19,15 @@ class NamedModel(nn.Module):
     Args:
         model: in eval mode.
         batch: that it takes: which arguments there are, and which of them hold tensors.
+        outputs: paths of the tensors among its outputs, in their order; "output" for a bare one.
+        original: the model before it was prepared, for messages.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, outputs: Sequence[str], original: nn.Module) -> None:
         super().__init__()
+        self.title = type(original).__name__
+        # Of modules: what was prepared may stand in a wrapper, whose attribute "model" it is then.
+        self.prefix = "" if type(model) is type(original) else "model."
         self.model = model
         self._arguments = _names_of(model, batch)
         values = dict(zip(self._arguments, (*batch.args, *batch.kwargs.values()), strict=True))
@@ -29,6 +35,7 @@ class NamedModel(nn.Module):
         self._keywords = tuple(batch.kwargs)
         self.fixed = {name: value for name, value in values.items() if not any(named_tensors(value))}
         self.arguments = tuple(name for name in self._arguments if name not in self.fixed)
+        self.outputs = {path: name_of_output(path, self.arguments) for path in outputs}
 
     def inputs_of(self, batch: Batch) -> Batch:
         """The arguments that hold tensors, positional and keyword ones as they are in the batch.
@@ -65,18 +72,19 @@ class NamedModel(nn.Module):
         }
 
     def output_tensors(self, result: object) -> dict[str, Tensor]:
-        """Every tensor of what a model returned by its name in a file.
+        """Every output tensor by its name in a file, of what the model before preparation returned.
 
         Raises:
-            ExportError: there is none.
+            ExportError: an output is missing.
         """
-        found = {name_of_output(path, self.arguments): tensor for path, tensor in named_tensors(result)}
-        if not found:
+        found = {path or "output": tensor for path, tensor in named_tensors(result)}
+        missing = [path for path in self.outputs if path not in found]
+        if missing:
             raise ExportError(
-                f"{type(self.model).__name__} returns a {type(result).__name__} without a tensor; wrap the "
-                "model so that it returns tensors, alone or in a tuple or dict"
+                f"{self.title} did not return {listed(missing)} for every batch; wrap the model so that "
+                "it always returns the same tensors"
             )
-        return found
+        return {name: found[path] for path, name in self.outputs.items()}
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """The model's outputs, tensors only."""
@@ -86,27 +94,26 @@ class NamedModel(nn.Module):
         result = self.model(
             *positional, **dict(zip(self._keywords, values[self._n_positional :], strict=True))
         )
-        if isinstance(result, Tensor):
-            return result
-        tensors = self.output_tensors(result)
-        return (
-            tensors
-            if isinstance(result, Mapping) or hasattr(result, "__dataclass_fields__")
-            else (tuple(tensors.values()))
-        )
+        tensors = [tensor for _, tensor in named_tensors(result)]
+        if len(tensors) == 1 and "output" in self.outputs:
+            return tensors[0]
+        has_keys = not any(path[0].isdecimal() for path in self.outputs)
+        return dict(zip(self.outputs.values(), tensors, strict=True)) if has_keys else tuple(tensors)
 
 
-def named_model(model: nn.Module, batch: Batch) -> NamedModel:
+def named_model(model: nn.Module, batch: Batch, outputs: Sequence[str], original: nn.Module) -> NamedModel:
     """The model with named arguments, as exporters read them from the signature of ``forward``.
 
     Args:
         model: in eval mode.
         batch: that it takes.
+        outputs: as in ``NamedModel``.
+        original: as in ``NamedModel``.
 
     Returns:
         The model, of a class of its own whose ``forward`` has one parameter for each argument with tensors.
     """
-    plain = NamedModel(model, batch)
+    plain = NamedModel(model, batch, outputs, original)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
     def forward(self: NamedModel, *args: object, **kwargs: object) -> object:
@@ -114,15 +121,13 @@ def named_model(model: nn.Module, batch: Batch) -> NamedModel:
 
     parameters = [inspect.Parameter(name, kind) for name in ("self", *plain.arguments)]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    named: type[NamedModel] = type(type(model).__name__, (NamedModel,), {"forward": forward})
-    return named(model, batch)
+    named: type[NamedModel] = type(plain.title, (NamedModel,), {"forward": forward})
+    return named(model, batch, outputs, original)
 
 
 def name_of_output(path: str, taken: Sequence[str]) -> str:
-    """The name of an output in a file: its key, ``output`` for the only one, ``output_0`` for an index."""
+    """The name of an output in a file: its key, ``output_0`` for an index."""
     name = path.replace(".", "_")
-    if not name:
-        return "output"
     return f"output_{name}" if name[0].isdecimal() or name in taken else name
 
 

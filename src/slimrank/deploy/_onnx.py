@@ -71,7 +71,7 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
     _name_batch(model)
     if model.ByteSize() > _MAX_BYTES:
         raise ExportError(
-            f"{type(program.model.model).__name__} takes {model.ByteSize() / 1e9:.1f} GB, and one ONNX file "
+            f"{program.model.title} takes {model.ByteSize() / 1e9:.1f} GB, and one ONNX file "
             "holds 2.1 GB; take format='torch', or a smaller budget"
         )
     onnx.checker.check_model(model)
@@ -129,8 +129,8 @@ def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(
-            f"onnxruntime {ort.__version__} refuses the file of {type(program.model.model).__name__}: "
-            f"{told(error)}; take format='torch', or leave out the operator that it names"
+            f"onnxruntime {ort.__version__} refuses the file of {program.model.title}: "
+            f"{told(error)}; {_advice(program)}"
         ) from error
     known = {value.name for value in session.get_inputs()}
 
@@ -143,14 +143,23 @@ def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int
                 results = session.run(list(outputs), feeds)
             except Exception as error:
                 raise ExportError(
-                    f"onnxruntime fails on {batch.n_samples} samples: {told(error)}; take format='torch', or "
-                    "leave out the operator that it names"
+                    f"onnxruntime fails on {batch.n_samples} samples: {told(error)}; {_advice(program)}"
                 ) from error
             return [torch.as_tensor(result) for result in results]
 
         return run
 
     return bind
+
+
+def _advice(program: Program) -> str:
+    """What to do where onnxruntime cannot run a file."""
+    tensors = program.exported.state_dict.values()
+    if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors):
+        return (
+            "few of its operations take half precision on a CPU: export model.float(), or take format='torch'"
+        )
+    return "take format='torch', or replace the operation that it names"
 
 
 def _array(name: str, tensor: Tensor) -> object:
@@ -186,18 +195,21 @@ def _name_batch(model: "ModelProto") -> None:
 
 def _refusal(program: Program, error: BaseException | None, printed: str) -> str:
     """Why the exporter gave up, with operator and module."""
-    name = type(program.model.model).__name__
+    name = program.model.title
     cause, texts = error, []
     while cause is not None:
         texts.append(str(cause))
         cause = cause.__cause__
-    found = re.search(r"OpOverload\(op='([\w:]+?)(?:\.\w+)?'", "\n".join(texts))
+    found = re.search(r"OpOverload\(op='([\w.]+)'", "\n".join(texts))
     advice = "take format='torch', or replace the operation by ones that ONNX has"
     if found is not None:
-        operation = found[1].replace("::", ".")
-        for node in program.exported.graph.nodes:
-            if node.op == "call_function" and operation in str(node.target):
-                return f"{name}: ONNX has no translation of {node_origin(node)}; {advice}"
+        operation = found[1]
+        with quiet_exporter():
+            # The exporter names what is left after it has taken composed operations apart.
+            lowered = program.exported.run_decompositions()
+        for node in (*program.exported.graph.nodes, *lowered.graph.nodes):
+            if node.op == "call_function" and str(node.target).startswith(f"{operation}."):
+                return f"{name}: ONNX has no translation of {node_origin(node, program.model)}; {advice}"
         return f"{name}: ONNX has no translation of {operation}; {advice}"
     why = (printed.strip().splitlines() or ["nothing was made"])[-1] if error is None else told(error)
     return f"{name} cannot be written as ONNX: {why}; {advice}"

@@ -54,15 +54,12 @@ def capture_program(model: NamedModel, batch: Batch, *, is_dynamic: bool) -> Pro
     inputs = model.inputs_of(batch)
     shapes = _dynamic_shapes(model, inputs, batch.n_samples) if is_dynamic else None
     with torch.no_grad():
-        result = run(model, inputs)
+        run(model, inputs)
     try:
-        with torch.no_grad(), plain_attention(), quiet_exporter():
-            exported = torch.export.export(
-                model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=False
-            )
+        exported = _exported(model, inputs, shapes)
     except Exception as error:
         raise ExportError(
-            f"{type(model.model).__name__} cannot be captured by torch.export{where_raised(model, error)}: "
+            f"{model.title} cannot be captured by torch.export{where_raised(model, error)}: "
             f"{told(error)}; replace what depends on values of tensors (an if, a loop, .item(), numpy) by "
             "tensor operations"
         ) from error
@@ -71,14 +68,37 @@ def capture_program(model: NamedModel, batch: Batch, *, is_dynamic: bool) -> Pro
         model=model,
         batch=batch,
         inputs=tuple(model.input_tensors(batch)),
-        outputs=tuple(model.output_tensors(result)),
+        outputs=tuple(model.outputs.values()),
         is_dynamic=is_dynamic,
     )
 
 
+def _exported(model: NamedModel, inputs: Batch, shapes: dict[str, object] | None) -> ExportedProgram:
+    """The graph, of the code as it runs; where that fixes the batch, of its bytecode."""
+
+    def export(*, strict: bool) -> ExportedProgram:
+        with torch.no_grad(), plain_attention(), quiet_exporter():
+            return torch.export.export(
+                model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes, strict=strict
+            )
+
+    try:
+        return export(strict=False)
+    except Exception as error:
+        if shapes is None:
+            raise
+        # Code that is run makes len(x) a plain number; bytecode that is read keeps it free.
+        try:
+            return export(strict=True)
+        except Exception:
+            raise error from error.__cause__
+
+
 def where_raised(model: NamedModel, error: BaseException) -> str:
     """The innermost module that was running when an error was raised, for messages."""
-    names = {id(module): name for name, module in model.model.named_modules()}
+    names = {
+        id(module): f"{name}.".removeprefix(model.prefix)[:-1] for name, module in model.model.named_modules()
+    }
     found = ""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
@@ -93,17 +113,15 @@ def where_raised(model: NamedModel, error: BaseException) -> str:
     return found
 
 
-def node_origin(node: torch.fx.Node) -> str:
+def node_origin(node: torch.fx.Node, model: NamedModel) -> str:
     """What a node of a program does, in which module, at which line of the user's code."""
-    modules = [name.removeprefix("model").lstrip(".") for name, _ in _modules_of(node)]
-    module = f" in module {modules[-1]}" if modules and modules[-1] else ""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [str(name).removeprefix(f"model.{model.prefix}") for name, _ in stack.values()]
+    # The wrappers are no modules of the user's.
+    inner = [name for name in names if name not in ("", "model", f"model.{model.prefix}".rstrip("."))]
+    module = f" in module {inner[-1]}" if inner else ""
     line = _users_line(str(node.meta.get("stack_trace") or ""))
     return f"{node.target}{module}{line}"
-
-
-def _modules_of(node: torch.fx.Node) -> list[tuple[str, object]]:
-    stack = node.meta.get("nn_module_stack") or {}
-    return [(str(entry[0]), entry[1]) for entry in stack.values()]
 
 
 def _users_line(trace: str) -> str:

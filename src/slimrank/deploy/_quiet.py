@@ -11,7 +11,7 @@ from slimrank.forward import error_with_source_line
 
 # Characters of an exporter's message that are told; some run over pages.
 _MAX_MESSAGE = 300
-# What torch.export says in its first line where it found a dimension fixed; the reason stands in the next.
+# What torch.export says in its first line where it found a dimension fixed.
 _CONSTRAINTS = "Constraints violated"
 
 
@@ -51,10 +51,9 @@ def told(error: BaseException) -> str:
     if not isinstance(error, Exception):
         return repr(error)
     text = error_with_source_line(error)
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-    if _CONSTRAINTS in text and len(lines) > 1:
-        # The rest of the line is about torch's own options.
-        text = f"{type(error).__name__}: {lines[1].split('. ')[0]}"
+    if _CONSTRAINTS in text and "specialized it to be a constant" in str(error):
+        # The message goes on about torch's own options.
+        return "the code takes the number of samples for fixed (as int(x.shape[0]) or x.view(8, -1) do)"
     return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 

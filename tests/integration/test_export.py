@@ -220,6 +220,51 @@ def test_several_outputs_have_their_index_for_a_name(outputs: int, tmp_path: Pat
     assert torch.equal(found["output_1"], batches[0].argmax(1))
 
 
+def test_outputs_named_like_what_is_inside(nets: ModuleType, tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.linear(x)
+            return {
+                "relu": y.relu() + 1,
+                "same": y,
+                "again": y,
+                "linear": -y,
+                "x": x,
+                "bias": self.linear.bias,
+            }
+
+    model = Named()
+    exported = sr.export(model, tmp_path / "model.onnx", nets.noise(24))
+    (x,) = nets.noise(24, n=1)
+    found, expected = _run_onnx(exported.path, {"x": x}), model(x)
+    assert list(found) == ["relu", "same", "again", "linear", "output_x", "bias"]
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[f"output_{name}" if name == "x" else name], tensor.detach())
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_tensors_in_containers_and_inputs_changed_in_place(format: str, tmp_path: Path) -> None:
+    class Nested(nn.Module):
+        def forward(self, pair: list[object], options: Mapping[str, Tensor]) -> Tensor:
+            first = pair[0]
+            return first.mul_(2) + options["bias"]  # type: ignore[attr-defined]
+
+    batches = [([torch.randn(4, 3), None], {"bias": torch.randn(4, 3)}) for _ in range(2)]
+    before = batches[0][0][0].clone()
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    exported = sr.export(Nested(), path, batches, format=format)
+    assert exported.notes == ()
+    assert torch.equal(batches[0][0][0], before)
+    assert format == "torch" or {value.name for value in onnx.load(path).graph.input} == {
+        "pair_0",
+        "options_bias",
+    }
+
+
 def test_a_model_of_integers_has_no_classes(tmp_path: Path) -> None:
     class Labels(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -309,6 +354,8 @@ def test_a_model_that_draws_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(sr.ExportError, match=r"aten.rand_like.* draws random numbers"):
         sr.export(Noisy(), tmp_path / "model.onnx", [torch.zeros(4, 3)])
+    with pytest.raises(sr.ExportError, match=r"of its largest value \(allowed 0.001\); a model that draws"):
+        sr.export(Noisy(), tmp_path / "model.pt2", [torch.zeros(4, 3)], format="torch")
 
 
 def test_an_original_that_cannot_be_written_is_told(nets: ModuleType, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from slimrank._errors import BatchesError, ExportError, FileError, OptionError, SlimrankError
 from slimrank.deploy._check import Checked, Reading, check_file
@@ -219,14 +220,22 @@ class _Builder:
         if reading is not None:
             checked = check_file(program, runtime, plain, self.samples, reading)
             if checked.max_error > checked.bound:
-                inner = None
-                if self.row.open_inside is not None:
-                    names, inside = self.row.open_inside(path, program, inner_names(lowered))
-                    inner = first_difference(lowered, program, names, inside, checked.batch, checked.bound)
-                raise ExportError(_difference_told(checked, inner))
+                raise ExportError(_difference_told(checked, self._inner(path, program, lowered, checked)))
         return _Built(
             program=program, path=path, runtime=runtime, checked=checked, notes=tuple(_fixed_notes(named))
         )
+
+    def _inner(self, path: Path, program: Program, lowered: ExportedProgram, checked: Checked) -> str:
+        """Where inside a file starts to differ, in words; empty where the runtime does not tell."""
+        if self.row.open_inside is None:
+            return ""
+        names, inside = self.row.open_inside(path, program, inner_names(lowered))
+        if not names:
+            return ""
+        found = first_difference(lowered, program, names, inside, checked.batch, checked.bound)
+        if found is None:
+            return "no inner value differs when it is made an output; "
+        return f"the first inner value that differs is {found}; "
 
 
 def slower_notes(times: tuple[Times, ...], format: str) -> list[Note]:
@@ -247,17 +256,12 @@ def _times(built: _Built, before: _Built | None, batch: Batch) -> tuple[Times, .
     return time_in_turns([file.runtime(batch) for file in files])
 
 
-def _difference_told(checked: Checked, inner: str | None) -> str:
+def _difference_told(checked: Checked, inner: str) -> str:
     """What to say of a file that differs."""
-    where = (
-        f"the first inner value that differs is {inner}"
-        if inner is not None
-        else "no inner value differs when it is made an output"
-    )
     count = checked.batch.n_samples
     return (
         f"the file answers otherwise than the model on {count} {'sample' if count == 1 else 'samples'}: "
-        f"{checked.worst} (allowed {checked.bound:.1g}); {where}; a model that draws random numbers or keeps "
+        f"{checked.worst} (allowed {checked.bound:.1g}); {inner}a model that draws random numbers or keeps "
         "state cannot be compared: switch that off, else replace this operation, or take another format"
     )
 
@@ -277,6 +281,6 @@ def _shape_notes(samples: Samples, format: str) -> list[Note]:
         return []
     text = (
         f"all sizes but the batch are those of the first batch, {shapes_told(samples.batch)}; samples of "
-        "other shapes were left out: pad inputs to these"
+        "other shapes, or with other arguments that are no tensors, were left out: pad inputs to these"
     )
     return [Note(where=format, text=text)]

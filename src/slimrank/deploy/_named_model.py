@@ -38,18 +38,8 @@ class NamedModel(nn.Module):
         self.outputs = {path: name_of_output(path, self.arguments) for path in outputs}
 
     def inputs_of(self, batch: Batch) -> Batch:
-        """The arguments that hold tensors, positional and keyword ones as they are in the batch.
-
-        Raises:
-            ExportError: a fixed argument has another value in this batch.
-        """
+        """The arguments that hold tensors, positional and keyword ones as they are in the batch."""
         values = dict(zip(self._arguments, (*batch.args, *batch.kwargs.values()), strict=True))
-        for name, value in self.fixed.items():
-            if values[name] != value:
-                raise ExportError(
-                    f"{batch.where}: {name} is {values[name]!r}, in the first batch {value!r}; what is no "
-                    "tensor is fixed in a file, so give batches with one value for it"
-                )
         positional = self._arguments[: self._n_positional]
         return Batch(
             args=tuple(values[name] for name in positional if name not in self.fixed),

@@ -22,13 +22,14 @@ from slimrank.forward import Batch
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from onnx_ir import Graph
 
 EXTRA = "export"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Of protobuf, in which the file is written.
 _MAX_BYTES = 2**31 - 1
-# Holds the paths of source files on the machine that exported.
-_TRACE_KEY = "pkg.torch.onnx.stack_trace"
+# Tells the module of a node. What else the exporter notes is long, and names source files of this machine.
+_KEPT_NOTE = "pkg.torch.onnx.name_scopes"
 
 
 def write_onnx(program: Program, path: Path) -> ExportedProgram:
@@ -52,7 +53,6 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
             made = torch.onnx.export(
                 program.exported,
                 input_names=list(program.inputs),
-                output_names=list(program.outputs),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -61,11 +61,12 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
         raise ExportError(_refusal(program, error, output.getvalue())) from error
     if made is None:
         raise ExportError(_refusal(program, None, output.getvalue()))
+    _name_outputs(made.model.graph, program.outputs)
     model = made.model_proto
     model.producer_name, model.producer_version = "slimrank", __version__
     onnx.helper.set_model_props(model, {"torch": version("torch"), "onnxscript": version("onnxscript")})
     for node in model.graph.node:
-        kept = [entry for entry in node.metadata_props if entry.key != _TRACE_KEY]
+        kept = [entry for entry in node.metadata_props if entry.key == _KEPT_NOTE]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
     _name_batch(model)
@@ -74,7 +75,10 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
             f"{program.model.title} takes {model.ByteSize() / 1e9:.1f} GB, and one ONNX file "
             "holds 2.1 GB; take format='torch', or a smaller budget"
         )
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(_refusal(program, error, "")) from error
     path.write_bytes(model.SerializeToString())
     return made.exported_program or program.exported
 
@@ -110,12 +114,11 @@ def open_onnx_inside(path: Path, program: Program, names: Sequence[str]) -> tupl
     """
     onnx = _package("onnx")
     model = onnx.load(path)
-    there = {name for node in model.graph.node for name in node.output}
-    outputs = {value.name for value in model.graph.output}
+    # Outputs have names of their own, which may be those of other nodes.
+    there = {name for node in model.graph.node for name in node.output} - set(program.outputs)
     found = tuple(name for name in names if name in there)
     for name in found:
-        if name not in outputs:
-            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     return found, _session(model.SerializeToString(), program, found, threads=1)
 
 
@@ -174,6 +177,20 @@ def _array(name: str, tensor: Tensor) -> object:
 
 def _package(name: str) -> ModuleType:
     return import_package(name, extra=EXTRA, what="format='onnx'")
+
+
+def _name_outputs(graph: "Graph", names: Sequence[str]) -> None:
+    """Gives outputs their names, and inner values that have these other ones (in place)."""
+    outputs = {id(value) for value in graph.outputs}
+    inner = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    for value in inner:
+        if value.name in names and id(value) not in outputs:
+            value.name = f"{value.name}.inner"
+    # Two rounds: an output may have the name that another one shall get.
+    for index, value in enumerate(graph.outputs):
+        value.name = f"output.{index}.inner"
+    for value, name in zip(graph.outputs, names, strict=True):
+        value.name = name
 
 
 def _name_batch(model: "ModelProto") -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from slimrank._errors import BatchesError
-from slimrank.forward import Batch, batch_tensors, join_samples, map_tensors, take_samples
+from slimrank.forward import Batch, batch_tensors, join_samples, map_tensors, named_tensors, take_samples
 
 # Samples that an export is checked with at most: more tell no more of a float file.
 _MAX_SAMPLES = 32
@@ -20,7 +20,8 @@ class Samples:
     Attributes:
         batch: all of them.
         n_first: samples in the first batch.
-        has_others: there are samples of other shapes, too, which are left out.
+        has_others: there are samples of other shapes, or with other arguments that are no tensors, too, which
+            are left out.
     """
 
     batch: Batch
@@ -57,7 +58,8 @@ def read_samples(batches: Iterable[Batch]) -> Samples:
             break
         else:
             joined = join_samples(found, batch)
-            has_others = has_others or joined is None
+            # Tensors in containers are not joined: then those of the first batch are enough.
+            has_others = has_others or (joined is None and _kind(found) != _kind(batch))
             found = joined or found
         if found.n_samples >= _MAX_SAMPLES:
             break
@@ -78,6 +80,13 @@ def shapes_told(batch: Batch) -> str:
             sizes[0] = "batch"
         told.append(f"{name} ({', '.join(sizes)})")
     return ", ".join(told)
+
+
+def _kind(batch: Batch) -> list[object]:
+    """What samples must have in common to go into one file."""
+    shapes = [(name, tensor.shape[1:], tensor.dtype) for name, tensor in batch_tensors(batch)]
+    values = (*batch.args, *batch.kwargs.values())
+    return [shapes, [value for value in values if not any(named_tensors(value))]]
 
 
 def _on_cpu(batch: Batch) -> Batch:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from slimrank.deploy._program import Program
 from slimrank.deploy._quiet import quiet_exporter
 from slimrank.deploy._runtime import Bound, Runtime
-from slimrank.forward import Batch, named_tensors
+from slimrank.forward import Batch, map_tensors, named_tensors
 
 
 def write_torch(program: Program, path: Path) -> ExportedProgram:
@@ -45,11 +45,14 @@ def open_torch(path: Path, program: Program, threads: int) -> Runtime:
         module = torch.export.load(path).module()
 
     def bind(batch: Batch) -> Bound:
-        inputs = program.model.inputs_of(batch)
+        given = program.model.inputs_of(batch)
+        # Copies, since the model may work on its inputs in place.
+        args = [map_tensors(value, Tensor.clone) for value in given.args]
+        kwargs = {key: map_tensors(value, Tensor.clone) for key, value in given.kwargs.items()}
 
         def run() -> Sequence[Tensor]:
             with _threads(threads), torch.no_grad():
-                result = module(*inputs.args, **inputs.kwargs)
+                result = module(*args, **kwargs)
             return [tensor for _, tensor in named_tensors(result)]
 
         return run

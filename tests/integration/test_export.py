@@ -4,6 +4,7 @@
 import copy
 import json
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -153,6 +154,23 @@ def test_a_result_is_written_checked_and_timed(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_nothing_is_printed_in_a_process_of_its_own(tmp_path: Path) -> None:
+    code = f"""
+import slimrank, torch
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+batches = [torch.randn(8, 4)]
+slimrank.export(torch.nn.Linear(4, 2), {str(tmp_path / "model.onnx")!r}, batches)
+try:
+    slimrank.export(Branch(), {str(tmp_path / "branch.onnx")!r}, batches)
+except slimrank.ExportError:
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_onnx_files_say_who_wrote_them_and_nothing_of_the_machine(
     cnn_result: sr.Result, tmp_path: Path
 ) -> None:
@@ -253,7 +271,8 @@ def test_tensors_in_containers_and_inputs_changed_in_place(format: str, tmp_path
             first = pair[0]
             return first.mul_(2) + options["bias"]  # type: ignore[attr-defined]
 
-    batches = [([torch.randn(4, 3), None], {"bias": torch.randn(4, 3)}) for _ in range(2)]
+    # As many as one of the batches of the check: that one is not cut out, so it is the caller's own.
+    batches = [([torch.randn(5, 3), None], {"bias": torch.randn(5, 3)}) for _ in range(2)]
     before = batches[0][0][0].clone()
     path = tmp_path / f"model{SUFFIXES[format]}"
     exported = sr.export(Nested(), path, batches, format=format)
@@ -345,6 +364,21 @@ def test_a_file_that_answers_otherwise_is_not_written(
         sr.export(nets.mlp(), path, nets.noise(24))
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_for_which_the_batch_is_fixed_after_all_is_found_out(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = seams.FORMATS["torch"]
+
+    def first_sample_only(path: Path, program: object, threads: int) -> object:
+        bind = row.open(path, program, threads)  # type: ignore[arg-type]
+        return lambda batch: lambda: [tensor[:1] for tensor in bind(batch)()]
+
+    seams.change_format(monkeypatch, "torch", open=first_sample_only)
+    exported = sr.export(nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch")
+    assert "batches of 1 only" in _notes(exported)
+    assert "output is [1, 8] where the model's is [2, 8]" in _notes(exported)
 
 
 def test_a_model_that_draws_is_refused(tmp_path: Path) -> None:

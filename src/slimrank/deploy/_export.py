@@ -2,7 +2,7 @@
 """A model to a file of a runtime: captured, written, checked, timed, moved into place."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from slimrank.surgery import quiet_copy
 
 # A file counts as slower than the original from this ratio on: less is within what machines repeat.
 _SLOWER = 1.05
+# Interquartile range over median above which times are told to be noise: quiet machines stay below a tenth.
+_NOISY = 0.3
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
 
@@ -105,7 +107,7 @@ def export_model(
                 text = f"the original cannot be written, so there is no time before: {error}"
                 notes = (*notes, Note(where=format, text=text))
         times = _times(built, before, samples.take(0, size))
-        notes = (*notes, *slower_notes(times, format))
+        notes = (*notes, *timing_notes(times, format))
         files = [file for file in built.path.parent.iterdir() if file.is_file()]
         n_bytes = sum(file.stat().st_size for file in files)
         move_into_place(files, target)
@@ -238,16 +240,29 @@ class _Builder:
         return f"the first inner value that differs is {found}; "
 
 
-def slower_notes(times: tuple[Times, ...], format: str) -> list[Note]:
-    """A note on a file that takes longer than the original; none on another."""
-    if len(times) < 2 or times[1].milliseconds <= _SLOWER * times[0].milliseconds:
-        return []
-    text = (
-        f"slower than the original: {times[1].milliseconds:.3g} ms against {times[0].milliseconds:.3g} ms; "
-        "narrow layers do not fill a vector: plan with multiple_of=8 or 16, skip small layers, or "
-        "try another format"
-    )
-    return [Note(where=format, text=text, is_warning=True)]
+def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
+    """What to know of times before and after, or of those after alone.
+
+    Args:
+        times: of the original, where there is one, and of the file.
+        format: for the notes.
+
+    Returns:
+        A note on a file that takes longer than the original, and one on times that cannot be relied on.
+    """
+    notes = []
+    if len(times) > 1 and times[1].milliseconds > _SLOWER * times[0].milliseconds:
+        text = (
+            f"slower than the original: {times[1].milliseconds:.3g} ms, not {times[0].milliseconds:.3g} ms; "
+            "narrow layers do not fill a vector: plan with multiple_of=8 or 16, skip small layers, or try "
+            "another format"
+        )
+        notes.append(Note(where=format, text=text, is_warning=True))
+    spread = max(entry.spread for entry in times)
+    if spread > _NOISY:
+        text = f"times spread by {spread:.0%}: the machine does other work; export again when it is quiet"
+        notes.append(Note(where=format, text=text))
+    return notes
 
 
 def _times(built: _Built, before: _Built | None, batch: Batch) -> tuple[Times, ...]:

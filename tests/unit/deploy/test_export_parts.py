@@ -90,7 +90,14 @@ def test_times_are_medians_of_runs_that_take_turns() -> None:
 @pytest.mark.parametrize(("after_ms", "is_told"), [(1.2, True), (1.04, False), (0.7, False)])
 def test_a_slower_file_is_told_with_what_to_try(after_ms: float, is_told: bool) -> None:
     times = [seams.Times(milliseconds=ms, spread=0.0) for ms in (1.0, after_ms)]
-    notes = seams.slower_notes(tuple(times), "onnx")
+    notes = seams.timing_notes(times, "onnx")
     assert bool(notes) is is_told
     assert not is_told or "multiple_of=8" in notes[0].text
-    assert seams.slower_notes((times[1],), "onnx") == []
+    assert seams.timing_notes(times[1:], "onnx") == []
+
+
+def test_times_that_cannot_be_relied_on_are_told() -> None:
+    quiet, noisy = (seams.Times(milliseconds=1.0, spread=spread) for spread in (0.1, 0.8))
+    assert seams.timing_notes([quiet, quiet], "onnx") == []
+    (note,) = seams.timing_notes([noisy, quiet], "onnx")
+    assert "times spread by 80%" in note.text

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 from torch.export import ExportedProgram
 
-from slimrank._errors import BatchesError, ExportError, FileError, OptionError, SlimrankError
+from slimrank._errors import BatchesError, ExportError, FileError, OptionError, OutputError, SlimrankError
 from slimrank.deploy._check import Checked, Reading, check_file
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
@@ -17,6 +17,7 @@ from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
+from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Runtime
 from slimrank.deploy._samples import Samples, read_samples, shapes_told
 from slimrank.deploy._timing import Times, time_in_turns
@@ -103,7 +104,9 @@ def export_model(
             try:
                 timed = _Builder(row=row, samples=samples, batch=size, threads=threads, file=target.name)
                 before = timed.build(original, draft / "original", None)
-            except (ExportError, BatchesError) as error:
+                before.runtime(samples.take(0, size))()
+            except (ExportError, BatchesError, OutputError) as error:
+                before = None
                 text = f"the original cannot be written, so there is no time before: {error}"
                 notes = (*notes, Note(where=format, text=text))
         times = _times(built, before, samples.take(0, size))
@@ -231,10 +234,14 @@ class _Builder:
         """Where inside a file starts to differ, in words; empty where the runtime does not tell."""
         if self.row.open_inside is None:
             return ""
-        names, inside = self.row.open_inside(path, program, inner_names(lowered))
-        if not names:
-            return ""
-        found = first_difference(lowered, program, names, inside, checked.batch, checked.bound)
+        try:
+            names, inside = self.row.open_inside(path, program, inner_names(lowered))
+            if not names:
+                return ""
+            found = first_difference(lowered, program, names, inside, checked.batch, checked.bound)
+        except Exception as error:
+            # What is to be reported is the difference; that it could not be located is said beside it.
+            return f"where it starts could not be found out ({told(error)}); "
         if found is None:
             return "no inner value differs when it is made an output; "
         return f"the first inner value that differs is {found}; "

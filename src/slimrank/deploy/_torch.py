@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from slimrank._errors import ExportError
 from slimrank.deploy._program import Program
-from slimrank.deploy._quiet import quiet_exporter
+from slimrank.deploy._quiet import quiet_exporter, told
 from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.forward import Batch, map_tensors, named_tensors
 
@@ -24,9 +25,20 @@ def write_torch(program: Program, path: Path) -> ExportedProgram:
 
     Returns:
         The program as it was written.
+
+    Raises:
+        ExportError: torch cannot write it.
     """
-    with quiet_exporter():
-        torch.export.save(program.exported, path)
+    try:
+        with quiet_exporter():
+            torch.export.save(program.exported, path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{program.model.title} cannot be written by torch.export: {told(error)}; keep own objects "
+            "out of forward, or take format='onnx'"
+        ) from error
     return program.exported
 
 

@@ -9,7 +9,7 @@ watch what happens inside: to interrupt, to count what is done again, to use few
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from types import ModuleType
@@ -49,7 +49,11 @@ from slimrank.cli._typed import read_weights as weights_option
 from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
-from slimrank.deploy import _saved_model
+from slimrank.deploy import _formats, _saved_model
+from slimrank.deploy._draft import draft_folder, move_into_place
+from slimrank.deploy._export import timing_notes
+from slimrank.deploy._formats import FORMATS, Format
+from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
@@ -267,6 +271,22 @@ def fail_while_saving(
     """
     functions = {"writing": "write_bytes", "moving": "_move_into_place"}
     monkeypatch.setattr(_saved_model, functions[step], _raising(error))
+
+
+def change_format(monkeypatch: pytest.MonkeyPatch, name: str, **functions: object) -> Format:
+    """Exchanges functions of a format's row.
+
+    Args:
+        monkeypatch: of the test.
+        name: of the format.
+        functions: by field of the row.
+
+    Returns:
+        The row before.
+    """
+    row = FORMATS[name]
+    monkeypatch.setitem(_formats.FORMATS, name, replace(row, **functions))  # type: ignore[arg-type]
+    return row
 
 
 def _raising(error: BaseException) -> Callable[..., object]:

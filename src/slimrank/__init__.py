@@ -6,8 +6,10 @@ from slimrank._errors import (
     BatchesTypeError,
     BudgetError,
     DeviceError,
+    ExportError,
     FileError,
     GradientError,
+    MissingPackageError,
     ModelError,
     NonFiniteError,
     NotEmptyError,
@@ -27,8 +29,8 @@ from slimrank._study import Study, study
 from slimrank._version import __version__
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
-from slimrank.recipes import apply, compress, load, measure_scores, search_split, smallest
-from slimrank.records import Agreement, OutputAgreement
+from slimrank.recipes import apply, compress, export, load, measure_scores, search_split, smallest
+from slimrank.records import Agreement, Exported, OutputAgreement
 from slimrank.recover import distill, finetune
 from slimrank.scores import Scores
 
@@ -39,8 +41,11 @@ __all__ = [
     "BatchesTypeError",
     "BudgetError",
     "DeviceError",
+    "ExportError",
+    "Exported",
     "FileError",
     "GradientError",
+    "MissingPackageError",
     "ModelError",
     "NonFiniteError",
     "NotEmptyError",
@@ -63,6 +68,7 @@ __all__ = [
     "apply",
     "compress",
     "distill",
+    "export",
     "finetune",
     "load",
     "measure_scores",

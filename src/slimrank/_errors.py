@@ -76,3 +76,11 @@ class NotEmptyError(FileError, FileExistsError):
 
 class StudyError(SlimrankError, ValueError):
     """A study that belongs to another model, other data or other options, or lacks what is asked of it."""
+
+
+class ExportError(SlimrankError, RuntimeError):
+    """A model that cannot be written in a format, or whose file answers otherwise than the model."""
+
+
+class MissingPackageError(SlimrankError, ImportError):
+    """A package that only a part of slimrank needs, and that is not installed."""

@@ -2,21 +2,24 @@
 """The compressed model, and what is known about it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from slimrank._errors import ModelError, OptionError
+from slimrank._errors import BatchesError, ModelError, OptionError
 from slimrank._version import __version__
-from slimrank.deploy import save_artifact
+from slimrank.calibrate import checked_batches
+from slimrank.deploy import ExportSource, Reading, export_model, save_artifact
 from slimrank.files import Json, write_bytes
+from slimrank.forward import Batch, outside_inference_mode
 from slimrank.plan import Plan
 from slimrank.records import (
     METRICS,
     Agreement,
     Cost,
+    Exported,
     LayerResult,
     Measurement,
     Metric,
@@ -71,6 +74,7 @@ class Result:
     group_damages: Mapping[str, float] = field(default_factory=dict)
     block_damages: Mapping[str, float] = field(default_factory=dict)
     agreement: Agreement | None = None
+    _source: ExportSource | None = None
 
     def __repr__(self) -> str:
         ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
@@ -136,6 +140,68 @@ class Result:
         """
         html = render_html(summary_of(self, measurements), plan=self.plan)
         save_artifact(path, self.model, self.plan, self._manifest(), html, overwrite=overwrite)
+
+    @outside_inference_mode
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "onnx",
+        batches: Iterable[object] | None = None,
+        inputs: Callable[[object], object] | None = None,
+        batch: int = 1,
+        threads: int = 1,
+    ) -> Exported:
+        """Writes the model to a file that another runtime reads, checked and timed in that runtime.
+
+        Args:
+            path: of the file, as in ``slimrank.export``.
+            format: as in ``slimrank.export``.
+            batches: real inputs; None takes those of the study.
+            inputs: as in ``slimrank.study``, for ``batches``.
+            batch: samples in the batches that are timed.
+            threads: of the runtime while it is timed.
+
+        Returns:
+            What was written, how exact it is, and how fast beside the original.
+
+        Raises:
+            BatchesError: there are no batches: the result was made without data, or was pickled.
+            SlimrankError: as in ``slimrank.export``.
+        """
+        source = self._source
+        samples: Iterable[Batch]
+        if batches is not None:
+            samples = checked_batches(batches, inputs, self.model)
+        elif inputs is not None:
+            raise OptionError(
+                "inputs= goes with batches=; those of the study are read as the study read them"
+            )
+        elif source is not None:
+            samples = source.batches()
+        else:
+            raise BatchesError(
+                "this result knows no data (it was made without batches, or comes from a pickle); pass "
+                "batches="
+            )
+        if source is None:
+            return export_model(
+                self.model, path, samples, format=format, reading=Reading(), batch=batch, threads=threads
+            )
+        exported = export_model(
+            self.model,
+            path,
+            samples,
+            format=format,
+            reading=Reading(outputs=source.outputs, likelihood=source.likelihood),
+            original=source.original,
+            batch=batch,
+            threads=threads,
+        )
+        if len(self.plan.steps) < 2 or source.is_first:
+            return exported
+        text = "before is the model that the last step started from, not the first original"
+        return replace(exported, notes=(*exported.notes, Note(where=format, text=text)))
 
     def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Result":
         """The same result with notes added and other times."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a plan to a result: the model is built, then counted and measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 
@@ -13,8 +13,9 @@ from slimrank._result import Result, unwarned
 from slimrank.calibrate import measure_agreement, reference_outputs
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
+from slimrank.deploy import ExportSource
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
-from slimrank.forward import eval_mode, run
+from slimrank.forward import Batch, eval_mode, run
 from slimrank.plan import Plan, is_inside
 from slimrank.records import Agreement, Cost, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import agreement_text, slimmed_text
@@ -90,6 +91,23 @@ def build_result(
         damage_unit=session.damage_unit,
         notes=(*applied.notes, *_warnings(session, agreement), *_mode_notes(session), *_step_notes(plan)),
         seconds=phases.seconds,
+        _source=_source(session),
+    )
+
+
+def _source(session: Session, *, is_first: bool = False) -> ExportSource:
+    """What an export of a result needs of the session."""
+    feed = session.feed
+
+    def batches() -> Iterable[Batch]:
+        return feed.stream(range(feed.n_samples))
+
+    return ExportSource(
+        original=session.original,
+        batches=batches,
+        outputs=session.outputs,
+        likelihood=session.likelihood,
+        is_first=is_first,
     )
 
 
@@ -212,6 +230,7 @@ def measured_from(session: Session, result: Result) -> Result:
         divergence=agreement.divergence,
         agreement=agreement,
         notes=(*notes, *_warnings(session, agreement), _AGAINST_FIRST),
+        _source=_source(session, is_first=True),
     )
 
 

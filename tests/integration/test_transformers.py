@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of the transformers library, built small from a configuration: no download."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
+import onnx
 import pytest
 import torch
 import transformers
@@ -110,3 +114,32 @@ def test_gpt2_conv1d_has_a_reason(nets: ModuleType) -> None:
     assert result.plan.groups
     with torch.no_grad():
         result.model(**batches[0])
+
+
+def test_exports_keep_the_names_of_keywords_and_outputs(nets: ModuleType, tmp_path: Path) -> None:
+    study = sr.study(bert(nets), padded(nets, 0), methods=FACTORS, progress=False)
+    exported = study.apply(study.plan(macs=0.7)).export(tmp_path / "bert.onnx")
+    assert exported.agreement == 1.0
+    assert exported.before_ms is not None
+    graph = onnx.load(exported.path).graph
+    assert [value.name for value in graph.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in graph.output] == ["logits"]
+
+
+def test_exports_have_no_cache(nets: ModuleType, tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+    )
+    model = nets.settle(transformers.LlamaForCausalLM(config)).eval()
+    exported = sr.export(model, tmp_path / "llama.pt2", padded(nets, 0), format="torch")
+    assert exported.max_error < 1e-5
+    batch = padded(nets, 0)[0]
+    # In a process without transformers, too: nothing in the file is of its classes.
+    code = (
+        f"import sys, torch; torch.export.load({str(exported.path)!r}); print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    found = torch.export.load(exported.path).module()(**batch)
+    torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=1e-4, atol=1e-5)
+    assert list(found) == ["logits"]

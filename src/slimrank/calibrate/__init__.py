@@ -4,7 +4,7 @@
 from slimrank.calibrate._agreement import measure_agreement
 from slimrank.calibrate._chunks import Chunk, Collecting, moment_chunks
 from slimrank.calibrate._divergence import divergence, measure_divergence, reference_outputs
-from slimrank.calibrate._feed import Feed, evenly_spaced, first_batch, open_feed
+from slimrank.calibrate._feed import Feed, checked_batches, evenly_spaced, first_batch, open_feed
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
     LikelihoodChoice,
@@ -35,6 +35,7 @@ __all__ = [
     "OwnLossFn",
     "Weights",
     "check_loss",
+    "checked_batches",
     "choose_likelihood",
     "collect_gradients",
     "collect_moments",

@@ -177,6 +177,31 @@ def first_batch(batches: object, inputs: Callable[[object], object] | None, mode
     return batch
 
 
+def checked_batches(
+    batches: Iterable[object], inputs: Callable[[object], object] | None, model: nn.Module
+) -> Iterator[Batch]:
+    """The batches one after the other, each checked when it is asked for.
+
+    Args:
+        batches: what the caller gave.
+        inputs: turns what the loader yields into inputs of the model; None where it needs no change.
+        model: the model that reads the batches; they must lie on its device.
+
+    Yields:
+        Batches.
+
+    Raises:
+        BatchesError, DeviceError, NonFiniteError: as in ``first_batch``.
+    """
+    first_batch(batches, inputs, model)
+    read = _reader(inputs)
+    for number, raw in enumerate(batches):
+        batch = replace(read(raw), where=f"batch {number}")
+        _check_samples(batch, number)
+        check_batch(batch, model, batch.where)
+        yield batch
+
+
 def open_feed(
     batches: Iterable[object],
     inputs: Callable[[object], object] | None,

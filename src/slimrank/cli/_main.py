@@ -6,6 +6,7 @@ import click
 import slimrank as sr
 from slimrank.cli._apply import apply
 from slimrank.cli._compress import compress
+from slimrank.cli._export import export
 from slimrank.cli._other import demo, env
 from slimrank.cli._plan import plan
 from slimrank.cli._score import score
@@ -24,7 +25,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, study, plan, score, apply, compress, report, env):
+for _command in (demo, study, plan, score, apply, compress, export, report, env):
     cli.add_command(_command)
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save and load without pickle; a model made ready for exporters."""
+"""Save and load, without pickle; files for other runtimes."""
 
+from slimrank.deploy._check import Reading
+from slimrank.deploy._export import export_model
+from slimrank.deploy._formats import FORMATS
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
@@ -10,12 +13,17 @@ from slimrank.deploy._saved_model import (
     load_artifact,
     save_artifact,
 )
+from slimrank.deploy._source import ExportSource
 
 __all__ = [
+    "FORMATS",
     "PLAN_FILE",
     "REPORT_FILE",
+    "ExportSource",
     "Prepared",
+    "Reading",
     "check_target",
+    "export_model",
     "is_saved_model",
     "load_artifact",
     "prepare",

@@ -2,6 +2,7 @@
 """Whole ways on top of a study."""
 
 from slimrank.recipes._compress import compress
+from slimrank.recipes._export import export
 from slimrank.recipes._measure_scores import measure_scores
 from slimrank.recipes._replay import apply, load
 from slimrank.recipes._smallest import smallest
@@ -10,6 +11,7 @@ from slimrank.recipes._split import search_split
 __all__ = [
     "apply",
     "compress",
+    "export",
     "load",
     "measure_scores",
     "search_split",

@@ -4,6 +4,7 @@
 from slimrank.records._agreement import Agreement, OutputAgreement, element_at
 from slimrank.records._cost import METRICS, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
+from slimrank.records._exported import Exported
 from slimrank.records._group import (
     AxisUnits,
     BlockSpec,
@@ -40,6 +41,7 @@ __all__ = [
     "ChannelOrder",
     "Cost",
     "Curve",
+    "Exported",
     "Form",
     "GroupCurve",
     "GroupSpec",

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports that replace what is there whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from slimrank._errors import FileError
+
+
+@contextlib.contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """A folder to write an export to, beside its target; it is gone when the context ends.
+
+    Args:
+        target: of the export; its folder must be there.
+
+    Yields:
+        An empty folder on the same file system, so that its files can be moved in one step each.
+
+    Raises:
+        FileError: the target cannot be written.
+    """
+    if not target.parent.is_dir():
+        raise FileError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
+    if target.is_dir():
+        raise FileError(f"{target} is a folder; give the path of a file")
+    # With the number of the process, so that two processes that write one file do not share a draft.
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+    except OSError as error:
+        raise FileError(
+            f"{target} cannot be written ({error}); give a file in a folder with rights"
+        ) from error
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def move_into_place(files: list[Path], target: Path) -> None:
+    """Moves the files of a draft beside their target; where one cannot be moved, all are as before.
+
+    Args:
+        files: of the draft; the one that the others belong to has the name of the target, and goes last.
+        target: of the export.
+
+    Raises:
+        FileError: a file cannot be moved.
+    """
+    old: dict[Path, Path] = {}
+    new: list[Path] = []
+    try:
+        for file in sorted(files, key=lambda file: file.name == target.name):
+            final = target.with_name(file.name)
+            if len(files) > 1 and final.exists():
+                kept = file.with_name(f"{file.name}.old")
+                final.replace(kept)
+                old[final] = kept
+            file.replace(final)
+            new.append(final)
+    except OSError as error:
+        for final in new:
+            final.unlink()
+        for final, kept in old.items():
+            kept.replace(final)
+        raise FileError(
+            f"{target} cannot be written ({error}); give a file in a folder with rights"
+        ) from error

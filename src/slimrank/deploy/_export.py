@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model to a file of a runtime: captured, written, checked, timed, moved into place."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from slimrank._errors import BatchesError, ExportError, FileError, OptionError, OutputError, SlimrankError
+from slimrank.deploy._check import Checked, Reading, check_file
+from slimrank.deploy._draft import draft_folder, move_into_place
+from slimrank.deploy._formats import Format, check_suffix, format_named
+from slimrank.deploy._inside import first_difference, inner_names
+from slimrank.deploy._named_model import NamedModel, named_model
+from slimrank.deploy._prepare import prepare
+from slimrank.deploy._program import Program, capture_program
+from slimrank.deploy._quiet import told
+from slimrank.deploy._runtime import Runtime
+from slimrank.deploy._samples import Samples, read_samples, shapes_told
+from slimrank.deploy._timing import Times, time_in_turns
+from slimrank.forward import Batch
+from slimrank.records import Exported, Note
+from slimrank.surgery import quiet_copy
+
+# A file counts as slower than the original from this ratio on: less is within what machines repeat.
+_SLOWER = 1.05
+# Interquartile range over median above which times are told to be noise: quiet machines stay below a tenth.
+_NOISY = 0.3
+# Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
+_EXAMPLE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Built:
+    """A file that was written.
+
+    Attributes:
+        program: that it holds.
+        path: of the file, in the draft.
+        runtime: with the file.
+        checked: how far it agrees; None where that was not asked.
+        notes: what the user should know.
+    """
+
+    program: Program
+    path: Path
+    runtime: Runtime
+    checked: Checked | None
+    notes: tuple[Note, ...]
+
+
+def export_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    batches: Iterable[Batch],
+    *,
+    format: str,
+    reading: Reading,
+    original: nn.Module | None = None,
+    batch: int = 1,
+    threads: int = 1,
+) -> Exported:
+    """Writes a model in a format, whole or not at all, checked and timed in the runtime of the format.
+
+    Args:
+        model: to export; it is not changed.
+        path: of the file; its folder must be there.
+        batches: real inputs, checked.
+        format: a name of the table.
+        reading: how outputs are read.
+        original: that it is compared with in time; None for none.
+        batch: samples in the batches that are timed, and of a file that takes one size only.
+        threads: of the runtime while it is timed.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UnknownNameError: no such format.
+        MissingPackageError: a package of the format is not installed.
+        OptionError: ``batch`` or ``threads`` is no positive number.
+        ExportError: the model cannot be written in this format, or the file answers otherwise than the model.
+        FileError: the file cannot be written.
+        SlimrankError: for model and batches.
+    """
+    row = format_named(format)
+    target = Path(path)
+    check_suffix(target, format)
+    for name, value in (("batch", batch), ("threads", threads)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
+    with draft_folder(target) as draft:
+        samples = read_samples(batches)
+        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=target.name)
+        built = builder.build(model, draft / "new", reading)
+        if built.checked is None:
+            raise ExportError(f"{target}: the file was not checked")
+        size = batch if built.program.is_dynamic else built.program.batch.n_samples
+        before, notes = None, (*built.notes, *_shape_notes(samples, format))
+        if original is not None:
+            try:
+                timed = _Builder(row=row, samples=samples, batch=size, threads=threads, file=target.name)
+                before = timed.build(original, draft / "original", None)
+                before.runtime(samples.take(0, size))()
+            except (ExportError, BatchesError, OutputError) as error:
+                before = None
+                text = f"the original cannot be written, so there is no time before: {error}"
+                notes = (*notes, Note(where=format, text=text))
+        times = _times(built, before, samples.take(0, size))
+        notes = (*notes, *timing_notes(times, format))
+        files = [file for file in built.path.parent.iterdir() if file.is_file()]
+        n_bytes = sum(file.stat().st_size for file in files)
+        move_into_place(files, target)
+    return Exported(
+        path=target,
+        format=format,
+        bytes=n_bytes,
+        max_error=built.checked.max_error,
+        agreement=built.checked.agreement,
+        before_ms=times[0].milliseconds if len(times) > 1 else None,
+        after_ms=times[-1].milliseconds,
+        before_spread=times[0].spread if len(times) > 1 else None,
+        after_spread=times[-1].spread,
+        batch=size,
+        threads=threads,
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Builder:
+    """How a file is made.
+
+    Attributes:
+        row: the format.
+        samples: real inputs.
+        batch: samples of a file that takes one size only.
+        threads: of the runtime.
+        file: its name.
+    """
+
+    row: Format
+    samples: Samples
+    batch: int
+    threads: int
+    file: str
+
+    def build(self, model: nn.Module, folder: Path, reading: Reading | None) -> _Built:
+        """Writes a file that takes any number of samples; where that fails, of one number.
+
+        Args:
+            model: to export.
+            folder: to write to; it is made.
+            reading: how outputs are read for the check; None for no check.
+
+        Returns:
+            The file.
+
+        Raises:
+            ExportError: the last way that was tried failed.
+            BatchesError: the model refuses the samples.
+        """
+        plain = quiet_copy(model).cpu()
+        first = self.samples.take(0, self.samples.n_first)
+        prepared = prepare(plain, first)
+        named = named_model(prepared.model, first, prepared.output_names, plain)
+        failed: SlimrankError | None = None
+        for number, (size, is_dynamic) in enumerate(self._ways()):
+            example = self.samples.take(0, size)
+            try:
+                built = self._written(named, example, is_dynamic, folder / str(number), plain, reading)
+            except (ExportError, BatchesError) as error:
+                failed = error
+                if number and not isinstance(error, BatchesError):
+                    break
+                continue
+            notes = [*(Note(where="prepare", text=text) for text in prepared.notes), *built.notes]
+            if failed is not None and not is_dynamic:
+                # Without the advice at the end, which is for those who have no file.
+                text = f"the file takes batches of {size} only: {str(failed).rsplit('; ', 1)[0]}"
+                notes.append(Note(where="batch", text=text))
+            return _Built(
+                program=built.program,
+                path=built.path,
+                runtime=built.runtime,
+                checked=built.checked,
+                notes=tuple(notes),
+            )
+        if failed is None:
+            raise ExportError("there is no way to write a file")
+        raise failed
+
+    def _ways(self) -> Iterator[tuple[int, bool]]:
+        """Samples of the example, and whether any number shall be allowed, in the order they are tried."""
+        whole = self.samples.n_first
+        if self.samples.batch.is_whole:
+            yield whole, False
+            return
+        yield _EXAMPLE, True
+        yield self.batch, False
+        if whole != self.batch:
+            yield whole, False
+
+    def _written(
+        self,
+        named: NamedModel,
+        example: Batch,
+        is_dynamic: bool,
+        folder: Path,
+        plain: nn.Module,
+        reading: Reading | None,
+    ) -> _Built:
+        program = capture_program(named, example, is_dynamic=is_dynamic)
+        folder.mkdir(parents=True)
+        path = folder / self.file
+        try:
+            lowered = self.row.write(program, path)
+        except OSError as error:
+            raise FileError(f"{self.file} cannot be written ({error}); give a folder with room") from error
+        runtime = self.row.open(path, program, self.threads)
+        checked = None
+        if reading is not None:
+            checked = check_file(program, runtime, plain, self.samples, reading)
+            if checked.max_error > checked.bound:
+                raise ExportError(_difference_told(checked, self._inner(path, program, lowered, checked)))
+        return _Built(
+            program=program, path=path, runtime=runtime, checked=checked, notes=tuple(_fixed_notes(named))
+        )
+
+    def _inner(self, path: Path, program: Program, lowered: ExportedProgram, checked: Checked) -> str:
+        """Where inside a file starts to differ, in words; empty where the runtime does not tell."""
+        if self.row.open_inside is None:
+            return ""
+        try:
+            names, inside = self.row.open_inside(path, program, inner_names(lowered))
+            if not names:
+                return ""
+            found = first_difference(lowered, program, names, inside, checked.batch, checked.bound)
+        except Exception as error:
+            # What is to be reported is the difference; that it could not be located is said beside it.
+            return f"where it starts could not be found out ({told(error)}); "
+        if found is None:
+            return "no inner value differs when it is made an output; "
+        return f"the first inner value that differs is {found}; "
+
+
+def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
+    """What to know of times before and after, or of those after alone.
+
+    Args:
+        times: of the original, where there is one, and of the file.
+        format: for the notes.
+
+    Returns:
+        A note on a file that takes longer than the original, and one on times that cannot be relied on.
+    """
+    notes = []
+    if len(times) > 1 and times[1].milliseconds > _SLOWER * times[0].milliseconds:
+        text = (
+            f"slower than the original: {times[1].milliseconds:.3g} ms, not {times[0].milliseconds:.3g} ms; "
+            "narrow layers do not fill a vector: plan with multiple_of=8 or 16, skip small layers, or try "
+            "another format"
+        )
+        notes.append(Note(where=format, text=text, is_warning=True))
+    spread = max(entry.spread for entry in times)
+    if spread > _NOISY:
+        text = f"times spread by {spread:.0%}: the machine does other work; export again when it is quiet"
+        notes.append(Note(where=format, text=text))
+    return notes
+
+
+def _times(built: _Built, before: _Built | None, batch: Batch) -> tuple[Times, ...]:
+    """Times before and after, or after alone."""
+    files = [built] if before is None else [before, built]
+    return time_in_turns([file.runtime(batch) for file in files])
+
+
+def _difference_told(checked: Checked, inner: str) -> str:
+    """What to say of a file that differs."""
+    count = checked.batch.n_samples
+    return (
+        f"the file answers otherwise than the model on {count} {'sample' if count == 1 else 'samples'}: "
+        f"{checked.worst} (allowed {checked.bound:.1g}); {inner}a model that draws random numbers or keeps "
+        "state cannot be compared: switch that off, else replace this operation, or take another format"
+    )
+
+
+def _fixed_notes(named: NamedModel) -> list[Note]:
+    """A note for each argument that is fixed in the file."""
+    return [
+        Note(where=name, text=f"this argument is {value!r} in the file, which takes tensors only")
+        for name, value in named.fixed.items()
+        if value is not None
+    ]
+
+
+def _shape_notes(samples: Samples, format: str) -> list[Note]:
+    """A note where there are samples of other shapes."""
+    if not samples.has_others:
+        return []
+    text = (
+        f"all sizes but the batch are those of the first batch, {shapes_told(samples.batch)}; samples of "
+        "other shapes, or with other arguments that are no tensors, were left out: pad inputs to these"
+    )
+    return [Note(where=format, text=text)]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formats that a model can be exported to: a row each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.export import ExportedProgram
+
+from slimrank._errors import ExportError, UnknownNameError
+from slimrank._names import nearest
+from slimrank.deploy import _onnx
+from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
+from slimrank.deploy._packages import import_package
+from slimrank.deploy._program import Program
+from slimrank.deploy._runtime import Runtime
+from slimrank.deploy._torch import open_torch, write_torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One format.
+
+    Attributes:
+        suffix: of its files.
+        extra: of slimrank that brings its packages; "" where torch is enough.
+        packages: that it needs.
+        write: writes a program to a file, and others beside it where the format has more; returns the program
+            whose nodes have the names of the values in the file.
+        open: opens a file that was written, with so many threads.
+        open_inside: opens a file with inner values as outputs; None where the runtime cannot.
+    """
+
+    suffix: str
+    extra: str
+    packages: tuple[str, ...]
+    write: Callable[[Program, Path], ExportedProgram]
+    open: Callable[[Path, Program, int], Runtime]
+    open_inside: Callable[[Path, Program, Sequence[str]], tuple[tuple[str, ...], Runtime]] | None = None
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        suffix=".onnx",
+        extra=_onnx.EXTRA,
+        packages=_onnx.PACKAGES,
+        write=write_onnx,
+        open=open_onnx,
+        open_inside=open_onnx_inside,
+    ),
+    "torch": Format(suffix=".pt2", extra="", packages=(), write=write_torch, open=open_torch),
+}
+
+
+def format_named(name: object) -> Format:
+    """A row of the table, its packages installed.
+
+    Raises:
+        UnknownNameError: no such format.
+        MissingPackageError: a package of the format is not installed.
+    """
+    row = FORMATS.get(name) if isinstance(name, str) else None
+    if row is None:
+        raise UnknownNameError(f"format={name!r}; {nearest(str(name), list(FORMATS))}")
+    for package in row.packages:
+        import_package(package, extra=row.extra, what=f"format={name!r}")
+    return row
+
+
+def check_suffix(path: Path, name: str) -> None:
+    """Refuses a file name that says another format, which runtimes would not open.
+
+    Raises:
+        ExportError: another suffix.
+    """
+    wanted = FORMATS[name].suffix
+    if path.suffix == wanted:
+        return
+    other = next((key for key, row in FORMATS.items() if row.suffix == path.suffix), None)
+    if other is None:
+        cure = f"give {path.with_name(path.name + wanted) if path.name else f'a file that ends in {wanted}'}"
+    else:
+        cure = f"pass format={other!r}, or give {path.with_suffix(wanted)}"
+    raise ExportError(f"{path}: files of format={name!r} end in {wanted}; {cure}")

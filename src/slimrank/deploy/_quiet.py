@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exporters that keep quiet, and what they say when they fail."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+from slimrank.forward import error_with_source_line
+
+# Characters of an exporter's message that are told; some run over pages.
+_MAX_MESSAGE = 300
+# What torch.export says in its first line where it found a dimension fixed.
+_CONSTRAINTS = "Constraints violated"
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[io.StringIO]:
+    """Keeps what exporters print and log, and their warnings about code of their own; other warnings pass.
+
+    Yields:
+        What was printed and logged so far.
+    """
+    printed = io.StringIO()
+    keeper = logging.StreamHandler(printed)
+    # torch hangs handlers on some of its loggers, which write to the terminal themselves.
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] == "torch"
+    ]
+    handlers = {logger: logger.handlers for logger in loggers}
+    with contextlib.ExitStack() as stack:
+        for logger in loggers:
+            if logger.handlers:
+                logger.handlers = [keeper]
+        stack.callback(_put_back, handlers)
+        stack.enter_context(warnings.catch_warnings())
+        for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(contextlib.redirect_stderr(printed))
+        yield printed
+
+
+def told(error: BaseException) -> str:
+    """An exporter's error in one line: the innermost cause, which says what went wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, Exception):
+        return repr(error)
+    text = error_with_source_line(error)
+    if _CONSTRAINTS in text and "specialized it to be a constant" in str(error):
+        # The message goes on about torch's own options.
+        return "the code takes the number of samples for fixed (as int(x.shape[0]) or x.view(8, -1) do)"
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
+
+
+def _put_back(handlers: dict[logging.Logger, list[logging.Handler]]) -> None:
+    for logger, before in handlers.items():
+        logger.handlers = before

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any model to a file of a runtime."""
+
+import os
+from collections.abc import Iterable
+
+from torch import nn
+
+from slimrank._errors import OptionError
+from slimrank._result import Result
+from slimrank._study import check_model
+from slimrank.calibrate import LikelihoodChoice, checked_batches, likelihood_of
+from slimrank.deploy import Reading, export_model
+from slimrank.forward import OutputChoice, check_outputs, outside_inference_mode
+from slimrank.records import Exported
+from slimrank.survey import Inputs
+
+
+@outside_inference_mode
+def export(
+    model: nn.Module | Result,
+    path: str | os.PathLike[str],
+    batches: Iterable[object],
+    *,
+    format: str = "onnx",
+    inputs: Inputs = None,
+    outputs: OutputChoice = None,
+    likelihood: LikelihoodChoice = "auto",
+    original: nn.Module | None = None,
+    batch: int = 1,
+    threads: int = 1,
+) -> Exported:
+    """Writes a model to a file that another runtime reads, checked and timed in that runtime.
+
+    The file takes batches of any number of samples where the model allows that; a note says where not. It is
+    run on real samples and compared with the model; a file that answers otherwise is not written.
+
+    Args:
+        model: any module, compressed or not; it is not changed. A result brings its original and how its
+            outputs are read.
+        path: of the file: ``.onnx`` or ``.pt2``. An existing one is replaced, whole or not at all; folders
+            are not made.
+        batches: real inputs, as in ``slimrank.study``; a few samples are enough.
+        format: "onnx" (for onnxruntime and others; needs ``pip install 'slimrank[export]'``) or "torch" (a
+            program of ``torch.export``).
+        inputs: as in ``slimrank.study``.
+        outputs: as in ``slimrank.study``: the outputs whose classes are compared. The file has all of them.
+        likelihood: as in ``slimrank.study``: which outputs are classes.
+        original: the model before compression, to be timed in the same runtime; None for no such time.
+        batch: samples in the batches that are timed, and in those of a file that takes one number only.
+        threads: of the runtime while it is timed.
+
+    Returns:
+        What was written, how exact and how fast it is.
+
+    Raises:
+        UnknownNameError: no such format.
+        MissingPackageError: a package of the format is not installed; the message has the line for pip.
+        ExportError: the model cannot be written in this format, or the file answers otherwise than the model;
+            the message names operation and module.
+        FileError: the file cannot be written.
+        SlimrankError: as in ``slimrank.study``, for the batches.
+    """
+    if isinstance(model, Result):
+        if original is not None or outputs is not None or likelihood != "auto":
+            raise OptionError(
+                "original=, outputs= and likelihood= are given beside a result, which brings its own; pass "
+                "result.model to have others"
+            )
+        return model.export(path, format=format, batches=batches, inputs=inputs, batch=batch, threads=threads)
+    check_model(model)
+    if original is not None:
+        check_model(original)
+    check_outputs(outputs)
+    return export_model(
+        model,
+        path,
+        checked_batches(batches, inputs, model),
+        format=format,
+        reading=Reading(outputs=outputs, likelihood=likelihood_of(likelihood)),
+        original=original,
+        batch=batch,
+        threads=threads,
+    )

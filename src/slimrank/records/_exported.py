@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of an exported file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimrank.records._note import Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """A file that a runtime reads, checked and timed in that runtime.
+
+    Attributes:
+        path: of the file.
+        format: "onnx" or "torch".
+        bytes: on disk, all files of the export together.
+        max_error: largest difference from the model that was exported, relative to the largest value of that
+            output; of the output that differs most.
+        agreement: share of equal classes with the same model, 0 to 1; None where outputs are no classes.
+        before_ms: median time of one batch through the original in the same runtime, by the clock; None
+            without an original.
+        after_ms: the same of this file.
+        before_spread: interquartile range of these times over their median; None without an original.
+        after_spread: the same of this file.
+        batch: samples in the batches that were timed.
+        threads: that the runtime had.
+        notes: what the user should know.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    max_error: float
+    agreement: float | None
+    before_ms: float | None
+    after_ms: float
+    before_spread: float | None
+    after_spread: float
+    batch: int
+    threads: int
+    notes: tuple[Note, ...] = ()
+
+    def summary(self) -> str:
+        """What was written, how exact and how fast it is, as text."""
+        lines = [
+            f"{self.path} ({self.format}): {self.bytes / 1e6:,.3f} MB",
+            f"largest relative error {self.max_error:.1e}"
+            + ("" if self.agreement is None else f", equal classes {self.agreement:.2%}"),
+            self._times(),
+            *(f"- {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+    def _times(self) -> str:
+        after = f"{self.after_ms:.3f} ms (spread {self.after_spread:.0%})"
+        where = f"batch {self.batch}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"
+        if self.before_ms is None or self.before_spread is None:
+            return f"{after}; {where}"
+        before = f"{self.before_ms:.3f} ms (spread {self.before_spread:.0%})"
+        return f"original {before}, this file {after}, ratio {self.after_ms / self.before_ms:.2f}; {where}"

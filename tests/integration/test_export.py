@@ -1,0 +1,595 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models as files of other runtimes: read there by hand, compared, refused with reasons."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import seams
+import slimrank as sr
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+def _notes(exported: sr.Exported) -> str:
+    return "\n".join(str(note) for note in exported.notes)
+
+
+def _run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    session = onnxruntime.InferenceSession(str(path))
+    names = [value.name for value in session.get_outputs()]
+    results = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+    return {name: torch.from_numpy(np.asarray(result)) for name, result in zip(names, results, strict=True)}
+
+
+class Residual(nn.Module):
+    """Convolutions with norms around a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.conv = nn.Conv2d(16, 16, 3, padding="same", bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image)
+        return self.head((x + self.norm(self.conv(x))).relu().mean((2, 3)))
+
+
+class Text(nn.Module):
+    """Keywords in, a dict out, with what is no tensor in both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        self.mix = nn.Linear(16, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *, scaled: bool = False
+    ) -> dict[str, object]:
+        x = self.mix(self.embed(input_ids)).relu() * attention_mask[..., None]
+        pooled = x.sum(1) / attention_mask.sum(1, keepdim=True)
+        logits = self.head(pooled) * (8.0 if scaled else 1.0)
+        return {"logits": logits, "cache": None, "states": (x, pooled), "name": "text"}
+
+
+class Vit(nn.Module):
+    """Patches, a class token of the size of the batch, torch's encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 24, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 24))
+        layer = nn.TransformerEncoderLayer(24, 4, 48, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(24, 6)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch(image).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.encoder(x)[:, 0])
+
+
+class Gate(nn.Module):
+    """A branch on the data, which no graph can hold."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x * 2
+        return x
+
+
+class Singular(nn.Module):
+    """An operation that ONNX does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.svdvals(x[:, None] * x[:, :, None])
+
+
+class FixedBatch(nn.Module):
+    """The number of samples is taken out of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + torch.full((int(str(len(x))), 1), 0.5)
+
+
+def _images(n_batches: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(10, 3, 8, 8, generator=generator) for _ in range(n_batches)]
+
+
+def _texts(nets: ModuleType) -> list[dict[str, object]]:
+    return [
+        {"input_ids": ids, "attention_mask": torch.ones(ids.shape), "scaled": True}
+        for ids in nets.tokens(size=6)
+    ]
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_a_result_is_written_checked_and_timed(
+    format: str,
+    cnn_result: sr.Result,
+    nets: ModuleType,
+    tmp_path: Path,
+    snapshot: Callable[[nn.Module], object],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = snapshot(cnn_result.model)
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    exported = cnn_result.export(path, format=format, batch=2)
+    assert snapshot(cnn_result.model) == before
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == [path]
+    assert (exported.path, exported.format, exported.batch) == (path, format, 2)
+    assert exported.bytes == path.stat().st_size
+    assert exported.max_error < 1e-5
+    assert exported.before_ms is not None
+    assert exported.before_ms > 0
+    assert exported.after_ms > 0
+    assert exported.after_spread >= 0
+    assert f"ratio {exported.after_ms / exported.before_ms:.2f}" in exported.summary()
+    # Apart from the library: another number of samples, other values.
+    (x,) = nets.noise(1, 8, 8, n=1, size=7, seed=9)
+    expected = copy.deepcopy(cnn_result.model).eval()(x)
+    found = _run_onnx(path, {"x": x})["output"] if format == "onnx" else torch.export.load(path).module()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_printed_in_a_process_of_its_own(tmp_path: Path) -> None:
+    code = f"""
+import slimrank, torch
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+batches = [torch.randn(8, 4)]
+slimrank.export(torch.nn.Linear(4, 2), {str(tmp_path / "model.onnx")!r}, batches)
+try:
+    slimrank.export(Branch(), {str(tmp_path / "branch.onnx")!r}, batches)
+except slimrank.ExportError:
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_onnx_files_say_who_wrote_them_and_nothing_of_the_machine(
+    cnn_result: sr.Result, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    cnn_result.export(path)
+    model = onnx.load(path)
+    assert (model.producer_name, model.producer_version) == ("slimrank", sr.__version__)
+    assert [(value.name, value.type.tensor_type.shape.dim[0].dim_param) for value in model.graph.input] == [
+        ("x", "batch")
+    ]
+    assert str(Path(__file__).parent).encode() not in path.read_bytes()
+    assert sys.prefix.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_names_of_keywords_and_of_a_dict_are_kept(format: str, nets: ModuleType, tmp_path: Path) -> None:
+    model, batches = nets.settle(Text().eval()), _texts(nets)
+    path = tmp_path / f"text{SUFFIXES[format]}"
+    exported = sr.export(model, path, batches, format=format, likelihood="categorical", outputs="logits")
+    assert exported.agreement == 1.0
+    assert exported.before_ms is None
+    assert "scaled: this argument is True in the file" in _notes(exported)
+    inputs = {"input_ids": nets.tokens(size=3, seed=5)[0], "attention_mask": torch.ones(3, 6)}
+    expected = model(**inputs, scaled=True)
+    found = _run_onnx(path, inputs) if format == "onnx" else torch.export.load(path).module()(**inputs)
+    assert list(found) == ["logits", "states_0", "states_1"]
+    torch.testing.assert_close(found["logits"], expected["logits"])
+    torch.testing.assert_close(found["states_1"], expected["states"][1])
+
+
+@pytest.mark.parametrize("build", [Residual, Vit])
+def test_networks_that_were_never_compressed(build: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build()
+    exported = sr.export(model, tmp_path / "model.onnx", _images(), likelihood="categorical")
+    assert model.training
+    assert exported.max_error < 1e-5
+    assert exported.agreement == 1.0
+    assert [note for note in exported.notes if "spread" not in note.text] == []
+    images = _images()[1][:4]
+    found = _run_onnx(exported.path, {"image": images})["output"]
+    torch.testing.assert_close(found, model.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_and_fewer_channels_around_a_shortcut(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    study = sr.study(Residual(), _images(4), progress=False)
+    result = study.apply(study.plan(macs=0.5))
+    exported = result.export(tmp_path / "model.onnx")
+    assert exported.max_error < 1e-5
+    sizes = [tuple(tensor.dims) for tensor in onnx.load(exported.path).graph.initializer]
+    assert sum(int(np.prod(size)) for size in sizes) < sum(p.numel() for p in Residual().parameters())
+
+
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_several_outputs_have_their_index_for_a_name(outputs: int, tmp_path: Path) -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> tuple[object, ...]:
+            return (x + 1, x.argmax(1), [None, x * 2])[:outputs]
+
+    batches = [torch.randn(6, 5)]
+    exported = sr.export(Several(), tmp_path / "model.onnx", batches)
+    found = _run_onnx(exported.path, {"x": batches[0]})
+    assert list(found) == ["output_0", "output_1", "output_2_1"][:outputs]
+    assert torch.equal(found["output_1"], batches[0].argmax(1))
+
+
+def test_outputs_named_like_what_is_inside(nets: ModuleType, tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(24, 4)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.linear(x)
+            return {
+                "relu": y.relu() + 1,
+                "same": y,
+                "again": y,
+                "linear": -y,
+                "x": x,
+                "bias": self.linear.bias,
+            }
+
+    model = Named()
+    exported = sr.export(model, tmp_path / "model.onnx", nets.noise(24))
+    (x,) = nets.noise(24, n=1)
+    found, expected = _run_onnx(exported.path, {"x": x}), model(x)
+    assert list(found) == ["relu", "same", "again", "linear", "output_x", "bias"]
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[f"output_{name}" if name == "x" else name], tensor.detach())
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_tensors_in_containers_and_inputs_changed_in_place(format: str, tmp_path: Path) -> None:
+    class Nested(nn.Module):
+        def forward(self, pair: list[object], options: Mapping[str, Tensor]) -> Tensor:
+            first = pair[0]
+            return first.mul_(2) + options["bias"]  # type: ignore[attr-defined]
+
+    # As many as one of the batches of the check: that one is not cut out, so it is the caller's own.
+    batches = [([torch.randn(5, 3), None], {"bias": torch.randn(5, 3)}) for _ in range(2)]
+    before = batches[0][0][0].clone()
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    exported = sr.export(Nested(), path, batches, format=format)
+    assert [note for note in exported.notes if "spread" not in note.text] == []
+    assert torch.equal(batches[0][0][0], before)
+    assert format == "torch" or {value.name for value in onnx.load(path).graph.input} == {
+        "pair_0",
+        "options_bias",
+    }
+
+
+def test_a_model_of_integers_has_no_classes(tmp_path: Path) -> None:
+    class Labels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argmax(1)
+
+    exported = sr.export(Labels(), tmp_path / "model.pt2", [torch.randn(6, 5)], format="torch")
+    assert (exported.max_error, exported.agreement) == (0.0, None)
+
+
+def test_a_batch_that_cannot_be_free_is_fixed_and_told(nets: ModuleType, tmp_path: Path) -> None:
+    exported = sr.export(FixedBatch(), tmp_path / "model.onnx", nets.noise(24), batch=3)
+    assert exported.batch == 3
+    assert "batch: the file takes batches of 3 only: FixedBatch cannot be captured" in _notes(exported)
+    assert "takes the number of samples for fixed" in _notes(exported)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
+        _run_onnx(exported.path, {"x": torch.zeros(2, 24)})
+    assert _run_onnx(exported.path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
+
+
+def test_a_model_that_takes_its_own_batch_only(tmp_path: Path) -> None:
+    class Four(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(4, 6) * 2
+
+    exported = sr.export(Four(), tmp_path / "model.pt2", [torch.randn(4, 6)] * 2, format="torch")
+    assert exported.batch == 4
+    assert "the file takes batches of 4 only: Four refuses" in _notes(exported)
+
+
+def test_samples_of_other_shapes_are_left_out_and_told(tmp_path: Path) -> None:
+    batches = [torch.randn(4, 5, 6), torch.randn(4, 7, 6)]
+    exported = sr.export(nn.Linear(6, 3), tmp_path / "model.pt2", batches, format="torch")
+    assert "those of the first batch, argument 0 (batch, 5, 6)" in _notes(exported)
+
+
+def test_control_flow_on_data_names_module_and_line(nets: ModuleType, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(24, 8), nn.Sequential(nn.ReLU(), Gate()))
+    with pytest.raises(
+        sr.ExportError, match=r"\(module 1\.1, Gate\).*test_export.py:\d+ `if x.sum\(\) > 0:`"
+    ):
+        sr.export(model, tmp_path / "model.onnx", nets.noise(24))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operation_that_onnx_lacks_is_named_with_its_module(nets: ModuleType, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(24, 4), Singular())
+    with pytest.raises(
+        sr.ExportError, match=r"no translation of aten\._?linalg_svd.* in module 1 at .*; take"
+    ):
+        sr.export(model, tmp_path / "model.onnx", nets.noise(24))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _with_a_wrong_number(row: object, name: str) -> Callable[[object, Path], object]:
+    """Writes a file and changes a weight in it."""
+
+    def write(program: object, path: Path) -> object:
+        lowered = row.write(program, path)  # type: ignore[attr-defined]
+        model = onnx.load(path)
+        (tensor,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith(name)]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 1.5, tensor.name))
+        onnx.save(model, path)
+        return lowered
+
+    return write
+
+
+def test_a_file_that_answers_otherwise_is_not_written(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = seams.FORMATS["onnx"]
+    seams.change_format(monkeypatch, "onnx", write=_with_a_wrong_number(row, "2.weight"))
+    path = tmp_path / "model.onnx"
+    path.write_text("earlier")
+    with pytest.raises(
+        sr.ExportError, match=r"output differs by .*first inner value that differs is aten\S* in module 2 \("
+    ):
+        sr.export(nets.mlp(), path, nets.noise(24))
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_for_which_the_batch_is_fixed_after_all_is_found_out(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = seams.FORMATS["torch"]
+
+    def first_sample_only(path: Path, program: object, threads: int) -> object:
+        bind = row.open(path, program, threads)  # type: ignore[arg-type]
+        return lambda batch: lambda: [tensor[:1] for tensor in bind(batch)()]
+
+    seams.change_format(monkeypatch, "torch", open=first_sample_only)
+    exported = sr.export(nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch")
+    assert "batches of 1 only" in _notes(exported)
+    assert "output is [1, 8] where the model's is [2, 8]" in _notes(exported)
+
+
+def test_a_difference_that_cannot_be_located_is_told_all_the_same(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> object:
+        raise KeyError("no such value")
+
+    row = seams.FORMATS["torch"]
+    seams.change_format(
+        monkeypatch,
+        "torch",
+        open=lambda *args: lambda batch: lambda: [2 * tensor for tensor in row.open(*args)(batch)()],
+        open_inside=fail,
+    )
+    with pytest.raises(sr.ExportError, match=r"output differs by 1 .* could not be found out \(KeyError"):
+        sr.export(nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch")
+
+
+def test_what_torch_cannot_write_is_told(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> None:
+        raise RuntimeError("custom object")
+
+    monkeypatch.setattr(torch.export, "save", fail)
+    with pytest.raises(
+        sr.ExportError, match=r"Linear cannot be written by torch.export: RuntimeError: custom"
+    ):
+        sr.export(nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told(nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", fail)
+    with pytest.raises(sr.FileError, match=r"No space left.*give a folder with room"):
+        sr.export(nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_draws_is_refused(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    with pytest.raises(sr.ExportError, match=r"aten.rand_like.* draws random numbers"):
+        sr.export(Noisy(), tmp_path / "model.onnx", [torch.zeros(4, 3)])
+    with pytest.raises(sr.ExportError, match=r"of its largest value \(allowed 0.001\); a model that draws"):
+        sr.export(Noisy(), tmp_path / "model.pt2", [torch.zeros(4, 3)], format="torch")
+
+
+def test_an_original_that_cannot_be_written_is_told(nets: ModuleType, tmp_path: Path) -> None:
+    exported = sr.export(
+        nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch", original=nets.Control()
+    )
+    assert exported.before_ms is None
+    assert "the original cannot be written, so there is no time before: Control cannot" in _notes(exported)
+
+
+def test_an_existing_file_is_replaced(nets: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_text("earlier")
+    sr.export(nn.Linear(24, 8), path, nets.noise(24), format="torch")
+    assert torch.export.load(path).module()(torch.zeros(2, 24)).shape == (2, 8)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "error", "message"),
+    [
+        ("m.onnx", {"format": "onxx"}, sr.UnknownNameError, "format='onxx'; did you mean 'onnx'"),
+        ("m.onnx", {"format": None}, sr.UnknownNameError, "format=None"),
+        ("m.pt2", {}, sr.ExportError, "end in .onnx; pass format='torch', or give .*m.onnx"),
+        ("m", {}, sr.ExportError, "files of format='onnx' end in .onnx; give .*m.onnx"),
+        ("none/m.onnx", {}, sr.FileError, "there is no folder .*none; make it first"),
+        ("file/m.onnx", {}, sr.FileError, "there is no folder .*file"),
+        ("folder.onnx", {}, sr.FileError, "is a folder; give the path of a file"),
+        ("m.onnx", {"batch": 0}, sr.OptionError, "batch=0; give a whole number from 1 on"),
+        ("m.onnx", {"threads": 1.5}, sr.OptionError, "threads=1.5"),
+        ("m.onnx", {"original": 3}, sr.OptionError, "give a torch.nn.Module"),
+        ("m.onnx", {"inputs": lambda b: b["x"]}, sr.BatchesError, "inputs= failed"),
+        ("m.onnx", {"likelihood": "normal"}, sr.OptionError, "likelihood='normal'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    file: str, options: Mapping[str, object], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.onnx").mkdir()
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(error, match=message):
+        sr.export(nn.Linear(4, 2), tmp_path / file, [torch.zeros(3, 4)], **options)  # type: ignore[arg-type]
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_no_tensor_comes_out(tmp_path: Path) -> None:
+    class Words(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, str]:
+            return {"name": str(x.shape)}
+
+    with pytest.raises(sr.OutputError, match="holds no tensor"):
+        sr.export(Words(), tmp_path / "model.onnx", [torch.zeros(3, 4)])
+
+
+def test_a_missing_package_gives_the_line_for_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"needs onnxruntime.*pip install 'slimrank\[export\]'") as caught:
+        sr.export(nn.Linear(4, 2), tmp_path / "model.onnx", [torch.zeros(3, 4)])
+    assert isinstance(caught.value, sr.MissingPackageError)
+
+
+def test_a_type_that_onnxruntime_does_not_take_is_told(tmp_path: Path) -> None:
+    model, batches = nn.Linear(4, 2).bfloat16(), [torch.ones(3, 4, dtype=torch.bfloat16)]
+    with pytest.raises(sr.ExportError, match=r"Linear.*half precision.*model.float\(\).*format='torch'"):
+        sr.export(model, tmp_path / "model.onnx", batches)
+    assert sr.export(model, tmp_path / "model.pt2", batches, format="torch").max_error == 0
+
+
+class TestResultsKnowTheirData:
+    def test_copies_share_them(self, cnn_result: sr.Result, tmp_path: Path) -> None:
+        exported = copy.deepcopy(cnn_result).export(tmp_path / "model.pt2", format="torch")
+        assert exported.before_ms is not None
+
+    def test_a_pickled_result_needs_batches(
+        self, cnn_result: sr.Result, nets: ModuleType, tmp_path: Path
+    ) -> None:
+        restored: sr.Result = pickle.loads(pickle.dumps(cnn_result))
+        with pytest.raises(sr.BatchesError, match="pass batches="):
+            restored.export(tmp_path / "model.pt2", format="torch")
+        exported = restored.export(tmp_path / "model.pt2", format="torch", batches=nets.noise(1, 8, 8))
+        assert exported.before_ms is None
+
+    def test_a_result_without_data_needs_batches(
+        self, cnn_study: sr.Study, nets: ModuleType, tmp_path: Path
+    ) -> None:
+        result = sr.apply(nets.cnn(), cnn_study.plan(macs=0.8), progress=False)
+        with pytest.raises(sr.BatchesError, match="pass batches="):
+            result.export(tmp_path / "model.pt2", format="torch")
+
+    def test_other_batches_and_their_inputs(
+        self, cnn_result: sr.Result, nets: ModuleType, tmp_path: Path
+    ) -> None:
+        labelled = [(batch, torch.zeros(len(batch))) for batch in nets.noise(1, 8, 8, seed=4)]
+        path = tmp_path / "model.pt2"
+        exported = cnn_result.export(path, format="torch", batches=labelled, inputs=lambda b: b[0])
+        assert exported.max_error < 1e-5
+        with pytest.raises(sr.OptionError, match="inputs= goes with batches="):
+            cnn_result.export(path, format="torch", inputs=lambda b: b[0])
+
+    def test_as_a_model(self, cnn_result: sr.Result, nets: ModuleType, tmp_path: Path) -> None:
+        batches, path = nets.noise(1, 8, 8), tmp_path / "model.pt2"
+        assert sr.export(cnn_result, path, batches, format="torch").before_ms is not None
+        with pytest.raises(sr.OptionError, match="brings its own"):
+            sr.export(cnn_result, path, batches, format="torch", original=nets.cnn())
+
+    def test_of_several_steps(self, cnn_result: sr.Result, nets: ModuleType, tmp_path: Path) -> None:
+        study = sr.study(cnn_result, nets.noise(1, 8, 8), progress=False)
+        exported = study.apply(study.plan(macs=0.8)).export(tmp_path / "model.pt2", format="torch")
+        assert "before is the model that the last step started from" in _notes(exported)
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cnn_result: sr.Result) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        nets_file = Path(__file__).parent / "nets.py"
+        Path("export_net.py").write_text(
+            f"{nets_file.read_text()}\ndef batches():\n    return noise(1, 8, 8)\n", encoding="utf-8"
+        )
+        monkeypatch.delitem(sys.modules, "export_net", raising=False)
+        cnn_result.save("small")
+
+    def _run(self, *args: str, code: int = 0) -> str:
+        done = CliRunner().invoke(seams.cli, ["export", *args], catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done.stdout if code == 0 else done.stderr
+
+    def test_a_saved_model_beside_the_original(self) -> None:
+        said = self._run(
+            "small",
+            "small.onnx",
+            "--model",
+            "export_net.py:cnn",
+            "--batches",
+            "export_net.py:batches",
+            "--json",
+        )
+        facts = json.loads(said)
+        assert facts["path"] == "small.onnx"
+        assert facts["bytes"] == Path("small.onnx").stat().st_size
+        assert facts["before_ms"] > 0
+        assert facts["max_error"] < 1e-5
+
+    def test_a_model_as_it_is(self) -> None:
+        said = self._run(
+            "export_net.py:cnn",
+            "net.pt2",
+            "--batches",
+            "export_net.py:batches",
+            "--format",
+            "torch",
+            "--batch",
+            "2",
+        )
+        assert "net.pt2 (torch)" in said
+        assert "batch 2, 1 thread" in said
+
+    def test_a_saved_model_needs_its_original(self) -> None:
+        said = self._run("small", "small.onnx", "--batches", "export_net.py:batches", code=2)
+        assert "--model" in said

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of an export: drafts that are moved, times that take turns."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import seams
+import slimrank as sr
+
+
+def _filled(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).write_text(f"new {name}")
+    return [folder / name for name in names]
+
+
+def test_several_files_are_moved_together(tmp_path: Path) -> None:
+    target = tmp_path / "model.xml"
+    target.write_text("old")
+    with seams.draft_folder(target) as draft:
+        seams.move_into_place(_filled(draft, "model.xml", "model.bin"), target)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "model.xml": "new model.xml",
+        "model.bin": "new model.bin",
+    }
+
+
+def test_where_one_file_cannot_be_moved_all_are_as_before(tmp_path: Path) -> None:
+    target = tmp_path / "model.xml"
+    (tmp_path / "model.bin").write_text("old")
+    # A folder with something in it cannot be replaced by a file.
+    with seams.draft_folder(target) as draft:
+        files = _filled(draft, "model.bin", "model.xml")
+        (tmp_path / "model.xml").mkdir()
+        (tmp_path / "model.xml" / "kept").write_text("")
+        (draft / "model.xml.old").write_text("")
+        with pytest.raises(sr.FileError, match="cannot be written"):
+            seams.move_into_place(files, target)
+    assert (tmp_path / "model.bin").read_text() == "old"
+    assert (tmp_path / "model.xml" / "kept").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_a_folder_without_rights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(sr.FileError, match=r"Permission denied.*give a file in a folder with rights"),
+        seams.draft_folder(tmp_path / "model.onnx"),
+    ):
+        pytest.fail("there is no draft")
+
+
+def test_a_draft_is_gone_after_an_error(tmp_path: Path) -> None:
+    def fail() -> None:
+        with seams.draft_folder(tmp_path / "model.onnx") as draft:
+            _filled(draft, "model.onnx")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_times_are_medians_of_runs_that_take_turns() -> None:
+    now, order = [0.0], []
+
+    def run(name: str, seconds: list[float]) -> Callable[[], None]:
+        def one() -> None:
+            order.append(name)
+            now[0] += seconds[order.count(name) % len(seconds)]
+
+        return one
+
+    before, after = seams.time_in_turns(
+        [run("before", [0.004]), run("after", [0.001, 0.002, 0.003])], clock=lambda: now[0]
+    )
+    assert order[:4] == ["before", "after", "before", "after"]
+    assert before.milliseconds == pytest.approx(4)
+    assert before.spread == pytest.approx(0)
+    assert after.milliseconds == pytest.approx(2)
+    # From 1 to 3, over 2.
+    assert after.spread == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("after_ms", "is_told"), [(1.2, True), (1.04, False), (0.7, False)])
+def test_a_slower_file_is_told_with_what_to_try(after_ms: float, is_told: bool) -> None:
+    times = [seams.Times(milliseconds=ms, spread=0.0) for ms in (1.0, after_ms)]
+    notes = seams.timing_notes(times, "onnx")
+    assert bool(notes) is is_told
+    assert not is_told or "multiple_of=8" in notes[0].text
+    assert seams.timing_notes(times[1:], "onnx") == []
+
+
+def test_times_that_cannot_be_relied_on_are_told() -> None:
+    quiet, noisy = (seams.Times(milliseconds=1.0, spread=spread) for spread in (0.1, 0.8))
+    assert seams.timing_notes([quiet, quiet], "onnx") == []
+    (note,) = seams.timing_notes([noisy, quiet], "onnx")
+    assert "times spread by 80%" in note.text

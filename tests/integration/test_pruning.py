@@ -239,7 +239,7 @@ def test_other_orders_are_measured_alike(order: ChannelOrder) -> None:
 def test_an_interrupted_apply_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = studied(name)
     study.save(tmp_path)
-    whole = applied(name, 0.4)
+    whole = study.apply(study.plan(macs=0.4, multiple_of=1))
     plan = whole.plan
     assert len({layer.name for layer in whole.layers if layer.fit}) > 1
     loaded = sr.Study.load(tmp_path, model=pruning_nets.build(name), run_dir=tmp_path, progress=False)
@@ -693,7 +693,7 @@ class Wired(pruning_nets.Plain):
 
 
 def test_a_group_that_fails_stays_and_the_rest_is_built(tmp_path: Path) -> None:
-    plan = studied("plain").plan(macs=0.4, methods=PRUNING)
+    plan = studied("plain").plan(macs=0.4, methods=PRUNING, multiple_of=1)
     assert "last" in plan.groups
     wired = Wired().eval()
     wired.load_state_dict(pruning_nets.build("plain").state_dict())

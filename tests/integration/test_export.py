@@ -2,6 +2,7 @@
 """Models as files of other runtimes: read there by hand, compared, refused with reasons."""
 
 import copy
+import importlib.util
 import json
 import pickle
 import subprocess
@@ -22,6 +23,10 @@ import seams
 import slimrank as sr
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
+if HAS_OPENVINO:
+    SUFFIXES["openvino"] = ".xml"
+needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
 
 
 def _notes(exported: sr.Exported) -> str:
@@ -33,6 +38,31 @@ def _run_onnx(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = [value.name for value in session.get_outputs()]
     results = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
     return {name: torch.from_numpy(np.asarray(result)) for name, result in zip(names, results, strict=True)}
+
+
+def _run_openvino(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    openvino = seams.import_package("openvino", extra="openvino", what="this test")
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled({name: tensor.numpy() for name, tensor in inputs.items()})
+    return {port.any_name: torch.from_numpy(np.asarray(results[port])) for port in compiled.outputs}
+
+
+def _run(
+    format: str, path: Path, inputs: Mapping[str, Tensor], *, has_keywords: bool = False
+) -> dict[str, Tensor]:
+    """The outputs of a file by their names, read without the library."""
+    if format == "onnx":
+        return _run_onnx(path, inputs)
+    if format == "openvino":
+        return _run_openvino(path, inputs)
+    module = torch.export.load(path).module()
+    result = module(**inputs) if has_keywords else module(*inputs.values())
+    return result if isinstance(result, dict) else {"output": result}
+
+
+def _files(path: Path) -> set[Path]:
+    """All files of an export."""
+    return {path, path.with_suffix(".bin")} if path.suffix == ".xml" else {path}
 
 
 class Residual(nn.Module):
@@ -138,9 +168,9 @@ def test_a_result_is_written_checked_and_timed(
     exported = cnn_result.export(path, format=format, batch=2)
     assert snapshot(cnn_result.model) == before
     assert capfd.readouterr() == ("", "")
-    assert list(tmp_path.iterdir()) == [path]
+    assert set(tmp_path.iterdir()) == _files(path)
     assert (exported.path, exported.format, exported.batch) == (path, format, 2)
-    assert exported.bytes == path.stat().st_size
+    assert exported.bytes == sum(file.stat().st_size for file in _files(path))
     assert exported.max_error < 1e-5
     assert exported.before_ms is not None
     assert exported.before_ms > 0
@@ -150,7 +180,7 @@ def test_a_result_is_written_checked_and_timed(
     # Apart from the library: another number of samples, other values.
     (x,) = nets.noise(1, 8, 8, n=1, size=7, seed=9)
     expected = copy.deepcopy(cnn_result.model).eval()(x)
-    found = _run_onnx(path, {"x": x})["output"] if format == "onnx" else torch.export.load(path).module()(x)
+    found = _run(format, path, {"x": x})["output"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -195,7 +225,7 @@ def test_names_of_keywords_and_of_a_dict_are_kept(format: str, nets: ModuleType,
     assert "scaled: this argument is True in the file" in _notes(exported)
     inputs = {"input_ids": nets.tokens(size=3, seed=5)[0], "attention_mask": torch.ones(3, 6)}
     expected = model(**inputs, scaled=True)
-    found = _run_onnx(path, inputs) if format == "onnx" else torch.export.load(path).module()(**inputs)
+    found = _run(format, path, inputs, has_keywords=True)
     assert list(found) == ["logits", "states_0", "states_1"]
     torch.testing.assert_close(found["logits"], expected["logits"])
     torch.testing.assert_close(found["states_1"], expected["states"][1])
@@ -238,7 +268,8 @@ def test_several_outputs_have_their_index_for_a_name(outputs: int, tmp_path: Pat
     assert torch.equal(found["output_1"], batches[0].argmax(1))
 
 
-def test_outputs_named_like_what_is_inside(nets: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=needs_openvino)])
+def test_outputs_named_like_what_is_inside(format: str, nets: ModuleType, tmp_path: Path) -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -256,9 +287,9 @@ def test_outputs_named_like_what_is_inside(nets: ModuleType, tmp_path: Path) -> 
             }
 
     model = Named()
-    exported = sr.export(model, tmp_path / "model.onnx", nets.noise(24))
+    exported = sr.export(model, tmp_path / f"model{SUFFIXES[format]}", nets.noise(24), format=format)
     (x,) = nets.noise(24, n=1)
-    found, expected = _run_onnx(exported.path, {"x": x}), model(x)
+    found, expected = _run(format, exported.path, {"x": x}), model(x)
     assert list(found) == ["relu", "same", "again", "linear", "output_x", "bias"]
     for name, tensor in expected.items():
         torch.testing.assert_close(found[f"output_{name}" if name == "x" else name], tensor.detach())
@@ -278,10 +309,10 @@ def test_tensors_in_containers_and_inputs_changed_in_place(format: str, tmp_path
     exported = sr.export(Nested(), path, batches, format=format)
     assert [note for note in exported.notes if "spread" not in note.text] == []
     assert torch.equal(batches[0][0][0], before)
-    assert format == "torch" or {value.name for value in onnx.load(path).graph.input} == {
-        "pair_0",
-        "options_bias",
-    }
+    if format != "torch":
+        inputs = {"pair_0": torch.randn(3, 3), "options_bias": torch.randn(3, 3)}
+        expected = 2 * inputs["pair_0"] + inputs["options_bias"]
+        torch.testing.assert_close(_run(format, path, inputs)["output"], expected)
 
 
 def test_a_model_of_integers_has_no_classes(tmp_path: Path) -> None:
@@ -498,6 +529,154 @@ def test_a_type_that_onnxruntime_does_not_take_is_told(tmp_path: Path) -> None:
     with pytest.raises(sr.ExportError, match=r"Linear.*half precision.*model.float\(\).*format='torch'"):
         sr.export(model, tmp_path / "model.onnx", batches)
     assert sr.export(model, tmp_path / "model.pt2", batches, format="torch").max_error == 0
+
+
+@needs_openvino
+class TestOpenvino:
+    def test_files_say_who_wrote_them_and_nothing_of_the_machine(
+        self, cnn_result: sr.Result, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "model.xml"
+        cnn_result.export(path, format="openvino")
+        openvino = seams.import_package("openvino", extra="openvino", what="this test")
+        model = openvino.Core().read_model(path)
+        assert model.get_rt_info(["slimrank", "version"]).astype(str) == sr.__version__
+        (value,) = model.inputs
+        assert (value.names, str(value.partial_shape)) == ({"x"}, "[?,1,8,8]")
+        for place in (str(Path(__file__).parent), sys.prefix):
+            assert place.encode() not in path.read_bytes()
+
+    def test_weights_stay_float32(self, nets: ModuleType, tmp_path: Path) -> None:
+        path = tmp_path / "model.xml"
+        sr.export(nn.Linear(24, 8), path, nets.noise(24), format="openvino")
+        assert path.with_suffix(".bin").stat().st_size >= 4 * 24 * 8
+
+    def test_threads_precision_and_hint_reach_the_runtime(
+        self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        openvino = seams.import_package("openvino", extra="openvino", what="this test")
+        compiled = []
+        plain = openvino.Core.compile_model
+
+        def watched(*args: object, **options: object) -> object:
+            compiled.append(plain(*args, **options))
+            return compiled[-1]
+
+        monkeypatch.setattr(openvino.Core, "compile_model", watched)
+        sr.export(nn.Linear(24, 8), tmp_path / "model.xml", nets.noise(24), format="openvino", threads=2)
+        assert compiled
+        for model in compiled:
+            assert model.get_property("INFERENCE_NUM_THREADS") == 2
+            assert model.get_property("NUM_STREAMS") == 1
+            assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+            assert str(model.get_property("PERFORMANCE_HINT")).endswith("LATENCY")
+
+    @pytest.mark.parametrize("build", [Residual, Vit])
+    def test_networks_that_were_never_compressed(self, build: type[nn.Module], tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model, path = build(), tmp_path / "model.xml"
+        exported = sr.export(model, path, _images(), format="openvino", likelihood="categorical")
+        assert (exported.max_error < 1e-5, exported.agreement) == (True, 1.0)
+        assert [note for note in exported.notes if "spread" not in note.text] == []
+        images = _images()[1][:4]
+        found = _run_openvino(path, {"image": images})["output"]
+        torch.testing.assert_close(found, model.eval()(images), rtol=1e-4, atol=1e-5)
+
+    def test_a_batch_that_cannot_be_free_is_fixed_and_told(self, nets: ModuleType, tmp_path: Path) -> None:
+        path = tmp_path / "model.xml"
+        exported = sr.export(FixedBatch(), path, nets.noise(24), format="openvino", batch=3)
+        assert "batch: the file takes batches of 3 only" in _notes(exported)
+        with pytest.raises(RuntimeError, match="shape"):
+            _run_openvino(path, {"x": torch.zeros(2, 24)})
+        assert _run_openvino(path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
+
+    def test_a_missing_operation_is_named_with_its_module(self, nets: ModuleType, tmp_path: Path) -> None:
+        model = nn.Sequential(nn.Linear(24, 4), Singular())
+        with pytest.raises(
+            sr.ExportError, match=r"OpenVINO has no translation of aten\.\S*svd\S* in module 1 at .*; take"
+        ):
+            sr.export(model, tmp_path / "model.xml", nets.noise(24), format="openvino")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_that_answers_otherwise_replaces_nothing(
+        self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = seams.FORMATS["openvino"]
+
+        def write(program: object, path: Path) -> object:
+            lowered = row.write(program, path)  # type: ignore[arg-type]
+            weights = path.with_suffix(".bin")
+            values = np.fromfile(weights, dtype=np.float32)
+            # The last layer's weights come last.
+            values[-40:] *= 1.5
+            values.tofile(weights)
+            return lowered
+
+        seams.change_format(monkeypatch, "openvino", write=write)
+        path = tmp_path / "model.xml"
+        path.write_text("earlier graph")
+        path.with_suffix(".bin").write_text("earlier weights")
+        with pytest.raises(
+            sr.ExportError,
+            match=r"output differs by .*first inner value that differs is aten\S* in module 4 \(",
+        ):
+            sr.export(nets.mlp(), path, nets.noise(24), format="openvino")
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+            "model.xml": "earlier graph",
+            "model.bin": "earlier weights",
+        }
+
+    def test_both_files_are_replaced(self, nets: ModuleType, tmp_path: Path) -> None:
+        path, model = tmp_path / "model.xml", nn.Linear(24, 8)
+        for file in _files(path):
+            file.write_text("earlier")
+        sr.export(model, path, nets.noise(24), format="openvino")
+        assert set(tmp_path.iterdir()) == _files(path)
+        (x,) = nets.noise(24, n=1)
+        torch.testing.assert_close(_run_openvino(path, {"input": x})["output"], model(x))
+
+    def test_a_folder_in_the_place_of_the_weights_is_kept(self, nets: ModuleType, tmp_path: Path) -> None:
+        (tmp_path / "model.bin").mkdir()
+        with pytest.raises(sr.FileError, match=r"model\.bin is a folder; give another name"):
+            sr.export(nn.Linear(24, 8), tmp_path / "model.xml", nets.noise(24), format="openvino")
+        assert [(file.name, file.is_dir()) for file in tmp_path.iterdir()] == [("model.bin", True)]
+
+    def test_a_full_disk_is_told(
+        self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        openvino = seams.import_package("openvino", extra="openvino", what="this test")
+
+        def fail(_model: object, path: Path, **_options: object) -> None:
+            path.write_text("half of it")
+            raise RuntimeError("basic_ios::clear: iostream error")
+
+        monkeypatch.setattr(openvino, "save_model", fail)
+        with pytest.raises(sr.FileError, match=r"OpenVINO: .*iostream error.*give a folder with room"):
+            sr.export(nn.Linear(24, 8), tmp_path / "model.xml", nets.noise(24), format="openvino")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_half_precision_that_python_cannot_hand_over_is_told(self, tmp_path: Path) -> None:
+        model, batches = nn.Linear(4, 2).bfloat16(), [torch.ones(3, 4, dtype=torch.bfloat16)]
+        with pytest.raises(sr.ExportError, match=r"input is torch.bfloat16.*model.float\(\).*format='torch'"):
+            sr.export(model, tmp_path / "model.xml", batches, format="openvino")
+
+    def test_nothing_is_printed_and_nothing_reported(self, tmp_path: Path) -> None:
+        code = f"""
+import sys, slimrank, torch
+batches = [torch.randn(8, 4)]
+slimrank.export(torch.nn.Linear(4, 2), {str(tmp_path / "model.xml")!r}, batches, format="openvino")
+reporting = [name for name in sys.modules if name.partition(".")[0] == "openvino_telemetry"]
+assert reporting == [], reporting
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_missing_openvino_gives_the_line_for_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"needs openvino.*pip install 'slimrank\[openvino\]'") as caught:
+        sr.export(nn.Linear(4, 2), tmp_path / "model.xml", [torch.zeros(3, 4)], format="openvino")
+    assert isinstance(caught.value, sr.MissingPackageError)
 
 
 class TestResultsKnowTheirData:

@@ -50,10 +50,14 @@ def move_into_place(files: list[Path], target: Path) -> None:
         target: of the export.
 
     Raises:
-        FileError: a file cannot be moved.
+        FileError: a file cannot be moved, or would replace a folder.
     """
     old: dict[Path, Path] = {}
     new: list[Path] = []
+    for final in (target.with_name(file.name) for file in files):
+        # It would be moved away whole, and be gone with the draft.
+        if final.is_dir():
+            raise FileError(f"{target} cannot be written: {final} is a folder; give another name")
     try:
         for file in sorted(files, key=lambda file: file.name == target.name):
             final = target.with_name(file.name)

@@ -9,8 +9,9 @@ from torch.export import ExportedProgram
 
 from slimrank._errors import ExportError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.deploy import _onnx
+from slimrank.deploy import _onnx, _openvino
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
+from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._runtime import Runtime
@@ -49,6 +50,14 @@ FORMATS: dict[str, Format] = {
         open_inside=open_onnx_inside,
     ),
     "torch": Format(suffix=".pt2", extra="", packages=(), write=write_torch, open=open_torch),
+    "openvino": Format(
+        suffix=".xml",
+        extra=_openvino.EXTRA,
+        packages=_openvino.PACKAGES,
+        write=write_openvino,
+        open=open_openvino,
+        open_inside=open_openvino_inside,
+    ),
 }
 
 

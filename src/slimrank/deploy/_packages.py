@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packages that only some formats need, imported when they are used."""
 
+import contextlib
 import importlib
+import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 from slimrank._errors import MissingPackageError
 
+# Reports each import of openvino, each conversion and its options to Intel. Without it, openvino does the
+# same and reports nothing.
+_TELEMETRY = "openvino_telemetry"
+
 
 def import_package(name: str, *, extra: str, what: str) -> ModuleType:
-    """A package, imported.
+    """A package, imported; one that reports its use to its makers does not, unless it was imported before.
 
     Args:
         name: of the package or of a module in it.
@@ -22,7 +29,8 @@ def import_package(name: str, *, extra: str, what: str) -> ModuleType:
         MissingPackageError: it is not installed, or cannot be imported.
     """
     try:
-        return importlib.import_module(name)
+        with _without_telemetry():
+            return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
         is_missing = isinstance(error, ModuleNotFoundError) and error.name == package
@@ -30,3 +38,16 @@ def import_package(name: str, *, extra: str, what: str) -> ModuleType:
         raise MissingPackageError(
             f"{what} needs {package}, {why}; pip install 'slimrank[{extra}]'"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Makes the module that reports look as if it were not installed, where nobody has imported it yet."""
+    if _TELEMETRY in sys.modules:
+        yield
+        return
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]

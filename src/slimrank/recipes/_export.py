@@ -38,11 +38,13 @@ def export(
     Args:
         model: any module, compressed or not; it is not changed. A result brings its original and how its
             outputs are read.
-        path: of the file: ``.onnx`` or ``.pt2``. An existing one is replaced, whole or not at all; folders
-            are not made.
+        path: of the file: ``.onnx``, ``.pt2`` or ``.xml``. An existing one is replaced, whole or not at all;
+            folders are not made.
         batches: real inputs, as in ``slimrank.study``; a few samples are enough.
-        format: "onnx" (for onnxruntime and others; needs ``pip install 'slimrank[export]'``) or "torch" (a
-            program of ``torch.export``).
+        format: "onnx" (for onnxruntime and others; needs ``pip install 'slimrank[export]'``), "torch" (a
+            program of ``torch.export``) or "openvino" (for Intel's OpenVINO; needs ``pip install
+            'slimrank[openvino]'``; weights go into a ``.bin`` file beside the ``.xml`` file, and are run in
+            float32; OpenVINO's reports to its makers are off where nothing imported it before).
         inputs: as in ``slimrank.study``.
         outputs: as in ``slimrank.study``: the outputs whose classes are compared. The file has all of them.
         likelihood: as in ``slimrank.study``: which outputs are classes.

@@ -12,8 +12,8 @@ class Exported:
     """A file that a runtime reads, checked and timed in that runtime.
 
     Attributes:
-        path: of the file.
-        format: "onnx" or "torch".
+        path: of the file; of "openvino" the ``.xml`` file, beside which is a ``.bin`` file.
+        format: "onnx", "torch" or "openvino".
         bytes: on disk, all files of the export together.
         max_error: largest difference from the model that was exported, relative to the largest value of that
             output; of the output that differs most.

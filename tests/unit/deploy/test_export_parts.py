@@ -27,20 +27,44 @@ def test_several_files_are_moved_together(tmp_path: Path) -> None:
     }
 
 
-def test_where_one_file_cannot_be_moved_all_are_as_before(tmp_path: Path) -> None:
-    target = tmp_path / "model.xml"
-    (tmp_path / "model.bin").write_text("old")
-    # A folder with something in it cannot be replaced by a file.
+def test_where_one_file_cannot_be_moved_all_are_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, replace = tmp_path / "model.xml", Path.replace
+
+    def refuse(file: Path, final: Path) -> Path:
+        # The last step: the other file has been replaced by then.
+        if final == target and file.read_text().startswith("new"):
+            assert (tmp_path / "model.bin").read_text() == "new model.bin"
+            raise PermissionError(13, "Permission denied")
+        return replace(file, final)
+
+    _filled(tmp_path, "model.xml", "model.bin")
+    for file in tmp_path.iterdir():
+        file.write_text("old")
     with seams.draft_folder(target) as draft:
         files = _filled(draft, "model.bin", "model.xml")
-        (tmp_path / "model.xml").mkdir()
-        (tmp_path / "model.xml" / "kept").write_text("")
-        (draft / "model.xml.old").write_text("")
-        with pytest.raises(sr.FileError, match="cannot be written"):
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(sr.FileError, match=r"cannot be written \(.*Permission denied"):
             seams.move_into_place(files, target)
-    assert (tmp_path / "model.bin").read_text() == "old"
-    assert (tmp_path / "model.xml" / "kept").is_file()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "model.xml": "old",
+        "model.bin": "old",
+    }
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    target = tmp_path / "model.xml"
+    _filled(tmp_path, "model.xml")
+    with seams.draft_folder(target) as draft:
+        files = _filled(draft, "model.bin", "model.xml")
+        (tmp_path / "model.bin").mkdir()
+        with pytest.raises(sr.FileError, match=r"model\.bin is a folder; give another name"):
+            seams.move_into_place(files, target)
+    assert sorted((path.name, path.is_dir()) for path in tmp_path.iterdir()) == [
+        ("model.bin", True),
+        ("model.xml", False),
+    ]
 
 
 def test_a_folder_without_rights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

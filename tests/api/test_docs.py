@@ -41,6 +41,42 @@ def test_quick_start_runs(tmp_path: Path) -> None:
     assert (tmp_path / "compressed" / "model.safetensors").is_file()
 
 
+def _export_blocks() -> list[str]:
+    page = (_ROOT / "docs" / "howto" / "export.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+
+
+def test_readme_and_page_show_the_same_way_to_a_file() -> None:
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## From a model to a file\s.*?```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert block is not None
+    assert block[1] == _export_blocks()[0]
+    assert len(block[1].splitlines()) <= 10
+
+
+@pytest.mark.slow
+def test_examples_of_export_run(tmp_path: Path) -> None:
+    code = "\n".join(_export_blocks())
+    # Less data and one plan only: the same in a tenth of the time.
+    for call, faster in (
+        ("calibration_batches()  ", "calibration_batches()[:1]"),
+        ("macs=0.5)", "macs=0.5, compete=False, methods=('weight_svd',))"),
+    ):
+        assert call in code
+        code = code.replace(call, faster)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith("model.onnx (onnx): ")
+    assert said[-3:] == ["torch.Size([64, 47])", "images ['batch', 1, 32, 32] tensor(float)", "(5, 47)"]
+    assert (tmp_path / "model.pt2").is_file()
+    # What serve.py prints is what the page says that it printed.
+    page = (_ROOT / "docs" / "howto" / "export.md").read_text(encoding="utf-8")
+    assert "\n".join(said[-2:]) in page
+
+
 def test_examples_of_outputs_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

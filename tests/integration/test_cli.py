@@ -343,9 +343,52 @@ def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.Monke
     assert facts["loads_equal"] is True
     assert 0.69 < facts["keep_ratio"]["macs"] <= 0.7  # type: ignore[index]
     names = [measured["name"] for measured in facts["measurements"]]  # type: ignore[attr-defined]
-    assert names == ["accuracy, 250 unseen images", "latency, batch 1", "latency, batch 64"]
+    assert names == [
+        "accuracy, 250 unseen images",
+        "latency, batch 1",
+        "latency, batch 64",
+        "ONNX file",
+        "onnxruntime, batch 16, 1 thread",
+    ]
+    exported = facts["exported"]
+    sizes = [(tmp_path / "demo" / f"{name}.onnx").stat().st_size for name in ("original", "compressed")]
+    assert [facts["original_bytes"], exported["bytes"]] == sizes  # type: ignore[index]
+    assert sizes[1] < sizes[0]
+    assert exported["before_ms"] > 0  # type: ignore[index]
+    assert facts["not_exported"] is None
     assert {"capture", "curves", "apply", "latency"} <= set(facts["seconds"])  # type: ignore[call-overload]
     assert (tmp_path / "demo" / "model" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_demo_ends_with_the_exported_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seams.short_demo(monkeypatch)
+    done = CliRunner().invoke(seams.cli, ["demo", "--out", str(tmp_path / "new" / "demo"), "--quiet"])
+    assert done.exit_code == 0, done.output
+    end = done.stdout.splitlines()[-4:]
+    original = (tmp_path / "new" / "demo" / "original.onnx").stat().st_size / 1e6
+    assert end[0].startswith(f"Exported, beside the original's file of {original:,.3f} MB (ratio 0.")
+    assert "compressed.onnx (onnx): " in end[1]
+    assert "equal classes" in end[2]
+    assert end[3].startswith("original ")
+    assert end[3].endswith("batch 16, 1 thread")
+    report = (tmp_path / "new" / "demo" / "model" / "report.html").read_text()
+    assert "compressed.onnx has the compressed network for onnxruntime" in report
+
+
+@pytest.mark.slow
+def test_demo_without_the_export_extra_says_the_line_for_pip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.short_demo(monkeypatch)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = CliRunner().invoke(seams.cli, ["demo", "--out", str(tmp_path), "--quiet"])
+    assert done.exit_code == 0, done.output
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("Not exported: format='onnx' needs onnxruntime, which")
+    assert last.endswith("pip install 'slimrank[export]'")
+    assert (tmp_path / "model" / "report.html").is_file()
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_outputs_are_picked_read_and_weighed(folder: Path) -> None:

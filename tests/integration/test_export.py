@@ -722,16 +722,21 @@ class TestResultsKnowTheirData:
         assert "before is the model that the last step started from" in _notes(exported)
 
 
+@pytest.fixture
+def net_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory holds export_net.py, for references."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    nets_file = Path(__file__).parent / "nets.py"
+    Path("export_net.py").write_text(
+        f"{nets_file.read_text()}\ndef batches():\n    return noise(1, 8, 8)\n", encoding="utf-8"
+    )
+    monkeypatch.delitem(sys.modules, "export_net", raising=False)
+
+
 class TestCommand:
     @pytest.fixture(autouse=True)
-    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cnn_result: sr.Result) -> None:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        nets_file = Path(__file__).parent / "nets.py"
-        Path("export_net.py").write_text(
-            f"{nets_file.read_text()}\ndef batches():\n    return noise(1, 8, 8)\n", encoding="utf-8"
-        )
-        monkeypatch.delitem(sys.modules, "export_net", raising=False)
+    def saved(self, net_file: None, cnn_result: sr.Result) -> None:
         cnn_result.save("small")
 
     def _run(self, *args: str, code: int = 0) -> str:
@@ -772,3 +777,99 @@ class TestCommand:
     def test_a_saved_model_needs_its_original(self) -> None:
         said = self._run("small", "small.onnx", "--batches", "export_net.py:batches", code=2)
         assert "--model" in said
+
+
+class TestCompressCommand:
+    _COMPRESS = ("export_net.py:cnn", "export_net.py:batches", "--out", "small", "--quiet")
+    _FAST = ("--no-compete", "--methods", "weight_svd")
+
+    @pytest.fixture(autouse=True)
+    def folder(self, net_file: None) -> None:
+        Path("folder.onnx").mkdir()
+
+    def _run(self, *args: str, code: int = 0) -> str:
+        done = CliRunner().invoke(seams.cli, ["compress", *self._COMPRESS, *args], catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done.stdout if code == 0 else " ".join(done.stderr.split())
+
+    @pytest.mark.parametrize("format", SUFFIXES)
+    def test_the_model_is_saved_and_exported(self, format: str, nets: ModuleType) -> None:
+        # In the directory of the model, which is not there before.
+        path = Path("small") / f"model{SUFFIXES[format]}"
+        options = ("--likelihood", "categorical", "--export", str(path), "--export-format", format)
+        said = self._run("--macs", "0.8", *self._FAST, *options)
+        assert f"{path} ({format}): {path.stat().st_size / 1e6:,.3f} MB" in said
+        for words in ("Saved in small", "largest relative error", "equal classes", "original ", "ratio "):
+            assert words in said
+        model = sr.load("small", model=nets.cnn())
+        batch = nets.noise(1, 8, 8)[0]
+        if format == "onnx":
+            (result,) = _run_onnx(path, {"x": batch}).values()
+        else:
+            result = torch.export.load(path).module()(batch)
+        torch.testing.assert_close(result, model(batch), rtol=1e-4, atol=1e-5)
+
+    def test_the_numbers_stand_in_json(self) -> None:
+        facts = json.loads(self._run("--macs", "0.8", *self._FAST, "--export", "small.onnx", "--json"))
+        exported = facts["exported"]
+        assert exported["path"] == "small.onnx"
+        assert exported["bytes"] == Path("small.onnx").stat().st_size
+        assert exported["max_error"] < 1e-5
+        assert min(exported["before_ms"], exported["after_ms"]) > 0
+        assert facts["model"] == "small"
+
+    def test_the_smallest_within_a_drop_is_exported(self) -> None:
+        said = self._run("--max-drop", "0.5", "--methods", "weight_svd", "--export", "small.onnx")
+        assert "small.onnx (onnx)" in said
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--export", "none/m.onnx"), "there is no folder none; make it first"),
+            (("--export", "folder.onnx"), "is a folder; give the path of a file"),
+            (("--export", "m.pt2"), "files of format='onnx' end in .onnx"),
+            (("--export", "m.onnx", "--export-format", "onxx"), "did you mean 'onnx'"),
+            (("--export-format", "torch"), "--export-format: it is the format of --export FILE"),
+            (("--export", "small.onnx", "--out", "small.onnx"), "give another path"),
+            (("--export", "a.onnx", "--out", "a.onnx/small"), "give another path"),
+        ],
+    )
+    def test_what_would_fail_late_is_refused_before_the_work(
+        self, options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seams.forbid_copies(monkeypatch)
+        there = sorted(Path().iterdir())
+        assert message in self._run("--macs", "0.8", *options, code=2)
+        assert sorted(Path().iterdir()) == there
+
+    def test_a_missing_package_is_told_before_the_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seams.forbid_copies(monkeypatch)
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        said = self._run("--macs", "0.8", "--export", "m.onnx", code=2)
+        assert "needs onnxruntime, which" in said
+        assert "pip install 'slimrank[export]'" in said
+        assert not Path("small").exists()
+
+    def test_a_folder_without_rights_is_refused_before_the_work(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_rights(path: Path) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        # As a user without rights sees it: for root, who may run this test, there is no such folder.
+        seams.forbid_copies(monkeypatch)
+        monkeypatch.setattr(Path, "mkdir", no_rights)
+        assert "Permission denied" in self._run("--macs", "0.8", "--export", "m.onnx", code=2)
+
+    def test_a_model_that_cannot_be_exported_is_saved_all_the_same(
+        self, nets: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def write(*_: object) -> None:
+            raise sr.ExportError("operator none: not there; try another format")
+
+        seams.change_format(monkeypatch, "onnx", write=write)
+        said = self._run("--macs", "0.8", *self._FAST, "--export", "m.onnx", code=2)
+        assert "the model is saved in small, but m.onnx was not written: " in said
+        assert "operator none" in said
+        assert not Path("m.onnx").exists()
+        assert isinstance(sr.load("small", model=nets.cnn()), nn.Module)

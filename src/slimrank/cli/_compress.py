@@ -9,6 +9,7 @@ import click
 from torch import nn
 
 import slimrank as sr
+from slimrank._errors import ExportError, SlimrankError
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import (
     PATH,
@@ -22,7 +23,7 @@ from slimrank.cli._options import (
     study_options,
 )
 from slimrank.cli._references import batches_at, function_at
-from slimrank.cli._save import save_result
+from slimrank.cli._save import exported_facts, save_result
 from slimrank.cli._typed import (
     check_out,
     hook_at,
@@ -32,6 +33,7 @@ from slimrank.cli._typed import (
     split_names,
     study_from_text,
 )
+from slimrank.deploy import FORMATS, check_export
 from slimrank.records import Method
 
 # Methods of --split where --methods names none: those of ``slimrank.search_split``.
@@ -54,6 +56,21 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @on_layer_option
 @click.option("--run-dir", type=PATH, help="Keep what is measured here, so that it can be resumed.")
 @click.option("--report", "report_path", type=PATH, help="Write the report here, too.")
+@click.option(
+    "--export",
+    "export_path",
+    type=PATH,
+    metavar="FILE",
+    help="Write the model to FILE, too, for another runtime; checked and timed there.",
+)
+@click.option(
+    "--export-format",
+    type=str,
+    default="onnx",
+    show_default=True,
+    metavar="F",
+    help=f"Of --export: one of {', '.join(FORMATS)}.",
+)
 @after_option
 @relative_to_option
 @overwrite_option
@@ -76,6 +93,8 @@ def compress(
     on_layer: str | None,
     run_dir: Path | None,
     report_path: Path | None,
+    export_path: Path | None,
+    export_format: str,
     after: Path | None,
     relative_to: Literal["model", "original"],
     overwrite: bool,
@@ -84,6 +103,10 @@ def compress(
 ) -> Answer:
     """Study, plan and apply in one: compress MODEL on BATCHES, and save it."""
     check_out(out, overwrite=overwrite)
+    if export_path is None:
+        refuse_given(ctx, ("export_format",), "it is the format of --export FILE, which is not given")
+    else:
+        check_export(export_path, format=export_format, saved_in=out)
     network, previous = model_to_compress(model, after)
     if max_drop is None and not split:
         refuse_given(ctx, ("score", "lower_is_better"), "it judges what --max-drop or --split tries")
@@ -134,4 +157,15 @@ def compress(
             )
     if report_path is not None:
         result.report(report_path)
-    return save_result(result, out, overwrite=overwrite)
+    answer = save_result(result, out, overwrite=overwrite)
+    if export_path is None:
+        return answer
+    try:
+        exported = result.export(export_path, format=export_format)
+    except SlimrankError as error:
+        raise ExportError(
+            f"the model is saved in {out}, but {export_path} was not written: {error}; slimrank export tries "
+            "again, without compressing anew"
+        ) from error
+    text = f"{answer.text}\n{exported.summary()}"
+    return Answer(text=text, facts={**answer.facts, "exported": exported_facts(exported)})

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``slimrank export``."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH
 from slimrank.cli._references import batches_at, function_at, model_at
+from slimrank.cli._save import exported_facts
 from slimrank.cli._typed import outputs_at, read_likelihood_option
 from slimrank.deploy import FORMATS
 
@@ -73,8 +73,4 @@ def export(
         batch=batch,
         threads=threads,
     )
-    notes = [str(note) for note in exported.notes]
-    return Answer(
-        text=exported.summary(),
-        facts={**asdict(exported), "path": str(exported.path), "notes": notes},
-    )
+    return Answer(text=exported.summary(), facts=exported_facts(exported))

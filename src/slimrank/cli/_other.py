@@ -11,9 +11,9 @@ import torch
 import slimrank as sr
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH, quiet_option
-from slimrank.cli._save import saved_facts
+from slimrank.cli._save import exported_facts, saved_facts
 from slimrank.cli._typed import check_out
-from slimrank.demo import run_demo
+from slimrank.demo import DemoRun, run_demo
 from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
 
@@ -26,9 +26,10 @@ _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
 @click.option("--macs", type=float, default=0.5, show_default=True, help="Keep ratio of the MACs.")
 @quiet_option
 def demo(out: Path, macs: float, quiet: bool) -> Answer:
-    """Compress the bundled network on bundled images.
+    """Compress the bundled network on bundled images, and export it.
 
-    Writes OUT/model: weights, plan, manifest and report.html.
+    Writes OUT/model: weights, plan, manifest and report.html; and OUT/compressed.onnx, beside which lies the
+    original network, OUT/original.onnx. Without the packages that export needs, it says how to get them.
     """
     directory = out / "model"
     check_out(directory, overwrite=True)
@@ -38,14 +39,29 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
         f"{run.result.summary(run.measurements)}\n"
         f"Saved in {directory}; loaded again with slimrank.load, its outputs are {same}.\n"
         f"Report: {directory / REPORT_FILE}\n"
-        f"{run.seconds:.0f} seconds in all."
+        f"{run.seconds:.0f} seconds in all.\n"
+        f"{_export_text(run)}"
     )
     facts = {
         **saved_facts(run.result, directory, run.measurements),
+        "exported": None if run.exported is None else exported_facts(run.exported),
+        "original_bytes": run.original_bytes,
+        "not_exported": run.not_exported or None,
         "loads_equal": run.loads_equal,
         "wall_seconds": run.seconds,
     }
     return Answer(text=text, facts=facts, code=0 if run.loads_equal else 1)
+
+
+def _export_text(run: DemoRun) -> str:
+    """The exported file beside the original's; or what is missing."""
+    if run.exported is None or run.original_bytes is None:
+        return f"Not exported: {run.not_exported}"
+    share = run.exported.bytes / run.original_bytes
+    return (
+        f"\nExported, beside the original's file of {run.original_bytes / 1e6:,.3f} MB (ratio {share:.2f}):\n"
+        f"{run.exported.summary()}"
+    )
 
 
 @click.command(cls=Command)

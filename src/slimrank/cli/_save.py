@@ -2,6 +2,7 @@
 """Results of commands: saved, and told as text and as JSON."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import slimrank as sr
@@ -18,6 +19,12 @@ def save_result(result: sr.Result, out: Path, *, overwrite: bool) -> Answer:
     result.save(out, overwrite=overwrite)
     text = f"{result.summary()}\nSaved in {out}; report: {out / REPORT_FILE}"
     return Answer(text=text, facts=saved_facts(result, out))
+
+
+def exported_facts(exported: sr.Exported) -> dict[str, Json]:
+    """A file that was exported, for ``--json``."""
+    notes: list[Json] = [str(note) for note in exported.notes]
+    return {**asdict(exported), "path": str(exported.path), "notes": notes}
 
 
 def saved_facts(result: sr.Result, out: Path, measurements: Sequence[Measurement] = ()) -> dict[str, Json]:

@@ -3,7 +3,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from slimrank.records import Measurement, Note
 
 # Batch size -> rounds: one to six seconds each on two idle cores. More of them steady the medians.
 LATENCY_ROUNDS = {1: 200, 64: 30}
+# Samples in the batches that exported files are timed with.
+EXPORT_BATCH = 16
 # On a busy machine a forward may take a hundred times as long.
 LATENCY_SECONDS = 8.0
 # Rounds that are not counted, since the first forwards allocate; and rounds even where time has run out.
@@ -31,6 +33,10 @@ class DemoRun:
         result: the compressed network.
         measurements: accuracy and latency, before and after.
         directory: where it was saved; ``report.html`` lies beside the weights.
+        exported: the compressed network as a file for onnxruntime, timed beside the original; None without
+            the packages of the extra "export".
+        original_bytes: of the original as such a file; None where ``exported`` is None.
+        not_exported: what is missing, with the line for pip; "" where nothing is.
         loads_equal: whether ``slimrank.load`` gave a model with bit for bit the same outputs.
         seconds: wall time of all of it.
     """
@@ -38,6 +44,9 @@ class DemoRun:
     result: sr.Result
     measurements: tuple[Measurement, ...]
     directory: Path
+    exported: sr.Exported | None
+    original_bytes: int | None
+    not_exported: str
     loads_equal: bool
     seconds: float
 
@@ -48,7 +57,8 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
     Labels are used for one thing: to report the accuracy.
 
     Args:
-        directory: where the model is saved; an earlier one there is replaced.
+        directory: where the model is saved; an earlier one there is replaced. Beside it lie the exported
+            files, ``compressed.onnx`` and ``original.onnx``.
         macs: keep ratio of the MACs, in (0, 1].
         progress: show bars on stderr.
 
@@ -81,6 +91,18 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
             measurements.append(_measurement(f"latency, batch {batch_size}", medians, "ms"))
             notes.append(Note(where=f"latency, batch {batch_size}", text=_latency_text(times)))
             advance(1)
+    exported: sr.Exported | None = None
+    original_bytes: int | None = None
+    not_exported = ""
+    with phases.phase("export", len(pair)) as advance:
+        try:
+            exported, original_bytes = _export(result, model, directory.parent, advance)
+        except sr.MissingPackageError as error:
+            not_exported = str(error)
+            notes.append(Note(where="export", text=not_exported))
+    if exported is not None and original_bytes is not None:
+        measurements += _export_measurements(exported, original_bytes)
+        notes.append(Note(where="export", text=f"{exported.path} has the compressed network for onnxruntime"))
     result = result.with_notes(notes, {**result.seconds, **phases.seconds})
     result.save(directory, overwrite=True, measurements=measurements)
     loaded = sr.load(directory, model=build())
@@ -88,6 +110,9 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
         result=result,
         measurements=tuple(measurements),
         directory=directory,
+        exported=exported,
+        original_bytes=original_bytes,
+        not_exported=not_exported,
         loads_equal=_gives_equal(loaded, result.model, images[:64]),
         seconds=time.perf_counter() - start,
     )
@@ -136,6 +161,34 @@ def measure_times_ms(
                 if round_number >= 0:
                     times[index].append(1000 * (time.perf_counter() - start))
     return tuple(times)
+
+
+def _export(
+    result: sr.Result, model: nn.Module, folder: Path, advance: Callable[[int], None]
+) -> tuple[sr.Exported, int]:
+    """Both networks as ONNX files in a folder, which is made.
+
+    Returns:
+        The file of the compressed one, and the bytes of the original's.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise sr.FileError(f"{folder} cannot be made ({error}); give a directory with rights") from error
+    exported = result.export(folder / "compressed.onnx", batch=EXPORT_BATCH)
+    advance(1)
+    original = sr.export(model, folder / "original.onnx", calibration_batches(), batch=EXPORT_BATCH)
+    advance(1)
+    return exported, original.bytes
+
+
+def _export_measurements(exported: sr.Exported, original_bytes: int) -> list[Measurement]:
+    """Size and time of the exported files."""
+    measurements = [_measurement("ONNX file", (original_bytes / 1e6, exported.bytes / 1e6), "MB")]
+    if exported.before_ms is not None:
+        name = f"onnxruntime, batch {exported.batch}, 1 thread"
+        measurements.append(_measurement(name, (exported.before_ms, exported.after_ms), "ms"))
+    return measurements
 
 
 def _latency_text(times: Sequence[Sequence[float]]) -> str:

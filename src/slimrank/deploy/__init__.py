@@ -2,7 +2,7 @@
 """Save and load, without pickle; files for other runtimes."""
 
 from slimrank.deploy._check import Reading
-from slimrank.deploy._export import export_model
+from slimrank.deploy._export import check_export, export_model
 from slimrank.deploy._formats import FORMATS
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._saved_model import (
@@ -22,6 +22,7 @@ __all__ = [
     "ExportSource",
     "Prepared",
     "Reading",
+    "check_export",
     "check_target",
     "export_model",
     "is_saved_model",

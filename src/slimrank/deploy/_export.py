@@ -86,9 +86,8 @@ def export_model(
         FileError: the file cannot be written.
         SlimrankError: for model and batches.
     """
-    row = format_named(format)
     target = Path(path)
-    check_suffix(target, format)
+    row = _row_for(target, format)
     for name, value in (("batch", batch), ("threads", threads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
@@ -128,6 +127,40 @@ def export_model(
         threads=threads,
         notes=notes,
     )
+
+
+def check_export(path: Path, *, format: str, saved_in: Path) -> None:
+    """Refuses before all work what exporting a model that is still to be compressed would refuse after it.
+
+    Args:
+        path: of the file to export to. Its folder must be there, or be ``saved_in``.
+        format: a name of the table.
+        saved_in: the directory that the model is saved in first; it need not be there yet.
+
+    Raises:
+        UnknownNameError: no such format.
+        MissingPackageError: a package of the format is not installed.
+        ExportError: the name of the file says another format.
+        FileError: the file cannot be written.
+    """
+    _row_for(path, format)
+    file, directory = path.resolve(), saved_in.resolve()
+    if file == directory or file in directory.parents:
+        raise FileError(
+            f"{path} cannot be written: the model is saved in the directory {saved_in}; give another path"
+        )
+    if file.parent == directory and not directory.exists():
+        return
+    # Made and removed again: whether a folder takes files is known for sure only when it is tried.
+    with draft_folder(path):
+        pass
+
+
+def _row_for(path: Path, format: str) -> Format:
+    """The format of a file, its packages installed and its suffix right."""
+    row = format_named(format)
+    check_suffix(path, format)
+    return row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

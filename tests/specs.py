@@ -1,12 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers and studies that are written by hand, for tests that need no model."""
+"""Layers, studies and agreements that are written by hand, for tests that need no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from slimrank.cost import layer_cost
 from slimrank.plan import Plan, Structure
-from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec
+from slimrank.records import BlockDamage, Call, Cost, Curve, GroupCurve, LayerSpec, OutputAgreement
+
+# Agreements of two outputs: classes at four tokens, and the numbers of a box.
+TOKENS = OutputAgreement(
+    family="categorical",
+    shape=(4, 50),
+    positions=4,
+    divergence=2.48,
+    lost=0.02,
+    top1=0.98906,
+    by_element=(1.0, 0.99, 0.912, 1.0),
+    elements=(4,),
+)
+BOX = OutputAgreement(
+    family="gaussian",
+    shape=(4,),
+    positions=1,
+    divergence=0.0041,
+    lost=0.0041,
+    cosine=0.99812,
+    relative_error=0.0640,
+    by_element=(0.01, 0.02, 0.03, 0.12),
+    elements=(4,),
+)
 
 
 def linear(

@@ -19,7 +19,14 @@ from slimrank.calibrate._likelihood import (
 from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted
 from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
 from slimrank.calibrate._own_loss import OwnLossFn, check_loss
-from slimrank.calibrate._rows import draw_positions, input_rows, n_positions, output_rows, token_mask
+from slimrank.calibrate._rows import (
+    draw_positions,
+    input_rows,
+    is_mask_of,
+    n_positions,
+    output_rows,
+    token_mask,
+)
 
 __all__ = [
     "FAMILIES",
@@ -44,6 +51,7 @@ __all__ = [
     "evenly_spaced",
     "first_batch",
     "input_rows",
+    "is_mask_of",
     "layer_seed",
     "likelihood_of",
     "measure_agreement",

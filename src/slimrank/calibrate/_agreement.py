@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from slimrank.calibrate._divergence import divergence, matched_scale, output_divergence, weighed_sum
 from slimrank.calibrate._output_model import Likelihood, OutputModel
-from slimrank.calibrate._rows import token_mask
+from slimrank.calibrate._rows import is_mask_of, token_mask
 from slimrank.forward import Batch, OutputChoice, Picked, pick_outputs
 from slimrank.records import Agreement, OutputAgreement
 
@@ -81,7 +81,7 @@ class _Sums:
         self._n_samples += len(per_sample)
         self._divergence += float(per_sample.double().sum())
         counts = before.new_ones(before.shape[:1])
-        if mask is not None and before.ndim >= 3 and before.shape[:2] == mask.shape:
+        if is_mask_of(mask, before):
             counts = mask.to(before.dtype)
             keep = mask.reshape(*mask.shape, *[1] * (before.ndim - 2))
             before, after = before.where(keep, 0), after.where(keep, 0)

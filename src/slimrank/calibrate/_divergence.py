@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from slimrank._errors import NonFiniteError, OutputError
 from slimrank.calibrate._output_model import Likelihood, OutputModel
-from slimrank.calibrate._rows import token_mask
+from slimrank.calibrate._rows import is_mask_of, token_mask
 from slimrank.calibrate._spread import matched_spread
 from slimrank.forward import Batch, OutputChoice, Picked, pick_outputs, run
 
@@ -215,9 +215,7 @@ def _log_probabilities(values: Tensor, output: OutputModel) -> Tensor:
 
 def _token_weights(mask: Tensor | None, values: Tensor) -> Tensor | None:
     """The mask as (N, T) floats where an output has one row per token; else None."""
-    if mask is None or values.ndim < 3 or values.shape[:2] != mask.shape:
-        return None
-    return mask.to(values.dtype)
+    return mask.to(values.dtype) if is_mask_of(mask, values) else None
 
 
 def _over_elements(token_weights: Tensor | None, values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from slimrank._names import listed, nearest
 from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
 from slimrank.calibrate._own_loss import OwnLossFn, open_loss
 from slimrank.calibrate._recognise import Reading, is_between, recognise, sums_to_one
-from slimrank.calibrate._rows import token_mask
+from slimrank.calibrate._rows import is_mask_of, token_mask
 from slimrank.calibrate._signs import values_rows
 from slimrank.calibrate._spread import spread_of
 from slimrank.forward import Batch, Picked
@@ -238,7 +238,7 @@ def _all_lost(values: Tensor, model: OutputModel, mask: Tensor | None) -> float:
         mean = p.mean(0)
         per_position = _entropy(mean) - _entropy(p).mean()
         return float(per_position.clamp_min(float(most) * _LEAST_LOST)) * model.positions
-    if mask is not None and values.ndim >= 3 and values.shape[:2] == mask.shape:
+    if is_mask_of(mask, values):
         values = values[mask]
     p = values if model.is_probability else values.sigmoid()
     # Of each element, both answers: (...)
@@ -327,9 +327,7 @@ def read_likelihood(
         count = len(tensors) if all(tensor.shape[1:] == first.shape[1:] for tensor in tensors) else 1
         joined[path] = torch.cat(tensors[:count])
         fitting = [
-            mask
-            for mask, tensor in zip(masks[:count], tensors, strict=False)
-            if mask is not None and tensor.ndim >= 3 and tensor.shape[:2] == mask.shape
+            mask for mask, tensor in zip(masks[:count], tensors, strict=False) if is_mask_of(mask, tensor)
         ]
         if len(fitting) == count:
             joined_masks[path] = torch.cat(fitting)

@@ -67,8 +67,8 @@ class OwnLoss:
         return torch.stack([(picked[path].float() * vectors[path]).sum() for path in picked]).sum()
 
 
-def check_loss(loss: object) -> None:
-    """Refuses what cannot be called with two values.
+def check_loss(loss: object, weights: object) -> None:
+    """Refuses what cannot be called with two values, and weights beside a loss.
 
     Raises:
         OptionError: with what is allowed.
@@ -87,7 +87,11 @@ def check_loss(loss: object) -> None:
         ) from error
     except ValueError:
         # Some built-in functions do not tell what they take; a trial shows it.
-        return
+        pass
+    if weights is not None:
+        raise OptionError(
+            "weights= and loss= are given; a loss of your own weighs outputs itself, so leave weights= out"
+        )
 
 
 def open_loss(function: OwnLossFn, picked: Picked, spreads: Mapping[str, Tensor], n_samples: int) -> OwnLoss:

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from math import prod
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,16 @@ def token_mask(batch: Batch) -> Tensor | None:
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype == torch.bool:
             return ~mask
     return None
+
+
+def is_mask_of(mask: Tensor | None, values: Tensor) -> TypeGuard[Tensor]:
+    """Whether a mask tells of outputs: they have one row for each of its tokens.
+
+    Args:
+        mask: (N, T) bool; None for no mask.
+        values: (N, T, ...) for it to be so.
+    """
+    return mask is not None and values.ndim >= 3 and values.shape[:2] == mask.shape
 
 
 def draw_positions(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slimrank.calibrate._rows import is_mask_of
+
 # Values of one output that are looked at; a share of them tells as much as all.
 _MAX_VALUES = 4_000_000
 _MAX_ROWS = 20_000
@@ -221,7 +223,7 @@ def values_rows(values: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
     Returns:
         (S, C), evenly spread over the rows where there are very many.
     """
-    if mask is not None and dim == -1 and values.ndim >= 3 and values.shape[:2] == mask.shape:
+    if dim == -1 and is_mask_of(mask, values):
         values = values[mask]
     rows = values.movedim(dim, -1).reshape(-1, values.shape[dim])
     count = _row_limit(rows.shape[1])

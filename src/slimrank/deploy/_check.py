@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import ExportError
 from slimrank.calibrate import Likelihood, LikelihoodChoice, measure_agreement, read_likelihood
+from slimrank.deploy._difference import largest_difference, largest_of, relative_to
 from slimrank.deploy._program import Program
 from slimrank.deploy._runtime import Runtime
 from slimrank.deploy._samples import Samples
@@ -112,7 +113,7 @@ def check_file(
             if worst is None or difference > worst[0]:
                 worst = (difference, name, batch)
             errors[name] = max(errors[name], difference)
-            largest[name] = max(largest[name], _largest(reference))
+            largest[name] = max(largest[name], largest_of(reference))
         results.append(result)
         replaced.append(map_tensors(result, _exchange(new)))
         batches.append(batch)
@@ -131,34 +132,6 @@ def check_file(
 
 def _exchange(new: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda tensor: new.get(id(tensor), tensor)
-
-
-def largest_difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference of two tensors of one shape; what is not finite in both alike does not differ."""
-    if not expected.numel():
-        return 0.0
-    a, b = expected.double(), found.double()
-    same = (a == b) | (a.isnan() & b.isnan())
-    return float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).where(~same, 0.0).max())
-
-
-def relative_to(difference: float, largest: float) -> float:
-    """A difference over the largest value; inf where all values are zero and there is a difference."""
-    if difference == 0:
-        return 0.0
-    return difference / largest if largest else math.inf
-
-
-def _largest(tensor: Tensor) -> float:
-    finite = tensor.double().abs().nan_to_num(nan=0.0, posinf=0.0)
-    return float(finite.max()) if finite.numel() else 0.0
-
-
-def relative_difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest expected value; inf where shapes differ."""
-    if expected.shape != found.shape:
-        return math.inf
-    return relative_to(largest_difference(expected, found), _largest(expected))
 
 
 def _batches(program: Program, samples: Samples) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -215,13 +215,7 @@ class _Builder:
                 # Without the advice at the end, which is for those who have no file.
                 text = f"the file takes batches of {size} only: {str(failed).rsplit('; ', 1)[0]}"
                 notes.append(Note(where="batch", text=text))
-            return _Built(
-                program=built.program,
-                path=built.path,
-                runtime=built.runtime,
-                checked=built.checked,
-                notes=tuple(notes),
-            )
+            return replace(built, notes=tuple(notes))
         if failed is None:
             raise ExportError("there is no way to write a file")
         raise failed

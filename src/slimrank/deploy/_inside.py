@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from slimrank.deploy._check import relative_difference
+from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._program import Program, node_origin
 from slimrank.deploy._runtime import Runtime
 from slimrank.forward import Batch

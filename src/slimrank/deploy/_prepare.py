@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slimrank._errors import BatchesError
 from slimrank._names import listed
 from slimrank.capture import Source, find_sources
+from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._tensor_outputs import input_names, left_out, output_tensors, returning_tensors
 from slimrank.forward import Batch, fixed_seed_without_warnings, outside_inference_mode, run, take_samples
 from slimrank.surgery import (
@@ -167,14 +168,7 @@ def _relative_error(before: Tensor, after: Tensor) -> float:
     """Largest difference over the largest number before; inf where numbers that are not finite moved."""
     if not before.is_floating_point():
         return 0.0 if torch.equal(before, after) else float("inf")
-    old, new = before.detach().cpu().double(), after.detach().cpu().double()
-    finite = old.isfinite()
-    if not torch.allclose(old[~finite], new[~finite], rtol=0, atol=0, equal_nan=True):
-        return float("inf")
-    difference = (new - old)[finite].abs()
-    if not difference.any():
-        return 0.0
-    return float(difference.max() / old[finite].abs().max())
+    return relative_difference(before.detach().cpu(), after.detach().cpu())
 
 
 def _keep_no_cache(model: nn.Module) -> None:

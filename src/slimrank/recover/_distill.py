@@ -20,6 +20,7 @@ from slimrank.calibrate import (
     Weights,
     check_loss,
     divergence,
+    is_mask_of,
     read_likelihood,
     readings_tried,
     reference_outputs,
@@ -149,11 +150,7 @@ def distill(
     check_training(model, options, optimizer, on_epoch)
     _check_options(teacher, temperature, feature_weight)
     check_outputs(outputs)
-    check_loss(loss)
-    if loss is not None and weights is not None:
-        raise OptionError(
-            "weights= and loss= are given; a loss of your own weighs outputs itself, so leave weights= out"
-        )
+    check_loss(loss, weights)
     names = (features,) if isinstance(features, str) else tuple(features)
     _check_names(names, model, teacher)
     with seeded_apart(model, seed):
@@ -344,7 +341,7 @@ def _run_with_features(model: nn.Module, batch: Batch, names: Sequence[str]) -> 
 def _relative_error(feature: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
     """Mean squared error over the teacher's variance; padding tokens do not count."""
     feature, wanted = feature.float(), wanted.float()
-    if mask is not None and wanted.ndim >= 3 and wanted.shape[:2] == mask.shape:
+    if is_mask_of(mask, wanted):
         feature, wanted = feature[mask], wanted[mask]
     # A feature that is constant has no variance.
     return (feature - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)

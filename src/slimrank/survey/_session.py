@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from slimrank._errors import NonFiniteError, OptionError, UnknownNameError
+from slimrank._errors import NonFiniteError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
 from slimrank.calibrate import (
@@ -137,11 +137,7 @@ def open_session(model: nn.Module, source: DataSource, options: Options, phases:
         SlimrankError: whatever is wrong with model, data or options; see ``slimrank.study``.
     """
     check_outputs(source.outputs)
-    check_loss(source.loss)
-    if source.loss is not None and options.weights is not None:
-        raise OptionError(
-            "weights= and loss= are given; a loss of your own weighs outputs itself, so leave weights= out"
-        )
+    check_loss(source.loss, options.weights)
     original = quiet_copy(model)
     batch = first_batch(source.batches, source.inputs, original)
     with phases.phase("capture", 1) as advance:

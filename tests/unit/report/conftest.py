@@ -19,13 +19,12 @@ from slimrank.records import (
     LayerSpec,
     Measurement,
     Note,
-    OutputAgreement,
     Role,
     Setting,
     Summary,
     TensorSpec,
 )
-from specs import conv2d, linear, other
+from specs import BOX, TOKENS, conv2d, linear, other
 
 
 @pytest.fixture
@@ -72,27 +71,8 @@ def agreement() -> Agreement:
     """Of a sequence of classes, and of four numbers."""
     return Agreement(
         {
-            "logits": OutputAgreement(
-                family="categorical",
-                shape=(4, 50),
-                positions=4,
-                divergence=2.48,
-                lost=0.02,
-                top1=0.98906,
-                by_element=(1.0, 0.99, 0.912, 1.0),
-                elements=(4,),
-            ),
-            "box": OutputAgreement(
-                family="gaussian",
-                shape=(4,),
-                positions=1,
-                divergence=0.0041,
-                lost=0.0041,
-                cosine=0.99812,
-                relative_error=0.064,
-                by_element=(0.01, 0.02, 0.03, 0.12),
-                elements=(4,),
-            ),
+            "logits": TOKENS,
+            "box": BOX,
         },
         2.4841,
     )

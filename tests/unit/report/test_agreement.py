@@ -10,28 +10,8 @@ from seams import agreement_lines, divergence_text, element_lists, has_elements,
 from slimrank.calibrate import Likelihood, OutputModel
 from slimrank.records import Agreement, OutputAgreement, Summary
 from slimrank.report import agreement_text
+from specs import BOX, TOKENS
 
-TOKENS = OutputAgreement(
-    family="categorical",
-    shape=(4, 50),
-    positions=4,
-    divergence=2.48,
-    lost=0.02,
-    top1=0.98906,
-    by_element=(1.0, 0.99, 0.912, 1.0),
-    elements=(4,),
-)
-BOX = OutputAgreement(
-    family="gaussian",
-    shape=(4,),
-    positions=1,
-    divergence=0.0041,
-    lost=0.0041,
-    cosine=0.99812,
-    relative_error=0.0640,
-    by_element=(0.01, 0.02, 0.03, 0.12),
-    elements=(4,),
-)
 LABEL = OutputAgreement(
     family="categorical", shape=(10,), positions=1, divergence=0.0123, lost=0.01, top1=0.99999
 )

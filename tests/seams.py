@@ -53,6 +53,7 @@ from slimrank.deploy import _formats, _saved_model
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._export import timing_notes
 from slimrank.deploy._formats import FORMATS, Format
+from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install

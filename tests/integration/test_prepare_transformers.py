@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+import seams
 from slimrank.deploy import Prepared, prepare
 from slimrank.forward import Batch, as_batch, plain_attention
 
@@ -23,19 +24,24 @@ def checked(model: nn.Module, batch: Batch, n_tensors: int) -> Prepared:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with torch.no_grad():
         wanted = model(*batch.args, **batch.kwargs)
-        found = prepared.model(*batch.args, **batch.kwargs)
-    found = (found,) if isinstance(found, torch.Tensor) else found
-    assert len(found) == len(prepared.output_names) == n_tensors
-    for name, tensor in zip(prepared.output_names, found, strict=True):
-        key, _, index = name.partition(".")
+        model = named(prepared, batch)
+        inputs = model.inputs_of(batch)
+        found = model(*inputs.args, **inputs.kwargs)
+    assert len(found) == len(prepared.outputs) == n_tensors
+    for path, tensor in zip(prepared.outputs, found.values(), strict=True):
+        key, _, index = path.partition(".")
         expected = wanted[key][int(index)] if index else wanted[key]
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
     return prepared
 
 
+def named(prepared: Prepared, batch: Batch) -> seams.NamedModel:
+    return seams.named_model(prepared.model, batch, prepared.outputs)
+
+
 def exported(prepared: Prepared, batch: Batch) -> torch.export.ExportedProgram:
     with plain_attention():
-        return torch.export.export(prepared.model, batch.args, dict(batch.kwargs))
+        return torch.export.export(named(prepared, batch), batch.args, dict(batch.kwargs))
 
 
 def ids(nets: ModuleType) -> torch.Tensor:
@@ -49,11 +55,11 @@ def test_bert(nets: ModuleType) -> None:
     mask[0, 5:] = 0
     batch = Batch(args=(), kwargs={"input_ids": ids(nets), "attention_mask": mask})
     prepared = checked(model, batch, 1)
-    assert prepared.input_names == ("input_ids", "attention_mask")
-    assert prepared.output_names == ("logits",)
+    assert named(prepared, batch).arguments == ("input_ids", "attention_mask")
+    assert prepared.outputs == ("logits",)
     assert not any(isinstance(module, nn.Dropout) for module in prepared.model.modules())
     program = exported(prepared, batch)
-    assert program.graph_signature.user_inputs == prepared.input_names
+    assert program.graph_signature.user_inputs == named(prepared, batch).arguments
     assert model.config.use_cache
 
 
@@ -61,8 +67,8 @@ def test_bert_with_hidden_states(nets: ModuleType) -> None:
     model = nets.settle(transformers.BertModel(transformers.BertConfig(vocab_size=50, **_TINY))).eval()
     batch = Batch(args=(ids(nets),), kwargs={"output_hidden_states": True})
     prepared = checked(model, batch, 5)
-    assert prepared.input_names == ("input_ids",)
-    assert prepared.output_names == (
+    assert named(prepared, batch).arguments == ("input_ids",)
+    assert prepared.outputs == (
         *("last_hidden_state", "pooler_output"),
         *("hidden_states.0", "hidden_states.1", "hidden_states.2"),
     )
@@ -73,8 +79,8 @@ def test_vit(nets: ModuleType) -> None:
     model = nets.settle(transformers.ViTForImageClassification(config)).eval()
     batch = Batch(args=(), kwargs={"pixel_values": nets.noise(3, 16, 16, n=1, size=3)[0]})
     prepared = checked(model, batch, 1)
-    assert (prepared.input_names, prepared.output_names) == (("pixel_values",), ("logits",))
-    assert exported(prepared, batch).graph_signature.user_inputs == prepared.input_names
+    assert (named(prepared, batch).arguments, prepared.outputs) == (("pixel_values",), ("logits",))
+    assert exported(prepared, batch).graph_signature.user_inputs == named(prepared, batch).arguments
 
 
 @pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
@@ -91,7 +97,7 @@ def test_resnet_loses_all_norms(layer_type: str, nets: ModuleType) -> None:
     prepared = checked(model, batch, 1)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.model.modules())
     assert not prepared.notes
-    assert prepared.input_names == ("pixel_values",)
+    assert named(prepared, batch).arguments == ("pixel_values",)
     exported(prepared, batch)
 
 
@@ -100,7 +106,7 @@ def test_caches_do_not_come_out(nets: ModuleType) -> None:
     model = nets.settle(transformers.GPT2LMHeadModel(config)).eval()
     batch = Batch(args=(), kwargs={"input_ids": ids(nets)})
     prepared = checked(model, batch, 1)
-    assert prepared.output_names == ("logits",)
+    assert prepared.outputs == ("logits",)
     assert not prepared.notes
     exported(prepared, batch)
     # Asked for in the call, they are left out, and this is told.
@@ -116,6 +122,6 @@ def test_encoder_and_decoder(nets: ModuleType) -> None:
     model = nets.settle(transformers.T5ForConditionalGeneration(config)).eval()
     batch = Batch(args=(), kwargs={"input_ids": ids(nets), "decoder_input_ids": ids(nets)[:, :4]})
     prepared = checked(model, batch, 2)
-    assert prepared.output_names == ("logits", "encoder_last_hidden_state")
-    assert prepared.input_names == ("input_ids", "decoder_input_ids")
+    assert prepared.outputs == ("logits", "encoder_last_hidden_state")
+    assert named(prepared, batch).arguments == ("input_ids", "decoder_input_ids")
     exported(prepared, batch)

@@ -199,7 +199,7 @@ class _Builder:
         plain = quiet_copy(model).cpu()
         first = self.samples.take(0, self.samples.n_first)
         prepared = prepare(plain, first)
-        named = named_model(prepared.model, first, prepared.output_names, plain)
+        named = named_model(prepared.model, first, prepared.outputs)
         failed: SlimrankError | None = None
         for number, (size, is_dynamic) in enumerate(self._ways()):
             example = self.samples.take(0, size)

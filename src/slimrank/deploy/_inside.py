@@ -42,7 +42,7 @@ def first_difference(
             continue
         difference = relative_difference(values[node.name], found[node.name])
         if difference > bound:
-            return f"{node_origin(node, program.model)} (differs by {difference:.2g} of its largest value)"
+            return f"{node_origin(node)} (differs by {difference:.2g} of its largest value)"
     return None
 
 

@@ -2,13 +2,16 @@
 """A model whose inputs and outputs are tensors with names."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from slimrank._errors import ExportError
 from slimrank._names import listed
 from slimrank.forward import Batch, named_tensors
+
+# What models of transformers return for their own next call.
+_CACHES = frozenset({"past_key_values", "cache_params", "mems", "past_buckets_states"})
 
 
 class NamedModel(nn.Module):
@@ -19,55 +22,52 @@ class NamedModel(nn.Module):
     Args:
         model: in eval mode.
         batch: that it takes: which arguments there are, and which of them hold tensors.
-        outputs: paths of the tensors among its outputs, in their order; "output" for a bare one.
-        original: the model before it was prepared, for messages.
+        outputs: paths of the tensors among its outputs, as ``output_tensors`` gives them.
+
+    Attributes:
+        title: name of the model's class, for messages.
+        fixed: values of the arguments without a tensor, by name.
+        arguments: names of the others.
+        outputs: names in a file by path, in order.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, outputs: Sequence[str], original: nn.Module) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, outputs: Sequence[str]) -> None:
         super().__init__()
-        self.title = type(original).__name__
-        # Of modules: what was prepared may stand in a wrapper, whose attribute "model" it is then.
-        self.prefix = "" if type(model) is type(original) else "model."
+        self.title = type(model).__name__
         self.model = model
-        self._arguments = _names_of(model, batch)
-        values = dict(zip(self._arguments, (*batch.args, *batch.kwargs.values()), strict=True))
-        self._n_positional = len(batch.args)
         self._keywords = tuple(batch.kwargs)
-        self.fixed = {name: value for name, value in values.items() if not any(named_tensors(value))}
-        self.arguments = tuple(name for name in self._arguments if name not in self.fixed)
-        self.outputs = {path: name_of_output(path, self.arguments) for path in outputs}
+        self._positional = tuple(_positional_names(model, len(batch.args), self._keywords))
+        values = zip((*self._positional, *self._keywords), (*batch.args, *batch.kwargs.values()), strict=True)
+        self.fixed = {name: value for name, value in values if not any(named_tensors(value))}
+        names = (*self._positional, *self._keywords)
+        self.arguments = tuple(name for name in names if name not in self.fixed)
+        taken = (*self.arguments, *self.input_tensors(batch))
+        self.outputs = dict(zip(outputs, _output_names(outputs, taken), strict=True))
 
     def inputs_of(self, batch: Batch) -> Batch:
         """The arguments that hold tensors, positional and keyword ones as they are in the batch."""
-        values = dict(zip(self._arguments, (*batch.args, *batch.kwargs.values()), strict=True))
-        positional = self._arguments[: self._n_positional]
+        positional = zip(self._positional, batch.args, strict=True)
         return Batch(
-            args=tuple(values[name] for name in positional if name not in self.fixed),
-            kwargs={
-                key: batch.kwargs[key]
-                for key, name in zip(self._keywords, self._arguments[self._n_positional :], strict=True)
-                if name not in self.fixed
-            },
+            args=tuple(value for name, value in positional if name not in self.fixed),
+            kwargs={key: batch.kwargs[key] for key in self._keywords if key not in self.fixed},
             where=batch.where,
         )
 
     def input_tensors(self, batch: Batch) -> dict[str, Tensor]:
-        """Every tensor of the arguments by its name in a file."""
+        """Every tensor of the arguments by its name in a file: the argument, then keys and indices."""
         inputs = self.inputs_of(batch)
         values = zip(self.arguments, (*inputs.args, *inputs.kwargs.values()), strict=True)
-        return {
-            path.replace(".", "_"): tensor
-            for name, value in values
-            for path, tensor in named_tensors(value, name)
-        }
+        tensors = [entry for name, value in values for entry in named_tensors(value, name)]
+        names = _different(path.replace(".", "_") for path, _ in tensors)
+        return {name: tensor for name, (_, tensor) in zip(names, tensors, strict=True)}
 
     def output_tensors(self, result: object) -> dict[str, Tensor]:
-        """Every output tensor by its name in a file, of what the model before preparation returned.
+        """Every output tensor by its name in a file, of what a model returned, this or the original.
 
         Raises:
             ExportError: an output is missing.
         """
-        found = {path or "output": tensor for path, tensor in named_tensors(result)}
+        found = dict(output_tensors(result))
         missing = [path for path in self.outputs if path not in found]
         if missing:
             raise ExportError(
@@ -79,31 +79,29 @@ class NamedModel(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> object:
         """The model's outputs, tensors only."""
         given = iter((*args, *kwargs.values()))
-        values = [self.fixed[name] if name in self.fixed else next(given) for name in self._arguments]
-        positional = values[: self._n_positional]
-        result = self.model(
-            *positional, **dict(zip(self._keywords, values[self._n_positional :], strict=True))
-        )
-        tensors = [tensor for _, tensor in named_tensors(result)]
-        if len(tensors) == 1 and "output" in self.outputs:
-            return tensors[0]
+        names = (*self._positional, *self._keywords)
+        values = [self.fixed[name] if name in self.fixed else next(given) for name in names]
+        n_positional = len(self._positional)
+        keywords = dict(zip(self._keywords, values[n_positional:], strict=True))
+        tensors = self.output_tensors(self.model(*values[:n_positional], **keywords))
+        if tuple(self.outputs) == ("output",):
+            return tensors[self.outputs["output"]]
         has_keys = not any(path[0].isdecimal() for path in self.outputs)
-        return dict(zip(self.outputs.values(), tensors, strict=True)) if has_keys else tuple(tensors)
+        return tensors if has_keys else tuple(tensors.values())
 
 
-def named_model(model: nn.Module, batch: Batch, outputs: Sequence[str], original: nn.Module) -> NamedModel:
+def named_model(model: nn.Module, batch: Batch, outputs: Sequence[str]) -> NamedModel:
     """The model with named arguments, as exporters read them from the signature of ``forward``.
 
     Args:
         model: in eval mode.
         batch: that it takes.
         outputs: as in ``NamedModel``.
-        original: as in ``NamedModel``.
 
     Returns:
         The model, of a class of its own whose ``forward`` has one parameter for each argument with tensors.
     """
-    plain = NamedModel(model, batch, outputs, original)
+    plain = NamedModel(model, batch, outputs)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
     def forward(self: NamedModel, *args: object, **kwargs: object) -> object:
@@ -112,24 +110,62 @@ def named_model(model: nn.Module, batch: Batch, outputs: Sequence[str], original
     parameters = [inspect.Parameter(name, kind) for name in ("self", *plain.arguments)]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     named: type[NamedModel] = type(plain.title, (NamedModel,), {"forward": forward})
-    return named(model, batch, outputs, original)
+    return named(model, batch, outputs)
 
 
-def name_of_output(path: str, taken: Sequence[str]) -> str:
-    """The name of an output in a file: its key, ``output_0`` for an index."""
-    name = path.replace(".", "_")
-    return f"output_{name}" if name[0].isdecimal() or name in taken else name
+def output_tensors(result: object) -> list[tuple[str, Tensor]]:
+    """The tensors that a model returned, by key or index; caches of transformers' models left out.
+
+    Args:
+        result: what it returned.
+
+    Returns:
+        (path, tensor) in order: a dotted path within containers, "output" for a bare tensor.
+    """
+    if isinstance(result, Mapping) and hasattr(result, "to_tuple"):
+        result = {key: value for key, value in result.items() if key not in _CACHES}
+    tensors = list(named_tensors(result))
+    paths = _different(path or "output" for path, _ in tensors)
+    return [(path, tensor) for path, (_, tensor) in zip(paths, tensors, strict=True)]
 
 
-def _names_of(model: nn.Module, batch: Batch) -> tuple[str, ...]:
-    """A name for each argument: that of the parameter of ``forward`` which takes it."""
-    names: list[str] = []
+def left_out(result: object) -> list[str]:
+    """Names of the outputs that hold no tensor but something else, and of caches."""
+    entries: list[tuple[str, object]] = []
+    if isinstance(result, Mapping):
+        entries = [(str(key), value) for key, value in result.items()]
+    elif isinstance(result, tuple | list):
+        entries = [(str(index), value) for index, value in enumerate(result)]
+    kept = {path.partition(".")[0] for path, _ in output_tensors(result)}
+    return [name for name, value in entries if name not in kept and value is not None]
+
+
+def _positional_names(model: nn.Module, count: int, keywords: Sequence[str]) -> list[str]:
+    """A name for each positional argument: that of the parameter of ``forward`` which takes it."""
     parameters = list(inspect.signature(model.forward).parameters.values())
-    for index in range(len(batch.args)):
-        parameter = parameters[min(index, len(parameters) - 1)] if parameters else None
-        if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.KEYWORD_ONLY):
-            name = "input" if parameter is None or parameter.name in ("args", "inputs") else parameter.name
-            names.append(f"{name}_{index}" if len(batch.args) > 1 else name)
-        else:
-            names.append(parameter.name)
-    return (*names, *batch.kwargs)
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    rest = "input" if rest in ("args", "inputs") else rest
+    names += [f"{rest}_{index}" if count > 1 else rest for index in range(len(names), count)]
+    return _different(names[:count], keywords)
+
+
+def _output_names(paths: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Names of outputs in a file: keys, ``output_0`` for an index, neither of which inputs have."""
+    names = [path.replace(".", "_") for path in paths]
+    return _different(
+        (f"output_{name}" if name[0].isdecimal() or name in taken else name for name in names), taken
+    )
+
+
+def _different(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """The names, with a number behind those that are taken or come again."""
+    found: dict[str, None] = {}
+    used = set(taken)
+    for name in names:
+        new, number = name, 1
+        while new in used or new in found:
+            number += 1
+            new = f"{name}_{number}"
+        found[new] = None
+    return list(found)

@@ -226,7 +226,7 @@ def _refusal(program: Program, error: BaseException | None, printed: str) -> str
             lowered = program.exported.run_decompositions()
         for node in (*program.exported.graph.nodes, *lowered.graph.nodes):
             if node.op == "call_function" and str(node.target).startswith(f"{operation}."):
-                return f"{name}: ONNX has no translation of {node_origin(node, program.model)}; {advice}"
+                return f"{name}: ONNX has no translation of {node_origin(node)}; {advice}"
         return f"{name}: ONNX has no translation of {operation}; {advice}"
     why = (printed.strip().splitlines() or ["nothing was made"])[-1] if error is None else told(error)
     return f"{name} cannot be written as ONNX: {why}; {advice}"

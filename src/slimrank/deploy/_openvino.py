@@ -266,7 +266,7 @@ def _refusal(program: Program, lowered: ExportedProgram, error: BaseException) -
     mentioned = set(re.findall(r"\b\w+\.\w+\.\w+\b", str(error)))
     for node in lowered.graph.nodes:
         if node.op == "call_function" and str(node.target) in mentioned:
-            return f"{name}: OpenVINO has no translation of {node_origin(node, program.model)}; {_ADVICE}"
+            return f"{name}: OpenVINO has no translation of {node_origin(node)}; {_ADVICE}"
     return f"{name} cannot be written for OpenVINO: {_first_line(error)}; {_ADVICE}"
 
 

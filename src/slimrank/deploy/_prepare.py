@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A copy of a model as exporters like it: norms folded, padding in numbers, plain weights, tensors out."""
+"""A copy of a model as exporters like it: norms folded, padding in numbers, plain weights, no caches."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slimrank._errors import BatchesError
+from slimrank._errors import BatchesError, OutputError
 from slimrank._names import listed
 from slimrank.capture import Source, find_sources
 from slimrank.deploy._difference import relative_difference
-from slimrank.deploy._tensor_outputs import input_names, left_out, output_tensors, returning_tensors
+from slimrank.deploy._named_model import left_out, output_tensors
 from slimrank.forward import Batch, fixed_seed_without_warnings, outside_inference_mode, run, take_samples
 from slimrank.surgery import (
     explicit_padding,
@@ -42,18 +42,14 @@ class Prepared:
     """A private copy of a model, ready for exporters.
 
     Attributes:
-        model: in eval mode, its parameters without gradients. It is called as the original is, and returns
-            one tensor or a tuple of tensors.
+        model: in eval mode, its parameters without gradients. It is called as the original is.
         notes: what stays as it was, and why; outputs that are left out.
-        input_names: of the tensors that go in, in the order of the call: arguments of ``forward``, within
-            containers a dotted path.
-        output_names: of the tensors that come out, in their order: keys or indices, "output" for a bare one.
+        outputs: paths of the tensors that come out, in their order: keys or indices, "output" for a bare one.
     """
 
     model: nn.Module
     notes: tuple[str, ...]
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,8 +116,8 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
         batch: real data.
 
     Returns:
-        The copy, what stays as it was, and the names of inputs and outputs. Export it inside
-        ``plain_attention``: torch fuses transformer layers whose parameters want no gradients.
+        The copy, what stays as it was, and which outputs are tensors. Export it inside ``plain_attention``:
+        torch fuses transformer layers whose parameters want no gradients.
 
     Raises:
         ModelError: the model cannot be copied.
@@ -131,11 +127,16 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
     private = quiet_copy(model)
     _keep_no_cache(private)
     result = _forward(private, batch)
-    wrapped = returning_tensors(private, result)
+    outputs = [(name, tensor.detach().clone()) for name, tensor in output_tensors(result)]
+    if not outputs:
+        keys = f" with {listed(map(str, result))}" if isinstance(result, Mapping) else ""
+        raise OutputError(
+            f"{type(model).__name__} returns a {type(result).__name__}{keys} that holds no tensor, so there "
+            "is nothing to export; wrap the model in a module that returns tensors"
+        )
     notes = []
     if skipped := left_out(result):
         notes.append(f"outputs left out, since they hold no tensors or a cache: {listed(skipped)}")
-    outputs = [(name, tensor.detach().clone()) for name, tensor in output_tensors(result)]
     check = _Check(batch=batch, outputs=outputs, tolerance=_tolerance(private, outputs))
     unstable = check.difference(private)
     if unstable is None:
@@ -145,12 +146,7 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
             "norms, padding and weights stay as they are: two forwards of the model differ, so no change "
             f"could be checked ({unstable})"
         )
-    return Prepared(
-        model=wrapped.eval(),
-        notes=tuple(notes),
-        input_names=input_names(model, batch),
-        output_names=tuple(name for name, _ in outputs),
-    )
+    return Prepared(model=private, notes=tuple(notes), outputs=tuple(name for name, _ in outputs))
 
 
 def _forward(model: nn.Module, batch: Batch) -> object:

@@ -96,9 +96,7 @@ def _exported(model: NamedModel, inputs: Batch, shapes: dict[str, object] | None
 
 def where_raised(model: NamedModel, error: BaseException) -> str:
     """The innermost module that was running when an error was raised, for messages."""
-    names = {
-        id(module): f"{name}.".removeprefix(model.prefix)[:-1] for name, module in model.model.named_modules()
-    }
+    names = {id(module): name for name, module in model.model.named_modules()}
     found = ""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
@@ -113,13 +111,13 @@ def where_raised(model: NamedModel, error: BaseException) -> str:
     return found
 
 
-def node_origin(node: torch.fx.Node, model: NamedModel) -> str:
+def node_origin(node: torch.fx.Node) -> str:
     """What a node of a program does, in which module, at which line of the user's code."""
     stack = node.meta.get("nn_module_stack") or {}
-    names = [str(name).removeprefix(f"model.{model.prefix}") for name, _ in stack.values()]
-    # The wrappers are no modules of the user's.
-    inner = [name for name in names if name not in ("", "model", f"model.{model.prefix}".rstrip("."))]
-    module = f" in module {inner[-1]}" if inner else ""
+    # Within NamedModel, whose "model" is the user's.
+    inner = [str(name).partition("model.")[2] for name, _ in stack.values()]
+    names = [name for name in inner if name]
+    module = f" in module {names[-1]}" if names else ""
     line = _users_line(str(node.meta.get("stack_trace") or ""))
     return f"{node.target}{module}{line}"
 

@@ -4,7 +4,6 @@
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 import slimrank as sr
 from slimrank.deploy import Prepared, prepare
-from slimrank.forward import Batch, as_batch, named_tensors
+from slimrank.forward import as_batch, named_tensors
 
 
 def settled(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -582,102 +581,25 @@ def test_inference_mode_around_it_does_no_harm() -> None:
     assert not prepared.model.layer.weight.is_inference()
 
 
-# Names and outputs --------------------------------------------------------------------------------
+# Outputs ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Answer:
-    scores: Tensor
-    parts: list[Tensor]
-    name: str = "answer"
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ({"label": 3, "name": "cat"}, "Net returns a dict with 'label', 'name' that holds no tensor.*wrap"),
+        (None, "Net returns a NoneType that holds no tensor"),
+    ],
+)
+def test_a_model_without_tensors_among_its_outputs_is_refused(result: object, told: str) -> None:
+    with pytest.raises(sr.OutputError, match=told):
+        prepare(Net(lambda _net, _x: result), as_batch(images()))
 
 
-class Several(nn.Module):
-    def __init__(self, make: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.layer, self.make = nn.Linear(4, 6), make
-
-    def forward(
-        self, pixels: Tensor, *others: Tensor, scale: float = 1.0, mask: Tensor | None = None
-    ) -> object:
-        y = self.layer(pixels) * scale + sum(others)
-        return self.make(y if mask is None else y * mask)
-
-
-RETURNS: Mapping[str, tuple[Callable[[Tensor], object], tuple[str, ...], tuple[str, ...]]] = {
-    "tensor": (lambda y: y, ("output",), ()),
-    "tuple": (lambda y: (y, y + 1), ("0", "1"), ()),
-    "tuple of one": (lambda y: (y,), ("0",), ()),
-    "list with None": (lambda y: [y, None, [y + 1]], ("0", "2.0"), ()),
-    "dict": (lambda y: {"logits": y, "n": 3, "box": {"a": y + 1}}, ("logits", "box.a"), ("'n'",)),
-    "dataclass": (lambda y: Answer(y, [y + 1, y > 0]), ("scores", "parts.0", "parts.1"), ()),
-}
-
-
-@pytest.mark.parametrize("case", RETURNS)
-def test_tensors_come_out_in_order_with_names(case: str) -> None:
-    make, names, left = RETURNS[case]
-    model = settled(Several(make))
-    x, other, mask = images(shape=(4,)), images(shape=(6,)), torch.ones(3, 6)
-    batch = Batch(args=(x, other, other), kwargs={"scale": 2.0, "mask": mask})
-    prepared = prepare(model, batch)
-    assert prepared.input_names == ("pixels", "others.0", "others.1", "mask")
-    assert prepared.output_names == names
-    with torch.no_grad():
-        found = prepared.model(x, other, other, scale=2.0, mask=mask)
-        wanted = [tensor for _, tensor in named_tensors(model(x, other, other, scale=2.0, mask=mask))]
-    found = (found,) if isinstance(found, Tensor) else found
-    assert type(found) is tuple
-    assert all(map(torch.equal, found, wanted))
-    assert len(found) == len(wanted) == len(names)
-    assert len(prepared.notes) == len(left)
-    assert all(word in note for word, note in zip(left, prepared.notes, strict=True))
-
-
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("case", ["tensor", "dict"])
-def test_what_is_prepared_is_exported_under_its_own_names(case: str, strict: bool) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(4, 5, (3, 1), padding="same"), nn.BatchNorm2d(5)
-
-        def forward(self, pixels: Tensor, mask: Tensor | None = None) -> object:
-            y = self.norm(self.conv(pixels)) * mask
-            return y if case == "tensor" else {"logits": y}
-
-    x, mask = images(), torch.ones(3, 1, 1, 1)
-    prepared = prepare(settled(Two()), Batch(args=(x,), kwargs={"mask": mask}))
-    batch = torch.export.Dim("batch")
-    shapes = {"pixels": {0: batch}, "mask": {0: batch}}
-    program = torch.export.export(prepared.model, (x,), {"mask": mask}, dynamic_shapes=shapes, strict=strict)
-    assert program.graph_signature.user_inputs == prepared.input_names
-    assert len(program.graph_signature.user_outputs) == 1
-    assert not any("batch_norm" in str(node.target) for node in program.graph.nodes)
-    other = images(5)
-    with torch.no_grad():
-        assert torch.equal(
-            program.module()(other, mask=mask[:1].expand(5, 1, 1, 1)),
-            prepared.model(other, torch.ones(5, 1, 1, 1)),
-        )
-
-
-def test_inputs_in_containers_are_named_by_their_path() -> None:
-    model = Net(lambda net, x: net.layer(x["image"]) + x["more"][0], layer=settled(nn.Linear(4, 4)))
-    x = images(shape=(4,))
-    prepared = prepare(model, Batch(args=({"image": x, "more": [x]},), kwargs={}))
-    assert prepared.input_names == ("x.image", "x.more.0")
-
-
-def test_a_model_without_tensors_among_its_outputs_is_refused() -> None:
-    model = settled(Several(lambda y: {"label": int(y.argmax()), "name": "cat"}))
-    with pytest.raises(
-        sr.OutputError, match=r"Several returns a dict with 'label', 'name' that holds no tensor.*wrap"
-    ):
-        prepare(model, as_batch(images(shape=(4,))))
-    model = settled(Several(lambda y: None))
-    with pytest.raises(sr.OutputError, match="Several returns a NoneType that holds no tensor"):
-        prepare(model, as_batch(images(shape=(4,))))
+def test_outputs_that_hold_no_tensor_are_told() -> None:
+    prepared = prepare(Net(lambda _net, x: {"y": x, "n": 3, "none": None}), as_batch(images()))
+    assert prepared.outputs == ("y",)
+    assert prepared.notes == ("outputs left out, since they hold no tensors or a cache: 'n'",)
 
 
 def test_a_batch_that_the_model_refuses_is_an_error() -> None:

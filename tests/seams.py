@@ -49,7 +49,7 @@ from slimrank.cli._typed import read_weights as weights_option
 from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
-from slimrank.deploy import _formats, _saved_model
+from slimrank.deploy import _formats, _onnx, _saved_model
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._export import timing_notes
 from slimrank.deploy._formats import FORMATS, Format
@@ -495,6 +495,14 @@ def remove_in_batches(monkeypatch: pytest.MonkeyPatch, *, above: int, rounds: in
     """
     monkeypatch.setattr(_obs, "_EXACT_COLUMNS", above)
     monkeypatch.setattr(_obs, "_ROUNDS_PER_HALVING", rounds)
+
+
+def limit_onnx_files(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
+    """One ONNX file holds so many bytes of weights.
+
+    Patched: that limit, which is two gigabytes.
+    """
+    monkeypatch.setattr(_onnx, "_MAX_WEIGHT_BYTES", n_bytes)
 
 
 def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | None = None) -> None:

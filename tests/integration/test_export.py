@@ -524,11 +524,154 @@ def test_a_missing_package_gives_the_line_for_pip(tmp_path: Path, monkeypatch: p
     assert isinstance(caught.value, sr.MissingPackageError)
 
 
+@pytest.mark.parametrize("error", [onnx.checker.ValidationError("bad node"), ValueError("bad node")])
+def test_a_file_that_onnx_refuses_is_not_written(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_data: bytes) -> None:
+        raise error
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(sr.ExportError, match=r"Linear cannot be written as ONNX: .*bad node.*format='torch'"):
+        sr.export(nn.Linear(4, 2), tmp_path / "model.onnx", [torch.zeros(3, 4)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_one_onnx_file_cannot_hold_are_told(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = nn.Linear(24, 8), tmp_path / "model.onnx"
+    n_bytes = 4 * (24 * 8 + 8)
+    path.write_text("earlier")
+    seams.limit_onnx_files(monkeypatch, n_bytes - 1)
+    with pytest.raises(
+        sr.ExportError,
+        match=r"the weights of Linear take 800 bytes, and one ONNX file holds 799; take format='torch', or a",
+    ):
+        sr.export(model, path, nets.noise(24))
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+    seams.limit_onnx_files(monkeypatch, n_bytes)
+    assert sr.export(model, path, nets.noise(24)).max_error < 1e-5
+
+
+class Half(nn.Module):
+    """Few digits inside, float32 and numbers of tokens outside."""
+
+    def __init__(self, dtype: torch.dtype, *, ends: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 16, dtype=dtype), nn.Linear(16, 20, dtype=dtype)
+        self.ends = ends
+
+    def forward(self, ids: Tensor) -> Tensor:
+        y = self.head(self.embed(ids).mean(1).relu())
+        return y.float() if self.ends else y
+
+
+# Models of few digits in each format: the words of the refusal, or None where they are written.
+_REFUSED = {
+    ("onnx", torch.bfloat16, True): "onnxruntime .* refuses the file of Half.*model.float()",
+    ("onnx", torch.bfloat16, False): "onnxruntime .* refuses the file of Half.*model.float()",
+    ("openvino", torch.bfloat16, False): "output output is torch.bfloat16.*OpenVINO.*model.float()",
+}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_half_precision_is_written_right_or_refused(
+    format: str, dtype: torch.dtype, ends: bool, nets: ModuleType, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, path = Half(dtype, ends=ends), tmp_path / f"model{SUFFIXES[format]}"
+    batches = [torch.randint(20, (10, 6), generator=nets.seeded()) for _ in range(2)]
+    refused = _REFUSED.get((format, dtype, ends))
+    if refused is not None:
+        with pytest.raises(sr.ExportError, match=refused):
+            sr.export(model, path, batches, format=format)
+        assert list(tmp_path.iterdir()) == []
+        return
+    exported = sr.export(model, path, batches, format=format)
+    assert "batches of" not in _notes(exported)
+    found = _run(format, path, {"ids": batches[1][:3]})["output"]
+    with torch.no_grad():
+        expected = model(batches[1][:3])
+    assert found.dtype == expected.dtype
+    # Some roundings of the type: not all runtimes compute in it.
+    close = 8 * torch.finfo(dtype).eps * float(expected.float().abs().max())
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_convolutions_and_norms_in_float16(format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    exported = sr.export(Residual().half(), path, [x.half() for x in _images()], format=format)
+    assert exported.max_error < 4 * torch.finfo(torch.float16).eps
+    assert "batches of" not in _notes(exported)
+
+
 def test_a_type_that_onnxruntime_does_not_take_is_told(tmp_path: Path) -> None:
     model, batches = nn.Linear(4, 2).bfloat16(), [torch.ones(3, 4, dtype=torch.bfloat16)]
     with pytest.raises(sr.ExportError, match=r"Linear.*half precision.*model.float\(\).*format='torch'"):
         sr.export(model, tmp_path / "model.onnx", batches)
     assert sr.export(model, tmp_path / "model.pt2", batches, format="torch").max_error == 0
+
+
+class Counter(nn.Module):
+    """A buffer that every forward changes, and that outputs may depend on."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+        self.linear, self.reads = nn.Linear(4, 3), reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.linear(x) * (self.count if self.reads else 1)
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_a_model_that_keeps_state_is_refused_where_its_outputs_depend_on_it(
+    format: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    with pytest.raises(sr.ExportError, match=r"Counter keeps state.*output differs by \S+ of its.*; make"):
+        sr.export(Counter(reads=True), path, [torch.ones(10, 4)], format=format)
+    assert list(tmp_path.iterdir()) == []
+    model = Counter(reads=False)
+    assert sr.export(model, path, [torch.ones(10, 4)], format=format).max_error < 1e-5
+    assert float(model.count) == 0
+
+
+def test_both_parts_of_complex_outputs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(x)
+
+    path, batches = tmp_path / "model.pt2", [torch.randn(10, 6)]
+    assert sr.export(Spectrum(), path, batches, format="torch").max_error == 0
+    row = seams.FORMATS["torch"]
+    seams.change_format(
+        monkeypatch,
+        "torch",
+        open=lambda *args: lambda batch: lambda: [tensor.conj() for tensor in row.open(*args)(batch)()],
+    )
+    with pytest.raises(sr.ExportError, match=r"output differs by"):
+        sr.export(Spectrum(), path, batches, format="torch")
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_outputs_whose_length_depends_on_values(format: str, tmp_path: Path) -> None:
+    class Positive(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0]
+
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    # The first sample has none.
+    x = torch.tensor([[-1.0, -2.0], [3.0, -4.0], [5.0, 6.0]])
+    assert sr.export(Positive(), path, [x], format=format).max_error == 0
+    assert torch.equal(_run(format, path, {"x": x})["output"], torch.tensor([3.0, 5.0, 6.0]))
 
 
 @needs_openvino
@@ -656,7 +799,11 @@ class TestOpenvino:
         assert list(tmp_path.iterdir()) == []
 
     def test_half_precision_that_python_cannot_hand_over_is_told(self, tmp_path: Path) -> None:
-        model, batches = nn.Linear(4, 2).bfloat16(), [torch.ones(3, 4, dtype=torch.bfloat16)]
+        class Rounded(nn.Module):
+            def forward(self, input: Tensor) -> Tensor:
+                return input.float() * 2
+
+        model, batches = Rounded(), [torch.ones(3, 4, dtype=torch.bfloat16)]
         with pytest.raises(sr.ExportError, match=r"input is torch.bfloat16.*model.float\(\).*format='torch'"):
             sr.export(model, tmp_path / "model.xml", batches, format="openvino")
 

@@ -2,7 +2,7 @@
 """An exported file against the model it was made of, on real samples."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from slimrank._errors import ExportError
 from slimrank.calibrate import Likelihood, LikelihoodChoice, measure_agreement, read_likelihood
-from slimrank.deploy._difference import largest_difference, largest_of, relative_to
+from slimrank.deploy._difference import (
+    largest_difference,
+    largest_of,
+    relative_difference,
+    relative_to,
+)
 from slimrank.deploy._program import Program
 from slimrank.deploy._runtime import Runtime
 from slimrank.deploy._samples import Samples
@@ -27,7 +32,8 @@ from slimrank.forward import (
 
 # Largest relative error of a float32 file; runtimes add in other orders, which costs some 1e-6.
 _BOUND = 1e-3
-# Of dtypes with fewer digits: so many times the distance from 1 to the next number.
+# Of dtypes with fewer digits, in the model or its outputs: so many times the distance from 1 to the next
+# number. Runtimes round elsewhere than torch: some of them compute in float32 all the same.
 _ULPS = 4
 # Samples in the batches that are run: one, the size of the example, another; then some at a time.
 _SIZES, _NEXT_SIZE = (1, 2, 5), 8
@@ -82,16 +88,20 @@ def check_file(
         How far they agree.
 
     Raises:
-        ExportError: the runtime fails, or outputs are missing.
+        ExportError: the runtime fails, outputs are missing, or the model answers otherwise every time.
         BatchesError: the model refuses a batch.
     """
-    results, replaced, batches = [], [], []
+    results: list[object] = []
+    replaced: list[object] = []
+    batches: list[Batch] = []
     errors = {name: 0.0 for name in program.outputs}
     largest = dict(errors)
     worst: tuple[float, str, Batch] | None = None
-    bound = _BOUND
+    bound = _bound_for(model.state_dict().values())
     for batch in _batches(program, samples):
         result = _reference(model, batch)
+        if not results:
+            _check_repeats(program, result, _reference(model, batch), bound)
         expected = program.model.output_tensors(result)
         found = dict(zip(program.outputs, runtime(batch)(), strict=True))
         new: dict[int, Tensor] = {}
@@ -107,8 +117,7 @@ def check_file(
                     max_error=math.inf, bound=bound, worst=f"{name} {told}", batch=batch, agreement=None
                 )
             new[id(reference)] = tensor.to(reference.dtype)
-            if reference.is_floating_point():
-                bound = max(bound, _ULPS * torch.finfo(reference.dtype).eps)
+            bound = max(bound, _bound_for([reference]))
             difference = largest_difference(reference, tensor)
             if worst is None or difference > worst[0]:
                 worst = (difference, name, batch)
@@ -128,6 +137,12 @@ def check_file(
         batch=worst[2],
         agreement=_agreement(results, replaced, batches, reading),
     )
+
+
+def _bound_for(tensors: Iterable[object]) -> float:
+    """Largest relative error that may be where these are the values."""
+    kinds = {value.dtype for value in tensors if isinstance(value, Tensor) and value.is_floating_point()}
+    return max([_BOUND, *(_ULPS * torch.finfo(kind).eps for kind in kinds)])
 
 
 def _exchange(new: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
@@ -159,6 +174,19 @@ def _reference(model: nn.Module, batch: Batch) -> object:
         return run(model, batch)
 
 
+def _check_repeats(program: Program, first: object, second: object, bound: float) -> None:
+    """Refuses a model that answers otherwise when it is called again: a file may agree by chance only."""
+    again = program.model.output_tensors(second)
+    for name, tensor in program.model.output_tensors(first).items():
+        difference = relative_difference(tensor, again[name])
+        if difference > max(bound, _bound_for([tensor])):
+            raise ExportError(
+                f"{program.model.title} keeps state: called twice with the same samples and the same seed, "
+                f"{name} differs by {difference:.2g} of its largest value; make what it keeps an input and "
+                "an output, or switch it off"
+            )
+
+
 def _agreement(
     results: list[object], replaced: list[object], batches: list[Batch], reading: Reading
 ) -> float | None:
@@ -167,7 +195,14 @@ def _agreement(
         tensor.is_floating_point() and tensor.ndim for _, tensor in named_tensors(results[0])
     ):
         return None
-    references = [pick_outputs(result, reading.outputs) for result in results]
+    picked = [pick_outputs(result, reading.outputs) for result in results]
+    # Outputs whose length depends on values may be empty.
+    kept = [index for index, values in enumerate(picked) if all(tensor.numel() for tensor in values.values())]
+    if not kept:
+        return None
+    references = [picked[index] for index in kept]
+    replaced = [replaced[index] for index in kept]
+    batches = [batches[index] for index in kept]
     likelihood = reading.likelihood
     if not isinstance(likelihood, Likelihood):
         likelihood = read_likelihood(references, batches, likelihood)

@@ -3,6 +3,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -10,7 +11,7 @@ def largest_difference(expected: Tensor, found: Tensor) -> float:
     """Largest difference of two tensors of one shape; what is not finite in both alike does not differ."""
     if not expected.numel():
         return 0.0
-    a, b = expected.double(), found.double()
+    a, b = _as_double(expected), _as_double(found)
     same = (a == b) | (a.isnan() & b.isnan())
     return float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).where(~same, 0.0).max())
 
@@ -24,8 +25,13 @@ def relative_to(difference: float, largest: float) -> float:
 
 def largest_of(tensor: Tensor) -> float:
     """Largest finite value, without its sign; 0 of an empty tensor."""
-    finite = tensor.double().abs().nan_to_num(nan=0.0, posinf=0.0)
+    finite = _as_double(tensor).abs().nan_to_num(nan=0.0, posinf=0.0)
     return float(finite.max()) if finite.numel() else 0.0
+
+
+def _as_double(tensor: Tensor) -> Tensor:
+    """Real numbers; both parts of complex ones."""
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
 
 
 def relative_difference(expected: Tensor, found: Tensor) -> float:

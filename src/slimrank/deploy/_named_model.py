@@ -3,6 +3,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from keyword import iskeyword
 
 from torch import Tensor, nn
 
@@ -100,8 +101,17 @@ def named_model(model: nn.Module, batch: Batch, outputs: Sequence[str]) -> Named
 
     Returns:
         The model, of a class of its own whose ``forward`` has one parameter for each argument with tensors.
+
+    Raises:
+        ExportError: a keyword of the batch is no name.
     """
     plain = NamedModel(model, batch, outputs)
+    wrong = [name for name in plain.arguments if not name.isidentifier() or iskeyword(name) or name == "self"]
+    if wrong:
+        raise ExportError(
+            f"{plain.title} takes {listed(wrong)}, which cannot name an argument of a file; wrap the model "
+            "in a module whose forward has parameters of other names"
+        )
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
     def forward(self: NamedModel, *args: object, **kwargs: object) -> object:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 EXTRA = "export"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# Of protobuf, in which the file is written.
-_MAX_BYTES = 2**31 - 1
+# Of weights in one file: protobuf holds 2**31 - 1 bytes, and the graph needs some of them.
+_MAX_WEIGHT_BYTES = 2**31 - 2**24
 # Tells the module of a node. What else the exporter notes is long, and names source files of this machine.
 _KEPT_NOTE = "pkg.torch.onnx.name_scopes"
 
@@ -61,6 +61,8 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
         raise ExportError(_refusal(program, error, output.getvalue())) from error
     if made is None:
         raise ExportError(_refusal(program, None, output.getvalue()))
+    # Now: protobuf cannot even measure what is too large for it.
+    _check_size(program, made.model.graph)
     _name_outputs(made.model.graph, program.outputs)
     model = made.model_proto
     model.producer_name, model.producer_version = "slimrank", __version__
@@ -70,16 +72,12 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
     _name_batch(model)
-    if model.ByteSize() > _MAX_BYTES:
-        raise ExportError(
-            f"{program.model.title} takes {model.ByteSize() / 1e9:.1f} GB, and one ONNX file "
-            "holds 2.1 GB; take format='torch', or a smaller budget"
-        )
     try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+        data = model.SerializeToString()
+        onnx.checker.check_model(data)
+    except Exception as error:
         raise ExportError(_refusal(program, error, "")) from error
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(data)
     return made.exported_program or program.exported
 
 
@@ -177,6 +175,17 @@ def _array(name: str, tensor: Tensor) -> object:
 
 def _package(name: str) -> ModuleType:
     return import_package(name, extra=EXTRA, what="format='onnx'")
+
+
+def _check_size(program: Program, graph: "Graph") -> None:
+    """Refuses weights that do not fit into one file."""
+    tensors = [value.const_value for value in graph.initializers.values()]
+    n_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    if n_bytes > _MAX_WEIGHT_BYTES:
+        raise ExportError(
+            f"the weights of {program.model.title} take {n_bytes:,} bytes, and one ONNX file holds "
+            f"{_MAX_WEIGHT_BYTES:,}; take format='torch', or a smaller budget"
+        )
 
 
 def _name_outputs(graph: "Graph", names: Sequence[str]) -> None:

@@ -86,11 +86,18 @@ def open_openvino(path: Path, program: Program, threads: int) -> Runtime:
         What runs batches.
 
     Raises:
-        ExportError: OpenVINO refuses the file.
+        ExportError: OpenVINO refuses the file, or an output has a type that Python cannot be given.
         MissingPackageError: the package is not installed.
     """
     core = _core()
-    return _compiled(core, _read(core, path, program), program, threads)
+    model = _read(core, path, program)
+    for port, name in zip(model.outputs, program.outputs, strict=True):
+        if port.get_element_type().get_type_name() == "bf16":
+            raise ExportError(
+                f"output {name} is torch.bfloat16, which OpenVINO hands to Python as other numbers; "
+                f"{_FLOAT_ADVICE}"
+            )
+    return _compiled(core, model, program, threads)
 
 
 def open_openvino_inside(
@@ -149,6 +156,8 @@ def _compiled(core: "Core", model: "Model", program: Program, threads: int) -> R
     except Exception as error:
         raise ExportError(_open_refusal(program, error)) from error
 
+    kinds = [port.get_element_type().get_type_name() for port in compiled.outputs]
+
     def bind(batch: Batch) -> Bound:
         request = compiled.create_infer_request()
         for name, tensor in program.model.input_tensors(batch).items():
@@ -165,7 +174,12 @@ def _compiled(core: "Core", model: "Model", program: Program, threads: int) -> R
                 results = request.infer(share_outputs=False).to_tuple()
             except Exception as error:
                 raise ExportError(_run_refusal(batch, error)) from error
-            return [torch.as_tensor(result) for result in results]
+            tensors = [torch.as_tensor(result) for result in results]
+            # The bits of a bfloat16 come as a float16.
+            return [
+                tensor.view(torch.bfloat16) if kind == "bf16" else tensor
+                for tensor, kind in zip(tensors, kinds, strict=True)
+            ]
 
         return run
 
@@ -203,6 +217,10 @@ def _name_values(openvino: ModuleType, model: "Model", program: Program, positio
         parameter.set_partial_shape(openvino.PartialShape(shape))
         parameter.set_friendly_name(name)
     model.validate_nodes_and_infer_types()
+    # An output would have the names of an inner tensor too, where the runtime removes what is between them.
+    for node in model.get_ops():
+        for value in node.outputs():
+            value.get_tensor().set_names(set())
     sources = [made[position].input_value(0) for position in positions]
     for result in made:
         model.remove_result(result)

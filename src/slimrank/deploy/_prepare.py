@@ -162,7 +162,7 @@ def _tolerance(model: nn.Module, outputs: Sequence[tuple[str, Tensor]]) -> float
 
 def _relative_error(before: Tensor, after: Tensor) -> float:
     """Largest difference over the largest number before; inf where numbers that are not finite moved."""
-    if not before.is_floating_point():
+    if not (before.is_floating_point() or before.is_complex()):
         return 0.0 if torch.equal(before, after) else float("inf")
     return relative_difference(before.detach().cpu(), after.detach().cpu())
 
@@ -199,6 +199,8 @@ def _plan_simple(model: nn.Module) -> tuple[list[_Change], list[_Refused]]:
             change = _Change(target=name, what="padding not in numbers", make=partial(_pad, name))
             if module.padding_mode != "zeros":
                 refused.append((change, f"it pads by {module.padding_mode!r}"))
+            elif not name:
+                refused.append((change, "it is the whole model"))
             elif not _is_plain(module, _CONVS):
                 refused.append((change, "it has hooks or a forward of its own"))
             else:

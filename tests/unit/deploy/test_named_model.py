@@ -161,3 +161,13 @@ def test_an_output_that_is_missing_for_another_batch_is_refused() -> None:
     wrapped = named(Several(lambda y: {"y": y, "more": y} if len(y) > 1 else {"y": y}), as_batch(ones(2, 4)))
     with pytest.raises(sr.ExportError, match=r"Several did not return 'more' for every batch; wrap"):
         wrapped(ones(1, 4))
+
+
+@pytest.mark.parametrize("keyword", ["my-key", "class"])
+def test_a_keyword_that_is_no_name_is_refused(keyword: str) -> None:
+    class Keywords(nn.Module):
+        def forward(self, **inputs: Tensor) -> Tensor:
+            return inputs[keyword] + 1
+
+    with pytest.raises(sr.ExportError, match=f"Keywords takes '{keyword}', which cannot name.*; wrap"):
+        named(Keywords(), Batch(args=(), kwargs={keyword: ones(3, 4)}))

@@ -334,6 +334,39 @@ def test_a_batch_that_cannot_be_free_is_fixed_and_told(nets: ModuleType, tmp_pat
     assert _run_onnx(exported.path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
 
 
+def test_a_branch_on_the_number_of_samples_is_told(tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[0] > 3 else x * 3
+
+    exported = sr.export(Branch(), tmp_path / "model.pt2", [torch.randn(10, 4)], format="torch")
+    assert "batches of 1 only" in _notes(exported)
+    assert "treats some numbers of samples otherwise" in _notes(exported)
+
+
+def test_a_list_with_a_tensor_for_each_sample_fixes_their_number(tmp_path: Path) -> None:
+    class First(nn.Module):
+        def forward(self, images: list[Tensor]) -> Tensor:
+            return images[0] * 2
+
+    path, x = tmp_path / "model.pt2", torch.randn(3, 4)
+    exported = sr.export(First(), path, [([x],)], format="torch")
+    assert "batches of 1 only: the file fails in torch on 1 sample" in _notes(exported)
+    assert torch.equal(torch.export.load(path).module()([x]), x * 2)
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_one_tensor_for_two_arguments_is_two_inputs(format: str, tmp_path: Path) -> None:
+    class Weighted(nn.Module):
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return first + 2 * second
+
+    path, x = tmp_path / f"model{SUFFIXES[format]}", torch.randn(2, 4)
+    sr.export(Weighted(), path, [(x, x)], format=format)
+    inputs = {"first": torch.ones(2, 4), "second": torch.zeros(2, 4)}
+    assert torch.equal(_run(format, path, inputs)["output"], torch.ones(2, 4))
+
+
 def test_a_model_that_takes_its_own_batch_only(tmp_path: Path) -> None:
     class Four(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -806,6 +839,21 @@ class TestOpenvino:
         model, batches = Rounded(), [torch.ones(3, 4, dtype=torch.bfloat16)]
         with pytest.raises(sr.ExportError, match=r"input is torch.bfloat16.*model.float\(\).*format='torch'"):
             sr.export(model, tmp_path / "model.xml", batches, format="openvino")
+
+    def test_inputs_that_nothing_reads_keep_their_place(self, tmp_path: Path) -> None:
+        class Second(nn.Module):
+            def forward(self, ids: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+                return x * 2
+
+        path = tmp_path / "model.xml"
+        batches = [(torch.ones(6, 2, dtype=torch.long), torch.randn(6, 4), torch.ones(6))]
+        sr.export(Second(), path, batches, format="openvino")
+        openvino = seams.import_package("openvino", extra="openvino", what="this test")
+        inputs = [
+            (value.any_name, str(value.partial_shape), value.get_element_type().get_type_name())
+            for value in openvino.Core().read_model(path).inputs
+        ]
+        assert inputs == [("ids", "[?,2]", "i64"), ("x", "[?,4]", "f32"), ("mask", "[?]", "f32")]
 
     def test_nothing_is_printed_and_nothing_reported(self, tmp_path: Path) -> None:
         code = f"""

@@ -61,6 +61,7 @@ def write_openvino(program: Program, path: Path) -> ExportedProgram:
             # Not the ExportedProgram itself: then keys of a dict are taken for names of tensors, and every
             # dimension is made free.
             model = openvino.convert_model(decoder(graph))
+            _restore_inputs(openvino, model, graph)
             _name_values(openvino, model, program, positions)
             model.validate_nodes_and_infer_types()
             model.set_rt_info(__version__, ["slimrank", "version"])
@@ -207,6 +208,20 @@ def _plain_graph(lowered: ExportedProgram) -> tuple[GraphModule, list[int]]:
             graph.graph.erase_node(node)
     graph.recompile()
     return graph, [different.index(node) for node in wanted]
+
+
+def _restore_inputs(openvino: ModuleType, model: "Model", graph: GraphModule) -> None:
+    """Gives a model the inputs of its graph in their order: OpenVINO drops first ones that nothing reads."""
+    made = {parameter.get_friendly_name(): parameter for parameter in model.get_parameters()}
+    wanted = {node.name: node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"}
+    if made.keys() == wanted.keys():
+        return
+    for parameter in made.values():
+        model.remove_parameter(parameter)
+    for name, value in wanted.items():
+        shape = [size if isinstance(size, int) else -1 for size in value.shape]
+        kind = torch.empty(0, dtype=value.dtype).numpy().dtype
+        model.add_parameters([made.get(name) or openvino.opset8.parameter(shape, kind, name)])
 
 
 def _name_values(openvino: ModuleType, model: "Model", program: Program, positions: Sequence[int]) -> None:

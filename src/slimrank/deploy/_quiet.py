@@ -51,9 +51,11 @@ def told(error: BaseException) -> str:
     if not isinstance(error, Exception):
         return repr(error)
     text = error_with_source_line(error)
-    if _CONSTRAINTS in text and "specialized it to be a constant" in str(error):
+    if _CONSTRAINTS in text:
         # The message goes on about torch's own options.
-        return "the code takes the number of samples for fixed (as int(x.shape[0]) or x.view(8, -1) do)"
+        if "specialized it to be a constant" in str(error):
+            return "the code takes the number of samples for fixed (as int(x.shape[0]) or x.view(8, -1) do)"
+        return "the code treats some numbers of samples otherwise (as if x.shape[0] > 8: does)"
     return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 

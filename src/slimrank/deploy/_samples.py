@@ -91,6 +91,7 @@ def _kind(batch: Batch) -> list[object]:
 
 def _on_cpu(batch: Batch) -> Batch:
     def move(tensor: Tensor) -> Tensor:
+        # A new tensor each time: torch.export has one input where two arguments are the same object.
         return tensor.detach().cpu()
 
     return replace(

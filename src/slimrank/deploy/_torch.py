@@ -52,6 +52,9 @@ def open_torch(path: Path, program: Program, threads: int) -> Runtime:
 
     Returns:
         What runs batches.
+
+    Raises:
+        ExportError: when it runs a batch that the file refuses.
     """
     with quiet_exporter():
         module = torch.export.load(path).module()
@@ -63,8 +66,15 @@ def open_torch(path: Path, program: Program, threads: int) -> Runtime:
         kwargs = {key: map_tensors(value, Tensor.clone) for key, value in given.kwargs.items()}
 
         def run() -> Sequence[Tensor]:
-            with _threads(threads), torch.no_grad():
-                result = module(*args, **kwargs)
+            try:
+                with _threads(threads), torch.no_grad():
+                    result = module(*args, **kwargs)
+            except Exception as error:
+                count = batch.n_samples
+                raise ExportError(
+                    f"the file fails in torch on {count} {'sample' if count == 1 else 'samples'}: "
+                    f"{told(error)}; wrap the model so that it takes tensors, and as many for every batch"
+                ) from error
             return [tensor for _, tensor in named_tensors(result)]
 
         return run

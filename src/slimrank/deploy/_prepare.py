@@ -199,8 +199,6 @@ def _plan_simple(model: nn.Module) -> tuple[list[_Change], list[_Refused]]:
             change = _Change(target=name, what="padding not in numbers", make=partial(_pad, name))
             if module.padding_mode != "zeros":
                 refused.append((change, f"it pads by {module.padding_mode!r}"))
-            elif not name:
-                refused.append((change, "it is the whole model"))
             elif not _is_plain(module, _CONVS):
                 refused.append((change, "it has hooks or a forward of its own"))
             else:

@@ -649,9 +649,3 @@ def test_integer_outputs_must_be_equal() -> None:
         prepared = prepare(model, as_batch(images()))
         assert norms_in(prepared.model) == ["norm"] * late
         assert [("would differ" in note) for note in prepared.notes] == [True] * late
-
-
-def test_a_convolution_that_is_the_whole_model_keeps_its_padding() -> None:
-    prepared = checked(settled(nn.Conv2d(4, 5, (4, 3), padding="same")), images())
-    assert prepared.model.padding == "same"
-    assert prepared.notes == ("padding not in numbers: ''; it is the whole model",)

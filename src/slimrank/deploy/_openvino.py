@@ -213,7 +213,7 @@ def _plain_graph(lowered: ExportedProgram) -> tuple[GraphModule, list[int]]:
 def _restore_inputs(openvino: ModuleType, model: "Model", graph: GraphModule) -> None:
     """Gives a model the inputs of its graph in their order: OpenVINO drops first ones that nothing reads."""
     made = {parameter.get_friendly_name(): parameter for parameter in model.get_parameters()}
-    wanted = {node.name: node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"}
+    wanted = {str(node.target): node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"}
     if made.keys() == wanted.keys():
         return
     for parameter in made.values():

@@ -469,7 +469,10 @@ def test_an_original_that_cannot_be_written_is_told(nets: ModuleType, tmp_path: 
         nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch", original=nets.Control()
     )
     assert exported.before_ms is None
-    assert "the original cannot be written, so there is no time before: Control cannot" in _notes(exported)
+    assert (
+        "the original cannot be written, so there is neither its size nor its time: Control cannot"
+        in _notes(exported)
+    )
 
 
 def test_an_existing_file_is_replaced(nets: ModuleType, tmp_path: Path) -> None:

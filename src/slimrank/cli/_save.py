@@ -23,7 +23,7 @@ def save_result(result: sr.Result, out: Path, *, overwrite: bool) -> Answer:
 
 
 def name_in_saved(exported: sr.Exported, directory: Path) -> sr.Exported:
-    """Names a file in the saved model that it was made of; a warning among its notes says where that failed."""
+    """Names a file in the saved model that it was made of; a note says where that failed."""
     try:
         add_export(directory, exported)
     except FileError as error:

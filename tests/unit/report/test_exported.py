@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import seams
-from slimrank._errors import FileError
+import slimrank as sr
 from slimrank.files import Json
 from slimrank.records import Exported, Note, Summary
 from slimrank.report import (
@@ -93,7 +93,7 @@ def test_a_page_of_before_gets_the_section_at_its_end(summary: Summary) -> None:
 
 @pytest.mark.parametrize("html", ["", "<p>mine</p>", seams.EXPORTED_MARKS[0] + "\n<footer>"])
 def test_no_page_of_slimrank_is_refused(html: str) -> None:
-    with pytest.raises(FileError, match=r"no page that slimrank wrote, or was changed; save"):
+    with pytest.raises(sr.FileError, match=r"no page that slimrank wrote, or was changed; save"):
         with_exported(html, [_FILE])
 
 
@@ -121,7 +121,7 @@ def test_facts_of_a_result_have_them(summary: Summary) -> None:
 def test_other_json_is_refused(key: str, value: Json, message: str) -> None:
     (facts,) = export_facts([_FILE])
     assert isinstance(facts, dict)
-    with pytest.raises(FileError, match=message):
+    with pytest.raises(sr.FileError, match=message):
         exports_from_facts([{**facts, key: value}], "here")
 
 

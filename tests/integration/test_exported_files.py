@@ -7,6 +7,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -37,8 +38,8 @@ def _contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def result(cnn_result: sr.Result) -> sr.Result:
-    """A copy: a result keeps what it was exported to."""
-    return copy.deepcopy(cnn_result)
+    """A copy that was not exported yet: a result keeps what it was exported to."""
+    return replace(copy.deepcopy(cnn_result), _exports=[])
 
 
 class TestResults:

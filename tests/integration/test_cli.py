@@ -367,9 +367,10 @@ def test_demo_ends_with_the_exported_file(tmp_path: Path, monkeypatch: pytest.Mo
     seams.short_demo(monkeypatch)
     done = CliRunner().invoke(seams.cli, ["demo", "--out", str(tmp_path / "new" / "demo"), "--quiet"])
     assert done.exit_code == 0, done.output
-    end = done.stdout.splitlines()[-4:]
+    lines = done.stdout.splitlines()
+    # On a busy machine a note on the times follows.
+    end = lines[lines.index("Exported:") :]
     size = (tmp_path / "new" / "demo" / "compressed.onnx").stat().st_size / 1e6
-    assert end[0] == "Exported:"
     assert f"compressed.onnx (onnx): {size:,.3f} MB, original 1." in end[1]
     assert "equal classes" in end[2]
     assert end[3].startswith("original ")

@@ -19,8 +19,9 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from slimrank import Study, _progress
+from slimrank import Study, _progress, _result
 from slimrank._progress import Phases
+from slimrank._result import add_export
 from slimrank._study import session_of
 from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._divergence import sampled_loss
@@ -98,6 +99,7 @@ from slimrank.report._agreement import (
     output_table,
     output_unit,
 )
+from slimrank.report._exported import _END, _START
 from slimrank.report._groups import counts_text, damage_at_half, kept_rows, readers_of
 from slimrank.report._numbers import (
     format_change,
@@ -127,6 +129,9 @@ from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
 from slimrank.survey._blocks import _part_of as some_samples_of
 
 T = TypeVar("T")
+
+# Around the section of exported files in a page.
+EXPORTED_MARKS = (_START, _END)
 
 # --- what a study holds ---
 
@@ -273,6 +278,11 @@ def fail_while_saving(
     """
     functions = {"writing": "write_bytes", "moving": "_move_into_place"}
     monkeypatch.setattr(_saved_model, functions[step], _raising(error))
+
+
+def break_update(monkeypatch: pytest.MonkeyPatch, instead: Callable[..., None]) -> None:
+    """Exchanges what changes manifest and report of a saved model."""
+    monkeypatch.setattr(_result, "update_artifact", instead)
 
 
 def change_format(monkeypatch: pytest.MonkeyPatch, name: str, **functions: object) -> Format:

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from slimrank._errors import BatchesError, ModelError, OptionError
 from slimrank._version import __version__
 from slimrank.calibrate import checked_batches
-from slimrank.deploy import ExportSource, Reading, export_model, save_artifact
+from slimrank.deploy import (
+    ExportSource,
+    Reading,
+    export_model,
+    save_artifact,
+    update_artifact,
+)
 from slimrank.files import Json, write_bytes
 from slimrank.forward import Batch, outside_inference_mode
 from slimrank.plan import Plan
@@ -31,11 +37,19 @@ from slimrank.report import (
     agreement_facts,
     agreement_text,
     cost_facts,
+    export_facts,
+    exports_from_facts,
     finite_or_none,
+    named_in,
     render_html,
     render_text,
     warning_facts,
+    with_exported,
+    with_file,
 )
+
+# In the manifest of a saved model.
+_EXPORTS = "exports"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -75,6 +89,8 @@ class Result:
     block_damages: Mapping[str, float] = field(default_factory=dict)
     agreement: Agreement | None = None
     _source: ExportSource | None = None
+    # What the model was exported to, with whole paths: the working directory may change.
+    _exports: list[Exported] = field(default_factory=list, compare=False)
 
     def __repr__(self) -> str:
         ratios = ", ".join(f"{metric} {self.keep_ratio(metric):.4f}" for metric in METRICS)
@@ -109,7 +125,7 @@ class Result:
         return render_text(summary_of(self, measurements), plan=self.plan)
 
     def report(self, path: str | os.PathLike[str], measurements: Sequence[Measurement] = ()) -> None:
-        """Writes one self-contained HTML page.
+        """Writes one self-contained HTML page, which names the files that the result was exported to.
 
         Args:
             path: of the file.
@@ -118,7 +134,9 @@ class Result:
         Raises:
             FileError: it cannot be written.
         """
-        write_bytes(Path(path), render_html(summary_of(self, measurements), plan=self.plan).encode())
+        page = Path(path)
+        html = render_html(summary_of(self, measurements, page.parent), plan=self.plan)
+        write_bytes(page, html.encode())
 
     def save(
         self,
@@ -129,6 +147,8 @@ class Result:
     ) -> None:
         """Writes ``model.safetensors``, ``plan.json``, ``manifest.json`` and ``report.html``, all or nothing.
 
+        Manifest and report name the files that the result was exported to.
+
         Args:
             path: a new or empty directory.
             overwrite: replace a directory that holds something.
@@ -138,8 +158,10 @@ class Result:
             NotEmptyError: the directory holds something and ``overwrite`` is False.
             FileError: it cannot be written.
         """
-        html = render_html(summary_of(self, measurements), plan=self.plan)
-        save_artifact(path, self.model, self.plan, self._manifest(), html, overwrite=overwrite)
+        summary = summary_of(self, measurements, Path(path))
+        manifest: dict[str, Json] = {**self._manifest(), _EXPORTS: export_facts(summary.exports)}
+        html = render_html(summary, plan=self.plan)
+        save_artifact(path, self.model, self.plan, manifest, html, overwrite=overwrite)
 
     @outside_inference_mode
     def export(
@@ -185,9 +207,11 @@ class Result:
                 "batches="
             )
         if source is None:
-            return export_model(
+            exported = export_model(
                 self.model, path, samples, format=format, reading=Reading(), batch=batch, threads=threads
             )
+            self._remember(exported)
+            return exported
         exported = export_model(
             self.model,
             path,
@@ -198,14 +222,15 @@ class Result:
             batch=batch,
             threads=threads,
         )
-        if len(self.plan.steps) < 2 or source.is_first:
-            return exported
-        text = "before is the model that the last step started from, not the first original"
-        return replace(exported, notes=(*exported.notes, Note(where=format, text=text)))
+        if len(self.plan.steps) > 1 and not source.is_first:
+            text = "before is the model that the last step started from, not the first original"
+            exported = replace(exported, notes=(*exported.notes, Note(where=format, text=text)))
+        self._remember(exported)
+        return exported
 
     def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Result":
         """The same result with notes added and other times."""
-        return replace(self, notes=(*self.notes, *notes), seconds=dict(seconds))
+        return replace(self, notes=(*self.notes, *notes), seconds=dict(seconds), _exports=list(self._exports))
 
     def with_model(self, model: nn.Module) -> "Result":
         """The same result around a model whose weights were trained further.
@@ -214,8 +239,8 @@ class Result:
             model: what training made of ``model``: same modules and shapes.
 
         Returns:
-            A new result with this model, without divergence, agreement and what they warned of: these
-            belonged to the weights as fitted.
+            A new result with this model, without divergence, agreement, what they warned of, and exported
+            files: these belonged to the weights as fitted.
 
         Raises:
             OptionError: no module.
@@ -236,7 +261,11 @@ class Result:
             )
         note = Note(where="train", text="weights were trained after the fit; damage tells of the fit alone")
         notes = (*(kept for kept in unwarned(self.notes) if kept != note), note)
-        return replace(self, model=model, divergence=None, agreement=None, notes=notes)
+        return replace(self, model=model, divergence=None, agreement=None, notes=notes, _exports=[])
+
+    def _remember(self, exported: Exported) -> None:
+        path = exported.path.parent.resolve() / exported.path.name
+        self._exports[:] = with_file(self._exports, replace(exported, path=path))
 
     def _manifest(self) -> dict[str, Json]:
         costs: dict[str, Json] = {
@@ -264,12 +293,34 @@ def unwarned(notes: Sequence[Note]) -> tuple[Note, ...]:
     return tuple(note for note in notes if not (note.is_warning and note.where == "verify"))
 
 
-def summary_of(result: Result, measurements: Sequence[Measurement]) -> Summary:
+def add_export(directory: Path, exported: Exported) -> None:
+    """Names an exported file in the manifest and the report of a model that was saved before.
+
+    Args:
+        directory: of the saved model; where the file was named there before, this takes its place.
+        exported: the file, made of this model.
+
+    Raises:
+        FileError: manifest or report cannot be read or written, or are of another version; both are as they
+            were.
+    """
+
+    def change(manifest: Mapping[str, Json], html: str | None) -> tuple[Mapping[str, Json], str | None]:
+        known = exports_from_facts(manifest.get(_EXPORTS, []), f"manifest of {directory}: {_EXPORTS}")
+        files = with_file(known, named_in(directory, exported))
+        changed: dict[str, Json] = {**manifest, _EXPORTS: export_facts(files)}
+        return changed, None if html is None else with_exported(html, files)
+
+    update_artifact(directory, change)
+
+
+def summary_of(result: Result, measurements: Sequence[Measurement], directory: Path | None = None) -> Summary:
     """What text, page and JSON tell of a result.
 
     Args:
         result: any.
         measurements: more numbers before and after, beside the costs.
+        directory: from which exported files are named; None names them without their folders.
 
     Returns:
         The summary.
@@ -290,7 +341,16 @@ def summary_of(result: Result, measurements: Sequence[Measurement]) -> Summary:
         group_damages=result.group_damages,
         block_damages=result.block_damages,
         agreement=result.agreement,
+        exports=_exports_in(directory, result._exports),
     )
+
+
+def _exports_in(directory: Path | None, files: Sequence[Exported]) -> tuple[Exported, ...]:
+    """Exported files as a directory names them; of those that have one name there, the last."""
+    named: tuple[Exported, ...] = ()
+    for exported in files:
+        named = with_file(named, named_in(directory, exported))
+    return named
 
 
 def _shape_or_type(value: object) -> object:

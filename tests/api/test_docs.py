@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the pages promise: the quick start runs, links lead somewhere, no error is missing."""
 
+import importlib.util
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,9 +43,32 @@ def test_quick_start_runs(tmp_path: Path) -> None:
     assert (tmp_path / "compressed" / "model.safetensors").is_file()
 
 
+def _blocks(page: str) -> list[str]:
+    text = (_ROOT / "docs" / "howto" / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
 def _export_blocks() -> list[str]:
-    page = (_ROOT / "docs" / "howto" / "export.md").read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    """Those that need no OpenVINO."""
+    return [block for block in _blocks("export.md") if "openvino" not in block]
+
+
+# Less data and one plan only: the same in a tenth of the time.
+_FAST_EXPORT = """
+import slimrank as sr
+from slimrank.demo import build, calibration_batches
+
+result = sr.compress(build(), calibration_batches()[:1], macs=0.5, compete=False, methods=("weight_svd",))
+"""
+
+
+def _run_in(folder: Path, code: str) -> list[str]:
+    """What a script prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_readme_and_page_show_the_same_way_to_a_file() -> None:
@@ -64,17 +89,33 @@ def test_examples_of_export_run(tmp_path: Path) -> None:
     ):
         assert call in code
         code = code.replace(call, faster)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
+    said = _run_in(tmp_path, code)
     assert said[0].startswith("model.onnx (onnx): ")
     assert said[-3:] == ["torch.Size([64, 47])", "images ['batch', 1, 32, 32] tensor(float)", "(5, 47)"]
     assert (tmp_path / "model.pt2").is_file()
     # What serve.py prints is what the page says that it printed.
     page = (_ROOT / "docs" / "howto" / "export.md").read_text(encoding="utf-8")
     assert "\n".join(said[-2:]) in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_the_example_of_openvino_runs(tmp_path: Path) -> None:
+    (block,) = [block for block in _blocks("export.md") if "openvino" in block]
+    export = 'result.export("model.xml", format="openvino")\n'
+    said = _run_in(tmp_path, _FAST_EXPORT + export + block)
+    page = (_ROOT / "docs" / "howto" / "export.md").read_text(encoding="utf-8")
+    assert len(said) == 2
+    assert "\n".join(said) in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_the_example_of_a_gpu_runs(tmp_path: Path) -> None:
+    (block,) = _blocks("gpu.md")
+    export = 'result.export("model.pt2", format="torch")\nresult.save("small")\n'
+    said = _run_in(tmp_path, _FAST_EXPORT + export + block)
+    assert [line.split() for line in said] in ([["cpu", "True"]] * 2, [["cuda", "True"]] * 2)
 
 
 def test_examples_of_outputs_run(

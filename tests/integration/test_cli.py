@@ -351,9 +351,11 @@ def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.Monke
         "onnxruntime, batch 16, 1 thread",
     ]
     exported = facts["exported"]
-    sizes = [(tmp_path / "demo" / f"{name}.onnx").stat().st_size for name in ("original", "compressed")]
-    assert [facts["original_bytes"], exported["bytes"]] == sizes  # type: ignore[index]
-    assert sizes[1] < sizes[0]
+    assert [path.name for path in (tmp_path / "demo").iterdir() if path.is_file()] == ["compressed.onnx"]
+    size = (tmp_path / "demo" / "compressed.onnx").stat().st_size
+    assert size == exported["bytes"] < exported["before_bytes"]  # type: ignore[index]
+    (named,) = json.loads((tmp_path / "demo" / "model" / "manifest.json").read_text())["exports"]
+    assert (named["file"], named["bytes"]) == ("../compressed.onnx", size)
     assert exported["before_ms"] > 0  # type: ignore[index]
     assert facts["not_exported"] is None
     assert {"capture", "curves", "apply", "latency"} <= set(facts["seconds"])  # type: ignore[call-overload]
@@ -365,10 +367,11 @@ def test_demo_ends_with_the_exported_file(tmp_path: Path, monkeypatch: pytest.Mo
     seams.short_demo(monkeypatch)
     done = CliRunner().invoke(seams.cli, ["demo", "--out", str(tmp_path / "new" / "demo"), "--quiet"])
     assert done.exit_code == 0, done.output
-    end = done.stdout.splitlines()[-4:]
-    original = (tmp_path / "new" / "demo" / "original.onnx").stat().st_size / 1e6
-    assert end[0].startswith(f"Exported, beside the original's file of {original:,.3f} MB (ratio 0.")
-    assert "compressed.onnx (onnx): " in end[1]
+    lines = done.stdout.splitlines()
+    # On a busy machine a note on the times follows.
+    end = lines[lines.index("Exported:") :]
+    size = (tmp_path / "new" / "demo" / "compressed.onnx").stat().st_size / 1e6
+    assert f"compressed.onnx (onnx): {size:,.3f} MB, original 1." in end[1]
     assert "equal classes" in end[2]
     assert end[3].startswith("original ")
     assert end[3].endswith("batch 16, 1 thread")

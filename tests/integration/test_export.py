@@ -502,7 +502,10 @@ def test_an_original_that_cannot_be_written_is_told(nets: ModuleType, tmp_path: 
         nn.Linear(24, 8), tmp_path / "model.pt2", nets.noise(24), format="torch", original=nets.Control()
     )
     assert exported.before_ms is None
-    assert "the original cannot be written, so there is no time before: Control cannot" in _notes(exported)
+    assert (
+        "the original cannot be written, so there is neither its size nor its time: Control cannot"
+        in _notes(exported)
+    )
 
 
 def test_an_existing_file_is_replaced(nets: ModuleType, tmp_path: Path) -> None:
@@ -993,13 +996,13 @@ class TestCompressCommand:
         path = Path("small") / f"model{SUFFIXES[format]}"
         options = ("--likelihood", "categorical", "--export", str(path), "--export-format", format)
         said = self._run("--macs", "0.8", *self._FAST, *options)
-        n_bytes = sum(file.stat().st_size for file in _files(path))
-        assert f"{path} ({format}): {n_bytes / 1e6:,.3f} MB" in said
+        size = sum(file.stat().st_size for file in _files(path))
+        assert f"{path} ({format}): {size / 1e6:,.3f} MB, original " in said
         for words in ("Saved in small", "largest relative error", "equal classes", "original ", "ratio "):
             assert words in said
         model = sr.load("small", model=nets.cnn())
         batch = nets.noise(1, 8, 8)[0]
-        result = _run(format, path, {"x": batch})["output"]
+        (result,) = _run(format, path, {"x": batch}).values()
         torch.testing.assert_close(result, model(batch), rtol=1e-4, atol=1e-5)
 
     def test_the_numbers_stand_in_json(self) -> None:

@@ -233,7 +233,7 @@ def test_a_stored_second_step_is_applied_and_saved_as_it_was(
     old, new = contents_of(stored / "model_two_steps"), contents_of(tmp_path / "again")
     assert new["plan.json"] == old["plan.json"]
     # What was added since: nothing reads it.
-    assert new["manifest.json"].keys() - {"agreement", "warnings"} == old["manifest.json"].keys()
+    assert new["manifest.json"].keys() - {"agreement", "warnings", "exports"} == old["manifest.json"].keys()
     for key in ("format", "model", "costs", "unit", "damage_unit"):
         assert new["manifest.json"][key] == old["manifest.json"][key], key
     weights, old_weights = new["model.safetensors"], old["model.safetensors"]

@@ -349,3 +349,37 @@ def test_a_study_with_a_loss_is_not_loaded_without(tmp_path: Path) -> None:
     with pytest.raises(sr.StudyError, match=words):
         sr.Study.load(tmp_path, model=Net(one), loss=lambda a, b: 2 * squares(a, b))
     assert sr.Study.load(tmp_path, model=Net(one), loss=squares).unit == "loss per sample"
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (3, 0, 2), (0, 3, 2)])
+def test_outputs_without_values_are_no_obstacle(sizes: tuple[int, ...]) -> None:
+    class Boxes(Net):
+        def forward(self, x: Tensor) -> object:
+            y = self.second(self.first(x).relu())
+            return {"y": y.mean(1), "boxes": y[:, 1:]}
+
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn(12, 1 + size, 12, generator=generator) for size in sizes]
+    study = sr.study(Boxes(one), batches, methods=("weight_svd",), progress=False)
+    result = study.apply(study.plan(macs=0.7))
+    assert result.divergence is not None
+    assert 0 < result.divergence < 1
+    if not any(sizes):
+        assert any("'boxes' [0, 16]: gaussian, it holds no values" in note.text for note in study.notes)
+
+
+def test_masks_that_leave_no_token_are_refused() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 4)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> object:
+            return self.head(self.embed(input_ids))
+
+    batches = [{"input_ids": torch.zeros(6, 5, dtype=torch.long), "attention_mask": torch.zeros(6, 5)}] * 3
+    with pytest.raises(
+        sr.BatchesError,
+        match=r"output of the model: the masks leave no token that counts; an attention_mask has 1",
+    ):
+        sr.study(Text(), batches, progress=False)

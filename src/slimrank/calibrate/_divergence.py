@@ -165,6 +165,9 @@ def output_divergence(
         (N,) float32.
     """
     before, after = before.float(), after.float()
+    if not before.numel():
+        # The mean of no elements would be nan.
+        return before.new_zeros(n_samples)
     token_weights = _token_weights(mask, before)
     if output.family == "categorical":
         log_p, log_q = _log_probabilities(before, output), _log_probabilities(after, output)

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from slimrank._errors import OptionError, OutputError, UnknownNameError
+from slimrank._errors import BatchesError, OptionError, OutputError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
 from slimrank.calibrate._own_loss import OwnLossFn, open_loss
@@ -315,6 +315,7 @@ def read_likelihood(
         The likelihood.
 
     Raises:
+        BatchesError: masks that leave no token of an output.
         SlimrankError: as in ``choose_likelihood`` and ``open_loss``.
     """
     joined: dict[str, Tensor] = {}
@@ -323,15 +324,21 @@ def read_likelihood(
     masks = [token_mask(batch) for batch in batches]
     for path, first in references[0].items():
         tensors = [reference[path] for reference in references]
-        # Outputs whose shape changes from batch to batch cannot be joined: the first batch speaks for all.
-        count = len(tensors) if all(tensor.shape[1:] == first.shape[1:] for tensor in tensors) else 1
-        joined[path] = torch.cat(tensors[:count])
-        fitting = [
-            mask for mask, tensor in zip(masks[:count], tensors, strict=False) if is_mask_of(mask, tensor)
-        ]
-        if len(fitting) == count:
+        joint = range(len(tensors))
+        if any(tensor.shape[1:] != first.shape[1:] for tensor in tensors):
+            # They cannot be joined: the first batch that holds anything speaks for all.
+            index = next((index for index in joint if tensors[index].numel()), 0)
+            joint = range(index, index + 1)
+        joined[path] = torch.cat([tensors[index] for index in joint])
+        fitting = [mask for index in joint if is_mask_of(mask := masks[index], tensors[index])]
+        if len(fitting) == len(joint):
             joined_masks[path] = torch.cat(fitting)
-        counts[path] = sum(batch.n_samples for batch in batches[:count])
+            if not joined_masks[path].any():
+                raise BatchesError(
+                    f"output {path or 'of the model'}: the masks leave no token that counts; an "
+                    "attention_mask has 1 for tokens, a padding mask True for padding"
+                )
+        counts[path] = sum(batches[index].n_samples for index in joint)
     likelihood = choose_likelihood(joined, choice, weights, joined_masks, counts)
     if loss is None:
         return likelihood

@@ -63,8 +63,10 @@ def recognise(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict
     Returns:
         A reading of each; maps of one head share it.
     """
-    readings: dict[str, Reading] = {}
-    for paths in _heads(values):
+    # Where samples hold nothing, there is nothing to read; any family measures 0.
+    empty = Reading(family="gaussian", reason="it holds no values")
+    readings = {path: empty for path, value in values.items() if not value.numel()}
+    for paths in _heads({path: value for path, value in values.items() if value.numel()}):
         parts = [values[path] for path in paths]
         reading = _read(paths[0], parts, masks.get(paths[0]))
         readings.update(dict.fromkeys(paths, reading))
@@ -200,8 +202,8 @@ def is_between(values: Tensor, low: float, high: float) -> bool:
 
 
 def sums_to_one(rows: Tensor) -> bool:
-    """Whether the values of every row are probabilities that sum to one."""
-    if not bool((rows >= 0).all()):
+    """Whether the values of every row are probabilities that sum to one; no values are none."""
+    if not rows.numel() or not bool((rows >= 0).all()):
         return False
     return bool((rows.sum(-1) - 1).abs().max() < _SUM_TOLERANCE)
 

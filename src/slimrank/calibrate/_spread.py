@@ -33,8 +33,11 @@ def spread_of(values: Tensor) -> Tensor:
         values: (N, ...).
 
     Returns:
-        Of every element; of maps of every channel, e.g. (C, 1, 1); never 0.
+        Of every element; of maps of every channel, e.g. (C, 1, 1); never 0. One number, 1, where there are no
+        values.
     """
+    if not values.numel():
+        return values.new_ones(())
     # One sample has no spread; the size of the values then stands in.
     spread = values.std(0, correction=0) if len(values) > 1 else values.abs()[0]
     if values.ndim >= 4:

@@ -261,9 +261,9 @@ def _same_alone(model: nn.Module, several: Batch, index: int, outputs: OutputCho
             return False
         # One row for any number of samples (a shared embedding) must not depend on who is in the batch.
         same_sample = in_batch if in_batch.shape == alone_output.shape else in_batch[index : index + 1]
-        difference = (
-            (same_sample.double() - alone_output.double()).abs().max() if alone_output.numel() else 0.0
-        )
+        if not alone_output.numel():
+            continue
+        difference = (same_sample.double() - alone_output.double()).abs().max()
         rounding = torch.finfo(alone_output.dtype).eps if alone_output.is_floating_point() else 0.0
         if difference > max(_SAME, 4 * rounding) * (alone_output.double().abs().max() + 1e-6):
             return False

@@ -23,7 +23,7 @@ from slimrank.cli._options import (
     study_options,
 )
 from slimrank.cli._references import batches_at, function_at
-from slimrank.cli._save import exported_facts, save_result
+from slimrank.cli._save import exported_facts, name_in_saved, save_result, saved_facts
 from slimrank.cli._typed import (
     check_out,
     hook_at,
@@ -167,5 +167,9 @@ def compress(
             f"the model is saved in {out}, but {export_path} was not written: {error}; slimrank export tries "
             "again, without compressing anew"
         ) from error
+    exported = name_in_saved(exported, out)
+    if report_path is not None:
+        # Again, now that there is a file to name.
+        result.report(report_path)
     text = f"{answer.text}\n{exported.summary()}"
-    return Answer(text=text, facts={**answer.facts, "exported": exported_facts(exported)})
+    return Answer(text=text, facts={**saved_facts(result, out), "exported": exported_facts(exported)})

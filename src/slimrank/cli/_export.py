@@ -10,7 +10,7 @@ from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH
 from slimrank.cli._references import batches_at, function_at, model_at
-from slimrank.cli._save import exported_facts
+from slimrank.cli._save import exported_facts, name_in_saved
 from slimrank.cli._typed import outputs_at, read_likelihood_option
 from slimrank.deploy import FORMATS
 
@@ -49,8 +49,9 @@ def export(
 ) -> Answer:
     """Write SAVED to the file OUT, which another runtime reads, checked and timed in that runtime.
 
-    SAVED is the directory of a compressed model, with --model for the original, beside which it is timed; or
-    a model that was never compressed, written as MODEL is elsewhere.
+    SAVED is the directory of a compressed model, with --model for the original, beside which it is timed: its
+    manifest and report then name the file. Or a model that was never compressed, written as MODEL is
+    elsewhere.
     """
     if model is not None:
         original = model_at(model)
@@ -73,4 +74,6 @@ def export(
         batch=batch,
         threads=threads,
     )
+    if original is not None:
+        exported = name_in_saved(exported, Path(saved))
     return Answer(text=exported.summary(), facts=exported_facts(exported))

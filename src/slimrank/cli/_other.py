@@ -28,8 +28,8 @@ _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
 def demo(out: Path, macs: float, quiet: bool) -> Answer:
     """Compress the bundled network on bundled images, and export it.
 
-    Writes OUT/model: weights, plan, manifest and report.html; and OUT/compressed.onnx, beside which lies the
-    original network, OUT/original.onnx. Without the packages that export needs, it says how to get them.
+    Writes OUT/model: weights, plan, manifest and report.html; and OUT/compressed.onnx. Without the packages
+    that export needs, it says how to get them.
     """
     directory = out / "model"
     check_out(directory, overwrite=True)
@@ -45,7 +45,6 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
     facts = {
         **saved_facts(run.result, directory, run.measurements),
         "exported": None if run.exported is None else exported_facts(run.exported),
-        "original_bytes": run.original_bytes,
         "not_exported": run.not_exported or None,
         "loads_equal": run.loads_equal,
         "wall_seconds": run.seconds,
@@ -54,14 +53,10 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
 
 
 def _export_text(run: DemoRun) -> str:
-    """The exported file beside the original's; or what is missing."""
-    if run.exported is None or run.original_bytes is None:
+    """The exported file; or what is missing."""
+    if run.exported is None:
         return f"Not exported: {run.not_exported}"
-    share = run.exported.bytes / run.original_bytes
-    return (
-        f"\nExported, beside the original's file of {run.original_bytes / 1e6:,.3f} MB (ratio {share:.2f}):\n"
-        f"{run.exported.summary()}"
-    )
+    return f"\nExported:\n{run.exported.summary()}"
 
 
 @click.command(cls=Command)

@@ -2,15 +2,16 @@
 """Results of commands: saved, and told as text and as JSON."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import slimrank as sr
-from slimrank._result import summary_of
+from slimrank._errors import FileError
+from slimrank._result import add_export, summary_of
 from slimrank.cli._command import Answer
 from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
-from slimrank.records import Measurement
+from slimrank.records import Measurement, Note
 from slimrank.report import result_facts
 
 
@@ -21,6 +22,17 @@ def save_result(result: sr.Result, out: Path, *, overwrite: bool) -> Answer:
     return Answer(text=text, facts=saved_facts(result, out))
 
 
+def name_in_saved(exported: sr.Exported, directory: Path) -> sr.Exported:
+    """Names a file in the saved model that it was made of; a note says where that failed."""
+    try:
+        add_export(directory, exported)
+    except FileError as error:
+        text = f"the saved model does not name this file, and is as it was: {error}"
+        note = Note(where=str(directory), text=text, is_warning=True)
+        return replace(exported, notes=(*exported.notes, note))
+    return exported
+
+
 def exported_facts(exported: sr.Exported) -> dict[str, Json]:
     """A file that was exported, for ``--json``."""
     notes: list[Json] = [str(note) for note in exported.notes]
@@ -29,4 +41,4 @@ def exported_facts(exported: sr.Exported) -> dict[str, Json]:
 
 def saved_facts(result: sr.Result, out: Path, measurements: Sequence[Measurement] = ()) -> dict[str, Json]:
     """A result that was saved, for ``--json``."""
-    return {"model": str(out), **result_facts(summary_of(result, measurements))}
+    return {"model": str(out), **result_facts(summary_of(result, measurements, out))}

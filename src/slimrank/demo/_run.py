@@ -3,7 +3,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,6 @@ class DemoRun:
         directory: where it was saved; ``report.html`` lies beside the weights.
         exported: the compressed network as a file for onnxruntime, timed beside the original; None without
             the packages of the extra "export".
-        original_bytes: of the original as such a file; None where ``exported`` is None.
         not_exported: what is missing, with the line for pip; "" where nothing is.
         loads_equal: whether ``slimrank.load`` gave a model with bit for bit the same outputs.
         seconds: wall time of all of it.
@@ -45,7 +44,6 @@ class DemoRun:
     measurements: tuple[Measurement, ...]
     directory: Path
     exported: sr.Exported | None
-    original_bytes: int | None
     not_exported: str
     loads_equal: bool
     seconds: float
@@ -57,8 +55,8 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
     Labels are used for one thing: to report the accuracy.
 
     Args:
-        directory: where the model is saved; an earlier one there is replaced. Beside it lie the exported
-            files, ``compressed.onnx`` and ``original.onnx``.
+        directory: where the model is saved; an earlier one there is replaced. Beside it lies the exported
+            file, ``compressed.onnx``.
         macs: keep ratio of the MACs, in (0, 1].
         progress: show bars on stderr.
 
@@ -92,16 +90,16 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
             notes.append(Note(where=f"latency, batch {batch_size}", text=_latency_text(times)))
             advance(1)
     exported: sr.Exported | None = None
-    original_bytes: int | None = None
     not_exported = ""
-    with phases.phase("export", len(pair)) as advance:
+    with phases.phase("export", 1) as advance:
         try:
-            exported, original_bytes = _export(result, model, directory.parent, advance)
+            exported = _export(result, directory.parent)
+            advance(1)
         except sr.MissingPackageError as error:
             not_exported = str(error)
             notes.append(Note(where="export", text=not_exported))
-    if exported is not None and original_bytes is not None:
-        measurements += _export_measurements(exported, original_bytes)
+    if exported is not None:
+        measurements += _export_measurements(exported)
         notes.append(Note(where="export", text=f"{exported.path} has the compressed network for onnxruntime"))
     result = result.with_notes(notes, {**result.seconds, **phases.seconds})
     result.save(directory, overwrite=True, measurements=measurements)
@@ -111,7 +109,6 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
         measurements=tuple(measurements),
         directory=directory,
         exported=exported,
-        original_bytes=original_bytes,
         not_exported=not_exported,
         loads_equal=_gives_equal(loaded, result.model, images[:64]),
         seconds=time.perf_counter() - start,
@@ -163,28 +160,21 @@ def measure_times_ms(
     return tuple(times)
 
 
-def _export(
-    result: sr.Result, model: nn.Module, folder: Path, advance: Callable[[int], None]
-) -> tuple[sr.Exported, int]:
-    """Both networks as ONNX files in a folder, which is made.
-
-    Returns:
-        The file of the compressed one, and the bytes of the original's.
-    """
+def _export(result: sr.Result, folder: Path) -> sr.Exported:
+    """The compressed network as an ONNX file in a folder, which is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise sr.FileError(f"{folder} cannot be made ({error}); give a directory with rights") from error
-    exported = result.export(folder / "compressed.onnx", batch=EXPORT_BATCH)
-    advance(1)
-    original = sr.export(model, folder / "original.onnx", calibration_batches(), batch=EXPORT_BATCH)
-    advance(1)
-    return exported, original.bytes
+    return result.export(folder / "compressed.onnx", batch=EXPORT_BATCH)
 
 
-def _export_measurements(exported: sr.Exported, original_bytes: int) -> list[Measurement]:
-    """Size and time of the exported files."""
-    measurements = [_measurement("ONNX file", (original_bytes / 1e6, exported.bytes / 1e6), "MB")]
+def _export_measurements(exported: sr.Exported) -> list[Measurement]:
+    """Size and time of the exported file beside the original's."""
+    measurements = []
+    if exported.before_bytes is not None:
+        sizes = (exported.before_bytes / 1e6, exported.bytes / 1e6)
+        measurements.append(_measurement("ONNX file", sizes, "MB"))
     if exported.before_ms is not None:
         name = f"onnxruntime, batch {exported.batch}, 1 thread"
         measurements.append(_measurement(name, (exported.before_ms, exported.after_ms), "ms"))

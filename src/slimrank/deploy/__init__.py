@@ -12,6 +12,7 @@ from slimrank.deploy._saved_model import (
     is_saved_model,
     load_artifact,
     save_artifact,
+    update_artifact,
 )
 from slimrank.deploy._source import ExportSource
 
@@ -29,4 +30,5 @@ __all__ = [
     "load_artifact",
     "prepare",
     "save_artifact",
+    "update_artifact",
 ]

@@ -51,6 +51,10 @@ class _Built:
     checked: Checked | None
     notes: tuple[Note, ...]
 
+    def files(self) -> list[Path]:
+        """All of them: some formats keep weights beside the graph."""
+        return [file for file in self.path.parent.iterdir() if file.is_file()]
+
 
 def export_model(
     model: nn.Module,
@@ -106,17 +110,18 @@ def export_model(
                 before.runtime(samples.take(0, size))()
             except (ExportError, BatchesError, OutputError) as error:
                 before = None
-                text = f"the original cannot be written, so there is no time before: {error}"
+                text = f"the original cannot be written, so there is neither its size nor its time: {error}"
                 notes = (*notes, Note(where=format, text=text))
         times = _times(built, before, samples.take(0, size))
         notes = (*notes, *timing_notes(times, format))
-        files = [file for file in built.path.parent.iterdir() if file.is_file()]
-        n_bytes = sum(file.stat().st_size for file in files)
+        files = built.files()
+        n_bytes, before_bytes = _size_of(files), None if before is None else _size_of(before.files())
         move_into_place(files, target)
     return Exported(
         path=target,
         format=format,
         bytes=n_bytes,
+        before_bytes=before_bytes,
         max_error=built.checked.max_error,
         agreement=built.checked.agreement,
         before_ms=times[0].milliseconds if len(times) > 1 else None,
@@ -297,6 +302,10 @@ def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
         text = f"times spread by {spread:.0%}: the machine does other work; export again when it is quiet"
         notes.append(Note(where=format, text=text))
     return notes
+
+
+def _size_of(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _times(built: _Built, before: _Built | None, batch: Batch) -> tuple[Times, ...]:

@@ -4,7 +4,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
 from slimrank.cost import carries_mean, gains_bias
-from slimrank.files import Json, check_format, write_bytes
+from slimrank.files import Json, check_format, read_text, write_bytes
 from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
@@ -79,6 +79,48 @@ def save_artifact(
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def update_artifact(
+    path: str | os.PathLike[str],
+    change: Callable[[Mapping[str, Json], str | None], tuple[Mapping[str, Json], str | None]],
+) -> None:
+    """Changes manifest and report of a saved model, both or none; they can be read at any time.
+
+    Args:
+        path: a directory that ``save_artifact`` wrote.
+        change: from the manifest and the report, None where that is gone, to the new ones.
+
+    Raises:
+        FileError: a file cannot be read or written, or the manifest is of another version.
+        SlimrankError: of ``change``.
+    """
+    root = Path(path)
+    store, report = Store(root), root / REPORT_FILE
+    old_html = None
+    if report.is_file():
+        advice = "delete it or restore a copy"
+        old_html = read_text(report, f"report {report}", advice=advice, error=FileError)
+    manifest, html = change(_read_manifest(root), old_html)
+    if html is not None and html != old_html:
+        write_bytes(report, html.encode())
+    try:
+        store.write_json(_MANIFEST, dict(manifest))
+    except BaseException:
+        if old_html is not None:
+            write_bytes(report, old_html.encode())
+        raise
+
+
+def _read_manifest(root: Path) -> dict[str, Json]:
+    manifest = Store(root).read_json(_MANIFEST)
+    check_format(
+        manifest.get("format"),
+        MODEL_FORMAT,
+        where=str(root / _MANIFEST),
+        advice="use the version of slimrank that wrote it",
+    )
+    return manifest
+
+
 def check_target(
     target: Path, *, overwrite: bool, where: str = "", how_to_overwrite: str = "pass overwrite=True"
 ) -> None:
@@ -128,13 +170,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     root = Path(path)
     if not root.is_dir():
         raise FileError(f"{root} is no directory; give one that result.save() wrote")
-    manifest = Store(root).read_json(_MANIFEST)
-    check_format(
-        manifest.get("format"),
-        MODEL_FORMAT,
-        where=str(root / _MANIFEST),
-        advice="use the version of slimrank that wrote it",
-    )
+    manifest = _read_manifest(root)
     plan = Plan.load(root / PLAN_FILE)
     weights = root / _WEIGHTS
     tensors = read_tensors(weights)

@@ -15,6 +15,7 @@ class Exported:
         path: of the file; of "openvino" the ``.xml`` file, beside which is a ``.bin`` file.
         format: "onnx", "torch" or "openvino".
         bytes: on disk, all files of the export together.
+        before_bytes: the same of the original, written in the same format; None without an original.
         max_error: largest difference from the model that was exported, relative to the largest value of that
             output; of the output that differs most.
         agreement: share of equal classes with the same model, 0 to 1; None where outputs are no classes.
@@ -31,6 +32,7 @@ class Exported:
     path: Path
     format: str
     bytes: int
+    before_bytes: int | None
     max_error: float
     agreement: float | None
     before_ms: float | None
@@ -44,13 +46,17 @@ class Exported:
     def summary(self) -> str:
         """What was written, how exact and how fast it is, as text."""
         lines = [
-            f"{self.path} ({self.format}): {self.bytes / 1e6:,.3f} MB",
+            f"{self.path} ({self.format}): {self._sizes()}",
             f"largest relative error {self.max_error:.1e}"
             + ("" if self.agreement is None else f", equal classes {self.agreement:.2%}"),
             self._times(),
             *(f"- {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+    def _sizes(self) -> str:
+        after = f"{self.bytes / 1e6:,.3f} MB"
+        return after if self.before_bytes is None else f"{after}, original {self.before_bytes / 1e6:,.3f} MB"
 
     def _times(self) -> str:
         after = f"{self.after_ms:.3f} ms (spread {self.after_spread:.0%})"

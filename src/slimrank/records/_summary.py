@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from slimrank.records._agreement import Agreement
 from slimrank.records._cost import Cost
+from slimrank.records._exported import Exported
 from slimrank.records._note import Note
 from slimrank.records._setting import Setting
 
@@ -71,6 +72,7 @@ class Summary:
         group_damages: predicted damage of each slimmed group alone, by name, where it is known.
         block_damages: what each dropped block adds to those with less damage, by name, where it is known.
         agreement: of outputs with the original's; None if not measured.
+        exports: files that the model was exported to, under the names that the reader shall see.
     """
 
     title: str
@@ -88,3 +90,4 @@ class Summary:
     group_damages: Mapping[str, float] = field(default_factory=dict)
     block_damages: Mapping[str, float] = field(default_factory=dict)
     agreement: Agreement | None = None
+    exports: tuple[Exported, ...] = ()

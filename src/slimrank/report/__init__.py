@@ -2,6 +2,13 @@
 """Values in; text, a page or JSON out."""
 
 from slimrank.report._agreement import agreement_text
+from slimrank.report._exported import (
+    export_facts,
+    exports_from_facts,
+    named_in,
+    with_exported,
+    with_file,
+)
 from slimrank.report._facts import (
     agreement_facts,
     cost_facts,
@@ -24,7 +31,10 @@ __all__ = [
     "agreement_facts",
     "agreement_text",
     "cost_facts",
+    "export_facts",
+    "exports_from_facts",
     "finite_or_none",
+    "named_in",
     "plan_facts",
     "render_groups",
     "render_html",
@@ -38,4 +48,6 @@ __all__ = [
     "slimmed_text",
     "study_facts",
     "warning_facts",
+    "with_exported",
+    "with_file",
 ]

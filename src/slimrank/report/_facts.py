@@ -20,6 +20,7 @@ from slimrank.records import (
     ratio_of,
 )
 from slimrank.report._agreement import output_unit
+from slimrank.report._exported import export_facts
 
 
 def cost_facts(cost: Cost) -> dict[str, Json]:
@@ -103,6 +104,7 @@ def result_facts(summary: Summary) -> dict[str, Json]:
         "unit": summary.unit,
         "damage_unit": summary.damage_unit,
         "measurements": [_measurement_facts(measurement) for measurement in summary.measurements],
+        "exports": export_facts(summary.exports),
         "layers": layers,
         "warnings": warning_facts(summary.notes),
         "notes": [str(note) for note in summary.notes],

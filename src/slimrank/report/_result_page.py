@@ -14,6 +14,7 @@ from slimrank.report._agreement import (
     output_table,
 )
 from slimrank.report._chart import Bar, bar_chart, legend
+from slimrank.report._exported import exported_part
 from slimrank.report._groups import (
     DROPPED_COLUMNS,
     KEPT_COLUMNS,
@@ -78,6 +79,7 @@ def render_html(summary: Summary, *, plan: Plan | None = None) -> str:
         cards(_cards(summary)),
         section("Totals", _totals(summary, plan)),
         *([] if summary.agreement is None else _output_sections(summary.agreement)),
+        exported_part(summary.exports),
         section("MACs of each layer", _layer_chart(summary.layers)),
         *([] if plan is None else _plan_sections(plan, summary)),
         section("Layers", _html_layer_table(summary)),

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seams import Family, sampled_loss
 from slimrank import OptionError, OutputError, UnknownNameError
 from slimrank.calibrate import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
+from slimrank.forward import Picked
 
 _N_DRAWS = 20_000
 
@@ -599,3 +600,32 @@ def test_every_output_of_a_list_is_read_whatever_the_sizes(rng: torch.Generator)
     shapes = [(4, 24, 24), (4, 24, 24), (4, 12, 12), (1, 24, 24)]
     values = {str(index): torch.randn((20, *shape), generator=rng) for index, shape in enumerate(shapes)}
     assert set(choose_likelihood(values, "auto").outputs) == {"0", "1", "2", "3"}
+
+
+# --- outputs without values ---
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (5, 0, 4), (0, 4, 4)])
+@pytest.mark.parametrize("choice", ["auto", "gaussian", "bernoulli"])
+def test_an_output_without_values_tells_nothing(
+    shape: tuple[int, ...], choice: LikelihoodChoice, rng: torch.Generator
+) -> None:
+    alone, none = torch.randn((20, 3), generator=rng), torch.zeros(20, *shape)
+    likelihood = choose_likelihood({"y": alone, "none": none}, choice)
+    if choice == "auto":
+        assert likelihood.outputs["none"].family == "gaussian"
+        assert any("it holds no values" in reason for reason in likelihood.reasons)
+    found = divergence(
+        likelihood,
+        Picked(None, {"y": alone, "none": none}),
+        Picked(None, {"y": 2 * alone, "none": none}),
+        None,
+    )
+    expected = divergence(
+        choose_likelihood({"y": alone}, choice),
+        Picked(None, {"y": alone}),
+        Picked(None, {"y": 2 * alone}),
+        None,
+    )
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, expected)

@@ -24,6 +24,7 @@ def test_a_result_as_json(summary: Summary) -> None:
         "unit",
         "damage_unit",
         "measurements",
+        "exports",
         "layers",
         "warnings",
         "notes",

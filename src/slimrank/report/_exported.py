@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported files: as a section of a page, and as JSON that can be read back."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from slimrank._errors import FileError, PlanError
+from slimrank.files import Json, as_flag, as_integer, as_list, as_number, as_object, as_text
+from slimrank.records import Exported, Note
+from slimrank.report._numbers import format_metric, format_share
+from slimrank.report._page import definitions, section
+from slimrank.report._sections import rows_table
+
+# Around the section, so that it can be exchanged in a page that was written before. Plain text in a page is
+# escaped, so nothing else looks like them.
+_START, _END = "<!-- exported files -->", "<!-- end of exported files -->"
+# What follows the last section of every page.
+_FOOTER = "\n<footer>"
+_COLUMNS = (
+    "file",
+    "format",
+    ">size",
+    ">original size",
+    ">largest error",
+    ">equal classes",
+    ">time",
+    ">original time",
+    "timed with",
+)
+_NOTE_KEYS = ("where", "text", "is_warning")
+_KEYS = (
+    "file",
+    "format",
+    "bytes",
+    "before_bytes",
+    "max_error",
+    "agreement",
+    "before_ms",
+    "after_ms",
+    "before_spread",
+    "after_spread",
+    "batch",
+    "threads",
+    "notes",
+)
+
+
+def named_in(directory: Path | None, exported: Exported) -> Exported:
+    """An exported file under the name that files in a directory have for it.
+
+    Args:
+        directory: of the page or manifest that names the file; None for none.
+        exported: with a path from the working directory, or a whole one.
+
+    Returns:
+        With the path from the directory where the file lies in it, beside it, or in a folder beside it: all
+        that can be moved together. Elsewhere with the name alone: who gets the directory need not know the
+        folders of this machine.
+    """
+    if directory is None:
+        return replace(exported, path=Path(exported.path.name))
+    file, folder = exported.path.parent.resolve() / exported.path.name, directory.resolve()
+    if not file.is_relative_to(folder.parent):
+        return replace(exported, path=Path(file.name))
+    return replace(exported, path=Path(os.path.relpath(file, folder)))
+
+
+def with_file(known: Sequence[Exported], exported: Exported) -> tuple[Exported, ...]:
+    """Exported files and one more, which takes the place of an earlier one of the same path."""
+    return (*(file for file in known if file.path != exported.path), exported)
+
+
+def export_facts(files: Sequence[Exported]) -> list[Json]:
+    """Exported files as JSON, with ``/`` in paths on every system."""
+    facts: list[Json] = []
+    for exported in files:
+        values = {**asdict(exported), "file": exported.path.as_posix()}
+        values["notes"] = [asdict(note) for note in exported.notes]
+        facts.append({key: values[key] for key in _KEYS})
+    return facts
+
+
+def exports_from_facts(facts: Json, where: str) -> tuple[Exported, ...]:
+    """What ``export_facts`` wrote.
+
+    Args:
+        facts: that were read.
+        where: for errors.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileError: something else.
+    """
+    try:
+        return tuple(
+            _from_facts(entry, f"{where}[{index}]") for index, entry in enumerate(as_list(facts, where))
+        )
+    except PlanError as error:
+        raise FileError(str(error)) from error
+
+
+def _from_facts(value: Json, where: str) -> Exported:
+    facts = as_object(value, where, required=_KEYS)
+
+    def number(key: str) -> float:
+        return as_number(facts[key], f"{where}.{key}")
+
+    def number_or_none(key: str) -> float | None:
+        return None if facts[key] is None else number(key)
+
+    def integer(key: str) -> int:
+        return as_integer(facts[key], f"{where}.{key}")
+
+    return Exported(
+        path=Path(as_text(facts["file"], f"{where}.file")),
+        format=as_text(facts["format"], f"{where}.format"),
+        bytes=integer("bytes"),
+        before_bytes=None if facts["before_bytes"] is None else integer("before_bytes"),
+        max_error=number("max_error"),
+        agreement=number_or_none("agreement"),
+        before_ms=number_or_none("before_ms"),
+        after_ms=number("after_ms"),
+        before_spread=number_or_none("before_spread"),
+        after_spread=number("after_spread"),
+        batch=integer("batch"),
+        threads=integer("threads"),
+        notes=tuple(
+            _note_from_facts(note, f"{where}.notes[{index}]")
+            for index, note in enumerate(as_list(facts["notes"], f"{where}.notes"))
+        ),
+    )
+
+
+def _note_from_facts(value: Json, where: str) -> Note:
+    facts = as_object(value, where, required=_NOTE_KEYS)
+    return Note(
+        where=as_text(facts["where"], f"{where}.where"),
+        text=as_text(facts["text"], f"{where}.text"),
+        is_warning=as_flag(facts["is_warning"], f"{where}.is_warning"),
+    )
+
+
+def exported_part(files: Sequence[Exported]) -> str:
+    """The section of a page that names exported files, or where it would be; HTML."""
+    if not files:
+        return f"{_START}\n{_END}"
+    parts = [rows_table(_COLUMNS, [_row(exported) for exported in files])]
+    notes = [(exported.path.as_posix(), str(note)) for exported in files for note in exported.notes]
+    if notes:
+        parts.append(f'<div class="under">{definitions(notes)}</div>')
+    return "\n".join([_START, section("Exported files", "\n".join(parts)), _END])
+
+
+def with_exported(html: str, files: Sequence[Exported]) -> str:
+    """A page of a result that was written before, with these exported files in place of those it named.
+
+    Args:
+        html: the page.
+        files: all that it shall name.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileError: no page of slimrank.
+    """
+    part = exported_part(files)
+    before, start, rest = html.partition(_START)
+    _, end, after = rest.partition(_END)
+    if start and end:
+        return f"{before}{part}{after}"
+    before, footer, after = html.partition(_FOOTER)
+    if start or not footer:
+        raise FileError("it is no page that slimrank wrote, or was changed; save the model again")
+    return f"{before}\n{part}{footer}{after}"
+
+
+def _row(exported: Exported) -> tuple[str, ...]:
+    before_bytes, share = exported.before_bytes, exported.agreement
+    return (
+        exported.path.as_posix(),
+        exported.format,
+        format_metric("bytes", exported.bytes),
+        "-" if before_bytes is None else format_metric("bytes", before_bytes),
+        f"{exported.max_error:.1e}",
+        "-" if share is None else format_share(share, digits=2),
+        _time(exported.after_ms, exported.after_spread),
+        "-"
+        if exported.before_ms is None or exported.before_spread is None
+        else _time(exported.before_ms, exported.before_spread),
+        f"batch {exported.batch}, {exported.threads} {'thread' if exported.threads == 1 else 'threads'}",
+    )
+
+
+def _time(milliseconds: float, spread: float) -> str:
+    return f"{milliseconds:.3f} ms, spread {spread:.0%}"

@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 import seams
 import slimrank as sr
+from slimrank import demo
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
@@ -63,17 +65,18 @@ def _run_openvino(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {port.any_name: torch.from_numpy(np.asarray(results[port])) for port in compiled.outputs}
 
 
-def _load_pte(path: Path) -> object:
-    """A program of ExecuTorch; whoever calls its methods keeps it."""
-    runtime = seams.import_package("executorch.runtime", extra="executorch", what="this test").Runtime.get()
-    return runtime.load_program(path.read_bytes())
+def _executorch(module: str) -> ModuleType:
+    with warnings.catch_warnings():
+        # Where the first import of it fails, all later ones do.
+        warnings.simplefilter("ignore")
+        return seams.import_package(f"executorch.{module}", extra="executorch", what="this test")
 
 
 def _run_executorch(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    program = _load_pte(path)
+    program = _executorch("runtime").Runtime.get().load_program(path.read_bytes())
 
     def call(method: str, *given: Tensor) -> list[Tensor]:
-        return program.load_method(method).execute(given)  # type: ignore[attr-defined, no-any-return]
+        return program.load_method(method).execute(given)  # type: ignore[no-any-return]
 
     given = [inputs[str(name)] for name in call("input_names")]
     return dict(zip(map(str, call("output_names")), call("forward", *given), strict=True))
@@ -803,9 +806,7 @@ class TestExecutorch:
         )
 
     def test_threads_reach_the_runtime(self, nets: ModuleType, tmp_path: Path) -> None:
-        bindings = seams.import_package(
-            "executorch.extension.pybindings.portable_lib", extra="executorch", what="this test"
-        )
+        bindings = _executorch("extension.pybindings.portable_lib")
         for threads in (2, 1):
             self._export(nn.Linear(24, 8), tmp_path / "model.pte", nets.noise(24), threads=threads)
             assert bindings._threadpool_get_thread_count() == threads
@@ -891,6 +892,19 @@ class TestExecutorch:
         with pytest.raises(sr.ExportError, match=r"ExecuTorch \d\S+ refuses the file of Linear: .*; take"):
             self._export(nn.Linear(24, 8), tmp_path / "model.pte", nets.noise(24))
         assert list(tmp_path.iterdir()) == []
+
+    def test_the_example_of_the_page_prints_what_the_page_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "howto" / "phone.md").read_text(encoding="utf-8")
+        (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+        monkeypatch.chdir(tmp_path)
+        self._export(demo.build(), Path("model.pte"), demo.calibration_batches()[:1])
+        capsys.readouterr()
+        exec(compile(code, "docs/howto/phone.md", "exec"), {})
+        said = capsys.readouterr().out
+        assert len(said.splitlines()) == 3
+        assert f"```\n{said}```" in page
 
     def test_libraries_that_it_brings_keep_quiet(self, tmp_path: Path) -> None:
         code = f"""

@@ -72,10 +72,10 @@ def _executorch(module: str) -> ModuleType:
         return seams.import_package(f"executorch.{module}", extra="executorch", what="this test")
 
 
-def _run_executorch(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _run_executorch(path: Path, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     program = _executorch("runtime").Runtime.get().load_program(path.read_bytes())
 
-    def call(method: str, *given: Tensor) -> list[Tensor]:
+    def call(method: str, *given: Tensor | None) -> list[Tensor]:
         return program.load_method(method).execute(given)  # type: ignore[no-any-return]
 
     given = [inputs[str(name)] for name in call("input_names")]
@@ -358,6 +358,12 @@ def test_tensors_in_containers_and_inputs_changed_in_place(format: str, tmp_path
         inputs = {"pair_0": torch.randn(3, 3), "options_bias": torch.randn(3, 3)}
         expected = 2 * inputs["pair_0"] + inputs["options_bias"]
         torch.testing.assert_close(_run(format, path, inputs)["output"], expected)
+    if format == "executorch":
+        # Every member of a container is an input, and inputs that change come back first.
+        first, bias = torch.randn(3, 3), torch.randn(3, 3)
+        wanted = {"changed_pair_0": 2 * first, "output": 2 * first + bias}
+        given = {"pair_0": first.clone(), "pair_1": None, "options_bias": bias}
+        torch.testing.assert_close(_run_executorch(path, given), wanted)
 
 
 def test_a_model_of_integers_has_no_classes(tmp_path: Path) -> None:
@@ -766,6 +772,16 @@ class TestExecutorch:
         for place in (str(Path(__file__).parent), sys.prefix):
             assert place.encode() not in path.read_bytes()
 
+    def test_weights_and_images_with_channels_last(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = Separable().to(memory_format=torch.channels_last)
+        images = [batch.to(memory_format=torch.channels_last) for batch in _images()]
+        exported = self._export(model, tmp_path / "model.pte", images)
+        assert exported.max_error < 1e-5
+        assert model.column.weight.is_contiguous(memory_format=torch.channels_last)
+        found = _run_executorch(exported.path, {"image": images[1][:3].contiguous()})["output"]
+        torch.testing.assert_close(found, model(images[1][:3]), rtol=1e-4, atol=1e-5)
+
     def test_words_keywords_and_outputs_of_all_kinds(self, nets: ModuleType, tmp_path: Path) -> None:
         torch.manual_seed(0)
         model, path = Everything().eval(), tmp_path / "model.pte"
@@ -877,6 +893,14 @@ class TestExecutorch:
             sr.ExportError, match=r"first inner value that differs is aten\S* in module 0 \(differs"
         ):
             self._export(nets.mlp(), tmp_path / "model.pte", nets.noise(24))
+
+    def test_what_fails_while_it_runs_is_told(self, tmp_path: Path) -> None:
+        # ExecuTorch has a kernel of this name, which does not take three dimensions.
+        with pytest.raises(
+            sr.ExportError, match=r"ExecuTorch fails on a batch of \d: .*printed the reason; take"
+        ):
+            self._export(nn.Conv3d(2, 4, 3), tmp_path / "model.pte", [torch.randn(6, 2, 4, 4, 4)])
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_file_that_is_none_is_refused(
         self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1051,7 +1075,8 @@ class TestCompressCommand:
         path = Path("small") / f"model{SUFFIXES[format]}"
         options = ("--likelihood", "categorical", "--export", str(path), "--export-format", format)
         said = self._run("--macs", "0.8", *self._FAST, *options)
-        assert f"{path} ({format}): {path.stat().st_size / 1e6:,.3f} MB" in said
+        n_bytes = sum(file.stat().st_size for file in _files(path))
+        assert f"{path} ({format}): {n_bytes / 1e6:,.3f} MB" in said
         for words in ("Saved in small", "largest relative error", "equal classes", "original ", "ratio "):
             assert words in said
         model = sr.load("small", model=nets.cnn())

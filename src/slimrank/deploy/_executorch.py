@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ConstantArgument,
@@ -66,7 +66,7 @@ def write_executorch(program: Program, path: Path) -> ExportedProgram:
     exir = _package("executorch.exir")
     try:
         with quiet_exporter(), torch.no_grad():
-            functional = program.exported.run_decompositions({})
+            functional = _functional(program)
         made = _lowered(exir, functional, _names(program, functional))
     except Exception as error:
         raise ExportError(_refusal(program, error)) from error
@@ -115,7 +115,7 @@ def open_executorch_inside(
         The names that the new file has, and what runs batches to these values.
     """
     with quiet_exporter(), torch.no_grad():
-        functional = program.exported.run_decompositions({})
+        functional = _functional(program)
     found = _numbers(functional, names)
     inside = _with_outputs(functional, found)
     made = _lowered(_package("executorch.exir"), inside, {})
@@ -148,6 +148,20 @@ def executorch_notes(path: Path, program: Program) -> list[Note]:
     return notes
 
 
+def _functional(program: Program) -> ExportedProgram:
+    """A program without changes in place, weights and inputs in plain order, which XNNPACK's passes want."""
+    weights = program.exported.state_dict
+    for name, tensor in weights.items():
+        if not tensor.is_contiguous():
+            plain = tensor.detach().contiguous()
+            weights[name] = nn.Parameter(plain, False) if isinstance(tensor, nn.Parameter) else plain
+    for node in program.exported.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor):
+            node.meta["val"] = value.contiguous()
+    return program.exported.run_decompositions({})
+
+
 def _lowered(
     exir: ModuleType, functional: ExportedProgram, constants: dict[str, object]
 ) -> "ExecutorchProgramManager":
@@ -166,7 +180,7 @@ def _names(program: Program, functional: ExportedProgram) -> dict[str, object]:
     outputs = [
         f"changed_{spec.target}"
         for spec in functional.graph_signature.output_specs
-        if spec.kind is not OutputKind.USER_OUTPUT
+        if spec.kind is OutputKind.USER_INPUT_MUTATION
     ]
     return {
         # None inside a container is an input, too.
@@ -191,16 +205,10 @@ def _opened(data: bytes, program: Program, n_outputs: int) -> Runtime:
     ]
 
     def bind(batch: Batch) -> Bound:
-        largest = program.largest_batch
-        if largest is not None and batch.n_samples > largest:
-            raise ExportError(
-                f"the file takes {largest} samples at a time, not {batch.n_samples}; export with "
-                f"batch={batch.n_samples}"
-            )
         # Copies, since a file may work on its inputs in place.
         tensors = iter(program.model.input_tensors(batch).values())
         given = [
-            spec.arg.value if isinstance(spec.arg, ConstantArgument) else next(tensors).detach().clone()
+            spec.arg.value if isinstance(spec.arg, ConstantArgument) else _copy(next(tensors))
             for spec in specs
         ]
 
@@ -210,7 +218,8 @@ def _opened(data: bytes, program: Program, n_outputs: int) -> Runtime:
                 results = loaded.load_method(_METHOD).execute(given)
             except Exception as error:
                 raise ExportError(
-                    f"ExecuTorch fails on {batch.n_samples} samples: {told(error)}; {_ADVICE}"
+                    f"ExecuTorch fails on a batch of {batch.n_samples}: {error!s}; it printed the reason; "
+                    f"{_ADVICE}"
                 ) from error
             # Inputs that were changed come first.
             return list(results[len(results) - n_outputs :])
@@ -218,6 +227,10 @@ def _opened(data: bytes, program: Program, n_outputs: int) -> Runtime:
         return run
 
     return bind
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _operators(data: bytes) -> Counter[str]:

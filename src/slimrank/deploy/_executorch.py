@@ -159,7 +159,8 @@ def _functional(program: Program) -> ExportedProgram:
         value = node.meta.get("val")
         if node.op == "placeholder" and isinstance(value, Tensor):
             node.meta["val"] = value.contiguous()
-    return program.exported.run_decompositions({})
+    functional: ExportedProgram = program.exported.run_decompositions({})
+    return functional
 
 
 def _lowered(

@@ -27,7 +27,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	bench-pruning bench-plots bench-select bench-zoo bench-auto bench-agreement train-kinds
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
 
 setup: $(READY)  ## make .venv with slimrank (editable) and the tools
 

@@ -8,6 +8,7 @@ BENCH := $(VENV)/.bench
 TEXT := $(VENV)/.text
 AIMET := build/aimet
 ZOO := build/zoo
+EXECUTORCH := build/executorch
 PRUNERS := build/torch-pruning
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Also holds inside pip's isolated build environments.
@@ -21,12 +22,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --d
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint check fix test golden docs wheel-test aimet train-tasks \
+.PHONY: help setup demo lint check fix test test-executorch golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
 	bench-pruning bench-plots bench-select bench-zoo bench-auto bench-agreement train-kinds
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
 
 setup: $(READY)  ## make .venv with slimrank (editable) and the tools
 
@@ -55,6 +56,15 @@ fix: $(READY)  ## format, and repair what the linter can
 
 test: $(READY)  ## every test, doctests included
 	$(PYTEST)
+
+test-executorch: $(EXECUTORCH)/.ready  ## tests of the export to ExecuTorch, in an environment of its own, 2 GB; two minutes
+	$(EXECUTORCH)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal tests/integration/test_export.py -k executorch
+
+$(EXECUTORCH)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(EXECUTORCH)
+	$(EXECUTORCH)/bin/python -m pip install --quiet '$(TORCH)'
+	$(EXECUTORCH)/bin/python -m pip install --quiet --editable '.[dev,openvino,executorch]'
+	touch $@
 
 golden: $(READY)  ## rewrite the golden files and the frozen signatures, and show what moved
 	SLIMRANK_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/api/test_public_signatures.py

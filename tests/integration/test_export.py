@@ -5,9 +5,11 @@ import copy
 import importlib.util
 import json
 import pickle
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,12 +23,28 @@ from torch import Tensor, nn
 
 import seams
 import slimrank as sr
+from slimrank import demo
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 if HAS_OPENVINO:
     SUFFIXES["openvino"] = ".xml"
 needs_openvino = pytest.mark.skipif(not HAS_OPENVINO, reason="openvino is not installed")
+HAS_EXECUTORCH = importlib.util.find_spec("executorch") is not None
+if HAS_EXECUTORCH:
+    SUFFIXES["executorch"] = ".pte"
+needs_executorch = pytest.mark.skipif(not HAS_EXECUTORCH, reason="executorch is not installed")
+
+
+def _own_words(text: str) -> str:
+    """What was printed, without the log of ExecuTorch's C++ code, which Python cannot catch."""
+    return re.sub(r"^\[\w+\.cpp:\d+\] .*\n", "", text, flags=re.MULTILINE)
+
+
+def _unusual(exported: sr.Exported) -> list[object]:
+    """Notes but those that tell how busy the machine is, and what every file of ExecuTorch has."""
+    usual = ("spread", "samples at a time, for which memory is kept", "outside XNNPACK")
+    return [note for note in exported.notes if not any(words in note.text for words in usual)]
 
 
 def _notes(exported: sr.Exported) -> str:
@@ -47,6 +65,23 @@ def _run_openvino(path: Path, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {port.any_name: torch.from_numpy(np.asarray(results[port])) for port in compiled.outputs}
 
 
+def _executorch(module: str) -> ModuleType:
+    with warnings.catch_warnings():
+        # Where the first import of it fails, all later ones do.
+        warnings.simplefilter("ignore")
+        return seams.import_package(f"executorch.{module}", extra="executorch", what="this test")
+
+
+def _run_executorch(path: Path, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    program = _executorch("runtime").Runtime.get().load_program(path.read_bytes())
+
+    def call(method: str, *given: Tensor | None) -> list[Tensor]:
+        return program.load_method(method).execute(given)  # type: ignore[no-any-return]
+
+    given = [inputs[str(name)] for name in call("input_names")]
+    return dict(zip(map(str, call("output_names")), call("forward", *given), strict=True))
+
+
 def _run(
     format: str, path: Path, inputs: Mapping[str, Tensor], *, has_keywords: bool = False
 ) -> dict[str, Tensor]:
@@ -55,6 +90,8 @@ def _run(
         return _run_onnx(path, inputs)
     if format == "openvino":
         return _run_openvino(path, inputs)
+    if format == "executorch":
+        return _run_executorch(path, inputs)
     module = torch.export.load(path).module()
     result = module(**inputs) if has_keywords else module(*inputs.values())
     return result if isinstance(result, dict) else {"output": result}
@@ -131,6 +168,13 @@ class Singular(nn.Module):
         return torch.linalg.svdvals(x[:, None] * x[:, :, None])
 
 
+class Sorted(nn.Module):
+    """An operation that ExecuTorch can write, and cannot run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(1)[0]
+
+
 class FixedBatch(nn.Module):
     """The number of samples is taken out of the graph."""
 
@@ -167,7 +211,8 @@ def test_a_result_is_written_checked_and_timed(
     path = tmp_path / f"model{SUFFIXES[format]}"
     exported = cnn_result.export(path, format=format, batch=2)
     assert snapshot(cnn_result.model) == before
-    assert capfd.readouterr() == ("", "")
+    said, warned = capfd.readouterr()
+    assert (said, _own_words(warned) if format == "executorch" else warned) == ("", "")
     assert set(tmp_path.iterdir()) == _files(path)
     assert (exported.path, exported.format, exported.batch) == (path, format, 2)
     assert exported.bytes == sum(file.stat().st_size for file in _files(path))
@@ -307,12 +352,18 @@ def test_tensors_in_containers_and_inputs_changed_in_place(format: str, tmp_path
     before = batches[0][0][0].clone()
     path = tmp_path / f"model{SUFFIXES[format]}"
     exported = sr.export(Nested(), path, batches, format=format)
-    assert [note for note in exported.notes if "spread" not in note.text] == []
+    assert _unusual(exported) == []
     assert torch.equal(batches[0][0][0], before)
-    if format != "torch":
+    if format in ("onnx", "openvino"):
         inputs = {"pair_0": torch.randn(3, 3), "options_bias": torch.randn(3, 3)}
         expected = 2 * inputs["pair_0"] + inputs["options_bias"]
         torch.testing.assert_close(_run(format, path, inputs)["output"], expected)
+    if format == "executorch":
+        # Every member of a container is an input, and inputs that change come back first.
+        first, bias = torch.randn(3, 3), torch.randn(3, 3)
+        wanted = {"changed_pair_0": 2 * first, "output": 2 * first + bias}
+        given = {"pair_0": first.clone(), "pair_1": None, "options_bias": bias}
+        torch.testing.assert_close(_run_executorch(path, given), wanted)
 
 
 def test_a_model_of_integers_has_no_classes(tmp_path: Path) -> None:
@@ -870,6 +921,232 @@ assert reporting == [], reporting
         assert (done.stdout, done.stderr) == ("", "")
 
 
+class Separable(nn.Module):
+    """Convolutions of one row and one column with padding "same", as spatial SVD makes them, and ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.column = nn.Conv2d(3, 8, (5, 1), padding="same")
+        self.row = nn.Conv2d(8, 8, (1, 5), padding="same")
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.row(self.column(image).relu()).relu().mean((2, 3)))
+
+
+class Everything(nn.Module):
+    """A dict of outputs of several kinds, of words and a factor given by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, words: Tensor, *, factor: Tensor) -> dict[str, object]:
+        states = self.encoder(self.embed(words))
+        logits = self.head(states.mean(1)) * factor
+        return {"logits": logits, "best": logits.argmax(1), "states": (states, states[:, 0]), "words": words}
+
+
+@needs_executorch
+class TestExecutorch:
+    def _export(self, model: nn.Module, path: Path, batches: object, **options: object) -> sr.Exported:
+        return sr.export(model, path, batches, format="executorch", **options)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("build", [Residual, Separable, Vit])
+    def test_networks_that_were_never_compressed(self, build: type[nn.Module], tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model, path = build(), tmp_path / "model.pte"
+        exported = self._export(model, path, _images(), likelihood="categorical")
+        assert (exported.max_error < 1e-5, exported.agreement) == (True, 1.0)
+        assert _unusual(exported) == []
+        assert "batch: the file takes 1 to 8 samples at a time" in _notes(exported)
+        for size in (1, 2, 5, 8):
+            images = _images()[1][:size]
+            found = _run_executorch(path, {"image": images})["output"]
+            torch.testing.assert_close(found, model.eval()(images), rtol=1e-4, atol=1e-5)
+        for place in (str(Path(__file__).parent), sys.prefix):
+            assert place.encode() not in path.read_bytes()
+
+    def test_weights_and_images_with_channels_last(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = Separable().to(memory_format=torch.channels_last)
+        images = [batch.to(memory_format=torch.channels_last) for batch in _images()]
+        exported = self._export(model, tmp_path / "model.pte", images)
+        assert exported.max_error < 1e-5
+        assert model.column.weight.is_contiguous(memory_format=torch.channels_last)
+        found = _run_executorch(exported.path, {"image": images[1][:3].contiguous()})["output"]
+        torch.testing.assert_close(found, model(images[1][:3]), rtol=1e-4, atol=1e-5)
+
+    def test_words_keywords_and_outputs_of_all_kinds(self, nets: ModuleType, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model, path = Everything().eval(), tmp_path / "model.pte"
+        batches = [{"words": ids, "factor": torch.rand(len(ids), 1) + 1} for ids in nets.tokens(size=6)]
+        exported = self._export(model, path, batches, outputs="logits", likelihood="categorical")
+        assert exported.agreement == 1.0
+        inputs = {"words": nets.tokens(size=3, seed=5)[0], "factor": torch.rand(3, 1)}
+        assert inputs["words"].dtype == torch.int64
+        found, expected = _run_executorch(path, inputs), model(**inputs)
+        assert list(found) == ["logits", "best", "states_0", "states_1", "output_words"]
+        for name, tensor in (("logits", expected["logits"]), ("states_1", expected["states"][1])):
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+        assert torch.equal(found["best"], expected["best"])
+        assert torch.equal(found["output_words"], inputs["words"])
+
+    def test_a_split_model_and_what_runs_where(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        study = sr.study(Separable(), _images(4), progress=False)
+        result = study.apply(study.plan(macs=0.6))
+        path = tmp_path / "model.pte"
+        exported = result.export(path, format="executorch", batch=12)
+        assert exported.max_error < 1e-5
+        assert (exported.batch, "takes 1 to 12 samples" in _notes(exported)) == (12, True)
+        assert "executorch: 1 operation runs outside XNNPACK: aten::mean (1)" in _notes(exported)
+        assert _run_executorch(path, {"image": torch.zeros(12, 3, 8, 8)})["output"].shape == (12, 6)
+        with pytest.raises(RuntimeError, match="set_inputs"):
+            _run_executorch(path, {"image": torch.zeros(13, 3, 8, 8)})
+
+    def test_operations_outside_xnnpack_are_counted(self, tmp_path: Path) -> None:
+        class Sums(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return (x + 1).cumsum(1).cumsum(1)
+
+        path = tmp_path / "model.pte"
+        exported = self._export(Sums(), path, [torch.randn(6, 5)])
+        assert re.search(
+            r"executorch: \d operations run outside XNNPACK: aten::cumsum \(2\)", _notes(exported)
+        )
+
+    def test_threads_reach_the_runtime(self, nets: ModuleType, tmp_path: Path) -> None:
+        bindings = _executorch("extension.pybindings.portable_lib")
+        for threads in (2, 1):
+            self._export(nn.Linear(24, 8), tmp_path / "model.pte", nets.noise(24), threads=threads)
+            assert bindings._threadpool_get_thread_count() == threads
+
+    def test_a_batch_that_cannot_be_free_is_fixed_and_told(self, nets: ModuleType, tmp_path: Path) -> None:
+        path = tmp_path / "model.pte"
+        exported = self._export(FixedBatch(), path, nets.noise(24), batch=3)
+        assert "batch: the file takes batches of 3 only" in _notes(exported)
+        assert "samples at a time" not in _notes(exported)
+        assert _run_executorch(path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
+
+    @pytest.mark.parametrize(
+        ("operation", "message"),
+        [
+            (Singular(), r"no translation of aten\.\S*svd\S* in module 1 at test_export.py:\d+ .*; take"),
+            (Sorted(), r"no kernel for aten\.sort\S* in module 1 at test_export.py:\d+ .*; take"),
+        ],
+    )
+    def test_a_missing_operation_is_named_with_its_module(
+        self, operation: nn.Module, message: str, nets: ModuleType, tmp_path: Path
+    ) -> None:
+        model = nn.Sequential(nn.Linear(24, 4), operation)
+        with pytest.raises(sr.ExportError, match=f"ExecuTorch has {message}"):
+            self._export(model, tmp_path / "model.pte", nets.noise(24))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_that_answers_otherwise_replaces_nothing(
+        self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row, model = seams.FORMATS["executorch"], nets.mlp()
+
+        def write(program: object, path: Path) -> object:
+            lowered = row.write(program, path)  # type: ignore[arg-type]
+            weights = model[4].bias.detach().numpy().tobytes()
+            assert path.read_bytes().count(weights) == 1
+            path.write_bytes(
+                path.read_bytes().replace(weights, np.full(len(weights) // 4, 3.0, "f4").tobytes())
+            )
+            return lowered
+
+        seams.change_format(monkeypatch, "executorch", write=write)
+        path = tmp_path / "model.pte"
+        path.write_text("earlier")
+        with pytest.raises(
+            sr.ExportError, match=r"output differs by .*no inner value differs when it is made"
+        ):
+            self._export(model, path, nets.noise(24))
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"model.pte": "earlier"}
+
+    def test_the_first_value_that_differs_is_named(
+        self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = seams.FORMATS["executorch"]
+        assert row.open_inside is not None
+
+        def wrong(path: Path, program: object, names: Sequence[str]) -> tuple[tuple[str, ...], object]:
+            found, bind = row.open_inside(path, program, names)  # type: ignore[arg-type, misc]
+            assert len(found) > 3
+            return found, lambda batch: lambda: [tensor * 1.5 for tensor in bind(batch)()]
+
+        seams.change_format(
+            monkeypatch,
+            "executorch",
+            open=lambda *args: lambda batch: lambda: [1.5 * tensor for tensor in row.open(*args)(batch)()],
+            open_inside=wrong,
+        )
+        with pytest.raises(
+            sr.ExportError, match=r"first inner value that differs is aten\S* in module 0 \(differs"
+        ):
+            self._export(nets.mlp(), tmp_path / "model.pte", nets.noise(24))
+
+    def test_what_fails_while_it_runs_is_told(self, tmp_path: Path) -> None:
+        # ExecuTorch has a kernel of this name, which does not take three dimensions.
+        with pytest.raises(
+            sr.ExportError, match=r"ExecuTorch fails on a batch of \d: .*printed the reason; take"
+        ):
+            self._export(nn.Conv3d(2, 4, 3), tmp_path / "model.pte", [torch.randn(6, 2, 4, 4, 4)])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_that_is_none_is_refused(
+        self, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = seams.FORMATS["executorch"]
+
+        def write(program: object, path: Path) -> object:
+            lowered = row.write(program, path)  # type: ignore[arg-type]
+            path.write_bytes(b"no program at all")
+            return lowered
+
+        seams.change_format(monkeypatch, "executorch", write=write)
+        with pytest.raises(sr.ExportError, match=r"ExecuTorch \d\S+ refuses the file of Linear: .*; take"):
+            self._export(nn.Linear(24, 8), tmp_path / "model.pte", nets.noise(24))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_example_of_the_page_prints_what_the_page_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        page = (Path(__file__).parents[2] / "docs" / "howto" / "phone.md").read_text(encoding="utf-8")
+        (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+        monkeypatch.chdir(tmp_path)
+        self._export(demo.build(), Path("model.pte"), demo.calibration_batches()[:1])
+        capsys.readouterr()
+        exec(compile(code, "docs/howto/phone.md", "exec"), {})
+        said = capsys.readouterr().out
+        assert len(said.splitlines()) == 3
+        assert f"```\n{said}```" in page
+
+    def test_libraries_that_it_brings_keep_quiet(self, tmp_path: Path) -> None:
+        code = f"""
+import slimrank, torch
+batches = [torch.randn(8, 4)]
+slimrank.export(torch.nn.Linear(4, 2), {str(tmp_path / "model.pte")!r}, batches, format="executorch")
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert (done.stdout, _own_words(done.stderr)) == ("", "")
+
+
+def test_a_missing_executorch_gives_the_line_for_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(
+        ImportError, match=r"needs executorch.*pip install 'slimrank\[executorch\]'"
+    ) as caught:
+        sr.export(nn.Linear(4, 2), tmp_path / "model.pte", [torch.zeros(3, 4)], format="executorch")
+    assert isinstance(caught.value, sr.MissingPackageError)
+
+
 def test_a_missing_openvino_gives_the_line_for_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"needs openvino.*pip install 'slimrank\[openvino\]'") as caught:
@@ -1002,8 +1279,9 @@ class TestCompressCommand:
             assert words in said
         model = sr.load("small", model=nets.cnn())
         batch = nets.noise(1, 8, 8)[0]
-        (result,) = _run(format, path, {"x": batch}).values()
-        torch.testing.assert_close(result, model(batch), rtol=1e-4, atol=1e-5)
+        # As many as files of every format take.
+        (found,) = _run(format, path, {"x": batch[:8]}).values()
+        torch.testing.assert_close(found, model(batch[:8]), rtol=1e-4, atol=1e-5)
 
     def test_the_numbers_stand_in_json(self) -> None:
         facts = json.loads(self._run("--macs", "0.8", *self._FAST, "--export", "small.onnx", "--json"))

@@ -152,7 +152,7 @@ def _exchange(new: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
 def _batches(program: Program, samples: Samples) -> Iterator[Batch]:
     """Batches of the sizes that a file is checked with, over all samples."""
     n_samples = samples.batch.n_samples
-    start = 0
+    start, largest = 0, program.largest_batch or _NEXT_SIZE
     if not program.is_dynamic:
         size = program.batch.n_samples
         while start < n_samples:
@@ -160,10 +160,10 @@ def _batches(program: Program, samples: Samples) -> Iterator[Batch]:
             start += size
         return
     for size in _SIZES:
-        yield samples.take(start, size)
+        yield samples.take(start, min(size, largest))
         start += size
     while start < n_samples:
-        size = min(_NEXT_SIZE, n_samples - start)
+        size = min(_NEXT_SIZE, largest, n_samples - start)
         yield samples.take(start, size)
         start += size
 

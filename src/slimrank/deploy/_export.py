@@ -245,7 +245,9 @@ class _Builder:
         plain: nn.Module,
         reading: Reading | None,
     ) -> _Built:
-        program = capture_program(named, example, is_dynamic=is_dynamic)
+        bound = self.row.largest_batch
+        largest = None if bound is None else max(bound, self.batch)
+        program = capture_program(named, example, is_dynamic=is_dynamic, largest_batch=largest)
         folder.mkdir(parents=True)
         path = folder / self.file
         try:
@@ -258,9 +260,10 @@ class _Builder:
             checked = check_file(program, runtime, plain, self.samples, reading)
             if checked.max_error > checked.bound:
                 raise ExportError(_difference_told(checked, self._inner(path, program, lowered, checked)))
-        return _Built(
-            program=program, path=path, runtime=runtime, checked=checked, notes=tuple(_fixed_notes(named))
-        )
+        notes = _fixed_notes(named)
+        if self.row.notes is not None:
+            notes += self.row.notes(path, program)
+        return _Built(program=program, path=path, runtime=runtime, checked=checked, notes=tuple(notes))
 
     def _inner(self, path: Path, program: Program, lowered: ExportedProgram, checked: Checked) -> str:
         """Where inside a file starts to differ, in words; empty where the runtime does not tell."""

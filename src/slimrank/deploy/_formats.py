@@ -9,13 +9,20 @@ from torch.export import ExportedProgram
 
 from slimrank._errors import ExportError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.deploy import _onnx, _openvino
+from slimrank.deploy import _executorch, _onnx, _openvino
+from slimrank.deploy._executorch import (
+    executorch_notes,
+    open_executorch,
+    open_executorch_inside,
+    write_executorch,
+)
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
 from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._runtime import Runtime
 from slimrank.deploy._torch import open_torch, write_torch
+from slimrank.records import Note
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +37,9 @@ class Format:
             whose nodes have the names of the values in the file.
         open: opens a file that was written, with so many threads.
         open_inside: opens a file with inner values as outputs; None where the runtime cannot.
+        notes: what the user should know of a file that was written; None where there is nothing.
+        largest_batch: samples that its files take at least where they take several numbers of samples, since
+            the format needs a bound; None where it needs none.
     """
 
     suffix: str
@@ -38,6 +48,8 @@ class Format:
     write: Callable[[Program, Path], ExportedProgram]
     open: Callable[[Path, Program, int], Runtime]
     open_inside: Callable[[Path, Program, Sequence[str]], tuple[tuple[str, ...], Runtime]] | None = None
+    notes: Callable[[Path, Program], Sequence[Note]] | None = None
+    largest_batch: int | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -57,6 +69,16 @@ FORMATS: dict[str, Format] = {
         write=write_openvino,
         open=open_openvino,
         open_inside=open_openvino_inside,
+    ),
+    "executorch": Format(
+        suffix=".pte",
+        extra=_executorch.EXTRA,
+        packages=_executorch.PACKAGES,
+        write=write_executorch,
+        open=open_executorch,
+        open_inside=open_executorch_inside,
+        notes=executorch_notes,
+        largest_batch=_executorch.LARGEST_BATCH,
     ),
 }
 

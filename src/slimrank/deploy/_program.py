@@ -26,6 +26,7 @@ class Program:
         inputs: names of all input tensors, in order.
         outputs: names of all output tensors, in order.
         is_dynamic: it takes batches of any size; otherwise those of ``batch`` only.
+        largest_batch: samples that it takes at most; None for no such bound.
     """
 
     exported: ExportedProgram
@@ -34,15 +35,19 @@ class Program:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     is_dynamic: bool
+    largest_batch: int | None = None
 
 
-def capture_program(model: NamedModel, batch: Batch, *, is_dynamic: bool) -> Program:
+def capture_program(
+    model: NamedModel, batch: Batch, *, is_dynamic: bool, largest_batch: int | None = None
+) -> Program:
     """Captures a model with ``torch.export``.
 
     Args:
         model: in eval mode.
         batch: an example; of 2 samples or more where any size shall be allowed.
         is_dynamic: batches of any size shall be allowed.
+        largest_batch: samples up to which they shall be; None for no bound.
 
     Returns:
         The program.
@@ -52,7 +57,7 @@ def capture_program(model: NamedModel, batch: Batch, *, is_dynamic: bool) -> Pro
         BatchesError: the model refuses the batch.
     """
     inputs = model.inputs_of(batch)
-    shapes = _dynamic_shapes(model, inputs, batch.n_samples) if is_dynamic else None
+    shapes = _dynamic_shapes(model, inputs, batch.n_samples, largest_batch) if is_dynamic else None
     with torch.no_grad():
         run(model, inputs)
     try:
@@ -70,6 +75,7 @@ def capture_program(model: NamedModel, batch: Batch, *, is_dynamic: bool) -> Pro
         inputs=tuple(model.input_tensors(batch)),
         outputs=tuple(model.outputs.values()),
         is_dynamic=is_dynamic,
+        largest_batch=largest_batch if is_dynamic else None,
     )
 
 
@@ -131,9 +137,11 @@ def _users_line(trace: str) -> str:
     return found
 
 
-def _dynamic_shapes(model: NamedModel, inputs: Batch, n_samples: int) -> dict[str, object]:
+def _dynamic_shapes(
+    model: NamedModel, inputs: Batch, n_samples: int, largest_batch: int | None
+) -> dict[str, object]:
     """The batch dimension of every input, as torch.export takes it."""
-    batch = Dim("batch", min=1)
+    batch = Dim("batch", min=1, max=largest_batch)
 
     def shape(tensor: Tensor) -> object:
         return {0: batch} if tensor.ndim and tensor.shape[0] == n_samples else None

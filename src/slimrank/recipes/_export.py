@@ -38,19 +38,22 @@ def export(
     Args:
         model: any module, compressed or not; it is not changed. A result brings its original and how its
             outputs are read.
-        path: of the file: ``.onnx``, ``.pt2`` or ``.xml``. An existing one is replaced, whole or not at all;
-            folders are not made.
+        path: of the file: ``.onnx``, ``.pt2``, ``.xml`` or ``.pte``. An existing one is replaced, whole or
+            not at all; folders are not made.
         batches: real inputs, as in ``slimrank.study``; a few samples are enough.
         format: "onnx" (for onnxruntime and others; needs ``pip install 'slimrank[export]'``), "torch" (a
-            program of ``torch.export``) or "openvino" (for Intel's OpenVINO; needs ``pip install
+            program of ``torch.export``), "openvino" (for Intel's OpenVINO; needs ``pip install
             'slimrank[openvino]'``; weights go into a ``.bin`` file beside the ``.xml`` file, and are run in
-            float32; OpenVINO's reports to its makers are off where nothing imported it before).
+            float32; OpenVINO's reports to its makers are off where nothing imported it before) or
+            "executorch" (for phones, XNNPACK on the CPU; needs ``pip install 'slimrank[executorch]'``; the
+            file takes up to 8 samples at a time, or ``batch`` where that is more).
         inputs: as in ``slimrank.study``.
         outputs: as in ``slimrank.study``: the outputs whose classes are compared. The file has all of them.
         likelihood: as in ``slimrank.study``: which outputs are classes.
         original: the model before compression, to be timed in the same runtime; None for no such time.
         batch: samples in the batches that are timed, and in those of a file that takes one number only.
-        threads: of the runtime while it is timed.
+        threads: of the runtime while it is timed. Of "executorch" they belong to the process: ``.pte`` files
+            that it loaded before with another number must be loaded again.
 
     Returns:
         What was written, how exact and how fast it is.

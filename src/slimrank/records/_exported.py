@@ -13,7 +13,7 @@ class Exported:
 
     Attributes:
         path: of the file; of "openvino" the ``.xml`` file, beside which is a ``.bin`` file.
-        format: "onnx", "torch" or "openvino".
+        format: "onnx", "torch", "openvino" or "executorch".
         bytes: on disk, all files of the export together.
         before_bytes: the same of the original, written in the same format; None without an original.
         max_error: largest difference from the model that was exported, relative to the largest value of that

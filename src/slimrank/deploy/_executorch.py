@@ -318,5 +318,5 @@ def _origin(program: Program, operation: str) -> str:
         lowered = program.exported.run_decompositions()
     for node in (*program.exported.graph.nodes, *lowered.graph.nodes):
         if node.op == "call_function" and str(node.target).startswith(f"{operation}."):
-            return node_origin(node, program.model)
+            return node_origin(node)
     return operation

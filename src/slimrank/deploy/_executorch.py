@@ -2,6 +2,7 @@
 """The format "executorch": one ``.pte`` file for phones, run by XNNPACK on the CPU."""
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -168,6 +169,8 @@ def _lowered(
 ) -> "ExecutorchProgramManager":
     partitioners = _package("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     with quiet_exporter(), torch.no_grad():
+        # The check of the file tells of state that outputs depend on; other state may start as it likes.
+        warnings.filterwarnings("ignore", "Mutation on a buffer in the model is detected", UserWarning)
         edge = exir.to_edge_transform_and_lower(
             functional, partitioner=[partitioners.XnnpackPartitioner()], constant_methods=constants
         )

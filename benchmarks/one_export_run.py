@@ -29,7 +29,6 @@ from benchmarks import export_nets, zoo, zoo_coverage
 from benchmarks.one_zoo_run import arguments
 from benchmarks.tables import FACTORS
 from slimrank.deploy._formats import FORMATS
-from slimrank.forward import as_batch
 from slimrank.records import Method
 from slimrank.select import reachable_floor
 
@@ -118,13 +117,12 @@ def exported_cell(result: sr.Result, batches: list[object], format: str, folder:
         outcome = "refused" if isinstance(error, sr.ExportError) else "error"
         return {"outcome": outcome, **facts_of(error), "seconds": round(time.perf_counter() - start, 1)}
     fixed = [note.text for note in exported.notes if note.where == "batch"]
-    is_dynamic = not fixed and not as_batch(batches[0]).is_whole
     # Times are not what this is about.
     notes = [note.text for note in exported.notes if note.where not in ("batch", format)]
     return {
         "outcome": "exported",
         "max_error": float(f"{exported.max_error:.2g}"),
-        "dynamic": "yes" if is_dynamic else "no",
+        "dynamic": "no" if fixed else "yes",
         "bytes": exported.bytes,
         "seconds": round(time.perf_counter() - start, 1),
         "why_fixed": "; ".join(fixed)[:300],

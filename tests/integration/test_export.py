@@ -334,6 +334,18 @@ def test_a_batch_that_cannot_be_free_is_fixed_and_told(nets: ModuleType, tmp_pat
     assert _run_onnx(exported.path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
 
 
+def test_what_torch_cannot_prove_of_the_batch_is_told(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = torch.split(torch.cat([x, x * 2]).relu(), x.shape[0])
+            return first - second
+
+    exported = sr.export(Pair(), tmp_path / "model.pt2", [torch.randn(8, 6)], format="torch")
+    assert "torch cannot tell that this holds for every number of samples: " in _notes(exported)
+    assert "TORCH_LOGS" not in _notes(exported)
+    assert "size()" not in _notes(exported)
+
+
 def test_a_model_that_takes_its_own_batch_only(tmp_path: Path) -> None:
     class Four(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

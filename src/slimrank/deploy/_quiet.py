@@ -4,6 +4,7 @@
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -54,6 +55,10 @@ def told(error: BaseException) -> str:
     if _CONSTRAINTS in text and "specialized it to be a constant" in str(error):
         # The message goes on about torch's own options.
         return "the code takes the number of samples for fixed (as int(x.shape[0]) or x.view(8, -1) do)"
+    if _CONSTRAINTS in text and (guard := re.search(r"satisfy the generated guard (.+)", str(error))):
+        # What follows on the same line, without a space between, is another message.
+        condition = re.sub(r"L\[.*?\]\.size\(\)\[0\]", "batch", guard[1].split("Specializations")[0])
+        return f"torch cannot tell that this holds for every number of samples: {condition.rstrip('. ')}"
     return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 

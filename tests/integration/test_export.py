@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from torch import Tensor, nn
 
@@ -601,6 +602,17 @@ class TestOpenvino:
         with pytest.raises(RuntimeError, match="shape"):
             _run_openvino(path, {"x": torch.zeros(2, 24)})
         assert _run_openvino(path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
+
+    def test_an_operation_that_it_turns_into_a_wrong_one_is_named(self, tmp_path: Path) -> None:
+        # With as many tokens as channels of a head, this release takes the one for the other.
+        config = transformers.GPTNeoXConfig(
+            vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
+        )
+        model, path = transformers.GPTNeoXForCausalLM(config).eval(), tmp_path / "model.xml"
+        batches = [{"input_ids": torch.randint(50, (4, 16))}]
+        exported = sr.export(model, path, batches, format="openvino", outputs="logits")
+        assert "OpenVINO fails on aten.linear.default in module gpt_neox.layers.0." in _notes(exported)
+        assert "Incompatible MatMul matrix dimension" in _notes(exported)
 
     def test_a_missing_operation_is_named_with_its_module(self, nets: ModuleType, tmp_path: Path) -> None:
         model = nn.Sequential(nn.Linear(24, 4), Singular())

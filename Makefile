@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint check fix test test-executorch golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
-	bench-pruning bench-plots bench-select bench-zoo bench-auto bench-agreement train-kinds
+	bench-pruning bench-plots bench-select bench-zoo bench-export bench-auto bench-agreement train-kinds
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -154,6 +154,13 @@ $(ZOO)/.ready: pyproject.toml constraints.txt benchmarks/zoo-requirements.txt
 
 bench-zoo: $(ZOO)/.ready  ## pruned and split from end to end: 75 architectures beside Torch-Pruning; hours, resumes
 	$(ZOO)/bin/python benchmarks/bench_zoo.py --jobs 2
+
+bench-export: $(ZOO)/.export  ## compressed networks exported to every format: about a hundred; hours, resumes
+	$(ZOO)/bin/python benchmarks/bench_export.py --jobs 2
+
+$(ZOO)/.export: $(ZOO)/.ready
+	$(ZOO)/bin/python -m pip install --quiet --editable '.[export,openvino]'
+	touch $@
 
 bench-plots: $(BENCH)  ## set the tables and plots of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.plots

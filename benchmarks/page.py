@@ -310,6 +310,71 @@ def _network(row: Row) -> list[str]:
     ]
 
 
+def export() -> str:
+    """How many compressed networks every format takes, and why not the others."""
+    rows = read_table(table_path("export"))
+    formats = list(dict.fromkeys(row["format"] for row in rows))
+    counted, refused = [], []
+    for format in formats:
+        own = [row for row in rows if row["format"] == format]
+        equal = [row for row in own if row["outcome"] == "exported"]
+        free = sum(row["dynamic"] == "yes" for row in equal)
+        worst = max((float(row["max_error"]) for row in equal), default=0.0)
+        counted.append(
+            [
+                format,
+                str(len(own)),
+                f"**{len(equal)}**",
+                str(free),
+                f"{worst:.1e}",
+                str(len(own) - len(equal)),
+            ]
+        )
+        whys: dict[str, list[str]] = {}
+        for row in own:
+            if row["outcome"] != "exported":
+                whys.setdefault(_why_not(row), []).append(row["network"])
+        refused += [[format, str(len(names)), why, ", ".join(names)] for why, names in whys.items()]
+    heads = ("format", "tried", "**exported and equal**", "of any batch", "largest error", "not exported")
+    short = _table(heads, counted)
+    if refused:
+        short += "\n\n" + _table(("format", "networks", "why not", "which"), refused)
+    cells: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((row["source"], row["network"]), {})[row["format"]] = row
+    each = _table(
+        ("network", "MACs", "groups narrowed", "layers split", *formats),
+        [
+            [
+                " ".join(key),
+                *(next(iter(own.values()))[column] for column in ("macs", "narrowed", "split")),
+                *(_exported(own.get(format)) for format in formats),
+            ]
+            for key, own in cells.items()
+        ],
+    )
+    return f"{short}\n\n<details><summary>every network</summary>\n\n{each}\n\n</details>"
+
+
+def _exported(row: Row | None) -> str:
+    """One cell: the error of the outputs, or why there is no file."""
+    if row is None:
+        return NOT_RUN
+    if row["outcome"] != "exported":
+        return row["outcome"]
+    return row["max_error"] + ("" if row["dynamic"] == "yes" else ", one size of batch")
+
+
+def _why_not(row: Row) -> str:
+    """The reason of a row without a file, the same for like ones."""
+    if row["operator"]:
+        return f"no translation of `{row['operator']}`"
+    if row["outcome"] in ("died", "not compressed"):
+        return _cell(f"{row['outcome']}: {row['error']}", 120)
+    # Without the name of the network, so that like ones count as one.
+    return _cell(row["error"].partition(" cannot be ")[2] or row["error"], 120)
+
+
 def _part(some: str, every: str) -> str:
     """So many of so many, where both are known."""
     return f"{some} of {every}" if some and every else ""
@@ -467,6 +532,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         recovery,
         pruning,
         zoo,
+        export,
         auto,
         agreement,
     )

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from torch import Tensor, nn
 
@@ -416,6 +417,18 @@ def test_one_tensor_for_two_arguments_is_two_inputs(format: str, tmp_path: Path)
     sr.export(Weighted(), path, [(x, x)], format=format)
     inputs = {"first": torch.ones(2, 4), "second": torch.zeros(2, 4)}
     assert torch.equal(_run(format, path, inputs)["output"], torch.ones(2, 4))
+
+
+def test_what_torch_cannot_prove_of_the_batch_is_told(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = torch.split(torch.cat([x, x * 2]).relu(), x.shape[0])
+            return first - second
+
+    exported = sr.export(Pair(), tmp_path / "model.pt2", [torch.randn(8, 6)], format="torch")
+    assert "torch cannot tell that it does not: " in _notes(exported)
+    assert "TORCH_LOGS" not in _notes(exported)
+    assert "size()" not in _notes(exported)
 
 
 def test_a_model_that_takes_its_own_batch_only(tmp_path: Path) -> None:
@@ -819,6 +832,17 @@ class TestOpenvino:
         with pytest.raises(RuntimeError, match="shape"):
             _run_openvino(path, {"x": torch.zeros(2, 24)})
         assert _run_openvino(path, {"x": torch.zeros(3, 24)})["output"].shape == (3, 6)
+
+    def test_an_operation_that_it_turns_into_a_wrong_one_is_named(self, tmp_path: Path) -> None:
+        # With as many tokens as channels of a head, this release takes the one for the other.
+        config = transformers.GPTNeoXConfig(
+            vocab_size=50, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32
+        )
+        model, path = transformers.GPTNeoXForCausalLM(config).eval(), tmp_path / "model.xml"
+        batches = [{"input_ids": torch.randint(50, (4, 16))}]
+        exported = sr.export(model, path, batches, format="openvino", outputs="logits")
+        assert "OpenVINO fails on aten.linear.default in module gpt_neox.layers.0." in _notes(exported)
+        assert "Incompatible MatMul matrix dimension" in _notes(exported)
 
     def test_a_missing_operation_is_named_with_its_module(self, nets: ModuleType, tmp_path: Path) -> None:
         model = nn.Sequential(nn.Linear(24, 4), Singular())

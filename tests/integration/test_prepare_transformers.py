@@ -125,3 +125,19 @@ def test_encoder_and_decoder(nets: ModuleType) -> None:
     assert prepared.outputs == ("logits", "encoder_last_hidden_state")
     assert named(prepared, batch).arguments == ("input_ids", "decoder_input_ids")
     exported(prepared, batch)
+
+
+@pytest.mark.parametrize("kernel", ["grouped_mm", "eager", "batched_mm"])
+def test_experts_are_computed_by_operations_of_torch(kernel: str, nets: ModuleType) -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=50, num_key_value_heads=2, num_local_experts=4, experts_implementation=kernel, **_TINY
+    )
+    model = nets.settle(transformers.MixtralForCausalLM(config)).eval()
+    batch = Batch(args=(), kwargs={"input_ids": ids(nets)})
+    prepared = checked(model, batch, 1)
+    assert model.config._experts_implementation == kernel
+    assert [note.partition(";")[0] for note in prepared.notes] == [
+        "experts: 'model.layers.0.mlp.experts', 'model.layers.1.mlp.experts'"
+    ]
+    names = {str(node.target) for node in exported(prepared, batch).graph.nodes}
+    assert not any(name.startswith("transformers.") or "histc" in name for name in names)

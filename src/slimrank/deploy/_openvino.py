@@ -296,6 +296,12 @@ def _run_refusal(batch: Batch, error: BaseException) -> str:
 def _refusal(program: Program, lowered: ExportedProgram, error: BaseException) -> str:
     """Why a program cannot be converted, with operation and module."""
     name = program.model.title
+    # Of an operation that it translates, but into something that does not fit.
+    failed = re.search(r"with friendly_name '([^'/]+)", str(error))
+    for node in lowered.graph.nodes:
+        if failed is not None and node.name == failed[1]:
+            why = str(error).strip().splitlines()[-1]
+            return f"{name}: OpenVINO fails on {node_origin(node)}: {why}; {_ADVICE}"
     mentioned = set(re.findall(r"\b\w+\.\w+\.\w+\b", str(error)))
     for node in lowered.graph.nodes:
         if node.op == "call_function" and str(node.target) in mentioned:

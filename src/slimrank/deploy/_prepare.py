@@ -108,7 +108,8 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
     """A private copy of a model that computes the same and is easier to export.
 
     Batch norms are folded into the layer before them, "same" padding is written in numbers, dropout goes,
-    computed weights (parametrizations) become plain, and models of transformers keep no cache. Every change
+    computed weights (parametrizations) become plain, and models of transformers keep no cache and gather the
+    weights of their experts. Every other change
     is checked on the batch, and undone where the outputs differ.
 
     Args:
@@ -126,6 +127,7 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
     """
     private = quiet_copy(model)
     _keep_no_cache(private)
+    notes = _gather_experts(private)
     result = _forward(private, batch)
     outputs = [(name, tensor.detach().clone()) for name, tensor in output_tensors(result)]
     if not outputs:
@@ -134,7 +136,6 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
             f"{type(model).__name__} returns a {type(result).__name__}{keys} that holds no tensor, so there "
             "is nothing to export; wrap the model in a module that returns tensors"
         )
-    notes = []
     if skipped := left_out(result):
         notes.append(f"outputs left out, since they hold no tensors or a cache: {listed(skipped)}")
     check = _Check(batch=batch, outputs=outputs, tolerance=_tolerance(private, outputs))
@@ -173,6 +174,27 @@ def _keep_no_cache(model: nn.Module) -> None:
         config = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:
             config.use_cache = False  # type: ignore[union-attr]
+
+
+def _gather_experts(model: nn.Module) -> list[str]:
+    """Has experts of transformers' models computed by operations of torch (in place), and tells it.
+
+    Their other ways split tokens by expert, in sizes that depend on values, or by an operation of their own,
+    without which a file cannot be opened.
+    """
+    found = []
+    for name, module in model.named_modules():
+        config = getattr(module, "config", None)
+        # What the decorator of transformers puts on classes of experts.
+        if hasattr(type(module), "_apply_gate") and hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "batched_mm"  # type: ignore[union-attr]
+            found.append(name)
+    if not found:
+        return []
+    return [
+        f"experts: {listed(found)}; in the file every token reads a copy of the weights of its experts, "
+        "which takes memory and time with many tokens"
+    ]
 
 
 def _prepare_modules(model: nn.Module, check: _Check) -> list[str]:

@@ -4,6 +4,7 @@
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -55,7 +56,12 @@ def told(error: BaseException) -> str:
         # The message goes on about torch's own options.
         if "specialized it to be a constant" in str(error):
             return "the code takes the number of samples for fixed (as int(x.shape[0]) or x.view(8, -1) do)"
-        return "the code treats some numbers of samples otherwise (as if x.shape[0] > 8: does)"
+        text = "the code treats some numbers of samples otherwise (as if x.shape[0] > 8: does)"
+        if guard := re.search(r"satisfy the generated guard (.+)", str(error)):
+            # What follows on the same line, without a space between, is another message.
+            condition = re.sub(r"L\[.*?\]\.size\(\)\[0\]", "batch", guard[1].split("Specializations")[0])
+            text += f", or torch cannot tell that it does not: {condition.rstrip('. ')}"
+        return text
     return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 

@@ -718,6 +718,24 @@ def test_a_type_that_onnxruntime_does_not_take_is_told(tmp_path: Path) -> None:
     assert sr.export(model, tmp_path / "model.pt2", batches, format="torch").max_error == 0
 
 
+def test_float64_convolutions_which_onnxruntime_lacks_are_told(tmp_path: Path) -> None:
+    model, batches = nn.Conv2d(3, 4, 3).double(), [x.double() for x in _images()]
+    with pytest.raises(sr.ExportError, match=r"Conv2d.*float64 on a CPU: export model.float\(\)"):
+        sr.export(model, tmp_path / "model.onnx", batches)
+
+
+def test_whole_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
+    exported = sr.export(
+        nn.Linear(24, 8),
+        tmp_path / "model.pt2",
+        [torch.ones(4, 24)],
+        format="torch",
+        batch=np.int64(4),  # type: ignore[arg-type]
+        threads=np.int64(1),  # type: ignore[arg-type]
+    )
+    assert (type(exported.batch), exported.batch, type(exported.threads)) == (int, 4, int)
+
+
 class Counter(nn.Module):
     """A buffer that every forward changes, and that outputs may depend on."""
 

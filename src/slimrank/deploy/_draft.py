@@ -61,17 +61,28 @@ def move_into_place(files: list[Path], target: Path) -> None:
     try:
         for file in sorted(files, key=lambda file: file.name == target.name):
             final = target.with_name(file.name)
-            if len(files) > 1 and final.exists():
-                kept = file.with_name(f"{file.name}.old")
-                final.replace(kept)
-                old[final] = kept
+            # A single file is exchanged in one step. Of several, each step is noted before it is done: an
+            # interrupt may come between.
+            if len(files) > 1:
+                if final.exists():
+                    old[final] = file.with_name(f"{file.name}.old")
+                    final.replace(old[final])
+                new.append(final)
             file.replace(final)
-            new.append(final)
-    except OSError as error:
-        for final in new:
-            final.unlink()
-        for final, kept in old.items():
-            kept.replace(final)
+    except BaseException as error:
+        # After an interrupt, too: the old files would be gone with the draft.
+        _go_back(new, old)
+        if not isinstance(error, OSError):
+            raise
         raise FileError(
             f"{target} cannot be written ({error}); give a file in a folder with rights"
         ) from error
+
+
+def _go_back(new: list[Path], old: dict[Path, Path]) -> None:
+    """Removes new files, and puts old ones back from where they were kept, as far as either has been moved."""
+    for final in new:
+        final.unlink(missing_ok=True)
+    for final, kept in old.items():
+        if kept.exists():
+            kept.replace(final)

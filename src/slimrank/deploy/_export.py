@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 from torch import nn
@@ -93,8 +94,10 @@ def export_model(
     target = Path(path)
     row = _row_for(target, format)
     for name, value in (("batch", batch), ("threads", threads)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
+    # Of Python, for runtimes and for JSON: numpy's are whole numbers, too.
+    batch, threads = int(batch), int(threads)
     with draft_folder(target) as draft:
         samples = read_samples(batches)
         builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=target.name)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -734,6 +735,17 @@ def test_whole_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
         threads=np.int64(1),  # type: ignore[arg-type]
     )
     assert (type(exported.batch), exported.batch, type(exported.threads)) == (int, 4, int)
+
+
+def test_threads_that_export_take_turns(tmp_path: Path) -> None:
+    def export(name: str) -> float:
+        return sr.export(nn.Linear(24, 8), tmp_path / name, [torch.ones(4, 24)], format="torch").max_error
+
+    output = sys.stdout, sys.stderr
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(export, ("same.pt2", "same.pt2", "other.pt2"))) == [0, 0, 0]
+    assert (sys.stdout, sys.stderr) == output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.pt2", "same.pt2"]
 
 
 class Counter(nn.Module):

@@ -80,7 +80,7 @@ def move_into_place(files: list[Path], target: Path) -> None:
 
 
 def _go_back(new: list[Path], old: dict[Path, Path]) -> None:
-    """Removes new files, and puts old ones back from where they were kept, as far as either has been moved."""
+    """Removes new files, and puts old ones back from where they were kept, as far as they were moved."""
     for final in new:
         final.unlink(missing_ok=True)
     for final, kept in old.items():

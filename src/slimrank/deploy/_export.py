@@ -2,6 +2,7 @@
 """A model to a file of a runtime: captured, written, checked, timed, moved into place."""
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -32,6 +33,8 @@ _SLOWER = 1.05
 _NOISY = 0.3
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
+# Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
+_TURN = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,7 +101,7 @@ def export_model(
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
     # Of Python, for runtimes and for JSON: numpy's are whole numbers, too.
     batch, threads = int(batch), int(threads)
-    with draft_folder(target) as draft:
+    with _TURN, draft_folder(target) as draft:
         samples = read_samples(batches)
         builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=target.name)
         built = builder.build(model, draft / "new", reading)
@@ -160,7 +163,7 @@ def check_export(path: Path, *, format: str, saved_in: Path) -> None:
     if file.parent == directory and not directory.exists():
         return
     # Made and removed again: whether a folder takes files is known for sure only when it is tried.
-    with draft_folder(path):
+    with _TURN, draft_folder(path):
         pass
 
 

@@ -2,8 +2,8 @@
 """Exports that replace what is there whole or not at all."""
 
 import contextlib
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +27,9 @@ def draft_folder(target: Path) -> Iterator[Path]:
         raise FileError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
     if target.is_dir():
         raise FileError(f"{target} is a folder; give the path of a file")
-    # With the number of the process, so that two processes that write one file do not share a draft.
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+        # With a name of its own, so that two processes that write one file do not share a draft.
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     except OSError as error:
         raise FileError(
             f"{target} cannot be written ({error}); give a file in a folder with rights"

@@ -302,8 +302,8 @@ def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
     if len(times) > 1 and times[1].milliseconds > _SLOWER * times[0].milliseconds:
         text = (
             f"slower than the original: {times[1].milliseconds:.3g} ms, not {times[0].milliseconds:.3g} ms; "
-            "narrow layers do not fill a vector: plan with multiple_of=8 or 16, skip small layers, or try "
-            "another format"
+            "narrow layers do not fill a vector: plan with a larger multiple_of, such as 16, skip small "
+            "layers, or try another format"
         )
         notes.append(Note(where=format, text=text, is_warning=True))
     spread = max(entry.spread for entry in times)

@@ -23,6 +23,8 @@ from slimrank.surgery import drop_blocks, slim
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
 _N_CHECK_BATCHES = 2
+# Samples in each of them, where batches can be cut. A few show it: what differs does so for every sample.
+_N_CHECK_SAMPLES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +90,7 @@ def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
     if not plan.groups:
         return plan, ()
     step = plan.steps[-1]
-    feed = data.feed
+    feed = replace(data.feed, micro_size=min(data.feed.micro_size, _N_CHECK_SAMPLES))
     batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_N_CHECK_BATCHES), strict=False)]
     failures = slim_failures(data.original, step.structure.channels, dict(plan.groups), batches)
     if not failures:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One layer's factors or weight, chosen and refined by the error on held-out rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +49,8 @@ class LayerStatistics:
         moments: of its inputs in the compressed model.
         cross: (O, D) float64, covariance of wanted outputs and these inputs.
         mean_out: (O,) float64, of the wanted outputs.
-        held_out: rows to choose by; None where there are none.
-        rows: some of the rows that were summed; None where nothing is clipped.
+        held_out: rows to choose by, in parts; () where there are none.
+        rows: some of the rows that were summed, in parts; () where nothing is clipped.
         clipping: what follows the layer; None where nothing is known.
         n_groups: of its convolution: blocks on the diagonal of its weight.
     """
@@ -58,8 +58,8 @@ class LayerStatistics:
     moments: Moments
     cross: Tensor
     mean_out: Tensor
-    held_out: Rows | None
-    rows: Rows | None
+    held_out: Sequence[Rows]
+    rows: Sequence[Rows]
     clipping: Clipping | None
     n_groups: int = 1
 
@@ -106,9 +106,9 @@ def best_fit(
         refined = fitted(fit.kind, target, ALTERNATIONS)
         if _error(spec, statistics.held_out, refined, target.root) <= error:
             fit = refined
-    if statistics.clipping is None or statistics.rows is None:
+    if statistics.clipping is None or not statistics.rows:
         return fit
-    return _clipped_fit(spec, setting, statistics, statistics.rows, statistics.clipping, weight, fit, target)
+    return _clipped_fit(spec, setting, statistics, statistics.clipping, weight, fit, target)
 
 
 def _fitted(
@@ -128,17 +128,21 @@ def _fitted(
 
 
 def _error(
-    spec: LayerSpec, rows: Rows | None, fit: Fit, root: Tensor, clipping: Clipping | None = None
+    spec: LayerSpec, parts: Sequence[Rows], fit: Fit, root: Tensor, clipping: Clipping | None = None
 ) -> float:
     """Mean squared error on rows in the output metric, halved; after the clipping where one is given."""
-    if rows is None or fit.bias is None:
+    if not parts or fit.bias is None:
         return 0.0
-    predicted = _predicted(spec, rows, fit)
-    if clipping is None:
-        difference = predicted - rows.outputs
-    else:
-        difference = clipping.errors(rows.outputs, predicted, rows.offsets)
-    return float(_weighed(difference, root.float()).square().sum(1).mean() / 2)
+    weight, bias, rough_root = fit.weight(spec).float(), fit.bias.float(), root.float()
+    total = 0.0
+    for rows in parts:
+        predicted = torch.addmm(bias, rows.inputs, weight.T)
+        if clipping is None:
+            difference = predicted - rows.outputs
+        else:
+            difference = clipping.errors(rows.outputs, predicted, rows.offsets)
+        total += float(_weighed(difference, rough_root).square().sum())
+    return total / (2 * sum(len(rows.inputs) for rows in parts))
 
 
 def _weighed(difference: Tensor, root: Tensor) -> Tensor:
@@ -149,16 +153,10 @@ def _weighed(difference: Tensor, root: Tensor) -> Tensor:
     return (rows.mT @ root).flatten(1)
 
 
-def _predicted(spec: LayerSpec, rows: Rows, fit: Fit) -> Tensor:
-    predicted = rows.inputs @ fit.weight(spec).float().T
-    return predicted if fit.bias is None else predicted + fit.bias.float()
-
-
 def _clipped_fit(
     spec: LayerSpec,
     setting: Setting | None,
     statistics: LayerStatistics,
-    rows: Rows,
     clipping: Clipping,
     weight: Tensor,
     fit: Fit,
@@ -171,24 +169,54 @@ def _clipped_fit(
     """
     # Compared after the clipping: a fit that is worse before it may be the better one.
     error = _error(spec, statistics.held_out, fit, target.root, clipping)
-    centred = rows.inputs - rows.inputs.mean(0)
     newest = fit
     for _ in range(CLIPPED_ROUNDS):
-        wanted = clipping.wanted(rows.outputs, _predicted(spec, rows, newest), rows.offsets)
-        shift = wanted - rows.outputs
-        cross = statistics.cross + (shift.T @ centred).double() / len(shift)
-        mean_out = statistics.mean_out + shift.mean(0, dtype=torch.float64)
+        cross_shift, mean_shift = _shift_behind(spec, statistics.rows, newest, clipping)
         dense = least_squares_weight(
-            weight, cross, statistics.moments, ridge=target.ridge, n_groups=statistics.n_groups
+            weight,
+            statistics.cross + cross_shift,
+            statistics.moments,
+            ridge=target.ridge,
+            n_groups=statistics.n_groups,
         )
         moved_target = _with_dense(target, dense, statistics.moments)
-        mean_in = statistics.moments.mean
+        mean_in, mean_out = statistics.moments.mean, statistics.mean_out + mean_shift
         newest = _fitted(spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS)
         new_error = _error(spec, statistics.held_out, newest, target.root, clipping)
         if new_error >= error:
             break
         error, fit = new_error, newest
     return fit
+
+
+def _shift_behind(
+    spec: LayerSpec, parts: Sequence[Rows], fit: Fit, clipping: Clipping
+) -> tuple[Tensor, Tensor]:
+    """How the wanted outputs move once it is known what a fit predicts.
+
+    Args:
+        spec: the layer.
+        parts: rows that were summed.
+        fit: so far.
+        clipping: what follows the layer.
+
+    Returns:
+        (O, D) and (O,) float64: change of the covariance of wanted outputs and inputs, and of the mean.
+    """
+    weight = fit.weight(spec).float()
+    bias = weight.new_zeros(len(weight)) if fit.bias is None else fit.bias.float()
+    cross = torch.zeros_like(weight)
+    shift_sum, input_sum = weight.new_zeros(1, len(weight)), weight.new_zeros(1, weight.shape[1])
+    for rows in parts:
+        predicted = torch.addmm(bias, rows.inputs, weight.T)
+        shift = clipping.wanted(rows.outputs, predicted, rows.offsets).sub_(rows.outputs)
+        cross.addmm_(shift.T, rows.inputs)
+        ones = weight.new_ones(1, len(shift))
+        shift_sum.addmm_(ones, shift)
+        input_sum.addmm_(ones, rows.inputs)
+    n_rows = sum(len(rows.inputs) for rows in parts)
+    mean_shift = shift_sum[0].double() / n_rows
+    return (cross.double() / n_rows).addr_(mean_shift, input_sum[0].double() / n_rows, alpha=-1), mean_shift
 
 
 def _with_dense(target: Target, dense: Tensor, moments: Moments) -> Target:

@@ -35,8 +35,8 @@ def _statistics(weight: Tensor, rng: torch.Generator, clipping: Clipping | None 
         moments=sums.moments(),
         cross=cross,
         mean_out=mean_out,
-        held_out=held_out,
-        rows=rows if clipping else None,
+        held_out=[held_out],
+        rows=[rows] if clipping else [],
         clipping=clipping,
     )
 
@@ -68,8 +68,8 @@ def test_without_held_out_rows_the_first_target_is_taken(weight: Tensor, rng: to
         moments=all_statistics.moments,
         cross=all_statistics.cross,
         mean_out=all_statistics.mean_out,
-        held_out=None,
-        rows=None,
+        held_out=[],
+        rows=[],
         clipping=None,
     )
     targets = [
@@ -82,8 +82,7 @@ def test_without_held_out_rows_the_first_target_is_taken(weight: Tensor, rng: to
 def test_what_is_clipped_later_is_never_made_worse(weight: Tensor, rng: torch.Generator) -> None:
     clipping = Clipping(gains=torch.ones(3), low=0.0, high=float("inf"))
     statistics = _statistics(weight, rng, clipping)
-    held_out = statistics.held_out
-    assert held_out is not None
+    (held_out,) = statistics.held_out
     start = _target(weight + 0.3, statistics.moments)
 
     def error(of: LayerStatistics) -> float:
@@ -97,8 +96,8 @@ def test_what_is_clipped_later_is_never_made_worse(weight: Tensor, rng: torch.Ge
         moments=statistics.moments,
         cross=statistics.cross,
         mean_out=statistics.mean_out,
-        held_out=held_out,
-        rows=None,
+        held_out=[held_out],
+        rows=[],
         clipping=None,
     )
     assert error(statistics) < 0.5 * error(plain)

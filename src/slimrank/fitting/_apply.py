@@ -15,6 +15,7 @@ from slimrank.fitting._install import install
 from slimrank.fitting._journal import FitJournal
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.fitting._sequential import fit_in_order
+from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
@@ -90,8 +91,11 @@ def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
     if not plan.groups:
         return plan, ()
     step = plan.steps[-1]
-    feed = replace(data.feed, micro_size=min(data.feed.micro_size, _N_CHECK_SAMPLES))
-    batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_N_CHECK_BATCHES), strict=False)]
+    feed = data.feed
+    batches = [
+        batch if batch.is_whole else take_samples(batch, range(min(_N_CHECK_SAMPLES, batch.n_samples)))
+        for batch, _ in zip(feed.stream(feed.held_out), range(_N_CHECK_BATCHES), strict=False)
+    ]
     failures = slim_failures(data.original, step.structure.channels, dict(plan.groups), batches)
     if not failures:
         return plan, ()

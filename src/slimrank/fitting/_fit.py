@@ -9,15 +9,17 @@ from torch import Tensor
 
 from slimrank._errors import OptionError
 from slimrank.fitting._rows import Rows
-from slimrank.linalg import Clipping, Moments, least_squares_weight
+from slimrank.linalg import Clipping, Moments, RidgedInverse
 from slimrank.methods import Factors, Target, fit_factors
 from slimrank.records import LayerSpec, Setting
 
 # Rounds in which the factors of a pair are refined in turn: less error for more time. What none and 12 of
 # them bring stands in benchmarks/results, under ablation.
 ALTERNATIONS = 3
-# Rounds in which the wanted outputs move behind a clipping. Each fits the pair anew, so it alternates less.
-CLIPPED_ROUNDS = 2
+# Rounds in which the wanted outputs move behind a clipping, and the step between the parts of the rows that
+# each of them sees: where the first one leads to is corrected by the last. Each fits the pair anew, so it
+# alternates less.
+CLIPPED_STEPS = (2, 1)
 # Rounds of refinement in each of these.
 CLIPPED_ALTERNATIONS = 1
 
@@ -68,7 +70,6 @@ def best_fit(
     spec: LayerSpec,
     setting: Setting | None,
     statistics: LayerStatistics,
-    weight: Tensor,
     targets: Iterable[tuple[str, Target]],
 ) -> Fit:
     """The target whose pair has the lowest error on held-out rows, refined as far as that holds there too.
@@ -77,7 +78,6 @@ def best_fit(
         spec: the layer.
         setting: form and rank; None to keep the layer in one piece.
         statistics: what the layer is fitted to.
-        weight: (O, D) float64, of the layer.
         targets: kind and target, one after the other: each holds moments and their decompositions.
 
     Returns:
@@ -86,29 +86,39 @@ def best_fit(
     Raises:
         OptionError: there is no target.
     """
+    moments, mean_out = statistics.moments, statistics.mean_out
 
     def fitted(kind: str, target: Target, alternations: int) -> Fit:
-        return _fitted(
-            spec, setting, kind, target, statistics.moments.mean, statistics.mean_out, alternations
-        )
+        return _fitted(spec, setting, kind, target, moments.mean, mean_out, alternations)
 
-    best: tuple[float, Fit, Target] | None = None
-    # Refinement takes time: it is left for the best of them.
-    for kind, target in targets:
-        fit = fitted(kind, target, 0)
-        error = _error(spec, statistics.held_out, fit, target.root)
-        if best is None or error < best[0]:
-            best = (error, fit, target)
-    if best is None:
+    def error_of(fit: Fit, target: Target) -> float:
+        # After the clipping, where there is one: a fit that is worse before it may be the better one.
+        return _error(spec, statistics.held_out, fit, target.root, statistics.clipping)
+
+    candidates = iter(targets)
+    first = next(candidates, None)
+    if first is None:
         raise OptionError(f"layer {spec.name!r}: there is nothing to fit to")
-    error, fit, target = best
-    if setting is not None:
-        refined = fitted(fit.kind, target, ALTERNATIONS)
-        if _error(spec, statistics.held_out, refined, target.root) <= error:
-            fit = refined
-    if statistics.clipping is None or not statistics.rows:
+    kind, target = first
+    # Fits without refinement, which takes time: it is left for the best. A single target has no rival.
+    best: tuple[float, Fit] | None = None
+    for other_kind, other_target in candidates:
+        if best is None:
+            fit = fitted(kind, target, 0)
+            best = (error_of(fit, target), fit)
+        other_fit = fitted(other_kind, other_target, 0)
+        other_error = error_of(other_fit, other_target)
+        if other_error < best[0]:
+            kind, target, best = other_kind, other_target, (other_error, other_fit)
+    fit = fitted(kind, target, ALTERNATIONS)
+    has_clipping = statistics.clipping is not None and len(statistics.rows) > 0
+    error = error_of(fit, target) if best is not None or has_clipping else 0.0
+    if best is not None and best[0] < error:
+        error, fit = best
+    if statistics.clipping is None or not has_clipping:
         return fit
-    return _clipped_fit(spec, setting, statistics, statistics.clipping, weight, fit, target)
+    clipped = _clipped_fit(spec, setting, statistics, statistics.clipping, fit, target)
+    return clipped if error_of(clipped, target) < error else fit
 
 
 def _fitted(
@@ -158,35 +168,23 @@ def _clipped_fit(
     setting: Setting | None,
     statistics: LayerStatistics,
     clipping: Clipping,
-    weight: Tensor,
     fit: Fit,
     target: Target,
 ) -> Fit:
-    """The fit, improved for what is left of its outputs after the clipping; guarded on held-out rows.
+    """The fit, moved towards what is left of its outputs after the clipping.
 
     The wanted outputs move (``Clipping.wanted``), so only the covariance with them changes, and by little:
     the change is taken from some of the rows.
     """
-    # Compared after the clipping: a fit that is worse before it may be the better one.
-    error = _error(spec, statistics.held_out, fit, target.root, clipping)
+    inverse = RidgedInverse(statistics.moments, ridge=target.ridge, n_groups=statistics.n_groups)
     newest = fit
-    for _ in range(CLIPPED_ROUNDS):
-        cross_shift, mean_shift = _shift_behind(spec, statistics.rows, newest, clipping)
-        dense = least_squares_weight(
-            weight,
-            statistics.cross + cross_shift,
-            statistics.moments,
-            ridge=target.ridge,
-            n_groups=statistics.n_groups,
-        )
+    for step in CLIPPED_STEPS:
+        cross_shift, mean_shift = _shift_behind(spec, statistics.rows[::step], newest, clipping)
+        dense = target.dense + inverse.after(cross_shift)
         moved_target = _with_dense(target, dense, statistics.moments)
         mean_in, mean_out = statistics.moments.mean, statistics.mean_out + mean_shift
         newest = _fitted(spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS)
-        new_error = _error(spec, statistics.held_out, newest, target.root, clipping)
-        if new_error >= error:
-            break
-        error, fit = new_error, newest
-    return fit
+    return newest
 
 
 def _shift_behind(

@@ -84,7 +84,7 @@ def _fit_to_rows(context: BuildContext, layer: PendingLayer, gathered: Gathered)
         n_groups=task.n_groups,
     )
     candidates = targets(context, layer, gathered, moments, cross)
-    fit = best_fit(task.slimmed, task.setting, statistics, dense_weight(layer.current), candidates)
+    fit = best_fit(task.slimmed, task.setting, statistics, candidates)
     return _with_tap_bias(task, fit, layer.current, *means)
 
 
@@ -109,7 +109,7 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
     statistics = LayerStatistics(
         moments=moments, cross=dense, mean_out=mean_out, held_out=(), rows=(), clipping=None
     )
-    fit = best_fit(task.slimmed, task.setting, statistics, dense, [("independent", target)])
+    fit = best_fit(task.slimmed, task.setting, statistics, [("independent", target)])
     return _with_tap_bias(task, fit, layer.current, mean_in, means[1])
 
 

@@ -21,7 +21,7 @@ from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
 from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Runtime
-from slimrank.deploy._samples import Samples, read_samples, shapes_told
+from slimrank.deploy._samples import Samples, count_told, read_samples, shapes_told
 from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.forward import Batch
 from slimrank.records import Exported, Note
@@ -111,8 +111,7 @@ def export_model(
         before, notes = None, (*built.notes, *_shape_notes(samples, format))
         if original is not None:
             try:
-                timed = _Builder(row=row, samples=samples, batch=size, threads=threads, file=target.name)
-                before = timed.build(original, draft / "original", None)
+                before = replace(builder, batch=size).build(original, draft / "original", None)
                 before.runtime(samples.take(0, size))()
             except (ExportError, BatchesError, OutputError) as error:
                 before = None
@@ -325,9 +324,8 @@ def _times(built: _Built, before: _Built | None, batch: Batch) -> tuple[Times, .
 
 def _difference_told(checked: Checked, inner: str) -> str:
     """What to say of a file that differs."""
-    count = checked.batch.n_samples
     return (
-        f"the file answers otherwise than the model on {count} {'sample' if count == 1 else 'samples'}: "
+        f"the file answers otherwise than the model on {count_told(checked.batch.n_samples)}: "
         f"{checked.worst} (allowed {checked.bound:.1g}); {inner}a model that draws random numbers or keeps "
         "state cannot be compared: switch that off, else replace this operation, or take another format"
     )

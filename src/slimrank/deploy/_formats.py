@@ -107,7 +107,7 @@ def format_named(name: object) -> Format:
 
 def format_of(path: Path) -> str:
     """The format that the ending of a file's name says; "onnx" where it says none."""
-    return next((name for name, row in FORMATS.items() if row.suffix == path.suffix), "onnx")
+    return _said_by(path) or "onnx"
 
 
 def check_suffix(path: Path, name: str) -> None:
@@ -119,9 +119,14 @@ def check_suffix(path: Path, name: str) -> None:
     wanted = FORMATS[name].suffix
     if path.suffix == wanted:
         return
-    other = next((key for key, row in FORMATS.items() if row.suffix == path.suffix), None)
+    other = _said_by(path)
     if other is None:
         cure = f"give {path.with_name(path.name + wanted) if path.name else f'a file that ends in {wanted}'}"
     else:
         cure = f"pass format={other!r}, or give {path.with_suffix(wanted)}"
     raise ExportError(f"{path}: files of format={name!r} end in {wanted}; {cure}")
+
+
+def _said_by(path: Path) -> str | None:
+    """The format whose ending a file's name has; None where it is none of them."""
+    return next((name for name, row in FORMATS.items() if row.suffix == path.suffix), None)

@@ -70,6 +70,11 @@ def read_samples(batches: Iterable[Batch]) -> Samples:
     return Samples(batch=found, n_first=n_first, has_others=has_others)
 
 
+def count_told(count: int) -> str:
+    """So many samples, in words."""
+    return f"{count} {'sample' if count == 1 else 'samples'}"
+
+
 def shapes_told(batch: Batch) -> str:
     """The shapes of inputs without the batch, for messages."""
     n_samples = batch.n_samples

@@ -14,6 +14,7 @@ from slimrank.deploy._inside import inner_values
 from slimrank.deploy._program import Program
 from slimrank.deploy._quiet import quiet_exporter, told
 from slimrank.deploy._runtime import Bound, Runtime
+from slimrank.deploy._samples import count_told
 from slimrank.forward import Batch, map_tensors, named_tensors
 
 
@@ -71,9 +72,8 @@ def open_torch(path: Path, program: Program, threads: int) -> Runtime:
                 with _threads(threads), torch.no_grad():
                     result = module(*args, **kwargs)
             except Exception as error:
-                count = batch.n_samples
                 raise ExportError(
-                    f"the file fails in torch on {count} {'sample' if count == 1 else 'samples'}: "
+                    f"the file fails in torch on {count_told(batch.n_samples)}: "
                     f"{told(error)}; wrap the model so that it takes tensors, and as many for every batch"
                 ) from error
             return [tensor for _, tensor in named_tensors(result)]

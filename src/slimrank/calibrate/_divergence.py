@@ -50,7 +50,10 @@ def sampled_loss(
     mask: Tensor | None,
     n_samples: int | None = None,
 ) -> Tensor:
-    """The loss of labels drawn from the outputs: the second moment of its gradient is the Fisher information.
+    """A random loss of which the second moment of the gradient is the Fisher information of the outputs.
+
+    In place of a drawn label each class takes part with the root of its probability and a random sign: the
+    mean is the same, and one draw tells of every class.
 
     Args:
         likelihood: how outputs are read; where it has a loss of the caller's, the curvature of that is drawn.
@@ -84,10 +87,9 @@ def _sampled(output: OutputModel, values: Tensor, generator: torch.Generator, ma
     token_weights = _token_weights(mask, values)
     if output.family == "categorical":
         log_p = _log_probabilities(values, output)
-        p = log_p.detach().exp()
-        root = p.sqrt() * _signs_like(p, generator)
         # Not drawn labels: where one class is likely, these hardly ever tell of the others.
-        terms = ((root - p * root.sum(output.dim, keepdim=True)) * log_p).sum(output.dim)
+        root = (log_p.detach() / 2).exp() * _signs_like(log_p, generator)
+        terms = (root * log_p).sum(output.dim)
         return (terms * token_weights).sum() if token_weights is not None else terms.sum()
     if output.family == "bernoulli":
         logits = values.logit(_LOGIT_MARGIN) if output.is_probability else values

@@ -18,8 +18,8 @@ from slimrank.survey._session import Session
 # About the MACs that a study spends on all divergences of layers, and again on those of groups. More of them
 # mean more held-out samples in each, so that an anchor depends less on which samples those are.
 _ANCHOR_MACS = 6e12
-# Half of the held-out samples serve, unless that were fewer than so many: all divergences are taken on the same
-# ones, so what others would add moves them together.
+# Half of the held-out samples serve, unless that were fewer than so many: all divergences are taken on the
+# same ones, so what others would add moves them together.
 _ENOUGH_SAMPLES = 48
 # Held-out samples of a divergence even where these cost more than that.
 _MIN_SAMPLES = 8

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements on disk, each kept as it is done."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,26 +131,55 @@ def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, .
     return tuple(curves)
 
 
-# Damages of all blocks once every one is measured; until then, the divergences that are done.
-_DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
+# Damages of all blocks once every one is measured; until then, what was tried.
+_DAMAGES, _TRIALS = "blocks.safetensors", "blocks-tried.safetensors"
+
+
+class Trial(NamedTuple):
+    """A network without some blocks.
+
+    Attributes:
+        dropped: the blocks.
+        is_fitted: whether the layers behind them are fitted anew.
+    """
+
+    dropped: tuple[str, ...]
+    is_fitted: bool
 
 
 def _names_tensor(names: Iterable[str]) -> torch.Tensor:
     return text_to_tensor("\n".join(names))
 
 
-def write_block_steps(store: Store, names: Sequence[str], measured: Sequence[float]) -> None:
-    """Writes the divergences of dropped blocks that are measured so far."""
-    values = torch.tensor(measured, dtype=torch.float64)
-    store.write_tensors(_STEPS, {"measured": values, "names": _names_tensor(names)})
+def write_block_trials(store: Store, names: Sequence[str], tried: Mapping[Trial, float]) -> None:
+    """Writes the divergences of networks without blocks that are measured so far."""
+    trials = [[names.index(name) for name in trial.dropped] for trial in tried]
+    tensors = {
+        "measured": torch.tensor(list(tried.values()), dtype=torch.float64),
+        "fitted": torch.tensor([trial.is_fitted for trial in tried]),
+        "names": _names_tensor(names),
+        "dropped": text_to_tensor("\n".join(",".join(map(str, numbers)) for numbers in trials)),
+    }
+    store.write_tensors(_TRIALS, tensors)
 
 
-def read_block_steps(store: Store, names: Sequence[str]) -> list[float]:
+def read_block_trials(store: Store, names: Sequence[str]) -> dict[Trial, float]:
     """Reads them back; empty where none was measured, or those of other blocks."""
-    if not store.has(_STEPS):
-        return []
-    tensors = store.read_tensors(_STEPS)
-    return tensors["measured"].tolist() if torch.equal(tensors["names"], _names_tensor(names)) else []
+    if not store.has(_TRIALS):
+        return {}
+    tensors = store.read_tensors(_TRIALS)
+    if not torch.equal(tensors["names"], _names_tensor(names)):
+        return {}
+    dropped = [
+        tuple(names[int(number)] for number in line.split(","))
+        for line in bytes(tensors["dropped"].tolist()).decode().splitlines()
+    ]
+    return {
+        Trial(blocks, is_fitted=is_fitted): value
+        for blocks, is_fitted, value in zip(
+            dropped, tensors["fitted"].tolist(), tensors["measured"].tolist(), strict=True
+        )
+    }
 
 
 def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:

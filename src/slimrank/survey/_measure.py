@@ -15,6 +15,7 @@ from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norm
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import MEMORY, row_width, rows_available
 from slimrank.linalg import Moments
+from slimrank.plan import structure_of
 from slimrank.records import (
     PRUNING,
     BlockDamage,
@@ -25,7 +26,7 @@ from slimrank.records import (
     Note,
     replaces_groups,
 )
-from slimrank.survey._blocks import measure_blocks
+from slimrank.survey._blocks import DamageAt, Known, measure_blocks
 from slimrank.survey._curve_files import GRADIENT_FILE
 from slimrank.survey._groups import GroupSurvey, measure_groups, stored_groups
 from slimrank.survey._layers import layer_chunks, measure_layers, stored_curves
@@ -100,12 +101,13 @@ def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Mappin
     return grams
 
 
-def measure(session: Session, run: Run) -> Measured:
+def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
     """Curves of every compressible layer, group and block.
 
     Args:
         session: model, data and options.
         run: progress, and where measurements are kept and found again.
+        damage_at: what plans without blocks cost, which tells whether blocks are worth measuring.
 
     Returns:
         Layers, curves, gradients and notes.
@@ -137,11 +139,20 @@ def measure(session: Session, run: Run) -> Measured:
     survey = replace(survey, layers={spec.name: spec for spec in layers})
     group_curves = measure_groups(survey, moments, run)
     moments.clear()
-    block_damages = measure_blocks(survey, run)
+    pairs = tuple(curve for index in sorted(curves) for curve in curves[index])
+    known = Known(
+        structure=structure_of(_with_groups(layers, channels), channels),
+        before=session.captured.before,
+        has_bias=options.has_bias,
+        curves=pairs,
+        group_curves=group_curves,
+        methods=options.methods,
+    )
+    block_damages = measure_blocks(survey, known, damage_at, run)
     return Measured(
         layers=tuple(_with_groups(layers, channels)),
         channels=channels,
-        curves=tuple(curve for index in sorted(curves) for curve in curves[index]),
+        curves=pairs,
         group_curves=group_curves,
         block_damages=block_damages,
         grams=grams,

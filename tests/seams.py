@@ -125,9 +125,8 @@ from slimrank.select.joint._prices import Priced, hull_of
 from slimrank.select.layers import _optimal
 from slimrank.survey import _anchors, _blocks, _groups, _layers, _measure, _session
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
+from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
 from slimrank.survey._blocks import _part_of as some_samples_of
-from slimrank.survey._blocks import _trials as block_trials
-from slimrank.survey._curve_files import Trial as BlockTrial
 
 T = TypeVar("T")
 

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import cast
 
 from slimrank.calibrate import Feed, evenly_spaced
@@ -12,14 +11,14 @@ from slimrank.forward import Batch, digest_batch
 from slimrank.methods import CEILING
 from slimrank.plan import Plan, PlanSource, Structure, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method
-from slimrank.surgery import copy_model, drop_blocks
+from slimrank.surgery import copy_model
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import (
-    Trial,
+    Drop,
     read_block_damages,
-    read_block_trials,
-    write_block_trials,
+    read_drops,
     write_blocks,
+    write_drops,
 )
 from slimrank.survey._groups import GroupSurvey
 from slimrank.survey._session import Run
@@ -31,11 +30,9 @@ _BLOCK_MACS = 6e12
 _ALL_LOST = 0.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 64
-# Keep ratio down to which blocks are weighed with care. Below it, a block that no fit was tried for is still
-# offered, at what dropping it costs without one.
+# Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for them
+# are still offered.
 _KEEP = 0.3
-# By how much fits of the layers behind a block lower what dropping it costs, at most, about: 26 was seen.
-_MOST_WON_BACK = 25.0
 # The last savings of a plan cost more than the mean of all, by such a factor, about; some of it is left for
 # what is not known. A block that asks more for its savings has no part in a plan.
 _LAST_OVER_MEAN = 4.0
@@ -63,9 +60,9 @@ def measure_blocks(
 ) -> tuple[BlockDamage, ...]:
     """Damages of every block that can be dropped.
 
-    Each is dropped alone first, as it is. Those that could be worth it are dropped with the layers behind
-    them fitted anew, and then together with all that cost less, until nothing is left of the outputs: several
-    blocks of a stage are made up for by the same layers, so their damages alone would not add up.
+    Each is dropped alone first. Those that a plan could drop are then dropped together with all that cost
+    less, until nothing is left of the outputs: several blocks of a stage are made up for by the same layers,
+    so their damages alone would not add up.
 
     Args:
         survey: model, data and map.
@@ -83,21 +80,21 @@ def measure_blocks(
     finished = None if store is None else read_block_damages(store, names)
     if finished is not None:
         return finished
-    tried = {} if store is None else read_block_trials(store, names)
-    n_steps = 3 * len(names) - 1
+    measured = {} if store is None else read_drops(store, names)
+    n_steps = 2 * len(names) - 1
     with run.phases.phase("blocks", n_steps) as advance:
-        advance(len(tried))
+        advance(len(measured))
         drops = _Drops(survey)
         worth = _worth(blocks, known, damage_at)
         limit = _ALL_LOST * survey.session.likelihood.all_lost
-        for trial in _trials(names, worth, tried, limit):
-            tried[trial] = min(drops.divergence(trial), CEILING)
+        for dropped in _drops_to_measure(names, worth, measured, limit):
+            measured[dropped] = min(drops.divergence(dropped), CEILING)
             if store is not None:
-                write_block_trials(store, names, tried)
+                write_drops(store, names, measured)
             advance(1)
         # Once nothing is left of the outputs, or nothing is to be won, the others need no run.
-        advance(n_steps - len(tried))
-    damages = _damages_in_turn(names, worth, tried)
+        advance(n_steps - len(measured))
+    damages = _damages_in_turn(names, worth, measured)
     if store is not None:
         write_blocks(store, damages)
     return damages
@@ -116,63 +113,44 @@ def _worth(blocks: Mapping[str, BlockSpec], known: Known, damage_at: DamageAt) -
     }
 
 
-def _trials(
-    names: Sequence[str], worth: Mapping[str, float], tried: Mapping[Trial, float], limit: float
-) -> Iterator[Trial]:
-    """What is still to be tried, in turn; ``tried`` grows meanwhile."""
-    for name in names:
-        if (trial := Trial((name,), is_fitted=False)) not in tried:
-            yield trial
-    for name in names:
-        trial = Trial((name,), is_fitted=True)
-        if trial not in tried and _as_it_is(name, tried) <= _MOST_WON_BACK * worth[name]:
-            yield trial
-    rivals = _rivals(names, worth, tried)
+def _drops_to_measure(
+    names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float], limit: float
+) -> Iterator[Drop]:
+    """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
+    yield from ((name,) for name in names if (name,) not in measured)
+    rivals = _rivals(names, worth, measured)
     for count in range(2, len(rivals) + 1):
-        trial, before = Trial(tuple(rivals[:count]), True), Trial(tuple(rivals[: count - 1]), True)
-        if trial in tried:
+        drop = tuple(rivals[:count])
+        if drop in measured:
             continue
-        if count > 2 and tried[before] > limit:
+        if count > 2 and measured[drop[:-1]] > limit:
             return
-        yield trial
+        yield drop
 
 
-def _as_it_is(name: str, tried: Mapping[Trial, float]) -> float:
-    return tried[Trial((name,), is_fitted=False)]
-
-
-def _alone(name: str, tried: Mapping[Trial, float]) -> float:
-    """What a block costs alone, as far as it is known: without fits at most so much."""
-    return tried.get(Trial((name,), is_fitted=True), _as_it_is(name, tried))
-
-
-def _rivals(names: Sequence[str], worth: Mapping[str, float], tried: Mapping[Trial, float]) -> list[str]:
+def _rivals(names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float]) -> list[str]:
     """Blocks that plans may drop, by what each alone costs."""
-    fitted = [
-        name
-        for name in names
-        if Trial((name,), is_fitted=True) in tried and _alone(name, tried) <= worth[name]
-    ]
-    return sorted(fitted, key=lambda name: _alone(name, tried))
+    rivals = [name for name in names if measured[name,] <= worth[name]]
+    return sorted(rivals, key=lambda name: measured[name,])
 
 
 def _damages_in_turn(
-    names: Sequence[str], worth: Mapping[str, float], tried: Mapping[Trial, float]
+    names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float]
 ) -> tuple[BlockDamage, ...]:
     """What each block adds to those that cost less, at least what it costs alone.
 
     Those that would come after everything is lost are charged as much as the last, and so are those that no
     plan should drop before the others.
     """
-    rivals = _rivals(names, worth, tried)
+    rivals = _rivals(names, worth, measured)
     damages, before, added = {}, 0.0, 0.0
     for count, name in enumerate(rivals, start=1):
-        together = tried.get(Trial(tuple(rivals[:count]), is_fitted=True))
+        together = measured.get(tuple(rivals[:count]))
         if together is not None:
             added, before = together - before, max(before, together)
-        damages[name] = max(_alone(name, tried), added)
-    others = {name: max(_alone(name, tried), added) for name in names if name not in damages}
-    return tuple(BlockDamage(block=name, damage=damage) for name, damage in (damages | others).items())
+        damages[name] = max(measured[name,], added)
+    others = {name: max(measured[name,], added) for name in names if name not in damages}
+    return tuple(BlockDamage(block=name, damage=(damages | others)[name]) for name in names)
 
 
 class _Drops:
@@ -193,11 +171,8 @@ class _Drops:
             seed=self._session.options.seed,
         )
 
-    def divergence(self, trial: Trial) -> float:
-        """Divergence of a network without some blocks and whatever lies in them."""
-        dropped = trial.dropped
-        if not trial.is_fitted:
-            return self._anchors.divergence_with(partial(drop_blocks, names=dropped))
+    def divergence(self, dropped: Sequence[str]) -> float:
+        """Divergence of the network without these blocks and whatever lies in them."""
         outermost = [
             name for name in dropped if not is_inside(name, [other for other in dropped if other != name])
         ]

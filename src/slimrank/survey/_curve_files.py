@@ -2,7 +2,6 @@
 """Measurements on disk, each kept as it is done."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,55 +130,37 @@ def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, .
     return tuple(curves)
 
 
-# Damages of all blocks once every one is measured; until then, what was tried.
-_DAMAGES, _TRIALS = "blocks.safetensors", "blocks-tried.safetensors"
-
-
-class Trial(NamedTuple):
-    """A network without some blocks.
-
-    Attributes:
-        dropped: the blocks.
-        is_fitted: whether the layers behind them are fitted anew.
-    """
-
-    dropped: tuple[str, ...]
-    is_fitted: bool
+# Damages of all blocks once every one is measured; until then, what was dropped so far.
+_DAMAGES, _DROPS = "blocks.safetensors", "blocks-dropped.safetensors"
+# Blocks that are dropped together.
+Drop = tuple[str, ...]
 
 
 def _names_tensor(names: Iterable[str]) -> torch.Tensor:
     return text_to_tensor("\n".join(names))
 
 
-def write_block_trials(store: Store, names: Sequence[str], tried: Mapping[Trial, float]) -> None:
-    """Writes the divergences of networks without blocks that are measured so far."""
-    trials = [[names.index(name) for name in trial.dropped] for trial in tried]
+def write_drops(store: Store, names: Sequence[str], measured: Mapping[Drop, float]) -> None:
+    """Writes the divergences of dropped blocks that are measured so far."""
+    dropped = [",".join(str(names.index(name)) for name in drop) for drop in measured]
     tensors = {
-        "measured": torch.tensor(list(tried.values()), dtype=torch.float64),
-        "fitted": torch.tensor([trial.is_fitted for trial in tried]),
+        "measured": torch.tensor(list(measured.values()), dtype=torch.float64),
         "names": _names_tensor(names),
-        "dropped": text_to_tensor("\n".join(",".join(map(str, numbers)) for numbers in trials)),
+        "dropped": text_to_tensor("\n".join(dropped)),
     }
-    store.write_tensors(_TRIALS, tensors)
+    store.write_tensors(_DROPS, tensors)
 
 
-def read_block_trials(store: Store, names: Sequence[str]) -> dict[Trial, float]:
+def read_drops(store: Store, names: Sequence[str]) -> dict[Drop, float]:
     """Reads them back; empty where none was measured, or those of other blocks."""
-    if not store.has(_TRIALS):
+    if not store.has(_DROPS):
         return {}
-    tensors = store.read_tensors(_TRIALS)
+    tensors = store.read_tensors(_DROPS)
     if not torch.equal(tensors["names"], _names_tensor(names)):
         return {}
-    dropped = [
-        tuple(names[int(number)] for number in line.split(","))
-        for line in bytes(tensors["dropped"].tolist()).decode().splitlines()
-    ]
-    return {
-        Trial(blocks, is_fitted=is_fitted): value
-        for blocks, is_fitted, value in zip(
-            dropped, tensors["fitted"].tolist(), tensors["measured"].tolist(), strict=True
-        )
-    }
+    lines = bytes(tensors["dropped"].tolist()).decode().splitlines()
+    drops = [tuple(names[int(number)] for number in line.split(",")) for line in lines]
+    return dict(zip(drops, tensors["measured"].tolist(), strict=True))
 
 
 def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:

@@ -150,10 +150,12 @@ def test_relative_damage_is_a_share_of_all() -> None:
 def test_anchors_lie_at_shares_of_the_cost() -> None:
     curve = _curve([100.0 - rank for rank in range(1, 11)])
     assert anchor_points([curve], 100) == [
-        ("weight_svd", "linear", 4, 96.0),
+        ("weight_svd", "linear", 5, 95.0),
+        ("weight_svd", "linear", 2, 98.0),
+        # Below the cheapest pair: the cheapest pair.
         ("weight_svd", "linear", 1, 99.0),
     ]
-    # Below the cheapest pair: the cheapest pair, once.
+    # One pair is measured once.
     assert anchor_points([_curve([5.0], [60])], 100) == [("weight_svd", "linear", 1, 5.0)]
 
 

@@ -30,8 +30,8 @@ _BLOCK_MACS = 6e12
 _ALL_LOST = 0.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
 _MIN_SAMPLES, _MAX_SAMPLES = 32, 64
-# Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for them
-# are still offered.
+# Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for
+# them are still offered.
 _KEEP = 0.3
 # The last savings of a plan cost more than the mean of all, by such a factor, about; some of it is left for
 # what is not known. A block that asks more for its savings has no part in a plan.

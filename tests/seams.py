@@ -66,7 +66,7 @@ from slimrank.fitting._install import checked_layer
 from slimrank.fitting._install import fill as fill_pair
 from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
-from slimrank.fitting._rows import Gathered, Rows, joined_rows
+from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
 from slimrank.linalg import _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations

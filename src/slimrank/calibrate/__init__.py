@@ -25,6 +25,7 @@ from slimrank.calibrate._rows import (
     is_mask_of,
     n_positions,
     output_rows,
+    output_rows_at,
     token_mask,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "n_positions",
     "open_feed",
     "output_rows",
+    "output_rows_at",
     "read_likelihood",
     "readings_tried",
     "reference_outputs",

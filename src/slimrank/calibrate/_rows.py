@@ -18,6 +18,10 @@ _TOKEN_MASKS = ("attention_mask",)
 # These say which tokens are padding (True).
 _PADDING_MASKS = ("src_key_padding_mask", "key_padding_mask", "padding_mask")
 
+# Numbers in the maps that patches are cut out of at once, on the CPU: 2 MB. More would leave the cache, fewer
+# would cost more calls.
+_MAP_NUMBERS = 2**19
+
 
 def token_mask(batch: Batch) -> Tensor | None:
     """Which tokens count, where the batch has a mask that says so.
@@ -97,7 +101,7 @@ def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) 
         layer: the module (its padding is taken from it).
         spec: the layer.
         x: its input.
-        positions: (S,) int64 from ``draw_positions``.
+        positions: (S,) int64 from ``draw_positions``, ascending.
 
     Returns:
         (S, D), dtype of x: rows in the order of ``weight.flatten(1)``.
@@ -108,30 +112,49 @@ def input_rows(layer: nn.Module, spec: LayerSpec, x: Tensor, positions: Tensor) 
         return x.reshape(-1, x.shape[-1])[positions]
     dims = len(view.kernel)
     x = x.reshape(-1, *x.shape[-dims - 1 :])
-    out_size = _n_patches(view, tuple(x.shape[-dims:]))
     pads: list[int] = list(getattr(layer, "_reversed_padding_repeated_twice", [0] * (2 * dims)))
     # Torch keeps a padding of a transposed layer there, too, which is one of its output.
     if view.padding == "valid":
         pads = [0] * (2 * dims)
-    if any(pads):
-        mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-        x = functional.pad(x, pads, mode=mode)
-    size = tuple(x.shape[-dims:])
-    channels = x.shape[1]
+    mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
+    out_size = _n_patches(view, tuple(x.shape[-dims:]))
+    per_sample = prod(out_size)
+    if not any(pads) and prod(view.kernel) == prod(view.stride) == 1:
+        return x.flatten(2)[positions // per_sample, :, positions % per_sample]
+    if x.device.type != "cpu":
+        return _patches(view, functional.pad(x, pads, mode=mode), positions, out_size)
+    # Some samples at a time: copies of their maps then stay in the cache.
+    n_together = max(1, _MAP_NUMBERS // max(1, prod(x.shape[1:])))
+    ends = torch.arange(n_together, len(x) + n_together, n_together) * per_sample
+    rows = x.new_empty(len(positions), x.shape[1] * prod(view.kernel))
+    start = 0
+    for number, end in enumerate(torch.searchsorted(positions, ends).tolist()):
+        if end > start:
+            first = number * n_together
+            maps = functional.pad(x[first : first + n_together], pads, mode=mode)
+            rows[start:end] = _patches(view, maps, positions[start:end] - first * per_sample, out_size)
+        start = end
+    return rows
+
+
+def _patches(view: RowView, maps: Tensor, positions: Tensor, out_size: tuple[int, ...]) -> Tensor:
+    """Patches of padded maps: (N, C, *size) and (S,) positions of outputs -> (S, C * taps)."""
+    size = tuple(maps.shape[2:])
+    channels = maps.shape[1]
     # (N, C, *size) -> (N * prod(size), C)
-    flat = x.movedim(1, -1).reshape(-1, channels)
+    flat = maps.movedim(1, -1).reshape(-1, channels)
     per_sample = prod(out_size)
     sample, inside = positions // per_sample, positions % per_sample
     # Index into ``flat`` of the first tap of each patch; offsets lead from there to its other taps.
     start = sample * prod(size)
-    offsets = torch.zeros(1, dtype=torch.int64, device=x.device)
-    for dim in range(dims):
+    offsets = torch.zeros(1, dtype=torch.int64, device=maps.device)
+    for dim in range(len(size)):
         step_out, step = prod(out_size[dim + 1 :]), prod(size[dim + 1 :])
         start = start + (inside // step_out) * view.stride[dim] * step
         inside = inside % step_out
-        taps = torch.arange(view.kernel[dim], device=x.device) * view.dilation[dim] * step
+        taps = torch.arange(view.kernel[dim], device=maps.device) * view.dilation[dim] * step
         offsets = (offsets[:, None] + taps).reshape(-1)
-    gathered = flat[(start[:, None] + offsets).reshape(-1)]
+    gathered = flat.index_select(0, (start[:, None] + offsets).reshape(-1))
     # (S * taps, C) -> (S, C, taps) -> (S, D)
     return gathered.view(len(positions), -1, channels).transpose(1, 2).reshape(len(positions), -1)
 
@@ -143,6 +166,26 @@ def output_rows(spec: LayerSpec, y: Tensor) -> Tensor:
     dims = len(spec.kernel)
     y = y.reshape(-1, *y.shape[-dims - 1 :])
     return y.movedim(1, -1).reshape(-1, y.shape[1])
+
+
+def output_rows_at(spec: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
+    """Outputs of a layer at some positions.
+
+    Args:
+        spec: the layer.
+        y: its outputs.
+        positions: (S,) int64 from ``draw_positions``.
+
+    Returns:
+        (S, C_out), as in ``output_rows``.
+    """
+    positions = positions.to(y.device)
+    if spec.kind == "linear":
+        return y.reshape(-1, y.shape[-1])[positions]
+    dims = len(spec.kernel)
+    # (N, C_out, positions)
+    y = y.reshape(-1, y.shape[-dims - 1], prod(y.shape[-dims:]))
+    return y[positions // y.shape[2], :, positions % y.shape[2]]
 
 
 def _n_patches(view: RowView, size: tuple[int, ...]) -> tuple[int, ...]:

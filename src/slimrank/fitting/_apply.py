@@ -15,6 +15,7 @@ from slimrank.fitting._install import install
 from slimrank.fitting._journal import FitJournal
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.fitting._sequential import fit_in_order
+from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
@@ -23,6 +24,8 @@ from slimrank.surgery import drop_blocks, slim
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
 _N_CHECK_BATCHES = 2
+# Samples in each of them, where batches can be cut. A few show it: what differs does so for every sample.
+_N_CHECK_SAMPLES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,7 +92,10 @@ def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
         return plan, ()
     step = plan.steps[-1]
     feed = data.feed
-    batches = [batch for batch, _ in zip(feed.stream(feed.held_out), range(_N_CHECK_BATCHES), strict=False)]
+    batches = [
+        batch if batch.is_whole else take_samples(batch, range(min(_N_CHECK_SAMPLES, batch.n_samples)))
+        for batch, _ in zip(feed.stream(feed.held_out), range(_N_CHECK_BATCHES), strict=False)
+    ]
     failures = slim_failures(data.original, step.structure.channels, dict(plan.groups), batches)
     if not failures:
         return plan, ()

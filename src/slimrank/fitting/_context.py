@@ -25,6 +25,8 @@ _MAX_FORWARDS = 64
 # Micro-batches of the study per forward. Without a backward pass a forward may hold more samples, and fewer
 # threads need less memory; a larger forward is alive at once with all it holds.
 _FORWARDS_PER_MICRO = 4
+# Samples of a forward above which micro-batches are left as they are: larger tensors leave the cache.
+_ENOUGH_SAMPLES = 128
 _ONE_BY_ONE = Note(
     where="apply",
     text="the model keeps state on itself during a forward, so batches were run one after "
@@ -99,7 +101,10 @@ def open_build(
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
     fit, held_out, sample_notes = _live_samples(data.feed, specs.values())
-    feed = replace(data.feed, micro_size=_FORWARDS_PER_MICRO * data.feed.micro_size)
+    micro_size = data.feed.micro_size
+    feed = replace(
+        data.feed, micro_size=max(micro_size, min(_FORWARDS_PER_MICRO * micro_size, _ENOUGH_SAMPLES))
+    )
     fit_batches = list(feed.stream(fit))
     batches = (*fit_batches, *feed.stream(held_out))
     layer_indices = {name: index for index, name in enumerate(specs)}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One layer's factors or weight, chosen and refined by the error on held-out rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +9,17 @@ from torch import Tensor
 
 from slimrank._errors import OptionError
 from slimrank.fitting._rows import Rows
-from slimrank.linalg import Clipping, Moments, least_squares_weight
+from slimrank.linalg import Clipping, Moments, RidgedInverse
 from slimrank.methods import Factors, Target, fit_factors
 from slimrank.records import LayerSpec, Setting
 
 # Rounds in which the factors of a pair are refined in turn: less error for more time. What none and 12 of
 # them bring stands in benchmarks/results, under ablation.
 ALTERNATIONS = 3
-# Rounds in which the wanted outputs move behind a clipping. Each fits the pair anew, so it alternates less.
-CLIPPED_ROUNDS = 2
+# Rounds in which the wanted outputs move behind a clipping, and the step between the parts of the rows that
+# each of them sees: where the first one leads to is corrected by the last. Each fits the pair anew, so it
+# alternates less.
+CLIPPED_STEPS = (2, 1)
 # Rounds of refinement in each of these.
 CLIPPED_ALTERNATIONS = 1
 
@@ -49,8 +51,8 @@ class LayerStatistics:
         moments: of its inputs in the compressed model.
         cross: (O, D) float64, covariance of wanted outputs and these inputs.
         mean_out: (O,) float64, of the wanted outputs.
-        held_out: rows to choose by; None where there are none.
-        rows: some of the rows that were summed; None where nothing is clipped.
+        held_out: rows to choose by, in parts; () where there are none.
+        rows: some of the rows that were summed, in parts; () where nothing is clipped.
         clipping: what follows the layer; None where nothing is known.
         n_groups: of its convolution: blocks on the diagonal of its weight.
     """
@@ -58,8 +60,8 @@ class LayerStatistics:
     moments: Moments
     cross: Tensor
     mean_out: Tensor
-    held_out: Rows | None
-    rows: Rows | None
+    held_out: Sequence[Rows]
+    rows: Sequence[Rows]
     clipping: Clipping | None
     n_groups: int = 1
 
@@ -68,7 +70,6 @@ def best_fit(
     spec: LayerSpec,
     setting: Setting | None,
     statistics: LayerStatistics,
-    weight: Tensor,
     targets: Iterable[tuple[str, Target]],
 ) -> Fit:
     """The target whose pair has the lowest error on held-out rows, refined as far as that holds there too.
@@ -77,7 +78,6 @@ def best_fit(
         spec: the layer.
         setting: form and rank; None to keep the layer in one piece.
         statistics: what the layer is fitted to.
-        weight: (O, D) float64, of the layer.
         targets: kind and target, one after the other: each holds moments and their decompositions.
 
     Returns:
@@ -86,29 +86,39 @@ def best_fit(
     Raises:
         OptionError: there is no target.
     """
+    moments, mean_out = statistics.moments, statistics.mean_out
 
     def fitted(kind: str, target: Target, alternations: int) -> Fit:
-        return _fitted(
-            spec, setting, kind, target, statistics.moments.mean, statistics.mean_out, alternations
-        )
+        return _fitted(spec, setting, kind, target, moments.mean, mean_out, alternations)
 
-    best: tuple[float, Fit, Target] | None = None
-    # Refinement takes time: it is left for the best of them.
-    for kind, target in targets:
-        fit = fitted(kind, target, 0)
-        error = _error(spec, statistics.held_out, fit, target.root)
-        if best is None or error < best[0]:
-            best = (error, fit, target)
-    if best is None:
+    def error_of(fit: Fit, target: Target) -> float:
+        # After the clipping, where there is one: a fit that is worse before it may be the better one.
+        return _error(spec, statistics.held_out, fit, target.root, statistics.clipping)
+
+    candidates = iter(targets)
+    first = next(candidates, None)
+    if first is None:
         raise OptionError(f"layer {spec.name!r}: there is nothing to fit to")
-    error, fit, target = best
-    if setting is not None:
-        refined = fitted(fit.kind, target, ALTERNATIONS)
-        if _error(spec, statistics.held_out, refined, target.root) <= error:
-            fit = refined
-    if statistics.clipping is None or statistics.rows is None:
+    kind, target = first
+    # Fits without refinement, which takes time: it is left for the best. A single target has no rival.
+    best: tuple[float, Fit] | None = None
+    for other_kind, other_target in candidates:
+        if best is None:
+            fit = fitted(kind, target, 0)
+            best = (error_of(fit, target), fit)
+        other_fit = fitted(other_kind, other_target, 0)
+        other_error = error_of(other_fit, other_target)
+        if other_error < best[0]:
+            kind, target, best = other_kind, other_target, (other_error, other_fit)
+    fit = fitted(kind, target, ALTERNATIONS)
+    has_clipping = statistics.clipping is not None and len(statistics.rows) > 0
+    error = error_of(fit, target) if best is not None or has_clipping else 0.0
+    if best is not None and best[0] < error:
+        error, fit = best
+    if statistics.clipping is None or not has_clipping:
         return fit
-    return _clipped_fit(spec, setting, statistics, statistics.rows, statistics.clipping, weight, fit, target)
+    clipped = _clipped_fit(spec, setting, statistics, statistics.clipping, fit, target)
+    return clipped if error_of(clipped, target) < error else fit
 
 
 def _fitted(
@@ -128,17 +138,21 @@ def _fitted(
 
 
 def _error(
-    spec: LayerSpec, rows: Rows | None, fit: Fit, root: Tensor, clipping: Clipping | None = None
+    spec: LayerSpec, parts: Sequence[Rows], fit: Fit, root: Tensor, clipping: Clipping | None = None
 ) -> float:
     """Mean squared error on rows in the output metric, halved; after the clipping where one is given."""
-    if rows is None or fit.bias is None:
+    if not parts or fit.bias is None:
         return 0.0
-    predicted = _predicted(spec, rows, fit)
-    if clipping is None:
-        difference = predicted - rows.outputs
-    else:
-        difference = clipping.errors(rows.outputs, predicted, rows.offsets)
-    return float(_weighed(difference, root.float()).square().sum(1).mean() / 2)
+    weight, bias, rough_root = fit.weight(spec).float(), fit.bias.float(), root.float()
+    total = 0.0
+    for rows in parts:
+        predicted = torch.addmm(bias, rows.inputs, weight.T)
+        if clipping is None:
+            difference = predicted - rows.outputs
+        else:
+            difference = clipping.errors(rows.outputs, predicted, rows.offsets)
+        total += float(_weighed(difference, rough_root).square().sum())
+    return total / (2 * sum(len(rows.inputs) for rows in parts))
 
 
 def _weighed(difference: Tensor, root: Tensor) -> Tensor:
@@ -149,46 +163,58 @@ def _weighed(difference: Tensor, root: Tensor) -> Tensor:
     return (rows.mT @ root).flatten(1)
 
 
-def _predicted(spec: LayerSpec, rows: Rows, fit: Fit) -> Tensor:
-    predicted = rows.inputs @ fit.weight(spec).float().T
-    return predicted if fit.bias is None else predicted + fit.bias.float()
-
-
 def _clipped_fit(
     spec: LayerSpec,
     setting: Setting | None,
     statistics: LayerStatistics,
-    rows: Rows,
     clipping: Clipping,
-    weight: Tensor,
     fit: Fit,
     target: Target,
 ) -> Fit:
-    """The fit, improved for what is left of its outputs after the clipping; guarded on held-out rows.
+    """The fit, moved towards what is left of its outputs after the clipping.
 
     The wanted outputs move (``Clipping.wanted``), so only the covariance with them changes, and by little:
     the change is taken from some of the rows.
     """
-    # Compared after the clipping: a fit that is worse before it may be the better one.
-    error = _error(spec, statistics.held_out, fit, target.root, clipping)
-    centred = rows.inputs - rows.inputs.mean(0)
+    inverse = RidgedInverse(statistics.moments, ridge=target.ridge, n_groups=statistics.n_groups)
     newest = fit
-    for _ in range(CLIPPED_ROUNDS):
-        wanted = clipping.wanted(rows.outputs, _predicted(spec, rows, newest), rows.offsets)
-        shift = wanted - rows.outputs
-        cross = statistics.cross + (shift.T @ centred).double() / len(shift)
-        mean_out = statistics.mean_out + shift.mean(0, dtype=torch.float64)
-        dense = least_squares_weight(
-            weight, cross, statistics.moments, ridge=target.ridge, n_groups=statistics.n_groups
-        )
+    for step in CLIPPED_STEPS:
+        cross_shift, mean_shift = _shift_behind(spec, statistics.rows[::step], newest, clipping)
+        dense = target.dense + inverse.after(cross_shift)
         moved_target = _with_dense(target, dense, statistics.moments)
-        mean_in = statistics.moments.mean
+        mean_in, mean_out = statistics.moments.mean, statistics.mean_out + mean_shift
         newest = _fitted(spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS)
-        new_error = _error(spec, statistics.held_out, newest, target.root, clipping)
-        if new_error >= error:
-            break
-        error, fit = new_error, newest
-    return fit
+    return newest
+
+
+def _shift_behind(
+    spec: LayerSpec, parts: Sequence[Rows], fit: Fit, clipping: Clipping
+) -> tuple[Tensor, Tensor]:
+    """How the wanted outputs move once it is known what a fit predicts.
+
+    Args:
+        spec: the layer.
+        parts: rows that were summed.
+        fit: so far.
+        clipping: what follows the layer.
+
+    Returns:
+        (O, D) and (O,) float64: change of the covariance of wanted outputs and inputs, and of the mean.
+    """
+    weight = fit.weight(spec).float()
+    bias = weight.new_zeros(len(weight)) if fit.bias is None else fit.bias.float()
+    cross = torch.zeros_like(weight)
+    shift_sum, input_sum = weight.new_zeros(1, len(weight)), weight.new_zeros(1, weight.shape[1])
+    for rows in parts:
+        predicted = torch.addmm(bias, rows.inputs, weight.T)
+        shift = clipping.wanted(rows.outputs, predicted, rows.offsets).sub_(rows.outputs)
+        cross.addmm_(shift.T, rows.inputs)
+        ones = weight.new_ones(1, len(shift))
+        shift_sum.addmm_(ones, shift)
+        input_sum.addmm_(ones, rows.inputs)
+    n_rows = sum(len(rows.inputs) for rows in parts)
+    mean_shift = shift_sum[0].double() / n_rows
+    return (cross.double() / n_rows).addr_(mean_shift, input_sum[0].double() / n_rows, alpha=-1), mean_shift
 
 
 def _with_dense(target: Target, dense: Tensor, moments: Moments) -> Target:

@@ -11,7 +11,7 @@ from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._fit import ALTERNATIONS, Fit, LayerStatistics, best_fit
 from slimrank.fitting._goals import bias_of, output_roots, targets, wanted_weight
 from slimrank.fitting._layer_tasks import LayerTask
-from slimrank.fitting._rows import Gathered, joined_rows
+from slimrank.fitting._rows import Gathered, thinned_rows
 from slimrank.linalg import narrowed_weight, ridge_of
 from slimrank.methods import Target, fit_factors, weights_target
 from slimrank.surgery import bias_of_taps, dense_weight
@@ -78,13 +78,13 @@ def _fit_to_rows(context: BuildContext, layer: PendingLayer, gathered: Gathered)
         moments=moments,
         cross=cross,
         mean_out=mean_out,
-        held_out=joined_rows(gathered.held_out, _HELD_OUT_ROWS),
-        rows=joined_rows(gathered.rows, None),
+        held_out=thinned_rows(gathered.held_out, _HELD_OUT_ROWS),
+        rows=gathered.rows,
         clipping=gathered.clipping,
         n_groups=task.n_groups,
     )
     candidates = targets(context, layer, gathered, moments, cross)
-    fit = best_fit(task.slimmed, task.setting, statistics, dense_weight(layer.current), candidates)
+    fit = best_fit(task.slimmed, task.setting, statistics, candidates)
     return _with_tap_bias(task, fit, layer.current, *means)
 
 
@@ -107,9 +107,9 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
     target = Target(dense=dense, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
     # Rows of several calls were not kept, so there is nothing to choose by and nothing that is clipped.
     statistics = LayerStatistics(
-        moments=moments, cross=dense, mean_out=mean_out, held_out=None, rows=None, clipping=None
+        moments=moments, cross=dense, mean_out=mean_out, held_out=(), rows=(), clipping=None
     )
-    fit = best_fit(task.slimmed, task.setting, statistics, dense, [("independent", target)])
+    fit = best_fit(task.slimmed, task.setting, statistics, [("independent", target)])
     return _with_tap_bias(task, fit, layer.current, mean_in, means[1])
 
 

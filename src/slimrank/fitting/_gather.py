@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of one layer, cut out of what reaches it in the original and in the new model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from slimrank.calibrate import draw_positions, input_rows, layer_seed, output_rows, rows_wanted, token_mask
+from slimrank.calibrate import draw_positions, input_rows, layer_seed, output_rows_at, rows_wanted, token_mask
 from slimrank.capture import Epilogue
 from slimrank.cost import MEMORY, clipped_row_bytes, keeps_rows, row_cap, row_view, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
@@ -22,6 +22,10 @@ from slimrank.surgery import dense_weight
 # Rows that are kept for the fit behind a clipping, unless the layer is wide. More would move the wanted
 # outputs more surely; they are held beside the moments.
 _CLIPPED_ROWS = 16_384
+# Numbers in the rows that are cut out and summed at once, about, but at least so many rows. Fewer would cost
+# more calls; more would leave the cache, and blocks from 32 MB on are fetched from the system each time.
+_ROW_NUMBERS = 2**20
+_MIN_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +34,13 @@ class BatchAtLayer:
 
     Attributes:
         x, x_hat: inputs of the layer; None where the batch does not reach it.
+        y: its output in the original.
         shortcut, shortcut_hat: what will be added to its output; None where that is not known.
     """
 
     x: Tensor | None
     x_hat: Tensor | None
+    y: Tensor | None
     shortcut: Tensor | None
     shortcut_hat: Tensor | None
 
@@ -56,17 +62,17 @@ class _OutputPath:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _BatchRows:
-    """Rows of one batch.
+class _PartRows:
+    """Rows of a part of one batch.
 
     Attributes:
-        original_inputs: (S, D), in the original.
+        original_inputs: (S, D), in the original; None where they are not needed.
         rows: in the new model.
         has_lost: whether the shortcut lost something on its way.
         is_path_known: whether all that happens to the outputs could be read.
     """
 
-    original_inputs: Tensor
+    original_inputs: Tensor | None
     rows: Rows
     has_lost: bool
     is_path_known: bool
@@ -86,8 +92,8 @@ def run_to_layer(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: 
     inputs = zip(before.advance(name), after.advance(name), strict=True)
     shortcuts = zip(before.shortcut(name), after.shortcut(name), strict=True)
     return [
-        BatchAtLayer(x, x_hat, shortcut, shortcut_hat)
-        for (x, x_hat), (shortcut, shortcut_hat) in zip(inputs, shortcuts, strict=True)
+        BatchAtLayer(x, x_hat, y, shortcut, shortcut_hat)
+        for (x, x_hat), y, (shortcut, shortcut_hat) in zip(inputs, before.outputs(), shortcuts, strict=True)
     ]
 
 
@@ -108,22 +114,21 @@ def gather(context: BuildContext, layer: PendingLayer, batches: Sequence[BatchAt
     path = _output_path(context, layer)
     gathered = _empty_sums(layer, path)
     # With plenty of rows a fit to the original's inputs brings nothing, so they are not summed.
-    needs_original = not context.data.sequential or is_scarce(context, task) or task.columns is not None
+    needs_original = not context.data.sequential or is_scarce(context, task)
     step = _clipped_row_step(task)
     for batch_index, batch in enumerate(batches):
-        batch_rows = _batch_rows(context, layer, path, batch_index, batch)
-        if batch_rows is None:
-            continue
-        gathered.has_moved = gathered.has_moved or batch_rows.has_lost
-        if not batch_rows.is_path_known:
-            # Of what is clipped a part is missing, so nothing is known of what is left of it.
-            gathered.clipping = None
-        if batch_index >= context.n_fit_batches:
-            gathered.held_out.append(batch_rows.rows)
-        else:
-            gathered.add(batch_rows.original_inputs, batch_rows.rows, sum_original=needs_original, step=step)
-        # Its rows are freed before those of the next batch are cut.
-        del batch_rows
+        is_fitted = batch_index < context.n_fit_batches
+        if is_fitted and not gathered.has_moved:
+            gathered.has_moved = _has_moved(layer, batch)
+        for part in _batch_rows(context, layer, path, batch_index, batch, needs_original and is_fitted):
+            gathered.has_moved = gathered.has_moved or part.has_lost
+            if not part.is_path_known:
+                # Of what is clipped a part is missing, so nothing is known of what is left of it.
+                gathered.clipping = None
+            if is_fitted:
+                gathered.add(part.original_inputs, part.rows, step=step)
+            else:
+                gathered.held_out.append(part.rows)
     return gathered
 
 
@@ -199,33 +204,62 @@ def _clipped_row_step(task: LayerTask) -> int:
     return max(1, row_cap(task.spec) // max(limit, 1))
 
 
+def _has_moved(layer: PendingLayer, batch: BatchAtLayer) -> bool:
+    """Whether the input of a layer differs from that in the original."""
+    # A changed layer is compared with itself: to its own inputs nothing has moved.
+    if layer.is_changed or batch.x is None or batch.x_hat is None:
+        return False
+    return batch.x.shape != batch.x_hat.shape or not torch.equal(batch.x, batch.x_hat)
+
+
 def _batch_rows(
-    context: BuildContext, layer: PendingLayer, path: _OutputPath, batch_index: int, batch: BatchAtLayer
-) -> _BatchRows | None:
-    """Rows of one batch; None where it does not reach the layer in both models, at the same positions."""
+    context: BuildContext,
+    layer: PendingLayer,
+    path: _OutputPath,
+    batch_index: int,
+    batch: BatchAtLayer,
+    needs_original: bool,
+) -> Iterator[_PartRows]:
+    """Rows of one batch, part by part; none where it does not reach the layer in both models alike."""
     task = layer.task
     x, x_hat = batch.x, batch.x_hat
     if x is None or x_hat is None or not have_same_positions(task.spec, x, x_hat):
-        return None
-    positions = _drawn_positions(context, task, batch_index, x)
+        return
+    n_at_once = max(_MIN_ROWS_AT_ONCE, _ROW_NUMBERS // row_width(task.spec))
     # The new layer pads and strides as the original does; only channels are fewer.
-    rows = input_rows(layer.original, task.spec, x, positions).float()
-    rows_hat = input_rows(layer.original, task.spec, x_hat, positions).float()
-    wanted = wanted_outputs(layer, rows, rows_hat)
-    offsets = path.offset.expand_as(wanted)
-    lost = None
-    if path.has_shortcut:
-        added, lost = _shortcut_rows(task, batch, positions.to(wanted.device))
-        if added is not None and lost is not None:
-            wanted = wanted + _in_units_of_output(lost, path.gains)
-            offsets = offsets + added
-    return _BatchRows(
-        # A changed layer is compared with itself: to its own inputs nothing has moved.
-        original_inputs=rows_hat if layer.is_changed else rows,
-        rows=Rows(inputs=rows_hat, outputs=wanted, offsets=offsets),
-        has_lost=lost is not None and bool(lost.any()),
-        is_path_known=lost is not None or not path.has_shortcut,
-    )
+    for positions in _drawn_positions(context, task, batch_index, x).split(n_at_once):
+        rows_hat = input_rows(layer.original, task.spec, x_hat, positions).float()
+        y = _known_outputs(layer, batch)
+        rows = None
+        if layer.is_changed:
+            rows = rows_hat
+        elif y is None or needs_original:
+            rows = input_rows(layer.original, task.spec, x, positions).float()
+        if y is not None:
+            wanted = task.slimmed_outputs(output_rows_at(task.spec, y, positions).float())
+        elif rows is not None:
+            wanted = wanted_outputs(layer, rows, rows_hat)
+        offsets = path.offset.expand_as(wanted)
+        lost = None
+        if path.has_shortcut:
+            added, lost = _shortcut_rows(task, batch, positions)
+            if added is not None and lost is not None:
+                wanted = wanted + _in_units_of_output(lost, path.gains)
+                offsets = offsets + added
+        yield _PartRows(
+            original_inputs=rows if needs_original else None,
+            rows=Rows(inputs=rows_hat, outputs=wanted, offsets=offsets),
+            has_lost=lost is not None and bool(lost.any()),
+            is_path_known=lost is not None or not path.has_shortcut,
+        )
+
+
+def _known_outputs(layer: PendingLayer, batch: BatchAtLayer) -> Tensor | None:
+    """Outputs of a layer in the original, where they are what is wanted, precisely."""
+    # A transposed convolution adds up its taps, and a layer that on_layer changed has outputs of its own.
+    if layer.task.is_transposed or layer.is_changed or batch.y is None:
+        return None
+    return batch.y if batch.y.dtype in (torch.float32, torch.float64) else None
 
 
 def _drawn_positions(context: BuildContext, task: LayerTask, batch_index: int, x: Tensor) -> Tensor:
@@ -253,8 +287,8 @@ def _shortcut_rows(
     """
     if batch.shortcut is None or batch.shortcut_hat is None:
         return None, None
-    added = output_rows(task.spec, batch.shortcut_hat)[positions].float()
-    in_original = task.staying_columns(output_rows(task.spec, batch.shortcut)[positions].float())
+    added = output_rows_at(task.spec, batch.shortcut_hat, positions).float()
+    in_original = task.staying_columns(output_rows_at(task.spec, batch.shortcut, positions).float())
     return added, in_original - added
 
 

@@ -149,9 +149,15 @@ def _targets_of_narrowed(
     n_rows, n_columns = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.n_groups
     full = wanted_weight(layer)
     root, inverse_root = output_roots(context, task, full.device)
-    in_original = moments_in_original(task, gathered)
+    in_original = moments_in_original(task, gathered) if gathered.original_sums.n_rows else None
     for value in ridges_to_try(ridge_of(n_rows, n_columns), n_rows, n_columns):
-        prior, restricted = narrowed_weight(full, in_original, columns, ridge=value, n_groups=task.n_groups)
+        if in_original is None:
+            # Rows are in plenty: they tell by themselves what the columns that stay have to take over.
+            prior, restricted = full[:, columns.to(full.device)], moments
+        else:
+            prior, restricted = narrowed_weight(
+                full, in_original, columns, ridge=value, n_groups=task.n_groups
+            )
         if not context.data.sequential:
             yield (
                 "independent",

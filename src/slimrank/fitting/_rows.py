@@ -4,7 +4,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from slimrank.linalg import Clipping, MomentSums
@@ -46,17 +45,15 @@ class Gathered:
     rows: list[Rows] = field(default_factory=list)
     has_moved: bool = False
 
-    def add(self, original_inputs: Tensor, rows: Rows, *, sum_original: bool, step: int) -> None:
+    def add(self, original_inputs: Tensor | None, rows: Rows, *, step: int) -> None:
         """Adds rows that are fitted to.
 
         Args:
-            original_inputs: (S, D), in the original.
+            original_inputs: (S, D), in the original; None where they are not summed.
             rows: the same rows in the new model.
-            sum_original: sum over the former as well.
             step: where a clipping follows, one of so many rows is kept.
         """
-        self.has_moved = self.has_moved or not torch.equal(original_inputs, rows.inputs)
-        if sum_original:
+        if original_inputs is not None:
             self.original_sums.add(original_inputs)
         self.joint_sums.add(rows.inputs, rows.outputs)
         if self.clipping is not None:
@@ -70,20 +67,15 @@ def _thinned(rows: Rows, step: int) -> Rows:
     return Rows(inputs=inputs, outputs=outputs, offsets=offsets)
 
 
-def joined_rows(parts: Sequence[Rows], limit: int | None) -> Rows | None:
-    """Rows of all batches in one.
+def thinned_rows(parts: Sequence[Rows], limit: int) -> tuple[Rows, ...]:
+    """Some of the rows of all batches.
 
     Args:
-        parts: rows of each batch.
-        limit: above so many rows, only each second, third, ... is taken; None takes all.
+        parts: rows of each batch, or of a part of it.
+        limit: above so many rows, only each second, third, ... of each part is taken.
 
     Returns:
-        The rows, fewer than twice the limit; None where there is no batch.
+        The rows, fewer than twice the limit and one more per part.
     """
-    if not parts:
-        return None
-    step = 1 if limit is None else max(1, sum(len(part.inputs) for part in parts) // limit)
-    inputs = torch.cat([part.inputs for part in parts])[::step]
-    outputs = torch.cat([part.outputs for part in parts])[::step]
-    offsets = torch.cat([part.offsets for part in parts])[::step]
-    return Rows(inputs=inputs, outputs=outputs, offsets=offsets)
+    step = max(1, sum(len(part.inputs) for part in parts) // limit)
+    return tuple(_thinned(part, step) for part in parts)

@@ -71,7 +71,9 @@ def _in_lockstep(context: BuildContext, model: nn.Module, journal: FitJournal | 
     for name, task in context.tasks.items():
         if task.setting is not None:
             replace_module(model, name, open_container(layers[name]))
-    before, after = _forwards(context, context.data.original, names), _forwards(context, model, names)
+    # The original stops behind each layer: what the layer gives there is what its fit shall give.
+    before = _forwards(context, context.data.original, names, keep_outputs=True)
+    after = _forwards(context, model, names)
     with before, after:
         for name, following in pairwise([*names, ""]):
             layer = pending_layer(context, name, layers[name])
@@ -95,7 +97,7 @@ def _in_lockstep(context: BuildContext, model: nn.Module, journal: FitJournal | 
 def _between_hooks(context: BuildContext, model: nn.Module, journal: FitJournal | None) -> _Fits:
     """Fits layers of a model that may change after each: it runs from the start for every layer."""
     names = list(context.tasks)
-    with _forwards(context, context.data.original, names) as before:
+    with _forwards(context, context.data.original, names, keep_outputs=True) as before:
         for name, task in context.tasks.items():
             # The hook may have trained it.
             model.eval()
@@ -108,7 +110,9 @@ def _between_hooks(context: BuildContext, model: nn.Module, journal: FitJournal 
             yield name, fit, stored_fit is None
 
 
-def _forwards(context: BuildContext, model: nn.Module, stops: Sequence[str]) -> Lockstep | OneByOne:
+def _forwards(
+    context: BuildContext, model: nn.Module, stops: Sequence[str], *, keep_outputs: bool = False
+) -> Lockstep | OneByOne:
     """Forwards of a model over all batches that stop at layers, and read their shortcuts on the way."""
     # A shortcut from inside a block that is gone cannot be read in the new model.
     present = {name for name, _ in model.named_modules()}
@@ -118,7 +122,7 @@ def _forwards(context: BuildContext, model: nn.Module, stops: Sequence[str]) -> 
         if epilogue.shortcut is not None and epilogue.shortcut.source in present
     }
     kind = Lockstep if context.can_interleave else OneByOne
-    return kind(model, context.batches, stops, shortcuts)
+    return kind(model, context.batches, stops, shortcuts, keep_outputs=keep_outputs)
 
 
 def _unreached(name: str) -> Note:

@@ -55,6 +55,7 @@ class _PausableForward:
         batch: the arguments.
         paused_at: the layer that it waits in; None before the first one.
         x: input of that layer, where it is a tensor.
+        y: its output, where it is a tensor and is kept.
         shortcuts: by layer, what will be added to its output; kept until it is handed out.
         passed: layers that it has stopped at; further calls of these do not stop.
         error: what ended it, where that was an error.
@@ -66,6 +67,7 @@ class _PausableForward:
         self.batch = batch
         self.paused_at: str | None = None
         self.x: Tensor | None = None
+        self.y: Tensor | None = None
         self.shortcuts: dict[str, Tensor] = {}
         self.passed: set[str] = set()
         self.error: BaseException | None = None
@@ -86,6 +88,7 @@ class OneByOne:
         batches: one forward each, for every layer.
         stops: layers to stop at.
         shortcuts: by layer, what to read on the way; see ``shortcut``.
+        keep_outputs: as for ``Lockstep``.
     """
 
     def __init__(
@@ -94,12 +97,16 @@ class OneByOne:
         batches: Sequence[Batch],
         stops: Sequence[str],
         shortcuts: Mapping[str, Shortcut] | None = None,
+        *,
+        keep_outputs: bool = False,
     ) -> None:
         self._model = model
         self._batches = batches
         self._stops = frozenset(stops)
         self._shortcuts = shortcuts or {}
+        self._keep_outputs = keep_outputs
         self._taken: list[Tensor | None] = []
+        self._outputs: list[Tensor | None] = []
 
     def __enter__(self) -> "OneByOne":
         return self
@@ -112,11 +119,14 @@ class OneByOne:
         if name not in self._stops:
             raise KeyError(name)
         inputs: list[Tensor | None] = []
-        self._taken = []
+        self._taken, self._outputs = [], []
         for batch in self._batches:
-            with Lockstep(self._model, [batch], [name], self._shortcuts) as alone:
+            with Lockstep(
+                self._model, [batch], [name], self._shortcuts, keep_outputs=self._keep_outputs
+            ) as alone:
                 inputs += alone.advance(name)
                 self._taken += alone.shortcut(name)
+                self._outputs += alone.outputs()
         return inputs
 
     def start(self, name: str) -> None:
@@ -125,6 +135,11 @@ class OneByOne:
     def shortcut(self, name: str) -> list[Tensor | None]:
         """What is added to the output of the layer reached last; see ``Lockstep.shortcut``."""
         return self._taken
+
+    def outputs(self) -> list[Tensor | None]:
+        """Outputs of the layer reached last, handed out once; see ``Lockstep.outputs``."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
 
 
 def can_interleave(model: nn.Module, batches: Sequence[Batch], stops: Sequence[str]) -> bool:
@@ -171,6 +186,8 @@ class Lockstep:
         batches: one forward each.
         stops: layers to stop at, in execution order.
         shortcuts: by layer, what to read on the way; see ``shortcut``.
+        keep_outputs: stop behind the layers instead of before them, so that their outputs are known; for a
+            model whose layers nobody changes meanwhile.
     """
 
     def __init__(
@@ -179,8 +196,11 @@ class Lockstep:
         batches: Sequence[Batch],
         stops: Sequence[str],
         shortcuts: Mapping[str, Shortcut] | None = None,
+        *,
+        keep_outputs: bool = False,
     ) -> None:
         self._model = model
+        self._keep_outputs = keep_outputs
         self._shortcuts = {name: found for name, found in (shortcuts or {}).items() if name in stops}
         self._order = {name: index for index, name in enumerate(stops)}
         self._forwards = [_PausableForward(batch) for batch in batches]
@@ -208,7 +228,10 @@ class Lockstep:
         # Entered once here, not in the threads: the switch is global and they would restore it out of order.
         self._context.enter_context(plain_attention())
         layers = ((name, self._model.get_submodule(name)) for name in self._order)
-        self._context.enter_context(watch_modules(layers, enter=self._pause))
+        if self._keep_outputs:
+            self._context.enter_context(watch_modules(layers, leave=self._pause_behind))
+        else:
+            self._context.enter_context(watch_modules(layers, enter=self._pause))
         for name, found in self._shortcuts.items():
             self._context.enter_context(self._reading(name, found))
         for forward in self._forwards:
@@ -283,6 +306,16 @@ class Lockstep:
         """
         return [forward.shortcuts.pop(name, None) for forward in self._forwards]
 
+    def outputs(self) -> list[Tensor | None]:
+        """Outputs of the layer of the last ``advance``, per batch, handed out once.
+
+        None where a forward does not call it, and where outputs are not kept.
+        """
+        outputs = [forward.y for forward in self._forwards]
+        for forward in self._forwards:
+            forward.y = None
+        return outputs
+
     def _reading(self, layer: str, found: Shortcut) -> AbstractContextManager[None]:
         """Keeps what will be added to a layer's output, while the context lasts."""
         modules = [(found.source, self._model.get_submodule(found.source))]
@@ -309,7 +342,7 @@ class Lockstep:
             forward.error = error
         finally:
             forward.finished = True
-            forward.x = None
+            forward.x = forward.y = None
             forward.shortcuts.clear()
             forward.has_stopped.release()
 
@@ -325,7 +358,14 @@ class Lockstep:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
             yield
 
-    def _pause(self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    def _pause_behind(
+        self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object
+    ) -> None:
+        self._pause(name, args, kwargs, output)
+
+    def _pause(
+        self, name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object = None
+    ) -> None:
         x = args[0] if args else kwargs.get("input")
         forward = self._by_thread.get(threading.get_ident())
         if forward is None:
@@ -338,9 +378,10 @@ class Lockstep:
         forward.passed.add(name)
         forward.paused_at = name
         forward.x = x if isinstance(x, Tensor) else None
+        forward.y = output if isinstance(output, Tensor) else None
         forward.has_stopped.release()
         forward.may_run.acquire()
-        forward.x = None
+        forward.x = forward.y = None
         if forward.abandoned:
             raise _Abandoned
 

@@ -2,7 +2,12 @@
 """Tensors in, tensors out: whitened decompositions, least squares, alternating refinement."""
 
 from slimrank.linalg._clipping import Clipping, has_usable_gain
-from slimrank.linalg._least_squares import diagonal_blocks, least_squares_weight, narrowed_weight
+from slimrank.linalg._least_squares import (
+    RidgedInverse,
+    diagonal_blocks,
+    least_squares_weight,
+    narrowed_weight,
+)
 from slimrank.linalg._moments import Moments, MomentSums, gram, ridge_of
 from slimrank.linalg._obs import Consumer, Removal, removal_errors, removal_order
 from slimrank.linalg._output_basis import output_basis, project_pair
@@ -22,6 +27,7 @@ __all__ = [
     "MomentSums",
     "Moments",
     "Removal",
+    "RidgedInverse",
     "Split",
     "SplitFactors",
     "cholesky_psd",

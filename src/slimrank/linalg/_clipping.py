@@ -2,6 +2,7 @@
 """Fits to outputs that are clipped afterwards: where a ReLU gives zero, any output below zero will do."""
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -47,8 +48,11 @@ class Clipping:
         section 3.2, with the relaxation solved exactly (its penalty at infinity).
         """
         original, current = outputs * self.gains + offsets, predicted * self.gains + offsets
-        nearest = torch.where(original <= self.low, current.clamp(max=self.low), original)
-        nearest = torch.where(original >= self.high, current.clamp(min=self.high), nearest)
+        nearest = original
+        if self.low > -inf:
+            nearest = torch.where(original <= self.low, current.clamp(max=self.low), nearest)
+        if self.high < inf:
+            nearest = torch.where(original >= self.high, current.clamp(min=self.high), nearest)
         return torch.where(self.is_usable, (nearest - offsets) / self.gains, outputs)
 
     def errors(self, outputs: Tensor, predicted: Tensor, offsets: Tensor) -> Tensor:

@@ -64,17 +64,59 @@ def least_squares_weight(
         ]
         joined: Tensor = torch.block_diag(*blocks)
         return joined
-    missing = cross - moments.times(weight)
-    if moments.rows is None:
-        factor = cholesky_psd(moments.ridged(ridge))
-        return weight + torch.cholesky_solve(missing.T, factor).T
-    # Few rows, many columns: the inverse by the smaller side (Woodbury).
-    rows = moments.rows.double()
-    ridge_value = ridge * moments.mean_diagonal or 1.0
-    inner = rows @ rows.T / moments.n_rows
-    inner.diagonal().add_(ridge_value)
-    solved = torch.cholesky_solve(rows @ missing.T, cholesky_psd(inner))  # (S, O)
-    return weight + (missing - solved.T @ rows / moments.n_rows) / ridge_value
+    return weight + RidgedInverse(moments, ridge=ridge).after(cross - moments.times(weight))
+
+
+class RidgedInverse:
+    """``(H + ridge I)^-1``, factored once and used for several matrices.
+
+    Args:
+        moments: H.
+        ridge: share of the mean diagonal.
+        n_groups: as in ``least_squares_weight``.
+    """
+
+    def __init__(self, moments: Moments, *, ridge: float, n_groups: int = 1) -> None:
+        self._moments = moments
+        self._n_groups = n_groups
+        self._blocks: list[RidgedInverse] = []
+        self._ridge_value = 0.0
+        if n_groups > 1:
+            columns = torch.arange(len(moments.mean), device=moments.mean.device).chunk(n_groups)
+            self._blocks = [RidgedInverse(moments.block(part), ridge=ridge) for part in columns]
+        elif moments.rows is None:
+            self._factor = cholesky_psd(moments.ridged(ridge))
+        else:
+            # Few rows, many columns: the inverse by the smaller side (Woodbury).
+            rows = moments.rows.double()
+            self._ridge_value = ridge * moments.mean_diagonal or 1.0
+            inner = rows @ rows.T / moments.n_rows
+            inner.diagonal().add_(self._ridge_value)
+            self._factor = cholesky_psd(inner)
+
+    def after(self, left: Tensor) -> Tensor:
+        """``left @ (H + ridge I)^-1``.
+
+        Args:
+            left: (O, D) float64; of a convolution in groups only the blocks on the diagonal count.
+
+        Returns:
+            (O, D) float64.
+        """
+        if self._blocks:
+            parts = [
+                block.after(left[rows][:, columns])
+                for block, (rows, columns) in zip(
+                    self._blocks, diagonal_blocks(left, self._n_groups), strict=True
+                )
+            ]
+            joined: Tensor = torch.block_diag(*parts)
+            return joined
+        if self._moments.rows is None:
+            return torch.cholesky_solve(left.T, self._factor).T
+        rows, n_rows = self._moments.rows.double(), self._moments.n_rows
+        solved = torch.cholesky_solve(rows @ left.T, self._factor)  # (S, O)
+        return (left - solved.T @ rows / n_rows) / self._ridge_value
 
 
 def diagonal_blocks(weight: Tensor, n_groups: int) -> list[tuple[Tensor, Tensor]]:

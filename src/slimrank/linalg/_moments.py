@@ -15,6 +15,9 @@ _MAX_RIDGE = 1.0
 _ROWS_PER_COLUMN = 10
 # Columns up to which both halves of a symmetric product are computed: smaller products would save no time.
 _GRAM_BLOCK = 256
+# Rows that are summed in float32 before the sums are added up in float64; as many as the rows are wide, where
+# that is more. More would leave the cache, fewer would spend the time on additions.
+_MIN_ROWS_TOGETHER = 2048
 
 
 def ridge_of(n_rows: int, n_columns: int) -> float:
@@ -156,6 +159,11 @@ def gram(rows: Tensor) -> Tensor:
     return product
 
 
+def _column_sums(rows: Tensor) -> Tensor:
+    """(D,) float64 sums of (S, D) rows: a product, which is faster than a sum over the first dimension."""
+    return (rows.new_ones(1, len(rows)) @ rows)[0].double()
+
+
 class MomentSums:
     """Running sums from which moments are made, in float64.
 
@@ -189,16 +197,22 @@ class MomentSums:
         """
         if len(rows) == 0:
             return
-        rows = rows.detach().float()
         if self._shift is None:
-            self._shift = rows.mean(0)
+            self._shift = rows.detach().float().mean(0)
             self._sum = self._sum.to(rows.device)
             self._other_sum = self._other_sum.to(rows.device)
-        self.n_rows += len(rows)
-        shifted = rows - self._shift
-        self._sum += shifted.sum(0, dtype=torch.float64)
+        # Some rows at a time, which stay in the cache.
+        together = max(_MIN_ROWS_TOGETHER, self._width)
+        for start in range(0, len(rows), together):
+            part = slice(start, start + together)
+            shifted = rows.detach()[part].float() - self._shift
+            self._add_shifted(shifted, None if other is None else other.detach()[part].float())
+
+    def _add_shifted(self, shifted: Tensor, other: Tensor | None) -> None:
+        self.n_rows += len(shifted)
+        self._sum += _column_sums(shifted)
         if other is not None:
-            self._add_other(shifted, other.detach().float())
+            self._add_other(shifted, other)
         if self._stored_rows is not None:
             self._stored_rows.append(shifted)
             return
@@ -212,7 +226,7 @@ class MomentSums:
         if self._other_shift is None:
             self._other_shift = other.mean(0)
         other = other - self._other_shift
-        self._other_sum += other.sum(0, dtype=torch.float64)
+        self._other_sum += _column_sums(other)
         if self._stored_rows is not None:
             self._stored_others.append(other)
             return

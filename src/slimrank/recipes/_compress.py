@@ -61,8 +61,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
         params: keep ratio of the params.
         bytes: keep ratio of the bytes.
-        compete: also build the single-method, the factors-only and the uniform plan, and return the best;
-            False builds the optimal plan.
+        compete: also build the single-method, the factors-only and the uniform plan, unless their predicted
+            damage is far above that of the optimal one, and return the best; False builds the optimal plan.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order, for every
             plan that competes.
 

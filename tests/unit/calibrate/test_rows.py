@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimrank.calibrate import draw_positions, input_rows, n_positions, output_rows, token_mask
+from slimrank.calibrate import (
+    draw_positions,
+    input_rows,
+    n_positions,
+    output_rows,
+    output_rows_at,
+    token_mask,
+)
 from slimrank.capture import describe_layers
 from slimrank.cost import keeps_rows, row_cap, row_width
 from slimrank.forward import Batch
@@ -223,3 +230,33 @@ def test_rows_are_kept_where_their_square_would_be_too_large() -> None:
     assert row_cap(spec) >= 10 * 64
     assert row_cap(replace(spec, weight_shape=(3, 8192))) >= 10 * 8192
     assert row_cap(wide) < row_cap(spec)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1), (5, 4, 6, 7)),
+        (nn.Conv1d(3, 4, 3), (2, 4, 9)),
+        (nn.Linear(3, 4), (2, 5, 4)),
+    ],
+)
+def test_outputs_at_positions_are_some_of_all(
+    layer: nn.Module, shape: tuple[int, ...], rng: torch.Generator
+) -> None:
+    y = torch.randn(shape, generator=rng)
+    rows = output_rows(_spec(layer), y)
+    some = torch.tensor([0, 4, len(rows) - 1])
+    assert torch.equal(output_rows_at(_spec(layer), y, some), rows[some])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_many_samples_are_cut_part_by_part(kernel: int, rng: torch.Generator) -> None:
+    layer = nn.Conv2d(16, 4, kernel, padding=kernel // 2)
+    x = torch.randn((24, 16, 64, 64), generator=rng)
+    # Of some samples no position is drawn, of others all or the last one.
+    positions = torch.tensor([5, 64**2 - 1, *range(3 * 64**2, 4 * 64**2), 23 * 64**2, 24 * 64**2 - 1])
+    rows = input_rows(layer, _spec(layer), x, positions)
+    for sample in (0, 3, 23):
+        inside = (positions // 64**2) == sample
+        alone = input_rows(layer, _spec(layer), x[sample : sample + 1], positions[inside] - sample * 64**2)
+        assert torch.equal(rows[inside], alone)

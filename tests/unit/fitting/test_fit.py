@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seams import LayerStatistics, Rows, best_fit
 from slimrank import OptionError
-from slimrank.linalg import Clipping, Moments, MomentSums
+from slimrank.linalg import Clipping, Moments, MomentSums, least_squares_weight
 from slimrank.methods import Target
 from specs import linear
 
@@ -21,10 +21,13 @@ def _target(weight: Tensor, moments: Moments) -> Target:
     return Target(dense=weight, moments=moments, root=eye, inverse_root=eye, ridge=1e-9)
 
 
-def _statistics(weight: Tensor, rng: torch.Generator, clipping: Clipping | None = None) -> LayerStatistics:
-    """Rows whose wanted outputs are a linear map of them, plus one."""
+def _statistics(
+    weight: Tensor, rng: torch.Generator, clipping: Clipping | None = None, below: float = 1.0
+) -> LayerStatistics:
+    """Rows and wanted outputs: a linear map of them, plus one; ``below`` times that where it is negative."""
     x = torch.randn(80, 4, generator=rng) + 0.5
     y = x @ weight.T.float() + 1
+    y = y.where(y > 0, below * y)
     sums = MomentSums(4, other_width=3)
     sums.add(x[:60], y[:60])
     cross, mean_out = sums.cross()
@@ -35,8 +38,8 @@ def _statistics(weight: Tensor, rng: torch.Generator, clipping: Clipping | None 
         moments=sums.moments(),
         cross=cross,
         mean_out=mean_out,
-        held_out=held_out,
-        rows=rows if clipping else None,
+        held_out=[held_out],
+        rows=[rows] if clipping else [],
         clipping=clipping,
     )
 
@@ -54,7 +57,7 @@ def test_the_target_with_the_least_error_is_taken_with_its_kind(weight: Tensor, 
         yield "sequential", _target(weight, statistics.moments)
         yield "weights", _target(weight - 0.1, statistics.moments)
 
-    fit = best_fit(_SPEC, None, statistics, weight, targets())
+    fit = best_fit(_SPEC, None, statistics, targets())
     assert fit.kind == "sequential"
     assert isinstance(fit.factors, Tensor)
     assert torch.equal(fit.factors, weight)
@@ -68,26 +71,26 @@ def test_without_held_out_rows_the_first_target_is_taken(weight: Tensor, rng: to
         moments=all_statistics.moments,
         cross=all_statistics.cross,
         mean_out=all_statistics.mean_out,
-        held_out=None,
-        rows=None,
+        held_out=[],
+        rows=[],
         clipping=None,
     )
     targets = [
         ("independent", _target(weight + 1, all_statistics.moments)),
         ("weights", _target(weight, all_statistics.moments)),
     ]
-    assert best_fit(_SPEC, None, statistics, weight, targets).kind == "independent"
+    assert best_fit(_SPEC, None, statistics, targets).kind == "independent"
 
 
 def test_what_is_clipped_later_is_never_made_worse(weight: Tensor, rng: torch.Generator) -> None:
     clipping = Clipping(gains=torch.ones(3), low=0.0, high=float("inf"))
-    statistics = _statistics(weight, rng, clipping)
-    held_out = statistics.held_out
-    assert held_out is not None
-    start = _target(weight + 0.3, statistics.moments)
+    statistics = _statistics(weight, rng, clipping, below=4.0)
+    (held_out,) = statistics.held_out
+    least_squares = least_squares_weight(weight, statistics.cross, statistics.moments, ridge=1e-9)
+    start = _target(least_squares, statistics.moments)
 
     def error(of: LayerStatistics) -> float:
-        fit = best_fit(_SPEC, None, of, weight + 0.3, [("sequential", start)])
+        fit = best_fit(_SPEC, None, of, [("sequential", start)])
         assert isinstance(fit.factors, Tensor)
         assert fit.bias is not None
         predicted = held_out.inputs @ fit.factors.T.float() + fit.bias.float()
@@ -97,8 +100,8 @@ def test_what_is_clipped_later_is_never_made_worse(weight: Tensor, rng: torch.Ge
         moments=statistics.moments,
         cross=statistics.cross,
         mean_out=statistics.mean_out,
-        held_out=held_out,
-        rows=None,
+        held_out=[held_out],
+        rows=[],
         clipping=None,
     )
     assert error(statistics) < 0.5 * error(plain)
@@ -106,4 +109,4 @@ def test_what_is_clipped_later_is_never_made_worse(weight: Tensor, rng: torch.Ge
 
 def test_there_is_a_target(weight: Tensor, rng: torch.Generator) -> None:
     with pytest.raises(OptionError, match="layer 'fc': there is nothing to fit to"):
-        best_fit(_SPEC, None, _statistics(weight, rng), weight, [])
+        best_fit(_SPEC, None, _statistics(weight, rng), [])

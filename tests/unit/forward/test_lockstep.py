@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slimrank.forward import Lockstep, Replay, as_batch
+from slimrank.forward import Lockstep, OneByOne, Replay, as_batch
 
 
 def net() -> nn.Sequential:
@@ -29,6 +29,20 @@ def test_pauses_at_each_layer_and_takes_up_changes() -> None:
         assert all(torch.all(x == 2) for x in lockstep.advance("2"))
         last = lockstep.advance("4")
         assert [x.shape for x in last] == [(3, 6), (1, 6), (2, 6)]
+
+
+@pytest.mark.parametrize("kind", [Lockstep, OneByOne])
+@torch.no_grad()
+def test_outputs_are_kept_where_that_is_asked_for(kind: type[Lockstep | OneByOne]) -> None:
+    model, data = net(), batches()
+    with kind(model, data, ["0", "2"], keep_outputs=True) as forwards:
+        for name in ("0", "2"):
+            inputs = forwards.advance(name)
+            outputs = forwards.outputs()
+            assert all(torch.equal(y, model[int(name)](x)) for x, y in zip(inputs, outputs, strict=True))
+    with kind(model, data, ["0", "2"]) as forwards:
+        forwards.advance("0")
+        assert forwards.outputs() == [None] * len(data)
 
 
 @torch.no_grad()

@@ -123,6 +123,61 @@ def test_a_plan_that_is_known_is_not_built_again() -> None:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Study(Measured):
+    """A study with two methods."""
+
+    methods: tuple[str, ...] = ("weight_svd", "spatial_svd")
+    curves: tuple[SimpleNamespace, ...] = (
+        SimpleNamespace(method="weight_svd"),
+        SimpleNamespace(method="spatial_svd"),
+    )
+    group_curves: tuple[()] = ()
+    block_damages: tuple[()] = ()
+
+
+@pytest.mark.parametrize(
+    ("first", "is_bounded"),
+    [
+        (Built(divergence=0.3), True),
+        # Not within the budget, or useless: it tells nothing of the others.
+        (Built(divergence=0.3, macs=0.7), False),
+        (Built(divergence=float("inf")), False),
+    ],
+)
+def test_what_is_predicted_to_be_much_worse_is_not_built(first: Built, is_bounded: bool) -> None:
+    results = {
+        "all": first,
+        "even": Built(divergence=0.4),
+        "w": Built(divergence=0.2),
+        "s": Built(divergence=0.5),
+    }
+    damages = {"all": 1.0, "even": 20.0, "w": 1.4, "s": 1.6}
+    names = {("uniform", None): "even", ("optimal", ("weight_svd",)): "w", ("optimal", ("spatial_svd",)): "s"}
+
+    def plan_of(_study: object, select: str, only: tuple[str, ...] | None) -> Asked:
+        name = names[select, only]
+        return Asked(settings=name, damage=damages[name])
+
+    built: list[str] = []
+    contest = Rivals(Study(results=results, built=built), plan_of, None)  # type: ignore[arg-type]
+    contest.build("optimal", Asked(settings="all", damage=1.0))  # type: ignore[arg-type]
+    contest.build_others()
+    best = contest.best()
+    assert best.divergence == 0.2
+    assert built == (["all", "w"] if is_bounded else ["all", "even", "w", "s"])
+    told = [note.text for note in best.notes if "not built" in note.text]
+    assert told == (
+        [
+            "uniform plan: not built, its predicted damage is 20 times that of the optimal plan",
+            "optimal, spatial_svd only plan: not built, its predicted damage is 1.6 times that of the "
+            "optimal plan",
+        ]
+        if is_bounded
+        else []
+    )
+
+
 def test_there_is_a_plan() -> None:
     contest, _ = rivals({})
     with pytest.raises(BudgetError, match="there is no plan to build"):

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.page import speed_rows
 from benchmarks.tables import read_table, table_path
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
@@ -122,7 +123,7 @@ def data() -> None:
 
 def speed() -> None:
     """Seconds beside AIMET, and where slimrank's go."""
-    rows = read_table(table_path("speed"))
+    rows = speed_rows("svd")
     left, right = _panels(2, 5.4)
     labels = [f"{NAMES[row['network']]}\n{row['aimet_scheme'].replace('_', ' ')}" for row in rows]
     places = range(len(rows))

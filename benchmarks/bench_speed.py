@@ -2,10 +2,10 @@
 """Seconds and memory of study + plan + apply beside AIMET's greedy procedure, and their growth.
 
 Half of the MACs, everything included on both sides but imports. slimrank runs in processes of their own
-before AIMET's run and twice after it, with the two SVD methods and as called by default; medians and ratios. AIMET's
-scheme is the one that suits the network. Beside it AIMET's own procedure, eval scores on the same labelled
-pictures and greedy selection, done by slimrank. Tables ``speed``, ``speed-scores`` and ``growth`` in
-``benchmarks/results/``.
+before AIMET's run and twice after it, with the two SVD methods and as called by default; medians and ratios.
+AIMET's scheme is the one that suits the network. Beside it AIMET's own procedure, eval scores on the same
+labelled pictures and greedy selection, done by slimrank. Tables ``speed``, ``speed-scores`` and ``growth``
+in ``benchmarks/results/``.
 """
 
 import argparse

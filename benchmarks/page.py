@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.plots import NAMES
+from benchmarks.plots import NAMES, speed_rows
 from benchmarks.tables import read_table, table_path
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -45,12 +45,6 @@ def accuracy() -> str:
     ]
     heads = ("network", "MACs", "**slimrank**", *COLUMNS[1:], "AIMET spatial SVD", "AIMET weight SVD")
     return _table(heads, lines)
-
-
-def speed_rows(methods: str) -> list[dict[str, str]]:
-    """Rows of the table of speed, of runs with the two SVD methods ("svd") or of the default call ("all")."""
-    # Rows from before the default call was timed do not name the methods.
-    return [row for row in read_table(table_path("speed")) if (row.get("methods") or "svd") == methods]
 
 
 def headline() -> str:

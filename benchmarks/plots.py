@@ -9,7 +9,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.page import speed_rows
 from benchmarks.tables import read_table, table_path
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
@@ -119,6 +118,12 @@ def data() -> None:
         axes.set_ylabel("points of accuracy lost")
         axes.legend(fontsize=6)
     _save("data")
+
+
+def speed_rows(methods: str) -> list[dict[str, str]]:
+    """Rows of the table of speed, of runs with the two SVD methods ("svd") or of the default call ("all")."""
+    # Rows from before the default call was timed do not name the methods.
+    return [row for row in read_table(table_path("speed")) if (row.get("methods") or "svd") == methods]
 
 
 def speed() -> None:

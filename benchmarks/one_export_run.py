@@ -116,7 +116,12 @@ def exported_cell(result: sr.Result, batches: list[object], format: str, folder:
     except Exception as error:
         outcome = "refused" if isinstance(error, sr.ExportError) else "error"
         return {"outcome": outcome, **facts_of(error), "seconds": round(time.perf_counter() - start, 1)}
-    fixed = [note.text for note in exported.notes if note.where == "batch"]
+    # Another note on batches tells up to how many samples a file of ExecuTorch takes.
+    fixed = [
+        note.text
+        for note in exported.notes
+        if note.where == "batch" and note.text.startswith("the file takes batches of")
+    ]
     # Times are not what this is about.
     notes = [note.text for note in exported.notes if note.where not in ("batch", format)]
     return {

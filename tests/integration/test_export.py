@@ -8,8 +8,10 @@ import pickle
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -479,6 +481,42 @@ def _with_a_wrong_number(row: object, name: str) -> Callable[[object, Path], obj
     return write
 
 
+def test_a_program_of_torch_that_answers_otherwise_is_not_written(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = seams.FORMATS["torch"]
+
+    def write(program: object, path: Path) -> object:
+        (weight,) = [
+            tensor
+            for name, tensor in program.exported.state_dict.items()  # type: ignore[attr-defined]
+            if name.endswith("2.weight")
+        ]
+        with torch.no_grad():
+            weight.mul_(1.5)
+            written = row.write(program, path)  # type: ignore[arg-type]
+            weight.div_(1.5)
+        return written
+
+    seams.change_format(monkeypatch, "torch", write=write)
+    model = nn.Sequential(nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(sr.ExportError, match=r"first inner value that differs is aten\S* in module 2 \("):
+        sr.export(model, tmp_path / "model.pt2", nets.noise(24), format="torch")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_outputs_without_a_finite_value_cannot_be_checked(
+    format: str, nets: ModuleType, tmp_path: Path
+) -> None:
+    model = nn.Linear(24, 8)
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    with pytest.raises(sr.ExportError, match=r"output of Linear holds nothing but nan and inf"):
+        sr.export(model, tmp_path / f"model{SUFFIXES[format]}", nets.noise(24), format=format)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_answers_otherwise_is_not_written(
     nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,7 +595,9 @@ def test_a_model_that_draws_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(sr.ExportError, match=r"aten.rand_like.* draws random numbers"):
         sr.export(Noisy(), tmp_path / "model.onnx", [torch.zeros(4, 3)])
-    with pytest.raises(sr.ExportError, match=r"of its largest value \(allowed 0.001\); a model that draws"):
+    with pytest.raises(
+        sr.ExportError, match=r"first inner value that differs is aten.rand_like.*; a model that draws"
+    ):
         sr.export(Noisy(), tmp_path / "model.pt2", [torch.zeros(4, 3)], format="torch")
 
 
@@ -716,6 +756,35 @@ def test_a_type_that_onnxruntime_does_not_take_is_told(tmp_path: Path) -> None:
     with pytest.raises(sr.ExportError, match=r"Linear.*half precision.*model.float\(\).*format='torch'"):
         sr.export(model, tmp_path / "model.onnx", batches)
     assert sr.export(model, tmp_path / "model.pt2", batches, format="torch").max_error == 0
+
+
+def test_float64_convolutions_which_onnxruntime_lacks_are_told(tmp_path: Path) -> None:
+    model, batches = nn.Conv2d(3, 4, 3).double(), [x.double() for x in _images()]
+    with pytest.raises(sr.ExportError, match=r"Conv2d.*float64 on a CPU: export model.float\(\)"):
+        sr.export(model, tmp_path / "model.onnx", batches)
+
+
+def test_whole_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
+    exported = sr.export(
+        nn.Linear(24, 8),
+        tmp_path / "model.pt2",
+        [torch.ones(4, 24)],
+        format="torch",
+        batch=np.int64(4),  # type: ignore[arg-type]
+        threads=np.int64(1),  # type: ignore[arg-type]
+    )
+    assert (type(exported.batch), exported.batch, type(exported.threads)) == (int, 4, int)
+
+
+def test_threads_that_export_take_turns(tmp_path: Path) -> None:
+    def export(name: str) -> float:
+        return sr.export(nn.Linear(24, 8), tmp_path / name, [torch.ones(4, 24)], format="torch").max_error
+
+    output = sys.stdout, sys.stderr
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(export, ("same.pt2", "same.pt2", "other.pt2"))) == [0, 0, 0]
+    assert (sys.stdout, sys.stderr) == output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.pt2", "same.pt2"]
 
 
 class Counter(nn.Module):
@@ -1295,7 +1364,8 @@ class TestCompressCommand:
     def test_the_model_is_saved_and_exported(self, format: str, nets: ModuleType) -> None:
         # In the directory of the model, which is not there before.
         path = Path("small") / f"model{SUFFIXES[format]}"
-        options = ("--likelihood", "categorical", "--export", str(path), "--export-format", format)
+        # The ending says the format.
+        options = ("--likelihood", "categorical", "--export", str(path))
         said = self._run("--macs", "0.8", *self._FAST, *options)
         size = sum(file.stat().st_size for file in _files(path))
         assert f"{path} ({format}): {size / 1e6:,.3f} MB, original " in said
@@ -1325,7 +1395,8 @@ class TestCompressCommand:
         [
             (("--export", "none/m.onnx"), "there is no folder none; make it first"),
             (("--export", "folder.onnx"), "is a folder; give the path of a file"),
-            (("--export", "m.pt2"), "files of format='onnx' end in .onnx"),
+            (("--export", "m.net"), "files of format='onnx' end in .onnx"),
+            (("--export", "m.pt2", "--export-format", "onnx"), "files of format='onnx' end in .onnx"),
             (("--export", "m.onnx", "--export-format", "onxx"), "did you mean 'onnx'"),
             (("--export-format", "torch"), "--export-format: it is the format of --export FILE"),
             (("--export", "small.onnx", "--out", "small.onnx"), "give another path"),
@@ -1351,12 +1422,12 @@ class TestCompressCommand:
     def test_a_folder_without_rights_is_refused_before_the_work(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def no_rights(path: Path) -> None:
-            raise PermissionError(13, "Permission denied", str(path))
+        def no_rights(**_: object) -> str:
+            raise PermissionError(13, "Permission denied")
 
         # As a user without rights sees it: for root, who may run this test, there is no such folder.
         seams.forbid_copies(monkeypatch)
-        monkeypatch.setattr(Path, "mkdir", no_rights)
+        monkeypatch.setattr(tempfile, "mkdtemp", no_rights)
         assert "Permission denied" in self._run("--macs", "0.8", "--export", "m.onnx", code=2)
 
     def test_a_model_that_cannot_be_exported_is_saved_all_the_same(

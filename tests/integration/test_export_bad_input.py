@@ -5,6 +5,7 @@ import copy
 import importlib
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -197,12 +198,12 @@ def test_a_missing_package_is_told_with_the_line_for_pip(
 
 
 def test_a_folder_without_rights(net: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_rights(path: Path, *_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    def no_rights(**_: object) -> str:
+        raise PermissionError(13, "Permission denied")
 
     # As a user without rights sees it: for root, who may run this test, there is no such folder.
     there = _files()
-    monkeypatch.setattr(Path, "mkdir", no_rights)
+    monkeypatch.setattr(tempfile, "mkdtemp", no_rights)
     with pytest.raises(sr.FileError, match=r"old\.onnx cannot be written .*Permission denied.*with rights"):
         sr.export(net.net(), "old.onnx", net.batches())
     args = ["bad_net:net", "old.onnx", "--batches", "bad_net:batches"]

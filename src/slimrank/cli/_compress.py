@@ -33,7 +33,7 @@ from slimrank.cli._typed import (
     split_names,
     study_from_text,
 )
-from slimrank.deploy import FORMATS, check_export
+from slimrank.deploy import FORMATS, check_export, format_of
 from slimrank.records import Method
 
 # Methods of --split where --methods names none: those of ``slimrank.search_split``.
@@ -66,10 +66,8 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @click.option(
     "--export-format",
     type=str,
-    default="onnx",
-    show_default=True,
     metavar="F",
-    help=f"Of --export: one of {', '.join(FORMATS)}.",
+    help=f"Of --export: one of {', '.join(FORMATS)}; else what the ending of FILE says.",
 )
 @after_option
 @relative_to_option
@@ -94,7 +92,7 @@ def compress(
     run_dir: Path | None,
     report_path: Path | None,
     export_path: Path | None,
-    export_format: str,
+    export_format: str | None,
     after: Path | None,
     relative_to: Literal["model", "original"],
     overwrite: bool,
@@ -106,7 +104,7 @@ def compress(
     if export_path is None:
         refuse_given(ctx, ("export_format",), "it is the format of --export FILE, which is not given")
     else:
-        check_export(export_path, format=export_format, saved_in=out)
+        check_export(export_path, format=export_format or format_of(export_path), saved_in=out)
     network, previous = model_to_compress(model, after)
     if max_drop is None and not split:
         refuse_given(ctx, ("score", "lower_is_better"), "it judges what --max-drop or --split tries")
@@ -161,7 +159,7 @@ def compress(
     if export_path is None:
         return answer
     try:
-        exported = result.export(export_path, format=export_format)
+        exported = result.export(export_path, format=export_format or format_of(export_path))
     except SlimrankError as error:
         raise ExportError(
             f"the model is saved in {out}, but {export_path} was not written: {error}; slimrank export tries "

@@ -12,7 +12,7 @@ from slimrank.cli._options import PATH
 from slimrank.cli._references import batches_at, function_at, model_at
 from slimrank.cli._save import exported_facts, name_in_saved
 from slimrank.cli._typed import outputs_at, read_likelihood_option
-from slimrank.deploy import FORMATS
+from slimrank.deploy import FORMATS, format_of
 
 
 @click.command(cls=Command)
@@ -21,7 +21,10 @@ from slimrank.deploy import FORMATS
 @click.option("--batches", metavar="REF", required=True, help="Real inputs to check and to time it with.")
 @click.option("--model", metavar="REF", help="The original model, where SAVED is a directory.")
 @click.option(
-    "--format", type=str, default="onnx", show_default=True, metavar="F", help=f"One of {', '.join(FORMATS)}."
+    "--format",
+    type=str,
+    metavar="F",
+    help=f"One of {', '.join(FORMATS)}; else what the ending of OUT says.",
 )
 @click.option("--inputs", metavar="REF", help="Function of one batch that gives the model's inputs.")
 @click.option(
@@ -40,7 +43,7 @@ def export(
     out: Path,
     batches: str,
     model: str | None,
-    format: str,
+    format: str | None,
     inputs: str | None,
     outputs: tuple[str, ...],
     likelihood: tuple[str, ...],
@@ -66,7 +69,7 @@ def export(
         network,
         out,
         batches_at(batches, "--batches"),
-        format=format,
+        format=format or format_of(out),
         inputs=None if inputs is None else function_at(inputs, "--inputs"),
         outputs=outputs_at(outputs),
         likelihood=read_likelihood_option(likelihood),

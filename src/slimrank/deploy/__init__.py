@@ -3,7 +3,7 @@
 
 from slimrank.deploy._check import Reading
 from slimrank.deploy._export import check_export, export_model
-from slimrank.deploy._formats import FORMATS
+from slimrank.deploy._formats import FORMATS, format_of
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
@@ -26,6 +26,7 @@ __all__ = [
     "check_export",
     "check_target",
     "export_model",
+    "format_of",
     "is_saved_model",
     "load_artifact",
     "prepare",

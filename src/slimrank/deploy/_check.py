@@ -2,7 +2,7 @@
 """An exported file against the model it was made of, on real samples."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,6 +96,7 @@ def check_file(
     batches: list[Batch] = []
     errors = {name: 0.0 for name in program.outputs}
     largest = dict(errors)
+    is_finite = dict.fromkeys(errors, False)
     worst: tuple[float, str, Batch] | None = None
     bound = _bound_for(model.state_dict().values())
     for batch in _batches(program, samples):
@@ -123,9 +124,11 @@ def check_file(
                 worst = (difference, name, batch)
             errors[name] = max(errors[name], difference)
             largest[name] = max(largest[name], largest_of(reference))
+            is_finite[name] |= not reference.numel() or bool(reference.isfinite().any())
         results.append(result)
         replaced.append(map_tensors(result, _exchange(new)))
         batches.append(batch)
+    _check_finite(program, is_finite)
     relative = {name: relative_to(errors[name], largest[name]) for name in errors}
     name = max(relative, key=lambda key: relative[key])
     if worst is None:
@@ -184,6 +187,16 @@ def _check_repeats(program: Program, first: object, second: object, bound: float
                 f"{program.model.title} keeps state: called twice with the same samples and the same seed, "
                 f"{name} differs by {difference:.2g} of its largest value; make what it keeps an input and "
                 "an output, or switch it off"
+            )
+
+
+def _check_finite(program: Program, is_finite: Mapping[str, bool]) -> None:
+    """Refuses a model that gives nothing to compare."""
+    for name, has_values in is_finite.items():
+        if not has_values:
+            raise ExportError(
+                f"output {name} of {program.model.title} holds nothing but nan and inf on the samples, so "
+                "the file cannot be checked; check weights and data"
             )
 
 

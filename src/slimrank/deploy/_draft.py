@@ -2,8 +2,8 @@
 """Exports that replace what is there whole or not at all."""
 
 import contextlib
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +27,9 @@ def draft_folder(target: Path) -> Iterator[Path]:
         raise FileError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
     if target.is_dir():
         raise FileError(f"{target} is a folder; give the path of a file")
-    # With the number of the process, so that two processes that write one file do not share a draft.
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+        # With a name of its own, so that two processes that write one file do not share a draft.
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     except OSError as error:
         raise FileError(
             f"{target} cannot be written ({error}); give a file in a folder with rights"
@@ -61,17 +59,28 @@ def move_into_place(files: list[Path], target: Path) -> None:
     try:
         for file in sorted(files, key=lambda file: file.name == target.name):
             final = target.with_name(file.name)
-            if len(files) > 1 and final.exists():
-                kept = file.with_name(f"{file.name}.old")
-                final.replace(kept)
-                old[final] = kept
+            # A single file is exchanged in one step. Of several, each step is noted before it is done: an
+            # interrupt may come between.
+            if len(files) > 1:
+                if final.exists():
+                    old[final] = file.with_name(f"{file.name}.old")
+                    final.replace(old[final])
+                new.append(final)
             file.replace(final)
-            new.append(final)
-    except OSError as error:
-        for final in new:
-            final.unlink()
-        for final, kept in old.items():
-            kept.replace(final)
+    except BaseException as error:
+        # After an interrupt, too: the old files would be gone with the draft.
+        _go_back(new, old)
+        if not isinstance(error, OSError):
+            raise
         raise FileError(
             f"{target} cannot be written ({error}); give a file in a folder with rights"
         ) from error
+
+
+def _go_back(new: list[Path], old: dict[Path, Path]) -> None:
+    """Removes new files, and puts old ones back from where they were kept, as far as they were moved."""
+    for final in new:
+        final.unlink(missing_ok=True)
+    for final, kept in old.items():
+        if kept.exists():
+            kept.replace(final)

@@ -2,8 +2,10 @@
 """A model to a file of a runtime: captured, written, checked, timed, moved into place."""
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 from torch import nn
@@ -31,6 +33,8 @@ _SLOWER = 1.05
 _NOISY = 0.3
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
+# Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
+_TURN = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,9 +97,11 @@ def export_model(
     target = Path(path)
     row = _row_for(target, format)
     for name, value in (("batch", batch), ("threads", threads)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
-    with draft_folder(target) as draft:
+    # Of Python, for runtimes and for JSON: numpy's are whole numbers, too.
+    batch, threads = int(batch), int(threads)
+    with _TURN, draft_folder(target) as draft:
         samples = read_samples(batches)
         builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=target.name)
         built = builder.build(model, draft / "new", reading)
@@ -157,7 +163,7 @@ def check_export(path: Path, *, format: str, saved_in: Path) -> None:
     if file.parent == directory and not directory.exists():
         return
     # Made and removed again: whether a folder takes files is known for sure only when it is tried.
-    with draft_folder(path):
+    with _TURN, draft_folder(path):
         pass
 
 
@@ -296,8 +302,8 @@ def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
     if len(times) > 1 and times[1].milliseconds > _SLOWER * times[0].milliseconds:
         text = (
             f"slower than the original: {times[1].milliseconds:.3g} ms, not {times[0].milliseconds:.3g} ms; "
-            "narrow layers do not fill a vector: plan with multiple_of=8 or 16, skip small layers, or try "
-            "another format"
+            "narrow layers do not fill a vector: plan with a larger multiple_of, such as 16, skip small "
+            "layers, or try another format"
         )
         notes.append(Note(where=format, text=text, is_warning=True))
     spread = max(entry.spread for entry in times)

@@ -21,7 +21,7 @@ from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._runtime import Runtime
-from slimrank.deploy._torch import open_torch, write_torch
+from slimrank.deploy._torch import open_torch, open_torch_inside, write_torch
 from slimrank.records import Note
 
 
@@ -61,7 +61,14 @@ FORMATS: dict[str, Format] = {
         open=open_onnx,
         open_inside=open_onnx_inside,
     ),
-    "torch": Format(suffix=".pt2", extra="", packages=(), write=write_torch, open=open_torch),
+    "torch": Format(
+        suffix=".pt2",
+        extra="",
+        packages=(),
+        write=write_torch,
+        open=open_torch,
+        open_inside=open_torch_inside,
+    ),
     "openvino": Format(
         suffix=".xml",
         extra=_openvino.EXTRA,
@@ -96,6 +103,11 @@ def format_named(name: object) -> Format:
     for package in row.packages:
         import_package(package, extra=row.extra, what=f"format={name!r}")
     return row
+
+
+def format_of(path: Path) -> str:
+    """The format that the ending of a file's name says; "onnx" where it says none."""
+    return next((name for name, row in FORMATS.items() if row.suffix == path.suffix), "onnx")
 
 
 def check_suffix(path: Path, name: str) -> None:

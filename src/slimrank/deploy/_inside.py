@@ -35,7 +35,7 @@ def first_difference(
     Returns:
         Operation, module, line and difference in words; None where none of these values differs.
     """
-    values = _Recorder(lowered).values(list(program.model.input_tensors(batch).values()))
+    values = inner_values(lowered, list(program.model.input_tensors(batch).values()))
     found = dict(zip(names, runtime(batch)(), strict=True))
     for node in lowered.graph.nodes:
         if node.name not in found or node.name not in values:
@@ -49,6 +49,19 @@ def first_difference(
 def inner_names(lowered: ExportedProgram) -> list[str]:
     """Names of everything that a program computes."""
     return [node.name for node in lowered.graph.nodes if node.op == "call_function"]
+
+
+def inner_values(lowered: ExportedProgram, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Every tensor of one run of a program in torch, by the name of its node.
+
+    Args:
+        lowered: the program.
+        inputs: its input tensors, in order.
+
+    Returns:
+        The tensors.
+    """
+    return _Recorder(lowered).values(inputs)
 
 
 class _Recorder(torch.fx.Interpreter):

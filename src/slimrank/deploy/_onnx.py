@@ -155,11 +155,10 @@ def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int
 
 def _advice(program: Program) -> str:
     """What to do where onnxruntime cannot run a file."""
-    tensors = program.exported.state_dict.values()
-    if any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors):
-        return (
-            "few of its operations take half precision on a CPU: export model.float(), or take format='torch'"
-        )
+    kinds = {tensor.dtype for tensor in program.exported.state_dict.values()}
+    for name, found in (("half precision", {torch.bfloat16, torch.float16}), ("float64", {torch.float64})):
+        if kinds & found:
+            return f"few of its operations take {name} on a CPU: export model.float(), or take format='torch'"
     return "take format='torch', or replace the operation that it names"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from slimrank._errors import ExportError
+from slimrank.deploy._inside import inner_values
 from slimrank.deploy._program import Program
 from slimrank.deploy._quiet import quiet_exporter, told
 from slimrank.deploy._runtime import Bound, Runtime
@@ -80,6 +81,34 @@ def open_torch(path: Path, program: Program, threads: int) -> Runtime:
         return run
 
     return bind
+
+
+def open_torch_inside(path: Path, program: Program, names: Sequence[str]) -> tuple[tuple[str, ...], Runtime]:
+    """Opens a ``.pt2`` file with inner values as its outputs.
+
+    Args:
+        path: of the file.
+        program: that was written.
+        names: of values that are wanted.
+
+    Returns:
+        The names that the file has, and what runs batches to these values.
+    """
+    with quiet_exporter():
+        loaded = torch.export.load(path)
+    tensors = {node.name for node in loaded.graph.nodes if isinstance(node.meta.get("val"), Tensor)}
+    found = tuple(name for name in names if name in tensors)
+
+    def bind(batch: Batch) -> Bound:
+        inputs = [tensor.clone() for tensor in program.model.input_tensors(batch).values()]
+
+        def run() -> Sequence[Tensor]:
+            values = inner_values(loaded, inputs)
+            return [values[name] for name in found]
+
+        return run
+
+    return found, bind
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of an export: drafts that are moved, times that take turns."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,54 @@ def test_where_one_file_cannot_be_moved_all_are_as_before(
     }
 
 
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("has_old", [False, True])
+def test_an_interrupt_while_files_are_moved_leaves_all_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_old: bool, step: int, is_done: bool
+) -> None:
+    target, replace = tmp_path / "model.xml", Path.replace
+    # Four steps: each old file goes, each new one comes; where there are no old ones, two.
+    last = 3 if has_old else 1
+    if has_old:
+        for file in _filled(tmp_path, "model.xml", "model.bin"):
+            file.write_text("old")
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    steps = [0]
+
+    def interrupt(file: Path, final: Path) -> Path:
+        steps[0] += 1
+        if steps[0] != min(step, last) + 1:
+            return replace(file, final)
+        if is_done:
+            replace(file, final)
+        raise KeyboardInterrupt
+
+    with seams.draft_folder(target) as draft:
+        files = _filled(draft, "model.bin", "model.xml")
+        monkeypatch.setattr(Path, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            seams.move_into_place(files, target)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_where_a_single_file_cannot_be_moved_the_old_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model.onnx"
+    target.write_text("old")
+
+    def refuse(file: Path, final: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    with seams.draft_folder(target) as draft:
+        files = _filled(draft, "model.onnx")
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(sr.FileError, match=r"cannot be written \(.*Permission denied"):
+            seams.move_into_place(files, target)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
 def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     target = tmp_path / "model.xml"
     _filled(tmp_path, "model.xml")
@@ -68,10 +117,10 @@ def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_rights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_path: Path, **_options: object) -> None:
+    def refuse(**_options: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with (
         pytest.raises(sr.FileError, match=r"Permission denied.*give a file in a folder with rights"),
         seams.draft_folder(tmp_path / "model.onnx"),
@@ -116,7 +165,7 @@ def test_a_slower_file_is_told_with_what_to_try(after_ms: float, is_told: bool) 
     times = [seams.Times(milliseconds=ms, spread=0.0) for ms in (1.0, after_ms)]
     notes = seams.timing_notes(times, "onnx")
     assert bool(notes) is is_told
-    assert not is_told or "multiple_of=8" in notes[0].text
+    assert not is_told or "plan with a larger multiple_of" in notes[0].text
     assert seams.timing_notes(times[1:], "onnx") == []
 
 

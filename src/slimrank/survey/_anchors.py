@@ -18,9 +18,6 @@ from slimrank.survey._session import Session
 # About the MACs that a study spends on all divergences of layers, and again on those of groups. More of them
 # mean more held-out samples in each, so that an anchor depends less on which samples those are.
 _ANCHOR_MACS = 6e12
-# Half of the held-out samples serve, unless that were fewer than so many: all divergences are taken on the
-# same ones, so what others would add moves them together.
-_ENOUGH_SAMPLES = 48
 # Held-out samples of a divergence even where these cost more than that.
 _MIN_SAMPLES = 8
 # Samples that tell whether forwards which start at a layer give what whole ones do.
@@ -66,7 +63,6 @@ class Anchors:
         # Bytes of the reference outputs of one sample, in float32.
         per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
-        limit = min(limit, max(_ENOUGH_SAMPLES, len(held_out) // 2))
         limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))
         indices = evenly_spaced(held_out, limit) if evaluations else []
         # Apart from the others, a few samples with which every start at a layer is checked.

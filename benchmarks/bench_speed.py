@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds and memory of study + plan + apply beside AIMET's greedy procedure, and their growth.
 
-Half of the MACs, everything included on both sides but imports. slimrank runs in a process of its own before
-AIMET's run and twice after it; medians and ratios. AIMET's scheme is the one that suits the network. Beside
-it AIMET's own procedure, eval scores on the same labelled pictures and greedy selection, done by slimrank.
-Tables ``speed``, ``speed-scores`` and ``growth`` in ``benchmarks/results/``.
+Half of the MACs, everything included on both sides but imports. slimrank runs in processes of their own
+before AIMET's run and twice after it, with the two SVD methods and as called by default; medians and ratios.
+AIMET's scheme is the one that suits the network. Beside it AIMET's own procedure, eval scores on the same
+labelled pictures and greedy selection, done by slimrank. Tables ``speed``, ``speed-scores`` and ``growth``
+in ``benchmarks/results/``.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -23,7 +25,18 @@ RATIO = 0.5
 N_IMAGES = 512
 GROWTH_IMAGES = 128
 SCALES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))
-PHASES = ("capture", "gradients", "moments", "curves", "anchors", "apply", "verify")
+PHASES = (
+    "capture",
+    "channels",
+    "gradients",
+    "moments",
+    "curves",
+    "anchors",
+    "groups",
+    "blocks",
+    "apply",
+    "verify",
+)
 
 
 def _run(*arguments: str, script: str = "one_run") -> dict[str, Any]:
@@ -52,12 +65,16 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
             values.append(float(value))
         return statistics.median(values)
 
-    names = ("study", "plan", "apply", "further_plan", "floor", "peak_mb")
+    names = ("study", "plan", "apply", "further_plan", "floor", "compress", "peak_mb")
     return {
         "seconds": round(median("seconds"), 2),
+        "cpu_seconds": round(median("cpu"), 2),
         **{f"{name}" if name == "peak_mb" else f"{name}_seconds": round(median(name), 3) for name in names},
         **{f"phase_{phase}": round(median("phases", phase), 2) for phase in PHASES},
         "times_floor": round(median("seconds") / median("floor"), 1),
+        "times_floor_cpu": round(median("cpu") / median("floor_cpu"), 1),
+        # Of sr.compress over study + plan + apply; 0 where it was not run.
+        "compress_over_parts_cpu": round(median("compress_cpu") / median("cpu"), 2),
     }
 
 
@@ -69,25 +86,32 @@ def speed_rows(network: str, *, reuse: bool) -> list[Row]:
         reuse: take AIMET's last run, and time one of its evaluations to see that the machine is as it was.
 
     Returns:
-        One row.
+        A row for the two SVD methods, and one for the default call.
     """
     arguments = (network, "--images", str(N_IMAGES), "--ratio", str(RATIO))
-    ours = [_run(*arguments)]
+    ours: dict[str, list[dict[str, Any]]] = {"svd": [], "all": []}
+
+    def run_ours() -> None:
+        for methods, runs in ours.items():
+            runs.append(_run(*arguments, "--methods", methods, "--compress"))
+
+    run_ours()
     theirs = {}
     for scheme in SCHEMES[network][:1]:
         if not reuse:
             shutil.rmtree(RUNS / f"{network}-{scheme}", ignore_errors=True)
         theirs[scheme], _ = compressed(network, scheme)
-        ours.append(_run(*arguments))
-    ours.append(_run(*arguments))
+        run_ours()
+    run_ours()
     now = one_evaluation(network)["seconds"]
     rows = []
-    for scheme, results in theirs.items():
+    for (scheme, results), (methods, runs) in itertools.product(theirs.items(), ours.items()):
         entry = next(entry for entry in results["ratios"] if entry["ratio"] == RATIO)
         seconds = results["seconds_table"] + entry["seconds"]
         rows.append(
             {
                 "network": network,
+                "methods": methods,
                 "aimet_scheme": scheme,
                 "aimet_seconds": round(seconds, 1),
                 "aimet_evaluations": results["evaluations_table"] + entry["evaluations"],
@@ -98,9 +122,9 @@ def speed_rows(network: str, *, reuse: bool) -> list[Row]:
                 "aimet_run": "kept" if reuse else "in this run",
                 "aimet_labelled_images": LABELLED,
                 "unlabelled_images": N_IMAGES,
-                "times_faster": round(seconds / _summary(ours)["seconds"], 1),
-                "runs": len(ours),
-                **_summary(ours),
+                "times_faster": round(seconds / _summary(runs)["seconds"], 1),
+                "runs": len(runs),
+                **_summary(runs),
             }
         )
     return rows
@@ -169,8 +193,8 @@ def main() -> None:
     for name in [] if args.growth else args.network or sorted(TASKS):
         rows = [{**row, **context()} for row in speed_rows(name, reuse=args.reuse)]
         print(*rows, sep="\n", flush=True)
-        merge_table(table_path("speed"), rows, ("network", "aimet_scheme"))
-        scored = [{**score_row(name, row), **context()} for row in rows]
+        merge_table(table_path("speed"), rows, ("network", "aimet_scheme", "methods"))
+        scored = [{**score_row(name, row), **context()} for row in rows if row["methods"] == "svd"]
         print(*scored, sep="\n", flush=True)
         merge_table(table_path("speed-scores"), scored, ("network", "method"))
     if args.growth or not args.network:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.plots import NAMES
+from benchmarks.plots import NAMES, speed_rows
 from benchmarks.tables import read_table, table_path
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -52,7 +52,7 @@ def headline() -> str:
     rows = {
         (r["network"], r["way"]): r for r in read_table(table_path("accuracy")) if r["ratio_asked"] == "0.5"
     }
-    times = {r["network"]: r for r in read_table(table_path("speed"))}
+    times = {r["network"]: r for r in speed_rows("svd")}
     lines = []
     for network in NAMES:
         own = rows[network, "optimal"]
@@ -152,9 +152,9 @@ def speed() -> str:
             row["floor_seconds"],
             f"{float(row['peak_mb']):.0f}",
         ]
-        for row in read_table(table_path("speed"))
+        for row in speed_rows("svd")
     ]
-    mean = statistics.geometric_mean([float(row["times_faster"]) for row in read_table(table_path("speed"))])
+    mean = statistics.geometric_mean([float(row["times_faster"]) for row in speed_rows("svd")])
     return f"Geometric mean: **{mean:.1f} times** as fast as AIMET.\n\n" + _table(
         ("network", "AIMET's scheme", "its evaluations", "its seconds", "slimrank's seconds", "times faster",
          "a further plan, s", "one forward + backward, s", "peak above the model, MB"),
@@ -164,7 +164,7 @@ def speed() -> str:
 
 def phases() -> str:
     """Where the seconds go."""
-    rows = read_table(table_path("speed"))
+    rows = speed_rows("svd")
     names = [name for name in (rows[0] if rows else {}) if name.startswith("phase_")]
     lines = [[NAMES[row["network"]], *(row[name] for name in names), row["times_floor"]] for row in rows]
     heads = ("network", *(name.removeprefix("phase_") for name in names), "times one forward + backward")

@@ -120,9 +120,15 @@ def data() -> None:
     _save("data")
 
 
+def speed_rows(methods: str) -> list[dict[str, str]]:
+    """Rows of the table of speed, of runs with the two SVD methods ("svd") or of the default call ("all")."""
+    # Rows from before the default call was timed do not name the methods.
+    return [row for row in read_table(table_path("speed")) if (row.get("methods") or "svd") == methods]
+
+
 def speed() -> None:
     """Seconds beside AIMET, and where slimrank's go."""
-    rows = read_table(table_path("speed"))
+    rows = speed_rows("svd")
     left, right = _panels(2, 5.4)
     labels = [f"{NAMES[row['network']]}\n{row['aimet_scheme'].replace('_', ' ')}" for row in rows]
     places = range(len(rows))

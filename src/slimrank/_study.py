@@ -4,13 +4,14 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import FileError, OptionError, PlanError, StudyError
+from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
@@ -47,7 +48,7 @@ from slimrank.records import (
 )
 from slimrank.report import render_groups, render_layers, render_study_html
 from slimrank.scores import Scores, scored_source
-from slimrank.select import check_budgets, select_plan_and_rounding
+from slimrank.select import check_budgets, select_plan, select_plan_and_rounding
 from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
@@ -481,7 +482,7 @@ def study(
         methods: methods to measure.
         skip: layer-name globs to leave alone.
         fisher: weigh errors by label-free output gradients; False uses inputs only.
-        draws: label-free draws per sample.
+        draws: label-free draws per sample, of up to a hundred samples; of more, fewer for each.
         holdout: share of samples kept out of fits, for guards and measured divergences.
         data_free: use weights only (plain SVD); batches then only tell shapes and measure the result.
         channel_order: by what channels of a group go first: "obs" (what their loss costs once the others make
@@ -572,7 +573,7 @@ def study_with(
         run_dir=None if store is None else store.root,
         fingerprint=fingerprint,
     )
-    measured = measure(session, Run(phases=phases, store=store))
+    measured = measure(session, Run(phases=phases, store=store), _damage_at)
     done = Study(
         structure=structure_of(measured.layers, measured.channels),
         before=before,
@@ -592,6 +593,15 @@ def study_with(
     if store is not None:
         done.save(store.root)
     return done
+
+
+def _damage_at(source: PlanSource, keep: float) -> float:
+    """Predicted damage of the best plan at a keep ratio of the MACs; inf where none reaches it."""
+    try:
+        plan = select_plan(source, budgets={"macs": keep})
+    except BudgetError:
+        return inf
+    return inf if plan.damage is None else plan.damage
 
 
 def check_plan(plan: object) -> None:

@@ -108,7 +108,8 @@ def test_more_costs_less_damage(study: sr.Study) -> None:
 
 @pytest.mark.parametrize("ratio", [0.25, 0.4, 0.6, 0.8, 1.0])
 def test_the_counted_ratio_is_just_below_the_target(study: sr.Study, ratio: float) -> None:
-    plan = study.plan(macs=ratio)
+    # In multiples of 8 and 16 the few layers of this network leave more of the budget unspent.
+    plan = study.plan(macs=ratio, multiple_of=1)
     result = study.apply(plan)
     assert ratio - 0.01 < result.keep_ratio("macs") <= ratio
     assert result.after == plan.after

@@ -184,8 +184,8 @@ def test_the_squared_error_as_a_loss_is_as_gaussian() -> None:
     gaussian = result_of(outputs="boxes", likelihood="gaussian")
     own = result_of(outputs="boxes", loss=squared)
     # The spread of the held-out samples is not quite that of all of them, and the draws are others.
-    assert own.divergence == pytest.approx(gaussian.divergence, rel=0.15)
-    assert own.agreement["boxes"].cosine == pytest.approx(gaussian.agreement["boxes"].cosine, abs=0.02)  # type: ignore[index]
+    assert own.divergence == pytest.approx(gaussian.divergence, rel=0.2)
+    assert own.agreement["boxes"].cosine == pytest.approx(gaussian.agreement["boxes"].cosine, abs=0.04)  # type: ignore[index]
     costs = [result.after.macs for result in (own, gaussian)]
     assert max(costs) <= 0.5 * own.before.macs
 

@@ -80,7 +80,7 @@ def test_every_selector_keeps_the_budget(either: sr.Study, select: str, macs: fl
     assert plan.select == select
     assert result.after == plan.after
     assert result.keep_ratio("macs") <= macs
-    assert result.keep_ratio("macs") > macs - (0.01 if select == "optimal" else 0.1)
+    assert result.keep_ratio("macs") > macs - (0.03 if select == "optimal" else 0.1)
     assert (plan.gap is None) == (select != "optimal")
 
 

@@ -140,8 +140,8 @@ def _anchored(errors: np.ndarray, anchors: list[tuple[float, float]]) -> np.ndar
         error=errors,
         damage=errors,
     )
-    points = [Anchor(form=form, rank=1, error=error, divergence=value) for error, value in anchors]
-    return anchored_curves([curve], {method: points})[0].damage
+    points = [Anchor(error=error, divergence=value) for error, value in anchors]
+    return anchored_curves([curve], points)[0].damage
 
 
 @_few

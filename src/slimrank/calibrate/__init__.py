@@ -2,7 +2,7 @@
 """Batches to second moments; the loss and the divergence."""
 
 from slimrank.calibrate._agreement import measure_agreement
-from slimrank.calibrate._chunks import Chunk, Collecting, moment_chunks
+from slimrank.calibrate._chunks import Chunk, Collecting, fit_together, moment_chunks
 from slimrank.calibrate._divergence import divergence, measure_divergence, reference_outputs
 from slimrank.calibrate._feed import Feed, checked_batches, evenly_spaced, first_batch, open_feed
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
@@ -51,6 +51,7 @@ __all__ = [
     "draw_positions",
     "evenly_spaced",
     "first_batch",
+    "fit_together",
     "input_rows",
     "is_mask_of",
     "layer_seed",

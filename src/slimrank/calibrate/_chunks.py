@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moments of many layers, a few at a time: as many as fit into memory together."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ def moment_chunks(
     seed: int,
     max_bytes: int,
     collecting: Collecting,
+    known: Mapping[str, Moments] | None = None,
 ) -> Iterator[Chunk]:
     """Moments of the inputs of layers, in as few passes over the fit samples as memory allows.
 
@@ -53,13 +54,16 @@ def moment_chunks(
         max_bytes: memory of the moments held at once; what needs more than that gets a chunk for itself.
         collecting: opened around each pass; gives a function to call with the number of samples of every
             micro-batch that is done.
+        known: moments that were gathered before, by layer name: these layers need no pass.
 
     Yields:
         Everything in ``needs`` once, in the same order. Where a chunk needs no layer, no pass is made.
     """
-    for indices in _chunks(needs, max_bytes):
+    known = known or {}
+    for indices in _chunks(_without(needs, known), max_bytes):
         layers = {number: spec for index in indices for number, spec in needs[index].items()}
-        moments: dict[str, Moments] = {}
+        moments = {spec.name: known[spec.name] for spec in layers.values() if spec.name in known}
+        layers = {number: spec for number, spec in layers.items() if spec.name not in known}
         if layers:
             with collecting() as advance:
                 by_index = dict(sorted(layers.items()))
@@ -67,6 +71,21 @@ def moment_chunks(
         yield Chunk(indices=indices, moments=moments)
         # The caller's loop still holds the chunk while the next pass runs: two would not fit.
         moments.clear()
+
+
+def fit_together(layers: Iterable[LayerSpec], max_bytes: int) -> bool:
+    """Whether the moments of these layers can be held at once."""
+    return sum(moment_bytes(spec) for spec in layers) <= max_bytes
+
+
+def _without(
+    needs: Mapping[int, Mapping[int, LayerSpec]], known: Collection[str]
+) -> dict[int, dict[int, LayerSpec]]:
+    """What is left to gather."""
+    return {
+        index: {number: spec for number, spec in layers.items() if spec.name not in known}
+        for index, layers in needs.items()
+    }
 
 
 def _chunks(needs: Mapping[int, Mapping[int, LayerSpec]], max_bytes: int) -> Iterator[tuple[int, ...]]:

@@ -50,7 +50,10 @@ def sampled_loss(
     mask: Tensor | None,
     n_samples: int | None = None,
 ) -> Tensor:
-    """The loss of labels drawn from the outputs: the second moment of its gradient is the Fisher information.
+    """A random loss of which the second moment of the gradient is the Fisher information of the outputs.
+
+    In place of a drawn label each class takes part with the root of its probability and a random sign: the
+    mean is the same, and one draw tells of every class.
 
     Args:
         likelihood: how outputs are read; where it has a loss of the caller's, the curvature of that is drawn.
@@ -84,21 +87,26 @@ def _sampled(output: OutputModel, values: Tensor, generator: torch.Generator, ma
     token_weights = _token_weights(mask, values)
     if output.family == "categorical":
         log_p = _log_probabilities(values, output)
-        flat = log_p.movedim(output.dim, -1).reshape(-1, log_p.shape[output.dim])
-        drawn = torch.multinomial(flat.detach().exp().cpu(), 1, generator=generator).to(flat.device)
-        terms = -flat.gather(1, drawn).reshape(log_p.movedim(output.dim, -1).shape[:-1])
+        # Not drawn labels: where one class is likely, these hardly ever tell of the others.
+        root = (log_p.detach() / 2).exp() * _signs_like(log_p, generator)
+        terms = (root * log_p).sum(output.dim)
         return (terms * token_weights).sum() if token_weights is not None else terms.sum()
     if output.family == "bernoulli":
         logits = values.logit(_LOGIT_MARGIN) if output.is_probability else values
-        uniform = torch.rand(logits.shape, generator=generator, device="cpu").to(logits.device)
-        target = (uniform < logits.detach().sigmoid()).to(logits.dtype)
-        terms = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        p = logits.detach().sigmoid()
+        terms = (p * (1 - p)).sqrt() * _signs_like(p, generator) * logits
         return (terms * _over_elements(token_weights, terms)).sum()
-    noise = torch.randn(values.shape, generator=generator, device="cpu").to(values.device)
+    noise = _signs_like(values, generator)
     scale = matched_scale(output, values)
     # Divided by the number of elements, so that the quadratic form is in the unit of the divergence.
     count = max(1, values[0].numel())
     return (values / scale * noise * _over_elements(token_weights, values)).sum() * math.sqrt(2 / count)
+
+
+def _signs_like(values: Tensor, generator: torch.Generator) -> Tensor:
+    """-1 and 1 with equal chances; drawn on the CPU, so that devices agree."""
+    signs = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8)
+    return signs.to(values.device, values.dtype) * 2 - 1
 
 
 def divergence(

@@ -134,7 +134,13 @@ fit_options = _together(
     click.option(
         "--no-fisher", "fisher", flag_value=False, default=True, help="Use no output gradients, inputs only."
     ),
-    click.option("--draws", type=int, default=4, show_default=True, help="Label-free draws per sample."),
+    click.option(
+        "--draws",
+        type=int,
+        default=4,
+        show_default=True,
+        help="Label-free draws per sample, of up to a hundred samples; of more, fewer for each.",
+    ),
     click.option("--holdout", type=float, default=0.2, show_default=True, help="Share kept out of fits."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of everything drawn."),
 )

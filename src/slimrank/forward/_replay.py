@@ -80,8 +80,8 @@ class Replay:
             self._records[index] = record
 
     def _agrees(self, references: Sequence[Mapping[str, Tensor]], outputs: OutputChoice) -> bool:
-        # One batch shows it; which modules share state does not depend on the samples.
-        index = min(self._records)
+        # One batch shows it, the smallest; which modules share state does not depend on the samples.
+        index = min(self._records, key=lambda index: self._batches[index].n_samples)
         try:
             picked = pick_outputs(self._forward(index, self._records[index]), outputs)
         except (BatchesError, OutputError):

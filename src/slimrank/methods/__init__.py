@@ -12,7 +12,14 @@ from slimrank.methods._channel_pruning import (
     removal_by_order,
     removal_by_random,
 )
-from slimrank.methods._curves import Anchor, anchor_points, anchored_curves, layer_curves, relative_curves
+from slimrank.methods._curves import (
+    CEILING,
+    Anchor,
+    anchor_points,
+    anchored_curves,
+    layer_curves,
+    relative_curves,
+)
 from slimrank.methods._isotonic import never_falling
 from slimrank.methods._modules import (
     build_modules,
@@ -34,6 +41,7 @@ from slimrank.methods._table import METHODS, TABLE, Factors, LayerFunctions, Met
 from slimrank.methods._target import Target, metric_roots, weights_target
 
 __all__ = [
+    "CEILING",
     "METHODS",
     "TABLE",
     "Anchor",

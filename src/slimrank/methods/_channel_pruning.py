@@ -17,7 +17,7 @@ from slimrank.records import ChannelOrder, GroupCurve, GroupSpec
 
 # Shares of the units that stay where divergences are measured. More measurements make damages in between more
 # precise; each takes a forward over the held-out samples. Larger groups keep about the last share or more.
-ANCHOR_SHARES = (0.8, 0.55, 0.3, 0.1)
+ANCHOR_SHARES = (0.7, 0.35, 0.1)
 # Numbers of units that are offered, about: more are finer steps for a plan and more work to choose among.
 MAX_COUNTS = 64
 # Where not every number is offered, multiples of this one are: hardware is fast at them.
@@ -219,7 +219,7 @@ def anchor_counts(curve: GroupCurve) -> tuple[int, ...]:
         curve: curve of a group.
 
     Returns:
-        About 0.8, 0.55, 0.3 and 0.1 of the units, without repetition.
+        About 0.7, 0.35 and 0.1 of the units, without repetition.
     """
     n_units, counts = len(curve.order), curve.kept
     nearest = {int(counts[np.abs(counts - share * n_units).argmin()]) for share in ANCHOR_SHARES}

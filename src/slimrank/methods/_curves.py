@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost and damage of a layer at every rank, in every form; damage anchored by measured divergences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,13 +38,10 @@ class Anchor:
     """One measured divergence of a layer.
 
     Attributes:
-        form, rank: what the layer was replaced with.
-        error: its quadratic form E.
+        error: quadratic form E of what the layer was replaced with.
         divergence: measured on held-out samples, everything else as in the original.
     """
 
-    form: Form
-    rank: int
     error: float
     divergence: float
 
@@ -130,52 +127,44 @@ def relative_curves(curves: Sequence[Curve], total: float) -> tuple[Curve, ...]:
     return tuple(replace(curve, damage=curve.error / max(total, _FLOOR)) for curve in curves)
 
 
-def anchor_points(curves: Sequence[Curve], method: Method, macs: int) -> list[tuple[Form, int, float]]:
-    """Where to measure divergences: at a few costs, each in the form with the lowest error there.
+def anchor_points(curves: Sequence[Curve], macs: int) -> list[tuple[Method, Form, int, float]]:
+    """Where to measure divergences: at a few costs, each with the pair that has the lowest error there.
 
     Args:
         curves: curves of one layer.
-        method: the method to anchor.
         macs: MACs of the layer as it stands.
 
     Returns:
-        (form, rank, error), most expensive first, without repetition.
+        (method, form, rank, error), most expensive first, without repetition.
     """
-    of_method = [curve for curve in curves if curve.method == method]
-    points: list[tuple[Form, int, float]] = []
+    points: list[tuple[Method, Form, int, float]] = []
     for ratio in ANCHOR_RATIOS:
-        best: tuple[float, Form, int] | None = None
-        for curve in of_method:
+        best: tuple[float, Method, Form, int] | None = None
+        for curve in curves:
             index = max(int(np.searchsorted(curve.macs, ratio * macs, side="right")) - 1, 0)
-            option = (float(curve.error[index]), curve.form, int(curve.ranks[index]))
+            option = (float(curve.error[index]), curve.method, curve.form, int(curve.ranks[index]))
             if best is None or option[0] < best[0]:
                 best = option
-        if best is not None and (best[1], best[2]) not in [(form, rank) for form, rank, _ in points]:
-            points.append((best[1], best[2], best[0]))
+        if best is not None and best[1:] not in [point[:3] for point in points]:
+            points.append((*best[1:], best[0]))
     return points
 
 
-def anchored_curves(curves: Sequence[Curve], anchors: Mapping[Method, Sequence[Anchor]]) -> tuple[Curve, ...]:
+def anchored_curves(curves: Sequence[Curve], anchors: Sequence[Anchor]) -> tuple[Curve, ...]:
     """Curves with damage in the unit of the measured divergences.
 
-    Within a method, damage is a monotone log-log interpolation of the divergence over the error.
+    Damage is a monotone log-log interpolation of the divergence over the error. All pairs of a layer share
+    it: what follows the layer does not see how its error came about.
 
     Args:
         curves: curves of one layer.
-        anchors: measured divergences by method.
+        anchors: measured divergences.
 
     Returns:
         The curves, damage replaced.
     """
-    return tuple(
-        replace(
-            curve,
-            damage=divergence_over_error(
-                curve.error, [(anchor.error, anchor.divergence) for anchor in anchors[curve.method]]
-            ),
-        )
-        for curve in curves
-    )
+    measured = [(anchor.error, anchor.divergence) for anchor in anchors]
+    return tuple(replace(curve, damage=divergence_over_error(curve.error, measured)) for curve in curves)
 
 
 def divergence_over_error(

@@ -11,7 +11,7 @@ from slimrank.calibrate import evenly_spaced, measure_divergence, reference_outp
 from slimrank.cost import MEMORY
 from slimrank.forward import Batch, Replay, run
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
-from slimrank.records import Curve, LayerSpec, Method, Setting
+from slimrank.records import Curve, LayerSpec, Setting
 from slimrank.surgery import put_back, replace_module
 from slimrank.survey._session import Session
 
@@ -20,6 +20,8 @@ from slimrank.survey._session import Session
 _ANCHOR_MACS = 6e12
 # Held-out samples of a divergence even where these cost more than that.
 _MIN_SAMPLES = 8
+# Samples that tell whether forwards which start at a layer give what whole ones do.
+_CHECK_SAMPLES = 4
 # Rounds in which factors that only serve a measurement are refined; a result's factors take more.
 _ALTERNATIONS = 1
 
@@ -62,9 +64,10 @@ class Anchors:
         per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
         limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))
-        self._batches: list[Batch] = (
-            list(session.feed.stream(evenly_spaced(held_out, limit))) if evaluations else []
-        )
+        indices = evenly_spaced(held_out, limit) if evaluations else []
+        # Apart from the others, a few samples with which every start at a layer is checked.
+        parts = (indices[:_CHECK_SAMPLES], indices[_CHECK_SAMPLES:])
+        self._batches: list[Batch] = [batch for part in parts if part for batch in session.feed.stream(part)]
         self._references = reference_outputs(
             self._model, self._batches, self._outputs, whole=self._likelihood.loss is not None
         )
@@ -117,10 +120,8 @@ class Anchors:
                 results, self._references, self._batches, self._likelihood, self._outputs
             )
 
-    def measure_layer(
-        self, spec: LayerSpec, target: Target, curves: Sequence[Curve]
-    ) -> dict[Method, list[Anchor]]:
-        """Divergences at a few ranks of each method.
+    def measure_layer(self, spec: LayerSpec, target: Target, curves: Sequence[Curve]) -> list[Anchor]:
+        """Divergences with a few pairs in place of a layer.
 
         Args:
             spec: the layer; call in execution order.
@@ -128,22 +129,18 @@ class Anchors:
             curves: of the layer.
 
         Returns:
-            Anchors by method.
+            Anchors.
         """
         layer = self._model.get_submodule(spec.name)
         self.start_at(spec.name)
-        anchors: dict[Method, list[Anchor]] = {}
-        for method in dict.fromkeys(curve.method for curve in curves):
-            for form, rank, error in anchor_points(curves, method, spec.macs):
-                setting = Setting(method=method, form=form, rank=rank)
-                factors, bias = independent_pair(spec, layer, setting, target)
-                new = build_replacement(spec, layer, factors, bias)
+        anchors = []
+        for method, form, rank, error in anchor_points(curves, spec.macs):
+            setting = Setting(method=method, form=form, rank=rank)
+            factors, bias = independent_pair(spec, layer, setting, target)
+            new = build_replacement(spec, layer, factors, bias)
 
-                def change(model: nn.Module, new: nn.Module = new) -> None:
-                    replace_module(model, spec.name, new)
+            def change(model: nn.Module, new: nn.Module = new) -> None:
+                replace_module(model, spec.name, new)
 
-                value = self.divergence_with(change)
-                anchors.setdefault(method, []).append(
-                    Anchor(form=form, rank=rank, error=error, divergence=value)
-                )
+            anchors.append(Anchor(error=error, divergence=self.divergence_with(change)))
         return anchors

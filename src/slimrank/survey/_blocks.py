@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The measurements of blocks that may be dropped, each kept on disk as it is done."""
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from slimrank.calibrate import Feed, evenly_spaced
 from slimrank.fitting import Data, apply_plan
 from slimrank.forward import Batch, digest_batch
-from slimrank.plan import Plan, is_inside, step_of, structure_of
-from slimrank.records import BlockDamage
+from slimrank.methods import CEILING
+from slimrank.plan import Plan, PlanSource, Structure, is_inside, step_of, structure_of
+from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method
 from slimrank.surgery import copy_model
 from slimrank.survey._anchors import Anchors
-from slimrank.survey._curve_files import read_block_damages, read_block_steps, write_block_steps, write_blocks
+from slimrank.survey._curve_files import (
+    Drop,
+    read_block_damages,
+    read_drops,
+    write_blocks,
+    write_drops,
+)
 from slimrank.survey._groups import GroupSurvey
 from slimrank.survey._session import Run
 
@@ -23,78 +29,128 @@ _BLOCK_MACS = 6e12
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
-_MIN_SAMPLES, _MAX_SAMPLES = 32, 128
+_MIN_SAMPLES, _MAX_SAMPLES = 32, 64
+# Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for
+# them are still offered.
+_KEEP = 0.3
+# The last savings of a plan cost more than the mean of all, by such a factor, about; some of it is left for
+# what is not known. A block that asks more for its savings has no part in a plan.
+_LAST_OVER_MEAN = 4.0
+
+# Damage of the best plan without blocks at a keep ratio of the MACs; inf where there is none.
+DamageAt = Callable[[PlanSource, float], float]
 
 
-def measure_blocks(survey: GroupSurvey, run: Run) -> tuple[BlockDamage, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Known:
+    """What is measured before blocks are: enough for plans without them."""
+
+    structure: Structure
+    before: Cost
+    has_bias: bool
+    curves: tuple[Curve, ...]
+    group_curves: tuple[GroupCurve, ...]
+    methods: tuple[Method, ...]
+    block_damages: tuple[BlockDamage, ...] = ()
+    previous: Plan | None = None
+
+
+def measure_blocks(
+    survey: GroupSurvey, known: Known, damage_at: DamageAt, run: Run
+) -> tuple[BlockDamage, ...]:
     """Damages of every block that can be dropped.
 
-    Each is dropped alone first, then together with all that cost less, until nothing is left of the outputs:
-    several blocks of a stage are made up for by the same layers, so their damages alone would not add up.
+    Each is dropped alone first. Those that a plan could drop are then dropped together with all that cost
+    less, until nothing is left of the outputs: several blocks of a stage are made up for by the same layers,
+    so their damages alone would not add up.
 
     Args:
         survey: model, data and map.
+        known: what plans without blocks are made from.
+        damage_at: what these plans cost.
         run: progress, and where measurements are kept.
 
     Returns:
         Damages in the order of the map; none in a data-free study.
     """
-    names, store = tuple(survey.channels.blocks), run.store
+    blocks, store = survey.channels.blocks, run.store
+    names = tuple(blocks)
     if not names or survey.session.options.data_free:
         return ()
     finished = None if store is None else read_block_damages(store, names)
     if finished is not None:
         return finished
-    measured = [] if store is None else read_block_steps(store, names)
-    with run.phases.phase("blocks", _n_steps(names) - len(measured)) as advance:
+    measured = {} if store is None else read_drops(store, names)
+    n_steps = 2 * len(names) - 1
+    with run.phases.phase("blocks", n_steps) as advance:
+        advance(len(measured))
         drops = _Drops(survey)
+        worth = _worth(blocks, known, damage_at)
         limit = _ALL_LOST * survey.session.likelihood.all_lost
-        for dropped in _drops_to_measure(names, measured, limit):
-            measured.append(drops.divergence(dropped))
+        for dropped in _drops_to_measure(names, worth, measured, limit):
+            measured[dropped] = min(drops.divergence(dropped), CEILING)
             if store is not None:
-                write_block_steps(store, names, measured)
+                write_drops(store, names, measured)
             advance(1)
-        # Once nothing is left of the outputs, the others need no run.
-        advance(_n_steps(names) - len(measured))
-    damages = _damages_in_turn(names, measured)
+        # Once nothing is left of the outputs, or nothing is to be won, the others need no run.
+        advance(n_steps - len(measured))
+    damages = _damages_in_turn(names, worth, measured)
     if store is not None:
         write_blocks(store, damages)
     return damages
 
 
-def _n_steps(names: Collection[str]) -> int:
-    """Each alone, then the cheapest two, three, ... together."""
-    return 2 * len(names) - 1
+def _worth(blocks: Mapping[str, BlockSpec], known: Known, damage_at: DamageAt) -> dict[str, float]:
+    """What plans may pay for each block, as damage."""
+    whole, damage = known.before, damage_at(known, _KEEP)
+    shares = {
+        name: max(block.macs / max(whole.macs, 1), block.params / max(whole.params, 1))
+        for name, block in blocks.items()
+    }
+    return {
+        name: damage * min(1.0, _LAST_OVER_MEAN * share / (1 - _KEEP)) if share else 0.0
+        for name, share in shares.items()
+    }
 
 
 def _drops_to_measure(
-    names: Sequence[str], measured: Sequence[float], limit: float
-) -> Iterator[Sequence[str]]:
+    names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float], limit: float
+) -> Iterator[Drop]:
     """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
-    while (step := len(measured)) < _n_steps(names):
-        if step > len(names) and measured[-1] > limit:
+    yield from ((name,) for name in names if (name,) not in measured)
+    rivals = _rivals(names, worth, measured)
+    for count in range(2, len(rivals) + 1):
+        drop = tuple(rivals[:count])
+        if drop in measured:
+            continue
+        if count > 2 and measured[drop[:-1]] > limit:
             return
-        yield (names[step],) if step < len(names) else _cheapest(names, measured)[: step - len(names) + 2]
+        yield drop
 
 
-def _cheapest(names: Sequence[str], measured: Sequence[float]) -> list[str]:
-    """All blocks, by what each alone costs."""
-    return [name for name, _ in sorted(zip(names, measured, strict=False), key=lambda pair: pair[1])]
+def _rivals(names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float]) -> list[str]:
+    """Blocks that plans may drop, by what each alone costs."""
+    rivals = [name for name in names if measured[name,] <= worth[name]]
+    return sorted(rivals, key=lambda name: measured[name,])
 
 
-def _damages_in_turn(names: Sequence[str], measured: Sequence[float]) -> tuple[BlockDamage, ...]:
+def _damages_in_turn(
+    names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float]
+) -> tuple[BlockDamage, ...]:
     """What each block adds to those that cost less, at least what it costs alone.
 
-    Those that would come after everything is lost are charged as much as the last.
+    Those that would come after everything is lost are charged as much as the last, and so are those that no
+    plan should drop before the others.
     """
-    alone = dict(zip(names, measured, strict=False))
-    cheapest = _cheapest(names, measured)
+    rivals = _rivals(names, worth, measured)
     damages, before, added = {}, 0.0, 0.0
-    for name, together in zip_longest(cheapest, (alone[cheapest[0]], *measured[len(names) :])):
+    for count, name in enumerate(rivals, start=1):
+        together = measured.get(tuple(rivals[:count]))
         if together is not None:
             added, before = together - before, max(before, together)
-        damages[name] = max(alone[name], added)
-    return tuple(BlockDamage(block=name, damage=damages[name]) for name in names)
+        damages[name] = max(measured[name,], added)
+    others = {name: max(measured[name,], added) for name in names if name not in damages}
+    return tuple(BlockDamage(block=name, damage=(damages | others)[name]) for name in names)
 
 
 class _Drops:
@@ -103,7 +159,7 @@ class _Drops:
     def __init__(self, survey: GroupSurvey) -> None:
         self._session = survey.session
         self._structure = structure_of(survey.layers.values(), survey.channels)
-        runs = _n_steps(survey.channels.blocks)
+        runs = 2 * len(survey.channels.blocks) - 1
         self._anchors = Anchors(self._session, runs)
         # Each run fits layers up to the last one behind the blocks, and reads held-out samples as well.
         cost = 1.5 * runs * max(self._session.captured.before.macs, 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measurements on disk, each kept as it is done."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -130,26 +130,37 @@ def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, .
     return tuple(curves)
 
 
-# Damages of all blocks once every one is measured; until then, the divergences that are done.
-_DAMAGES, _STEPS = "blocks.safetensors", "blocks-measured.safetensors"
+# Damages of all blocks once every one is measured; until then, what was dropped so far.
+_DAMAGES, _DROPS = "blocks.safetensors", "blocks-dropped.safetensors"
+# Blocks that are dropped together.
+Drop = tuple[str, ...]
 
 
 def _names_tensor(names: Iterable[str]) -> torch.Tensor:
     return text_to_tensor("\n".join(names))
 
 
-def write_block_steps(store: Store, names: Sequence[str], measured: Sequence[float]) -> None:
+def write_drops(store: Store, names: Sequence[str], measured: Mapping[Drop, float]) -> None:
     """Writes the divergences of dropped blocks that are measured so far."""
-    values = torch.tensor(measured, dtype=torch.float64)
-    store.write_tensors(_STEPS, {"measured": values, "names": _names_tensor(names)})
+    dropped = [",".join(str(names.index(name)) for name in drop) for drop in measured]
+    tensors = {
+        "measured": torch.tensor(list(measured.values()), dtype=torch.float64),
+        "names": _names_tensor(names),
+        "dropped": text_to_tensor("\n".join(dropped)),
+    }
+    store.write_tensors(_DROPS, tensors)
 
 
-def read_block_steps(store: Store, names: Sequence[str]) -> list[float]:
+def read_drops(store: Store, names: Sequence[str]) -> dict[Drop, float]:
     """Reads them back; empty where none was measured, or those of other blocks."""
-    if not store.has(_STEPS):
-        return []
-    tensors = store.read_tensors(_STEPS)
-    return tensors["measured"].tolist() if torch.equal(tensors["names"], _names_tensor(names)) else []
+    if not store.has(_DROPS):
+        return {}
+    tensors = store.read_tensors(_DROPS)
+    if not torch.equal(tensors["names"], _names_tensor(names)):
+        return {}
+    lines = bytes(tensors["dropped"].tolist()).decode().splitlines()
+    drops = [tuple(names[int(number)] for number in line.split(",")) for line in lines]
+    return dict(zip(drops, tensors["measured"].tolist(), strict=True))
 
 
 def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:

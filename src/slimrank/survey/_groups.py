@@ -30,7 +30,7 @@ from slimrank.survey._curve_files import read_group, write_group
 from slimrank.survey._session import Run, Session
 
 # Measured divergences per group, as ``methods`` places them; only sizes the share of held-out samples.
-_ANCHORS = 4
+_ANCHORS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,22 +98,27 @@ class GroupSurvey:
         }
 
 
-def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
+def stored_groups(survey: GroupSurvey, run: Run) -> dict[int, GroupCurve]:
+    """Curves that an earlier run left, by index of the group."""
+    if run.store is None:
+        return {}
+    found = {index: read_group(run.store, index, group) for index, group in survey.slimmable.items()}
+    return {index: curve for index, curve in found.items() if curve is not None}
+
+
+def measure_groups(survey: GroupSurvey, moments: Mapping[str, Moments], run: Run) -> tuple[GroupCurve, ...]:
     """Curves of every group that can be slimmed.
 
     Args:
         survey: model, data and map.
+        moments: of inputs by layer, as far as they were gathered before.
         run: progress, and where measurements are kept.
 
     Returns:
         Curves in the order of the map.
     """
     slimmable, store = survey.slimmable, run.store
-    curves: dict[int, GroupCurve] = {}
-    if store is not None:
-        curves = {
-            index: stored for index, group in slimmable.items() if (stored := read_group(store, index, group))
-        }
+    curves = stored_groups(survey, run)
     rest = {index: group for index, group in slimmable.items() if index not in curves}
     if survey.session.options.data_free:
         for index, group in rest.items():
@@ -122,7 +127,7 @@ def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
     # Sized for all groups, also those of an earlier run: where that stopped must not change the numbers.
     anchors = Anchors(survey.session, _ANCHORS * len(slimmable) if rest else 0)
     trim = Trimmer(MEMORY.freed)
-    for chunk in group_chunks(survey, rest, run.collecting(survey.session)):
+    for chunk in group_chunks(survey, rest, run.collecting(survey.session), moments):
         with run.phases.phase("groups", len(chunk.indices)) as advance:
             for index in chunk.indices:
                 curves[index] = _curve(survey, rest[index], chunk.moments, anchors, run)
@@ -134,7 +139,10 @@ def measure_groups(survey: GroupSurvey, run: Run) -> tuple[GroupCurve, ...]:
 
 
 def group_chunks(
-    survey: GroupSurvey, groups: Mapping[int, GroupSpec], collecting: Collecting
+    survey: GroupSurvey,
+    groups: Mapping[int, GroupSpec],
+    collecting: Collecting,
+    moments: Mapping[str, Moments] | None = None,
 ) -> Iterator[Chunk]:
     """Moments that groups need, for as many groups at a time as fit into memory.
 
@@ -142,6 +150,7 @@ def group_chunks(
         survey: model, data and map.
         groups: by their index in the map.
         collecting: opened around each pass over the samples, as in ``moment_chunks``.
+        moments: by layer, as far as they were gathered before.
 
     Returns:
         Chunks of the groups, in the same order; without moments where the study has no data.
@@ -155,6 +164,7 @@ def group_chunks(
         seed=session.options.seed,
         max_bytes=MEMORY.group_moments,
         collecting=collecting,
+        known=moments,
     )
 
 

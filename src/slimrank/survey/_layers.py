@@ -23,12 +23,24 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_layer, write_layer
 from slimrank.survey._session import Run, Session
 
-# Measured divergences per method of a layer, as ``methods`` places them; only sizes the share of samples.
-_ANCHORS = 4
+# Measured divergences per layer, as ``methods`` places them; only sizes the share of samples.
+_ANCHORS = 3
+
+
+def stored_curves(layers: Sequence[LayerSpec], run: Run) -> dict[int, tuple[Curve, ...]]:
+    """Curves that an earlier run left, by index of the layer."""
+    if run.store is None:
+        return {}
+    found = {index: read_layer(run.store, index, spec) for index, spec in enumerate(layers) if spec.methods}
+    return {index: curves for index, curves in found.items() if curves}
 
 
 def measure_layers(
-    session: Session, layers: Sequence[LayerSpec], grams: Mapping[str, Tensor], run: Run
+    session: Session,
+    layers: Sequence[LayerSpec],
+    grams: Mapping[str, Tensor],
+    moments: Mapping[str, Moments],
+    run: Run,
 ) -> dict[int, tuple[Curve, ...]]:
     """Curves of every layer that a pair may replace.
 
@@ -36,27 +48,21 @@ def measure_layers(
         session: model, data and options.
         layers: all of them, in execution order.
         grams: (C_out, C_out) second moments of output gradients by layer; may lack some.
+        moments: of inputs by layer, as far as they were gathered before.
         run: progress, and where measurements are kept and found again.
 
     Returns:
         Curves by index of the layer; a layer that no sample reaches has none.
     """
-    compressible = {index: spec for index, spec in enumerate(layers) if spec.methods}
-    curves: dict[int, tuple[Curve, ...]] = {}
-    if run.store is not None:
-        curves = {
-            index: stored
-            for index, spec in compressible.items()
-            if (stored := read_layer(run.store, index, spec))
-        }
-    rest = {index: spec for index, spec in compressible.items() if index not in curves}
+    curves = stored_curves(layers, run)
+    rest = {index: spec for index, spec in enumerate(layers) if spec.methods and index not in curves}
     if session.options.data_free:
         return curves | _weight_curves(session, rest, run)
     # Sized for all layers, also those of an earlier run: where that stopped must not change the numbers.
-    evaluations = sum(_ANCHORS * len(spec.methods) for spec in layers) if rest else 0
+    evaluations = _ANCHORS * sum(1 for spec in layers if spec.methods) if rest else 0
     anchors = Anchors(session, evaluations)
     trim = Trimmer(MEMORY.freed)
-    for chunk in layer_chunks(session, rest, run.collecting(session)):
+    for chunk in layer_chunks(session, rest, run.collecting(session), moments):
         with run.phases.phase("curves", len(chunk.indices)) as advance:
             for index in chunk.indices:
                 spec = rest[index]
@@ -78,7 +84,10 @@ def measure_layers(
 
 
 def layer_chunks(
-    session: Session, layers: Mapping[int, LayerSpec], collecting: Collecting
+    session: Session,
+    layers: Mapping[int, LayerSpec],
+    collecting: Collecting,
+    moments: Mapping[str, Moments] | None = None,
 ) -> Iterator[Chunk]:
     """Moments of the inputs of layers, as many at a time as fit into memory.
 
@@ -86,6 +95,7 @@ def layer_chunks(
         session: model, data and options.
         layers: by their index in the study.
         collecting: opened around each pass over the samples, as in ``moment_chunks``.
+        moments: by layer, as far as they were gathered before.
 
     Returns:
         Chunks of the layers, in the same order.
@@ -97,6 +107,7 @@ def layer_chunks(
         seed=session.options.seed,
         max_bytes=MEMORY.layer_moments,
         collecting=collecting,
+        known=moments,
     )
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from slimrank._names import listed
-from slimrank.calibrate import GradientOptions, collect_gradients
+from slimrank.calibrate import GradientOptions, collect_gradients, fit_together
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
-from slimrank.cost import row_width, rows_available
+from slimrank.cost import MEMORY, row_width, rows_available
+from slimrank.linalg import Moments
+from slimrank.plan import structure_of
 from slimrank.records import (
     PRUNING,
     BlockDamage,
@@ -24,10 +26,10 @@ from slimrank.records import (
     Note,
     replaces_groups,
 )
-from slimrank.survey._blocks import measure_blocks
+from slimrank.survey._blocks import DamageAt, Known, measure_blocks
 from slimrank.survey._curve_files import GRADIENT_FILE
-from slimrank.survey._groups import GroupSurvey, measure_groups
-from slimrank.survey._layers import measure_layers
+from slimrank.survey._groups import GroupSurvey, measure_groups, stored_groups
+from slimrank.survey._layers import layer_chunks, measure_layers, stored_curves
 from slimrank.survey._session import Run, Session
 
 # Rows per column below which the user is told to give more samples: such second moments are poor estimates.
@@ -99,12 +101,13 @@ def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Mappin
     return grams
 
 
-def measure(session: Session, run: Run) -> Measured:
+def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
     """Curves of every compressible layer, group and block.
 
     Args:
         session: model, data and options.
         run: progress, and where measurements are kept and found again.
+        damage_at: what plans without blocks cost, which tells whether blocks are worth measuring.
 
     Returns:
         Layers, curves, gradients and notes.
@@ -123,26 +126,54 @@ def measure(session: Session, run: Run) -> Measured:
         layers = [_unless_unreached(spec, grams) for spec in layers]
         channels = _without_unreached(channels, names, grams)
     check_compressible(_with_groups(layers, channels), session.original)
-    curves = measure_layers(session, layers, grams, run)
+    survey = GroupSurvey(
+        session=session, layers={spec.name: spec for spec in layers}, channels=channels, grams=grams
+    )
+    moments = _moments_of_all(survey, layers, run)
+    curves = measure_layers(session, layers, grams, moments, run)
     notes = [_DATA_FREE] if options.data_free else _row_notes(session, layers)
     layers = [
         spec if index in curves or not spec.methods else replace(spec, methods=(), reason=_NO_SAMPLE)
         for index, spec in enumerate(layers)
     ]
-    survey = GroupSurvey(
-        session=session, layers={spec.name: spec for spec in layers}, channels=channels, grams=grams
+    survey = replace(survey, layers={spec.name: spec for spec in layers})
+    group_curves = measure_groups(survey, moments, run)
+    moments.clear()
+    pairs = tuple(curve for index in sorted(curves) for curve in curves[index])
+    known = Known(
+        structure=structure_of(_with_groups(layers, channels), channels),
+        before=session.captured.before,
+        has_bias=options.has_bias,
+        curves=pairs,
+        group_curves=group_curves,
+        methods=options.methods,
     )
-    group_curves = measure_groups(survey, run)
-    block_damages = measure_blocks(survey, run)
+    block_damages = measure_blocks(survey, known, damage_at, run)
     return Measured(
         layers=tuple(_with_groups(layers, channels)),
         channels=channels,
-        curves=tuple(curve for index in sorted(curves) for curve in curves[index]),
+        curves=pairs,
         group_curves=group_curves,
         block_damages=block_damages,
         grams=grams,
         notes=(*notes, *survey.notes()),
     )
+
+
+def _moments_of_all(survey: GroupSurvey, layers: Sequence[LayerSpec], run: Run) -> dict[str, Moments]:
+    """Input moments of all that is left to measure, from one pass; none where they cannot be held at once."""
+    session = survey.session
+    if session.options.data_free:
+        return {}
+    is_stored, groups = stored_curves(layers, run), stored_groups(survey, run)
+    needed = {index: spec for index, spec in enumerate(layers) if spec.methods and index not in is_stored}
+    for index, group in survey.slimmable.items():
+        if index not in groups:
+            needed |= survey.layers_needed(group)
+    if not needed or not fit_together(needed.values(), MEMORY.layer_moments):
+        return {}
+    chunk = next(layer_chunks(session, dict(sorted(needed.items())), run.collecting(session)))
+    return dict(chunk.moments)
 
 
 def _channels_of(session: Session, run: Run) -> ChannelMap:

@@ -25,7 +25,7 @@ class Options:
         skip: layer-name globs to leave alone.
         likelihood: how outputs are read, or "auto"; of all, or of each.
         fisher: gather output gradients.
-        draws: label-free draws per sample.
+        draws: label-free draws per sample, of up to a hundred samples; of more, fewer for each.
         holdout: share of the samples kept out of fits.
         data_free: use weights only.
         channel_order: by what channels of a group go first.

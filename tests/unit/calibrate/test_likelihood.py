@@ -417,16 +417,20 @@ def test_the_fisher_form_is_the_divergence_of_a_small_change(name: str, rng: tor
     assert sum(both) / 2 == pytest.approx(expected, rel=0.03)
 
 
-def test_the_loss_is_summed_over_samples_and_positions(rng: torch.Generator) -> None:
-    # With one sure class nothing is left to chance.
+def test_the_loss_is_summed_over_samples_and_positions() -> None:
+    # Of two classes as likely as each other, each position gives 1 / sqrt(p), whatever the signs.
+    even = torch.tensor([0.5, 0.5]).expand(4, 6, 2)
+    gradient = _gradients(_likelihood("categorical", is_probability=True), even)
+    torch.testing.assert_close(gradient.abs(), torch.full((4, 6, 2), math.sqrt(2)))
     sure = torch.tensor([50.0, 0.0, 0.0]).expand(4, 6, 3)
-    likelihood = _likelihood("categorical", is_probability=True)
-    values = torch.tensor([0.5, 0.5]).expand(4, 6, 2)
-    loss = sampled_loss(likelihood, {"": values}, rng, None)
-    assert loss.item() == pytest.approx(24 * math.log(2), rel=1e-5)
-    assert sampled_loss(_likelihood("categorical"), {"": sure}, rng, None).item() == pytest.approx(
-        0, abs=1e-6
-    )
+    assert _gradients(_likelihood("categorical"), sure).abs().max() < 1e-6
+
+
+def test_one_draw_tells_of_every_class() -> None:
+    # Drawn labels would leave out the classes that hardly ever come up.
+    logits = torch.tensor([8.0, 0.0, 1.0, -1.0]).expand(1, 4)
+    gradient, p = _gradients(_likelihood("categorical"), logits)[0], logits[0].softmax(0)
+    assert (gradient[1:].abs() > 0.9 * (p - p.square()).sqrt()[1:]).all()
 
 
 def test_classes_of_maps_are_drawn_along_the_second_dimension(rng: torch.Generator) -> None:
@@ -458,12 +462,18 @@ def test_half_precision_outputs_go_through(rng: torch.Generator) -> None:
     assert _gradients(_likelihood("categorical"), values).dtype == torch.bfloat16
 
 
-def test_losses_of_several_outputs_add_up(rng: torch.Generator) -> None:
+def test_losses_of_several_outputs_add_up() -> None:
     model = _one(_likelihood("categorical", is_probability=True))
-    likelihood = Likelihood(outputs={"a": model, "b": model})
     tensors = {"a": torch.full((3, 2), 0.5), "b": torch.full((3, 4), 0.25)}
-    loss = sampled_loss(likelihood, tensors, rng, None)
-    assert loss.item() == pytest.approx(3 * math.log(2) + 3 * math.log(4), rel=1e-5)
+    together = sampled_loss(
+        Likelihood(outputs={"a": model, "b": model}), tensors, torch.Generator().manual_seed(3), None
+    )
+    generator = torch.Generator().manual_seed(3)
+    apart = [
+        sampled_loss(Likelihood(outputs={name: model}), {name: tensors[name]}, generator, None).item()
+        for name in ("a", "b")
+    ]
+    assert together.item() == pytest.approx(sum(apart), rel=1e-5)
 
 
 def test_without_outputs_there_is_no_loss(rng: torch.Generator) -> None:

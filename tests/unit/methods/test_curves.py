@@ -62,12 +62,12 @@ def _curve(
 
 
 def _anchor(error: float, divergence: float) -> Anchor:
-    return Anchor(form="linear", rank=1, error=error, divergence=divergence)
+    return Anchor(error=error, divergence=divergence)
 
 
 def _damage(error: Sequence[float], *anchors: tuple[float, float]) -> list[float]:
     points = [_anchor(*anchor) for anchor in anchors]
-    (curve,) = anchored_curves([_curve(error)], {"weight_svd": points})
+    (curve,) = anchored_curves([_curve(error)], points)
     return curve.damage.tolist()
 
 
@@ -149,26 +149,29 @@ def test_relative_damage_is_a_share_of_all() -> None:
 
 def test_anchors_lie_at_shares_of_the_cost() -> None:
     curve = _curve([100.0 - rank for rank in range(1, 11)])
-    assert anchor_points([curve], "weight_svd", 100) == [
-        ("linear", 5, 95.0),
-        ("linear", 2, 98.0),
+    assert anchor_points([curve], 100) == [
+        ("weight_svd", "linear", 5, 95.0),
+        ("weight_svd", "linear", 2, 98.0),
         # Below the cheapest pair: the cheapest pair.
-        ("linear", 1, 99.0),
+        ("weight_svd", "linear", 1, 99.0),
     ]
+    # One pair is measured once.
+    assert anchor_points([_curve([5.0], [60])], 100) == [("weight_svd", "linear", 1, 5.0)]
 
 
-def test_anchors_take_the_better_form_at_each_cost() -> None:
+def test_anchors_take_the_best_pair_at_each_cost() -> None:
     first = _curve([9.0, 5.0, 1.0], [10, 40, 70], form="kxk_1x1")
     second = _curve([8.0, 6.0, 2.0], [10, 40, 70], form="1x1_kxk")
-    other = _curve([0.0, 0.0, 0.0], [10, 40, 70], method="spatial_svd", form="v_h")
-    assert anchor_points([first, second, other], "weight_svd", 100) == [
-        ("kxk_1x1", 2, 5.0),
-        ("1x1_kxk", 1, 8.0),
+    other = _curve([7.0, 6.0, 0.0], [10, 40, 70], method="spatial_svd", form="v_h")
+    assert anchor_points([first, second, other], 100) == [
+        ("weight_svd", "kxk_1x1", 2, 5.0),
+        ("spatial_svd", "v_h", 1, 7.0),
     ]
 
 
-def test_a_method_without_curves_has_no_anchors() -> None:
-    assert anchor_points([_curve([1.0])], "spatial_svd", 100) == []
+def test_a_layer_without_curves_has_no_anchors() -> None:
+    assert anchor_points([], 100) == []
+    assert anchored_curves([], []) == ()
 
 
 # --- damage between the measurements ---
@@ -231,10 +234,7 @@ def test_an_output_that_broke_is_very_large_damage_not_infinite() -> None:
     assert damage[-1] == pytest.approx(0.1)
 
 
-def test_methods_have_anchors_of_their_own() -> None:
-    curves = [_curve([1.0]), _curve([1.0], method="spatial_svd", form="v_h")]
-    anchors = {
-        "weight_svd": [_anchor(1.0, 2.0)],
-        "spatial_svd": [Anchor(form="v_h", rank=1, error=1.0, divergence=7.0)],
-    }
+def test_all_pairs_of_a_layer_share_what_was_measured() -> None:
+    curves = [_curve([1.0]), _curve([3.0], method="spatial_svd", form="v_h")]
+    anchors = [_anchor(1.0, 2.0), _anchor(3.0, 7.0)]
     assert [c.damage.item() for c in anchored_curves(curves, anchors)] == pytest.approx([2.0, 7.0])

@@ -61,7 +61,7 @@ def labelled(images: list[Tensor], nets: ModuleType) -> list[tuple[Tensor, Tenso
 @pytest.fixture
 def damaged(images: list[Tensor], nets: ModuleType) -> sr.Result:
     study = sr.study(net(nets), images[:3], methods=FACTORS, progress=False)
-    return study.apply(study.plan(macs=0.15))
+    return study.apply(study.plan(macs=0.25))
 
 
 def right(model: nn.Module, labelled: list[tuple[Tensor, Tensor]]) -> float:
@@ -114,7 +114,7 @@ def test_after_each_layer(
     images: list[Tensor], labelled: list[tuple[Tensor, Tensor]], nets: ModuleType
 ) -> None:
     study = sr.study(net(nets), images[:3], methods=FACTORS, progress=False)
-    plan = study.plan(macs=0.15)
+    plan = study.plan(macs=0.25)
     seen: dict[str, list[Epoch]] = {}
 
     def tune(model: nn.Module, name: str) -> None:

@@ -528,6 +528,14 @@ def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | No
 # --- other values inside ---
 
 
+def keep_diagonals_above(monkeypatch: pytest.MonkeyPatch, n_outputs: int) -> None:
+    """Of layers with more outputs, second moments of gradients are diagonals, as for large vocabularies.
+
+    Patched: the limit, which only layers too large for a test exceed.
+    """
+    monkeypatch.setattr(_gradients, "MAX_METRIC_WIDTH", n_outputs)
+
+
 def replace_sampled_loss(monkeypatch: pytest.MonkeyPatch, loss: Callable[..., Tensor]) -> None:
     """Gradients are those of this loss, to compare with gradients worked out by hand.
 

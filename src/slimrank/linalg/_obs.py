@@ -19,7 +19,7 @@ from torch import Tensor
 
 from slimrank._errors import OptionError, ShapeError
 from slimrank.linalg._moments import Moments, ridge_of
-from slimrank.linalg._psd import cholesky_psd
+from slimrank.linalg._psd import cholesky_psd, times_root
 
 # Moments of so many columns are inverted as they are; to order the units of wider ones, their taps are
 # averaged to one column per unit. More would be exact for more layers: 8192 columns take 0.5 GB per matrix.
@@ -47,8 +47,9 @@ class Consumer:
     Attributes:
         weight: (O, D) float64.
         moments: of its D inputs, centred: its bias makes up for the means.
-        root: (Q, Q) float64, G^(1/2), in an absolute scale: damages of several consumers are added. O is Q,
-            or a multiple of it where each of the Q outputs has that many rows, one after the other.
+        root: (Q, Q) float64, G^(1/2), or (Q,) where it is diagonal, in an absolute scale: damages of several
+            consumers are added. O is Q, or a multiple of it where each of the Q outputs has that many rows,
+            one after the other.
         unit_of: (D,) int64, unit of each column; -1 where it always stays.
     """
 
@@ -60,7 +61,7 @@ class Consumer:
     @property
     def weighted(self) -> Tensor:
         """(O, D) float64: G^(1/2) W."""
-        return (self.root @ self.weight.reshape(len(self.root), -1)).view(self.weight.shape)
+        return times_root(self.root, self.weight.reshape(len(self.root), -1)).view(self.weight.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from slimrank.linalg._moments import Moments
-from slimrank.linalg._psd import cholesky_psd
+from slimrank.linalg._psd import cholesky_psd, times_root
 
 
 def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[Tensor, Tensor]:
@@ -50,13 +50,14 @@ def project_pair(
 
     Args:
         dense: (O, D) float64, the weight W.
-        basis: (O, R) float64 from ``output_basis(root @ dense, ...)``.
+        basis: (O, R) float64 from ``output_basis(G^(1/2) W, ...)``.
         rank: at most R.
-        root: (O, O) float64, G^(1/2).
-        inverse_root: (O, O) float64, G^(-1/2).
+        root: (O, O) float64, G^(1/2); (O,) where it is diagonal.
+        inverse_root: like it, G^(-1/2).
 
     Returns:
         ``first`` (rank, D) and ``second`` (O, rank), float64: ``second @ first = G^(-1/2) U U^T G^(1/2) W``.
     """
     leading = basis[:, :rank]
-    return (leading.T @ root) @ dense, inverse_root @ leading
+    left = leading.T @ root if root.ndim == 2 else leading.T * root
+    return left @ dense, times_root(inverse_root, leading)

@@ -16,6 +16,7 @@ from slimrank.linalg import (
     output_basis,
     project_pair,
     refine_split,
+    times_root,
 )
 from slimrank.methods._target import ClosedForm, SharedKernel, Target
 from slimrank.records import Form, LayerSpec, Setting
@@ -86,7 +87,7 @@ def true_error(target: Target, weight: Tensor) -> float:
     Returns:
         ``1/2 tr((W - W')^T G (W - W') H)``.
     """
-    return float(target.moments.diagonal_of(target.root @ (target.dense - weight)).sum() / 2)
+    return float(target.moments.diagonal_of(times_root(target.root, target.dense - weight)).sum() / 2)
 
 
 def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternations: int) -> Pair:
@@ -112,7 +113,7 @@ def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternat
     factors = fit_split(goal, moment, kernel.first[:rank], split)
     if alternations:
         factors = refine_split(goal, moment, factors, split, alternations=alternations)
-    second = torch.einsum("uo,ors->urs", target.inverse_root, factors.second)
+    second = times_root(target.inverse_root, factors.second.flatten(1)).view_as(factors.second)
     return _balanced(form, factors.first, second)
 
 

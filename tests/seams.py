@@ -515,6 +515,14 @@ def limit_onnx_files(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     monkeypatch.setattr(_onnx, "_MAX_WEIGHT_BYTES", n_bytes)
 
 
+def fold_taps_from(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Consumers of more columns are ordered by one column per unit, and the ridge is left out in float32.
+
+    Patched: the limit, which only layers too large for a test exceed.
+    """
+    monkeypatch.setattr(_obs, "_MAX_EXACT_COLUMNS", columns)
+
+
 def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | None = None) -> None:
     """Consumers of more columns than this are too wide to invert, as only huge layers are.
 

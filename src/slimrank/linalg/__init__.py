@@ -8,8 +8,10 @@ from slimrank.linalg._obs import Consumer, Removal, removal_errors, removal_orde
 from slimrank.linalg._output_basis import output_basis, project_pair
 from slimrank.linalg._psd import cholesky_psd, square_roots, times_root
 from slimrank.linalg._split_pair import (
+    RidgedRows,
     Split,
     SplitFactors,
+    SplitMoments,
     fit_split,
     initial_first_factor,
     nested_errors,
@@ -22,8 +24,10 @@ __all__ = [
     "MomentSums",
     "Moments",
     "Removal",
+    "RidgedRows",
     "Split",
     "SplitFactors",
+    "SplitMoments",
     "cholesky_psd",
     "diagonal_blocks",
     "fit_split",

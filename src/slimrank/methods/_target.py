@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slimrank.linalg import Moments, Split, square_roots, times_root
+from slimrank.linalg import Moments, Split, SplitMoments, square_roots, times_root
 from slimrank.records import Form
 
 # Share of the mean eigenvalue that is added to each eigenvalue of the second moment of output gradients. More
@@ -27,7 +27,7 @@ class SharedKernel:
     """Decomposition of a form that shares the kernel: see ``initial_first_factor``."""
 
     split: Split
-    moment: Tensor
+    moment: SplitMoments
     weighted: Tensor
     goal: Tensor
     first: Tensor
@@ -54,7 +54,7 @@ class Target:
     ridge: float
     closed_form: ClosedForm | None = field(default=None, init=False)
     shared_kernels: dict[Form, SharedKernel] = field(default_factory=dict, init=False)
-    ridged: Tensor | None = field(default=None, init=False)
+    ridged: SplitMoments | None = field(default=None, init=False)
 
     @property
     def weighted(self) -> Tensor:

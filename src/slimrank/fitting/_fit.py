@@ -124,7 +124,7 @@ def _fitted(
     if setting is None:
         return Fit(factors=target.dense, bias=mean_out - target.dense @ mean_in, kind=kind)
     factors = fit_factors(spec, setting, target, alternations=alternations)
-    return Fit(factors=factors, bias=mean_out - factors.weight(spec) @ mean_in, kind=kind)
+    return Fit(factors=factors, bias=mean_out - factors.outputs(spec, mean_in), kind=kind)
 
 
 def _error(

@@ -43,6 +43,25 @@ def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
     return root, inverse
 
 
+# Numbers in a weight above which its product with a root is in float32: in float64, such a product would take
+# a quarter of a minute and another gigabyte. It holds what measures errors, not what becomes a weight.
+EXACT_NUMBERS = 2**25
+
+
+def weighted_by(root: Tensor, weight: Tensor) -> Tensor:
+    """Weight with the output metric multiplied in.
+
+    Args:
+        root: (Q, Q), or (Q,) where it is diagonal, float64.
+        weight: (O, D) float64; O is Q or a multiple of it.
+
+    Returns:
+        (O, D) float64; float32 above 2^25 numbers.
+    """
+    dtype = torch.float32 if weight.numel() > EXACT_NUMBERS else weight.dtype
+    return times_root(root.to(dtype), weight.to(dtype).reshape(len(root), -1)).view(weight.shape)
+
+
 def times_root(root: Tensor, matrix: Tensor) -> Tensor:
     """Product of a root from ``square_roots`` and a matrix.
 

@@ -19,6 +19,7 @@ from slimrank.linalg import (
     project_pair,
     refine_split,
     times_root,
+    weighted_by,
 )
 from slimrank.methods._target import ClosedForm, SharedKernel, Target
 from slimrank.records import Form, LayerSpec, Setting
@@ -63,6 +64,13 @@ class Pair:
         """See ``effective_weight``."""
         return effective_weight(spec, self)
 
+    def outputs(self, spec: LayerSpec, row: Tensor) -> Tensor:
+        """Its outputs for one row of inputs, (D,) -> (O,): ``weight(spec) @ row``, which is never formed."""
+        split, columns = _arrangement(spec, self.form, row.device)
+        inputs = row[columns].view(split.channels, split.first_taps, split.second_taps)
+        inner = torch.einsum("pif,ifs->ps", self.first, inputs)
+        return torch.einsum("ops,ps->o", self.second, inner)
+
 
 def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:
     """Error of a form at every rank, from one decomposition.
@@ -95,7 +103,7 @@ def true_error(target: Target, weight: Tensor) -> float:
     Returns:
         ``1/2 tr((W - W')^T G (W - W') H)``.
     """
-    difference = times_root(target.root, target.dense - weight)
+    difference = weighted_by(target.root, target.dense - weight)
     return float(target.moments.diagonal_of(difference.to(_product_dtype(target))).sum() / 2)
 
 

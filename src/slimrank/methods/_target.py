@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slimrank.linalg import Moments, Split, SplitMoments, square_roots, times_root
+from slimrank.linalg import Moments, Split, SplitMoments, square_roots, weighted_by
 from slimrank.records import Form
 
 # Share of the mean eigenvalue that is added to each eigenvalue of the second moment of output gradients. More
@@ -58,8 +58,8 @@ class Target:
 
     @property
     def weighted(self) -> Tensor:
-        """(O, D) float64: G^(1/2) W."""
-        return times_root(self.root, self.dense)
+        """(O, D): G^(1/2) W; float64, of very large weights float32."""
+        return weighted_by(self.root, self.dense)
 
 
 def metric_roots(gram: Tensor | None, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -117,6 +117,8 @@ def test_the_effective_weight_is_what_the_modules_compute(
     units = torch.eye(target.dense.shape[1], dtype=torch.float64).view(-1, *spec.weight_shape[1:])
     computed = modules(units).flatten(1).T
     torch.testing.assert_close(computed, effective_weight(spec, pair), rtol=1e-5, atol=1e-5)
+    row = torch.randn(effective_weight(spec, pair).shape[1], dtype=torch.float64, generator=rng)
+    torch.testing.assert_close(pair.outputs(spec, row), effective_weight(spec, pair) @ row)
 
 
 @_grid

@@ -68,7 +68,7 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
-from slimrank.linalg import _obs, _split_pair
+from slimrank.linalg import _obs, _output_basis, _psd, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
@@ -515,6 +515,23 @@ def limit_onnx_files(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
     monkeypatch.setattr(_onnx, "_MAX_WEIGHT_BYTES", n_bytes)
 
 
+def round_weights_above(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    """Larger weights are multiplied in float32, as only huge ones are.
+
+    Patched: the limit in both files that read it.
+    """
+    monkeypatch.setattr(_psd, "EXACT_NUMBERS", numbers)
+    monkeypatch.setattr(_output_basis, "EXACT_NUMBERS", numbers)
+
+
+def fold_taps_from(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Consumers of more columns are ordered by one column per unit, and the ridge is left out in float32.
+
+    Patched: the limit, which only layers too large for a test exceed.
+    """
+    monkeypatch.setattr(_obs, "_MAX_EXACT_COLUMNS", columns)
+
+
 def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | None = None) -> None:
     """Consumers of more columns than this are too wide to invert, as only huge layers are.
 
@@ -526,6 +543,14 @@ def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | No
 
 
 # --- other values inside ---
+
+
+def keep_diagonals_above(monkeypatch: pytest.MonkeyPatch, n_outputs: int) -> None:
+    """Of layers with more outputs, second moments of gradients are diagonals, as for large vocabularies.
+
+    Patched: the limit, which only layers too large for a test exceed.
+    """
+    monkeypatch.setattr(_gradients, "MAX_METRIC_WIDTH", n_outputs)
 
 
 def replace_sampled_loss(monkeypatch: pytest.MonkeyPatch, loss: Callable[..., Tensor]) -> None:

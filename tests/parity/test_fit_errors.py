@@ -106,7 +106,7 @@ def test_predicted_error_is_the_measured_one(
         mean_out = target.dense @ target.moments.mean + layer.bias
         bias = mean_out - weight @ target.moments.mean
         modules = nn.Sequential(*build_modules(spec, layer, pair, bias))
-        difference = output_rows(spec, modules(x) - layer(x)) @ target.root
+        difference = output_rows(spec, modules(x) - layer(x)) @ target.root.T
         measured = float(difference.square().sum(1).mean()) / 2
         predicted = float(target.moments.gram(target.root @ (target.dense - weight)).trace()) / 2
         # Both on un-ridged moments; the moments are sums of float32 products.
@@ -122,7 +122,7 @@ def test_the_error_of_nothing_is_the_variance_of_the_outputs(
     name: str, form: Form, rng: torch.Generator
 ) -> None:
     layer, spec, x, target = _problem(name, 1e-9, rng)
-    rows = output_rows(spec, layer(x)) @ target.root
+    rows = output_rows(spec, layer(x)) @ target.root.T
     variance = float((rows - rows.mean(0)).square().sum(1).mean()) / 2
     assert float(error_by_rank(spec, form, target)[0]) == pytest.approx(variance, rel=1e-4)
 

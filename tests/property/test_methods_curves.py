@@ -11,7 +11,7 @@ from torch import nn
 
 from slimrank.capture import describe_layers
 from slimrank.cost import FORM_ROWS, forms_of, max_rank, pair_costs
-from slimrank.linalg import MomentSums
+from slimrank.linalg import MomentSums, times_root
 from slimrank.methods import (
     METHODS,
     Anchor,
@@ -61,7 +61,7 @@ def _problems(draw: st.DrawFn) -> tuple[LayerSpec, Form, Target]:
 
 def _ridged_error(target: Target, weight: torch.Tensor) -> float:
     """In the measure that the fit works in."""
-    difference = target.root @ (target.dense - weight)
+    difference = times_root(target.root, target.dense - weight)
     return float((difference @ target.moments.ridged(target.ridge) * difference).sum()) / 2
 
 

@@ -14,6 +14,7 @@ from slimrank.calibrate._feed import Feed
 from slimrank.calibrate._moments import layer_seed
 from slimrank.calibrate._output_model import Likelihood
 from slimrank.calibrate._rows import output_rows, token_mask
+from slimrank.cost import MAX_METRIC_WIDTH
 from slimrank.forward import OutputChoice, pick_outputs, run, tap_layers
 from slimrank.linalg import gram
 from slimrank.records import LayerSpec
@@ -71,7 +72,8 @@ def collect_gradients(
         advance: called with the number of samples of every micro-batch that is done.
 
     Returns:
-        (C_out, C_out) float32 by layer name; layers that no gradient reaches are left out.
+        (C_out, C_out) float32 by layer name, or (C_out,), the diagonal, of more than 8192 outputs; layers
+        that no gradient reaches are left out.
 
     Raises:
         GradientError: the outputs have no gradient path to any layer.
@@ -180,7 +182,8 @@ def _gradient_hook(
             weight = len(rows) / n_rows
             rows = rows[chosen]
         rows = rows.float() / scale
-        product = gram(rows).double() * weight
+        is_wide = rows.shape[1] > MAX_METRIC_WIDTH
+        product = (rows.square().sum(0) if is_wide else gram(rows)).double() * weight
         if spec.name in sums:
             sums[spec.name] += product
         else:

@@ -6,6 +6,9 @@ from slimrank.records import LayerSpec
 
 # Up to here a (D, D) float64 matrix of moments takes at most 0.5 GB; of wider layers a few rows are stored.
 MAX_GRAM_WIDTH = 8192
+# Up to here second moments of output gradients are kept as a (C_out, C_out) matrix; of more outputs, such as
+# scores of a vocabulary, only the diagonal: for softmax over many classes it is all but the whole.
+MAX_METRIC_WIDTH = 8192
 # More rows make the moments more precise and take longer to sum; ten per column is what they need.
 _MAX_ROWS_PER_COLUMN = 20
 # Narrow layers get more than that, since their rows take next to no time.

@@ -134,7 +134,7 @@ def _fitted(
     if setting is None:
         return Fit(factors=target.dense, bias=mean_out - target.dense @ mean_in, kind=kind)
     factors = fit_factors(spec, setting, target, alternations=alternations)
-    return Fit(factors=factors, bias=mean_out - factors.weight(spec) @ mean_in, kind=kind)
+    return Fit(factors=factors, bias=mean_out - factors.outputs(spec, mean_in), kind=kind)
 
 
 def _error(
@@ -156,11 +156,9 @@ def _error(
 
 
 def _weighed(difference: Tensor, root: Tensor) -> Tensor:
-    """(S, O) differences times the (Q, Q) root; where O is a multiple of Q, every output has several rows."""
-    if len(root) == difference.shape[1]:
-        return difference @ root
-    rows = difference.view(len(difference), len(root), -1)
-    return (rows.mT @ root).flatten(1)
+    """(S, O) differences times the root of Q outputs; where O is a multiple of Q, each has several rows."""
+    rows = difference.view(len(difference), len(root), -1).mT
+    return (rows @ root.T if root.ndim == 2 else rows * root).flatten(1)
 
 
 def _clipped_fit(

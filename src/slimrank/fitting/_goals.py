@@ -63,7 +63,7 @@ def output_roots(context: BuildContext, task: LayerTask, device: torch.device) -
         device: where to compute.
 
     Returns:
-        Two (C_out', C_out') float64: G^(1/2), G^(-1/2).
+        G^(1/2), G^(-1/2), float64: (C_out', C_out'), or (C_out',) where they are diagonal.
     """
     gram = task.slimmed_gram(context.data.grams.get(task.spec.name))
     return metric_roots(gram, task.n_channels, device)

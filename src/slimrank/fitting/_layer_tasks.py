@@ -8,6 +8,7 @@ from torch import Tensor
 
 from slimrank.cost import consumer_gains_bias, slimmed_spec
 from slimrank.fitting._stays import channels_left, what_stays
+from slimrank.methods import restricted_gram
 from slimrank.plan import Plan, Step, is_inside
 from slimrank.records import LayerSpec, Setting
 
@@ -49,15 +50,16 @@ class LayerTask:
         return scaled(self.staying_columns(outputs), self.scales)
 
     def slimmed_gram(self, gram: Tensor | None) -> Tensor | None:
-        """Second moments of gradients of the channels that stay, by those of the original, (C_out, C_out)."""
+        """Second moments of gradients of the channels that stay, by those of the original."""
         if gram is None:
             return None
         if self.channels is not None:
-            channels = self.channels.to(gram.device)
-            gram = gram[channels][:, channels]
+            gram = restricted_gram(gram, self.channels)
         if self.scales is None:
             return gram
         inverse = self.scales[:: len(self.scales) // len(gram)].reciprocal()
+        if gram.ndim == 1:
+            return scaled(gram, inverse.square())
         return scaled(scaled(gram.T, inverse).T, inverse)
 
     @property

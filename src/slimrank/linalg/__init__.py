@@ -11,10 +11,12 @@ from slimrank.linalg._least_squares import (
 from slimrank.linalg._moments import Moments, MomentSums, gram, ridge_of
 from slimrank.linalg._obs import Consumer, Removal, removal_errors, removal_order
 from slimrank.linalg._output_basis import output_basis, project_pair
-from slimrank.linalg._psd import cholesky_psd, square_roots
+from slimrank.linalg._psd import cholesky_psd, square_roots, times_root, weighted_by
 from slimrank.linalg._split_pair import (
+    RidgedRows,
     Split,
     SplitFactors,
+    SplitMoments,
     fit_split,
     initial_first_factor,
     nested_errors,
@@ -28,8 +30,10 @@ __all__ = [
     "Moments",
     "Removal",
     "RidgedInverse",
+    "RidgedRows",
     "Split",
     "SplitFactors",
+    "SplitMoments",
     "cholesky_psd",
     "diagonal_blocks",
     "fit_split",
@@ -46,4 +50,6 @@ __all__ = [
     "removal_order",
     "ridge_of",
     "square_roots",
+    "times_root",
+    "weighted_by",
 ]

@@ -13,6 +13,9 @@ _BASE_RIDGE = 1e-3
 _MAX_RIDGE = 1.0
 # How many rows per column are enough for the smallest ridge.
 _ROWS_PER_COLUMN = 10
+# Rows are stored as they come until there are half as many as columns: so few are smaller than their moments,
+# and products with them faster. Of narrow rows the moments are small anyway.
+_FEW_ROWS, _NARROW = 0.5, 1024
 # Columns up to which both halves of a symmetric product are computed: smaller products would save no time.
 _GRAM_BLOCK = 256
 # Rows that are summed in float32 before the sums are added up in float64; as many as the rows are wide, where
@@ -70,27 +73,27 @@ class Moments:
         return float(self.rows.double().square().sum() / (self.n_rows * len(self.mean)))
 
     def times(self, left: Tensor) -> Tensor:
-        """``left @ H`` for ``left`` (M, D), float64."""
+        """``left @ H`` for ``left`` (M, D), in its dtype."""
         if self.matrix is not None:
-            return left @ self.matrix
+            return left @ self.matrix.to(left.dtype)
         if self.rows is None:
             return left
         rows = self.rows.to(left.dtype)
         return (left @ rows.T) @ rows / self.n_rows
 
     def gram(self, left: Tensor) -> Tensor:
-        """``left @ H @ left.T`` for ``left`` (M, D): (M, M) float64."""
+        """``left @ H @ left.T`` for ``left`` (M, D): (M, M), in its dtype."""
         if self.matrix is not None:
-            return left @ self.matrix @ left.T
+            return left @ self.matrix.to(left.dtype) @ left.T
         if self.rows is None:
             return left @ left.T
         projected = left @ self.rows.to(left.dtype).T
         return projected @ projected.T / self.n_rows
 
     def diagonal_of(self, left: Tensor) -> Tensor:
-        """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,) float64."""
+        """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,), in its dtype."""
         if self.matrix is not None:
-            return ((left @ self.matrix) * left).sum(1)
+            return ((left @ self.matrix.to(left.dtype)) * left).sum(1)
         if self.rows is None:
             return left.square().sum(1)
         return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
@@ -122,15 +125,14 @@ class Moments:
         rows, n_rows = restricted.rows.double(), restricted.n_rows
         return Moments(mean=restricted.mean, matrix=rows.T @ rows / n_rows, rows=None, n_rows=n_rows)
 
-    def ridged(self, ridge: float) -> Tensor:
-        """``H + ridge * mean_diagonal * I`` as a matrix (D, D) float64."""
+    def ridged(self, ridge: float, dtype: torch.dtype = torch.float64) -> Tensor:
+        """``H + ridge * mean_diagonal * I`` as a matrix (D, D) of that dtype."""
         if self.matrix is not None:
-            matrix = self.matrix.clone()
+            matrix = self.matrix.to(dtype, copy=True)
         elif self.rows is not None:
-            rows = self.rows.double()
-            matrix = rows.T @ rows / self.n_rows
+            matrix = gram(self.rows.to(dtype)).div_(self.n_rows)
         else:
-            return torch.eye(len(self.mean), dtype=torch.float64, device=self.mean.device)
+            return torch.eye(len(self.mean), dtype=dtype, device=self.mean.device)
         # A layer with constant inputs has no moments: the identity then stands for "weights alone".
         scale = ridge * self.mean_diagonal
         matrix.diagonal().add_(scale if scale > 0 else 1.0)
@@ -172,13 +174,15 @@ class MomentSums:
     Args:
         width: D.
         keep_rows: store the rows themselves instead of their (D, D) sum, for rows that are few and wide.
+            Where it is False, rows are stored only as long as there are less than half as many as columns.
         other_width: width O of a second set of rows, whose covariance with the first is wanted; 0 for none.
     """
 
     def __init__(self, width: int, *, keep_rows: bool = False, other_width: int = 0) -> None:
         self._width = width
         self._other_width = other_width
-        self._stored_rows: list[Tensor] | None = [] if keep_rows else None
+        self._most_stored = None if keep_rows else int(_FEW_ROWS * width) if width > _NARROW else 0
+        self._stored_rows: list[Tensor] | None = None if self._most_stored == 0 else []
         self._stored_others: list[Tensor] = []
         self._shift: Tensor | None = None
         self._other_shift: Tensor | None = None
@@ -213,14 +217,27 @@ class MomentSums:
         self._sum += _column_sums(shifted)
         if other is not None:
             self._add_other(shifted, other)
-        if self._stored_rows is not None:
-            self._stored_rows.append(shifted)
+        if self._stored_rows is None:
+            self._add_squares(shifted)
             return
+        self._stored_rows.append(shifted)
+        if self._most_stored is not None and self.n_rows > self._most_stored:
+            self._sum_stored(self._stored_rows)
+
+    def _add_squares(self, shifted: Tensor) -> None:
         product = gram(shifted)
         if self._squares is None:
             self._squares = product.double()
         else:
             self._squares += product
+
+    def _sum_stored(self, stored: list[Tensor]) -> None:
+        """Replaces stored rows by their sums."""
+        self._stored_rows = None
+        self._add_squares(torch.cat(stored))
+        if self._stored_others:
+            self._add_cross(torch.cat(stored), torch.cat(self._stored_others))
+            self._stored_others = []
 
     def _add_other(self, shifted: Tensor, other: Tensor) -> None:
         if self._other_shift is None:
@@ -230,6 +247,9 @@ class MomentSums:
         if self._stored_rows is not None:
             self._stored_others.append(other)
             return
+        self._add_cross(shifted, other)
+
+    def _add_cross(self, shifted: Tensor, other: Tensor) -> None:
         product = other.T @ shifted
         if self._cross is None:
             self._cross = product.double()

@@ -19,15 +19,22 @@ from torch import Tensor
 
 from slimrank._errors import OptionError, ShapeError
 from slimrank.linalg._moments import Moments, ridge_of
-from slimrank.linalg._psd import cholesky_psd
+from slimrank.linalg._psd import cholesky_psd, weighted_by
 
 # Moments of so many columns are inverted as they are; to order the units of wider ones, their taps are
 # averaged to one column per unit. More would be exact for more layers: 8192 columns take 0.5 GB per matrix.
 _MAX_COLUMNS = 8192
+# Above so many columns their taps are averaged as well, where units have several: measured on trained layers,
+# such an order loses 3 % more than the exact one, and takes a fiftieth of its time.
+_MAX_EXACT_COLUMNS = 2560
+# Rows per column up to which errors are computed from rows, at some counts, instead of from their moments.
+_FEW_ROWS = 0.25
 # Above so many columns of all consumers together, several units go between two scorings of all of them.
 _EXACT_COLUMNS = 2048
 # There 1/128 of the units that are left goes at a time: smaller shares are more exact and take longer.
 _ROUNDS_PER_HALVING = 128
+# Of more units than that, 1/32 goes at a time: each round takes as long as the matrices are large.
+_MANY_UNITS, _ROUNDS_OF_MANY = 2048, 32
 # Units that go together are chosen among the cheapest of the last scoring, four times as many. More would be
 # closer to the exact order and take longer.
 _CANDIDATES = 4
@@ -47,8 +54,9 @@ class Consumer:
     Attributes:
         weight: (O, D) float64.
         moments: of its D inputs, centred: its bias makes up for the means.
-        root: (Q, Q) float64, G^(1/2), in an absolute scale: damages of several consumers are added. O is Q,
-            or a multiple of it where each of the Q outputs has that many rows, one after the other.
+        root: (Q, Q) float64, G^(1/2), or (Q,) where it is diagonal, in an absolute scale: damages of several
+            consumers are added. O is Q, or a multiple of it where each of the Q outputs has that many rows,
+            one after the other.
         unit_of: (D,) int64, unit of each column; -1 where it always stays.
     """
 
@@ -59,8 +67,8 @@ class Consumer:
 
     @property
     def weighted(self) -> Tensor:
-        """(O, D) float64: G^(1/2) W."""
-        return (self.root @ self.weight.reshape(len(self.root), -1)).view(self.weight.shape)
+        """(O, D): G^(1/2) W; float64, of very large weights float32."""
+        return weighted_by(self.root, self.weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,8 +91,8 @@ def removal_order(
     """Greedy order by block optimal brain surgeon: each time the unit goes whose removal costs least.
 
     Units that no consumer reads cost nothing and go first; consumers with constant inputs are
-    left out. For consumers of more than 8192 columns the order is approximate: their taps are averaged to one
-    column per unit. Errors are exact for them too, at 24 counts, and interpolated in between.
+    left out. For consumers of more than 2560 columns the order is approximate: their taps are averaged to one
+    column per unit. Errors are exact for them too; where rows are few, at 24 counts, interpolated in between.
 
     Args:
         consumers: layers that read the units.
@@ -92,8 +100,9 @@ def removal_order(
         ridge: share of the mean diagonal that is added to H for the fit; None for what fits the
             number of rows of each consumer. Errors are those on the un-ridged moments.
         batch: units that go between two scorings of all; None for 1 or, where there are more than 2048
-            columns, 1/128 of what is left. Units of one batch are chosen one after another too, each as
-            exactly as before, but among the cheapest of the last scoring (four times as many).
+            columns, 1/128 of what is left (1/32 of more than 2048 units). Units of one batch are chosen one
+            after another too, each as exactly as before, but among the cheapest of the last scoring (four
+            times as many).
 
     Returns:
         The order and its errors.
@@ -107,17 +116,24 @@ def removal_order(
     if batch is not None and batch < 1:
         raise OptionError(f"batch {batch}: at least one unit goes at a time; pass 1 or more")
     consumers = _checked_consumers(consumers, n_units)
-    eliminations = _eliminations(consumers, n_units, ridge)
+    counting = _consumers_that_count(consumers)
+    weighted = [consumer.weighted for consumer in counting]
+    eliminations = [
+        _elimination(consumer, values, n_units, _ridge_value(consumer.moments, ridge))
+        for consumer, values in zip(counting, weighted, strict=True)
+    ]
     n_columns = sum(len(elimination.inverse) for elimination in eliminations)
 
     def batch_size(n_left: int) -> int:
         if batch is not None:
             return batch
-        return max(1, n_left // _ROUNDS_PER_HALVING) if n_columns > _EXACT_COLUMNS else 1
+        rounds = _ROUNDS_PER_HALVING if n_units <= _MANY_UNITS else _ROUNDS_OF_MANY
+        return max(1, n_left // rounds) if n_columns > _EXACT_COLUMNS else 1
 
     device = consumers[0].weight.device if consumers else torch.device("cpu")
     order = _remove_cheapest(eliminations, torch.arange(n_units, device=device), n_units, n_units, batch_size)
-    return Removal(order=order, errors=removal_errors(consumers, order, ridge=ridge))
+    del eliminations
+    return Removal(order=order, errors=_errors_of_order(counting, weighted, order, ridge))
 
 
 def removal_errors(consumers: Sequence[Consumer], order: Tensor, *, ridge: float | None = None) -> Tensor:
@@ -139,19 +155,28 @@ def removal_errors(consumers: Sequence[Consumer], order: Tensor, *, ridge: float
     consumers = _checked_consumers(consumers, n_units)
     if not torch.equal(order.sort().values, torch.arange(n_units, device=order.device)):
         raise ShapeError(f"order does not hold each of {n_units} units once; pass a permutation of them")
+    counting = _consumers_that_count(consumers)
+    return _errors_of_order(counting, [consumer.weighted for consumer in counting], order, ridge)
+
+
+def _errors_of_order(
+    consumers: Sequence[Consumer], weighted: Sequence[Tensor], order: Tensor, ridge: float | None
+) -> Tensor:
+    """Summed errors of consumers that count, given their ``weighted``."""
+    n_units = len(order)
     index_in_order = torch.empty_like(order)
     index_in_order[order] = torch.arange(n_units, device=order.device)
     total = torch.zeros(n_units + 1, dtype=torch.float64, device=order.device)
-    for consumer in _consumers_that_count(consumers):
+    for consumer, values in zip(consumers, weighted, strict=True):
         ridge_value = _ridge_value(consumer.moments, ridge)
         # Columns that always stay are treated as if they went last.
         turns = torch.where(consumer.unit_of < 0, n_units, index_in_order[consumer.unit_of.clamp_min(0)])
         if _is_identity(consumer.moments):
-            errors = _identity_errors(consumer, turns, n_units)
-        elif len(consumer.unit_of) > _MAX_COLUMNS and consumer.moments.rows is not None:
-            errors = _wide_errors(consumer, consumer.moments.rows, turns, n_units, ridge_value)
+            errors = _identity_errors(values, turns, n_units)
+        elif consumer.moments.rows is not None and _is_few(consumer.moments.rows):
+            errors = _wide_errors(values, consumer.moments.rows, turns, n_units, ridge_value)
         else:
-            errors = _nested_errors(consumer, turns, n_units, ridge_value)
+            errors = _nested_errors(consumer.moments, values, turns, n_units, ridge_value)
         # Errors without the ridge, of fits with it, need not rise with every unit.
         total += errors.clamp_min(0).cummax(0).values
     return total
@@ -279,15 +304,8 @@ def _remove_cheapest(
     return torch.cat(order) if order else candidates[:0]
 
 
-def _eliminations(consumers: Sequence[Consumer], n_units: int, ridge: float | None) -> list[_Elimination]:
-    return [
-        _elimination(consumer, n_units, _ridge_value(consumer.moments, ridge))
-        for consumer in _consumers_that_count(consumers)
-    ]
-
-
-def _elimination(consumer: Consumer, n_units: int, ridge_value: float) -> _Elimination:
-    weighted = consumer.weighted.T  # (D, O)
+def _elimination(consumer: Consumer, weighted: Tensor, n_units: int, ridge_value: float) -> _Elimination:
+    weighted = weighted.T  # (D, O)
     units, columns = _columns_by_unit(consumer.unit_of, n_units)
     index_of = _index_of(units, n_units)
     if _is_identity(consumer.moments):
@@ -296,14 +314,15 @@ def _elimination(consumer: Consumer, n_units: int, ridge_value: float) -> _Elimi
         norms = torch.where(columns < 0, 0, squares[columns.clamp_min(0)]).sum(1, keepdim=True).sqrt()
         inverse = torch.eye(len(units), dtype=norms.dtype, device=norms.device)
         return _Elimination(units, index_of, inverse, norms, 1)
-    if len(weighted) > _MAX_COLUMNS:
+    has_taps = columns.shape[1] > 1
+    if len(weighted) > (_MAX_EXACT_COLUMNS if has_taps else _MAX_COLUMNS):
         moment, weighted = _averaged_over_taps(consumer.moments, weighted, columns)
         unit_columns = 1
     else:
         unit_columns = columns.shape[1]
         always = (consumer.unit_of < 0).nonzero().flatten()
         moment, weighted = _in_order_of(
-            torch.cat([columns.flatten(), always]), _dense(consumer.moments), weighted
+            torch.cat([columns.flatten(), always]), _dense(consumer.moments), weighted.double()
         )
     moment.diagonal().add_(ridge_value)
     # Only products of columns matter: a triangle with the same ones is smaller.
@@ -360,7 +379,9 @@ def _averaged_over_taps(moments: Moments, weighted: Tensor, columns: Tensor) -> 
     return moment / n_taps, cholesky_psd(product)
 
 
-def _nested_errors(consumer: Consumer, turns: Tensor, n_units: int, ridge_value: float) -> Tensor:
+def _nested_errors(
+    moments: Moments, weighted: Tensor, turns: Tensor, n_units: int, ridge_value: float
+) -> Tensor:
     """Errors of every count from one factorisation.
 
     With columns in the order in which they go, the last first, ``H = L L^T``, what is lost with the trailing
@@ -368,13 +389,16 @@ def _nested_errors(consumer: Consumer, turns: Tensor, n_units: int, ridge_value:
     follows how much of that belongs to the ridge, which errors leave out.
     """
     columns = turns.argsort(descending=True, stable=True)
-    moment = _submatrix(_dense(consumer.moments), columns)
+    moment = _submatrix(_dense(moments), columns)
     moment.diagonal().add_(ridge_value)
     factor = cholesky_psd(moment)
     # At 8192 columns each matrix takes 0.5 GB.
     del moment
-    images = consumer.weighted[:, columns] @ factor  # (O, D)
+    images = weighted[:, columns].double() @ factor  # (O, D)
     losses = images.square().sum(0)
+    if len(columns) > _MAX_EXACT_COLUMNS:
+        # Faster, and exact enough for the part of the ridge.
+        factor, images = factor.float(), images.float()
     if ridge_value > 0:
         eye = torch.eye(len(columns), dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
@@ -406,9 +430,9 @@ def _trailing_squares(images: Tensor, inverse: Tensor) -> Tensor:
     return squares
 
 
-def _identity_errors(consumer: Consumer, turns: Tensor, n_units: int) -> Tensor:
+def _identity_errors(weighted: Tensor, turns: Tensor, n_units: int) -> Tensor:
     """Errors without moments: nothing makes up for a column."""
-    return _errors_by_count(consumer.weighted.square().sum(0) / 2, turns, n_units)
+    return _errors_by_count(weighted.double().square().sum(0) / 2, turns, n_units)
 
 
 def _errors_by_count(losses: Tensor, turns: Tensor, n_units: int) -> Tensor:
@@ -420,13 +444,12 @@ def _errors_by_count(losses: Tensor, turns: Tensor, n_units: int) -> Tensor:
     return errors
 
 
-def _wide_errors(consumer: Consumer, rows: Tensor, turns: Tensor, n_units: int, ridge_value: float) -> Tensor:
+def _wide_errors(weighted: Tensor, rows: Tensor, turns: Tensor, n_units: int, ridge_value: float) -> Tensor:
     """Errors where rows are few and wide, by the smaller side, at some counts.
 
     With ``P = M_R X_R^T`` and ``A = X_S X_S^T / n``, the error of the outputs is ``r P (A + r I)^-1``.
     """
     n_rows = len(rows)
-    weighted = consumer.weighted
     staying = torch.zeros(n_rows, n_rows, dtype=torch.float64, device=rows.device)
     for columns in (turns == n_units).nonzero().flatten().split(_MAX_COLUMNS):
         staying += _row_products(rows[:, columns].double())
@@ -434,7 +457,7 @@ def _wide_errors(consumer: Consumer, rows: Tensor, turns: Tensor, n_units: int, 
     # From the last count backwards, columns that stay are added and never taken away: no cancellation.
     removed = torch.zeros(len(weighted), n_rows, dtype=torch.float64, device=rows.device)
     for columns in (turns < n_units).nonzero().flatten().split(_MAX_COLUMNS):
-        removed += weighted[:, columns] @ rows[:, columns].double().T
+        removed += weighted[:, columns] @ rows[:, columns].to(weighted.dtype).T
     errors = [0.0] * len(counts)
     for index in range(len(counts) - 1, 0, -1):
         ridged = staying / n_rows
@@ -445,7 +468,7 @@ def _wide_errors(consumer: Consumer, rows: Tensor, turns: Tensor, n_units: int, 
         for columns in returning.split(_MAX_COLUMNS):
             values = rows[:, columns].double()
             staying += _row_products(values)
-            removed -= weighted[:, columns] @ values.T
+            removed -= weighted[:, columns] @ values.to(weighted.dtype).T
     return _interpolated(counts, errors, n_units).to(rows.device)
 
 
@@ -454,6 +477,12 @@ def _interpolated(counts: Sequence[int], values: Sequence[float], n_units: int) 
     for (low, high), (start, end) in zip(pairwise(counts), pairwise(values), strict=True):
         result[low : high + 1] = torch.linspace(start, end, high - low + 1, dtype=torch.float64)
     return result
+
+
+def _is_few(rows: Tensor) -> bool:
+    """Whether errors at some counts from the rows take less time than all of them from their moments."""
+    n_rows, n_columns = rows.shape
+    return n_columns > _MAX_COLUMNS or (n_columns > _MAX_EXACT_COLUMNS and n_rows <= _FEW_ROWS * n_columns)
 
 
 def _row_products(rows: Tensor) -> Tensor:

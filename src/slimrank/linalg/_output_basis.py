@@ -4,15 +4,16 @@
 import torch
 from torch import Tensor
 
-from slimrank.linalg._moments import Moments
-from slimrank.linalg._psd import cholesky_psd
+from slimrank.linalg._moments import Moments, gram
+from slimrank.linalg._psd import EXACT_NUMBERS, cholesky_psd, times_root
 
 
 def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[Tensor, Tensor]:
     """Directions of the outputs, those that carry most first, and what is lost at every rank.
 
     Args:
-        weighted: (O, D) float64, the weight with the output metric multiplied in, ``M = G^(1/2) W``.
+        weighted: (O, D) float64 or float32, the weight with the output metric multiplied in,
+            ``M = G^(1/2) W``.
         moments: second moments H of the D inputs.
         ridge: share of the mean diagonal that is added to H while directions are chosen, above 0.
 
@@ -26,12 +27,13 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
     ridge_value = ridge * moments.mean_diagonal or 1.0
     # Of the two matrices with the same eigenvalues, the smaller one is decomposed.
     if n_out <= n_in:
-        gram = moments.gram(weighted)
-        _, vectors = torch.linalg.eigh(gram + ridge_value * (weighted @ weighted.T))
+        products = moments.gram(weighted).double()
+        _, vectors = torch.linalg.eigh(products + ridge_value * gram(weighted.T).double())
         basis = vectors.flip(1)
-        carried = (basis * (gram @ basis)).sum(0)
-        total = gram.diagonal().sum()
+        carried = (basis * (products @ basis)).sum(0)
+        total = products.diagonal().sum()
     else:
+        weighted = weighted.double()
         scaled = weighted @ cholesky_psd(moments.ridged(ridge))  # (O, D)
         _, vectors = torch.linalg.eigh(scaled.T @ scaled)
         # QR instead of a division by singular values: columns stay orthonormal where the weight has no full
@@ -50,13 +52,16 @@ def project_pair(
 
     Args:
         dense: (O, D) float64, the weight W.
-        basis: (O, R) float64 from ``output_basis(root @ dense, ...)``.
+        basis: (O, R) float64 from ``output_basis(G^(1/2) W, ...)``.
         rank: at most R.
-        root: (O, O) float64, G^(1/2).
-        inverse_root: (O, O) float64, G^(-1/2).
+        root: (O, O) float64, G^(1/2); (O,) where it is diagonal.
+        inverse_root: like it, G^(-1/2).
 
     Returns:
         ``first`` (rank, D) and ``second`` (O, rank), float64: ``second @ first = G^(-1/2) U U^T G^(1/2) W``.
     """
     leading = basis[:, :rank]
-    return (leading.T @ root) @ dense, inverse_root @ leading
+    left = leading.T @ root if root.ndim == 2 else leading.T * root
+    # In float32 where the weight is very large: what comes out becomes a weight in float32.
+    dtype = torch.float32 if dense.numel() > EXACT_NUMBERS else dense.dtype
+    return (left.to(dtype) @ dense.to(dtype)).to(dense.dtype), times_root(inverse_root, leading)

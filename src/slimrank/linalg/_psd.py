@@ -13,23 +13,66 @@ _LAST_JITTER = 1e-3
 
 
 def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
-    """Symmetric square root and inverse root of a shrunk matrix.
+    """Root and inverse root of a shrunk matrix.
+
+    Any root measures the same: ``|S^(1/2) X|`` depends on S alone. The triangular one is the cheapest.
 
     Args:
-        matrix: (M, M) positive semi-definite, float64.
+        matrix: (M, M) positive semi-definite, float64; or (M,), the diagonal of a diagonal one.
         shrink: share of the mean eigenvalue that is added to every eigenvalue, above 0.
 
     Returns:
-        Two (M, M) float64: ``S^(1/2)`` and ``S^(-1/2)`` of ``S = matrix + shrink * mean * I``, scaled so that
-        the mean diagonal of ``S`` equals that of ``matrix`` (the shrinkage does not inflate the measure).
+        Two float64 tensors like ``matrix``: upper triangular ``R`` with ``R^T R = S``, and ``R^-1``, of
+        ``S = matrix + shrink * mean * I``, scaled so that the mean diagonal of ``S`` equals that of
+        ``matrix`` (the shrinkage does not inflate the measure). Of a diagonal, and of zeros, the diagonals of
+        both. ``times_root`` multiplies by either.
     """
-    mean = matrix.diagonal().mean()
+    diagonal = matrix if matrix.ndim == 1 else matrix.diagonal()
+    mean = diagonal.mean()
     if mean <= 0:
-        eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        return eye, eye.clone()
-    values, vectors = torch.linalg.eigh(matrix)
-    roots = ((values.clamp_min(0) + shrink * mean) / (1 + shrink)).sqrt()
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+        ones = torch.ones_like(diagonal)
+        return ones, ones.clone()
+    if matrix.ndim == 1:
+        roots = ((matrix.clamp_min(0) + shrink * mean) / (1 + shrink)).sqrt()
+        return roots, 1 / roots
+    shrunk = matrix / (1 + shrink)
+    shrunk.diagonal().add_(shrink * mean / (1 + shrink))
+    root = cholesky_psd(shrunk).mT
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    inverse: Tensor = torch.linalg.solve_triangular(root, eye, upper=True)
+    return root, inverse
+
+
+# Numbers in a weight above which its product with a root is in float32: in float64, such a product would take
+# a quarter of a minute and another gigabyte. It holds what measures errors, not what becomes a weight.
+EXACT_NUMBERS = 2**25
+
+
+def weighted_by(root: Tensor, weight: Tensor) -> Tensor:
+    """Weight with the output metric multiplied in.
+
+    Args:
+        root: (Q, Q), or (Q,) where it is diagonal, float64.
+        weight: (O, D) float64; O is Q or a multiple of it.
+
+    Returns:
+        (O, D) float64; float32 above 2^25 numbers.
+    """
+    dtype = torch.float32 if weight.numel() > EXACT_NUMBERS else weight.dtype
+    return times_root(root.to(dtype), weight.to(dtype).reshape(len(root), -1)).view(weight.shape)
+
+
+def times_root(root: Tensor, matrix: Tensor) -> Tensor:
+    """Product of a root from ``square_roots`` and a matrix.
+
+    Args:
+        root: (M, M), or (M,) where it is diagonal.
+        matrix: (M, N).
+
+    Returns:
+        (M, N).
+    """
+    return root @ matrix if root.ndim == 2 else root[:, None] * matrix
 
 
 def cholesky_psd(matrix: Tensor) -> Tensor:

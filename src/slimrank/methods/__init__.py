@@ -38,7 +38,7 @@ from slimrank.methods._modules import (
 from slimrank.methods._pair import Pair, effective_weight, error_by_rank, fit_pair
 from slimrank.methods._pair_modules import empty_pair
 from slimrank.methods._table import METHODS, TABLE, Factors, LayerFunctions, MethodRow
-from slimrank.methods._target import Target, metric_roots, weights_target
+from slimrank.methods._target import Target, metric_roots, restricted_gram, weights_target
 
 __all__ = [
     "CEILING",
@@ -81,5 +81,6 @@ __all__ = [
     "removal_by_obs",
     "removal_by_order",
     "removal_by_random",
+    "restricted_gram",
     "weights_target",
 ]

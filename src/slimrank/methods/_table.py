@@ -34,6 +34,10 @@ class Factors(Protocol):
         """The (O, D) float64 weight that they amount to, columns as in ``weight.flatten(1)``."""
         ...
 
+    def outputs(self, spec: LayerSpec, row: Tensor) -> Tensor:
+        """What that weight makes of one row of inputs: (D,) -> (O,) float64."""
+        ...
+
 
 class ErrorByRank(Protocol):
     """Tells the error of a form at every rank, from one decomposition."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slimrank.linalg import Moments, Split, square_roots
+from slimrank.linalg import Moments, Split, SplitMoments, square_roots, weighted_by
 from slimrank.records import Form
 
 # Share of the mean eigenvalue that is added to each eigenvalue of the second moment of output gradients. More
@@ -27,7 +27,7 @@ class SharedKernel:
     """Decomposition of a form that shares the kernel: see ``initial_first_factor``."""
 
     split: Split
-    moment: Tensor
+    moment: SplitMoments
     weighted: Tensor
     goal: Tensor
     first: Tensor
@@ -40,8 +40,8 @@ class Target:
     Attributes:
         dense: (O, D) float64, the weight to approximate.
         moments: second moments H of the D inputs.
-        root: (O, O) float64, G^(1/2).
-        inverse_root: (O, O) float64, G^(-1/2).
+        root: (O, O) float64, G^(1/2); (O,) where it is diagonal.
+        inverse_root: like it, G^(-1/2).
         ridge: share of the mean diagonal of H that is added to H for the fit.
         closed_form, shared_kernels, ridged: decompositions so far, of use to every rank; None or without an
             entry until the first fit needs them.
@@ -54,29 +54,43 @@ class Target:
     ridge: float
     closed_form: ClosedForm | None = field(default=None, init=False)
     shared_kernels: dict[Form, SharedKernel] = field(default_factory=dict, init=False)
-    ridged: Tensor | None = field(default=None, init=False)
+    ridged: SplitMoments | None = field(default=None, init=False)
 
     @property
     def weighted(self) -> Tensor:
-        """(O, D) float64: G^(1/2) W."""
-        return self.root @ self.dense
+        """(O, D): G^(1/2) W; float64, of very large weights float32."""
+        return weighted_by(self.root, self.dense)
 
 
 def metric_roots(gram: Tensor | None, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Roots of the output metric; identities where there is none.
 
     Args:
-        gram: (O, O) second moment of output gradients, or None.
+        gram: (O, O) second moment of output gradients; (O,), its diagonal, where it is very wide; or None.
         n_out: O.
         device: where to compute.
 
     Returns:
-        Two (O, O) float64: G^(1/2), G^(-1/2).
+        G^(1/2) and G^(-1/2): float64, (O, O), or (O,) where they are diagonal.
     """
     if gram is None:
-        eye = torch.eye(n_out, dtype=torch.float64, device=device)
-        return eye, eye
+        ones = torch.ones(n_out, dtype=torch.float64, device=device)
+        return ones, ones
     return square_roots(gram.double().to(device), shrink=_GRADIENT_SHRINK)
+
+
+def restricted_gram(gram: Tensor, outputs: Tensor) -> Tensor:
+    """Second moment of the gradients of some outputs.
+
+    Args:
+        gram: (O, O), or (O,), its diagonal.
+        outputs: (O',) int64.
+
+    Returns:
+        (O', O'), or (O',).
+    """
+    outputs = outputs.to(gram.device)
+    return gram[outputs] if gram.ndim == 1 else gram[outputs][:, outputs]
 
 
 def weights_target(weight: Tensor) -> Target:

@@ -41,7 +41,8 @@ def independent_pair(
         The factors, and the bias of the last, (O,) float64, that keeps the mean of the outputs.
     """
     factors = fit_factors(spec, setting, target, alternations=_ALTERNATIONS)
-    lost = (target.dense - factors.weight(spec)) @ target.moments.mean
+    mean = target.moments.mean
+    lost = target.dense @ mean - factors.outputs(spec, mean)
     return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 

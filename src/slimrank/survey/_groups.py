@@ -22,6 +22,7 @@ from slimrank.methods import (
     metric_roots,
     relative_group_curve,
     removal_by_order,
+    restricted_gram,
 )
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
 from slimrank.surgery import bias_of_taps, dense_weight, set_weights, slim, tap_shares
@@ -181,7 +182,7 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
         units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
         if spec.groups > 1:
             for rows, columns in diagonal_blocks(weight, spec.groups):
-                block_gram = None if gram is None else gram[rows][:, rows]
+                block_gram = None if gram is None else restricted_gram(gram, rows)
                 consumers.append(
                     Consumer(
                         weight=weight[rows][:, columns],

@@ -211,6 +211,18 @@ def test_positions_left_out_are_made_up_for(rng: torch.Generator, monkeypatch: p
     torch.testing.assert_close(gram, torch.full((2, 2), 40_000.0))
 
 
+def test_of_very_many_outputs_the_diagonal_is_kept(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fill(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), rng)
+    feed = feed_of(model, [vectors(rng)])
+    whole = _collect(model, feed, specs_of(model))
+    seams.keep_diagonals_above(monkeypatch, 5)
+    partly = _collect(model, feed, specs_of(model))
+    torch.testing.assert_close(partly["0"], whole["0"].diagonal())
+    torch.testing.assert_close(partly["2"], whole["2"])
+
+
 def test_half_precision_gradients_do_not_underflow(rng: torch.Generator) -> None:
     model = fill(Twice(), rng)
     # A sharp softmax: probabilities of the other classes lie below the smallest half.

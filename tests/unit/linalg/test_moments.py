@@ -123,6 +123,21 @@ def test_cross_is_the_covariance_with_other_rows(keep_rows: bool, rng: torch.Gen
     np.testing.assert_allclose(mean.numpy(), other.double().numpy().mean(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("n_rows", [100, 600, 900])
+def test_of_wide_rows_few_are_stored_and_many_are_summed(n_rows: int, rng: torch.Generator) -> None:
+    rows, other = (torch.randn((n_rows, width), generator=rng) for width in (1100, 3))
+    sums, stored = (MomentSums(1100, keep_rows=keep, other_width=3) for keep in (False, True))
+    for part, other_part in zip(rows.split(250), other.split(250), strict=True):
+        sums.add(part, other_part)
+        stored.add(part, other_part)
+    moments, expected = sums.moments(), stored.moments()
+    assert (moments.rows is not None, moments.matrix is None) == (n_rows <= 550, n_rows <= 550)
+    left = torch.randn((2, 1100), dtype=torch.float64, generator=rng)
+    torch.testing.assert_close(moments.times(left), expected.times(left), rtol=1e-4, atol=1e-4)
+    for found, wanted in zip(sums.cross(), stored.cross(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_cross_without_other_rows_is_refused() -> None:
     sums = MomentSums(2)
     sums.add(torch.ones(3, 2))

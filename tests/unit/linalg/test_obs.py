@@ -272,6 +272,21 @@ def test_wide_consumers_are_folded_to_choose_by(
     assert (folded.errors <= 2 * exact.errors + 1e-12).all()
 
 
+@pytest.mark.parametrize(("n_rows", "keep_rows"), [(60, False), (60, True), (10, True)])
+def test_taps_of_wide_consumers_are_folded_to_choose_by(
+    n_rows: int, keep_rows: bool, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = _consumer(_blocks(12, 4), 6, rng, n_rows=n_rows, keep_rows=keep_rows)
+    exact = removal_order([consumer], 12, ridge=0.1)
+    seams.fold_taps_from(monkeypatch, 40)
+    folded = removal_order([consumer], 12, ridge=0.1)
+    assert not torch.equal(folded.order, exact.order)
+    explicit = _explicit([consumer], folded.order, 0.1).cummax(0).values
+    torch.testing.assert_close(folded.errors, explicit, rtol=1e-4, atol=1e-5 * float(explicit[-1]))
+    # Taps of these rows are independent of each other, unlike those of pictures.
+    assert (folded.errors[:7] <= 2 * exact.errors[:7] + 1e-12).all()
+
+
 def test_wide_errors_between_the_counts_are_interpolated(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

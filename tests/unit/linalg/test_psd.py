@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import seams
 from slimrank import WeightError
-from slimrank.linalg import cholesky_psd, square_roots
+from slimrank.linalg import cholesky_psd, square_roots, times_root, weighted_by
 
 
 def _psd(size: int, rank: int, rng: torch.Generator) -> Tensor:
@@ -21,17 +22,40 @@ def test_square_roots_of_the_shrunk_matrix(rank: int, shrink: float, rng: torch.
     root, inverse = square_roots(matrix, shrink=shrink)
     mean = matrix.diagonal().mean()
     shrunk = (matrix + shrink * mean * torch.eye(6, dtype=torch.float64)) / (1 + shrink)
-    torch.testing.assert_close(root @ root, shrunk, rtol=0, atol=1e-12 * float(mean) * 6)
-    torch.testing.assert_close(root, root.T)
+    torch.testing.assert_close(root.T @ root, shrunk, rtol=0, atol=1e-12 * float(mean) * 6)
+    torch.testing.assert_close(root, root.triu())
     # The inverse magnifies roundings by the condition of the root, at most 1e3 * sqrt(6).
     torch.testing.assert_close(root @ inverse, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-9)
-    torch.testing.assert_close((root @ root).diagonal().mean(), mean)
+    torch.testing.assert_close((root.T @ root).diagonal().mean(), mean)
+
+
+def test_square_roots_of_a_diagonal_equal_those_of_its_matrix(rng: torch.Generator) -> None:
+    diagonal = torch.rand(5, dtype=torch.float64, generator=rng)
+    factors = zip(square_roots(diagonal, shrink=0.3), square_roots(diagonal.diag(), shrink=0.3), strict=True)
+    matrix = torch.randn((5, 2), dtype=torch.float64, generator=rng)
+    for of_diagonal, of_matrix in factors:
+        assert of_diagonal.shape == (5,)
+        torch.testing.assert_close(of_diagonal.diag(), of_matrix)
+        torch.testing.assert_close(times_root(of_diagonal, matrix), times_root(of_matrix, matrix))
+
+
+def test_very_large_weights_are_weighted_in_float32(
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = torch.randn((3, 3), dtype=torch.float64, generator=rng)
+    weight = torch.randn((6, 4), dtype=torch.float64, generator=rng)
+    exact = weighted_by(root, weight)
+    torch.testing.assert_close(exact, torch.kron(root, torch.eye(2, dtype=torch.float64)) @ weight)
+    seams.round_weights_above(monkeypatch, 23)
+    rough = weighted_by(root, weight)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_square_roots_of_nothing_are_identities() -> None:
     root, inverse = square_roots(torch.zeros((3, 3), dtype=torch.float64), shrink=0.1)
-    torch.testing.assert_close(root, torch.eye(3, dtype=torch.float64))
-    torch.testing.assert_close(inverse, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(root, torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(inverse, torch.ones(3, dtype=torch.float64))
     assert root.data_ptr() != inverse.data_ptr()
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 import seams
 from slimrank.linalg import (
     Moments,
+    RidgedRows,
     Split,
     SplitFactors,
     fit_split,
@@ -47,6 +48,40 @@ def _weight_of(factors: SplitFactors) -> Tensor:
 def _error(weighted: Tensor, weight: Tensor, moment: Tensor) -> Tensor:
     difference = weighted - weight
     return (difference @ moment @ difference.T).trace() / 2
+
+
+@pytest.mark.parametrize("n_out", _OUT)
+@pytest.mark.parametrize("name", _SPLITS)
+def test_rows_with_a_ridge_are_as_good_as_their_matrix(name: str, n_out: int, rng: torch.Generator) -> None:
+    split = _SPLITS[name]
+    rows = torch.randn((4, _width(split)), dtype=torch.float64, generator=rng)
+    weighted = torch.randn((n_out, _width(split)), dtype=torch.float64, generator=rng)
+    matrix = rows.T @ rows + 0.2 * torch.eye(_width(split), dtype=torch.float64)
+    results = []
+    for moment in (matrix, RidgedRows(rows=rows, ridge=0.2)):
+        target = weighted @ moment
+        first = initial_first_factor(weighted, moment, split)
+        errors = nested_errors(weighted, target, moment, first, split)
+        rank = max(len(first) // 2, 1)
+        factors = fit_split(target, moment, first[:rank], split)
+        refined = refine_split(target, moment, factors, split, alternations=2)
+        results.append((target, errors, _weight_of(factors), _weight_of(refined)))
+    for by_matrix, by_rows in zip(*results, strict=True):
+        # Refinement works in float32 and stops where little is gained.
+        torch.testing.assert_close(by_rows, by_matrix, rtol=0, atol=1e-4 * float(by_matrix.abs().max()))
+
+
+@pytest.mark.parametrize("n_out", _OUT)
+@pytest.mark.parametrize("name", _SPLITS)
+def test_products_in_float32_come_near_those_in_float64(name: str, n_out: int, rng: torch.Generator) -> None:
+    split = _SPLITS[name]
+    weighted, moment = _problem(split, n_out, rng)
+    target = weighted @ moment
+    first = initial_first_factor(weighted, moment, split)
+    rough = nested_errors(weighted, target.float(), moment.float(), first, split)
+    exact = nested_errors(weighted, target, moment, first, split)
+    assert rough.dtype == torch.float64
+    torch.testing.assert_close(rough, exact, rtol=0, atol=1e-4 * float(exact[0]))
 
 
 @pytest.mark.parametrize("n_out", _OUT)

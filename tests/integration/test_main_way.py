@@ -246,7 +246,8 @@ class TestTheResult:
         with torch.no_grad():
             torch.testing.assert_close(compiled(images), result.model(images), rtol=1e-4, atol=1e-4)
 
-    def test_holds_ordinary_torch_modules_only(self, result: sr.Result) -> None:
+    def test_holds_ordinary_torch_modules_only(self, study: sr.Study) -> None:
+        result = study.apply(sr.Plan.manual(study, {"2": ("spatial_svd", 0.5), "9": ("weight_svd", 0.5)}))
         assert {type(module).__module__.partition(".")[0] for module in result.model.modules()} == {"torch"}
         pairs = [m for m in result.model.children() if isinstance(m, nn.Sequential)]
         assert pairs

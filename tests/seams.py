@@ -126,7 +126,6 @@ from slimrank.select.layers import _optimal
 from slimrank.survey import _anchors, _blocks, _groups, _layers, _measure, _session
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
 from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
-from slimrank.survey._blocks import _part_of as some_samples_of
 
 T = TypeVar("T")
 

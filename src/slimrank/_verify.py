@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimrank._progress import Phases
 from slimrank._result import Result, unwarned
-from slimrank.calibrate import measure_agreement, reference_outputs
+from slimrank.calibrate import measure_agreement, part_of, reference_outputs
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
 from slimrank.deploy import ExportSource
@@ -27,6 +27,8 @@ _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the o
 # left of it. On the benchmark's networks results above it had lost more than 20 points of accuracy, those
 # below it fewer (``make bench-agreement``): they are of use once they are trained.
 _MUCH_LOST = 0.25
+# Samples that tell about how good a plan is: fewer fit wide layers badly, more take longer.
+_ROUGH_SAMPLES = 100
 
 
 def build_result(
@@ -93,6 +95,36 @@ def build_result(
         seconds=phases.seconds,
         _source=_source(session),
     )
+
+
+def rough_divergence(session: Session, plan: Plan, phases: Phases, *, grams: Mapping[str, Tensor]) -> float:
+    """About the divergence of what a plan builds, in a part of the time: fitted to 100 samples at most.
+
+    Args:
+        session: model, data and options; not data-free.
+        plan: checked against the model.
+        phases: progress.
+        grams: (C_out, C_out) second moments of output gradients by layer.
+
+    Returns:
+        The divergence on all held-out samples.
+    """
+    data = Data(
+        original=session.original,
+        feed=part_of(session.feed, _ROUGH_SAMPLES),
+        grams=grams,
+        seed=session.options.seed,
+    )
+    with phases.phase("apply", len(layer_tasks(plan))) as advance:
+        applied = apply_plan(
+            restored_copy(session),
+            plan,
+            data=data,
+            on_layer=None,
+            journal=None,
+            advance=lambda _name: advance(1),
+        )
+    return _agreement(session, applied.model).divergence
 
 
 def _source(session: Session, *, is_first: bool = False) -> ExportSource:

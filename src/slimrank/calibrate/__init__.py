@@ -4,7 +4,7 @@
 from slimrank.calibrate._agreement import measure_agreement
 from slimrank.calibrate._chunks import Chunk, Collecting, fit_together, moment_chunks
 from slimrank.calibrate._divergence import divergence, measure_divergence, reference_outputs
-from slimrank.calibrate._feed import Feed, checked_batches, evenly_spaced, first_batch, open_feed
+from slimrank.calibrate._feed import Feed, checked_batches, evenly_spaced, first_batch, open_feed, part_of
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
     LikelihoodChoice,
@@ -63,6 +63,7 @@ __all__ = [
     "open_feed",
     "output_rows",
     "output_rows_at",
+    "part_of",
     "read_likelihood",
     "readings_tried",
     "reference_outputs",

@@ -4,6 +4,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,30 @@ def evenly_spaced(indices: Sequence[int], count: int) -> tuple[int, ...]:
     if count >= len(indices):
         return tuple(indices)
     return tuple(indices[number * len(indices) // count] for number in range(count))
+
+
+def part_of(feed: Feed, n_fit: int) -> Feed:
+    """A few samples of a feed, held in memory: read once, however often they are used.
+
+    Args:
+        feed: all samples.
+        n_fit: fit samples at most; of the held-out ones stays as large a share.
+
+    Returns:
+        A feed of these.
+    """
+    share = min(1.0, n_fit / len(feed.fit))
+    held_out = evenly_spaced(feed.held_out, max(1, round(share * len(feed.held_out))))
+    chosen = sorted({*evenly_spaced(feed.fit, n_fit), *held_out})
+    batches = tuple(feed.stream(chosen))
+    return replace(
+        feed,
+        batches=batches,
+        read=lambda batch: cast(Batch, batch),
+        digests=tuple(digest_batch(batch) for batch in batches),
+        sizes=tuple(batch.n_samples for batch in batches),
+        held_out=tuple(index for index, chosen_index in enumerate(chosen) if chosen_index in held_out),
+    )
 
 
 def first_batch(batches: object, inputs: Callable[[object], object] | None, model: nn.Module) -> Batch:

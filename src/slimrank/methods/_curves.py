@@ -16,7 +16,7 @@ from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
 # Shares of the MACs of a layer at which divergences are measured. More measurements make damages in between
 # more precise; each takes a forward over the held-out samples.
-ANCHOR_RATIOS = (0.55, 0.25, 0.08)
+ANCHOR_RATIOS = (0.5, 0.2)
 # Where, as a share of the ranks of a curve, a bound is compared with a fitted pair. More make the curve more
 # precise; each takes the time of one fit.
 PROBE_SHARES = (0.15, 0.5)

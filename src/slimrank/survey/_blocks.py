@@ -2,12 +2,10 @@
 """The measurements of blocks that may be dropped, each kept on disk as it is done."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
 
-from slimrank.calibrate import Feed, evenly_spaced
+from slimrank.calibrate import part_of
 from slimrank.fitting import Data, apply_plan
-from slimrank.forward import Batch, digest_batch
 from slimrank.methods import CEILING
 from slimrank.plan import Plan, PlanSource, Structure, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method
@@ -166,7 +164,7 @@ class _Drops:
         n_fit = min(max(_MIN_SAMPLES, int(_BLOCK_MACS / cost)), _MAX_SAMPLES)
         self._data = Data(
             original=self._session.original,
-            feed=_part_of(self._session.feed, n_fit),
+            feed=part_of(self._session.feed, n_fit),
             grams=survey.grams,
             seed=self._session.options.seed,
         )
@@ -190,19 +188,3 @@ class _Drops:
             advance=lambda _layer: None,
         )
         return self._anchors.divergence_of(applied.model)
-
-
-def _part_of(feed: Feed, n_fit: int) -> Feed:
-    """At most so many fit samples and as large a share of the others, in memory: read once for all blocks."""
-    share = min(1.0, n_fit / len(feed.fit))
-    held_out = evenly_spaced(feed.held_out, max(1, round(share * len(feed.held_out))))
-    chosen = sorted({*evenly_spaced(feed.fit, n_fit), *held_out})
-    batches = tuple(feed.stream(chosen))
-    return replace(
-        feed,
-        batches=batches,
-        read=lambda batch: cast(Batch, batch),
-        digests=tuple(digest_batch(batch) for batch in batches),
-        sizes=tuple(batch.n_samples for batch in batches),
-        held_out=tuple(index for index, chosen_index in enumerate(chosen) if chosen_index in held_out),
-    )

@@ -24,7 +24,7 @@ from slimrank.survey._curve_files import read_layer, write_layer
 from slimrank.survey._session import Run, Session
 
 # Measured divergences per layer, as ``methods`` places them; only sizes the share of samples.
-_ANCHORS = 3
+_ANCHORS = 2
 
 
 def stored_curves(layers: Sequence[LayerSpec], run: Run) -> dict[int, tuple[Curve, ...]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seams import blocks_to_drop, damages_in_turn, some_samples_of
+from seams import blocks_to_drop, damages_in_turn
 from slimrank.calibrate import Feed, open_feed
 
 
@@ -38,7 +38,7 @@ def test_some_samples_stay_on_their_side(n_fit: int) -> None:
     loader = Loader([30, 7, 13, 30])
     whole = feed_of(loader)
     loader.passes = 0
-    part = some_samples_of(whole, n_fit)
+    part = part_of(whole, n_fit)
     fit, held_out = numbers(part, part.fit), numbers(part, part.held_out)
     assert loader.passes == 1
     assert len(fit) == min(n_fit, 64)
@@ -50,14 +50,14 @@ def test_some_samples_stay_on_their_side(n_fit: int) -> None:
 
 def test_some_batches_that_cannot_be_cut() -> None:
     whole = feed_of(Loader([3] * 20), can_split=False)
-    part = some_samples_of(whole, 8)
+    part = part_of(whole, 8)
     assert (len(part.fit), len(part.held_out)) == (8, 2)
     assert [batch.is_whole for batch in part.stream(part.fit)] == [True] * 8
     assert {number // 3 for number in numbers(part, part.held_out)} <= set(whole.held_out)
 
 
 def test_the_only_sample_serves_both() -> None:
-    part = some_samples_of(feed_of(Loader([1])), 8)
+    part = part_of(feed_of(Loader([1])), 8)
     assert (part.fit, part.held_out) == ((0,), (0,))
 
 

@@ -79,8 +79,8 @@ class Rivals:
     def build_others(self) -> None:
         """Builds the uniform plan, and optimal ones: all blocks kept, single methods, pairs, recalibrated.
 
-        Those that are predicted to be worse than the first plan are left out. The two that the recalibrated one
-        is made from are measured roughly.
+        Those that are predicted to be worse than the first plan are left out. The two that the recalibrated
+        one is made from are measured roughly.
         """
         measured = {curve.method for curve in self._measured.curves}
         if self._measured.group_curves or self._measured.block_damages:

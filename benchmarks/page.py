@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.plots import NAMES, growth_rows, speed_rows
-from benchmarks.tables import read_table, table_path
+from benchmarks.tables import RESULTS, read_table, table_path
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS / "benchmarks.md", DOCS / "guidebook.md", DOCS.parent / "README.md")
@@ -323,6 +323,37 @@ def scale() -> str:
     )
     details = f"<details><summary>seconds by phase, wall / CPU</summary>\n\n{each}\n\n</details>"
     return f"{short}{told}\n\n{details}"
+
+
+def gpu_tables() -> list[list[dict[str, str]]]:
+    """Rows of every GPU that was measured, a table for each."""
+    return [read_table(path) for path in sorted(RESULTS.glob("gpu-*-torch*.csv"))]
+
+
+def gpu() -> str:
+    """Seconds on a GPU and on the CPU beside it."""
+    lines = [
+        [
+            row["gpu"],
+            row["network"],
+            f"{row['samples']} of {row['pixels']} px" if row["samples"] else "",
+            {"cuda": "GPU", "cpu": f"CPU, {row['threads']} threads"}[row["device"]],
+            row["study_seconds"] or row["note"],
+            *(row[f"{step}_seconds"] for step in ("plan", "apply", "floor")),
+            row["times_floor"],
+            row["macs_counted"],
+            row["divergence"],
+            row["peak_cuda_mb"],
+            row["torch"],
+        ]
+        for rows in gpu_tables()
+        for row in rows
+    ]
+    return _table(
+        ("GPU", "network", "pictures", "run on", "study, s", "plan, s", "apply, s", "forward + backward, s",
+         "times that", "MACs kept", "divergence", "peak of the GPU's memory, MB", "torch"),
+        lines,
+    )  # fmt: skip
 
 
 def ablation() -> str:
@@ -664,6 +695,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         scores,
         growth,
         scale,
+        gpu,
         ablation,
         methods,
         recovery,
@@ -688,7 +720,7 @@ def main() -> None:
         if path is None:
             raise SystemExit(f"no page has the markers {start} and {end}")
         source = SOURCES.get(name, name)
-        if not read_table(table_path(source)):
+        if not (any(gpu_tables()) if name == "gpu" else read_table(table_path(source))):
             print(f"{source}: no table yet")
             continue
         body = f"{start}\n{table()}\n{end}"

@@ -325,13 +325,29 @@ def scale() -> str:
     return f"{short}{told}\n\n{details}"
 
 
-def gpu_tables() -> list[list[dict[str, str]]]:
-    """Rows of every GPU that was measured, a table for each."""
-    return [read_table(path) for path in sorted(RESULTS.glob("gpu-*-torch*.csv"))]
+def large() -> str:
+    """ResNet-50 in a sentence; nothing where it has not come through."""
+    path = table_path("scale")
+    row = next((r for r in read_table(path) if r["network"] == "resnet50" and r["outcome"] == "ok"), None)
+    if row is None:
+        return ""
+    link = path.relative_to(DOCS.parent).as_posix()
+    return (
+        f"For ResNet-50 at {row['pixels']} px (random weights, {row['samples']} images, threads: "
+        f"{row['threads']}), the study takes {float(row['study_seconds']):.0f} s, a plan "
+        f"{float(row['plan_seconds']):.1f} s and apply {float(row['apply_seconds']):.0f} s, with\n"
+        f"{float(row['peak_mb']) / 1000:.1f} GB of memory above model and images ([row]({link}) of `make "
+        f"bench-scale`, which takes ten networks). AIMET's {row['aimet_evaluations']}\nevaluations on 2,000 "
+        f"images each would take {float(row['aimet_seconds_estimated']) / 3600:.0f} hours there, estimated "
+        "from one measured forward."
+    )
 
 
 def gpu() -> str:
-    """Seconds on a GPU and on the CPU beside it."""
+    """Seconds on a GPU and on the CPU beside it; nothing where no GPU was measured."""
+    tables = [read_table(path) for path in sorted(RESULTS.glob("gpu-*-torch*.csv"))]
+    if not tables:
+        return ""
     lines = [
         [
             row["gpu"],
@@ -346,7 +362,7 @@ def gpu() -> str:
             row["peak_cuda_mb"],
             row["torch"],
         ]
-        for rows in gpu_tables()
+        for rows in tables
         for row in rows
     ]
     return _table(
@@ -695,6 +711,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         scores,
         growth,
         scale,
+        large,
         gpu,
         ablation,
         methods,
@@ -708,7 +725,13 @@ TABLES: Mapping[str, Callable[[], str]] = {
 }
 
 
-SOURCES = {"headline": "accuracy", "given": "accuracy", "phases": "speed", "scores": "speed-scores"}
+SOURCES = {
+    "headline": "accuracy",
+    "given": "accuracy",
+    "phases": "speed",
+    "scores": "speed-scores",
+    "large": "scale",
+}
 
 
 def main() -> None:
@@ -720,10 +743,11 @@ def main() -> None:
         if path is None:
             raise SystemExit(f"no page has the markers {start} and {end}")
         source = SOURCES.get(name, name)
-        if not (any(gpu_tables()) if name == "gpu" else read_table(table_path(source))):
+        found = table() if name == "gpu" or read_table(table_path(source)) else ""
+        if not found:
             print(f"{source}: no table yet")
             continue
-        body = f"{start}\n{table()}\n{end}"
+        body = f"{start}\n{found}\n{end}"
         pages[path] = re.sub(
             f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, pages[path], flags=re.DOTALL
         )

@@ -114,9 +114,10 @@ def main() -> None:
     print(f"{os.cpu_count()} cores", context(), flush=True)
     for name in args.network or scale_nets.NETS:
         there = {row["network"]: row for row in read_table(args.table) if row.get("network")}
-        if not args.again and is_done(there.get(name), context(), failed=args.failed, kept=args.keep):
+        now = context()
+        if not args.again and is_done(there.get(name), now, failed=args.failed, kept=args.keep):
             continue
-        row = {**ask(name, options, args.limit), **context()}
+        row = {**ask(name, options, args.limit), **now}
         keep(args.table, row)
         print({column: value for column, value in row.items() if value not in (None, "")}, flush=True)
 

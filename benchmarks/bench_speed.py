@@ -253,7 +253,8 @@ def main() -> None:
         merge_table(table_path("speed-scores"), scored, ("network", "method"))
     sizes = [(d, w, limit) for d, w, limit in SCALES if args.size in (None, f"{d}x{w}")]
     for depth, width, limit in sizes if args.growth or not args.network else ():
-        row = {**growth_row(depth, width, limit), **context()}
+        now = context()
+        row = {**growth_row(depth, width, limit), **now}
         print(row, flush=True)
         merge_table(table_path("growth"), [row], ("depth", "width", "images"))
 

@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -68,19 +68,33 @@ class Row:
         }
         self.say()
 
+    def begin(self, phase: str) -> None:
+        """Says which phase of a step has begun."""
+        step = str(self.values["failed_step"]).partition(":")[0]
+        self.values["failed_step"] = f"{step}: {phase}"
+        self.say()
+
     def say(self) -> None:
         """Prints the row."""
         print(json.dumps(self.values), flush=True)
 
 
 @contextlib.contextmanager
-def cpu_by_phase() -> Iterator[dict[str, float]]:
-    """CPU seconds of the phases whose wall seconds slimrank tells, while the context lasts."""
+def cpu_by_phase(on_phase: Callable[[str], None] = lambda name: None) -> Iterator[dict[str, float]]:
+    """CPU seconds of the phases whose wall seconds slimrank tells, while the context lasts.
+
+    Args:
+        on_phase: called with the name of a phase when it begins.
+
+    Yields:
+        The seconds so far, by phase.
+    """
     seconds: dict[str, float] = {}
     phase, part = Phases.phase, Phases.part
 
     @contextlib.contextmanager
     def timed_phase(self: Phases, name: str, total: int) -> Iterator[object]:
+        on_phase(name)
         start = time.process_time()
         with phase(self, name, total) as advance:
             yield advance
@@ -181,7 +195,7 @@ def run(row: Row, model: nn.Module, batches: Sequence[object], samples: int) -> 
     """
     gc.collect()
     base = _peak_mb()
-    with cpu_by_phase() as cpu:
+    with cpu_by_phase(row.begin) as cpu:
         with row.step("study"):
             study = sr.study(model, batches, progress=False)
         row.values |= {

@@ -124,7 +124,7 @@ $(TEXT): $(BENCH) benchmarks/text-requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/text-requirements.txt
 	touch $@
 
-bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth and width; half an hour
+bench-speed: $(BENCH) aimet  ## time and memory beside AIMET, growth with depth and width; two hours
 	$(BIN)/python -m benchmarks.bench_speed
 
 bench-methods: $(BENCH)  ## methods, combinations, candidates, quantisation: the guidebook's figures; ten minutes
@@ -139,8 +139,8 @@ bench-kill: $(BENCH)  ## a score run killed at 20 random moments loses nothing; 
 bench-select: $(BENCH)  ## which phase of the search for a plan pays: damage and time with one off; five minutes
 	$(BIN)/python -m benchmarks.bench_select
 
-bench-scale: $(BENCH)  ## time and memory on a ResNet-50-sized network; about ten minutes
-	$(BIN)/python -m benchmarks.bench_scale
+bench-scale: $(ZOO)/.ready  ## time, memory and the least time possible of ten large networks; hours, resumes
+	$(ZOO)/bin/python benchmarks/bench_scale.py
 
 bench-counts: $(ZOO)/.ready  ## counts of thirty networks against torch, fvcore and published figures; resumes
 	$(ZOO)/bin/python benchmarks/bench_counts.py

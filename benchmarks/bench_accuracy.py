@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import slimrank as sr
-from benchmarks.reference import LABELLED, SCHEMES, compressed, network_at
+from benchmarks.reference import LABELLED, SCHEMES, compressed, network_at, spent
 from benchmarks.tables import FACTORS, Row, Value, context, merge_table, table_path
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 from slimrank.capture import count_cost
@@ -108,7 +108,7 @@ def reference_rows(task: Task) -> Iterator[Row]:
             found = network_at(task.name, folder, ratio)
             after, cost = task.right(found), count_cost(found, sample)
             # The score table is explored at the first ratio and reused at the others, which need it as well.
-            reused = not entry["evaluations_table"]
+            seconds, evaluations = spent(results, ratio)
             yield {
                 **row,
                 "macs_counted": round(cost.macs / whole.macs, 4),
@@ -116,8 +116,8 @@ def reference_rows(task: Task) -> Iterator[Row]:
                 **accuracy_columns(before, after),
                 "unlabelled_images": 0,
                 "labelled_images": LABELLED,
-                "evaluations": entry["evaluations"] + reused * results["evaluations_table"],
-                "seconds": round(entry["seconds"] + reused * results["seconds_table"], 1),
+                "evaluations": evaluations,
+                "seconds": round(seconds, 1),
             }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import slimrank as sr
-from benchmarks.reference import LABELLED, network_at, pruned
+from benchmarks.reference import LABELLED, network_at, pruned, spent
 from benchmarks.tables import FACTORS, Row, Value, context, merge_table, table_path
 from benchmarks.tasks.tasks import TASKS, Task, accuracy_columns
 from slimrank.capture import count_by_module, count_cost
@@ -189,13 +189,13 @@ def aimet_rows(judge: Judge) -> Iterator[Row]:
             note = entry["error"].strip().splitlines()[-1]
             yield {"network": name, "ratio_asked": entry["ratio"], "way": way, "note": note}
             continue
-        reused = not entry["evaluations_table"]
+        seconds, evaluations = spent(results, entry["ratio"])
         yield {
             **judge.row(network_at(name, folder, entry["ratio"]), entry["ratio"], way),
             "unlabelled_images": 0,
             "labelled_images": LABELLED,
-            "evaluations": entry["evaluations"] + reused * results["evaluations_table"],
-            "seconds": round(entry["seconds"] + reused * results["seconds_table"], 1),
+            "evaluations": evaluations,
+            "seconds": round(seconds, 1),
         }
 
 

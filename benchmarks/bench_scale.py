@@ -1,122 +1,125 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a ResNet-50-sized network at 224 px go through in minutes, and in how much memory?
+"""Do large networks at 224 px go through in minutes, in how much memory, and how near to the least possible?
 
-Random weights with randomised norm statistics, 128 smooth random images; study, two plans, one apply. One
-row, added to ``benchmarks/results/scale-cpu-torch<version>.csv`` with commit and date. Memory is the peak
-of the process above what it held with model and images loaded. AIMET's time is estimated: its number of
-evaluations, times 2,000 images, times the measured seconds of a forward.
+Ten of torchvision's with random weights (``scale_nets.py``), 128 smooth random pictures, as called by
+default, half of the MACs; each in a process of its own, which is killed after a while. Beside the seconds
+stands the floor, one forward and backward over the pictures in the same process, and what the
+decompositions would take at the speed of large matrix products (``one_scale_run.decomposition_flops``).
+Memory is the peak of the process above what it held with model and images loaded. AIMET's time on ResNet-50
+is estimated: its number of evaluations, times 2,000 images, times the measured seconds of a forward. One row
+per network in ``benchmarks/results/scale-cpu-torch<version>.csv``; a second run does what is missing or was
+made by another commit, ``--again`` all.
 """
 
-import resource
-import time
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import slimrank as sr
-from benchmarks.reference import LABELLED
-from benchmarks.tables import FACTORS, Row, context, merge_table, table_path
+from benchmarks import scale_nets
+from benchmarks.tables import Row, Value, context, read_table, table_path, write_table
 
-N_IMAGES, BATCH = 128, 32
-STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut."""
-
-    def __init__(self, n_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        n_out = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(n_in, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, n_out, 1, bias=False), nn.BatchNorm2d(n_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, n_in, H, W) to (N, 4 width, H / stride, W / stride)."""
-        y = functional.relu(self.bn1(self.conv1(x)))
-        y = functional.relu(self.bn2(self.conv2(y)))
-        return functional.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SECONDS = 3600
+# What made a row; with others it is made anew.
+_VERSIONS = ("torch", "slimrank", "commit")
 
 
-def build() -> nn.Module:
-    """A ResNet-50 with random weights whose activations neither vanish nor explode."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    n_in = 64
-    for width, depth, stride in STAGES:
-        for block in range(depth):
-            layers.append(Bottleneck(n_in, width, stride if block == 0 else 1))
-            n_in = 4 * width
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_in, 1000)).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.2)
-    return model
+def ask(name: str, options: Sequence[str], limit: int) -> dict[str, Value]:
+    """The row of one network, from a process of its own.
+
+    Args:
+        name: of the network.
+        options: for that process.
+        limit: seconds after which it is killed.
+
+    Returns:
+        The last row that it printed, and how it ended in "outcome": "ok", or what killed it and when.
+    """
+    command = [sys.executable, str(ROOT / "benchmarks" / "one_scale_run.py"), name, *options]
+    outcome = "ok"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        printed = done.stdout
+        if done.returncode:
+            last = " ".join(done.stderr.splitlines()[-1:])[:250]
+            outcome = f"exit {done.returncode}: {last}"
+    except subprocess.TimeoutExpired as error:
+        out = error.stdout or b""
+        printed = out.decode() if isinstance(out, bytes) else out
+        outcome = f"not done in {limit} s"
+    lines = [line for line in printed.splitlines() if line.startswith("{")]
+    row: dict[str, Value] = json.loads(lines[-1]) if lines else {"network": name}
+    step = row.pop("failed_step", None)
+    if outcome != "ok" and step:
+        outcome = f"{outcome} ({step})"
+    return {"network": name, "outcome": outcome, **row}
 
 
-def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+def keep(path: Path, new: Row) -> None:
+    """Puts a row into the table, in the order of the list.
+
+    Args:
+        path: of the table.
+        new: replaces the row of the same network.
+    """
+    rows: dict[str, Row] = {row["network"]: row for row in read_table(path) if row.get("network")}
+    rows[str(new["network"])] = new
+    ordered = [rows[name] for name in scale_nets.NETS if name in rows]
+    columns = dict.fromkeys(column for row in ordered for column in row if column not in context())
+    write_table(path, [{**dict.fromkeys((*columns, *context())), **row} for row in ordered])
 
 
-def _timed(action: object) -> float:
-    start = time.perf_counter()
-    action()  # type: ignore[operator]
-    return time.perf_counter() - start
+def is_done(old: Mapping[str, str] | None, now: Row, *, failed: bool, kept: bool) -> bool:
+    """Whether a row stands.
+
+    Args:
+        old: the row in the table; None where there is none.
+        now: what a new row would be made by.
+        failed: rows of networks that did not come through are made again.
+        kept: rows of other commits stand, if these were clean.
+
+    Returns:
+        True where nothing is to do.
+    """
+    if old is None or (failed and old["outcome"] != "ok"):
+        return False
+    is_kept = kept and not old["commit"].endswith("-dirty")
+    return all(old[name] == now[name] for name in _VERSIONS if not (is_kept and name == "commit"))
 
 
 def main() -> None:
-    """Runs the row and appends it to the table."""
-    model = build()
-    smooth = torch.randn(N_IMAGES, 3, 28, 28)
-    images = functional.interpolate(smooth, size=224, mode="bilinear").split(BATCH)
-    base = _peak_gb()
-    start = time.perf_counter()
-    study = sr.study(model, list(images), methods=FACTORS, progress=False)
-    study_seconds, study_gb = time.perf_counter() - start, _peak_gb() - base
-    print(f"study {study_seconds:.0f} s, {study_gb:.2f} GB: {study.seconds}", flush=True)
-    plan = study.plan(macs=0.5)
-    plan_seconds = max(_timed(lambda: study.plan(macs=0.5)), _timed(lambda: study.plan(macs=0.6, params=0.6)))
-    start = time.perf_counter()
-    result = study.apply(plan)
-    apply_seconds = time.perf_counter() - start
-    with torch.no_grad():
-        per_image = _timed(lambda: model(torch.cat(images)[: 2 * BATCH])) / (2 * BATCH)
-    # AIMET evaluates the network at nine ratios of every layer, as seen in its runs on the other networks.
-    evaluations = 9 * sum(1 for spec in study.layers if spec.methods)
-    reference_seconds = evaluations * LABELLED * per_image
-    own_seconds = study_seconds + plan_seconds + apply_seconds
-    row: Row = {
-        "images": N_IMAGES,
-        "macs_before": result.before.macs,
-        "macs_counted": round(result.keep_ratio("macs"), 4),
-        "divergence": round(result.divergence or 0.0, 5),
-        "damage_predicted": round(result.damage or 0.0, 5),
-        "unit": result.unit,
-        "study_seconds": round(study_seconds),
-        "plan_seconds": round(plan_seconds, 3),
-        "apply_seconds": round(apply_seconds),
-        "peak_gb_above_model_and_images": round(_peak_gb() - base, 2),
-        "aimet_evaluations": evaluations,
-        "aimet_labelled_images": LABELLED,
-        "aimet_seconds_estimated": round(reference_seconds),
-        "times_faster_estimated": round(reference_seconds / own_seconds, 1),
-        **context(),
-    }
-    merge_table(table_path("scale"), [row], ("date", "commit"))
-    print(row)
+    """Fills the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=scale_nets.NETS, action="append", help="only these")
+    parser.add_argument("--again", action="store_true", help="do rows again that are there")
+    parser.add_argument("--failed", action="store_true", help="do rows again that did not come through")
+    parser.add_argument("--keep", action="store_true", help="keep rows of other commits, if clean")
+    parser.add_argument("--limit", type=int, default=LIMIT_SECONDS, help="seconds for one network")
+    parser.add_argument("--table", type=Path, default=table_path("scale"), help="another file, for a trial")
+    for name in ("samples", "pixels", "batch"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(scale_nets, name.upper()))
+    args = parser.parse_args()
+    options = [
+        text for name in ("samples", "pixels", "batch") for text in (f"--{name}", str(getattr(args, name)))
+    ]
+    is_trial = any(getattr(args, name) != getattr(scale_nets, name.upper()) for name in ("samples", "pixels"))
+    if is_trial and args.table == table_path("scale"):
+        raise SystemExit("rows of other sizes do not belong into the table; give --table FILE")
+    print(f"{os.cpu_count()} cores", context(), flush=True)
+    for name in args.network or scale_nets.NETS:
+        there = {row["network"]: row for row in read_table(args.table) if row.get("network")}
+        now = context()
+        if not args.again and is_done(there.get(name), now, failed=args.failed, kept=args.keep):
+            continue
+        row = {**ask(name, options, args.limit), **now}
+        keep(args.table, row)
+        print({column: value for column, value in row.items() if value not in (None, "")}, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 """Seconds and memory of study + plan + apply beside AIMET's greedy procedure, and their growth.
 
 Half of the MACs, everything included on both sides but imports. slimrank runs in processes of their own
-before AIMET's run and twice after it, with the two SVD methods and as called by default; medians and ratios.
-AIMET's scheme is the one that suits the network. Beside it AIMET's own procedure, eval scores on the same
-labelled pictures and greedy selection, done by slimrank. Tables ``speed``, ``speed-scores`` and ``growth``
-in ``benchmarks/results/``.
+before, between and after AIMET's runs, with the two SVD methods and as called by default; medians of three
+and ratios. AIMET's scheme is the one that suits the network; where its channel pruning works as well, its
+recipe of both, spatial SVD and then channel pruning, is timed too. Beside it AIMET's own procedure, eval
+scores on the same labelled pictures and greedy selection, done by slimrank. Growth is that of the default
+call. Tables ``speed``, ``speed-scores`` and ``growth`` in ``benchmarks/results/``.
 """
 
 import argparse
-import itertools
 import json
 import shutil
 import statistics
@@ -17,14 +17,27 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.reference import LABELLED, ROOT, RUNS, SCHEMES, compressed, one_evaluation
-from benchmarks.tables import Row, context, merge_table, table_path
-from benchmarks.tasks.tasks import TASKS
+import torch
+
+from benchmarks.reference import BOTH, LABELLED, ROOT, RUNS, SCHEMES, both, compressed, one_evaluation, spent
+from benchmarks.tables import Row, Value, context, merge_table, read_table, table_path
+from benchmarks.tasks.tasks import TASKS, accuracy_columns
+from slimrank.capture import count_cost
+from slimrank.forward import as_batch
 
 RATIO = 0.5
 N_IMAGES = 512
 GROWTH_IMAGES = 128
-SCALES = ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4))
+# Times as many blocks, times as many channels, and the seconds after which a size is given up.
+SCALES = (
+    (1, 1, 600),
+    (2, 1, 900),
+    (4, 1, 1800),
+    (8, 1, 3600),
+    (1, 2, 900),
+    (1, 4, 1800),
+    (1, 8, 5400),
+)
 PHASES = (
     "capture",
     "channels",
@@ -39,13 +52,14 @@ PHASES = (
 )
 
 
-def _run(*arguments: str, script: str = "one_run") -> dict[str, Any]:
+def _run(*arguments: str, script: str = "one_run", limit: int | None = None) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{script}", *arguments],
         check=False,
         cwd=ROOT,
         capture_output=True,
         text=True,
+        timeout=limit,
     )
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -70,6 +84,8 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:
         "seconds": round(median("seconds"), 2),
         "cpu_seconds": round(median("cpu"), 2),
         **{f"{name}" if name == "peak_mb" else f"{name}_seconds": round(median(name), 3) for name in names},
+        "floor_cpu_seconds": round(median("floor_cpu"), 3),
+        "compress_cpu_seconds": round(median("compress_cpu"), 3),
         **{f"phase_{phase}": round(median("phases", phase), 2) for phase in PHASES},
         "times_floor": round(median("seconds") / median("floor"), 1),
         "times_floor_cpu": round(median("cpu") / median("floor_cpu"), 1),
@@ -96,25 +112,31 @@ def speed_rows(network: str, *, reuse: bool) -> list[Row]:
             runs.append(_run(*arguments, "--methods", methods, "--compress"))
 
     run_ours()
-    theirs = {}
-    for scheme in SCHEMES[network][:1]:
-        if not reuse:
-            shutil.rmtree(RUNS / f"{network}-{scheme}", ignore_errors=True)
-        theirs[scheme], _ = compressed(network, scheme)
-        run_ours()
+    scheme = SCHEMES[network][0]
+    if not reuse:
+        for run in (scheme, "both"):
+            shutil.rmtree(RUNS / f"{network}-{run}", ignore_errors=True)
+    results, _ = compressed(network, scheme)
+    run_ours()
+    recipe = _recipe(network)
     run_ours()
     now = one_evaluation(network)["seconds"]
+    seconds, evaluations = spent(results, RATIO)
     rows = []
-    for (scheme, results), (methods, runs) in itertools.product(theirs.items(), ours.items()):
-        entry = next(entry for entry in results["ratios"] if entry["ratio"] == RATIO)
-        seconds = results["seconds_table"] + entry["seconds"]
+    for methods, runs in ours.items():
+        summary = _summary(runs)
+        faster_than_recipe = (
+            round(float(str(recipe["aimet_both_seconds"])) / summary["seconds"], 1)
+            if "aimet_both_seconds" in recipe
+            else None
+        )
         rows.append(
             {
                 "network": network,
                 "methods": methods,
                 "aimet_scheme": scheme,
                 "aimet_seconds": round(seconds, 1),
-                "aimet_evaluations": results["evaluations_table"] + entry["evaluations"],
+                "aimet_evaluations": evaluations,
                 "aimet_evaluation_seconds": round(
                     results["ratios"][0]["seconds_in_evaluations"] / results["ratios"][0]["evaluations"], 2
                 ),
@@ -122,12 +144,45 @@ def speed_rows(network: str, *, reuse: bool) -> list[Row]:
                 "aimet_run": "kept" if reuse else "in this run",
                 "aimet_labelled_images": LABELLED,
                 "unlabelled_images": N_IMAGES,
-                "times_faster": round(seconds / _summary(runs)["seconds"], 1),
+                "times_faster": round(seconds / summary["seconds"], 1),
+                **recipe,
+                "times_faster_both": faster_than_recipe,
                 "runs": len(runs),
-                **_summary(runs),
+                **summary,
             }
         )
     return rows
+
+
+def _recipe(network: str) -> dict[str, Value]:
+    """Columns of AIMET's spatial SVD followed by its channel pruning, or why it fails."""
+    if network not in BOTH:
+        return {"aimet_both_note": f"fails: {_why_pruning_fails(network)}"}
+    done = both(network)
+    if done.network is None:
+        return {"aimet_both_note": f"fails: {done.error}"}
+    task, sample = TASKS[network], as_batch(torch.zeros(1, 1, 32, 32))
+    original = task.model()
+    share = count_cost(done.network, sample).macs / count_cost(original, sample).macs
+    accuracy = accuracy_columns(task.right(original), task.right(done.network))
+    return {
+        "aimet_both_seconds": round(done.seconds, 1),
+        "aimet_both_evaluations": done.evaluations,
+        "aimet_both_first_seconds": round(done.first_seconds, 1),
+        "aimet_both_second_ratio": done.second_ratio,
+        "aimet_both_macs_counted": round(share, 4),
+        "aimet_both_points_lost": accuracy["points_lost"],
+        "aimet_both_note": None,
+    }
+
+
+def _why_pruning_fails(network: str) -> str:
+    """The error of AIMET's channel pruning in the table of ``bench_pruning``, which is made first."""
+    rows = [row for row in read_table(table_path("pruning")) if row["way"] == "AIMET"]
+    notes = [row["note"] for row in rows if row["network"] == network]
+    if not notes or not all(notes):
+        raise SystemExit(f"{network}: table 'pruning' does not tell how AIMET fails; run: make bench-pruning")
+    return notes[0]
 
 
 def score_row(network: str, row: Row) -> Row:
@@ -161,26 +216,24 @@ def score_row(network: str, row: Row) -> Row:
     }
 
 
-def growth_rows() -> list[Row]:
-    """The ResNet-like with random weights, deeper and wider.
+def growth_row(depth: int, width: int, limit: int) -> Row:
+    """The ResNet-like with random weights, deeper or wider, as called by default.
+
+    Args:
+        depth: times as many blocks.
+        width: times as many channels.
+        limit: seconds after which it is given up.
 
     Returns:
-        A row per size.
+        One row; without figures where it was given up.
     """
-    rows = []
-    for depth, width in SCALES:
-        sizes = ("--images", str(GROWTH_IMAGES), "--depth", str(depth), "--width", str(width))
-        runs = [_run("scaled", *sizes)]
-        row: Row = {
-            "depth": depth,
-            "width": width,
-            "macs": runs[0]["macs"],
-            "images": GROWTH_IMAGES,
-            **_summary(runs),
-        }
-        print(row, flush=True)
-        rows.append(row)
-    return rows
+    sizes = ("--images", str(GROWTH_IMAGES), "--depth", str(depth), "--width", str(width))
+    row: Row = {"depth": depth, "width": width, "methods": "all", "images": GROWTH_IMAGES}
+    try:
+        run = _run("scaled", *sizes, "--methods", "all", limit=limit)
+    except subprocess.TimeoutExpired:
+        return {**row, "note": f"not done in {limit} s"}
+    return {**row, "macs": run["macs"], **_summary([run]), "note": None}
 
 
 def main() -> None:
@@ -188,6 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed beside AIMET, and growth.")
     parser.add_argument("--network", choices=sorted(TASKS), action="append")
     parser.add_argument("--growth", action="store_true", help="only the table of growth")
+    parser.add_argument("--size", help="only this size of it: DEPTHxWIDTH, e.g. 1x8")
     parser.add_argument("--reuse", action="store_true", help="time slimrank anew, take AIMET's last run")
     args = parser.parse_args()
     for name in [] if args.growth else args.network or sorted(TASKS):
@@ -197,9 +251,12 @@ def main() -> None:
         scored = [{**score_row(name, row), **context()} for row in rows if row["methods"] == "svd"]
         print(*scored, sep="\n", flush=True)
         merge_table(table_path("speed-scores"), scored, ("network", "method"))
-    if args.growth or not args.network:
-        rows = [{**row, **context()} for row in growth_rows()]
-        merge_table(table_path("growth"), rows, ("depth", "width"))
+    sizes = [(d, w, limit) for d, w, limit in SCALES if args.size in (None, f"{d}x{w}")]
+    for depth, width, limit in sizes if args.growth or not args.network else ():
+        now = context()
+        row = {**growth_row(depth, width, limit), **now}
+        print(row, flush=True)
+        merge_table(table_path("growth"), [row], ("depth", "width", "images"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from benchmarks.tables import Value, context, read_table, table_path, write_tabl
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_SECONDS, TP_LIMIT_SECONDS = 1800, 120
+# Seconds, wall; networks that take longer are named at the end.
+SLOW_STUDY, SLOW_APPLY = 180, 90
 N_RANDOM = 300
 RANDOM = "random networks"
 TOOLS = ("slimrank", "torch-pruning")
@@ -53,6 +55,9 @@ COLUMNS = (
     "export",
     *(f"{step}_s"
       for step in ("build", "study", "groups", "plan", "apply", "verify", "save", "load", "export")),
+    "study_cpu_s",
+    "plan_cpu_s",
+    "apply_cpu_s",
     "peak_mb",
     "torch_pruning",
     "torch_pruning_macs",
@@ -132,12 +137,20 @@ def random_networks() -> Row:
 
 
 def summary(rows: Sequence[Mapping[str, Value]]) -> str:
-    """How many ran through, of the networks of the list."""
+    """How many ran through, of the networks of the list, and which took long."""
     nets = [row for row in rows if row["network"] != RANDOM and row["ok"]]
     ran = sum(row.get("ok") == "yes" for row in nets)
     tried = [row["torch_pruning"] for row in nets if row["torch_pruning"]]
     other = tried.count("ok")
-    return f"slimrank: {ran} of {len(nets)} ran through; Torch-Pruning: {other} of {len(tried)}"
+    slow = [
+        f"{row['network']} {row['study_s']} + {row['apply_s']}"
+        for row in nets
+        if float(row["study_s"] or 0) > SLOW_STUDY or float(row["apply_s"] or 0) > SLOW_APPLY
+    ]
+    return (
+        f"slimrank: {ran} of {len(nets)} ran through; Torch-Pruning: {other} of {len(tried)}\n"
+        f"over {SLOW_STUDY} s of study or {SLOW_APPLY} s of both applies: {', '.join(slow) or 'none'}"
+    )
 
 
 def keep(path: Path, row: Row) -> None:

@@ -2,13 +2,14 @@
 """Sets the tables of the pages from ``benchmarks/results/``, between their markers."""
 
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.plots import NAMES, speed_rows
-from benchmarks.tables import read_table, table_path
+from benchmarks.plots import NAMES, growth_rows, speed_rows
+from benchmarks.tables import RESULTS, read_table, table_path
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (DOCS / "benchmarks.md", DOCS / "guidebook.md", DOCS.parent / "README.md")
@@ -138,55 +139,237 @@ def data() -> str:
     return _table(heads, lines)
 
 
+# What the two sets of methods that are timed beside AIMET are called.
+CALLS = {"all": "default call, all methods", "svd": "the two SVD methods alone"}
+
+
 def speed() -> str:
-    """Seconds beside AIMET."""
+    """Seconds beside AIMET, and how many times as fast the default call and the SVD methods alone are."""
+    by_methods = {methods: speed_rows(methods) for methods in CALLS}
+    by_methods = {methods: rows for methods, rows in by_methods.items() if rows}
+    by_network = {row["network"]: row for rows in by_methods.values() for row in rows}
+    theirs = _table(
+        ("network", "AIMET's scheme", "its evaluations", "its seconds", "spatial SVD, then channel pruning",
+         "evaluations", "seconds", "MACs kept", "points lost"),
+        [
+            [
+                NAMES[network],
+                row["aimet_scheme"].replace("_", " "),
+                row["aimet_evaluations"],
+                row["aimet_seconds"],
+                _recipe(row),
+                *(row.get(f"aimet_both_{name}") or "" for name in
+                  ("evaluations", "seconds", "macs_counted", "points_lost")),
+            ]
+            for network, row in by_network.items()
+        ],
+    )  # fmt: skip
     lines = [
         [
             NAMES[row["network"]],
-            row["aimet_scheme"].replace("_", " "),
-            row["aimet_evaluations"],
-            row["aimet_seconds"],
+            CALLS[methods],
             row["seconds"],
+            row.get("cpu_seconds") or "",
             f"**{float(row['times_faster']):.1f}**",
+            f"**{float(row['times_faster_both']):.1f}**" if row.get("times_faster_both") else "",
+            row.get("compress_seconds") or "",
             row["further_plan_seconds"],
             row["floor_seconds"],
             f"{float(row['peak_mb']):.0f}",
         ]
-        for row in speed_rows("svd")
+        for network in by_network
+        for methods, rows in by_methods.items()
+        for row in rows
+        if row["network"] == network
     ]
-    mean = statistics.geometric_mean([float(row["times_faster"]) for row in speed_rows("svd")])
-    return f"Geometric mean: **{mean:.1f} times** as fast as AIMET.\n\n" + _table(
-        ("network", "AIMET's scheme", "its evaluations", "its seconds", "slimrank's seconds", "times faster",
-         "a further plan, s", "one forward + backward, s", "peak above the model, MB"),
+    ours = _table(
+        ("network", "slimrank", "seconds", "CPU seconds", "times faster than AIMET's scheme",
+         "than its recipe of both", "sr.compress, s", "a further plan, s", "one forward + backward, s",
+         "peak above the model, MB"),
         lines,
     )  # fmt: skip
+    told = "\n".join(f"- {_means(methods, rows)}" for methods, rows in by_methods.items())
+    fails = [
+        f"- {NAMES[network]}: `{row['aimet_both_note'].removeprefix('fails: ')}`"
+        for network, row in by_network.items()
+        if row.get("aimet_both_note")
+    ]
+    why = "\n\nAIMET's channel pruning, and so its recipe of both, fails on\n\n" + "\n".join(fails)
+    return f"Geometric means over the networks:\n\n{told}\n\n{ours}\n\n{theirs}{why if fails else ''}"
+
+
+def _recipe(row: Row) -> str:
+    """One cell: whether AIMET's recipe of two steps came through."""
+    if row.get("aimet_both_seconds"):
+        return "runs"
+    return "fails" if row.get("aimet_both_note") else NOT_RUN
+
+
+def _means(methods: str, rows: Sequence[Row]) -> str:
+    """How many times as fast as AIMET: means over networks."""
+    scheme = statistics.geometric_mean([float(row["times_faster"]) for row in rows])
+    text = f"{CALLS[methods]}: **{scheme:.1f} times** as fast as AIMET's scheme ({len(rows)} networks)"
+    both = [float(row["times_faster_both"]) for row in rows if row.get("times_faster_both")]
+    if both:
+        mean = statistics.geometric_mean(both)
+        text += f", **{mean:.1f} times** as fast as its recipe of both ({len(both)} networks)"
+    return text
 
 
 def phases() -> str:
     """Where the seconds go."""
-    rows = speed_rows("svd")
-    names = [name for name in (rows[0] if rows else {}) if name.startswith("phase_")]
-    lines = [[NAMES[row["network"]], *(row[name] for name in names), row["times_floor"]] for row in rows]
-    heads = ("network", *(name.removeprefix("phase_") for name in names), "times one forward + backward")
-    return _table(heads, lines)
+    rows = [(methods, row) for methods in CALLS for row in speed_rows(methods)]
+    columns = dict.fromkeys(name for _, row in rows for name in row if name.startswith("phase_"))
+    names = [name for name in columns if any(float(row.get(name) or 0) for _, row in rows)]
+    lines = [
+        [
+            NAMES[row["network"]],
+            CALLS[methods],
+            *(row.get(name) or "" for name in names),
+            row["times_floor"],
+        ]
+        for methods, row in rows
+    ]
+    heads = ("network", "slimrank", *(name.removeprefix("phase_") for name in names))
+    return _table((*heads, "times one forward + backward"), lines)
 
 
 def growth() -> str:
-    """Seconds by size."""
+    """Seconds by size, and the exponents with which they grow from one size to the next."""
+    lines = []
+    for name in ("depth", "width"):
+        before: Row | None = None
+        for row in growth_rows(name):
+            step = before and {
+                key: _slope(before, row, name, key) for key in ("cpu_seconds", "floor_cpu_seconds")
+            }
+            lines.append(
+                [
+                    f"{name} x{row[name]}",
+                    f"{int(row['macs']) / 1e6:.0f}" if row["macs"] else "",
+                    row["seconds"] or row["note"],
+                    row["cpu_seconds"],
+                    step["cpu_seconds"] if step else "",
+                    row["floor_cpu_seconds"],
+                    step["floor_cpu_seconds"] if step else "",
+                    row["times_floor_cpu"],
+                    f"{float(row['peak_mb']):.0f}" if row["peak_mb"] else "",
+                ]
+            )
+            before = row if row["cpu_seconds"] else before
+    return _table(
+        ("size", "million MACs", "seconds", "CPU seconds", "grows with size to the power of",
+         "one forward + backward, CPU seconds", "its power", "times one forward + backward", "peak, MB"),
+        lines,
+    )  # fmt: skip
+
+
+def _slope(before: Row, row: Row, name: str, key: str) -> str:
+    """Exponent of a column in the depth or width, between two sizes."""
+    if not row[key]:
+        return ""
+    growth = math.log(float(row[key]) / float(before[key]))
+    return f"{growth / math.log(float(row[name]) / float(before[name])):.2f}"
+
+
+def scale() -> str:
+    """Large networks: seconds, what the least possible would be, memory; phases below."""
+    rows = read_table(table_path("scale"))
+    done = [row for row in rows if row["outcome"] == "ok"]
+
+    def cell(row: Row, name: str) -> str:
+        """Wall seconds, and those of the CPU."""
+        wall, cpu = row.get(f"{name}_seconds"), row.get(f"{name}_cpu_seconds")
+        return f"{float(wall):.1f} / {float(cpu):.1f}" if wall and cpu else ""
+
     lines = [
         [
-            row["depth"],
-            row["width"],
-            f"{int(row['macs']) / 1e6:.0f}",
-            row["seconds"],
-            row["times_floor"],
-            row["peak_mb"],
+            row["network"],
+            f"{int(row['macs_before']) / 1e9:.1f}" if row["macs_before"] else "",
+            row["macs_counted"] if row["outcome"] == "ok" else row["outcome"],
+            *(cell(row, name) for name in ("study", "plan", "apply", "floor")),
+            row["times_floor_cpu"],
+            row["decomposition_cpu_seconds"],
+            row["times_floor_and_decompositions_cpu"],
+            f"{float(row['peak_mb'] or row['study_peak_mb'] or 0) / 1000:.1f}" if row["macs_before"] else "",
         ]
-        for row in read_table(table_path("growth"))
+        for row in rows
+    ]
+    short = _table(
+        ("network", "GMACs", "MACs kept", "study, s / CPU s", "plan", "apply", "one forward + backward",
+         "times that", "decompositions at best, CPU s", "times both together", "peak, GB"),
+        lines,
+    )  # fmt: skip
+    names = [name for name in (rows[0] if rows else {}) if name.startswith("phase_")]
+    each = _table(
+        ("network", *(name.removeprefix("phase_") for name in names)),
+        [
+            [
+                row["network"],
+                *(
+                    f"{row[name]} / {row[name.replace('phase_', 'cpu_')]}" if row[name] else ""
+                    for name in names
+                ),
+            ]
+            for row in rows
+        ],
+    )
+    told = "".join(
+        f"\n\nAIMET would take about {float(row['aimet_seconds_estimated']) / 3600:.0f} hours for "
+        f"{row['network']}: {row['aimet_evaluations']} evaluations of 2,000 pictures each; slimrank is "
+        f"{row['times_faster_estimated']} times as fast."
+        for row in done
+        if row.get("aimet_seconds_estimated")
+    )
+    details = f"<details><summary>seconds by phase, wall / CPU</summary>\n\n{each}\n\n</details>"
+    return f"{short}{told}\n\n{details}"
+
+
+def large() -> str:
+    """ResNet-50 in a sentence; nothing where it has not come through."""
+    path = table_path("scale")
+    row = next((r for r in read_table(path) if r["network"] == "resnet50" and r["outcome"] == "ok"), None)
+    if row is None:
+        return ""
+    link = path.relative_to(DOCS.parent).as_posix()
+    return (
+        f"For ResNet-50 at {row['pixels']} px (random weights, {row['samples']} images, threads: "
+        f"{row['threads']}), the study takes {float(row['study_seconds']):.0f} s, a plan "
+        f"{float(row['plan_seconds']):.1f} s and apply {float(row['apply_seconds']):.0f} s, with\n"
+        f"{float(row['peak_mb']) / 1000:.1f} GB of memory above model and images ([row]({link}) of `make "
+        f"bench-scale`, which takes ten networks). AIMET's {row['aimet_evaluations']}\nevaluations on 2,000 "
+        f"images each would take {float(row['aimet_seconds_estimated']) / 3600:.0f} hours there, estimated "
+        "from one measured forward."
+    )
+
+
+def gpu() -> str:
+    """Seconds on a GPU and on the CPU beside it; nothing where no GPU was measured."""
+    tables = [read_table(path) for path in sorted(RESULTS.glob("gpu-*-torch*.csv"))]
+    if not tables:
+        return ""
+    lines = [
+        [
+            row["gpu"],
+            row["network"],
+            f"{row['samples']} of {row['pixels']} px" if row["samples"] else "",
+            {"cuda": "GPU", "cpu": f"CPU, {row['threads']} threads"}[row["device"]],
+            row["study_seconds"] or row["note"],
+            *(row[f"{step}_seconds"] for step in ("plan", "apply", "floor")),
+            row["times_floor"],
+            row["macs_counted"],
+            row["divergence"],
+            row["peak_cuda_mb"],
+            row["torch"],
+        ]
+        for rows in tables
+        for row in rows
     ]
     return _table(
-        ("depth", "width", "million MACs", "seconds", "times one forward + backward", "peak, MB"), lines
-    )
+        ("GPU", "network", "pictures", "run on", "study, s", "plan, s", "apply, s", "forward + backward, s",
+         "times that", "MACs kept", "divergence", "peak of the GPU's memory, MB", "torch"),
+        lines,
+    )  # fmt: skip
 
 
 def ablation() -> str:
@@ -527,6 +710,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
         phases,
         scores,
         growth,
+        scale,
+        large,
+        gpu,
         ablation,
         methods,
         recovery,
@@ -539,7 +725,13 @@ TABLES: Mapping[str, Callable[[], str]] = {
 }
 
 
-SOURCES = {"headline": "accuracy", "given": "accuracy", "phases": "speed", "scores": "speed-scores"}
+SOURCES = {
+    "headline": "accuracy",
+    "given": "accuracy",
+    "phases": "speed",
+    "scores": "speed-scores",
+    "large": "scale",
+}
 
 
 def main() -> None:
@@ -551,10 +743,11 @@ def main() -> None:
         if path is None:
             raise SystemExit(f"no page has the markers {start} and {end}")
         source = SOURCES.get(name, name)
-        if not read_table(table_path(source)):
+        found = table() if name == "gpu" or read_table(table_path(source)) else ""
+        if not found:
             print(f"{source}: no table yet")
             continue
-        body = f"{start}\n{table()}\n{end}"
+        body = f"{start}\n{found}\n{end}"
         pages[path] = re.sub(
             f"{re.escape(start)}.*?{re.escape(end)}", lambda _, body=body: body, pages[path], flags=re.DOTALL
         )

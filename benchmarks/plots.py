@@ -122,8 +122,7 @@ def data() -> None:
 
 def speed_rows(methods: str) -> list[dict[str, str]]:
     """Rows of the table of speed, of runs with the two SVD methods ("svd") or of the default call ("all")."""
-    # Rows from before the default call was timed do not name the methods.
-    return [row for row in read_table(table_path("speed")) if (row.get("methods") or "svd") == methods]
+    return [row for row in read_table(table_path("speed")) if row["methods"] == methods]
 
 
 def speed() -> None:
@@ -166,28 +165,39 @@ def speed() -> None:
     _save("speed")
 
 
+def growth_rows(name: str) -> list[dict[str, str]]:
+    """Rows of the table of growth with more blocks ("depth") or channels ("width"), of the default call."""
+    other = {"depth": "width", "width": "depth"}[name]
+    rows = [row for row in read_table(table_path("growth")) if row.get("methods") == "all"]
+    return sorted((row for row in rows if row[other] == "1"), key=lambda row: int(row[name]))
+
+
 def growth() -> None:
-    """Seconds by size of the network."""
-    (axes,) = _panels(1, 4.8)
-    rows = read_table(table_path("growth"))
-    for name, other, colour in (("depth", "width", "#0072B2"), ("width", "depth", "#D55E00")):
-        own = sorted((row for row in rows if row[other] == "1"), key=lambda row: int(row[name]))
-        macs = [int(row["macs"]) / 1e6 for row in own]
+    """CPU seconds over the depth and the width of the network."""
+    for axes, name in zip(_panels(2), ("depth", "width"), strict=True):
+        own = [row for row in growth_rows(name) if row["cpu_seconds"]]
+        sizes = [int(row[name]) for row in own]
         axes.plot(
-            macs, [float(row["seconds"]) for row in own], marker="o", color=colour, label=f"{name} x1, x2, x4"
+            sizes,
+            [float(row["cpu_seconds"]) for row in own],
+            marker="o",
+            color="#0072B2",
+            label="study, plan and apply",
         )
         axes.plot(
-            macs,
-            [float(row["floor_seconds"]) for row in own],
+            sizes,
+            [float(row["floor_cpu_seconds"]) for row in own],
             linestyle=":",
-            color=colour,
-            label=f"one forward + backward, {name}",
+            marker="o",
+            color="#D55E00",
+            label="one forward + backward",
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("million MACs an image")
-    axes.set_ylabel("seconds")
-    axes.legend(fontsize=7)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+        axes.set_xticks(sizes, [f"x{size}" for size in sizes])
+        axes.set_xlabel({"depth": "times as many blocks", "width": "times as many channels"}[name])
+        axes.set_ylabel("CPU seconds")
+        axes.legend(fontsize=7)
     _save("growth")
 
 

@@ -77,6 +77,9 @@ class Job:
         samples: for ``channel_pruning``, AIMET's ``num_reconstruction_samples``, 10 from each image.
         downsample: for ``channel_pruning``, AIMET's ``allow_custom_downsample_ops``.
         prepare: AIMET's ``prepare_model`` first, which turns functions into modules.
+        start: ``out`` of an earlier job, whose network at ``start_ratio`` is compressed further; None: the
+            original is compressed. Ratios are of the network that this job starts from.
+        start_ratio: one of that job's ``ratios``.
     """
 
     network: str
@@ -95,6 +98,8 @@ class Job:
     samples: int = 5000
     downsample: bool = False
     prepare: bool = False
+    start: Path | None = None
+    start_ratio: float = 1.0
 
 
 def load_job(path: Path) -> Job:
@@ -110,13 +115,14 @@ def load_job(path: Path) -> Job:
         TypeError: a field is missing or unknown.
     """
     fields = json.loads(path.read_text())
-    fields.update({key: Path(fields[key]).resolve() for key in ("weights", "images", "out") if key in fields})
+    paths = [key for key in ("weights", "images", "out", "start") if fields.get(key) is not None]
+    fields.update({key: Path(fields[key]).resolve() for key in paths})
     fields.update({key: tuple(fields[key]) for key in ("ratios", "ignore") if key in fields})
     return Job(**fields)
 
 
 def load_network(job: Job) -> nn.Module:
-    """The job's network in float32 with its weights, in eval mode.
+    """The network that a job starts from in float32, in eval mode: the original, or what an earlier one made.
 
     Args:
         job: names the network and the file.
@@ -125,6 +131,8 @@ def load_network(job: Job) -> nn.Module:
         A new network.
     """
     network = NETWORKS[job.network]()
+    if job.start is not None:
+        return rebuild(network, job.start, job.start_ratio)
     network.load_state_dict(load_file(job.weights))
     return network.eval()
 
@@ -228,7 +236,8 @@ def parameters_of(
         num_comp_ratio_candidates=job.candidates,
         saved_eval_scores_dict=None if table is None else str(table),
     )
-    ignored = [network.get_submodule(name) for name in job.ignore]
+    # An earlier job may have split a layer that this one is to leave alone.
+    ignored = [module for name in job.ignore for module in network.get_submodule(name).modules()]
     if job.scheme == "spatial_svd":
         spatial = SpatialSvdParameters.AutoModeParams(greedy, modules_to_ignore=ignored)
         return SpatialSvdParameters(SpatialSvdParameters.Mode.auto, spatial)
@@ -496,7 +505,13 @@ def main() -> None:
     job.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(job.threads)
     head = {
-        "job": {**asdict(job), "weights": job.weights.name, "images": job.images.name, "out": job.out.name},
+        "job": {
+            **asdict(job),
+            "weights": job.weights.name,
+            "images": job.images.name,
+            "out": job.out.name,
+            "start": None if job.start is None else job.start.name,
+        },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     report = job.out / "report.json"

@@ -3,8 +3,9 @@
 
 from collections.abc import Mapping
 
-from seams import blocks_to_drop, damages_in_turn
+import pytest
 
+from seams import blocks_to_drop, damages_in_turn
 
 WORTH = dict.fromkeys("abc", 1.0)
 

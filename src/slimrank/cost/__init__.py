@@ -14,7 +14,7 @@ from slimrank.cost._memory import (
 )
 from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias, pair_has_bias
 from slimrank.cost._row_view import RowView, row_view
-from slimrank.cost._rows import MAX_METRIC_WIDTH, keeps_rows, row_cap, row_width, rows_available
+from slimrank.cost._rows import MAX_METRIC_WIDTH, is_wide, keeps_rows, row_cap, row_width, rows_available
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "forms_of",
     "gains_bias",
     "group_share",
+    "is_wide",
     "keeps_rows",
     "kept_shape",
     "layer_cost",

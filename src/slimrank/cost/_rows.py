@@ -9,6 +9,9 @@ MAX_GRAM_WIDTH = 8192
 # Up to here second moments of output gradients are kept as a (C_out, C_out) matrix; of more outputs, such as
 # scores of a vocabulary, only the diagonal: for softmax over many classes it is all but the whole.
 MAX_METRIC_WIDTH = 8192
+# Above so many columns decompositions are most of the work, and are done with less care where errors stay
+# about the same.
+_NARROW_COLUMNS = 1024
 # More rows make the moments more precise and take longer to sum; ten per column is what they need.
 _MAX_ROWS_PER_COLUMN = 20
 # Narrow layers get more than that, since their rows take next to no time.
@@ -20,6 +23,11 @@ _MAX_STORED_ROWS = 4096
 def row_width(spec: LayerSpec) -> int:
     """Columns D of the rows that a layer sees: C_in x kernel, or in_features; C_in where it is transposed."""
     return row_view(spec).n_columns
+
+
+def is_wide(spec: LayerSpec) -> bool:
+    """Whether decompositions of a layer's moments take most of the time that it takes."""
+    return row_width(spec) > _NARROW_COLUMNS
 
 
 def keeps_rows(spec: LayerSpec) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError
+from slimrank.cost import is_wide
 from slimrank.fitting._rows import Rows
 from slimrank.linalg import Clipping, Moments, RidgedInverse
 from slimrank.methods import Factors, Target, fit_factors
@@ -22,6 +23,9 @@ ALTERNATIONS = 3
 CLIPPED_STEPS = (2, 1)
 # Rounds of refinement in each of these.
 CLIPPED_ALTERNATIONS = 1
+# Rounds of refinement of a wide layer's fits to each target: all but the first begin with the factors of the
+# first.
+_ROUNDS_OF_WIDE = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,8 +92,8 @@ def best_fit(
     """
     moments, mean_out = statistics.moments, statistics.mean_out
 
-    def fitted(kind: str, target: Target, alternations: int) -> Fit:
-        return _fitted(spec, setting, kind, target, moments.mean, mean_out, alternations)
+    def fitted(kind: str, target: Target, alternations: int, start: Factors | None = None) -> Fit:
+        return _fitted(spec, setting, kind, target, moments.mean, mean_out, alternations, start)
 
     def error_of(fit: Fit, target: Target) -> float:
         # After the clipping, where there is one: a fit that is worse before it may be the better one.
@@ -100,17 +104,21 @@ def best_fit(
     if first is None:
         raise OptionError(f"layer {spec.name!r}: there is nothing to fit to")
     kind, target = first
-    # Fits without refinement, which takes time: it is left for the best. A single target has no rival.
+    # Fits without refinement, which takes time: it is left for the best. A single target has no rival. Of
+    # wide layers, decompositions take longer than refinement: one serves all targets.
+    rounds = _ROUNDS_OF_WIDE if is_wide(spec) else 0
     best: tuple[float, Fit] | None = None
+    start: Factors | None = None
     for other_kind, other_target in candidates:
         if best is None:
-            fit = fitted(kind, target, 0)
+            fit = fitted(kind, target, rounds)
             best = (error_of(fit, target), fit)
-        other_fit = fitted(other_kind, other_target, 0)
+            start = _start_of(fit, spec)
+        other_fit = fitted(other_kind, other_target, rounds, start)
         other_error = error_of(other_fit, other_target)
         if other_error < best[0]:
             kind, target, best = other_kind, other_target, (other_error, other_fit)
-    fit = fitted(kind, target, ALTERNATIONS)
+    fit = fitted(kind, target, ALTERNATIONS, None if best is None else _start_of(best[1], spec))
     has_clipping = statistics.clipping is not None and len(statistics.rows) > 0
     error = error_of(fit, target) if best is not None or has_clipping else 0.0
     if best is not None and best[0] < error:
@@ -129,12 +137,18 @@ def _fitted(
     mean_in: Tensor,
     mean_out: Tensor,
     alternations: int,
+    start: Factors | None = None,
 ) -> Fit:
     """Factors for the target, and the bias that maps the mean of the inputs to the wanted mean."""
     if setting is None:
         return Fit(factors=target.dense, bias=mean_out - target.dense @ mean_in, kind=kind)
-    factors = fit_factors(spec, setting, target, alternations=alternations)
+    factors = fit_factors(spec, setting, target, alternations=alternations, start=start)
     return Fit(factors=factors, bias=mean_out - factors.outputs(spec, mean_in), kind=kind)
+
+
+def _start_of(fit: Fit, spec: LayerSpec) -> Factors | None:
+    """What a further fit of a layer begins with; None for a decomposition."""
+    return None if isinstance(fit.factors, Tensor) or not is_wide(spec) else fit.factors
 
 
 def _error(
@@ -181,7 +195,10 @@ def _clipped_fit(
         dense = target.dense + inverse.after(cross_shift)
         moved_target = _with_dense(target, dense, statistics.moments)
         mean_in, mean_out = statistics.moments.mean, statistics.mean_out + mean_shift
-        newest = _fitted(spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS)
+        start = _start_of(newest, spec)
+        newest = _fitted(
+            spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS, start
+        )
     return newest
 
 

@@ -223,6 +223,9 @@ def refine_split(
         The refined pair.
     """
     mean_factor = cholesky_psd(_block_sum(moment, split).double() / split.second_taps)
+    if target.shape[1] > _WIDE_COLUMNS:
+        # It only guides the steps.
+        mean_factor = mean_factor.float()
     best = factors
     # In float32, which is faster: a step need only be about right, and what it gains is measured in float64.
     rough_target, rough_moment = target.float(), moment.float()
@@ -250,7 +253,7 @@ def _improve_first(
 
     def precondition(residual: Tensor) -> Tensor:
         half = torch.cholesky_solve(residual.to(gram_factor.dtype), gram_factor)
-        return torch.cholesky_solve(half.T, mean_factor).T.to(residual.dtype)
+        return torch.cholesky_solve(half.T.to(mean_factor.dtype), mean_factor).T.to(residual.dtype)
 
     first = factors.first.reshape(len(factors.first), n_columns).to(target.dtype)
     residual = _times_second(target.view(n_out, n_columns, split.second_taps), second) - normal(first)

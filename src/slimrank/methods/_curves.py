@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost import FORM_ROWS, forms_of, keeps_rows, layer_cost, max_rank, pair_costs
+from slimrank.cost import FORM_ROWS, forms_of, is_wide, keeps_rows, layer_cost, max_rank, pair_costs
 from slimrank.methods._isotonic import never_falling
 from slimrank.methods._pair import true_error
 from slimrank.methods._table import layer_functions
@@ -20,6 +20,8 @@ ANCHOR_RATIOS = (0.5, 0.2)
 # Where, as a share of the ranks of a curve, a bound is compared with a fitted pair. More make the curve more
 # precise; each takes the time of one fit.
 PROBE_SHARES = (0.15, 0.5)
+# The same of wide layers, whose fits take long.
+PROBE_SHARES_OF_WIDE = (0.3,)
 # Refinement rounds of those fits; the pairs of a result get more.
 PROBE_ALTERNATIONS = 1
 # Keeps logarithms of bounds and of their ratios finite.
@@ -102,11 +104,13 @@ def _corrected(
     bound: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """A bound lowered to the errors of refined factors on un-ridged moments, computed at a few ranks."""
-    probes = sorted({int(ranks[int(share * (len(ranks) - 1))]) for share in PROBE_SHARES})
+    shares = PROBE_SHARES_OF_WIDE if is_wide(spec) else PROBE_SHARES
+    probes = sorted({int(ranks[int(share * (len(ranks) - 1))]) for share in shares})
     log_ratios = []
     for rank in probes:
         setting = Setting(method=method, form=form, rank=rank)
-        factors = layer_functions(method).fit(spec, setting, target, alternations=PROBE_ALTERNATIONS)
+        fit = layer_functions(method).fit
+        factors = fit(spec, setting, target, alternations=PROBE_ALTERNATIONS, start=None)
         error_of_fit = true_error(target, factors.weight(spec))
         limit = max(float(bound[np.searchsorted(ranks, rank)]), _TINY)
         log_ratios.append(np.log(min(max(error_of_fit, _TINY * limit) / limit, 1.0)))

@@ -14,7 +14,9 @@ from slimrank.methods._target import Target
 from slimrank.records import LayerSpec, Setting
 
 
-def fit_factors(spec: LayerSpec, setting: Setting, target: Target, *, alternations: int) -> Factors:
+def fit_factors(
+    spec: LayerSpec, setting: Setting, target: Target, *, alternations: int, start: Factors | None = None
+) -> Factors:
     """Factors of one setting.
 
     Args:
@@ -22,11 +24,14 @@ def fit_factors(spec: LayerSpec, setting: Setting, target: Target, *, alternatio
         setting: what takes its place.
         target: what to reproduce; it remembers its decompositions.
         alternations: refinement rounds at most, where there is no closed solution.
+        start: factors of this setting for a similar target, to begin with where there is no closed solution;
+            None begins with a decomposition.
 
     Returns:
         The factors.
     """
-    return layer_functions(setting.method).fit(spec, setting, target, alternations=alternations)
+    fit = layer_functions(setting.method).fit
+    return fit(spec, setting, target, alternations=alternations, start=start)
 
 
 def build_modules(

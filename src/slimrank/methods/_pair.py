@@ -90,7 +90,8 @@ def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | N
     if FORM_ROWS[form].is_closed:
         return _closed_form(target).errors[: None if limit is None else limit + 1]
     kernel = _shared_kernel(spec, form, target)
-    return nested_errors(kernel.weighted, kernel.goal, kernel.moment, kernel.first[:limit], kernel.split)
+    first = _first_factors(kernel)[:limit]
+    return nested_errors(kernel.weighted, kernel.goal, kernel.moment, first, kernel.split)
 
 
 def true_error(target: Target, weight: Tensor) -> float:
@@ -107,7 +108,9 @@ def true_error(target: Target, weight: Tensor) -> float:
     return float(target.moments.diagonal_of(difference.to(_product_dtype(target))).sum() / 2)
 
 
-def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternations: int) -> Pair:
+def fit_pair(
+    spec: LayerSpec, form: Form, rank: int, target: Target, *, alternations: int, start: Pair | None = None
+) -> Pair:
     """Factors of one rank.
 
     Args:
@@ -116,6 +119,8 @@ def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternat
         rank: size between the factors.
         target: what to reproduce; it remembers its decompositions.
         alternations: refinement rounds at most, for forms without closed solution.
+        start: a pair of this form and rank for a similar target; forms without closed solution begin with its
+            first factor, which spares a decomposition. None begins anew.
 
     Returns:
         The pair, balanced.
@@ -127,7 +132,8 @@ def fit_pair(spec: LayerSpec, form: Form, rank: int, target: Target, *, alternat
         return _balanced(form, first.view(rank, channels, -1), second.unsqueeze(-1))
     kernel = _shared_kernel(spec, form, target)
     goal, moment, split = kernel.goal, kernel.moment, kernel.split
-    factors = fit_split(goal, moment, kernel.first[:rank], split)
+    first = _first_factors(kernel)[:rank] if start is None else start.first
+    factors = fit_split(goal, moment, first, split)
     if alternations:
         factors = refine_split(goal, moment, factors, split, alternations=alternations)
     second = times_root(target.inverse_root, factors.second.flatten(1)).view_as(factors.second)
@@ -170,11 +176,17 @@ def _shared_kernel(spec: LayerSpec, form: Form, target: Target) -> SharedKernel:
             moment = RidgedRows(rows=moment.rows.index_select(1, columns), ridge=moment.ridge)
         else:
             moment = moment.index_select(0, columns).index_select(1, columns)
-    first = initial_first_factor(weighted, moment, split)
     goal = weighted.to(moment.dtype) @ moment
-    kernel = SharedKernel(split=split, moment=moment, weighted=weighted, goal=goal, first=first)
+    kernel = SharedKernel(split=split, moment=moment, weighted=weighted, goal=goal)
     target.shared_kernels[form] = kernel
     return kernel
+
+
+def _first_factors(kernel: SharedKernel) -> Tensor:
+    """First factors for every rank, (R, C_in, F)."""
+    if kernel.first is None:
+        kernel.first = initial_first_factor(kernel.weighted, kernel.moment, kernel.split)
+    return kernel.first
 
 
 def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:

@@ -53,8 +53,16 @@ class ErrorByRank(Protocol):
 class FitFactors(Protocol):
     """Fits the factors that take the place of a layer."""
 
-    def __call__(self, spec: LayerSpec, setting: Setting, target: Target, *, alternations: int) -> Factors:
-        """The factors of one setting, refined in at most so many rounds."""
+    def __call__(
+        self,
+        spec: LayerSpec,
+        setting: Setting,
+        target: Target,
+        *,
+        alternations: int,
+        start: Factors | None,
+    ) -> Factors:
+        """The factors of one setting, refined in at most so many rounds; from others of it, if there are."""
         ...
 
 
@@ -105,8 +113,11 @@ class MethodRow:
         return "group" if replaces_groups(self.name) else "layer"
 
 
-def _fit_pair(spec: LayerSpec, setting: Setting, target: Target, *, alternations: int) -> Factors:
-    return fit_pair(spec, setting.form, setting.rank, target, alternations=alternations)
+def _fit_pair(
+    spec: LayerSpec, setting: Setting, target: Target, *, alternations: int, start: Factors | None
+) -> Factors:
+    pair = start if isinstance(start, Pair) else None
+    return fit_pair(spec, setting.form, setting.rank, target, alternations=alternations, start=pair)
 
 
 def _empty_pair(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> tuple[nn.Module, ...]:

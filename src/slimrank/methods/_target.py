@@ -22,15 +22,21 @@ class ClosedForm:
     errors: Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class SharedKernel:
-    """Decomposition of a form that shares the kernel: see ``initial_first_factor``."""
+    """What a form that shares the kernel is fitted with.
+
+    Attributes:
+        split: how columns divide.
+        moment, weighted, goal: H, G^(1/2) W and their product, columns in the order of the form.
+        first: first factors for every rank, see ``initial_first_factor``; None until they are needed.
+    """
 
     split: Split
     moment: SplitMoments
     weighted: Tensor
     goal: Tensor
-    first: Tensor
+    first: Tensor | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -152,8 +152,11 @@ def test_anchors_lie_at_shares_of_the_cost() -> None:
     assert anchor_points([curve], 100) == [
         ("weight_svd", "linear", 5, 95.0),
         ("weight_svd", "linear", 2, 98.0),
-        # Below the cheapest pair: the cheapest pair.
-        ("weight_svd", "linear", 1, 99.0),
+    ]
+    # Below the cheapest pair: the cheapest pair.
+    assert anchor_points([_curve([9.0, 5.0], [30, 40])], 100) == [
+        ("weight_svd", "linear", 2, 5.0),
+        ("weight_svd", "linear", 1, 9.0),
     ]
     # One pair is measured once.
     assert anchor_points([_curve([5.0], [60])], 100) == [("weight_svd", "linear", 1, 5.0)]

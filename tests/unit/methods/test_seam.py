@@ -14,6 +14,7 @@ from slimrank import UnknownNameError
 from slimrank.cost import FORMS
 from slimrank.methods import (
     TABLE,
+    Factors,
     LayerFunctions,
     MethodRow,
     Target,
@@ -57,7 +58,9 @@ class Three:
         return last @ middle @ first
 
 
-def _fit(spec: LayerSpec, setting: Setting, target: Target, *, alternations: int) -> Three:
+def _fit(
+    spec: LayerSpec, setting: Setting, target: Target, *, alternations: int, start: Factors | None
+) -> Three:
     assert isinstance(setting, TwoRanks)
     left, values, right = torch.linalg.svd(target.dense, full_matrices=False)
     middle = torch.diag(values)[: setting.rank_out, : setting.rank]

@@ -166,23 +166,31 @@ def add_method(monkeypatch: pytest.MonkeyPatch, row: MethodRow) -> None:
 # --- Ctrl-C in the midst ---
 
 
-def _interrupt_after(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, calls: int) -> None:
+def _interrupt_after(
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    function: str,
+    calls: int,
+    error: BaseException | None = None,
+) -> None:
     called, original = count(), getattr(module, function)
 
     def interrupted(*args: object, **kwargs: object) -> object:
         if next(called) >= calls:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if error is None else error
         return original(*args, **kwargs)
 
     monkeypatch.setattr(module, function, interrupted)
 
 
-def interrupt_after_layers(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def interrupt_after_layers(
+    monkeypatch: pytest.MonkeyPatch, n: int, error: BaseException | None = None
+) -> None:
     """A study is interrupted once it has computed the curves of ``n`` layers.
 
     Patched: the function that computes the curves of one layer.
     """
-    _interrupt_after(monkeypatch, _layers, "layer_curves", n)
+    _interrupt_after(monkeypatch, _layers, "layer_curves", n, error)
 
 
 def interrupt_after_groups(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
@@ -209,12 +217,12 @@ def interrupt_after_pairs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     _interrupt_after(monkeypatch, _install, "fill_container", n)
 
 
-def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int, error: BaseException | None = None) -> None:
     """An apply is interrupted once ``n`` layers have been fitted to samples, as pairs or in one piece.
 
     Patched: the function that chooses the best fit of one layer.
     """
-    _interrupt_after(monkeypatch, _fit_layer, "best_fit", n)
+    _interrupt_after(monkeypatch, _fit_layer, "best_fit", n, error)
 
 
 def slow_down_layers(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None]) -> None:

@@ -58,6 +58,7 @@ def build_result(
             feed=session.feed,
             grams=grams,
             seed=session.options.seed,
+            budgets=session.budgets,
             sequential=sequential,
         )
     journal = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import evenly_spaced, measure_divergence, reference_outputs
-from slimrank.cost import MEMORY
+from slimrank.cost import SAMPLING
 from slimrank.forward import Batch, Replay, run
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
 from slimrank.records import Curve, LayerSpec, Setting
@@ -58,13 +58,14 @@ class Anchors:
         self._model = session.original
         self._outputs = session.outputs
         self._likelihood = session.likelihood
+        self._replay_bytes = session.budgets.replay
         # Forwards start at the layer that changes, which spares about two fifths of them on average.
         cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
         held_out = session.feed.held_out
         # Bytes of the reference outputs of one sample, in float32.
         per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
         limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
-        limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))
+        limit = min(limit, max(1, SAMPLING.outputs // max(1, per_sample)))
         indices = evenly_spaced(held_out, limit) if evaluations else []
         # Apart from the others, a few samples with which every start at a layer is checked.
         parts = (indices[:_CHECK_SAMPLES], indices[_CHECK_SAMPLES:])
@@ -75,7 +76,7 @@ class Anchors:
         self._replay = self._new_replay()
 
     def _new_replay(self) -> Replay:
-        return Replay(self._model, self._batches, max_bytes=MEMORY.replay)
+        return Replay(self._model, self._batches, max_bytes=self._replay_bytes)
 
     def start_at(self, layer: str, touched: Collection[str] = ()) -> None:
         """Lets the measurements that follow begin at a layer; call in execution order.

@@ -169,6 +169,7 @@ class _Drops:
             feed=_part_of(self._session.feed, n_fit),
             grams=survey.grams,
             seed=self._session.options.seed,
+            budgets=self._session.budgets,
         )
 
     def divergence(self, dropped: Sequence[str]) -> float:

@@ -69,7 +69,7 @@ def _of_text(text: str, keyword: str) -> int:
 
 
 def bytes_text(n_bytes: float) -> str:
-    """A number of bytes for people: two digits, in kB, MB or GB."""
+    """A number of bytes for people: in kB, MB or GB, whole numbers from 10 on."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         # What would be rounded up to 1000 is told in the next unit.
         if n_bytes >= 0.995 * size:

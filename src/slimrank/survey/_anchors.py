@@ -46,6 +46,23 @@ def independent_pair(
     return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 
+def count_samples(session: Session, evaluations: int) -> int:
+    """Held-out samples of each divergence.
+
+    Args:
+        session: model and data.
+        evaluations: about how many divergences will be measured; of none, no sample is needed.
+    """
+    if not evaluations:
+        return 0
+    # Forwards start at the layer that changes, which spares about two fifths of them on average.
+    cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
+    # Bytes of the reference outputs of one sample, in float32.
+    per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
+    limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
+    return min(limit, max(1, SAMPLING.outputs // max(1, per_sample)), len(session.feed.held_out))
+
+
 class Anchors:
     """Held-out divergences of the original with one thing changed.
 
@@ -59,14 +76,7 @@ class Anchors:
         self._outputs = session.outputs
         self._likelihood = session.likelihood
         self._replay_bytes = session.budgets.replay
-        # Forwards start at the layer that changes, which spares about two fifths of them on average.
-        cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
-        held_out = session.feed.held_out
-        # Bytes of the reference outputs of one sample, in float32.
-        per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
-        limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
-        limit = min(limit, max(1, SAMPLING.outputs // max(1, per_sample)))
-        indices = evenly_spaced(held_out, limit) if evaluations else []
+        indices = evenly_spaced(session.feed.held_out, count_samples(session, evaluations))
         # Apart from the others, a few samples with which every start at a layer is checked.
         parts = (indices[:_CHECK_SAMPLES], indices[_CHECK_SAMPLES:])
         self._batches: list[Batch] = [batch for part in parts if part for batch in session.feed.stream(part)]

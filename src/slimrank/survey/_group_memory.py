@@ -24,7 +24,7 @@ def with_room_for_groups(session: Session, channels: ChannelMap) -> Session:
     if session.options.data_free:
         return session
     layers = {spec.name: spec for spec in session.captured.layers}
-    needs = _group_needs(GroupSurvey(session=session, layers=layers, channels=channels, grams={}))
+    needs = group_needs(GroupSurvey(session=session, layers=layers, channels=channels, grams={}))
     check_needs(needs, session.memory)
     return replace(session, budgets=session.needs.budgets(session.memory, needs))
 
@@ -37,8 +37,8 @@ def pass_notes(survey: GroupSurvey) -> list[Note]:
     session = survey.session
     if session.options.data_free or session.memory is None or session.memory >= DEFAULT_MEMORY:
         return []
-    usual = session.needs.budgets(None, _group_needs(survey))
-    n_usual, n_passes = _count_passes(survey, usual), _count_passes(survey, session.budgets)
+    usual = session.needs.budgets(None, group_needs(survey))
+    n_usual, n_passes = count_passes_of(survey, usual), count_passes_of(survey, session.budgets)
     if n_passes <= n_usual:
         return []
     text = (
@@ -48,7 +48,8 @@ def pass_notes(survey: GroupSurvey) -> list[Note]:
     return [Note(where="memory", text=text)]
 
 
-def _group_needs(survey: GroupSurvey) -> list[Need]:
+def group_needs(survey: GroupSurvey) -> list[Need]:
+    """What each group needs that can be slimmed."""
     needs = survey.session.needs
     return [
         needs.of_group(group.name, survey.layers_needed(group).values())
@@ -56,7 +57,8 @@ def _group_needs(survey: GroupSurvey) -> list[Need]:
     ]
 
 
-def _count_passes(survey: GroupSurvey, budgets: MemoryBudgets) -> int:
+def count_passes_of(survey: GroupSurvey, budgets: MemoryBudgets) -> int:
+    """Passes over the samples that a whole study makes for second moments."""
     layers = {index: spec for index, spec in enumerate(survey.layers.values()) if spec.methods}
     groups = {index: survey.layers_needed(group) for index, group in survey.slimmable.items()}
     together: dict[int, LayerSpec] = dict(layers)

@@ -28,6 +28,7 @@ from slimrank.records import (
 )
 from slimrank.survey._blocks import DamageAt, Known, measure_blocks
 from slimrank.survey._curve_files import GRADIENT_FILE
+from slimrank.survey._estimate import tell_estimate
 from slimrank.survey._group_memory import pass_notes, with_room_for_groups
 from slimrank.survey._groups import GroupSurvey, measure_groups, stored_groups
 from slimrank.survey._layers import layer_chunks, measure_layers, stored_curves
@@ -116,6 +117,7 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
     options = session.options
     channels = _channels_of(session, run)
     session = with_room_for_groups(session, channels)
+    tell_estimate(session, channels, run)
     layers = list(session.captured.layers)
     readers = {
         tensor.name.removesuffix(".weight")

@@ -82,6 +82,11 @@ class MemoryNeeds:
         return _CODE + self.model_bytes + grams + self.output_bytes
 
     @property
+    def held_out_bytes(self) -> int:
+        """Layer outputs of all held-out samples."""
+        return _FLOAT32 * self.graph_elements * len(self.feed.held_out)
+
+    @property
     def n_fit(self) -> int:
         """Number of samples that fits use."""
         return len(self.feed.fit)

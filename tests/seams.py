@@ -123,10 +123,11 @@ from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Priced, hull_of
 from slimrank.select.layers import _optimal
-from slimrank.survey import _anchors, _blocks, _groups, _layers, _measure, _session
+from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
 from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
 from slimrank.survey._blocks import _part_of as some_samples_of
+from slimrank.survey._estimate import Estimate, Speed
 
 T = TypeVar("T")
 
@@ -585,6 +586,24 @@ def show_progress_on(monkeypatch: pytest.MonkeyPatch, stream: TextIO) -> None:
     monkeypatch.setattr(
         _progress, "Console", lambda **_: Console(file=stream, force_terminal=True, width=120)
     )
+
+
+def watch_estimates(
+    monkeypatch: pytest.MonkeyPatch, tell: Callable[[Estimate], object], *, sample: float, products: float
+) -> None:
+    """Hands out the estimates of studies, made for a given speed of model and machine.
+
+    Patched: what measures the speed, and what makes an estimate of it.
+    """
+    original = _estimate.estimate_study
+
+    def told(*args: object) -> Estimate:
+        estimate = original(*args)  # type: ignore[arg-type]
+        tell(estimate)
+        return estimate
+
+    monkeypatch.setattr(_estimate, "measure_speed", lambda _: Speed(sample=sample, products=products))
+    monkeypatch.setattr(_estimate, "estimate_study", told)
 
 
 def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_too_little_memory_names_the_layer_and_what_it_needs(memory: int | str) 
 
 def test_a_skipped_layer_needs_nothing() -> None:
     model = nn.Sequential(nn.Linear(3, 900), nn.ReLU(), nn.Linear(900, 900), nn.Linear(900, 4)).eval()
-    with pytest.raises(sr.OptionError, match=r"layer '[03]' needs about 18[0-9] MB"):
+    with pytest.raises(sr.OptionError, match=r"layer '[03]' needs about 2[0-9]{2} MB"):
         sr.study(model, [torch.randn(64, 3)], skip=("2",), memory=10_000_000, progress=False)
 
 

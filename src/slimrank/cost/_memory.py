@@ -58,8 +58,7 @@ class MemoryBudgets:
     Attributes:
         layer_moments: second moments of the layers that are measured together. Less means more passes over
             the samples.
-        group_moments: the same where channel groups are measured; more, since a group needs all of its
-            readers at once.
+        group_moments: the same where channel groups are measured; a group needs all of its readers at once.
         replay: activations from which measured divergences start at a layer. Less means longer forwards.
         prefix_cache: activations that evaluations of scores share. Less means longer forwards.
         fits: forwards of both networks that are paused at a layer, and its fit. Where they would take more,

@@ -14,6 +14,7 @@ import torch
 
 from slimrank.calibrate import GradientOptions
 from slimrank.cost import bytes_text, moment_bytes, row_view, row_width, rows_available, working_bytes
+from slimrank.forward import fixed_seed
 from slimrank.forward import run as run_model
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec
 from slimrank.survey._anchors import count_samples
@@ -33,10 +34,14 @@ _BACKWARD = 1.0
 _ANCHORS, _ANCHOR_SHARE = 3, 0.42
 # Drops of each block that are measured, and forwards of both networks that one takes.
 _DROPS, _FORWARDS_OF_DROP = 1.25, 1.4
-# Multiply-adds in float64, which takes twice the time: of a layer's decompositions, and of the order of a
-# group's channels, over the cube of the smaller side of the moments.
-_CURVES, _ORDER = 9.0, 5.0
+# Multiply-adds in float64, which takes twice the time: of a layer's curves, of the pairs that are measured
+# and of the fits of a drop, over one decomposition; of the order of a group's channels.
+_CURVES, _PAIRS, _FITS, _ORDER = 14.0, 5.0, 7.0, 5.0
 _FLOAT64_TIMES = 2.0
+# Columns above which channels are ordered by one column each.
+_MAX_EXACT_COLUMNS = 2560
+# What the allocator holds beside what is counted: observed.
+_ALLOCATOR = 1.15
 # Seconds that a layer, a group, one of its units and a divergence take, however small they are.
 _LAYER, _GROUP, _UNIT, _DIVERGENCE = 0.02, 0.02, 0.0005, 0.003
 
@@ -106,15 +111,17 @@ def measure_speed(survey: GroupSurvey) -> Speed:
     batch = next(iter(session.feed.stream(session.feed.fit[: max(1, session.feed.micro_size)])))
     device = next(session.original.parameters()).device
     matrix = torch.ones(_PRODUCT_SIZE, _PRODUCT_SIZE, device=device)
-    with torch.no_grad():
-        # Once before, since a first call takes longer.
+    # What the model draws, it would otherwise miss later: progress must not change results.
+    with fixed_seed(session.original), torch.no_grad():
         product = _seconds_of(lambda: [matrix @ matrix for _ in range(_PRODUCTS)], device)
         forward = _seconds_of(lambda: run_model(session.original, batch), device)
-    return Speed(sample=forward / batch.n_samples, products=_PRODUCTS * _PRODUCT_SIZE**3 / product)
+    # A batch that cannot be cut counts as one sample.
+    n_samples = batch.n_samples if session.feed.micro_size else 1
+    return Speed(sample=forward / n_samples, products=_PRODUCTS * _PRODUCT_SIZE**3 / product)
 
 
 def _seconds_of(action: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the second of two calls."""
+    """Seconds of the second of two calls: a first one takes longer."""
     start = 0.0
     for _ in range(2):
         if device.type == "cuda":
@@ -151,6 +158,7 @@ def seconds_by_phase(
     for group in groups:
         needed |= {spec.name: spec for spec in survey.layers_needed(group).values()}
     rate = speed.products
+    decompositions = sum(_decomposition(spec, n_fit) for spec in layers)
     found = {}
     if options.fisher and not options.data_free:
         draws = GradientOptions(
@@ -169,14 +177,16 @@ def seconds_by_phase(
             count * (_DIVERGENCE + _ANCHOR_SHARE * speed.sample * count_samples(session, count))
             for count in (_ANCHORS * len(layers), _ANCHORS * len(groups))
         )
+        found["anchors"] += _PAIRS * _FLOAT64_TIMES * decompositions / rate
         found["blocks"] = _seconds_of_blocks(survey, speed)
-    found["curves"] = sum(
-        _LAYER + _CURVES * _FLOAT64_TIMES * _decomposition(spec, n_fit) / rate for spec in layers
-    )
+    found["curves"] = _LAYER * len(layers) + _CURVES * _FLOAT64_TIMES * decompositions / rate
     found["groups"] = sum(
         _GROUP
         + _UNIT * group.units
-        + _ORDER * _FLOAT64_TIMES * sum(map(_ordering, survey.layers_needed(group).values())) / rate
+        + _ORDER
+        * _FLOAT64_TIMES
+        * sum(_ordering(spec, n_fit) for spec in survey.layers_needed(group).values())
+        / rate
         for group in groups
     )
     return found
@@ -192,18 +202,25 @@ def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
     n_samples = n_fit * feed.n_samples / len(feed.fit) * _FORWARDS_OF_DROP + count_samples(
         survey.session, runs
     )
-    return _DROPS * n_blocks * (_LAYER + speed.sample * n_samples)
+    layers = survey.session.needs.layers
+    fits = sum(_decomposition(spec, n_fit) for spec in layers) / max(1, len(layers))
+    fit_seconds = _FITS * _FLOAT64_TIMES * fits / speed.products
+    return _DROPS * n_blocks * (_LAYER + speed.sample * n_samples + fit_seconds)
 
 
 def _decomposition(spec: LayerSpec, n_samples: int) -> int:
     """Multiply-adds of a decomposition: of the moments, of the weight with them, of the output metric."""
     width, n_outputs = row_width(spec), row_view(spec).n_outputs
-    smaller = min(width, rows_available(spec, n_samples))
+    n_rows = rows_available(spec, n_samples)
+    # Of few rows no moments are made.
+    smaller = n_rows if n_rows <= width // 2 else width
     return width * smaller**2 + n_outputs * width * smaller + n_outputs**3
 
 
-def _ordering(spec: LayerSpec) -> int:
-    return row_width(spec) ** 3
+def _ordering(spec: LayerSpec, n_samples: int) -> int:
+    """Multiply-adds of the order in which units of a layer's inputs go, and of its errors."""
+    width = row_width(spec)
+    return width**3 if width <= _MAX_EXACT_COLUMNS else width**2 * min(width, rows_available(spec, n_samples))
 
 
 def peak_bytes(survey: GroupSurvey) -> int:
@@ -219,7 +236,7 @@ def peak_bytes(survey: GroupSurvey) -> int:
         default=0,
     )
     in_curves += min(moments, budgets.layer_moments) + replay
-    return max([*of_layers, *of_groups, in_curves])
+    return int(_ALLOCATOR * max([*of_layers, *of_groups, in_curves]))
 
 
 def _seconds_text(seconds: float) -> str:

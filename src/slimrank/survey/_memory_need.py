@@ -7,7 +7,7 @@ from math import prod
 
 from slimrank._errors import OptionError
 from slimrank.calibrate import Feed, Likelihood, bytes_in_graph
-from slimrank.capture import Captured
+from slimrank.capture import SKIPPED, Captured
 from slimrank.cost import (
     DEFAULT_MEMORY,
     MAX_METRIC_WIDTH,
@@ -23,14 +23,14 @@ from slimrank.cost import (
     working_bytes,
 )
 from slimrank.fitting import forward_size
-from slimrank.records import LayerSpec
+from slimrank.records import LayerSpec, replaces_groups
 from slimrank.survey._options import Options
 
 # ``memory=`` as a caller gives it: bytes, a text such as "2GB", or None for the default.
 MemoryOption = int | str | None
 
 # Code of torch that is loaded with the first study, and what the allocator keeps: observed.
-_CODE = 150_000_000
+_CODE = 200_000_000
 _FLOAT32, _FLOAT64 = 4, 8
 # Matrices of a layer's moments that are alive while the order of its channels is found: observed.
 _MATRICES_OF_ORDER = 3
@@ -164,11 +164,15 @@ def needs_of(
         options: of the study.
         names: layers that will be fitted; None for all that a method replaces.
     """
-    layers = [
-        spec
-        for spec in captured.layers
-        if spec.has_matrix and spec.calls and (bool(spec.methods) if names is None else spec.name in names)
-    ]
+    slims = any(map(replaces_groups, options.methods))
+
+    def is_used(spec: LayerSpec) -> bool:
+        if names is not None:
+            return spec.name in names
+        # Which layers read channels that can go is not known yet.
+        return bool(spec.methods) or (slims and spec.groups == 1 and spec.reason != SKIPPED)
+
+    layers = [spec for spec in captured.layers if spec.has_matrix and spec.calls and is_used(spec)]
     per_sample = _FLOAT32 * sum(prod(output.shape) for output in likelihood.outputs.values())
     has_gradients = options.fisher and not options.data_free
     return MemoryNeeds(

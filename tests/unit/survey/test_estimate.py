@@ -72,7 +72,7 @@ def _net() -> nn.Module:
 def test_it_is_told_where_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
     seams.show_progress_on(monkeypatch, shown)
-    assert "study: about 1 s and 1" in _told(_net(), shown)
+    assert "study: about 1 s and 2" in _told(_net(), shown)
     assert not _told(_net(), shown, progress=False)
     assert not _told(_net(), shown, data_free=True)
 
@@ -97,3 +97,22 @@ def test_larger_networks_and_more_samples_take_longer(monkeypatch: pytest.Monkey
     assert seconds == sorted(seconds)
     assert seconds[0] < seconds[1] < seconds[2]
     assert found[2].n_bytes > found[1].n_bytes
+
+
+def test_a_model_that_draws_gives_the_same_numbers_with_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 0.01 * torch.rand(())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Noisy(6, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    batches = list(torch.randn(24, 6).split(8))
+    shown = StringIO()
+    seams.show_progress_on(monkeypatch, shown)
+    damages = []
+    for progress in (False, True):
+        torch.manual_seed(1)
+        study = sr.study(model, batches, progress=progress)
+        damages.append([curve.damage.tolist() for curve in study.curves])
+    assert "estimated" in shown.getvalue()
+    assert damages[0] == damages[1]

@@ -123,9 +123,10 @@ from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Priced, hull_of
 from slimrank.select.layers import _optimal
-from slimrank.survey import _anchors, _blocks, _groups, _layers, _measure, _session
+from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
 from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
+from slimrank.survey._estimate import Estimate, Speed
 
 T = TypeVar("T")
 
@@ -165,23 +166,31 @@ def add_method(monkeypatch: pytest.MonkeyPatch, row: MethodRow) -> None:
 # --- Ctrl-C in the midst ---
 
 
-def _interrupt_after(monkeypatch: pytest.MonkeyPatch, module: ModuleType, function: str, calls: int) -> None:
+def _interrupt_after(
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    function: str,
+    calls: int,
+    error: BaseException | None = None,
+) -> None:
     called, original = count(), getattr(module, function)
 
     def interrupted(*args: object, **kwargs: object) -> object:
         if next(called) >= calls:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if error is None else error
         return original(*args, **kwargs)
 
     monkeypatch.setattr(module, function, interrupted)
 
 
-def interrupt_after_layers(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def interrupt_after_layers(
+    monkeypatch: pytest.MonkeyPatch, n: int, error: BaseException | None = None
+) -> None:
     """A study is interrupted once it has computed the curves of ``n`` layers.
 
     Patched: the function that computes the curves of one layer.
     """
-    _interrupt_after(monkeypatch, _layers, "layer_curves", n)
+    _interrupt_after(monkeypatch, _layers, "layer_curves", n, error)
 
 
 def interrupt_after_groups(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
@@ -208,12 +217,12 @@ def interrupt_after_pairs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     _interrupt_after(monkeypatch, _install, "fill_container", n)
 
 
-def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def interrupt_after_fits(monkeypatch: pytest.MonkeyPatch, n: int, error: BaseException | None = None) -> None:
     """An apply is interrupted once ``n`` layers have been fitted to samples, as pairs or in one piece.
 
     Patched: the function that chooses the best fit of one layer.
     """
-    _interrupt_after(monkeypatch, _fit_layer, "best_fit", n)
+    _interrupt_after(monkeypatch, _fit_layer, "best_fit", n, error)
 
 
 def slow_down_layers(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None]) -> None:
@@ -576,6 +585,24 @@ def show_progress_on(monkeypatch: pytest.MonkeyPatch, stream: TextIO) -> None:
     monkeypatch.setattr(
         _progress, "Console", lambda **_: Console(file=stream, force_terminal=True, width=120)
     )
+
+
+def watch_estimates(
+    monkeypatch: pytest.MonkeyPatch, tell: Callable[[Estimate], object], *, sample: float, products: float
+) -> None:
+    """Hands out the estimates of studies, made for a given speed of model and machine.
+
+    Patched: what measures the speed, and what makes an estimate of it.
+    """
+    original = _estimate.estimate_study
+
+    def told(*args: object) -> Estimate:
+        estimate = original(*args)  # type: ignore[arg-type]
+        tell(estimate)
+        return estimate
+
+    monkeypatch.setattr(_estimate, "measure_speed", lambda _: Speed(sample=sample, products=products))
+    monkeypatch.setattr(_estimate, "estimate_study", told)
 
 
 def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:

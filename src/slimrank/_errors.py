@@ -42,6 +42,16 @@ class OptionError(SlimrankError, ValueError):
     """An option outside its allowed values."""
 
 
+class OutOfMemoryError(SlimrankError, MemoryError):
+    """Memory that was used up in the middle of a run.
+
+    Attributes:
+        is_told: whether the message says what is kept and what to lower.
+    """
+
+    is_told = False
+
+
 class BudgetError(SlimrankError, ValueError):
     """A budget that is no keep ratio, or that no plan can meet."""
 

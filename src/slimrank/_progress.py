@@ -21,13 +21,19 @@ class Advance(Protocol):
 class Phases:
     """Phases of one run.
 
+    Attributes:
+        is_shown: whether bars and lines are shown.
+        seconds: wall time by phase.
+        name: of the phase that began last; "" before the first one.
+
     Args:
         shown: draw bars where stderr is a terminal; False only takes the time.
     """
 
     def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
+        self.is_shown = shown
         self.seconds: dict[str, float] = {}
+        self.name = ""
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int) -> Iterator[Advance]:
@@ -41,6 +47,7 @@ class Phases:
             A function to tell how many more steps are done, and what stands beside the bar.
         """
         start = time.perf_counter()
+        self.name = name
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -50,7 +57,7 @@ class Phases:
         )
         console = Console(stderr=True)
         # A bar that cannot be redrawn would leave a blank line in the log for every phase.
-        disable = not (self._shown and console.is_terminal)
+        disable = not (self.is_shown and console.is_terminal)
         progress = Progress(*columns, console=console, disable=disable, transient=True)
         try:
             with progress:
@@ -65,7 +72,7 @@ class Phases:
 
     def tell(self, text: str) -> None:
         """One line on stderr, where progress is shown."""
-        if self._shown:
+        if self.is_shown:
             Console(stderr=True).print(text, highlight=False, markup=False)
 
     @contextlib.contextmanager

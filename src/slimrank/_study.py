@@ -19,7 +19,7 @@ from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_
 from slimrank.capture import describe_layers
 from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
-from slimrank.forward import OutputChoice, outside_inference_mode
+from slimrank.forward import OutputChoice, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
     MultipleOf,
@@ -53,6 +53,7 @@ from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
     Inputs,
+    MemoryOption,
     Options,
     Run,
     Session,
@@ -292,15 +293,19 @@ class Study:
             PlanError: the plan belongs to another model.
             StudyError: the study was loaded without a model.
             OptionError: ``on_layer`` cannot be called with a model and a name.
+            OutOfMemoryError: memory is used up.
         """
         check_plan(plan)
         self._check_steps(plan)
         check_on_layer(on_layer)
         session = session_of(self)
         phases = Phases(shown=session.progress)
-        result = build_result(
-            session, plan, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
-        )
+        # With a hook no layer is kept.
+        kept = kept_text(session.run_dir if on_layer is None else None)
+        with out_of_memory_told(lambda: f"phase {phases.name!r}", kept):
+            result = build_result(
+                session, plan, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
+            )
         result = self._with_damages(result)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
@@ -375,6 +380,7 @@ class Study:
         loss: OwnLossFn | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         progress: bool = True,
+        memory: MemoryOption = None,
     ) -> "Study":
         """Reads a study that ``save`` or ``run_dir=`` left.
 
@@ -387,6 +393,7 @@ class Study:
             loss: as in ``slimrank.study``; needed again where there was one.
             run_dir: where ``apply`` keeps fitted layers, so that a killed one goes on; None for nowhere.
             progress: show bars in later work.
+            memory: as in ``slimrank.study``, for ``apply``.
 
         Returns:
             The study.
@@ -394,6 +401,7 @@ class Study:
         Raises:
             FileError: a file is missing, truncated or altered.
             StudyError: the model or the data are not those of the study.
+            OptionError: ``memory`` is no number of bytes, or too little.
         """
         store = Store(path)
         record = read_study(store)
@@ -426,7 +434,7 @@ class Study:
             source = saved_source(store, record, outputs, loss, device)
         else:
             source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
-        session = open_session(model, source, record.options, Phases(shown=False))
+        session = open_session(model, source, record.options, Phases(shown=False), memory=memory)
         session = read_as_stored(session, source, record.fingerprint)
         fingerprint = fingerprint_of(session, model, record.previous)
         check_fingerprint(fingerprint, record, store)
@@ -459,6 +467,7 @@ def study(
     channel_order: ChannelOrder = "obs",
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
 ) -> Study:
@@ -489,6 +498,8 @@ def study(
             up for it), or two baselines: "magnitude" (AIMET's: norm of the weights that read them), "random".
         run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
         progress: show bars on stderr.
+        memory: bytes that it may take beside the model, about, or a text such as "2GB"; None for 2.5 GB, or
+            what the largest layer needs. Less takes longer; no result depends on it.
         seed: of everything drawn.
         previous: the plan that made the model, where it was compressed before (a result brings its own):
             plans then hold both steps, and what is saved rebuilds from the original model.
@@ -507,6 +518,7 @@ def study(
         OptionError: another option out of range.
         StudyError: ``run_dir`` holds a study of something else.
         PlanError: ``previous`` did not make this model.
+        OutOfMemoryError: memory is used up; the message says where, and what is kept.
     """
     model, previous = resolve_model(model, previous)
     options = Options(
@@ -522,7 +534,9 @@ def study(
         weights=weights_of(weights),
     )
     source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
-    return study_with(model, source, options, run_dir=run_dir, progress=progress, previous=previous)
+    return study_with(
+        model, source, options, run_dir=run_dir, progress=progress, memory=memory, previous=previous
+    )
 
 
 @outside_inference_mode
@@ -533,6 +547,7 @@ def study_with(
     *,
     run_dir: str | os.PathLike[str] | None,
     progress: bool,
+    memory: MemoryOption,
     previous: Plan | None,
 ) -> Study:
     """``study`` with its options as one value: who studies again changes what must differ, and no more.
@@ -543,6 +558,7 @@ def study_with(
         options: what shall be measured.
         run_dir: as in ``study``.
         progress: as in ``study``.
+        memory: as in ``study``.
         previous: as in ``study``.
 
     Returns:
@@ -557,7 +573,21 @@ def study_with(
         check_plan(previous)
         check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
-    session = open_session(model, source, options, phases)
+    with out_of_memory_told(lambda: f"phase {phases.name!r}", kept_text(run_dir)):
+        return _measured_study(model, source, options, phases, run_dir, memory, previous)
+
+
+def _measured_study(
+    model: nn.Module,
+    source: DataSource,
+    options: Options,
+    phases: Phases,
+    run_dir: str | os.PathLike[str] | None,
+    memory: MemoryOption,
+    previous: Plan | None,
+) -> Study:
+    """The study, once options are checked."""
+    session = open_session(model, source, options, phases, memory=memory)
     before = session.captured.before
     if previous is not None:
         check_previous_cost(before, previous)
@@ -569,7 +599,7 @@ def study_with(
         claim(store, fingerprint)
     session = replace(
         session,
-        progress=progress,
+        progress=phases.is_shown,
         run_dir=None if store is None else store.root,
         fingerprint=fingerprint,
     )

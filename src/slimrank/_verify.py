@@ -60,6 +60,7 @@ def build_result(
             feed=session.feed,
             grams=grams,
             seed=session.options.seed,
+            budgets=session.budgets,
             sequential=sequential,
         )
     journal = None
@@ -114,6 +115,7 @@ def rough_divergence(session: Session, plan: Plan, phases: Phases, *, grams: Map
         feed=part_of(session.feed, _ROUGH_SAMPLES),
         grams=grams,
         seed=session.options.seed,
+        budgets=session.budgets,
     )
     with phases.phase("apply", len(layer_tasks(plan))) as advance:
         applied = apply_plan(

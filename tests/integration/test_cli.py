@@ -437,3 +437,21 @@ def test_a_loss_of_ones_own_is_named_again(folder: Path) -> None:
     narrow = ("--layers", "6", "--candidates", "0.5", "--methods", "weight_svd")
     assert "made with loss=" in _refused(*score, *narrow)
     assert _facts(*score, *narrow, *loss)
+
+
+def test_memory_reaches_every_command_that_studies_or_applies(folder: Path) -> None:
+    _facts("study", _MODEL, _BATCHES, "--out", "run", "--memory", "2GB", "--quiet")
+    _facts("plan", "run", "--macs", "0.6", "--out", "plan.json")
+    (folder / "score.py").write_text("def score(model):\n    return 1.0\n")
+    commands = [
+        ("study", _MODEL, _BATCHES, "--out", "other"),
+        ("compress", _MODEL, _BATCHES, "--macs", "0.6", "--out", "small"),
+        ("apply", _MODEL, "plan.json", "--batches", _BATCHES, "--out", "small"),
+        ("apply", _MODEL, "plan.json", "--study", "run", "--out", "small"),
+        ("score", _MODEL, "score.py:score", "--study", "run", "--out", "scores.json"),
+    ]
+    for command in commands:
+        refusal = _refused(*command, "--memory", "1 MB", "--quiet")
+        assert "memory=1 MB is too little: layer" in refusal, command
+        assert "there is no unit 'XB'" in _refused(*command, "--memory", "1XB", "--quiet"), command
+    _facts(*commands[3], "--memory", "1 GiB", "--quiet")

@@ -2,9 +2,17 @@
 """Batches to second moments; the loss and the divergence."""
 
 from slimrank.calibrate._agreement import measure_agreement
-from slimrank.calibrate._chunks import Chunk, Collecting, fit_together, moment_chunks
+from slimrank.calibrate._chunks import Chunk, Collecting, count_passes, fit_together, moment_chunks
 from slimrank.calibrate._divergence import divergence, measure_divergence, reference_outputs
-from slimrank.calibrate._feed import Feed, checked_batches, evenly_spaced, first_batch, open_feed, part_of
+from slimrank.calibrate._feed import (
+    Feed,
+    bytes_in_graph,
+    checked_batches,
+    evenly_spaced,
+    first_batch,
+    open_feed,
+    part_of,
+)
 from slimrank.calibrate._gradients import GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
     LikelihoodChoice,
@@ -42,11 +50,13 @@ __all__ = [
     "OutputModel",
     "OwnLossFn",
     "Weights",
+    "bytes_in_graph",
     "check_loss",
     "checked_batches",
     "choose_likelihood",
     "collect_gradients",
     "collect_moments",
+    "count_passes",
     "divergence",
     "draw_positions",
     "evenly_spaced",

@@ -73,6 +73,12 @@ def moment_chunks(
         moments.clear()
 
 
+def count_passes(needs: Mapping[int, Mapping[int, LayerSpec]], max_bytes: int) -> int:
+    """Passes over the samples that ``moment_chunks`` makes where nothing was gathered before."""
+    chunks = _chunks(needs, max_bytes)
+    return sum(1 for indices in chunks if any(needs[index] for index in indices))
+
+
 def fit_together(layers: Iterable[LayerSpec], max_bytes: int) -> bool:
     """Whether the moments of these layers can be held at once."""
     return sum(moment_bytes(spec) for spec in layers) <= max_bytes

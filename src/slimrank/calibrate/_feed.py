@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, BatchesTypeError
-from slimrank.cost import MEMORY
+from slimrank.cost import SAMPLING
 from slimrank.forward import Batch, as_batch, check_batch, digest_batch, join_samples, take_samples
 
 # How many float32 numbers a backward pass keeps per number of a layer's output, about. More makes
@@ -269,8 +269,8 @@ def open_feed(
     # At least one sample on either side.
     n_held_out = min(max(1, round(holdout * total)), max(1, total - 1))
     held_out = torch.randperm(total, generator=generator, device="cpu")[:n_held_out].sort().values.tolist()
-    bytes_per_sample = max(1, _COPIES_IN_GRAPH * 4 * output_elements)
-    micro_size = max(1, min(_MAX_MICRO_SIZE, MEMORY.graph // bytes_per_sample)) if can_split else 0
+    fitting = SAMPLING.graph // bytes_in_graph(output_elements)
+    micro_size = max(1, min(_MAX_MICRO_SIZE, fitting)) if can_split else 0
     return Feed(
         batches=batches,
         read=read,
@@ -279,6 +279,15 @@ def open_feed(
         held_out=tuple(held_out),
         micro_size=micro_size,
     )
+
+
+def bytes_in_graph(output_elements: int) -> int:
+    """Memory that a backward pass keeps of one sample, about; at least 1.
+
+    Args:
+        output_elements: numbers that the layer outputs of the sample hold.
+    """
+    return max(1, _COPIES_IN_GRAPH * 4 * output_elements)
 
 
 def _reader(inputs: Callable[[object], object] | None) -> Callable[[object], Batch]:

@@ -14,6 +14,7 @@ from slimrank.cli._options import (
     FitText,
     after_option,
     fit_options,
+    memory_option,
     on_layer_option,
     overwrite_option,
     quiet_option,
@@ -43,6 +44,7 @@ _FIXED = ("batches", "inputs", "likelihood", "weights", "fisher", "draws", "hold
 @on_layer_option
 @after_option
 @overwrite_option
+@memory_option
 @quiet_option
 @click.pass_context
 def apply(
@@ -55,6 +57,7 @@ def apply(
     on_layer: str | None,
     after: Path | None,
     overwrite: bool,
+    memory: str | None,
     quiet: bool,
     **options: Unpack[FitText],
 ) -> Answer:
@@ -70,7 +73,7 @@ def apply(
             )
         network = model_at(model)
         data = None if batches is None else batches_at(batches, "--batches")
-        result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, **fit)
+        result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, memory=memory, **fit)
     else:
         refuse_given(ctx, _FIXED, "fixed when the study was made; leave it out, or leave out --study")
         check_after(study_dir, after)
@@ -82,6 +85,7 @@ def apply(
             loss=fit["loss"],
             run_dir=study_dir,
             progress=not quiet,
+            memory=memory,
         )
         result = measured.apply(chosen, on_layer=hook)
     return save_result(result, out, overwrite=overwrite)

@@ -16,6 +16,7 @@ from slimrank.cli._options import (
     StudyText,
     after_option,
     budget_options,
+    memory_option,
     on_layer_option,
     overwrite_option,
     quiet_option,
@@ -72,6 +73,7 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @after_option
 @relative_to_option
 @overwrite_option
+@memory_option
 @quiet_option
 @click.pass_context
 def compress(
@@ -96,6 +98,7 @@ def compress(
     after: Path | None,
     relative_to: Literal["model", "original"],
     overwrite: bool,
+    memory: str | None,
     quiet: bool,
     **options: Unpack[StudyText],
 ) -> Answer:
@@ -119,6 +122,7 @@ def compress(
             on_layer=hook_at(on_layer),
             run_dir=run_dir,
             progress=not quiet,
+            memory=memory,
             previous=previous,
             relative_to=relative_to,
             **study_from_text(options),
@@ -130,7 +134,13 @@ def compress(
         judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
         chosen = study_from_text(options)
         measured = sr.study(
-            network, batches_at(batches), run_dir=run_dir, progress=not quiet, previous=previous, **chosen
+            network,
+            batches_at(batches),
+            run_dir=run_dir,
+            progress=not quiet,
+            memory=memory,
+            previous=previous,
+            **chosen,
         )
         rounding = read_multiple_of(multiple_of)
         if max_drop is not None:

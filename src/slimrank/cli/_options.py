@@ -86,6 +86,9 @@ def _together(*options: Callable[[_Function], _Function]) -> Callable[[_Function
 
 
 PATH = click.Path(path_type=Path)
+memory_option = click.option(
+    "--memory", metavar="SIZE", help="Memory beside the model, e.g. 1GB; less takes longer.  [default: 2.5GB]"
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
 methods_option = click.option("--methods", multiple=True, help=f"Only these: {', '.join(sr.METHODS)}.")

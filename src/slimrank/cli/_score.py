@@ -12,7 +12,7 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, after_option, methods_option, quiet_option
+from slimrank.cli._options import PATH, after_option, memory_option, methods_option, quiet_option
 from slimrank.cli._references import function_at
 from slimrank.cli._typed import (
     check_after,
@@ -22,11 +22,19 @@ from slimrank.cli._typed import (
     refuse_given,
     split_names,
 )
-from slimrank.cost import MEMORY
 from slimrank.records import Method
 
 # Without effect on a table that is done.
-_ONLY_WHEN_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "outputs", "loss", "after")
+_ONLY_WHEN_MEASURED = (
+    "layers",
+    "candidates",
+    "workers",
+    "no_prefix_cache",
+    "outputs",
+    "loss",
+    "after",
+    "memory",
+)
 
 
 @click.command(cls=Command)
@@ -54,6 +62,7 @@ _ONLY_WHEN_MEASURED = ("layers", "candidates", "workers", "no_prefix_cache", "ou
 )
 @click.option("--loss", metavar="REF", help="As in the study, where it was made with one.")
 @after_option
+@memory_option
 @click.option("--report", "report_path", type=PATH, help="Write the table as an HTML page, too.")
 @click.option("--from-aimet", type=PATH, metavar="FILE", help="Read AIMET's pickled table instead.")
 @click.option("--baseline", type=float, help="With --from-aimet: score of the original.")
@@ -74,6 +83,7 @@ def score(
     outputs: tuple[str, ...],
     loss: str | None,
     after: Path | None,
+    memory: str | None,
     report_path: Path | None,
     from_aimet: Path | None,
     baseline: float | None,
@@ -106,6 +116,7 @@ def score(
             outputs=outputs_at(outputs),
             loss=loss_at(loss),
             progress=not quiet,
+            memory=memory,
         )
         table = sr.measure_scores(
             measured,
@@ -116,7 +127,7 @@ def score(
             path=scores_path,
             lower_is_better=lower_is_better,
             workers=workers,
-            prefix_cache=0 if no_prefix_cache else MEMORY.prefix_cache,
+            prefix_cache=0 if no_prefix_cache else None,
             progress=not quiet,
         )
     if report_path is not None:

@@ -9,7 +9,7 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, StudyText, after_option, quiet_option, study_options
+from slimrank.cli._options import PATH, StudyText, after_option, memory_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
 from slimrank.cli._typed import model_to_compress, study_from_text
 from slimrank.deploy import REPORT_FILE, is_saved_model
@@ -24,6 +24,7 @@ from slimrank.report import study_facts
 @study_options
 @click.option("--groups", "with_groups", is_flag=True, help="Also show the channel groups.")
 @after_option
+@memory_option
 @quiet_option
 def study(
     model: str,
@@ -31,6 +32,7 @@ def study(
     run_dir: Path,
     with_groups: bool,
     after: Path | None,
+    memory: str | None,
     quiet: bool,
     **options: Unpack[StudyText],
 ) -> Answer:
@@ -41,7 +43,13 @@ def study(
     network, previous = model_to_compress(model, after)
     data = batches_at(batches)
     measured = sr.study(
-        network, data, run_dir=run_dir, progress=not quiet, previous=previous, **study_from_text(options)
+        network,
+        data,
+        run_dir=run_dir,
+        progress=not quiet,
+        memory=memory,
+        previous=previous,
+        **study_from_text(options),
     )
     facts: dict[str, Json] = {
         "study": str(run_dir),

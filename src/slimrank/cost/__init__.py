@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Closed forms: shapes in, costs out."""
 
+from slimrank.cost._bytes import bytes_text, read_bytes
 from slimrank.cost._forms import FORM_ROWS, FORMS, FormRow, factor_taps, forms_of, max_rank
 from slimrank.cost._formulas import layer_cost, pair_cost, pair_costs
 from slimrank.cost._memory import (
-    MEMORY,
+    DEFAULT_MEMORY,
+    SAMPLING,
     MemoryBudgets,
+    budgets_within,
     clipped_row_bytes,
     fitting_bytes,
     live_bytes,
     moment_bytes,
+    paused_bytes,
     working_bytes,
 )
 from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias, pair_has_bias
@@ -18,13 +22,16 @@ from slimrank.cost._rows import MAX_METRIC_WIDTH, is_wide, keeps_rows, row_cap, 
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
+    "DEFAULT_MEMORY",
     "FORMS",
     "FORM_ROWS",
     "MAX_METRIC_WIDTH",
-    "MEMORY",
+    "SAMPLING",
     "FormRow",
     "MemoryBudgets",
     "RowView",
+    "budgets_within",
+    "bytes_text",
     "carries_mean",
     "clipped_row_bytes",
     "consumer_gains_bias",
@@ -44,7 +51,9 @@ __all__ = [
     "pair_cost",
     "pair_costs",
     "pair_has_bias",
+    "paused_bytes",
     "query_scales",
+    "read_bytes",
     "row_cap",
     "row_view",
     "row_width",

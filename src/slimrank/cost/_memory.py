@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that the statistics of a layer take, and the one table of what the parts of a run may take."""
+"""Memory that the statistics of a layer take, and the tables of what the parts of a run may take."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from slimrank.cost._row_view import row_view
-from slimrank.cost._rows import keeps_rows, row_cap, row_width
+from slimrank.cost._rows import MAX_METRIC_WIDTH, keeps_rows, row_cap, row_width, rows_available
 from slimrank.records import LayerSpec
 
 # Bytes of one number.
@@ -12,58 +14,137 @@ _FLOAT32, _FLOAT64 = 4, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryBudgets:
-    """How many bytes the parts of a run may take beside the model, about. More of each saves time.
+class SamplingLimits:
+    """What bounds how many samples and rows are used, in bytes. Each of these changes numbers.
+
+    They are the same in every run, whatever ``memory=`` says.
 
     Attributes:
         graph: activations that one micro-batch keeps for its backward pass. Less makes micro-batches smaller;
-            rows are drawn for each micro-batch, so this one changes numbers.
+            rows are drawn for each micro-batch.
+        live_activations: what is alive at one depth of both networks while layers are fitted. Less means fits
+            to fewer samples; the note about it says 2 GB.
+        clipped_rows: rows of one layer that are stored for the fit to its clipped outputs.
+            Less means fewer rows there.
+        outputs: outputs of the model that are stored, as references or to read what they mean. Less means
+            fewer samples for measured damages.
+    """
+
+    graph: int = 600_000_000
+    live_activations: int = 2_000_000_000
+    clipped_rows: int = 250_000_000
+    outputs: int = 250_000_000
+
+
+# The limits of every run; its attributes say what each of them trades.
+SAMPLING = SamplingLimits()
+
+# ``memory=`` where the caller gives none.
+DEFAULT_MEMORY = 2_500_000_000
+
+# Share of ``live_bytes`` that was observed, and how many layers a shortcut spans.
+_PAUSED_SHARE, _NEAR = 0.65, 3
+
+# Shares of what is left of ``memory=`` once all that cannot be cut has its place. Those that are held at the
+# same time sum up to less than 1; the rest is for what the allocator holds beside them.
+_LAYER_MOMENTS, _GROUP_MOMENTS, _REPLAY = 0.5, 0.5, 0.35
+_PREFIX_CACHE, _FREED = 0.4, 0.04
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudgets:
+    """How many bytes the parts of a run may take that can be cut. Less costs time and changes no number.
+
+    Attributes:
         layer_moments: second moments of the layers that are measured together. Less means more passes over
             the samples.
-        group_moments: the same where channel groups are measured; more, since a group needs all of its
-            readers at once.
-        live_activations: what is alive at one depth of both networks while layers are fitted. Less means fits
-            to fewer samples, so this one changes numbers; the note about it says 2 GB.
-        clipped_rows: rows of one layer that are stored for the fit to its clipped outputs.
-            Less means fewer rows there, so this one changes numbers, too.
+        group_moments: the same where channel groups are measured; a group needs all of its readers at once.
         replay: activations from which measured divergences start at a layer. Less means longer forwards.
-        outputs: outputs of the model that are stored, as references or to read what they mean. Less means
-            fewer samples for measured damages, so this one changes numbers, too.
         prefix_cache: activations that evaluations of scores share. Less means longer forwards.
+        fits: forwards of both networks that are paused at a layer, and its fit. Where they would take more,
+            forwards run one after the other, from the start for every layer.
         freed: memory that has come and gone before it is given back to the system. Less would cost a call for
             every small layer, more would let the peaks of several layers add up.
     """
 
-    graph: int = 1_000_000_000
-    layer_moments: int = 600_000_000
-    group_moments: int = 900_000_000
-    live_activations: int = 2_000_000_000
-    clipped_rows: int = 250_000_000
-    replay: int = 500_000_000
-    outputs: int = 250_000_000
-    prefix_cache: int = 1_000_000_000
-    freed: int = 96_000_000
+    layer_moments: int
+    group_moments: int
+    replay: int
+    prefix_cache: int
+    fits: int
+    freed: int
 
 
-# The budgets of every run; its attributes say what each of them trades.
-MEMORY = MemoryBudgets()
+def budgets_within(n_bytes: int, *, fits: int) -> MemoryBudgets:
+    """Budgets that share so many bytes.
+
+    Args:
+        n_bytes: what is left for all that can be cut; 0 cuts everything as finely as possible.
+        fits: what is left for paused forwards and fits.
+
+    Returns:
+        The budgets.
+    """
+    return MemoryBudgets(
+        layer_moments=int(_LAYER_MOMENTS * n_bytes),
+        group_moments=int(_GROUP_MOMENTS * n_bytes),
+        replay=int(_REPLAY * n_bytes),
+        prefix_cache=int(_PREFIX_CACHE * n_bytes),
+        fits=fits,
+        freed=int(_FREED * n_bytes),
+    )
 
 
-def moment_bytes(spec: LayerSpec) -> int:
-    """Memory that the second moments of a layer's inputs take: a float64 matrix, or float32 rows."""
+def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
+    """Memory that the second moments of a layer's inputs take: a float64 matrix, or float32 rows.
+
+    Args:
+        spec: the layer.
+        n_samples: how many samples there are; None for as many as are of use.
+    """
     width = row_width(spec)
-    return _FLOAT32 * row_cap(spec) * width if keeps_rows(spec) else _FLOAT64 * width**2
+    n_rows = _stored_rows(spec, n_samples)
+    return _FLOAT32 * n_rows * width if n_rows else _FLOAT64 * width**2
 
 
-def working_bytes(spec: LayerSpec) -> int:
-    """Memory that comes and goes while a layer is decomposed, about: four float64 matrices of its moments."""
-    return 4 * _FLOAT64 * row_width(spec) ** 2
+def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
+    """Memory that comes and goes while a layer is decomposed, about.
+
+    The factors were observed on layers of 2,000 to 5,000 columns.
+
+    Args:
+        spec: the layer.
+        n_samples: as in ``moment_bytes``.
+    """
+    width, n_outputs = row_width(spec), row_view(spec).n_outputs
+    n_rows = _stored_rows(spec, n_samples)
+    moments = 2 * n_rows * (width + n_rows) if n_rows else 5 * width**2
+    # Weights as they are, weighted and fitted; roots of the output metric.
+    return _FLOAT64 * (moments + 4 * n_outputs * width + 3 * min(n_outputs, MAX_METRIC_WIDTH) ** 2)
 
 
-def fitting_bytes(spec: LayerSpec) -> int:
-    """Memory that comes and goes while a layer is fitted, about: rows of both networks, and moments."""
+def fitting_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
+    """Memory that comes and goes while a layer is fitted, about: rows of both networks, and moments.
+
+    Args:
+        spec: the layer.
+        n_samples: as in ``moment_bytes``.
+    """
     view = row_view(spec)
-    return _FLOAT32 * row_cap(spec) * (view.n_columns + 2 * view.n_outputs) + working_bytes(spec)
+    n_rows = row_cap(spec) if n_samples is None else rows_available(spec, n_samples)
+    rows = _FLOAT32 * n_rows * (view.n_columns + 2 * view.n_outputs)
+    # Sums, and the moments that are made of them.
+    moments = 2 * moment_bytes(spec, n_samples)
+    return min(rows, SAMPLING.clipped_rows) + moments + working_bytes(spec, n_samples)
+
+
+def _stored_rows(spec: LayerSpec, n_samples: int | None) -> int:
+    """Rows that are stored in place of their moments; 0 for none."""
+    if n_samples is None:
+        return row_cap(spec) if keeps_rows(spec) else 0
+    n_rows = rows_available(spec, n_samples)
+    # Of fewer rows than half as many as columns no moments are summed.
+    return n_rows if keeps_rows(spec) or n_rows <= row_width(spec) // 2 else 0
 
 
 def clipped_row_bytes(n_columns: int, n_outputs: int) -> int:
@@ -84,3 +165,19 @@ def live_bytes(n_numbers: int) -> int:
             inputs, with some reserve.
     """
     return 2 * 4 * _FLOAT32 * n_numbers
+
+
+def paused_bytes(specs: Iterable[LayerSpec]) -> dict[str, int]:
+    """Memory of one sample in both networks while forwards are paused at a layer, by its name, about.
+
+    Beside its input, shortcuts that begin some layers before it are alive.
+
+    Args:
+        specs: every layer, in execution order.
+    """
+    specs = list(specs)
+    sizes = [max((prod(call.input_shape) for call in spec.calls), default=1) for spec in specs]
+    return {
+        spec.name: int(_PAUSED_SHARE * live_bytes(max(sizes[max(0, index - _NEAR) : index + 2])))
+        for index, spec in enumerate(specs)
+    }

@@ -2,6 +2,7 @@
 """Plan + model + data -> new model: layers fitted in execution order to what reaches them."""
 
 from slimrank.fitting._apply import Applied, apply_plan, empty_replacement_in
+from slimrank.fitting._context import forward_size
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
 from slimrank.fitting._journal import LayerFiles
 from slimrank.fitting._layer_tasks import layer_tasks, scaled
@@ -16,6 +17,7 @@ __all__ = [
     "channels_left",
     "check_on_layer",
     "empty_replacement_in",
+    "forward_size",
     "layer_tasks",
     "scaled",
     "what_stays",

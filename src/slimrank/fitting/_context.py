@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import Feed, collect_moments, evenly_spaced
 from slimrank.capture import Epilogue, find_epilogues
-from slimrank.cost import MEMORY, live_bytes
+from slimrank.cost import SAMPLING, bytes_text, fitting_bytes, live_bytes, paused_bytes
 from slimrank.fitting._data import Data
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.forward import Batch, can_interleave, take_samples
@@ -101,10 +101,7 @@ def open_build(
     """
     specs = plan.steps[-1].structure.layers if plan.steps else {}
     fit, held_out, sample_notes = _live_samples(data.feed, specs.values())
-    micro_size = data.feed.micro_size
-    feed = replace(
-        data.feed, micro_size=max(micro_size, min(_FORWARDS_PER_MICRO * micro_size, _ENOUGH_SAMPLES))
-    )
+    feed = replace(data.feed, micro_size=forward_size(data.feed))
     fit_batches = list(feed.stream(fit))
     batches = (*fit_batches, *feed.stream(held_out))
     layer_indices = {name: index for index, name in enumerate(specs)}
@@ -113,6 +110,8 @@ def open_build(
     one_call = [name for name, task in tasks.items() if name not in shared_moments and not task.is_transposed]
     epilogues = {} if has_hook else _epilogues(data, batches, one_call)
     may_interleave = can_interleave(data.original, batches, list(tasks))
+    needed = _most_while_paused(specs.values(), tasks, len(fit) + len(held_out), len(data.feed.fit))
+    fits_at_once = needed <= data.budgets.fits
     context = BuildContext(
         original_layers=dict(data.original.named_modules()),
         tasks=tasks,
@@ -124,12 +123,40 @@ def open_build(
         n_fit_samples=len(fit),
         shared_moments=shared_moments,
         epilogues=epilogues,
-        can_interleave=may_interleave,
+        can_interleave=may_interleave and fits_at_once,
         known_parameters=(
             {name: _copied_parameters(model.get_submodule(name)) for name in tasks} if has_hook else {}
         ),
     )
-    return context, (*sample_notes, *(() if may_interleave else (_ONE_BY_ONE,)))
+    run_notes = () if may_interleave else (_ONE_BY_ONE,)
+    if may_interleave and not fits_at_once:
+        run_notes = (_one_by_one_to_save(needed),)
+    return context, (*sample_notes, *run_notes)
+
+
+def forward_size(feed: Feed) -> int:
+    """Samples per forward at most, while layers are fitted; 0 where batches cannot be cut."""
+    return max(feed.micro_size, min(_FORWARDS_PER_MICRO * feed.micro_size, _ENOUGH_SAMPLES))
+
+
+def _one_by_one_to_save(n_bytes: int) -> Note:
+    return Note(
+        where="apply",
+        text="batches were run one after the other, from the start for every layer: all of them at one depth "
+        f"of both networks would have taken {bytes_text(n_bytes)} (estimated), more than memory= leaves; "
+        "slower, equally exact",
+    )
+
+
+def _most_while_paused(
+    specs: Collection[LayerSpec], tasks: Collection[str], n_samples: int, n_fit: int
+) -> int:
+    """Memory of paused forwards and a fit, at the layer where that is most."""
+    paused = paused_bytes(specs)
+    return max(
+        (n_samples * paused[spec.name] + fitting_bytes(spec, n_fit) for spec in specs if spec.name in tasks),
+        default=0,
+    )
 
 
 def pending_layer(context: BuildContext, name: str, current: nn.Module) -> PendingLayer:
@@ -160,7 +187,7 @@ def _live_samples(
     The share of held-out ones is kept. Then what the user should know.
     """
     largest = max((prod(call.input_shape) for spec in specs for call in spec.calls), default=1)
-    limit = max(_MIN_LIVE_SAMPLES, MEMORY.live_activations // live_bytes(largest))
+    limit = max(_MIN_LIVE_SAMPLES, SAMPLING.live_activations // live_bytes(largest))
     limit = min(limit, _MAX_FORWARDS * max(feed.micro_size, 1))
     if feed.n_samples <= limit:
         return feed.fit, feed.held_out, ()

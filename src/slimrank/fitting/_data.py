@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import OptionError
 from slimrank.calibrate import Feed
+from slimrank.cost import MemoryBudgets
 
 OnLayer = Callable[[nn.Module, str], object]
 
@@ -23,6 +24,7 @@ class Data:
         feed: the samples.
         grams: (C_out, C_out) second moments of output gradients by layer; may lack layers.
         seed: of the rows drawn.
+        budgets: memory of what can be cut.
         sequential: fit to the inputs of the compressed model; False fits every layer on its own.
     """
 
@@ -30,6 +32,7 @@ class Data:
     feed: Feed
     grams: Mapping[str, Tensor]
     seed: int
+    budgets: MemoryBudgets
     sequential: bool = True
 
 

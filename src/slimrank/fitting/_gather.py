@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of one layer, cut out of what reaches it in the original and in the new model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, layer_seed, output_rows_at, rows_wanted, token_mask
 from slimrank.capture import Epilogue
-from slimrank.cost import MEMORY, clipped_row_bytes, keeps_rows, row_cap, row_view, row_width
+from slimrank.cost import SAMPLING, clipped_row_bytes, keeps_rows, row_cap, row_view, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._goals import is_scarce, wanted_outputs
 from slimrank.fitting._layer_tasks import LayerTask
@@ -26,6 +26,8 @@ _CLIPPED_ROWS = 16_384
 # more calls; more would leave the cache, and blocks from 32 MB on are fetched from the system each time.
 _ROW_NUMBERS = 2**20
 _MIN_ROWS_AT_ONCE = 1024
+
+Forwards = Lockstep | OneByOne
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,8 +80,8 @@ class _PartRows:
     is_path_known: bool
 
 
-def run_to_layer(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: str) -> list[BatchAtLayer]:
-    """Runs both networks up to a layer.
+def run_to_layer(before: Forwards, after: Forwards, name: str) -> Iterable[BatchAtLayer]:
+    """Runs both networks up to a layer; forwards one by one only as each batch is asked for.
 
     Args:
         before: forwards of the original.
@@ -89,6 +91,9 @@ def run_to_layer(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: 
     Returns:
         What reaches the layer, per batch.
     """
+    if isinstance(before, OneByOne) and isinstance(after, OneByOne):
+        pairs = zip(before.each(name), after.each(name), strict=True)
+        return (BatchAtLayer(at.x, new.x, at.y, at.shortcut, new.shortcut) for at, new in pairs)
     inputs = zip(before.advance(name), after.advance(name), strict=True)
     shortcuts = zip(before.shortcut(name), after.shortcut(name), strict=True)
     return [
@@ -97,7 +102,7 @@ def run_to_layer(before: Lockstep | OneByOne, after: Lockstep | OneByOne, name: 
     ]
 
 
-def gather(context: BuildContext, layer: PendingLayer, batches: Sequence[BatchAtLayer]) -> Gathered | None:
+def gather(context: BuildContext, layer: PendingLayer, batches: Iterable[BatchAtLayer]) -> Gathered | None:
     """Rows of a layer, in the original and in the new model.
 
     Args:
@@ -200,7 +205,7 @@ def _clipped_row_step(task: LayerTask) -> int:
     n_columns = row_width(task.slimmed)
     # Several rows per column, so that the change of the covariance is measured; as many as the bytes allow.
     wanted = max(_CLIPPED_ROWS, 8 * n_columns)
-    limit = min(wanted, MEMORY.clipped_rows // clipped_row_bytes(n_columns, _n_outputs(task)))
+    limit = min(wanted, SAMPLING.clipped_rows // clipped_row_bytes(n_columns, _n_outputs(task)))
     return max(1, row_cap(task.spec) // max(limit, 1))
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from slimrank.cost import MEMORY, fitting_bytes
+from slimrank.cost import fitting_bytes
 from slimrank.fitting._context import BuildContext, pending_layer
 from slimrank.fitting._data import OnLayer, call_hook
 from slimrank.fitting._fit import Fit
@@ -15,7 +15,7 @@ from slimrank.fitting._fit_layer import fit_layer
 from slimrank.fitting._gather import gather, run_to_layer
 from slimrank.fitting._install import checked_layer, fill, install
 from slimrank.fitting._journal import FitJournal, fit_from_journal, fit_to_tensors
-from slimrank.forward import Lockstep, OneByOne, Trimmer
+from slimrank.forward import Lockstep, OneByOne, Trimmer, out_of_memory_at
 from slimrank.methods import open_container
 from slimrank.records import Note
 from slimrank.surgery import replace_module
@@ -46,10 +46,15 @@ def fit_in_order(
     """
     kinds: dict[str, str] = {}
     notes: list[Note] = []
-    trim = Trimmer(MEMORY.freed)
+    trim = Trimmer(context.data.budgets.freed)
     steps = _in_lockstep if on_layer is None else _between_hooks
     # Closed even where the hook fails: the paused forwards have to end before the caller sees the error.
-    with contextlib.closing(steps(context, model, journal)) as fitted:
+    with (
+        out_of_memory_at(
+            lambda: f"layer {next((name for name in context.tasks if name not in kinds), '')!r}"
+        ),
+        contextlib.closing(steps(context, model, journal)) as fitted,
+    ):
         for name, fit, is_new in fitted:
             if is_new and journal is not None:
                 journal.store(name, fit_to_tensors(fit))

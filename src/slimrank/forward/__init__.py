@@ -14,6 +14,7 @@ from slimrank.forward._batch import (
 )
 from slimrank.forward._hooks import tap_layers
 from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_interleave
+from slimrank.forward._out_of_memory import is_out_of_memory, kept_text, out_of_memory_at, out_of_memory_told
 from slimrank.forward._outputs import (
     OutputChoice,
     OutputKey,
@@ -55,10 +56,14 @@ __all__ = [
     "first_input",
     "fixed_seed",
     "fixed_seed_without_warnings",
+    "is_out_of_memory",
     "is_users_code",
     "join_samples",
+    "kept_text",
     "map_tensors",
     "named_tensors",
+    "out_of_memory_at",
+    "out_of_memory_told",
     "outside_inference_mode",
     "path_within",
     "pick_outputs",

@@ -78,6 +78,21 @@ class _PausableForward:
         self.thread: threading.Thread | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """One forward at a layer.
+
+    Attributes:
+        x: input of the layer; None where the forward does not call it.
+        y: its output; None where outputs are not kept.
+        shortcut: what is added to its output; None where nothing is known.
+    """
+
+    x: Tensor | None
+    y: Tensor | None
+    shortcut: Tensor | None
+
+
 class OneByOne:
     """The same as ``Lockstep``, one forward after the other and from the start for every layer.
 
@@ -116,18 +131,24 @@ class OneByOne:
 
     def advance(self, name: str) -> list[Tensor | None]:
         """Runs every forward up to the first call of a layer; see ``Lockstep.advance``."""
-        if name not in self._stops:
-            raise KeyError(name)
         inputs: list[Tensor | None] = []
         self._taken, self._outputs = [], []
+        for reached in self.each(name):
+            inputs.append(reached.x)
+            self._taken.append(reached.shortcut)
+            self._outputs.append(reached.y)
+        return inputs
+
+    def each(self, name: str) -> Iterator[Reached]:
+        """The same one batch at a time, each forward run when it is asked for: only one is alive."""
+        if name not in self._stops:
+            raise KeyError(name)
         for batch in self._batches:
             with Lockstep(
                 self._model, [batch], [name], self._shortcuts, keep_outputs=self._keep_outputs
             ) as alone:
-                inputs += alone.advance(name)
-                self._taken += alone.shortcut(name)
-                self._outputs += alone.outputs()
-        return inputs
+                (x,), (shortcut,), (y,) = alone.advance(name), alone.shortcut(name), alone.outputs()
+            yield Reached(x, y, shortcut)
 
     def start(self, name: str) -> None:
         """Nothing: these forwards begin anew for every layer; see ``Lockstep.start``."""

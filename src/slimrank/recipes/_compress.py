@@ -17,7 +17,7 @@ from slimrank.plan import MultipleOf, Plan, check_multiple_of
 from slimrank.recipes._compete import Rivals
 from slimrank.records import ChannelOrder, Method
 from slimrank.select import check_budgets
-from slimrank.survey import Inputs
+from slimrank.survey import Inputs, MemoryOption
 
 
 @outside_inference_mode
@@ -45,6 +45,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     channel_order: ChannelOrder = "obs",
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
     relative_to: Literal["model", "original"] = "model",
@@ -53,8 +54,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
 
     These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
     ``weights``, ``loss``, ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``,
-    ``channel_order``, ``run_dir``, ``progress``, ``seed`` and ``previous``. These are explained in
-    ``Study.plan``: ``multiple_of`` and ``relative_to``.
+    ``channel_order``, ``run_dir``, ``progress``, ``memory``, ``seed`` and ``previous``. These are explained
+    in ``Study.plan``: ``multiple_of`` and ``relative_to``.
 
     Args:
         model: any module; or a result, to compress its model once more.
@@ -93,6 +94,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         channel_order=channel_order,
         run_dir=run_dir,
         progress=progress,
+        memory=memory,
         seed=seed,
         previous=previous,
     )

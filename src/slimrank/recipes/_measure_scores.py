@@ -9,8 +9,7 @@ from itertools import chain
 from slimrank._errors import OptionError
 from slimrank._progress import Phases
 from slimrank._study import Study, session_of
-from slimrank.cost import MEMORY
-from slimrank.forward import outside_inference_mode
+from slimrank.forward import kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.recipes._score_candidates import (
     Candidate,
     candidates_of,
@@ -44,7 +43,7 @@ def measure_scores(
     path: str | os.PathLike[str] | None = None,
     lower_is_better: bool = False,
     workers: int = 1,
-    prefix_cache: int = MEMORY.prefix_cache,
+    prefix_cache: int | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores of the whole model, each with one layer compressed or one channel group slimmed: AIMET's table.
@@ -66,7 +65,8 @@ def measure_scores(
         workers: evaluations at a time, in processes of joblib; 1 for this process alone, or for what an
             active ``joblib.parallel_config`` says. Scores do not depend on it.
         prefix_cache: bytes of outputs of unchanged layers held at most, so that forwards on inputs that come
-            again start at the layer under test; 0 for none. Scores do not depend on it.
+            again start at the layer under test; 0 for none, None for a share of the study's
+            ``memory=``. Scores do not depend on it.
         progress: show a bar on stderr.
 
     Returns:
@@ -124,12 +124,16 @@ def measure_scores(
         if new_counts and curve.group in group_names:
             counts[curve.group] = new_counts
     n_workers = count_workers(workers)
+    cache_bytes = session.budgets.prefix_cache if prefix_cache is None else prefix_cache
     model = quiet_copy(session.original)
     # Workers keep caches of their own.
-    evaluator = Evaluator(model, score_fn, max_bytes=prefix_cache if n_workers == 1 else 0)
+    evaluator = Evaluator(model, score_fn, max_bytes=cache_bytes if n_workers == 1 else 0)
     total = sum(len(new) for _, new in to_try.values()) + sum(map(len, counts.values()))
     total += not journal.is_started
-    with Phases(shown=progress).phase("scores", total) as advance:
+    with (
+        out_of_memory_told(lambda: "phase 'scores'", kept_text(path, keyword="path")),
+        Phases(shown=progress).phase("scores", total) as advance,
+    ):
         if not journal.is_started:
             advance(0, "the untouched model")
             journal.start(evaluator.baseline())
@@ -142,7 +146,7 @@ def measure_scores(
         if n_workers == 1:
             results = ((trial, evaluator.score(trial)) for trial in trials)
         else:
-            results = evaluate_with_workers(model, score_fn, trials, workers=workers, max_bytes=prefix_cache)
+            results = evaluate_with_workers(model, score_fn, trials, workers=workers, max_bytes=cache_bytes)
         with closing(results):
             for trial, score in results:
                 entry = trial.entry(score)
@@ -151,12 +155,14 @@ def measure_scores(
     return journal.finished()
 
 
-def _check_numbers(score_fn: ScoreFn, workers: int, prefix_cache: int) -> None:
+def _check_numbers(score_fn: ScoreFn, workers: int, prefix_cache: int | None) -> None:
     if not callable(score_fn):
         raise OptionError(
             f"score_fn is a {type(score_fn).__name__}; give a function of a model that returns a number"
         )
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise OptionError(f"workers={workers!r}; give a whole number of at least 1")
+    if prefix_cache is None:
+        return
     if not isinstance(prefix_cache, int) or isinstance(prefix_cache, bool) or prefix_cache < 0:
         raise OptionError(f"prefix_cache={prefix_cache!r}; give a number of bytes, or 0 for none")

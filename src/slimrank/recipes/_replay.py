@@ -15,12 +15,13 @@ from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
 from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
-from slimrank.forward import OutputChoice, outside_inference_mode
+from slimrank.forward import OutputChoice, out_of_memory_told, outside_inference_mode
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.surgery import copy_model
 from slimrank.survey import (
     DataSource,
     Inputs,
+    MemoryOption,
     Options,
     Run,
     Session,
@@ -46,12 +47,13 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     holdout: float = 0.2,
     on_layer: OnLayer | None = None,
     progress: bool = True,
+    memory: MemoryOption = None,
     seed: int = 0,
 ) -> Result:
     """Replays a plan on a freshly built copy of the model it was made for.
 
     These arguments are explained in ``slimrank.study``: ``inputs``, ``outputs``, ``likelihood``, ``weights``,
-    ``loss``, ``fisher``, ``draws``, ``holdout``, ``progress`` and ``seed``.
+    ``loss``, ``fisher``, ``draws``, ``holdout``, ``progress``, ``memory`` and ``seed``.
 
     Args:
         model: the same architecture, trained; it is copied.
@@ -65,6 +67,7 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
 
     Raises:
         PlanError: the plan belongs to another model.
+        OutOfMemoryError: memory is used up.
         SlimrankError: as in ``slimrank.study``, for the batches.
     """
     check_model(model)
@@ -88,8 +91,10 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
         None if batches is None else DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
     )
 
-    def opened(start: nn.Module) -> Session | None:
-        return None if source is None else open_session(start, source, options, phases)
+    def opened(start: nn.Module, part: Plan) -> Session | None:
+        if source is None:
+            return None
+        return open_session(start, source, options, phases, memory=memory, names=set(layer_tasks(part)))
 
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
@@ -98,17 +103,21 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
         done = build_result(session, part, phases, grams=grams, on_layer=on_layer)
         return done.with_notes(session.notes, phases.seconds)
 
-    first = opened(model)
-    result = replayed(model, plan.up_to(1), first)
-    for count in range(2, len(plan.steps) + 1):
-        earlier_notes = result.notes
-        _check_complete(result, plan.up_to(count - 1))
-        result = replayed(result.model, plan.up_to(count), opened(result.model))
-        lost_notes = [note for note in earlier_notes if note not in result.notes]
-        result = result.with_notes(lost_notes, phases.seconds)
-    if len(plan.steps) < 2 or first is None:
-        return result
-    return measured_from(first, result)
+    kept = "apply keeps nothing; a study with run_dir= would, and its apply goes on where it stopped"
+    with out_of_memory_told(lambda: f"phase {phases.name!r}", kept):
+        first_part = plan.up_to(1)
+        first = opened(model, first_part)
+        result = replayed(model, first_part, first)
+        for count in range(2, len(plan.steps) + 1):
+            earlier_notes = result.notes
+            _check_complete(result, plan.up_to(count - 1))
+            part = plan.up_to(count)
+            result = replayed(result.model, part, opened(result.model, part))
+            lost_notes = [note for note in earlier_notes if note not in result.notes]
+            result = result.with_notes(lost_notes, phases.seconds)
+        if len(plan.steps) < 2 or first is None:
+            return result
+        return measured_from(first, result)
 
 
 def _check_complete(result: Result, plan: Plan) -> None:

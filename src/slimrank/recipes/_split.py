@@ -156,6 +156,7 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
         replace(session.options, methods=(method,)),
         run_dir=None,
         progress=session.progress,
+        memory=session.memory,
         previous=result.plan,
     )
 

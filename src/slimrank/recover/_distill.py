@@ -26,7 +26,7 @@ from slimrank.calibrate import (
     reference_outputs,
     token_mask,
 )
-from slimrank.cost import MEMORY
+from slimrank.cost import SAMPLING
 from slimrank.forward import (
     Batch,
     OutputChoice,
@@ -393,7 +393,7 @@ def _likelihood_on(
                     "outputs= that picks finite tensors, or check weights and data"
                 )
         n_bytes += sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if references and n_bytes > MEMORY.outputs:
+        if references and n_bytes > SAMPLING.outputs:
             break
         references.append(picked)
         batches.append(example.batch)

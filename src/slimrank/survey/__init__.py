@@ -7,6 +7,7 @@ from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
 from slimrank.survey._input_files import batches_from_files, batches_to_files
 from slimrank.survey._layers import layer_chunks, target_of
 from slimrank.survey._measure import gather_gradients, measure
+from slimrank.survey._memory_need import MemoryOption
 from slimrank.survey._options import Options, check_options, globs_of, methods_in_order
 from slimrank.survey._previous import check_previous, check_previous_cost, previous_notes
 from slimrank.survey._session import DataSource, Inputs, Run, Session, open_session, restored_copy
@@ -27,6 +28,7 @@ __all__ = [
     "DataSource",
     "GroupSurvey",
     "Inputs",
+    "MemoryOption",
     "Options",
     "Run",
     "Session",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import evenly_spaced, measure_divergence, reference_outputs
-from slimrank.cost import MEMORY
+from slimrank.cost import SAMPLING
 from slimrank.forward import Batch, Replay, run
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
 from slimrank.records import Curve, LayerSpec, Setting
@@ -46,6 +46,23 @@ def independent_pair(
     return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 
+def count_samples(session: Session, evaluations: int) -> int:
+    """Held-out samples of each divergence.
+
+    Args:
+        session: model and data.
+        evaluations: about how many divergences will be measured; of none, no sample is needed.
+    """
+    if not evaluations:
+        return 0
+    # Forwards start at the layer that changes, which spares about two fifths of them on average.
+    cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
+    # Bytes of the reference outputs of one sample, in float32.
+    per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
+    limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
+    return min(limit, max(1, SAMPLING.outputs // max(1, per_sample)), len(session.feed.held_out))
+
+
 class Anchors:
     """Held-out divergences of the original with one thing changed.
 
@@ -58,14 +75,8 @@ class Anchors:
         self._model = session.original
         self._outputs = session.outputs
         self._likelihood = session.likelihood
-        # Forwards start at the layer that changes, which spares about two fifths of them on average.
-        cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
-        held_out = session.feed.held_out
-        # Bytes of the reference outputs of one sample, in float32.
-        per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
-        limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
-        limit = min(limit, max(1, MEMORY.outputs // max(1, per_sample)))
-        indices = evenly_spaced(held_out, limit) if evaluations else []
+        self._replay_bytes = session.budgets.replay
+        indices = evenly_spaced(session.feed.held_out, count_samples(session, evaluations))
         # Apart from the others, a few samples with which every start at a layer is checked.
         parts = (indices[:_CHECK_SAMPLES], indices[_CHECK_SAMPLES:])
         self._batches: list[Batch] = [batch for part in parts if part for batch in session.feed.stream(part)]
@@ -75,7 +86,7 @@ class Anchors:
         self._replay = self._new_replay()
 
     def _new_replay(self) -> Replay:
-        return Replay(self._model, self._batches, max_bytes=MEMORY.replay)
+        return Replay(self._model, self._batches, max_bytes=self._replay_bytes)
 
     def start_at(self, layer: str, touched: Collection[str] = ()) -> None:
         """Lets the measurements that follow begin at a layer; call in execution order.

@@ -19,7 +19,7 @@ from slimrank.survey._curve_files import (
     write_drops,
 )
 from slimrank.survey._groups import GroupSurvey
-from slimrank.survey._session import Run
+from slimrank.survey._session import Run, Session
 
 # About the MACs that a study spends on dropping blocks. More of them fit the layers behind a block to more
 # samples, as ``apply`` would.
@@ -159,14 +159,13 @@ class _Drops:
         self._structure = structure_of(survey.layers.values(), survey.channels)
         runs = 2 * len(survey.channels.blocks) - 1
         self._anchors = Anchors(self._session, runs)
-        # Each run fits layers up to the last one behind the blocks, and reads held-out samples as well.
-        cost = 1.5 * runs * max(self._session.captured.before.macs, 1)
-        n_fit = min(max(_MIN_SAMPLES, int(_BLOCK_MACS / cost)), _MAX_SAMPLES)
+        n_fit = count_fit_samples(self._session, runs)
         self._data = Data(
             original=self._session.original,
             feed=part_of(self._session.feed, n_fit),
             grams=survey.grams,
             seed=self._session.options.seed,
+            budgets=self._session.budgets,
         )
 
     def divergence(self, dropped: Sequence[str]) -> float:
@@ -188,3 +187,10 @@ class _Drops:
             advance=lambda _layer: None,
         )
         return self._anchors.divergence_of(applied.model)
+
+
+def count_fit_samples(session: Session, runs: int) -> int:
+    """Samples that each model without blocks is fitted to, given how many such models there are at most."""
+    # Each run fits layers up to the last one behind the blocks, and reads held-out samples as well.
+    cost = 1.5 * runs * max(session.captured.before.macs, 1)
+    return min(max(_MIN_SAMPLES, int(_BLOCK_MACS / cost)), _MAX_SAMPLES, len(session.feed.fit))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from slimrank._names import listed
 from slimrank.calibrate import Chunk, Collecting, moment_chunks
-from slimrank.cost import MEMORY, slimmed_spec, working_bytes
+from slimrank.cost import slimmed_spec, working_bytes
 from slimrank.fitting import channels_left, scaled, what_stays
-from slimrank.forward import Trimmer
+from slimrank.forward import Trimmer, out_of_memory_at
 from slimrank.linalg import Consumer, Moments, Removal, diagonal_blocks, narrowed_weight, ridge_of
 from slimrank.methods import (
     anchor_counts,
@@ -127,11 +127,13 @@ def measure_groups(survey: GroupSurvey, moments: Mapping[str, Moments], run: Run
         return tuple(curves[index] for index in sorted(curves))
     # Sized for all groups, also those of an earlier run: where that stopped must not change the numbers.
     anchors = Anchors(survey.session, _ANCHORS * len(slimmable) if rest else 0)
-    trim = Trimmer(MEMORY.freed)
+    trim = Trimmer(survey.session.budgets.freed)
     for chunk in group_chunks(survey, rest, run.collecting(survey.session), moments):
         with run.phases.phase("groups", len(chunk.indices)) as advance:
             for index in chunk.indices:
-                curves[index] = _curve(survey, rest[index], chunk.moments, anchors, run)
+                group = rest[index]
+                with out_of_memory_at(f"channel group {group.name!r}"):
+                    curves[index] = _curve(survey, group, chunk.moments, anchors, run)
                 if store is not None:
                     write_group(store, index, curves[index])
                 trim.after(sum(working_bytes(spec) for spec in survey.layers_needed(rest[index]).values()))
@@ -163,7 +165,7 @@ def group_chunks(
         session.feed,
         {index: survey.layers_needed(group) if has_data else {} for index, group in groups.items()},
         seed=session.options.seed,
-        max_bytes=MEMORY.group_moments,
+        max_bytes=session.budgets.group_moments,
         collecting=collecting,
         known=moments,
     )

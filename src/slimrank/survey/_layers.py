@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from slimrank.calibrate import Chunk, Collecting, moment_chunks
-from slimrank.cost import MEMORY, row_width, working_bytes
-from slimrank.forward import Trimmer
+from slimrank.cost import row_width, working_bytes
+from slimrank.forward import Trimmer, out_of_memory_at
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
     Target,
@@ -61,7 +61,7 @@ def measure_layers(
     # Sized for all layers, also those of an earlier run: where that stopped must not change the numbers.
     evaluations = _ANCHORS * sum(1 for spec in layers if spec.methods) if rest else 0
     anchors = Anchors(session, evaluations)
-    trim = Trimmer(MEMORY.freed)
+    trim = Trimmer(session.budgets.freed)
     for chunk in layer_chunks(session, rest, run.collecting(session), moments):
         with run.phases.phase("curves", len(chunk.indices)) as advance:
             for index in chunk.indices:
@@ -105,7 +105,7 @@ def layer_chunks(
         session.feed,
         {index: {index: spec} for index, spec in layers.items()},
         seed=session.options.seed,
-        max_bytes=MEMORY.layer_moments,
+        max_bytes=session.budgets.layer_moments,
         collecting=collecting,
         known=moments,
     )
@@ -149,10 +149,11 @@ def _curves_of(
     session: Session, spec: LayerSpec, target: Target, anchors: Anchors, run: Run
 ) -> tuple[Curve, ...]:
     """Curves of one layer, anchored by measured divergences."""
-    curves = layer_curves(spec, _methods_of(session, spec), target, has_bias=True)
-    with run.phases.part("anchors", of="curves"):
-        measured = anchors.measure_layer(spec, target, curves)
-    return anchored_curves(curves, measured)
+    with out_of_memory_at(f"layer {spec.name!r}"):
+        curves = layer_curves(spec, _methods_of(session, spec), target, has_bias=True)
+        with run.phases.part("anchors", of="curves"):
+            measured = anchors.measure_layer(spec, target, curves)
+        return anchored_curves(curves, measured)
 
 
 def _methods_of(session: Session, spec: LayerSpec) -> list[Method]:

@@ -13,7 +13,7 @@ from slimrank._names import listed
 from slimrank.calibrate import GradientOptions, collect_gradients, fit_together
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
-from slimrank.cost import MEMORY, row_width, rows_available
+from slimrank.cost import row_width, rows_available
 from slimrank.linalg import Moments
 from slimrank.plan import structure_of
 from slimrank.records import (
@@ -28,6 +28,8 @@ from slimrank.records import (
 )
 from slimrank.survey._blocks import DamageAt, Known, measure_blocks
 from slimrank.survey._curve_files import GRADIENT_FILE
+from slimrank.survey._estimate import tell_estimate
+from slimrank.survey._group_memory import pass_notes, with_room_for_groups
 from slimrank.survey._groups import GroupSurvey, measure_groups, stored_groups
 from slimrank.survey._layers import layer_chunks, measure_layers, stored_curves
 from slimrank.survey._session import Run, Session
@@ -114,6 +116,8 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
     """
     options = session.options
     channels = _channels_of(session, run)
+    session = with_room_for_groups(session, channels)
+    tell_estimate(session, channels, run)
     layers = list(session.captured.layers)
     readers = {
         tensor.name.removesuffix(".weight")
@@ -156,7 +160,7 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
         group_curves=group_curves,
         block_damages=block_damages,
         grams=grams,
-        notes=(*notes, *survey.notes()),
+        notes=(*notes, *survey.notes(), *pass_notes(survey)),
     )
 
 
@@ -170,7 +174,7 @@ def _moments_of_all(survey: GroupSurvey, layers: Sequence[LayerSpec], run: Run) 
     for index, group in survey.slimmable.items():
         if index not in groups:
             needed |= survey.layers_needed(group)
-    if not needed or not fit_together(needed.values(), MEMORY.layer_moments):
+    if not needed or not fit_together(needed.values(), session.budgets.layer_moments):
         return {}
     chunk = next(layer_chunks(session, dict(sorted(needed.items())), run.collecting(session)))
     return dict(chunk.moments)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The session: a model and its data, read and checked, and what was asked of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,11 +24,12 @@ from slimrank.calibrate import (
     reference_outputs,
 )
 from slimrank.capture import SKIPPED, Captured, capture
-from slimrank.cost import MEMORY
+from slimrank.cost import SAMPLING, MemoryBudgets
 from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
 from slimrank.records import LayerSpec, Note
 from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
+from slimrank.survey._memory_need import MemoryNeeds, MemoryOption, check_needs, memory_of, needs_of
 from slimrank.survey._options import Options
 
 # Samples that tell how outputs are read: signs of classes show on some dozens, and less would mean numbers.
@@ -70,6 +71,9 @@ class Session:
         outputs: which outputs matter.
         options: of the study.
         notes: what the user should know of model and data.
+        needs: what the model and its data take beside the model.
+        memory: bytes that a run may take beside the model, as the caller gave them; no number depends on it.
+        budgets: what that leaves for all that can be cut.
         progress: whether later work shows bars.
         run_dir: where fitted layers are kept, so that a killed run goes on; None for nowhere.
         fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
@@ -84,6 +88,9 @@ class Session:
     outputs: OutputChoice
     options: Options
     notes: tuple[Note, ...]
+    needs: MemoryNeeds
+    memory: int | None
+    budgets: MemoryBudgets
     progress: bool = False
     run_dir: Path | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +128,15 @@ def restored_copy(session: Session) -> nn.Module:
     return model
 
 
-def open_session(model: nn.Module, source: DataSource, options: Options, phases: Phases) -> Session:
+def open_session(
+    model: nn.Module,
+    source: DataSource,
+    options: Options,
+    phases: Phases,
+    *,
+    memory: MemoryOption = None,
+    names: Collection[str] | None = None,
+) -> Session:
     """Reads model and data; measures nothing yet.
 
     Args:
@@ -129,6 +144,8 @@ def open_session(model: nn.Module, source: DataSource, options: Options, phases:
         source: the caller's data.
         options: of the study.
         phases: progress.
+        memory: bytes that a run may take beside the model, as the caller gave them; None for the default.
+        names: layers that will be fitted; None for all that a method replaces.
 
     Returns:
         The session, without progress, run directory and fingerprint.
@@ -138,6 +155,7 @@ def open_session(model: nn.Module, source: DataSource, options: Options, phases:
     """
     check_outputs(source.outputs)
     check_loss(source.loss, options.weights)
+    n_bytes = memory_of(memory)
     original = quiet_copy(model)
     batch = first_batch(source.batches, source.inputs, original)
     with phases.phase("capture", 1) as advance:
@@ -167,6 +185,8 @@ def open_session(model: nn.Module, source: DataSource, options: Options, phases:
         likelihood = likelihood_on(original, feed, source, options)
         notes += [Note(where="outputs", text=reason) for reason in likelihood.reasons]
         advance(1)
+    needs = needs_of(captured, feed, likelihood, options, names)
+    check_needs(needs.of_layers(), n_bytes)
     return Session(
         original=original,
         modes={name: module.training for name, module in model.named_modules()},
@@ -177,6 +197,9 @@ def open_session(model: nn.Module, source: DataSource, options: Options, phases:
         outputs=source.outputs,
         options=options,
         notes=tuple(notes),
+        needs=needs,
+        memory=n_bytes,
+        budgets=needs.budgets(n_bytes),
     )
 
 
@@ -220,7 +243,7 @@ def likelihood_on(model: nn.Module, feed: Feed, source: DataSource, options: Opt
                     "pass outputs= that picks finite tensors, or check weights and data"
                 )
         size = sum(tensor.numel() * tensor.element_size() for tensor in picked.values())
-        if is_first or n_bytes + size <= MEMORY.outputs:
+        if is_first or n_bytes + size <= SAMPLING.outputs:
             references.append(picked)
             batches.append(batch)
             n_bytes += size

@@ -150,7 +150,7 @@ def test_the_stream_gives_the_samples_asked_for(sizes: list[int]) -> None:
     assert _seen(feed, feed.fit) == _seen(feed, feed.fit)
 
 
-@pytest.mark.parametrize(("output_elements", "micro_size"), [(4, 128), (10**7, 8), (10**9, 1)])
+@pytest.mark.parametrize(("output_elements", "micro_size"), [(4, 128), (10**7, 5), (10**9, 1)])
 def test_micro_batches_follow_the_size_of_the_activations(output_elements: int, micro_size: int) -> None:
     feed = _open([_samples(300)], output_elements=output_elements)
     assert feed.micro_size == micro_size
@@ -160,7 +160,7 @@ def test_micro_batches_follow_the_size_of_the_activations(output_elements: int, 
 
 
 def test_micro_batches_do_not_cross_batches() -> None:
-    feed = _open(list(_samples(9).split(3)), output_elements=4 * 10**7)
+    feed = _open(list(_samples(9).split(3)), output_elements=25 * 10**6)
     assert feed.micro_size == 2
     assert _seen(feed, range(9)) == [[0, 1], [2], [3, 4], [5], [6, 7], [8]]
 

@@ -40,6 +40,7 @@ from slimrank.records import (
     ChannelOrder,
     Cost,
     Curve,
+    Effort,
     GroupCurve,
     LayerSpec,
     Method,
@@ -465,6 +466,7 @@ def study(
     holdout: float = 0.2,
     data_free: bool = False,
     channel_order: ChannelOrder = "obs",
+    effort: Effort = "normal",
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     memory: MemoryOption = None,
@@ -496,6 +498,8 @@ def study(
         data_free: use weights only (plain SVD); batches then only tell shapes and measure the result.
         channel_order: by what channels of a group go first: "obs" (what their loss costs once the others make
             up for it), or two baselines: "magnitude" (AIMET's: norm of the weights that read them), "random".
+        effort: "fast" measures fewer divergences and drops no blocks, "thorough" measures more of everything;
+            docs/howto/effort.md has the price of each in time and accuracy.
         run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
         progress: show bars on stderr.
         memory: bytes that it may take beside the model, about, or a text such as "2GB"; None for 2.5 GB, or
@@ -530,6 +534,7 @@ def study(
         holdout=holdout,
         data_free=data_free,
         channel_order=channel_order,
+        effort=effort,
         seed=seed,
         weights=weights_of(weights),
     )

@@ -30,6 +30,7 @@ OTHERS: Mapping[str, object] = {
     "channel_order": "magnitude",
     "seed": 3,
     "weights": {"0": 2.0},
+    "effort": "fast",
 }
 # The same on the command line; what may be given several times is empty by default.
 TYPED: Mapping[str, tuple[str, ...]] = {
@@ -43,6 +44,7 @@ TYPED: Mapping[str, tuple[str, ...]] = {
     "channel_order": ("--channel-order", "magnitude"),
     "seed": ("--seed", "3"),
     "weights": ("--weight", "0=2"),
+    "effort": ("--effort", "fast"),
 }
 SEVERAL = ("methods", "skip", "likelihood", "weights")
 
@@ -58,7 +60,7 @@ def test_this_file_knows_every_option() -> None:
         (sr.study, set()),
         (sr.compress, set()),
         # A plan says what is done, so these would be without effect.
-        (sr.apply, {"methods", "skip", "data_free", "channel_order"}),
+        (sr.apply, {"methods", "skip", "data_free", "channel_order", "effort"}),
     ],
 )
 def test_calls_take_the_options_with_their_defaults(call: Callable[..., object], left_out: set[str]) -> None:
@@ -72,7 +74,11 @@ def test_calls_take_the_options_with_their_defaults(call: Callable[..., object],
 
 @pytest.mark.parametrize(
     ("name", "left_out"),
-    [("study", set()), ("compress", set()), ("apply", {"methods", "skip", "data_free", "channel_order"})],
+    [
+        ("study", set()),
+        ("compress", set()),
+        ("apply", {"methods", "skip", "data_free", "channel_order", "effort"}),
+    ],
 )
 def test_commands_take_the_options_with_their_defaults(name: str, left_out: set[str]) -> None:
     typed = seams.cli.commands[name].make_context(name, ["model", "batches", "--out", "out"]).params

@@ -13,7 +13,7 @@ from slimrank.calibrate._feed import (
     open_feed,
     part_of,
 )
-from slimrank.calibrate._gradients import GradientOptions, collect_gradients
+from slimrank.calibrate._gradients import SAMPLES_DRAWN_IN_FULL, GradientOptions, collect_gradients
 from slimrank.calibrate._likelihood import (
     LikelihoodChoice,
     LikelihoodName,
@@ -39,6 +39,7 @@ from slimrank.calibrate._rows import (
 
 __all__ = [
     "FAMILIES",
+    "SAMPLES_DRAWN_IN_FULL",
     "Chunk",
     "Collecting",
     "Family",

@@ -26,7 +26,7 @@ _GRADIENT_ROWS = 32768
 _MIN_BATCH_ROWS = 256
 # Samples up to which each is drawn for as often as was asked. On the networks of the benchmark, with 410
 # samples, one draw each was as good as four.
-_SAMPLES_DRAWN_IN_FULL = 100
+SAMPLES_DRAWN_IN_FULL = 100
 # Factors of the loss in float16, tried in this order until no sum overflows: a large factor keeps small
 # gradients from becoming zero, a small one keeps large gradients from becoming inf.
 _HALF_LOSS_SCALES = (1024.0, 32.0, 1.0)
@@ -39,17 +39,19 @@ class GradientOptions:
     Attributes:
         likelihood: how outputs are read.
         outputs: which outputs matter.
-        draws: random losses for each of up to a hundred samples; of more samples, fewer for each, so that
+        draws: random losses for each of up to ``in_full`` samples; of more samples, fewer for each, so that
             their number stays.
+        in_full: number of samples.
     """
 
     likelihood: Likelihood
     outputs: OutputChoice
     draws: int
+    in_full: int = SAMPLES_DRAWN_IN_FULL
 
     def per_sample(self, n_samples: int) -> int:
         """Draws for each of so many samples, 1 to ``draws``."""
-        return min(self.draws, ceil(self.draws * _SAMPLES_DRAWN_IN_FULL / max(n_samples, 1)))
+        return min(self.draws, ceil(self.draws * self.in_full / max(n_samples, 1)))
 
 
 def collect_gradients(

@@ -11,7 +11,7 @@ import slimrank as sr
 from slimrank.calibrate import FAMILIES, LikelihoodChoice, OwnLossFn, Weights
 from slimrank.cli._command import Answer
 from slimrank.forward import OutputChoice
-from slimrank.records import ChannelOrder, Method
+from slimrank.records import EFFORTS, ChannelOrder, Effort, Method
 
 # What --likelihood may say of an output.
 LIKELIHOODS = ("auto", *FAMILIES)
@@ -39,6 +39,7 @@ class StudyText(FitText):
     skip: tuple[str, ...]
     data_free: bool
     channel_order: ChannelOrder
+    effort: Effort
 
 
 class Fit(TypedDict):
@@ -62,6 +63,7 @@ class Measure(Fit):
     skip: Sequence[str]
     data_free: bool
     channel_order: ChannelOrder
+    effort: Effort
 
 
 class Budgets(TypedDict):
@@ -158,6 +160,13 @@ study_options = _together(
         default="obs",
         show_default=True,
         help="By what channels of a group go first.",
+    ),
+    click.option(
+        "--effort",
+        type=click.Choice(EFFORTS),
+        default="normal",
+        show_default=True,
+        help="How much is measured.",
     ),
 )
 budget_options = _together(

@@ -79,6 +79,7 @@ def study_from_text(options: StudyText) -> Measure:
         "skip": options["skip"],
         "data_free": options["data_free"],
         "channel_order": options["channel_order"],
+        "effort": options["effort"],
     }
 
 

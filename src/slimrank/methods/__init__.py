@@ -2,6 +2,7 @@
 """The methods: error curves, fits and replacement modules."""
 
 from slimrank.methods._channel_pruning import (
+    ANCHOR_SHARES,
     anchor_counts,
     anchored_group_curve,
     group_curve,
@@ -13,6 +14,7 @@ from slimrank.methods._channel_pruning import (
     removal_by_random,
 )
 from slimrank.methods._curves import (
+    ANCHOR_RATIOS,
     CEILING,
     Anchor,
     anchor_points,
@@ -41,6 +43,8 @@ from slimrank.methods._table import METHODS, TABLE, Factors, LayerFunctions, Met
 from slimrank.methods._target import Target, metric_roots, restricted_gram, weights_target
 
 __all__ = [
+    "ANCHOR_RATIOS",
+    "ANCHOR_SHARES",
     "CEILING",
     "METHODS",
     "TABLE",

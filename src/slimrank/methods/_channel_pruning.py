@@ -212,17 +212,18 @@ def relative_group_curve(curve: GroupCurve, removal: Removal) -> GroupCurve:
     return replace(curve, damage=curve.error / total if total > 0 else curve.error)
 
 
-def anchor_counts(curve: GroupCurve) -> tuple[int, ...]:
+def anchor_counts(curve: GroupCurve, shares: Sequence[float] = ANCHOR_SHARES) -> tuple[int, ...]:
     """How many units stay where divergences are to be measured, largest number first.
 
     Args:
         curve: curve of a group.
+        shares: of the units that stay.
 
     Returns:
-        About 0.7, 0.35 and 0.1 of the units, without repetition.
+        About these shares of the units, without repetition.
     """
     n_units, counts = len(curve.order), curve.kept
-    nearest = {int(counts[np.abs(counts - share * n_units).argmin()]) for share in ANCHOR_SHARES}
+    nearest = {int(counts[np.abs(counts - share * n_units).argmin()]) for share in shares}
     return tuple(sorted(nearest, reverse=True))
 
 

@@ -131,18 +131,21 @@ def relative_curves(curves: Sequence[Curve], total: float) -> tuple[Curve, ...]:
     return tuple(replace(curve, damage=curve.error / max(total, _FLOOR)) for curve in curves)
 
 
-def anchor_points(curves: Sequence[Curve], macs: int) -> list[tuple[Method, Form, int, float]]:
+def anchor_points(
+    curves: Sequence[Curve], macs: int, ratios: Sequence[float] = ANCHOR_RATIOS
+) -> list[tuple[Method, Form, int, float]]:
     """Where to measure divergences: at a few costs, each with the pair that has the lowest error there.
 
     Args:
         curves: curves of one layer.
         macs: MACs of the layer as it stands.
+        ratios: shares of these, the largest first.
 
     Returns:
         (method, form, rank, error), most expensive first, without repetition.
     """
     points: list[tuple[Method, Form, int, float]] = []
-    for ratio in ANCHOR_RATIOS:
+    for ratio in ratios:
         best: tuple[float, Method, Form, int] | None = None
         for curve in curves:
             index = max(int(np.searchsorted(curve.macs, ratio * macs, side="right")) - 1, 0)

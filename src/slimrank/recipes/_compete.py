@@ -19,10 +19,6 @@ from slimrank.report import agreement_text
 # Damages are scaled by at most this factor either way: more would let the divergence of a single plan that
 # went wrong decide everything.
 _MAX_SCALE = 8.0
-# Times the predicted damage of the first plan above which another one is not built. Of 40 such plans, of four
-# networks at two budgets with two seeds, one was better on fresh samples, by 3 %: where the few held-out ones
-# preferred such a plan, that was chance. More builds more plans in vain.
-_MAX_DAMAGE = 1.1
 
 
 class Rivals:
@@ -32,6 +28,7 @@ class Rivals:
         measured: the study.
         plan_of: makes a plan of a study under the caller's budgets.
         on_layer: as in ``Study.apply``.
+        max_damage: times the predicted damage of the first plan above which another one is not built.
     """
 
     def __init__(
@@ -39,10 +36,12 @@ class Rivals:
         measured: Study,
         plan_of: Callable[[Study, Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
         on_layer: OnLayer | None,
+        max_damage: float,
     ) -> None:
         self._measured = measured
         self._plan_of = plan_of
         self._on_layer = on_layer
+        self._max_damage = max_damage
         self._plans: dict[str, Plan] = {}
         self._divergences: dict[str, float] = {}
         # In words, after the divergence.
@@ -123,7 +122,7 @@ class Rivals:
         if is_needed and self._can_be_rough:
             self._rough[label] = plan, self._rough_divergence(plan)
             is_needed = False
-        if times > _MAX_DAMAGE and not is_needed:
+        if times > self._max_damage and not is_needed:
             self._not_built[label] = times
             return
         self.build(label, plan)

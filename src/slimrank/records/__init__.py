@@ -19,8 +19,10 @@ from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._setting import (
     CHANNEL_ORDERS,
+    EFFORTS,
     PRUNING,
     ChannelOrder,
+    Effort,
     Form,
     Method,
     Setting,
@@ -30,6 +32,7 @@ from slimrank.records._summary import LayerResult, Measurement, Summary
 
 __all__ = [
     "CHANNEL_ORDERS",
+    "EFFORTS",
     "METRICS",
     "PRUNING",
     "Agreement",
@@ -41,6 +44,7 @@ __all__ = [
     "ChannelOrder",
     "Cost",
     "Curve",
+    "Effort",
     "Exported",
     "Form",
     "GroupCurve",

@@ -8,6 +8,9 @@ Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
 ChannelOrder = Literal["obs", "magnitude", "random"]
 # Every allowed order, to check what a caller asks for.
 CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
+# How much a study measures.
+Effort = Literal["fast", "normal", "thorough"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 # The one method that takes channels out of groups of layers; the others replace single layers.
 PRUNING: Final = "channel_pruning"
 Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v"]

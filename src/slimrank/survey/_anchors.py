@@ -73,6 +73,7 @@ class Anchors:
 
     def __init__(self, session: Session, evaluations: int) -> None:
         self._model = session.original
+        self._ratios = session.options.effort_row.anchor_ratios
         self._outputs = session.outputs
         self._likelihood = session.likelihood
         self._replay_bytes = session.budgets.replay
@@ -146,7 +147,7 @@ class Anchors:
         layer = self._model.get_submodule(spec.name)
         self.start_at(spec.name)
         anchors = []
-        for method, form, rank, error in anchor_points(curves, spec.macs):
+        for method, form, rank, error in anchor_points(curves, spec.macs, self._ratios):
             setting = Setting(method=method, form=form, rank=rank)
             factors, bias = independent_pair(spec, layer, setting, target)
             new = build_replacement(spec, layer, factors, bias)

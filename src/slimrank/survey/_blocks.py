@@ -73,7 +73,7 @@ def measure_blocks(
     """
     blocks, store = survey.channels.blocks, run.store
     names = tuple(blocks)
-    if not names or survey.session.options.data_free:
+    if not names or survey.session.options.data_free or not survey.session.options.effort_row.has_blocks:
         return ()
     finished = None if store is None else read_block_damages(store, names)
     if finished is not None:

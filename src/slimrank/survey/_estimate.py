@@ -30,8 +30,8 @@ _PRODUCT_SIZE, _PRODUCTS = 512, 3
 _GRADIENT_ROWS = 32_768
 # A backward pass beside a forward one.
 _BACKWARD = 1.0
-# Measured divergences of one layer or group, and the share of a forward that each takes.
-_ANCHORS, _ANCHOR_SHARE = 3, 0.42
+# Share of a forward that a measured divergence takes.
+_ANCHOR_SHARE = 0.42
 # Drops of each block that are measured, and forwards of both networks that one takes.
 _DROPS, _FORWARDS_OF_DROP = 1.25, 1.4
 # Multiply-adds in float64, which takes twice the time: of a layer's curves, of the pairs that are measured
@@ -153,7 +153,7 @@ def seconds_by_phase(
 ) -> dict[str, float]:
     """Seconds of each phase, for ``estimate_study``."""
     session = survey.session
-    n_fit, options = len(session.feed.fit), session.options
+    n_fit, options, row = len(session.feed.fit), session.options, session.options.effort_row
     needed = {spec.name: spec for spec in layers}
     for group in groups:
         needed |= {spec.name: spec for spec in survey.layers_needed(group).values()}
@@ -162,7 +162,10 @@ def seconds_by_phase(
     found = {}
     if options.fisher and not options.data_free:
         draws = GradientOptions(
-            likelihood=session.likelihood, outputs=session.outputs, draws=options.draws
+            likelihood=session.likelihood,
+            outputs=session.outputs,
+            draws=options.draws,
+            in_full=row.samples_drawn_in_full,
         ).per_sample(n_fit)
         rows = sum(
             min(_GRADIENT_ROWS, row_view(spec).n_positions * n_fit) * spec.n_outputs**2
@@ -175,7 +178,7 @@ def seconds_by_phase(
         found["moments"] = passes * n_fit * speed.sample + rows / rate
         found["anchors"] = sum(
             count * (_DIVERGENCE + _ANCHOR_SHARE * speed.sample * count_samples(session, count))
-            for count in (_ANCHORS * len(layers), _ANCHORS * len(groups))
+            for count in (len(row.anchor_ratios) * len(layers), len(row.anchor_shares) * len(groups))
         )
         found["anchors"] += _PAIRS * _FLOAT64_TIMES * decompositions / rate
         found["blocks"] = _seconds_of_blocks(survey, speed)
@@ -194,7 +197,7 @@ def seconds_by_phase(
 
 def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
     n_blocks = len(survey.channels.blocks)
-    if not n_blocks:
+    if not n_blocks or not survey.session.options.effort_row.has_blocks:
         return 0.0
     runs = 2 * n_blocks - 1
     feed = survey.session.feed

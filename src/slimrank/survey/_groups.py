@@ -30,9 +30,6 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_group, write_group
 from slimrank.survey._session import Run, Session
 
-# Measured divergences per group, as ``methods`` places them; only sizes the share of held-out samples.
-_ANCHORS = 3
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupSurvey:
@@ -126,7 +123,8 @@ def measure_groups(survey: GroupSurvey, moments: Mapping[str, Moments], run: Run
             curves[index] = _weight_curve(survey, group)
         return tuple(curves[index] for index in sorted(curves))
     # Sized for all groups, also those of an earlier run: where that stopped must not change the numbers.
-    anchors = Anchors(survey.session, _ANCHORS * len(slimmable) if rest else 0)
+    n_shares = len(survey.session.options.effort_row.anchor_shares)
+    anchors = Anchors(survey.session, n_shares * len(slimmable) if rest else 0)
     trim = Trimmer(survey.session.budgets.freed)
     for chunk in group_chunks(survey, rest, run.collecting(survey.session), moments):
         with run.phases.phase("groups", len(chunk.indices)) as advance:
@@ -277,7 +275,7 @@ def _curve(
             anchors.start_at(start, owners)
         measured = {
             count: anchors.divergence_with(partial(_slim_alone, survey, curve, count, moments))
-            for count in anchor_counts(curve)
+            for count in anchor_counts(curve, survey.session.options.effort_row.anchor_shares)
         }
     return anchored_group_curve(curve, measured)
 

@@ -23,9 +23,6 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_layer, write_layer
 from slimrank.survey._session import Run, Session
 
-# Measured divergences per layer, as ``methods`` places them; only sizes the share of samples.
-_ANCHORS = 2
-
 
 def stored_curves(layers: Sequence[LayerSpec], run: Run) -> dict[int, tuple[Curve, ...]]:
     """Curves that an earlier run left, by index of the layer."""
@@ -59,7 +56,8 @@ def measure_layers(
     if session.options.data_free:
         return curves | _weight_curves(session, rest, run)
     # Sized for all layers, also those of an earlier run: where that stopped must not change the numbers.
-    evaluations = _ANCHORS * sum(1 for spec in layers if spec.methods) if rest else 0
+    n_ratios = len(session.options.effort_row.anchor_ratios)
+    evaluations = n_ratios * sum(1 for spec in layers if spec.methods) if rest else 0
     anchors = Anchors(session, evaluations)
     trim = Trimmer(session.budgets.freed)
     for chunk in layer_chunks(session, rest, run.collecting(session), moments):

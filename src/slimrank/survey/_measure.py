@@ -92,7 +92,10 @@ def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Mappin
         return {name: gram.to(device) for name, gram in store.read_tensors(GRADIENT_FILE).items()}
     specs = [spec for spec in session.captured.layers if spec.name in set(names)]
     gradient_options = GradientOptions(
-        likelihood=session.likelihood, outputs=session.outputs, draws=options.draws
+        likelihood=session.likelihood,
+        outputs=session.outputs,
+        draws=options.draws,
+        in_full=options.effort_row.samples_drawn_in_full,
     )
     with run.phases.phase("gradients", len(session.feed.fit)) as advance:
         grams = collect_gradients(

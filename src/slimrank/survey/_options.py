@@ -9,7 +9,11 @@ from slimrank._names import listed, nearest
 from slimrank.calibrate import LikelihoodChoice, Weights, likelihood_of, weights_of
 from slimrank.files import Json
 from slimrank.methods import METHODS
-from slimrank.records import CHANNEL_ORDERS, ChannelOrder, Method
+from slimrank.records import CHANNEL_ORDERS, ChannelOrder, Effort, Method
+from slimrank.survey._effort import EFFORT_ROWS, EffortRow, check_effort
+
+# Options that came later than the first files, and what they are where a file does not name them.
+_LATER = {"weights": None, "effort": "normal"}
 
 
 # The name of the class and the order of its fields are part of every study's fingerprint, by its repr.
@@ -32,6 +36,7 @@ class Options:
         seed: of everything drawn.
         weights: of the divergence of each output; None for 1. It came later than fingerprints: not in the
             repr, a part of what outputs are tied to.
+        effort: how much is measured. It came later, too: in the repr only where it is another than normal.
     """
 
     methods: tuple[Method, ...] = METHODS
@@ -44,6 +49,18 @@ class Options:
     channel_order: ChannelOrder = "obs"
     seed: int = 0
     weights: Weights = field(default=None, repr=False)
+    effort: Effort = field(default="normal", repr=False)
+
+    def __repr__(self) -> str:
+        shown = [option.name for option in fields(self) if option.repr]
+        if self.effort != "normal":
+            shown.append("effort")
+        return f"Options({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    @property
+    def effort_row(self) -> EffortRow:
+        """What the effort measures."""
+        return EFFORT_ROWS[self.effort]
 
     @property
     def has_bias(self) -> bool:
@@ -91,6 +108,7 @@ def check_options(options: Options) -> None:
     if options.channel_order not in CHANNEL_ORDERS:
         close = nearest(str(options.channel_order), CHANNEL_ORDERS)
         raise UnknownNameError(f"channel_order={options.channel_order!r} does not exist; {close}")
+    check_effort(options.effort)
     if not isinstance(options.draws, int) or options.draws < 1:
         raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")
     if not isinstance(options.seed, int) or options.seed < 0:
@@ -100,11 +118,11 @@ def check_options(options: Options) -> None:
 
 
 def options_to_json(options: Options) -> dict[str, Json]:
-    """Options as JSON, one entry a field; without weights where there are none, as in the first files."""
+    """Options as JSON, one entry a field; those that came after the first files only where they are set."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in asdict(options).items()
-        if name != "weights" or value is not None
+        if name not in _LATER or value != _LATER[name]
     }
 
 
@@ -114,8 +132,7 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
     Raises:
         FileError: an option is missing or of another type.
     """
-    # Weights came later than the first files.
-    missing = [option.name for option in fields(Options) if option.name not in (*value, "weights")]
+    missing = [option.name for option in fields(Options) if option.name not in (*value, *_LATER)]
     if missing:
         raise FileError(f"study.json: options lacks {listed(missing)}; study again")
     return Options(
@@ -129,6 +146,7 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
         channel_order=str(value["channel_order"]),  # type: ignore[arg-type]
         seed=int(str(value["seed"])),
         weights=weights_of(value.get("weights")),
+        effort=str(value.get("effort", "normal")),  # type: ignore[arg-type]
     )
 
 

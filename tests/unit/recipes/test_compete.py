@@ -64,7 +64,8 @@ class Measured:
 def rivals(results: Mapping[str, Built]) -> tuple[Rivals, list[str]]:
     built: list[str] = []
     measured = Measured(results=results, built=built)
-    return Rivals(measured, lambda *_: pytest.fail("no plan is made"), None), built  # type: ignore[arg-type]
+    contest = Rivals(measured, lambda *_: pytest.fail("no plan is made"), None, max_damage=1.1)  # type: ignore[arg-type]
+    return contest, built
 
 
 def best_of(results: Mapping[str, Built]) -> Built:
@@ -160,7 +161,7 @@ def test_what_is_predicted_to_be_much_worse_is_not_built(first: Built, is_bounde
         return Asked(settings=name, damage=damages[name])
 
     built: list[str] = []
-    contest = Rivals(Study(results=results, built=built), plan_of, None)  # type: ignore[arg-type]
+    contest = Rivals(Study(results=results, built=built), plan_of, None, max_damage=1.1)  # type: ignore[arg-type]
     contest.build("optimal", Asked(settings="all", damage=1.0))  # type: ignore[arg-type]
     contest.build_others()
     best = contest.best()

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much a study measures: one row for each effort."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slimrank._errors import UnknownNameError
+from slimrank._names import nearest
+from slimrank.calibrate import SAMPLES_DRAWN_IN_FULL
+from slimrank.methods import ANCHOR_RATIOS, ANCHOR_SHARES
+from slimrank.records import EFFORTS, Effort
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffortRow:
+    """What a study measures.
+
+    Attributes:
+        anchor_ratios: shares of the MACs of a layer at which divergences are measured.
+        anchor_shares: shares of the units of a group that stay where divergences are measured.
+        samples_drawn_in_full: samples up to which each gets all its draws; of more, fewer for each.
+        has_blocks: whether blocks may be dropped, which takes fits of the layers behind each.
+    """
+
+    anchor_ratios: tuple[float, ...]
+    anchor_shares: tuple[float, ...]
+    samples_drawn_in_full: int
+    has_blocks: bool
+
+
+# What each leaves out or adds, and its price in accuracy, stands in docs/howto/effort.md.
+EFFORT_ROWS: Mapping[Effort, EffortRow] = {
+    "fast": EffortRow(
+        anchor_ratios=(0.3,),
+        anchor_shares=(0.5, 0.1),
+        samples_drawn_in_full=SAMPLES_DRAWN_IN_FULL,
+        has_blocks=False,
+    ),
+    "normal": EffortRow(
+        anchor_ratios=ANCHOR_RATIOS,
+        anchor_shares=ANCHOR_SHARES,
+        samples_drawn_in_full=SAMPLES_DRAWN_IN_FULL,
+        has_blocks=True,
+    ),
+    "thorough": EffortRow(
+        anchor_ratios=(0.7, 0.45, 0.25, 0.1),
+        anchor_shares=(0.8, 0.55, 0.3, 0.1),
+        samples_drawn_in_full=1_000_000,
+        has_blocks=True,
+    ),
+}
+
+
+def check_effort(effort: object) -> None:
+    """Refuses an effort that does not exist.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
+    if effort not in EFFORTS:
+        raise UnknownNameError(f"effort={effort!r} does not exist; {nearest(str(effort), EFFORTS)}")

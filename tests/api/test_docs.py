@@ -135,7 +135,7 @@ def test_examples_of_outputs_run(
     for keyword in ("outputs=", "likelihood=", "weights=", "loss=", ".agreement"):
         assert any(keyword in block for block in blocks), keyword
     # Each weight moved the error the way the page says.
-    light, heavy = re.findall(r"^{'box': [\d.]+} {'cls': [\d.]+, 'box': ([\d.]+)}$", shown, re.MULTILINE)
+    light, heavy = re.findall(r"^{'cls': [\d.]+} {'cls': ([\d.]+), 'box': [\d.]+}$", shown, re.MULTILINE)
     assert float(heavy) < float(light)
 
 

@@ -411,7 +411,7 @@ def test_where_the_first_plan_drops_a_block_one_that_keeps_all_competes() -> Non
     free = tuple(replace(one, damage=0.0) for one in study.block_damages)
     study = replace(study, block_damages=free)
     rivals = seams.Rivals(
-        study, lambda on, select, only: on.plan(macs=0.5, select=select, methods=only), None
+        study, lambda on, select, only: on.plan(macs=0.5, select=select, methods=only), None, max_damage=1.1
     )
     plan = study.plan(macs=0.5)
     assert plan.dropped

@@ -166,7 +166,7 @@ def test_planning_is_quick(study: sr.Study, methods: Sequence[Method], seconds: 
 
 def test_compress_lets_plans_compete(trained: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     batches = list(digits[0][:128].split(64))
-    result = sr.compress(trained, batches, macs=0.4, methods=FACTORS, progress=False)
+    result = sr.compress(trained, batches, macs=0.4, methods=FACTORS, effort="thorough", progress=False)
     lines = [str(note) for note in result.notes if note.where == "compete"]
     assert {"optimal", "uniform", "optimal, weight_svd only", "optimal, spatial_svd only"} == {
         line.removeprefix("compete: ").partition(" plan:")[0] for line in lines
@@ -179,7 +179,9 @@ def test_compress_lets_plans_compete(trained: nn.Module, digits: tuple[Tensor, T
     assert result.agreement is not None
     assert f"{agreement_text(result.agreement)} (returned)" in chosen[0]
     assert result.keep_ratio("macs") <= 0.4
-    alone = sr.compress(trained, batches, macs=0.4, compete=False, methods=FACTORS, progress=False)
+    alone = sr.compress(
+        trained, batches, macs=0.4, compete=False, methods=FACTORS, effort="thorough", progress=False
+    )
     assert result.divergence is not None
     assert alone.divergence is not None
     assert result.divergence <= alone.divergence

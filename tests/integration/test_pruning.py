@@ -630,20 +630,19 @@ def test_the_best_of_all_plans_is_returned(name: str) -> None:
     assert result.after == result.plan.after
     assert result.keep_ratio("macs") <= 0.6
     assert result.divergence is not None
-    lines = [note.text for note in result.notes if note.where == "compete" and "divergence" in note.text]
-    values = {line.partition(" plan:")[0]: float(line.split("divergence ")[1].split()[0]) for line in lines}
-    assert len(values) > 2
-    assert sum("(returned)" in line for line in lines) == 1
-    assert float(f"{result.divergence:.4g}") == min(values.values())
+    lines = [note.text for note in result.notes if note.where == "compete"]
+    built = [line for line in lines if "plan: held-out divergence " in line]
+    values = [float(line.split("divergence ")[1].split()[0]) for line in built]
+    assert float(f"{result.divergence:.4g}") == min(values)
+    # What the recalibrated plan needs of the others is measured, whether they are built or not.
+    pairs = "weight_svd only" if name == "transformer" else "weight_svd and spatial_svd"
+    for label in ("optimal, channel_pruning only", f"optimal, {pairs}"):
+        (told,) = [line for line in lines if line.startswith(f"{label} plan:")]
+        assert "divergence" in told or "the same as" in told
     study = studied(name)
-    for methods in (PRUNING, ("weight_svd",), ("spatial_svd",), ("weight_svd", "spatial_svd")):
-        try:
-            alone = study.plan(macs=0.6, methods=methods)
-        except sr.BudgetError:
-            continue
-        rival = study.apply(alone).divergence
-        assert rival is not None
-        assert result.divergence <= rival
+    joint = study.apply(study.plan(macs=0.6)).divergence
+    assert joint is not None
+    assert result.divergence <= joint
 
 
 class TwoScales(nn.Module):

@@ -124,6 +124,7 @@ from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Priced, hull_of
 from slimrank.select.layers import _optimal
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
+from slimrank.survey._anchors import Anchors
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
 from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
 from slimrank.survey._estimate import Estimate, Speed

@@ -499,7 +499,7 @@ def study(
         channel_order: by what channels of a group go first: "obs" (what their loss costs once the others make
             up for it), or two baselines: "magnitude" (AIMET's: norm of the weights that read them), "random".
         effort: "fast" measures fewer divergences and drops no blocks, "thorough" measures more of everything;
-            docs/howto/effort.md has the price of each in time and accuracy.
+            docs/howto/memory.md has the price of each in time and accuracy.
         run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
         progress: show bars on stderr.
         memory: bytes that it may take beside the model, about, or a text such as "2GB"; None for 2.5 GB, or

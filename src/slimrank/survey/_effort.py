@@ -28,7 +28,7 @@ class EffortRow:
     has_blocks: bool
 
 
-# What each leaves out or adds, and its price in accuracy, stands in docs/howto/effort.md.
+# What each leaves out or adds, and its price in accuracy, stands in docs/howto/memory.md.
 EFFORT_ROWS: Mapping[Effort, EffortRow] = {
     "fast": EffortRow(
         anchor_ratios=(0.3,),

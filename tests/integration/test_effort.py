@@ -51,12 +51,15 @@ def test_a_fast_compression_builds_one_plan() -> None:
 
 
 def test_another_effort_is_another_study(tmp_path: Path) -> None:
-    model, batches = pruning_nets.build("plain"), pruning_nets.batches("plain")
+    model, batches = pruning_nets.build("residual"), pruning_nets.batches("residual")
     study = sr.study(model, batches, effort="fast", run_dir=tmp_path / "run", progress=False)
     with pytest.raises(sr.StudyError, match="a study of other options"):
         sr.study(model, batches, run_dir=tmp_path / "run", progress=False)
     loaded = sr.Study.load(tmp_path / "run", model=model, batches=batches, progress=False)
     assert loaded.fingerprint == study.fingerprint
+    # Without blocks, and saved once more without a model.
+    sr.Study.load(tmp_path / "run").save(tmp_path / "again")
+    assert sr.Study.load(tmp_path / "again").plan(macs=0.6) == study.plan(macs=0.6)
 
 
 @pytest.mark.parametrize("effort", ["quick", "", None, 2])

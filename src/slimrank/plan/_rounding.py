@@ -87,7 +87,13 @@ def multiple_for(multiples: Multiples, name: str) -> int:
     """
     if not isinstance(multiples, Mapping):
         return int(multiples)
+    if isinstance(multiples, _ByName):
+        return multiples.get(name, 1)
     return next((int(number) for glob, number in multiples.items() if _matches(name, glob)), 1)
+
+
+class _ByName(dict[str, int]):
+    """Multiples by whole names, none of which is a glob: looked up instead of compared."""
 
 
 def rounding_steps(multiple_of: MultipleOf, structure: Structure) -> tuple[Rounding, ...]:
@@ -113,8 +119,12 @@ def rounding_steps(multiple_of: MultipleOf, structure: Structure) -> tuple[Round
     }
     steps = [
         Rounding(
-            ranks={name: _at_most(multiple_of, name, number, most) for name, number in ranks.items()},
-            widths={name: _at_most(multiple_of, name, number, most) for name, number in widths.items()},
+            ranks=_ByName(
+                {name: _at_most(multiple_of, name, number, most) for name, number in ranks.items()}
+            ),
+            widths=_ByName(
+                {name: _at_most(multiple_of, name, number, most) for name, number in widths.items()}
+            ),
         )
         for most in _NUMBERS
     ]

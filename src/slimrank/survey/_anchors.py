@@ -69,11 +69,12 @@ class Anchors:
     Args:
         session: model and data.
         evaluations: about how many will be measured, to size the share of the held-out samples.
+        ratios: shares of the MACs of a layer at which it is measured.
     """
 
-    def __init__(self, session: Session, evaluations: int) -> None:
+    def __init__(self, session: Session, evaluations: int, ratios: Sequence[float] = ()) -> None:
         self._model = session.original
-        self._ratios = session.options.effort_row.anchor_ratios
+        self._ratios = ratios
         self._outputs = session.outputs
         self._likelihood = session.likelihood
         self._replay_bytes = session.budgets.replay

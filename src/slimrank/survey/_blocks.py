@@ -73,11 +73,15 @@ def measure_blocks(
     """
     blocks, store = survey.channels.blocks, run.store
     names = tuple(blocks)
-    if not names or survey.session.options.data_free or not survey.session.options.effort_row.has_blocks:
+    if not names or survey.session.options.data_free:
         return ()
     finished = None if store is None else read_block_damages(store, names)
     if finished is not None:
         return finished
+    if not survey.session.options.effort_row.has_blocks:
+        if store is not None:
+            write_blocks(store, ())
+        return ()
     measured = {} if store is None else read_drops(store, names)
     n_steps = 2 * len(names) - 1
     with run.phases.phase("blocks", n_steps) as advance:

@@ -164,11 +164,10 @@ def read_drops(store: Store, names: Sequence[str]) -> dict[Drop, float]:
 
 
 def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
-    """Writes the damages of all blocks of a study."""
-    if damages:
-        values = torch.tensor([block.damage for block in damages], dtype=torch.float64)
-        names = _names_tensor(block.block for block in damages)
-        store.write_tensors(_DAMAGES, {"damage": values, "names": names})
+    """Writes the damages of all blocks of a study; of a study that measures none, that there are none."""
+    values = torch.tensor([block.damage for block in damages], dtype=torch.float64)
+    names = _names_tensor(block.block for block in damages)
+    store.write_tensors(_DAMAGES, {"damage": values, "names": names})
 
 
 def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
@@ -188,10 +187,15 @@ def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
 
 
 def read_block_damages(store: Store, names: Sequence[str]) -> tuple[BlockDamage, ...] | None:
-    """Damages of these blocks; None where they were not measured, or others were."""
+    """Damages of these blocks; None where they were not measured, or others were.
+
+    Empty where the study measured none.
+    """
     if not store.has(_DAMAGES):
         return None
     tensors = store.read_tensors(_DAMAGES)
+    if not len(tensors["damage"]):
+        return ()
     if not torch.equal(tensors["names"], _names_tensor(names)):
         return None
     damages = tensors["damage"].tolist()

@@ -178,7 +178,10 @@ def seconds_by_phase(
         found["moments"] = passes * n_fit * speed.sample + rows / rate
         found["anchors"] = sum(
             count * (_DIVERGENCE + _ANCHOR_SHARE * speed.sample * count_samples(session, count))
-            for count in (len(row.anchor_ratios) * len(layers), len(row.anchor_shares) * len(groups))
+            for count in (
+                len(row.ratios_for(len(layers))) * len(layers),
+                len(row.anchor_shares) * len(groups),
+            )
         )
         found["anchors"] += _PAIRS * _FLOAT64_TIMES * decompositions / rate
         found["blocks"] = _seconds_of_blocks(survey, speed)

@@ -56,9 +56,9 @@ def measure_layers(
     if session.options.data_free:
         return curves | _weight_curves(session, rest, run)
     # Sized for all layers, also those of an earlier run: where that stopped must not change the numbers.
-    n_ratios = len(session.options.effort_row.anchor_ratios)
-    evaluations = n_ratios * sum(1 for spec in layers if spec.methods) if rest else 0
-    anchors = Anchors(session, evaluations)
+    n_layers = sum(1 for spec in layers if spec.methods)
+    ratios = session.options.effort_row.ratios_for(n_layers)
+    anchors = Anchors(session, len(ratios) * n_layers if rest else 0, ratios)
     trim = Trimmer(session.budgets.freed)
     for chunk in layer_chunks(session, rest, run.collecting(session), moments):
         with run.phases.phase("curves", len(chunk.indices)) as advance:

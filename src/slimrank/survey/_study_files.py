@@ -113,7 +113,9 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         record.previous.save(store.root / _PREVIOUS)
     write_curves(store, tuple(record.structure.layers.values()), record.curves)
     write_groups(store, record.structure.channels, record.group_curves)
-    write_blocks(store, record.block_damages)
+    # Blocks are measured with data only.
+    if record.structure.channels.blocks and record.has_bias:
+        write_blocks(store, record.block_damages)
     store.write_tensors(GRADIENT_FILE, record.grams)
     no_inputs: str | None = "the study has no data"
     if session is not None:

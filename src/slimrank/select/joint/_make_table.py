@@ -73,25 +73,31 @@ def joint_of(
         NonFiniteError: a curve or a block holds nan or inf.
     """
     takes_groups = any(replaces_groups(method) for method in methods)
+    offered = offered_groups(source.structure.channels, skipped) if takes_groups else ()
     widths = [
         _widths(curve, source.structure.channels.groups[curve.group], rounding.widths)
         for curve in source.group_curves
-        if takes_groups and is_offered(source.structure.channels, curve.group, skipped)
+        if curve.group in offered
     ]
     return _joint(
         source, limits, [group for group in widths if len(group.kept) > 1], methods, skipped, rounding.ranks
     )
 
 
-def is_offered(channels: ChannelMap, name: str, skipped: Collection[str]) -> bool:
-    """Whether channels of a group may go: skipped layers keep their weights, rows and columns alike."""
-    group = channels.groups[name]
-    if group.reason is not None or any(layer in skipped for layer in (name, *group.producers)):
-        return False
-    return not any(
-        tensor.name.rpartition(".")[0] in skipped
+def offered_groups(channels: ChannelMap, skipped: Collection[str]) -> frozenset[str]:
+    """Groups whose channels may go: skipped layers keep their weights, rows and columns alike."""
+    kept_whole = {
+        axis.group
         for tensor in channels.tensors.values()
-        if any(axis.group == name for axis in tensor.axes)
+        if tensor.name.rpartition(".")[0] in skipped
+        for axis in tensor.axes
+    }
+    return frozenset(
+        name
+        for name, group in channels.groups.items()
+        if group.reason is None
+        and name not in kept_whole
+        and not any(layer in skipped for layer in (name, *group.producers))
     )
 
 
@@ -116,12 +122,12 @@ def _joint(
     maker = _TableMaker(source, tuple(limits), widths, methods, skipped)
     curves: list[Curve] = []
     layers: list[JointLayer] = []
+    curves_of: dict[str, list[Curve]] = {}
+    for curve in source.curves:
+        if curve.method in methods and curve.layer not in skipped:
+            curves_of.setdefault(curve.layer, []).append(curve)
     for name, spec in source.structure.layers.items():
-        layer_curves = [
-            curve
-            for curve in source.curves
-            if curve.layer == name and curve.method in methods and name not in skipped
-        ]
+        layer_curves = curves_of.get(name, [])
         forms = [
             _ranks(spec, curve, maker.metrics, multiple_for(multiples, name), len(curves) + index)
             for index, curve in enumerate(layer_curves)

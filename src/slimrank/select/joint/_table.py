@@ -65,7 +65,7 @@ class State:
 
 def is_there(blocks: Iterable[int], dropped: Collection[int]) -> bool:
     """Whether what is in these blocks is still there."""
-    return not any(block in dropped for block in blocks)
+    return not dropped or not any(block in dropped for block in blocks)
 
 
 def normalised(joint: Joint, widths: Sequence[int], dropped: Collection[int]) -> State:

@@ -46,7 +46,7 @@ def build_result(
         session: model, data and options.
         plan: checked against the model.
         phases: progress.
-        grams: (C_out, C_out) second moments of output gradients by layer.
+        grams: second moments of output gradients by layer, (C_out, C_out) or diagonal.
         on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer.
         sequential: fit layers to the inputs of the compressed model.
 
@@ -105,7 +105,7 @@ def rough_divergence(session: Session, plan: Plan, phases: Phases, *, grams: Map
         session: model, data and options; not data-free.
         plan: checked against the model.
         phases: progress.
-        grams: (C_out, C_out) second moments of output gradients by layer.
+        grams: second moments of output gradients by layer, (C_out, C_out) or diagonal.
 
     Returns:
         The divergence on all held-out samples.

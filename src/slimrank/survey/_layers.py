@@ -44,7 +44,7 @@ def measure_layers(
     Args:
         session: model, data and options.
         layers: all of them, in execution order.
-        grams: (C_out, C_out) second moments of output gradients by layer; may lack some.
+        grams: second moments of output gradients by layer, (C_out, C_out) or diagonal; may lack some.
         moments: of inputs by layer, as far as they were gathered before.
         run: progress, and where measurements are kept and found again.
 
@@ -116,7 +116,7 @@ def target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mappin
         spec: the layer.
         layer: its module.
         moments: of its inputs.
-        grams: (C_out, C_out) second moments of output gradients by layer; may lack it.
+        grams: second moments of output gradients by layer, (C_out, C_out) or diagonal; may lack it.
 
     Returns:
         The target.

@@ -52,7 +52,7 @@ class StudyRecord:
         group_curves: damage by the channels that stay, per channel group.
         block_damages: of replacing blocks by the identity.
         methods: the methods that were measured.
-        grams: second moments of output gradients, (C_out, C_out) by layer.
+        grams: second moments of output gradients, (C_out, C_out) or diagonal, by layer.
         unit: of damage.
         notes: what the user should know.
         seconds: wall time of each phase.

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BudgetError, FileError, OptionError, PlanError, StudyError
+from slimrank._errors import BudgetError, FileError, NonFiniteError, OptionError, PlanError, StudyError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
@@ -503,7 +503,7 @@ def study(
         run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
         progress: show bars on stderr.
         memory: bytes that it may take beside the model, about, or a text such as "2GB"; None for 2.5 GB, or
-            what the largest layer needs. Less takes longer; no result depends on it.
+            1 GB beside what cannot be cut. Less takes longer; no result depends on it.
         seed: of everything drawn.
         previous: the plan that made the model, where it was compressed before (a result brings its own):
             plans then hold both steps, and what is saved rebuilds from the original model.
@@ -634,7 +634,8 @@ def _damage_at(source: PlanSource, keep: float) -> float:
     """Predicted damage of the best plan at a keep ratio of the MACs; inf where none reaches it."""
     try:
         plan = select_plan(source, budgets={"macs": keep})
-    except BudgetError:
+    except (BudgetError, NonFiniteError):
+        # A curve that is not finite is refused by name where a plan is asked for.
         return inf
     return inf if plan.damage is None else plan.damage
 

@@ -28,7 +28,7 @@ _AGAINST_FIRST = Note(where="verify", text="divergence is measured against the o
 # below it fewer (``make bench-agreement``): they are of use once they are trained.
 _MUCH_LOST = 0.25
 # Samples that tell about how good a plan is: fewer fit wide layers badly, more take longer.
-_ROUGH_SAMPLES = 100
+ROUGH_SAMPLES = 100
 
 
 def build_result(
@@ -112,7 +112,7 @@ def rough_divergence(session: Session, plan: Plan, phases: Phases, *, grams: Map
     """
     data = Data(
         original=session.original,
-        feed=part_of(session.feed, _ROUGH_SAMPLES),
+        feed=part_of(session.feed, ROUGH_SAMPLES),
         grams=grams,
         seed=session.options.seed,
         budgets=session.budgets,

@@ -6,6 +6,7 @@ from slimrank.cost._forms import FORM_ROWS, FORMS, FormRow, factor_taps, forms_o
 from slimrank.cost._formulas import layer_cost, pair_cost, pair_costs
 from slimrank.cost._memory import (
     DEFAULT_MEMORY,
+    LEAST_ROOM,
     SAMPLING,
     MemoryBudgets,
     budgets_within,
@@ -25,6 +26,7 @@ __all__ = [
     "DEFAULT_MEMORY",
     "FORMS",
     "FORM_ROWS",
+    "LEAST_ROOM",
     "MAX_METRIC_WIDTH",
     "SAMPLING",
     "FormRow",

@@ -41,6 +41,8 @@ SAMPLING = SamplingLimits()
 
 # ``memory=`` where the caller gives none.
 DEFAULT_MEMORY = 2_500_000_000
+# What is then left at least for all that can be cut: without it, large models would take far longer unasked.
+LEAST_ROOM = 1_000_000_000
 
 # Share of ``live_bytes`` that was observed, and how many layers a shortcut spans.
 _PAUSED_SHARE, _NEAR = 0.65, 3

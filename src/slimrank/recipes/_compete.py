@@ -3,14 +3,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Literal
 
 from slimrank._errors import BudgetError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank._verify import rough_divergence
+from slimrank._verify import ROUGH_SAMPLES, rough_divergence
 from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, are_same_steps, plan_on
 from slimrank.records import PRUNING, Method, Note, replaces_groups
@@ -120,17 +120,26 @@ class Rivals:
             return
         times = self._times_first(plan)
         if is_needed and self._can_be_rough:
-            self._rough[label] = plan, self._rough_divergence(plan)
-            is_needed = False
+            # Also where it is built: its scale is compared with another rough one.
+            value = self._rough_divergence(plan)
+            self._rough[label] = plan, value
+            is_needed = value < self._lowest
         if times > self._max_damage and not is_needed:
             self._not_built[label] = times
             return
         self.build(label, plan)
 
     @property
+    def _lowest(self) -> float:
+        """The lowest divergence so far."""
+        return min(self._divergences.values(), default=inf)
+
+    @property
     def _can_be_rough(self) -> bool:
-        """Whether fits to fewer samples tell how good a plan is."""
-        return self._on_layer is None and not session_of(self._measured).options.data_free
+        """Whether fits to fewer samples tell how good a plan is, in less time."""
+        session = session_of(self._measured)
+        is_less = len(session.feed.fit) > ROUGH_SAMPLES
+        return is_less and self._on_layer is None and not session.options.data_free
 
     def _rough_divergence(self, plan: Plan) -> float:
         session = session_of(self._measured)
@@ -182,8 +191,8 @@ class Rivals:
 
     def _scale(self, label: str) -> float | None:
         """Measured divergence over predicted damage of a plan; None where nothing was measured."""
-        label = self._same_as.get(label, label)
-        plan, value = self._rough.get(label) or (self._plans.get(label), self._divergences.get(label))
+        built = self._same_as.get(label, label)
+        plan, value = self._rough.get(label) or (self._plans.get(built), self._divergences.get(built))
         if plan is None or value is None or not plan.damage or not 0 < value < float("inf"):
             return None
         return min(max(value / plan.damage, 1 / _MAX_SCALE), _MAX_SCALE)

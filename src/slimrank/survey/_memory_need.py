@@ -10,6 +10,7 @@ from slimrank.calibrate import Feed, Likelihood, bytes_in_graph
 from slimrank.capture import SKIPPED, Captured
 from slimrank.cost import (
     DEFAULT_MEMORY,
+    LEAST_ROOM,
     MAX_METRIC_WIDTH,
     SAMPLING,
     MemoryBudgets,
@@ -136,7 +137,7 @@ class MemoryNeeds:
         """
         needs = [*(self.of_layer(spec) for spec in self.layers), *others]
         taken = max((need.n_bytes for need in needs), default=self.held)
-        n_bytes = DEFAULT_MEMORY if memory is None else memory
+        n_bytes = max(DEFAULT_MEMORY, taken + LEAST_ROOM) if memory is None else memory
         # Where a layer alone needs more than all, forwards pause beside the others all the same.
         alone = max((self._alone(spec) for spec in self.layers), default=0)
         fits = max(n_bytes - self.held - self.model_bytes, alone)

@@ -202,6 +202,14 @@ class Priced:
                 self._terms[second].append(
                     _Term(other=first, table=np.ascontiguousarray(table.T), blocks=blocks)
                 )
+        self._linked = [self._linked_to(group) for group in range(len(joint.widths))]
+        self._known: dict[tuple[int, tuple[int, ...], frozenset[int]], Floats] = {}
+
+    def _linked_to(self, group: int) -> tuple[int, ...]:
+        """The other groups that the energy of one depends on."""
+        others = {term.other for term in self._terms[group] if term.other is not None}
+        others.update(*(item.groups for item in self._wide_of[group]))
+        return tuple(sorted(others - {group}))
 
     def energy(self, state: State) -> float:
         """Damage plus price times cost of a choice, layers at their best."""
@@ -220,7 +228,15 @@ class Priced:
         return total
 
     def energy_by_width(self, state: State, group: int) -> Floats:
-        """(W,) the part of the energy that goes with one group, at each of its widths."""
+        """(W,) the part of the energy that goes with one group, at each of its widths; not to be changed."""
+        # Sweeps come back to the same choice of the groups around one many times.
+        key = (group, tuple(state.widths[other] for other in self._linked[group]), state.dropped)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._energy_by_width(state, group)
+        return known
+
+    def _energy_by_width(self, state: State, group: int) -> Floats:
         total = self.joint.widths[group].damage.copy()
         for term in self._terms[group]:
             if is_there(term.blocks, state.dropped):

@@ -6,11 +6,11 @@ and hands it to the knapsack there: the quick one to compare choices, the exact 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.cost import max_rank
+from slimrank.cost import factor_taps
 from slimrank.select.joint._pieces import JointLayer
 from slimrank.select.joint._prices import Hull
 from slimrank.select.joint._table import Joint, State, is_there, standing_cost
@@ -62,6 +62,7 @@ class RankTables:
         self._rank = np.zeros((layers, widest), dtype=np.int64)
         self._form = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
         self._curve = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
+        self._first_taps, self._second_taps = _taps(joint.layers)
         for index, (row, layer) in enumerate(zip(rows, joint.layers, strict=True)):
             count = len(row.rank)
             self._column[:, index, :count], self._row[:, index, :count] = row.column, row.row
@@ -101,7 +102,10 @@ class RankTables:
             + (self._row[:, there] + self._bias[:, there]) * rows[:, None]
         )
         damage = self._damage[there]
-        full = _full_ranks(layers, rows, columns)
+        # The full rank of each form, slimmed.
+        full = np.minimum(
+            columns[:, None] * self._first_taps[there], rows[:, None] * self._second_taps[there]
+        )
         good = np.isfinite(damage) & (cost < whole[:, :, None]).any(axis=0)
         good &= self._rank[there] <= np.take_along_axis(full, self._form[there], axis=1)
         if len(there):
@@ -191,13 +195,12 @@ def _options(layer: JointLayer, hulls: Sequence[Hull] | None) -> _Row:
     )
 
 
-def _full_ranks(layers: Sequence[JointLayer], rows: Ints, columns: Ints) -> Ints:
-    """(L, F + 1) the full rank of each form, slimmed; the last stands for no form."""
+def _taps(layers: Sequence[JointLayer]) -> tuple[Ints, Ints]:
+    """Twice (L, F + 1): taps of the first and of the second factor of each form; 0 where there is no form."""
     widest = max((len(layer.forms) for layer in layers), default=0)
-    full = np.zeros((len(layers), widest + 1), dtype=np.int64)
+    first, second = (np.zeros((len(layers), widest + 1), dtype=np.int64) for _ in range(2))
     for index, layer in enumerate(layers):
-        slimmed = replace(
-            layer.spec, weight_shape=(int(rows[index]), int(columns[index]), *layer.spec.kernel)
-        )
-        full[index, : len(layer.forms)] = [max_rank(slimmed, form.form) for form in layer.forms]
-    return full
+        for form_index, form in enumerate(layer.forms):
+            taps = factor_taps(layer.spec, form.form)
+            first[index, form_index], second[index, form_index] = taps
+    return first, second

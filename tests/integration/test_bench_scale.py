@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 import slimrank as sr
-from benchmarks.bench_scale import is_done, keep
-from benchmarks.one_scale_run import cpu_by_phase, decomposition_flops
 from benchmarks.tables import read_table
 from slimrank.records import Call, LayerSpec
+
+# Pictures of the benchmarks; the environment of the tests need not have it.
+pytest.importorskip("PIL")
+
+from benchmarks.bench_scale import is_done, keep
+from benchmarks.one_scale_run import cpu_by_phase, decomposition_flops
 
 
 def _spec(

@@ -112,7 +112,8 @@ def test_several_budgets_hold_together(either: sr.Study, budgets: Mapping[str, f
 @pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
 def test_ranks_of_the_built_model_are_multiples(either: sr.Study, select: str) -> None:
     result = either.apply(either.plan(macs=0.5, multiple_of=4, select=select))
-    assert ranks(result)
+    # Of all methods, channels alone may do.
+    assert ranks(result) or result.plan.groups
     assert all(rank % 4 == 0 for rank in ranks(result).values())
     assert result.keep_ratio("macs") <= 0.5
 

@@ -12,9 +12,7 @@ made by another commit, ``--again`` all.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import scale_nets
+from benchmarks.children import last_row
 from benchmarks.tables import Row, Value, context, read_table, table_path, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,19 +41,8 @@ def ask(name: str, options: Sequence[str], limit: int) -> dict[str, Value]:
         The last row that it printed, and how it ended in "outcome": "ok", or what killed it and when.
     """
     command = [sys.executable, str(ROOT / "benchmarks" / "one_scale_run.py"), name, *options]
-    outcome = "ok"
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        printed = done.stdout
-        if done.returncode:
-            last = " ".join(done.stderr.splitlines()[-1:])[:250]
-            outcome = f"exit {done.returncode}: {last}"
-    except subprocess.TimeoutExpired as error:
-        out = error.stdout or b""
-        printed = out.decode() if isinstance(out, bytes) else out
-        outcome = f"not done in {limit} s"
-    lines = [line for line in printed.splitlines() if line.startswith("{")]
-    row: dict[str, Value] = json.loads(lines[-1]) if lines else {"network": name}
+    row, killed = last_row(command, limit)
+    outcome = killed or "ok"
     step = row.pop("failed_step", None)
     if outcome != "ok" and step:
         outcome = f"{outcome} ({step})"

@@ -11,7 +11,6 @@ all.
 
 import argparse
 import fcntl
-import json
 import os
 import re
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import zoo_coverage
+from benchmarks.children import last_row
 from benchmarks.tables import Value, context, read_table, table_path, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,24 +78,9 @@ def ask(key: str, *options: str, limit: int) -> Row:
     """
     command = [sys.executable, str(ROOT / "benchmarks" / "one_zoo_run.py"), key, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    killed = ""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=limit, env=environment, check=False
-        )
-        printed = done.stdout
-        if done.returncode:
-            last = " ".join(done.stderr.splitlines()[-1:])[:250]
-            killed = f"exit {done.returncode}: {last}"
-    except subprocess.TimeoutExpired as error:
-        out = error.stdout or b""
-        printed = out.decode() if isinstance(out, bytes) else out
-        killed = f"not done in {limit} s"
+    printed, killed = last_row(command, limit, environment)
     source, name = key.split("/")
-    row: Row = {"network": name, "source": source}
-    lines = [line for line in printed.splitlines() if line.startswith("{")]
-    if lines:
-        row = json.loads(lines[-1])
+    row: Row = printed or {"network": name, "source": source}
     if killed:
         row["error"] = killed
     return row

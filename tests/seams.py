@@ -538,7 +538,7 @@ def fold_taps_from(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
 
     Patched: the limit, which only layers too large for a test exceed.
     """
-    monkeypatch.setattr(_obs, "_MAX_EXACT_COLUMNS", columns)
+    monkeypatch.setattr(_obs, "MAX_EXACT_COLUMNS", columns)
 
 
 def wide_from(monkeypatch: pytest.MonkeyPatch, columns: int, *, counts: int | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slimrank._progress import Phases
 from slimrank._result import Result, unwarned
-from slimrank.calibrate import measure_agreement, part_of, reference_outputs
+from slimrank.calibrate import Feed, measure_agreement, part_of, reference_outputs
 from slimrank.capture import count_by_module, stored
 from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
 from slimrank.deploy import ExportSource
@@ -55,26 +55,11 @@ def build_result(
     """
     data = None
     if not session.options.data_free:
-        data = Data(
-            original=session.original,
-            feed=session.feed,
-            grams=grams,
-            seed=session.options.seed,
-            budgets=session.budgets,
-            sequential=sequential,
-        )
+        data = _data_of(session, session.feed, grams, sequential=sequential)
     journal = None
     if session.run_dir is not None and on_layer is None:
         journal = LayerFiles(session.run_dir, plan, sequential, session.fingerprint)
-    with phases.phase("apply", len(layer_tasks(plan))) as advance:
-        applied = apply_plan(
-            restored_copy(session),
-            plan,
-            data=data,
-            on_layer=on_layer,
-            journal=journal,
-            advance=lambda _name: advance(1),
-        )
+    applied = _applied(session, plan, phases, data, on_layer=on_layer, journal=journal)
     with phases.phase("verify", 1) as advance:
         agreement = _agreement(session, applied.model)
         with eval_mode(applied.model):
@@ -110,23 +95,42 @@ def rough_divergence(session: Session, plan: Plan, phases: Phases, *, grams: Map
     Returns:
         The divergence on all held-out samples.
     """
-    data = Data(
+    data = _data_of(session, part_of(session.feed, ROUGH_SAMPLES), grams)
+    applied = _applied(session, plan, phases, data)
+    return _agreement(session, applied.model).divergence
+
+
+def _data_of(session: Session, feed: Feed, grams: Mapping[str, Tensor], *, sequential: bool = True) -> Data:
+    """What fits to some samples draw on."""
+    return Data(
         original=session.original,
-        feed=part_of(session.feed, ROUGH_SAMPLES),
+        feed=feed,
         grams=grams,
         seed=session.options.seed,
         budgets=session.budgets,
+        sequential=sequential,
     )
+
+
+def _applied(
+    session: Session,
+    plan: Plan,
+    phases: Phases,
+    data: Data | None,
+    *,
+    on_layer: OnLayer | None = None,
+    journal: LayerFiles | None = None,
+) -> Applied:
+    """What a plan makes of a copy of the model."""
     with phases.phase("apply", len(layer_tasks(plan))) as advance:
-        applied = apply_plan(
+        return apply_plan(
             restored_copy(session),
             plan,
             data=data,
-            on_layer=None,
-            journal=None,
+            on_layer=on_layer,
+            journal=journal,
             advance=lambda _name: advance(1),
         )
-    return _agreement(session, applied.model).divergence
 
 
 def _source(session: Session, *, is_first: bool = False) -> ExportSource:

@@ -13,7 +13,12 @@ from slimrank.calibrate._feed import (
     open_feed,
     part_of,
 )
-from slimrank.calibrate._gradients import SAMPLES_DRAWN_IN_FULL, GradientOptions, collect_gradients
+from slimrank.calibrate._gradients import (
+    GRADIENT_ROWS,
+    SAMPLES_DRAWN_IN_FULL,
+    GradientOptions,
+    collect_gradients,
+)
 from slimrank.calibrate._likelihood import (
     LikelihoodChoice,
     LikelihoodName,
@@ -39,6 +44,7 @@ from slimrank.calibrate._rows import (
 
 __all__ = [
     "FAMILIES",
+    "GRADIENT_ROWS",
     "SAMPLES_DRAWN_IN_FULL",
     "Chunk",
     "Collecting",

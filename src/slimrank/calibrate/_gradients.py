@@ -21,7 +21,7 @@ from slimrank.records import LayerSpec
 
 # Rows of gradients that are summed for one call of a layer and one draw, over all fit samples, about. More
 # make the output metric more precise and take longer to sum.
-_GRADIENT_ROWS = 32768
+GRADIENT_ROWS = 32768
 # But at least so many from every micro-batch that has them.
 _MIN_BATCH_ROWS = 256
 # Samples up to which each is drawn for as often as was asked. On the networks of the benchmark, with 410
@@ -175,7 +175,7 @@ def _gradient_hook(
 
     def hook(gradient: Tensor) -> None:
         rows = output_rows(spec, gradient.detach())
-        n_rows = max(_MIN_BATCH_ROWS, ceil(_GRADIENT_ROWS * share))
+        n_rows = max(_MIN_BATCH_ROWS, ceil(GRADIENT_ROWS * share))
         weight = 1.0
         if len(rows) > n_rows:
             # 1000 keeps these seeds apart from those of the rows of inputs, where the last number is a call.

@@ -26,7 +26,7 @@ from slimrank.linalg._psd import cholesky_psd, weighted_by
 _MAX_COLUMNS = 8192
 # Above so many columns their taps are averaged as well, where units have several: on the trained layers where
 # both were computed, such an order lost about 3 % more than the exact one, in a small part of its time.
-_MAX_EXACT_COLUMNS = 2560
+MAX_EXACT_COLUMNS = 2560
 # Rows per column up to which errors are computed from rows, at some counts, instead of from their moments.
 _FEW_ROWS = 0.25
 # Above so many columns of all consumers together, several units go between two scorings of all of them.
@@ -315,7 +315,7 @@ def _elimination(consumer: Consumer, weighted: Tensor, n_units: int, ridge_value
         inverse = torch.eye(len(units), dtype=norms.dtype, device=norms.device)
         return _Elimination(units, index_of, inverse, norms, 1)
     has_taps = columns.shape[1] > 1
-    if len(weighted) > (_MAX_EXACT_COLUMNS if has_taps else _MAX_COLUMNS):
+    if len(weighted) > (MAX_EXACT_COLUMNS if has_taps else _MAX_COLUMNS):
         moment, weighted = _averaged_over_taps(consumer.moments, weighted, columns)
         unit_columns = 1
     else:
@@ -396,7 +396,7 @@ def _nested_errors(
     del moment
     images = weighted[:, columns].double() @ factor  # (O, D)
     losses = images.square().sum(0)
-    if len(columns) > _MAX_EXACT_COLUMNS:
+    if len(columns) > MAX_EXACT_COLUMNS:
         # Faster, and exact enough for the part of the ridge.
         factor, images = factor.float(), images.float()
     if ridge_value > 0:
@@ -482,7 +482,7 @@ def _interpolated(counts: Sequence[int], values: Sequence[float], n_units: int) 
 def _is_few(rows: Tensor) -> bool:
     """Whether errors at some counts from the rows take less time than all of them from their moments."""
     n_rows, n_columns = rows.shape
-    return n_columns > _MAX_COLUMNS or (n_columns > _MAX_EXACT_COLUMNS and n_rows <= _FEW_ROWS * n_columns)
+    return n_columns > _MAX_COLUMNS or (n_columns > MAX_EXACT_COLUMNS and n_rows <= _FEW_ROWS * n_columns)
 
 
 def _row_products(rows: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Rivals:
                 self._same_as[label] = built_label
                 return
         result = self._measured.apply(plan, on_layer=self._on_layer)
-        value = float("inf") if result.divergence is None else result.divergence
+        value = inf if result.divergence is None else result.divergence
         self._agreements[label] = f", {agreement_text(result.agreement)}" if result.agreement else ""
         self._count_seconds(result.seconds)
         # Where a group could not be slimmed after all, the result is above the budget: that must not win.
@@ -193,7 +193,7 @@ class Rivals:
         """Measured divergence over predicted damage of a plan; None where nothing was measured."""
         built = self._same_as.get(label, label)
         plan, value = self._rough.get(label) or (self._plans.get(built), self._divergences.get(built))
-        if plan is None or value is None or not plan.damage or not 0 < value < float("inf"):
+        if plan is None or value is None or not plan.damage or not 0 < value < inf:
             return None
         return min(max(value / plan.damage, 1 / _MAX_SCALE), _MAX_SCALE)
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from slimrank.calibrate import GradientOptions
+from slimrank.calibrate import GRADIENT_ROWS, GradientOptions
 from slimrank.cost import bytes_text, moment_bytes, row_view, row_width, rows_available, working_bytes
 from slimrank.forward import fixed_seed
 from slimrank.forward import run as run_model
+from slimrank.linalg import MAX_EXACT_COLUMNS
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec
 from slimrank.survey._anchors import count_samples
 from slimrank.survey._blocks import count_fit_samples
@@ -26,8 +27,6 @@ from slimrank.survey._session import Run, Session
 
 # Rows and columns of the product that is measured, and how often: some ten milliseconds in all.
 _PRODUCT_SIZE, _PRODUCTS = 512, 3
-# Rows of output gradients that are summed for one draw, at most.
-_GRADIENT_ROWS = 32_768
 # A backward pass beside a forward one.
 _BACKWARD = 1.0
 # Share of a forward that a measured divergence takes.
@@ -38,8 +37,6 @@ _DROPS, _FORWARDS_OF_DROP = 1.25, 1.4
 # and of the fits of a drop, over one decomposition; of the order of a group's channels.
 _CURVES, _PAIRS, _FITS, _ORDER = 14.0, 5.0, 7.0, 5.0
 _FLOAT64_TIMES = 2.0
-# Columns above which channels are ordered by one column each.
-_MAX_EXACT_COLUMNS = 2560
 # What the allocator holds beside what is counted: observed.
 _ALLOCATOR = 1.15
 # Seconds that a layer, a group, one of its units and a divergence take, however small they are.
@@ -168,7 +165,7 @@ def seconds_by_phase(
             in_full=row.samples_drawn_in_full,
         ).per_sample(n_fit)
         rows = sum(
-            min(_GRADIENT_ROWS, row_view(spec).n_positions * n_fit) * spec.n_outputs**2
+            min(GRADIENT_ROWS, row_view(spec).n_positions * n_fit) * spec.n_outputs**2
             for spec in needed.values()
         )
         found["gradients"] = n_fit * speed.sample * (1 + _BACKWARD * draws) + draws * rows / rate
@@ -226,7 +223,7 @@ def _decomposition(spec: LayerSpec, n_samples: int) -> int:
 def _ordering(spec: LayerSpec, n_samples: int) -> int:
     """Multiply-adds of the order in which units of a layer's inputs go, and of its errors."""
     width = row_width(spec)
-    return width**3 if width <= _MAX_EXACT_COLUMNS else width**2 * min(width, rows_available(spec, n_samples))
+    return width**3 if width <= MAX_EXACT_COLUMNS else width**2 * min(width, rows_available(spec, n_samples))
 
 
 def peak_bytes(survey: GroupSurvey) -> int:

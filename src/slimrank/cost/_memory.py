@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from slimrank.cost._row_view import row_view
-from slimrank.cost._rows import MAX_METRIC_WIDTH, keeps_rows, row_cap, row_width, rows_available
+from slimrank.cost._rows import MAX_METRIC_WIDTH, is_wide, keeps_rows, row_cap, row_width, rows_available
 from slimrank.records import LayerSpec
 
 # Bytes of one number.
@@ -106,7 +106,11 @@ def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
     """
     width = row_width(spec)
     n_rows = _stored_rows(spec, n_samples)
-    return _FLOAT32 * n_rows * width if n_rows else _FLOAT64 * width**2
+    if n_rows:
+        return _FLOAT32 * n_rows * width
+    # Rows that wait until they are summed: a quarter as many as columns.
+    waiting = _FLOAT32 * width**2 // 4 if is_wide(spec) else 0
+    return _FLOAT64 * width**2 + waiting
 
 
 def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:

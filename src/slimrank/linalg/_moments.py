@@ -21,6 +21,9 @@ _GRAM_BLOCK = 256
 # Rows that are summed in float32 before the sums are added up in float64; as many as the rows are wide, where
 # that is more. More would leave the cache, fewer would spend the time on additions.
 _MIN_ROWS_TOGETHER = 2048
+# Of wide rows, those that come few at a time wait until there are a quarter as many as columns: to add to a
+# large matrix takes as long as to multiply so many rows.
+_WAITING = 0.25
 
 
 def ridge_of(n_rows: int, n_columns: int) -> float:
@@ -184,6 +187,8 @@ class MomentSums:
         self._most_stored = None if keep_rows else int(_FEW_ROWS * width) if width > _NARROW else 0
         self._stored_rows: list[Tensor] | None = None if self._most_stored == 0 else []
         self._stored_others: list[Tensor] = []
+        self._most_waiting = int(_WAITING * width) if width > _NARROW else 0
+        self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._shift: Tensor | None = None
         self._other_shift: Tensor | None = None
         self._sum = torch.zeros(width, dtype=torch.float64)
@@ -216,13 +221,31 @@ class MomentSums:
         self.n_rows += len(shifted)
         self._sum += _column_sums(shifted)
         if other is not None:
-            self._add_other(shifted, other)
+            other = self._shifted_other(other)
         if self._stored_rows is None:
-            self._add_squares(shifted)
+            self._add_products(shifted, other)
             return
         self._stored_rows.append(shifted)
+        if other is not None:
+            self._stored_others.append(other)
         if self._most_stored is not None and self.n_rows > self._most_stored:
             self._sum_stored(self._stored_rows)
+
+    def _add_products(self, shifted: Tensor, other: Tensor | None) -> None:
+        self._waiting.append((shifted, other))
+        if sum(len(rows) for rows, _ in self._waiting) >= self._most_waiting:
+            self._sum_waiting()
+
+    def _sum_waiting(self) -> None:
+        """Adds the products of rows that wait."""
+        if not self._waiting:
+            return
+        rows = torch.cat([rows for rows, _ in self._waiting])
+        others = [other for _, other in self._waiting if other is not None]
+        self._waiting = []
+        self._add_squares(rows)
+        if others:
+            self._add_cross(rows, torch.cat(others))
 
     def _add_squares(self, shifted: Tensor) -> None:
         product = gram(shifted)
@@ -234,20 +257,15 @@ class MomentSums:
     def _sum_stored(self, stored: list[Tensor]) -> None:
         """Replaces stored rows by their sums."""
         self._stored_rows = None
-        self._add_squares(torch.cat(stored))
-        if self._stored_others:
-            self._add_cross(torch.cat(stored), torch.cat(self._stored_others))
-            self._stored_others = []
+        self._add_products(torch.cat(stored), torch.cat(self._stored_others) if self._stored_others else None)
+        self._stored_others = []
 
-    def _add_other(self, shifted: Tensor, other: Tensor) -> None:
+    def _shifted_other(self, other: Tensor) -> Tensor:
         if self._other_shift is None:
             self._other_shift = other.mean(0)
         other = other - self._other_shift
         self._other_sum += _column_sums(other)
-        if self._stored_rows is not None:
-            self._stored_others.append(other)
-            return
-        self._add_cross(shifted, other)
+        return other
 
     def _add_cross(self, shifted: Tensor, other: Tensor) -> None:
         product = other.T @ shifted
@@ -258,6 +276,7 @@ class MomentSums:
 
     def moments(self) -> Moments:
         """Mean and centred second moment of all rows so far."""
+        self._sum_waiting()
         shift = self._shift if self._shift is not None else self._sum
         n_rows = max(self.n_rows, 1)
         offset = self._sum / n_rows
@@ -278,6 +297,7 @@ class MomentSums:
         """
         if self._other_shift is None:
             raise TypeError("no other rows were added")
+        self._sum_waiting()
         n_rows = max(self.n_rows, 1)
         offset, other_offset = self._sum / n_rows, self._other_sum / n_rows
         mean = self._other_shift.double() + other_offset

@@ -15,9 +15,12 @@ from slimrank.records import Curve, LayerSpec, Setting
 from slimrank.surgery import put_back, replace_module
 from slimrank.survey._session import Session
 
-# About the MACs that a study spends on all divergences of layers, and again on those of groups. More of them
-# mean more held-out samples in each, so that an anchor depends less on which samples those are.
-_ANCHOR_MACS = 6e12
+# What a study spends at most on all divergences of layers, and again on those of groups, in MACs, and in
+# passes forward and backward over all samples. More means more held-out samples in each divergence, so that
+# an anchor depends less on which samples those are.
+_ANCHOR_MACS, _ANCHOR_PASSES = 6e12, 2.0
+# MACs of a pass forward and backward over one of a forward.
+_PASS = 3
 # Held-out samples of a divergence even where these cost more than that.
 _MIN_SAMPLES = 8
 # Samples that tell whether forwards which start at a layer give what whole ones do.
@@ -59,8 +62,14 @@ def count_samples(session: Session, evaluations: int) -> int:
     cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
     # Bytes of the reference outputs of one sample, in float32.
     per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
-    limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
+    limit = max(_MIN_SAMPLES, int(macs_within(session, _ANCHOR_MACS, _ANCHOR_PASSES) / cost))
     return min(limit, max(1, SAMPLING.outputs // max(1, per_sample)), len(session.feed.held_out))
+
+
+def macs_within(session: Session, macs: float, passes: float) -> float:
+    """The lesser of so many MACs, and of those of some passes forward and backward over all samples."""
+    n_samples = len(session.feed.fit) + len(session.feed.held_out)
+    return min(macs, passes * _PASS * n_samples * session.captured.before.macs)
 
 
 class Anchors:

@@ -98,7 +98,7 @@ def budgets_within(n_bytes: int, *, fits: int) -> MemoryBudgets:
 
 
 def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
-    """Memory that the second moments of a layer's inputs take: a float64 matrix, or float32 rows.
+    """Memory that the second moments of a layer's inputs take: a matrix, or float32 rows.
 
     Args:
         spec: the layer.
@@ -108,9 +108,10 @@ def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
     n_rows = _stored_rows(spec, n_samples)
     if n_rows:
         return _FLOAT32 * n_rows * width
-    # Rows that wait until they are summed: a quarter as many as columns.
-    waiting = _FLOAT32 * width**2 // 4 if is_wide(spec) else 0
-    return _FLOAT64 * width**2 + waiting
+    if is_wide(spec):
+        # With rows that wait until they are summed: a quarter as many as columns.
+        return _FLOAT32 * (width**2 + width**2 // 4)
+    return _FLOAT64 * width**2
 
 
 def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:

@@ -49,7 +49,7 @@ class Moments:
 
     Attributes:
         mean: (D,) float64.
-        matrix: (D, D) float64, or None.
+        matrix: (D, D) float64, of more than 1024 columns float32; or None.
         rows: (S, D) float32 or float64, centred, or None. Without matrix and rows the moments are the
             identity.
         n_rows: S; 0 for the identity.
@@ -78,7 +78,7 @@ class Moments:
     def times(self, left: Tensor) -> Tensor:
         """``left @ H`` for ``left`` (M, D), in its dtype."""
         if self.matrix is not None:
-            return left @ self.matrix.to(left.dtype)
+            return self._times_matrix(left)
         if self.rows is None:
             return left
         rows = self.rows.to(left.dtype)
@@ -87,7 +87,7 @@ class Moments:
     def gram(self, left: Tensor) -> Tensor:
         """``left @ H @ left.T`` for ``left`` (M, D): (M, M), in its dtype."""
         if self.matrix is not None:
-            return left @ self.matrix.to(left.dtype) @ left.T
+            return self._times_matrix(left) @ left.T
         if self.rows is None:
             return left @ left.T
         projected = left @ self.rows.to(left.dtype).T
@@ -96,16 +96,23 @@ class Moments:
     def diagonal_of(self, left: Tensor) -> Tensor:
         """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,), in its dtype."""
         if self.matrix is not None:
-            return ((left @ self.matrix.to(left.dtype)) * left).sum(1)
+            return (self._times_matrix(left) * left).sum(1)
         if self.rows is None:
             return left.square().sum(1)
         return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
+
+    def _times_matrix(self, left: Tensor) -> Tensor:
+        """``left @ matrix``, multiplied in float32 where one of them is, in the dtype of ``left``."""
+        if self.matrix is None:
+            raise TypeError("these moments have no matrix")
+        dtype = torch.float32 if torch.float32 in (left.dtype, self.matrix.dtype) else left.dtype
+        return (left.to(dtype) @ self.matrix.to(dtype)).to(left.dtype)
 
     def about_zero(self) -> "Moments":
         """Second moments of the same rows about zero instead of their mean: for a fit without a bias."""
         return Moments(
             mean=torch.zeros_like(self.mean),
-            matrix=None if self.matrix is None else self.matrix.addr(self.mean, self.mean),
+            matrix=None if self.matrix is None else self.matrix + self.mean.outer(self.mean).to(self.matrix),
             rows=None if self.rows is None else self.rows + self.mean.to(self.rows.dtype),
             n_rows=self.n_rows,
         )
@@ -170,7 +177,7 @@ def _column_sums(rows: Tensor) -> Tensor:
 
 
 class MomentSums:
-    """Running sums from which moments are made, in float64.
+    """Running sums from which moments are made, in float64; of second moments of wide rows in float32.
 
     Rows are shifted by the mean of the first ones: sums of squares of large means would cancel badly.
 
@@ -187,7 +194,10 @@ class MomentSums:
         self._most_stored = None if keep_rows else int(_FEW_ROWS * width) if width > _NARROW else 0
         self._stored_rows: list[Tensor] | None = None if self._most_stored == 0 else []
         self._stored_others: list[Tensor] = []
-        self._most_waiting = int(_WAITING * width) if width > _NARROW else 0
+        is_wide = width > _NARROW
+        self._most_waiting = int(_WAITING * width) if is_wide else 0
+        # Half the memory, and errors far below what the ridge changes.
+        self._dtype = torch.float32 if is_wide else torch.float64
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._shift: Tensor | None = None
         self._other_shift: Tensor | None = None
@@ -250,7 +260,7 @@ class MomentSums:
     def _add_squares(self, shifted: Tensor) -> None:
         product = gram(shifted)
         if self._squares is None:
-            self._squares = product.double()
+            self._squares = product.to(self._dtype)
         else:
             self._squares += product
 
@@ -285,6 +295,7 @@ class MomentSums:
             rows = torch.cat(self._stored_rows) if self._stored_rows else self._sum.new_zeros(0, self._width)
             return Moments(mean=mean, matrix=None, rows=rows - offset.to(rows.dtype), n_rows=n_rows)
         squares = self._squares if self._squares is not None else torch.diag(self._sum)
+        offset = offset.to(squares.dtype)
         return Moments(
             mean=mean, matrix=(squares / n_rows).addr_(offset, offset, alpha=-1), rows=None, n_rows=n_rows
         )

@@ -509,7 +509,7 @@ def _is_identity(moments: Moments) -> bool:
 def _dense(moments: Moments) -> Tensor:
     """A copy of H as a matrix: (D, D) float64."""
     if moments.matrix is not None:
-        return moments.matrix.clone()
+        return moments.matrix.to(torch.float64, copy=True)
     if moments.rows is None:
         return torch.eye(len(moments.mean), dtype=torch.float64, device=moments.mean.device)
     rows = moments.rows.double()

@@ -18,7 +18,9 @@ from slimrank.survey._session import Session
 # What a study spends at most on all divergences of layers, and again on those of groups, in MACs, and in
 # passes forward and backward over all samples. More means more held-out samples in each divergence, so that
 # an anchor depends less on which samples those are.
-_ANCHOR_MACS, _ANCHOR_PASSES = 6e12, 2.0
+_ANCHOR_MACS, _ANCHOR_PASSES = 6e12, 1.5
+# Share of the MACs of a forward that one from a layer on takes, on average over the layers.
+_SHARE_FROM_LAYER = 0.6
 # MACs of a pass forward and backward over one of a forward.
 _PASS = 3
 # Held-out samples of a divergence even where these cost more than that.
@@ -54,12 +56,12 @@ def count_samples(session: Session, evaluations: int) -> int:
 
     Args:
         session: model and data.
-        evaluations: about how many divergences will be measured; of none, no sample is needed.
+        evaluations: about how many divergences will be measured, each from a layer on; of none, no sample is
+            needed.
     """
     if not evaluations:
         return 0
-    # Forwards start at the layer that changes, which spares about two fifths of them on average.
-    cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
+    cost = max(1.0, _SHARE_FROM_LAYER * evaluations * session.captured.before.macs)
     # Bytes of the reference outputs of one sample, in float32.
     per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
     limit = max(_MIN_SAMPLES, int(macs_within(session, _ANCHOR_MACS, _ANCHOR_PASSES) / cost))
@@ -70,6 +72,11 @@ def macs_within(session: Session, macs: float, passes: float) -> float:
     """The lesser of so many MACs, and of those of some passes forward and backward over all samples."""
     n_samples = len(session.feed.fit) + len(session.feed.held_out)
     return min(macs, passes * _PASS * n_samples * session.captured.before.macs)
+
+
+def as_evaluations(whole_forwards: int) -> int:
+    """How many divergences from a layer on take as long as so many of the whole model."""
+    return math.ceil(whole_forwards / _SHARE_FROM_LAYER)
 
 
 class Anchors:

@@ -10,7 +10,7 @@ from slimrank.methods import CEILING
 from slimrank.plan import Plan, PlanSource, Structure, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method
 from slimrank.surgery import copy_model
-from slimrank.survey._anchors import Anchors, macs_within
+from slimrank.survey._anchors import Anchors, as_evaluations, macs_within
 from slimrank.survey._curve_files import (
     Drop,
     read_block_damages,
@@ -27,7 +27,7 @@ _BLOCK_MACS, _BLOCK_PASSES = 6e12, 1.0
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
-_MIN_SAMPLES, _MAX_SAMPLES = 16, 64
+_MIN_SAMPLES, _MAX_SAMPLES = 8, 64
 # Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for
 # them are still offered.
 _KEEP = 0.3
@@ -162,7 +162,7 @@ class _Drops:
         self._session = survey.session
         self._structure = structure_of(survey.layers.values(), survey.channels)
         runs = 2 * len(survey.channels.blocks) - 1
-        self._anchors = Anchors(self._session, runs)
+        self._anchors = Anchors(self._session, as_evaluations(runs))
         n_fit = count_fit_samples(self._session, runs)
         self._data = Data(
             original=self._session.original,

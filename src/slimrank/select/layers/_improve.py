@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from slimrank.select.layers._table import Ints, Table, is_feasible, used
+from slimrank.select.layers._table import Floats, Ints, Table, is_feasible, used
 
 # An option that costs nothing more is worth any number; this keeps the division finite.
 _TINY_COST = 1e-300
@@ -28,29 +28,30 @@ def top_up(table: Table, choice: Ints) -> Ints:
     choice = choice.copy()
     weighted = table.weighted
     room = table.room - used(table, choice)
-    layers = len(choice)
-    ratio, target = np.zeros(layers), choice.copy()
+    layers = np.arange(len(choice))
 
-    def find_best_step(layer: int) -> None:
-        gain = table.damage[layer, choice[layer]] - table.damage[layer]
-        extra = table.cost[:, layer] - table.cost[:, layer, choice[layer], None]
-        fits = (gain > 0) & (extra <= room[:, None]).all(axis=0)
-        price = np.maximum(weighted[layer] - weighted[layer, choice[layer]], _TINY_COST)
+    def best_steps(layers: Ints) -> tuple[Floats, Ints]:
+        """The best step of each of these layers that fits: its fall in damage per cost, and its option."""
+        now = choice[layers]
+        gain = table.damage[layers, now, None] - table.damage[layers]
+        extra = table.cost[:, layers] - table.cost[:, layers, now, None]
+        fits = (gain > 0) & (extra <= room[:, None, None]).all(axis=0)
+        price = np.maximum(weighted[layers] - weighted[layers, now, None], _TINY_COST)
         worth = np.where(fits, np.maximum(gain, 0) / price, 0.0)
-        target[layer] = int(np.argmax(worth))
-        ratio[layer] = worth[target[layer]]
+        best: Ints = np.argmax(worth, axis=1)
+        return worth[np.arange(len(layers)), best], best
 
     with np.errstate(over="ignore"):
-        for layer in range(layers):
-            find_best_step(layer)
+        ratio, target = best_steps(layers)
         # Room only shrinks, so a remembered best step that still fits is still the best.
-        while layers and ratio.max() > 0:
+        while len(layers) and ratio.max() > 0:
             layer = int(np.argmax(ratio))
             extra = table.cost[:, layer, target[layer]] - table.cost[:, layer, choice[layer]]
             if (extra <= room).all():
                 choice[layer] = target[layer]
                 room = room - extra
-            find_best_step(layer)
+            changed = layers[layer : layer + 1]
+            ratio[changed], target[changed] = best_steps(changed)
     return choice
 
 

@@ -495,7 +495,11 @@ def _moves_of_two(
         [
             entry.reshape(-1)
             for entry in np.broadcast_arrays(
-                values[pair, a, b], groups[one][:, None], width[one[:, None], a], groups[other][:, None], width[other[:, None], b]
+                values[pair, a, b],
+                groups[one][:, None],
+                width[one[:, None], a],
+                groups[other][:, None],
+                width[other[:, None], b],
             )
         ]
     )

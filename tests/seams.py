@@ -121,7 +121,7 @@ from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import as_array, cost_parts, number_cost, option_costs
 from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._make_table import joint_of
-from slimrank.select.joint._prices import Priced, hull_of
+from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.layers import _optimal
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
 from slimrank.survey._anchors import Anchors

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slimrank.select.joint._counts import WidthIndices
-from slimrank.select.joint._pieces import JointLayer
-from slimrank.select.joint._table import Joint, State, is_gone, is_there
+from slimrank.select.joint._grids import shapes_of
+from slimrank.select.joint._table import Joint, State, is_gone, is_there, layers_there
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
-from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table
+from slimrank.select.layers._table import Floats, Ints, Table
 
 
 def move_all_at_once(
@@ -96,12 +95,34 @@ def _cost_by_width(joint: Joint, table: Table, state: State, choice: Ints) -> li
         if is_there(piece.blocks, state.dropped):
             for group in piece.groups:
                 costs[group] += piece.cost(_along(joint, state, group))
-    there = (layer for layer in joint.layers if is_there(layer.blocks, state.dropped))
-    for row, layer in enumerate(there):
-        curve, rank = int(table.curve[row, choice[row]]), int(table.rank[row, choice[row]])
-        for group in layer.groups:
-            costs[group] += _layer_cost(layer, curve, rank, _along(joint, state, group))
+    _add_layers(costs, joint, table, state, choice)
     return costs
+
+
+def _add_layers(costs: list[Floats], joint: Joint, table: Table, state: State, choice: Ints) -> None:
+    """Add what each layer costs to the costs of its groups, the option of every layer as it is."""
+    grids = joint.grids
+    there = layers_there(joint, state.dropped)
+    picked = np.arange(len(there)), choice[: len(there)]
+    form, rank = (np.zeros(len(joint.layers), dtype=np.int64) for _ in range(2))
+    form[there], rank[there] = grids.form_of[table.curve[picked]], table.rank[picked]
+    is_open = np.zeros(len(joint.layers), dtype=np.bool_)
+    is_open[there] = True
+    entries, narrow, places = grids.grids.around(state.widths)
+    layers = grids.narrow[narrow]
+    counted = is_open[layers]
+    entries, layers, places = entries[counted], layers[counted], places[counted]
+    cost = grids.cost(layers, grids.shapes.of(entries), form[layers], rank[layers])
+    ends = np.cumsum([len(group.kept) for group in joint.widths])
+    for metric, own in enumerate(cost.T):
+        added = np.bincount(places, weights=own, minlength=ends[-1])
+        for group, part in zip(costs, np.split(added, ends[:-1]), strict=True):
+            group[:, metric] += part
+    for index in grids.wide[is_open[grids.wide]]:
+        for group in joint.layers[index].groups:
+            shapes = shapes_of(joint.layers[index], _along(joint, state, group))
+            own = np.full(shapes.rows.shape, index)
+            costs[group] += grids.cost(own, shapes, form[own], rank[own])
 
 
 def _along(joint: Joint, state: State, group: int) -> list[int | Ints]:
@@ -109,14 +130,3 @@ def _along(joint: Joint, state: State, group: int) -> list[int | Ints]:
     widths: list[int | Ints] = list(state.widths)
     widths[group] = np.arange(len(joint.widths[group].kept))
     return widths
-
-
-def _layer_cost(layer: JointLayer, curve: int, rank: int, widths: WidthIndices) -> Floats:
-    """(..., B) of a layer with a pair of this rank, or without one."""
-    if curve == UNTOUCHED:
-        return layer.dense_cost(widths)
-    form = next(form for form in layer.forms if form.curve == curve)
-    rows, columns = np.asarray(layer.rows.count(widths)), np.asarray(layer.columns.count(widths))
-    per_row = rank * form.row + layer.bias
-    cost: Floats = np.multiply.outer(columns, rank * form.column) + np.multiply.outer(rows, per_row)
-    return cost

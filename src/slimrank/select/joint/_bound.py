@@ -288,11 +288,18 @@ class _Messages:
 
     def _pull(self, group: int) -> None:
         """Move to a group what each of its shared terms takes at least, at each of its widths."""
-        for axis, pairs in ((1, self._ahead[group]), (0, self._behind[group])):
-            for pair in pairs:
-                least = self._together[pair].min(axis=axis)
-                self._alone[group] = self._alone[group] + least
-                self._together[pair] -= np.expand_dims(least, axis)
+        alone = self._alone[group]
+        for pair in self._ahead[group]:
+            shared = self._together[pair]
+            least = shared.min(axis=1)
+            alone = alone + least
+            shared -= least[:, None]
+        for pair in self._behind[group]:
+            shared = self._together[pair]
+            least = shared.min(axis=0)
+            alone = alone + least
+            shared -= least
+        self._alone[group] = alone
 
     def _push(self, group: int, ahead: bool) -> None:
         """Move a group's own term to those it shares with later, or earlier, groups: a share to each."""

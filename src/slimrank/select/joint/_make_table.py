@@ -34,6 +34,7 @@ from slimrank.select._option_costs import (
     whole_model_cost,
 )
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
+from slimrank.select.joint._grids import LayerGrids
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
     Block,
@@ -149,6 +150,7 @@ def _joint(
         homes=maker.homes(),
         blocks=maker.blocks(full),
         layers=tuple(layers),
+        grids=LayerGrids(layers, [len(group.kept) for group in widths], len(limits)),
         cells=_cells(pieces, widths),
         wide=tuple(piece for piece in pieces if len(piece.groups) > MAX_TABLE_GROUPS),
         curves=tuple(curves),

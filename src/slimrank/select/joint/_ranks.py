@@ -12,8 +12,8 @@ import numpy as np
 
 from slimrank.cost import factor_taps
 from slimrank.select.joint._pieces import JointLayer
-from slimrank.select.joint._prices import Hull
-from slimrank.select.joint._table import Joint, State, is_there, standing_cost
+from slimrank.select.joint._prices import Hull, Hulls
+from slimrank.select.joint._table import Joint, State, layers_there, standing_cost
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, total_damage
 
@@ -43,16 +43,16 @@ class Answer:
 class RankTables:
     """Tables of the layers at any widths."""
 
-    def __init__(self, joint: Joint, hulls: Sequence[Sequence[Hull]] | None = None) -> None:
+    def __init__(self, joint: Joint, hulls: Hulls | None = None) -> None:
         """Lay the options out.
 
         Args:
             joint: everything.
-            hulls: of the forms of each layer, where a few ranks beside these are enough; None for all ranks.
+            hulls: of the layers, where a few ranks beside these are enough; None for all ranks.
         """
         self._joint = joint
         rows = [
-            _options(layer, None if hulls is None else hulls[index])
+            _options(layer, None if hulls is None else hulls.of[index])
             for index, layer in enumerate(joint.layers)
         ]
         budgets, layers = len(joint.metrics), len(rows)
@@ -88,15 +88,9 @@ class RankTables:
             of it.
         """
         joint = self._joint
-        there = np.array(
-            [index for index, layer in enumerate(joint.layers) if is_there(layer.blocks, state.dropped)],
-            dtype=np.int64,
-        )
-        layers = [joint.layers[index] for index in there]
-        rows = np.array([int(layer.rows.count(state.widths)) for layer in layers], dtype=np.int64)
-        columns = np.array([int(layer.columns.count(state.widths)) for layer in layers], dtype=np.int64)
-        dense = [layer.dense_cost(state.widths) for layer in layers]
-        whole = np.array(dense, dtype=np.float64).reshape(len(there), len(joint.metrics)).T
+        there = layers_there(joint, state.dropped)
+        shapes = joint.grids.at(state.widths, there)
+        rows, columns, whole = shapes.rows, shapes.columns, shapes.dense.T
         cost = (
             self._column[:, there] * columns[:, None]
             + (self._row[:, there] + self._bias[:, there]) * rows[:, None]
@@ -115,7 +109,7 @@ class RankTables:
         order = np.lexsort((damage, weighted), axis=-1)[:, : max(int(good.sum(axis=1).max(initial=1)), 1)]
         kept = np.take_along_axis(good, order, axis=1)
         return Table(
-            names=tuple(layer.spec.name for layer in layers),
+            names=tuple(joint.layers[index].spec.name for index in there),
             curves=joint.curves,
             cost=np.where(kept, np.take_along_axis(cost, order[None], axis=2), 0.0),
             damage=np.take_along_axis(damage, order, axis=1),
@@ -176,7 +170,7 @@ def _options(layer: JointLayer, hulls: Sequence[Hull] | None) -> _Row:
         if hulls is None:
             taken = np.arange(count)
         else:
-            corners = np.searchsorted(form.ranks, hulls[index].rank.astype(np.int64))
+            corners = np.searchsorted(form.ranks, hulls[index].rank)
             taken = np.union1d(
                 corners, np.linspace(0, count - 1, min(count, _RANKS_BETWEEN)).astype(np.int64)
             )

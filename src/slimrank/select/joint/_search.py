@@ -26,9 +26,9 @@ from scipy.optimize import linprog
 from slimrank.select.joint._all_at_once import move_all_at_once
 from slimrank.select.joint._bound import bound_of, bounds_of
 from slimrank.select.joint._enumerate import enumerate_choices
-from slimrank.select.joint._prices import Priced, hull_of, pick_of
+from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
-from slimrank.select.joint._table import Joint, State, is_there, normalised, standing_cost
+from slimrank.select.joint._table import Joint, State, layers_there, normalised, standing_cost
 from slimrank.select.layers._table import Floats, added, used
 
 # Prices (1): each try settles all widths anew. Fewer tries save time, and leave prices further from those
@@ -137,9 +137,7 @@ class _Search:
 
     def __init__(self, joint: Joint) -> None:
         self._joint = joint
-        self._hulls = [
-            tuple(hull_of(index, form) for index, form in enumerate(layer.forms)) for layer in joint.layers
-        ]
+        self._hulls = Hulls(joint)
         # A few ranks of each form are enough to compare choices; the exact ranks (7) come from all of them.
         self._some_ranks = RankTables(joint, self._hulls)
         self._all_ranks = RankTables(joint)
@@ -228,10 +226,11 @@ class _Search:
         for state in dict.fromkeys(priced.settled(start) for start in (*starts, self._whole)):
             cost = standing_cost(self._joint, state.widths, state.dropped)
             damage = standing_damage(self._joint, state)
-            for layer, hulls in zip(self._joint.layers, self._hulls, strict=True):
-                if is_there(layer.blocks, state.dropped):
-                    pick = pick_of(layer, hulls, price, state.widths)
-                    cost, damage = cost + pick.cost, damage + pick.damage
+            layers = layers_there(self._joint, state.dropped)
+            shapes = self._joint.grids.at(state.widths, layers)
+            picks = self._hulls.picks(layers, shapes, price)
+            cost = cost + self._joint.grids.cost(layers, shapes, picks.form, picks.rank).sum(axis=0)
+            damage += float(picks.damage.sum())
             over = cost - self._joint.room
             found.append(_Settled(price=price, state=state, over=over, damage=damage))
         return sorted(found, key=lambda settled: -settled.value)

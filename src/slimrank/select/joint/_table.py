@@ -12,6 +12,7 @@ import numpy as np
 
 from slimrank.records import Curve, Metric
 from slimrank.select.joint._counts import WidthIndices, Widths
+from slimrank.select.joint._grids import LayerGrids
 from slimrank.select.joint._pieces import Block, JointLayer, Piece
 from slimrank.select.layers._table import Floats, Ints
 
@@ -29,6 +30,7 @@ class Joint:
         homes: of each group, the blocks that hold each of its tensors, each combination once.
         blocks: that may go.
         layers: that a pair may replace.
+        grids: what is left of them at any widths.
         cells: cost of all other pieces that go with at most two groups, added: groups and blocks ->
             (W, ..., B) float64.
         wide: the pieces that go with more groups.
@@ -43,6 +45,7 @@ class Joint:
     homes: tuple[tuple[tuple[int, ...], ...], ...]
     blocks: tuple[Block, ...]
     layers: tuple[JointLayer, ...]
+    grids: LayerGrids
     cells: Mapping[Key, Floats]
     wide: tuple[Piece, ...]
     curves: tuple[Curve, ...]
@@ -90,6 +93,12 @@ def width_grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
         size = len(joint.widths[group].kept)
         widths[group] = np.arange(size).reshape([-1 if other == axis else 1 for other in range(len(groups))])
     return widths
+
+
+def layers_there(joint: Joint, dropped: Collection[int]) -> Ints:
+    """Indices of the layers that are outside the dropped blocks."""
+    there = [index for index, layer in enumerate(joint.layers) if is_there(layer.blocks, dropped)]
+    return np.array(there, dtype=np.int64)
 
 
 def standing_cost(joint: Joint, widths: WidthIndices, dropped: Collection[int]) -> Floats:

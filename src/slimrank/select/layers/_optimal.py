@@ -62,9 +62,6 @@ _MAX_ROUNDINGS = 16
 # are more, all stay, and later steps have more to look at.
 _MAX_COMPARED_OPTIONS = 300
 _COMPARISON_WORK = 20_000_000
-# Several budgets: pairs of options compared in one step of array arithmetic. So many fit into the caches of
-# most processors; it changes no choice.
-_COMPARED_AT_ONCE = 200_000
 # Damages are scaled to 1: below this, a difference is rounding.
 _ROUNDING = 1e-12
 
@@ -165,32 +162,31 @@ def any_feasible(table: Table) -> Ints | None:
 
 def _worth_having(table: Table) -> Flags:
     """(L, K) bool, options that no other undercuts in every cost and in damage (with many, some more)."""
-    keep = np.isfinite(table.damage)
+    finite = np.isfinite(table.damage)
+    # Options stand in order of added cost: no other undercuts those below every damage before them.
+    front = finite.copy()
+    front[:, 1:] &= table.damage[:, 1:] < np.minimum.accumulate(table.damage, axis=1)[:, :-1]
     if len(table.room) == 1:
-        # Options stand in order of cost: keep those below every damage before them.
-        keep[:, 1:] &= table.damage[:, 1:] < np.minimum.accumulate(table.damage, axis=1)[:, :-1]
-        return keep
+        return front
     values = np.concatenate([table.cost, table.damage[None]])
-    few = np.flatnonzero(keep.sum(axis=1) <= _MAX_COMPARED_OPTIONS)
-    # Padding undercuts nothing, so layers with different numbers of options can stand side by side.
-    width = 1 + int(np.flatnonzero(keep[few].any(axis=0)).max(initial=0))
-    at_once = max(_COMPARED_AT_ONCE // width**2, 1)
-    for start in range(0, len(few), at_once):
-        layers = few[start : start + at_once]
-        keep[layers, :width] &= _front(values[:, layers, :width])
+    best, _ = _subset(table, front)
+    # (L, K', K): which of the front undercut which of all.
+    undercut = np.ones((len(front), best.damage.shape[1], front.shape[1]), dtype=np.bool_)
+    for mine, theirs in zip(values, (*best.cost, best.damage), strict=True):
+        undercut &= theirs[:, :, None] <= mine[:, None]
+    is_compared = finite.sum(axis=1) <= _MAX_COMPARED_OPTIONS
+    keep = finite & (front | ~undercut.any(axis=1) | ~is_compared[:, None])
+    for layer in np.flatnonzero(is_compared & (keep & ~front).any(axis=1)):
+        options = np.flatnonzero(keep[layer])
+        keep[layer, options] = _front(values[:, layer, options])
     return keep
 
 
 def _front(values: Floats) -> Flags:
-    """(..., K) bool, columns of (V, ..., K) that no other column undercuts; of equal ones the first."""
-    first, *others = values
-    below = first[..., :, None] <= first[..., None, :]
-    for other in others:
-        below &= other[..., :, None] <= other[..., None, :]
-    above = below.swapaxes(-1, -2)
-    earlier = np.tri(first.shape[-1], k=-1, dtype=np.bool_).T
-    front: Flags = ~(below & (earlier | ~above)).any(axis=-2)
-    return front
+    """(K,) bool, columns of (V, K) that no other column undercuts; of equal ones the first."""
+    below = (values[:, :, None] <= values[:, None, :]).all(axis=0)
+    equal = below & below.T
+    return np.array(~((below & ~equal) | np.triu(equal, k=1)).any(axis=0))
 
 
 def _subset(table: Table, keep: Flags) -> tuple[Table, Ints]:

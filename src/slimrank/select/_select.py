@@ -6,6 +6,7 @@ The simple road, over layers alone, is ``select/layers``; ``select/joint`` only 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal, assert_never
 
 import numpy as np
@@ -188,17 +189,20 @@ def select_plan_and_rounding(
         plan = _selected(problem, select, ratios, of)
         return with_multiples(plan, multiple_of, problem.rounding, rule), problem.rounding
 
-    finest = problem_of(last)
-    floor = _lowest_costs(finest) if coarse else []
+    finest = cache(lambda: problem_of(last))
     for rounding in coarse:
         problem = problem_of(rounding)
-        if _leaves_room(limits.values(), _lowest_costs(problem), floor):
+        lowest = _lowest_costs(problem)
+        # No model costs less than nothing: far above the multiples it does not matter what lower ones reach.
+        if _leaves_room(limits.values(), lowest, [0] * len(lowest)) or _leaves_room(
+            limits.values(), lowest, _lowest_costs(finest())
+        ):
             try:
                 return planned(problem)
             except BudgetError:
                 # Each budget alone is within reach, all together are not; with lower numbers they may be.
                 continue
-    return planned(finest)
+    return planned(finest())
 
 
 def _selected(problem: _Problem, select: Select, ratios: Mapping[Metric, float], of: Cost) -> Plan:

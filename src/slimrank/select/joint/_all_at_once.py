@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from slimrank.select.joint._grids import shapes_of
-from slimrank.select.joint._table import Joint, State, is_gone, is_there, layers_there
+from slimrank.select.joint._table import Joint, State, is_gone, is_there, layers_there, tables_there
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
 from slimrank.select.layers._table import Floats, Ints, Table
 
@@ -83,46 +83,37 @@ def _with_rows(
 
 def _cost_by_width(joint: Joint, table: Table, state: State, choice: Ints) -> list[Floats]:
     """Of each group, (W, B) the cost of all that goes with it, at each of its widths while all else stays."""
-    costs = [np.zeros((len(widths.kept), len(joint.metrics))) for widths in joint.widths]
-    for (groups, blocks), cell in joint.cells.items():
-        if is_there(blocks, state.dropped):
-            for axis, group in enumerate(groups):
-                along = tuple(
-                    slice(None) if other == axis else state.widths[g] for other, g in enumerate(groups)
-                )
-                costs[group] += cell[along]
+    grids, there = joint.grids, layers_there(joint, state.dropped)
+    form, rank = (np.zeros(len(joint.layers), dtype=np.int64) for _ in range(2))
+    picked = np.arange(len(there)), choice[: len(there)]
+    form[there], rank[there] = grids.form_of[table.curve[picked]], table.rank[picked]
+
+    entries, tables, places = joint.tables.around(state.widths)
+    counted = np.isin(tables, tables_there(joint, state.dropped))
+    costs, at = [joint.cost[entries[counted]]], [places[counted]]
+    entries, tables, places = grids.grids.around(state.widths)
+    layers = grids.narrow[tables]
+    counted = np.isin(layers, there)
+    layers = layers[counted]
+    costs.append(grids.cost(layers, grids.shapes.of(entries[counted]), form[layers], rank[layers]))
+    at.append(places[counted])
+
+    ends = np.cumsum([len(group.kept) for group in joint.widths])
+    place = np.concatenate(at)
+    total: Floats = np.column_stack(
+        [np.bincount(place, weights=cost, minlength=ends[-1]) for cost in np.concatenate(costs).T]
+    )
+    found: list[Floats] = np.split(total, ends[:-1])
     for piece in joint.wide:
         if is_there(piece.blocks, state.dropped):
             for group in piece.groups:
-                costs[group] += piece.cost(_along(joint, state, group))
-    _add_layers(costs, joint, table, state, choice)
-    return costs
-
-
-def _add_layers(costs: list[Floats], joint: Joint, table: Table, state: State, choice: Ints) -> None:
-    """Add what each layer costs to the costs of its groups, the option of every layer as it is."""
-    grids = joint.grids
-    there = layers_there(joint, state.dropped)
-    picked = np.arange(len(there)), choice[: len(there)]
-    form, rank = (np.zeros(len(joint.layers), dtype=np.int64) for _ in range(2))
-    form[there], rank[there] = grids.form_of[table.curve[picked]], table.rank[picked]
-    is_open = np.zeros(len(joint.layers), dtype=np.bool_)
-    is_open[there] = True
-    entries, narrow, places = grids.grids.around(state.widths)
-    layers = grids.narrow[narrow]
-    counted = is_open[layers]
-    entries, layers, places = entries[counted], layers[counted], places[counted]
-    cost = grids.cost(layers, grids.shapes.of(entries), form[layers], rank[layers])
-    ends = np.cumsum([len(group.kept) for group in joint.widths])
-    for metric, own in enumerate(cost.T):
-        added = np.bincount(places, weights=own, minlength=ends[-1])
-        for group, part in zip(costs, np.split(added, ends[:-1]), strict=True):
-            group[:, metric] += part
-    for index in grids.wide[is_open[grids.wide]]:
+                found[group] += piece.cost(_along(joint, state, group))
+    for index in np.intersect1d(grids.wide, there).tolist():
         for group in joint.layers[index].groups:
             shapes = shapes_of(joint.layers[index], _along(joint, state, group))
             own = np.full(shapes.rows.shape, index)
-            costs[group] += grids.cost(own, shapes, form[own], rank[own])
+            found[group] += grids.cost(own, shapes, form[own], rank[own])
+    return found
 
 
 def _along(joint: Joint, state: State, group: int) -> list[int | Ints]:

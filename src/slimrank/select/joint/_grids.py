@@ -45,11 +45,18 @@ class Grids:
     def tables(self, entries: Floats) -> list[Floats]:
         """The tables of these entries (N, ...), one axis for each group."""
         parts = np.split(entries, self.counts.cumsum())[:-1]
-        return [part.reshape((*shape, *part.shape[1:])) for part, shape in zip(parts, self.shapes, strict=True)]
+        return [
+            part.reshape((*shape, *part.shape[1:])) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
 
-    def at(self, widths: Sequence[int]) -> Ints:
-        """(T,) the entry of each table at these widths."""
-        found: Ints = self._starts + (self._steps * np.array([*widths, 0])[self._groups]).sum(axis=1)
+    def at(self, widths: WidthIndices) -> Ints:
+        """(T, ...) the entry of each table at these indices of widths, all of one shape."""
+        indices = np.array(widths, dtype=np.int64)
+        indices = np.concatenate([indices, np.zeros((1, *indices.shape[1:]), dtype=np.int64)])
+        first, second = self._groups.T
+        shape = (-1, *(1 for _ in indices.shape[1:]))
+        starts, steps = self._starts.reshape(shape), self._steps[:, 0].reshape(shape)
+        found: Ints = starts + steps * indices[first] + indices[second]
         return found
 
     def around(self, widths: Sequence[int]) -> tuple[Ints, Ints, Ints]:
@@ -91,7 +98,9 @@ class LayerGrids:
         narrow: (T,) indices of the layers that go with at most two groups.
         wide: indices of the others.
         grids: of the narrow ones.
-        layer: (N,) int64, the layer of each entry of ``grids``.
+        table: (N,) int64, the table of each entry of ``grids``.
+        own: (N,) int64, the place of each entry in its table.
+        layer: (N,) int64, the layer of each entry.
         shapes: (N,) of each entry of ``grids``.
         column: (F, L, B) float64, of each form of each layer, cost per rank and column of the weight.
         row: (F, L, B) float64, the same per row.
@@ -112,7 +121,10 @@ class LayerGrids:
         self.narrow: Ints = np.flatnonzero(is_narrow)
         self.wide: Ints = np.flatnonzero(~is_narrow)
         self.grids = Grids([sorted(layers[index].groups) for index in self.narrow.tolist()], sizes)
-        self.layer: Ints = np.repeat(self.narrow, self.grids.counts)
+        counts = self.grids.counts
+        self.table: Ints = np.repeat(np.arange(len(counts)), counts)
+        self.own: Ints = np.arange(len(self.table)) - (counts.cumsum() - counts)[self.table]
+        self.layer: Ints = self.narrow[self.table]
         self.shapes = _joined([_grid_of(layers[index], sizes) for index in self.narrow.tolist()], budgets)
         self._order = np.argsort(np.concatenate([self.narrow, self.wide]))
         forms = max((len(layer.forms) for layer in layers), default=0)

@@ -15,7 +15,7 @@ import numpy as np
 from slimrank.select.joint._counts import WidthIndices
 from slimrank.select.joint._grids import Shapes, shapes_of
 from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, JointLayer, Piece, Ranks
-from slimrank.select.joint._table import Joint, Key, State, is_gone, is_there, normalised
+from slimrank.select.joint._table import Joint, Key, State, is_gone, is_there, normalised, tables_there
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints
 
 # Sweeps over all groups and blocks, at most. Each takes one look at every table; more would only matter where
@@ -144,15 +144,6 @@ class Hulls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Term:
-    """A table that goes with a group: (own widths, or own times other widths)."""
-
-    other: int | None
-    table: Floats
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wide:
     """What goes with more groups than a table holds: a piece, or a layer, with its index."""
 
@@ -183,49 +174,31 @@ class Priced:
         self.joint = joint
         self.price = price
         self._hulls = hulls
-        tables: dict[Key, Floats] = {key: cell @ price for key, cell in joint.cells.items()}
+        # In the order of the entries of ``joint.tables``.
+        self._values: Floats = joint.cost @ price
+        np.add.at(
+            self._values, joint.entries, hulls.picks(joint.grids.layer, joint.grids.shapes, price).value
+        )
+        self._tables = joint.tables.tables(self._values)
+        self.tables: Mapping[Key, Floats] = dict(zip(joint.keys, self._tables, strict=True))
         wide = [Wide(groups=piece.groups, blocks=piece.blocks, piece=piece) for piece in joint.wide]
-        self._wide_of: dict[int, list[Wide]] = defaultdict(list)
-        for index in joint.grids.wide:
+        for index in joint.grids.wide.tolist():
             layer = joint.layers[index]
             wide.append(Wide(groups=layer.groups, blocks=layer.blocks, layer=layer, index=index))
-        priced = hulls.picks(joint.grids.layer, joint.grids.shapes, price).value
-        for index, value in zip(joint.grids.narrow, joint.grids.grids.tables(priced), strict=True):
-            layer = joint.layers[index]
-            key = (tuple(sorted(layer.groups)), layer.blocks)
-            tables[key] = tables[key] + value if key in tables else value
-        self.tables: Mapping[Key, Floats] = tables
         self.wide = tuple(wide)
+        self._wide_of: dict[int, list[Wide]] = defaultdict(list)
         for item in wide:
             for group in item.groups:
                 self._wide_of[group].append(item)
-        self._terms: dict[int, list[_Term]] = defaultdict(list)
-        for (groups, blocks), table in tables.items():
-            if len(groups) == 1:
-                self._terms[groups[0]].append(_Term(other=None, table=table, blocks=blocks))
-            if len(groups) == MAX_TABLE_GROUPS:
-                first, second = groups
-                self._terms[first].append(_Term(other=second, table=table, blocks=blocks))
-                self._terms[second].append(
-                    _Term(other=first, table=np.ascontiguousarray(table.T), blocks=blocks)
-                )
-        self._linked = [self._linked_to(group) for group in range(len(joint.widths))]
         self._known: dict[tuple[int, tuple[int, ...], frozenset[int]], Floats] = {}
-
-    def _linked_to(self, group: int) -> tuple[int, ...]:
-        """The other groups that the energy of one depends on."""
-        others = {term.other for term in self._terms[group] if term.other is not None}
-        others.update(*(item.groups for item in self._wide_of[group]))
-        return tuple(sorted(others - {group}))
 
     def energy(self, state: State) -> float:
         """Damage plus price times cost of a choice, layers at their best."""
         total = sum(
             float(group.damage[width]) for group, width in zip(self.joint.widths, state.widths, strict=True)
         )
-        for (groups, blocks), table in self.tables.items():
-            if is_there(blocks, state.dropped):
-                total += float(table[tuple(state.widths[group] for group in groups)])
+        entries = self.joint.tables.at(state.widths)[tables_there(self.joint, state.dropped)]
+        total = sum(self._values[entries].tolist(), total)
         for wide in self.wide:
             if is_there(wide.blocks, state.dropped):
                 total += float(self._wide_value(wide, state.widths))
@@ -250,13 +223,17 @@ class Priced:
 
     def _energy_by_width(self, widths: Sequence[int], dropped: frozenset[int], group: int) -> Floats:
         # Sweeps come back to the same choice of the groups around one many times.
-        key = (group, tuple([widths[other] for other in self._linked[group]]), dropped)
+        key = (group, tuple([widths[other] for other in self.joint.linked[group]]), dropped)
         known = self._known.get(key)
         if known is None:
             known = self.joint.widths[group].damage.copy()
-            for term in self._terms[group]:
-                if is_there(term.blocks, dropped):
-                    known += term.table if term.other is None else term.table[:, widths[term.other]]
+            for touching in self.joint.touching[group]:
+                if is_there(touching.blocks, dropped):
+                    table = self._tables[touching.table]
+                    if touching.other is not None:
+                        other = widths[touching.other]
+                        table = table[:, other] if touching.axis == 0 else table[other]
+                    known += table
             along: list[int | Ints] = [*widths[:group], np.arange(len(known)), *widths[group + 1 :]]
             for item in self._wide_of[group]:
                 if is_there(item.blocks, dropped):
@@ -267,9 +244,10 @@ class Priced:
     def energy_by_pair(self, state: State, first: int, second: int) -> Floats:
         """(W, V) the part of the energy that goes with two groups, tables only for what both term."""
         shared = np.zeros((len(self.joint.widths[first].kept), len(self.joint.widths[second].kept)))
-        for term in self._terms[first]:
-            if term.other == second and is_there(term.blocks, state.dropped):
-                shared += term.table
+        for touching in self.joint.touching[first]:
+            if touching.other == second and is_there(touching.blocks, state.dropped):
+                table = self._tables[touching.table]
+                shared += table if touching.axis == 0 else table.T
         mine = self.energy_by_width(state, first) - shared[:, state.widths[second]]
         theirs = self.energy_by_width(state, second) - shared[state.widths[first]]
         total: Floats = mine[:, None] + theirs[None] + shared

@@ -25,32 +25,33 @@ def top_up(table: Table, choice: Ints) -> Ints:
     Returns:
         (L,) feasible; no single layer can fall further in damage within the budgets.
     """
-    choice = choice.copy()
+    choice, rows = choice.copy(), np.arange(len(choice))
     weighted = table.weighted
     room = table.room - used(table, choice)
-    layers = np.arange(len(choice))
+    # Of what is chosen now.
+    damage, cost, share = table.damage[rows, choice], table.cost[:, rows, choice], weighted[rows, choice]
 
-    def best_steps(layers: Ints) -> tuple[Floats, Ints]:
+    def best_steps(layers: slice) -> tuple[Floats, Ints]:
         """The best step of each of these layers that fits: its fall in damage per cost, and its option."""
-        now = choice[layers]
-        gain = table.damage[layers, now, None] - table.damage[layers]
-        extra = table.cost[:, layers] - table.cost[:, layers, now, None]
+        gain = damage[layers, None] - table.damage[layers]
+        extra = table.cost[:, layers] - cost[:, layers, None]
         fits = (gain > 0) & (extra <= room[:, None, None]).all(axis=0)
-        price = np.maximum(weighted[layers] - weighted[layers, now, None], _TINY_COST)
+        price = np.maximum(weighted[layers] - share[layers, None], _TINY_COST)
         worth = np.where(fits, np.maximum(gain, 0) / price, 0.0)
-        best: Ints = np.argmax(worth, axis=1)
-        return worth[np.arange(len(layers)), best], best
+        return worth.max(axis=1), worth.argmax(axis=1)
 
     with np.errstate(over="ignore"):
-        ratio, target = best_steps(layers)
+        ratio, target = best_steps(slice(None))
         # Room only shrinks, so a remembered best step that still fits is still the best.
-        while len(layers) and ratio.max() > 0:
-            layer = int(np.argmax(ratio))
-            extra = table.cost[:, layer, target[layer]] - table.cost[:, layer, choice[layer]]
+        while len(rows) and ratio.max() > 0:
+            layer = int(ratio.argmax())
+            option = target[layer]
+            extra = table.cost[:, layer, option] - cost[:, layer]
             if (extra <= room).all():
-                choice[layer] = target[layer]
-                room = room - extra
-            changed = layers[layer : layer + 1]
+                choice[layer], room = option, room - extra
+                damage[layer], share[layer] = table.damage[layer, option], weighted[layer, option]
+                cost[:, layer] = table.cost[:, layer, option]
+            changed = slice(layer, layer + 1)
             ratio[changed], target[changed] = best_steps(changed)
     return choice
 

@@ -105,7 +105,8 @@ class Hulls:
         # Forms that a layer does not have never pay; corners that a form does not have are never reached.
         self._damage = np.full((forms, corners, count), np.inf)
         self._rank = np.zeros((forms, corners, count), dtype=np.int64)
-        self._slope = np.full((forms, corners - 1, count), np.inf)
+        # One less than a power of two: each step of the search halves what is left.
+        self._slope = np.full((forms, 2 ** (corners - 1).bit_length() - 1, count), np.inf)
         for index, hulls in enumerate(self.of):
             for place, hull in enumerate(hulls):
                 size = len(hull.rank)
@@ -133,8 +134,10 @@ class Hulls:
             column, row = self._grids.column[index] @ price, self._grids.row[index] @ price
             per_rank = column[layer] * shapes.columns + row[layer] * shapes.rows
             corner = np.zeros(value.shape, dtype=np.int64)
-            for slope in slopes:
-                corner += slope[layer] < -per_rank
+            step = (len(slopes) + 1) // 2
+            while step:
+                corner += step * (slopes[corner + step - 1, layer] < -per_rank)
+                step //= 2
             new_damage, new_rank = self._damage[index, corner, layer], self._rank[index, corner, layer]
             new = new_damage + new_rank * per_rank + bias
             pays = new < value

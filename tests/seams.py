@@ -71,6 +71,7 @@ from slimrank.forward._record import handing_out, recording
 from slimrank.linalg import _obs, _output_basis, _psd, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
+from slimrank.plan import Plan
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
 from slimrank.plan._step import group_is_inside
@@ -121,7 +122,7 @@ from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import as_array, cost_parts, number_cost, option_costs
 from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._make_table import joint_of
-from slimrank.select.joint._prices import Priced, hull_of
+from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.layers import _optimal
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
 from slimrank.survey._anchors import Anchors
@@ -140,6 +141,11 @@ EXPORTED_MARKS = (_START, _END)
 def original_of(study: Study) -> nn.Module:
     """The private copy of the caller's model: the one that must not change, and that nobody may be given."""
     return session_of(study).original
+
+
+def rough_divergence(rivals: Rivals, plan: Plan) -> float:
+    """About the divergence of what a plan builds, as ``compress`` measures it."""
+    return rivals._rough_divergence(plan)
 
 
 def held_out_of(study: Study) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 
 from slimrank.cost._bytes import bytes_text, read_bytes
 from slimrank.cost._forms import FORM_ROWS, FORMS, FormRow, factor_taps, forms_of, max_rank
-from slimrank.cost._formulas import layer_cost, pair_cost, pair_costs
+from slimrank.cost._formulas import factor_costs, layer_cost, pair_cost, pair_costs
 from slimrank.cost._memory import (
     DEFAULT_MEMORY,
     LEAST_ROOM,
@@ -37,6 +37,7 @@ __all__ = [
     "carries_mean",
     "clipped_row_bytes",
     "consumer_gains_bias",
+    "factor_costs",
     "factor_taps",
     "fitting_bytes",
     "forms_of",

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from math import prod
 
 from slimrank.cost._row_view import row_view
-from slimrank.cost._rows import MAX_METRIC_WIDTH, is_wide, keeps_rows, row_cap, row_width, rows_available
+from slimrank.cost._rows import (
+    MAX_EXACT_NUMBERS,
+    MAX_METRIC_WIDTH,
+    is_wide,
+    keeps_rows,
+    row_cap,
+    row_width,
+    rows_available,
+)
 from slimrank.records import LayerSpec
 
 # Bytes of one number.
@@ -127,7 +135,9 @@ def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
     n_rows = _stored_rows(spec, n_samples)
     moments = 2 * n_rows * (width + n_rows) if n_rows else 5 * width**2
     # Weights as they are, weighted and fitted; roots of the output metric.
-    return _FLOAT64 * (moments + 4 * n_outputs * width + 3 * min(n_outputs, MAX_METRIC_WIDTH) ** 2)
+    number = _FLOAT32 if n_outputs * width > MAX_EXACT_NUMBERS else _FLOAT64
+    metric = min(n_outputs, MAX_METRIC_WIDTH) ** 2
+    return _FLOAT64 * (moments + 3 * metric) + number * 4 * n_outputs * width
 
 
 def fitting_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:

@@ -280,7 +280,7 @@ class MomentSums:
     def _add_cross(self, shifted: Tensor, other: Tensor) -> None:
         product = other.T @ shifted
         if self._cross is None:
-            self._cross = product.double()
+            self._cross = product.to(self._dtype)
         else:
             self._cross += product
 
@@ -304,7 +304,7 @@ class MomentSums:
         """Centred covariance with the other rows, and their mean.
 
         Returns:
-            (O, D) float64 and (O,) float64.
+            (O, D) float64, of more than 1024 columns float32; and (O,) float64.
         """
         if self._other_shift is None:
             raise TypeError("no other rows were added")
@@ -314,7 +314,8 @@ class MomentSums:
         mean = self._other_shift.double() + other_offset
         if self._stored_rows is not None:
             rows, other = torch.cat(self._stored_rows), torch.cat(self._stored_others)
-            product = other.double().T @ rows.double()
+            product = other.to(self._dtype).T @ rows.to(self._dtype)
         else:
             product = self._cross if self._cross is not None else other_offset.outer(offset) * 0
-        return product / n_rows - torch.outer(other_offset, offset), mean
+        centred = product / n_rows
+        return centred.addr_(other_offset.to(centred), offset.to(centred), alpha=-1), mean

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from slimrank.calibrate import evenly_spaced, measure_divergence, reference_outputs
 from slimrank.cost import SAMPLING
 from slimrank.forward import Batch, Replay, run
+from slimrank.linalg import times_vector
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
 from slimrank.records import Curve, LayerSpec, Setting
 from slimrank.surgery import put_back, replace_module
@@ -21,6 +22,7 @@ from slimrank.survey._session import Session
 _ANCHOR_MACS, _ANCHOR_PASSES = 6e12, 1.5
 # Share of the MACs of a forward that one from a layer on takes, on average over the layers.
 _SHARE_FROM_LAYER = 0.6
+_FEW_MACS = 2e11
 # MACs of a pass forward and backward over one of a forward.
 _PASS = 3
 # Held-out samples of a divergence even where these cost more than that.
@@ -47,7 +49,7 @@ def independent_pair(
     """
     factors = fit_factors(spec, setting, target, alternations=_ALTERNATIONS)
     mean = target.moments.mean
-    lost = target.dense @ mean - factors.outputs(spec, mean)
+    lost = times_vector(target.dense, mean) - factors.outputs(spec, mean)
     return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 
@@ -69,9 +71,12 @@ def count_samples(session: Session, evaluations: int) -> int:
 
 
 def macs_within(session: Session, macs: float, passes: float) -> float:
-    """The lesser of so many MACs, and of those of some passes forward and backward over all samples."""
+    """The lesser of so many MACs, and of those of some passes forward and backward over all samples.
+
+    Few are not worth saving: 2e11 at least, some seconds.
+    """
     n_samples = len(session.feed.fit) + len(session.feed.held_out)
-    return min(macs, passes * _PASS * n_samples * session.captured.before.macs)
+    return min(macs, max(_FEW_MACS, passes * _PASS * n_samples * session.captured.before.macs))
 
 
 def as_evaluations(whole_forwards: int) -> int:

@@ -27,7 +27,7 @@ _BLOCK_MACS, _BLOCK_PASSES = 6e12, 1.0
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
-_MIN_SAMPLES, _MAX_SAMPLES = 8, 64
+_MIN_SAMPLES, _MAX_SAMPLES = 16, 64
 # Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for
 # them are still offered.
 _KEEP = 0.3

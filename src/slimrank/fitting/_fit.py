@@ -238,7 +238,7 @@ def _shift_behind(
     if not is_wide(spec):
         cross = cross.double()
     mean_in = input_sum[0].double() / n_rows
-    return (cross / n_rows).addr_(mean_shift.to(cross), mean_in.to(cross), alpha=-1), mean_shift
+    return cross.div_(n_rows).addr_(mean_shift.to(cross), mean_in.to(cross), alpha=-1), mean_shift
 
 
 def _with_dense(target: Target, dense: Tensor, moments: Moments) -> Target:

@@ -19,12 +19,13 @@ from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
+from slimrank.deploy._quantize import FloatFile, check_drop, quantize_file, quantizer_for
 from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Runtime
-from slimrank.deploy._samples import Samples, count_told, read_samples, shapes_told
+from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
 from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.forward import Batch
-from slimrank.records import Exported, Note
+from slimrank.records import Exported, Int8, Note
 from slimrank.surgery import quiet_copy
 
 # A file counts as slower than the original from this ratio on: less is within what machines repeat.
@@ -43,6 +44,7 @@ class _Built:
 
     Attributes:
         program: that it holds.
+        model: that was exported, as it was given, on the CPU.
         path: of the file, in the draft.
         runtime: with the file.
         checked: how far it agrees; None where that was not asked.
@@ -50,14 +52,11 @@ class _Built:
     """
 
     program: Program
+    model: nn.Module
     path: Path
     runtime: Runtime
     checked: Checked | None
     notes: tuple[Note, ...]
-
-    def files(self) -> list[Path]:
-        """All of them: some formats keep weights beside the graph."""
-        return [file for file in self.path.parent.iterdir() if file.is_file()]
 
 
 def export_model(
@@ -70,6 +69,8 @@ def export_model(
     original: nn.Module | None = None,
     batch: int = 1,
     threads: int = 1,
+    quantize: str | None = None,
+    max_quant_drop: float | None = None,
 ) -> Exported:
     """Writes a model in a format, whole or not at all, checked and timed in the runtime of the format.
 
@@ -82,60 +83,104 @@ def export_model(
         original: that it is compared with in time; None for none.
         batch: samples in the batches that are timed, and of a file that takes one size only.
         threads: of the runtime while it is timed.
+        quantize: a precision that the format has; None for float.
+        max_quant_drop: divergence per sample that int8 may add, for which layers stay in float.
 
     Returns:
         What was written.
 
     Raises:
-        UnknownNameError: no such format.
+        UnknownNameError: no such format, or precision.
         MissingPackageError: a package of the format is not installed.
-        OptionError: ``batch`` or ``threads`` is no positive number.
+        OptionError: ``batch`` or ``threads`` is no positive number, or the format has no such precision.
         ExportError: the model cannot be written in this format, or the file answers otherwise than the model.
         FileError: the file cannot be written.
         SlimrankError: for model and batches.
     """
     target = Path(path)
     row = _row_for(target, format)
+    quantizer = None if quantize is None else quantizer_for(format, quantize)
+    max_drop = check_drop(max_quant_drop, quantize)
     for name, value in (("batch", batch), ("threads", threads)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
     # Of Python, for runtimes and for JSON: numpy's are whole numbers, too.
     batch, threads = int(batch), int(threads)
     with _TURN, draft_folder(target) as draft:
-        samples = read_samples(batches)
-        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=target.name)
+        samples = read_samples(batches, CHECKED if quantizer is None else CALIBRATED)
+        few = samples.part(0, CHECKED)
+        builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=target.name)
         built = builder.build(model, draft / "new", reading)
         if built.checked is None:
             raise ExportError(f"{target}: the file was not checked")
         size = batch if built.program.is_dynamic else built.program.batch.n_samples
         before, notes = None, (*built.notes, *_shape_notes(samples, format))
+        int8 = None
+        if quantizer is not None and quantize is not None:
+            source = FloatFile(
+                format=format,
+                row=row,
+                program=built.program,
+                path=built.path,
+                model=built.model,
+                samples=samples,
+                reading=reading,
+                threads=threads,
+            )
+            int8 = quantize_file(source, quantizer, quantize, draft / "int8", max_drop)
+            notes = (*notes, *int8.notes)
         if original is not None:
             try:
                 before = replace(builder, batch=size).build(original, draft / "original", None)
-                before.runtime(samples.take(0, size))()
+                before.runtime(few.take(0, size))()
             except (ExportError, BatchesError, OutputError) as error:
                 before = None
                 text = f"the original cannot be written, so there is neither its size nor its time: {error}"
                 notes = (*notes, Note(where=format, text=text))
-        times = _times(built, before, samples.take(0, size))
-        notes = (*notes, *timing_notes(times, format))
-        files = built.files()
-        n_bytes, before_bytes = _size_of(files), None if before is None else _size_of(before.files())
+        runtimes = [built.runtime] if int8 is None else [built.runtime, int8.runtime]
+        if before is not None:
+            runtimes = [before.runtime, *runtimes]
+        given = few.take(0, size)
+        times = time_in_turns([runtime(given) for runtime in runtimes])
+        before_times, after_times = None if before is None else times[0], times[-1]
+        compared = [after_times] if before_times is None else [before_times, after_times]
+        notes = (*notes, *timing_notes(compared, format))
+        float_files = _files_of(built.path)
+        files = float_files if int8 is None else _files_of(int8.path)
+        told_int8 = None
+        if int8 is not None and quantize is not None:
+            float_times = times[-2]
+            notes = (*notes, *int8_timing_notes(float_times, after_times, format))
+            agreement = int8.judged.agreement
+            told_int8 = Int8(
+                precision=quantize,
+                divergence=None if agreement is None else agreement.divergence,
+                noise_db=int8.judged.worst_db,
+                layers=int8.quantized.layers,
+                kept=int8.kept,
+                left=tuple(name for name, _ in int8.quantized.left),
+                float_bytes=_size_of(float_files),
+                float_ms=float_times.milliseconds,
+                float_spread=float_times.spread,
+            )
+        n_bytes = _size_of(files)
+        before_bytes = None if before is None else _size_of(_files_of(before.path))
         move_into_place(files, target)
     return Exported(
         path=target,
         format=format,
         bytes=n_bytes,
         before_bytes=before_bytes,
-        max_error=built.checked.max_error,
-        agreement=built.checked.agreement,
-        before_ms=times[0].milliseconds if len(times) > 1 else None,
-        after_ms=times[-1].milliseconds,
-        before_spread=times[0].spread if len(times) > 1 else None,
-        after_spread=times[-1].spread,
+        max_error=built.checked.max_error if int8 is None else int8.judged.max_error,
+        agreement=built.checked.agreement if int8 is None else int8.judged.equal_classes,
+        before_ms=None if before_times is None else before_times.milliseconds,
+        after_ms=after_times.milliseconds,
+        before_spread=None if before_times is None else before_times.spread,
+        after_spread=after_times.spread,
         batch=size,
         threads=threads,
         notes=notes,
+        int8=told_int8,
     )
 
 
@@ -268,7 +313,14 @@ class _Builder:
         notes = _fixed_notes(named)
         if self.row.notes is not None:
             notes += self.row.notes(path, program)
-        return _Built(program=program, path=path, runtime=runtime, checked=checked, notes=tuple(notes))
+        return _Built(
+            program=program,
+            model=plain,
+            path=path,
+            runtime=runtime,
+            checked=checked,
+            notes=tuple(notes),
+        )
 
     def _inner(self, path: Path, program: Program, lowered: ExportedProgram, checked: Checked) -> str:
         """Where inside a file starts to differ, in words; empty where the runtime does not tell."""
@@ -312,14 +364,31 @@ def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
     return notes
 
 
+def int8_timing_notes(plain: Times, int8: Times, format: str) -> list[Note]:
+    """A warning where an int8 file is not faster than the float file of the same model.
+
+    Args:
+        plain: times of the float file.
+        int8: times of the int8 file.
+        format: for the note.
+    """
+    noise = max(plain.spread, int8.spread, _SLOWER - 1)
+    if int8.milliseconds <= plain.milliseconds * (1 - noise):
+        return []
+    text = (
+        f"int8 takes {int8.milliseconds:.3g} ms, and float {plain.milliseconds:.3g} ms: it gains no time "
+        "here; narrow layers do not fill an int8 kernel: plan with multiple_of=16, or take another format"
+    )
+    return [Note(where=format, text=text, is_warning=True)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """All files of an export, in a folder of its own: some formats keep weights beside the graph."""
+    return [file for file in path.parent.iterdir() if file.is_file()]
+
+
 def _size_of(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
-
-
-def _times(built: _Built, before: _Built | None, batch: Batch) -> tuple[Times, ...]:
-    """Times before and after, or after alone."""
-    files = [built] if before is None else [before, built]
-    return time_in_turns([file.runtime(batch) for file in files])
 
 
 def _difference_told(checked: Checked, inner: str) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formats that a model can be exported to: a row each."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -17,9 +17,11 @@ from slimrank.deploy._executorch import (
     write_executorch,
 )
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
+from slimrank.deploy._onnx_int8 import write_onnx_int8
 from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
+from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._runtime import Runtime
 from slimrank.deploy._torch import open_torch, open_torch_inside, write_torch
 from slimrank.records import Note
@@ -40,6 +42,7 @@ class Format:
         notes: what the user should know of a file that was written; None where there is nothing.
         largest_batch: samples that its files take at least where they take several numbers of samples, since
             the format needs a bound; None where it needs none.
+        precisions: how it writes int8, by the value of ``quantize``.
     """
 
     suffix: str
@@ -50,6 +53,7 @@ class Format:
     open_inside: Callable[[Path, Program, Sequence[str]], tuple[tuple[str, ...], Runtime]] | None = None
     notes: Callable[[Path, Program], Sequence[Note]] | None = None
     largest_batch: int | None = None
+    precisions: Mapping[str, Quantizer] = field(default_factory=dict)
 
 
 FORMATS: dict[str, Format] = {
@@ -60,6 +64,7 @@ FORMATS: dict[str, Format] = {
         write=write_onnx,
         open=open_onnx,
         open_inside=open_onnx_inside,
+        precisions={"int8": Quantizer(write=write_onnx_int8)},
     ),
     "torch": Format(
         suffix=".pt2",

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from slimrank.records._int8 import Int8
 from slimrank.records._note import Note
 
 
@@ -27,6 +28,7 @@ class Exported:
         batch: samples in the batches that were timed.
         threads: that the runtime had.
         notes: what the user should know.
+        int8: what int8 did; None of a float file.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Exported:
     batch: int
     threads: int
     notes: tuple[Note, ...] = ()
+    int8: Int8 | None = None
 
     def summary(self) -> str:
         """What was written, how exact and how fast it is, as text."""

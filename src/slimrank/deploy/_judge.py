@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An int8 file against the float model, on samples that it was not calibrated with."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slimrank._errors import ExportError
+from slimrank.calibrate import Likelihood, measure_agreement, read_likelihood
+from slimrank.deploy._check import Reading, exchange
+from slimrank.deploy._difference import largest_difference, largest_of, relative_to
+from slimrank.deploy._program import Program
+from slimrank.deploy._runtime import Runtime
+from slimrank.forward import Batch, Picked, fixed_seed, map_tensors, named_tensors, pick_outputs, run
+from slimrank.records import Agreement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """How far an int8 file is from the float model.
+
+    Attributes:
+        max_error: largest difference over the largest value of an output, of the worst output.
+        noise_db: signal over noise in decibels, by output.
+        agreement: in the words of the study; None where outputs hold no numbers that can be compared.
+    """
+
+    max_error: float
+    noise_db: Mapping[str, float]
+    agreement: Agreement | None
+
+    @property
+    def worst_db(self) -> float:
+        """Of the output with most noise; inf where no output holds numbers."""
+        return min(self.noise_db.values(), default=math.inf)
+
+    @property
+    def equal_classes(self) -> float | None:
+        """Share of equal classes, mean over the outputs that are classes; None where none is."""
+        return None if self.agreement is None else self.agreement.top1
+
+
+class Judge:
+    """The float model's answers on samples, for one int8 file after another.
+
+    Args:
+        program: that the files were made of.
+        model: that was exported, in eval mode on the CPU.
+        batches: to judge on, of sizes that the program takes.
+        reading: how outputs are read.
+    """
+
+    def __init__(
+        self, program: Program, model: nn.Module, batches: Sequence[Batch], reading: Reading
+    ) -> None:
+        self._program = program
+        self._batches = batches
+        with torch.no_grad(), fixed_seed(model):
+            self._results = [run(model, batch) for batch in batches]
+        self._outputs = reading.outputs
+        self._references: list[Picked] = []
+        self._likelihood: Likelihood | None = None
+        has_numbers = any(
+            tensor.is_floating_point() and tensor.ndim for _, tensor in named_tensors(self._results[0])
+        )
+        if reading.outputs is None and not has_numbers:
+            return
+        self._references = [pick_outputs(result, reading.outputs) for result in self._results]
+        known = isinstance(reading.likelihood, Likelihood)
+        self._likelihood = (
+            reading.likelihood
+            if isinstance(reading.likelihood, Likelihood)
+            else read_likelihood(
+                [Picked(None, dict(picked)) for picked in self._references], batches, reading.likelihood
+            )
+        )
+        if not known:
+            self._references = [Picked(None, dict(picked)) for picked in self._references]
+
+    def judge(self, runtime: Runtime) -> Judged:
+        """Runs a file on the samples.
+
+        Args:
+            runtime: with the file.
+
+        Returns:
+            How far it is from the model.
+
+        Raises:
+            ExportError: the runtime fails, an output holds nan or inf where the model's does not, or has
+                another shape.
+        """
+        answers: list[object] = []
+        errors = dict.fromkeys(self._program.outputs, 0.0)
+        largest, signal, noise = dict(errors), dict(errors), dict(errors)
+        for batch, result in zip(self._batches, self._results, strict=True):
+            expected = self._program.model.output_tensors(result)
+            found = dict(zip(self._program.outputs, runtime(batch)(), strict=True))
+            new: dict[int, Tensor] = {}
+            for name, tensor in found.items():
+                reference = expected[name]
+                _check_kind(name, reference, tensor)
+                new[id(reference)] = tensor.to(reference.dtype)
+                errors[name] = max(errors[name], largest_difference(reference, tensor))
+                largest[name] = max(largest[name], largest_of(reference))
+                if reference.is_floating_point():
+                    plain = reference.double()
+                    signal[name] += float(plain.square().nansum())
+                    noise[name] += float((tensor.double() - plain).square().nansum())
+            answers.append(map_tensors(result, exchange(new)))
+        numbers = [name for name in errors if signal[name] or noise[name]]
+        return Judged(
+            max_error=max((relative_to(errors[name], largest[name]) for name in errors), default=0.0),
+            noise_db={name: decibels(signal[name], noise[name]) for name in numbers},
+            agreement=self._agreement(answers),
+        )
+
+    def _agreement(self, answers: Sequence[object]) -> Agreement | None:
+        if self._likelihood is None:
+            return None
+        return measure_agreement(answers, self._references, self._batches, self._likelihood, self._outputs)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal over noise, both as sums of squares; inf without noise, -inf of noise alone."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _check_kind(name: str, expected: Tensor, found: Tensor) -> None:
+    """Refuses outputs that nothing could be said of."""
+    if found.shape != expected.shape:
+        raise ExportError(
+            f"output {name} of the int8 file is {list(found.shape)} where the model's is "
+            f"{list(expected.shape)}: its size depends on values, which int8 changes; pass quantize=None, or "
+            "wrap the model so that it returns what comes before"
+        )
+    if found.is_floating_point() and bool((~found.isfinite() & expected.isfinite()).any()):
+        raise ExportError(
+            f"output {name} of the int8 file holds nan or inf where the model's does not; pass "
+            "max_quant_drop=, which keeps layers in float, or quantize=None"
+        )

@@ -98,7 +98,8 @@ def quantize_program(
         _check_float(program, products.values())
         _label(graph, kept)
         prepared = pt2e.prepare_pt2e(graph, make_quantizer(lambda node: not _is_kept(node, kept)))
-        for batch in batches:
+        # Ranges of weights are read in a run, too.
+        for batch in batches or [program.batch]:
             inputs = program.model.inputs_of(batch)
             prepared(*inputs.args, **inputs.kwargs)
         converted = pt2e.convert_pt2e(prepared)

@@ -314,7 +314,7 @@ class _Builder:
         if self.row.notes is not None:
             notes += self.row.notes(path, program)
         return _Built(
-            program=program,
+            program=replace(program, lowered=lowered),
             model=plain,
             path=path,
             runtime=runtime,

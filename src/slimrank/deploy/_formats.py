@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from slimrank._errors import ExportError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.deploy import _executorch, _onnx, _openvino
+from slimrank.deploy import _executorch, _onnx, _openvino, _openvino_int8
 from slimrank.deploy._executorch import (
     executorch_notes,
     open_executorch,
@@ -17,8 +17,9 @@ from slimrank.deploy._executorch import (
     write_executorch,
 )
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
-from slimrank.deploy._onnx_int8 import write_onnx_int8
+from slimrank.deploy._onnx_int8 import write_onnx_int8, write_onnx_int8_weights
 from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
+from slimrank.deploy._openvino_int8 import write_openvino_int8, write_openvino_int8_weights
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._quantizer import Quantizer
@@ -64,7 +65,10 @@ FORMATS: dict[str, Format] = {
         write=write_onnx,
         open=open_onnx,
         open_inside=open_onnx_inside,
-        precisions={"int8": Quantizer(write=write_onnx_int8)},
+        precisions={
+            "int8": Quantizer(write=write_onnx_int8),
+            "int8_weights": Quantizer(write=write_onnx_int8_weights, has_batches=False),
+        },
     ),
     "torch": Format(
         suffix=".pt2",
@@ -81,6 +85,17 @@ FORMATS: dict[str, Format] = {
         write=write_openvino,
         open=open_openvino,
         open_inside=open_openvino_inside,
+        precisions={
+            "int8": Quantizer(
+                write=write_openvino_int8, extra=_openvino.EXTRA, packages=_openvino_int8.PACKAGES
+            ),
+            "int8_weights": Quantizer(
+                write=write_openvino_int8_weights,
+                extra=_openvino.EXTRA,
+                packages=_openvino_int8.PACKAGES,
+                has_batches=False,
+            ),
+        },
     ),
     "executorch": Format(
         suffix=".pte",

@@ -27,6 +27,8 @@ class Program:
         outputs: names of all output tensors, in order.
         is_dynamic: it takes batches of any size; otherwise those of ``batch`` only.
         largest_batch: samples that it takes at most; None for no such bound.
+        lowered: the graph as a format wrote it: its nodes have the names of the values in the file; None
+            before it was written.
     """
 
     exported: ExportedProgram
@@ -36,6 +38,7 @@ class Program:
     outputs: tuple[str, ...]
     is_dynamic: bool
     largest_batch: int | None = None
+    lowered: ExportedProgram | None = None
 
 
 def capture_program(
@@ -119,18 +122,25 @@ def where_raised(model: NamedModel, error: BaseException) -> str:
 
 def node_origin(node: torch.fx.Node) -> str:
     """What a node of a program does, in which module, at which line of the user's code."""
-    name = module_of(node)
+    name = node_layer(node)
     module = f" in module {name}" if name else ""
     line = _users_line(str(node.meta.get("stack_trace") or ""))
     return f"{node.target}{module}{line}"
 
 
-def module_of(node: torch.fx.Node) -> str:
-    """The innermost module that a node belongs to, as in ``named_modules()`` of the model; "" for itself."""
+def node_layer(node: torch.fx.Node) -> str:
+    """The innermost module that a node belongs to, as in ``named_modules()``; "" where none is known."""
     stack = node.meta.get("nn_module_stack") or {}
     # Within NamedModel, whose "model" is the user's.
     inner = [str(name).partition("model.")[2] for name, _ in stack.values()]
-    return next((name for name in reversed(inner) if name), "")
+    names = [name for name in inner if name]
+    return names[-1] if names else ""
+
+
+def node_layers(program: Program) -> dict[str, str]:
+    """The module that each node of a file belongs to, by the node's name."""
+    graph = (program.lowered or program.exported).graph
+    return {node.name: node_layer(node) for node in graph.nodes if node.op == "call_function"}
 
 
 def _users_line(trace: str) -> str:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from slimrank._errors import ExportError
 from slimrank.deploy._packages import import_package
-from slimrank.deploy._program import Program, batch_shapes, module_of
+from slimrank.deploy._program import Program, batch_shapes, node_layer
 from slimrank.deploy._quiet import quiet_exporter
 from slimrank.forward import Batch
 
@@ -141,7 +141,7 @@ def is_product(node: Node) -> bool:
 
 def layer_of(node: Node) -> str:
     """The layer that a node belongs to, as in ``named_modules()``; the node where it is in none."""
-    return module_of(node) or node.name
+    return node_layer(node) or node.name
 
 
 def _is_kept(node: Node, kept: Collection[str]) -> bool:

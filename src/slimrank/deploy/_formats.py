@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from slimrank._errors import ExportError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.deploy import _executorch, _onnx, _openvino, _openvino_int8
+from slimrank.deploy import _executorch, _onnx, _openvino, _openvino_int8, _pt2e
 from slimrank.deploy._executorch import (
     executorch_notes,
     open_executorch,
@@ -25,6 +25,12 @@ from slimrank.deploy._program import Program
 from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._runtime import Runtime
 from slimrank.deploy._torch import open_torch, open_torch_inside, write_torch
+from slimrank.deploy._torch_int8 import (
+    open_torch_compiled,
+    open_torch_int8,
+    write_torch_int8,
+    write_torch_int8_weights,
+)
 from slimrank.records import Note
 
 
@@ -77,6 +83,23 @@ FORMATS: dict[str, Format] = {
         write=write_torch,
         open=open_torch,
         open_inside=open_torch_inside,
+        precisions={
+            "int8": Quantizer(
+                write=write_torch_int8,
+                extra=_pt2e.EXTRA,
+                packages=_pt2e.PACKAGES,
+                open=open_torch_int8,
+                open_timed=open_torch_compiled,
+            ),
+            "int8_weights": Quantizer(
+                write=write_torch_int8_weights,
+                extra=_pt2e.EXTRA,
+                packages=_pt2e.PACKAGES,
+                open=open_torch_int8,
+                open_timed=open_torch_compiled,
+                has_batches=False,
+            ),
+        },
     ),
     "openvino": Format(
         suffix=".xml",

@@ -26,11 +26,13 @@ class Judged:
         max_error: largest difference over the largest value of an output, of the worst output.
         noise_db: signal over noise in decibels, by output.
         agreement: in the words of the study; None where outputs hold no numbers that can be compared.
+        not_finite: names of outputs that hold nan or inf where the model's do not.
     """
 
     max_error: float
     noise_db: Mapping[str, float]
     agreement: Agreement | None
+    not_finite: tuple[str, ...] = ()
 
     @property
     def worst_db(self) -> float:
@@ -90,10 +92,10 @@ class Judge:
             How far it is from the model.
 
         Raises:
-            ExportError: the runtime fails, an output holds nan or inf where the model's does not, or has
-                another shape.
+            ExportError: the runtime fails, or an output has another shape.
         """
         answers: list[object] = []
+        not_finite: set[str] = set()
         errors = dict.fromkeys(self._program.outputs, 0.0)
         largest, signal, noise = dict(errors), dict(errors), dict(errors)
         for batch, result in zip(self._batches, self._results, strict=True):
@@ -102,7 +104,9 @@ class Judge:
             new: dict[int, Tensor] = {}
             for name, tensor in found.items():
                 reference = expected[name]
-                _check_kind(name, reference, tensor)
+                _check_shape(name, reference, tensor)
+                if bool((~tensor.isfinite() & reference.isfinite()).any()):
+                    not_finite.add(name)
                 new[id(reference)] = tensor.to(reference.dtype)
                 errors[name] = max(errors[name], largest_difference(reference, tensor))
                 largest[name] = max(largest[name], largest_of(reference))
@@ -116,6 +120,7 @@ class Judge:
             max_error=max((relative_to(errors[name], largest[name]) for name in errors), default=0.0),
             noise_db={name: decibels(signal[name], noise[name]) for name in numbers},
             agreement=self._agreement(answers),
+            not_finite=tuple(sorted(not_finite)),
         )
 
     def _agreement(self, answers: Sequence[object]) -> Agreement | None:
@@ -131,16 +136,11 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
-def _check_kind(name: str, expected: Tensor, found: Tensor) -> None:
+def _check_shape(name: str, expected: Tensor, found: Tensor) -> None:
     """Refuses outputs that nothing could be said of."""
     if found.shape != expected.shape:
         raise ExportError(
             f"output {name} of the int8 file is {list(found.shape)} where the model's is "
             f"{list(expected.shape)}: its size depends on values, which int8 changes; pass quantize=None, or "
             "wrap the model so that it returns what comes before"
-        )
-    if found.is_floating_point() and bool((~found.isfinite() & expected.isfinite()).any()):
-        raise ExportError(
-            f"output {name} of the int8 file holds nan or inf where the model's does not; pass "
-            "max_quant_drop=, which keeps layers in float, or quantize=None"
         )

@@ -2,7 +2,7 @@
 """The way of an int8 file: calibrated, written, judged on other samples, refused where little is left."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from slimrank._names import listed, nearest
 from slimrank.deploy._check import Reading
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._judge import Judge, Judged
+from slimrank.deploy._layer_noise import LayerNoise, noisiest_layers
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._quantizer import Quantized, Quantizer
@@ -34,6 +35,8 @@ _SIZE = 8
 # Share of what outputs tell that int8 may lose, and signal over noise in decibels that it shall have: outputs
 # beyond are of no use, whatever the task.
 _MOST_LOST, _LEAST_DB = 0.25, 3.0
+# Samples that the layers are ranked on, one after another, and layers that a refusal names.
+_RANKED_ON, _TOLD = 16, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -163,74 +166,203 @@ def quantize_file(
             notes.append(Note(where=precision, text=text))
     batches = _batches(source.program, calibration)
     judge = Judge(source.program, source.model, _batches(source.program, judged_on), source.reading)
+    few = judged_on.part(0, _RANKED_ON)
+    way = _Way(
+        source=source,
+        quantizer=quantizer,
+        precision=precision,
+        path=folder / source.path.name,
+        batches=batches,
+        judge=judge,
+        few=Judge(source.program, source.model, _batches(source.program, few), source.reading),
+    )
     folder.mkdir(parents=True)
-    path = folder / source.path.name
-    file = _written(source, quantizer, precision, path, batches, judge, kept=())
+    plain = way.written(())
+    kept: Sequence[LayerNoise] = ()
+    final = plain
+    if max_drop is not None:
+        kept, final = _within(way, plain, max_drop)
+        notes += _kept_notes(kept, precision, max_drop)
+    if final.judged.not_finite:
+        raise ExportError(
+            f"outputs {listed(final.judged.not_finite)} of the int8 file hold nan or inf where the model's "
+            "do not; pass max_quant_drop=, the divergence that int8 may add, which keeps layers in float, or "
+            "quantize=None"
+        )
     if max_drop is None:
-        _check_left(file.judged, precision)
-    notes += _left_notes(file.quantized, precision)
+        _check_left(way, plain)
+    notes += _left_notes(final.quantized, precision)
     return Int8File(
-        path=path,
-        runtime=file.runtime,
-        quantized=file.quantized,
-        judged=file.judged,
-        kept=(),
-        notes=(*notes, *file.quantized.notes),
+        path=way.path,
+        runtime=final.runtime,
+        quantized=final.quantized,
+        judged=final.judged,
+        kept=tuple(layer.name for layer in kept),
+        notes=(*notes, *final.quantized.notes),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Try:
-    """One int8 file, judged."""
+    """One int8 file, judged.
+
+    Attributes:
+        quantized: what became of layers.
+        runtime: with the file.
+        judged: how far it is from the model.
+        divergence: per sample, from the model; inf where it cannot be told.
+    """
 
     quantized: Quantized
     runtime: Runtime
     judged: Judged
 
+    @property
+    def divergence(self) -> float:
+        """Per sample, from the model; inf where it cannot be told."""
+        agreement = self.judged.agreement
+        return math.inf if agreement is None or math.isnan(agreement.divergence) else agreement.divergence
 
-def _written(
-    source: FloatFile,
-    quantizer: Quantizer,
-    precision: str,
-    path: Path,
-    batches: list[Batch],
-    judge: Judge,
-    kept: Collection[str],
-) -> _Try:
-    try:
-        with quiet_exporter():
-            quantized = quantizer.write(source.program, source.path, path, batches, kept)
-    except SlimrankError:
-        raise
-    except OSError as error:
-        raise FileError(f"{path.name} cannot be written ({error}); give a folder with room") from error
-    except Exception as error:
-        raise ExportError(
-            f"{source.program.model.title} cannot be written with quantize={precision!r} for "
-            f"format={source.format!r}: {told(error)}; pass quantize=None, or take another format"
-        ) from error
-    if not quantized.layers and not kept:
-        left = f": {listed([name for name, _ in quantized.left])} stay in float" if quantized.left else ""
-        raise ExportError(
-            f"{source.program.model.title} has no layer that format={source.format!r} runs with "
-            f"quantize={precision!r}{left}; pass quantize=None, or the other precision"
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Way:
+    """How int8 files of one model are made, one after another.
+
+    Attributes:
+        source: the float file.
+        quantizer: how.
+        precision: its name, for messages.
+        path: of the int8 file.
+        batches: to calibrate with.
+        judge: on all samples that judge.
+        few: on some of them.
+    """
+
+    source: FloatFile
+    quantizer: Quantizer
+    precision: str
+    path: Path
+    batches: Sequence[Batch]
+    judge: Judge
+    few: Judge
+
+    def written(self, kept: Collection[str]) -> _Try:
+        """Writes the file with some layers in float."""
+        source, program = self.source, self.source.program
+        what = f"quantize={self.precision!r}"
+        try:
+            with quiet_exporter():
+                quantized = self.quantizer.write(program, source.path, self.path, self.batches, kept)
+        except SlimrankError:
+            raise
+        except OSError as error:
+            raise FileError(
+                f"{self.path.name} cannot be written ({error}); give a folder with room"
+            ) from error
+        except Exception as error:
+            raise ExportError(
+                f"{program.model.title} cannot be written with {what} for format={source.format!r}: "
+                f"{told(error)}; pass quantize=None, or take another format"
+            ) from error
+        if not quantized.layers and not kept:
+            left = listed([name for name, _ in quantized.left])
+            raise ExportError(
+                f"{program.model.title} has no layer that format={source.format!r} runs with {what}"
+                f"{f' ({left} stay in float)' if left else ''}; pass quantize=None, or take the other one"
+            )
+        runtime = (self.quantizer.open or source.row.open)(self.path, program, source.threads)
+        return _Try(quantized=quantized, runtime=runtime, judged=self.judge.judge(runtime))
+
+    def noisiest(self, names: Sequence[str]) -> list[LayerNoise]:
+        """Layers by what each alone adds, the worst first; those that torch cannot tell of come last."""
+        found = noisiest_layers(
+            self.source.program, names, self.batches, self.few, has_values=self.precision == "int8"
         )
-    runtime = (quantizer.open or source.row.open)(path, source.program, source.threads)
-    return _Try(quantized=quantized, runtime=runtime, judged=judge.judge(runtime))
+        known = {layer.name for layer in found}
+        unknown = [name for name in names if name not in known]
+        return [*found, *(LayerNoise(name=name, divergence=0.0, noise_db=math.nan) for name in unknown)]
 
 
-def _check_left(judged: Judged, precision: str) -> None:
+def _within(way: _Way, plain: _Try, max_drop: float) -> tuple[Sequence[LayerNoise], _Try]:
+    """Keeps layers in float until int8 adds no more than it may: the fewest of those that hurt most.
+
+    Returns:
+        The layers that are kept, and the file with these.
+
+    Raises:
+        ExportError: every layer would have to be kept.
+    """
+    if plain.divergence <= max_drop or math.isinf(max_drop):
+        return (), plain
+    order = way.noisiest(plain.quantized.layers)
+    # Doubled until it is enough, then halved between: the fewest that are, where more never hurts.
+    few, many = 0, 1
+    best: _Try | None = None
+    while best is None:
+        if many >= len(order):
+            many = len(order) - 1
+            if many <= few:
+                raise ExportError(_refused(way, plain, order, max_drop))
+        found = way.written([layer.name for layer in order[:many]])
+        if found.divergence <= max_drop:
+            best = found
+        else:
+            few, many = many, 2 * many
+    last = many
+    while many - few > 1:
+        last = (few + many) // 2
+        found = way.written([layer.name for layer in order[:last]])
+        if found.divergence <= max_drop:
+            many, best = last, found
+        else:
+            few = last
+    if last != many:
+        # What lies at the path is the last that was tried.
+        best = way.written([layer.name for layer in order[:many]])
+    return order[:many], best
+
+
+def _refused(way: _Way, plain: _Try, order: Sequence[LayerNoise], max_drop: float) -> str:
+    """Why no file is within the drop that is allowed."""
+    return (
+        f"quantize={way.precision!r} adds {plain.divergence:.3g} of divergence per sample, and more than "
+        f"max_quant_drop={max_drop:g} as long as any layer runs in int8; the worst are "
+        f"{_layers_told(order[:_TOLD])}; allow more, pass quantize=None, or take another format"
+    )
+
+
+def _layers_told(layers: Sequence[LayerNoise]) -> str:
+    return ", ".join(
+        layer.name if math.isnan(layer.noise_db) else f"{layer.name} ({layer.noise_db:.1f} dB)"
+        for layer in layers
+    )
+
+
+def _kept_notes(kept: Sequence[LayerNoise], precision: str, max_drop: float) -> list[Note]:
+    """A note that names the layers that stayed in float."""
+    if not kept:
+        return []
+    text = (
+        f"kept in float, so that int8 adds at most {max_drop:g} of divergence per sample: "
+        f"{_layers_told(kept)}; in brackets signal over noise at the layer, were it in int8"
+    )
+    return [Note(where=precision, text=text)]
+
+
+def _check_left(way: _Way, file: _Try) -> None:
     """Refuses an int8 file whose outputs are of no use."""
+    judged = file.judged
     lost = 0.0 if judged.agreement is None else judged.agreement.lost
     # Not "above": nan is of no use, either.
     if lost <= _MOST_LOST and judged.worst_db >= _LEAST_DB:
         return
     worst = min(judged.noise_db, key=lambda name: judged.noise_db[name])
+    layers = way.noisiest(file.quantized.layers)[:_TOLD]
     raise ExportError(
-        f"quantize={precision!r} leaves little of the outputs: {lost:.0%} of what they tell is lost, and "
+        f"quantize={way.precision!r} leaves little of the outputs: {lost:.0%} of what they tell is lost, and "
         f"{worst} has {judged.worst_db:.1f} dB of signal over noise (allowed {_MOST_LOST:.0%}, "
-        f"{_LEAST_DB:g} dB); pass max_quant_drop=, the divergence that int8 may add, and layers that hurt "
-        "stay in float; float('inf') takes the file as it is"
+        f"{_LEAST_DB:g} dB); the worst layers are {_layers_told(layers)}; pass max_quant_drop=, the "
+        "divergence that int8 may add, and layers that hurt stay in float; float('inf') takes the file as is"
     )
 
 

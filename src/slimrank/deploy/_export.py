@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from numbers import Integral
 from pathlib import Path
 
@@ -13,15 +14,17 @@ from torch.export import ExportedProgram
 
 from slimrank._errors import BatchesError, ExportError, FileError, OptionError, OutputError, SlimrankError
 from slimrank.deploy._check import Checked, Reading, check_file
+from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
 from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
-from slimrank.deploy._quantize import FloatFile, check_drop, quantize_file, quantizer_for
+from slimrank.deploy._quantize import FloatFile, Int8File, check_drop, quantize_file, quantizer_for
+from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._quiet import told
-from slimrank.deploy._runtime import Runtime
+from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
 from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.forward import Batch
@@ -32,6 +35,9 @@ from slimrank.surgery import quiet_copy
 _SLOWER = 1.05
 # Interquartile range over median above which times are told to be noise: quiet machines stay below a tenth.
 _NOISY = 0.3
+# Largest relative difference between an int8 file as it is read and as it is compiled: kernels round some
+# values to the next of 256 steps.
+_APART = 0.1
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
 # Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
@@ -137,14 +143,11 @@ def export_model(
                 before = None
                 text = f"the original cannot be written, so there is neither its size nor its time: {error}"
                 notes = (*notes, Note(where=format, text=text))
-        runtimes = [built.runtime] if int8 is None else [built.runtime, int8.runtime]
-        if before is not None:
-            runtimes = [before.runtime, *runtimes]
-        given = few.take(0, size)
-        times = time_in_turns([runtime(given) for runtime in runtimes])
+        runs, timing = _runs(before, built, int8, quantizer, few.take(0, size), threads, format)
+        times = time_in_turns(runs)
         before_times, after_times = None if before is None else times[0], times[-1]
         compared = [after_times] if before_times is None else [before_times, after_times]
-        notes = (*notes, *timing_notes(compared, format))
+        notes = (*notes, *timing, *timing_notes(compared, format))
         float_files = _files_of(built.path)
         files = float_files if int8 is None else _files_of(int8.path)
         told_int8 = None
@@ -362,6 +365,52 @@ def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
         text = f"times spread by {spread:.0%}: the machine does other work; export again when it is quiet"
         notes.append(Note(where=format, text=text))
     return notes
+
+
+def _runs(
+    before: _Built | None,
+    built: _Built,
+    int8: Int8File | None,
+    quantizer: Quantizer | None,
+    given: Batch,
+    threads: int,
+    format: str,
+) -> tuple[list[Bound], list[Note]]:
+    """One batch through each file, to be timed: as files were checked, or as the quantizer has them timed.
+
+    Args:
+        before: the original's file; None where there is none.
+        built: the float file.
+        int8: the int8 file; None where there is none.
+        quantizer: that wrote it.
+        given: the batch.
+        threads: of the runtime.
+        format: for notes.
+
+    Returns:
+        The runs, and a note where files could not be opened for timing, or int8 answers otherwise then.
+    """
+    files = [file for file in (before, built) if file is not None]
+    runs = [file.runtime(given) for file in files]
+    if int8 is None or quantizer is None:
+        return runs, []
+    runs.append(int8.runtime(given))
+    if quantizer.open_timed is None:
+        return runs, []
+    written = [*((file.path, file.program) for file in files), (int8.path, built.program)]
+    try:
+        timed = [quantizer.open_timed(path, program, threads)(given) for path, program in written]
+    except ExportError as error:
+        text = f"times are of the files as they are read, in which int8 is slow, since {error}"
+        return runs, [Note(where=format, text=text, is_warning=True)]
+    apart = max(starmap(relative_difference, zip(runs[-1](), timed[-1](), strict=True)), default=0.0)
+    if apart <= _APART:
+        return timed, []
+    text = (
+        f"compiled, the int8 file answers otherwise than it was judged, by {apart:.2g} of the largest value: "
+        "check it where it shall run, or take another format"
+    )
+    return timed, [Note(where=format, text=text, is_warning=True)]
 
 
 def int8_timing_notes(plain: Times, int8: Times, format: str, precision: str) -> list[Note]:

@@ -26,8 +26,8 @@ EXTRA = "torchao"
 PACKAGES = ("torchao",)
 
 _ATEN = torch.ops.aten
-# What quantizers look for, by the operation that it is in a graph. Torch's own record of it holds all calls of
-# one module for one piece, which they refuse.
+# What quantizers look for, by the operation that it is in a graph. Torch's own record of it takes all calls
+# of one module for one piece, which they refuse.
 _SOURCES: dict[object, object] = {
     _ATEN.conv1d.default: nn.Conv1d,
     _ATEN.conv2d.default: nn.Conv2d,
@@ -154,8 +154,8 @@ def _check_float(program: Program, products: Iterable[Node]) -> None:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.dtype is not torch.float32:
             raise ExportError(
-                f"{program.model.title}: layer {layer_of(node)!r} computes in {value.dtype}, and int8 is made "
-                "of float32; export model.float(), or pass quantize=None"
+                f"{program.model.title}: layer {layer_of(node)!r} computes in {value.dtype}, and int8 is "
+                "made of float32; export model.float(), or pass quantize=None"
             )
 
 

@@ -110,8 +110,10 @@ def quantizer_for(format: str, precision: object) -> Quantizer:
             f"format={format!r} has no quantize={precision!r}; take format={' or '.join(others)}, or leave "
             "quantize out"
         )
-    for package in found.packages:
-        import_package(package, extra=found.extra, what=f"format={format!r} with quantize={precision!r}")
+    # Some of them print what does not fit this machine when they are imported.
+    with quiet_exporter():
+        for package in found.packages:
+            import_package(package, extra=found.extra, what=f"format={format!r} with quantize={precision!r}")
     return found
 
 

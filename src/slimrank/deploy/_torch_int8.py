@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8 in ``.pt2`` files: quantize and dequantize operations, of which ``torch.compile`` makes int8 kernels."""
+"""int8 in ``.pt2`` files: quantize and dequantize operations, of which torch.compile makes int8 kernels."""
 
 import importlib
 import platform
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -116,14 +116,11 @@ def open_torch_compiled(path: Path, program: Program, threads: int) -> Runtime:
         module = torch.export.load(path).module()
 
     def bind(batch: Batch) -> Bound:
-        given = program.model.inputs_of(batch)
-        # Copies, since compiled int8 may work on its inputs in place.
-        args = [map_tensors(value, Tensor.clone) for value in given.args]
-        kwargs = {key: map_tensors(value, Tensor.clone) for key, value in given.kwargs.items()}
         # Sizes that are known make other kernels, which are those to measure.
         compiled = torch.compile(module, dynamic=False)
+        given = _copies(program, batch)
 
-        def run() -> Sequence[Tensor]:
+        def run(args: Sequence[object], kwargs: Mapping[str, object]) -> Sequence[Tensor]:
             with torch_threads(threads), torch.no_grad():
                 result = compiled(*args, **kwargs)
             return [tensor for _, tensor in named_tensors(result)]
@@ -132,14 +129,22 @@ def open_torch_compiled(path: Path, program: Program, threads: int) -> Runtime:
             # Not as an option of torch.compile, with which torch 2.13 fails on int8.
             with quiet_exporter(), torch._inductor.config.patch(freezing=True):
                 warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)
-                run()
+                run(*_copies(program, batch))
         except Exception as error:
             raise ExportError(
-                f"torch.compile fails on {count_told(batch.n_samples)}: {told(error)}"
+                f"torch.compile fails on {count_told(batch.n_samples)}: {told(error)}; install a C++ "
+                "compiler, which it needs, or take another format"
             ) from error
-        return run
+        return lambda: run(*given)
 
     return bind
+
+
+def _copies(program: Program, batch: Batch) -> tuple[list[object], dict[str, object]]:
+    """Arguments and keywords of their own, since compiled int8 may write its results over them."""
+    given = program.model.inputs_of(batch)
+    args = [map_tensors(value, Tensor.clone) for value in given.args]
+    return args, {key: map_tensors(value, Tensor.clone) for key, value in given.kwargs.items()}
 
 
 def _make_quantizer(*, is_dynamic: bool) -> Callable[[Callable[[Node], bool]], "GraphQuantizer"]:
@@ -200,8 +205,8 @@ def _notes(exported: ExportedProgram) -> list[Note]:
     notes = [Note(where="torch", text=text)]
     if names := _added_inputs(exported):
         text = (
-            f"once compiled, the file may write its results over {listed(names)}, as kernels of torch 2.13 do "
-            "where an input is added to the output of a layer; hand it copies"
+            f"once compiled, the file may write its results over {listed(names)}, as kernels of torch 2.13 "
+            "do where an input is added to the output of a layer; hand it copies"
         )
         notes.append(Note(where="torch", text=text))
     if platform.machine().lower() in _X86 and not _has_vnni():

@@ -16,6 +16,7 @@ from slimrank.deploy._executorch import (
     open_executorch_inside,
     write_executorch,
 )
+from slimrank.deploy._executorch_int8 import write_executorch_int8, write_executorch_int8_weights
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
 from slimrank.deploy._onnx_int8 import write_onnx_int8, write_onnx_int8_weights
 from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
@@ -129,6 +130,10 @@ FORMATS: dict[str, Format] = {
         open_inside=open_executorch_inside,
         notes=executorch_notes,
         largest_batch=_executorch.LARGEST_BATCH,
+        precisions={
+            "int8": Quantizer(write=write_executorch_int8),
+            "int8_weights": Quantizer(write=write_executorch_int8_weights, has_batches=False),
+        },
     ),
 }
 

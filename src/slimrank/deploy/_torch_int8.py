@@ -126,8 +126,9 @@ def open_torch_compiled(path: Path, program: Program, threads: int) -> Runtime:
             return [tensor for _, tensor in named_tensors(result)]
 
         try:
-            # Not as an option of torch.compile, with which torch 2.13 fails on int8.
-            with quiet_exporter(), torch._inductor.config.patch(freezing=True):
+            # Not as an option of torch.compile, with which torch 2.13 fails on int8. With one thread it
+            # compiles in this process, not in others.
+            with quiet_exporter(), torch._inductor.config.patch(freezing=True, compile_threads=1):
                 warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)
                 run(*_copies(program, batch))
         except Exception as error:

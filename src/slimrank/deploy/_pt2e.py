@@ -96,6 +96,7 @@ def quantize_program(
             raise TypeError(f"a program became a {type(graph).__name__}")
         products = {node.name: node for node in graph.graph.nodes if is_product(node)}
         _check_float(program, products.values())
+        _split_weights(graph)
         _label(graph, kept)
         prepared = pt2e.prepare_pt2e(graph, make_quantizer(lambda node: not _is_kept(node, kept)))
         # Ranges of weights are read in a run, too.
@@ -112,7 +113,7 @@ def quantize_program(
         layers=tuple(dict.fromkeys(layer_of(node) for name, node in products.items() if name in quantised)),
         left=tuple(
             dict.fromkeys(
-                (layer_of(node), str(node.target)) for node in others.values() if not _is_kept(node, kept)
+                (layer_of(node), _operation(node)) for node in others.values() if not _is_kept(node, kept)
             )
         ),
     )
@@ -144,6 +145,11 @@ def layer_of(node: Node) -> str:
     return node_layer(node) or node.name
 
 
+def _operation(node: Node) -> str:
+    """As "conv2d"."""
+    return str(node.target).split(".")[1]
+
+
 def _is_kept(node: Node, kept: Collection[str]) -> bool:
     name = layer_of(node)
     return any(name == layer or name.startswith(f"{layer}.") for layer in kept)
@@ -157,6 +163,17 @@ def _check_float(program: Program, products: Iterable[Node]) -> None:
                 f"{program.model.title}: layer {layer_of(node)!r} computes in {value.dtype}, and int8 is "
                 "made of float32; export model.float(), or pass quantize=None"
             )
+
+
+def _split_weights(graph: GraphModule) -> None:
+    """Gives every reader of a weight a node of its own: quantizers skip layers whose weight they know."""
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        for user in list(node.users)[1:]:
+            with graph.graph.inserting_after(node):
+                own = graph.graph.get_attr(str(node.target))
+            own.meta = dict(node.meta)
+            user.replace_input_with(node, own)
+    graph.recompile()
 
 
 def _label(graph: GraphModule, kept: Collection[str]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slimrank._errors import BatchesError, ExportError, FileError, OptionError, OutputError, SlimrankError
+from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._check import Checked, Reading, check_file
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
@@ -32,6 +33,8 @@ from slimrank.surgery import quiet_copy
 _SLOWER = 1.05
 # Interquartile range over median above which times are told to be noise: quiet machines stay below a tenth.
 _NOISY = 0.3
+# Samples that pairs are balanced with: moments of few are enough.
+_BALANCED = 64
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
 # Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
@@ -110,7 +113,8 @@ def export_model(
         samples = read_samples(batches, CHECKED if quantizer is None else CALIBRATED)
         few = samples.part(0, CHECKED)
         builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=target.name)
-        built = builder.build(model, draft / "new", reading)
+        calibration = samples.split()[0].in_batches(_BALANCED) if quantize == "int8" else []
+        built = replace(builder, calibration=calibration).build(model, draft / "new", reading)
         if built.checked is None:
             raise ExportError(f"{target}: the file was not checked")
         size = batch if built.program.is_dynamic else built.program.batch.n_samples
@@ -228,6 +232,7 @@ class _Builder:
         batch: samples of a file that takes one size only.
         threads: of the runtime.
         file: its name.
+        calibration: to balance pairs with, for a file that becomes int8; none for a file that stays float.
     """
 
     row: Format
@@ -235,6 +240,7 @@ class _Builder:
     batch: int
     threads: int
     file: str
+    calibration: Sequence[Batch] = ()
 
     def build(self, model: nn.Module, folder: Path, reading: Reading | None) -> _Built:
         """Writes a file that takes any number of samples; where that fails, of one number.
@@ -254,6 +260,8 @@ class _Builder:
         plain = quiet_copy(model).cpu()
         first = self.samples.take(0, self.samples.n_first)
         prepared = prepare(plain, first)
+        if self.calibration:
+            balance_pairs(prepared.model, self.calibration)
         named = named_model(prepared.model, first, prepared.outputs)
         failed: SlimrankError | None = None
         for number, (size, is_dynamic) in enumerate(self._ways()):

@@ -25,10 +25,10 @@ def balance_pairs(model: nn.Module, batches: Sequence[Batch]) -> list[str]:
     """Changes the basis between the factors of every pair (in place), so that one scale fits all channels.
 
     Rounding with one step for the whole map between adds noise of one size to every channel, and the second
-    factor passes it on. Of all bases with the same product, the one with the least noise at the output is that
-    in which both factors share what they do: with W C^(1/2) = U S V^T, where W is the second factor and C the second
-    moment between, they are S^(1/2) V^T C^(-1/2) and U S^(1/2), turned so that all channels have about the
-    same moment. Then each channel is scaled to the same range.
+    factor passes it on. Of all bases with the same product, the one with the least noise at the output has
+    factors that share what they do: for the second factor W and the second moment C between, with
+    W C^(1/2) = U S V^T, the factors become S^(1/2) V^T C^(-1/2) and U S^(1/2). They are turned so that all
+    channels have about the same moment; then each channel is scaled to the same range.
 
     Args:
         model: a private copy, in eval mode.
@@ -139,7 +139,8 @@ def _even_turn(size: int) -> Tensor:
     """An orthogonal matrix whose rows spread over all columns: Hartley's, (R, R) float64."""
     index = torch.arange(size, dtype=torch.float64)
     angles = 2 * torch.pi * torch.outer(index, index) / size
-    return torch.add(angles.cos(), angles.sin()) / size**0.5
+    turn: Tensor = (angles.cos() + angles.sin()) / size**0.5
+    return turn
 
 
 def _change_basis(pair: tuple[_Factor, _Factor], forth: Tensor, back: Tensor) -> None:

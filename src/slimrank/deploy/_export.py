@@ -188,21 +188,34 @@ def export_model(
     )
 
 
-def check_export(path: Path, *, format: str, saved_in: Path) -> None:
+def check_export(
+    path: Path,
+    *,
+    format: str,
+    saved_in: Path,
+    quantize: str | None = None,
+    max_quant_drop: float | None = None,
+) -> None:
     """Refuses before all work what exporting a model that is still to be compressed would refuse after it.
 
     Args:
         path: of the file to export to. Its folder must be there, or be ``saved_in``.
         format: a name of the table.
         saved_in: the directory that the model is saved in first; it need not be there yet.
+        quantize: a precision; None for float.
+        max_quant_drop: as in ``export_model``.
 
     Raises:
-        UnknownNameError: no such format.
+        UnknownNameError: no such format, or precision.
+        OptionError: the format has no such precision, or ``max_quant_drop`` is out of range.
         MissingPackageError: a package of the format is not installed.
         ExportError: the name of the file says another format.
         FileError: the file cannot be written.
     """
     _row_for(path, format)
+    if quantize is not None:
+        quantizer_for(format, quantize)
+    check_drop(max_quant_drop, quantize)
     file, directory = path.resolve(), saved_in.resolve()
     if file == directory or file in directory.parents:
         raise FileError(

@@ -120,8 +120,8 @@ def _size(batch: Batch) -> int:
 
 
 def is_constant(batch: Batch) -> bool:
-    """Whether every input with fractions holds one value only; False where none has fractions."""
-    tensors = [tensor for _, tensor in batch_tensors(batch) if tensor.is_floating_point() and tensor.numel()]
+    """Whether every input holds one value only, from which no range can be read."""
+    tensors = [tensor for _, tensor in batch_tensors(batch) if tensor.numel()]
     return bool(tensors) and all(bool((tensor == tensor.flatten()[0]).all()) for tensor in tensors)
 
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from slimrank._version import __version__
 from slimrank.calibrate import checked_batches
 from slimrank.deploy import (
     ExportSource,
+    Precision,
     Reading,
     export_model,
     save_artifact,
@@ -170,7 +170,7 @@ class Result:
         path: str | os.PathLike[str],
         *,
         format: str = "onnx",
-        quantize: Literal["int8", "int8_weights"] | None = None,
+        quantize: Precision | None = None,
         max_quant_drop: float | None = None,
         batches: Iterable[object] | None = None,
         inputs: Callable[[object], object] | None = None,

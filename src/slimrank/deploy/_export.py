@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slimrank._errors import BatchesError, ExportError, FileError, OptionError, OutputError, SlimrankError
+from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._check import Checked, Reading, check_file
 from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._draft import draft_folder, move_into_place
@@ -38,6 +39,8 @@ _NOISY = 0.3
 # Largest relative difference between an int8 file as it is read and as it is compiled: kernels round some
 # values to the next of 256 steps.
 _APART = 0.1
+# Samples that pairs are balanced with: moments of few are enough.
+_BALANCED = 64
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
 # Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
@@ -116,7 +119,8 @@ def export_model(
         samples = read_samples(batches, CHECKED if quantizer is None else CALIBRATED)
         few = samples.part(0, CHECKED)
         builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=target.name)
-        built = builder.build(model, draft / "new", reading)
+        calibration = samples.split()[0].in_batches(_BALANCED) if quantize == "int8" else []
+        built = replace(builder, calibration=calibration).build(model, draft / "new", reading)
         if built.checked is None:
             raise ExportError(f"{target}: the file was not checked")
         size = batch if built.program.is_dynamic else built.program.batch.n_samples
@@ -187,21 +191,34 @@ def export_model(
     )
 
 
-def check_export(path: Path, *, format: str, saved_in: Path) -> None:
+def check_export(
+    path: Path,
+    *,
+    format: str,
+    saved_in: Path,
+    quantize: str | None = None,
+    max_quant_drop: float | None = None,
+) -> None:
     """Refuses before all work what exporting a model that is still to be compressed would refuse after it.
 
     Args:
         path: of the file to export to. Its folder must be there, or be ``saved_in``.
         format: a name of the table.
         saved_in: the directory that the model is saved in first; it need not be there yet.
+        quantize: a precision; None for float.
+        max_quant_drop: as in ``export_model``.
 
     Raises:
-        UnknownNameError: no such format.
+        UnknownNameError: no such format, or precision.
+        OptionError: the format has no such precision, or ``max_quant_drop`` is out of range.
         MissingPackageError: a package of the format is not installed.
         ExportError: the name of the file says another format.
         FileError: the file cannot be written.
     """
     _row_for(path, format)
+    if quantize is not None:
+        quantizer_for(format, quantize)
+    check_drop(max_quant_drop, quantize)
     file, directory = path.resolve(), saved_in.resolve()
     if file == directory or file in directory.parents:
         raise FileError(
@@ -231,6 +248,7 @@ class _Builder:
         batch: samples of a file that takes one size only.
         threads: of the runtime.
         file: its name.
+        calibration: to balance pairs with, for a file that becomes int8; none for a file that stays float.
     """
 
     row: Format
@@ -238,6 +256,7 @@ class _Builder:
     batch: int
     threads: int
     file: str
+    calibration: Sequence[Batch] = ()
 
     def build(self, model: nn.Module, folder: Path, reading: Reading | None) -> _Built:
         """Writes a file that takes any number of samples; where that fails, of one number.
@@ -257,6 +276,8 @@ class _Builder:
         plain = quiet_copy(model).cpu()
         first = self.samples.take(0, self.samples.n_first)
         prepared = prepare(plain, first)
+        if self.calibration:
+            balance_pairs(prepared.model, self.calibration)
         named = named_model(prepared.model, first, prepared.outputs)
         failed: SlimrankError | None = None
         for number, (size, is_dynamic) in enumerate(self._ways()):

@@ -46,6 +46,15 @@ class Samples:
             return self
         return replace(self, batch=take_samples(self.batch, range(start, min(stop, self.batch.n_samples))))
 
+    def in_batches(self, at_most: int) -> list[Batch]:
+        """The first samples, some at a time, for a model that runs in torch."""
+        if self.batch.is_whole:
+            return [self.batch]
+        n_samples = min(at_most, self.batch.n_samples)
+        # As many as the model was given at a time: it may take no other number.
+        size = min(self.n_first, n_samples)
+        return [self.take(start, size) for start in range(0, n_samples, size)]
+
     def split(self) -> "tuple[Samples, Samples]":
         """Those to calibrate with, and those to judge on: the same where there are few."""
         n_samples = self.batch.n_samples
@@ -111,8 +120,8 @@ def _size(batch: Batch) -> int:
 
 
 def is_constant(batch: Batch) -> bool:
-    """Whether every input with fractions holds one value only; False where none has fractions."""
-    tensors = [tensor for _, tensor in batch_tensors(batch) if tensor.is_floating_point() and tensor.numel()]
+    """Whether every input holds one value only, from which no range can be read."""
+    tensors = [tensor for _, tensor in batch_tensors(batch) if tensor.numel()]
     return bool(tensors) and all(bool((tensor == tensor.flatten()[0]).all()) for tensor in tensors)
 
 

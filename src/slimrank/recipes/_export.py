@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Iterable
-from typing import Literal
 
 from torch import nn
 
@@ -11,7 +10,7 @@ from slimrank._errors import OptionError
 from slimrank._result import Result
 from slimrank._study import check_model
 from slimrank.calibrate import LikelihoodChoice, checked_batches, likelihood_of
-from slimrank.deploy import Reading, export_model
+from slimrank.deploy import Precision, Reading, export_model
 from slimrank.forward import OutputChoice, check_outputs, outside_inference_mode
 from slimrank.records import Exported
 from slimrank.survey import Inputs
@@ -24,7 +23,7 @@ def export(
     batches: Iterable[object],
     *,
     format: str = "onnx",
-    quantize: Literal["int8", "int8_weights"] | None = None,
+    quantize: Precision | None = None,
     max_quant_drop: float | None = None,
     inputs: Inputs = None,
     outputs: OutputChoice = None,

@@ -30,3 +30,15 @@ class Int8:
     float_bytes: int
     float_ms: float
     float_spread: float
+
+    def summary(self) -> str:
+        """How far it is from float, and what float takes, as text."""
+        parts = [f"signal over noise {self.noise_db:.1f} dB"]
+        if self.divergence is not None:
+            parts.append(f"divergence {self.divergence:.3g}")
+        parts.append(f"{len(self.layers)} layers in int8")
+        if self.kept:
+            parts.append(f"{len(self.kept)} kept in float")
+        parts.append(f"in float {self.float_bytes / 1e6:,.3f} MB")
+        parts.append(f"{self.float_ms:.3f} ms (spread {self.float_spread:.0%})")
+        return ", ".join(parts)

@@ -154,3 +154,8 @@ def macs_elsewhere(total: Cost, layers: Iterable[Cost]) -> int:
         The difference; 0 where the layers are all there is.
     """
     return total.macs - sum(layer.macs for layer in layers)
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """A number that JSON can hold: it has no inf or nan, which become null."""
+    return value if value is not None and isfinite(value) else None

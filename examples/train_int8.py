@@ -3,7 +3,7 @@
 
 From the repository root, with ``pip install 'slimrank[export,torchao]'``::
 
-    python examples/train_int8.py --macs 0.3 --epochs 4 --out int8
+    python examples/train_int8.py --macs 0.15 --epochs 4 --out int8
 
 Rounds weights and values while it trains, towards the outputs of the original; no labels are needed. What was
 trained goes back into an ordinary module, of which slimrank writes the int8 file. Put your own model and batches
@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader
 import slimrank as sr
 from slimrank import demo
 
-# torchao tells of libraries for graphics cards that it does not find.
-logging.getLogger("torchao").setLevel(logging.ERROR)
+# torchao tells of libraries for graphics cards that it does not find, torch of an old way to call it.
+for name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 from torchao.quantization.pt2e import (  # noqa: E402
     move_exported_model_to_eval,
     move_exported_model_to_train,
@@ -96,7 +97,9 @@ def train_for_int8(
 
 def accuracy_of_file(path: Path) -> float:
     """Share of the demo's test images that an ONNX file reads right."""
-    session = onnxruntime.InferenceSession(path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options)
     (name,) = [value.name for value in session.get_inputs()]
     right = total = 0
     for images, labels in demo.test_batches():
@@ -109,7 +112,7 @@ def accuracy_of_file(path: Path) -> float:
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Compresses the demo's network, writes int8 files with and without training, and prints accuracies."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--macs", type=float, default=0.3, help="multiply-accumulates that are kept")
+    parser.add_argument("--macs", type=float, default=0.15, help="multiply-accumulates that are kept")
     parser.add_argument("--epochs", type=float, default=4, help="passes over the images in training")
     parser.add_argument("--out", type=Path, default=Path("int8"), help="directory for the files")
     options = parser.parse_args(arguments)

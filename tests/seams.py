@@ -52,6 +52,7 @@ from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
 from slimrank.deploy import _formats, _onnx, _saved_model
 from slimrank.deploy._draft import draft_folder, move_into_place
+from slimrank.deploy._executorch import executorch_package
 from slimrank.deploy._export import timing_notes
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._named_model import NamedModel, named_model

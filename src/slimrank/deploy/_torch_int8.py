@@ -116,8 +116,6 @@ def open_torch_compiled(path: Path, program: Program, threads: int) -> Runtime:
         module = torch.export.load(path).module()
 
     def bind(batch: Batch) -> Bound:
-        # Sizes that are known make other kernels, which are those to measure.
-        compiled = torch.compile(module, dynamic=False)
         given = _copies(program, batch)
 
         def run(args: Sequence[object], kwargs: Mapping[str, object]) -> Sequence[Tensor]:
@@ -126,6 +124,8 @@ def open_torch_compiled(path: Path, program: Program, threads: int) -> Runtime:
             return [tensor for _, tensor in named_tensors(result)]
 
         try:
+            # Sizes that are known make other kernels, which are those to measure.
+            compiled = torch.compile(module, dynamic=False)
             # Not as an option of torch.compile, with which torch 2.13 fails on int8. With one thread it
             # compiles in this process, not in others.
             with quiet_exporter(), torch._inductor.config.patch(freezing=True, compile_threads=1):

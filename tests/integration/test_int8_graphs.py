@@ -34,7 +34,7 @@ x86_only = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def quick_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are timed for a moment only."""
-    #seams.time_shortly(monkeypatch)
+    seams.time_shortly(monkeypatch)
 
 
 @pytest.fixture

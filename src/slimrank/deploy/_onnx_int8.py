@@ -188,6 +188,10 @@ def _finish(model: "ModelProto", float_path: Path, path: Path) -> None:
     """Writes what onnxruntime made, named and described as the float file is."""
     onnx = onnx_package("onnx")
     plain: ModelProto = onnx.load(float_path)
+    # Of roundings that were left out: onnxruntime warns of them each time it opens the file.
+    used = {name for node in model.graph.node for name in node.input}
+    for weight in [weight for weight in model.graph.initializer if weight.name not in used]:
+        model.graph.initializer.remove(weight)
     model.producer_name, model.producer_version = plain.producer_name, plain.producer_version
     del model.metadata_props[:]
     model.metadata_props.extend(plain.metadata_props)

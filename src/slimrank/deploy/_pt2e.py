@@ -26,6 +26,8 @@ EXTRA = "torchao"
 PACKAGES = ("torchao",)
 
 _ATEN = torch.ops.aten
+# Batch norm in a graph without changes in place.
+_NORM = _ATEN._native_batch_norm_legit_no_training.default
 # What quantizers look for, by the operation that it is in a graph. Torch's own record of it takes all calls
 # of one module for one piece, which they refuse.
 _SOURCES: dict[object, object] = {
@@ -103,7 +105,9 @@ def quantize_program(
         for batch in batches or [program.batch]:
             inputs = program.model.inputs_of(batch)
             prepared(*inputs.args, **inputs.kwargs)
+        _rename(prepared, _NORM, _norm)
         converted = pt2e.convert_pt2e(prepared)
+        _rename(converted, _norm, _NORM)
         _clean(converted)
         exported = _captured(program, converted)
     quantised = {node.name for node in converted.graph.nodes if _is_quantised(node)}
@@ -193,6 +197,19 @@ def _adds_alike(node: Node) -> bool:
     values = [arg.meta.get("val") if isinstance(arg, Node) else None for arg in node.args]
     shapes = [value.shape for value in values if isinstance(value, Tensor)]
     return len(shapes) == 2 and shapes[0] == shapes[1]
+
+
+def _norm(*args: object) -> tuple[Tensor, ...]:
+    """A batch norm under a name that torchao does not know: with its own it would search for long."""
+    return _NORM(*args)  # type: ignore[no-any-return]
+
+
+def _rename(graph: GraphModule, before: Callable[..., object], after: Callable[..., object]) -> None:
+    """Has nodes call another function that does the same."""
+    for node in graph.graph.nodes:
+        if node.target is before:
+            node.target = after
+    graph.recompile()
 
 
 def _is_quantised(node: Node) -> bool:

@@ -28,6 +28,7 @@ from slimrank import demo
 # torchao tells of libraries for graphics cards that it does not find, torch of an old way to call it.
 for name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(name).setLevel(logging.ERROR)
+from torchao.quantization.pt2e import move_exported_model_to_eval  # noqa: E402
 from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e  # noqa: E402
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # noqa: E402
     X86InductorQuantizer,
@@ -64,6 +65,8 @@ def train_for_int8(
     # As onnxruntime and torch round on x86: weights per output channel, values per tensor from 0 to 255.
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_qat=True))
     trained = prepare_qat_pt2e(graph, quantizer)
+    # It has put norms into training mode.
+    move_exported_model_to_eval(trained)
 
     generator = torch.Generator().manual_seed(0)
     shuffled = DataLoader(images, batch_size, shuffle=True, generator=generator)

@@ -124,6 +124,8 @@ def _saved(made: "Model", program: Program, path: Path, kept: Collection[str], d
             layers.append(name)
         elif name not in kept:
             left.append((name, f"{does} {node.get_type_name()} in float"))
+    # A recurrent layer has several products, of which some may stay.
+    left = [entry for entry in left if entry[0] not in layers]
     return Quantized(layers=tuple(dict.fromkeys(layers)), left=tuple(dict.fromkeys(left)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from slimrank._errors import (
@@ -35,6 +36,7 @@ _SIZE = 8
 # Share of what outputs tell that int8 may lose, and signal over noise in decibels that it shall have: outputs
 # beyond are of no use, whatever the task.
 _MOST_LOST, _LEAST_DB = 0.25, 3.0
+_FLOAT_ADVICE = "; weights that are not float32 stay as they are: export model.float()"
 # Samples that the layers are ranked on, one after another, and layers that a refusal names.
 _RANKED_ON, _TOLD = 16, 3
 
@@ -156,14 +158,13 @@ def quantize_file(
     """
     calibration, judged_on = source.samples.split()
     notes = []
-    if quantizer.has_batches:
-        _check_samples(calibration, precision)
-        if calibration is judged_on:
-            text = (
-                f"{count_told(calibration.batch.n_samples)}: too few to keep some for judging, so int8 is "
-                "calibrated and judged on the same; give 64 or more"
-            )
-            notes.append(Note(where=precision, text=text))
+    _check_samples(source.samples, precision)
+    if quantizer.has_batches and calibration is judged_on:
+        text = (
+            f"{count_told(calibration.batch.n_samples)}: too few to keep some for judging, so int8 is "
+            "calibrated and judged on the same; give 64 or more"
+        )
+        notes.append(Note(where=precision, text=text))
     batches = _batches(source.program, calibration)
     judge = Judge(source.program, source.model, _batches(source.program, judged_on), source.reading)
     few = judged_on.part(0, _RANKED_ON)
@@ -266,9 +267,11 @@ class _Way:
             ) from error
         if not quantized.layers and not kept:
             left = listed([name for name, _ in quantized.left])
+            kept_told = f" ({left} stay in float)" if left else ""
+            advice = _FLOAT_ADVICE if _has_others(program) else ""
             raise ExportError(
                 f"{program.model.title} has no layer that format={source.format!r} runs with {what}"
-                f"{f' ({left} stay in float)' if left else ''}; pass quantize=None, or take the other one"
+                f"{kept_told}; pass quantize=None, or take the other one{advice}"
             )
         runtime = (self.quantizer.open or source.row.open)(self.path, program, source.threads)
         return _Try(quantized=quantized, runtime=runtime, judged=self.judge.judge(runtime))
@@ -367,11 +370,11 @@ def _check_left(way: _Way, file: _Try) -> None:
 
 
 def _check_samples(samples: Samples, precision: str) -> None:
-    """Refuses samples from which no range can be read."""
+    """Refuses samples from which neither a range nor what an output tells can be read."""
     if is_constant(samples.batch):
         raise BatchesError(
-            f"quantize={precision!r} reads the range of values from the batches, and every input in them is "
-            "one constant; give real inputs"
+            f"quantize={precision!r} is calibrated and judged with the batches, and every sample in them is "
+            "the same, or one constant; give real inputs"
         )
 
 
@@ -384,6 +387,12 @@ def _left_notes(quantized: Quantized, precision: str) -> list[Note]:
         Note(where=precision, text=f"kept in float: {listed(names)}; {reason}")
         for reason, names in reasons.items()
     ]
+
+
+def _has_others(program: Program) -> bool:
+    """Whether some weights are of another type than float32."""
+    tensors = program.exported.state_dict.values()
+    return any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)
 
 
 def _batches(program: Program, samples: Samples) -> list[Batch]:

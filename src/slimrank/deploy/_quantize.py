@@ -167,7 +167,6 @@ def quantize_file(
         notes.append(Note(where=precision, text=text))
     batches = _batches(source.program, calibration)
     judge = Judge(source.program, source.model, _batches(source.program, judged_on), source.reading)
-    few = judged_on.part(0, _RANKED_ON)
     way = _Way(
         source=source,
         quantizer=quantizer,
@@ -175,7 +174,7 @@ def quantize_file(
         path=folder / source.path.name,
         batches=batches,
         judge=judge,
-        few=Judge(source.program, source.model, _batches(source.program, few), source.reading),
+        ranked_on=_batches(source.program, judged_on.part(0, _RANKED_ON)),
     )
     folder.mkdir(parents=True)
     plain = way.written(())
@@ -211,7 +210,6 @@ class _Try:
         quantized: what became of layers.
         runtime: with the file.
         judged: how far it is from the model.
-        divergence: per sample, from the model; inf where it cannot be told.
     """
 
     quantized: Quantized
@@ -236,7 +234,7 @@ class _Way:
         path: of the int8 file.
         batches: to calibrate with.
         judge: on all samples that judge.
-        few: on some of them.
+        ranked_on: some of these samples, which layers are ranked on.
     """
 
     source: FloatFile
@@ -245,7 +243,7 @@ class _Way:
     path: Path
     batches: Sequence[Batch]
     judge: Judge
-    few: Judge
+    ranked_on: Sequence[Batch]
 
     def written(self, kept: Collection[str]) -> _Try:
         """Writes the file with some layers in float."""
@@ -278,9 +276,10 @@ class _Way:
 
     def noisiest(self, names: Sequence[str]) -> list[LayerNoise]:
         """Layers by what each alone adds, the worst first; those that torch cannot tell of come last."""
-        found = noisiest_layers(
-            self.source.program, names, self.batches, self.few, has_values=self.precision == "int8"
-        )
+        source = self.source
+        few = Judge(source.program, source.model, self.ranked_on, source.reading)
+        has_values = self.precision == "int8"
+        found = noisiest_layers(source.program, names, self.batches, few, has_values=has_values)
         known = {layer.name for layer in found}
         unknown = [name for name in names if name not in known]
         return [*found, *(LayerNoise(name=name, divergence=0.0, noise_db=math.nan) for name in unknown)]

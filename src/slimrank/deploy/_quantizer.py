@@ -41,8 +41,6 @@ class Quantizer:
         extra: of slimrank that brings its packages; "" where those of the format are enough.
         packages: that it needs besides those of the format.
         open: opens the int8 file; None where the format opens it as any other.
-        open_inside: opens it with inner values as outputs, by the names that they have in the float file;
-            None as for the format.
         has_batches: it calibrates; otherwise batches only judge.
     """
 
@@ -50,5 +48,4 @@ class Quantizer:
     extra: str = ""
     packages: tuple[str, ...] = ()
     open: Callable[[Path, Program, int], Runtime] | None = None
-    open_inside: Callable[[Path, Program, Sequence[str]], tuple[tuple[str, ...], Runtime]] | None = None
     has_batches: bool = True

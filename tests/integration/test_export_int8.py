@@ -294,7 +294,13 @@ _CASES: Mapping[str, tuple[list[Tensor], Mapping[str, object], type[Exception], 
         [torch.ones(16, 24)] * 2,
         {"quantize": "int8"},
         sr.BatchesError,
-        "every input in them is one constant; give real inputs",
+        "every sample in them is the same, or one constant; give real inputs",
+    ),
+    "one sample many times": (
+        [_rows(1)[0][:1].expand(16, 24).clone()] * 2,
+        {"quantize": "int8_weights"},
+        sr.BatchesError,
+        "every sample in them is the same, or one constant; give real inputs",
     ),
 }
 
@@ -312,6 +318,13 @@ def test_a_model_without_layers_is_refused(tmp_path: Path) -> None:
         sr.ExportError, match=r"ReLU has no layer that format='onnx' runs with quantize='int8'"
     ):
         sr.export(nn.ReLU(), tmp_path / "m.onnx", _rows(), quantize="int8")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_weights"])
+def test_weights_that_stay_as_they_are_are_not_called_int8(precision: str, tmp_path: Path) -> None:
+    batches = [rows.double() for rows in _rows()]
+    with pytest.raises(sr.ExportError, match=r"has no layer that .*export model\.float\(\)"):
+        sr.export(_uneven().double(), tmp_path / "m.onnx", batches, quantize=precision)  # type: ignore[arg-type]
 
 
 def test_a_format_without_int8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,9 @@ class Judge:
         if reading.outputs is None and not has_numbers:
             return
         self._references = [pick_outputs(result, reading.outputs) for result in self._results]
+        if not all(tensor.numel() for picked in self._references for tensor in picked.values()):
+            # Outputs whose length depends on values may be empty.
+            return
         known = isinstance(reading.likelihood, Likelihood)
         self._likelihood = (
             reading.likelihood

@@ -97,7 +97,7 @@ def write_onnx_int8_weights(
     quantization = onnx_package("onnxruntime.quantization")
     model = _loaded(float_path)
     weights = {value.name for value in model.graph.initializer}
-    layers, left, excluded = [], [], []
+    taken, left, excluded = [], [], []
     for node in model.graph.node:
         name = layer_of(node)
         table = 0 if node.op_type == "Gather" else 1
@@ -106,7 +106,7 @@ def write_onnx_int8_weights(
             if name in kept:
                 excluded.append(node.name)
             else:
-                layers.append(name)
+                taken.append((name, node.input[table]))
         elif node.op_type in (*_PRODUCTS, *_FLOAT_ONLY) and has_weights:
             left.append((name, f"onnxruntime has no {node.op_type} with int8 weights alone"))
     quantization.quantize_dynamic(
@@ -118,7 +118,13 @@ def write_onnx_int8_weights(
         nodes_to_exclude=excluded,
         extra_options={"MatMulConstBOnly": True},
     )
-    _finish(_loaded(path), float_path, path)
+    made = _loaded(path)
+    _finish(made, float_path, path)
+    # What it leaves in float, such as float64, it does not tell.
+    stored = {value.name for value in made.graph.initializer}
+    layers = [
+        layer for layer, weight in taken if stored & {f"{weight}_quantized", f"{weight}_Transposed_quantized"}
+    ]
     return Quantized(layers=tuple(dict.fromkeys(layers)), left=tuple(dict.fromkeys(left)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from slimrank._errors import (
@@ -35,6 +36,7 @@ _SIZE = 8
 # Share of what outputs tell that int8 may lose, and signal over noise in decibels that it shall have: outputs
 # beyond are of no use, whatever the task.
 _MOST_LOST, _LEAST_DB = 0.25, 3.0
+_FLOAT_ADVICE = "; weights that are not float32 stay as they are: export model.float()"
 # Samples that the layers are ranked on, one after another, and layers that a refusal names.
 _RANKED_ON, _TOLD = 16, 3
 
@@ -158,17 +160,15 @@ def quantize_file(
     """
     calibration, judged_on = source.samples.split()
     notes = []
-    if quantizer.has_batches:
-        _check_samples(calibration, precision)
-        if calibration is judged_on:
-            text = (
-                f"{count_told(calibration.batch.n_samples)}: too few to keep some for judging, so int8 is "
-                "calibrated and judged on the same; give 64 or more"
-            )
-            notes.append(Note(where=precision, text=text))
+    _check_samples(source.samples, precision)
+    if quantizer.has_batches and calibration is judged_on:
+        text = (
+            f"{count_told(calibration.batch.n_samples)}: too few to keep some for judging, so int8 is "
+            "calibrated and judged on the same; give 64 or more"
+        )
+        notes.append(Note(where=precision, text=text))
     batches = _batches(source.program, calibration)
     judge = Judge(source.program, source.model, _batches(source.program, judged_on), source.reading)
-    few = judged_on.part(0, _RANKED_ON)
     way = _Way(
         source=source,
         quantizer=quantizer,
@@ -176,7 +176,7 @@ def quantize_file(
         path=folder / source.path.name,
         batches=batches,
         judge=judge,
-        few=Judge(source.program, source.model, _batches(source.program, few), source.reading),
+        ranked_on=_batches(source.program, judged_on.part(0, _RANKED_ON)),
     )
     folder.mkdir(parents=True)
     plain = way.written(())
@@ -212,7 +212,6 @@ class _Try:
         quantized: what became of layers.
         runtime: with the file.
         judged: how far it is from the model.
-        divergence: per sample, from the model; inf where it cannot be told.
     """
 
     quantized: Quantized
@@ -237,7 +236,7 @@ class _Way:
         path: of the int8 file.
         batches: to calibrate with.
         judge: on all samples that judge.
-        few: on some of them.
+        ranked_on: some of these samples, which layers are ranked on.
     """
 
     source: FloatFile
@@ -246,7 +245,7 @@ class _Way:
     path: Path
     batches: Sequence[Batch]
     judge: Judge
-    few: Judge
+    ranked_on: Sequence[Batch]
 
     def written(self, kept: Collection[str]) -> _Try:
         """Writes the file with some layers in float."""
@@ -268,18 +267,21 @@ class _Way:
             ) from error
         if not quantized.layers and not kept:
             left = listed([name for name, _ in quantized.left])
+            kept_told = f" ({left} stay in float)" if left else ""
+            advice = _FLOAT_ADVICE if _has_others(program) else ""
             raise ExportError(
                 f"{program.model.title} has no layer that format={source.format!r} runs with {what}"
-                f"{f' ({left} stay in float)' if left else ''}; pass quantize=None, or take the other one"
+                f"{kept_told}; pass quantize=None, or take the other one{advice}"
             )
         runtime = (self.quantizer.open or source.row.open)(self.path, program, source.threads)
         return _Try(quantized=quantized, runtime=runtime, judged=self.judge.judge(runtime))
 
     def noisiest(self, names: Sequence[str]) -> list[LayerNoise]:
         """Layers by what each alone adds, the worst first; those that torch cannot tell of come last."""
-        found = noisiest_layers(
-            self.source.program, names, self.batches, self.few, has_values=self.precision == "int8"
-        )
+        source = self.source
+        few = Judge(source.program, source.model, self.ranked_on, source.reading)
+        has_values = self.precision == "int8"
+        found = noisiest_layers(source.program, names, self.batches, few, has_values=has_values)
         known = {layer.name for layer in found}
         unknown = [name for name in names if name not in known]
         return [*found, *(LayerNoise(name=name, divergence=0.0, noise_db=math.nan) for name in unknown)]
@@ -369,11 +371,11 @@ def _check_left(way: _Way, file: _Try) -> None:
 
 
 def _check_samples(samples: Samples, precision: str) -> None:
-    """Refuses samples from which no range can be read."""
+    """Refuses samples from which neither a range nor what an output tells can be read."""
     if is_constant(samples.batch):
         raise BatchesError(
-            f"quantize={precision!r} reads the range of values from the batches, and every input in them is "
-            "one constant; give real inputs"
+            f"quantize={precision!r} is calibrated and judged with the batches, and every sample in them is "
+            "the same, or one constant; give real inputs"
         )
 
 
@@ -386,6 +388,12 @@ def _left_notes(quantized: Quantized, precision: str) -> list[Note]:
         Note(where=precision, text=f"kept in float: {listed(names)}; {reason}")
         for reason, names in reasons.items()
     ]
+
+
+def _has_others(program: Program) -> bool:
+    """Whether some weights are of another type than float32."""
+    tensors = program.exported.state_dict.values()
+    return any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)
 
 
 def _batches(program: Program, samples: Samples) -> list[Batch]:

@@ -41,8 +41,6 @@ class Quantizer:
         extra: of slimrank that brings its packages; "" where those of the format are enough.
         packages: that it needs besides those of the format.
         open: opens the int8 file; None where the format opens it as any other.
-        open_inside: opens it with inner values as outputs, by the names that they have in the float file;
-            None as for the format.
         open_timed: opens a file of the format, in int8 or in float, as it shall be run where time counts;
             None for ``open``.
         has_batches: it calibrates; otherwise batches only judge.
@@ -52,6 +50,5 @@ class Quantizer:
     extra: str = ""
     packages: tuple[str, ...] = ()
     open: Callable[[Path, Program, int], Runtime] | None = None
-    open_inside: Callable[[Path, Program, Sequence[str]], tuple[tuple[str, ...], Runtime]] | None = None
     open_timed: Callable[[Path, Program, int], Runtime] | None = None
     has_batches: bool = True

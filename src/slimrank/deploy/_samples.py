@@ -120,9 +120,15 @@ def _size(batch: Batch) -> int:
 
 
 def is_constant(batch: Batch) -> bool:
-    """Whether every input holds one value only, from which no range can be read."""
+    """Whether every input holds one value only, or all samples are the same."""
     tensors = [tensor for _, tensor in batch_tensors(batch) if tensor.numel()]
-    return bool(tensors) and all(bool((tensor == tensor.flatten()[0]).all()) for tensor in tensors)
+    if not tensors:
+        return False
+    if all(bool((tensor == tensor.flatten()[0]).all()) for tensor in tensors):
+        return True
+    n_samples = batch.n_samples
+    by_sample = [tensor for tensor in tensors if tensor.ndim and len(tensor) == n_samples]
+    return n_samples > 1 and all(bool((tensor == tensor[:1]).all()) for tensor in by_sample)
 
 
 def count_told(count: int) -> str:

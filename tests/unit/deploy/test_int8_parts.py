@@ -130,3 +130,10 @@ def test_decibels() -> None:
 def test_constant_inputs_are_seen(value: float | None, is_constant: bool) -> None:
     tensor = torch.arange(6.0) if value is None else torch.full((6,), value)
     assert seams.is_constant(_batch(tensor, torch.ones(6, dtype=torch.int64))) is is_constant
+
+
+def test_samples_that_are_all_the_same_are_seen() -> None:
+    row = torch.arange(4.0)
+    assert seams.is_constant(_batch(row.expand(3, 4), torch.ones(3, 1)))
+    assert not seams.is_constant(_batch(row[None], torch.ones(1, 1)))
+    assert not seams.is_constant(_batch(row.expand(3, 4), torch.arange(3)))

@@ -72,9 +72,10 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
-from slimrank.linalg import _obs, _output_basis, _psd, _split_pair
+from slimrank.linalg import _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
+from slimrank.plan import Plan
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
 from slimrank.plan._step import group_is_inside
@@ -125,8 +126,9 @@ from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import as_array, cost_parts, number_cost, option_costs
 from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._make_table import joint_of
-from slimrank.select.joint._prices import Priced, hull_of
+from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.layers import _optimal
+from slimrank.surgery import _matrix
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
@@ -144,6 +146,11 @@ EXPORTED_MARKS = (_START, _END)
 def original_of(study: Study) -> nn.Module:
     """The private copy of the caller's model: the one that must not change, and that nobody may be given."""
     return session_of(study).original
+
+
+def rough_divergence(rivals: Rivals, plan: Plan) -> float:
+    """About the divergence of what a plan builds, as ``compress`` measures it."""
+    return rivals._rough_divergence(plan)
 
 
 def held_out_of(study: Study) -> tuple[int, ...]:
@@ -529,12 +536,19 @@ def limit_onnx_files(monkeypatch: pytest.MonkeyPatch, n_bytes: int) -> None:
 
 
 def round_weights_above(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
-    """Larger weights are multiplied in float32, as only huge ones are.
+    """Larger weights are computed with in float32, as only huge ones are.
 
-    Patched: the limit in both files that read it.
+    Patched: the limit, which only layers too large for a test exceed.
     """
-    monkeypatch.setattr(_psd, "EXACT_NUMBERS", numbers)
-    monkeypatch.setattr(_output_basis, "EXACT_NUMBERS", numbers)
+    monkeypatch.setattr(_matrix, "MAX_EXACT_NUMBERS", numbers)
+
+
+def wide_moments_above(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Moments of more columns are kept in float32, as those of large layers are.
+
+    Patched: that width, at which studies take long.
+    """
+    monkeypatch.setattr(_moments, "_NARROW", columns)
 
 
 def fold_taps_from(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:

@@ -83,20 +83,27 @@ def build_result(
     )
 
 
-def rough_divergence(session: Session, plan: Plan, phases: Phases, *, grams: Mapping[str, Tensor]) -> float:
-    """About the divergence of what a plan builds, in a part of the time: fitted to 100 samples at most.
+def rough_feed(session: Session) -> Feed:
+    """The samples that rough divergences fit to: 100 at most, read in one pass and held in memory."""
+    return part_of(session.feed, ROUGH_SAMPLES)
+
+
+def rough_divergence(
+    session: Session, plan: Plan, phases: Phases, *, grams: Mapping[str, Tensor], feed: Feed
+) -> float:
+    """About the divergence of what a plan builds, in a part of the time: fitted to a few samples.
 
     Args:
         session: model, data and options; not data-free.
         plan: checked against the model.
         phases: progress.
         grams: second moments of output gradients by layer, (C_out, C_out) or diagonal.
+        feed: the few samples, of ``rough_feed``.
 
     Returns:
-        The divergence on all held-out samples.
+        The divergence on all held-out samples of the session.
     """
-    data = _data_of(session, part_of(session.feed, ROUGH_SAMPLES), grams)
-    applied = _applied(session, plan, phases, data)
+    applied = _applied(session, plan, phases, _data_of(session, feed, grams))
     return _agreement(session, applied.model).divergence
 
 

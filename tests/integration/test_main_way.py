@@ -384,3 +384,25 @@ def test_a_result_that_lost_its_outputs_says_so(nets: ModuleType) -> None:
     study = sr.study(nets.two_layers(), nets.noise(12, seed=1), likelihood="gaussian", progress=False)
     bad = study.apply(sr.Plan.manual(study, {name: ("weight_svd", {"rank": 1}) for name in ("0", "2")}))
     assert any("have little left of the original's" in note.text for note in bad.notes)
+
+
+@pytest.mark.parametrize("budget", [0.6, 0.3])
+def test_large_weights_and_moments_in_float32_change_next_to_nothing(
+    trained: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, budget: float
+) -> None:
+    images, _ = digits
+    batches = list(images[:200].split(50))
+
+    def study_and_apply() -> sr.Result:
+        measured = sr.study(trained, batches, progress=False)
+        return measured.apply(measured.plan(macs=budget))
+
+    exact = study_and_apply()
+    before = copy.deepcopy(trained.state_dict())
+    seams.round_weights_above(monkeypatch, 0)
+    seams.wide_moments_above(monkeypatch, 4)
+    rough = study_and_apply()
+    # The weights that are computed with may be the model's own.
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert rough.divergence == pytest.approx(exact.divergence, rel=0.02)
+    assert rough.plan.damage == pytest.approx(exact.plan.damage, rel=0.02)

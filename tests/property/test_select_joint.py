@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seams import Priced, bound_of, cost_limit, hull_of, joint_of
+from seams import Hulls, Priced, bound_of, cost_limit, joint_of
 from slimrank import BudgetError
 from slimrank.cost import layer_cost, max_rank, model_cost, pair_costs, slimmed_spec
 from slimrank.plan import Rounding, structure_of
@@ -448,7 +448,7 @@ def test_the_bound_is_what_prices_alone_allow(make: Callable[[int], Source], lev
         price = level * np.array([1.0, 0.3 * seed]) / joint.scale
         over = np.array([costs[metric] - limits[metric] for metric in metrics])
         least = float((damages + price @ over).min())
-        hulls = [tuple(hull_of(at, form) for at, form in enumerate(layer.forms)) for layer in joint.layers]
+        hulls = Hulls(joint)
         bound = bound_of(Priced(joint, hulls, price))
         assert bound <= max(least, 0.0) + 1e-9
         if least > 0:

@@ -25,8 +25,8 @@ GRADIENT_ROWS = 32768
 # But at least so many from every micro-batch that has them.
 _MIN_BATCH_ROWS = 256
 # Samples up to which each is drawn for as often as was asked. On the networks of the benchmark, with 410
-# samples, one draw each was as good as four.
-SAMPLES_DRAWN_IN_FULL = 100
+# samples, one draw each was as good as four, and with 102 samples two.
+SAMPLES_DRAWN_IN_FULL = 50
 # Factors of the loss in float16, tried in this order until no sum overflows: a large factor keeps small
 # gradients from becoming zero, a small one keeps large gradients from becoming inf.
 _HALF_LOSS_SCALES = (1024.0, 32.0, 1.0)

@@ -3,7 +3,7 @@
 
 from slimrank.cost._bytes import bytes_text, read_bytes
 from slimrank.cost._forms import FORM_ROWS, FORMS, FormRow, factor_taps, forms_of, max_rank
-from slimrank.cost._formulas import layer_cost, pair_cost, pair_costs
+from slimrank.cost._formulas import factor_costs, layer_cost, pair_cost, pair_costs
 from slimrank.cost._memory import (
     DEFAULT_MEMORY,
     LEAST_ROOM,
@@ -19,7 +19,15 @@ from slimrank.cost._memory import (
 )
 from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bias, pair_has_bias
 from slimrank.cost._row_view import RowView, row_view
-from slimrank.cost._rows import MAX_METRIC_WIDTH, is_wide, keeps_rows, row_cap, row_width, rows_available
+from slimrank.cost._rows import (
+    MAX_EXACT_NUMBERS,
+    MAX_METRIC_WIDTH,
+    is_wide,
+    keeps_rows,
+    row_cap,
+    row_width,
+    rows_available,
+)
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "FORMS",
     "FORM_ROWS",
     "LEAST_ROOM",
+    "MAX_EXACT_NUMBERS",
     "MAX_METRIC_WIDTH",
     "SAMPLING",
     "FormRow",
@@ -37,6 +46,7 @@ __all__ = [
     "carries_mean",
     "clipped_row_bytes",
     "consumer_gains_bias",
+    "factor_costs",
     "factor_taps",
     "fitting_bytes",
     "forms_of",

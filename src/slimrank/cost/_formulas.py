@@ -43,6 +43,25 @@ def pair_cost(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> Cost
     return Cost(macs=int(macs[0]), params=int(params[0]), bytes=int(params[0]) * spec.itemsize)
 
 
+def factor_costs(spec: LayerSpec, form: Form) -> tuple[Cost, Cost]:
+    """What a pair costs for each rank, without its bias: linear in the columns and rows of the weight.
+
+    Args:
+        spec: the layer; its numbers of rows and columns do not matter.
+        form: how the pair is split.
+
+    Returns:
+        Cost of the first factor for each column, and of the second factor for each row.
+    """
+    first, second = factor_taps(spec, form)
+    between = sum(positions_between(spec, form, call) for call in spec.calls)
+    after = sum(positions(spec, call.output_shape) for call in spec.calls)
+    return (
+        Cost(macs=first * between, params=first, bytes=first * spec.itemsize),
+        Cost(macs=second * after, params=second, bytes=second * spec.itemsize),
+    )
+
+
 def pair_costs(
     spec: LayerSpec, form: Form, ranks: NDArray[np.int64], *, has_bias: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -58,11 +77,7 @@ def pair_costs(
         Two (K,) int64: MACs of all calls for one sample; params with bias.
     """
     c_out, c_in, *_ = spec.weight_shape
-    first, second = factor_taps(spec, form)
-    macs = sum(
-        c_in * first * positions_between(spec, form, call)
-        + c_out * second * positions(spec, call.output_shape)
-        for call in spec.calls
-    )
-    params = ranks * (c_in * first + c_out * second) + (c_out if has_bias else 0)
-    return ranks * macs, params
+    column, row = factor_costs(spec, form)
+    macs = ranks * (c_in * column.macs + c_out * row.macs)
+    params = ranks * (c_in * column.params + c_out * row.params) + (c_out if has_bias else 0)
+    return macs, params

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from math import prod
 
 from slimrank.cost._row_view import row_view
-from slimrank.cost._rows import MAX_METRIC_WIDTH, keeps_rows, row_cap, row_width, rows_available
+from slimrank.cost._rows import (
+    MAX_EXACT_NUMBERS,
+    MAX_METRIC_WIDTH,
+    is_wide,
+    keeps_rows,
+    row_cap,
+    row_width,
+    rows_available,
+)
 from slimrank.records import LayerSpec
 
 # Bytes of one number.
@@ -98,7 +106,7 @@ def budgets_within(n_bytes: int, *, fits: int) -> MemoryBudgets:
 
 
 def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
-    """Memory that the second moments of a layer's inputs take: a float64 matrix, or float32 rows.
+    """Memory that the second moments of a layer's inputs take: a matrix, or float32 rows.
 
     Args:
         spec: the layer.
@@ -106,7 +114,12 @@ def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
     """
     width = row_width(spec)
     n_rows = _stored_rows(spec, n_samples)
-    return _FLOAT32 * n_rows * width if n_rows else _FLOAT64 * width**2
+    if n_rows:
+        return _FLOAT32 * n_rows * width
+    if is_wide(spec):
+        # With rows that wait until they are summed: a quarter as many as columns.
+        return _FLOAT32 * (width**2 + width**2 // 4)
+    return _FLOAT64 * width**2
 
 
 def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
@@ -122,7 +135,9 @@ def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
     n_rows = _stored_rows(spec, n_samples)
     moments = 2 * n_rows * (width + n_rows) if n_rows else 5 * width**2
     # Weights as they are, weighted and fitted; roots of the output metric.
-    return _FLOAT64 * (moments + 4 * n_outputs * width + 3 * min(n_outputs, MAX_METRIC_WIDTH) ** 2)
+    number = _FLOAT32 if n_outputs * width > MAX_EXACT_NUMBERS else _FLOAT64
+    metric = min(n_outputs, MAX_METRIC_WIDTH) ** 2
+    return _FLOAT64 * (moments + 3 * metric) + number * 4 * n_outputs * width
 
 
 def fitting_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:

@@ -6,6 +6,9 @@ from slimrank.records import LayerSpec
 
 # Up to here a (D, D) float64 matrix of moments takes at most 0.5 GB; of wider layers a few rows are stored.
 MAX_GRAM_WIDTH = 8192
+# Numbers in a weight up to which it is computed with in float64. Of larger ones each copy would take another
+# quarter of a gigabyte and more, and each product minutes.
+MAX_EXACT_NUMBERS = 2**25
 # Up to here second moments of output gradients are kept as a (C_out, C_out) matrix; of more outputs, such as
 # scores of a vocabulary, only the diagonal: for softmax over many classes it is all but the whole.
 MAX_METRIC_WIDTH = 8192

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from slimrank._errors import OptionError
 from slimrank.cost import is_wide
 from slimrank.fitting._rows import Rows
-from slimrank.linalg import Clipping, Moments, RidgedInverse
+from slimrank.linalg import Clipping, Moments, RidgedInverse, times_vector
 from slimrank.methods import Factors, Target, fit_factors
 from slimrank.records import LayerSpec, Setting
 
@@ -33,7 +34,7 @@ class Fit:
     """A fitted layer.
 
     Attributes:
-        factors: what takes its place, or the (O, D) float64 weight of a layer that stays one.
+        factors: what takes its place, or the (O, D) weight of a layer that stays one.
         bias: (O,) float64, of the last factor, or of the layer; None for none.
         kind: "sequential", "independent" or "weights".
     """
@@ -53,7 +54,7 @@ class LayerStatistics:
 
     Attributes:
         moments: of its inputs in the compressed model.
-        cross: (O, D) float64, covariance of wanted outputs and these inputs.
+        cross: (O, D), covariance of wanted outputs and these inputs.
         mean_out: (O,) float64, of the wanted outputs.
         held_out: rows to choose by, in parts; () where there are none.
         rows: some of the rows that were summed, in parts; () where nothing is clipped.
@@ -141,7 +142,7 @@ def _fitted(
 ) -> Fit:
     """Factors for the target, and the bias that maps the mean of the inputs to the wanted mean."""
     if setting is None:
-        return Fit(factors=target.dense, bias=mean_out - target.dense @ mean_in, kind=kind)
+        return Fit(factors=target.dense, bias=mean_out - times_vector(target.dense, mean_in), kind=kind)
     factors = fit_factors(spec, setting, target, alternations=alternations, start=start)
     return Fit(factors=factors, bias=mean_out - factors.outputs(spec, mean_in), kind=kind)
 
@@ -192,7 +193,7 @@ def _clipped_fit(
     newest = fit
     for step in CLIPPED_STEPS:
         cross_shift, mean_shift = _shift_behind(spec, statistics.rows[::step], newest, clipping)
-        dense = target.dense + inverse.after(cross_shift)
+        dense = inverse.moved(target.dense, partial(_rows_of, cross_shift))
         moved_target = _with_dense(target, dense, statistics.moments)
         mean_in, mean_out = statistics.moments.mean, statistics.mean_out + mean_shift
         start = _start_of(newest, spec)
@@ -200,6 +201,10 @@ def _clipped_fit(
             spec, setting, fit.kind, moved_target, mean_in, mean_out, CLIPPED_ALTERNATIONS, start
         )
     return newest
+
+
+def _rows_of(matrix: Tensor, part: slice) -> Tensor:
+    return matrix[part].double()
 
 
 def _shift_behind(
@@ -214,7 +219,8 @@ def _shift_behind(
         clipping: what follows the layer.
 
     Returns:
-        (O, D) and (O,) float64: change of the covariance of wanted outputs and inputs, and of the mean.
+        (O, D) float64, of wide layers float32, and (O,) float64: change of the covariance of wanted outputs
+        and inputs, and of the mean.
     """
     weight = fit.weight(spec).float()
     bias = weight.new_zeros(len(weight)) if fit.bias is None else fit.bias.float()
@@ -229,7 +235,10 @@ def _shift_behind(
         input_sum.addmm_(ones, rows.inputs)
     n_rows = sum(len(rows.inputs) for rows in parts)
     mean_shift = shift_sum[0].double() / n_rows
-    return (cross.double() / n_rows).addr_(mean_shift, input_sum[0].double() / n_rows, alpha=-1), mean_shift
+    if not is_wide(spec):
+        cross = cross.double()
+    mean_in = input_sum[0].double() / n_rows
+    return (cross / n_rows).addr_(mean_shift.to(cross), mean_in.to(cross), alpha=-1), mean_shift
 
 
 def _with_dense(target: Target, dense: Tensor, moments: Moments) -> Target:

@@ -12,7 +12,7 @@ from slimrank.fitting._fit import ALTERNATIONS, Fit, LayerStatistics, best_fit
 from slimrank.fitting._goals import bias_of, output_roots, targets, wanted_weight
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.fitting._rows import Gathered, thinned_rows
-from slimrank.linalg import narrowed_weight, ridge_of
+from slimrank.linalg import narrowed_weight, ridge_of, times_vector
 from slimrank.methods import Target, fit_factors, weights_target
 from slimrank.surgery import bias_of_taps, dense_weight
 
@@ -93,7 +93,7 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
     task = layer.task
     moments = context.shared_moments[task.spec.name]
     full = wanted_weight(layer)
-    means = (moments.mean, full @ moments.mean)
+    means = (moments.mean, times_vector(full, moments.mean))
     if task.is_transposed:
         moments, mean_out = moments.about_zero(), torch.zeros_like(means[1])
     else:
@@ -125,6 +125,6 @@ def _with_tap_bias(task: LayerTask, fit: Fit, current: nn.Module, mean_in: Tenso
     """
     if not task.is_transposed or not isinstance(fit.factors, Tensor):
         return fit
-    bias = bias_of_taps(current, task.spec.calls, mean_out - fit.factors @ mean_in)
+    bias = bias_of_taps(current, task.spec.calls, mean_out - times_vector(fit.factors, mean_in))
     old_bias = current.bias
     return replace(fit, bias=bias + old_bias.detach().double() if isinstance(old_bias, Tensor) else bias)

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights fitted by least squares to moments of inputs and wanted outputs."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from slimrank.linalg._moments import Moments
 from slimrank.linalg._psd import cholesky_psd
+
+# Numbers of a weight that are fitted at once: 64 MB in float64. Fewer would make products small.
+_NUMBERS_AT_ONCE = 2**23
 
 
 def narrowed_weight(
@@ -17,14 +22,15 @@ def narrowed_weight(
     the ridge pulls them towards what they were.
 
     Args:
-        weight: (O, D) float64.
+        weight: (O, D) float64 or float32.
         moments: of all D inputs.
         columns: (D',) int64, those that stay.
         ridge: share of the mean diagonal.
         n_groups: as in ``least_squares_weight``, of the columns that stay.
 
     Returns:
-        (O, D') float64, and the moments of the columns that stay. The mean is for a bias to absorb.
+        (O, D'), dtype of the weight, and the moments of the columns that stay. The mean is for a bias to
+        absorb.
 
     Source: block OBS, Hassibi & Stork 1993, "Second order derivatives for network pruning", in the form of
     one least-squares fit.
@@ -43,15 +49,15 @@ def least_squares_weight(
     The ridge pulls towards the old weight, not towards zero: ``W + (T - W H) (H + ridge I)^-1``.
 
     Args:
-        weight: (O, D) float64, the old weight.
-        cross: (O, D) float64, T: covariance of wanted outputs and inputs.
+        weight: (O, D) float64 or float32, the old weight.
+        cross: (O, D) float64 or float32, T: covariance of wanted outputs and inputs.
         moments: of the inputs, H.
         ridge: share of the mean diagonal.
         n_groups: groups of the convolution: the weight has that many equal blocks on its diagonal, and zeros
             elsewhere.
 
     Returns:
-        (O, D) float64.
+        (O, D), dtype of the weight.
 
     Source: reduced-rank regression with shrinkage; Zhang et al. 2016, arXiv 1505.06798, section 3.3.
     """
@@ -64,7 +70,8 @@ def least_squares_weight(
         ]
         joined: Tensor = torch.block_diag(*blocks)
         return joined
-    return weight + RidgedInverse(moments, ridge=ridge).after(cross - moments.times(weight))
+    inverse = RidgedInverse(moments, ridge=ridge)
+    return inverse.moved(weight, lambda part: cross[part].double() - moments.times(weight[part].double()))
 
 
 class RidgedInverse:
@@ -93,6 +100,24 @@ class RidgedInverse:
             inner = rows @ rows.T / moments.n_rows
             inner.diagonal().add_(self._ridge_value)
             self._factor = cholesky_psd(inner)
+
+    def moved(self, weight: Tensor, residual: Callable[[slice], Tensor]) -> Tensor:
+        """``W + R (H + ridge I)^-1``, some rows at a time, so that a large weight takes few copies.
+
+        Args:
+            weight: (O, D) float64 or float32, W.
+            residual: gives the (O', D) float64 of R for O' of the rows.
+
+        Returns:
+            (O, D), dtype of the weight.
+        """
+        # The blocks of a convolution in groups lie in different rows.
+        at_once = len(weight) if self._blocks else max(1, _NUMBERS_AT_ONCE // weight.shape[1])
+        moved = torch.empty_like(weight)
+        for start in range(0, len(weight), at_once):
+            part = slice(start, start + at_once)
+            moved[part] = weight[part] + self.after(residual(part))
+        return moved
 
     def after(self, left: Tensor) -> Tensor:
         """``left @ (H + ridge I)^-1``.

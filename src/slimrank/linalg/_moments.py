@@ -21,6 +21,9 @@ _GRAM_BLOCK = 256
 # Rows that are summed in float32 before the sums are added up in float64; as many as the rows are wide, where
 # that is more. More would leave the cache, fewer would spend the time on additions.
 _MIN_ROWS_TOGETHER = 2048
+# Of wide rows, those that come few at a time wait until there are a quarter as many as columns: to add to a
+# large matrix takes as long as to multiply so many rows.
+_WAITING = 0.25
 
 
 def ridge_of(n_rows: int, n_columns: int) -> float:
@@ -46,7 +49,7 @@ class Moments:
 
     Attributes:
         mean: (D,) float64.
-        matrix: (D, D) float64, or None.
+        matrix: (D, D) float64, of more than 1024 columns float32; or None.
         rows: (S, D) float32 or float64, centred, or None. Without matrix and rows the moments are the
             identity.
         n_rows: S; 0 for the identity.
@@ -75,7 +78,7 @@ class Moments:
     def times(self, left: Tensor) -> Tensor:
         """``left @ H`` for ``left`` (M, D), in its dtype."""
         if self.matrix is not None:
-            return left @ self.matrix.to(left.dtype)
+            return self._times_matrix(left)
         if self.rows is None:
             return left
         rows = self.rows.to(left.dtype)
@@ -84,7 +87,7 @@ class Moments:
     def gram(self, left: Tensor) -> Tensor:
         """``left @ H @ left.T`` for ``left`` (M, D): (M, M), in its dtype."""
         if self.matrix is not None:
-            return left @ self.matrix.to(left.dtype) @ left.T
+            return self._times_matrix(left) @ left.T
         if self.rows is None:
             return left @ left.T
         projected = left @ self.rows.to(left.dtype).T
@@ -93,16 +96,23 @@ class Moments:
     def diagonal_of(self, left: Tensor) -> Tensor:
         """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,), in its dtype."""
         if self.matrix is not None:
-            return ((left @ self.matrix.to(left.dtype)) * left).sum(1)
+            return (self._times_matrix(left) * left).sum(1)
         if self.rows is None:
             return left.square().sum(1)
         return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
+
+    def _times_matrix(self, left: Tensor) -> Tensor:
+        """``left @ matrix``, multiplied in float32 where one of them is, in the dtype of ``left``."""
+        if self.matrix is None:
+            raise TypeError("these moments have no matrix")
+        dtype = torch.float32 if torch.float32 in (left.dtype, self.matrix.dtype) else left.dtype
+        return (left.to(dtype) @ self.matrix.to(dtype)).to(left.dtype)
 
     def about_zero(self) -> "Moments":
         """Second moments of the same rows about zero instead of their mean: for a fit without a bias."""
         return Moments(
             mean=torch.zeros_like(self.mean),
-            matrix=None if self.matrix is None else self.matrix.addr(self.mean, self.mean),
+            matrix=None if self.matrix is None else self.matrix + self.mean.outer(self.mean).to(self.matrix),
             rows=None if self.rows is None else self.rows + self.mean.to(self.rows.dtype),
             n_rows=self.n_rows,
         )
@@ -167,7 +177,7 @@ def _column_sums(rows: Tensor) -> Tensor:
 
 
 class MomentSums:
-    """Running sums from which moments are made, in float64.
+    """Running sums from which moments are made, in float64; of second moments of wide rows in float32.
 
     Rows are shifted by the mean of the first ones: sums of squares of large means would cancel badly.
 
@@ -184,6 +194,11 @@ class MomentSums:
         self._most_stored = None if keep_rows else int(_FEW_ROWS * width) if width > _NARROW else 0
         self._stored_rows: list[Tensor] | None = None if self._most_stored == 0 else []
         self._stored_others: list[Tensor] = []
+        is_wide = width > _NARROW
+        self._most_waiting = int(_WAITING * width) if is_wide else 0
+        # Half the memory, and errors far below what the ridge changes.
+        self._dtype = torch.float32 if is_wide else torch.float64
+        self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._shift: Tensor | None = None
         self._other_shift: Tensor | None = None
         self._sum = torch.zeros(width, dtype=torch.float64)
@@ -216,48 +231,62 @@ class MomentSums:
         self.n_rows += len(shifted)
         self._sum += _column_sums(shifted)
         if other is not None:
-            self._add_other(shifted, other)
+            other = self._shifted_other(other)
         if self._stored_rows is None:
-            self._add_squares(shifted)
+            self._add_products(shifted, other)
             return
         self._stored_rows.append(shifted)
+        if other is not None:
+            self._stored_others.append(other)
         if self._most_stored is not None and self.n_rows > self._most_stored:
             self._sum_stored(self._stored_rows)
+
+    def _add_products(self, shifted: Tensor, other: Tensor | None) -> None:
+        self._waiting.append((shifted, other))
+        if sum(len(rows) for rows, _ in self._waiting) >= self._most_waiting:
+            self._sum_waiting()
+
+    def _sum_waiting(self) -> None:
+        """Adds the products of rows that wait."""
+        if not self._waiting:
+            return
+        rows = torch.cat([rows for rows, _ in self._waiting])
+        others = [other for _, other in self._waiting if other is not None]
+        self._waiting = []
+        self._add_squares(rows)
+        if others:
+            self._add_cross(rows, torch.cat(others))
 
     def _add_squares(self, shifted: Tensor) -> None:
         product = gram(shifted)
         if self._squares is None:
-            self._squares = product.double()
+            self._squares = product.to(self._dtype)
         else:
             self._squares += product
 
     def _sum_stored(self, stored: list[Tensor]) -> None:
         """Replaces stored rows by their sums."""
         self._stored_rows = None
-        self._add_squares(torch.cat(stored))
-        if self._stored_others:
-            self._add_cross(torch.cat(stored), torch.cat(self._stored_others))
-            self._stored_others = []
+        self._add_products(torch.cat(stored), torch.cat(self._stored_others) if self._stored_others else None)
+        self._stored_others = []
 
-    def _add_other(self, shifted: Tensor, other: Tensor) -> None:
+    def _shifted_other(self, other: Tensor) -> Tensor:
         if self._other_shift is None:
             self._other_shift = other.mean(0)
         other = other - self._other_shift
         self._other_sum += _column_sums(other)
-        if self._stored_rows is not None:
-            self._stored_others.append(other)
-            return
-        self._add_cross(shifted, other)
+        return other
 
     def _add_cross(self, shifted: Tensor, other: Tensor) -> None:
         product = other.T @ shifted
         if self._cross is None:
-            self._cross = product.double()
+            self._cross = product.to(self._dtype)
         else:
             self._cross += product
 
     def moments(self) -> Moments:
         """Mean and centred second moment of all rows so far."""
+        self._sum_waiting()
         shift = self._shift if self._shift is not None else self._sum
         n_rows = max(self.n_rows, 1)
         offset = self._sum / n_rows
@@ -266,6 +295,7 @@ class MomentSums:
             rows = torch.cat(self._stored_rows) if self._stored_rows else self._sum.new_zeros(0, self._width)
             return Moments(mean=mean, matrix=None, rows=rows - offset.to(rows.dtype), n_rows=n_rows)
         squares = self._squares if self._squares is not None else torch.diag(self._sum)
+        offset = offset.to(squares.dtype)
         return Moments(
             mean=mean, matrix=(squares / n_rows).addr_(offset, offset, alpha=-1), rows=None, n_rows=n_rows
         )
@@ -274,16 +304,18 @@ class MomentSums:
         """Centred covariance with the other rows, and their mean.
 
         Returns:
-            (O, D) float64 and (O,) float64.
+            (O, D) float64, of more than 1024 columns float32; and (O,) float64.
         """
         if self._other_shift is None:
             raise TypeError("no other rows were added")
+        self._sum_waiting()
         n_rows = max(self.n_rows, 1)
         offset, other_offset = self._sum / n_rows, self._other_sum / n_rows
         mean = self._other_shift.double() + other_offset
         if self._stored_rows is not None:
             rows, other = torch.cat(self._stored_rows), torch.cat(self._stored_others)
-            product = other.double().T @ rows.double()
+            product = other.to(self._dtype).T @ rows.to(self._dtype)
         else:
             product = self._cross if self._cross is not None else other_offset.outer(offset) * 0
-        return product / n_rows - torch.outer(other_offset, offset), mean
+        centred = product / n_rows
+        return centred.addr_(other_offset.to(centred), offset.to(centred), alpha=-1), mean

@@ -52,7 +52,7 @@ class Consumer:
     """A layer that reads the units.
 
     Attributes:
-        weight: (O, D) float64.
+        weight: (O, D) float64 or float32.
         moments: of its D inputs, centred: its bias makes up for the means.
         root: (Q, Q) float64, G^(1/2), or (Q,) where it is diagonal, in an absolute scale: damages of several
             consumers are added. O is Q, or a multiple of it where each of the Q outputs has that many rows,
@@ -67,7 +67,7 @@ class Consumer:
 
     @property
     def weighted(self) -> Tensor:
-        """(O, D): G^(1/2) W; float64, of very large weights float32."""
+        """(O, D): G^(1/2) W, dtype of the weight."""
         return weighted_by(self.root, self.weight)
 
 
@@ -509,7 +509,7 @@ def _is_identity(moments: Moments) -> bool:
 def _dense(moments: Moments) -> Tensor:
     """A copy of H as a matrix: (D, D) float64."""
     if moments.matrix is not None:
-        return moments.matrix.clone()
+        return moments.matrix.to(torch.float64, copy=True)
     if moments.rows is None:
         return torch.eye(len(moments.mean), dtype=torch.float64, device=moments.mean.device)
     rows = moments.rows.double()

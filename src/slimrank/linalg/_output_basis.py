@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from slimrank.linalg._moments import Moments, gram
-from slimrank.linalg._psd import EXACT_NUMBERS, cholesky_psd, times_root
+from slimrank.linalg._psd import cholesky_psd, times_root
 
 
 def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[Tensor, Tensor]:
@@ -51,17 +51,15 @@ def project_pair(
     """Factors of the best weight of a rank, given the output basis.
 
     Args:
-        dense: (O, D) float64, the weight W.
+        dense: (O, D) float64 or float32, the weight W.
         basis: (O, R) float64 from ``output_basis(G^(1/2) W, ...)``.
         rank: at most R.
         root: (O, O) float64, G^(1/2); (O,) where it is diagonal.
         inverse_root: like it, G^(-1/2).
 
     Returns:
-        ``first`` (rank, D) and ``second`` (O, rank), float64: ``second @ first = G^(-1/2) U U^T G^(1/2) W``.
+        ``first`` (rank, D), ``second`` (O, rank), dtype of W: ``second @ first = G^(-1/2) U U^T G^(1/2) W``.
     """
     leading = basis[:, :rank]
     left = leading.T @ root if root.ndim == 2 else leading.T * root
-    # In float32 where the weight is very large: what comes out becomes a weight in float32.
-    dtype = torch.float32 if dense.numel() > EXACT_NUMBERS else dense.dtype
-    return (left.to(dtype) @ dense.to(dtype)).to(dense.dtype), times_root(inverse_root, leading)
+    return left.to(dense.dtype) @ dense, times_root(inverse_root, leading).to(dense.dtype)

@@ -43,23 +43,30 @@ def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
     return root, inverse
 
 
-# Numbers in a weight above which its product with a root is in float32: in float64, such a product would take
-# a quarter of a minute and another gigabyte. It holds what measures errors, not what becomes a weight.
-EXACT_NUMBERS = 2**25
-
-
 def weighted_by(root: Tensor, weight: Tensor) -> Tensor:
     """Weight with the output metric multiplied in.
 
     Args:
         root: (Q, Q), or (Q,) where it is diagonal, float64.
-        weight: (O, D) float64; O is Q or a multiple of it.
+        weight: (O, D); O is Q or a multiple of it.
 
     Returns:
-        (O, D) float64; float32 above 2^25 numbers.
+        (O, D), dtype of the weight.
     """
-    dtype = torch.float32 if weight.numel() > EXACT_NUMBERS else weight.dtype
-    return times_root(root.to(dtype), weight.to(dtype).reshape(len(root), -1)).view(weight.shape)
+    return times_root(root.to(weight.dtype), weight.reshape(len(root), -1)).view(weight.shape)
+
+
+def times_vector(weight: Tensor, vector: Tensor) -> Tensor:
+    """``weight @ vector`` in float64, multiplied in the dtype of the weight.
+
+    Args:
+        weight: (O, D).
+        vector: (D,) float64.
+
+    Returns:
+        (O,) float64.
+    """
+    return (weight @ vector.to(weight.dtype)).double()
 
 
 def times_root(root: Tensor, matrix: Tensor) -> Tensor:

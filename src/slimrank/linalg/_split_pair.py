@@ -98,7 +98,7 @@ def initial_first_factor(weighted: Tensor, moment: SplitMoments, split: Split) -
     """First factors for every rank at once, by a block-diagonal approximation of the moments.
 
     Args:
-        weighted: (O, D) float64, G^(1/2) W.
+        weighted: (O, D) float64 or float32, G^(1/2) W.
         moment: (D, D) float64 or float32, invertible.
         split: how D divides.
 
@@ -108,7 +108,7 @@ def initial_first_factor(weighted: Tensor, moment: SplitMoments, split: Split) -
     second_taps, n_columns = split.second_taps, split.first_columns
     factor = cholesky_psd(_block_sum(moment, split).double() / second_taps)
     # (O, C_in F, S) -> (C_in F, O S)
-    unfolded = weighted.view(-1, n_columns, second_taps).permute(1, 0, 2).reshape(n_columns, -1)
+    unfolded = weighted.double().view(-1, n_columns, second_taps).permute(1, 0, 2).reshape(n_columns, -1)
     scaled = factor.T @ unfolded
     if scaled.shape[0] <= scaled.shape[1]:
         _, vectors = torch.linalg.eigh(scaled @ scaled.T)
@@ -166,7 +166,7 @@ def nested_errors(
     """Upper bound of the error at every rank, from one Cholesky factorisation.
 
     Args:
-        weighted: (O, D) float64, G^(1/2) W.
+        weighted: (O, D) float64 or float32, G^(1/2) W.
         target: (O, D) float64, ``T = G^(1/2) W H``; or float32, as the moments.
         moment: (D, D) float64, invertible H; or float32, which is faster and takes less memory.
         first: (R, C_in, F) float64, first factors in order of importance.

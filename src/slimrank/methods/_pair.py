@@ -37,8 +37,8 @@ class Pair:
 
     Attributes:
         form: how the kernel is split.
-        first: (R, C_in, F) float64.
-        second: (O, R, S) float64.
+        first: (R, C_in, F) float64, of very large layers float32.
+        second: (O, R, S), like it.
     """
 
     form: Form
@@ -65,11 +65,11 @@ class Pair:
         return effective_weight(spec, self)
 
     def outputs(self, spec: LayerSpec, row: Tensor) -> Tensor:
-        """Its outputs for one row of inputs, (D,) -> (O,): ``weight(spec) @ row``, which is never formed."""
+        """Its outputs for one row of inputs, (D,) -> (O,) float64, without ``weight(spec)``."""
         split, columns = _arrangement(spec, self.form, row.device)
         inputs = row[columns].view(split.channels, split.first_taps, split.second_taps)
-        inner = torch.einsum("pif,ifs->ps", self.first, inputs)
-        return torch.einsum("ops,ps->o", self.second, inner)
+        inner = torch.einsum("pif,ifs->ps", self.first, inputs.to(self.first.dtype))
+        return torch.einsum("ops,ps->o", self.second, inner).double()
 
 
 def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | None = None) -> Tensor:

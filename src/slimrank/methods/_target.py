@@ -44,7 +44,7 @@ class Target:
     """What a pair shall reproduce, and how its errors are weighted; it remembers its decompositions.
 
     Attributes:
-        dense: (O, D) float64, the weight to approximate.
+        dense: (O, D) float64, of very large layers float32: the weight to approximate.
         moments: second moments H of the D inputs.
         root: (O, O) float64, G^(1/2); (O,) where it is diagonal.
         inverse_root: like it, G^(-1/2).
@@ -64,7 +64,7 @@ class Target:
 
     @property
     def weighted(self) -> Tensor:
-        """(O, D): G^(1/2) W; float64, of very large weights float32."""
+        """(O, D): G^(1/2) W, dtype of the weight."""
         return weighted_by(self.root, self.dense)
 
 

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import inf, isfinite
 from typing import Literal
 
@@ -10,7 +11,8 @@ from slimrank._errors import BudgetError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank._verify import ROUGH_SAMPLES, rough_divergence
+from slimrank._verify import ROUGH_SAMPLES, rough_divergence, rough_feed
+from slimrank.calibrate import Feed
 from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, are_same_steps, plan_on
 from slimrank.records import PRUNING, Method, Note, replaces_groups
@@ -141,10 +143,16 @@ class Rivals:
         is_less = len(session.feed.fit) > ROUGH_SAMPLES
         return is_less and self._on_layer is None and not session.options.data_free
 
+    @cached_property
+    def _rough_feed(self) -> Feed:
+        """The samples of every rough divergence: one pass of the batches reads them."""
+        return rough_feed(session_of(self._measured))
+
     def _rough_divergence(self, plan: Plan) -> float:
         session = session_of(self._measured)
         phases = Phases(shown=session.progress)
-        value = rough_divergence(session, plan, phases, grams=self._measured.grams)
+        grams, feed = self._measured.grams, self._rough_feed
+        value = rough_divergence(session, plan, phases, grams=grams, feed=feed)
         self._count_seconds(phases.seconds)
         return value
 

@@ -8,12 +8,12 @@ would enter here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost import layer_cost, pair_costs
+from slimrank.cost import factor_costs, layer_cost
 from slimrank.plan import PlanSource
 from slimrank.records import Cost, Curve, Form, LayerSpec, Metric
 
@@ -78,27 +78,15 @@ def cost_parts(spec: LayerSpec, form: Form, metrics: Sequence[Metric]) -> CostPa
     A curve cannot tell this: it holds sums at full shape only.
 
     Args:
-        spec: the layer at full shape.
+        spec: the layer; its numbers of rows and columns do not matter.
         form: how the pair is split.
         metrics: B of them.
 
     Returns:
         The parts.
     """
-    return CostParts(
-        column=_cost_at_rank_one(spec, form, metrics, rows=0, columns=1),
-        row=_cost_at_rank_one(spec, form, metrics, rows=1, columns=0),
-    )
-
-
-def _cost_at_rank_one(
-    spec: LayerSpec, form: Form, metrics: Sequence[Metric], *, rows: int, columns: int
-) -> NDArray[np.float64]:
-    # A pair costs a sum over its columns plus a sum over its rows: with none of the other, each is alone.
-    narrowed = replace(spec, weight_shape=(rows, columns, *spec.kernel))
-    macs, params = pair_costs(narrowed, form, np.ones(1, dtype=np.int64), has_bias=False)
-    cost = Cost(macs=int(macs[0]), params=int(params[0]), bytes=int(params[0]) * spec.itemsize)
-    return as_array(cost, metrics)
+    column, row = factor_costs(spec, form)
+    return CostParts(column=as_array(column, metrics), row=as_array(row, metrics))
 
 
 def number_cost(itemsize: int, metrics: Sequence[Metric]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ The simple road, over layers alone, is ``select/layers``; ``select/joint`` only 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal, assert_never
 
 import numpy as np
@@ -29,10 +30,9 @@ from slimrank.select._budget import check_budgets, check_methods, check_metric, 
 from slimrank.select._option_costs import whole_model_cost
 from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
 from slimrank.select.joint._make_table import joint_of
-from slimrank.select.joint._ranks import RankTables
 from slimrank.select.joint._search import choose_joint
 from slimrank.select.joint._simple_rules import choose_greedy_joint, choose_uniform_widths
-from slimrank.select.joint._table import Joint, State
+from slimrank.select.joint._table import Joint
 from slimrank.select.layers._floor import check_reachable, floors, lowest_cost
 from slimrank.select.layers._greedy import choose_greedy
 from slimrank.select.layers._optimal import choose_optimal
@@ -49,28 +49,41 @@ _ROOM = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What a plan may use."""
+class _Problem:
+    """What a plan may use, with multiples that are settled.
 
+    Attributes:
+        source: of the curves.
+        limits: metric -> largest cost allowed.
+        methods: that may be used.
+        skipped: layers, groups and blocks to leave alone.
+        rounding: what ranks and widths are multiples of.
+        joint: the options of layers, groups and blocks; None where layers alone are open.
+    """
+
+    source: PlanSource
+    limits: Mapping[Metric, int]
     methods: tuple[str, ...]
     skipped: frozenset[str]
     rounding: Rounding
-    has_groups: bool
+    joint: Joint | None
 
-    def table(self, source: PlanSource, limits: Mapping[Metric, int]) -> Table:
+    def table(self) -> Table:
         """The options of the layers alone."""
         return table_of(
-            source, limits, methods=self.methods, skipped=self.skipped, multiples=self.rounding.ranks
+            self.source,
+            self.limits,
+            methods=self.methods,
+            skipped=self.skipped,
+            multiples=self.rounding.ranks,
         )
 
-    def joint(
-        self, source: PlanSource, limits: Mapping[Metric, int], methods: Sequence[str] | None = None
-    ) -> Joint:
-        """The options of layers, groups and blocks."""
+    def pruned(self) -> Joint:
+        """The options of groups and blocks alone."""
         return joint_of(
-            source,
-            limits,
-            methods=self.methods if methods is None else methods,
+            self.source,
+            self.limits,
+            methods=[method for method in self.methods if replaces_groups(method)],
             skipped=self.skipped,
             rounding=self.rounding,
         )
@@ -168,39 +181,37 @@ def select_plan_and_rounding(
     of = of or source_with(last).before
     limits = {metric: cost_limit(of, metric, ratio) for metric, ratio in ratios.items()}
 
-    def asked_of(source: PlanSource, rounding: Rounding) -> _Asked:
-        return _asked(source, rounding, select=select, methods=methods, skip=skip)
-
-    def planned(source: PlanSource, rounding: Rounding) -> tuple[Plan, Rounding]:
-        plan = _selected(source, asked_of(source, rounding), select, ratios, limits, of)
-        return with_multiples(plan, multiple_of, rounding, rule), rounding
-
-    finest = source_with(last)
-    floor = _lowest_costs(finest, asked_of(finest, last), limits) if coarse else []
-    for rounding in coarse:
+    def problem_of(rounding: Rounding) -> _Problem:
         source = source_with(rounding)
-        if _leaves_room(limits.values(), _lowest_costs(source, asked_of(source, rounding), limits), floor):
+        return _problem(source, limits, rounding, select=select, methods=methods, skip=skip)
+
+    def planned(problem: _Problem) -> tuple[Plan, Rounding]:
+        plan = _selected(problem, select, ratios, of)
+        return with_multiples(plan, multiple_of, problem.rounding, rule), problem.rounding
+
+    finest = cache(lambda: problem_of(last))
+    for rounding in coarse:
+        problem = problem_of(rounding)
+        lowest = _lowest_costs(problem)
+        # No model costs less than nothing: far above the multiples it does not matter what lower ones reach.
+        if _leaves_room(limits.values(), lowest, [0] * len(lowest)) or _leaves_room(
+            limits.values(), lowest, _lowest_costs(finest())
+        ):
             try:
-                return planned(source, rounding)
+                return planned(problem)
             except BudgetError:
                 # Each budget alone is within reach, all together are not; with lower numbers they may be.
                 continue
-    return planned(finest, last)
+    return planned(finest())
 
 
-def _selected(
-    source: PlanSource,
-    asked: _Asked,
-    select: Select,
-    ratios: Mapping[Metric, float],
-    limits: Mapping[Metric, int],
-    of: Cost,
-) -> Plan:
+def _selected(problem: _Problem, select: Select, ratios: Mapping[Metric, float], of: Cost) -> Plan:
     """The plan with multiples that are settled."""
-    if asked.has_groups:
-        chosen, floor = _joint(source, asked, select, ratios, limits, of)
+    source = problem.source
+    if problem.joint is not None:
+        chosen, floor = _joint(problem, problem.joint, select, ratios, of)
     else:
-        chosen, floor = _layers(source, asked, select, ratios, limits, of)
+        chosen, floor = _layers(problem, select, ratios, of)
     if chosen is None:
         wanted = ", ".join(f"{metric}={ratio:g}" for metric, ratio in ratios.items())
         raise BudgetError(
@@ -248,12 +259,12 @@ def reachable_floor(
         NonFiniteError: a curve holds nan or inf.
     """
     metric = check_metric(metric)
-    limits = {metric: whole_model_cost(source).metric(metric)}
+    limits: dict[Metric, int] = {metric: whole_model_cost(source).metric(metric)}
     check_multiple_of(multiple_of, names_of(source.structure))
     # The last step: lower numbers reach lower budgets.
     rounding = rounding_steps(multiple_of, source.structure)[-1]
-    asked = _asked(source, rounding, select="optimal", methods=methods, skip=skip)
-    lowest = _lowest_costs(source, asked, limits)[0]
+    problem = _problem(source, limits, rounding, select="optimal", methods=methods, skip=skip)
+    lowest = _lowest_costs(problem)[0]
     whole = max(whole_model_cost(source).metric(metric), 1)
     ratio = lowest / whole
     # Division may round down; the next float up then stands for the same cost as a budget.
@@ -262,12 +273,12 @@ def reachable_floor(
     return ratio
 
 
-def _lowest_costs(source: PlanSource, asked: _Asked, limits: Mapping[Metric, int]) -> list[int]:
+def _lowest_costs(problem: _Problem) -> list[int]:
     """A small cost of the whole model, in each metric alone, whatever the damage."""
-    if asked.has_groups:
-        return lowest_costs(asked.joint(source, limits), limits)
-    table = asked.table(source, limits)
-    return [lowest_cost(table, source, metric, index) for index, metric in enumerate(limits)]
+    if problem.joint is not None:
+        return lowest_costs(problem.joint, problem.limits)
+    table = problem.table()
+    return [lowest_cost(table, problem.source, metric, index) for index, metric in enumerate(problem.limits)]
 
 
 def _leaves_room(limits: Iterable[int], lowest: Iterable[int], floor: Iterable[int]) -> bool:
@@ -297,14 +308,15 @@ class _Chosen:
     dropped: tuple[str, ...] = ()
 
 
-def _asked(
+def _problem(
     source: PlanSource,
+    limits: Mapping[Metric, int],
     rounding: Rounding,
     *,
     select: Select,
     methods: Sequence[str] | None,
     skip: Sequence[str],
-) -> _Asked:
+) -> _Problem:
     names = names_of(source.structure)
     skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
     allowed = check_methods(methods, source.methods)
@@ -314,48 +326,44 @@ def _asked(
         allowed = layers_alone
     takes_groups = any(replaces_groups(method) for method in allowed)
     has_groups = takes_groups and bool(source.group_curves or source.block_damages)
-    return _Asked(methods=allowed, skipped=skipped, rounding=rounding, has_groups=has_groups)
+    return _Problem(
+        source=source,
+        limits=limits,
+        methods=allowed,
+        skipped=skipped,
+        rounding=rounding,
+        joint=joint_of(source, limits, methods=allowed, skipped=skipped, rounding=rounding)
+        if has_groups
+        else None,
+    )
 
 
 def _layers(
-    source: PlanSource,
-    asked: _Asked,
-    select: Select,
-    ratios: Mapping[Metric, float],
-    limits: Mapping[Metric, int],
-    of: Cost,
+    problem: _Problem, select: Select, ratios: Mapping[Metric, float], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers alone, and the smallest reachable ratios for people."""
-    table = asked.table(source, limits)
-    check_reachable(table, source, ratios, skipped=asked.skipped, of=of)
+    table = problem.table()
+    check_reachable(table, problem.source, ratios, skipped=problem.skipped, of=of)
     choice, gap = _of_layers(table, select)
     chosen = None if choice is None else _Chosen(settings=settings_of(table, choice), gap=gap)
-    return chosen, floors(table, source, ratios, of)
+    return chosen, floors(table, problem.source, ratios, of)
 
 
 def _joint(
-    source: PlanSource,
-    asked: _Asked,
-    select: Select,
-    ratios: Mapping[Metric, float],
-    limits: Mapping[Metric, int],
-    of: Cost,
+    problem: _Problem, joint: Joint, select: Select, ratios: Mapping[Metric, float], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
-    joint = asked.joint(source, limits)
+    source, limits = problem.source, problem.limits
     if select != "optimal":
         joint = replace(joint, blocks=())
     if not joint.widths and not joint.blocks:
-        return _layers(source, asked, select, ratios, limits, of)
-    floor = check_joint_reachable(joint, source, ratios, limits, skipped=asked.skipped, of=of)
-    whole = RankTables(joint).table_for(State(widths=joint.whole))
-    if is_feasible(whole, whole.untouched):
+        return _layers(problem, select, ratios, of)
+    floor = check_joint_reachable(joint, source, ratios, limits, skipped=problem.skipped, of=of)
+    if all(whole_model_cost(source).metric(metric) <= limit for metric, limit in limits.items()):
         return _Chosen(settings={}, gap=0.0 if select == "optimal" else None), floor
     if select == "optimal":
-        groups_alone = tuple(method for method in asked.methods if replaces_groups(method))
-        has_pairs = len(groups_alone) < len(asked.methods)
-        pruned = asked.joint(source, limits, groups_alone) if has_pairs else None
-        answer, bound = choose_joint(joint, pruned)
+        has_pairs = not all(replaces_groups(method) for method in problem.methods)
+        answer, bound = choose_joint(joint, problem.pruned() if has_pairs else None)
     elif select == "greedy":
         answer, bound = choose_greedy_joint(joint), 0.0
     elif select == "uniform":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from slimrank.cost import MAX_EXACT_NUMBERS
 from slimrank.records import Call
 
 
@@ -18,11 +19,13 @@ def dense_weight(layer: nn.Module) -> Tensor:
         layer: with a ``weight``.
 
     Returns:
-        (O, D) float64: outputs by columns, C_in times kernel; of a convolution in groups, a block of it per
-        group. A transposed convolution is what every position of its input gives to the positions that it
-        reaches: (C_out x kernel, C_in).
+        (O, D) float64, of more than 2^25 numbers float32; not to be changed, it may be the layer's own.
+        Outputs by columns, C_in times kernel; of a convolution in groups, a block of it per group. A
+        transposed convolution is what every position of its input gives to the positions that it reaches:
+        (C_out x kernel, C_in).
     """
-    weight = _weight_of(layer).detach().double().flatten(1)
+    weight = _weight_of(layer).detach()
+    weight = weight.to(torch.float32 if weight.numel() > MAX_EXACT_NUMBERS else torch.float64).flatten(1)
     if isinstance(layer, _ConvTransposeNd):
         return weight.T.contiguous()
     groups = groups_of(layer)

@@ -10,14 +10,21 @@ from torch import Tensor, nn
 from slimrank.calibrate import evenly_spaced, measure_divergence, reference_outputs
 from slimrank.cost import SAMPLING
 from slimrank.forward import Batch, Replay, run
+from slimrank.linalg import times_vector
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
 from slimrank.records import Curve, LayerSpec, Setting
 from slimrank.surgery import put_back, replace_module
 from slimrank.survey._session import Session
 
-# About the MACs that a study spends on all divergences of layers, and again on those of groups. More of them
-# mean more held-out samples in each, so that an anchor depends less on which samples those are.
-_ANCHOR_MACS = 6e12
+# What a study spends at most on all divergences of layers, and again on those of groups, in MACs, and in
+# passes forward and backward over all samples. More means more held-out samples in each divergence, so that
+# an anchor depends less on which samples those are.
+_ANCHOR_MACS, _ANCHOR_PASSES = 6e12, 1.5
+# Share of the MACs of a forward that one from a layer on takes, on average over the layers.
+_SHARE_FROM_LAYER = 0.6
+_FEW_MACS = 2e11
+# MACs of a pass forward and backward over one of a forward.
+_PASS = 3
 # Held-out samples of a divergence even where these cost more than that.
 _MIN_SAMPLES = 8
 # Samples that tell whether forwards which start at a layer give what whole ones do.
@@ -42,7 +49,7 @@ def independent_pair(
     """
     factors = fit_factors(spec, setting, target, alternations=_ALTERNATIONS)
     mean = target.moments.mean
-    lost = target.dense @ mean - factors.outputs(spec, mean)
+    lost = times_vector(target.dense, mean) - factors.outputs(spec, mean)
     return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
 
 
@@ -51,16 +58,30 @@ def count_samples(session: Session, evaluations: int) -> int:
 
     Args:
         session: model and data.
-        evaluations: about how many divergences will be measured; of none, no sample is needed.
+        evaluations: about how many divergences will be measured, each from a layer on; of none, no sample is
+            needed.
     """
     if not evaluations:
         return 0
-    # Forwards start at the layer that changes, which spares about two fifths of them on average.
-    cost = max(1.0, 0.6 * evaluations * session.captured.before.macs)
+    cost = max(1.0, _SHARE_FROM_LAYER * evaluations * session.captured.before.macs)
     # Bytes of the reference outputs of one sample, in float32.
     per_sample = 4 * sum(math.prod(output.shape) for output in session.likelihood.outputs.values())
-    limit = max(_MIN_SAMPLES, int(_ANCHOR_MACS / cost))
+    limit = max(_MIN_SAMPLES, int(macs_within(session, _ANCHOR_MACS, _ANCHOR_PASSES) / cost))
     return min(limit, max(1, SAMPLING.outputs // max(1, per_sample)), len(session.feed.held_out))
+
+
+def macs_within(session: Session, macs: float, passes: float) -> float:
+    """The lesser of so many MACs, and of those of some passes forward and backward over all samples.
+
+    Few are not worth saving: 2e11 at least, some seconds.
+    """
+    n_samples = len(session.feed.fit) + len(session.feed.held_out)
+    return min(macs, max(_FEW_MACS, passes * _PASS * n_samples * session.captured.before.macs))
+
+
+def as_evaluations(whole_forwards: int) -> int:
+    """How many divergences from a layer on take as long as so many of the whole model."""
+    return math.ceil(whole_forwards / _SHARE_FROM_LAYER)
 
 
 class Anchors:

@@ -10,7 +10,7 @@ from slimrank.methods import CEILING
 from slimrank.plan import Plan, PlanSource, Structure, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method
 from slimrank.surgery import copy_model
-from slimrank.survey._anchors import Anchors
+from slimrank.survey._anchors import Anchors, as_evaluations, macs_within
 from slimrank.survey._curve_files import (
     Drop,
     read_block_damages,
@@ -21,13 +21,13 @@ from slimrank.survey._curve_files import (
 from slimrank.survey._groups import GroupSurvey
 from slimrank.survey._session import Run, Session
 
-# About the MACs that a study spends on dropping blocks. More of them fit the layers behind a block to more
+# What a study spends at most on dropping blocks, as for anchors. More fits the layers behind a block to more
 # samples, as ``apply`` would.
-_BLOCK_MACS = 6e12
+_BLOCK_MACS, _BLOCK_PASSES = 6e12, 1.0
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
-_MIN_SAMPLES, _MAX_SAMPLES = 32, 64
+_MIN_SAMPLES, _MAX_SAMPLES = 16, 64
 # Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for
 # them are still offered.
 _KEEP = 0.3
@@ -162,7 +162,7 @@ class _Drops:
         self._session = survey.session
         self._structure = structure_of(survey.layers.values(), survey.channels)
         runs = 2 * len(survey.channels.blocks) - 1
-        self._anchors = Anchors(self._session, runs)
+        self._anchors = Anchors(self._session, as_evaluations(runs))
         n_fit = count_fit_samples(self._session, runs)
         self._data = Data(
             original=self._session.original,
@@ -197,4 +197,5 @@ def count_fit_samples(session: Session, runs: int) -> int:
     """Samples that each model without blocks is fitted to, given how many such models there are at most."""
     # Each run fits layers up to the last one behind the blocks, and reads held-out samples as well.
     cost = 1.5 * runs * max(session.captured.before.macs, 1)
-    return min(max(_MIN_SAMPLES, int(_BLOCK_MACS / cost)), _MAX_SAMPLES, len(session.feed.fit))
+    count = int(macs_within(session, _BLOCK_MACS, _BLOCK_PASSES) / cost)
+    return min(max(_MIN_SAMPLES, count), _MAX_SAMPLES, len(session.feed.fit))

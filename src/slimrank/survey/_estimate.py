@@ -18,7 +18,7 @@ from slimrank.forward import fixed_seed
 from slimrank.forward import run as run_model
 from slimrank.linalg import MAX_EXACT_COLUMNS
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec
-from slimrank.survey._anchors import count_samples
+from slimrank.survey._anchors import as_evaluations, count_samples
 from slimrank.survey._blocks import count_fit_samples
 from slimrank.survey._group_memory import count_passes_of, group_needs
 from slimrank.survey._groups import GroupSurvey, stored_groups
@@ -203,7 +203,7 @@ def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
     feed = survey.session.feed
     n_fit = count_fit_samples(survey.session, runs)
     n_samples = n_fit * feed.n_samples / len(feed.fit) * _FORWARDS_OF_DROP + count_samples(
-        survey.session, runs
+        survey.session, as_evaluations(runs)
     )
     layers = survey.session.needs.layers
     fits = sum(_decomposition(spec, n_fit) for spec in layers) / max(1, len(layers))

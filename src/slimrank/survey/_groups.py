@@ -13,7 +13,15 @@ from slimrank.calibrate import Chunk, Collecting, moment_chunks
 from slimrank.cost import slimmed_spec, working_bytes
 from slimrank.fitting import channels_left, scaled, what_stays
 from slimrank.forward import Trimmer, out_of_memory_at
-from slimrank.linalg import Consumer, Moments, Removal, diagonal_blocks, narrowed_weight, ridge_of
+from slimrank.linalg import (
+    Consumer,
+    Moments,
+    Removal,
+    diagonal_blocks,
+    narrowed_weight,
+    ridge_of,
+    times_vector,
+)
 from slimrank.methods import (
     anchor_counts,
     anchored_group_curve,
@@ -217,7 +225,7 @@ def _removal(
             units = survey.units(name, group.name, 0)
             if name in moments and units and not survey.layers[name].is_transposed:
                 weight = dense_weight(survey.session.original.get_submodule(name))
-                variances.append(moments[name].diagonal_of(weight))
+                variances.append(moments[name].diagonal_of(weight).double())
                 unit_maps.append(torch.tensor(units, dtype=torch.int64))
         if variances:
             return inner_removal(variances, unit_maps, group.units)
@@ -314,7 +322,7 @@ def fits_alone(
         moments: of the inputs of its consumers, by layer; those that are missing are not fitted.
 
     Returns:
-        Weight, (O', D') float64, and bias, (O',) float64, by layer: of the columns and outputs that stay.
+        Weight, (O', D'), and bias, (O',) float64, by layer: of the columns and outputs that stay.
     """
     slimmed = {group: kept}
     fits = {}
@@ -335,7 +343,7 @@ def fits_alone(
             n_groups=n_groups,
         )
         mean = layer_moments.mean
-        bias = weight @ mean - narrow @ mean[columns.to(mean.device)]
+        bias = times_vector(weight, mean) - times_vector(narrow, mean[columns.to(mean.device)])
         if spec.is_transposed:
             bias = bias_of_taps(layer, spec.calls, bias)
         if isinstance(layer.bias, Tensor):

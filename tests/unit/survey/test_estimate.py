@@ -38,8 +38,8 @@ def test_an_estimate_is_one_line(seconds: float, text: str) -> None:
 
 def test_few_rows_take_the_place_of_moments() -> None:
     spec = _linear(4000, 10)
-    assert moment_bytes(spec) == 8 * 4000**2
-    assert moment_bytes(spec, 2001) == 8 * 4000**2
+    assert moment_bytes(spec) == (4 + 1) * 4000**2
+    assert moment_bytes(spec, 2001) == (4 + 1) * 4000**2
     assert moment_bytes(spec, 2000) == 4 * 2000 * 4000
     assert working_bytes(spec, 100) < working_bytes(spec) / 10
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from slimrank.select.joint._counts import WidthIndices
-from slimrank.select.joint._pieces import JointLayer
-from slimrank.select.joint._table import Joint, State, is_gone, is_there
+from slimrank.select.joint._grids import shapes_of
+from slimrank.select.joint._table import Joint, State, is_gone, is_there, layers_there, tables_there
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
-from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table
+from slimrank.select.layers._table import Floats, Ints, Table
 
 
 def move_all_at_once(
@@ -84,24 +83,37 @@ def _with_rows(
 
 def _cost_by_width(joint: Joint, table: Table, state: State, choice: Ints) -> list[Floats]:
     """Of each group, (W, B) the cost of all that goes with it, at each of its widths while all else stays."""
-    costs = [np.zeros((len(widths.kept), len(joint.metrics))) for widths in joint.widths]
-    for (groups, blocks), cell in joint.cells.items():
-        if is_there(blocks, state.dropped):
-            for axis, group in enumerate(groups):
-                along = tuple(
-                    slice(None) if other == axis else state.widths[g] for other, g in enumerate(groups)
-                )
-                costs[group] += cell[along]
+    grids, there = joint.grids, layers_there(joint, state.dropped)
+    form, rank = (np.zeros(len(joint.layers), dtype=np.int64) for _ in range(2))
+    picked = np.arange(len(there)), choice[: len(there)]
+    form[there], rank[there] = grids.form_of[table.curve[picked]], table.rank[picked]
+
+    entries, tables, places = joint.tables.around(state.widths)
+    counted = np.isin(tables, tables_there(joint, state.dropped))
+    costs, at = [joint.cost[entries[counted]]], [places[counted]]
+    entries, tables, places = grids.grids.around(state.widths)
+    layers = grids.narrow[tables]
+    counted = np.isin(layers, there)
+    layers = layers[counted]
+    costs.append(grids.cost(layers, grids.shapes.of(entries[counted]), form[layers], rank[layers]))
+    at.append(places[counted])
+
+    ends = np.cumsum([len(group.kept) for group in joint.widths])
+    place = np.concatenate(at)
+    total: Floats = np.column_stack(
+        [np.bincount(place, weights=cost, minlength=ends[-1]) for cost in np.concatenate(costs).T]
+    )
+    found: list[Floats] = np.split(total, ends[:-1])
     for piece in joint.wide:
         if is_there(piece.blocks, state.dropped):
             for group in piece.groups:
-                costs[group] += piece.cost(_along(joint, state, group))
-    there = (layer for layer in joint.layers if is_there(layer.blocks, state.dropped))
-    for row, layer in enumerate(there):
-        curve, rank = int(table.curve[row, choice[row]]), int(table.rank[row, choice[row]])
-        for group in layer.groups:
-            costs[group] += _layer_cost(layer, curve, rank, _along(joint, state, group))
-    return costs
+                found[group] += piece.cost(_along(joint, state, group))
+    for index in np.intersect1d(grids.wide, there).tolist():
+        for group in joint.layers[index].groups:
+            shapes = shapes_of(joint.layers[index], _along(joint, state, group))
+            own = np.full(shapes.rows.shape, index)
+            found[group] += grids.cost(own, shapes, form[own], rank[own])
+    return found
 
 
 def _along(joint: Joint, state: State, group: int) -> list[int | Ints]:
@@ -109,14 +121,3 @@ def _along(joint: Joint, state: State, group: int) -> list[int | Ints]:
     widths: list[int | Ints] = list(state.widths)
     widths[group] = np.arange(len(joint.widths[group].kept))
     return widths
-
-
-def _layer_cost(layer: JointLayer, curve: int, rank: int, widths: WidthIndices) -> Floats:
-    """(..., B) of a layer with a pair of this rank, or without one."""
-    if curve == UNTOUCHED:
-        return layer.dense_cost(widths)
-    form = next(form for form in layer.forms if form.curve == curve)
-    rows, columns = np.asarray(layer.rows.count(widths)), np.asarray(layer.columns.count(widths))
-    per_row = rank * form.row + layer.bias
-    cost: Floats = np.multiply.outer(columns, rank * form.column) + np.multiply.outer(rows, per_row)
-    return cost

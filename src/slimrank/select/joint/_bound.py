@@ -81,7 +81,7 @@ def bounds_of(priced: Priced) -> Bounds:
     terms = _terms_of(priced)
     messages = _Messages(terms.alone, terms.together)
     messages.least()
-    found = [terms.fixed + messages.by_width(group) for group in range(len(terms.alone))]
+    found = [terms.fixed + bound for bound in messages.by_width()]
     by_block = [-np.inf] * len(priced.joint.blocks)
     for block, group in terms.stands.items():
         by_block[block] = float(found[group][-1])
@@ -269,24 +269,37 @@ class _Messages:
             best = now
         return best
 
-    def by_width(self, group: int) -> Floats:
-        """(W,) a bound on the least sum at each width of a group."""
-        self._pull(group)
-        # What the group shares has been moved to it: the rest of that is at least 0.
-        rest = [alone.min() for other, alone in enumerate(self._alone) if other != group]
-        rest += [shared.min() for pair, shared in self._together.items() if group not in pair]
-        return self._alone[group] + float(sum(rest))
+    def by_width(self) -> list[Floats]:
+        """Of each group, (W,) a bound on the least sum at each of its widths."""
+        found = []
+        alone = [term.min() for term in self._alone]
+        together = {pair: term.min() for pair, term in self._together.items()}
+        for group in range(len(alone)):
+            self._pull(group)
+            # What the group shares has been moved to it: the rest of that is at least 0.
+            together.update(dict.fromkeys((*self._ahead[group], *self._behind[group]), 0.0))
+            alone[group] = 0.0
+            found.append(self._alone[group] + float(sum((*alone, *together.values()))))
+            alone[group] = self._alone[group].min()
+        return found
 
     def _value(self) -> float:
         return float(sum(term.min() for term in (*self._alone, *self._together.values())))
 
     def _pull(self, group: int) -> None:
         """Move to a group what each of its shared terms takes at least, at each of its widths."""
-        for axis, pairs in ((1, self._ahead[group]), (0, self._behind[group])):
-            for pair in pairs:
-                least = self._together[pair].min(axis=axis)
-                self._alone[group] = self._alone[group] + least
-                self._together[pair] -= np.expand_dims(least, axis)
+        alone = self._alone[group]
+        for pair in self._ahead[group]:
+            shared = self._together[pair]
+            least = shared.min(axis=1)
+            alone = alone + least
+            shared -= least[:, None]
+        for pair in self._behind[group]:
+            shared = self._together[pair]
+            least = shared.min(axis=0)
+            alone = alone + least
+            shared -= least
+        self._alone[group] = alone
 
     def _push(self, group: int, ahead: bool) -> None:
         """Move a group's own term to those it shares with later, or earlier, groups: a share to each."""

@@ -34,6 +34,7 @@ from slimrank.select._option_costs import (
     whole_model_cost,
 )
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
+from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
     Block,
@@ -43,7 +44,7 @@ from slimrank.select.joint._pieces import (
     Ranks,
     TensorPiece,
 )
-from slimrank.select.joint._table import Joint, Key
+from slimrank.select.joint._table import Joint, Key, Touching
 from slimrank.select.layers._table import Floats, Ints, safe_damage
 
 _NOTHING = Cost(macs=0, params=0, bytes=0)
@@ -142,6 +143,19 @@ def _joint(
     full += [(layer.blocks, layer.dense_cost(whole)) for layer in layers]
     total = sum((cost for _, cost in full), np.zeros(len(limits)))
     before = maker.as_array(whole_model_cost(source))
+    sizes = [len(group.kept) for group in widths]
+    grids = LayerGrids(layers, sizes, len(limits))
+    wide = tuple(piece for piece in pieces if len(piece.groups) > MAX_TABLE_GROUPS)
+    cells = _cells(pieces, widths)
+    layer_keys = [(tuple(sorted(layers[index].groups)), layers[index].blocks) for index in grids.narrow]
+    keys = tuple(dict.fromkeys((*cells, *layer_keys)))
+    tables = Grids([groups for groups, _ in keys], sizes)
+    cost = np.zeros((int(tables.counts.sum()), len(limits)))
+    starts = dict(zip(keys, (tables.counts.cumsum() - tables.counts).tolist(), strict=True))
+    for key, cell in cells.items():
+        cost[starts[key] : starts[key] + cell[..., 0].size] = cell.reshape(-1, len(limits))
+    touching = _touching(keys, len(widths))
+    many = [piece.groups for piece in wide] + [layers[index].groups for index in grids.wide]
     return Joint(
         metrics=maker.metrics,
         widths=tuple(widths),
@@ -149,8 +163,14 @@ def _joint(
         homes=maker.homes(),
         blocks=maker.blocks(full),
         layers=tuple(layers),
-        cells=_cells(pieces, widths),
-        wide=tuple(piece for piece in pieces if len(piece.groups) > MAX_TABLE_GROUPS),
+        grids=grids,
+        keys=keys,
+        tables=tables,
+        cost=cost,
+        entries=np.array([starts[key] for key in layer_keys], dtype=np.int64)[grids.table] + grids.own,
+        touching=touching,
+        linked=_linked(touching, many),
+        wide=wide,
         curves=tuple(curves),
         room=np.array([limits[metric] for metric in limits], dtype=np.float64) - before + total,
         scale=np.maximum(before, 1.0),
@@ -170,6 +190,27 @@ def _cells(pieces: Sequence[Piece], widths: Sequence[Widths]) -> dict[Key, Float
         key = (groups, piece.blocks)
         cells[key] = cells.get(key, 0.0) + piece.cost(indices)
     return cells
+
+
+def _touching(keys: Sequence[Key], groups: int) -> tuple[tuple[Touching, ...], ...]:
+    """Of each group, the tables that go with it."""
+    found: list[list[Touching]] = [[] for _ in range(groups)]
+    for table, (own, blocks) in enumerate(keys):
+        for axis, group in enumerate(own):
+            other = own[1 - axis] if len(own) == MAX_TABLE_GROUPS else None
+            found[group].append(Touching(table=table, axis=axis, other=other, blocks=blocks))
+    return tuple(tuple(tables) for tables in found)
+
+
+def _linked(
+    touching: Sequence[Sequence[Touching]], wide: Sequence[frozenset[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """Of each group, the others that it shares a table, or these groups of something wide, with."""
+    found = [{table.other for table in tables if table.other is not None} for tables in touching]
+    for groups in wide:
+        for group in groups:
+            found[group] |= groups - {group}
+    return tuple(tuple(sorted(others)) for others in found)
 
 
 def _ranks(spec: LayerSpec, curve: Curve, metrics: Sequence[Metric], multiple: int, index: int) -> Ranks:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimrank.select.joint._counts import WidthIndices
+from slimrank.select.joint._grids import Shapes, shapes_of
 from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, JointLayer, Piece, Ranks
-from slimrank.select.joint._table import Joint, Key, State, is_gone, is_there, normalised, width_grid
-from slimrank.select.layers._table import Floats, Ints
+from slimrank.select.joint._table import Joint, Key, State, is_gone, is_there, normalised, tables_there
+from slimrank.select.layers._table import UNTOUCHED, Floats, Ints
 
 # Sweeps over all groups and blocks, at most. Each takes one look at every table; more would only matter where
 # moves still lower the energy after so many.
@@ -30,24 +31,21 @@ class Hull:
     """The ranks of one form that are best at some price, by rising rank.
 
     Attributes:
-        form_index: of the form in its layer.
-        rank: (H,) float64.
+        rank: (H,) int64.
         damage: (H,) float64, falling.
         slope: (H - 1,) float64, rising from below: minus the fall in damage per rank to the next one.
     """
 
-    form_index: int
-    rank: Floats
+    rank: Ints
     damage: Floats
     slope: Floats
 
 
-def hull_of(form_index: int, ranks: Ranks) -> Hull:
+def hull_of(ranks: Ranks) -> Hull:
     """The lower hull of damage over rank.
 
     Args:
-        form_index: of the form in its layer.
-        ranks: its options.
+        ranks: options of one form.
 
     Returns:
         The hull, as far as damage falls.
@@ -66,89 +64,97 @@ def hull_of(form_index: int, ranks: Ranks) -> Hull:
             kept.pop()
         kept.append(new)
     rank, damage = rank[kept], damage[kept]
-    return Hull(form_index=form_index, rank=rank, damage=damage, slope=np.diff(damage) / np.diff(rank))
+    return Hull(rank=ranks.ranks[kept], damage=damage, slope=np.diff(damage) / np.diff(rank))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Pick:
-    """What a layer does at fixed prices and widths.
+class Picks:
+    """What layers do at fixed prices and shapes.
 
     Attributes:
-        cost: (B,) float64.
-        damage: predicted.
+        value: (...) float64, damage plus price times cost.
+        damage: (...) float64.
+        form: (...) int64, index of the form in its layer; UNTOUCHED for the layer without a pair.
+        rank: (...) int64; 0 for the layer without a pair.
     """
 
-    cost: Floats
-    damage: float
+    value: Floats
+    damage: Floats
+    form: Ints
+    rank: Ints
 
 
-def value_of(layer: JointLayer, hulls: Sequence[Hull], price: Floats, widths: WidthIndices) -> Floats:
-    """The least damage plus price times cost of a layer.
+class Hulls:
+    """The hulls of all forms of L layers.
 
-    Args:
-        layer: the layer.
-        hulls: of its forms.
-        price: (B,) at least 0.
-        widths: indices of widths that broadcast.
-
-    Returns:
-        float64, of the shape that the indices broadcast to. Ranks above the full one, which never pay, are
-        not excluded.
+    Attributes:
+        of: of each layer, the hull of each of its forms.
     """
-    value: Floats = layer.dense_cost(widths) @ price
-    rows, columns = (np.asarray(dim.count(widths), dtype=np.float64) for dim in (layer.rows, layer.columns))
-    bias = (price @ layer.bias) * rows
-    for hull in hulls:
-        form = layer.forms[hull.form_index]
-        per_rank = (price @ form.column) * columns + (price @ form.row) * rows
-        best = np.searchsorted(hull.slope, -per_rank)
-        value = np.minimum(value, hull.damage[best] + hull.rank[best] * per_rank + bias)
-    return value
 
+    def __init__(self, joint: Joint) -> None:
+        """Find the hulls.
 
-def pick_of(layer: JointLayer, hulls: Sequence[Hull], price: Floats, widths: Sequence[int]) -> Pick:
-    """What a layer does at these prices and widths; the whole layer where nothing is better."""
-    cost = layer.dense_cost(widths)
-    best, value = Pick(cost=cost, damage=0.0), float(price @ cost)
-    rows, columns = int(layer.rows.count(widths)), int(layer.columns.count(widths))
-    for hull in hulls:
-        form = layer.forms[hull.form_index]
-        unit = form.column * columns + form.row * rows
-        corner = int(np.searchsorted(hull.slope, -float(price @ unit)))
-        cost = hull.rank[corner] * unit + layer.bias * rows
-        damage = float(hull.damage[corner])
-        if damage + float(price @ cost) < value:
-            best, value = Pick(cost=cost, damage=damage), damage + float(price @ cost)
-    return best
+        Args:
+            joint: everything.
+        """
+        self._grids = joint.grids
+        self.of = tuple(tuple(hull_of(form) for form in layer.forms) for layer in joint.layers)
+        forms = max((len(hulls) for hulls in self.of), default=0)
+        corners = max((len(hull.rank) for hulls in self.of for hull in hulls), default=1)
+        count = len(joint.layers)
+        # Forms that a layer does not have never pay; corners that a form does not have are never reached.
+        self._damage = np.full((forms, corners, count), np.inf)
+        self._rank = np.zeros((forms, corners, count), dtype=np.int64)
+        # One less than a power of two: each step of the search halves what is left.
+        self._slope = np.full((forms, 2 ** (corners - 1).bit_length() - 1, count), np.inf)
+        for index, hulls in enumerate(self.of):
+            for place, hull in enumerate(hulls):
+                size = len(hull.rank)
+                self._damage[place, :size, index] = hull.damage
+                self._rank[place, :size, index] = hull.rank
+                self._slope[place, : size - 1, index] = hull.slope
 
+    def picks(self, layer: Ints, shapes: Shapes, price: Floats) -> Picks:
+        """The option of each layer with the least damage plus price times cost.
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Term:
-    """A table that goes with a group: (own widths, or own times other widths)."""
+        Args:
+            layer: (...) int64, index of each layer.
+            shapes: (...) of what is left of it.
+            price: (B,) at least 0.
 
-    other: int | None
-    table: Floats
-    blocks: tuple[int, ...]
+        Returns:
+            The layer without a pair where nothing is better. Ranks above the full one, which never pay, are
+            not excluded.
+        """
+        value: Floats = shapes.dense @ price
+        damage, form = np.zeros(value.shape), np.full(value.shape, UNTOUCHED)
+        rank = np.zeros(value.shape, dtype=np.int64)
+        bias = (self._grids.bias @ price)[layer] * shapes.rows
+        for index, slopes in enumerate(self._slope):
+            column, row = self._grids.column[index] @ price, self._grids.row[index] @ price
+            per_rank = column[layer] * shapes.columns + row[layer] * shapes.rows
+            corner = np.zeros(value.shape, dtype=np.int64)
+            step = (len(slopes) + 1) // 2
+            while step:
+                corner += step * (slopes[corner + step - 1, layer] < -per_rank)
+                step //= 2
+            new_damage, new_rank = self._damage[index, corner, layer], self._rank[index, corner, layer]
+            new = new_damage + new_rank * per_rank + bias
+            pays = new < value
+            value, damage = np.where(pays, new, value), np.where(pays, new_damage, damage)
+            form, rank = np.where(pays, index, form), np.where(pays, new_rank, rank)
+        return Picks(value=value, damage=damage, form=form, rank=rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wide:
-    """What goes with more groups than a table holds: a piece, or a layer with the hulls of its forms."""
+    """What goes with more groups than a table holds: a piece, or a layer, with its index."""
 
     groups: frozenset[int]
     blocks: tuple[int, ...]
-    piece: Piece | None
-    layer: JointLayer | None
-    hulls: tuple[Hull, ...]
-
-    def value(self, price: Floats, widths: WidthIndices) -> Floats:
-        """Its damage plus price times cost."""
-        if self.layer is not None:
-            return value_of(self.layer, self.hulls, price, widths)
-        if self.piece is not None:
-            priced: Floats = self.piece.cost(widths) @ price
-            return priced
-        return np.zeros(())
+    piece: Piece | None = None
+    layer: JointLayer | None = None
+    index: int = 0
 
 
 class Priced:
@@ -160,102 +166,91 @@ class Priced:
         tables: groups (at most two) and blocks -> values, one axis for each group.
     """
 
-    def __init__(self, joint: Joint, hulls: Sequence[tuple[Hull, ...]], price: Floats) -> None:
+    def __init__(self, joint: Joint, hulls: Hulls, price: Floats) -> None:
         """Price everything.
 
         Args:
             joint: everything.
-            hulls: of the forms of each layer.
+            hulls: of its layers.
             price: (B,) at least 0.
         """
         self.joint = joint
         self.price = price
-        tables: dict[Key, Floats] = {key: cell @ price for key, cell in joint.cells.items()}
-        wide = [
-            Wide(groups=piece.groups, blocks=piece.blocks, piece=piece, layer=None, hulls=())
-            for piece in joint.wide
-        ]
-        self._wide_of: dict[int, list[Wide]] = defaultdict(list)
-        for layer, layer_hulls in zip(joint.layers, hulls, strict=True):
-            groups = tuple(sorted(layer.groups))
-            if len(groups) > MAX_TABLE_GROUPS:
-                wide.append(
-                    Wide(groups=layer.groups, blocks=layer.blocks, piece=None, layer=layer, hulls=layer_hulls)
-                )
-                continue
-            key = (groups, layer.blocks)
-            shape = tuple(len(joint.widths[group].kept) for group in groups)
-            value = np.broadcast_to(value_of(layer, layer_hulls, price, width_grid(joint, groups)), shape)
-            tables[key] = tables[key] + value if key in tables else value
-        self.tables: Mapping[Key, Floats] = tables
+        self._hulls = hulls
+        # In the order of the entries of ``joint.tables``.
+        self._values: Floats = joint.cost @ price
+        np.add.at(
+            self._values, joint.entries, hulls.picks(joint.grids.layer, joint.grids.shapes, price).value
+        )
+        self._tables = joint.tables.tables(self._values)
+        self.tables: Mapping[Key, Floats] = dict(zip(joint.keys, self._tables, strict=True))
+        wide = [Wide(groups=piece.groups, blocks=piece.blocks, piece=piece) for piece in joint.wide]
+        for index in joint.grids.wide.tolist():
+            layer = joint.layers[index]
+            wide.append(Wide(groups=layer.groups, blocks=layer.blocks, layer=layer, index=index))
         self.wide = tuple(wide)
+        self._wide_of: dict[int, list[Wide]] = defaultdict(list)
         for item in wide:
             for group in item.groups:
                 self._wide_of[group].append(item)
-        self._terms: dict[int, list[_Term]] = defaultdict(list)
-        for (groups, blocks), table in tables.items():
-            if len(groups) == 1:
-                self._terms[groups[0]].append(_Term(other=None, table=table, blocks=blocks))
-            if len(groups) == MAX_TABLE_GROUPS:
-                first, second = groups
-                self._terms[first].append(_Term(other=second, table=table, blocks=blocks))
-                self._terms[second].append(
-                    _Term(other=first, table=np.ascontiguousarray(table.T), blocks=blocks)
-                )
-        self._linked = [self._linked_to(group) for group in range(len(joint.widths))]
         self._known: dict[tuple[int, tuple[int, ...], frozenset[int]], Floats] = {}
-
-    def _linked_to(self, group: int) -> tuple[int, ...]:
-        """The other groups that the energy of one depends on."""
-        others = {term.other for term in self._terms[group] if term.other is not None}
-        others.update(*(item.groups for item in self._wide_of[group]))
-        return tuple(sorted(others - {group}))
 
     def energy(self, state: State) -> float:
         """Damage plus price times cost of a choice, layers at their best."""
         total = sum(
             float(group.damage[width]) for group, width in zip(self.joint.widths, state.widths, strict=True)
         )
-        for (groups, blocks), table in self.tables.items():
-            if is_there(blocks, state.dropped):
-                total += float(table[tuple(state.widths[group] for group in groups)])
+        entries = self.joint.tables.at(state.widths)[tables_there(self.joint, state.dropped)]
+        total = sum(self._values[entries].tolist(), total)
         for wide in self.wide:
             if is_there(wide.blocks, state.dropped):
-                total += float(wide.value(self.price, state.widths))
+                total += float(self._wide_value(wide, state.widths))
         for index in state.dropped:
             block = self.joint.blocks[index]
             total += block.damage - float(self.price @ block.rest)
         return total
 
+    def _wide_value(self, wide: Wide, widths: WidthIndices) -> Floats:
+        """Damage plus price times cost of what goes with many groups, at indices of widths that broadcast."""
+        if wide.layer is not None:
+            shapes = shapes_of(wide.layer, widths)
+            return self._hulls.picks(np.full(shapes.rows.shape, wide.index), shapes, self.price).value
+        if wide.piece is not None:
+            priced: Floats = wide.piece.cost(widths) @ self.price
+            return priced
+        return np.zeros(())
+
     def energy_by_width(self, state: State, group: int) -> Floats:
         """(W,) the part of the energy that goes with one group, at each of its widths; not to be changed."""
+        return self._energy_by_width(state.widths, state.dropped, group)
+
+    def _energy_by_width(self, widths: Sequence[int], dropped: frozenset[int], group: int) -> Floats:
         # Sweeps come back to the same choice of the groups around one many times.
-        key = (group, tuple(state.widths[other] for other in self._linked[group]), state.dropped)
+        key = (group, tuple([widths[other] for other in self.joint.linked[group]]), dropped)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._energy_by_width(state, group)
+            known = self.joint.widths[group].damage.copy()
+            for touching in self.joint.touching[group]:
+                if is_there(touching.blocks, dropped):
+                    table = self._tables[touching.table]
+                    if touching.other is not None:
+                        other = widths[touching.other]
+                        table = table[:, other] if touching.axis == 0 else table[other]
+                    known += table
+            along: list[int | Ints] = [*widths[:group], np.arange(len(known)), *widths[group + 1 :]]
+            for item in self._wide_of[group]:
+                if is_there(item.blocks, dropped):
+                    known += self._wide_value(item, along)
+            self._known[key] = known
         return known
-
-    def _energy_by_width(self, state: State, group: int) -> Floats:
-        total = self.joint.widths[group].damage.copy()
-        for term in self._terms[group]:
-            if is_there(term.blocks, state.dropped):
-                total += term.table if term.other is None else term.table[:, state.widths[term.other]]
-        wide = self._wide_of[group]
-        if wide:
-            widths: list[int | Ints] = list(state.widths)
-            widths[group] = np.arange(len(total))
-            for item in wide:
-                if is_there(item.blocks, state.dropped):
-                    total += item.value(self.price, widths)
-        return total
 
     def energy_by_pair(self, state: State, first: int, second: int) -> Floats:
         """(W, V) the part of the energy that goes with two groups, tables only for what both term."""
         shared = np.zeros((len(self.joint.widths[first].kept), len(self.joint.widths[second].kept)))
-        for term in self._terms[first]:
-            if term.other == second and is_there(term.blocks, state.dropped):
-                shared += term.table
+        for touching in self.joint.touching[first]:
+            if touching.other == second and is_there(touching.blocks, state.dropped):
+                table = self._tables[touching.table]
+                shared += table if touching.axis == 0 else table.T
         mine = self.energy_by_width(state, first) - shared[:, state.widths[second]]
         theirs = self.energy_by_width(state, second) - shared[state.widths[first]]
         total: Floats = mine[:, None] + theirs[None] + shared
@@ -294,9 +289,9 @@ class Priced:
         for group in self.free_groups(state):
             if group in held:
                 continue
-            values = self.energy_by_width(State(widths=tuple(widths), dropped=state.dropped), group)
-            best = int(np.argmin(values))
-            if values[best] < values[widths[group]] - _ROUNDING * abs(values[widths[group]]):
+            values = self._energy_by_width(widths, state.dropped, group)
+            best, now = int(values.argmin()), values[widths[group]]
+            if values[best] < now - _ROUNDING * abs(now):
                 widths[group] = best
         return State(widths=tuple(widths), dropped=state.dropped)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimrank.cost import factor_taps
-from slimrank.select.joint._pieces import JointLayer
-from slimrank.select.joint._prices import Hull
-from slimrank.select.joint._table import Joint, State, is_there, standing_cost
+from slimrank.select.joint._pieces import JointLayer, Ranks
+from slimrank.select.joint._prices import Hull, Hulls
+from slimrank.select.joint._table import Joint, State, layers_there, standing_cost
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, total_damage
 
@@ -43,34 +43,40 @@ class Answer:
 class RankTables:
     """Tables of the layers at any widths."""
 
-    def __init__(self, joint: Joint, hulls: Sequence[Sequence[Hull]] | None = None) -> None:
+    def __init__(self, joint: Joint, hulls: Hulls | None = None) -> None:
         """Lay the options out.
 
         Args:
             joint: everything.
-            hulls: of the forms of each layer, where a few ranks beside these are enough; None for all ranks.
+            hulls: of the layers, where a few ranks beside these are enough; None for all ranks.
         """
         self._joint = joint
-        rows = [
-            _options(layer, None if hulls is None else hulls[index])
+        taken = [
+            [
+                _taken(form, None if hulls is None else hulls.of[index][place])
+                for place, form in enumerate(layer.forms)
+            ]
             for index, layer in enumerate(joint.layers)
         ]
-        budgets, layers = len(joint.metrics), len(rows)
-        widest = max((row.rank.shape[0] for row in rows), default=1)
-        self._column, self._row, self._bias = (np.zeros((budgets, layers, widest)) for _ in range(3))
-        self._damage = np.full((layers, widest), np.inf)
-        self._rank = np.zeros((layers, widest), dtype=np.int64)
-        self._form = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
-        self._curve = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
+        # The first option of each layer is the whole layer.
+        widest = 1 + max((sum(len(indices) for indices in every) for every in taken), default=0)
+        shape = (len(joint.layers), widest)
+        self._damage, self._rank = np.full(shape, np.inf), np.zeros(shape, dtype=np.int64)
+        self._form, self._curve = np.full(shape, UNTOUCHED), np.full(shape, UNTOUCHED)
+        for index, (every, layer) in enumerate(zip(taken, joint.layers, strict=True)):
+            self._damage[index, 0] = 0.0
+            end = 1
+            for place, (indices, form) in enumerate(zip(every, layer.forms, strict=True)):
+                start, end = end, end + len(indices)
+                self._damage[index, start:end] = form.damage[indices]
+                self._rank[index, start:end] = form.ranks[indices]
+                self._form[index, start:end], self._curve[index, start:end] = place, form.curve
+        # (L, K, B) made (B, L, K).
+        layers, grids = np.arange(len(joint.layers))[:, None], joint.grids
+        self._column: Floats = np.moveaxis(grids.column[self._form, layers], -1, 0) * self._rank
+        self._row: Floats = np.moveaxis(grids.row[self._form, layers], -1, 0) * self._rank
+        self._row += grids.bias.T[:, :, None] * (self._form != UNTOUCHED)
         self._first_taps, self._second_taps = _taps(joint.layers)
-        for index, (row, layer) in enumerate(zip(rows, joint.layers, strict=True)):
-            count = len(row.rank)
-            self._column[:, index, :count], self._row[:, index, :count] = row.column, row.row
-            self._bias[:, index, 1:count] = layer.bias[:, None]
-            self._damage[index, :count], self._rank[index, :count] = row.damage, row.rank
-            self._form[index, :count] = row.form
-            curves = np.array([form.curve for form in layer.forms] + [UNTOUCHED])
-            self._curve[index, :count] = curves[row.form]
 
     @property
     def size(self) -> int:
@@ -88,19 +94,10 @@ class RankTables:
             of it.
         """
         joint = self._joint
-        there = np.array(
-            [index for index, layer in enumerate(joint.layers) if is_there(layer.blocks, state.dropped)],
-            dtype=np.int64,
-        )
-        layers = [joint.layers[index] for index in there]
-        rows = np.array([int(layer.rows.count(state.widths)) for layer in layers], dtype=np.int64)
-        columns = np.array([int(layer.columns.count(state.widths)) for layer in layers], dtype=np.int64)
-        dense = [layer.dense_cost(state.widths) for layer in layers]
-        whole = np.array(dense, dtype=np.float64).reshape(len(there), len(joint.metrics)).T
-        cost = (
-            self._column[:, there] * columns[:, None]
-            + (self._row[:, there] + self._bias[:, there]) * rows[:, None]
-        )
+        there = layers_there(joint, state.dropped)
+        shapes = joint.grids.at(state.widths, there)
+        rows, columns, whole = shapes.rows, shapes.columns, shapes.dense.T
+        cost = self._column[:, there] * columns[:, None] + self._row[:, there] * rows[:, None]
         damage = self._damage[there]
         # The full rank of each form, slimmed.
         full = np.minimum(
@@ -115,7 +112,7 @@ class RankTables:
         order = np.lexsort((damage, weighted), axis=-1)[:, : max(int(good.sum(axis=1).max(initial=1)), 1)]
         kept = np.take_along_axis(good, order, axis=1)
         return Table(
-            names=tuple(layer.spec.name for layer in layers),
+            names=tuple(joint.layers[index].spec.name for index in there),
             curves=joint.curves,
             cost=np.where(kept, np.take_along_axis(cost, order[None], axis=2), 0.0),
             damage=np.take_along_axis(damage, order, axis=1),
@@ -156,43 +153,13 @@ def standing_damage(joint: Joint, state: State) -> float:
     return groups + sum(joint.blocks[block].damage for block in state.dropped)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Row:
-    """Options of one layer, the whole layer first; what they cost per column and row."""
-
-    column: Floats
-    row: Floats
-    damage: Floats
-    rank: Ints
-    form: Ints
-
-
-def _options(layer: JointLayer, hulls: Sequence[Hull] | None) -> _Row:
-    zero = np.zeros((len(layer.bias), 1))
-    columns, rows, damages = [zero], [zero], [np.zeros(1)]
-    ranks, forms = [np.zeros(1, dtype=np.int64)], [np.full(1, UNTOUCHED, dtype=np.int64)]
-    for index, form in enumerate(layer.forms):
-        count = len(form.ranks)
-        if hulls is None:
-            taken = np.arange(count)
-        else:
-            corners = np.searchsorted(form.ranks, hulls[index].rank.astype(np.int64))
-            taken = np.union1d(
-                corners, np.linspace(0, count - 1, min(count, _RANKS_BETWEEN)).astype(np.int64)
-            )
-        rank = form.ranks[taken]
-        columns.append(np.multiply.outer(form.column, rank))
-        rows.append(np.multiply.outer(form.row, rank))
-        damages.append(form.damage[taken])
-        ranks.append(rank)
-        forms.append(np.full(len(rank), index, dtype=np.int64))
-    return _Row(
-        column=np.concatenate(columns, axis=1),
-        row=np.concatenate(rows, axis=1),
-        damage=np.concatenate(damages),
-        rank=np.concatenate(ranks),
-        form=np.concatenate(forms),
-    )
+def _taken(form: Ranks, hull: Hull | None) -> Ints:
+    """Indices of the ranks of a form that a table holds: all, or those of its hull and some between."""
+    count = len(form.ranks)
+    if hull is None:
+        return np.arange(count)
+    between = np.linspace(0, count - 1, min(count, _RANKS_BETWEEN)).astype(np.int64)
+    return np.union1d(np.searchsorted(form.ranks, hull.rank), between)
 
 
 def _taps(layers: Sequence[JointLayer]) -> tuple[Ints, Ints]:

@@ -16,7 +16,7 @@ The phases, in the order in which they run; the README beside this file has the 
 8. A bound. Where only groups and blocks are open and the bound leaves few choices, each of them is tried.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -26,9 +26,9 @@ from scipy.optimize import linprog
 from slimrank.select.joint._all_at_once import move_all_at_once
 from slimrank.select.joint._bound import bound_of, bounds_of
 from slimrank.select.joint._enumerate import enumerate_choices
-from slimrank.select.joint._prices import Priced, hull_of, pick_of
+from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
-from slimrank.select.joint._table import Joint, State, is_there, normalised, standing_cost
+from slimrank.select.joint._table import Joint, State, layers_there, normalised, standing_cost
 from slimrank.select.layers._table import Floats, added, used
 
 # Prices (1): each try settles all widths anew. Fewer tries save time, and leave prices further from those
@@ -137,9 +137,7 @@ class _Search:
 
     def __init__(self, joint: Joint) -> None:
         self._joint = joint
-        self._hulls = [
-            tuple(hull_of(index, form) for index, form in enumerate(layer.forms)) for layer in joint.layers
-        ]
+        self._hulls = Hulls(joint)
         # A few ranks of each form are enough to compare choices; the exact ranks (7) come from all of them.
         self._some_ranks = RankTables(joint, self._hulls)
         self._all_ranks = RankTables(joint)
@@ -228,10 +226,11 @@ class _Search:
         for state in dict.fromkeys(priced.settled(start) for start in (*starts, self._whole)):
             cost = standing_cost(self._joint, state.widths, state.dropped)
             damage = standing_damage(self._joint, state)
-            for layer, hulls in zip(self._joint.layers, self._hulls, strict=True):
-                if is_there(layer.blocks, state.dropped):
-                    pick = pick_of(layer, hulls, price, state.widths)
-                    cost, damage = cost + pick.cost, damage + pick.damage
+            layers = layers_there(self._joint, state.dropped)
+            shapes = self._joint.grids.at(state.widths, layers)
+            picks = self._hulls.picks(layers, shapes, price)
+            cost = cost + self._joint.grids.cost(layers, shapes, picks.form, picks.rank).sum(axis=0)
+            damage += float(picks.damage.sum())
             over = cost - self._joint.room
             found.append(_Settled(price=price, state=state, over=over, damage=damage))
         return sorted(found, key=lambda settled: -settled.value)
@@ -410,26 +409,23 @@ class _Search:
         self, priced: Priced, state: State, steps: list[tuple[int, Floats]], gain: float
     ) -> list[tuple[float, State]]:
         """Two groups moved together, with what the energy changes by: less than the gain."""
-        linked = set(priced.linked_groups())
-        found: list[tuple[float, int, int, int, int]] = []
         each = max(_MAX_PAIR_MOVES // max(len(steps), 1) ** 2, 2)
-        for step, (first, mine) in enumerate(steps):
-            for second, theirs in steps[step + 1 :]:
-                if (first, second) in linked:
-                    values = priced.energy_by_pair(state, first, second)
-                    values = values - values[state.widths[first], state.widths[second]]
-                elif mine.min() + theirs.min() < gain:
-                    values = mine[:, None] + theirs[None]
-                else:
-                    continue
-                pairs = np.flatnonzero(values < gain)
-                pairs = pairs[np.argsort(values.flat[pairs], kind="stable")[:each]]
-                for a, b in zip(*np.unravel_index(pairs, values.shape), strict=True):
-                    found.append((float(values[a, b]), first, int(a), second, int(b)))
-        found.sort()
+        open_groups = {group for group, _ in steps}
+        linked = [pair for pair in priced.linked_groups() if open_groups.issuperset(pair)]
+        # Of each move: what the energy changes by, and both groups with their new widths.
+        found = [_moves_of_two(steps, linked, each)]
+        for first, second in linked:
+            values = priced.energy_by_pair(state, first, second)
+            values = values - values[state.widths[first], state.widths[second]]
+            least = np.argsort(values, axis=None, kind="stable")[:each]
+            a, b = np.unravel_index(least, values.shape)
+            found.append(np.array([values[a, b], np.full(len(a), first), a, np.full(len(a), second), b]))
+        moves = np.concatenate(found, axis=1)
+        moves = moves[:, moves[0] < gain]
+        order = np.lexsort(moves[::-1])[:_MAX_PAIR_MOVES]
         return [
-            (value, _with_widths(state, {first: a, second: b}))
-            for value, first, a, second, b in found[:_MAX_PAIR_MOVES]
+            (float(value), _with_widths(state, {int(first): int(a), int(second): int(b)}))
+            for value, first, a, second, b in moves[:, order].T
         ]
 
     def _with_exact_ranks(self, state: State) -> Answer | None:
@@ -463,6 +459,49 @@ class _Search:
                 else:
                     break
         return best, price
+
+
+def _moves_of_two(
+    steps: Sequence[tuple[int, Floats]], linked: Collection[tuple[int, int]], each: int
+) -> Floats:
+    """(5, n) the best moves of each two groups that share nothing, where changes of the energy just add up.
+
+    Args:
+        steps: groups, ascending, each with what the energy changes by at each of its widths.
+        linked: pairs of groups to leave out.
+        each: how many moves of each pair.
+
+    Returns:
+        What the energy changes by, and both groups with their new widths; inf where a pair has fewer.
+    """
+    # What is among the best of two is among the best of each.
+    best = [np.sort(np.argsort(values, kind="stable")[:each]) for _, values in steps]
+    shape = (len(steps), max((len(widths) for widths in best), default=0))
+    width, change = np.zeros(shape, dtype=np.int64), np.full(shape, np.inf)
+    for row, (widths, (_, values)) in enumerate(zip(best, steps, strict=True)):
+        width[row, : len(widths)], change[row, : len(widths)] = widths, values[widths]
+    groups = np.array([group for group, _ in steps], dtype=np.int64)
+    is_apart = np.triu(np.ones((len(steps), len(steps)), dtype=np.bool_), k=1)
+    for first, second in linked:
+        is_apart[np.searchsorted(groups, first), np.searchsorted(groups, second)] = False
+    one, other = np.nonzero(is_apart)
+    # (P, n, n) for P pairs.
+    values = change[one][:, :, None] + change[other][:, None]
+    least = np.argsort(values.reshape(len(one), shape[1] ** 2), axis=1, kind="stable")[:, :each]
+    a, b = np.unravel_index(least, values.shape[1:])
+    pair = np.arange(len(one))[:, None]
+    return np.array(
+        [
+            entry.reshape(-1)
+            for entry in np.broadcast_arrays(
+                values[pair, a, b],
+                groups[one][:, None],
+                width[one[:, None], a],
+                groups[other][:, None],
+                width[other[:, None], b],
+            )
+        ]
+    )
 
 
 def _behind_walls(values: Floats, width: int, height: float) -> list[int]:

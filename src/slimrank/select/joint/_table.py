@@ -5,17 +5,35 @@ The values that the phases of the search hand to each other: ``Joint``, the prob
 of widths and blocks. Ranks are chosen last, at given widths (``_ranks.py``).
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from slimrank.records import Curve, Metric
 from slimrank.select.joint._counts import WidthIndices, Widths
+from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import Block, JointLayer, Piece
 from slimrank.select.layers._table import Floats, Ints
 
 Key = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touching:
+    """A table that goes with a group.
+
+    Attributes:
+        table: its index in ``Joint.keys``.
+        axis: of the group in it.
+        other: the other group that it goes with; None where there is none.
+        blocks: that it is in.
+    """
+
+    table: int
+    axis: int
+    other: int | None
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,8 +47,13 @@ class Joint:
         homes: of each group, the blocks that hold each of its tensors, each combination once.
         blocks: that may go.
         layers: that a pair may replace.
-        cells: cost of all other pieces that go with at most two groups, added: groups and blocks ->
-            (W, ..., B) float64.
+        grids: what is left of them at any widths.
+        keys: groups and blocks of each table: of what goes with at most two groups.
+        tables: where the entries of these tables stand.
+        cost: (N, B) float64, of each entry: all pieces but the layers, added.
+        entries: of each entry of ``grids``, the entry of ``tables`` with the same key and widths.
+        touching: of each group, the tables that go with it.
+        linked: of each group, the others that it shares a table or anything wide with.
         wide: the pieces that go with more groups.
         curves: that ``Ranks.curve`` points into.
         room: (B,) float64, what the budgets leave for layers, cells and wide pieces.
@@ -43,7 +66,13 @@ class Joint:
     homes: tuple[tuple[tuple[int, ...], ...], ...]
     blocks: tuple[Block, ...]
     layers: tuple[JointLayer, ...]
-    cells: Mapping[Key, Floats]
+    grids: LayerGrids
+    keys: tuple[Key, ...]
+    tables: Grids
+    cost: Floats
+    entries: Ints
+    touching: tuple[tuple[Touching, ...], ...]
+    linked: tuple[tuple[int, ...], ...]
     wide: tuple[Piece, ...]
     curves: tuple[Curve, ...]
     room: Floats
@@ -92,21 +121,30 @@ def width_grid(joint: Joint, groups: Sequence[int]) -> list[int | Ints]:
     return widths
 
 
+def layers_there(joint: Joint, dropped: Collection[int]) -> Ints:
+    """Indices of the layers that are outside the dropped blocks."""
+    there = [index for index, layer in enumerate(joint.layers) if is_there(layer.blocks, dropped)]
+    return np.array(there, dtype=np.int64)
+
+
+def tables_there(joint: Joint, dropped: Collection[int]) -> Ints:
+    """Indices of the tables that are outside the dropped blocks."""
+    there = [index for index, (_, blocks) in enumerate(joint.keys) if is_there(blocks, dropped)]
+    return np.array(there, dtype=np.int64)
+
+
 def standing_cost(joint: Joint, widths: WidthIndices, dropped: Collection[int]) -> Floats:
     """Cost of all but the layers, as ``room`` counts it.
 
     Args:
         joint: everything.
-        widths: indices of widths that broadcast.
+        widths: indices of widths, all of one shape.
         dropped: indices of the blocks that go; none is inside another.
 
     Returns:
         (..., B) float64, exact.
     """
-    total = np.zeros(len(joint.metrics))
-    for (groups, blocks), cell in joint.cells.items():
-        if is_there(blocks, dropped):
-            total = total + cell[tuple(widths[group] for group in groups)]
+    total: Floats = joint.cost[joint.tables.at(widths)[tables_there(joint, dropped)]].sum(axis=0)
     for piece in joint.wide:
         if is_there(piece.blocks, dropped):
             total = total + piece.cost(widths)

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from slimrank.select.layers._table import Ints, Table, is_feasible, used
+from slimrank.select.layers._table import Floats, Ints, Table, is_feasible, used
 
 # An option that costs nothing more is worth any number; this keeps the division finite.
 _TINY_COST = 1e-300
@@ -25,32 +25,34 @@ def top_up(table: Table, choice: Ints) -> Ints:
     Returns:
         (L,) feasible; no single layer can fall further in damage within the budgets.
     """
-    choice = choice.copy()
+    choice, rows = choice.copy(), np.arange(len(choice))
     weighted = table.weighted
     room = table.room - used(table, choice)
-    layers = len(choice)
-    ratio, target = np.zeros(layers), choice.copy()
+    # Of what is chosen now.
+    damage, cost, share = table.damage[rows, choice], table.cost[:, rows, choice], weighted[rows, choice]
 
-    def find_best_step(layer: int) -> None:
-        gain = table.damage[layer, choice[layer]] - table.damage[layer]
-        extra = table.cost[:, layer] - table.cost[:, layer, choice[layer], None]
-        fits = (gain > 0) & (extra <= room[:, None]).all(axis=0)
-        price = np.maximum(weighted[layer] - weighted[layer, choice[layer]], _TINY_COST)
+    def best_steps(layers: slice) -> tuple[Floats, Ints]:
+        """The best step of each of these layers that fits: its fall in damage per cost, and its option."""
+        gain = damage[layers, None] - table.damage[layers]
+        extra = table.cost[:, layers] - cost[:, layers, None]
+        fits = (gain > 0) & (extra <= room[:, None, None]).all(axis=0)
+        price = np.maximum(weighted[layers] - share[layers, None], _TINY_COST)
         worth = np.where(fits, np.maximum(gain, 0) / price, 0.0)
-        target[layer] = int(np.argmax(worth))
-        ratio[layer] = worth[target[layer]]
+        return worth.max(axis=1), worth.argmax(axis=1)
 
     with np.errstate(over="ignore"):
-        for layer in range(layers):
-            find_best_step(layer)
+        ratio, target = best_steps(slice(None))
         # Room only shrinks, so a remembered best step that still fits is still the best.
-        while layers and ratio.max() > 0:
-            layer = int(np.argmax(ratio))
-            extra = table.cost[:, layer, target[layer]] - table.cost[:, layer, choice[layer]]
+        while len(rows) and ratio.max() > 0:
+            layer = int(ratio.argmax())
+            option = target[layer]
+            extra = table.cost[:, layer, option] - cost[:, layer]
             if (extra <= room).all():
-                choice[layer] = target[layer]
-                room = room - extra
-            find_best_step(layer)
+                choice[layer], room = option, room - extra
+                damage[layer], share[layer] = table.damage[layer, option], weighted[layer, option]
+                cost[:, layer] = table.cost[:, layer, option]
+            changed = slice(layer, layer + 1)
+            ratio[changed], target[changed] = best_steps(changed)
     return choice
 
 

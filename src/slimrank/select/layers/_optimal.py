@@ -162,25 +162,31 @@ def any_feasible(table: Table) -> Ints | None:
 
 def _worth_having(table: Table) -> Flags:
     """(L, K) bool, options that no other undercuts in every cost and in damage (with many, some more)."""
-    keep = np.isfinite(table.damage)
+    finite = np.isfinite(table.damage)
+    # Options stand in order of added cost: no other undercuts those below every damage before them.
+    front = finite.copy()
+    front[:, 1:] &= table.damage[:, 1:] < np.minimum.accumulate(table.damage, axis=1)[:, :-1]
     if len(table.room) == 1:
-        # Options stand in order of cost: keep those below every damage before them.
-        keep[:, 1:] &= table.damage[:, 1:] < np.minimum.accumulate(table.damage, axis=1)[:, :-1]
-        return keep
-    for layer in range(len(table.names)):
+        return front
+    values = np.concatenate([table.cost, table.damage[None]])
+    best, _ = _subset(table, front)
+    # (L, K', K): which of the front undercut which of all.
+    undercut = np.ones((len(front), best.damage.shape[1], front.shape[1]), dtype=np.bool_)
+    for mine, theirs in zip(values, (*best.cost, best.damage), strict=True):
+        undercut &= theirs[:, :, None] <= mine[:, None]
+    is_compared = finite.sum(axis=1) <= _MAX_COMPARED_OPTIONS
+    keep: Flags = finite & (front | ~undercut.any(axis=1) | ~is_compared[:, None])
+    for layer in np.flatnonzero(is_compared & (keep & ~front).any(axis=1)):
         options = np.flatnonzero(keep[layer])
-        if len(options) <= _MAX_COMPARED_OPTIONS:
-            keep[layer, options] = _front(
-                np.concatenate([table.cost[:, layer, options], table.damage[None, layer, options]])
-            )
+        keep[layer, options] = _front(values[:, layer, options])
     return keep
 
 
 def _front(values: Floats) -> Flags:
     """(K,) bool, columns of (V, K) that no other column undercuts; of equal ones the first."""
-    below = (values[:, :, None] <= values[:, None, :]).all(axis=0)
-    equal = below & below.T
-    return np.array(~((below & ~equal) | np.triu(equal, k=1)).any(axis=0))
+    below: Flags = np.all(values[:, :, None] <= values[:, None, :], axis=0)
+    later = np.tri(len(below), k=-1, dtype=np.bool_).T
+    return np.array(~(below & (later | ~below.T)).any(axis=0))
 
 
 def _subset(table: Table, keep: Flags) -> tuple[Table, Ints]:
@@ -370,11 +376,18 @@ def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
     usual = _rest([table.cost[:, layer, favourite[layer]] for layer in order])
     usual_damage = _rest([table.damage[layer, favourite[layer], None] for layer in order])[:, 0]
 
-    cost, damage, leads = np.zeros((1, len(price))), np.zeros(1), np.zeros(1)
+    # Layers with one option left take no search.
+    settled = next((step for step, some in enumerate(options) if len(some) > 1), len(order))
+    first = order[:settled]
+    cost, leads = table.cost[:, first, favourite[first]].sum(axis=1)[None], np.zeros(1)
+    damage = table.damage[first, favourite[first]].sum(keepdims=True)
     steps: list[tuple[Ints, Ints]] = []
     record: tuple[int, int] | None = None
     dropped = np.inf
-    for step, (layer, some) in enumerate(zip(order, options, strict=True)):
+    if (cost + usual[settled] <= table.room).all() and damage[0] + usual_damage[settled] < upper:
+        upper = float(damage[0] + usual_damage[settled])
+        record = (settled - 1, 0)
+    for step, (layer, some) in enumerate(zip(order[settled:], options[settled:], strict=True), start=settled):
         came = np.repeat(np.arange(len(damage)), len(some))
         taken = np.tile(some, len(damage))
         leads = leads[came] + lead[layer, taken]
@@ -401,8 +414,8 @@ def _search(table: Table, price: Floats, bound: float, upper: float) -> _Search:
         return _Search(choice=None, bound=min(upper, dropped))
     choice = favourite.copy()
     step, partial = record
-    for back in range(step, -1, -1):
-        came, taken = steps[back]
+    for back in range(step, settled - 1, -1):
+        came, taken = steps[back - settled]
         choice[order[back]] = taken[partial]
         partial = int(came[partial])
     return _Search(choice=choice, bound=min(upper, dropped))

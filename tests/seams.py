@@ -54,11 +54,14 @@ from slimrank.deploy import _formats, _onnx, _samples, _saved_model, _timing
 from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._executorch import executorch_package
+from slimrank.deploy._export import _TURN as EXPORT_TURN
 from slimrank.deploy._export import int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
-from slimrank.deploy._judge import decibels
+from slimrank.deploy._judge import decibels, signal_and_noise
+from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._packages import import_package
+from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._samples import is_constant, read_samples
 from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install

@@ -4,6 +4,7 @@
 import importlib.util
 import logging
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,29 @@ class Uneven(nn.Module):
         scale = torch.ones(24)
         scale[0] = 1e5
         return self.last(self.mix(x * scale).relu())
+
+
+class Classes(nn.Module):
+    """Whole numbers out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).argmax(-1)
+
+
+class Masked(nn.Module):
+    """Some outputs are -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(24, 16)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mix(x).relu()).masked_fill(torch.arange(4) < 2, float("-inf"))
 
 
 class Transposed(nn.Module):
@@ -231,6 +255,9 @@ def test_a_layer_that_hurts_stays_in_float(format: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
     any_file = sr.export(_uneven(), path, _rows(), max_quant_drop=float("inf"), **options)  # type: ignore[arg-type]
     assert _int8(any_file).noise_db < 6
+    (warning,) = (note for note in any_file.notes if "little is left of the outputs: " in note.text)
+    assert warning.is_warning
+    assert "max_quant_drop=inf takes it all the same" in warning.text
     assert _int8(any_file).kept == ()
     kept = sr.export(_uneven(), path, _rows(), max_quant_drop=0.01, **options)  # type: ignore[arg-type]
     assert (_int8(kept).kept, _int8(kept).layers) == (("mix",), ("last",))
@@ -248,6 +275,84 @@ def test_a_drop_that_no_int8_reaches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(sr.ExportError, match=r"adds .* and more than max_quant_drop=0 as long as any layer"):
         sr.export(_uneven(), tmp_path / "m.onnx", _rows(), quantize="int8", max_quant_drop=0)
     assert not any(tmp_path.iterdir())
+
+
+def test_whole_numbers_are_judged_by_those_that_are_equal(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with pytest.raises(sr.ExportError, match=r"leaves little.*% of their values differ \(allowed 25%\)"):
+        sr.export(Classes(_uneven()), path, _rows(), quantize="int8")
+    assert not any(tmp_path.iterdir())
+    kept = sr.export(Classes(_uneven()), path, _rows(), quantize="int8", max_quant_drop=0.2)
+    assert _int8(kept).kept == ("model.mix",)
+    assert _int8(kept).divergence is None
+    assert "adds at most 0.2 as the share of whole numbers that differ: model.mix (" in _notes(kept)
+    assert "outputs hold whole numbers only: " in _notes(kept)
+
+
+def test_a_model_with_infinite_outputs_is_judged_by_the_others(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Masked().eval()
+    with pytest.raises(sr.ExportError, match=r"outputs 'output' of Masked hold inf or nan, so divergence"):
+        sr.export(model, tmp_path / "m.onnx", _rows(), quantize="int8", max_quant_drop=0.1)
+    assert not any(tmp_path.iterdir())
+    exported = sr.export(model, tmp_path / "m.onnx", _rows(), quantize="int8")
+    assert _int8(exported).divergence is None
+    assert 20 < _int8(exported).noise_db < 90
+    assert "outputs 'output' of the model itself hold inf or nan" in _notes(exported)
+
+
+class Attending(nn.Module):
+    """A layer is given a mask with -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.full((3, 3), float("-inf")).triu(1)
+        return self.last(self.layer(x.reshape(-1, 3, 8), src_mask=mask).mean(1))
+
+
+def test_layers_behind_a_mask_are_ranked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Attending().eval()
+    plain = _int8(sr.export(model, tmp_path / "m.onnx", _rows(), quantize="int8"))
+    assert plain.divergence is not None
+    drop = plain.divergence / 2
+    exported = sr.export(model, tmp_path / "m.onnx", _rows(), quantize="int8", max_quant_drop=drop)
+    assert _int8(exported).kept
+    assert "(nan" not in _notes(exported)
+    assert "inf dB" not in _notes(exported)
+
+
+def test_threads_take_turns_from_the_first_import_on(tmp_path: Path) -> None:
+    # While another export runs, not even what is refused at once goes on: it would put the output back.
+    def refused() -> None:
+        with pytest.raises(sr.UnknownNameError):
+            sr.export(_uneven(), tmp_path / "m.onnx", _rows(1), quantize="int9")  # type: ignore[arg-type]
+
+    thread = threading.Thread(target=refused)
+    with seams.EXPORT_TURN:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_onnxruntime_does_not_report(tmp_path: Path, python: Callable[..., object]) -> None:
+    done = python(
+        f"""
+import os, pathlib, time, slimrank
+os.environ["HOME"] = {str(tmp_path)!r}
+model = torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+slimrank.export(model, {str(tmp_path / "m.onnx")!r}, [torch.randn(32, 24)])
+time.sleep(1)
+print("ORT_DISABLE_TELEMETRY" in os.environ, list(pathlib.Path({str(tmp_path)!r}).rglob("*onnxruntime*")))
+"""
+    )
+    assert (done.stdout, done.stderr) == ("False []\n", "")  # type: ignore[attr-defined]
 
 
 def test_an_operator_without_int8_is_named(tmp_path: Path) -> None:
@@ -275,7 +380,12 @@ def test_slower_than_float_is_a_warning() -> None:
 # Batches, options, error, message.
 _CASES: Mapping[str, tuple[list[Tensor], Mapping[str, object], type[Exception], str]] = {
     "no batch": ([], {"quantize": "int8"}, sr.BatchesError, "batches is empty; give at least one batch"),
-    "a precision": (_rows(1), {"quantize": "int9"}, sr.UnknownNameError, "did you mean 'int8'.*or None"),
+    "a precision": (
+        _rows(1),
+        {"quantize": "int9"},
+        sr.UnknownNameError,
+        r"did you mean 'int8'\? \(None writes",
+    ),
     "a type": (_rows(1), {"quantize": 8}, sr.UnknownNameError, "quantize=8"),
     "no int8 to limit": (_rows(1), {"max_quant_drop": 0.1}, sr.OptionError, "goes with quantize=, which"),
     "a negative drop": (

@@ -107,8 +107,10 @@ def export_model(
         SlimrankError: for model and batches.
     """
     target = Path(path)
-    row = _row_for(target, format)
-    quantizer = None if quantize is None else quantizer_for(format, quantize)
+    # Packages that are imported here print, and are kept from reporting, for the whole process.
+    with _TURN:
+        row = _row_for(target, format)
+        quantizer = None if quantize is None else quantizer_for(format, quantize)
     max_drop = check_drop(max_quant_drop, quantize)
     for name, value in (("batch", batch), ("threads", threads)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -215,9 +217,10 @@ def check_export(
         ExportError: the name of the file says another format.
         FileError: the file cannot be written.
     """
-    _row_for(path, format)
-    if quantize is not None:
-        quantizer_for(format, quantize)
+    with _TURN:
+        _row_for(path, format)
+        if quantize is not None:
+            quantizer_for(format, quantize)
     check_drop(max_quant_drop, quantize)
     file, directory = path.resolve(), saved_in.resolve()
     if file == directory or file in directory.parents:

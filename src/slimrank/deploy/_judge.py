@@ -27,12 +27,28 @@ class Judged:
         noise_db: signal over noise in decibels, by output.
         agreement: in the words of the study; None where outputs hold no numbers that can be compared.
         not_finite: names of outputs that hold nan or inf where the model's do not.
+        equal_values: share of equal values, of the worst output, where all hold whole numbers; else None.
     """
 
     max_error: float
     noise_db: Mapping[str, float]
     agreement: Agreement | None
     not_finite: tuple[str, ...] = ()
+    equal_values: float | None = None
+
+    @property
+    def divergence(self) -> float:
+        """Per sample, from the model; of whole numbers the share that differs; inf where neither is told."""
+        if self.agreement is not None:
+            return math.inf if math.isnan(self.agreement.divergence) else self.agreement.divergence
+        return math.inf if self.equal_values is None else 1 - self.equal_values
+
+    @property
+    def lost(self) -> float:
+        """Share of what outputs tell that is lost, or of whole numbers that differ; 0 where none is told."""
+        if self.agreement is not None:
+            return self.agreement.lost
+        return 0.0 if self.equal_values is None else 1 - self.equal_values
 
     @property
     def worst_db(self) -> float:
@@ -53,6 +69,10 @@ class Judge:
         model: that was exported, in eval mode on the CPU.
         batches: to judge on, of sizes that the program takes.
         reading: how outputs are read.
+
+    Attributes:
+        not_finite: names of outputs in which the model itself has inf or nan; then divergence is not told.
+        has_whole_numbers: outputs hold nothing but whole numbers, which are equal or not.
     """
 
     def __init__(
@@ -65,6 +85,13 @@ class Judge:
         self._outputs = reading.outputs
         self._references: list[Picked] = []
         self._likelihood: Likelihood | None = None
+        named = [program.model.output_tensors(result) for result in self._results]
+        self.not_finite = tuple(
+            name for name in program.outputs if not all(bool(found[name].isfinite().all()) for found in named)
+        )
+        self.has_whole_numbers = not any(
+            tensor.is_floating_point() or tensor.is_complex() for tensor in named[0].values()
+        )
         has_numbers = any(
             tensor.is_floating_point() and tensor.ndim for _, tensor in named_tensors(self._results[0])
         )
@@ -73,6 +100,8 @@ class Judge:
         self._references = [pick_outputs(result, reading.outputs) for result in self._results]
         if not all(tensor.numel() for picked in self._references for tensor in picked.values()):
             # Outputs whose length depends on values may be empty.
+            return
+        if not all(tensor.isfinite().all() for picked in self._references for tensor in picked.values()):
             return
         known = isinstance(reading.likelihood, Likelihood)
         self._likelihood = (
@@ -84,6 +113,11 @@ class Judge:
         )
         if not known:
             self._references = [Picked(None, dict(picked)) for picked in self._references]
+
+    @property
+    def has_divergence(self) -> bool:
+        """Whether outputs hold numbers that can be compared as the study does."""
+        return self._likelihood is not None
 
     def judge(self, runtime: Runtime) -> Judged:
         """Runs a file on the samples.
@@ -101,6 +135,7 @@ class Judge:
         not_finite: set[str] = set()
         errors = dict.fromkeys(self._program.outputs, 0.0)
         largest, signal, noise = dict(errors), dict(errors), dict(errors)
+        n_equal, n_values = dict.fromkeys(errors, 0), dict.fromkeys(errors, 0)
         for batch, result in zip(self._batches, self._results, strict=True):
             expected = self._program.model.output_tensors(result)
             found = dict(zip(self._program.outputs, runtime(batch)(), strict=True))
@@ -113,10 +148,12 @@ class Judge:
                 new[id(reference)] = tensor.to(reference.dtype)
                 errors[name] = max(errors[name], largest_difference(reference, tensor))
                 largest[name] = max(largest[name], largest_of(reference))
+                n_equal[name] += int((tensor == reference).sum())
+                n_values[name] += reference.numel()
                 if reference.is_floating_point():
-                    plain = reference.double()
-                    signal[name] += float(plain.square().nansum())
-                    noise[name] += float((tensor.double() - plain).square().nansum())
+                    powers = signal_and_noise(reference, tensor)
+                    signal[name] += powers[0]
+                    noise[name] += powers[1]
             answers.append(map_tensors(result, exchange(new)))
         numbers = [name for name in errors if signal[name] or noise[name]]
         return Judged(
@@ -124,6 +161,11 @@ class Judge:
             noise_db={name: decibels(signal[name], noise[name]) for name in numbers},
             agreement=self._agreement(answers),
             not_finite=tuple(sorted(not_finite)),
+            equal_values=min(
+                (n_equal[name] / n_values[name] for name in errors if n_values[name]), default=1.0
+            )
+            if self.has_whole_numbers
+            else None,
         )
 
     def _agreement(self, answers: Sequence[object]) -> Agreement | None:
@@ -132,10 +174,24 @@ class Judge:
         return measure_agreement(answers, self._references, self._batches, self._likelihood, self._outputs)
 
 
+def signal_and_noise(expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Sums of squares: of what is expected, where it is finite, and of what differs from it.
+
+    The noise is inf where one of the two is not finite and the other is not the same.
+    """
+    plain, other = expected.double(), found.double()
+    is_finite = plain.isfinite()
+    same = (plain == other) | (plain.isnan() & other.isnan())
+    noise = (other - plain).square().nan_to_num(nan=math.inf, posinf=math.inf).where(~same, 0.0)
+    return float(plain.where(is_finite, 0.0).square().sum()), float(noise.sum())
+
+
 def decibels(signal: float, noise: float) -> float:
-    """Signal over noise, both as sums of squares; inf without noise, -inf of noise alone."""
+    """Signal over noise, both as sums of squares; inf without noise, -inf without signal or end."""
     if noise == 0:
         return math.inf
+    if not math.isfinite(noise):
+        return -math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 

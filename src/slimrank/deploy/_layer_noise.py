@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rounding one layer to int8 costs, in torch: which layers hurt."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from slimrank.deploy._judge import Judge, decibels
+from slimrank.deploy._judge import Judge, decibels, signal_and_noise
 from slimrank.deploy._program import Program
 from slimrank.deploy._runtime import Bound
 from slimrank.forward import (
@@ -32,7 +31,7 @@ class LayerNoise:
 
     Attributes:
         name: of the layer.
-        divergence: per sample, that it adds.
+        divergence: per sample, that it adds; of whole numbers the share that differs.
         noise_db: signal over noise at its output, in decibels.
     """
 
@@ -92,8 +91,8 @@ def _noise_of(program: Program, name: str, values: tuple[float, float] | None, j
             is_inside = False
         pairs = zip(named_tensors(output), named_tensors(found), strict=True)
         for (_, before), (_, after) in pairs:
-            signal += float(before.double().square().sum())
-            noise += float((after.double() - before.double()).square().sum())
+            powers = signal_and_noise(before, after)
+            signal, noise = signal + powers[0], noise + powers[1]
         return found
 
     def bind(batch: Batch) -> Bound:
@@ -105,8 +104,7 @@ def _noise_of(program: Program, name: str, values: tuple[float, float] | None, j
 
         return bound
 
-    agreement = judge.judge(bind).agreement
-    divergence = math.inf if agreement is None else agreement.divergence
+    divergence = judge.judge(bind).divergence
     return LayerNoise(name=name, divergence=divergence, noise_db=decibels(signal, noise))
 
 
@@ -120,12 +118,12 @@ def _matrices(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _ranges(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 ) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value that comes into each layer, zero among them."""
+    """Smallest and largest value that comes into each layer, zero among them; masks left out."""
     found: dict[str, tuple[float, float]] = {}
 
     def enter(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         for _, tensor in named_tensors((*args, *kwargs.values())):
-            if tensor.is_floating_point() and tensor.numel():
+            if tensor.is_floating_point() and tensor.numel() and not _is_mask(tensor):
                 low, high = found.get(name, (0.0, 0.0))
                 found[name] = min(low, float(tensor.min())), max(high, float(tensor.max()))
 
@@ -136,6 +134,11 @@ def _ranges(
     return found
 
 
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether it holds values that make others count for nothing, as -inf in the mask of an attention."""
+    return not bool((tensor.abs() < torch.finfo(tensor.dtype).max / 2).all())
+
+
 def _round_weight(weight: Tensor) -> Tensor:
     """A weight as int8 holds it, one scale for each output channel."""
     largest = weight.flatten(1).abs().amax(1).reshape(-1, *[1] * (weight.ndim - 1))
@@ -144,8 +147,8 @@ def _round_weight(weight: Tensor) -> Tensor:
 
 
 def _round_values(tensor: Tensor, low: float, high: float) -> Tensor:
-    """Values as unsigned int8 holds them between two bounds; what is no fraction as it is."""
-    if not tensor.is_floating_point() or high <= low:
+    """Values as unsigned int8 holds them between two bounds; what is no fraction, or a mask, as it is."""
+    if not tensor.is_floating_point() or high <= low or _is_mask(tensor):
         return tensor
     scale = (high - low) / _VALUE_STEPS
     zero = round(-low / scale)

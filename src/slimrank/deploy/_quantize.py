@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The way of an int8 file: calibrated, written, judged on other samples, refused where little is left."""
 
+import contextlib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -104,7 +107,9 @@ def quantizer_for(format: str, precision: object) -> Quantizer:
     """
     known = list(dict.fromkeys(name for row in FORMATS.values() for name in row.precisions))
     if not isinstance(precision, str) or precision not in known:
-        raise UnknownNameError(f"quantize={precision!r}; {nearest(str(precision), known)}, or None for float")
+        raise UnknownNameError(
+            f"quantize={precision!r}; {nearest(str(precision), known)} (None writes float)"
+        )
     found = FORMATS[format].precisions.get(precision)
     if found is None:
         others = [repr(name) for name, row in FORMATS.items() if precision in row.precisions]
@@ -129,12 +134,17 @@ def check_drop(max_drop: object, precision: object) -> float | None:
         return None
     if precision is None:
         raise OptionError("max_quant_drop= goes with quantize=, which is not given")
-    if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not max_drop >= 0:
+    number = math.nan
+    if isinstance(max_drop, Real | Decimal) and not isinstance(max_drop, bool):
+        # Whole numbers that no float holds, and Decimal('sNaN'), are refused below.
+        with contextlib.suppress(OverflowError, ValueError):
+            number = float(max_drop)
+    if not number >= 0:
         raise OptionError(
             f"max_quant_drop={max_drop!r}; give the divergence per sample that int8 may add, from 0 on, or "
             "float('inf') to take any result"
         )
-    return float(max_drop)
+    return number
 
 
 def quantize_file(
@@ -147,8 +157,9 @@ def quantize_file(
         quantizer: how.
         precision: its name, for messages.
         folder: to write to; it is made.
-        max_drop: divergence per sample that may be added, for which layers stay in float; inf takes any
-            result; None keeps none in float, and refuses a result of no use.
+        max_drop: divergence per sample that may be added, for which layers stay in float (where outputs are
+            whole numbers, the share of them that differs); inf takes any result; None keeps none in float,
+            and refuses a result of no use.
 
     Returns:
         The file.
@@ -179,21 +190,31 @@ def quantize_file(
         ranked_on=_batches(source.program, judged_on.part(0, _RANKED_ON)),
     )
     folder.mkdir(parents=True)
+    if judge.not_finite and max_drop is not None and not math.isinf(max_drop) and not judge.has_divergence:
+        raise ExportError(
+            f"outputs {listed(judge.not_finite)} of {source.program.model.title} hold inf or nan, so "
+            "divergence, which max_quant_drop= limits, cannot be told; pass outputs= that picks finite ones, "
+            "or leave max_quant_drop out"
+        )
     plain = way.written(())
     kept: Sequence[LayerNoise] = ()
     final = plain
     if max_drop is not None:
         kept, final = _within(way, plain, max_drop)
-        notes += _kept_notes(kept, precision, max_drop)
+        notes += _kept_notes(way, kept, max_drop)
     if final.judged.not_finite:
         raise ExportError(
             f"outputs {listed(final.judged.not_finite)} of the int8 file hold nan or inf where the model's "
             "do not; pass max_quant_drop=, the divergence that int8 may add, which keeps layers in float, or "
             "quantize=None"
         )
-    if max_drop is None:
-        _check_left(way, plain)
-    notes += _left_notes(final.quantized, precision)
+    little = _little_left(way, final)
+    if little and max_drop is None:
+        raise ExportError(_useless(way, final, little))
+    if little:
+        text = f"little is left of the outputs: {little}; max_quant_drop={max_drop:g} takes it all the same"
+        notes.append(Note(where=precision, text=text, is_warning=True))
+    notes += [*_output_notes(judge, final.judged, precision), *_left_notes(final.quantized, precision)]
     return Int8File(
         path=way.path,
         runtime=final.runtime,
@@ -218,12 +239,6 @@ class _Try:
     runtime: Runtime
     judged: Judged
 
-    @property
-    def divergence(self) -> float:
-        """Per sample, from the model; inf where it cannot be told."""
-        agreement = self.judged.agreement
-        return math.inf if agreement is None or math.isnan(agreement.divergence) else agreement.divergence
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Way:
@@ -246,6 +261,13 @@ class _Way:
     batches: Sequence[Batch]
     judge: Judge
     ranked_on: Sequence[Batch]
+
+    @property
+    def unit(self) -> str:
+        """What a drop is counted in, for messages."""
+        if self.judge.has_whole_numbers:
+            return "as the share of whole numbers that differ"
+        return "of divergence per sample"
 
     def written(self, kept: Collection[str]) -> _Try:
         """Writes the file with some layers in float."""
@@ -296,7 +318,7 @@ def _within(way: _Way, plain: _Try, max_drop: float) -> tuple[Sequence[LayerNois
     Raises:
         ExportError: every layer would have to be kept.
     """
-    if plain.divergence <= max_drop or math.isinf(max_drop):
+    if plain.judged.divergence <= max_drop or math.isinf(max_drop):
         return (), plain
     order = way.noisiest(plain.quantized.layers)
     # Doubled until it is enough, then halved between: the fewest that are, where more never hurts.
@@ -308,7 +330,7 @@ def _within(way: _Way, plain: _Try, max_drop: float) -> tuple[Sequence[LayerNois
             if many <= few:
                 raise ExportError(_refused(way, plain, order, max_drop))
         found = way.written([layer.name for layer in order[:many]])
-        if found.divergence <= max_drop:
+        if found.judged.divergence <= max_drop:
             best = found
         else:
             few, many = many, 2 * many
@@ -316,7 +338,7 @@ def _within(way: _Way, plain: _Try, max_drop: float) -> tuple[Sequence[LayerNois
     while many - few > 1:
         last = (few + many) // 2
         found = way.written([layer.name for layer in order[:last]])
-        if found.divergence <= max_drop:
+        if found.judged.divergence <= max_drop:
             many, best = last, found
         else:
             few = last
@@ -329,7 +351,7 @@ def _within(way: _Way, plain: _Try, max_drop: float) -> tuple[Sequence[LayerNois
 def _refused(way: _Way, plain: _Try, order: Sequence[LayerNoise], max_drop: float) -> str:
     """Why no file is within the drop that is allowed."""
     return (
-        f"quantize={way.precision!r} adds {plain.divergence:.3g} of divergence per sample, and more than "
+        f"quantize={way.precision!r} adds {plain.judged.divergence:.3g} {way.unit}, and more than "
         f"max_quant_drop={max_drop:g} as long as any layer runs in int8; the worst are "
         f"{_layers_told(order[:_TOLD])}; allow more, pass quantize=None, or take another format"
     )
@@ -342,32 +364,54 @@ def _layers_told(layers: Sequence[LayerNoise]) -> str:
     )
 
 
-def _kept_notes(kept: Sequence[LayerNoise], precision: str, max_drop: float) -> list[Note]:
+def _kept_notes(way: _Way, kept: Sequence[LayerNoise], max_drop: float) -> list[Note]:
     """A note that names the layers that stayed in float."""
     if not kept:
         return []
     text = (
-        f"kept in float, so that int8 adds at most {max_drop:g} of divergence per sample: "
+        f"kept in float, so that int8 adds at most {max_drop:g} {way.unit}: "
         f"{_layers_told(kept)}; in brackets signal over noise at the layer, were it in int8"
     )
-    return [Note(where=precision, text=text)]
+    return [Note(where=way.precision, text=text)]
 
 
-def _check_left(way: _Way, file: _Try) -> None:
-    """Refuses an int8 file whose outputs are of no use."""
+def _little_left(way: _Way, file: _Try) -> str:
+    """What is lost of outputs that are of no use any more; empty where they are of use."""
     judged = file.judged
-    lost = 0.0 if judged.agreement is None else judged.agreement.lost
     # Not "above": nan is of no use, either.
-    if lost <= _MOST_LOST and judged.worst_db >= _LEAST_DB:
-        return
+    if judged.lost <= _MOST_LOST and judged.worst_db >= _LEAST_DB:
+        return ""
+    if way.judge.has_whole_numbers:
+        return f"{judged.lost:.0%} of their values differ (allowed {_MOST_LOST:.0%})"
     worst = min(judged.noise_db, key=lambda name: judged.noise_db[name])
-    layers = way.noisiest(file.quantized.layers)[:_TOLD]
-    raise ExportError(
-        f"quantize={way.precision!r} leaves little of the outputs: {lost:.0%} of what they tell is lost, and "
-        f"{worst} has {judged.worst_db:.1f} dB of signal over noise (allowed {_MOST_LOST:.0%}, "
-        f"{_LEAST_DB:g} dB); the worst layers are {_layers_told(layers)}; pass max_quant_drop=, the "
-        "divergence that int8 may add, and layers that hurt stay in float; float('inf') takes the file as is"
+    return (
+        f"{judged.lost:.0%} of what they tell is lost, and {worst} has {judged.worst_db:.1f} dB of signal "
+        f"over noise (allowed {_MOST_LOST:.0%}, {_LEAST_DB:g} dB)"
     )
+
+
+def _useless(way: _Way, file: _Try, little: str) -> str:
+    """Why a file is refused whose outputs are of no use."""
+    layers = way.noisiest(file.quantized.layers)[:_TOLD]
+    return (
+        f"quantize={way.precision!r} leaves little of the outputs: {little}; the worst layers are "
+        f"{_layers_told(layers)}; pass max_quant_drop=, what int8 may add {way.unit}, and layers that hurt "
+        "stay in float; float('inf') takes the file as is"
+    )
+
+
+def _output_notes(judge: Judge, judged: Judged, precision: str) -> list[Note]:
+    """A note where outputs are judged in another way than others."""
+    if judged.equal_values is not None:
+        text = f"outputs hold whole numbers only: {judged.equal_values:.2%} of them are those of the model"
+        return [Note(where=precision, text=text)]
+    if judge.not_finite and not judge.has_divergence:
+        text = (
+            f"outputs {listed(judge.not_finite)} of the model itself hold inf or nan, so divergence cannot "
+            "be told, and int8 is judged by its noise in the finite values"
+        )
+        return [Note(where=precision, text=text)]
+    return []
 
 
 def _check_samples(samples: Samples, precision: str) -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from slimrank._errors import BatchesError
-from slimrank.forward import Batch, batch_tensors, join_samples, map_tensors, named_tensors, take_samples
+from slimrank.forward import (
+    Batch,
+    batch_tensors,
+    digest_batch,
+    join_samples,
+    map_tensors,
+    named_tensors,
+    take_samples,
+)
 
 # Samples that an export is checked with at most: more tell no more of a float file.
 CHECKED = 32
@@ -120,15 +128,12 @@ def _size(batch: Batch) -> int:
 
 
 def is_constant(batch: Batch) -> bool:
-    """Whether every input holds one value only, or all samples are the same."""
+    """Whether all samples are the same; of a single one, whether every input holds one value only."""
+    if batch.n_samples > 1:
+        first = digest_batch(take_samples(batch, [0]))
+        return all(digest_batch(take_samples(batch, [index])) == first for index in range(1, batch.n_samples))
     tensors = [tensor for _, tensor in batch_tensors(batch) if tensor.numel()]
-    if not tensors:
-        return False
-    if all(bool((tensor == tensor.flatten()[0]).all()) for tensor in tensors):
-        return True
-    n_samples = batch.n_samples
-    by_sample = [tensor for tensor in tensors if tensor.ndim and len(tensor) == n_samples]
-    return n_samples > 1 and all(bool((tensor == tensor[:1]).all()) for tensor in by_sample)
+    return bool(tensors) and all(bool((tensor == tensor.flatten()[0]).all()) for tensor in tensors)
 
 
 def count_told(count: int) -> str:

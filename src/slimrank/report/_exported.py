@@ -10,7 +10,7 @@ from pathlib import Path
 from slimrank._errors import FileError, PlanError
 from slimrank.files import Json, as_flag, as_integer, as_list, as_number, as_object, as_text
 from slimrank.records import Exported, Int8, Note
-from slimrank.report._numbers import finite_or_none, format_metric, format_share
+from slimrank.report._numbers import format_metric, format_share, number_or_text
 from slimrank.report._page import definitions, section
 from slimrank.report._sections import rows_table
 
@@ -92,6 +92,7 @@ def export_facts(files: Sequence[Exported]) -> list[Json]:
     for exported in files:
         values = {**asdict(exported), "file": exported.path.as_posix()}
         values["notes"] = [asdict(note) for note in exported.notes]
+        values["max_error"] = number_or_text(exported.max_error)
         entry: dict[str, Json] = {key: values[key] for key in _KEYS}
         if exported.int8 is not None:
             entry[_INT8] = int8_facts(exported.int8)
@@ -100,10 +101,11 @@ def export_facts(files: Sequence[Exported]) -> list[Json]:
 
 
 def int8_facts(int8: Int8) -> dict[str, Json]:
-    """What int8 did, as JSON; null where a number is not finite."""
+    """What int8 did, as JSON; null where nothing differs (inf dB), text for what else is not finite."""
     names = {key: list(getattr(int8, key)) for key in ("layers", "kept", "left")}
-    numbers = {key: finite_or_none(getattr(int8, key)) for key in ("divergence", "noise_db")}
-    values: dict[str, Json] = {**asdict(int8), **names, **numbers}
+    divergence = None if int8.divergence is None else number_or_text(int8.divergence)
+    noise_db = None if int8.noise_db == math.inf else number_or_text(int8.noise_db)
+    values: dict[str, Json] = {**asdict(int8), **names, "divergence": divergence, "noise_db": noise_db}
     return {key: values[key] for key in _INT8_KEYS}
 
 
@@ -145,7 +147,7 @@ def _from_facts(value: Json, where: str) -> Exported:
         format=as_text(facts["format"], f"{where}.format"),
         bytes=integer("bytes"),
         before_bytes=None if facts["before_bytes"] is None else integer("before_bytes"),
-        max_error=number("max_error"),
+        max_error=_any_number(facts["max_error"], f"{where}.max_error"),
         agreement=number_or_none("agreement"),
         before_ms=number_or_none("before_ms"),
         after_ms=number("after_ms"),
@@ -173,8 +175,12 @@ def _int8_from_facts(value: Json, where: str) -> Int8:
 
     return Int8(
         precision=as_text(facts["precision"], f"{where}.precision"),
-        divergence=None if facts["divergence"] is None else number("divergence"),
-        noise_db=math.inf if facts["noise_db"] is None else number("noise_db"),
+        divergence=(
+            None if facts["divergence"] is None else _any_number(facts["divergence"], f"{where}.divergence")
+        ),
+        noise_db=math.inf
+        if facts["noise_db"] is None
+        else _any_number(facts["noise_db"], f"{where}.noise_db"),
         layers=names("layers"),
         kept=names("kept"),
         left=names("left"),
@@ -182,6 +188,13 @@ def _int8_from_facts(value: Json, where: str) -> Int8:
         float_ms=number("float_ms"),
         float_spread=number("float_spread"),
     )
+
+
+def _any_number(value: Json, where: str) -> float:
+    """A number that ``number_or_text`` wrote."""
+    if value in ("inf", "-inf", "nan"):
+        return float(str(value))
+    return as_number(value, where)
 
 
 def _note_from_facts(value: Json, where: str) -> Note:

@@ -3,12 +3,16 @@
 
 import copy
 import math
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import seams
+import slimrank as sr
 from slimrank.forward import Batch
 
 
@@ -124,6 +128,57 @@ def test_decibels() -> None:
     assert seams.decibels(100.0, 1.0) == pytest.approx(20)
     assert seams.decibels(1.0, 0.0) == math.inf
     assert seams.decibels(0.0, 1.0) == -math.inf
+    for noise in (math.inf, math.nan):
+        assert seams.decibels(1.0, noise) == -math.inf
+    assert seams.decibels(math.inf, math.inf) == -math.inf
+
+
+def test_values_that_are_not_finite_are_noise_where_they_differ() -> None:
+    inf, nan = math.inf, math.nan
+    expected = torch.tensor([3.0, -inf, nan, inf])
+    assert seams.signal_and_noise(expected, torch.tensor([1.0, -inf, nan, inf])) == (9, 4)
+    for other in ([nan, -inf, nan, inf], [inf, -inf, nan, inf], [3.0, 0.0, nan, inf], [3.0, -inf, 0.0, inf]):
+        assert seams.signal_and_noise(expected, torch.tensor(other)) == (9, inf)
+
+
+def test_masks_are_not_rounded() -> None:
+    mask = torch.tensor([0.0, -math.inf])
+    assert seams.round_values(mask, -1.0, 1.0) is mask
+    lowest = torch.tensor([0.5, torch.finfo(torch.float32).min])
+    assert seams.round_values(lowest, -1.0, 1.0) is lowest
+    assert not torch.equal(
+        seams.round_values(torch.tensor([0.3, -1.0]), -1.0, 1.0), torch.tensor([0.3, -1.0])
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [1, 0, 0.5, math.inf, np.float32(0.5), np.int64(2), Decimal("0.5"), Fraction(1, 2)]
+)
+def test_any_number_is_a_drop(value: object) -> None:
+    assert seams.check_drop(value, "int8") == float(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, np.bool_(True), "1", math.nan, -1, Decimal("nan"), Decimal("sNaN"), 10**400, np.float32(-1)],
+)
+def test_what_is_no_drop_is_refused(value: object) -> None:
+    with pytest.raises(sr.OptionError, match=r"max_quant_drop=.*; give the divergence per sample"):
+        seams.check_drop(value, "int8")
+
+
+def test_lists_are_samples() -> None:
+    rows = [torch.randn(3, 4) for _ in range(3)]
+    assert not seams.is_constant(Batch(args=(rows,), kwargs={}))
+    assert seams.is_constant(Batch(args=([rows[0]] * 3,), kwargs={}))
+    levels = [torch.full((2, 2), float(index)) for index in range(3)]
+    assert not seams.is_constant(Batch(args=(levels,), kwargs={}))
+
+
+def test_a_mask_of_ones_beside_ids_is_not_constant() -> None:
+    ids = torch.arange(12).reshape(3, 4)
+    assert not seams.is_constant(Batch(args=(), kwargs={"mask": torch.ones(3, 4), "ids": ids}))
+    assert not seams.is_constant(Batch(args=(), kwargs={"ids": ids[:1], "mask": torch.ones(1, 4)}))
 
 
 @pytest.mark.parametrize(("value", "is_constant"), [(0.0, True), (3.0, True), (None, False)])

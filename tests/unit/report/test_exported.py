@@ -73,6 +73,13 @@ def test_int8_is_told_and_read_back() -> None:
     assert _INT8.int8 is not None
     exact = replace(_INT8, int8=replace(_INT8.int8, noise_db=float("inf"), divergence=None))
     assert exports_from_facts(export_facts([exact]), "here") == (exact,)
+    ruined = replace(
+        _INT8,
+        max_error=float("inf"),
+        int8=replace(_INT8.int8, noise_db=float("-inf"), divergence=float("inf")),
+    )
+    written = json.dumps(export_facts([ruined]), allow_nan=False)
+    assert exports_from_facts(json.loads(written), "here") == (ruined,)
     del facts[1]["int8"]["kept"]
     with pytest.raises(sr.FileError, match=r"here\[1\]\.int8: 'kept' is missing"):
         exports_from_facts(facts, "here")

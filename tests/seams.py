@@ -55,7 +55,7 @@ from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._executorch import executorch_package
 from slimrank.deploy._export import _TURN as EXPORT_TURN
-from slimrank.deploy._export import int8_timing_notes, timing_notes
+from slimrank.deploy._export import int8_cure, int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values

@@ -3,6 +3,7 @@
 
 import importlib.util
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -369,12 +370,79 @@ def test_few_samples_judge_what_they_calibrate(tmp_path: Path) -> None:
 
 def test_slower_than_float_is_a_warning() -> None:
     fast, slow = (seams.Times(milliseconds=value, spread=0.1) for value in (1.0, 1.2))
-    (note,) = seams.int8_timing_notes(fast, slow, "onnx", "int8")
+    (note,) = seams.int8_timing_notes(fast, slow, "onnx", "int8", "a cure")
     assert note.is_warning
-    assert "int8 gains no time here: 1.2 ms, and 1 ms in float; narrow" in note.text
-    (note,) = seams.int8_timing_notes(fast, slow, "onnx", "int8_weights")
+    assert note.text == "int8 gains no time here: 1.2 ms, and 1 ms in float; a cure"
+    (note,) = seams.int8_timing_notes(fast, slow, "onnx", "int8_weights", "a cure")
     assert not note.is_warning
-    assert seams.int8_timing_notes(slow, fast, "onnx", "int8") == []
+    assert seams.int8_timing_notes(slow, fast, "onnx", "int8", "a cure") == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "n_layers", "n_float", "is_float32", "cure"),
+    [
+        ("int8", 4, 1, True, "narrow layers"),
+        ("int8", 2, 3, True, "3 of 5 layers stay in float"),
+        ("int8", 4, 0, False, r"export model\.float\(\)"),
+        ("int8_weights", 4, 0, True, "take quantize='int8'"),
+    ],
+)
+def test_the_cure_is_for_what_is_slow(
+    precision: str, n_layers: int, n_float: int, is_float32: bool, cure: str
+) -> None:
+    found = seams.int8_cure(precision, n_layers=n_layers, n_float=n_float, is_float32=is_float32)
+    assert re.search(cure, found)
+
+
+class Products(nn.Module):
+    """A head tied to a table, weights on the left, weights in float64, and products of two values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 8)
+        self.query = nn.Linear(8, 8)
+        self.exact = nn.Linear(8, 8).double()
+        self.left = nn.Parameter(torch.randn(5, 5))
+        self.head = nn.Linear(8, 40, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.query(self.table(ids))
+        x = torch.softmax(x @ x.transpose(1, 2), -1) @ x
+        x = self.left @ self.exact(x.double()).float()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_weights"])
+def test_every_product_with_weights_is_named(precision: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path, ids = tmp_path / "m.onnx", [torch.randint(0, 40, (8, 5)) for _ in range(4)]
+    int8 = _int8(sr.export(Products().eval(), path, ids, quantize=precision))  # type: ignore[arg-type]
+    assert set(int8.layers) - {"table"} == {"query", "head"}
+    assert set(int8.left) == {"exact", "Products"}
+    model = onnx.load(path)
+    stored = {value.name for value in model.graph.initializer}
+    made = {name: node for node in model.graph.node for name in node.output}
+    rounded = {name for name, node in made.items() if node.op_type == "DequantizeLinear"}
+    of_weights = {name for name in rounded if made[name].input[0] in stored}
+    # What attention multiplies stays as the layer before it gives it.
+    attention = [
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and not (stored | of_weights).intersection(node.input)
+    ]
+    assert len(attention) >= 2
+    before = {name for node in attention for name in node.input}
+    before |= {name for value in before if made[value].op_type == "Transpose" for name in made[value].input}
+    assert not before & rounded
+
+
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=needs_nncf)])
+def test_a_layer_that_is_the_whole_model_has_its_class_as_name(format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / f"m{seams.FORMATS[format].suffix}"
+    exported = sr.export(nn.Linear(24, 4), path, _rows(), format=format, quantize="int8")  # type: ignore[arg-type]
+    assert _int8(exported).layers == ("Linear",)
 
 
 # Batches, options, error, message.

@@ -22,7 +22,14 @@ from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
-from slimrank.deploy._quantize import FloatFile, Int8File, check_drop, quantize_file, quantizer_for
+from slimrank.deploy._quantize import (
+    FloatFile,
+    Int8File,
+    check_drop,
+    has_other_weights,
+    quantize_file,
+    quantizer_for,
+)
 from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Bound, Runtime
@@ -159,7 +166,11 @@ def export_model(
         told_int8 = None
         if int8 is not None and quantize is not None:
             float_times = times[-2]
-            notes = (*notes, *int8_timing_notes(float_times, after_times, format, quantize))
+            n_layers, n_float = len(int8.quantized.layers), len(int8.kept) + len(int8.quantized.left)
+            cure = int8_cure(
+                quantize, n_layers=n_layers, n_float=n_float, is_float32=not has_other_weights(built.program)
+            )
+            notes = (*notes, *int8_timing_notes(float_times, after_times, format, quantize, cure))
             agreement = int8.judged.agreement
             told_int8 = Int8(
                 precision=quantize,
@@ -437,7 +448,28 @@ def _runs(
     return timed, [Note(where=format, text=text, is_warning=True)]
 
 
-def int8_timing_notes(plain: Times, int8: Times, format: str, precision: str) -> list[Note]:
+def int8_cure(precision: str, *, n_layers: int, n_float: int, is_float32: bool) -> str:
+    """What to do where int8 gains no time.
+
+    Args:
+        precision: of the file.
+        n_layers: layers in int8.
+        n_float: layers that stay in float.
+        is_float32: all weights of the model are float32.
+    """
+    if precision == "int8_weights":
+        return "it makes the file smaller; for time take quantize='int8'"
+    if not is_float32:
+        return "weights that are not float32 stay as they are: export model.float()"
+    if n_float >= n_layers:
+        return (
+            f"{n_float} of {n_layers + n_float} layers stay in float, and values go back and forth: allow "
+            "more with max_quant_drop=, where layers were kept for it, or take another format"
+        )
+    return "narrow layers do not fill its kernels: plan with multiple_of=16, or take another format"
+
+
+def int8_timing_notes(plain: Times, int8: Times, format: str, precision: str, cure: str) -> list[Note]:
     """A warning where an int8 file is not faster than the float file of the same model.
 
     Args:
@@ -445,12 +477,10 @@ def int8_timing_notes(plain: Times, int8: Times, format: str, precision: str) ->
         int8: times of the int8 file.
         format: for the note.
         precision: for the note.
+        cure: what to do.
     """
     if int8.milliseconds * _SLOWER < plain.milliseconds:
         return []
-    cure = "narrow layers do not fill its kernels: plan with multiple_of=16, or take another format"
-    if precision == "int8_weights":
-        cure = "it makes the file smaller; for time take quantize='int8'"
     found = f"{int8.milliseconds:.3g} ms, and {plain.milliseconds:.3g} ms in float"
     text = f"int8 gains no time here: {found}; {cure}"
     return [Note(where=format, text=text, is_warning=precision == "int8")]

@@ -108,7 +108,9 @@ def _package(name: str) -> ModuleType:
 
 def _kept_scope(nncf: ModuleType, model: "Model", program: Program, kept: Collection[str]) -> object:
     layers = node_layers(program)
-    names = [node.get_friendly_name() for node in _products(model) if _layer_of(node, layers) in kept]
+    names = [
+        node.get_friendly_name() for node in _products(model) if _layer_of(node, program, layers) in kept
+    ]
     return nncf.IgnoredScope(names=names) if names else None
 
 
@@ -119,7 +121,7 @@ def _saved(made: "Model", program: Program, path: Path, kept: Collection[str], d
     layers, left = [], []
     known = node_layers(program)
     for node in _products(made):
-        name = _layer_of(node, known)
+        name = _layer_of(node, program, known)
         if _weights_of(node) in _INT8:
             layers.append(name)
         elif name not in kept:
@@ -150,7 +152,7 @@ def _weights_of(node: "Node") -> str | None:
     return None
 
 
-def _layer_of(node: "Node", layers: dict[str, str]) -> str:
-    """The module that a node belongs to; its own name where none is known."""
+def _layer_of(node: "Node", program: Program, layers: dict[str, str]) -> str:
+    """The module that a node belongs to, the model's class outside of all; the node's name where unknown."""
     name = node.get_friendly_name()
-    return layers.get(name.partition("/")[0]) or name
+    return layers.get(name.partition("/")[0], name) or program.model.title

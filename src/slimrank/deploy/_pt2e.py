@@ -88,6 +88,7 @@ def quantize_program(
         ExportError: the program is not in float32.
         MissingPackageError: torchao is not installed.
     """
+    title = program.model.title
     pt2e = torchao_package("torchao.quantization.pt2e.quantize_pt2e")
     with quiet_exporter(), torch.no_grad():
         # It warns of each pooling that stays in float, which costs nothing.
@@ -97,10 +98,10 @@ def quantize_program(
         if not isinstance(graph, GraphModule):
             raise TypeError(f"a program became a {type(graph).__name__}")
         products = {node.name: node for node in graph.graph.nodes if is_product(node)}
-        _check_float(program, products.values())
+        _check_float(title, products.values())
         _split_weights(graph)
-        _label(graph, kept)
-        prepared = pt2e.prepare_pt2e(graph, make_quantizer(lambda node: not _is_kept(node, kept)))
+        _label(graph, kept, title)
+        prepared = pt2e.prepare_pt2e(graph, make_quantizer(lambda node: not _is_kept(node, kept, title)))
         # Ranges of weights are read in a run, too.
         for batch in batches or [program.batch]:
             inputs = program.model.inputs_of(batch)
@@ -114,10 +115,14 @@ def quantize_program(
     others = {name: node for name, node in products.items() if name not in quantised}
     return Int8Program(
         program=replace(program, exported=exported),
-        layers=tuple(dict.fromkeys(layer_of(node) for name, node in products.items() if name in quantised)),
+        layers=tuple(
+            dict.fromkeys(layer_of(node, title) for name, node in products.items() if name in quantised)
+        ),
         left=tuple(
             dict.fromkeys(
-                (layer_of(node), _operation(node)) for node in others.values() if not _is_kept(node, kept)
+                (layer_of(node, title), _operation(node))
+                for node in others.values()
+                if not _is_kept(node, kept, title)
             )
         ),
     )
@@ -144,9 +149,9 @@ def is_product(node: Node) -> bool:
     return node.op == "call_function" and str(node.target) in _PRODUCTS
 
 
-def layer_of(node: Node) -> str:
-    """The layer that a node belongs to, as in ``named_modules()``; the node where it is in none."""
-    return node_layer(node) or node.name
+def layer_of(node: Node, title: str) -> str:
+    """The layer that a node belongs to, as in ``named_modules()``; the model's title where it is in none."""
+    return node_layer(node) or title
 
 
 def _operation(node: Node) -> str:
@@ -154,18 +159,18 @@ def _operation(node: Node) -> str:
     return str(node.target).split(".")[1]
 
 
-def _is_kept(node: Node, kept: Collection[str]) -> bool:
-    name = layer_of(node)
+def _is_kept(node: Node, kept: Collection[str], title: str) -> bool:
+    name = layer_of(node, title)
     return any(name == layer or name.startswith(f"{layer}.") for layer in kept)
 
 
-def _check_float(program: Program, products: Iterable[Node]) -> None:
+def _check_float(title: str, products: Iterable[Node]) -> None:
     for node in products:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.dtype is not torch.float32:
             raise ExportError(
-                f"{program.model.title}: layer {layer_of(node)!r} computes in {value.dtype}, and int8 is "
-                "made of float32; export model.float(), or pass quantize=None"
+                f"{title}: layer {layer_of(node, title)!r} computes in {value.dtype}, and int8 is made of "
+                "float32; export model.float(), or pass quantize=None"
             )
 
 
@@ -180,12 +185,12 @@ def _split_weights(graph: GraphModule) -> None:
     graph.recompile()
 
 
-def _label(graph: GraphModule, kept: Collection[str]) -> None:
+def _label(graph: GraphModule, kept: Collection[str], title: str) -> None:
     """Tells quantizers what each node is: a piece of its own, or nothing where it stays in float."""
     for node in graph.graph.nodes:
         if node.op != "call_function":
             continue
-        source = None if _is_kept(node, kept) and is_product(node) else _SOURCES.get(node.target)
+        source = None if _is_kept(node, kept, title) and is_product(node) else _SOURCES.get(node.target)
         if source is operator.add and not _adds_alike(node):
             source = None
         # Also where it is nothing: a node without a label is taken for what its module is.

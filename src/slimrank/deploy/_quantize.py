@@ -290,7 +290,7 @@ class _Way:
         if not quantized.layers and not kept:
             left = listed([name for name, _ in quantized.left])
             kept_told = f" ({left} stay in float)" if left else ""
-            advice = _FLOAT_ADVICE if _has_others(program) else ""
+            advice = _FLOAT_ADVICE if has_other_weights(program) else ""
             raise ExportError(
                 f"{program.model.title} has no layer that format={source.format!r} runs with {what}"
                 f"{kept_told}; pass quantize=None, or take the other one{advice}"
@@ -434,7 +434,7 @@ def _left_notes(quantized: Quantized, precision: str) -> list[Note]:
     ]
 
 
-def _has_others(program: Program) -> bool:
+def has_other_weights(program: Program) -> bool:
     """Whether some weights are of another type than float32."""
     tensors = program.exported.state_dict.values()
     return any(tensor.is_floating_point() and tensor.dtype != torch.float32 for tensor in tensors)

@@ -400,7 +400,7 @@ class Products(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(40, 8)
-        self.query = nn.Linear(8, 8)
+        self.query = nn.Linear(8, 8, bias=False)
         self.exact = nn.Linear(8, 8).double()
         self.left = nn.Parameter(torch.randn(5, 5))
         self.head = nn.Linear(8, 40, bias=False)

@@ -3,8 +3,10 @@
 
 import copy
 import math
+import os
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +167,20 @@ def test_any_number_is_a_drop(value: object) -> None:
 def test_what_is_no_drop_is_refused(value: object) -> None:
     with pytest.raises(sr.OptionError, match=r"max_quant_drop=.*; give the divergence per sample"):
         seams.check_drop(value, "int8")
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_a_package_is_imported_without_reports_unless_the_user_says_otherwise(
+    before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"imported_with_{before}"
+    (tmp_path / f"{name}.py").write_text("import os\nseen = os.environ['ORT_DISABLE_TELEMETRY']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", before)
+    module = seams.import_package(name, extra="export", what="this test")
+    assert (module.seen, os.environ.get("ORT_DISABLE_TELEMETRY")) == (before or "1", before)
 
 
 def test_lists_are_samples() -> None:

@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint check fix test test-executorch golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
-	bench-pruning bench-plots bench-select bench-zoo bench-export bench-auto bench-agreement train-kinds
+	bench-pruning bench-plots bench-select bench-zoo bench-export bench-quantize bench-auto bench-agreement train-kinds
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -58,7 +58,7 @@ test: $(READY)  ## every test, doctests included
 	$(PYTEST)
 
 test-executorch: $(EXECUTORCH)/.ready  ## tests of the export to ExecuTorch, in an environment of its own, 2 GB; two minutes
-	$(EXECUTORCH)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal tests/integration/test_export.py -k executorch
+	$(EXECUTORCH)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal tests/integration/test_export.py tests/integration/test_int8_graphs.py -k executorch
 
 $(EXECUTORCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXECUTORCH)
@@ -161,6 +161,9 @@ bench-export: $(ZOO)/.export  ## compressed networks exported to every format: a
 $(ZOO)/.export: $(ZOO)/.ready
 	$(ZOO)/bin/python -m pip install --quiet --editable '.[export,openvino]'
 	touch $@
+
+bench-quantize: $(TEXT)  ## float and int8, whole and compressed, in every runtime: accuracy, size, time; half an hour
+	$(BIN)/python -m benchmarks.bench_quantize
 
 bench-plots: $(BENCH)  ## set the tables and plots of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.plots

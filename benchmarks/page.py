@@ -12,7 +12,12 @@ from benchmarks.plots import NAMES, growth_rows, speed_rows
 from benchmarks.tables import RESULTS, read_table, table_path
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (DOCS / "benchmarks.md", DOCS / "guidebook.md", DOCS.parent / "README.md")
+PAGES = (
+    DOCS / "benchmarks.md",
+    DOCS / "guidebook.md",
+    DOCS / "howto" / "quantize.md",
+    DOCS.parent / "README.md",
+)
 COLUMNS = ("optimal", "independent fits", "without G", "greedy", "uniform", "data-free")
 REFERENCES = ("AIMET spatial_svd", "AIMET weight_svd")
 RANDOM = "random networks"
@@ -539,6 +544,41 @@ def export() -> str:
     return f"{short}\n\n<details><summary>every network</summary>\n\n{each}\n\n</details>"
 
 
+def quantize() -> str:
+    """Points that int8 loses, size and time, whole and compressed, by network and runtime."""
+    rows = {(r["network"], r["format"], r["file"]): r for r in read_table(table_path("quantize"))}
+    heads = (
+        "network", "runtime", "`quantize=`", "points lost at half of the MACs", "points lost by int8, whole",
+        "**points lost by int8, at half**", "kB: whole, int8, half, half int8",
+        "ms: whole, int8, half, half int8", "half int8 / whole",
+    )  # fmt: skip
+    lines = []
+    for network, format in dict.fromkeys(key[:2] for key in rows):
+        for precision in ("int8", "int8_weights"):
+            files = ("original", f"original {precision}", "compressed", f"compressed {precision}")
+            found = [rows.get((network, format, file)) for file in files]
+            whole, whole_int8, half, half_int8 = found
+            if whole is None or whole_int8 is None or half is None or half_int8 is None:
+                continue
+            four = (whole, whole_int8, half, half_int8)
+            lines.append(
+                [
+                    NAMES.get(network, "MiniLM"),
+                    format,
+                    precision,
+                    f"{float(half['points_lost']):.2f} ± {float(half['interval_95']):.2f}",
+                    *(
+                        f"{float(row['int8_points_lost']):.2f} ± {float(row['int8_interval_95']):.2f}"
+                        for row in (whole_int8, half_int8)
+                    ),
+                    ", ".join(f"{int(row['bytes']) / 1000:.0f}" for row in four),
+                    ", ".join(f"{float(row['ms']):.3f}" for row in four),
+                    f"{float(half_int8['ms']) / float(half_int8['original_ms']):.2f}",
+                ]
+            )
+    return _table(heads, lines)
+
+
 def _exported(row: Row | None) -> str:
     """One cell: the error of the outputs, or why there is no file."""
     if row is None:
@@ -719,6 +759,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         pruning,
         zoo,
         export,
+        quantize,
         auto,
         agreement,
     )

@@ -50,12 +50,19 @@ from slimrank.cli._typed import read_weights as weights_option
 from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
-from slimrank.deploy import _formats, _onnx, _saved_model
+from slimrank.deploy import _formats, _onnx, _samples, _saved_model, _timing
+from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._draft import draft_folder, move_into_place
-from slimrank.deploy._export import timing_notes
+from slimrank.deploy._executorch import executorch_package
+from slimrank.deploy._export import _TURN as EXPORT_TURN
+from slimrank.deploy._export import int8_cure, int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
+from slimrank.deploy._judge import decibels, signal_and_noise
+from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._packages import import_package
+from slimrank.deploy._quantize import check_drop
+from slimrank.deploy._samples import is_constant, read_samples
 from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
@@ -635,3 +642,13 @@ def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _first_batch(batches: Callable[[], list[object]]) -> list[object]:
     return batches()[:1]
+
+
+def time_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported files are timed for a few rounds only."""
+    monkeypatch.setattr(_timing, "_SECONDS", 0.0)
+
+
+def limit_calibration(monkeypatch: pytest.MonkeyPatch, *, n_bytes: int) -> None:
+    """Samples to calibrate with take so many bytes at most."""
+    monkeypatch.setattr(_samples, "_MAX_BYTES", n_bytes)

@@ -31,7 +31,7 @@ from slimrank._version import __version__
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
 from slimrank.recipes import apply, compress, export, load, measure_scores, search_split, smallest
-from slimrank.records import Agreement, Exported, OutputAgreement
+from slimrank.records import Agreement, Exported, Int8, OutputAgreement
 from slimrank.recover import distill, finetune
 from slimrank.scores import Scores
 
@@ -46,6 +46,7 @@ __all__ = [
     "Exported",
     "FileError",
     "GradientError",
+    "Int8",
     "MissingPackageError",
     "ModelError",
     "NonFiniteError",

@@ -13,6 +13,7 @@ from slimrank._version import __version__
 from slimrank.calibrate import checked_batches
 from slimrank.deploy import (
     ExportSource,
+    Precision,
     Reading,
     export_model,
     save_artifact,
@@ -169,6 +170,8 @@ class Result:
         path: str | os.PathLike[str],
         *,
         format: str = "onnx",
+        quantize: Precision | None = None,
+        max_quant_drop: float | None = None,
         batches: Iterable[object] | None = None,
         inputs: Callable[[object], object] | None = None,
         batch: int = 1,
@@ -179,6 +182,8 @@ class Result:
         Args:
             path: of the file, as in ``slimrank.export``.
             format: as in ``slimrank.export``.
+            quantize: as in ``slimrank.export``.
+            max_quant_drop: as in ``slimrank.export``.
             batches: real inputs; None takes those of the study.
             inputs: as in ``slimrank.study``, for ``batches``.
             batch: samples in the batches that are timed.
@@ -206,23 +211,22 @@ class Result:
                 "this result knows no data (it was made without batches, or comes from a pickle); pass "
                 "batches="
             )
-        if source is None:
-            exported = export_model(
-                self.model, path, samples, format=format, reading=Reading(), batch=batch, threads=threads
-            )
-            self._remember(exported)
-            return exported
+        reading = Reading()
+        if source is not None:
+            reading = Reading(outputs=source.outputs, likelihood=source.likelihood)
         exported = export_model(
             self.model,
             path,
             samples,
             format=format,
-            reading=Reading(outputs=source.outputs, likelihood=source.likelihood),
-            original=source.original,
+            reading=reading,
+            original=None if source is None else source.original,
             batch=batch,
             threads=threads,
+            quantize=quantize,
+            max_quant_drop=max_quant_drop,
         )
-        if len(self.plan.steps) > 1 and not source.is_first:
+        if source is not None and len(self.plan.steps) > 1 and not source.is_first:
             text = "before is the model that the last step started from, not the first original"
             exported = replace(exported, notes=(*exported.notes, Note(where=format, text=text)))
         self._remember(exported)

@@ -110,6 +110,20 @@ def test_the_example_of_openvino_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_example_of_int8_runs(tmp_path: Path) -> None:
+    (block,) = _blocks("quantize.md")
+    call = "sr.compress(build(), calibration_batches(), macs=0.5)"
+    assert call in block
+    # Less data and one plan only: the same in a tenth of the time.
+    fast = call.replace("calibration_batches()", "calibration_batches()[:1]").replace(
+        "macs=0.5", "macs=0.5, compete=False, methods=('weight_svd',)"
+    )
+    said = _run_in(tmp_path, block.replace(call, fast))
+    assert said[0].startswith("model.onnx (onnx, int8): ")
+    assert float(said[-1].split()[0]) > 20
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_the_example_of_a_gpu_runs(tmp_path: Path) -> None:
     (block,) = _blocks("gpu.md")

@@ -34,7 +34,7 @@ from slimrank.cli._typed import (
     split_names,
     study_from_text,
 )
-from slimrank.deploy import FORMATS, check_export, format_of
+from slimrank.deploy import FORMATS, Precision, check_export, format_of
 from slimrank.records import Method
 
 # Methods of --split where --methods names none: those of ``slimrank.search_split``.
@@ -70,6 +70,8 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
     metavar="F",
     help=f"Of --export: one of {', '.join(FORMATS)}; else what the ending of FILE says.",
 )
+@click.option("--quantize", type=str, metavar="Q", help="Of --export: int8 or int8_weights; else float.")
+@click.option("--max-quant-drop", type=float, help="Divergence per sample that --quantize may add.")
 @after_option
 @relative_to_option
 @overwrite_option
@@ -95,6 +97,8 @@ def compress(
     report_path: Path | None,
     export_path: Path | None,
     export_format: str | None,
+    quantize: str | None,
+    max_quant_drop: float | None,
     after: Path | None,
     relative_to: Literal["model", "original"],
     overwrite: bool,
@@ -105,9 +109,19 @@ def compress(
     """Study, plan and apply in one: compress MODEL on BATCHES, and save it."""
     check_out(out, overwrite=overwrite)
     if export_path is None:
-        refuse_given(ctx, ("export_format",), "it is the format of --export FILE, which is not given")
+        refuse_given(
+            ctx,
+            ("export_format", "quantize", "max_quant_drop"),
+            "it is about the file of --export FILE, which is not given",
+        )
     else:
-        check_export(export_path, format=export_format or format_of(export_path), saved_in=out)
+        check_export(
+            export_path,
+            format=export_format or format_of(export_path),
+            saved_in=out,
+            quantize=quantize,
+            max_quant_drop=max_quant_drop,
+        )
     network, previous = model_to_compress(model, after)
     if max_drop is None and not split:
         refuse_given(ctx, ("score", "lower_is_better"), "it judges what --max-drop or --split tries")
@@ -169,7 +183,12 @@ def compress(
     if export_path is None:
         return answer
     try:
-        exported = result.export(export_path, format=export_format or format_of(export_path))
+        exported = result.export(
+            export_path,
+            format=export_format or format_of(export_path),
+            quantize=cast(Precision | None, quantize),
+            max_quant_drop=max_quant_drop,
+        )
     except SlimrankError as error:
         raise ExportError(
             f"the model is saved in {out}, but {export_path} was not written: {error}; slimrank export tries "

@@ -2,6 +2,7 @@
 """``slimrank export``."""
 
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -12,7 +13,7 @@ from slimrank.cli._options import PATH
 from slimrank.cli._references import batches_at, function_at, model_at
 from slimrank.cli._save import exported_facts, name_in_saved
 from slimrank.cli._typed import outputs_at, read_likelihood_option
-from slimrank.deploy import FORMATS, format_of
+from slimrank.deploy import FORMATS, Precision, format_of
 
 
 @click.command(cls=Command)
@@ -26,6 +27,8 @@ from slimrank.deploy import FORMATS, format_of
     metavar="F",
     help=f"One of {', '.join(FORMATS)}; else what the ending of OUT says.",
 )
+@click.option("--quantize", type=str, metavar="Q", help="int8 or int8_weights; else the file is in float.")
+@click.option("--max-quant-drop", type=float, help="Divergence per sample that int8 may add.")
 @click.option("--inputs", metavar="REF", help="Function of one batch that gives the model's inputs.")
 @click.option(
     "--outputs", multiple=True, metavar="KEY|REF", help="Outputs whose classes are compared, as in study."
@@ -44,6 +47,8 @@ def export(
     batches: str,
     model: str | None,
     format: str | None,
+    quantize: str | None,
+    max_quant_drop: float | None,
     inputs: str | None,
     outputs: tuple[str, ...],
     likelihood: tuple[str, ...],
@@ -70,6 +75,8 @@ def export(
         out,
         batches_at(batches, "--batches"),
         format=format or format_of(out),
+        quantize=cast(Precision | None, quantize),
+        max_quant_drop=max_quant_drop,
         inputs=None if inputs is None else function_at(inputs, "--inputs"),
         outputs=outputs_at(outputs),
         likelihood=read_likelihood_option(likelihood),

@@ -12,7 +12,7 @@ from slimrank.cli._command import Answer
 from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
 from slimrank.records import Measurement, Note
-from slimrank.report import result_facts
+from slimrank.report import int8_facts, result_facts
 
 
 def save_result(result: sr.Result, out: Path, *, overwrite: bool) -> Answer:
@@ -36,7 +36,8 @@ def name_in_saved(exported: sr.Exported, directory: Path) -> sr.Exported:
 def exported_facts(exported: sr.Exported) -> dict[str, Json]:
     """A file that was exported, for ``--json``."""
     notes: list[Json] = [str(note) for note in exported.notes]
-    return {**asdict(exported), "path": str(exported.path), "notes": notes}
+    int8 = None if exported.int8 is None else int8_facts(exported.int8)
+    return {**asdict(exported), "path": str(exported.path), "notes": notes, "int8": int8}
 
 
 def saved_facts(result: sr.Result, out: Path, measurements: Sequence[Measurement] = ()) -> dict[str, Json]:

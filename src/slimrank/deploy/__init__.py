@@ -5,6 +5,7 @@ from slimrank.deploy._check import Reading
 from slimrank.deploy._export import check_export, export_model
 from slimrank.deploy._formats import FORMATS, format_of
 from slimrank.deploy._prepare import Prepared, prepare
+from slimrank.deploy._quantizer import Precision
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
     REPORT_FILE,
@@ -21,6 +22,7 @@ __all__ = [
     "PLAN_FILE",
     "REPORT_FILE",
     "ExportSource",
+    "Precision",
     "Prepared",
     "Reading",
     "check_export",

@@ -126,7 +126,7 @@ def check_file(
             largest[name] = max(largest[name], largest_of(reference))
             is_finite[name] |= not reference.numel() or bool(reference.isfinite().any())
         results.append(result)
-        replaced.append(map_tensors(result, _exchange(new)))
+        replaced.append(map_tensors(result, exchange(new)))
         batches.append(batch)
     _check_finite(program, is_finite)
     relative = {name: relative_to(errors[name], largest[name]) for name in errors}
@@ -148,7 +148,8 @@ def _bound_for(tensors: Iterable[object]) -> float:
     return max([_BOUND, *(_ULPS * torch.finfo(kind).eps for kind in kinds)])
 
 
-def _exchange(new: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
+def exchange(new: Mapping[int, Tensor]) -> Callable[[Tensor], Tensor]:
+    """What gives for a tensor the one that takes its place, by identity; else the tensor."""
     return lambda tensor: new.get(id(tensor), tensor)
 
 

@@ -64,7 +64,7 @@ def write_executorch(program: Program, path: Path) -> ExportedProgram:
         MissingPackageError: the package is not installed.
     """
     functional: ExportedProgram = program.exported
-    exir = _package("executorch.exir")
+    exir = executorch_package("executorch.exir")
     try:
         with quiet_exporter(), torch.no_grad():
             functional = _functional(program)
@@ -95,7 +95,7 @@ def open_executorch(path: Path, program: Program, threads: int) -> Runtime:
         ExportError: ExecuTorch refuses the file.
         MissingPackageError: the package is not installed.
     """
-    bindings = _package("executorch.extension.pybindings.portable_lib")
+    bindings = executorch_package("executorch.extension.pybindings.portable_lib")
     # Only where it must be: the pool is exchanged under programs that were loaded before.
     if bindings._threadpool_get_thread_count() != threads:
         bindings._unsafe_reset_threadpool(threads)
@@ -119,7 +119,7 @@ def open_executorch_inside(
         functional = _functional(program)
     found = _numbers(functional, names)
     inside = _with_outputs(functional, found)
-    made = _lowered(_package("executorch.exir"), inside, {})
+    made = _lowered(executorch_package("executorch.exir"), inside, {})
     return found, _opened(made.buffer, program, len(found))
 
 
@@ -167,7 +167,7 @@ def _functional(program: Program) -> ExportedProgram:
 def _lowered(
     exir: ModuleType, functional: ExportedProgram, constants: dict[str, object]
 ) -> "ExecutorchProgramManager":
-    partitioners = _package("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    partitioners = executorch_package("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     with quiet_exporter(), torch.no_grad():
         # The check of the file tells of state that outputs depend on; other state may start as it likes.
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model is detected", UserWarning)
@@ -239,7 +239,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _operators(data: bytes) -> Counter[str]:
     """How often a file calls each kernel that is not XNNPACK's, by names as ``aten::add.out``."""
-    read = _package("executorch.exir._serialize._program").deserialize_pte_binary
+    read = executorch_package("executorch.exir._serialize._program").deserialize_pte_binary
     (plan,) = [plan for plan in read(data).program.execution_plan if plan.name == _METHOD]
     names = [f"{entry.name}.{entry.overload}" if entry.overload else entry.name for entry in plan.operators]
     calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
@@ -287,10 +287,15 @@ def _with_outputs(functional: ExportedProgram, names: Sequence[str]) -> Exported
 
 
 def _runtime() -> "ExecutorchRuntime":
-    return _package("executorch.runtime").Runtime.get()
+    return executorch_package("executorch.runtime").Runtime.get()
 
 
-def _package(name: str) -> ModuleType:
+def executorch_package(name: str) -> ModuleType:
+    """A module of ExecuTorch.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     # Libraries that it brings print and warn when they are imported.
     with quiet_exporter():
         return import_package(name, extra=EXTRA, what="format='executorch'")

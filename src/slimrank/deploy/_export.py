@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from numbers import Integral
 from pathlib import Path
 
@@ -12,25 +13,41 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slimrank._errors import BatchesError, ExportError, FileError, OptionError, OutputError, SlimrankError
+from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._check import Checked, Reading, check_file
+from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
 from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
+from slimrank.deploy._quantize import (
+    FloatFile,
+    Int8File,
+    check_drop,
+    has_other_weights,
+    quantize_file,
+    quantizer_for,
+)
+from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._quiet import told
-from slimrank.deploy._runtime import Runtime
-from slimrank.deploy._samples import Samples, count_told, read_samples, shapes_told
+from slimrank.deploy._runtime import Bound, Runtime
+from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
 from slimrank.deploy._timing import Times, time_in_turns
 from slimrank.forward import Batch
-from slimrank.records import Exported, Note
+from slimrank.records import Exported, Int8, Note
 from slimrank.surgery import quiet_copy
 
 # A file counts as slower than the original from this ratio on: less is within what machines repeat.
 _SLOWER = 1.05
 # Interquartile range over median above which times are told to be noise: quiet machines stay below a tenth.
 _NOISY = 0.3
+# Largest relative difference between an int8 file as it is read and as it is compiled: kernels round some
+# values to the next of 256 steps.
+_APART = 0.1
+# Samples that pairs are balanced with: moments of few are enough.
+_BALANCED = 64
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
 # Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
@@ -43,6 +60,7 @@ class _Built:
 
     Attributes:
         program: that it holds.
+        model: that was exported, as it was given, on the CPU.
         path: of the file, in the draft.
         runtime: with the file.
         checked: how far it agrees; None where that was not asked.
@@ -50,14 +68,11 @@ class _Built:
     """
 
     program: Program
+    model: nn.Module
     path: Path
     runtime: Runtime
     checked: Checked | None
     notes: tuple[Note, ...]
-
-    def files(self) -> list[Path]:
-        """All of them: some formats keep weights beside the graph."""
-        return [file for file in self.path.parent.iterdir() if file.is_file()]
 
 
 def export_model(
@@ -70,6 +85,8 @@ def export_model(
     original: nn.Module | None = None,
     batch: int = 1,
     threads: int = 1,
+    quantize: str | None = None,
+    max_quant_drop: float | None = None,
 ) -> Exported:
     """Writes a model in a format, whole or not at all, checked and timed in the runtime of the format.
 
@@ -82,78 +99,140 @@ def export_model(
         original: that it is compared with in time; None for none.
         batch: samples in the batches that are timed, and of a file that takes one size only.
         threads: of the runtime while it is timed.
+        quantize: a precision that the format has; None for float.
+        max_quant_drop: divergence per sample that int8 may add, for which layers stay in float.
 
     Returns:
         What was written.
 
     Raises:
-        UnknownNameError: no such format.
+        UnknownNameError: no such format, or precision.
         MissingPackageError: a package of the format is not installed.
-        OptionError: ``batch`` or ``threads`` is no positive number.
+        OptionError: ``batch`` or ``threads`` is no positive number, or the format has no such precision.
         ExportError: the model cannot be written in this format, or the file answers otherwise than the model.
         FileError: the file cannot be written.
         SlimrankError: for model and batches.
     """
     target = Path(path)
-    row = _row_for(target, format)
+    # Packages that are imported here print, and are kept from reporting, for the whole process.
+    with _TURN:
+        row = _row_for(target, format)
+        quantizer = None if quantize is None else quantizer_for(format, quantize)
+    max_drop = check_drop(max_quant_drop, quantize)
     for name, value in (("batch", batch), ("threads", threads)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
     # Of Python, for runtimes and for JSON: numpy's are whole numbers, too.
     batch, threads = int(batch), int(threads)
     with _TURN, draft_folder(target) as draft:
-        samples = read_samples(batches)
-        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=target.name)
-        built = builder.build(model, draft / "new", reading)
+        samples = read_samples(batches, CHECKED if quantizer is None else CALIBRATED)
+        few = samples.part(0, CHECKED)
+        builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=target.name)
+        calibration = samples.split()[0].in_batches(_BALANCED) if quantize == "int8" else []
+        built = replace(builder, calibration=calibration).build(model, draft / "new", reading)
         if built.checked is None:
             raise ExportError(f"{target}: the file was not checked")
         size = batch if built.program.is_dynamic else built.program.batch.n_samples
         before, notes = None, (*built.notes, *_shape_notes(samples, format))
+        int8 = None
+        if quantizer is not None and quantize is not None:
+            source = FloatFile(
+                format=format,
+                row=row,
+                program=built.program,
+                path=built.path,
+                model=built.model,
+                samples=samples,
+                reading=reading,
+                threads=threads,
+            )
+            int8 = quantize_file(source, quantizer, quantize, draft / "int8", max_drop)
+            notes = (*notes, *int8.notes)
         if original is not None:
             try:
                 before = replace(builder, batch=size).build(original, draft / "original", None)
-                before.runtime(samples.take(0, size))()
+                before.runtime(few.take(0, size))()
             except (ExportError, BatchesError, OutputError) as error:
                 before = None
                 text = f"the original cannot be written, so there is neither its size nor its time: {error}"
                 notes = (*notes, Note(where=format, text=text))
-        times = _times(built, before, samples.take(0, size))
-        notes = (*notes, *timing_notes(times, format))
-        files = built.files()
-        n_bytes, before_bytes = _size_of(files), None if before is None else _size_of(before.files())
+        runs, timing = _runs(before, built, int8, quantizer, few.take(0, size), threads, format)
+        times = time_in_turns(runs)
+        before_times, after_times = None if before is None else times[0], times[-1]
+        compared = [after_times] if before_times is None else [before_times, after_times]
+        notes = (*notes, *timing, *timing_notes(compared, format))
+        float_files = _files_of(built.path)
+        files = float_files if int8 is None else _files_of(int8.path)
+        told_int8 = None
+        if int8 is not None and quantize is not None:
+            float_times = times[-2]
+            n_layers, n_float = len(int8.quantized.layers), len(int8.kept) + len(int8.quantized.left)
+            cure = int8_cure(
+                quantize, n_layers=n_layers, n_float=n_float, is_float32=not has_other_weights(built.program)
+            )
+            notes = (*notes, *int8_timing_notes(float_times, after_times, format, quantize, cure))
+            agreement = int8.judged.agreement
+            told_int8 = Int8(
+                precision=quantize,
+                divergence=None if agreement is None else agreement.divergence,
+                noise_db=int8.judged.worst_db,
+                layers=int8.quantized.layers,
+                kept=int8.kept,
+                left=tuple(name for name, _ in int8.quantized.left),
+                float_bytes=_size_of(float_files),
+                float_ms=float_times.milliseconds,
+                float_spread=float_times.spread,
+            )
+        n_bytes = _size_of(files)
+        before_bytes = None if before is None else _size_of(_files_of(before.path))
         move_into_place(files, target)
     return Exported(
         path=target,
         format=format,
         bytes=n_bytes,
         before_bytes=before_bytes,
-        max_error=built.checked.max_error,
-        agreement=built.checked.agreement,
-        before_ms=times[0].milliseconds if len(times) > 1 else None,
-        after_ms=times[-1].milliseconds,
-        before_spread=times[0].spread if len(times) > 1 else None,
-        after_spread=times[-1].spread,
+        max_error=built.checked.max_error if int8 is None else int8.judged.max_error,
+        agreement=built.checked.agreement if int8 is None else int8.judged.equal_classes,
+        before_ms=None if before_times is None else before_times.milliseconds,
+        after_ms=after_times.milliseconds,
+        before_spread=None if before_times is None else before_times.spread,
+        after_spread=after_times.spread,
         batch=size,
         threads=threads,
         notes=notes,
+        int8=told_int8,
     )
 
 
-def check_export(path: Path, *, format: str, saved_in: Path) -> None:
+def check_export(
+    path: Path,
+    *,
+    format: str,
+    saved_in: Path,
+    quantize: str | None = None,
+    max_quant_drop: float | None = None,
+) -> None:
     """Refuses before all work what exporting a model that is still to be compressed would refuse after it.
 
     Args:
         path: of the file to export to. Its folder must be there, or be ``saved_in``.
         format: a name of the table.
         saved_in: the directory that the model is saved in first; it need not be there yet.
+        quantize: a precision; None for float.
+        max_quant_drop: as in ``export_model``.
 
     Raises:
-        UnknownNameError: no such format.
+        UnknownNameError: no such format, or precision.
+        OptionError: the format has no such precision, or ``max_quant_drop`` is out of range.
         MissingPackageError: a package of the format is not installed.
         ExportError: the name of the file says another format.
         FileError: the file cannot be written.
     """
-    _row_for(path, format)
+    with _TURN:
+        _row_for(path, format)
+        if quantize is not None:
+            quantizer_for(format, quantize)
+    check_drop(max_quant_drop, quantize)
     file, directory = path.resolve(), saved_in.resolve()
     if file == directory or file in directory.parents:
         raise FileError(
@@ -183,6 +262,7 @@ class _Builder:
         batch: samples of a file that takes one size only.
         threads: of the runtime.
         file: its name.
+        calibration: to balance pairs with, for a file that becomes int8; none for a file that stays float.
     """
 
     row: Format
@@ -190,6 +270,7 @@ class _Builder:
     batch: int
     threads: int
     file: str
+    calibration: Sequence[Batch] = ()
 
     def build(self, model: nn.Module, folder: Path, reading: Reading | None) -> _Built:
         """Writes a file that takes any number of samples; where that fails, of one number.
@@ -209,6 +290,8 @@ class _Builder:
         plain = quiet_copy(model).cpu()
         first = self.samples.take(0, self.samples.n_first)
         prepared = prepare(plain, first)
+        if self.calibration:
+            balance_pairs(prepared.model, self.calibration)
         named = named_model(prepared.model, first, prepared.outputs)
         failed: SlimrankError | None = None
         for number, (size, is_dynamic) in enumerate(self._ways()):
@@ -268,7 +351,14 @@ class _Builder:
         notes = _fixed_notes(named)
         if self.row.notes is not None:
             notes += self.row.notes(path, program)
-        return _Built(program=program, path=path, runtime=runtime, checked=checked, notes=tuple(notes))
+        return _Built(
+            program=replace(program, lowered=lowered),
+            model=plain,
+            path=path,
+            runtime=runtime,
+            checked=checked,
+            notes=tuple(notes),
+        )
 
     def _inner(self, path: Path, program: Program, lowered: ExportedProgram, checked: Checked) -> str:
         """Where inside a file starts to differ, in words; empty where the runtime does not tell."""
@@ -312,14 +402,97 @@ def timing_notes(times: Sequence[Times], format: str) -> list[Note]:
     return notes
 
 
+def _runs(
+    before: _Built | None,
+    built: _Built,
+    int8: Int8File | None,
+    quantizer: Quantizer | None,
+    given: Batch,
+    threads: int,
+    format: str,
+) -> tuple[list[Bound], list[Note]]:
+    """One batch through each file, to be timed: as files were checked, or as the quantizer has them timed.
+
+    Args:
+        before: the original's file; None where there is none.
+        built: the float file.
+        int8: the int8 file; None where there is none.
+        quantizer: that wrote it.
+        given: the batch.
+        threads: of the runtime.
+        format: for notes.
+
+    Returns:
+        The runs, and a note where files could not be opened for timing, or int8 answers otherwise then.
+    """
+    files = [file for file in (before, built) if file is not None]
+    runs = [file.runtime(given) for file in files]
+    if int8 is None or quantizer is None:
+        return runs, []
+    runs.append(int8.runtime(given))
+    if quantizer.open_timed is None:
+        return runs, []
+    written = [*((file.path, file.program) for file in files), (int8.path, built.program)]
+    try:
+        timed = [quantizer.open_timed(path, program, threads)(given) for path, program in written]
+    except ExportError as error:
+        text = f"times are of the files as they are read, in which int8 is slow, since {error}"
+        return runs, [Note(where=format, text=text, is_warning=True)]
+    apart = max(starmap(relative_difference, zip(runs[-1](), timed[-1](), strict=True)), default=0.0)
+    if apart <= _APART:
+        return timed, []
+    text = (
+        f"compiled, the int8 file answers otherwise than it was judged, by {apart:.2g} of the largest value: "
+        "check it where it shall run, or take another format"
+    )
+    return timed, [Note(where=format, text=text, is_warning=True)]
+
+
+def int8_cure(precision: str, *, n_layers: int, n_float: int, is_float32: bool) -> str:
+    """What to do where int8 gains no time.
+
+    Args:
+        precision: of the file.
+        n_layers: layers in int8.
+        n_float: layers that stay in float.
+        is_float32: all weights of the model are float32.
+    """
+    if precision == "int8_weights":
+        return "it makes the file smaller; for time take quantize='int8'"
+    if not is_float32:
+        return "weights that are not float32 stay as they are: export model.float()"
+    if n_float >= n_layers:
+        return (
+            f"{n_float} of {n_layers + n_float} layers stay in float, and values go back and forth: allow "
+            "more with max_quant_drop=, where layers were kept for it, or take another format"
+        )
+    return "narrow layers do not fill its kernels: plan with multiple_of=16, or take another format"
+
+
+def int8_timing_notes(plain: Times, int8: Times, format: str, precision: str, cure: str) -> list[Note]:
+    """A warning where an int8 file is not faster than the float file of the same model.
+
+    Args:
+        plain: times of the float file.
+        int8: times of the int8 file.
+        format: for the note.
+        precision: for the note.
+        cure: what to do.
+    """
+    if int8.milliseconds * _SLOWER < plain.milliseconds:
+        return []
+    found = f"{int8.milliseconds:.3g} ms, and {plain.milliseconds:.3g} ms in float"
+    text = f"int8 gains no time here: {found}; {cure}"
+    return [Note(where=format, text=text, is_warning=precision == "int8")]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """All files of an export, in a folder of its own: some formats keep weights beside the graph."""
+    return [file for file in path.parent.iterdir() if file.is_file()]
+
+
 def _size_of(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
-
-
-def _times(built: _Built, before: _Built | None, batch: Batch) -> tuple[Times, ...]:
-    """Times before and after, or after alone."""
-    files = [built] if before is None else [before, built]
-    return time_in_turns([file.runtime(batch) for file in files])
 
 
 def _difference_told(checked: Checked, inner: str) -> str:

@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formats that a model can be exported to: a row each."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch.export import ExportedProgram
 
 from slimrank._errors import ExportError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.deploy import _executorch, _onnx, _openvino
+from slimrank.deploy import _executorch, _onnx, _openvino, _openvino_int8, _pt2e
 from slimrank.deploy._executorch import (
     executorch_notes,
     open_executorch,
     open_executorch_inside,
     write_executorch,
 )
+from slimrank.deploy._executorch_int8 import write_executorch_int8, write_executorch_int8_weights
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
+from slimrank.deploy._onnx_int8 import write_onnx_int8, write_onnx_int8_weights
 from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
+from slimrank.deploy._openvino_int8 import write_openvino_int8, write_openvino_int8_weights
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
+from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._runtime import Runtime
 from slimrank.deploy._torch import open_torch, open_torch_inside, write_torch
+from slimrank.deploy._torch_int8 import (
+    open_torch_compiled,
+    open_torch_int8,
+    write_torch_int8,
+    write_torch_int8_weights,
+)
 from slimrank.records import Note
 
 
@@ -40,6 +50,7 @@ class Format:
         notes: what the user should know of a file that was written; None where there is nothing.
         largest_batch: samples that its files take at least where they take several numbers of samples, since
             the format needs a bound; None where it needs none.
+        precisions: how it writes int8, by the value of ``quantize``.
     """
 
     suffix: str
@@ -50,6 +61,7 @@ class Format:
     open_inside: Callable[[Path, Program, Sequence[str]], tuple[tuple[str, ...], Runtime]] | None = None
     notes: Callable[[Path, Program], Sequence[Note]] | None = None
     largest_batch: int | None = None
+    precisions: Mapping[str, Quantizer] = field(default_factory=dict)
 
 
 FORMATS: dict[str, Format] = {
@@ -60,6 +72,10 @@ FORMATS: dict[str, Format] = {
         write=write_onnx,
         open=open_onnx,
         open_inside=open_onnx_inside,
+        precisions={
+            "int8": Quantizer(write=write_onnx_int8),
+            "int8_weights": Quantizer(write=write_onnx_int8_weights, has_batches=False),
+        },
     ),
     "torch": Format(
         suffix=".pt2",
@@ -68,6 +84,23 @@ FORMATS: dict[str, Format] = {
         write=write_torch,
         open=open_torch,
         open_inside=open_torch_inside,
+        precisions={
+            "int8": Quantizer(
+                write=write_torch_int8,
+                extra=_pt2e.EXTRA,
+                packages=_pt2e.PACKAGES,
+                open=open_torch_int8,
+                open_timed=open_torch_compiled,
+            ),
+            "int8_weights": Quantizer(
+                write=write_torch_int8_weights,
+                extra=_pt2e.EXTRA,
+                packages=_pt2e.PACKAGES,
+                open=open_torch_int8,
+                open_timed=open_torch_compiled,
+                has_batches=False,
+            ),
+        },
     ),
     "openvino": Format(
         suffix=".xml",
@@ -76,6 +109,17 @@ FORMATS: dict[str, Format] = {
         write=write_openvino,
         open=open_openvino,
         open_inside=open_openvino_inside,
+        precisions={
+            "int8": Quantizer(
+                write=write_openvino_int8, extra=_openvino.EXTRA, packages=_openvino_int8.PACKAGES
+            ),
+            "int8_weights": Quantizer(
+                write=write_openvino_int8_weights,
+                extra=_openvino.EXTRA,
+                packages=_openvino_int8.PACKAGES,
+                has_batches=False,
+            ),
+        },
     ),
     "executorch": Format(
         suffix=".pte",
@@ -86,6 +130,10 @@ FORMATS: dict[str, Format] = {
         open_inside=open_executorch_inside,
         notes=executorch_notes,
         largest_batch=_executorch.LARGEST_BATCH,
+        precisions={
+            "int8": Quantizer(write=write_executorch_int8),
+            "int8_weights": Quantizer(write=write_executorch_int8_weights, has_batches=False),
+        },
     ),
 }
 

@@ -2,7 +2,7 @@
 """The format "onnx": one ``.onnx`` file, run in onnxruntime."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +29,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Of weights in one file: protobuf holds 2**31 - 1 bytes, and the graph needs some of them.
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
 # Tells the module of a node. What else the exporter notes is long, and names source files of this machine.
-_KEPT_NOTE = "pkg.torch.onnx.name_scopes"
+KEPT_NOTE = "pkg.torch.onnx.name_scopes"
 
 
 def write_onnx(program: Program, path: Path) -> ExportedProgram:
@@ -46,8 +46,8 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
         ExportError: an operation that ONNX lacks, or a model too large for one file.
         MissingPackageError: a package is not installed.
     """
-    onnx = _package("onnx")
-    _package("onnxscript")
+    onnx = onnx_package("onnx")
+    onnx_package("onnxscript")
     try:
         with quiet_exporter() as output, torch.no_grad():
             made = torch.onnx.export(
@@ -68,7 +68,7 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
     model.producer_name, model.producer_version = "slimrank", __version__
     onnx.helper.set_model_props(model, {"torch": version("torch"), "onnxscript": version("onnxscript")})
     for node in model.graph.node:
-        kept = [entry for entry in node.metadata_props if entry.key == _KEPT_NOTE]
+        kept = [entry for entry in node.metadata_props if entry.key == KEPT_NOTE]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
     _name_batch(model)
@@ -110,7 +110,7 @@ def open_onnx_inside(path: Path, program: Program, names: Sequence[str]) -> tupl
     Returns:
         The names that the file has, and what runs batches to these values.
     """
-    onnx = _package("onnx")
+    onnx = onnx_package("onnx")
     model = onnx.load(path)
     # Outputs have names of their own, which may be those of other nodes.
     there = {name for node in model.graph.node for name in node.output} - set(program.outputs)
@@ -121,7 +121,7 @@ def open_onnx_inside(path: Path, program: Program, names: Sequence[str]) -> tupl
 
 
 def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int) -> Runtime:
-    ort = _package("onnxruntime")
+    ort = onnx_package("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # Errors only: it warns of what it leaves to other devices, and of initializers that nothing reads.
@@ -136,8 +136,7 @@ def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int
     known = {value.name for value in session.get_inputs()}
 
     def bind(batch: Batch) -> Bound:
-        tensors = program.model.input_tensors(batch)
-        feeds = {name: _array(name, tensor) for name, tensor in tensors.items() if name in known}
+        feeds = _feeds(program, known, batch)
 
         def run() -> Sequence[Tensor]:
             try:
@@ -162,6 +161,16 @@ def _advice(program: Program) -> str:
     return "take format='torch', or replace the operation that it names"
 
 
+def feeds_of(program: Program, model: "ModelProto", batch: Batch) -> dict[str, object]:
+    """A batch as onnxruntime takes it, for the inputs that a file has."""
+    return _feeds(program, {value.name for value in model.graph.input}, batch)
+
+
+def _feeds(program: Program, known: Collection[str], batch: Batch) -> dict[str, object]:
+    tensors = program.model.input_tensors(batch)
+    return {name: _array(name, tensor) for name, tensor in tensors.items() if name in known}
+
+
 def _array(name: str, tensor: Tensor) -> object:
     try:
         return tensor.detach().contiguous().numpy()
@@ -172,7 +181,8 @@ def _array(name: str, tensor: Tensor) -> object:
         ) from error
 
 
-def _package(name: str) -> ModuleType:
+def onnx_package(name: str) -> ModuleType:
+    """A package that the format needs."""
     return import_package(name, extra=EXTRA, what="format='onnx'")
 
 

@@ -90,7 +90,7 @@ def open_openvino(path: Path, program: Program, threads: int) -> Runtime:
         ExportError: OpenVINO refuses the file, or an output has a type that Python cannot be given.
         MissingPackageError: the package is not installed.
     """
-    core = _core()
+    core = openvino_core()
     model = _read(core, path, program)
     for port, name in zip(model.outputs, program.outputs, strict=True):
         if port.get_element_type().get_type_name() == "bf16":
@@ -115,7 +115,7 @@ def open_openvino_inside(
         The names that the file has, and what runs batches to these values.
     """
     openvino = _package("openvino")
-    core = _core()
+    core = openvino_core()
     model = _read(core, path, program)
     # Nodes are called after the node of the program that they were made from; the last one has its value.
     last = {
@@ -129,7 +129,8 @@ def open_openvino_inside(
     return found, _compiled(core, inside, program, threads=1)
 
 
-def _core() -> "Core":
+def openvino_core() -> "Core":
+    """OpenVINO's entry."""
     core = _package("openvino").Core()
     # A file that is mapped into memory cannot be moved on Windows.
     core.set_property({"ENABLE_MMAP": False})
@@ -162,7 +163,7 @@ def _compiled(core: "Core", model: "Model", program: Program, threads: int) -> R
     def bind(batch: Batch) -> Bound:
         request = compiled.create_infer_request()
         for name, tensor in program.model.input_tensors(batch).items():
-            array = _array(name, tensor)
+            array = array_of(name, tensor)
             try:
                 # A copy: OpenVINO's own memory is aligned, and numpy's may be read-only.
                 given = openvino.Tensor(array, shared_memory=False)
@@ -271,7 +272,8 @@ def _input_shapes(exported: ExportedProgram) -> list[list[int]]:
     return [[size if isinstance(size, int) else -1 for size in shape] for shape in shapes]
 
 
-def _array(name: str, tensor: Tensor) -> object:
+def array_of(name: str, tensor: Tensor) -> object:
+    """An input as OpenVINO takes it."""
     try:
         return tensor.detach().contiguous().numpy()
     except TypeError as error:

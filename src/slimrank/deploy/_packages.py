@@ -3,6 +3,7 @@
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -12,6 +13,9 @@ from slimrank._errors import MissingPackageError
 # Reports each import of openvino, each conversion and its options to Intel. Without it, openvino does the
 # same and reports nothing.
 _TELEMETRY = "openvino_telemetry"
+# Read by onnxruntime when it is imported. Without it, onnxruntime keeps a number of this machine in the
+# user's cache and reports sessions to Microsoft.
+_ORT_SWITCH = "ORT_DISABLE_TELEMETRY"
 
 
 def import_package(name: str, *, extra: str, what: str) -> ModuleType:
@@ -42,12 +46,13 @@ def import_package(name: str, *, extra: str, what: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Makes the module that reports look as if it were not installed, where nobody has imported it yet."""
-    if _TELEMETRY in sys.modules:
+    """Keeps packages from reporting: the user's own settings and imports of before stay as they are."""
+    with contextlib.ExitStack() as stack:
+        if _TELEMETRY not in sys.modules:
+            # As if it were not installed.
+            sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+            stack.callback(sys.modules.pop, _TELEMETRY, None)
+        if _ORT_SWITCH not in os.environ:
+            os.environ[_ORT_SWITCH] = "1"
+            stack.callback(os.environ.pop, _ORT_SWITCH, None)
         yield
-        return
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[_TELEMETRY]

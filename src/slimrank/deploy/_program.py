@@ -27,6 +27,8 @@ class Program:
         outputs: names of all output tensors, in order.
         is_dynamic: it takes batches of any size; otherwise those of ``batch`` only.
         largest_batch: samples that it takes at most; None for no such bound.
+        lowered: the graph as a format wrote it: its nodes have the names of the values in the file; None
+            before it was written.
     """
 
     exported: ExportedProgram
@@ -36,6 +38,7 @@ class Program:
     outputs: tuple[str, ...]
     is_dynamic: bool
     largest_batch: int | None = None
+    lowered: ExportedProgram | None = None
 
 
 def capture_program(
@@ -57,7 +60,7 @@ def capture_program(
         BatchesError: the model refuses the batch.
     """
     inputs = model.inputs_of(batch)
-    shapes = _dynamic_shapes(model, inputs, batch.n_samples, largest_batch) if is_dynamic else None
+    shapes = batch_shapes(model, inputs, batch.n_samples, largest_batch) if is_dynamic else None
     with torch.no_grad():
         run(model, inputs)
     try:
@@ -119,13 +122,25 @@ def where_raised(model: NamedModel, error: BaseException) -> str:
 
 def node_origin(node: torch.fx.Node) -> str:
     """What a node of a program does, in which module, at which line of the user's code."""
+    name = node_layer(node)
+    module = f" in module {name}" if name else ""
+    line = _users_line(str(node.meta.get("stack_trace") or ""))
+    return f"{node.target}{module}{line}"
+
+
+def node_layer(node: torch.fx.Node) -> str:
+    """The innermost module that a node belongs to, as in ``named_modules()``; "" where none is known."""
     stack = node.meta.get("nn_module_stack") or {}
     # Within NamedModel, whose "model" is the user's.
     inner = [str(name).partition("model.")[2] for name, _ in stack.values()]
     names = [name for name in inner if name]
-    module = f" in module {names[-1]}" if names else ""
-    line = _users_line(str(node.meta.get("stack_trace") or ""))
-    return f"{node.target}{module}{line}"
+    return names[-1] if names else ""
+
+
+def node_layers(program: Program) -> dict[str, str]:
+    """The module that each node of a file belongs to, by the node's name."""
+    graph = (program.lowered or program.exported).graph
+    return {node.name: node_layer(node) for node in graph.nodes if node.op == "call_function"}
 
 
 def _users_line(trace: str) -> str:
@@ -137,10 +152,20 @@ def _users_line(trace: str) -> str:
     return found
 
 
-def _dynamic_shapes(
+def batch_shapes(
     model: NamedModel, inputs: Batch, n_samples: int, largest_batch: int | None
 ) -> dict[str, object]:
-    """The batch dimension of every input, as torch.export takes it."""
+    """The batch dimension of every input, as torch.export takes it.
+
+    Args:
+        model: that is captured.
+        inputs: its arguments with tensors.
+        n_samples: in them.
+        largest_batch: samples that shall be allowed; None for no bound.
+
+    Returns:
+        By argument, in its containers, ``{0: Dim}`` for a tensor of samples and None for all else.
+    """
     batch = Dim("batch", min=1, max=largest_batch)
 
     def shape(tensor: Tensor) -> object:

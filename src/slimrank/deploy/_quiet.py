@@ -12,6 +12,8 @@ from slimrank.forward import error_with_source_line
 
 # Characters of an exporter's message that are told; some run over pages.
 _MAX_MESSAGE = 300
+# Packages that write to the terminal of their own accord.
+_TALKERS = ("torch", "torchao", "nncf", "executorch")
 # What torch.export says in its first line where it found a dimension fixed.
 _CONSTRAINTS = "Constraints violated"
 
@@ -25,14 +27,16 @@ def quiet_exporter() -> Iterator[io.StringIO]:
     """
     printed = io.StringIO()
     keeper = logging.StreamHandler(printed)
-    # torch hangs handlers on some of its loggers, which write to the terminal themselves.
+    # These hang handlers on some of their loggers, which write to the terminal themselves.
     loggers = [
         logger
         for name, logger in logging.root.manager.loggerDict.items()
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] == "torch"
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in _TALKERS
     ]
-    handlers = {logger: logger.handlers for logger in loggers}
+    handlers = {logger: logger.handlers for logger in (logging.root, *loggers)}
     with contextlib.ExitStack() as stack:
+        # onnxruntime logs to the root, which without a handler would get one that stays.
+        logging.root.handlers = [keeper]
         for logger in loggers:
             if logger.handlers:
                 logger.handlers = [keeper]

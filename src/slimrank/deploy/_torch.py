@@ -69,7 +69,7 @@ def open_torch(path: Path, program: Program, threads: int) -> Runtime:
 
         def run() -> Sequence[Tensor]:
             try:
-                with _threads(threads), torch.no_grad():
+                with torch_threads(threads), torch.no_grad():
                     result = module(*args, **kwargs)
             except Exception as error:
                 raise ExportError(
@@ -112,8 +112,15 @@ def open_torch_inside(path: Path, program: Program, names: Sequence[str]) -> tup
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch; the caller's number is put back."""
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads of torch; the caller's number is put back.
+
+    Args:
+        count: of threads.
+
+    Yields:
+        Nothing.
+    """
     before = torch.get_num_threads()
     if before == count:
         yield

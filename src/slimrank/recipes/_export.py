@@ -10,7 +10,7 @@ from slimrank._errors import OptionError
 from slimrank._result import Result
 from slimrank._study import check_model
 from slimrank.calibrate import LikelihoodChoice, checked_batches, likelihood_of
-from slimrank.deploy import Reading, export_model
+from slimrank.deploy import Precision, Reading, export_model
 from slimrank.forward import OutputChoice, check_outputs, outside_inference_mode
 from slimrank.records import Exported
 from slimrank.survey import Inputs
@@ -23,6 +23,8 @@ def export(
     batches: Iterable[object],
     *,
     format: str = "onnx",
+    quantize: Precision | None = None,
+    max_quant_drop: float | None = None,
     inputs: Inputs = None,
     outputs: OutputChoice = None,
     likelihood: LikelihoodChoice = "auto",
@@ -47,6 +49,12 @@ def export(
             float32; OpenVINO's reports to its makers are off where nothing imported it before) or
             "executorch" (for phones, XNNPACK on the CPU; needs ``pip install 'slimrank[executorch]'``; the
             file takes up to 8 samples at a time, or ``batch`` where that is more).
+        quantize: "int8" (weights and activations; up to 256 of the samples calibrate it), "int8_weights"
+            (weights only, or activations measured while it runs: for models of ``nn.Linear``) or None. Inputs
+            and outputs stay in float. What comes back then compares with the model in float.
+        max_quant_drop: divergence per sample that int8 may add: as many layers stay in float as it takes.
+            None keeps none in float for that, and refuses a file whose outputs have little left;
+            ``float("inf")`` takes any.
         inputs: as in ``slimrank.study``.
         outputs: as in ``slimrank.study``: the outputs whose classes are compared. The file has all of them.
         likelihood: as in ``slimrank.study``: which outputs are classes.
@@ -62,7 +70,8 @@ def export(
         UnknownNameError: no such format.
         MissingPackageError: a package of the format is not installed; the message has the line for pip.
         ExportError: the model cannot be written in this format, or the file answers otherwise than the model;
-            the message names operation and module.
+            the message names operation and module. Or an int8 file has little left of the outputs.
+        OptionError: the format has no such int8, or an option is out of range.
         FileError: the file cannot be written.
         SlimrankError: as in ``slimrank.study``, for the batches.
     """
@@ -72,7 +81,16 @@ def export(
                 "original=, outputs= and likelihood= are given beside a result, which brings its own; pass "
                 "result.model to have others"
             )
-        return model.export(path, format=format, batches=batches, inputs=inputs, batch=batch, threads=threads)
+        return model.export(
+            path,
+            format=format,
+            quantize=quantize,
+            max_quant_drop=max_quant_drop,
+            batches=batches,
+            inputs=inputs,
+            batch=batch,
+            threads=threads,
+        )
     check_model(model)
     if original is not None:
         check_model(original)
@@ -86,4 +104,6 @@ def export(
         original=original,
         batch=batch,
         threads=threads,
+        quantize=quantize,
+        max_quant_drop=max_quant_drop,
     )

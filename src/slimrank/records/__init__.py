@@ -15,6 +15,7 @@ from slimrank.records._group import (
     Role,
     TensorSpec,
 )
+from slimrank.records._int8 import Int8
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._setting import (
@@ -49,6 +50,7 @@ __all__ = [
     "Form",
     "GroupCurve",
     "GroupSpec",
+    "Int8",
     "Kept",
     "LayerKind",
     "LayerResult",

@@ -5,6 +5,7 @@ from slimrank.report._agreement import agreement_text
 from slimrank.report._exported import (
     export_facts,
     exports_from_facts,
+    int8_facts,
     named_in,
     with_exported,
     with_file,
@@ -12,13 +13,13 @@ from slimrank.report._exported import (
 from slimrank.report._facts import (
     agreement_facts,
     cost_facts,
-    finite_or_none,
     plan_facts,
     result_facts,
     study_facts,
     warning_facts,
 )
 from slimrank.report._groups import render_groups
+from slimrank.report._numbers import finite_or_none
 from slimrank.report._result_page import render_html
 from slimrank.report._scores_page import ScoreLine, render_scores_html
 from slimrank.report._study_page import render_study_html
@@ -34,6 +35,7 @@ __all__ = [
     "export_facts",
     "exports_from_facts",
     "finite_or_none",
+    "int8_facts",
     "named_in",
     "plan_facts",
     "render_groups",

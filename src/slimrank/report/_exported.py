@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported files: as a section of a page, and as JSON that can be read back."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -8,8 +9,8 @@ from pathlib import Path
 
 from slimrank._errors import FileError, PlanError
 from slimrank.files import Json, as_flag, as_integer, as_list, as_number, as_object, as_text
-from slimrank.records import Exported, Note
-from slimrank.report._numbers import format_metric, format_share
+from slimrank.records import Exported, Int8, Note
+from slimrank.report._numbers import format_metric, format_share, number_or_text
 from slimrank.report._page import definitions, section
 from slimrank.report._sections import rows_table
 
@@ -45,6 +46,19 @@ _KEYS = (
     "threads",
     "notes",
 )
+# Of files in float, and in manifests that were written before there was int8, it is not there.
+_INT8 = "int8"
+_INT8_KEYS = (
+    "precision",
+    "divergence",
+    "noise_db",
+    "layers",
+    "kept",
+    "left",
+    "float_bytes",
+    "float_ms",
+    "float_spread",
+)
 
 
 def named_in(directory: Path | None, exported: Exported) -> Exported:
@@ -78,8 +92,21 @@ def export_facts(files: Sequence[Exported]) -> list[Json]:
     for exported in files:
         values = {**asdict(exported), "file": exported.path.as_posix()}
         values["notes"] = [asdict(note) for note in exported.notes]
-        facts.append({key: values[key] for key in _KEYS})
+        values["max_error"] = number_or_text(exported.max_error)
+        entry: dict[str, Json] = {key: values[key] for key in _KEYS}
+        if exported.int8 is not None:
+            entry[_INT8] = int8_facts(exported.int8)
+        facts.append(entry)
     return facts
+
+
+def int8_facts(int8: Int8) -> dict[str, Json]:
+    """What int8 did, as JSON; null where nothing differs (inf dB), text for what else is not finite."""
+    names = {key: list(getattr(int8, key)) for key in ("layers", "kept", "left")}
+    divergence = None if int8.divergence is None else number_or_text(int8.divergence)
+    noise_db = None if int8.noise_db == math.inf else number_or_text(int8.noise_db)
+    values: dict[str, Json] = {**asdict(int8), **names, "divergence": divergence, "noise_db": noise_db}
+    return {key: values[key] for key in _INT8_KEYS}
 
 
 def exports_from_facts(facts: Json, where: str) -> tuple[Exported, ...]:
@@ -104,7 +131,7 @@ def exports_from_facts(facts: Json, where: str) -> tuple[Exported, ...]:
 
 
 def _from_facts(value: Json, where: str) -> Exported:
-    facts = as_object(value, where, required=_KEYS)
+    facts = as_object(value, where, required=_KEYS, optional=(_INT8,))
 
     def number(key: str) -> float:
         return as_number(facts[key], f"{where}.{key}")
@@ -120,7 +147,7 @@ def _from_facts(value: Json, where: str) -> Exported:
         format=as_text(facts["format"], f"{where}.format"),
         bytes=integer("bytes"),
         before_bytes=None if facts["before_bytes"] is None else integer("before_bytes"),
-        max_error=number("max_error"),
+        max_error=_any_number(facts["max_error"], f"{where}.max_error"),
         agreement=number_or_none("agreement"),
         before_ms=number_or_none("before_ms"),
         after_ms=number("after_ms"),
@@ -132,7 +159,42 @@ def _from_facts(value: Json, where: str) -> Exported:
             _note_from_facts(note, f"{where}.notes[{index}]")
             for index, note in enumerate(as_list(facts["notes"], f"{where}.notes"))
         ),
+        int8=_int8_from_facts(facts[_INT8], f"{where}.{_INT8}") if _INT8 in facts else None,
     )
+
+
+def _int8_from_facts(value: Json, where: str) -> Int8:
+    facts = as_object(value, where, required=_INT8_KEYS)
+
+    def names(key: str) -> tuple[str, ...]:
+        values = as_list(facts[key], f"{where}.{key}")
+        return tuple(as_text(name, f"{where}.{key}[{index}]") for index, name in enumerate(values))
+
+    def number(key: str) -> float:
+        return as_number(facts[key], f"{where}.{key}")
+
+    return Int8(
+        precision=as_text(facts["precision"], f"{where}.precision"),
+        divergence=(
+            None if facts["divergence"] is None else _any_number(facts["divergence"], f"{where}.divergence")
+        ),
+        noise_db=math.inf
+        if facts["noise_db"] is None
+        else _any_number(facts["noise_db"], f"{where}.noise_db"),
+        layers=names("layers"),
+        kept=names("kept"),
+        left=names("left"),
+        float_bytes=as_integer(facts["float_bytes"], f"{where}.float_bytes"),
+        float_ms=number("float_ms"),
+        float_spread=number("float_spread"),
+    )
+
+
+def _any_number(value: Json, where: str) -> float:
+    """A number that ``number_or_text`` wrote."""
+    if value in ("inf", "-inf", "nan"):
+        return float(str(value))
+    return as_number(value, where)
 
 
 def _note_from_facts(value: Json, where: str) -> Note:
@@ -183,7 +245,7 @@ def _row(exported: Exported) -> tuple[str, ...]:
     before_bytes, share = exported.before_bytes, exported.agreement
     return (
         exported.path.as_posix(),
-        exported.format,
+        exported.format if exported.int8 is None else f"{exported.format}, {exported.int8.precision}",
         format_metric("bytes", exported.bytes),
         "-" if before_bytes is None else format_metric("bytes", before_bytes),
         f"{exported.max_error:.1e}",

@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import isfinite
 
 from slimrank.files import Json
 from slimrank.plan import Plan
@@ -21,16 +20,12 @@ from slimrank.records import (
 )
 from slimrank.report._agreement import output_unit
 from slimrank.report._exported import export_facts
+from slimrank.report._numbers import finite_or_none
 
 
 def cost_facts(cost: Cost) -> dict[str, Json]:
     """A cost: each metric by its name."""
     return {metric: cost.metric(metric) for metric in METRICS}
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """A number that JSON can hold: it has no inf or nan, which become null."""
-    return value if value is not None and isfinite(value) else None
 
 
 def agreement_facts(agreement: Agreement, *, has_elements: bool = True) -> dict[str, Json]:

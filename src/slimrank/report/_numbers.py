@@ -154,3 +154,13 @@ def macs_elsewhere(total: Cost, layers: Iterable[Cost]) -> int:
         The difference; 0 where the layers are all there is.
     """
     return total.macs - sum(layer.macs for layer in layers)
+
+
+def number_or_text(value: float) -> float | str:
+    """A number as JSON can hold it: "inf", "-inf" and "nan" as text."""
+    return value if isfinite(value) else str(float(value))
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """A number that JSON can hold: it has no inf or nan, which become null."""
+    return value if value is not None and isfinite(value) else None

@@ -10,7 +10,7 @@ import pytest
 import seams
 import slimrank as sr
 from slimrank.files import Json
-from slimrank.records import Exported, Note, Summary
+from slimrank.records import Exported, Int8, Note, Summary
 from slimrank.report import (
     export_facts,
     exports_from_facts,
@@ -46,14 +46,52 @@ _ALONE = replace(
     threads=2,
     notes=(),
 )
+_INT8 = replace(
+    _ALONE,
+    path=Path("c.onnx"),
+    int8=Int8(
+        precision="int8",
+        divergence=0.002,
+        noise_db=31.26,
+        layers=("a", "b"),
+        kept=("c",),
+        left=("d",),
+        float_bytes=3_000_000,
+        float_ms=1.5,
+        float_spread=0.1,
+    ),
+)
+
+
+def test_int8_is_told_and_read_back() -> None:
+    assert "c.onnx (onnx, int8): 0.761 MB" in _INT8.summary()
+    line = "signal over noise 31.3 dB, divergence 0.002, 2 layers in int8, 1 kept in float, in float 3.000 MB"
+    assert f"{line}, 1.500 ms (spread 10%)" in _INT8.summary()
+    facts = json.loads(json.dumps(export_facts([_ALONE, _INT8])))
+    assert "int8" not in facts[0]
+    assert exports_from_facts(facts, "here") == (_ALONE, _INT8)
+    assert _INT8.int8 is not None
+    exact = replace(_INT8, int8=replace(_INT8.int8, noise_db=float("inf"), divergence=None))
+    assert exports_from_facts(export_facts([exact]), "here") == (exact,)
+    ruined = replace(
+        _INT8,
+        max_error=float("inf"),
+        int8=replace(_INT8.int8, noise_db=float("-inf"), divergence=float("inf")),
+    )
+    written = json.dumps(export_facts([ruined]), allow_nan=False)
+    assert exports_from_facts(json.loads(written), "here") == (ruined,)
+    del facts[1]["int8"]["kept"]
+    with pytest.raises(sr.FileError, match=r"here\[1\]\.int8: 'kept' is missing"):
+        exports_from_facts(facts, "here")
 
 
 def test_a_page_names_exported_files(summary: Summary) -> None:
-    html = render_html(replace(summary, exports=(_FILE, _ALONE)))
+    html = render_html(replace(summary, exports=(_FILE, _ALONE, _INT8)))
     section = html.partition("<h2>Exported files</h2>")[2].partition("</section>")[0]
     for text in (
         "a &lt;b&gt;.onnx",
         "761 kB",
+        "onnx, int8",
         "1.60 MB",
         "3.2e-07",
         "99.99 %",
@@ -64,7 +102,7 @@ def test_a_page_names_exported_files(summary: Summary) -> None:
         "this argument is &lt;2&gt;",
     ):
         assert text in section, text
-    assert section.count('<td class="n">-</td>') == 3
+    assert section.count('<td class="n">-</td>') == 6
 
 
 def test_a_page_without_exported_files_has_no_section(summary: Summary) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol, TypeVar, cast
 
 from slimrank._errors import OptionError, PlanError, RankError
+from slimrank.cost import group_is_inside
 from slimrank.plan._diff import plan_difference
 from slimrank.plan._file import PlanFields, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
@@ -25,7 +26,6 @@ from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import (
     block_damage_at,
     group_damage_at,
-    group_is_inside,
     is_inside,
     slimmable_groups,
     step_of,

@@ -2,7 +2,7 @@
 """Frozen values that go from room to room."""
 
 from slimrank.records._agreement import Agreement, OutputAgreement, element_at
-from slimrank.records._cost import METRICS, Cost, Metric, ratio_of
+from slimrank.records._cost import LATENCY, METRICS, Budgeted, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
 from slimrank.records._exported import Exported
 from slimrank.records._group import (
@@ -34,12 +34,14 @@ from slimrank.records._summary import LayerResult, Measurement, Summary
 __all__ = [
     "CHANNEL_ORDERS",
     "EFFORTS",
+    "LATENCY",
     "METRICS",
     "PRUNING",
     "Agreement",
     "AxisUnits",
     "BlockDamage",
     "BlockSpec",
+    "Budgeted",
     "Call",
     "ChannelMap",
     "ChannelOrder",

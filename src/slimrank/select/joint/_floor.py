@@ -7,14 +7,15 @@ import numpy as np
 
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
-from slimrank.records import Cost, Metric
-from slimrank.select._option_costs import whole_layer_cost, whole_model_cost
+from slimrank.records import Budgeted
+from slimrank.select._option_costs import Costing
 from slimrank.select.joint._ranks import RankTables
 from slimrank.select.joint._table import Joint, State, normalised
-from slimrank.select.layers._floor import reachable, what_remains
+from slimrank.select.layers._floor import how_to_reach, outside_layers, reachable, what_remains
+from slimrank.select.layers._table import Floats
 
 
-def lowest_costs(joint: Joint, limits: Mapping[Metric, int]) -> list[int]:
+def lowest_costs(joint: Joint, limits: Mapping[Budgeted, float]) -> list[float]:
     """A small cost of the whole model, in each metric alone, whatever the damage.
 
     Args:
@@ -37,27 +38,29 @@ def lowest_costs(joint: Joint, limits: Mapping[Metric, int]) -> list[int]:
         layers = options.min(axis=2, initial=np.inf).sum(axis=1) if table.names else 0.0
         found.append(layers - table.room)
     least = np.min(found, axis=0)
-    return [int(limit + over) for limit, over in zip(limits.values(), least, strict=True)]
+    return [float(limit + over) for limit, over in zip(limits.values(), least, strict=True)]
 
 
 def check_joint_reachable(
     joint: Joint,
     source: PlanSource,
-    budgets: Mapping[Metric, float],
-    limits: Mapping[Metric, int],
+    costing: Costing,
+    budgets: Mapping[Budgeted, float],
+    limits: Mapping[Budgeted, float],
     *,
     skipped: Collection[str],
-    of: Cost,
+    of: Floats,
 ) -> str:
     """Check that each budget alone can be met.
 
     Args:
         joint: everything that may be chosen.
         source: what it was made from.
+        costing: of its metrics.
         budgets: metric -> keep ratio.
         limits: metric -> largest cost allowed.
         skipped: layers, groups and blocks that the caller wants left alone.
-        of: cost that keep ratios are shares of.
+        of: (B,) cost that keep ratios are shares of.
 
     Returns:
         The smallest reachable keep ratio of each metric, for people.
@@ -67,29 +70,29 @@ def check_joint_reachable(
     """
     lowest = dict(zip(limits, lowest_costs(joint, limits), strict=True))
     floors = reachable(lowest, of)
-    for metric, cost in lowest.items():
+    for index, (metric, cost) in enumerate(lowest.items()):
         if cost > limits[metric]:
             raise BudgetError(
                 f"budget: {metric}={budgets[metric]:g} cannot be met; {floors}. "
-                f"{_holding_up(joint, source, metric, cost, skipped)}. Raise the budget, or allow more: "
-                f"fewer layers in skip, more methods, a smaller multiple_of"
+                f"{_holding_up(joint, source, costing, index, cost, skipped)}. {how_to_reach(metric)}"
             )
     return floors
 
 
 def _holding_up(
-    joint: Joint, source: PlanSource, metric: Metric, lowest: int, skipped: Collection[str]
+    joint: Joint, source: PlanSource, costing: Costing, index: int, lowest: float, skipped: Collection[str]
 ) -> str:
     layers, channels = source.structure.layers, source.structure.channels
+    metric, whole = costing.metrics[index], float(costing.whole_model(source)[index])
     offered = {group.name for group in joint.widths}
     touched = {layer.spec.name for layer in joint.layers}
     for tensor in channels.tensors.values():
         if any(axis.group in offered for axis in tensor.axes):
             touched.add(tensor.name.rpartition(".")[0])
-    costs = {name: whole_layer_cost(spec).metric(metric) for name, spec in layers.items()}
+    costs = {name: float(costing.whole_layer(spec)[index]) for name, spec in layers.items()}
     alone = {name: cost for name, cost in costs.items() if name not in touched and cost > 0}
     # Blocks that go may take some of these with them; products that shrink are counted with the groups.
-    outside = max(whole_model_cost(source).metric(metric) - sum(costs.values()), 0)
+    outside = max(whole - sum(costs.values()), 0)
     smallest = lowest - sum(alone.values()) - outside
     what = f"layers ({len(touched)}) and groups ({len(offered)}) at their smallest"
     reasons = {
@@ -98,8 +101,8 @@ def _holding_up(
     }
     return what_remains(
         metric,
-        max(whole_model_cost(source).metric(metric), 1),
-        [(smallest, what), (outside, "what no layer holds, e.g. attention products")],
+        max(whole, 1),
+        [(smallest, what), (outside, outside_layers(metric))],
         alone,
         reasons,
     )

@@ -104,6 +104,8 @@ class LayerGrids:
         shapes: (N,) of each entry of ``grids``.
         column: (F, L, B) float64, of each form of each layer, cost per rank and column of the weight.
         row: (F, L, B) float64, the same per row.
+        each: (F, L, B) float64, the same per rank alone.
+        fixed: (F, L, B) float64, of each form of each layer, cost of any pair.
         bias: (L, B) float64, cost of the pair's bias, per row.
         form_of: form in its layer of each curve, ``Ranks.curve``; UNTOUCHED for UNTOUCHED.
     """
@@ -128,7 +130,9 @@ class LayerGrids:
         self.shapes = _joined([_grid_of(layers[index], sizes) for index in self.narrow.tolist()], budgets)
         self._order = np.argsort(np.concatenate([self.narrow, self.wide]))
         forms = max((len(layer.forms) for layer in layers), default=0)
-        self.column, self.row = (np.zeros((forms, len(layers), budgets)) for _ in range(2))
+        self.column, self.row, self.each, self.fixed = (
+            np.zeros((forms, len(layers), budgets)) for _ in range(4)
+        )
         self.bias = np.array([layer.bias for layer in layers]).reshape(len(layers), budgets)
         curves = [form.curve for layer in layers for form in layer.forms]
         # One entry more than the curves: UNTOUCHED looks it up.
@@ -136,6 +140,7 @@ class LayerGrids:
         for index, layer in enumerate(layers):
             for place, form in enumerate(layer.forms):
                 self.column[place, index], self.row[place, index] = form.column, form.row
+                self.each[place, index], self.fixed[place, index] = form.each, form.fixed
                 self.form_of[form.curve] = place
 
     def at(self, widths: Sequence[int], layers: Ints) -> Shapes:
@@ -158,8 +163,8 @@ class LayerGrids:
             (..., B) float64, exact.
         """
         rows, columns = shapes.rows[..., None], shapes.columns[..., None]
-        unit = self.column[form, layer] * columns + self.row[form, layer] * rows
-        pair = rank[..., None] * unit + self.bias[layer] * rows
+        unit = self.column[form, layer] * columns + self.row[form, layer] * rows + self.each[form, layer]
+        pair = rank[..., None] * unit + self.bias[layer] * rows + self.fixed[form, layer]
         cost: Floats = np.where(form[..., None] == UNTOUCHED, shapes.dense, pair)
         return cost
 

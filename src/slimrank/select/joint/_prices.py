@@ -132,14 +132,15 @@ class Hulls:
         bias = (self._grids.bias @ price)[layer] * shapes.rows
         for index, slopes in enumerate(self._slope):
             column, row = self._grids.column[index] @ price, self._grids.row[index] @ price
-            per_rank = column[layer] * shapes.columns + row[layer] * shapes.rows
+            each, fixed = self._grids.each[index] @ price, self._grids.fixed[index] @ price
+            per_rank = column[layer] * shapes.columns + row[layer] * shapes.rows + each[layer]
             corner = np.zeros(value.shape, dtype=np.int64)
             step = (len(slopes) + 1) // 2
             while step:
                 corner += step * (slopes[corner + step - 1, layer] < -per_rank)
                 step //= 2
             new_damage, new_rank = self._damage[index, corner, layer], self._rank[index, corner, layer]
-            new = new_damage + new_rank * per_rank + bias
+            new = new_damage + new_rank * per_rank + bias + fixed[layer]
             pays = new < value
             value, damage = np.where(pays, new, value), np.where(pays, new_damage, damage)
             form, rank = np.where(pays, index, form), np.where(pays, new_rank, rank)

@@ -15,6 +15,7 @@ from slimrank.records._group import (
     Role,
     TensorSpec,
 )
+from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._setting import (
@@ -44,6 +45,7 @@ __all__ = [
     "ChannelOrder",
     "Cost",
     "Curve",
+    "DenseTime",
     "Effort",
     "Exported",
     "Form",
@@ -53,11 +55,14 @@ __all__ = [
     "LayerKind",
     "LayerResult",
     "LayerSpec",
+    "LayerTimes",
     "Measurement",
     "Method",
     "Metric",
+    "NetworkTimes",
     "Note",
     "OutputAgreement",
+    "PairTime",
     "ProductSpec",
     "Role",
     "Setting",

@@ -2,8 +2,9 @@
 """Save and load, without pickle; files for other runtimes."""
 
 from slimrank.deploy._check import Reading
-from slimrank.deploy._export import check_export, export_model
+from slimrank.deploy._export import TimedFile, check_export, export_model, write_timed
 from slimrank.deploy._formats import FORMATS, format_of
+from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
@@ -21,8 +22,10 @@ __all__ = [
     "PLAN_FILE",
     "REPORT_FILE",
     "ExportSource",
+    "NodeTime",
     "Prepared",
     "Reading",
+    "TimedFile",
     "check_export",
     "check_target",
     "export_model",
@@ -32,4 +35,5 @@ __all__ = [
     "prepare",
     "save_artifact",
     "update_artifact",
+    "write_timed",
 ]

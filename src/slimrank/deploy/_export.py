@@ -3,7 +3,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -17,6 +17,7 @@ from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
 from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._named_model import NamedModel, named_model
+from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
 from slimrank.deploy._quiet import told
@@ -43,6 +44,7 @@ class _Built:
 
     Attributes:
         program: that it holds.
+        lowered: the program whose nodes have the names of the file's values.
         path: of the file, in the draft.
         runtime: with the file.
         checked: how far it agrees; None where that was not asked.
@@ -50,6 +52,7 @@ class _Built:
     """
 
     program: Program
+    lowered: ExportedProgram
     path: Path
     runtime: Runtime
     checked: Checked | None
@@ -136,6 +139,60 @@ def export_model(
         batch=size,
         threads=threads,
         notes=notes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TimedFile:
+    """A file that was written to be timed.
+
+    Attributes:
+        run: runs the batch once.
+        nodes: runs it with the runtime's profile: what each node takes.
+        batch: samples of the batch.
+    """
+
+    run: Callable[[], object]
+    nodes: Callable[[], tuple[NodeTime, ...]]
+    batch: int
+
+
+def write_timed(
+    model: nn.Module, batches: Iterable[Batch], folder: Path, *, format: str, batch: int, threads: int
+) -> TimedFile:
+    """Writes a model as ``export_model`` does, unchecked, and opens it in the runtime for its times.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made, and must stay while the file is timed.
+        format: a name of the table.
+        batch: samples in the batch.
+        threads: of the runtime.
+
+    Returns:
+        The open file. ``batch`` differs where the file takes one other size only.
+
+    Raises:
+        UnknownNameError: no such format.
+        MissingPackageError: a package of the format is not installed.
+        ExportError: the model cannot be written in this format, or its runtime has no profile.
+        BatchesError: the model refuses the samples.
+    """
+    row = format_named(format)
+    profile = row.profile
+    if profile is None:
+        raise ExportError(f"format={format!r}: its runtime does not tell what each node takes; take 'onnx'")
+    with _TURN:
+        samples = read_samples(batches)
+        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
+        built = builder.build(model, folder, None)
+    size = batch if built.program.is_dynamic else built.program.batch.n_samples
+    given = samples.take(0, size)
+    return TimedFile(
+        run=built.runtime(given),
+        nodes=lambda: profile(built.path, built.program, built.lowered, threads)(given),
+        batch=size,
     )
 
 
@@ -268,7 +325,14 @@ class _Builder:
         notes = _fixed_notes(named)
         if self.row.notes is not None:
             notes += self.row.notes(path, program)
-        return _Built(program=program, path=path, runtime=runtime, checked=checked, notes=tuple(notes))
+        return _Built(
+            program=program,
+            lowered=lowered,
+            path=path,
+            runtime=runtime,
+            checked=checked,
+            notes=tuple(notes),
+        )
 
     def _inner(self, path: Path, program: Program, lowered: ExportedProgram, checked: Checked) -> str:
         """Where inside a file starts to differ, in words; empty where the runtime does not tell."""

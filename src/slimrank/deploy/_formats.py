@@ -16,8 +16,11 @@ from slimrank.deploy._executorch import (
     open_executorch_inside,
     write_executorch,
 )
+from slimrank.deploy._node_times import Profiler
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
+from slimrank.deploy._onnx_profile import profile_onnx
 from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
+from slimrank.deploy._openvino_profile import profile_openvino
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._runtime import Runtime
@@ -40,6 +43,7 @@ class Format:
         notes: what the user should know of a file that was written; None where there is nothing.
         largest_batch: samples that its files take at least where they take several numbers of samples, since
             the format needs a bound; None where it needs none.
+        profile: opens a file so that the runtime tells what each node takes; None where it does not.
     """
 
     suffix: str
@@ -50,6 +54,7 @@ class Format:
     open_inside: Callable[[Path, Program, Sequence[str]], tuple[tuple[str, ...], Runtime]] | None = None
     notes: Callable[[Path, Program], Sequence[Note]] | None = None
     largest_batch: int | None = None
+    profile: Callable[[Path, Program, ExportedProgram, int], Profiler] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -60,6 +65,7 @@ FORMATS: dict[str, Format] = {
         write=write_onnx,
         open=open_onnx,
         open_inside=open_onnx_inside,
+        profile=profile_onnx,
     ),
     "torch": Format(
         suffix=".pt2",
@@ -76,6 +82,7 @@ FORMATS: dict[str, Format] = {
         write=write_openvino,
         open=open_openvino,
         open_inside=open_openvino_inside,
+        profile=profile_openvino,
     ),
     "executorch": Format(
         suffix=".pte",

@@ -23,13 +23,14 @@ from slimrank.forward import Batch
 if TYPE_CHECKING:
     from onnx import ModelProto
     from onnx_ir import Graph
+    from onnxruntime import InferenceSession
 
 EXTRA = "export"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Of weights in one file: protobuf holds 2**31 - 1 bytes, and the graph needs some of them.
 _MAX_WEIGHT_BYTES = 2**31 - 2**24
 # Tells the module of a node. What else the exporter notes is long, and names source files of this machine.
-_KEPT_NOTE = "pkg.torch.onnx.name_scopes"
+KEPT_NOTE = "pkg.torch.onnx.name_scopes"
 
 
 def write_onnx(program: Program, path: Path) -> ExportedProgram:
@@ -46,8 +47,8 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
         ExportError: an operation that ONNX lacks, or a model too large for one file.
         MissingPackageError: a package is not installed.
     """
-    onnx = _package("onnx")
-    _package("onnxscript")
+    onnx = import_onnx("onnx")
+    import_onnx("onnxscript")
     try:
         with quiet_exporter() as output, torch.no_grad():
             made = torch.onnx.export(
@@ -68,7 +69,7 @@ def write_onnx(program: Program, path: Path) -> ExportedProgram:
     model.producer_name, model.producer_version = "slimrank", __version__
     onnx.helper.set_model_props(model, {"torch": version("torch"), "onnxscript": version("onnxscript")})
     for node in model.graph.node:
-        kept = [entry for entry in node.metadata_props if entry.key == _KEPT_NOTE]
+        kept = [entry for entry in node.metadata_props if entry.key == KEPT_NOTE]
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
     _name_batch(model)
@@ -110,7 +111,7 @@ def open_onnx_inside(path: Path, program: Program, names: Sequence[str]) -> tupl
     Returns:
         The names that the file has, and what runs batches to these values.
     """
-    onnx = _package("onnx")
+    onnx = import_onnx("onnx")
     model = onnx.load(path)
     # Outputs have names of their own, which may be those of other nodes.
     there = {name for node in model.graph.node for name in node.output} - set(program.outputs)
@@ -121,23 +122,10 @@ def open_onnx_inside(path: Path, program: Program, names: Sequence[str]) -> tupl
 
 
 def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int) -> Runtime:
-    ort = _package("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Errors only: it warns of what it leaves to other devices, and of initializers that nothing reads.
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(
-            f"onnxruntime {ort.__version__} refuses the file of {program.model.title}: "
-            f"{told(error)}; {_advice(program)}"
-        ) from error
-    known = {value.name for value in session.get_inputs()}
+    session = open_session(data, program, threads)
 
     def bind(batch: Batch) -> Bound:
-        tensors = program.model.input_tensors(batch)
-        feeds = {name: _array(name, tensor) for name, tensor in tensors.items() if name in known}
+        feeds = session_feeds(session, program, batch)
 
         def run() -> Sequence[Tensor]:
             try:
@@ -151,6 +139,57 @@ def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int
         return run
 
     return bind
+
+
+def open_session(
+    data: bytes,
+    program: Program,
+    threads: int,
+    *,
+    profile: Path | None = None,
+    optimised: Path | None = None,
+) -> "InferenceSession":
+    """A session of onnxruntime on the CPU.
+
+    Args:
+        data: the file.
+        program: that was written.
+        threads: of onnxruntime.
+        profile: where the runtime writes what each node took, a beginning of a file name; None for no
+            profile.
+        optimised: where the graph is written as the runtime made it; None for nowhere.
+
+    Returns:
+        The session.
+
+    Raises:
+        ExportError: onnxruntime refuses the file.
+        MissingPackageError: the package is not installed.
+    """
+    ort = import_onnx("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Errors only: it warns of what it leaves to other devices, and of initializers that nothing reads.
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    try:
+        session: InferenceSession = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            f"onnxruntime {ort.__version__} refuses the file of {program.model.title}: "
+            f"{told(error)}; {_advice(program)}"
+        ) from error
+    return session
+
+
+def session_feeds(session: "InferenceSession", program: Program, batch: Batch) -> dict[str, object]:
+    """Arrays of a batch by the names of the inputs that a session has."""
+    known = {value.name for value in session.get_inputs()}
+    tensors = program.model.input_tensors(batch)
+    return {name: _array(name, tensor) for name, tensor in tensors.items() if name in known}
 
 
 def _advice(program: Program) -> str:
@@ -172,7 +211,8 @@ def _array(name: str, tensor: Tensor) -> object:
         ) from error
 
 
-def _package(name: str) -> ModuleType:
+def import_onnx(name: str) -> ModuleType:
+    """A package of the format, imported."""
     return import_package(name, extra=EXTRA, what="format='onnx'")
 
 

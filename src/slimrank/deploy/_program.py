@@ -119,13 +119,18 @@ def where_raised(model: NamedModel, error: BaseException) -> str:
 
 def node_origin(node: torch.fx.Node) -> str:
     """What a node of a program does, in which module, at which line of the user's code."""
+    name = node_module(node)
+    module = f" in module {name}" if name else ""
+    line = _users_line(str(node.meta.get("stack_trace") or ""))
+    return f"{node.target}{module}{line}"
+
+
+def node_module(node: torch.fx.Node) -> str:
+    """The innermost of the user's modules that a node of a program was made from; "" for none."""
     stack = node.meta.get("nn_module_stack") or {}
     # Within NamedModel, whose "model" is the user's.
     inner = [str(name).partition("model.")[2] for name, _ in stack.values()]
-    names = [name for name in inner if name]
-    module = f" in module {names[-1]}" if names else ""
-    line = _users_line(str(node.meta.get("stack_trace") or ""))
-    return f"{node.target}{module}{line}"
+    return next((name for name in reversed(inner) if name), "")
 
 
 def _users_line(trace: str) -> str:

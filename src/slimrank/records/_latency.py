@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from slimrank._errors import LatencyError
 from slimrank.records._setting import Form
 
+# Sizes that have kernels of their own, and are padded to no step.
+_LEAST_ROUNDED = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseTime:
@@ -176,6 +179,18 @@ class NetworkTimes:
             _check_number(what, time, above_zero=True)
         if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
             raise LatencyError(f"times: step is {self.step!r}; give a whole number of at least 1, e.g. 8")
+
+    def edge(self, size: ArrayLike) -> NDArray[np.int64]:
+        """Ranks, rows or columns as runtimes compute them: up to the next step, below which time stands still.
+
+        Args:
+            size: whole numbers, of any shape.
+
+        Returns:
+            int64, same shape. Less than 4 stays as it is: the inputs of a depthwise kernel, colours.
+        """
+        sizes = np.asarray(size, dtype=np.int64)
+        return np.where(sizes < _LEAST_ROUNDED, sizes, -(-sizes // self.step) * self.step)
 
     def scaled(self, factor: float) -> "NetworkTimes":
         """The same with the times of all that a plan can change multiplied, and ``fixed`` kept.

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Formulas for the times of layers, from what variants of the network took.
+
+An operation takes a share for each multiply-accumulate, one for each number that it writes and one for each
+that it reads, and a constant. Kernels of one kind (shape, stride, groups) have rates of their own; each layer
+starts from those of its kind and departs from them as far as its own entries tell.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from slimrank.cost import FORM_ROWS, FORMS, factor_costs, factor_taps, forms_of, layer_cost, slimmed_spec
+from slimrank.latency._parts import Parts, sizes_of
+from slimrank.latency._predict import changing_time
+from slimrank.latency._variants import useful_ranks
+from slimrank.plan import Step, Structure, is_inside, slimmable_groups
+from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime
+
+# Entries that the rates of all kernels count for beside those of one kind, and of a kind beside a layer's own.
+_KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.5
+# A pair must be faster than its layer by this share at least: less is within what measurements repeat.
+_NOISE = 0.02
+_Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one variant took.
+
+    Attributes:
+        variant: what was done to the network.
+        parts: times of its parts, by the profile.
+        ratio: whole time over that of the original, runs taking turns.
+        spread: interquartile range of that ratio over its median.
+    """
+
+    variant: Step
+    parts: Parts
+    ratio: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Operation:
+    """A layer in one piece, or a factor of a pair.
+
+    Attributes:
+        kind: of its kernel.
+        sizes: (4,): 1, multiply-accumulates, numbers written, numbers read; for one run of the batch.
+    """
+
+    kind: str
+    sizes: _Vector
+
+
+def fit_times(
+    structure: Structure,
+    methods: Sequence[Method],
+    measured: Sequence[Measured],
+    *,
+    original: Parts,
+    before: float,
+    batch: int,
+    step: int,
+) -> NetworkTimes:
+    """The formulas that fit what was measured.
+
+    Args:
+        structure: of the network.
+        methods: that plans may use.
+        measured: the variants.
+        original: parts of the network as it stands.
+        before: whole time of the network as it stands, ns.
+        batch: samples of the batch.
+        step: of ranks and widths.
+
+    Returns:
+        The times. Node times are scaled so that whole times of the variants come out on average, and what is
+        left of the original's whole time is the constant.
+    """
+    untouched = Step(structure=structure, layers={})
+    profiles = [(untouched, original), *((entry.variant, entry.parts) for entry in measured)]
+    layers = _layers(structure, methods, profiles, batch, step)
+    raw = NetworkTimes(
+        layers=layers,
+        groups=_groups(structure, profiles),
+        blocks=_blocks(structure, profiles),
+        fixed=0.0,
+        before=before,
+        reference=before,
+        step=step,
+    )
+    whole = changing_time(raw, untouched)
+    saved = np.array([whole - changing_time(raw, entry.variant) for entry in measured]) / before
+    told = np.array([1 - entry.ratio for entry in measured])
+    scale = float(saved @ told / (saved @ saved)) if saved @ saved else 1.0
+    # Nothing takes less than no time.
+    scale = min(max(scale, 0.1), before / whole) if whole else 1.0
+    scaled = raw.scaled(scale)
+    return NetworkTimes(
+        layers=scaled.layers,
+        groups=scaled.groups,
+        blocks=scaled.blocks,
+        fixed=max(0.0, before - scale * whole),
+        before=before,
+        reference=before,
+        step=step,
+    )
+
+
+def _layers(
+    structure: Structure,
+    methods: Sequence[Method],
+    profiles: Sequence[tuple[Step, Parts]],
+    batch: int,
+    step: int,
+) -> dict[str, LayerTimes]:
+    entries: dict[tuple[str, str, int], list[tuple[_Operation, float]]] = {}
+    for variant, parts in profiles:
+        for name, times in parts.factors.items():
+            spec = slimmed_spec(structure.layers[name], structure.channels, variant.groups)
+            rows, columns = (_edge(size, step) for size in sizes_of(structure, name, variant.groups))
+            setting = variant.settings.get(name)
+            if setting is None:
+                found = [_dense(spec, rows, columns, batch)]
+            else:
+                found = _pair(spec, setting.form, _edge(setting.rank, step), rows, columns, batch)
+            form = "" if setting is None else setting.form
+            for index, (operation, time) in enumerate(zip(found, times, strict=True)):
+                if time > 0:
+                    entries.setdefault((name, form, index), []).append((operation, time))
+    rates = _Rates.fitted(entries)
+    found_layers = {}
+    for name, spec in structure.layers.items():
+        if (name, "", 0) not in entries:
+            continue
+        rows, columns = (_edge(size, step) for size in sizes_of(structure, name, {}))
+        dense = _dense_time(spec, rates.of((name, "", 0), _dense(spec, rows, columns, batch)), batch)
+        pairs = {}
+        for method in FORMS:
+            for form in forms_of(spec, method) if method in methods and method in spec.methods else ():
+                ranks = useful_ranks(spec, method, form, step)
+                if not ranks:
+                    continue
+                first, second = (
+                    rates.of((name, form, index), operation)
+                    for index, operation in enumerate(_pair(spec, form, step, rows, columns, batch))
+                )
+                pair = _pair_time(spec, form, (first, second), rows, columns, batch)
+                least = float(pair.time(step, rows, columns))
+                if least < (1 - _NOISE) * float(dense.time(rows, columns)):
+                    pairs[form] = pair
+        found_layers[name] = LayerTimes(dense=dense, pairs=pairs)
+    return found_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rates:
+    """Rates of operations, ns for each of their sizes.
+
+    Attributes:
+        own: (4,) of each operation of each layer that was measured.
+        kinds: (4,) of each kind.
+        common: (4,) of all.
+        factors: by how much the operations of a layer are slower than their kinds.
+    """
+
+    own: Mapping[tuple[str, str, int], _Vector]
+    kinds: Mapping[str, _Vector]
+    common: _Vector
+    factors: Mapping[str, float]
+
+    @classmethod
+    def fitted(cls, entries: Mapping[tuple[str, str, int], Sequence[tuple[_Operation, float]]]) -> "_Rates":
+        """Fits them to what was measured."""
+        every = [entry for found in entries.values() for entry in found]
+        common = _solved(every)
+        by_kind: dict[str, list[tuple[_Operation, float]]] = {}
+        for operation, time in every:
+            by_kind.setdefault(operation.kind, []).append((operation, time))
+        kinds = {kind: _solved(found, common, _KIND_WEIGHT) for kind, found in by_kind.items()}
+        # A layer whose maps have an awkward size is slow in all its forms.
+        logs: dict[str, list[float]] = {}
+        for (name, _, _), found in entries.items():
+            for operation, time in found:
+                logs.setdefault(name, []).append(np.log(time / max(kinds[operation.kind] @ operation.sizes, 1.0)))
+        factors = {
+            name: float(np.exp(np.sum(found) / (len(found) + _LAYER_WEIGHT))) for name, found in logs.items()
+        }
+        own = {
+            key: _solved(found, factors[key[0]] * kinds[found[0][0].kind], _LAYER_WEIGHT)
+            for key, found in entries.items()
+        }
+        return cls(own=own, kinds=kinds, common=common, factors=factors)
+
+    def of(self, key: tuple[str, str, int], operation: _Operation) -> _Vector:
+        """The rates of an operation: its own, or those of its kind where it was not measured."""
+        if key in self.own:
+            return self.own[key]
+        return self.factors.get(key[0], 1.0) * self.kinds.get(operation.kind, self.common)
+
+
+def _solved(
+    entries: Sequence[tuple[_Operation, float]], prior: _Vector | None = None, weight: float = 0.0
+) -> _Vector:
+    """Rates, none below 0, of least relative errors; drawn to others where entries do not tell."""
+    matrix = np.array([operation.sizes / time for operation, time in entries])
+    wanted = np.ones(len(matrix))
+    if prior is not None:
+        # By how much each rate counts in these times, so that all are drawn alike.
+        pull = np.sqrt(weight) * matrix.mean(0)
+        # Their sum first: what is common to all entries, such as a slow map, is told best.
+        matrix = np.vstack([matrix, np.diag(pull)])
+        wanted = np.concatenate([wanted, pull * prior])
+    scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
+    solution, _ = nnls(matrix / scale, wanted)
+    return np.asarray(solution / scale)
+
+
+def _dense(spec: LayerSpec, rows: int, columns: int, batch: int) -> _Operation:
+    macs, written, read = _unit_sizes(spec, batch)
+    by_row, by_column = read
+    return _Operation(
+        kind=_kind(spec, spec.kernel),
+        sizes=np.array([1.0, macs * rows * columns, written * rows, by_row * rows + by_column * columns]),
+    )
+
+
+def _unit_sizes(spec: LayerSpec, batch: int) -> tuple[float, float, tuple[float, float]]:
+    """Multiply-accumulates for each row and column; numbers written for each row; read for each of both."""
+    columns = spec.weight_shape[0 if spec.is_transposed else 1] if len(spec.weight_shape) > 1 else 1
+    rows = spec.n_outputs if len(spec.weight_shape) > 1 else spec.weight_shape[0]
+    macs = batch * layer_cost(spec).macs / (rows * columns)
+    written = batch * sum(prod(call.output_shape) for call in spec.calls) / rows
+    read = batch * sum(prod(call.input_shape) for call in spec.calls)
+    # Each output of a depthwise kernel reads an input of its own.
+    return macs, written, (read / rows, 0.0) if spec.groups > 1 else (0.0, read / columns)
+
+
+def _pair(
+    spec: LayerSpec, form: Form, rank: int, rows: int, columns: int, batch: int
+) -> tuple[_Operation, _Operation]:
+    first, second = factor_costs(spec, form)
+    taps, _ = factor_taps(spec, form)
+    between = batch * first.macs / taps
+    _, written, (_, read) = _unit_sizes(spec, batch)
+    takes = FORM_ROWS[form].first_taps(len(spec.kernel))
+    kernels = [
+        tuple(size if taken is own else 1 for size, taken in zip(spec.kernel, takes, strict=True))
+        for own in (True, False)
+    ]
+    return (
+        _Operation(
+            kind=_kind(spec, kernels[0]),
+            sizes=np.array(
+                [1.0, batch * first.macs * rank * columns, between * rank, read * columns], dtype=np.float64
+            ),
+        ),
+        _Operation(
+            kind=_kind(spec, kernels[1]),
+            sizes=np.array(
+                [1.0, batch * second.macs * rank * rows, written * rows, between * rank], dtype=np.float64
+            ),
+        ),
+    )
+
+
+def _kind(spec: LayerSpec, kernel: Iterable[int]) -> str:
+    """Operations that runtimes have one kernel for."""
+    size = "x".join(map(str, kernel))
+    grouped = " grouped" if spec.groups > 1 else ""
+    stride = " strided" if any(step > 1 for step in spec.stride) and size != "1x1" else ""
+    return f"{spec.kind} {size}{grouped}{stride}"
+
+
+def _dense_time(spec: LayerSpec, rates: _Vector, batch: int) -> DenseTime:
+    macs, written, (by_row, by_column) = _unit_sizes(spec, batch)
+    fixed, per_mac, per_written, per_read = map(float, rates)
+    return DenseTime(
+        fixed=fixed,
+        per_row=per_written * written + per_read * by_row,
+        per_column=per_read * by_column,
+        per_product=per_mac * macs,
+    )
+
+
+def _pair_time(
+    spec: LayerSpec, form: Form, rates: tuple[_Vector, _Vector], rows: int, columns: int, batch: int
+) -> PairTime:
+    first, second = rates
+    one, other = _pair(spec, form, 1, rows, columns, batch)
+    return PairTime(
+        # What goes with rows or columns alone, at full size: a plan that narrows them as well saves more.
+        fixed=float(first[0] + second[0] + first[3] * one.sizes[3] + second[2] * other.sizes[2]),
+        per_rank=float(first[2] * one.sizes[2] + second[3] * other.sizes[3]),
+        per_row=float(second[1] * other.sizes[1] / rows),
+        per_column=float(first[1] * one.sizes[1] / columns),
+    )
+
+
+def _groups(structure: Structure, profiles: Sequence[tuple[Step, Parts]]) -> dict[str, float]:
+    """Time for each unit of the groups that take any; what does not go with units is part of the constant."""
+    found = {}
+    for name, group in slimmable_groups(structure.channels).items():
+        points = [
+            (len(variant.groups.get(name, range(group.units))), parts.groups[name])
+            for variant, parts in profiles
+            if name in parts.groups
+        ]
+        if points:
+            units, times = np.array(points, dtype=np.float64).T
+            solution, _ = nnls(np.column_stack([units / times, 1 / times]), np.ones(len(times)))
+            found[name] = float(solution[0])
+    return found
+
+
+def _blocks(structure: Structure, profiles: Sequence[tuple[Step, Parts]]) -> dict[str, float]:
+    """Time of each block beside its layers and the groups that are wholly in it, blocks inside it included."""
+    names = list(structure.channels.blocks)
+    middle = {}
+    for name in names:
+        times = [parts.blocks.get(name, 0.0) for variant, parts in profiles if not is_inside(name, variant.dropped)]
+        middle[name] = float(np.median(times)) if times else 0.0
+    return {name: sum(middle[other] for other in names if is_inside(other, (name,))) for name in names}
+
+
+def _edge(size: int, step: int) -> int:
+    return int(NetworkTimes(layers={}, groups={}, blocks={}, fixed=0, before=1, reference=1, step=step).edge(size))

@@ -18,6 +18,8 @@ def network_time(
 ) -> float:
     """Time of a whole network with settings, slimmed groups and dropped blocks.
 
+    Ranks and widths count as the next step of the hardware.
+
     Args:
         times: measured.
         layers: every layer by name.
@@ -37,15 +39,15 @@ def network_time(
     for name, layer in times.layers.items():
         if name not in layers:
             continue
-        total -= float(layer.dense.time(*rows_and_columns(layers[name])))
+        total -= float(layer.dense.time(*times.edge(rows_and_columns(layers[name]))))
         if not f"{name}.".startswith(prefixes):
-            rows, columns = rows_and_columns(slimmed_spec(layers[name], channels, kept))
+            rows, columns = times.edge(rows_and_columns(slimmed_spec(layers[name], channels, kept)))
             setting = settings.get(name)
             pair = None if setting is None else layer.pairs.get(setting.form)
             if setting is None or pair is None:
                 total += float(layer.dense.time(rows, columns))
             else:
-                total += float(pair.time(setting.rank, rows, columns))
+                total += float(pair.time(times.edge(setting.rank), rows, columns))
     for name, unit in times.groups.items():
         if name not in channels.groups:
             continue

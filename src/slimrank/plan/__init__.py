@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan values, their file, and their checks."""
 
+from slimrank.plan._latency import (
+    LatencyTable,
+    check_table,
+    latency_ratio,
+    planned_latency,
+    times_on_edges,
+)
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
 from slimrank.plan._plan import Plan, PlanSource, plan_on, with_multiples
 from slimrank.plan._rounding import (
@@ -17,6 +24,7 @@ from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, sli
 from slimrank.plan._structure import Step, Structure, are_same_steps, check_structure, names_of, structure_of
 
 __all__ = [
+    "LatencyTable",
     "MultipleOf",
     "Multiples",
     "Plan",
@@ -29,19 +37,23 @@ __all__ = [
     "block_damage_at",
     "check_multiple_of",
     "check_structure",
+    "check_table",
     "damage_at",
     "form_of",
     "group_damage_at",
     "is_inside",
+    "latency_ratio",
     "method_of",
     "multiple_for",
     "names_of",
     "plan_on",
+    "planned_latency",
     "read_settings",
     "rounding_steps",
     "slimmable_groups",
     "step_of",
     "structure_of",
+    "times_on_edges",
     "with_multiples",
     "without_auto",
 ]

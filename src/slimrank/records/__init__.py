@@ -18,6 +18,7 @@ from slimrank.records._group import (
 from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
+from slimrank.records._reached_latency import PlannedLatency, ReachedLatency
 from slimrank.records._setting import (
     CHANNEL_ORDERS,
     EFFORTS,
@@ -65,7 +66,9 @@ __all__ = [
     "Note",
     "OutputAgreement",
     "PairTime",
+    "PlannedLatency",
     "ProductSpec",
+    "ReachedLatency",
     "Role",
     "Setting",
     "Summary",

@@ -34,7 +34,7 @@ from slimrank.select._budget import (
     cost_limit,
     time_limit,
 )
-from slimrank.select._option_costs import Costing
+from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._search import choose_joint
@@ -201,6 +201,8 @@ def select_plan_and_rounding(
     }
     ratios: dict[Budgeted, float] = {metric: ratio for metric, ratio in counted.items()}
     if latency is not None and times is not None:
+        # As times are counted from here on: the network as it stands is then just within 1.
+        times = exact_times(times)
         limits[LATENCY], ratios[LATENCY] = time_limit(times, latency), latency
     costing = Costing(limits, times)
 

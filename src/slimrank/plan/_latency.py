@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latencies that plans are chosen for: what was asked, the table of times, and what it predicts."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Real
+from typing import Protocol, runtime_checkable
+
+from slimrank._errors import BudgetError, LatencyError, OptionError
+from slimrank.cost import network_time, rows_and_columns
+from slimrank.plan._structure import Step, Structure
+from slimrank.records import DenseTime, LayerTimes, NetworkTimes, PairTime, PlannedLatency
+
+_NANOSECONDS: Mapping[str, float] = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
+_TIME = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(ns|us|µs|ms|s)\s*")
+_EXAMPLE = 'latency=0.6 for 60 % of the time of the original, or latency="4.5ms"'
+
+
+@runtime_checkable
+class LatencyTable(Protocol):
+    """A table of measured times: what ``slimrank.measure_latency`` returns, or anything like it."""
+
+    @property
+    def times(self) -> NetworkTimes:
+        """The formulas."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """The runtime."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """That the runtime had."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Samples of the batch that all times are of."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Of the files that were run."""
+        ...
+
+    def check(self, structure: Structure) -> None:
+        """Raises LatencyError where the table is of another network; the message names what differs."""
+        ...
+
+
+def check_table(table: object, structure: Structure) -> LatencyTable:
+    """The table of times of a network.
+
+    Args:
+        table: as the caller gave it.
+        structure: of the network.
+
+    Returns:
+        The same.
+
+    Raises:
+        OptionError: no table.
+        LatencyError: it is of another network.
+    """
+    if not isinstance(table, LatencyTable) or not isinstance(table.times, NetworkTimes):
+        raise OptionError(
+            f"latencies is a {type(table).__name__}; give a table, e.g. slimrank.measure_latency(study) or "
+            "slimrank.Latencies.load(path)"
+        )
+    table.check(structure)
+    unknown = [name for name in table.times.layers if name not in structure.layers]
+    if unknown:
+        raise LatencyError(
+            f"the latency table has times of {unknown[0]!r}, which this study does not have; measure one for "
+            "this study with slimrank.measure_latency(study)"
+        )
+    return table
+
+
+def latency_ratio(latency: object, times: NetworkTimes) -> float:
+    """A latency that was asked for, as a keep ratio.
+
+    Args:
+        latency: a ratio in (0, 1], or a time such as "4.5ms".
+        times: measured.
+
+    Returns:
+        The ratio to the original in float32; 1 where a longer time is allowed than that takes.
+
+    Raises:
+        BudgetError: neither.
+    """
+    if isinstance(latency, str):
+        found = _TIME.fullmatch(latency)
+        ratio = float(found[1]) * _NANOSECONDS[found[2]] / times.reference if found else 0.0
+        if ratio > 0:
+            return min(ratio, 1.0)
+    elif isinstance(latency, Real) and not isinstance(latency, bool) and 0 < float(latency) <= 1:
+        return float(latency)
+    raise BudgetError(f"budget: latency={latency!r} is neither a ratio in (0, 1] nor a time; give {_EXAMPLE}")
+
+
+def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLatency:
+    """What a table predicts for a step, beside what was asked for.
+
+    Args:
+        table: of the network that the step starts from.
+        step: what is done to it.
+        asked: keep ratio.
+
+    Returns:
+        The two, and what they are of.
+    """
+    time = network_time(
+        table.times,
+        step.structure.layers,
+        step.structure.channels,
+        settings=step.settings,
+        kept=step.groups,
+        dropped=step.dropped,
+    )
+    return PlannedLatency(
+        asked=asked,
+        predicted=time / table.times.reference,
+        before_ms=table.times.reference / 1e6,
+        backend=table.backend,
+        threads=table.threads,
+        batch=table.batch,
+        precision=table.precision,
+    )
+
+
+def times_on_edges(times: NetworkTimes, structure: Structure) -> NetworkTimes:
+    """Times whose formulas hold for sizes between two steps of the hardware that no plan changes.
+
+    A layer with 10 outputs takes as long as one with 16 where the step is 8. Sizes that groups change are
+    multiples of the step, unless they are whole: those of the last kind count a little less than they take.
+
+    Args:
+        times: measured, of sizes at the next step.
+        structure: of the network.
+
+    Returns:
+        The same, of sizes as they are.
+    """
+    layers = {}
+    for name, layer in times.layers.items():
+        if name not in structure.layers:
+            continue
+        spec = structure.layers[name]
+        weight = structure.channels.tensors.get(f"{name}.weight")
+        changed = {axis.dim for axis in weight.axes} if weight is not None else set()
+        row_dim = 1 if spec.is_transposed else 0
+        sizes = rows_and_columns(spec)
+        rows, columns = (
+            1.0 if dim in changed or not size else float(times.edge(size)) / size
+            for dim, size in zip((row_dim, 1 - row_dim), sizes, strict=True)
+        )
+        layers[name] = _stretched(layer, rows, columns)
+    return replace(times, layers=layers)
+
+
+def _stretched(layer: LayerTimes, rows: float, columns: float) -> LayerTimes:
+    dense = layer.dense
+    return LayerTimes(
+        dense=DenseTime(
+            fixed=dense.fixed,
+            per_row=rows * dense.per_row,
+            per_column=columns * dense.per_column,
+            per_product=rows * columns * dense.per_product,
+        ),
+        pairs={
+            form: PairTime(
+                fixed=pair.fixed,
+                per_rank=pair.per_rank,
+                per_row=rows * pair.per_row,
+                per_column=columns * pair.per_column,
+            )
+            for form, pair in layer.pairs.items()
+        },
+    )

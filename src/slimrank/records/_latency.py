@@ -144,7 +144,7 @@ class NetworkTimes:
 
     Attributes:
         layers: by dotted name.
-        groups: ns for each unit of a channel group that stays, of what goes with its channels and is no
+        groups: ns for each unit of a channel group that stays (up to the next step), of what goes with its channels and is no
             layer: norms, activations, sums, pooling.
         blocks: ns that go with a dropped block beside its layers, and beside the groups that are wholly in
             it.
@@ -181,16 +181,8 @@ class NetworkTimes:
             raise LatencyError(f"times: step is {self.step!r}; give a whole number of at least 1, e.g. 8")
 
     def edge(self, size: ArrayLike) -> NDArray[np.int64]:
-        """Ranks, rows or columns as runtimes compute them: up to the next step, below which time stands still.
-
-        Args:
-            size: whole numbers, of any shape.
-
-        Returns:
-            int64, same shape. Less than 4 stays as it is: the inputs of a depthwise kernel, colours.
-        """
-        sizes = np.asarray(size, dtype=np.int64)
-        return np.where(sizes < _LEAST_ROUNDED, sizes, -(-sizes // self.step) * self.step)
+        """``step_edge`` at the step of these times."""
+        return step_edge(size, self.step)
 
     def scaled(self, factor: float) -> "NetworkTimes":
         """The same with the times of all that a plan can change multiplied, and ``fixed`` kept.
@@ -210,6 +202,20 @@ class NetworkTimes:
             reference=self.reference,
             step=self.step,
         )
+
+
+def step_edge(size: ArrayLike, step: int) -> NDArray[np.int64]:
+    """Ranks, rows or columns as runtimes compute them: up to the next step, below which time stands still.
+
+    Args:
+        size: whole numbers, of any shape.
+        step: of the hardware.
+
+    Returns:
+        int64, same shape. Less than 4 stays as it is: the inputs of a depthwise kernel, colours.
+    """
+    sizes = np.asarray(size, dtype=np.int64)
+    return np.where(sizes < _LEAST_ROUNDED, sizes, -(-sizes // step) * step)
 
 
 def _check(times: DenseTime | PairTime) -> None:

@@ -35,7 +35,7 @@ _CONDITIONS = tuple(Conditions.__dataclass_fields__)
 _VARIANT = ("settings", "kept", "dropped", "parts", "before_ms", "before_spread", "ratio", "spread")
 _PARTS = ("factors", "groups", "blocks", "rest")
 _RESULT = ("before_ms", "spread", "error", "times", "notes")
-_TIMES = ("layers", "groups", "blocks", "fixed", "before", "reference", "step")
+_TIMES = ("layers", "groups", "ragged", "blocks", "fixed", "before", "reference", "step")
 _DENSE = ("fixed", "per_row", "per_column", "per_product")
 _PAIR = ("fixed", "per_rank", "per_row", "per_column")
 _NOTE = ("where", "text", "is_warning")
@@ -155,6 +155,7 @@ def _result_to_json(result: ResultFields) -> Json:
         "times": {
             **{key: getattr(times, key) for key in ("fixed", "before", "reference", "step")},
             "groups": dict(times.groups),
+            "ragged": dict(times.ragged),
             "blocks": dict(times.blocks),
             "layers": {
                 name: {
@@ -257,6 +258,7 @@ def _times_from(value: Json, where: str) -> NetworkTimes:
             for name, entry in as_object(found["layers"], where).items()
         },
         groups=_numbers(found["groups"], where),
+        ragged=_numbers(found["ragged"], where),
         blocks=_numbers(found["blocks"], where),
         fixed=as_number(found["fixed"], where),
         before=as_number(found["before"], where),

@@ -89,9 +89,11 @@ def fit_times(
     untouched = Step(structure=structure, layers={})
     profiles = [(untouched, original), *((entry.variant, entry.parts) for entry in measured)]
     layers = _layers(structure, methods, profiles, batch, step)
+    groups, ragged = _groups(structure, profiles, step)
     raw = NetworkTimes(
         layers=layers,
-        groups=_groups(structure, profiles, step),
+        groups=groups,
+        ragged=ragged,
         blocks=_blocks(structure, profiles),
         fixed=0.0,
         before=before,
@@ -109,6 +111,7 @@ def fit_times(
         layers=scaled.layers,
         groups=scaled.groups,
         blocks=scaled.blocks,
+        ragged=scaled.ragged,
         fixed=max(0.0, before - scale * whole),
         before=before,
         reference=before,
@@ -320,20 +323,34 @@ def _pair_time(
     )
 
 
-def _groups(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: int) -> dict[str, float]:
-    """Time for each unit of the groups that take any; what does not go with units is part of the constant."""
-    found = {}
+def _groups(
+    structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Time for each unit of the groups that take any, and what they cost beyond while their width is ragged.
+
+    What does not go with units is part of the constant.
+    """
+    per_unit, ragged = {}, {}
     for name, group in slimmable_groups(structure.channels).items():
-        points = [
-            (group_edge(group, len(variant.groups.get(name, range(group.units))), step), parts.groups[name])
-            for variant, parts in profiles
-            if parts.groups.get(name, 0.0) > 0
-        ]
-        if points:
-            units, times = np.array(points, dtype=np.float64).T
-            solution, _ = nnls(np.column_stack([units / times, 1 / times]), np.ones(len(times)))
-            found[name] = float(solution[0])
-    return found
+        points: list[tuple[float, float]] = []
+        whole: list[float] = []
+        for variant, parts in profiles:
+            time, units = parts.groups.get(name, 0.0), len(variant.groups.get(name, range(group.units)))
+            if time > 0 and units * group.unit_width % step:
+                whole.append(time)
+            elif time > 0:
+                points.append((float(units), time))
+        if not points:
+            points = [(group_edge(group, group.units, step), time) for time in whole]
+        if not points:
+            continue
+        units_left, times = np.array(points).T
+        slope, start = nnls(np.column_stack([units_left / times, 1 / times]), np.ones(len(times)))[0]
+        per_unit[name] = float(slope)
+        if whole:
+            line = slope * group_edge(group, group.units, step) + start
+            ragged[name] = max(0.0, float(np.median(whole) - line))
+    return per_unit, ragged
 
 
 def _blocks(structure: Structure, profiles: Sequence[tuple[Step, Parts]]) -> dict[str, float]:

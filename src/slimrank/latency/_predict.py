@@ -56,6 +56,8 @@ def _group_time(times: NetworkTimes, step: Step) -> float:
             group = channels.groups[name]
             units = len(step.groups.get(name, range(group.units)))
             total += per_unit * group_edge(group, units, times.step)
+            if name not in step.groups:
+                total += times.ragged.get(name, 0.0)
     return total
 
 

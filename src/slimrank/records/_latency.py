@@ -144,10 +144,12 @@ class NetworkTimes:
 
     Attributes:
         layers: by dotted name.
-        groups: ns for each unit of a channel group that stays (up to the next step), of what goes with its channels and is no
-            layer: norms, activations, sums, pooling.
+        groups: ns for each unit of a channel group that stays (up to the next step), of what goes with its
+            channels and is no layer: norms, activations, sums, pooling.
         blocks: ns that go with a dropped block beside its layers, and beside the groups that are wholly in
             it.
+        ragged: ns that a group costs beyond that as long as it is whole, where its width is no multiple of
+            the step: runtimes then take slower kernels, or other layouts.
         fixed: ns that no plan changes.
         before: ns of the network as it stands, at the precision of the table.
         reference: ns that ratios are shares of: of the original in float32. In a float32 table the same as
@@ -166,12 +168,14 @@ class NetworkTimes:
     before: float
     reference: float
     step: int = 1
+    ragged: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         times = {
             "fixed": self.fixed,
             **{f"groups[{name!r}]": time for name, time in self.groups.items()},
             **{f"blocks[{name!r}]": time for name, time in self.blocks.items()},
+            **{f"ragged[{name!r}]": time for name, time in self.ragged.items()},
         }
         for what, time in times.items():
             _check_number(what, time, above_zero=False)
@@ -197,6 +201,7 @@ class NetworkTimes:
             layers={name: layer.scaled(factor) for name, layer in self.layers.items()},
             groups={name: factor * time for name, time in self.groups.items()},
             blocks={name: factor * time for name, time in self.blocks.items()},
+            ragged={name: factor * time for name, time in self.ragged.items()},
             fixed=self.fixed,
             before=self.fixed + factor * (self.before - self.fixed),
             reference=self.reference,

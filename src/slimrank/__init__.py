@@ -29,9 +29,19 @@ from slimrank._errors import (
 from slimrank._result import Result
 from slimrank._study import Study, study
 from slimrank._version import __version__
+from slimrank.latency import Latencies
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
-from slimrank.recipes import apply, compress, export, load, measure_scores, search_split, smallest
+from slimrank.recipes import (
+    apply,
+    compress,
+    export,
+    load,
+    measure_latency,
+    measure_scores,
+    search_split,
+    smallest,
+)
 from slimrank.records import Agreement, Exported, OutputAgreement
 from slimrank.recover import distill, finetune
 from slimrank.scores import Scores
@@ -47,6 +57,7 @@ __all__ = [
     "Exported",
     "FileError",
     "GradientError",
+    "Latencies",
     "LatencyError",
     "MissingPackageError",
     "ModelError",
@@ -75,6 +86,7 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "measure_latency",
     "measure_scores",
     "search_split",
     "smallest",

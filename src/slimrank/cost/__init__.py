@@ -29,7 +29,7 @@ from slimrank.cost._rows import (
     rows_available,
 )
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
-from slimrank.cost._time import group_is_inside, network_time, rows_and_columns
+from slimrank.cost._time import group_is_inside, group_time, network_time, rows_and_columns
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -54,6 +54,7 @@ __all__ = [
     "gains_bias",
     "group_is_inside",
     "group_share",
+    "group_time",
     "is_wide",
     "keeps_rows",
     "kept_shape",

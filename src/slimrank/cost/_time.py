@@ -4,7 +4,7 @@
 from collections.abc import Collection, Mapping
 
 from slimrank.cost._slimming import outermost_blocks, slimmed_spec
-from slimrank.records import ChannelMap, Kept, LayerSpec, NetworkTimes, Setting
+from slimrank.records import ChannelMap, GroupSpec, Kept, LayerSpec, LayerTimes, NetworkTimes, Setting
 
 
 def network_time(
@@ -32,29 +32,52 @@ def network_time(
     Returns:
         ns for one run of the batch that was measured.
     """
-    total = times.before
     blocks = tuple(block.name for block in outermost_blocks(channels, dropped))
-    prefixes = tuple(f"{name}." for name in blocks)
-    total -= sum(times.blocks.get(name, 0.0) for name in blocks)
+    total = times.fixed + _block_time(times, blocks)
     for name, layer in times.layers.items():
-        if name not in layers:
-            continue
-        total -= float(layer.dense.time(*times.edge(rows_and_columns(layers[name]))))
-        if not f"{name}.".startswith(prefixes):
-            rows, columns = times.edge(rows_and_columns(slimmed_spec(layers[name], channels, kept)))
-            setting = settings.get(name)
-            pair = None if setting is None else layer.pairs.get(setting.form)
-            if setting is None or pair is None:
-                total += float(layer.dense.time(rows, columns))
-            else:
-                total += float(pair.time(times.edge(setting.rank), rows, columns))
-    for name, unit in times.groups.items():
-        if name not in channels.groups:
-            continue
-        units = channels.groups[name].units
+        if name in layers and not f"{name}.".startswith(tuple(f"{block}." for block in blocks)):
+            total += _layer_time(times, layer, slimmed_spec(layers[name], channels, kept), settings.get(name))
+    for name in times.groups.keys() | times.ragged.keys():
         is_gone = any(group_is_inside(channels, name, (block,)) for block in blocks)
-        total -= unit * (units if is_gone else units - len(kept.get(name, range(units))))
+        if name in channels.groups and not is_gone:
+            group = channels.groups[name]
+            total += group_time(times, group, len(kept.get(name, range(group.units))))
     return total
+
+
+def _layer_time(times: NetworkTimes, layer: LayerTimes, spec: LayerSpec, setting: Setting | None) -> float:
+    rows, columns = times.edge(rows_and_columns(spec))
+    pair = None if setting is None else layer.pairs.get(setting.form)
+    if setting is None or pair is None:
+        return float(layer.dense.time(rows, columns))
+    return float(pair.time(times.edge(setting.rank), rows, columns))
+
+
+def _block_time(times: NetworkTimes, dropped: Collection[str]) -> float:
+    """Of the blocks that stay: that of a block holds that of the blocks inside it, so the outermost count."""
+    names = list(times.blocks)
+    outermost = [
+        name for name in names if not any(name.startswith(f"{other}.") for other in names if other != name)
+    ]
+    return sum(times.blocks[name] for name in outermost) - sum(
+        times.blocks.get(name, 0.0) for name in dropped
+    )
+
+
+def group_time(times: NetworkTimes, group: GroupSpec, count: int) -> float:
+    """Time of what goes with the units of a group and is no layer.
+
+    Args:
+        times: measured.
+        group: of channels.
+        count: units that stay.
+
+    Returns:
+        ns.
+    """
+    units = float(times.edge(count * group.unit_width)) / group.unit_width
+    whole = times.ragged.get(group.name, 0.0) if count == group.units else 0.0
+    return times.groups.get(group.name, 0.0) * units + whole
 
 
 def rows_and_columns(spec: LayerSpec) -> tuple[int, int]:

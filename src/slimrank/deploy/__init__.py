@@ -3,7 +3,7 @@
 
 from slimrank.deploy._check import Reading
 from slimrank.deploy._export import TimedFile, check_export, export_model, write_timed
-from slimrank.deploy._formats import FORMATS, format_of
+from slimrank.deploy._formats import FORMATS, format_named, format_of
 from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._saved_model import (
@@ -16,11 +16,13 @@ from slimrank.deploy._saved_model import (
     update_artifact,
 )
 from slimrank.deploy._source import ExportSource
+from slimrank.deploy._timing import Comparison, compare_in_turns
 
 __all__ = [
     "FORMATS",
     "PLAN_FILE",
     "REPORT_FILE",
+    "Comparison",
     "ExportSource",
     "NodeTime",
     "Prepared",
@@ -28,7 +30,9 @@ __all__ = [
     "TimedFile",
     "check_export",
     "check_target",
+    "compare_in_turns",
     "export_model",
+    "format_named",
     "format_of",
     "is_saved_model",
     "load_artifact",

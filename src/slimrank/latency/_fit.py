@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from slimrank.cost import FORM_ROWS, FORMS, factor_costs, factor_taps, forms_of, layer_cost, slimmed_spec
-from slimrank.latency._parts import Parts, sizes_of
-from slimrank.latency._predict import changing_time
+from slimrank.latency._parts import Parts, layer_sizes
+from slimrank.latency._predict import changing_time, group_edge
 from slimrank.latency._variants import useful_ranks
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
-from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime
+from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime, step_edge
 
-# Entries that the rates of all kernels count for beside those of one kind, and of a kind beside a layer's own.
+# Entries that the rates of all kernels count for beside those of one kind, and those of a kind beside a
+# layer's own.
 _KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.5
 # A pair must be faster than its layer by this share at least: less is within what measurements repeat.
 _NOISE = 0.02
 _Vector = NDArray[np.float64]
+# A layer, the form of its pair or "" for the layer in one piece, and which factor.
+_Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +89,11 @@ def fit_times(
     untouched = Step(structure=structure, layers={})
     profiles = [(untouched, original), *((entry.variant, entry.parts) for entry in measured)]
     layers = _layers(structure, methods, profiles, batch, step)
+    groups, ragged = _groups(structure, profiles, step)
     raw = NetworkTimes(
         layers=layers,
-        groups=_groups(structure, profiles),
+        groups=groups,
+        ragged=ragged,
         blocks=_blocks(structure, profiles),
         fixed=0.0,
         before=before,
@@ -106,6 +111,7 @@ def fit_times(
         layers=scaled.layers,
         groups=scaled.groups,
         blocks=scaled.blocks,
+        ragged=scaled.ragged,
         fixed=max(0.0, before - scale * whole),
         before=before,
         reference=before,
@@ -120,43 +126,56 @@ def _layers(
     batch: int,
     step: int,
 ) -> dict[str, LayerTimes]:
-    entries: dict[tuple[str, str, int], list[tuple[_Operation, float]]] = {}
+    entries = _entries(structure, profiles, batch, step)
+    rates = _Rates.fitted(entries)
+    return {
+        name: _layer_times(spec, methods, rates, batch, step)
+        for name, spec in structure.layers.items()
+        if (name, "", 0) in entries
+    }
+
+
+def _entries(
+    structure: Structure, profiles: Sequence[tuple[Step, Parts]], batch: int, step: int
+) -> dict[_Key, list[tuple[_Operation, float]]]:
+    """What each operation of each layer took, at which sizes."""
+    entries: dict[_Key, list[tuple[_Operation, float]]] = {}
     for variant, parts in profiles:
         for name, times in parts.factors.items():
             spec = slimmed_spec(structure.layers[name], structure.channels, variant.groups)
-            rows, columns = (_edge(size, step) for size in sizes_of(structure, name, variant.groups))
+            rows, columns = (int(step_edge(size, step)) for size in layer_sizes(spec))
             setting = variant.settings.get(name)
-            if setting is None:
-                found = [_dense(spec, rows, columns, batch)]
-            else:
-                found = _pair(spec, setting.form, _edge(setting.rank, step), rows, columns, batch)
+            found: tuple[_Operation, ...] = (_dense(spec, rows, columns, batch),)
+            if setting is not None:
+                rank = int(step_edge(setting.rank, step))
+                found = _pair(spec, setting.form, rank, rows, columns, batch)
             form = "" if setting is None else setting.form
             for index, (operation, time) in enumerate(zip(found, times, strict=True)):
                 if time > 0:
                     entries.setdefault((name, form, index), []).append((operation, time))
-    rates = _Rates.fitted(entries)
-    found_layers = {}
-    for name, spec in structure.layers.items():
-        if (name, "", 0) not in entries:
-            continue
-        rows, columns = (_edge(size, step) for size in sizes_of(structure, name, {}))
-        dense = _dense_time(spec, rates.of((name, "", 0), _dense(spec, rows, columns, batch)), batch)
-        pairs = {}
-        for method in FORMS:
-            for form in forms_of(spec, method) if method in methods and method in spec.methods else ():
-                ranks = useful_ranks(spec, method, form, step)
-                if not ranks:
-                    continue
-                first, second = (
-                    rates.of((name, form, index), operation)
-                    for index, operation in enumerate(_pair(spec, form, step, rows, columns, batch))
-                )
-                pair = _pair_time(spec, form, (first, second), rows, columns, batch)
-                least = float(pair.time(step, rows, columns))
-                if least < (1 - _NOISE) * float(dense.time(rows, columns)):
-                    pairs[form] = pair
-        found_layers[name] = LayerTimes(dense=dense, pairs=pairs)
-    return found_layers
+    return entries
+
+
+def _layer_times(
+    spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, step: int
+) -> LayerTimes:
+    """The formulas of a layer, those of its pairs where they are faster than it."""
+    rows, columns = (int(step_edge(size, step)) for size in layer_sizes(spec))
+    dense = _dense_time(spec, rates.of((spec.name, "", 0), _dense(spec, rows, columns, batch)), batch)
+    pairs = {}
+    for method, forms in FORMS.items():
+        for form in forms:
+            is_offered = method in methods and method in spec.methods and form in forms_of(spec, method)
+            if not is_offered or not useful_ranks(spec, form, step):
+                continue
+            first, second = (
+                rates.of((spec.name, form, index), operation)
+                for index, operation in enumerate(_pair(spec, form, step, rows, columns, batch))
+            )
+            pair = _pair_time(spec, form, (first, second), rows, columns, batch)
+            if float(pair.time(step, rows, columns)) < (1 - _NOISE) * float(dense.time(rows, columns)):
+                pairs[form] = pair
+    return LayerTimes(dense=dense, pairs=pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,13 +189,13 @@ class _Rates:
         factors: by how much the operations of a layer are slower than their kinds.
     """
 
-    own: Mapping[tuple[str, str, int], _Vector]
+    own: Mapping[_Key, _Vector]
     kinds: Mapping[str, _Vector]
     common: _Vector
     factors: Mapping[str, float]
 
     @classmethod
-    def fitted(cls, entries: Mapping[tuple[str, str, int], Sequence[tuple[_Operation, float]]]) -> "_Rates":
+    def fitted(cls, entries: Mapping[_Key, Sequence[tuple[_Operation, float]]]) -> "_Rates":
         """Fits them to what was measured."""
         every = [entry for found in entries.values() for entry in found]
         common = _solved(every)
@@ -188,9 +207,12 @@ class _Rates:
         logs: dict[str, list[float]] = {}
         for (name, _, _), found in entries.items():
             for operation, time in found:
-                logs.setdefault(name, []).append(np.log(time / max(kinds[operation.kind] @ operation.sizes, 1.0)))
+                logs.setdefault(name, []).append(
+                    np.log(time / max(kinds[operation.kind] @ operation.sizes, 1.0))
+                )
         factors = {
-            name: float(np.exp(np.sum(found) / (len(found) + _LAYER_WEIGHT))) for name, found in logs.items()
+            name: float(np.exp(sum(found_logs) / (len(found_logs) + _LAYER_WEIGHT)))
+            for name, found_logs in logs.items()
         }
         own = {
             key: _solved(found, factors[key[0]] * kinds[found[0][0].kind], _LAYER_WEIGHT)
@@ -198,7 +220,7 @@ class _Rates:
         }
         return cls(own=own, kinds=kinds, common=common, factors=factors)
 
-    def of(self, key: tuple[str, str, int], operation: _Operation) -> _Vector:
+    def of(self, key: _Key, operation: _Operation) -> _Vector:
         """The rates of an operation: its own, or those of its kind where it was not measured."""
         if key in self.own:
             return self.own[key]
@@ -214,7 +236,6 @@ def _solved(
     if prior is not None:
         # By how much each rate counts in these times, so that all are drawn alike.
         pull = np.sqrt(weight) * matrix.mean(0)
-        # Their sum first: what is common to all entries, such as a slow map, is told best.
         matrix = np.vstack([matrix, np.diag(pull)])
         wanted = np.concatenate([wanted, pull * prior])
     scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
@@ -233,8 +254,7 @@ def _dense(spec: LayerSpec, rows: int, columns: int, batch: int) -> _Operation:
 
 def _unit_sizes(spec: LayerSpec, batch: int) -> tuple[float, float, tuple[float, float]]:
     """Multiply-accumulates for each row and column; numbers written for each row; read for each of both."""
-    columns = spec.weight_shape[0 if spec.is_transposed else 1] if len(spec.weight_shape) > 1 else 1
-    rows = spec.n_outputs if len(spec.weight_shape) > 1 else spec.weight_shape[0]
+    rows, columns = layer_sizes(spec)
     macs = batch * layer_cost(spec).macs / (rows * columns)
     written = batch * sum(prod(call.output_shape) for call in spec.calls) / rows
     read = batch * sum(prod(call.input_shape) for call in spec.calls)
@@ -303,31 +323,43 @@ def _pair_time(
     )
 
 
-def _groups(structure: Structure, profiles: Sequence[tuple[Step, Parts]]) -> dict[str, float]:
-    """Time for each unit of the groups that take any; what does not go with units is part of the constant."""
-    found = {}
+def _groups(
+    structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Time for each unit of the groups that take any, and what they cost beyond while their width is ragged.
+
+    What does not go with units is part of the constant.
+    """
+    per_unit, ragged = {}, {}
     for name, group in slimmable_groups(structure.channels).items():
-        points = [
-            (len(variant.groups.get(name, range(group.units))), parts.groups[name])
-            for variant, parts in profiles
-            if name in parts.groups
-        ]
-        if points:
-            units, times = np.array(points, dtype=np.float64).T
-            solution, _ = nnls(np.column_stack([units / times, 1 / times]), np.ones(len(times)))
-            found[name] = float(solution[0])
-    return found
+        points: list[tuple[float, float]] = []
+        whole: list[float] = []
+        for variant, parts in profiles:
+            time, units = parts.groups.get(name, 0.0), len(variant.groups.get(name, range(group.units)))
+            if time > 0 and units * group.unit_width % step:
+                whole.append(time)
+            elif time > 0:
+                points.append((float(units), time))
+        if not points:
+            points = [(group_edge(group, group.units, step), time) for time in whole]
+        if not points:
+            continue
+        units_left, times = np.array(points).T
+        slope, start = nnls(np.column_stack([units_left / times, 1 / times]), np.ones(len(times)))[0]
+        per_unit[name] = float(slope)
+        if whole:
+            line = slope * group_edge(group, group.units, step) + start
+            ragged[name] = max(0.0, float(np.median(whole) - line))
+    return per_unit, ragged
 
 
 def _blocks(structure: Structure, profiles: Sequence[tuple[Step, Parts]]) -> dict[str, float]:
-    """Time of each block beside its layers and the groups that are wholly in it, blocks inside it included."""
+    """Time of each block beside its layers and the groups wholly in it, blocks inside it included."""
     names = list(structure.channels.blocks)
     middle = {}
     for name in names:
-        times = [parts.blocks.get(name, 0.0) for variant, parts in profiles if not is_inside(name, variant.dropped)]
+        times = [
+            parts.blocks.get(name, 0.0) for variant, parts in profiles if not is_inside(name, variant.dropped)
+        ]
         middle[name] = float(np.median(times)) if times else 0.0
     return {name: sum(middle[other] for other in names if is_inside(other, (name,))) for name in names}
-
-
-def _edge(size: int, step: int) -> int:
-    return int(NetworkTimes(layers={}, groups={}, blocks={}, fixed=0, before=1, reference=1, step=step).edge(size))

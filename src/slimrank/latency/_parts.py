@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from slimrank.cost import slimmed_spec
 from slimrank.deploy import NodeTime
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
+from slimrank.records import LayerSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +102,14 @@ def group_homes(structure: Structure) -> dict[str, str]:
 
 def sizes_of(structure: Structure, name: str, kept: Mapping[str, Sequence[int]]) -> tuple[int, int]:
     """Rows and columns of a layer's weight once channels are gone."""
-    spec = slimmed_spec(structure.layers[name], structure.channels, kept)
-    columns = spec.weight_shape[0 if spec.is_transposed else 1] if len(spec.weight_shape) > 1 else 1
-    return spec.n_outputs if len(spec.weight_shape) > 1 else spec.weight_shape[0], columns
+    return layer_sizes(slimmed_spec(structure.layers[name], structure.channels, kept))
+
+
+def layer_sizes(spec: LayerSpec) -> tuple[int, int]:
+    """Rows and columns of a layer's weight: its outputs, and its inputs in one group of a grouped kernel."""
+    if len(spec.weight_shape) < 2:
+        return spec.weight_shape[0], 1
+    return spec.n_outputs, spec.weight_shape[0 if spec.is_transposed else 1]
 
 
 def _layer_of(module: str, structure: Structure) -> str | None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The time of a network with a plan, by the formulas of a table."""
 
-from slimrank.latency._parts import sizes_of
-from slimrank.plan import Step, is_inside, slimmable_groups
-from slimrank.records import NetworkTimes
+from slimrank.cost import network_time
+from slimrank.plan import Step
+from slimrank.records import GroupSpec, NetworkTimes, step_edge
 
 
 def predicted_time(times: NetworkTimes, step: Step) -> float:
@@ -16,7 +16,14 @@ def predicted_time(times: NetworkTimes, step: Step) -> float:
     Returns:
         ns for one run of the batch.
     """
-    return times.fixed + changing_time(times, step)
+    return network_time(
+        times,
+        step.structure.layers,
+        step.structure.channels,
+        settings=step.settings,
+        kept=step.groups,
+        dropped=step.dropped,
+    )
 
 
 def changing_time(times: NetworkTimes, step: Step) -> float:
@@ -29,31 +36,9 @@ def changing_time(times: NetworkTimes, step: Step) -> float:
     Returns:
         ns for one run of the batch.
     """
-    structure, total = step.structure, 0.0
-    for name, layer in times.layers.items():
-        if is_inside(name, step.dropped):
-            continue
-        rows, columns = (times.edge(size) for size in sizes_of(structure, name, step.groups))
-        setting = step.settings.get(name)
-        pair = None if setting is None else layer.pairs.get(setting.form)
-        if setting is None or pair is None:
-            total += float(layer.dense.time(rows, columns))
-        else:
-            total += float(pair.time(times.edge(setting.rank), rows, columns))
-    known = slimmable_groups(structure.channels)
-    touched: dict[str, list[str]] = {}
-    for name, tensor in structure.channels.tensors.items():
-        for axis in tensor.axes:
-            touched.setdefault(axis.group, []).append(name)
-    for name, per_unit in times.groups.items():
-        if not step.dropped or not all(is_inside(tensor, step.dropped) for tensor in touched.get(name, ())):
-            total += per_unit * len(step.groups.get(name, range(known[name].units)))
-    # The time of a block holds that of the blocks inside it.
-    for name, time in times.blocks.items():
-        outer = name.rpartition(".")[0]
-        is_outermost = not any(is_inside(outer, (other,)) for other in times.blocks) if outer else True
-        if is_outermost:
-            total += time
-    for name in step.dropped:
-        total -= times.blocks.get(name, 0.0)
-    return total
+    return predicted_time(times, step) - times.fixed
+
+
+def group_edge(group: GroupSpec, units: int, step: int) -> float:
+    """Units of a group as runtimes compute them: the outputs of its first producer up to the next step."""
+    return float(step_edge(units * group.unit_width, step)) / group.unit_width

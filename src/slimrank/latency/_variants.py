@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slimrank.cost import FORMS, carries_mean, forms_of, layer_cost, max_rank, pair_cost, slimmed_spec
 from slimrank.methods import empty_replacement
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups, step_of
-from slimrank.records import PRUNING, GroupSpec, LayerSpec, Method, Setting
+from slimrank.records import PRUNING, Form, GroupSpec, LayerSpec, Method, Setting
 from slimrank.surgery import drop_blocks, quiet_copy, replace_module, slim
 
 # Share of the units that a group keeps at least in a variant: narrower ones are rare in plans.
@@ -45,7 +45,7 @@ def draw_variants(
         for name, group in groups.items()
         if _unit_steps(group, step)
     }
-    choices: dict[str, list[tuple[Method, str] | None]] = {}
+    choices: dict[str, list[tuple[Method, Form] | None]] = {}
     for name, spec in structure.layers.items():
         forms = [
             (method, form)
@@ -112,35 +112,32 @@ def build_variant(model: nn.Module, variant: Step, *, has_bias: bool, seed: int)
     return copy
 
 
-def useful_ranks(spec: LayerSpec, method: Method, form: str, step: int) -> range:
+def useful_ranks(spec: LayerSpec, form: Form, step: int) -> range:
     """The ranks on the grid at which a pair costs fewer MACs than its layer.
 
     Args:
         spec: the layer, slimmed where its groups are.
-        method: of the form.
         form: how the pair is split.
         step: ranks are multiples of this.
 
     Returns:
         Ascending; empty where there is none.
     """
-    known = next(entry for entry in FORMS[method] if entry == form)
-    per_rank = pair_cost(spec, known, 1, has_bias=False).macs
+    per_rank = pair_cost(spec, form, 1, has_bias=False).macs
     whole = layer_cost(spec).macs
-    top = max_rank(spec, known)
+    top = max_rank(spec, form)
     if per_rank:
         top = min(top, (whole - 1) // per_rank)
     return range(step, top + 1, step)
 
 
-def _setting_at(spec: LayerSpec, form: tuple[Method, str], share: float, step: int) -> Setting | None:
+def _setting_at(spec: LayerSpec, form: tuple[Method, Form], share: float, step: int) -> Setting | None:
     """The setting of a form at a share of its useful ranks; None where there is no rank."""
     method, name = form
-    ranks = useful_ranks(spec, method, name, step)
+    ranks = useful_ranks(spec, name, step)
     if not ranks:
         return None
-    known = next(entry for entry in FORMS[method] if entry == name)
-    return Setting(method=method, form=known, rank=ranks[int(share * len(ranks))])
+    return Setting(method=method, form=name, rank=ranks[int(share * len(ranks))])
 
 
 def _strata(generator: np.random.Generator, count: int) -> np.ndarray:

@@ -21,9 +21,18 @@ from slimrank.plan._rounding import (
 )
 from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, slimmable_groups, step_of
-from slimrank.plan._structure import Step, Structure, are_same_steps, check_structure, names_of, structure_of
+from slimrank.plan._structure import (
+    HasSteps,
+    Step,
+    Structure,
+    are_same_steps,
+    check_structure,
+    names_of,
+    structure_of,
+)
 
 __all__ = [
+    "HasSteps",
     "LatencyTable",
     "MultipleOf",
     "Multiples",

@@ -3,6 +3,7 @@
 
 from slimrank.recipes._compress import compress
 from slimrank.recipes._export import export
+from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._measure_scores import measure_scores
 from slimrank.recipes._replay import apply, load
 from slimrank.recipes._smallest import smallest
@@ -13,6 +14,7 @@ __all__ = [
     "compress",
     "export",
     "load",
+    "measure_latency",
     "measure_scores",
     "search_split",
     "smallest",

@@ -15,7 +15,7 @@ from slimrank.records._group import (
     Role,
     TensorSpec,
 )
-from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime
+from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime, step_edge
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._reached_latency import PlannedLatency, ReachedLatency
@@ -76,4 +76,5 @@ __all__ = [
     "element_at",
     "ratio_of",
     "replaces_groups",
+    "step_edge",
 ]

@@ -144,10 +144,12 @@ class NetworkTimes:
 
     Attributes:
         layers: by dotted name.
-        groups: ns for each unit of a channel group that stays, of what goes with its channels and is no
-            layer: norms, activations, sums, pooling.
+        groups: ns for each unit of a channel group that stays (up to the next step), of what goes with its
+            channels and is no layer: norms, activations, sums, pooling.
         blocks: ns that go with a dropped block beside its layers, and beside the groups that are wholly in
             it.
+        ragged: ns that a group costs beyond that as long as it is whole, where its width is no multiple of
+            the step: runtimes then take slower kernels, or other layouts.
         fixed: ns that no plan changes.
         before: ns of the network as it stands, at the precision of the table.
         reference: ns that ratios are shares of: of the original in float32. In a float32 table the same as
@@ -166,12 +168,14 @@ class NetworkTimes:
     before: float
     reference: float
     step: int = 1
+    ragged: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         times = {
             "fixed": self.fixed,
             **{f"groups[{name!r}]": time for name, time in self.groups.items()},
             **{f"blocks[{name!r}]": time for name, time in self.blocks.items()},
+            **{f"ragged[{name!r}]": time for name, time in self.ragged.items()},
         }
         for what, time in times.items():
             _check_number(what, time, above_zero=False)
@@ -181,16 +185,8 @@ class NetworkTimes:
             raise LatencyError(f"times: step is {self.step!r}; give a whole number of at least 1, e.g. 8")
 
     def edge(self, size: ArrayLike) -> NDArray[np.int64]:
-        """Ranks, rows or columns as runtimes compute them: up to the next step, below which time stands still.
-
-        Args:
-            size: whole numbers, of any shape.
-
-        Returns:
-            int64, same shape. Less than 4 stays as it is: the inputs of a depthwise kernel, colours.
-        """
-        sizes = np.asarray(size, dtype=np.int64)
-        return np.where(sizes < _LEAST_ROUNDED, sizes, -(-sizes // self.step) * self.step)
+        """``step_edge`` at the step of these times."""
+        return step_edge(size, self.step)
 
     def scaled(self, factor: float) -> "NetworkTimes":
         """The same with the times of all that a plan can change multiplied, and ``fixed`` kept.
@@ -205,11 +201,26 @@ class NetworkTimes:
             layers={name: layer.scaled(factor) for name, layer in self.layers.items()},
             groups={name: factor * time for name, time in self.groups.items()},
             blocks={name: factor * time for name, time in self.blocks.items()},
+            ragged={name: factor * time for name, time in self.ragged.items()},
             fixed=self.fixed,
             before=self.fixed + factor * (self.before - self.fixed),
             reference=self.reference,
             step=self.step,
         )
+
+
+def step_edge(size: ArrayLike, step: int) -> NDArray[np.int64]:
+    """Ranks, rows or columns as runtimes compute them: up to the next step, below which time stands still.
+
+    Args:
+        size: whole numbers, of any shape.
+        step: of the hardware.
+
+    Returns:
+        int64, same shape. Less than 4 stays as it is: the inputs of a depthwise kernel, colours.
+    """
+    sizes = np.asarray(size, dtype=np.int64)
+    return np.where(sizes < _LEAST_ROUNDED, sizes, -(-sizes // step) * step)
 
 
 def _check(times: DenseTime | PairTime) -> None:

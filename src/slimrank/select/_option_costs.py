@@ -13,7 +13,7 @@ from math import frexp, ldexp
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost import factor_costs, group_is_inside, layer_cost, rows_and_columns
+from slimrank.cost import factor_costs, group_is_inside, group_time, layer_cost, rows_and_columns
 from slimrank.plan import PlanSource, is_inside
 from slimrank.records import (
     LATENCY,
@@ -22,6 +22,7 @@ from slimrank.records import (
     Curve,
     DenseTime,
     Form,
+    GroupSpec,
     LayerSpec,
     LayerTimes,
     NetworkTimes,
@@ -197,7 +198,17 @@ class Costing:
 
     def unit_cost(self, group: str) -> Floats:
         """(B,) float64, cost of what goes with one unit of a group and is no tensor and no product."""
-        return self._time(0.0 if self.times is None else self.times.groups.get(group, 0.0))
+        return self._time(self._unit_time(group))
+
+    def whole_extra(self, group: GroupSpec) -> Floats:
+        """(B,) float64, what that costs beyond a unit each as long as the group is whole."""
+        return self._time(self._whole_group(group) - group.units * self._unit_time(group.name))
+
+    def _unit_time(self, group: str) -> float:
+        return 0.0 if self.times is None else self.times.groups.get(group, 0.0)
+
+    def _whole_group(self, group: GroupSpec) -> float:
+        return 0.0 if self.times is None else _rounded(self.times, group_time(self.times, group, group.units))
 
     def whole_block(self, source: PlanSource, name: str) -> Floats:
         """(B,) float64, cost of everything in a block."""
@@ -209,9 +220,9 @@ class Costing:
         layers = [spec for spec in source.structure.layers.values() if is_inside(spec.name, (name,))]
         time = self.times.blocks.get(name, 0.0)
         time += sum(
-            channels.groups[group].units * unit
-            for group, unit in self.times.groups.items()
-            if group in channels.groups and group_is_inside(channels, group, (name,))
+            self._whole_group(group)
+            for group in channels.groups.values()
+            if group_is_inside(channels, group.name, (name,))
         )
         for spec in layers:
             layer = self._layer(spec.name)
@@ -239,11 +250,9 @@ class Costing:
 
 def exact_times(times: NetworkTimes) -> NetworkTimes:
     """The same times, rounded to units so coarse that sums of them are exact in any order."""
-    _, exponent = frexp(max(times.before, times.reference))
-    unit = ldexp(1.0, exponent - _TIME_BITS)
 
     def rounded(time: float) -> float:
-        return round(time / unit) * unit
+        return _rounded(times, time)
 
     def dense(layer: DenseTime) -> DenseTime:
         return DenseTime(
@@ -271,7 +280,14 @@ def exact_times(times: NetworkTimes) -> NetworkTimes:
         },
         groups={name: rounded(time) for name, time in times.groups.items()},
         blocks={name: rounded(time) for name, time in times.blocks.items()},
+        ragged={name: rounded(time) for name, time in times.ragged.items()},
         fixed=rounded(times.fixed),
         before=rounded(times.before),
         reference=rounded(times.reference),
     )
+
+
+def _rounded(times: NetworkTimes, time: float) -> float:
+    _, exponent = frexp(max(times.before, times.reference))
+    unit = ldexp(1.0, exponent - _TIME_BITS)
+    return round(time / unit) * unit

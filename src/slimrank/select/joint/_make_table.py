@@ -8,6 +8,7 @@ two.
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -423,15 +424,17 @@ class _TableMaker:
         for index, group in enumerate(self._widths):
             axis = AxisUnits(group=group.name, dim=0, role="output", units=tuple(range(group.units)))
             within = [set(home) for home in homes[index]]
-            pieces.append(
-                TensorPiece(
-                    groups=frozenset((index,)),
-                    # It goes with a block that holds all of the group.
-                    blocks=tuple(sorted(set.intersection(*within))) if within else (),
-                    dims=self._dims.all_of((group.units,), (axis,)),
-                    unit=self.costing.unit_cost(group.name),
-                )
+            units = TensorPiece(
+                groups=frozenset((index,)),
+                # It goes with a block that holds all of the group.
+                blocks=tuple(sorted(set.intersection(*within))) if within else (),
+                dims=self._dims.all_of((group.units,), (axis,)),
+                unit=self.costing.unit_cost(group.name),
             )
+            extra = self.costing.whole_extra(self._channels.groups[group.name])
+            # Saved at once when the group is slimmed.
+            saved = replace(units, dims=(), unit=-extra, once=((index, len(group.kept) - 1),))
+            pieces += [units, saved]
         return pieces
 
     def _inside(self, name: str) -> tuple[int, ...]:

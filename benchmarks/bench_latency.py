@@ -63,7 +63,7 @@ def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: P
         network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
         file = write_timed(network, batches, folder / str(number), **options)
         compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
-        predicted = predicted_time(table.times, drawn[number]) / table.times.before
+        predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {
             "network": name,
             "backend": backend,

@@ -7,7 +7,7 @@ starts from those of its kind and departs from them as far as its own entries te
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -34,7 +34,7 @@ from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, Net
 # layer's own.
 _KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.5
 # Variants that the original counts for: plans leave much as it is, and ratios are shares of its time.
-_ORIGINAL_WEIGHT = 3
+_ORIGINAL_WEIGHT = 2
 # A pair must be faster than its layer by this share at least: less is within what measurements repeat.
 _NOISE = 0.02
 _Vector = NDArray[np.float64]
@@ -94,8 +94,8 @@ def fit_times(
         step: of ranks and widths.
 
     Returns:
-        The times. Node times are scaled so that whole times of the variants come out on average, and what is
-        left of the original's whole time is the constant.
+        The times. Node times are scaled, and the constant chosen, so that whole times come out on average:
+        ``before`` need not be quite what was measured, which is ``reference``.
     """
     untouched = Step(structure=structure, layers={})
     profiles = _even(
@@ -115,23 +115,15 @@ def fit_times(
         reference=before,
         step=step,
     )
-    whole = changing_time(raw, untouched)
-    saved = np.array([whole - changing_time(raw, entry.variant) for entry in measured]) / before
-    told = np.array([1 - entry.ratio for entry in measured])
-    scale = float(saved @ told / (saved @ saved)) if saved @ saved else 1.0
-    # Nothing takes less than no time.
-    scale = min(max(scale, 0.1), before / whole) if whole else 1.0
-    scaled = raw.scaled(scale)
-    return NetworkTimes(
-        layers=scaled.layers,
-        groups=scaled.groups,
-        blocks=scaled.blocks,
-        ragged=scaled.ragged,
-        fixed=max(0.0, before - scale * whole),
-        before=before,
-        reference=before,
-        step=step,
+    # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
+    # goes through all whole times, and not through the original's alone.
+    changing = np.array(
+        [changing_time(raw, variant) for variant in (untouched, *(e.variant for e in measured))]
     )
+    wholes = before * np.array([1.0, *(entry.ratio for entry in measured)])
+    fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
+    scaled = raw.scaled(float(scale))
+    return replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
 
 
 def _even(profiles: Sequence[tuple[Step, Parts]], wholes: Sequence[float]) -> list[tuple[Step, Parts]]:

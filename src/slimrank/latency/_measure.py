@@ -241,7 +241,7 @@ def _finished(
         )
         notes.append(Note(where="latency", text=text, is_warning=True))
     table = Latencies(
-        record=record, before_ms=before_ms, spread=spread, error=error, times=times, notes=tuple(notes)
+        before_ms=before_ms, spread=spread, error=error, times=times, notes=tuple(notes), _record=record
     )
     if path is not None:
         table.save(path)

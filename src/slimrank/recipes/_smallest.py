@@ -130,7 +130,8 @@ def smallest(
 
     best = smallest_with(multiple_of)
     finest = without_auto(multiple_of)
-    if best is None and finest != multiple_of:
+    # With times "auto" means the step of the table, and so does every lower number.
+    if best is None and table is None and finest != multiple_of:
         # A small network has few multiples, and the first of them may lose more than is allowed.
         best = smallest_with(finest)
     if best is None:

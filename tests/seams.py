@@ -55,9 +55,10 @@ from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._export import OpenFile, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._named_model import NamedModel, named_model
+from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._timing import Comparison as TimeComparison
-from slimrank.deploy._timing import Times, time_in_turns
+from slimrank.deploy._timing import Times, compare_in_turns, time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
@@ -69,6 +70,13 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
+from slimrank.latency import _measure as _measure_latency
+from slimrank.latency._fit import Measured, fit_times
+from slimrank.latency._measure import _finished as finished_table
+from slimrank.latency._parts import Parts, Place, parts_of
+from slimrank.latency._record import LatencyRecord, VariantTime
+from slimrank.latency._step import step_told
+from slimrank.latency._variants import useful_ranks
 from slimrank.linalg import _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
@@ -666,3 +674,25 @@ def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object
     Patched: what measures a table, which takes minutes.
     """
     monkeypatch.setattr(_compress, "measure_latency", measure)
+
+
+def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
+    """Latency tables of two variants and one with dropped blocks, each timed for an instant."""
+    patch.setattr(_measure_latency, "_FITTED", 2)
+    patch.setattr(_measure_latency, "_MIXED", 1)
+    patch.setattr(_measure_latency, "_SECONDS", 0.05)
+
+
+def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """A list that grows by each variant that is timed; an interrupt comes before one of them."""
+    timed: list[int] = []
+    time = _measure_latency._timed
+
+    def watched(*args: object) -> object:
+        if len(timed) == stop_at:
+            raise KeyboardInterrupt
+        timed.append(len(timed))
+        return time(*args)  # type: ignore[arg-type]
+
+    patch.setattr(_measure_latency, "_timed", watched)
+    return timed

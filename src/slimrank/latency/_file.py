@@ -23,7 +23,7 @@ from slimrank.files import (
     to_text,
     write_text,
 )
-from slimrank.latency._parts import Parts
+from slimrank.latency._parts import Parts, Place
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.plan import form_of, method_of
 from slimrank.records import DenseTime, Form, LayerTimes, NetworkTimes, Note, PairTime, Setting
@@ -33,7 +33,8 @@ LATENCY_FORMAT = 1
 _KEYS = ("format", "conditions", "step", "original", "variants", "result")
 _CONDITIONS = tuple(Conditions.__dataclass_fields__)
 _VARIANT = ("settings", "kept", "dropped", "parts", "before_ms", "before_spread", "ratio", "spread")
-_PARTS = ("factors", "groups", "blocks", "rest")
+_PARTS = ("factors", "others")
+_OTHER = ("block", "groups", "nanoseconds")
 _RESULT = ("before_ms", "spread", "error", "times", "notes")
 _TIMES = ("layers", "groups", "ragged", "blocks", "fixed", "before", "reference", "step")
 _DENSE = ("fixed", "per_row", "per_column", "per_product")
@@ -129,9 +130,10 @@ def read_latencies(path: str | os.PathLike[str]) -> tuple[LatencyRecord, ResultF
 def _parts_to_json(parts: Parts) -> Json:
     return {
         "factors": {name: list(times) for name, times in parts.factors.items()},
-        "groups": dict(parts.groups),
-        "blocks": dict(parts.blocks),
-        "rest": parts.rest,
+        "others": [
+            {"block": place.block, "groups": list(place.groups), "nanoseconds": time}
+            for place, time in sorted(parts.others.items())
+        ],
     }
 
 
@@ -187,14 +189,21 @@ def _conditions_from(value: Json, where: str) -> Conditions:
 def _parts_from(value: Json, where: str) -> Parts:
     found = as_object(value, where, required=_PARTS)
     factors = as_object(found["factors"], where)
+    others = [
+        as_object(entry, where, required=_OTHER) for entry in as_list(found["others"], f"{where}: others")
+    ]
     return Parts(
         factors={
             name: tuple(as_number(time, where) for time in as_list(times, where))
             for name, times in factors.items()
         },
-        groups=_numbers(found["groups"], where),
-        blocks=_numbers(found["blocks"], where),
-        rest=as_number(found["rest"], where),
+        others={
+            Place(
+                block=as_text(other["block"], where),
+                groups=tuple(as_text(name, where) for name in as_list(other["groups"], where)),
+            ): as_number(other["nanoseconds"], where)
+            for other in others
+        },
     )
 
 

@@ -7,15 +7,24 @@ starts from those of its kind and departs from them as far as its own entries te
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from slimrank.cost import FORM_ROWS, FORMS, factor_costs, factor_taps, forms_of, layer_cost, slimmed_spec
-from slimrank.latency._parts import Parts, layer_sizes
+from slimrank.cost import (
+    FORM_ROWS,
+    FORMS,
+    factor_costs,
+    factor_taps,
+    forms_of,
+    layer_cost,
+    rows_and_columns,
+    slimmed_spec,
+)
+from slimrank.latency._parts import Parts
 from slimrank.latency._predict import changing_time, group_edge
 from slimrank.latency._variants import useful_ranks
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
@@ -24,6 +33,8 @@ from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, Net
 # Entries that the rates of all kernels count for beside those of one kind, and those of a kind beside a
 # layer's own.
 _KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.5
+# Variants that the original counts for: plans leave much as it is, and ratios are shares of its time.
+_ORIGINAL_WEIGHT = 2
 # A pair must be faster than its layer by this share at least: less is within what measurements repeat.
 _NOISE = 0.02
 _Vector = NDArray[np.float64]
@@ -83,40 +94,50 @@ def fit_times(
         step: of ranks and widths.
 
     Returns:
-        The times. Node times are scaled so that whole times of the variants come out on average, and what is
-        left of the original's whole time is the constant.
+        The times. Node times are scaled, and the constant chosen, so that whole times come out on average:
+        ``before`` need not be quite what was measured, which is ``reference``.
     """
     untouched = Step(structure=structure, layers={})
-    profiles = [(untouched, original), *((entry.variant, entry.parts) for entry in measured)]
+    profiles = _even(
+        [(untouched, original), *((entry.variant, entry.parts) for entry in measured)],
+        [before, *(before * entry.ratio for entry in measured)],
+    )
+    profiles += [profiles[0]] * (_ORIGINAL_WEIGHT - 1)
     layers = _layers(structure, methods, profiles, batch, step)
-    groups, ragged = _groups(structure, profiles, step)
+    others = _others(structure, profiles, step)
     raw = NetworkTimes(
         layers=layers,
-        groups=groups,
-        ragged=ragged,
-        blocks=_blocks(structure, profiles),
+        groups=others.groups,
+        ragged=others.ragged,
+        blocks=others.blocks,
         fixed=0.0,
         before=before,
         reference=before,
         step=step,
     )
-    whole = changing_time(raw, untouched)
-    saved = np.array([whole - changing_time(raw, entry.variant) for entry in measured]) / before
-    told = np.array([1 - entry.ratio for entry in measured])
-    scale = float(saved @ told / (saved @ saved)) if saved @ saved else 1.0
-    # Nothing takes less than no time.
-    scale = min(max(scale, 0.1), before / whole) if whole else 1.0
-    scaled = raw.scaled(scale)
-    return NetworkTimes(
-        layers=scaled.layers,
-        groups=scaled.groups,
-        blocks=scaled.blocks,
-        ragged=scaled.ragged,
-        fixed=max(0.0, before - scale * whole),
-        before=before,
-        reference=before,
-        step=step,
+    # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
+    # goes through all whole times, and not through the original's alone.
+    changing = np.array(
+        [changing_time(raw, variant) for variant in (untouched, *(e.variant for e in measured))]
     )
+    wholes = before * np.array([1.0, *(entry.ratio for entry in measured)])
+    fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
+    scaled = raw.scaled(float(scale))
+    return replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
+
+
+def _even(profiles: Sequence[tuple[Step, Parts]], wholes: Sequence[float]) -> list[tuple[Step, Parts]]:
+    """Profiles as if the machine had been equally fast for all: nodes make up whole times but a constant.
+
+    Whole times are those of runs that took turns with the original; profiles were taken one after the other.
+    """
+    totals = np.array([parts.total for _, parts in profiles])
+    whole = np.array(wholes)
+    constant = nnls(np.column_stack([1 / whole, totals / whole]), np.ones(len(whole)))[0][0]
+    return [
+        (step, parts.scaled((time - constant) / parts.total)) if time > constant else (step, parts)
+        for (step, parts), time in zip(profiles, wholes, strict=True)
+    ]
 
 
 def _layers(
@@ -143,7 +164,7 @@ def _entries(
     for variant, parts in profiles:
         for name, times in parts.factors.items():
             spec = slimmed_spec(structure.layers[name], structure.channels, variant.groups)
-            rows, columns = (int(step_edge(size, step)) for size in layer_sizes(spec))
+            rows, columns = (int(step_edge(size, step)) for size in rows_and_columns(spec))
             setting = variant.settings.get(name)
             found: tuple[_Operation, ...] = (_dense(spec, rows, columns, batch),)
             if setting is not None:
@@ -160,7 +181,7 @@ def _layer_times(
     spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, step: int
 ) -> LayerTimes:
     """The formulas of a layer, those of its pairs where they are faster than it."""
-    rows, columns = (int(step_edge(size, step)) for size in layer_sizes(spec))
+    rows, columns = (int(step_edge(size, step)) for size in rows_and_columns(spec))
     dense = _dense_time(spec, rates.of((spec.name, "", 0), _dense(spec, rows, columns, batch)), batch)
     pairs = {}
     for method, forms in FORMS.items():
@@ -254,7 +275,7 @@ def _dense(spec: LayerSpec, rows: int, columns: int, batch: int) -> _Operation:
 
 def _unit_sizes(spec: LayerSpec, batch: int) -> tuple[float, float, tuple[float, float]]:
     """Multiply-accumulates for each row and column; numbers written for each row; read for each of both."""
-    rows, columns = layer_sizes(spec)
+    rows, columns = rows_and_columns(spec)
     macs = batch * layer_cost(spec).macs / (rows * columns)
     written = batch * sum(prod(call.output_shape) for call in spec.calls) / rows
     read = batch * sum(prod(call.input_shape) for call in spec.calls)
@@ -323,43 +344,52 @@ def _pair_time(
     )
 
 
-def _groups(
-    structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Time for each unit of the groups that take any, and what they cost beyond while their width is ragged.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Others:
+    """Times of what belongs to no layer: of groups by unit, of blocks, and of groups with ragged widths."""
 
-    What does not go with units is part of the constant.
+    groups: Mapping[str, float]
+    blocks: Mapping[str, float]
+    ragged: Mapping[str, float]
+
+
+def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: int) -> _Others:
+    """A line for each place: a constant, and a share for each unit of its groups, none below 0.
+
+    A constant outside of blocks is part of that of the network.
     """
-    per_unit, ragged = {}, {}
-    for name, group in slimmable_groups(structure.channels).items():
-        points: list[tuple[float, float]] = []
-        whole: list[float] = []
+    known = slimmable_groups(structure.channels)
+    groups: dict[str, float] = {}
+    ragged: dict[str, float] = {}
+    constants: dict[str, float] = {}
+    for place in sorted({place for _, parts in profiles for place in parts.others}):
+        sizes, times, is_ragged = [], [], []
         for variant, parts in profiles:
-            time, units = parts.groups.get(name, 0.0), len(variant.groups.get(name, range(group.units)))
-            if time > 0 and units * group.unit_width % step:
-                whole.append(time)
-            elif time > 0:
-                points.append((float(units), time))
-        if not points:
-            points = [(group_edge(group, group.units, step), time) for time in whole]
-        if not points:
+            if place in parts.others and parts.others[place] > 0:
+                counts = [len(variant.groups.get(name, range(known[name].units))) for name in place.groups]
+                widths = zip(place.groups, counts, strict=True)
+                sizes.append([1.0, *(group_edge(known[name], count, step) for name, count in widths)])
+                times.append(parts.others[place])
+                is_ragged.append(
+                    any(
+                        known[name].unit_width * count % step
+                        for name, count in zip(place.groups, counts, strict=True)
+                    )
+                )
+        if not times:
             continue
-        units_left, times = np.array(points).T
-        slope, start = nnls(np.column_stack([units_left / times, 1 / times]), np.ones(len(times)))[0]
-        per_unit[name] = float(slope)
-        if whole:
-            line = slope * group_edge(group, group.units, step) + start
-            ragged[name] = max(0.0, float(np.median(whole) - line))
-    return per_unit, ragged
-
-
-def _blocks(structure: Structure, profiles: Sequence[tuple[Step, Parts]]) -> dict[str, float]:
-    """Time of each block beside its layers and the groups wholly in it, blocks inside it included."""
-    names = list(structure.channels.blocks)
-    middle = {}
-    for name in names:
-        times = [
-            parts.blocks.get(name, 0.0) for variant, parts in profiles if not is_inside(name, variant.dropped)
-        ]
-        middle[name] = float(np.median(times)) if times else 0.0
-    return {name: sum(middle[other] for other in names if is_inside(other, (name,))) for name in names}
+        matrix, taken, off = np.array(sizes), np.array(times), np.array(is_ragged)
+        # Ragged widths take longer than any line says; without others there is no telling.
+        used = ~off if (~off).any() else np.ones_like(off)
+        constant, *slopes = nnls(matrix[used] / taken[used, None], np.ones(int(used.sum())))[0]
+        for name, slope in zip(place.groups, slopes, strict=True):
+            groups[name] = groups.get(name, 0.0) + float(slope)
+        constants[place.block] = constants.get(place.block, 0.0) + float(constant)
+        if len(place.groups) == 1 and off.any():
+            beyond = float(np.median(taken[off] - matrix[off] @ np.array([constant, *slopes])))
+            ragged[place.groups[0]] = ragged.get(place.groups[0], 0.0) + max(0.0, beyond)
+    names = structure.channels.blocks
+    blocks = {
+        name: sum(constants.get(other, 0.0) for other in names if is_inside(other, (name,))) for name in names
+    }
+    return _Others(groups=groups, blocks=blocks, ragged=ragged)

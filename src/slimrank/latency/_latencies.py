@@ -171,18 +171,16 @@ class Latencies:
             )
             for name, share in self._shares()
         ]
-        rest = self.times.fixed / self.times.before
-        rows.append(("what no plan changes", f"{rest:.1%}", f"{rest * self.before_ms:.3f}", ""))
+        rest = 1 - sum(share for _, share in self._shares())
+        rows.append(("all else", f"{rest:.1%}", f"{rest * self.before_ms:.3f}", ""))
         columns = ("layer", ">share", ">ms", "pairs that can be faster")
         notes = "".join(f"- {note}\n" for note in self.notes)
         return f"{heading}\n{render_table(columns, rows)}\n{notes}"
 
     def _shares(self) -> list[tuple[str, float]]:
         """The layers and their shares of the original's time, as its profile has them."""
-        times = {name: sum(found) for name, found in self.record.original.factors.items()}
-        whole = self.record.original.total or 1.0
-        changing = (self.times.before - self.times.fixed) / self.times.before
-        return [(name, changing * time / whole) for name, time in times.items()]
+        scale = 1e6 * self.before_ms
+        return [(name, sum(times) / scale) for name, times in self.record.original.factors.items()]
 
     def __repr__(self) -> str:
         return (

@@ -228,7 +228,7 @@ def _finished(
         step=record.step,
     )
     errors = [
-        abs(predicted_time(times, entry.variant) / times.before / entry.ratio - 1) for entry in measured
+        abs(predicted_time(times, entry.variant) / times.reference / entry.ratio - 1) for entry in measured
     ]
     spread = median(variant.before_spread for variant in record.variants)
     noise = median(variant.spread for variant in record.variants)

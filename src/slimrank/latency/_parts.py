@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node times to what a plan can change: factors of layers, groups, blocks, and the rest."""
+"""Node times to what a plan can change: factors of layers, and what follows channels or is in a block."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from slimrank.cost import slimmed_spec
 from slimrank.deploy import NodeTime
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
-from slimrank.records import LayerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Place:
+    """Where a node is that belongs to no layer.
+
+    Attributes:
+        block: the innermost block that can be dropped around it; "" for none.
+        groups: that its channels come from, in order; those that reach out of its block are left out.
+    """
+
+    block: str
+    groups: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,21 +27,23 @@ class Parts:
 
     Attributes:
         factors: by layer: of the layer in one piece, or of each factor of its pair, in order.
-        groups: of what follows the channels of a group and is no layer.
-        blocks: of what else is inside a block, by the innermost one.
-        rest: of all other nodes.
+        others: of all that belongs to no layer, by place.
     """
 
     factors: Mapping[str, tuple[float, ...]]
-    groups: Mapping[str, float] = field(default_factory=dict)
-    blocks: Mapping[str, float] = field(default_factory=dict)
-    rest: float = 0.0
+    others: Mapping[Place, float]
 
     @property
     def total(self) -> float:
         """Of all nodes together."""
-        layers = sum(sum(times) for times in self.factors.values())
-        return layers + sum(self.groups.values()) + sum(self.blocks.values()) + self.rest
+        return sum(sum(times) for times in self.factors.values()) + sum(self.others.values())
+
+    def scaled(self, factor: float) -> "Parts":
+        """Every time multiplied."""
+        return Parts(
+            factors={name: tuple(factor * time for time in times) for name, times in self.factors.items()},
+            others={place: factor * time for place, time in self.others.items()},
+        )
 
 
 def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
@@ -46,9 +59,7 @@ def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
     structure = variant.structure
     outputs, homes = groups_by_layer(structure), group_homes(structure)
     factors: dict[str, list[float]] = {}
-    groups: dict[str, float] = {}
-    blocks: dict[str, float] = {}
-    rest = 0.0
+    others: dict[Place, float] = {}
     for node in nodes:
         layer = _layer_of(node.module, structure)
         if layer is not None:
@@ -58,20 +69,12 @@ def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
             continue
         block = _innermost(node.module, structure.channels.blocks)
         sources = [_layer_of(source, structure) for source in node.sources]
-        found = {group for source in sources if source is not None for group in outputs.get(source, ())}
-        group = found.pop() if len(found) == 1 else None
-        if group is not None and (block is None or homes.get(group) == block):
-            groups[group] = groups.get(group, 0.0) + node.nanoseconds
-        elif block is not None:
-            blocks[block] = blocks.get(block, 0.0) + node.nanoseconds
-        else:
-            rest += node.nanoseconds
-    return Parts(
-        factors={name: tuple(times) for name, times in factors.items()},
-        groups=groups,
-        blocks=blocks,
-        rest=rest,
-    )
+        groups = {group for source in sources if source is not None for group in outputs.get(source, ())}
+        place = Place(
+            block=block, groups=tuple(sorted(g for g in groups if not block or homes.get(g) == block))
+        )
+        others[place] = others.get(place, 0.0) + node.nanoseconds
+    return Parts(factors={name: tuple(times) for name, times in factors.items()}, others=others)
 
 
 def groups_by_layer(structure: Structure) -> dict[str, set[str]]:
@@ -100,18 +103,6 @@ def group_homes(structure: Structure) -> dict[str, str]:
     return homes
 
 
-def sizes_of(structure: Structure, name: str, kept: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-    """Rows and columns of a layer's weight once channels are gone."""
-    return layer_sizes(slimmed_spec(structure.layers[name], structure.channels, kept))
-
-
-def layer_sizes(spec: LayerSpec) -> tuple[int, int]:
-    """Rows and columns of a layer's weight: its outputs, and its inputs in one group of a grouped kernel."""
-    if len(spec.weight_shape) < 2:
-        return spec.weight_shape[0], 1
-    return spec.n_outputs, spec.weight_shape[0 if spec.is_transposed else 1]
-
-
 def _layer_of(module: str, structure: Structure) -> str | None:
     """The layer that a module is, or is inside of: a factor of it, say."""
     name = module
@@ -125,5 +116,5 @@ def _factor_index(module: str, layer: str) -> int:
     return 1 if inner == "1" else 0
 
 
-def _innermost(module: str, blocks: Iterable[str]) -> str | None:
-    return max((block for block in blocks if is_inside(module, (block,))), key=len, default=None)
+def _innermost(module: str, blocks: Iterable[str]) -> str:
+    return max((block for block in blocks if is_inside(module, (block,))), key=len, default="")

@@ -52,11 +52,12 @@ from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
 from slimrank.deploy import _formats, _onnx, _saved_model
 from slimrank.deploy._draft import draft_folder, move_into_place
-from slimrank.deploy._export import timing_notes
+from slimrank.deploy._export import OpenFile, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
 from slimrank.deploy._packages import import_package
+from slimrank.deploy._timing import Comparison as TimeComparison
 from slimrank.deploy._timing import Times, compare_in_turns, time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
@@ -83,7 +84,7 @@ from slimrank.plan import Plan
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
 from slimrank.plan._step import group_is_inside
-from slimrank.recipes import _replay, _score_trials
+from slimrank.recipes import _compress, _meet_latency, _replay, _score_trials
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
@@ -649,6 +650,35 @@ def _first_batch(batches: Callable[[], list[object]]) -> list[object]:
 def record_of(table: Latencies) -> LatencyRecord:
     """What was measured for a latency table."""
     return table._record
+
+
+def invent_latencies(
+    monkeypatch: pytest.MonkeyPatch, ratio_of: Callable[[nn.Module, nn.Module], float]
+) -> None:
+    """Models take a ratio of the time of the original, by a function of both; the original takes 10 ms.
+
+    Patched: what writes files for a runtime, and what times them.
+    """
+
+    def compare(before: nn.Module, after: nn.Module, **_: object) -> TimeComparison:
+        ratio = ratio_of(before, after)
+        times = [Times(milliseconds=ms, spread=0.01) for ms in (10.0, 10.0 * ratio)]
+        return TimeComparison(before=times[0], after=times[1], ratio=ratio, spread=0.01)
+
+    def write(model: nn.Module, *_: object, batch: int, **__: object) -> OpenFile:
+        # What is run is only handed on.
+        return OpenFile(run=model, batch=batch)
+
+    monkeypatch.setattr(_meet_latency, "write_open", write)
+    monkeypatch.setattr(_meet_latency, "compare_in_turns", compare)
+
+
+def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object]) -> None:
+    """``compress`` plans by these tables of times.
+
+    Patched: what measures a table, which takes minutes.
+    """
+    monkeypatch.setattr(_compress, "measure_latency", measure)
 
 
 def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:

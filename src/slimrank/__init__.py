@@ -39,6 +39,7 @@ from slimrank.recipes import (
     load,
     measure_latency,
     measure_scores,
+    meet_latency,
     search_split,
     smallest,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "load",
     "measure_latency",
     "measure_scores",
+    "meet_latency",
     "search_split",
     "smallest",
     "study",

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """``Study.plan(latency=, latencies=)``: what it takes, what it refuses, what the plan says."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 import slimrank as sr
 from invented_times import Machine, Table, table_on
+from seams import cli, session_of
 from slimrank.cost import network_time
 
 SLOW_PAIRS = Machine(pair_mac={"v_h": 3.0, "h_v": 3.0})
@@ -211,3 +214,54 @@ def test_a_plan_keeps_its_latency_on_disk_and_loses_it_when_edited(
         sr.Plan.load(tmp_path / "wrong.json")
     study.plan(macs=0.6).save(tmp_path / "macs.json")
     assert "latency" not in (tmp_path / "macs.json").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def scores(study: sr.Study) -> sr.Scores:
+    """Scores of the model's outputs against those of the original, with all methods tried."""
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    original = session_of(study).original
+
+    def score(model: nn.Module) -> float:
+        with torch.no_grad():
+            return -float((model(x) - original(x)).square().mean())
+
+    return sr.measure_scores(study, score, candidates=4, progress=False)
+
+
+@pytest.mark.parametrize("select", ["greedy", "optimal"])
+def test_eval_scores_and_times_choose_together(
+    study: sr.Study, table: Table, scores: sr.Scores, select: str
+) -> None:
+    plan = study.plan(latency=0.7, latencies=table, scores=scores, select=select)  # type: ignore[arg-type]
+    assert plan.score_loss is not None
+    assert plan.latency is not None
+    assert plan.latency.predicted == pytest.approx(predicted(study, table, plan), rel=1e-9)
+    assert plan.latency.predicted <= 0.7
+    tight = study.plan(latency=0.5, latencies=table, scores=scores, select=select, interpolate=True)  # type: ignore[arg-type]
+    assert tight.latency is not None
+    assert tight.latency.predicted <= 0.5
+
+
+def test_the_command_line_plans_by_times(
+    study: sr.Study, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.save(tmp_path / "run")
+    monkeypatch.setattr(sr.Latencies, "load", lambda _: table)
+    command = ["plan", str(tmp_path / "run"), "--latency", "0.6"]
+    given = [*command, "--latencies", "table.json"]
+    done = CliRunner().invoke(cli, [*given, "--out", str(tmp_path / "plan.json")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "predicted latency 0.5" in done.stdout
+    assert "asked 0.6000 (torch, float32, batch 1, 1 thread)" in " ".join(done.stdout.split())
+    assert sr.Plan.load(tmp_path / "plan.json") == study.plan(latency=0.6, latencies=table)
+    facts = json.loads(CliRunner().invoke(cli, [*given, "--json"]).stdout)
+    assert facts["latency"]["asked"] == 0.6
+    assert CliRunner().invoke(cli, command).exit_code != 0
+    time = f"{0.6 * table.times.reference / 1e6:.12f}ms"
+    done = CliRunner().invoke(
+        cli, ["plan", str(tmp_path / "run"), "--latency", time, "--latencies", "t.json"]
+    )
+    assert "predicted latency 0.5" in done.stdout
+    refused = CliRunner().invoke(cli, [*given, "--manual", "settings.csv"])
+    assert "--manual says all; leave out --latency, --latencies" in " ".join(refused.output.split())

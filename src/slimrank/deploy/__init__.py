@@ -2,7 +2,14 @@
 """Save and load, without pickle; files for other runtimes."""
 
 from slimrank.deploy._check import Reading
-from slimrank.deploy._export import TimedFile, check_export, export_model, write_timed
+from slimrank.deploy._export import (
+    OpenFile,
+    TimedFile,
+    check_export,
+    export_model,
+    write_open,
+    write_timed,
+)
 from slimrank.deploy._formats import FORMATS, format_named, format_of
 from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import Prepared, prepare
@@ -25,6 +32,7 @@ __all__ = [
     "Comparison",
     "ExportSource",
     "NodeTime",
+    "OpenFile",
     "Prepared",
     "Reading",
     "TimedFile",
@@ -39,5 +47,6 @@ __all__ = [
     "prepare",
     "save_artifact",
     "update_artifact",
+    "write_open",
     "write_timed",
 ]

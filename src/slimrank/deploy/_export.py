@@ -183,17 +183,60 @@ def write_timed(
     profile = row.profile
     if profile is None:
         raise ExportError(f"format={format!r}: its runtime does not tell what each node takes; take 'onnx'")
+    built, given = _unchecked(row, model, batches, folder, batch=batch, threads=threads)
+    return TimedFile(
+        run=built.runtime(given),
+        nodes=lambda: profile(built.path, built.program, built.lowered, threads)(given),
+        batch=given.n_samples,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OpenFile:
+    """A file that is only run.
+
+    Attributes:
+        run: runs the batch once.
+        batch: samples of the batch.
+    """
+
+    run: Callable[[], object]
+    batch: int
+
+
+def write_open(
+    model: nn.Module, batches: Iterable[Batch], folder: Path, *, format: str, batch: int, threads: int
+) -> OpenFile:
+    """As ``write_timed``, for runtimes without a profile as well.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made, and must stay while the file is run.
+        format: a name of the table.
+        batch: samples in the batch.
+        threads: of the runtime.
+
+    Returns:
+        The open file. ``batch`` differs where the file takes one other size only.
+
+    Raises:
+        SlimrankError: as ``write_timed``.
+    """
+    built, given = _unchecked(format_named(format), model, batches, folder, batch=batch, threads=threads)
+    return OpenFile(run=built.runtime(given), batch=given.n_samples)
+
+
+def _unchecked(
+    row: Format, model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
+) -> tuple[_Built, Batch]:
+    """A file that was written, and the batch that it is run with."""
     with _TURN:
         samples = read_samples(batches)
         builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
         built = builder.build(model, folder, None)
     size = batch if built.program.is_dynamic else built.program.batch.n_samples
-    given = samples.take(0, size)
-    return TimedFile(
-        run=built.runtime(given),
-        nodes=lambda: profile(built.path, built.program, built.lowered, threads)(given),
-        batch=size,
-    )
+    return built, samples.take(0, size)
 
 
 def check_export(path: Path, *, format: str, saved_in: Path) -> None:

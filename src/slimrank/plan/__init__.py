@@ -3,6 +3,7 @@
 
 from slimrank.plan._latency import (
     LatencyTable,
+    check_latency,
     check_table,
     latency_ratio,
     planned_latency,
@@ -44,6 +45,7 @@ __all__ = [
     "Structure",
     "are_same_steps",
     "block_damage_at",
+    "check_latency",
     "check_multiple_of",
     "check_structure",
     "check_table",

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from numbers import Real
 from typing import Protocol, runtime_checkable
 
@@ -93,13 +94,28 @@ def latency_ratio(latency: object, times: NetworkTimes) -> float:
     Raises:
         BudgetError: neither.
     """
+    value, is_time = _number_of(latency)
+    return min(value / times.reference, 1.0) if is_time else value
+
+
+def check_latency(latency: object) -> None:
+    """Refuses what is no latency, before there are times.
+
+    Raises:
+        BudgetError: neither a ratio in (0, 1] nor a time.
+    """
+    _number_of(latency)
+
+
+def _number_of(latency: object) -> tuple[float, bool]:
+    """A ratio, or ns, and whether it is the latter."""
     if isinstance(latency, str):
         found = _TIME.fullmatch(latency)
-        ratio = float(found[1]) * _NANOSECONDS[found[2]] / times.reference if found else 0.0
-        if ratio > 0:
-            return min(ratio, 1.0)
+        time = float(found[1]) * _NANOSECONDS[found[2]] if found else 0.0
+        if 0 < time < inf:
+            return time, True
     elif isinstance(latency, Real) and not isinstance(latency, bool) and 0 < float(latency) <= 1:
-        return float(latency)
+        return float(latency), False
     raise BudgetError(f"budget: latency={latency!r} is neither a ratio in (0, 1] nor a time; give {_EXAMPLE}")
 
 

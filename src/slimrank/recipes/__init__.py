@@ -5,6 +5,7 @@ from slimrank.recipes._compress import compress
 from slimrank.recipes._export import export
 from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._measure_scores import measure_scores
+from slimrank.recipes._meet_latency import meet_latency
 from slimrank.recipes._replay import apply, load
 from slimrank.recipes._smallest import smallest
 from slimrank.recipes._split import search_split
@@ -16,6 +17,7 @@ __all__ = [
     "load",
     "measure_latency",
     "measure_scores",
+    "meet_latency",
     "search_split",
     "smallest",
 ]

@@ -261,20 +261,22 @@ def _selected(problem: _Problem, select: Select, ratios: Mapping[Budgeted, float
 
 def reachable_floor(
     source: PlanSource,
-    metric: Metric,
+    metric: Budgeted,
     *,
     multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
+    times: NetworkTimes | None = None,
 ) -> float:
     """The smallest keep ratio of the whole model that any plan reaches, whatever the damage.
 
     Args:
         source: a study, or whatever has structure, costs and curves.
-        metric: "macs", "params" or "bytes".
+        metric: "macs", "params" or "bytes", or "latency" where there are times.
         multiple_of: as in ``select_plan``.
         methods: as in ``select_plan``.
         skip: as in ``select_plan``.
+        times: that a latency is counted by.
 
     Returns:
         The keep ratio, 0 to 1; as a budget it can be met.
@@ -284,19 +286,26 @@ def reachable_floor(
         OptionError: a wrong multiple_of, or one text where several belong.
         NonFiniteError: a curve holds nan or inf.
     """
-    metric = check_metric(metric)
-    whole = source.before.metric(metric)
+    times = exact_times(times) if metric == LATENCY and times is not None else None
+    counted = None if times is not None else check_metric(metric)
+    costing = Costing((metric,), times)
+    whole = float(costing.shared(source.before)[0])
     limits: dict[Budgeted, float] = {metric: whole}
     check_multiple_of(multiple_of, names_of(source.structure))
     # The last step: lower numbers reach lower budgets.
-    rounding = rounding_steps(multiple_of, source.structure)[-1]
-    problem = _problem(
-        source, limits, Costing(limits), rounding, select="optimal", methods=methods, skip=skip
-    )
+    step = None if times is None else times.step
+    rounding = rounding_steps(multiple_of, source.structure, step=step)[-1]
+    problem = _problem(source, limits, costing, rounding, select="optimal", methods=methods, skip=skip)
     lowest = _lowest_costs(problem)[0]
     ratio = lowest / max(whole, 1)
+
+    def limit(ratio: float) -> float:
+        if times is not None:
+            return time_limit(times, ratio)
+        return 0.0 if counted is None else cost_limit(source.before, counted, ratio)
+
     # Division may round down; the next float up then stands for the same cost as a budget.
-    while cost_limit(source.before, metric, ratio) < lowest:
+    while limit(ratio) < lowest:
         ratio = float(np.nextafter(ratio, 2.0))
     return ratio
 

@@ -166,10 +166,11 @@ def test_noise_is_told_and_widens_the_error(measured: Measured, cnn_study: sr.St
         )
         for spread in (0.02, 0.5)
     )
-    assert quiet.notes == ()
+    assert not any(note.is_warning for note in quiet.notes)
+    # Such a small network is over in microseconds.
+    assert any("give a larger batch=" in note.text for note in quiet.notes)
     assert noisy.error == pytest.approx(quiet.error + 0.25)
-    (note,) = noisy.notes
-    assert note.is_warning
+    (note,) = (note for note in noisy.notes if note.is_warning)
     assert "spread by 50%: the machine did other work" in note.text
     assert note.text in noisy.summary()
 

@@ -178,7 +178,8 @@ class Latencies:
 
     def _shares(self) -> list[tuple[str, float]]:
         """The layers and their shares of the original's time, as its profile has them."""
-        scale = 1e6 * self.before_ms
+        # Of very short runs, the profile itself takes more than the run.
+        scale = max(1e6 * self.before_ms, self._record.original.total)
         return [(name, sum(times) / scale) for name, times in self._record.original.factors.items()]
 
     def __repr__(self) -> str:

@@ -175,6 +175,36 @@ def test_noise_is_told_and_widens_the_error(measured: Measured, cnn_study: sr.St
     assert note.text in noisy.summary()
 
 
+@needs_onnx
+def test_profiles_that_were_disturbed_are_told_and_double_the_error(
+    measured: Measured, cnn_study: sr.Study
+) -> None:
+    record = seams.record_of(measured[0])
+
+    def table_of(share: float) -> sr.Latencies:
+        """Of runs of 10 ms, of which the nodes take a share by their profile."""
+        variants = tuple(
+            replace(
+                entry,
+                before_ms=10.0,
+                spread=0.0,
+                parts=entry.parts.scaled(share * 1e7 * entry.ratio / entry.parts.total),
+            )
+            for entry in record.variants
+        )
+        return seams.finished_table(
+            replace(record, variants=variants), cnn_study.structure, cnn_study.methods, None
+        )
+
+    quiet, disturbed = table_of(0.95), table_of(1.4)
+    assert quiet.notes == ()
+    (note,) = disturbed.notes
+    assert note.is_warning
+    assert "add up to 140% of whole times: the machine did other work" in note.text
+    # Profiles are brought to whole times, so the formulas are the same.
+    assert disturbed.error == pytest.approx(2 * quiet.error, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "told"),
     [

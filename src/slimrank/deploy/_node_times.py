@@ -28,7 +28,7 @@ class NodeTime:
 
 # Runs that are left out, and runs that count: of one node, the share of runs below which its time is taken,
 # since other work on the machine only adds.
-PROFILE_WARM_UP, PROFILE_RUNS, _SHARE = 3, 30, 0.2
+PROFILE_WARM_UP, PROFILE_RUNS, PROFILE_SHARE = 3, 30, 0.2
 # Runs a batch with the runtime's own profile, and tells what each node took.
 Profiler = Callable[[Batch], tuple[NodeTime, ...]]
 
@@ -104,6 +104,6 @@ def _upwards(graph: Graph, name: str) -> list[str]:
     return list(found)
 
 
-def profile_time(times: Sequence[float]) -> float:
-    """The time of one node from its times in several runs."""
-    return sorted(times)[int(_SHARE * (len(times) - 1))]
+def profile_time(times: Sequence[float], share: float = PROFILE_SHARE) -> float:
+    """The time of one node from its times in several runs: one that a share of them stay below."""
+    return sorted(times)[int(share * (len(times) - 1))]

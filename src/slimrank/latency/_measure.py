@@ -43,6 +43,8 @@ _SEED = 0
 _NOISY = 0.1
 # Milliseconds of a run below which the microseconds of a profile are coarse.
 _SHORT = 1.0
+# Node times over whole times, by the profile, from which other work must have stretched them.
+_DISTURBED = 1.15
 # Of the errors at the variants: the share of them that the error which a table states covers.
 _COVERED = 0.9
 
@@ -242,6 +244,15 @@ def _finished(
             "single layers are rough; give a larger batch="
         )
         notes.append(Note(where="latency", text=text))
+    excess = median(entry.parts.total / (1e6 * before_ms * entry.ratio) for entry in record.variants)
+    if excess > _DISTURBED and before_ms >= _SHORT:
+        # The variants that formulas are fitted to cannot tell what such noise does to others.
+        error *= 2
+        text = (
+            f"nodes of the profiles add up to {excess:.0%} of whole times: the machine did other work, and "
+            f"predicted times may be off by {error:.0%}; measure again when it is quiet"
+        )
+        notes.append(Note(where="latency", text=text, is_warning=True))
     if noise > _NOISY:
         text = (
             f"ratios of whole times spread by {noise:.0%}: the machine did other work, and predicted times "

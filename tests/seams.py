@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from slimrank import Study, _progress, _result
+from slimrank import Latencies, Study, _progress, _result
 from slimrank._progress import Phases
 from slimrank._result import add_export
 from slimrank._study import session_of
@@ -645,6 +645,11 @@ def short_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _first_batch(batches: Callable[[], list[object]]) -> list[object]:
     return batches()[:1]
+
+
+def record_of(table: Latencies) -> LatencyRecord:
+    """What was measured for a latency table."""
+    return table._record
 
 
 def invent_latencies(

@@ -8,7 +8,7 @@ starts from those of its kind and departs from them as far as its own entries te
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import exp, log, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,11 +228,10 @@ class _Rates:
         logs: dict[str, list[float]] = {}
         for (name, _, _), found in entries.items():
             for operation, time in found:
-                logs.setdefault(name, []).append(
-                    np.log(time / max(kinds[operation.kind] @ operation.sizes, 1.0))
-                )
+                usual = max(1.0, float(np.dot(kinds[operation.kind], operation.sizes)))
+                logs.setdefault(name, []).append(log(time / usual))
         factors = {
-            name: float(np.exp(sum(found_logs) / (len(found_logs) + _LAYER_WEIGHT)))
+            name: exp(sum(found_logs) / (len(found_logs) + _LAYER_WEIGHT))
             for name, found_logs in logs.items()
         }
         own = {

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from slimrank._errors import LatencyError, OptionError
 from slimrank.latency._file import ResultFields, read_latencies, write_latencies
@@ -23,7 +23,6 @@ class Latencies:
     networks of the same shapes, whatever their weights.
 
     Attributes:
-        record: what was measured, and under what conditions.
         before_ms: median time of the original; with one thread in milliseconds of the processor, which other
             work on the machine does not stretch.
         spread: interquartile range over median of the original's times.
@@ -33,47 +32,47 @@ class Latencies:
         notes: what the user should know.
     """
 
-    record: LatencyRecord
     before_ms: float
     spread: float
     error: float
     times: NetworkTimes
-    notes: tuple[Note, ...] = field(default=())
+    notes: tuple[Note, ...]
+    _record: LatencyRecord
 
     @property
     def backend(self) -> str:
         """The runtime."""
-        return self.record.conditions.backend
+        return self._record.conditions.backend
 
     @property
     def threads(self) -> int:
         """That the runtime had."""
-        return self.record.conditions.threads
+        return self._record.conditions.threads
 
     @property
     def batch(self) -> int:
         """Samples of the batch that all times are of."""
-        return self.record.conditions.batch
+        return self._record.conditions.batch
 
     @property
     def precision(self) -> str:
         """Of the files: "float32"."""
-        return self.record.conditions.precision
+        return self._record.conditions.precision
 
     @property
     def machine(self) -> str:
         """Where it was measured: processor, cores, architecture."""
-        return self.record.conditions.machine
+        return self._record.conditions.machine
 
     @property
     def versions(self) -> Mapping[str, str]:
         """Of the packages that made and ran the files."""
-        return self.record.conditions.versions
+        return self._record.conditions.versions
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
         """Of the network: its layers, and the sizes that they work on."""
-        return self.record.conditions.fingerprint
+        return self._record.conditions.fingerprint
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Latencies":
@@ -96,7 +95,7 @@ class Latencies:
                 f"latency table {os.fspath(path)}: its measurement was stopped after {len(record.variants)} "
                 "variants; go on with slimrank.measure_latency(study, path=...)"
             )
-        return cls(record=record, **result)
+        return cls(_record=record, **result)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as JSON, whole or not at all.
@@ -114,7 +113,7 @@ class Latencies:
             times=self.times,
             notes=self.notes,
         )
-        write_latencies(path, self.record, result)
+        write_latencies(path, self._record, result)
 
     def predict(self, plan: HasSteps) -> float:
         """The time that a plan leaves, by the formulas of the table. Runs nothing.
@@ -179,8 +178,9 @@ class Latencies:
 
     def _shares(self) -> list[tuple[str, float]]:
         """The layers and their shares of the original's time, as its profile has them."""
-        scale = 1e6 * self.before_ms
-        return [(name, sum(times) / scale) for name, times in self.record.original.factors.items()]
+        # Of very short runs, the profile itself takes more than the run.
+        scale = max(1e6 * self.before_ms, self._record.original.total)
+        return [(name, sum(times) / scale) for name, times in self._record.original.factors.items()]
 
     def __repr__(self) -> str:
         return (

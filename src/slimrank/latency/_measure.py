@@ -41,6 +41,8 @@ _SECONDS = 2.0
 _SEED = 0
 # Interquartile range over median of a ratio from which times are noise, and a table says so.
 _NOISY = 0.1
+# Milliseconds of a run below which the microseconds of a profile are coarse.
+_SHORT = 1.0
 # Of the errors at the variants: the share of them that the error which a table states covers.
 _COVERED = 0.9
 
@@ -234,6 +236,12 @@ def _finished(
     noise = median(variant.spread for variant in record.variants)
     error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
     notes = []
+    if before_ms < _SHORT:
+        text = (
+            f"a run takes {before_ms:.3f} ms, and profiles of runtimes count in microseconds, so shares of "
+            "single layers are rough; give a larger batch="
+        )
+        notes.append(Note(where="latency", text=text))
     if noise > _NOISY:
         text = (
             f"ratios of whole times spread by {noise:.0%}: the machine did other work, and predicted times "
@@ -241,7 +249,7 @@ def _finished(
         )
         notes.append(Note(where="latency", text=text, is_warning=True))
     table = Latencies(
-        record=record, before_ms=before_ms, spread=spread, error=error, times=times, notes=tuple(notes)
+        before_ms=before_ms, spread=spread, error=error, times=times, notes=tuple(notes), _record=record
     )
     if path is not None:
         table.save(path)

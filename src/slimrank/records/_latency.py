@@ -152,8 +152,8 @@ class NetworkTimes:
             the step: runtimes then take slower kernels, or other layouts.
         fixed: ns that no plan changes.
         before: ns of the network as it stands, at the precision of the table.
-        reference: ns that ratios are shares of: of the original in float32. In a float32 table the same as
-            ``before``.
+        reference: ns that ratios are shares of: of the original in float32, as measured. In a float32 table
+            about the same as ``before``, which the formulas give.
         step: ranks and widths (outputs of a group's first producer) at which the formulas hold are multiples
             of this.
 

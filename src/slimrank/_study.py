@@ -38,7 +38,6 @@ from slimrank.plan import (
     plan_on,
     planned_latency,
     structure_of,
-    times_on_edges,
 )
 from slimrank.records import (
     BlockDamage,
@@ -275,7 +274,7 @@ class Study:
                 skip=globs_of(skip),
                 of=whole,
                 latency=latency,
-                times=None if table is None else times_on_edges(table.times, self.structure),
+                times=None if table is None else table.times,
             )
 
         if asked is None or table is None:
@@ -704,8 +703,9 @@ def _within_latency(
 ) -> tuple[Plan, Rounding]:
     """The plan whose predicted time is within a keep ratio, and what its ranks are multiples of.
 
-    Whole widths between two steps count a little less while a plan is chosen than they take: what that comes
-    to is taken off the budget, and the plan is chosen again.
+    Where three groups and more make the width of a layer, a whole one between two steps counts a little less
+    while a plan is chosen than it takes: what that comes to is taken off the budget, and the plan is chosen
+    again.
     """
     budget = asked
     for tries_left in reversed(range(_MAX_LATENCY_TRIES)):

@@ -7,7 +7,6 @@ from slimrank.plan._latency import (
     check_table,
     latency_ratio,
     planned_latency,
-    times_on_edges,
 )
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
 from slimrank.plan._plan import Plan, PlanSource, plan_on, with_multiples
@@ -64,7 +63,6 @@ __all__ = [
     "slimmable_groups",
     "step_of",
     "structure_of",
-    "times_on_edges",
     "with_multiples",
     "without_auto",
 ]

@@ -3,15 +3,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from math import inf
 from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
-from slimrank.cost import network_time, rows_and_columns
+from slimrank.cost import network_time
 from slimrank.plan._structure import Step, Structure
-from slimrank.records import DenseTime, LayerTimes, NetworkTimes, PairTime, PlannedLatency
+from slimrank.records import NetworkTimes, PlannedLatency
 
 _NANOSECONDS: Mapping[str, float] = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
 _TIME = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(ns|us|µs|ms|s)\s*")
@@ -146,55 +145,4 @@ def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLat
         threads=table.threads,
         batch=table.batch,
         precision=table.precision,
-    )
-
-
-def times_on_edges(times: NetworkTimes, structure: Structure) -> NetworkTimes:
-    """Times whose formulas hold for sizes between two steps of the hardware that no plan changes.
-
-    A layer with 10 outputs takes as long as one with 16 where the step is 8. Sizes that groups change are
-    multiples of the step, unless they are whole: those of the last kind count a little less than they take.
-
-    Args:
-        times: measured, of sizes at the next step.
-        structure: of the network.
-
-    Returns:
-        The same, of sizes as they are.
-    """
-    layers = {}
-    for name, layer in times.layers.items():
-        if name not in structure.layers:
-            continue
-        spec = structure.layers[name]
-        weight = structure.channels.tensors.get(f"{name}.weight")
-        changed = {axis.dim for axis in weight.axes} if weight is not None else set()
-        row_dim = 1 if spec.is_transposed else 0
-        sizes = rows_and_columns(spec)
-        rows, columns = (
-            1.0 if dim in changed or not size else float(times.edge(size)) / size
-            for dim, size in zip((row_dim, 1 - row_dim), sizes, strict=True)
-        )
-        layers[name] = _stretched(layer, rows, columns)
-    return replace(times, layers=layers)
-
-
-def _stretched(layer: LayerTimes, rows: float, columns: float) -> LayerTimes:
-    dense = layer.dense
-    return LayerTimes(
-        dense=DenseTime(
-            fixed=dense.fixed,
-            per_row=rows * dense.per_row,
-            per_column=columns * dense.per_column,
-            per_product=rows * columns * dense.per_product,
-        ),
-        pairs={
-            form: PairTime(
-                fixed=pair.fixed,
-                per_rank=pair.per_rank,
-                per_row=rows * pair.per_row,
-                per_column=columns * pair.per_column,
-            )
-            for form, pair in layer.pairs.items()
-        },
     )

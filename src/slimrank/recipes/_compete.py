@@ -71,7 +71,7 @@ class Rivals:
         self._count_seconds(result.seconds)
         # Where a group could not be slimmed after all, the result is above the budget: that must not win.
         is_over = any(result.keep_ratio(metric) > ratio for metric, ratio in plan.budgets.items())
-        is_over |= result.plan.latency != plan.latency
+        is_over |= plan.latency is not None and result.plan.latency is None
         if not self._plans:
             self._is_first_sound = isfinite(value) and not is_over
         self._plans[label], self._divergences[label] = plan, value

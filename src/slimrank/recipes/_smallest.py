@@ -8,7 +8,7 @@ from slimrank._errors import BudgetError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, times_on_edges, without_auto
+from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside
 from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
@@ -73,7 +73,7 @@ def smallest(
     session = session_of(study)
     _check_numbers(max_drop, tolerance)
     table = _table_for(metric, latencies, study)
-    times = None if table is None else times_on_edges(table.times, study.structure)
+    times = None if table is None else table.times
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = Phases(shown=session.progress)
 

@@ -27,6 +27,7 @@ from slimrank.records import (
     LayerTimes,
     NetworkTimes,
     PairTime,
+    step_edge,
 )
 
 Floats = NDArray[np.float64]
@@ -92,6 +93,11 @@ class Costing:
         self.latency = self.metrics.index(LATENCY) if LATENCY in self.metrics else None
         self.times = None if times is None or self.latency is None else exact_times(times)
 
+    @property
+    def step(self) -> int:
+        """Sizes count up to the next multiple of this for times; 1 where there are none."""
+        return 1 if self.times is None else self.times.step
+
     def as_array(self, cost: Cost) -> Floats:
         """A counted cost as numbers.
 
@@ -132,7 +138,7 @@ class Costing:
         layer = self._layer(spec.name)
         if layer is None:
             return counted
-        return counted + self._time(float(layer.dense.time(*rows_and_columns(spec))))
+        return counted + self._time(self._whole_time(spec, layer))
 
     def option_costs(self, spec: LayerSpec, curve: Curve) -> Floats:
         """Cost of each option of a layer that keeps its shape.
@@ -156,7 +162,7 @@ class Costing:
         pair = self._pair(spec.name, curve.form)
         if pair is None:
             return np.full(len(curve.ranks), np.inf)
-        return pair.time(curve.ranks, *rows_and_columns(spec))
+        return pair.time(curve.ranks, *step_edge(rows_and_columns(spec), self.step))
 
     def offers(self, spec: LayerSpec, form: Form) -> bool:
         """Whether pairs of a form may be used: always, unless times are asked for and it has none."""
@@ -226,7 +232,7 @@ class Costing:
         )
         for spec in layers:
             layer = self._layer(spec.name)
-            time += 0.0 if layer is None else float(layer.dense.time(*rows_and_columns(spec)))
+            time += 0.0 if layer is None else self._whole_time(spec, layer)
         return counted + self._time(time)
 
     def number_cost(self, itemsize: int) -> Floats:
@@ -239,6 +245,9 @@ class Costing:
             (B,) float64.
         """
         return self.as_array(Cost(macs=0, params=1, bytes=itemsize))
+
+    def _whole_time(self, spec: LayerSpec, layer: LayerTimes) -> float:
+        return float(layer.dense.time(*step_edge(rows_and_columns(spec), self.step)))
 
     def _layer(self, name: str) -> LayerTimes | None:
         return None if self.times is None else self.times.layers.get(name)

@@ -142,7 +142,7 @@ def _joint(
     total = sum((cost for _, cost in full), np.zeros(len(limits)))
     before = maker.costing.whole_model(source)
     sizes = [len(group.kept) for group in widths]
-    grids = LayerGrids(layers, sizes, len(limits))
+    grids = LayerGrids(layers, sizes, len(limits), maker.costing.latency)
     wide = tuple(piece for piece in pieces if len(piece.groups) > MAX_TABLE_GROUPS)
     cells = _cells(pieces, widths)
     layer_keys = [(tuple(sorted(layers[index].groups)), layers[index].blocks) for index in grids.narrow]
@@ -285,6 +285,7 @@ class _TableMaker:
             fixed=self.costing.whole_layer(spec) - counted,
             forms=forms,
             bias=self.costing.number_cost(spec.itemsize) * has_bias,
+            step=self.costing.step,
         )
 
     def pieces(self, layers: Collection[str]) -> list[Piece]:
@@ -402,6 +403,7 @@ class _TableMaker:
         rows, columns = (*self._weight(spec), *one)[:2]
         if spec.is_transposed:
             rows, columns = columns, rows
+        rows, columns = self._stairs(rows, columns)
         return [
             TensorPiece(
                 groups=frozenset[int]().union(*(dim.groups for dim in dims)),
@@ -416,6 +418,17 @@ class _TableMaker:
             )
             if unit.any()
         ]
+
+    def _stairs(self, rows: Dim, columns: Dim) -> tuple[Dim, Dim]:
+        """Both as times count them, up to the next step."""
+        is_tabled = len(rows.groups | columns.groups) <= MAX_TABLE_GROUPS
+        # The bound splits what goes with more groups by the groups of each dimension: steps do not add up.
+        counted = (
+            replace(dim, step=self.costing.step) if is_tabled or len(dim.groups) <= 1 else dim
+            for dim in (rows, columns)
+        )
+        stair_rows, stair_columns = counted
+        return stair_rows, stair_columns
 
     def _unit_times(self) -> list[TensorPiece]:
         """What goes with the units of each group and is no layer."""

@@ -151,6 +151,7 @@ class JointLayer:
         fixed: (B,) float64, what else it costs without a pair.
         forms: that it can take.
         bias: (B,) float64, cost of the pair's bias, per row.
+        step: where times are stairs, rows and columns count for them up to the next multiple of this.
     """
 
     spec: LayerSpec
@@ -162,6 +163,7 @@ class JointLayer:
     fixed: Floats
     forms: tuple[Ranks, ...]
     bias: Floats
+    step: int = 1
 
     def dense_cost(self, widths: WidthIndices) -> Floats:
         """(..., B) float64, cost without a pair, at indices of widths that broadcast."""

@@ -131,9 +131,8 @@ class Hulls:
         rank = np.zeros(value.shape, dtype=np.int64)
         bias = (self._grids.bias @ price)[layer] * shapes.rows
         for index, slopes in enumerate(self._slope):
-            column, row = self._grids.column[index] @ price, self._grids.row[index] @ price
             each, fixed = self._grids.each[index] @ price, self._grids.fixed[index] @ price
-            per_rank = column[layer] * shapes.columns + row[layer] * shapes.rows + each[layer]
+            per_rank = self._per_rank(index, layer, shapes, price) + each[layer]
             corner = np.zeros(value.shape, dtype=np.int64)
             step = (len(slopes) + 1) // 2
             while step:
@@ -145,6 +144,21 @@ class Hulls:
             value, damage = np.where(pays, new, value), np.where(pays, new_damage, damage)
             form, rank = np.where(pays, index, form), np.where(pays, new_rank, rank)
         return Picks(value=value, damage=damage, form=form, rank=rank)
+
+    def _per_rank(self, form: int, layer: Ints, shapes: Shapes, price: Floats) -> Floats:
+        """(...) float64, price of each rank of a form that goes with rows and columns."""
+        grids = self._grids
+        column, row = grids.column[form] @ price, grids.row[form] @ price
+        found: Floats = column[layer] * shapes.columns + row[layer] * shapes.rows
+        if shapes.stairs is not None and grids.latency is not None:
+            time = price[grids.latency]
+            rows, columns = (
+                stairs - size
+                for stairs, size in zip(shapes.stairs, (shapes.rows, shapes.columns), strict=True)
+            )
+            found += time * grids.column[form, :, grids.latency][layer] * columns
+            found += time * grids.row[form, :, grids.latency][layer] * rows
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

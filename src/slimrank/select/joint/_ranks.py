@@ -99,7 +99,8 @@ class RankTables:
         there = layers_there(joint, state.dropped)
         shapes = joint.grids.at(state.widths, there)
         rows, columns, whole = shapes.rows, shapes.columns, shapes.dense.T
-        cost = self._column[:, there] * columns[:, None] + self._row[:, there] * rows[:, None]
+        row_sizes, column_sizes = (np.moveaxis(size, -1, 0)[..., None] for size in joint.grids.sizes(shapes))
+        cost = self._column[:, there] * column_sizes + self._row[:, there] * row_sizes
         cost += self._alone[:, there]
         damage = self._damage[there]
         # The full rank of each form, slimmed.

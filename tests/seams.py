@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from slimrank import Study, _progress, _result
+from slimrank import Latencies, Study, _progress, _result
 from slimrank._progress import Phases
 from slimrank._result import add_export
 from slimrank._study import session_of
@@ -55,15 +55,17 @@ from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._executorch import executorch_package
 from slimrank.deploy._export import _TURN as EXPORT_TURN
-from slimrank.deploy._export import int8_cure, int8_timing_notes, timing_notes
+from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._named_model import NamedModel, named_model
+from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._samples import is_constant, read_samples
-from slimrank.deploy._timing import Times, time_in_turns
+from slimrank.deploy._timing import Comparison as TimeComparison
+from slimrank.deploy._timing import Times, compare_in_turns, time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
@@ -75,6 +77,13 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
+from slimrank.latency import _measure as _measure_latency
+from slimrank.latency._fit import Measured, fit_times
+from slimrank.latency._measure import _finished as finished_table
+from slimrank.latency._parts import Parts, Place, parts_of
+from slimrank.latency._record import LatencyRecord, VariantTime
+from slimrank.latency._step import step_told
+from slimrank.latency._variants import useful_ranks
 from slimrank.linalg import _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
@@ -82,7 +91,7 @@ from slimrank.plan import Plan
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
 from slimrank.plan._step import group_is_inside
-from slimrank.recipes import _replay, _score_trials
+from slimrank.recipes import _compress, _meet_latency, _replay, _score_trials
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
@@ -126,10 +135,11 @@ from slimrank.report._numbers import (
 )
 from slimrank.report._words import multiples_text
 from slimrank.select._budget import cost_limit
-from slimrank.select._option_costs import as_array, cost_parts, number_cost, option_costs
+from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._bound import bound_of
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Hulls, Priced
+from slimrank.select.joint._table import State, standing_cost
 from slimrank.select.layers import _optimal
 from slimrank.surgery import _matrix
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
@@ -652,3 +662,59 @@ def time_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
 def limit_calibration(monkeypatch: pytest.MonkeyPatch, *, n_bytes: int) -> None:
     """Samples to calibrate with take so many bytes at most."""
     monkeypatch.setattr(_samples, "_MAX_BYTES", n_bytes)
+
+
+def record_of(table: Latencies) -> LatencyRecord:
+    """What was measured for a latency table."""
+    return table._record
+
+
+def invent_latencies(
+    monkeypatch: pytest.MonkeyPatch, ratio_of: Callable[[nn.Module, nn.Module], float]
+) -> None:
+    """Models take a ratio of the time of the original, by a function of both; the original takes 10 ms.
+
+    Patched: what writes files for a runtime, and what times them.
+    """
+
+    def compare(before: nn.Module, after: nn.Module, **_: object) -> TimeComparison:
+        ratio = ratio_of(before, after)
+        times = [Times(milliseconds=ms, spread=0.01) for ms in (10.0, 10.0 * ratio)]
+        return TimeComparison(before=times[0], after=times[1], ratio=ratio, spread=0.01)
+
+    def write(model: nn.Module, *_: object, batch: int, **__: object) -> OpenFile:
+        # What is run is only handed on.
+        return OpenFile(run=model, batch=batch)
+
+    monkeypatch.setattr(_meet_latency, "write_open", write)
+    monkeypatch.setattr(_meet_latency, "compare_in_turns", compare)
+
+
+def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object]) -> None:
+    """``compress`` plans by these tables of times.
+
+    Patched: what measures a table, which takes minutes.
+    """
+    monkeypatch.setattr(_compress, "measure_latency", measure)
+
+
+def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
+    """Latency tables of two variants and one with dropped blocks, each timed for an instant."""
+    patch.setattr(_measure_latency, "_FITTED", 2)
+    patch.setattr(_measure_latency, "_MIXED", 1)
+    patch.setattr(_measure_latency, "_SECONDS", 0.05)
+
+
+def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """A list that grows by each variant that is timed; an interrupt comes before one of them."""
+    timed: list[int] = []
+    time = _measure_latency._timed
+
+    def watched(*args: object) -> object:
+        if len(timed) == stop_at:
+            raise KeyboardInterrupt
+        timed.append(len(timed))
+        return time(*args)  # type: ignore[arg-type]
+
+    patch.setattr(_measure_latency, "_timed", watched)
+    return timed

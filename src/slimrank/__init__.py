@@ -9,6 +9,7 @@ from slimrank._errors import (
     ExportError,
     FileError,
     GradientError,
+    LatencyError,
     MissingPackageError,
     ModelError,
     NonFiniteError,
@@ -28,9 +29,20 @@ from slimrank._errors import (
 from slimrank._result import Result
 from slimrank._study import Study, study
 from slimrank._version import __version__
+from slimrank.latency import Latencies
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
-from slimrank.recipes import apply, compress, export, load, measure_scores, search_split, smallest
+from slimrank.recipes import (
+    apply,
+    compress,
+    export,
+    load,
+    measure_latency,
+    measure_scores,
+    meet_latency,
+    search_split,
+    smallest,
+)
 from slimrank.records import Agreement, Exported, Int8, OutputAgreement
 from slimrank.recover import distill, finetune
 from slimrank.scores import Scores
@@ -47,6 +59,8 @@ __all__ = [
     "FileError",
     "GradientError",
     "Int8",
+    "Latencies",
+    "LatencyError",
     "MissingPackageError",
     "ModelError",
     "NonFiniteError",
@@ -74,7 +88,9 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "measure_latency",
     "measure_scores",
+    "meet_latency",
     "search_split",
     "smallest",
     "study",

@@ -68,6 +68,10 @@ class ScoreError(SlimrankError, ValueError):
     """A score table or score function that cannot be used."""
 
 
+class LatencyError(SlimrankError, ValueError):
+    """A table of measured times that cannot be used, or that belongs to something else."""
+
+
 class ShapeError(SlimrankError, ValueError):
     """A tensor of the wrong shape."""
 

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from slimrank.records import (
     Measurement,
     Metric,
     Note,
+    ReachedLatency,
     Summary,
     ratio_of,
 )
@@ -73,6 +74,7 @@ class Result:
         seconds: wall time of each phase.
         group_damages: predicted damage of each slimmed group alone, by name, where a study knows it.
         block_damages: what each dropped block adds to those that cost less, by name, where a study knows it.
+        latency: asked, predicted and measured; None where nothing was measured in time.
     """
 
     model: nn.Module
@@ -89,6 +91,7 @@ class Result:
     group_damages: Mapping[str, float] = field(default_factory=dict)
     block_damages: Mapping[str, float] = field(default_factory=dict)
     agreement: Agreement | None = None
+    latency: ReachedLatency | None = None
     _source: ExportSource | None = None
     # What the model was exported to, with whole paths: the working directory may change.
     _exports: list[Exported] = field(default_factory=list, compare=False)
@@ -289,6 +292,7 @@ class Result:
             "damage_unit": self.damage_unit,
             "warnings": warning_facts(self.notes),
             "notes": [str(note) for note in self.notes],
+            **({} if self.latency is None else {"latency": dict(asdict(self.latency))}),
         }
 
 
@@ -341,12 +345,25 @@ def summary_of(result: Result, measurements: Sequence[Measurement], directory: P
         damage_unit=result.damage_unit,
         notes=result.notes,
         seconds=result.seconds,
-        measurements=tuple(measurements),
+        measurements=(*_time_measured(result), *measurements),
         group_damages=result.group_damages,
         block_damages=result.block_damages,
         agreement=result.agreement,
         exports=_exports_in(directory, result._exports),
     )
+
+
+def _time_measured(result: Result) -> tuple[Measurement, ...]:
+    """What was measured in time, as a row of the report."""
+    latency, planned = result.latency, result.plan.latency
+    if latency is None:
+        return ()
+    where = (
+        ""
+        if planned is None
+        else f" ({planned.backend}, {planned.precision}, batch {planned.batch}, threads {planned.threads})"
+    )
+    return (Measurement(name=f"latency{where}", before=latency.before_ms, after=latency.after_ms, unit="ms"),)
 
 
 def _exports_in(directory: Path | None, files: Sequence[Exported]) -> tuple[Exported, ...]:

@@ -2,7 +2,7 @@
 """The study of a model: measured once, planned and applied any number of times."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -22,6 +22,7 @@ from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.methods import METHODS
 from slimrank.plan import (
+    LatencyTable,
     MultipleOf,
     Plan,
     PlanSource,
@@ -30,9 +31,12 @@ from slimrank.plan import (
     are_same_steps,
     block_damage_at,
     check_structure,
+    check_table,
     damage_at,
     group_damage_at,
+    latency_ratio,
     plan_on,
+    planned_latency,
     structure_of,
 )
 from slimrank.records import (
@@ -44,6 +48,7 @@ from slimrank.records import (
     GroupCurve,
     LayerSpec,
     Method,
+    Metric,
     Note,
     replaces_groups,
 )
@@ -78,6 +83,12 @@ from slimrank.survey import (
     saved_source,
     write_study,
 )
+
+# How often a plan is chosen whose predicted time is above the budget, before it is taken as it is: each takes
+# off what the one before was above.
+_MAX_LATENCY_TRIES = 4
+# A share of a time below which a difference is rounding: coefficients are rounded before a plan is chosen.
+_LATENCY_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -166,11 +177,13 @@ class Study:
         macs: float | None = None,
         params: float | None = None,
         bytes: float | None = None,
+        latency: float | str | None = None,
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
         multiple_of: MultipleOf = "auto",
         methods: Sequence[Method] | None = None,
         skip: Sequence[str] = (),
         scores: Scores | None = None,
+        latencies: LatencyTable | None = None,
         monotonic: bool = False,
         interpolate: bool = False,
         relative_to: Literal["model", "original"] = "model",
@@ -181,11 +194,15 @@ class Study:
             macs: keep ratio of the MACs, in (0, 1]; None for no such budget. Several budgets hold together.
             params: keep ratio of the params.
             bytes: keep ratio of the bytes.
+            latency: keep ratio of the measured time of one batch, of that of the original in float32; or a
+                time, such as "4.5ms". Needs ``latencies``.
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
             multiple_of: ranks, and widths in outputs of the layer that makes the channels, are multiples of
                 this: a number, "auto", or name glob -> one of these, first match wins. "auto" takes 16, 8 or
                 4, which runtimes compute at full speed, by the size of the layer, and lower numbers where a
-                budget leaves them no room; ``Plan.multiple_of`` tells what was used.
+                budget leaves them no room; ``Plan.multiple_of`` tells what was used. With a latency "auto"
+                means the step of the table, below which time stands still, and numbers are raised to
+                multiples of it.
             methods: fewer than were measured; None for all. Without data, None leaves channel pruning out
                 where there are pairs to choose from: shares of weight energy do not compare the two.
             skip: globs on the names of layers, groups and blocks to leave alone; a group that a skipped layer
@@ -194,6 +211,9 @@ class Study:
                 instead of predicted damage, among the ranks and widths that were tried, rounded up to
                 multiples; layers and groups not in it are left alone, blocks too. What scores better
                 compressed than untouched counts as losing nothing.
+            latencies: a table of measured times of this network (``slimrank.measure_latency``), for
+                ``latency``. Pairs that the table has no times of, or that are slower than what they replace,
+                are left out.
             monotonic: first make the losses of each layer and group monotone, by isotonic regression; with
                 ``scores``.
             interpolate: offer every rank and width between the tried ones, losses interpolated; with
@@ -202,15 +222,20 @@ class Study:
                 that model had been compressed before.
 
         Returns:
-            The plan; its counted cost is never above a budget.
+            The plan; its counted cost, and its predicted time, are never above a budget.
 
         Raises:
             BudgetError: a budget that is no keep ratio, or out of reach; the message names the floor.
             UnknownNameError: a method, selector or pattern that does not exist.
             ScoreError: a table of another study.
-            OptionError: ``monotonic`` or ``interpolate`` without ``scores``, or an unknown ``relative_to``.
+            LatencyError: a table of times of another network.
+            OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
+                ``latencies`` or the other way round, or an unknown ``relative_to``.
         """
-        budgets = check_budgets({"macs": macs, "params": params, "bytes": bytes})
+        ratios: dict[Metric, float | None] = {"macs": macs, "params": params, "bytes": bytes}
+        asked, table = self._asked_latency(latency, latencies, relative_to)
+        is_counted = asked is None or any(ratio is not None for ratio in ratios.values())
+        budgets = check_budgets(ratios) if is_counted else {}
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
         whole = self.previous.before if self.previous and relative_to == "original" else None
@@ -238,16 +263,24 @@ class Study:
                 rounding=rounding,
             )
 
-        chosen, rounding = select_plan_and_rounding(
-            source,
-            self.structure,
-            budgets=budgets,
-            select=select,
-            multiple_of=multiple_of,
-            methods=self._comparable() if methods is None and scores is None else methods,
-            skip=globs_of(skip),
-            of=whole,
-        )
+        def selected(latency: float | None) -> tuple[Plan, Rounding]:
+            return select_plan_and_rounding(
+                source,
+                self.structure,
+                budgets=budgets,
+                select=select,
+                multiple_of=multiple_of,
+                methods=self._comparable() if methods is None and scores is None else methods,
+                skip=globs_of(skip),
+                of=whole,
+                latency=latency,
+                times=None if table is None else table.times,
+            )
+
+        if asked is None or table is None:
+            chosen, rounding = selected(None)
+        else:
+            chosen, rounding = _within_latency(selected, table, asked)
         if scores is None:
             return chosen
         # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
@@ -268,8 +301,33 @@ class Study:
             gap=chosen.gap,
         )
         return replace(
-            predicted, score_loss=losses.damage, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed
+            predicted,
+            score_loss=losses.damage,
+            multiple_of=chosen.multiple_of,
+            relaxed=chosen.relaxed,
+            latency=chosen.latency,
         )
+
+    def _asked_latency(
+        self, latency: float | str | None, latencies: LatencyTable | None, relative_to: str
+    ) -> tuple[float | None, LatencyTable | None]:
+        """The keep ratio of the time that is asked for, and the table; None where there is none."""
+        if latency is None and latencies is None:
+            return None, None
+        if latencies is None:
+            raise OptionError(
+                f"latency={latency!r} needs measured times; pass latencies=slimrank.measure_latency(study), "
+                "or a table that was saved: slimrank.Latencies.load(path)"
+            )
+        table = check_table(latencies, self.structure)
+        if latency is None:
+            raise OptionError("latencies= is given without a latency; add one, e.g. latency=0.6")
+        if relative_to == "original":
+            raise OptionError(
+                "relative_to='original' is for counted costs: the table has times of the model that was "
+                "studied; leave it out beside latency="
+            )
+        return latency_ratio(latency, table.times), table
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""
@@ -638,6 +696,25 @@ def _damage_at(source: PlanSource, keep: float) -> float:
         # A curve that is not finite is refused by name where a plan is asked for.
         return inf
     return inf if plan.damage is None else plan.damage
+
+
+def _within_latency(
+    selected: Callable[[float | None], tuple[Plan, Rounding]], table: LatencyTable, asked: float
+) -> tuple[Plan, Rounding]:
+    """The plan whose predicted time is within a keep ratio, and what its ranks are multiples of.
+
+    Where three groups and more make the width of a layer, a whole one between two steps counts a little less
+    while a plan is chosen than it takes: what that comes to is taken off the budget, and the plan is chosen
+    again.
+    """
+    budget = asked
+    for tries_left in reversed(range(_MAX_LATENCY_TRIES)):
+        plan, rounding = selected(budget)
+        latency = planned_latency(table, plan.steps[-1], asked)
+        if latency.predicted <= asked * (1 + _LATENCY_ROUNDING) or not tries_left:
+            break
+        budget *= asked / latency.predicted
+    return replace(plan, latency=latency), rounding
 
 
 def check_plan(plan: object) -> None:

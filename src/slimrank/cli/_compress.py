@@ -29,12 +29,14 @@ from slimrank.cli._typed import (
     check_out,
     hook_at,
     model_to_compress,
+    read_latency,
     read_multiple_of,
     refuse_given,
     split_names,
     study_from_text,
 )
 from slimrank.deploy import FORMATS, Precision, check_export, format_of
+from slimrank.latency import BACKENDS, PRECISIONS
 from slimrank.records import Method
 
 # Methods of --split where --methods names none: those of ``slimrank.search_split``.
@@ -46,6 +48,25 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @click.argument("batches")
 @click.option("--out", type=PATH, required=True, help="Directory of the compressed model.")
 @budget_options
+@click.option(
+    "--latency",
+    metavar="RATIO|TIME",
+    help="Keep ratio of the measured time, or a time such as 4.5ms: measured, planned, met in --backend.",
+)
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    help=f"Of --latency: {' or '.join(BACKENDS)}.",
+)
+@click.option("--threads", type=int, default=1, show_default=True, help="Of --backend.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Samples in the batch that is timed.")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    help=f"Of the file that is timed: {' or '.join(PRECISIONS)}.",
+)
 @click.option("--max-drop", type=float, help="No budget: the smallest model that loses at most this.")
 @click.option("--split", is_flag=True, help="One method, then the other of --methods: the best split.")
 @click.option("--score", metavar="REF", help="With --max-drop or --split: function of the model.")
@@ -87,6 +108,11 @@ def compress(
     params: float | None,
     bytes: float | None,
     multiple_of: tuple[str, ...],
+    latency: str | None,
+    backend: str,
+    threads: int,
+    batch: int,
+    precision: str,
     max_drop: float | None,
     split: bool,
     score: str | None,
@@ -131,6 +157,11 @@ def compress(
             macs=macs,
             params=params,
             bytes=bytes,
+            latency=read_latency(latency),
+            backend=backend,
+            threads=threads,
+            batch=batch,
+            precision=precision,
             compete=compete,
             multiple_of=read_multiple_of(multiple_of),
             on_layer=hook_at(on_layer),
@@ -143,7 +174,9 @@ def compress(
         )
     else:
         refuse_given(
-            ctx, ("on_layer", "compete", "relative_to"), "--max-drop and --split try plans of their own"
+            ctx,
+            ("on_layer", "compete", "relative_to", "latency", "backend", "threads", "batch", "precision"),
+            "--max-drop and --split try plans of their own",
         )
         judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
         chosen = study_from_text(options)

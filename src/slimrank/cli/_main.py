@@ -7,6 +7,7 @@ import slimrank as sr
 from slimrank.cli._apply import apply
 from slimrank.cli._compress import compress
 from slimrank.cli._export import export
+from slimrank.cli._latency import latency
 from slimrank.cli._other import demo, env
 from slimrank.cli._plan import plan
 from slimrank.cli._score import score
@@ -25,7 +26,7 @@ def cli() -> None:
     """
 
 
-for _command in (demo, study, plan, score, apply, compress, export, report, env):
+for _command in (demo, study, plan, score, latency, apply, compress, export, report, env):
     cli.add_command(_command)
 
 

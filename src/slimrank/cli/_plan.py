@@ -18,7 +18,7 @@ from slimrank.cli._options import (
     relative_to_option,
     skip_option,
 )
-from slimrank.cli._typed import read_multiple_of, split_names
+from slimrank.cli._typed import read_latency, read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import MultipleOf, SettingLike, read_settings
 from slimrank.records import METRICS, PRUNING, Metric
@@ -35,6 +35,12 @@ from slimrank.report import plan_facts, render_plan
     show_default=True,
     help="How ranks are chosen.",
 )
+@click.option(
+    "--latency",
+    metavar="RATIO|TIME",
+    help="Keep ratio of the measured time, or a time such as 4.5ms; with --latencies.",
+)
+@click.option("--latencies", "times", type=PATH, help="Table of measured times, of slimrank latency.")
 @methods_option
 @skip_option
 @click.option("--scores", "table", type=PATH, help="Choose by this eval-score table.")
@@ -51,6 +57,8 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
 def plan(
     study_dir: Path,
+    latency: str | None,
+    times: Path | None,
     methods: tuple[str, ...],
     skip: tuple[str, ...],
     table: Path | None,
@@ -72,7 +80,9 @@ def plan(
     multiple_of = read_multiple_of(budgets["multiple_of"], default="auto" if manual is None else 1)
     ratios = {metric: budgets[metric] for metric in METRICS}
     if manual is not None:
-        _refuse_beside_manual(ratios, table, methods, skip)
+        _refuse_beside_manual(
+            ratios, {"--scores": table, "--latency": latency, "--latencies": times}, methods, skip
+        )
         chosen = _manual_plan(measured, manual, base, multiple_of)
     else:
         if base is not None:
@@ -83,6 +93,8 @@ def plan(
             macs=budgets["macs"],
             params=budgets["params"],
             bytes=budgets["bytes"],
+            latency=read_latency(latency),
+            latencies=None if times is None else sr.Latencies.load(times),
             select=budgets["select"],
             multiple_of=multiple_of,
             methods=split_names(methods) or None,
@@ -109,12 +121,13 @@ def plan(
 
 
 def _refuse_beside_manual(
-    ratios: Mapping[Metric, float | None], table: Path | None, methods: Sequence[str], skip: Sequence[str]
+    ratios: Mapping[Metric, float | None],
+    others: Mapping[str, object],
+    methods: Sequence[str],
+    skip: Sequence[str],
 ) -> None:
     given = [f"--{metric}" for metric, ratio in ratios.items() if ratio is not None]
-    given += [
-        name for name, value in (("--scores", table), ("--methods", methods), ("--skip", skip)) if value
-    ]
+    given += [name for name, value in {**others, "--methods": methods, "--skip": skip}.items() if value]
     if given:
         raise OptionError(f"--manual says all; leave out {', '.join(given)}")
 

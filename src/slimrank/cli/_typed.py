@@ -200,6 +200,14 @@ def read_multiple_of(entries: Sequence[str], *, default: int | Literal["auto"] =
     return by_glob if others is None else {**by_glob, "*": others}
 
 
+def read_latency(text: str | None) -> float | str | None:
+    """A ratio, or a time as it was typed, for ``Study.plan``; None where nothing was typed."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def refuse_given(ctx: click.Context, names: Sequence[str], why: str) -> None:
     """Refuses options that would be without effect."""
     given = [

@@ -29,6 +29,7 @@ from slimrank.cost._rows import (
     rows_available,
 )
 from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
+from slimrank.cost._time import group_is_inside, group_time, network_time, rows_and_columns
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -51,7 +52,9 @@ __all__ = [
     "fitting_bytes",
     "forms_of",
     "gains_bias",
+    "group_is_inside",
     "group_share",
+    "group_time",
     "is_wide",
     "keeps_rows",
     "kept_shape",
@@ -60,6 +63,7 @@ __all__ = [
     "max_rank",
     "model_cost",
     "moment_bytes",
+    "network_time",
     "pair_cost",
     "pair_costs",
     "pair_has_bias",
@@ -69,6 +73,7 @@ __all__ = [
     "row_cap",
     "row_view",
     "row_width",
+    "rows_and_columns",
     "rows_available",
     "slimmed_spec",
     "stays",

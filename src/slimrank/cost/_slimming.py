@@ -135,7 +135,7 @@ def model_cost(
     """
     # A group that keeps all its units changes nothing: its consumers are not fitted anew, and get no bias.
     kept = {group: units for group, units in kept.items() if len(units) < channels.groups[group].units}
-    blocks = _outermost(channels, dropped)
+    blocks = outermost_blocks(channels, dropped)
     prefixes = tuple(f"{block.name}." for block in blocks)
     replaced = {name: setting for name, setting in settings.items() if not f"{name}.".startswith(prefixes)}
     cost = before
@@ -226,7 +226,7 @@ def _bias_cost(spec: LayerSpec) -> Cost:
     return Cost(macs=0, params=spec.n_outputs, bytes=spec.n_outputs * spec.itemsize)
 
 
-def _outermost(channels: ChannelMap, dropped: Collection[str]) -> tuple[BlockSpec, ...]:
+def outermost_blocks(channels: ChannelMap, dropped: Collection[str]) -> tuple[BlockSpec, ...]:
     """Dropped blocks that are inside no other dropped one: their costs include what is inside them."""
     return tuple(
         channels.blocks[name]

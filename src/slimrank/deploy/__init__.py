@@ -2,8 +2,16 @@
 """Save and load, without pickle; files for other runtimes."""
 
 from slimrank.deploy._check import Reading
-from slimrank.deploy._export import check_export, export_model
-from slimrank.deploy._formats import FORMATS, format_of
+from slimrank.deploy._export import (
+    OpenFile,
+    TimedFile,
+    check_export,
+    export_model,
+    write_open,
+    write_timed,
+)
+from slimrank.deploy._formats import FORMATS, format_named, format_of
+from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._quantizer import Precision
 from slimrank.deploy._saved_model import (
@@ -16,22 +24,31 @@ from slimrank.deploy._saved_model import (
     update_artifact,
 )
 from slimrank.deploy._source import ExportSource
+from slimrank.deploy._timing import Comparison, compare_in_turns
 
 __all__ = [
     "FORMATS",
     "PLAN_FILE",
     "REPORT_FILE",
+    "Comparison",
     "ExportSource",
+    "NodeTime",
+    "OpenFile",
     "Precision",
     "Prepared",
     "Reading",
+    "TimedFile",
     "check_export",
     "check_target",
+    "compare_in_turns",
     "export_model",
+    "format_named",
     "format_of",
     "is_saved_model",
     "load_artifact",
     "prepare",
     "save_artifact",
     "update_artifact",
+    "write_open",
+    "write_timed",
 ]

@@ -3,7 +3,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from numbers import Integral
@@ -20,6 +20,7 @@ from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
 from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._named_model import NamedModel, named_model
+from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
 from slimrank.deploy._quantize import (
@@ -202,6 +203,103 @@ def export_model(
         notes=notes,
         int8=told_int8,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TimedFile:
+    """A file that was written to be timed.
+
+    Attributes:
+        run: runs the batch once.
+        nodes: runs it with the runtime's profile: what each node takes.
+        batch: samples of the batch.
+    """
+
+    run: Callable[[], object]
+    nodes: Callable[[], tuple[NodeTime, ...]]
+    batch: int
+
+
+def write_timed(
+    model: nn.Module, batches: Iterable[Batch], folder: Path, *, format: str, batch: int, threads: int
+) -> TimedFile:
+    """Writes a model as ``export_model`` does, unchecked, and opens it in the runtime for its times.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made, and must stay while the file is timed.
+        format: a name of the table.
+        batch: samples in the batch.
+        threads: of the runtime.
+
+    Returns:
+        The open file. ``batch`` differs where the file takes one other size only.
+
+    Raises:
+        UnknownNameError: no such format.
+        MissingPackageError: a package of the format is not installed.
+        ExportError: the model cannot be written in this format, or its runtime has no profile.
+        BatchesError: the model refuses the samples.
+    """
+    row = format_named(format)
+    profile = row.profile
+    if profile is None:
+        raise ExportError(f"format={format!r}: its runtime does not tell what each node takes; take 'onnx'")
+    built, given = _unchecked(row, model, batches, folder, batch=batch, threads=threads)
+    return TimedFile(
+        run=built.runtime(given),
+        nodes=lambda: profile(built.path, built.program, threads)(given),
+        batch=given.n_samples,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OpenFile:
+    """A file that is only run.
+
+    Attributes:
+        run: runs the batch once.
+        batch: samples of the batch.
+    """
+
+    run: Callable[[], object]
+    batch: int
+
+
+def write_open(
+    model: nn.Module, batches: Iterable[Batch], folder: Path, *, format: str, batch: int, threads: int
+) -> OpenFile:
+    """As ``write_timed``, for runtimes without a profile as well.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made, and must stay while the file is run.
+        format: a name of the table.
+        batch: samples in the batch.
+        threads: of the runtime.
+
+    Returns:
+        The open file. ``batch`` differs where the file takes one other size only.
+
+    Raises:
+        SlimrankError: as ``write_timed``.
+    """
+    built, given = _unchecked(format_named(format), model, batches, folder, batch=batch, threads=threads)
+    return OpenFile(run=built.runtime(given), batch=given.n_samples)
+
+
+def _unchecked(
+    row: Format, model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
+) -> tuple[_Built, Batch]:
+    """A file that was written, and the batch that it is run with."""
+    with _TURN:
+        samples = read_samples(batches)
+        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
+        built = builder.build(model, folder, None)
+    size = batch if built.program.is_dynamic else built.program.batch.n_samples
+    return built, samples.take(0, size)
 
 
 def check_export(

@@ -17,10 +17,13 @@ from slimrank.deploy._executorch import (
     write_executorch,
 )
 from slimrank.deploy._executorch_int8 import write_executorch_int8, write_executorch_int8_weights
+from slimrank.deploy._node_times import Profiler
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
 from slimrank.deploy._onnx_int8 import write_onnx_int8, write_onnx_int8_weights
+from slimrank.deploy._onnx_profile import profile_onnx
 from slimrank.deploy._openvino import open_openvino, open_openvino_inside, write_openvino
 from slimrank.deploy._openvino_int8 import write_openvino_int8, write_openvino_int8_weights
+from slimrank.deploy._openvino_profile import profile_openvino
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._quantizer import Quantizer
@@ -51,6 +54,7 @@ class Format:
         largest_batch: samples that its files take at least where they take several numbers of samples, since
             the format needs a bound; None where it needs none.
         precisions: how it writes int8, by the value of ``quantize``.
+        profile: opens a file so that the runtime tells what each node takes; None where it does not.
     """
 
     suffix: str
@@ -62,6 +66,7 @@ class Format:
     notes: Callable[[Path, Program], Sequence[Note]] | None = None
     largest_batch: int | None = None
     precisions: Mapping[str, Quantizer] = field(default_factory=dict)
+    profile: Callable[[Path, Program, int], Profiler] | None = None
 
 
 FORMATS: dict[str, Format] = {
@@ -76,6 +81,7 @@ FORMATS: dict[str, Format] = {
             "int8": Quantizer(write=write_onnx_int8),
             "int8_weights": Quantizer(write=write_onnx_int8_weights, has_batches=False),
         },
+        profile=profile_onnx,
     ),
     "torch": Format(
         suffix=".pt2",
@@ -120,6 +126,7 @@ FORMATS: dict[str, Format] = {
                 has_batches=False,
             ),
         },
+        profile=profile_openvino,
     ),
     "executorch": Format(
         suffix=".pte",

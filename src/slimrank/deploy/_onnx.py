@@ -23,6 +23,7 @@ from slimrank.forward import Batch
 if TYPE_CHECKING:
     from onnx import ModelProto
     from onnx_ir import Graph
+    from onnxruntime import InferenceSession
 
 EXTRA = "export"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -121,22 +122,10 @@ def open_onnx_inside(path: Path, program: Program, names: Sequence[str]) -> tupl
 
 
 def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int) -> Runtime:
-    ort = onnx_package("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Errors only: it warns of what it leaves to other devices, and of initializers that nothing reads.
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(
-            f"onnxruntime {ort.__version__} refuses the file of {program.model.title}: "
-            f"{told(error)}; {_advice(program)}"
-        ) from error
-    known = {value.name for value in session.get_inputs()}
+    session = open_session(data, program, threads)
 
     def bind(batch: Batch) -> Bound:
-        feeds = _feeds(program, known, batch)
+        feeds = session_feeds(session, program, batch)
 
         def run() -> Sequence[Tensor]:
             try:
@@ -150,6 +139,55 @@ def _session(data: bytes, program: Program, outputs: Sequence[str], threads: int
         return run
 
     return bind
+
+
+def open_session(
+    data: bytes,
+    program: Program,
+    threads: int,
+    *,
+    profile: Path | None = None,
+    optimised: Path | None = None,
+) -> "InferenceSession":
+    """A session of onnxruntime on the CPU.
+
+    Args:
+        data: the file.
+        program: that was written.
+        threads: of onnxruntime.
+        profile: where the runtime writes what each node took, a beginning of a file name; None for no
+            profile.
+        optimised: where the graph is written as the runtime made it; None for nowhere.
+
+    Returns:
+        The session.
+
+    Raises:
+        ExportError: onnxruntime refuses the file.
+        MissingPackageError: the package is not installed.
+    """
+    ort = onnx_package("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Errors only: it warns of what it leaves to other devices, and of initializers that nothing reads.
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    try:
+        session: InferenceSession = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            f"onnxruntime {ort.__version__} refuses the file of {program.model.title}: "
+            f"{told(error)}; {_advice(program)}"
+        ) from error
+    return session
+
+
+def session_feeds(session: "InferenceSession", program: Program, batch: Batch) -> dict[str, object]:
+    """Arrays of a batch by the names of the inputs that a session has."""
+    return _feeds(program, {value.name for value in session.get_inputs()}, batch)
 
 
 def _advice(program: Program) -> str:

@@ -24,7 +24,7 @@ from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.forward import Batch
 
 if TYPE_CHECKING:
-    from openvino import Core, Model
+    from openvino import CompiledModel, Core, InferRequest, Model
 
 EXTRA = "openvino"
 PACKAGES = ("openvino",)
@@ -91,7 +91,7 @@ def open_openvino(path: Path, program: Program, threads: int) -> Runtime:
         MissingPackageError: the package is not installed.
     """
     core = openvino_core()
-    model = _read(core, path, program)
+    model = read_model(core, path, program)
     for port, name in zip(model.outputs, program.outputs, strict=True):
         if port.get_element_type().get_type_name() == "bf16":
             raise ExportError(
@@ -116,7 +116,7 @@ def open_openvino_inside(
     """
     openvino = _package("openvino")
     core = openvino_core()
-    model = _read(core, path, program)
+    model = read_model(core, path, program)
     # Nodes are called after the node of the program that they were made from; the last one has its value.
     last = {
         node.get_friendly_name().partition("/")[0]: node
@@ -137,39 +137,74 @@ def openvino_core() -> "Core":
     return core
 
 
-def _read(core: "Core", path: Path, program: Program) -> "Model":
+def read_model(core: "Core", path: Path, program: Program) -> "Model":
+    """The graph of a file.
+
+    Raises:
+        ExportError: OpenVINO refuses the file.
+    """
     try:
         return core.read_model(path)
     except Exception as error:
         raise ExportError(_open_refusal(program, error)) from error
 
 
-def _compiled(core: "Core", model: "Model", program: Program, threads: int) -> Runtime:
-    openvino = _package("openvino")
+def compile_model(
+    core: "Core", model: "Model", program: Program, threads: int, *, profile: bool = False
+) -> "CompiledModel":
+    """A graph made ready for the CPU, in float32, for short times of one batch.
+
+    Args:
+        core: OpenVINO's entry.
+        model: the graph.
+        program: that was written.
+        threads: of OpenVINO.
+        profile: take the time of each node.
+
+    Returns:
+        The graph, ready to run.
+
+    Raises:
+        ExportError: OpenVINO refuses the file.
+    """
     options = {
         # The default is bfloat16 where the CPU has it: 4e-3 away from the model, and not always faster.
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
+        "PERF_COUNT": profile,
     }
     try:
-        compiled = core.compile_model(model, "CPU", options)
+        return core.compile_model(model, "CPU", options)
     except Exception as error:
         raise ExportError(_open_refusal(program, error)) from error
 
+
+def give_inputs(request: "InferRequest", program: Program, batch: Batch) -> None:
+    """Hands the tensors of a batch to a request.
+
+    Raises:
+        ExportError: OpenVINO refuses one.
+    """
+    openvino = _package("openvino")
+    for name, tensor in program.model.input_tensors(batch).items():
+        array = array_of(name, tensor)
+        try:
+            # A copy: OpenVINO's own memory is aligned, and numpy's may be read-only.
+            given = openvino.Tensor(array, shared_memory=False)
+            request.set_tensor(name, given)
+        except Exception as error:
+            raise ExportError(_run_refusal(batch, error)) from error
+
+
+def _compiled(core: "Core", model: "Model", program: Program, threads: int) -> Runtime:
+    compiled = compile_model(core, model, program, threads)
     kinds = [port.get_element_type().get_type_name() for port in compiled.outputs]
 
     def bind(batch: Batch) -> Bound:
         request = compiled.create_infer_request()
-        for name, tensor in program.model.input_tensors(batch).items():
-            array = array_of(name, tensor)
-            try:
-                # A copy: OpenVINO's own memory is aligned, and numpy's may be read-only.
-                given = openvino.Tensor(array, shared_memory=False)
-                request.set_tensor(name, given)
-            except Exception as error:
-                raise ExportError(_run_refusal(batch, error)) from error
+        give_inputs(request, program, batch)
 
         def run() -> Sequence[Tensor]:
             try:

@@ -109,6 +109,7 @@ def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
         score_loss=None,
         gap=None,
         budgets={},
+        latency=None,
     )
     return plan, tuple(
         Note(where=name, text=f"the plan slims it, but its channels all stay, so more is left: {problem}")

@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan values, their file, and their checks."""
 
+from slimrank.plan._latency import (
+    LatencyTable,
+    check_latency,
+    check_table,
+    latency_ratio,
+    planned_latency,
+)
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
 from slimrank.plan._plan import Plan, PlanSource, plan_on, with_multiples
 from slimrank.plan._rounding import (
@@ -14,9 +21,19 @@ from slimrank.plan._rounding import (
 )
 from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, slimmable_groups, step_of
-from slimrank.plan._structure import Step, Structure, are_same_steps, check_structure, names_of, structure_of
+from slimrank.plan._structure import (
+    HasSteps,
+    Step,
+    Structure,
+    are_same_steps,
+    check_structure,
+    names_of,
+    structure_of,
+)
 
 __all__ = [
+    "HasSteps",
+    "LatencyTable",
     "MultipleOf",
     "Multiples",
     "Plan",
@@ -27,16 +44,20 @@ __all__ = [
     "Structure",
     "are_same_steps",
     "block_damage_at",
+    "check_latency",
     "check_multiple_of",
     "check_structure",
+    "check_table",
     "damage_at",
     "form_of",
     "group_damage_at",
     "is_inside",
+    "latency_ratio",
     "method_of",
     "multiple_for",
     "names_of",
     "plan_on",
+    "planned_latency",
     "read_settings",
     "rounding_steps",
     "slimmable_groups",

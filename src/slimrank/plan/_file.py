@@ -31,7 +31,17 @@ from slimrank.plan._layer_setting import form_of, method_of
 from slimrank.plan._rounding import Multiples, check_multiple_of, multiple_for
 from slimrank.plan._step import check_dropped, check_groups, check_pair, step_of
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
-from slimrank.records import METRICS, Call, ChannelMap, Cost, LayerKind, LayerSpec, Metric, Setting
+from slimrank.records import (
+    METRICS,
+    Call,
+    ChannelMap,
+    Cost,
+    LayerKind,
+    LayerSpec,
+    Metric,
+    PlannedLatency,
+    Setting,
+)
 
 # Written into each plan file; a higher number would keep older versions from misreading a new layout.
 PLAN_FORMAT = 1
@@ -39,8 +49,8 @@ PLAN_FORMAT = 1
 # Every file has these.
 _PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
 # Older files lack the first; the second is written where a step slims groups, the third where "auto" chose
-# multiples.
-_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed")
+# multiples, the last where the plan was chosen by measured times.
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency")
 # Who may have chosen a plan.
 _SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
 # Spelled out, so that a kind read from a file gets the type of the literal.
@@ -63,6 +73,7 @@ class PlanFields(TypedDict):
     multiple_of: Multiples
     budgets: Mapping[Metric, float]
     relaxed: tuple[str, ...] | None
+    latency: PlannedLatency | None
 
 
 def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> None:
@@ -97,11 +108,15 @@ def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> N
         content["choice"] = _choice_checksum(plan["steps"])
     if plan["relaxed"] is not None:
         content["relaxed"] = list(plan["relaxed"])
+    if plan["latency"] is not None:
+        content["latency"] = {
+            known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)
+        }
     try:
         text = to_text(content)
     except ValueError as error:
         raise PlanError(
-            f"plan: damage, score_loss, gap or a budget is not finite ({error}); plan anew"
+            f"plan: damage, score_loss, gap, latency or a budget is not finite ({error}); plan anew"
         ) from error
     write_text(path, text, what="plan file")
 
@@ -143,10 +158,11 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     after = cost_after(before, steps, has_bias=has_bias)
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
     relaxed = _relaxed_from_json(content["relaxed"], steps, where) if "relaxed" in content else None
+    latency = _latency_from_json(content["latency"], f"{where}: latency") if "latency" in content else None
     written_after = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
     if written_after != after or content.get("choice", _choice_checksum(steps)) != _choice_checksum(steps):
         # A person edited the file: what was predicted and asked for belonged to the old settings.
-        select, damage, score_loss, gap, budgets = "manual", None, None, None, {}
+        select, damage, score_loss, gap, budgets, latency = "manual", None, None, None, {}, None
         if not _are_multiples(steps, multiple_of):
             multiple_of, relaxed = 1, None
     return PlanFields(
@@ -160,6 +176,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
         multiple_of=multiple_of,
         budgets=budgets,
         relaxed=relaxed,
+        latency=latency,
     )
 
 
@@ -389,6 +406,19 @@ def _budgets_from_json(value: Json, where: str) -> dict[Metric, float]:
     return {
         metric: as_number(content[metric], f"{where}.{metric}") for metric in METRICS if metric in content
     }
+
+
+def _latency_from_json(value: Json, where: str) -> PlannedLatency:
+    content = as_object(value, where, required=tuple(known.name for known in fields(PlannedLatency)))
+    return PlannedLatency(
+        asked=as_number(content["asked"], f"{where}.asked"),
+        predicted=as_number(content["predicted"], f"{where}.predicted"),
+        before_ms=as_number(content["before_ms"], f"{where}.before_ms"),
+        backend=as_text(content["backend"], f"{where}.backend"),
+        threads=as_integer(content["threads"], f"{where}.threads"),
+        batch=as_integer(content["batch"], f"{where}.batch"),
+        precision=as_text(content["precision"], f"{where}.precision"),
+    )
 
 
 def _multiple_from_json(value: Json, steps: tuple[Step, ...], where: str) -> Multiples:

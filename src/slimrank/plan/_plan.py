@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol, TypeVar, cast
 
 from slimrank._errors import OptionError, PlanError, RankError
+from slimrank.cost import group_is_inside
 from slimrank.plan._diff import plan_difference
 from slimrank.plan._file import PlanFields, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
@@ -25,14 +26,23 @@ from slimrank.plan._settings_file import read_settings
 from slimrank.plan._step import (
     block_damage_at,
     group_damage_at,
-    group_is_inside,
     is_inside,
     slimmable_groups,
     step_of,
 )
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
 from slimrank.plan._typed_settings import check_known, groups_called, settings_by_kind, units_for
-from slimrank.records import METRICS, BlockDamage, Cost, Curve, GroupCurve, Metric, Setting, ratio_of
+from slimrank.records import (
+    METRICS,
+    BlockDamage,
+    Cost,
+    Curve,
+    GroupCurve,
+    Metric,
+    PlannedLatency,
+    Setting,
+    ratio_of,
+)
 
 _Made = TypeVar("_Made")
 
@@ -105,6 +115,8 @@ class Plan:
         budgets: metric -> keep ratio that was asked for, of the original model.
         relaxed: layers and groups whose rank or width is no multiple by the rule of "auto", because the
             budget is out of reach with it, or they were set by hand; None where no multiple was "auto".
+        latency: what was asked for and predicted, where the last step was chosen by measured times; else
+            None.
 
     Example:
         >>> from slimrank.plan import structure_of
@@ -139,6 +151,7 @@ class Plan:
     multiple_of: Multiples = 1
     budgets: Mapping[Metric, float] = field(default_factory=dict)
     relaxed: tuple[str, ...] | None = None
+    latency: PlannedLatency | None = None
 
     @classmethod
     def manual(
@@ -218,7 +231,7 @@ class Plan:
 
         Returns:
             The plan. Where settings were edited, its ``select`` is "manual", and ``damage``, ``score_loss``,
-            ``gap`` and ``budgets``, which belonged to the old ones, are empty.
+            ``gap``, ``budgets`` and ``latency``, which belonged to the old ones, are empty.
 
         Raises:
             FileError: the file is missing or cannot be read.
@@ -286,6 +299,7 @@ class Plan:
             budgets={},
             multiple_of=1,
             relaxed=None,
+            latency=None,
         )
 
     def keep_ratio(self, metric: Metric) -> float:
@@ -314,8 +328,8 @@ class Plan:
                 where "auto" chose them, what you say is taken as it stands.
 
         Returns:
-            A new plan; its ``select`` is "manual", and ``damage``, ``score_loss``, ``gap`` and ``budgets``
-            are empty.
+            A new plan; its ``select`` is "manual", and ``damage``, ``score_loss``, ``gap``, ``budgets`` and
+            ``latency`` are empty.
 
         Raises:
             UnknownNameError: no such layer, group, block, method or form.
@@ -338,6 +352,7 @@ class Plan:
             score_loss=None,
             gap=None,
             budgets={},
+            latency=None,
         )
         return edited if self.relaxed is None else self._relaxed_as(edited)
 
@@ -422,6 +437,8 @@ class Plan:
         after = self.after
         ratios = [f"{metric} {ratio_of(self.before, after, metric):.4f}" for metric in METRICS]
         steps = f"step {len(self.steps)}, " if len(self.steps) > 1 else ""
+        if self.latency is not None:
+            ratios.append(f"latency {self.latency.predicted:.4f}")
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
 
 

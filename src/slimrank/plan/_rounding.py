@@ -96,17 +96,24 @@ class _ByName(dict[str, int]):
     """Multiples by whole names, none of which is a glob: looked up instead of compared."""
 
 
-def rounding_steps(multiple_of: MultipleOf, structure: Structure) -> tuple[Rounding, ...]:
+def rounding_steps(
+    multiple_of: MultipleOf, structure: Structure, *, step: int | None = None
+) -> tuple[Rounding, ...]:
     """The numbers to plan with: first by the rule of "auto", then lower ones, for budgets out of reach.
 
     Args:
         multiple_of: as a caller gave it, checked.
         structure: of the model.
+        step: where times are stairs, ranks and widths at which they are known are multiples of this: "auto"
+            means it, and other numbers are raised to multiples of it. None where no times matter.
 
     Returns:
-        One rounding where no "auto" is used. Else the largest numbers of each are lower than in the one
-        before, and in the last "auto" is 1.
+        One rounding where no "auto" is used, or with a step. Else the largest numbers of each are lower than
+        in the one before, and in the last "auto" is 1.
     """
+    if step is not None:
+        # Below a step a rank costs what the step costs: lower numbers would only seem to be faster.
+        multiple_of = _raised(multiple_of, step)
     if not has_auto(multiple_of):
         return (Rounding(ranks=multiple_of, widths=multiple_of),)  # type: ignore[arg-type]
     ranks = {
@@ -130,6 +137,14 @@ def rounding_steps(multiple_of: MultipleOf, structure: Structure) -> tuple[Round
     ]
     # Twice the same would only be tried in vain.
     return tuple(step for index, step in enumerate(steps) if step not in steps[:index])
+
+
+def _raised(multiple_of: MultipleOf, step: int) -> Multiples:
+    """Multiples of a step, for every layer."""
+    entries = dict(multiple_of) if isinstance(multiple_of, Mapping) else {"*": multiple_of}
+    raised = {glob: step if _is_auto(number) else lcm(int(number), step) for glob, number in entries.items()}
+    # What no glob matches takes any multiple of the step.
+    return next(iter(raised.values())) if not isinstance(multiple_of, Mapping) else {**raised, "*": step}
 
 
 def rank_multiple(spec: LayerSpec) -> int:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from slimrank._errors import PlanError, RankError
 from slimrank._names import nearest
-from slimrank.cost import layer_cost, max_rank, pair_cost, slimmed_spec
+from slimrank.cost import group_is_inside, layer_cost, max_rank, pair_cost, slimmed_spec
 from slimrank.plan._structure import Step, Structure
 from slimrank.records import BlockDamage, ChannelMap, GroupCurve, GroupSpec, LayerSpec, Setting
 
@@ -170,15 +170,6 @@ def is_inside(name: str, blocks: Collection[str]) -> bool:
     The dot at the end keeps block ``layer1`` from holding ``layer10``.
     """
     return f"{name}.".startswith(tuple(f"{block}." for block in blocks))
-
-
-def group_is_inside(channels: ChannelMap, group: str, blocks: Collection[str]) -> bool:
-    """Whether every tensor that a group touches is inside one of these blocks."""
-    touched = [
-        name for name, tensor in channels.tensors.items() if any(axis.group == group for axis in tensor.axes)
-    ]
-    # A group without tensors is inside nothing, though ``all`` of nothing is true.
-    return bool(touched) and all(is_inside(name, blocks) for name in touched)
 
 
 def slimmable_groups(channels: ChannelMap) -> dict[str, GroupSpec]:

@@ -3,7 +3,9 @@
 
 from slimrank.recipes._compress import compress
 from slimrank.recipes._export import export
+from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._measure_scores import measure_scores
+from slimrank.recipes._meet_latency import meet_latency
 from slimrank.recipes._replay import apply, load
 from slimrank.recipes._smallest import smallest
 from slimrank.recipes._split import search_split
@@ -13,7 +15,9 @@ __all__ = [
     "compress",
     "export",
     "load",
+    "measure_latency",
     "measure_scores",
+    "meet_latency",
     "search_split",
     "smallest",
 ]

@@ -71,6 +71,7 @@ class Rivals:
         self._count_seconds(result.seconds)
         # Where a group could not be slimmed after all, the result is above the budget: that must not win.
         is_over = any(result.keep_ratio(metric) > ratio for metric, ratio in plan.budgets.items())
+        is_over |= plan.latency is not None and result.plan.latency is None
         if not self._plans:
             self._is_first_sound = isfinite(value) and not is_over
         self._plans[label], self._divergences[label] = plan, value
@@ -194,7 +195,7 @@ class Rivals:
             select=chosen.select,
             budgets=chosen.budgets,
         )
-        plan = replace(plan, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed)
+        plan = replace(plan, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed, latency=chosen.latency)
         self.build("optimal, recalibrated", plan)
 
     def _scale(self, label: str) -> float | None:

@@ -3,19 +3,32 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
+from slimrank._errors import OptionError
 from slimrank._result import Result
 from slimrank._study import Study, study
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
+from slimrank.latency import check_conditions
 from slimrank.methods import METHODS
-from slimrank.plan import MultipleOf, Plan, check_multiple_of
+from slimrank.plan import (
+    LatencyTable,
+    MultipleOf,
+    Plan,
+    check_latency,
+    check_multiple_of,
+    latency_ratio,
+)
 from slimrank.recipes._compete import Rivals
-from slimrank.records import ChannelOrder, Effort, Method
+from slimrank.recipes._measure_latency import measure_latency
+from slimrank.recipes._meet_latency import within_latency
+from slimrank.records import ChannelOrder, Effort, Method, Metric
 from slimrank.select import check_budgets
 from slimrank.survey import Inputs, MemoryOption
 
@@ -23,6 +36,9 @@ from slimrank.survey import Inputs, MemoryOption
 # times it, of four networks at two budgets with two seeds, one was better on fresh samples, by 3 %: where the
 # few held-out ones preferred such a plan, that was chance. More builds more plans in vain.
 _MAX_DAMAGE: Mapping[Effort, float] = {"fast": 1.0, "normal": 1.1, "thorough": 1.5}
+
+# Plans that are built and measured for a latency, at most: the first mostly holds, the second nearly always.
+_ROUNDS = 3
 
 
 @outside_inference_mode
@@ -33,6 +49,11 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     macs: float | None = None,
     params: float | None = None,
     bytes: float | None = None,
+    latency: float | str | None = None,
+    backend: str = "onnxruntime",
+    threads: int = 1,
+    batch: int = 1,
+    precision: str = "float32",
     compete: bool = True,
     multiple_of: MultipleOf = "auto",
     on_layer: OnLayer | None = None,
@@ -68,6 +89,14 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
         params: keep ratio of the params.
         bytes: keep ratio of the bytes.
+        latency: keep ratio of the time of the original in float32, or a time, such as "4.5ms": times are
+            measured in the runtime (``slimrank.measure_latency``), and the result is measured and planned
+            again until the budget holds (``slimrank.meet_latency``). With ``run_dir`` the table is kept
+            there, as ``latencies.json``.
+        backend: the runtime, as in ``slimrank.measure_latency``; for a latency, as the next three.
+        threads: of the runtime.
+        batch: samples in the batch that is timed.
+        precision: of the file that is timed.
         compete: also build the single-method, the factors-only and the uniform plan, unless their predicted
             damage is above that of the optimal one, and return the best; False, and ``effort="fast"``, build
             the optimal plan alone.
@@ -78,11 +107,16 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         The best result; its notes list every plan that was tried.
 
     Raises:
-        SlimrankError: as in ``slimrank.study`` and ``Study.plan``.
+        SlimrankError: as in ``slimrank.study``, ``Study.plan``, ``slimrank.measure_latency`` and
+            ``slimrank.meet_latency``.
     """
     check_on_layer(on_layer)
     # Before the study, which takes long.
-    check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="compress")
+    timing = _Timing(latency=latency, backend=backend, threads=threads, batch=batch, precision=precision)
+    ratios: dict[Metric, float | None] = {"macs": macs, "params": params, "bytes": bytes}
+    if latency is None or any(ratio is not None for ratio in ratios.values()):
+        check_budgets(ratios, who="compress")
+    timing.check(relative_to)
     check_multiple_of(multiple_of, None)
     measured = study(
         model,
@@ -107,19 +141,74 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         previous=previous,
     )
 
-    def plan_of(source: Study, select: Literal["optimal", "uniform"], only: Sequence[Method] | None) -> Plan:
-        return source.plan(
-            macs=macs,
-            params=params,
-            bytes=bytes,
-            multiple_of=multiple_of,
-            select=select,
-            methods=only,
-            relative_to=relative_to,
+    def best_with(table: LatencyTable | None) -> Result:
+        """The best result of several plans, with the times of a table."""
+
+        def plan_of(
+            source: Study, select: Literal["optimal", "uniform"], only: Sequence[Method] | None
+        ) -> Plan:
+            return source.plan(
+                macs=macs,
+                params=params,
+                bytes=bytes,
+                latency=latency,
+                latencies=table,
+                multiple_of=multiple_of,
+                select=select,
+                methods=only,
+                relative_to=relative_to,
+            )
+
+        rivals = Rivals(measured, plan_of, on_layer, max_damage=_MAX_DAMAGE[effort])
+        rivals.build("optimal", plan_of(measured, "optimal", None))
+        if compete and effort != "fast":
+            rivals.build_others()
+        return rivals.best()
+
+    if latency is None:
+        return best_with(None)
+    table = timing.table(measured, run_dir, progress=progress)
+    asked = latency_ratio(latency, table.times)
+    return within_latency(measured, best_with, table, asked, rounds=_ROUNDS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timing:
+    """How ``compress`` measures time."""
+
+    latency: float | str | None
+    backend: str
+    threads: int
+    batch: int
+    precision: str
+
+    def check(self, relative_to: str) -> None:
+        """Refuses what makes no sense, before anything is measured."""
+        if self.latency is None:
+            given = (self.backend, self.threads, self.batch, self.precision)
+            if given != ("onnxruntime", 1, 1, "float32"):
+                raise OptionError(
+                    "backend=, threads=, batch= and precision= say how a latency is measured; add one, e.g. "
+                    "latency=0.6"
+                )
+            return
+        check_latency(self.latency)
+        if relative_to == "original":
+            raise OptionError("relative_to='original' is for counted costs; leave it out beside latency=")
+        check_conditions(
+            backend=self.backend, precision=self.precision, threads=self.threads, batch=self.batch
         )
 
-    rivals = Rivals(measured, plan_of, on_layer, max_damage=_MAX_DAMAGE[effort])
-    rivals.build("optimal", plan_of(measured, "optimal", None))
-    if compete and effort != "fast":
-        rivals.build_others()
-    return rivals.best()
+    def table(
+        self, measured: Study, run_dir: str | os.PathLike[str] | None, *, progress: bool
+    ) -> LatencyTable:
+        """The times of the network, measured."""
+        return measure_latency(
+            measured,
+            backend=self.backend,
+            threads=self.threads,
+            batch=self.batch,
+            precision=self.precision,
+            path=None if run_dir is None else Path(run_dir) / "latencies.json",
+            progress=progress,
+        )

@@ -8,9 +8,10 @@ from slimrank._errors import BudgetError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank.plan import MultipleOf, Plan, without_auto
+from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
 from slimrank.recipes._gauge import gauge_of
-from slimrank.records import Method, Metric, Note, ratio_of
+from slimrank.recipes._meet_latency import measured_beside
+from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
 from slimrank.scores import ScoreFn
 from slimrank.select import Select, reachable_floor
 
@@ -28,7 +29,8 @@ def smallest(
     max_drop: float = 0.01,
     score_fn: ScoreFn | None = None,
     lower_is_better: bool = False,
-    metric: Metric = "macs",
+    metric: Budgeted = "macs",
+    latencies: LatencyTable | None = None,
     tolerance: float = 0.01,
     select: Select = "optimal",
     multiple_of: MultipleOf = "auto",
@@ -47,7 +49,9 @@ def smallest(
             in the study's unit.
         score_fn: ``score_fn(model) -> float``, higher is better; None for the held-out divergence.
         lower_is_better: the score is a loss, an error rate or the like.
-        metric: "macs", "params" or "bytes", to be made small.
+        metric: "macs", "params" or "bytes", to be made small; or "latency", for the fastest model by the
+            times of ``latencies``, which is measured at the end (``Result.latency``).
+        latencies: a table of times of this network (``slimrank.measure_latency``), for "latency".
         tolerance: the search ends when a keep ratio that holds is this close above one that does not.
         select: as in ``Study.plan``.
         multiple_of: as in ``Study.plan``; where no plan with the multiples of "auto" stays within the drop,
@@ -60,15 +64,16 @@ def smallest(
 
     Raises:
         BudgetError: no budget that was tried stays within the drop.
-        OptionError: a drop or tolerance that makes no sense.
+        OptionError: a drop or tolerance that makes no sense, "latency" without ``latencies``, or they without
+            it.
+        LatencyError: a table of another network.
         ScoreError: ``score_fn`` fails or returns no finite number.
         StudyError: the study was loaded without a model.
     """
     session = session_of(study)
-    if not isinstance(max_drop, int | float) or isinstance(max_drop, bool) or not 0 <= max_drop < math.inf:
-        raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
-        raise OptionError(f"tolerance={tolerance!r}; give a share of the cost between 0 and 1, such as 0.01")
+    _check_numbers(max_drop, tolerance)
+    table = _table_for(metric, latencies, study)
+    times = None if table is None else table.times
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = Phases(shown=session.progress)
 
@@ -79,9 +84,23 @@ def smallest(
 
         def planned(ratio: float) -> Plan:
             budget: dict[str, float] = {metric: ratio}
-            return study.plan(select=select, multiple_of=multiple_of, methods=methods, skip=skip, **budget)  # type: ignore[arg-type]
+            return study.plan(
+                select=select,
+                multiple_of=multiple_of,
+                methods=methods,
+                skip=skip,
+                latencies=table,
+                **budget,  # type: ignore[arg-type]
+            )
 
-        floor = reachable_floor(study, metric, multiple_of=multiple_of, methods=methods, skip=skip)
+        floor = reachable_floor(
+            study,
+            metric,
+            multiple_of=multiple_of,
+            methods=methods,
+            skip=skip,
+            times=times,
+        )
         search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
         best: Result | None = None
         is_first = True
@@ -89,7 +108,7 @@ def smallest(
             is_first = False
             asked = search.next_ratio(lambda ratio: planned(ratio).damage or 0.0)
             plan = planned(asked)
-            reached = ratio_of(plan.start, plan.after, metric)
+            reached = _reached(plan, metric)
             if search.knows(reached):
                 # Ranks are whole: no plan lies between the bounds here, only one that was built already.
                 search.skip(asked, reached)
@@ -99,7 +118,7 @@ def smallest(
             is_within = drop <= max_drop
             note = Note(
                 where="smallest",
-                text=f"{metric} {plan.keep_ratio(metric):.4f}: drop {drop:.4g} {gauge.unit}, "
+                text=f"{metric} {_shown(plan, metric):.4f}: drop {drop:.4g} {gauge.unit}, "
                 f"{'within' if is_within else 'above'} {max_drop:g}{gauge.agreement_of(result)}",
             )
             tried.append(note)
@@ -111,7 +130,8 @@ def smallest(
 
     best = smallest_with(multiple_of)
     finest = without_auto(multiple_of)
-    if best is None and finest != multiple_of:
+    # With times "auto" means the step of the table, and so does every lower number.
+    if best is None and table is None and finest != multiple_of:
         # A small network has few multiples, and the first of them may lose more than is allowed.
         best = smallest_with(finest)
     if best is None:
@@ -119,7 +139,43 @@ def smallest(
             f"smallest: no model stays within a drop of {max_drop:g} {gauge.unit}; tried "
             f"{'; '.join(note.text for note in tried)}; raise max_drop, or give the study more samples"
         )
-    return best.with_notes(tried, best.seconds)
+    best = best.with_notes(tried, best.seconds)
+    if table is None:
+        return best
+    asked = 1.0 if best.plan.latency is None else best.plan.latency.asked
+    return measured_beside(study, table, best, asked)
+
+
+def _check_numbers(max_drop: float, tolerance: float) -> None:
+    if not isinstance(max_drop, int | float) or isinstance(max_drop, bool) or not 0 <= max_drop < math.inf:
+        raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+        raise OptionError(f"tolerance={tolerance!r}; give a share of the cost between 0 and 1, such as 0.01")
+
+
+def _table_for(metric: Budgeted, latencies: LatencyTable | None, study: Study) -> LatencyTable | None:
+    """The table of times, where a latency is to be made small; else None."""
+    if metric == LATENCY and latencies is None:
+        raise OptionError(
+            "metric='latency' needs measured times; pass latencies=slimrank.measure_latency(study)"
+        )
+    if metric != LATENCY and latencies is not None:
+        raise OptionError(
+            f"latencies= is given with metric={metric!r}; pass metric='latency', or leave it out"
+        )
+    return None if latencies is None else check_table(latencies, study.structure)
+
+
+def _reached(plan: Plan, metric: Budgeted) -> float:
+    """Keep ratio of the model that the study is of."""
+    if metric != LATENCY:
+        return ratio_of(plan.start, plan.after, metric)
+    return 1.0 if plan.latency is None else plan.latency.predicted
+
+
+def _shown(plan: Plan, metric: Budgeted) -> float:
+    """Keep ratio of the original, for people."""
+    return _reached(plan, metric) if metric == LATENCY else plan.keep_ratio(metric)
 
 
 class _Bisection:

@@ -2,7 +2,7 @@
 """Frozen values that go from room to room."""
 
 from slimrank.records._agreement import Agreement, OutputAgreement, element_at
-from slimrank.records._cost import METRICS, Cost, Metric, ratio_of
+from slimrank.records._cost import LATENCY, METRICS, Budgeted, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
 from slimrank.records._exported import Exported
 from slimrank.records._group import (
@@ -16,8 +16,10 @@ from slimrank.records._group import (
     TensorSpec,
 )
 from slimrank.records._int8 import Int8
+from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime, step_edge
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
+from slimrank.records._reached_latency import PlannedLatency, ReachedLatency
 from slimrank.records._setting import (
     CHANNEL_ORDERS,
     EFFORTS,
@@ -34,17 +36,20 @@ from slimrank.records._summary import LayerResult, Measurement, Summary
 __all__ = [
     "CHANNEL_ORDERS",
     "EFFORTS",
+    "LATENCY",
     "METRICS",
     "PRUNING",
     "Agreement",
     "AxisUnits",
     "BlockDamage",
     "BlockSpec",
+    "Budgeted",
     "Call",
     "ChannelMap",
     "ChannelOrder",
     "Cost",
     "Curve",
+    "DenseTime",
     "Effort",
     "Exported",
     "Form",
@@ -55,12 +60,17 @@ __all__ = [
     "LayerKind",
     "LayerResult",
     "LayerSpec",
+    "LayerTimes",
     "Measurement",
     "Method",
     "Metric",
+    "NetworkTimes",
     "Note",
     "OutputAgreement",
+    "PairTime",
+    "PlannedLatency",
     "ProductSpec",
+    "ReachedLatency",
     "Role",
     "Setting",
     "Summary",
@@ -68,4 +78,5 @@ __all__ = [
     "element_at",
     "ratio_of",
     "replaces_groups",
+    "step_edge",
 ]

@@ -2,7 +2,7 @@
 """What a layer or a model costs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from slimrank._errors import UnknownNameError
 from slimrank._names import nearest
@@ -10,6 +10,9 @@ from slimrank._names import nearest
 Metric = Literal["macs", "params", "bytes"]
 # In the order in which reports show them.
 METRICS: tuple[Metric, ...] = ("macs", "params", "bytes")
+# What a budget may also be for: it is measured, not counted.
+LATENCY: Final = "latency"
+Budgeted = Literal["macs", "params", "bytes", "latency"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,4 +218,5 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
         "settings": settings,
         "groups": {name: list(channels_kept) for name, channels_kept in plan.groups.items()},
         "dropped": list(plan.dropped),
+        **({} if plan.latency is None else {"latency": dict(asdict(plan.latency))}),
     }

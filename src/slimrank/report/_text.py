@@ -6,7 +6,7 @@ from textwrap import fill
 
 from slimrank.cost import layer_cost, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.plan import Plan, is_inside
-from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Summary
+from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, PlannedLatency, Summary
 from slimrank.report._agreement import agreement_lines, divergence_text, output_table
 from slimrank.report._groups import DROPPED_COLUMNS, KEPT_COLUMNS, counts_text, dropped_rows, kept_rows
 from slimrank.report._numbers import (
@@ -152,6 +152,8 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
         closing += f"; predicted loss of the score {format_damage(plan.score_loss)}"
     if plan.gap is not None:
         closing += f" ({_gap_text(plan.gap)})"
+    if plan.latency is not None:
+        closing += f"; {_latency_text(plan.latency)}"
     reasons = {
         spec.name: why_not(spec) for spec in specs.values() if not spec.methods and slimmed[spec.name] is None
     }
@@ -165,6 +167,14 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
             ),
             reasons_text("Cannot be compressed", reasons, width),
         ]
+    )
+
+
+def _latency_text(latency: PlannedLatency) -> str:
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    return (
+        f"predicted latency {latency.predicted:.4f} of {latency.before_ms:.3f} ms, asked {latency.asked:.4f} "
+        f"({latency.backend}, {latency.precision}, batch {latency.batch}, {threads})"
     )
 
 

@@ -3,12 +3,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from math import floor
+from math import floor, nextafter
 from numbers import Real
 
 from slimrank._errors import BudgetError, OptionError, UnknownNameError
 from slimrank._names import nearest
-from slimrank.records import METRICS, Cost, Metric
+from slimrank.records import METRICS, Cost, Metric, NetworkTimes
 
 
 def check_metric(metric: str) -> Metric:
@@ -81,6 +81,22 @@ def cost_limit(before: Cost, metric: Metric, ratio: float) -> int:
     limit = floor(ratio * whole)
     while limit > 0 and limit / whole > ratio:
         limit -= 1
+    return limit
+
+
+def time_limit(times: NetworkTimes, ratio: float) -> float:
+    """The longest time that a budget allows.
+
+    Args:
+        times: measured.
+        ratio: keep ratio in (0, 1].
+
+    Returns:
+        ns t with ``t / reference <= ratio`` as floats.
+    """
+    limit = ratio * times.reference
+    while limit > 0 and limit / times.reference > ratio:
+        limit = nextafter(limit, 0.0)
     return limit
 
 

@@ -2,101 +2,301 @@
 """What the model, its layers and their options cost: the one place where both selectors read it.
 
 An option is a rank of a form. Where layers alone are chosen they keep their shape, and the cost of an option
-stands in its curve. Next to groups a layer may lose rows and columns, so there the cost comes in parts: one
-for each row and one for each column that stays. A metric that is measured for each option, such as a latency,
-would enter here.
+stands in its curve. Next to groups a layer may lose rows and columns, so there the cost comes in parts. A
+latency is one more metric, whose costs come from measured times instead of shapes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import frexp, ldexp
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost import factor_costs, layer_cost
-from slimrank.plan import PlanSource
-from slimrank.records import Cost, Curve, Form, LayerSpec, Metric
+from slimrank.cost import factor_costs, group_is_inside, group_time, layer_cost, rows_and_columns
+from slimrank.plan import PlanSource, is_inside
+from slimrank.records import (
+    LATENCY,
+    Budgeted,
+    Cost,
+    Curve,
+    DenseTime,
+    Form,
+    GroupSpec,
+    LayerSpec,
+    LayerTimes,
+    NetworkTimes,
+    PairTime,
+    step_edge,
+)
+
+Floats = NDArray[np.float64]
+
+# Bits below the time of the network that coefficients are rounded to. What is added up then stays a whole
+# number of such units below 2**53, so that times add up exactly in any order, as counts do; the eight bits
+# that are left are for sums above the time of the network. An error of 2**-45, times the rows and columns of
+# a layer, is far below what can be measured.
+_TIME_BITS = 45
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CostParts:
-    """Cost of a pair without its bias: ``rank * (columns * column + rows * row)``, exact at any shape.
+    """Cost of a pair without its bias: ``fixed + rank * (each + columns * column + rows * row)``.
+
+    Exact at any shape.
 
     Attributes:
         column: (B,) float64, cost for each rank and column of the weight that stays.
         row: (B,) float64, cost for each rank and row of the weight that stays.
+        each: (B,) float64, cost for each rank; 0 but for times.
+        fixed: (B,) float64, cost of any pair; 0 but for times.
     """
 
-    column: NDArray[np.float64]
-    row: NDArray[np.float64]
+    column: Floats
+    row: Floats
+    each: Floats
+    fixed: Floats
 
 
-def as_array(cost: Cost, metrics: Sequence[Metric]) -> NDArray[np.float64]:
-    """A cost as numbers.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DenseParts:
+    """Time of a layer in one piece as costs: those that go with its shape, and where they do.
 
-    Args:
-        cost: of anything.
-        metrics: B of them, in the order that is wanted.
-
-    Returns:
-        (B,) float64. Costs are whole numbers below 2**53, so float64 holds them exactly.
+    Attributes:
+        row: (B,) float64, for each row of the weight that stays.
+        column: (B,) float64, for each column that stays.
+        product: (B,) float64, for each row and column that stay.
     """
-    return np.array([cost.metric(metric) for metric in metrics], dtype=np.float64)
+
+    row: Floats
+    column: Floats
+    product: Floats
 
 
-def whole_model_cost(source: PlanSource) -> Cost:
-    """Cost of the model that is planned for, as it stands."""
-    return source.before
+class Costing:
+    """What budgets count: B metrics, in the order that is wanted.
 
-
-def whole_layer_cost(spec: LayerSpec) -> Cost:
-    """Cost of a layer that stays as it is."""
-    return layer_cost(spec)
-
-
-def option_costs(curve: Curve, metrics: Sequence[Metric]) -> NDArray[np.float64]:
-    """Cost of each option of a layer that keeps its shape.
-
-    Args:
-        curve: of one form. Its costs count the bias that the pairs of a plan carry: a study and a score table
-            make them with the ``has_bias`` that they give to their plans.
-        metrics: B of them.
-
-    Returns:
-        (B, K) float64, one column for each rank of the curve.
+    Attributes:
+        metrics: of the budgets.
+        times: measured, rounded so that they add up exactly; None where no latency is among the metrics.
+        latency: index of the latency; None where there is none.
     """
-    return np.array([_stored(curve, metric) for metric in metrics], dtype=np.float64)
+
+    def __init__(self, metrics: Iterable[Budgeted], times: NetworkTimes | None = None) -> None:
+        """Round the times.
+
+        Args:
+            metrics: of the budgets.
+            times: measured; needed where a latency is among the metrics.
+        """
+        self.metrics: tuple[Budgeted, ...] = tuple(metrics)
+        self.latency = self.metrics.index(LATENCY) if LATENCY in self.metrics else None
+        self.times = None if times is None or self.latency is None else exact_times(times)
+
+    @property
+    def step(self) -> int:
+        """Sizes count up to the next multiple of this for times; 1 where there are none."""
+        return 1 if self.times is None else self.times.step
+
+    def as_array(self, cost: Cost) -> Floats:
+        """A counted cost as numbers.
+
+        Args:
+            cost: of anything; it takes no time.
+
+        Returns:
+            (B,) float64. Costs are whole numbers below 2**53, so float64 holds them exactly.
+        """
+        return np.array(
+            [0 if metric == LATENCY else cost.metric(metric) for metric in self.metrics], dtype=np.float64
+        )
+
+    def _time(self, time: float) -> Floats:
+        """(B,) float64, a time alone."""
+        return time * np.array([float(metric == LATENCY) for metric in self.metrics])
+
+    def whole_model(self, source: PlanSource) -> Floats:
+        """(B,) float64, cost of the model that is planned for, as it stands."""
+        counted = self.as_array(source.before)
+        return counted if self.times is None else counted + self._time(self.times.before)
+
+    def shared(self, of: Cost) -> Floats:
+        """(B,) float64, what keep ratios are shares of.
+
+        Args:
+            of: counted cost that they are shares of.
+
+        Returns:
+            Of a latency, the time of the original in float32.
+        """
+        counted = self.as_array(of)
+        return counted if self.times is None else counted + self._time(self.times.reference)
+
+    def whole_layer(self, spec: LayerSpec) -> Floats:
+        """(B,) float64, cost of a layer that stays as it is."""
+        counted = self.as_array(layer_cost(spec))
+        layer = self._layer(spec.name)
+        if layer is None:
+            return counted
+        return counted + self._time(self._whole_time(spec, layer))
+
+    def option_costs(self, spec: LayerSpec, curve: Curve) -> Floats:
+        """Cost of each option of a layer that keeps its shape.
+
+        Args:
+            spec: the layer.
+            curve: of one form. Its costs count the bias that the pairs of a plan carry: a study and a score
+                table make them with the ``has_bias`` that they give to their plans.
+
+        Returns:
+            (B, K) float64, one column for each rank of the curve; a time is inf where the form is not in the
+            table of times.
+        """
+        stored = {"macs": curve.macs, "params": curve.params, "bytes": curve.bytes}
+        costs = [
+            self._pair_times(spec, curve) if metric == LATENCY else stored[metric] for metric in self.metrics
+        ]
+        return np.array(costs, dtype=np.float64)
+
+    def _pair_times(self, spec: LayerSpec, curve: Curve) -> Floats:
+        pair = self._pair(spec.name, curve.form)
+        if pair is None:
+            return np.full(len(curve.ranks), np.inf)
+        return pair.time(curve.ranks, *step_edge(rows_and_columns(spec), self.step))
+
+    def offers(self, spec: LayerSpec, form: Form) -> bool:
+        """Whether pairs of a form may be used: always, unless times are asked for and it has none."""
+        return self.times is None or self._pair(spec.name, form) is not None
+
+    def cost_parts(self, spec: LayerSpec, form: Form) -> CostParts:
+        """Cost of the options of a layer that may lose rows and columns.
+
+        A curve cannot tell this: it holds sums at full shape only.
+
+        Args:
+            spec: the layer; its numbers of rows and columns do not matter.
+            form: how the pair is split; one that is offered.
+
+        Returns:
+            The parts.
+        """
+        column, row = (self.as_array(cost) for cost in factor_costs(spec, form))
+        pair = self._pair(spec.name, form)
+        if pair is None:
+            return CostParts(column=column, row=row, each=self._time(0.0), fixed=self._time(0.0))
+        return CostParts(
+            column=column + self._time(pair.per_column),
+            row=row + self._time(pair.per_row),
+            each=self._time(pair.per_rank),
+            fixed=self._time(pair.fixed),
+        )
+
+    def dense_parts(self, name: str) -> DenseParts | None:
+        """What the time of a layer in one piece goes with; None where no time is known."""
+        layer = self._layer(name)
+        if layer is None:
+            return None
+        return DenseParts(
+            row=self._time(layer.dense.per_row),
+            column=self._time(layer.dense.per_column),
+            product=self._time(layer.dense.per_product),
+        )
+
+    def unit_cost(self, group: str) -> Floats:
+        """(B,) float64, cost of what goes with one unit of a group and is no tensor and no product."""
+        return self._time(self._unit_time(group))
+
+    def whole_extra(self, group: GroupSpec) -> Floats:
+        """(B,) float64, what that costs beyond a unit each as long as the group is whole."""
+        return self._time(self._whole_group(group) - group.units * self._unit_time(group.name))
+
+    def _unit_time(self, group: str) -> float:
+        return 0.0 if self.times is None else self.times.groups.get(group, 0.0)
+
+    def _whole_group(self, group: GroupSpec) -> float:
+        return 0.0 if self.times is None else _rounded(self.times, group_time(self.times, group, group.units))
+
+    def whole_block(self, source: PlanSource, name: str) -> Floats:
+        """(B,) float64, cost of everything in a block."""
+        channels = source.structure.channels
+        block = channels.blocks[name]
+        counted = self.as_array(Cost(macs=block.macs, params=block.params, bytes=block.bytes))
+        if self.times is None:
+            return counted
+        layers = [spec for spec in source.structure.layers.values() if is_inside(spec.name, (name,))]
+        time = self.times.blocks.get(name, 0.0)
+        time += sum(
+            self._whole_group(group)
+            for group in channels.groups.values()
+            if group_is_inside(channels, group.name, (name,))
+        )
+        for spec in layers:
+            layer = self._layer(spec.name)
+            time += 0.0 if layer is None else self._whole_time(spec, layer)
+        return counted + self._time(time)
+
+    def number_cost(self, itemsize: int) -> Floats:
+        """Cost of one stored number that takes no MACs, such as one entry of a bias.
+
+        Args:
+            itemsize: its bytes.
+
+        Returns:
+            (B,) float64.
+        """
+        return self.as_array(Cost(macs=0, params=1, bytes=itemsize))
+
+    def _whole_time(self, spec: LayerSpec, layer: LayerTimes) -> float:
+        return float(layer.dense.time(*step_edge(rows_and_columns(spec), self.step)))
+
+    def _layer(self, name: str) -> LayerTimes | None:
+        return None if self.times is None else self.times.layers.get(name)
+
+    def _pair(self, name: str, form: Form) -> PairTime | None:
+        layer = self._layer(name)
+        return None if layer is None else layer.pairs.get(form)
 
 
-def _stored(curve: Curve, metric: Metric) -> NDArray[np.int64]:
-    return {"macs": curve.macs, "params": curve.params, "bytes": curve.bytes}[metric]
+def exact_times(times: NetworkTimes) -> NetworkTimes:
+    """The same times, rounded to units so coarse that sums of them are exact in any order."""
+
+    def rounded(time: float) -> float:
+        return _rounded(times, time)
+
+    def dense(layer: DenseTime) -> DenseTime:
+        return DenseTime(
+            fixed=rounded(layer.fixed),
+            per_row=rounded(layer.per_row),
+            per_column=rounded(layer.per_column),
+            per_product=rounded(layer.per_product),
+        )
+
+    def pair(times: PairTime) -> PairTime:
+        return PairTime(
+            fixed=rounded(times.fixed),
+            per_rank=rounded(times.per_rank),
+            per_row=rounded(times.per_row),
+            per_column=rounded(times.per_column),
+        )
+
+    return replace(
+        times,
+        layers={
+            name: LayerTimes(
+                dense=dense(layer.dense), pairs={form: pair(one) for form, one in layer.pairs.items()}
+            )
+            for name, layer in times.layers.items()
+        },
+        groups={name: rounded(time) for name, time in times.groups.items()},
+        blocks={name: rounded(time) for name, time in times.blocks.items()},
+        ragged={name: rounded(time) for name, time in times.ragged.items()},
+        fixed=rounded(times.fixed),
+        before=rounded(times.before),
+        reference=rounded(times.reference),
+    )
 
 
-def cost_parts(spec: LayerSpec, form: Form, metrics: Sequence[Metric]) -> CostParts:
-    """Cost of the options of a layer that may lose rows and columns.
-
-    A curve cannot tell this: it holds sums at full shape only.
-
-    Args:
-        spec: the layer; its numbers of rows and columns do not matter.
-        form: how the pair is split.
-        metrics: B of them.
-
-    Returns:
-        The parts.
-    """
-    column, row = factor_costs(spec, form)
-    return CostParts(column=as_array(column, metrics), row=as_array(row, metrics))
-
-
-def number_cost(itemsize: int, metrics: Sequence[Metric]) -> NDArray[np.float64]:
-    """Cost of one stored number that takes no MACs, such as one entry of a bias.
-
-    Args:
-        itemsize: its bytes.
-        metrics: B of them.
-
-    Returns:
-        (B,) float64.
-    """
-    return as_array(Cost(macs=0, params=1, bytes=itemsize), metrics)
+def _rounded(times: NetworkTimes, time: float) -> float:
+    _, exponent = frexp(max(times.before, times.reference))
+    unit = ldexp(1.0, exponent - _TIME_BITS)
+    return round(time / unit) * unit

@@ -25,9 +25,16 @@ from slimrank.plan import (
     rounding_steps,
     with_multiples,
 )
-from slimrank.records import Cost, Metric, Setting, replaces_groups
-from slimrank.select._budget import check_budgets, check_methods, check_metric, check_skip, cost_limit
-from slimrank.select._option_costs import whole_model_cost
+from slimrank.records import LATENCY, Budgeted, Cost, Metric, NetworkTimes, Setting, replaces_groups
+from slimrank.select._budget import (
+    check_budgets,
+    check_methods,
+    check_metric,
+    check_skip,
+    cost_limit,
+    time_limit,
+)
+from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._search import choose_joint
@@ -55,6 +62,7 @@ class _Problem:
     Attributes:
         source: of the curves.
         limits: metric -> largest cost allowed.
+        costing: of these metrics.
         methods: that may be used.
         skipped: layers, groups and blocks to leave alone.
         rounding: what ranks and widths are multiples of.
@@ -62,7 +70,8 @@ class _Problem:
     """
 
     source: PlanSource
-    limits: Mapping[Metric, int]
+    limits: Mapping[Budgeted, float]
+    costing: Costing
     methods: tuple[str, ...]
     skipped: frozenset[str]
     rounding: Rounding
@@ -76,6 +85,7 @@ class _Problem:
             methods=self.methods,
             skipped=self.skipped,
             multiples=self.rounding.ranks,
+            times=self.costing.times,
         )
 
     def pruned(self) -> Joint:
@@ -86,6 +96,7 @@ class _Problem:
             methods=[method for method in self.methods if replaces_groups(method)],
             skipped=self.skipped,
             rounding=self.rounding,
+            times=self.costing.times,
         )
 
 
@@ -153,6 +164,8 @@ def select_plan_and_rounding(
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     of: Cost | None = None,
+    latency: float | None = None,
+    times: NetworkTimes | None = None,
 ) -> tuple[Plan, Rounding]:
     """As ``select_plan``, where the source depends on what ranks and widths are multiples of.
 
@@ -165,6 +178,9 @@ def select_plan_and_rounding(
         methods: see there.
         skip: see there.
         of: see there.
+        latency: keep ratio of the time of the original in float32; None for no such budget. ``budgets`` may
+            then be empty.
+        times: that a latency is counted by. Ranks and widths are then multiples of their step too.
 
     Returns:
         The plan, and what its ranks and widths are multiples of.
@@ -174,16 +190,25 @@ def select_plan_and_rounding(
     """
     if select not in _SELECTS:
         raise UnknownNameError(f"select: {select!r} does not exist; {nearest(str(select), _SELECTS)}")
-    ratios = check_budgets(budgets)
+    counted = {} if latency is not None and not budgets else check_budgets(budgets)
     check_multiple_of(multiple_of, names_of(structure))
-    *coarse, last = rounding_steps(multiple_of, structure)
+    step = None if latency is None or times is None else times.step
+    *coarse, last = rounding_steps(multiple_of, structure, step=step)
     rule = coarse[0] if coarse else last
     of = of or source_with(last).before
-    limits = {metric: cost_limit(of, metric, ratio) for metric, ratio in ratios.items()}
+    limits: dict[Budgeted, float] = {
+        metric: cost_limit(of, metric, ratio) for metric, ratio in counted.items()
+    }
+    ratios: dict[Budgeted, float] = {metric: ratio for metric, ratio in counted.items()}
+    if latency is not None and times is not None:
+        # As times are counted from here on: the network as it stands is then just within 1.
+        times = exact_times(times)
+        limits[LATENCY], ratios[LATENCY] = time_limit(times, latency), latency
+    costing = Costing(limits, times)
 
     def problem_of(rounding: Rounding) -> _Problem:
         source = source_with(rounding)
-        return _problem(source, limits, rounding, select=select, methods=methods, skip=skip)
+        return _problem(source, limits, costing, rounding, select=select, methods=methods, skip=skip)
 
     def planned(problem: _Problem) -> tuple[Plan, Rounding]:
         plan = _selected(problem, select, ratios, of)
@@ -205,7 +230,7 @@ def select_plan_and_rounding(
     return planned(finest())
 
 
-def _selected(problem: _Problem, select: Select, ratios: Mapping[Metric, float], of: Cost) -> Plan:
+def _selected(problem: _Problem, select: Select, ratios: Mapping[Budgeted, float], of: Cost) -> Plan:
     """The plan with multiples that are settled."""
     source = problem.source
     if problem.joint is not None:
@@ -228,6 +253,7 @@ def _selected(problem: _Problem, select: Select, ratios: Mapping[Metric, float],
         budgets={
             metric: ratio * of.metric(metric) / max(original.metric(metric), 1) if of != original else ratio
             for metric, ratio in ratios.items()
+            if metric != LATENCY
         },
         gap=chosen.gap,
     )
@@ -235,20 +261,22 @@ def _selected(problem: _Problem, select: Select, ratios: Mapping[Metric, float],
 
 def reachable_floor(
     source: PlanSource,
-    metric: Metric,
+    metric: Budgeted,
     *,
     multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
+    times: NetworkTimes | None = None,
 ) -> float:
     """The smallest keep ratio of the whole model that any plan reaches, whatever the damage.
 
     Args:
         source: a study, or whatever has structure, costs and curves.
-        metric: "macs", "params" or "bytes".
+        metric: "macs", "params" or "bytes", or "latency" where there are times.
         multiple_of: as in ``select_plan``.
         methods: as in ``select_plan``.
         skip: as in ``select_plan``.
+        times: that a latency is counted by.
 
     Returns:
         The keep ratio, 0 to 1; as a budget it can be met.
@@ -258,30 +286,40 @@ def reachable_floor(
         OptionError: a wrong multiple_of, or one text where several belong.
         NonFiniteError: a curve holds nan or inf.
     """
-    metric = check_metric(metric)
-    limits: dict[Metric, int] = {metric: whole_model_cost(source).metric(metric)}
+    times = exact_times(times) if metric == LATENCY and times is not None else None
+    counted = None if times is not None else check_metric(metric)
+    costing = Costing((metric,), times)
+    whole = float(costing.shared(source.before)[0])
+    limits: dict[Budgeted, float] = {metric: whole}
     check_multiple_of(multiple_of, names_of(source.structure))
     # The last step: lower numbers reach lower budgets.
-    rounding = rounding_steps(multiple_of, source.structure)[-1]
-    problem = _problem(source, limits, rounding, select="optimal", methods=methods, skip=skip)
+    step = None if times is None else times.step
+    rounding = rounding_steps(multiple_of, source.structure, step=step)[-1]
+    problem = _problem(source, limits, costing, rounding, select="optimal", methods=methods, skip=skip)
     lowest = _lowest_costs(problem)[0]
-    whole = max(whole_model_cost(source).metric(metric), 1)
-    ratio = lowest / whole
+    ratio = lowest / max(whole, 1)
+
+    def limit(ratio: float) -> float:
+        if times is not None:
+            return time_limit(times, ratio)
+        return 0.0 if counted is None else cost_limit(source.before, counted, ratio)
+
     # Division may round down; the next float up then stands for the same cost as a budget.
-    while cost_limit(source.before, metric, ratio) < lowest:
+    while limit(ratio) < lowest:
         ratio = float(np.nextafter(ratio, 2.0))
     return ratio
 
 
-def _lowest_costs(problem: _Problem) -> list[int]:
+def _lowest_costs(problem: _Problem) -> list[float]:
     """A small cost of the whole model, in each metric alone, whatever the damage."""
     if problem.joint is not None:
         return lowest_costs(problem.joint, problem.limits)
     table = problem.table()
-    return [lowest_cost(table, problem.source, metric, index) for index, metric in enumerate(problem.limits)]
+    wholes = problem.costing.whole_model(problem.source)
+    return [lowest_cost(table, whole, index) for index, whole in enumerate(wholes.tolist())]
 
 
-def _leaves_room(limits: Iterable[int], lowest: Iterable[int], floor: Iterable[int]) -> bool:
+def _leaves_room(limits: Iterable[float], lowest: Iterable[float], floor: Iterable[float]) -> bool:
     """Whether multiples can spend a budget well.
 
     Args:
@@ -310,7 +348,8 @@ class _Chosen:
 
 def _problem(
     source: PlanSource,
-    limits: Mapping[Metric, int],
+    limits: Mapping[Budgeted, float],
+    costing: Costing,
     rounding: Rounding,
     *,
     select: Select,
@@ -329,28 +368,32 @@ def _problem(
     return _Problem(
         source=source,
         limits=limits,
+        costing=costing,
         methods=allowed,
         skipped=skipped,
         rounding=rounding,
-        joint=joint_of(source, limits, methods=allowed, skipped=skipped, rounding=rounding)
+        joint=joint_of(
+            source, limits, methods=allowed, skipped=skipped, rounding=rounding, times=costing.times
+        )
         if has_groups
         else None,
     )
 
 
 def _layers(
-    problem: _Problem, select: Select, ratios: Mapping[Metric, float], of: Cost
+    problem: _Problem, select: Select, ratios: Mapping[Budgeted, float], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers alone, and the smallest reachable ratios for people."""
-    table = problem.table()
-    check_reachable(table, problem.source, ratios, skipped=problem.skipped, of=of)
+    table, costing = problem.table(), problem.costing
+    shared = costing.shared(of)
+    check_reachable(table, problem.source, costing, ratios, skipped=problem.skipped, of=shared)
     choice, gap = _of_layers(table, select)
     chosen = None if choice is None else _Chosen(settings=settings_of(table, choice), gap=gap)
-    return chosen, floors(table, problem.source, ratios, of)
+    return chosen, floors(table, problem.source, costing, shared)
 
 
 def _joint(
-    problem: _Problem, joint: Joint, select: Select, ratios: Mapping[Metric, float], of: Cost
+    problem: _Problem, joint: Joint, select: Select, ratios: Mapping[Budgeted, float], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
     source, limits = problem.source, problem.limits
@@ -358,8 +401,11 @@ def _joint(
         joint = replace(joint, blocks=())
     if not joint.widths and not joint.blocks:
         return _layers(problem, select, ratios, of)
-    floor = check_joint_reachable(joint, source, ratios, limits, skipped=problem.skipped, of=of)
-    if all(whole_model_cost(source).metric(metric) <= limit for metric, limit in limits.items()):
+    costing = problem.costing
+    floor = check_joint_reachable(
+        joint, source, costing, ratios, limits, skipped=problem.skipped, of=costing.shared(of)
+    )
+    if (costing.whole_model(source) <= np.array(list(limits.values()))).all():
         return _Chosen(settings={}, gap=0.0 if select == "optimal" else None), floor
     if select == "optimal":
         has_pairs = not all(replaces_groups(method) for method in problem.methods)

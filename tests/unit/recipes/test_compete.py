@@ -19,6 +19,7 @@ class Asked:
     settings: str
     damage: float | None = 1.0
     budgets: Mapping[str, float] = field(default_factory=lambda: {"macs": 0.5})
+    latency: float | None = None
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -39,6 +40,7 @@ class Built:
     seconds: Mapping[str, float] = field(default_factory=lambda: {"apply": 1.0, "verify": 0.5})
     notes: tuple[Note, ...] = ()
     agreement: Agreement | None = None
+    plan: Asked = Asked(settings="as built")
 
     def keep_ratio(self, _metric: str) -> float:
         return self.macs
@@ -111,6 +113,15 @@ def test_what_is_above_a_budget_does_not_win() -> None:
     assert best_of({"within": Built(divergence=0.4), "over": over}).divergence == 0.4
     # Rather that than nothing; its notes tell of the group that stayed.
     assert best_of({"over": over}).divergence == 0.01
+
+
+def test_what_could_not_be_built_within_a_latency_does_not_win() -> None:
+    """A group that stays takes the plan's latency away, and nothing is said of the time then."""
+    kept = Asked(settings="as built", latency=0.6)
+    contest, _ = rivals({"over": Built(divergence=0.01), "within": Built(divergence=0.4, plan=kept)})
+    for name in ("over", "within"):
+        contest.build(name, Asked(settings=name, latency=0.6, budgets={}))  # type: ignore[arg-type]
+    assert contest.best().divergence == 0.4
 
 
 def test_a_plan_that_is_known_is_not_built_again() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seams import as_array, cost_parts, number_cost, option_costs
+from seams import Costing
 from slimrank.cost import forms_of, pair_cost
 from slimrank.records import METRICS, Call, Cost, Curve, Form, LayerSpec
 from specs import conv2d, linear
@@ -14,7 +14,7 @@ from specs import conv2d, linear
 
 def test_a_cost_becomes_numbers_in_the_order_asked_for() -> None:
     cost = Cost(macs=2**53 - 1, params=5, bytes=20)
-    assert as_array(cost, ("bytes", "macs")).tolist() == [20, 2**53 - 1]
+    assert Costing(("bytes", "macs")).as_array(cost).tolist() == [20, 2**53 - 1]
 
 
 def test_options_cost_what_stands_in_the_curve() -> None:
@@ -30,14 +30,14 @@ def test_options_cost_what_stands_in_the_curve() -> None:
         error=nothing,
         damage=nothing,
     )
-    costs = option_costs(curve, ("params", "macs", "bytes"))
+    costs = Costing(("params", "macs", "bytes")).option_costs(linear("a", 4, 3), curve)
     assert costs.dtype == np.float64
     assert costs.tolist() == [[7, 21], [10, 30], [28, 84]]
 
 
 def test_parts_of_a_strided_convolution_counted_by_hand() -> None:
     # A 3 x 3 kernel with stride 2 on 8 x 8: after the vertical factor 4 x 8 positions, at the end 4 x 4.
-    parts = cost_parts(conv2d("a", 12, 6, size=8, stride=2), "v_h", METRICS)
+    parts = Costing(METRICS).cost_parts(conv2d("a", 12, 6, size=8, stride=2), "v_h")
     assert parts.column.tolist() == [3 * 4 * 8, 3, 3 * 4]
     assert parts.row.tolist() == [3 * 4 * 4, 3, 3 * 4]
 
@@ -57,10 +57,11 @@ def test_parts_add_up_to_the_pair_of_a_narrowed_layer(spec: LayerSpec, form: For
     rows, columns, rank = 3, 5, 2
     narrowed = replace(spec, weight_shape=(rows, columns, *spec.kernel), calls=_narrowed(spec, rows, columns))
     expected = pair_cost(narrowed, form, rank, has_bias=has_bias)
-    parts = cost_parts(spec, form, METRICS)
+    costing = Costing(METRICS)
+    parts = costing.cost_parts(spec, form)
     found = rank * (columns * parts.column + rows * parts.row)
-    found += has_bias * rows * number_cost(spec.itemsize, METRICS)
-    assert found.tolist() == as_array(expected, METRICS).tolist()
+    found += has_bias * rows * costing.number_cost(spec.itemsize)
+    assert found.tolist() == costing.as_array(expected).tolist()
 
 
 def _narrowed(spec: LayerSpec, rows: int, columns: int) -> tuple[Call, ...]:

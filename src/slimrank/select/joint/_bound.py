@@ -227,7 +227,12 @@ def _most_saved(layer: JointLayer, joint: Joint, price: Floats, by: tuple[int, .
         saved = np.zeros((*most.shape, len(form.ranks))) - form.damage
         for metric, unit_price in enumerate(price):
             unit = form.column[metric] * columns + form.row[metric] * rows
+            if metric == joint.latency:
+                # Parts of a time that do not go with rows and columns alike: at most all of the layer is
+                # saved, at least what a pair takes without columns is spent.
+                unit = form.each[metric] + form.row[metric] * (rows if by else 0 * rows)
             pair = np.multiply.outer(unit, form.ranks) + (layer.bias[metric] * rows)[..., None]
+            pair += form.fixed[metric]
             saved += unit_price * np.maximum(dense[..., metric, None] - pair, 0.0)
         most = np.maximum(most, saved.max(axis=-1))
     return most

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.records import AxisUnits
+from slimrank.records import AxisUnits, step_edge
 from slimrank.select.layers._table import Floats, Ints
 
 # Of each group, the index of its width: a whole number, or an array of several; the arrays broadcast
@@ -64,11 +64,13 @@ class Dim:
         fixed: indices that no group touches.
         parts: the others, by the groups that touch them.
         kept: of every group, its (W,) numbers of units kept.
+        step: counts are those of the next multiple of this, as times are; 1 for counts as they are.
     """
 
     fixed: int
     parts: tuple[_Part, ...]
     kept: tuple[Ints, ...]
+    step: int = 1
 
     @property
     def groups(self) -> frozenset[int]:
@@ -76,7 +78,7 @@ class Dim:
         return frozenset(group for part in self.parts for group in part.groups)
 
     def count(self, widths: WidthIndices) -> int | Ints:
-        """How many indices stay, exactly.
+        """How many indices stay, exactly, or up to the next step.
 
         Args:
             widths: index of the width of each group.
@@ -93,7 +95,7 @@ class Dim:
                 total = total + part.table[tuple(widths[group] for group in part.groups)]
             else:
                 total = total + self._staying(part, widths)
-        return total
+        return total if self.step == 1 else step_edge(total, self.step)
 
     def _staying(self, part: _Part, widths: WidthIndices) -> Ints:
         stays: NDArray[np.bool_] = np.asarray(True)
@@ -104,6 +106,8 @@ class Dim:
 
     def split(self) -> tuple["Dim", ...]:
         """Dimensions of fewer groups each, whose counts add up to this one's."""
+        if self.step != 1:
+            return (self,)
         fixed = Dim(fixed=self.fixed, parts=(), kept=self.kept)
         parts = tuple(Dim(fixed=0, parts=(part,), kept=self.kept) for part in self.parts)
         return (fixed, *parts) if self.fixed else parts

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slimrank.records import step_edge
 from slimrank.select.joint._counts import WidthIndices
 from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, JointLayer
 from slimrank.select.layers._table import UNTOUCHED, Floats, Ints
@@ -80,15 +81,21 @@ class Shapes:
     Attributes:
         rows, columns: (...) int64, of the weight.
         dense: (..., B) float64, cost.
+        stairs: the same rows and columns up to the next step, as times count them; None where no times are
+            counted, or every size is a step.
     """
 
     rows: Ints
     columns: Ints
     dense: Floats
+    stairs: tuple[Ints, Ints] | None = None
 
     def of(self, entries: Ints) -> "Shapes":
         """Those with these indices."""
-        return Shapes(rows=self.rows[entries], columns=self.columns[entries], dense=self.dense[entries])
+        stairs = None if self.stairs is None else (self.stairs[0][entries], self.stairs[1][entries])
+        return Shapes(
+            rows=self.rows[entries], columns=self.columns[entries], dense=self.dense[entries], stairs=stairs
+        )
 
 
 class LayerGrids:
@@ -104,18 +111,25 @@ class LayerGrids:
         shapes: (N,) of each entry of ``grids``.
         column: (F, L, B) float64, of each form of each layer, cost per rank and column of the weight.
         row: (F, L, B) float64, the same per row.
+        each: (F, L, B) float64, the same per rank alone.
+        fixed: (F, L, B) float64, of each form of each layer, cost of any pair.
         bias: (L, B) float64, cost of the pair's bias, per row.
+        latency: index of the latency among the metrics; None where there is none.
         form_of: form in its layer of each curve, ``Ranks.curve``; UNTOUCHED for UNTOUCHED.
     """
 
-    def __init__(self, layers: Sequence[JointLayer], sizes: Sequence[int], budgets: int) -> None:
+    def __init__(
+        self, layers: Sequence[JointLayer], sizes: Sequence[int], budgets: int, latency: int | None = None
+    ) -> None:
         """Lay layers out.
 
         Args:
             layers: that a pair may replace.
             sizes: of each group, its number of widths.
             budgets: number of metrics.
+            latency: index of the latency among them; None where there is none.
         """
+        self.latency = latency
         self._layers = layers
         is_narrow = np.array([len(layer.groups) <= MAX_TABLE_GROUPS for layer in layers], dtype=np.bool_)
         self.narrow: Ints = np.flatnonzero(is_narrow)
@@ -128,7 +142,9 @@ class LayerGrids:
         self.shapes = _joined([_grid_of(layers[index], sizes) for index in self.narrow.tolist()], budgets)
         self._order = np.argsort(np.concatenate([self.narrow, self.wide]))
         forms = max((len(layer.forms) for layer in layers), default=0)
-        self.column, self.row = (np.zeros((forms, len(layers), budgets)) for _ in range(2))
+        self.column, self.row, self.each, self.fixed = (
+            np.zeros((forms, len(layers), budgets)) for _ in range(4)
+        )
         self.bias = np.array([layer.bias for layer in layers]).reshape(len(layers), budgets)
         curves = [form.curve for layer in layers for form in layer.forms]
         # One entry more than the curves: UNTOUCHED looks it up.
@@ -136,6 +152,7 @@ class LayerGrids:
         for index, layer in enumerate(layers):
             for place, form in enumerate(layer.forms):
                 self.column[place, index], self.row[place, index] = form.column, form.row
+                self.each[place, index], self.fixed[place, index] = form.each, form.fixed
                 self.form_of[form.curve] = place
 
     def at(self, widths: Sequence[int], layers: Ints) -> Shapes:
@@ -144,6 +161,16 @@ class LayerGrids:
         wide = _joined([shapes_of(self._layers[index], widths) for index in self.wide.tolist()], budgets)
         every = _joined([self.shapes.of(self.grids.at(widths)), wide], budgets)
         return every.of(self._order[layers])
+
+    def sizes(self, shapes: Shapes) -> tuple[Ints, Ints]:
+        """Rows and columns as each metric counts them: twice (..., 1), or (..., B) where times differ."""
+        rows, columns = shapes.rows[..., None], shapes.columns[..., None]
+        if shapes.stairs is None or self.latency is None:
+            return rows, columns
+        found = [np.repeat(size, self.bias.shape[1], axis=-1) for size in (rows, columns)]
+        for size, stairs in zip(found, shapes.stairs, strict=True):
+            size[..., self.latency] = stairs
+        return found[0], found[1]
 
     def cost(self, layer: Ints, shapes: Shapes, form: Ints, rank: Ints) -> Floats:
         """Cost of layers with these options.
@@ -157,9 +184,9 @@ class LayerGrids:
         Returns:
             (..., B) float64, exact.
         """
-        rows, columns = shapes.rows[..., None], shapes.columns[..., None]
-        unit = self.column[form, layer] * columns + self.row[form, layer] * rows
-        pair = rank[..., None] * unit + self.bias[layer] * rows
+        rows, columns = self.sizes(shapes)
+        unit = self.column[form, layer] * columns + self.row[form, layer] * rows + self.each[form, layer]
+        pair = rank[..., None] * unit + self.bias[layer] * rows + self.fixed[form, layer]
         cost: Floats = np.where(form[..., None] == UNTOUCHED, shapes.dense, pair)
         return cost
 
@@ -169,7 +196,12 @@ def shapes_of(layer: JointLayer, widths: WidthIndices) -> Shapes:
     dense = layer.dense_cost(widths)
     shape = np.broadcast_shapes(*(np.shape(widths[group]) for group in layer.groups))
     rows, columns = (np.broadcast_to(dim.count(widths), shape) for dim in (layer.rows, layer.columns))
-    return Shapes(rows=rows, columns=columns, dense=np.broadcast_to(dense, (*shape, dense.shape[-1])))
+    return Shapes(
+        rows=rows,
+        columns=columns,
+        dense=np.broadcast_to(dense, (*shape, dense.shape[-1])),
+        stairs=None if layer.step == 1 else (step_edge(rows, layer.step), step_edge(columns, layer.step)),
+    )
 
 
 def _grid_of(layer: JointLayer, sizes: Sequence[int]) -> Shapes:
@@ -183,7 +215,15 @@ def _grid_of(layer: JointLayer, sizes: Sequence[int]) -> Shapes:
 def _joined(shapes: Sequence[Shapes], budgets: int) -> Shapes:
     """One behind the other, (n,)."""
     nothing = np.zeros(0, dtype=np.int64)
+    stairs = [each.stairs for each in shapes if each.stairs is not None]
     return Shapes(
+        # All layers have them, or none.
+        stairs=(
+            np.concatenate([rows.reshape(-1) for rows, _ in stairs]),
+            np.concatenate([columns.reshape(-1) for _, columns in stairs]),
+        )
+        if stairs
+        else None,
         rows=np.concatenate([nothing, *(each.rows.reshape(-1) for each in shapes)]),
         columns=np.concatenate([nothing, *(each.columns.reshape(-1) for each in shapes)]),
         dense=np.concatenate([np.zeros((0, budgets)), *(each.dense.reshape(-1, budgets) for each in shapes)]),

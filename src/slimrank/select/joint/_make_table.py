@@ -8,6 +8,7 @@ two.
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -16,23 +17,19 @@ from slimrank._errors import NonFiniteError
 from slimrank.cost import consumer_gains_bias, pair_has_bias
 from slimrank.plan import Multiples, PlanSource, Rounding, is_inside, multiple_for
 from slimrank.records import (
+    AxisUnits,
+    Budgeted,
     ChannelMap,
     Cost,
     Curve,
     GroupCurve,
     GroupSpec,
     LayerSpec,
-    Metric,
+    NetworkTimes,
     TensorSpec,
     replaces_groups,
 )
-from slimrank.select._option_costs import (
-    as_array,
-    cost_parts,
-    number_cost,
-    whole_layer_cost,
-    whole_model_cost,
-)
+from slimrank.select._option_costs import Costing
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
 from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import (
@@ -47,16 +44,15 @@ from slimrank.select.joint._pieces import (
 from slimrank.select.joint._table import Joint, Key, Touching
 from slimrank.select.layers._table import Floats, Ints, safe_damage
 
-_NOTHING = Cost(macs=0, params=0, bytes=0)
-
 
 def joint_of(
     source: PlanSource,
-    limits: Mapping[Metric, int],
+    limits: Mapping[Budgeted, float],
     *,
     methods: Collection[str],
     skipped: Collection[str],
     rounding: Rounding,
+    times: NetworkTimes | None = None,
 ) -> Joint:
     """Everything that a source offers.
 
@@ -66,6 +62,7 @@ def joint_of(
         methods: that may be used.
         skipped: layers, groups and blocks to leave alone.
         rounding: what ranks, and outputs of a group's first producer, are multiples of.
+        times: that a latency among the limits is counted by.
 
     Returns:
         The table.
@@ -80,9 +77,9 @@ def joint_of(
         for curve in source.group_curves
         if curve.group in offered
     ]
-    return _joint(
-        source, limits, [group for group in widths if len(group.kept) > 1], methods, skipped, rounding.ranks
-    )
+    open_widths = [group for group in widths if len(group.kept) > 1]
+    maker = _TableMaker(source, Costing(limits, times), open_widths, methods, skipped)
+    return _joint(source, limits, maker, open_widths, methods, skipped, rounding.ranks)
 
 
 def offered_groups(channels: ChannelMap, skipped: Collection[str]) -> frozenset[str]:
@@ -114,13 +111,13 @@ def _widths(curve: GroupCurve, group: GroupSpec, multiples: Multiples) -> Widths
 
 def _joint(
     source: PlanSource,
-    limits: Mapping[Metric, int],
+    limits: Mapping[Budgeted, float],
+    maker: "_TableMaker",
     widths: Sequence[Widths],
     methods: Collection[str],
     skipped: Collection[str],
     multiples: Multiples,
 ) -> Joint:
-    maker = _TableMaker(source, tuple(limits), widths, methods, skipped)
     curves: list[Curve] = []
     layers: list[JointLayer] = []
     curves_of: dict[str, list[Curve]] = {}
@@ -130,8 +127,9 @@ def _joint(
     for name, spec in source.structure.layers.items():
         layer_curves = curves_of.get(name, [])
         forms = [
-            _ranks(spec, curve, maker.metrics, multiple_for(multiples, name), len(curves) + index)
+            _ranks(spec, curve, maker.costing, multiple_for(multiples, name), len(curves) + index)
             for index, curve in enumerate(layer_curves)
+            if maker.costing.offers(spec, curve.form)
         ]
         offered = tuple(form for form in forms if len(form.ranks))
         if offered:
@@ -142,9 +140,9 @@ def _joint(
     full = [(piece.blocks, piece.cost(whole)) for piece in pieces]
     full += [(layer.blocks, layer.dense_cost(whole)) for layer in layers]
     total = sum((cost for _, cost in full), np.zeros(len(limits)))
-    before = maker.as_array(whole_model_cost(source))
+    before = maker.costing.whole_model(source)
     sizes = [len(group.kept) for group in widths]
-    grids = LayerGrids(layers, sizes, len(limits))
+    grids = LayerGrids(layers, sizes, len(limits), maker.costing.latency)
     wide = tuple(piece for piece in pieces if len(piece.groups) > MAX_TABLE_GROUPS)
     cells = _cells(pieces, widths)
     layer_keys = [(tuple(sorted(layers[index].groups)), layers[index].blocks) for index in grids.narrow]
@@ -157,7 +155,7 @@ def _joint(
     touching = _touching(keys, len(widths))
     many = [piece.groups for piece in wide] + [layers[index].groups for index in grids.wide]
     return Joint(
-        metrics=maker.metrics,
+        metrics=maker.costing.metrics,
         widths=tuple(widths),
         whole=tuple(whole),
         homes=maker.homes(),
@@ -213,8 +211,8 @@ def _linked(
     return tuple(tuple(sorted(others)) for others in found)
 
 
-def _ranks(spec: LayerSpec, curve: Curve, metrics: Sequence[Metric], multiple: int, index: int) -> Ranks:
-    damage, parts = safe_damage(curve), cost_parts(spec, curve.form, metrics)
+def _ranks(spec: LayerSpec, curve: Curve, costing: Costing, multiple: int, index: int) -> Ranks:
+    damage, parts = safe_damage(curve), costing.cost_parts(spec, curve.form)
     good = curve.ranks % multiple == 0
     return Ranks(
         form=curve.form,
@@ -223,6 +221,8 @@ def _ranks(spec: LayerSpec, curve: Curve, metrics: Sequence[Metric], multiple: i
         damage=damage[good],
         column=parts.column,
         row=parts.row,
+        each=parts.each,
+        fixed=parts.fixed,
     )
 
 
@@ -232,12 +232,12 @@ class _TableMaker:
     def __init__(
         self,
         source: PlanSource,
-        metrics: tuple[Metric, ...],
+        costing: Costing,
         widths: Sequence[Widths],
         methods: Collection[str],
         skipped: Collection[str],
     ) -> None:
-        self.metrics = metrics
+        self.costing = costing
         self._source = source
         self._channels = source.structure.channels
         self._widths = tuple(widths)
@@ -261,10 +261,6 @@ class _TableMaker:
                 )
         self._consumed = self._consumers()
 
-    def as_array(self, cost: Cost) -> Floats:
-        """(B,) float64."""
-        return as_array(cost, self.metrics)
-
     def layer(self, spec: LayerSpec, forms: tuple[Ranks, ...]) -> JointLayer:
         """A layer that pairs may replace."""
         dense = [
@@ -273,9 +269,10 @@ class _TableMaker:
             if (tensor := self._channels.tensors.get(f"{spec.name}.{leaf}")) is not None
         ]
         dense += self._new_bias(spec)
+        dense += self._dense_times(spec)
         rows, columns = self._weight(spec)[:2]
         whole = [len(group.kept) - 1 for group in self._widths]
-        counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.metrics)))
+        counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.costing.metrics)))
         has_bias = pair_has_bias(spec, plan_has_bias=self._source.has_bias)
         groups = rows.groups | columns.groups
         return JointLayer(
@@ -285,9 +282,10 @@ class _TableMaker:
             rows=rows,
             columns=columns,
             dense=tuple(dense),
-            fixed=self.as_array(whole_layer_cost(spec)) - counted,
+            fixed=self.costing.whole_layer(spec) - counted,
             forms=forms,
-            bias=number_cost(spec.itemsize, self.metrics) * has_bias,
+            bias=self.costing.number_cost(spec.itemsize) * has_bias,
+            step=self.costing.step,
         )
 
     def pieces(self, layers: Collection[str]) -> list[Piece]:
@@ -311,12 +309,16 @@ class _TableMaker:
                     blocks=self._inside(product.module),
                     macs=product.macs,
                     kept=kept,
-                    unit=np.array([float(metric == "macs") for metric in self.metrics]),
+                    unit=np.array([float(metric == "macs") for metric in self.costing.metrics]),
                 )
             )
         for name in self._consumed:
             if name not in layers:
                 pieces.extend(self._new_bias(self._source.structure.layers[name]))
+        for name, spec in self._source.structure.layers.items():
+            if name not in layers:
+                pieces.extend(piece for time in self._dense_times(spec) for piece in time.split())
+        pieces.extend(self._unit_times())
         return [piece for piece in pieces if piece.groups and piece.unit.any()]
 
     def blocks(self, full: Sequence[tuple[tuple[int, ...], Floats]]) -> tuple[Block, ...]:
@@ -328,7 +330,9 @@ class _TableMaker:
                 damage=max(float(offered.damage), 0.0),
                 cost=self._block_cost(name),
                 rest=self._block_cost(name)
-                - sum((cost for blocks, cost in full if index in blocks), self.as_array(_NOTHING)),
+                - sum(
+                    (cost for blocks, cost in full if index in blocks), np.zeros(len(self.costing.metrics))
+                ),
                 outer=frozenset(
                     outer for outer, other in enumerate(names) if other != name and is_inside(name, (other,))
                 ),
@@ -337,8 +341,7 @@ class _TableMaker:
         )
 
     def _block_cost(self, name: str) -> Floats:
-        block = self._channels.blocks[name]
-        return self.as_array(Cost(macs=block.macs, params=block.params, bytes=block.bytes))
+        return self.costing.whole_block(self._source, name)
 
     def homes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Of each group, the blocks that hold each of its tensors."""
@@ -367,7 +370,9 @@ class _TableMaker:
             blocks=self._inside(tensor.name),
             dims=tuple(dim for dim in dims if dim.parts),
             unit=untouched
-            * self.as_array(Cost(macs=tensor.positions, params=stored, bytes=stored * tensor.itemsize)),
+            * self.costing.as_array(
+                Cost(macs=tensor.positions, params=stored, bytes=stored * tensor.itemsize)
+            ),
         )
 
     def _weight(self, spec: LayerSpec) -> tuple[Dim, ...]:
@@ -384,10 +389,66 @@ class _TableMaker:
             groups=rows.groups.union(group for group, _ in once),
             blocks=self._inside(spec.name),
             dims=(rows,),
-            unit=number_cost(spec.itemsize, self.metrics),
+            unit=self.costing.number_cost(spec.itemsize),
             once=once,
         )
         return [piece]
+
+    def _dense_times(self, spec: LayerSpec) -> list[TensorPiece]:
+        """What of the time of a layer in one piece goes with its shape."""
+        parts = self.costing.dense_parts(spec.name)
+        if parts is None:
+            return []
+        one = self._dims.all_of((1,), ())
+        rows, columns = (*self._weight(spec), *one)[:2]
+        if spec.is_transposed:
+            rows, columns = columns, rows
+        rows, columns = self._stairs(rows, columns)
+        return [
+            TensorPiece(
+                groups=frozenset[int]().union(*(dim.groups for dim in dims)),
+                blocks=self._inside(spec.name),
+                dims=dims,
+                unit=unit,
+            )
+            for dims, unit in (
+                ((rows,), parts.row),
+                ((columns,), parts.column),
+                ((rows, columns), parts.product),
+            )
+            if unit.any()
+        ]
+
+    def _stairs(self, rows: Dim, columns: Dim) -> tuple[Dim, Dim]:
+        """Both as times count them, up to the next step."""
+        is_tabled = len(rows.groups | columns.groups) <= MAX_TABLE_GROUPS
+        # The bound splits what goes with more groups by the groups of each dimension: steps do not add up.
+        counted = (
+            replace(dim, step=self.costing.step) if is_tabled or len(dim.groups) <= 1 else dim
+            for dim in (rows, columns)
+        )
+        stair_rows, stair_columns = counted
+        return stair_rows, stair_columns
+
+    def _unit_times(self) -> list[TensorPiece]:
+        """What goes with the units of each group and is no layer."""
+        homes = self.homes()
+        pieces = []
+        for index, group in enumerate(self._widths):
+            axis = AxisUnits(group=group.name, dim=0, role="output", units=tuple(range(group.units)))
+            within = [set(home) for home in homes[index]]
+            units = TensorPiece(
+                groups=frozenset((index,)),
+                # It goes with a block that holds all of the group.
+                blocks=tuple(sorted(set.intersection(*within))) if within else (),
+                dims=self._dims.all_of((group.units,), (axis,)),
+                unit=self.costing.unit_cost(group.name),
+            )
+            extra = self.costing.whole_extra(self._channels.groups[group.name])
+            # Saved at once when the group is slimmed.
+            saved = replace(units, dims=(), unit=-extra, once=((index, len(group.kept) - 1),))
+            pieces += [units, saved]
+        return pieces
 
     def _inside(self, name: str) -> tuple[int, ...]:
         return tuple(

@@ -123,6 +123,8 @@ class Ranks:
         damage: (K,) float64, at least 0.
         column: (B,) float64, cost per rank and column of the weight.
         row: (B,) float64, cost per rank and row of the weight.
+        each: (B,) float64, cost per rank, whatever the shape.
+        fixed: (B,) float64, cost of any pair of this form.
     """
 
     form: Form
@@ -131,6 +133,8 @@ class Ranks:
     damage: Floats
     column: Floats
     row: Floats
+    each: Floats
+    fixed: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -142,10 +146,12 @@ class JointLayer:
         groups: indices of the groups that it goes with.
         blocks: indices of the blocks that it is in.
         rows, columns: first two dimensions of its weight.
-        dense: weight, bias, and the bias that it gets where it is fitted anew.
+        dense: weight, bias, and the bias that it gets where it is fitted anew; what of its time goes with its
+            shape.
         fixed: (B,) float64, what else it costs without a pair.
         forms: that it can take.
         bias: (B,) float64, cost of the pair's bias, per row.
+        step: where times are stairs, rows and columns count for them up to the next multiple of this.
     """
 
     spec: LayerSpec
@@ -157,6 +163,7 @@ class JointLayer:
     fixed: Floats
     forms: tuple[Ranks, ...]
     bias: Floats
+    step: int = 1
 
     def dense_cost(self, widths: WidthIndices) -> Floats:
         """(..., B) float64, cost without a pair, at indices of widths that broadcast."""

@@ -15,7 +15,7 @@ from slimrank.select.joint._pieces import JointLayer, Ranks
 from slimrank.select.joint._prices import Hull, Hulls
 from slimrank.select.joint._table import Joint, State, layers_there, standing_cost
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
-from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, total_damage
+from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, saves, total_damage
 
 # Ranks of a form in the small tables, beside those that are best at some price: from the lowest to the
 # highest, in even steps. More fill what the prices leave better, and every evaluation of a choice takes
@@ -76,6 +76,8 @@ class RankTables:
         self._column: Floats = np.moveaxis(grids.column[self._form, layers], -1, 0) * self._rank
         self._row: Floats = np.moveaxis(grids.row[self._form, layers], -1, 0) * self._rank
         self._row += grids.bias.T[:, :, None] * (self._form != UNTOUCHED)
+        self._alone: Floats = np.moveaxis(grids.each[self._form, layers], -1, 0) * self._rank
+        self._alone += np.moveaxis(grids.fixed[self._form, layers], -1, 0) * (self._form != UNTOUCHED)
         self._first_taps, self._second_taps = _taps(joint.layers)
 
     @property
@@ -97,13 +99,21 @@ class RankTables:
         there = layers_there(joint, state.dropped)
         shapes = joint.grids.at(state.widths, there)
         rows, columns, whole = shapes.rows, shapes.columns, shapes.dense.T
-        cost = self._column[:, there] * columns[:, None] + self._row[:, there] * rows[:, None]
+        row_sizes, column_sizes = (np.moveaxis(size, -1, 0)[..., None] for size in joint.grids.sizes(shapes))
+        cost = self._column[:, there] * column_sizes + self._row[:, there] * row_sizes
+        cost += self._alone[:, there]
         damage = self._damage[there]
         # The full rank of each form, slimmed.
-        full = np.minimum(
-            columns[:, None] * self._first_taps[there], rows[:, None] * self._second_taps[there]
-        )
-        good = np.isfinite(damage) & (cost < whole[:, :, None]).any(axis=0)
+        first, second = columns[:, None] * self._first_taps[there], rows[:, None] * self._second_taps[there]
+        full = np.minimum(first, second)
+        good = np.isfinite(damage) & saves(cost, whole[:, :, None], joint.latency)
+        if joint.latency is not None:
+            # What is faster must also be smaller: a plan takes no pair that saves neither params nor MACs.
+            counted = [index for index in range(len(cost)) if index != joint.latency]
+            smaller = (cost[counted] < whole[counted][:, :, None]).any(axis=0)
+            places = self._form[there]
+            pair = self._rank[there] * np.take_along_axis(first + second, places, axis=1)
+            good &= smaller | (pair < np.take_along_axis(first * second, places, axis=1))
         good &= self._rank[there] <= np.take_along_axis(full, self._form[there], axis=1)
         if len(there):
             cost[:, :, 0], good[:, 0] = whole, True

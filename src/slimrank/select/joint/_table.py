@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.records import Curve, Metric
+from slimrank.records import LATENCY, Budgeted, Curve
 from slimrank.select.joint._counts import WidthIndices, Widths
 from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import Block, JointLayer, Piece
@@ -60,7 +60,7 @@ class Joint:
         scale: (B,) float64, cost of the whole model.
     """
 
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Budgeted, ...]
     widths: tuple[Widths, ...]
     whole: tuple[int, ...]
     homes: tuple[tuple[tuple[int, ...], ...], ...]
@@ -77,6 +77,11 @@ class Joint:
     curves: tuple[Curve, ...]
     room: Floats
     scale: Floats
+
+    @property
+    def latency(self) -> int | None:
+        """Index of the latency among the metrics; None where there is none."""
+        return self.metrics.index(LATENCY) if LATENCY in self.metrics else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

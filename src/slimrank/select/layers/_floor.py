@@ -8,85 +8,103 @@ import numpy as np
 
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
-from slimrank.records import Cost, Metric
-from slimrank.select._option_costs import whole_layer_cost, whole_model_cost
-from slimrank.select.layers._table import Table
+from slimrank.records import LATENCY, Budgeted
+from slimrank.select._option_costs import Costing
+from slimrank.select.layers._table import Floats, Table
 
 # Layers named in a message about a budget out of reach: the largest. More would bury what to do.
 _MAX_NAMED = 4
 
 
-def lowest_cost(table: Table, source: PlanSource, metric: Metric, index: int) -> int:
+def lowest_cost(table: Table, whole: float, index: int) -> float:
     """The smallest cost of the whole model, in one metric, whatever the damage.
 
     Args:
         table: of the options.
-        source: what it was made from.
-        metric: to count.
+        whole: cost of the model as it stands.
         index: of the metric in the table.
 
     Returns:
-        The cost, for one sample.
+        The cost: for one sample, or ns for the batch that was measured.
     """
     lowest = np.where(np.isfinite(table.damage), table.cost[index], np.inf).min(axis=1, initial=np.inf)
-    return int(whole_model_cost(source).metric(metric) - table.whole[index].sum() + lowest.sum())
+    return float(whole - table.whole[index].sum() + lowest.sum())
 
 
 def check_reachable(
-    table: Table, source: PlanSource, budgets: Mapping[Metric, float], *, skipped: Collection[str], of: Cost
+    table: Table,
+    source: PlanSource,
+    costing: Costing,
+    budgets: Mapping[Budgeted, float],
+    *,
+    skipped: Collection[str],
+    of: Floats,
 ) -> None:
     """Check that each budget alone can be met.
 
     Args:
         table: of the options.
         source: what it was made from.
+        costing: of its metrics.
         budgets: metric -> keep ratio.
         skipped: layers that the caller wants left alone.
-        of: cost that keep ratios are shares of.
+        of: (B,) cost that keep ratios are shares of.
 
     Raises:
         BudgetError: a budget that no choice meets.
     """
+    wholes = costing.whole_model(source)
     for index, metric in enumerate(budgets):
-        room = table.room[index] + whole_model_cost(source).metric(metric) - table.whole[index].sum()
-        if lowest_cost(table, source, metric, index) > room:
+        room = table.room[index] + wholes[index] - table.whole[index].sum()
+        if lowest_cost(table, wholes[index], index) > room:
             raise BudgetError(
-                f"budget: {metric}={budgets[metric]:g} cannot be met; {floors(table, source, budgets, of)}. "
-                f"{_holding_up(table, source, metric, index, skipped)}. Raise the budget, or allow more: "
-                f"fewer layers in skip, more methods, a smaller multiple_of"
+                f"budget: {metric}={budgets[metric]:g} cannot be met; {floors(table, source, costing, of)}. "
+                f"{_holding_up(table, source, costing, index, skipped)}. {how_to_reach(metric)}"
             )
 
 
-def floors(table: Table, source: PlanSource, budgets: Mapping[Metric, float], of: Cost) -> str:
+def how_to_reach(metric: Budgeted) -> str:
+    """What to do about a budget out of reach, for people."""
+    if metric == LATENCY:
+        return (
+            "Raise the budget, or allow more: fewer layers in skip, more methods; another backend, more "
+            "threads or precision='int8' may lower the floor"
+        )
+    return "Raise the budget, or allow more: fewer layers in skip, more methods, a smaller multiple_of"
+
+
+def floors(table: Table, source: PlanSource, costing: Costing, of: Floats) -> str:
     """The smallest reachable keep ratio of each metric, for people."""
-    return reachable(
-        {metric: lowest_cost(table, source, metric, index) for index, metric in enumerate(budgets)}, of
-    )
+    wholes = costing.whole_model(source)
+    lowest = {
+        metric: lowest_cost(table, wholes[index], index) for index, metric in enumerate(costing.metrics)
+    }
+    return reachable(lowest, of)
 
 
-def reachable(lowest: Mapping[Metric, int], of: Cost) -> str:
+def reachable(lowest: Mapping[Budgeted, float], of: Floats) -> str:
     """Smallest costs as keep ratios, for people.
 
     Args:
         lowest: metric -> smallest cost of the whole model.
-        of: cost that keep ratios are shares of.
+        of: (B,) cost that keep ratios are shares of.
 
     Returns:
         One sentence without its stop.
     """
     # Rounded up, so that the number shown can be asked for.
     parts = [
-        f"{metric}={ceil(cost / max(of.metric(metric), 1) * 1e4) / 1e4:.4f}"
-        for metric, cost in lowest.items()
+        f"{metric}={ceil(cost / max(whole, 1) * 1e4) / 1e4:.4f}"
+        for (metric, cost), whole in zip(lowest.items(), of.tolist(), strict=True)
     ]
     return f"the smallest reachable is {', '.join(parts)}"
 
 
 def what_remains(
-    metric: Metric,
-    whole: int,
-    parts: Sequence[tuple[int, str]],
-    alone: Mapping[str, int],
+    metric: Budgeted,
+    whole: float,
+    parts: Sequence[tuple[float, str]],
+    alone: Mapping[str, float],
     reasons: Mapping[str, str],
 ) -> str:
     """What remains of a metric, the largest parts first, for people.
@@ -116,28 +134,32 @@ def what_remains(
     return f"Of the {metric}, these remain: {', '.join(listed)}"
 
 
+def outside_layers(metric: Budgeted) -> str:
+    """What no layer holds, in words."""
+    if metric == LATENCY:
+        return "what no layer holds: norms, activations, sums and what the runtime does between them"
+    return "what no layer holds, e.g. attention products"
+
+
 def _holding_up(
-    table: Table, source: PlanSource, metric: Metric, index: int, skipped: Collection[str]
+    table: Table, source: PlanSource, costing: Costing, index: int, skipped: Collection[str]
 ) -> str:
-    layers = source.structure.layers
-    costs = {name: whole_layer_cost(spec).metric(metric) for name, spec in layers.items()}
+    layers, metric = source.structure.layers, costing.metrics[index]
+    whole = float(costing.whole_model(source)[index])
+    costs = {name: float(costing.whole_layer(spec)[index]) for name, spec in layers.items()}
     alone = {name: cost for name, cost in costs.items() if name not in table.names and cost > 0}
-    outside = whole_model_cost(source).metric(metric) - sum(costs.values())
-    smallest = (
-        lowest_cost(table, source, metric, index)
-        - whole_model_cost(source).metric(metric)
-        + table.whole[index].sum()
-    )
+    outside = whole - sum(costs.values())
+    smallest = lowest_cost(table, whole, index) - whole + float(table.whole[index].sum())
     reasons = {
         name: "in skip" if name in skipped else layers[name].reason or "no rank allowed saves anything"
         for name in alone
     }
     return what_remains(
         metric,
-        max(whole_model_cost(source).metric(metric), 1),
+        max(whole, 1),
         [
-            (int(smallest), f"compressible layers ({len(table.names)}) at their smallest"),
-            (outside, "what no layer holds, e.g. attention products"),
+            (smallest, f"compressible layers ({len(table.names)}) at their smallest"),
+            (outside, outside_layers(metric)),
         ],
         alone,
         reasons,

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from slimrank._errors import NonFiniteError
 from slimrank.plan import Multiples, PlanSource, multiple_for
-from slimrank.records import Curve, LayerSpec, Metric, Setting
-from slimrank.select._option_costs import as_array, option_costs, whole_layer_cost, whole_model_cost
+from slimrank.records import Budgeted, Curve, LayerSpec, NetworkTimes, Setting
+from slimrank.select._option_costs import Costing
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 # Stands for a curve where a layer stays as it is.
 UNTOUCHED = -1
@@ -24,8 +25,8 @@ class Table:
     """Options of L layers under B budgets; at most K per layer.
 
     Options stand in order of rising weighted cost, then of rising damage. Where a layer has fewer than K,
-    the rest is padding with damage inf and cost 0. Costs are whole numbers below 2**53, so float64 holds
-    them exactly.
+    the rest is padding with damage inf and cost 0. Costs are whole numbers below 2**53, of a unit of their
+    own for times, so float64 holds them and their sums exactly.
 
     Attributes:
         names: (L,) dotted layer names.
@@ -77,11 +78,12 @@ def added(price: Floats, cost: Floats) -> Floats:
 
 def table_of(
     source: PlanSource,
-    limits: Mapping[Metric, int],
+    limits: Mapping[Budgeted, float],
     *,
     methods: Collection[str],
     skipped: Collection[str],
     multiples: Multiples,
+    times: NetworkTimes | None = None,
 ) -> Table:
     """The options that a source offers.
 
@@ -91,6 +93,7 @@ def table_of(
         methods: that may be used.
         skipped: layers to leave alone.
         multiples: ranks are multiples of this: a number, or layer-name glob -> number.
+        times: that a latency among the limits is counted by.
 
     Returns:
         The table, of the layers that have an option beside staying as they are, in execution order.
@@ -102,8 +105,8 @@ def table_of(
     for curve in source.curves:
         if curve.method in methods and curve.layer not in skipped:
             by_layer.setdefault(curve.layer, []).append(curve)
-    metrics = tuple(limits)
-    before = as_array(whole_model_cost(source), metrics)
+    costing = Costing(limits, times)
+    before = costing.whole_model(source)
     scale = np.maximum(before, 1.0)
     curves: list[Curve] = []
     rows: list[tuple[str, Floats, Floats, Ints, Ints]] = []
@@ -111,7 +114,7 @@ def table_of(
         options = _options(
             spec,
             by_layer.get(name, []),
-            metrics,
+            costing,
             multiple_for(multiples, name),
             len(curves),
         )
@@ -119,7 +122,7 @@ def table_of(
             rows.append((name, *options))
             curves.extend(by_layer[name])
     layers, widest = len(rows), max((len(row[2]) for row in rows), default=1)
-    cost = np.zeros((len(metrics), layers, widest))
+    cost = np.zeros((len(before), layers, widest))
     damage = np.full((layers, widest), np.inf)
     index = np.full((layers, widest), UNTOUCHED, dtype=np.int64)
     rank = np.zeros((layers, widest), dtype=np.int64)
@@ -131,11 +134,9 @@ def table_of(
         index[layer, :count] = indices[order]
         rank[layer, :count] = ranks[order]
     names = tuple(row[0] for row in rows)
-    layer_costs = [whole_layer_cost(source.structure.layers[name]) for name in names]
-    whole = np.array(
-        [[cost.metric(metric) for cost in layer_costs] for metric in metrics],
-        dtype=np.float64,
-    )
+    whole = np.zeros((len(before), layers))
+    for layer, name in enumerate(names):
+        whole[:, layer] = costing.whole_layer(source.structure.layers[name])
     fixed = before - whole.sum(axis=1)
     return Table(
         names=names,
@@ -145,7 +146,7 @@ def table_of(
         curve=index,
         rank=rank,
         whole=whole,
-        room=np.array([limits[metric] for metric in metrics]) - fixed,
+        room=np.array(list(limits.values())) - fixed,
         scale=scale,
     )
 
@@ -195,6 +196,21 @@ def settings_of(table: Table, choice: Ints) -> dict[str, Setting]:
     return settings
 
 
+def saves(cost: Floats, whole: Floats, latency: int | None) -> Flags:
+    """Whether options save something of what they replace.
+
+    Args:
+        cost: (B, ...) of the options.
+        whole: (B, ...) of what they replace, of a shape that broadcasts.
+        latency: index of the latency among the metrics; None where there is none.
+
+    Returns:
+        (...) bool. An option that takes longer than what it replaces does not, whatever else it saves.
+    """
+    less = cost < whole
+    return np.asarray(less.any(axis=0) if latency is None else less[latency])
+
+
 def safe_damage(curve: Curve) -> Floats:
     """Damage of each option of a layer.
 
@@ -217,15 +233,15 @@ def safe_damage(curve: Curve) -> Floats:
 
 
 def _options(
-    spec: LayerSpec, curves: Sequence[Curve], metrics: Sequence[Metric], multiple: int, first: int
+    spec: LayerSpec, curves: Sequence[Curve], costing: Costing, multiple: int, first: int
 ) -> tuple[Floats, Floats, Ints, Ints] | None:
     """Cost (B, K), damage, curve and rank (K,) of one layer; None where it can only stay as it is."""
-    wholes = as_array(whole_layer_cost(spec), metrics)[:, None]
+    wholes = costing.whole_layer(spec)[:, None]
     costs, damages = [wholes], [np.zeros(1)]
     indices, ranks = [np.full(1, UNTOUCHED)], [np.zeros(1, dtype=np.int64)]
     for offset, curve in enumerate(curves):
-        damage, cost = safe_damage(curve), option_costs(curve, metrics)
-        good = (curve.ranks % multiple == 0) & (cost < wholes).any(axis=0)
+        damage, cost = safe_damage(curve), costing.option_costs(spec, curve)
+        good = (curve.ranks % multiple == 0) & saves(cost, wholes, costing.latency)
         costs.append(cost[:, good])
         damages.append(damage[good])
         indices.append(np.full(int(good.sum()), first + offset))

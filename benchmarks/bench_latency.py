@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well does a latency table predict the time of plans that it never saw?
+
+Random plans of the benchmark networks: pairs at random ranks, groups at random widths, some blocks gone.
+Each is built with random weights, exported, and run in turns with the original, 2 seconds after 3 warm-up
+rounds; the ratio is the median over turns, in seconds of the processor at one thread. Predicted ratios come
+from ``slimrank.measure_latency`` at the same batch. One row per plan in
+``benchmarks/results/latency, ``--again`` all.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import slimrank as sr
+from benchmarks.tables import Row, context, merge_table, read_table, table_path
+from benchmarks.tasks.tasks import TASKS
+from slimrank.deploy import compare_in_turns, write_timed
+from slimrank.forward import as_batch
+from slimrank.latency import BACKENDS, build_variant, draw_variants, predicted_time
+
+KEY = ("network", "backend", "precision", "batch", "plan")
+SEED, SECONDS = 1000, 2.0
+# Plans that are drawn for each network, so that each is the same however many are measured.
+DRAWN = 30
+# Relative error of the predicted ratio that counts as right.
+RIGHT = 0.05
+
+
+def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: Path) -> Iterator[Row]:
+    """Measures plans beside their prediction.
+
+    Args:
+        name: of the network.
+        backend: the runtime.
+        batch: samples in the batch.
+        plans: numbers of the plans.
+        folder: for files.
+
+    Yields:
+        A row for each plan.
+    """
+    model = TASKS[name].model()
+    images = torch.randn(batch, 1, 32, 32, generator=torch.Generator().manual_seed(SEED))
+    study = sr.study(model, [images], data_free=True, effort="fast", progress=False)
+    table = sr.measure_latency(study, backend=backend, batch=batch, path=folder / "table.json")
+    options = {"format": BACKENDS[backend], "batch": batch, "threads": 1}
+    batches = [as_batch(images)]
+    original = write_timed(model, batches, folder / "original", **options)
+    drawn = draw_variants(
+        study.structure,
+        study.methods,
+        count=DRAWN,
+        step=table.times.step,
+        seed=SEED,
+        mixed=True,
+    )
+    for number in plans:
+        network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
+        file = write_timed(network, batches, folder / str(number), **options)
+        compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
+        predicted = predicted_time(table.times, drawn[number]) / table.times.reference
+        yield {
+            "network": name,
+            "backend": backend,
+            "precision": table.precision,
+            "batch": batch,
+            "plan": number,
+            "predicted": round(predicted, 4),
+            "measured": round(compared.ratio, 4),
+            "error": round(predicted / compared.ratio - 1, 4),
+            "spread": round(compared.spread, 4),
+            "told_error": round(table.error, 4),
+            "before_ms": round(compared.before.milliseconds, 3),
+        }
+
+
+def summary(rows: Sequence[Mapping[str, str]]) -> str:
+    """Median error and the share of plans that are right, by network and runtime."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in KEY[:-1]), []).append(abs(float(row["error"])))
+    return "\n".join(
+        f"{' '.join(key)}: {len(errors)} plans, median error {statistics.median(errors):.1%}, "
+        f"within {RIGHT:.0%} {sum(error <= RIGHT for error in errors) / len(errors):.0%}, "
+        f"largest {max(errors):.1%}"
+        for key, errors in found.items()
+    )
+
+
+def main() -> None:
+    """Fills the table and prints the summary."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--backends", nargs="*", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--plans", type=int, choices=range(1, DRAWN + 1), metavar="N", default=DRAWN)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--again", action="store_true", help="do rows again that are there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    path = table_path("latency")
+    for name in args.networks:
+        for backend in args.backends:
+            key = (name, backend, "float32", str(args.batch))
+            there = {row["plan"] for row in read_table(path) if tuple(row[part] for part in KEY[:-1]) == key}
+            plans = [number for number in range(args.plans) if args.again or str(number) not in there]
+            if not plans:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                for row in rows_of(name, backend, args.batch, plans, Path(folder)):
+                    print(row, flush=True)
+                    merge_table(path, [{**row, **context()}], KEY)
+    print(summary(read_table(path)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured times, added up over what is left of a network."""
+
+from collections.abc import Collection, Mapping
+
+from slimrank.cost._slimming import outermost_blocks, slimmed_spec
+from slimrank.records import ChannelMap, GroupSpec, Kept, LayerSpec, LayerTimes, NetworkTimes, Setting
+
+
+def network_time(
+    times: NetworkTimes,
+    layers: Mapping[str, LayerSpec],
+    channels: ChannelMap,
+    *,
+    settings: Mapping[str, Setting],
+    kept: Kept,
+    dropped: Collection[str],
+) -> float:
+    """Time of a whole network with settings, slimmed groups and dropped blocks.
+
+    Ranks and widths count as the next step of the hardware.
+
+    Args:
+        times: measured.
+        layers: every layer by name.
+        channels: groups and blocks of the model.
+        settings: layer -> setting; the pair replaces the layer once it is slimmed. A pair whose form was not
+            measured counts as what it replaces.
+        kept: group -> units that stay; groups not named stay whole.
+        dropped: blocks replaced by the identity.
+
+    Returns:
+        ns for one run of the batch that was measured.
+    """
+    blocks = tuple(block.name for block in outermost_blocks(channels, dropped))
+    total = times.fixed + _block_time(times, blocks)
+    for name, layer in times.layers.items():
+        if name in layers and not f"{name}.".startswith(tuple(f"{block}." for block in blocks)):
+            total += _layer_time(times, layer, slimmed_spec(layers[name], channels, kept), settings.get(name))
+    for name in times.groups.keys() | times.ragged.keys():
+        is_gone = any(group_is_inside(channels, name, (block,)) for block in blocks)
+        if name in channels.groups and not is_gone:
+            group = channels.groups[name]
+            total += group_time(times, group, len(kept.get(name, range(group.units))))
+    return total
+
+
+def _layer_time(times: NetworkTimes, layer: LayerTimes, spec: LayerSpec, setting: Setting | None) -> float:
+    rows, columns = times.edge(rows_and_columns(spec))
+    pair = None if setting is None else layer.pairs.get(setting.form)
+    if setting is None or pair is None:
+        return float(layer.dense.time(rows, columns))
+    return float(pair.time(times.edge(setting.rank), rows, columns))
+
+
+def _block_time(times: NetworkTimes, dropped: Collection[str]) -> float:
+    """Of the blocks that stay: that of a block holds that of the blocks inside it, so the outermost count."""
+    names = list(times.blocks)
+    outermost = [
+        name for name in names if not any(name.startswith(f"{other}.") for other in names if other != name)
+    ]
+    return sum(times.blocks[name] for name in outermost) - sum(
+        times.blocks.get(name, 0.0) for name in dropped
+    )
+
+
+def group_time(times: NetworkTimes, group: GroupSpec, count: int) -> float:
+    """Time of what goes with the units of a group and is no layer.
+
+    Args:
+        times: measured.
+        group: of channels.
+        count: units that stay.
+
+    Returns:
+        ns.
+    """
+    units = float(times.edge(count * group.unit_width)) / group.unit_width
+    whole = times.ragged.get(group.name, 0.0) if count == group.units else 0.0
+    return times.groups.get(group.name, 0.0) * units + whole
+
+
+def rows_and_columns(spec: LayerSpec) -> tuple[int, int]:
+    """Outputs and inputs of a layer, as times count them.
+
+    Args:
+        spec: the layer.
+
+    Returns:
+        Its outputs; and its inputs, of one group of a grouped convolution.
+    """
+    if spec.is_transposed:
+        return spec.n_outputs, spec.weight_shape[0]
+    return spec.n_outputs, next(iter(spec.weight_shape[1:2]), 1)
+
+
+def group_is_inside(channels: ChannelMap, group: str, blocks: Collection[str]) -> bool:
+    """Whether every tensor that a group touches is inside one of these blocks."""
+    touched = [
+        name for name, tensor in channels.tensors.items() if any(axis.group == group for axis in tensor.axes)
+    ]
+    prefixes = tuple(f"{block}." for block in blocks)
+    # A group without tensors is inside nothing, though ``all`` of nothing is true.
+    return bool(touched) and all(name.startswith(prefixes) for name in touched)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each node of a runtime takes, and which modules it belongs to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from slimrank.forward import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeTime:
+    """One node of a file, as its runtime runs it.
+
+    Attributes:
+        name: in the runtime.
+        kind: of the operation, in the runtime's word.
+        module: innermost module that it was exported from; "" for the model itself, or where it is unknown.
+        sources: modules of the nearest products with weights that its inputs come from, itself left out.
+        nanoseconds: of one run.
+    """
+
+    name: str
+    kind: str
+    module: str
+    sources: tuple[str, ...]
+    nanoseconds: float
+
+
+# Runs that are left out, and runs that count: of one node, the share of runs below which its time is taken,
+# since other work on the machine only adds.
+PROFILE_WARM_UP, PROFILE_RUNS, PROFILE_SHARE = 3, 30, 0.2
+# Runs a batch with the runtime's own profile, and tells what each node took.
+Profiler = Callable[[Batch], tuple[NodeTime, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNode:
+    """A node of the exported graph, by the name of the value that it makes.
+
+    Attributes:
+        module: innermost module that it was exported from.
+        inputs: names of the values that it reads.
+        is_product: it is a convolution or a product of matrices.
+        has_weight: one factor of the product is a weight.
+    """
+
+    module: str
+    inputs: tuple[str, ...]
+    is_product: bool = False
+    has_weight: bool = False
+
+
+Graph = Mapping[str, GraphNode]
+
+
+def nearest_product(graph: Graph, name: str) -> str | None:
+    """The product whose result a value is, or comes from through other operations; the nearest one.
+
+    Args:
+        graph: of the file.
+        name: of a value.
+
+    Returns:
+        Name of the value of the product; None where there is none.
+    """
+    return next((found for found in _upwards(graph, name) if graph[found].is_product), None)
+
+
+def sources_of(graph: Graph, name: str) -> tuple[str, ...]:
+    """Modules of the nearest products with weights that the inputs of a value come from.
+
+    Args:
+        graph: of the file.
+        name: of a value.
+
+    Returns:
+        Their names, each once.
+    """
+    found: dict[str, None] = {}
+    waiting, seen = list(graph[name].inputs), set[str]()
+    while waiting:
+        value = waiting.pop()
+        if value in seen or value not in graph:
+            continue
+        seen.add(value)
+        node = graph[value]
+        if node.is_product and node.has_weight:
+            found[node.module] = None
+        else:
+            waiting += node.inputs
+    return tuple(sorted(found))
+
+
+def _upwards(graph: Graph, name: str) -> list[str]:
+    """A value, and all that it comes from, the nearest first."""
+    found, waiting = dict[str, None](), [name]
+    while waiting:
+        following: list[str] = []
+        for value in waiting:
+            if value in graph and value not in found:
+                found[value] = None
+                following += graph[value].inputs
+        waiting = following
+    return list(found)
+
+
+def profile_time(times: Sequence[float], share: float = PROFILE_SHARE) -> float:
+    """The time of one node from its times in several runs: one that a share of them stay below."""
+    return sorted(times)[int(share * (len(times) - 1))]

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Formulas for the times of layers, from what variants of the network took.
+
+An operation takes a share for each multiply-accumulate, one for each number that it writes and one for each
+that it reads, and a constant. Kernels of one kind (shape, stride, groups) have rates of their own; each layer
+starts from those of its kind and departs from them as far as its own entries tell.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import exp, log, prod
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from slimrank.cost import (
+    FORM_ROWS,
+    FORMS,
+    factor_costs,
+    factor_taps,
+    forms_of,
+    layer_cost,
+    rows_and_columns,
+    slimmed_spec,
+)
+from slimrank.latency._parts import Parts
+from slimrank.latency._predict import changing_time, group_edge
+from slimrank.latency._variants import useful_ranks
+from slimrank.plan import Step, Structure, is_inside, slimmable_groups
+from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime, step_edge
+
+# Entries that the rates of all kernels count for beside those of one kind, and those of a kind beside a
+# layer's own.
+_KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.5
+# Variants that the original counts for: plans leave much as it is, and ratios are shares of its time.
+_ORIGINAL_WEIGHT = 2
+# A pair must be faster than its layer by this share at least: less is within what measurements repeat.
+_NOISE = 0.02
+_Vector = NDArray[np.float64]
+# A layer, the form of its pair or "" for the layer in one piece, and which factor.
+_Key = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one variant took.
+
+    Attributes:
+        variant: what was done to the network.
+        parts: times of its parts, by the profile.
+        ratio: whole time over that of the original, runs taking turns.
+        spread: interquartile range of that ratio over its median.
+    """
+
+    variant: Step
+    parts: Parts
+    ratio: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Operation:
+    """A layer in one piece, or a factor of a pair.
+
+    Attributes:
+        kind: of its kernel.
+        sizes: (4,): 1, multiply-accumulates, numbers written, numbers read; for one run of the batch.
+    """
+
+    kind: str
+    sizes: _Vector
+
+
+def fit_times(
+    structure: Structure,
+    methods: Sequence[Method],
+    measured: Sequence[Measured],
+    *,
+    original: Parts,
+    before: float,
+    batch: int,
+    step: int,
+) -> NetworkTimes:
+    """The formulas that fit what was measured.
+
+    Args:
+        structure: of the network.
+        methods: that plans may use.
+        measured: the variants.
+        original: parts of the network as it stands.
+        before: whole time of the network as it stands, ns.
+        batch: samples of the batch.
+        step: of ranks and widths.
+
+    Returns:
+        The times. Node times are scaled, and the constant chosen, so that whole times come out on average:
+        ``before`` need not be quite what was measured, which is ``reference``.
+    """
+    untouched = Step(structure=structure, layers={})
+    profiles = _even(
+        [(untouched, original), *((entry.variant, entry.parts) for entry in measured)],
+        [before, *(before * entry.ratio for entry in measured)],
+    )
+    profiles += [profiles[0]] * (_ORIGINAL_WEIGHT - 1)
+    layers = _layers(structure, methods, profiles, batch, step)
+    others = _others(structure, profiles, step)
+    raw = NetworkTimes(
+        layers=layers,
+        groups=others.groups,
+        ragged=others.ragged,
+        blocks=others.blocks,
+        fixed=0.0,
+        before=before,
+        reference=before,
+        step=step,
+    )
+    # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
+    # goes through all whole times, and not through the original's alone.
+    changing = np.array(
+        [changing_time(raw, variant) for variant in (untouched, *(e.variant for e in measured))]
+    )
+    wholes = before * np.array([1.0, *(entry.ratio for entry in measured)])
+    fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
+    scaled = raw.scaled(float(scale))
+    return replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
+
+
+def _even(profiles: Sequence[tuple[Step, Parts]], wholes: Sequence[float]) -> list[tuple[Step, Parts]]:
+    """Profiles as if the machine had been equally fast for all: nodes make up whole times but a constant.
+
+    Whole times are those of runs that took turns with the original; profiles were taken one after the other.
+    """
+    totals = np.array([parts.total for _, parts in profiles])
+    whole = np.array(wholes)
+    constant = nnls(np.column_stack([1 / whole, totals / whole]), np.ones(len(whole)))[0][0]
+    return [
+        (step, parts.scaled((time - constant) / parts.total)) if time > constant else (step, parts)
+        for (step, parts), time in zip(profiles, wholes, strict=True)
+    ]
+
+
+def _layers(
+    structure: Structure,
+    methods: Sequence[Method],
+    profiles: Sequence[tuple[Step, Parts]],
+    batch: int,
+    step: int,
+) -> dict[str, LayerTimes]:
+    entries = _entries(structure, profiles, batch, step)
+    rates = _Rates.fitted(entries)
+    return {
+        name: _layer_times(spec, methods, rates, batch, step)
+        for name, spec in structure.layers.items()
+        if (name, "", 0) in entries
+    }
+
+
+def _entries(
+    structure: Structure, profiles: Sequence[tuple[Step, Parts]], batch: int, step: int
+) -> dict[_Key, list[tuple[_Operation, float]]]:
+    """What each operation of each layer took, at which sizes."""
+    entries: dict[_Key, list[tuple[_Operation, float]]] = {}
+    for variant, parts in profiles:
+        for name, times in parts.factors.items():
+            spec = slimmed_spec(structure.layers[name], structure.channels, variant.groups)
+            rows, columns = (int(step_edge(size, step)) for size in rows_and_columns(spec))
+            setting = variant.settings.get(name)
+            found: tuple[_Operation, ...] = (_dense(spec, rows, columns, batch),)
+            if setting is not None:
+                rank = int(step_edge(setting.rank, step))
+                found = _pair(spec, setting.form, rank, rows, columns, batch)
+            form = "" if setting is None else setting.form
+            for index, (operation, time) in enumerate(zip(found, times, strict=True)):
+                if time > 0:
+                    entries.setdefault((name, form, index), []).append((operation, time))
+    return entries
+
+
+def _layer_times(
+    spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, step: int
+) -> LayerTimes:
+    """The formulas of a layer, those of its pairs where they are faster than it."""
+    rows, columns = (int(step_edge(size, step)) for size in rows_and_columns(spec))
+    dense = _dense_time(spec, rates.of((spec.name, "", 0), _dense(spec, rows, columns, batch)), batch)
+    pairs = {}
+    for method, forms in FORMS.items():
+        for form in forms:
+            is_offered = method in methods and method in spec.methods and form in forms_of(spec, method)
+            if not is_offered or not useful_ranks(spec, form, step):
+                continue
+            first, second = (
+                rates.of((spec.name, form, index), operation)
+                for index, operation in enumerate(_pair(spec, form, step, rows, columns, batch))
+            )
+            pair = _pair_time(spec, form, (first, second), rows, columns, batch)
+            if float(pair.time(step, rows, columns)) < (1 - _NOISE) * float(dense.time(rows, columns)):
+                pairs[form] = pair
+    return LayerTimes(dense=dense, pairs=pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rates:
+    """Rates of operations, ns for each of their sizes.
+
+    Attributes:
+        own: (4,) of each operation of each layer that was measured.
+        kinds: (4,) of each kind.
+        common: (4,) of all.
+        factors: by how much the operations of a layer are slower than their kinds.
+    """
+
+    own: Mapping[_Key, _Vector]
+    kinds: Mapping[str, _Vector]
+    common: _Vector
+    factors: Mapping[str, float]
+
+    @classmethod
+    def fitted(cls, entries: Mapping[_Key, Sequence[tuple[_Operation, float]]]) -> "_Rates":
+        """Fits them to what was measured."""
+        every = [entry for found in entries.values() for entry in found]
+        common = _solved(every)
+        by_kind: dict[str, list[tuple[_Operation, float]]] = {}
+        for operation, time in every:
+            by_kind.setdefault(operation.kind, []).append((operation, time))
+        kinds = {kind: _solved(found, common, _KIND_WEIGHT) for kind, found in by_kind.items()}
+        # A layer whose maps have an awkward size is slow in all its forms.
+        logs: dict[str, list[float]] = {}
+        for (name, _, _), found in entries.items():
+            for operation, time in found:
+                usual = max(1.0, float(np.dot(kinds[operation.kind], operation.sizes)))
+                logs.setdefault(name, []).append(log(time / usual))
+        factors = {
+            name: exp(sum(found_logs) / (len(found_logs) + _LAYER_WEIGHT))
+            for name, found_logs in logs.items()
+        }
+        own = {
+            key: _solved(found, factors[key[0]] * kinds[found[0][0].kind], _LAYER_WEIGHT)
+            for key, found in entries.items()
+        }
+        return cls(own=own, kinds=kinds, common=common, factors=factors)
+
+    def of(self, key: _Key, operation: _Operation) -> _Vector:
+        """The rates of an operation: its own, or those of its kind where it was not measured."""
+        if key in self.own:
+            return self.own[key]
+        return self.factors.get(key[0], 1.0) * self.kinds.get(operation.kind, self.common)
+
+
+def _solved(
+    entries: Sequence[tuple[_Operation, float]], prior: _Vector | None = None, weight: float = 0.0
+) -> _Vector:
+    """Rates, none below 0, of least relative errors; drawn to others where entries do not tell."""
+    matrix = np.array([operation.sizes / time for operation, time in entries])
+    wanted = np.ones(len(matrix))
+    if prior is not None:
+        # By how much each rate counts in these times, so that all are drawn alike.
+        pull = np.sqrt(weight) * matrix.mean(0)
+        matrix = np.vstack([matrix, np.diag(pull)])
+        wanted = np.concatenate([wanted, pull * prior])
+    scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
+    solution, _ = nnls(matrix / scale, wanted)
+    return np.asarray(solution / scale)
+
+
+def _dense(spec: LayerSpec, rows: int, columns: int, batch: int) -> _Operation:
+    macs, written, read = _unit_sizes(spec, batch)
+    by_row, by_column = read
+    return _Operation(
+        kind=_kind(spec, spec.kernel),
+        sizes=np.array([1.0, macs * rows * columns, written * rows, by_row * rows + by_column * columns]),
+    )
+
+
+def _unit_sizes(spec: LayerSpec, batch: int) -> tuple[float, float, tuple[float, float]]:
+    """Multiply-accumulates for each row and column; numbers written for each row; read for each of both."""
+    rows, columns = rows_and_columns(spec)
+    macs = batch * layer_cost(spec).macs / (rows * columns)
+    written = batch * sum(prod(call.output_shape) for call in spec.calls) / rows
+    read = batch * sum(prod(call.input_shape) for call in spec.calls)
+    # Each output of a depthwise kernel reads an input of its own.
+    return macs, written, (read / rows, 0.0) if spec.groups > 1 else (0.0, read / columns)
+
+
+def _pair(
+    spec: LayerSpec, form: Form, rank: int, rows: int, columns: int, batch: int
+) -> tuple[_Operation, _Operation]:
+    first, second = factor_costs(spec, form)
+    taps, _ = factor_taps(spec, form)
+    between = batch * first.macs / taps
+    _, written, (_, read) = _unit_sizes(spec, batch)
+    takes = FORM_ROWS[form].first_taps(len(spec.kernel))
+    kernels = [
+        tuple(size if taken is own else 1 for size, taken in zip(spec.kernel, takes, strict=True))
+        for own in (True, False)
+    ]
+    return (
+        _Operation(
+            kind=_kind(spec, kernels[0]),
+            sizes=np.array(
+                [1.0, batch * first.macs * rank * columns, between * rank, read * columns], dtype=np.float64
+            ),
+        ),
+        _Operation(
+            kind=_kind(spec, kernels[1]),
+            sizes=np.array(
+                [1.0, batch * second.macs * rank * rows, written * rows, between * rank], dtype=np.float64
+            ),
+        ),
+    )
+
+
+def _kind(spec: LayerSpec, kernel: Iterable[int]) -> str:
+    """Operations that runtimes have one kernel for."""
+    size = "x".join(map(str, kernel))
+    grouped = " grouped" if spec.groups > 1 else ""
+    stride = " strided" if any(step > 1 for step in spec.stride) and size != "1x1" else ""
+    return f"{spec.kind} {size}{grouped}{stride}"
+
+
+def _dense_time(spec: LayerSpec, rates: _Vector, batch: int) -> DenseTime:
+    macs, written, (by_row, by_column) = _unit_sizes(spec, batch)
+    fixed, per_mac, per_written, per_read = map(float, rates)
+    return DenseTime(
+        fixed=fixed,
+        per_row=per_written * written + per_read * by_row,
+        per_column=per_read * by_column,
+        per_product=per_mac * macs,
+    )
+
+
+def _pair_time(
+    spec: LayerSpec, form: Form, rates: tuple[_Vector, _Vector], rows: int, columns: int, batch: int
+) -> PairTime:
+    first, second = rates
+    one, other = _pair(spec, form, 1, rows, columns, batch)
+    return PairTime(
+        # What goes with rows or columns alone, at full size: a plan that narrows them as well saves more.
+        fixed=float(first[0] + second[0] + first[3] * one.sizes[3] + second[2] * other.sizes[2]),
+        per_rank=float(first[2] * one.sizes[2] + second[3] * other.sizes[3]),
+        per_row=float(second[1] * other.sizes[1] / rows),
+        per_column=float(first[1] * one.sizes[1] / columns),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Others:
+    """Times of what belongs to no layer: of groups by unit, of blocks, and of groups with ragged widths."""
+
+    groups: Mapping[str, float]
+    blocks: Mapping[str, float]
+    ragged: Mapping[str, float]
+
+
+def _others(structure: Structure, profiles: Sequence[tuple[Step, Parts]], step: int) -> _Others:
+    """A line for each place: a constant, and a share for each unit of its groups, none below 0.
+
+    A constant outside of blocks is part of that of the network.
+    """
+    known = slimmable_groups(structure.channels)
+    groups: dict[str, float] = {}
+    ragged: dict[str, float] = {}
+    constants: dict[str, float] = {}
+    for place in sorted({place for _, parts in profiles for place in parts.others}):
+        sizes, times, is_ragged = [], [], []
+        for variant, parts in profiles:
+            if place in parts.others and parts.others[place] > 0:
+                counts = [len(variant.groups.get(name, range(known[name].units))) for name in place.groups]
+                widths = zip(place.groups, counts, strict=True)
+                sizes.append([1.0, *(group_edge(known[name], count, step) for name, count in widths)])
+                times.append(parts.others[place])
+                is_ragged.append(
+                    any(
+                        known[name].unit_width * count % step
+                        for name, count in zip(place.groups, counts, strict=True)
+                    )
+                )
+        if not times:
+            continue
+        matrix, taken, off = np.array(sizes), np.array(times), np.array(is_ragged)
+        # Ragged widths take longer than any line says; without others there is no telling.
+        used = ~off if (~off).any() else np.ones_like(off)
+        constant, *slopes = nnls(matrix[used] / taken[used, None], np.ones(int(used.sum())))[0]
+        for name, slope in zip(place.groups, slopes, strict=True):
+            groups[name] = groups.get(name, 0.0) + float(slope)
+        constants[place.block] = constants.get(place.block, 0.0) + float(constant)
+        if len(place.groups) == 1 and off.any():
+            beyond = float(np.median(taken[off] - matrix[off] @ np.array([constant, *slopes])))
+            ragged[place.groups[0]] = ragged.get(place.groups[0], 0.0) + max(0.0, beyond)
+    names = structure.channels.blocks
+    blocks = {
+        name: sum(constants.get(other, 0.0) for other in names if is_inside(other, (name,))) for name in names
+    }
+    return _Others(groups=groups, blocks=blocks, ragged=ragged)

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measuring: variant after variant, each exported, profiled and timed beside the original."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import nn
+
+from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
+from slimrank._names import nearest
+from slimrank._progress import Phases
+from slimrank.deploy import FORMATS, TimedFile, compare_in_turns, format_named, write_timed
+from slimrank.forward import Batch
+from slimrank.latency._file import read_latencies, write_latencies
+from slimrank.latency._fit import Measured, fit_times
+from slimrank.latency._latencies import Latencies
+from slimrank.latency._machine import machine_name, package_versions
+from slimrank.latency._parts import parts_of
+from slimrank.latency._predict import predicted_time
+from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
+from slimrank.latency._step import find_step
+from slimrank.latency._tie import differing_topics, tie_of
+from slimrank.latency._variants import build_variant, draw_variants
+from slimrank.plan import Step, Structure
+from slimrank.records import Method, Note
+
+# The runtimes that tell what each node takes, and the format of their files.
+BACKENDS: Mapping[str, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
+PRECISIONS = ("float32", "int8")
+# Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
+_FITTED, _MIXED = 8, 2
+# Seconds that a variant and the original are run in turns.
+_SECONDS = 2.0
+# Of the draw of variants and their weights.
+_SEED = 0
+# Interquartile range over median of a ratio from which times are noise, and a table says so.
+_NOISY = 0.1
+# Milliseconds of a run below which the microseconds of a profile are coarse.
+_SHORT = 1.0
+# Node times over whole times, by the profile, from which other work must have stretched them.
+_DISTURBED = 1.15
+# Of the errors at the variants: the share of them that the error which a table states covers.
+_COVERED = 0.9
+
+
+def check_conditions(*, backend: object, precision: object, threads: object, batch: object) -> None:
+    """Refuses what cannot be measured, before all work.
+
+    Raises:
+        UnknownNameError: no such runtime or precision.
+        OptionError: ``threads`` or ``batch`` is no positive number, or the runtime or precision cannot be
+            measured yet.
+        MissingPackageError: the runtime is not installed.
+    """
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        if backend in FORMATS:
+            raise OptionError(
+                f"backend={backend!r}: this runtime tells no times of single nodes; give "
+                f"{' or '.join(map(repr, BACKENDS))}"
+            )
+        raise UnknownNameError(f"backend={backend!r}; {nearest(str(backend), BACKENDS)}")
+    if precision not in PRECISIONS:
+        raise UnknownNameError(f"precision={precision!r}; {nearest(str(precision), PRECISIONS)}")
+    if precision == "int8":
+        raise OptionError('precision="int8": times of int8 files are not measured yet; give "float32"')
+    for name, value in (("threads", threads), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
+    format_named(BACKENDS[backend])
+
+
+def measure_variants(
+    model: nn.Module,
+    batches: Callable[[], Iterable[Batch]],
+    structure: Structure,
+    *,
+    methods: Sequence[Method],
+    has_bias: bool,
+    backend: str,
+    threads: int,
+    batch: int,
+    precision: str,
+    path: str | os.PathLike[str] | None,
+    phases: Phases,
+) -> Latencies:
+    """Measures a table.
+
+    Args:
+        model: the network; it is not changed.
+        batches: gives real inputs, checked.
+        structure: of the network.
+        methods: that plans may use.
+        has_bias: whether pairs have a bias even where the layer has none.
+        backend: a name of ``BACKENDS``.
+        threads: of the runtime.
+        batch: samples in the batch.
+        precision: "float32".
+        path: of the table's file, written after every variant, and gone on with; None for none.
+        phases: progress.
+
+    Returns:
+        The table.
+
+    Raises:
+        LatencyError: the file holds a table of something else, or the network takes another batch only.
+        SlimrankError: for the export.
+    """
+    format = BACKENDS[backend]
+    conditions = Conditions(
+        backend=backend,
+        threads=threads,
+        batch=batch,
+        precision=precision,
+        machine=machine_name(),
+        versions=package_versions(("torch", *FORMATS[format].packages)),
+        fingerprint=tie_of(structure),
+        methods=tuple(methods),
+    )
+    record = None if path is None else _found(Path(path), conditions)
+    if record is not None and len(record.variants) == _FITTED + _MIXED:
+        return _finished(record, structure, methods, path)
+    with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft, torch.no_grad():
+        folder = Path(draft)
+
+        def written(network: nn.Module, name: str) -> TimedFile:
+            return write_timed(network, batches(), folder / name, format=format, batch=batch, threads=threads)
+
+        with phases.phase("latency", 1 + _FITTED + _MIXED) as advance:
+            original = written(model, "original")
+            if original.batch != batch:
+                raise LatencyError(
+                    f"batch={batch}: a file of this network takes batches of {original.batch} only; give "
+                    f"batch={original.batch}"
+                )
+            if record is None:
+                untouched = Step(structure=structure, layers={})
+                record = LatencyRecord(
+                    conditions=conditions,
+                    step=find_step(structure, folder / "step", format=format, threads=threads),
+                    original=parts_of(original.nodes(), untouched),
+                )
+            advance(1 + len(record.variants), "original")
+            variants = _drawn(structure, methods, record.step)
+            for number in range(len(record.variants), len(variants)):
+                variant = variants[number]
+                network = build_variant(model, variant, has_bias=has_bias, seed=_SEED + number)
+                time = _timed(original, written(network, f"variant{number}"), variant, threads)
+                record = replace(record, variants=(*record.variants, time))
+                if path is not None:
+                    write_latencies(path, record, None)
+                advance(1, f"variant {number + 1}")
+    return _finished(record, structure, methods, path)
+
+
+def _drawn(structure: Structure, methods: Sequence[Method], step: int) -> tuple[Step, ...]:
+    return (
+        *draw_variants(structure, methods, count=_FITTED, step=step, seed=_SEED),
+        *draw_variants(structure, methods, count=_MIXED, step=step, seed=_SEED + 1, mixed=True),
+    )
+
+
+def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int) -> VariantTime:
+    """What a variant takes, in its parts and beside the original."""
+    parts = parts_of(file.nodes(), variant)
+    compared = compare_in_turns(original.run, file.run, threads=threads, seconds=_SECONDS)
+    return VariantTime(
+        settings=variant.settings,
+        kept={name: len(units) for name, units in variant.groups.items()},
+        dropped=variant.dropped,
+        parts=parts,
+        before_ms=compared.before.milliseconds,
+        before_spread=compared.before.spread,
+        ratio=compared.ratio,
+        spread=compared.spread,
+    )
+
+
+def _found(path: Path, conditions: Conditions) -> LatencyRecord | None:
+    """What the file of a table holds, which must have been measured under the same conditions."""
+    if not path.is_file():
+        if path.exists() or not path.parent.is_dir():
+            # Found out here, not after the first variant, which takes long.
+            raise FileError(f"latency table {path}: cannot be written; give a file in an existing folder")
+        return None
+    record, _ = read_latencies(path)
+    there = record.conditions
+    differing = differing_topics(there.fingerprint, conditions.fingerprint)
+    for known in fields(Conditions):
+        if known.name not in ("fingerprint", "versions"):
+            old, new = getattr(there, known.name), getattr(conditions, known.name)
+            if old != new:
+                differing.append(f"{known.name} ({old!r} there, {new!r} here)")
+    for name in sorted({*there.versions, *conditions.versions}):
+        old, new = there.versions.get(name), conditions.versions.get(name)
+        if old != new:
+            differing.append(f"version of {name} ({old} there, {new} here)")
+    if differing:
+        raise LatencyError(
+            f"latency table {path}: it was measured with other {', '.join(differing)}; give another path, or "
+            "delete the file"
+        )
+    return record
+
+
+def _finished(
+    record: LatencyRecord,
+    structure: Structure,
+    methods: Sequence[Method],
+    path: str | os.PathLike[str] | None,
+) -> Latencies:
+    """The table that was measured, with its formulas; written."""
+    before_ms = median(variant.before_ms for variant in record.variants)
+    measured = [
+        Measured(
+            variant=variant.step(structure), parts=variant.parts, ratio=variant.ratio, spread=variant.spread
+        )
+        for variant in record.variants
+    ]
+    times = fit_times(
+        structure,
+        methods,
+        measured,
+        original=record.original,
+        before=1e6 * before_ms,
+        batch=record.conditions.batch,
+        step=record.step,
+    )
+    errors = [
+        abs(predicted_time(times, entry.variant) / times.reference / entry.ratio - 1) for entry in measured
+    ]
+    spread = median(variant.before_spread for variant in record.variants)
+    noise = median(variant.spread for variant in record.variants)
+    error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
+    notes = []
+    if before_ms < _SHORT:
+        text = (
+            f"a run takes {before_ms:.3f} ms, and profiles of runtimes count in microseconds, so shares of "
+            "single layers are rough; give a larger batch="
+        )
+        notes.append(Note(where="latency", text=text))
+    excess = median(entry.parts.total / (1e6 * before_ms * entry.ratio) for entry in record.variants)
+    if excess > _DISTURBED and before_ms >= _SHORT:
+        # The variants that formulas are fitted to cannot tell what such noise does to others.
+        error *= 2
+        text = (
+            f"nodes of the profiles add up to {excess:.0%} of whole times: the machine did other work, and "
+            f"predicted times may be off by {error:.0%}; measure again when it is quiet"
+        )
+        notes.append(Note(where="latency", text=text, is_warning=True))
+    if noise > _NOISY:
+        text = (
+            f"ratios of whole times spread by {noise:.0%}: the machine did other work, and predicted times "
+            f"may be off by {error:.0%}; measure again when it is quiet"
+        )
+        notes.append(Note(where="latency", text=text, is_warning=True))
+    table = Latencies(
+        before_ms=before_ms, spread=spread, error=error, times=times, notes=tuple(notes), _record=record
+    )
+    if path is not None:
+        table.save(path)
+    return table

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node times to what a plan can change: factors of layers, and what follows channels or is in a block."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from slimrank.deploy import NodeTime
+from slimrank.plan import Step, Structure, is_inside, slimmable_groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Place:
+    """Where a node is that belongs to no layer.
+
+    Attributes:
+        block: the innermost block that can be dropped around it; "" for none.
+        groups: that its channels come from, in order; those that reach out of its block are left out.
+    """
+
+    block: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Times of the parts of one variant, ns for one run of the batch.
+
+    Attributes:
+        factors: by layer: of the layer in one piece, or of each factor of its pair, in order.
+        others: of all that belongs to no layer, by place.
+    """
+
+    factors: Mapping[str, tuple[float, ...]]
+    others: Mapping[Place, float]
+
+    @property
+    def total(self) -> float:
+        """Of all nodes together."""
+        return sum(sum(times) for times in self.factors.values()) + sum(self.others.values())
+
+    def scaled(self, factor: float) -> "Parts":
+        """Every time multiplied."""
+        return Parts(
+            factors={name: tuple(factor * time for time in times) for name, times in self.factors.items()},
+            others={place: factor * time for place, time in self.others.items()},
+        )
+
+
+def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:
+    """Adds up node times.
+
+    Args:
+        nodes: of the variant's file.
+        variant: what was done to the network.
+
+    Returns:
+        The times of its parts.
+    """
+    structure = variant.structure
+    outputs, homes = groups_by_layer(structure), group_homes(structure)
+    factors: dict[str, list[float]] = {}
+    others: dict[Place, float] = {}
+    for node in nodes:
+        layer = _layer_of(node.module, structure)
+        if layer is not None:
+            index = _factor_index(node.module, layer) if layer in variant.settings else 0
+            times = factors.setdefault(layer, [0.0] * (2 if layer in variant.settings else 1))
+            times[index] += node.nanoseconds
+            continue
+        block = _innermost(node.module, structure.channels.blocks)
+        sources = [_layer_of(source, structure) for source in node.sources]
+        groups = {group for source in sources if source is not None for group in outputs.get(source, ())}
+        place = Place(
+            block=block, groups=tuple(sorted(g for g in groups if not block or homes.get(g) == block))
+        )
+        others[place] = others.get(place, 0.0) + node.nanoseconds
+    return Parts(factors={name: tuple(times) for name, times in factors.items()}, others=others)
+
+
+def groups_by_layer(structure: Structure) -> dict[str, set[str]]:
+    """The groups that can be slimmed to which the outputs of each layer belong."""
+    known = slimmable_groups(structure.channels)
+    found: dict[str, set[str]] = {}
+    for name, tensor in structure.channels.tensors.items():
+        layer = name.rpartition(".")[0]
+        if layer in structure.layers and name.endswith(".weight"):
+            groups = {axis.group for axis in tensor.axes if axis.role == "output" and axis.group in known}
+            found[layer] = groups
+    return found
+
+
+def group_homes(structure: Structure) -> dict[str, str]:
+    """The innermost block that all of a group is inside of; groups without one are not in it."""
+    touched: dict[str, list[str]] = {}
+    for name, tensor in structure.channels.tensors.items():
+        for axis in tensor.axes:
+            touched.setdefault(axis.group, []).append(name)
+    homes = {}
+    for group, names in touched.items():
+        inside = [b for b in structure.channels.blocks if all(is_inside(name, (b,)) for name in names)]
+        if inside:
+            homes[group] = max(inside, key=len)
+    return homes
+
+
+def _layer_of(module: str, structure: Structure) -> str | None:
+    """The layer that a module is, or is inside of: a factor of it, say."""
+    name = module
+    while name and name not in structure.layers:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def _factor_index(module: str, layer: str) -> int:
+    inner = module[len(layer) + 1 :].partition(".")[0]
+    return 1 if inner == "1" else 0
+
+
+def _innermost(module: str, blocks: Iterable[str]) -> str:
+    return max((block for block in blocks if is_inside(module, (block,))), key=len, default="")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step of a runtime on this machine: of how many channels its kernels compute at a time."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from slimrank.deploy import write_timed
+from slimrank.forward import as_batch
+from slimrank.plan import Structure
+
+# Widths that are tried, and what is tried on: a map, or rows, large enough that kernels are not waited for.
+_WIDTHS = (12, 16, 20, 24, 28, 32, 36, 40, 44, 48)
+_INPUTS, _SIDE, _ROWS = 48, 24, 256
+# For each step, from the largest on: a width just above an edge, and the next edge. Where both cost about the
+# same, kernels round up; halfway to what the widths themselves would make of it.
+_PAIRS = {16: ((20, 32), (36, 48)), 8: ((12, 16), (20, 24), (28, 32), (36, 40), (44, 48))}
+_LEAST = 4
+
+
+class _Widths(nn.Module):
+    """Layers of several widths on the same input."""
+
+    def __init__(self, *, convolutions: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Conv2d(_INPUTS, width, 3, padding=1) if convolutions else nn.Linear(_INPUTS, width)
+            for width in _WIDTHS
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of all outputs, by sample."""
+        outputs = [layer(x).flatten(1).mean(1) for layer in self.layers]
+        return torch.stack(outputs).sum(0)
+
+
+def find_step(structure: Structure, folder: Path, *, format: str, threads: int) -> int:
+    """Times layers of some widths, and finds the steps of the stairs that they make.
+
+    Args:
+        structure: of the network: convolutions are tried where it has any, else linear layers.
+        folder: to write to; it is made.
+        format: of ``deploy``.
+        threads: of the runtime.
+
+    Returns:
+        16, 8, or 4 where neither shows.
+    """
+    convolutions = any(spec.kind.startswith("conv") for spec in structure.layers.values())
+    model = _Widths(convolutions=convolutions).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    shape = (2, _INPUTS, _SIDE, _SIDE) if convolutions else (2, _ROWS, _INPUTS)
+    batch = as_batch(torch.randn(shape, generator=generator))
+    file = write_timed(model, [batch], folder, format=format, batch=2, threads=threads)
+    times = dict.fromkeys(_WIDTHS, 0.0)
+    for node in file.nodes():
+        index = node.module.removeprefix("layers.")
+        if index.isdecimal():
+            times[_WIDTHS[int(index)]] += node.nanoseconds
+    return step_told(times)
+
+
+def step_told(times: dict[int, float]) -> int:
+    """The step that times by width show.
+
+    Args:
+        times: of each width.
+
+    Returns:
+        16, 8, or 4 where neither shows.
+    """
+    for step, pairs in _PAIRS.items():
+        shown = [times[low] > (1 + low / high) / 2 * times[high] for low, high in pairs]
+        if sum(shown) > len(shown) / 2:
+            return step
+    return _LEAST

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The latency table of a study."""
+
+import os
+from collections.abc import Iterable
+
+from slimrank._progress import Phases
+from slimrank._study import Study, session_of
+from slimrank.forward import Batch, kept_text, out_of_memory_told, outside_inference_mode
+from slimrank.latency import Latencies, check_conditions, measure_variants
+
+
+@outside_inference_mode
+def measure_latency(
+    study: Study,
+    *,
+    backend: str = "onnxruntime",
+    threads: int = 1,
+    batch: int = 1,
+    precision: str = "float32",
+    path: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Latencies:
+    """What each layer takes inside the network, in the runtime, on this machine, in every form of a plan.
+
+    Some ten variants of the whole network, in which each layer takes other forms and sizes, are exported and
+    run with the runtime's own profile: fusions, layouts and caches are those of real networks, and one run
+    measures all layers. Weights of the variants are random; the model is not changed.
+
+    Args:
+        study: with its model.
+        backend: "onnxruntime" (needs ``pip install 'slimrank[export]'``) or "openvino" (``pip install
+            'slimrank[openvino]'``).
+        threads: of the runtime.
+        batch: samples in the batch: what is fast for one sample need not be for many.
+        precision: "float32".
+        path: of a JSON file, written after every variant; if it exists, the table in it is gone on with.
+        progress: show a bar on stderr.
+
+    Returns:
+        The table.
+
+    Raises:
+        UnknownNameError: no such backend or precision.
+        MissingPackageError: the runtime is not installed; the message has the line for pip.
+        OptionError: another option out of range, or no study.
+        StudyError: the study was loaded without a model.
+        LatencyError: ``path`` holds a table of another machine, runtime, version, batch or network.
+        ExportError: the network cannot be written for the runtime.
+        FileError: ``path`` cannot be read or written.
+        OutOfMemoryError: memory is used up.
+    """
+    session = session_of(study)
+    check_conditions(backend=backend, precision=precision, threads=threads, batch=batch)
+
+    def batches() -> Iterable[Batch]:
+        return session.feed.stream(range(session.feed.n_samples))
+
+    phases = Phases(shown=progress)
+    kept = kept_text(path, keyword="path")
+    with out_of_memory_told(lambda: f"phase {phases.name!r}", kept):
+        return measure_variants(
+            session.original,
+            batches,
+            study.structure,
+            methods=study.methods,
+            has_bias=study.has_bias,
+            backend=backend,
+            threads=threads,
+            batch=batch,
+            precision=precision,
+            path=path,
+            phases=phases,
+        )

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A latency budget that is kept by the clock: planned, built, measured, corrected, planned again."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from slimrank._errors import BudgetError, LatencyError, OptionError
+from slimrank._progress import Phases
+from slimrank._result import Result
+from slimrank._study import Study, session_of
+from slimrank.deploy import FORMATS, Comparison, OpenFile, compare_in_turns, write_open
+from slimrank.forward import Batch, outside_inference_mode
+from slimrank.latency import BACKENDS
+from slimrank.plan import (
+    LatencyTable,
+    MultipleOf,
+    Structure,
+    are_same_steps,
+    check_table,
+    latency_ratio,
+    planned_latency,
+)
+from slimrank.records import Method, NetworkTimes, Note, PlannedLatency, ReachedLatency
+from slimrank.scores import Scores
+
+# A result meets a budget where its measured ratio is at most so many times what was asked: less is within
+# what machines repeat. Rounds go on until the first holds; where none reaches it, the second is still called
+# met.
+_MET, _STILL_MET = 1.02, 1.05
+# A result below this share of what was asked lost more than it had to.
+_FAR_BELOW = 0.9
+# What is saved is corrected by a factor between these: beyond, a measurement is more likely wrong than a
+# table.
+_LEAST_SAVED, _MOST_SAVED = 0.25, 2.0
+# Seconds that the original and a result take turns: building takes longer on all but tiny networks.
+_SECONDS = 3.0
+# From this spread of the ratio on, or where the original takes so much longer or shorter than in the table, a
+# note says so.
+_NOISY, _OTHER_MACHINE = 0.2, 1.3
+
+Build = Callable[[LatencyTable], Result]
+
+
+@outside_inference_mode
+def meet_latency(
+    study: Study,
+    latency: float | str,
+    *,
+    latencies: LatencyTable,
+    rounds: int = 3,
+    macs: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    select: Literal["optimal", "greedy", "uniform"] = "optimal",
+    multiple_of: MultipleOf = "auto",
+    methods: Sequence[Method] | None = None,
+    skip: Sequence[str] = (),
+    scores: Scores | None = None,
+    monotonic: bool = False,
+    interpolate: bool = False,
+) -> Result:
+    """Plans by measured times, builds, and measures the whole model in its runtime, until the budget holds.
+
+    Original and result take turns in the runtime of the table. Where the result is slower than was asked, or
+    faster by more than it had to be, what the table says is saved is corrected by what was measured, and
+    another plan is made and built.
+
+    Args:
+        study: with its model.
+        latency: keep ratio of the time of the original in float32, in (0, 1]; or a time, such as "4.5ms".
+        latencies: a table of times of this network, measured on this machine
+            (``slimrank.measure_latency``).
+        rounds: how many plans are built at most.
+        macs: as in ``Study.plan``, and so are all others.
+        params: see there.
+        bytes: see there.
+        select: see there.
+        multiple_of: see there.
+        methods: see there.
+        skip: see there.
+        scores: see there.
+        monotonic: see there.
+        interpolate: see there.
+
+    Returns:
+        Of the results that hold the budget the one with the lowest divergence, else the fastest, with a
+        warning in its notes; ``Result.latency`` has what was asked, predicted and measured.
+
+    Raises:
+        BudgetError: a budget that no plan meets; the message names the floor.
+        LatencyError: a table of another network, or of a batch that the file does not take.
+        OptionError: no table, a runtime that cannot be run here, or rounds below 1.
+        StudyError: the study was loaded without a model.
+        SlimrankError: as in ``Study.plan``, ``Study.apply`` and ``slimrank.export``.
+    """
+    session_of(study)
+    table = check_table(latencies, study.structure)
+    asked = latency_ratio(latency, table.times)
+
+    def build(table: LatencyTable) -> Result:
+        plan = study.plan(
+            latency=asked,
+            latencies=table,
+            macs=macs,
+            params=params,
+            bytes=bytes,
+            select=select,
+            multiple_of=multiple_of,
+            methods=methods,
+            skip=skip,
+            scores=scores,
+            monotonic=monotonic,
+            interpolate=interpolate,
+        )
+        return study.apply(plan)
+
+    return within_latency(study, build, table, asked, rounds=rounds)
+
+
+def within_latency(study: Study, build: Build, table: LatencyTable, asked: float, *, rounds: int) -> Result:
+    """Builds and measures, with corrected times, until a latency holds.
+
+    Args:
+        study: with its model.
+        build: makes a result with the times of a table.
+        table: of the network, checked.
+        asked: keep ratio.
+        rounds: how many results are built at most.
+
+    Returns:
+        As ``meet_latency``.
+
+    Raises:
+        SlimrankError: as ``meet_latency``.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise OptionError(f"rounds={rounds!r}; give a whole number of at least 1, e.g. 3")
+    phases = Phases(shown=session_of(study).progress)
+    tried: list[_Tried] = []
+    notes: list[Note] = []
+    with timed_beside(study, table) as measure:
+        current = table
+        for number in range(1, rounds + 1):
+            try:
+                result = build(current)
+            except BudgetError as error:
+                if not tried:
+                    raise
+                # Only the corrected times are out of reach: what was built before is what there is.
+                notes.append(Note(where="latency", text=f"round {number}: {error}"))
+                break
+            if any(are_same_steps(result.plan.steps, known.result.plan.steps) for known in tried):
+                break
+            planned = planned_latency(current, result.plan.steps[-1], asked)
+            tried.append(_Tried(result=result, planned=planned, compared=measure(result.model)))
+            notes.append(_round_note(number, tried[-1]))
+            phases.tell(str(notes[-1]))
+            if _is_done(tried[-1], asked):
+                break
+            times = corrected(current.times, tried[-1].planned.predicted, tried[-1].compared.ratio)
+            if times is None:
+                break
+            current = Corrected(table=table, times=times)
+    return _best(tried, asked, table, notes)
+
+
+def measured_beside(study: Study, table: LatencyTable, result: Result, asked: float) -> Result:
+    """A result with its latency, measured once.
+
+    Args:
+        study: with its model.
+        table: that the plan was chosen by.
+        result: to measure.
+        asked: keep ratio that its plan was chosen for.
+
+    Returns:
+        The same with ``latency``.
+
+    Raises:
+        SlimrankError: as ``meet_latency``.
+    """
+    planned = planned_latency(table, result.plan.steps[-1], asked)
+    with timed_beside(study, table) as measure:
+        tried = _Tried(result=result, planned=planned, compared=measure(result.model))
+    return _best([tried], asked, table, [_round_note(1, tried)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Corrected:
+    """A table whose times were corrected by what was measured.
+
+    Attributes:
+        table: as it was measured.
+        times: corrected.
+    """
+
+    table: LatencyTable
+    times: NetworkTimes
+
+    @property
+    def backend(self) -> str:
+        """The runtime."""
+        return self.table.backend
+
+    @property
+    def threads(self) -> int:
+        """That the runtime had."""
+        return self.table.threads
+
+    @property
+    def batch(self) -> int:
+        """Samples of the batch."""
+        return self.table.batch
+
+    @property
+    def precision(self) -> str:
+        """Of the files that were run."""
+        return self.table.precision
+
+    def check(self, structure: Structure) -> None:
+        """Raises LatencyError where the table is of another network."""
+        self.table.check(structure)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Tried:
+    """A result that was measured."""
+
+    result: Result
+    planned: PlannedLatency
+    compared: Comparison
+
+
+def corrected(times: NetworkTimes, predicted: float, measured: float) -> NetworkTimes | None:
+    """Times by which a plan takes what was measured of it, and the network as it stands what it took.
+
+    All that a plan saves is multiplied by one factor. Multiplying what is left instead would also move the
+    network as it stands, whose time is known.
+
+    Args:
+        times: that the plan was chosen by.
+        predicted: keep ratio that they say.
+        measured: the one that was measured.
+
+    Returns:
+        The times; None where the plan saves nothing, so that nothing can be learnt of it.
+    """
+    saved, really = (times.before - ratio * times.reference for ratio in (predicted, measured))
+    if saved <= 0:
+        return None
+    changing = times.before - times.fixed
+    # Nothing takes less than no time.
+    most = min(_MOST_SAVED, times.before / changing) if changing > 0 else 1.0
+    factor = min(max(really / saved, _LEAST_SAVED), most)
+    scaled = times.scaled(factor)
+    return replace(scaled, fixed=times.before - factor * changing, before=times.before)
+
+
+@contextmanager
+def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Module], Comparison]]:
+    """Opens the original in the runtime of a table; what comes out times a model beside it.
+
+    Args:
+        study: with its model.
+        table: of the network.
+
+    Raises:
+        OptionError: a runtime or a precision that models cannot be measured in.
+        LatencyError: the file takes another batch only.
+    """
+    session = session_of(study)
+    format = BACKENDS.get(table.backend, table.backend)
+    if format not in FORMATS:
+        raise OptionError(
+            f"latencies: backend {table.backend!r} cannot be run here; measure a table with one of "
+            f"{', '.join(BACKENDS)}"
+        )
+    if table.precision != "float32":
+        raise OptionError(
+            f"latencies: models in {table.precision!r} are not measured yet; plan with "
+            "study.plan(latency=, latencies=), and measure a table in 'float32' for meet_latency"
+        )
+
+    def batches() -> Iterable[Batch]:
+        return session.feed.stream(range(session.feed.n_samples))
+
+    with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft:
+        folder = Path(draft)
+
+        def opened(model: nn.Module, name: str) -> OpenFile:
+            file = write_open(
+                model, batches(), folder / name, format=format, batch=table.batch, threads=table.threads
+            )
+            if file.batch != table.batch:
+                raise LatencyError(
+                    f"latencies: the table is of batches of {table.batch}, and a file of this network takes "
+                    f"{file.batch} only; measure a table with batch={file.batch}"
+                )
+            return file
+
+        original = opened(session.original, "original")
+        names = (f"result{number}" for number in range(1_000_000))
+
+        def compare(model: nn.Module) -> Comparison:
+            file = opened(model, next(names))
+            return compare_in_turns(original.run, file.run, threads=table.threads, seconds=_SECONDS)
+
+        yield compare
+
+
+def _round_note(number: int, tried: _Tried) -> Note:
+    planned, compared = tried.planned, tried.compared
+    text = (
+        f"round {number}: asked {planned.asked:.4f}, predicted {planned.predicted:.4f}, measured "
+        f"{compared.ratio:.4f} (spread {compared.spread:.1%}): {compared.before.milliseconds:.3f} ms to "
+        f"{compared.after.milliseconds:.3f} ms"
+    )
+    return Note(where="latency", text=text)
+
+
+def _is_done(tried: _Tried, asked: float) -> bool:
+    """Whether a result holds the budget, and is not much faster than it had to be."""
+    ratio = tried.compared.ratio
+    is_untouched = not tried.result.plan.damage and tried.result.plan.damage is not None
+    return ratio <= _MET * asked and (ratio >= _FAR_BELOW * asked or is_untouched)
+
+
+def _best(tried: Sequence[_Tried], asked: float, table: LatencyTable, notes: Sequence[Note]) -> Result:
+    """The result to return, with its latency and what there is to say of it."""
+
+    def rank(entry: _Tried) -> tuple[float, float]:
+        ratio, result = entry.compared.ratio, entry.result
+        if ratio > _STILL_MET * asked:
+            return (2.0, ratio)
+        lost = result.divergence if result.divergence is not None else result.damage
+        return (0.0 if ratio <= _MET * asked else 1.0, inf if lost is None else lost)
+
+    best = min(tried, key=rank)
+    compared, planned = best.compared, best.planned
+    latency = ReachedLatency(
+        asked=asked,
+        predicted=planned.predicted,
+        measured=compared.ratio,
+        before_ms=compared.before.milliseconds,
+        after_ms=compared.after.milliseconds,
+        spread=compared.spread,
+        rounds=len(tried),
+    )
+    result = best.result.with_notes([*notes, *_warnings(latency, table)], best.result.seconds)
+    return replace(result, latency=latency)
+
+
+def _warnings(latency: ReachedLatency, table: LatencyTable) -> list[Note]:
+    found = []
+    if latency.measured > _STILL_MET * latency.asked:
+        text = (
+            f"above the budget: measured {latency.measured:.4f}, asked {latency.asked:.4f}; measure the "
+            "table anew on a quiet machine, or ask for less and measure again"
+        )
+        found.append(Note(where="latency", text=text, is_warning=True))
+    if latency.spread > _NOISY:
+        text = f"the measured ratio spreads by {latency.spread:.0%}: the machine does other work"
+        found.append(Note(where="latency", text=text))
+    before_ms = table.times.reference / 1e6
+    if not before_ms / _OTHER_MACHINE <= latency.before_ms <= before_ms * _OTHER_MACHINE:
+        text = (
+            f"the original takes {latency.before_ms:.3g} ms here, and {before_ms:.3g} ms in the table: was "
+            "it measured on another machine, or on a busy one?"
+        )
+        found.append(Note(where="latency", text=text))
+    return found

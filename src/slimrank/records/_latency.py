@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured times of a network, as formulas that a plan can be chosen by.
+
+Between the steps of the hardware times are stairs. The formulas hold on the stairs' edges, where ranks and
+widths are multiples of ``NetworkTimes.step``; between two edges they are below the true time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from numbers import Real
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from slimrank._errors import LatencyError
+from slimrank.records._setting import Form
+
+# Sizes that have kernels of their own, and are padded to no step.
+_LEAST_ROUNDED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseTime:
+    """Time of a layer in one piece: ``fixed + per_row * R + per_column * C + per_product * R * C``.
+
+    R rows are its outputs that stay. C columns are its inputs that stay, of one group of a grouped
+    convolution: 1 for a depthwise one.
+
+    Attributes:
+        fixed: ns.
+        per_row: ns for each output.
+        per_column: ns for each input.
+        per_product: ns for each output and input.
+
+    Raises:
+        LatencyError: a coefficient that is not finite or below 0.
+    """
+
+    fixed: float
+    per_row: float
+    per_column: float
+    per_product: float
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def time(self, rows: ArrayLike, columns: ArrayLike) -> NDArray[np.float64]:
+        """The time at some sizes.
+
+        Args:
+            rows: outputs that stay, of any shape.
+            columns: inputs that stay, of a shape that broadcasts with it.
+
+        Returns:
+            ns, float64, of the broadcast shape.
+        """
+        r, c = np.asarray(rows, dtype=np.float64), np.asarray(columns, dtype=np.float64)
+        return np.asarray(self.fixed + self.per_row * r + self.per_column * c + self.per_product * r * c)
+
+    def scaled(self, factor: float) -> "DenseTime":
+        """Every time multiplied."""
+        return DenseTime(
+            fixed=factor * self.fixed,
+            per_row=factor * self.per_row,
+            per_column=factor * self.per_column,
+            per_product=factor * self.per_product,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairTime:
+    """Time of a pair in the place of a layer: ``fixed + r * (per_rank + per_row * R + per_column * C)``.
+
+    Attributes:
+        fixed: ns.
+        per_rank: ns for each rank.
+        per_row: ns for each rank and output of the layer that stays.
+        per_column: ns for each rank and input of the layer that stays.
+
+    Raises:
+        LatencyError: a coefficient that is not finite or below 0.
+    """
+
+    fixed: float
+    per_rank: float
+    per_row: float
+    per_column: float
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def time(self, rank: ArrayLike, rows: ArrayLike, columns: ArrayLike) -> NDArray[np.float64]:
+        """The time at some ranks and sizes.
+
+        Args:
+            rank: of the pair, of any shape.
+            rows: outputs of the layer that stay, of a shape that broadcasts with it.
+            columns: inputs of the layer that stay, likewise.
+
+        Returns:
+            ns, float64, of the broadcast shape.
+        """
+        rank, r, c = (np.asarray(size, dtype=np.float64) for size in (rank, rows, columns))
+        return np.asarray(self.fixed + rank * (self.per_rank + self.per_row * r + self.per_column * c))
+
+    def scaled(self, factor: float) -> "PairTime":
+        """Every time multiplied."""
+        return PairTime(
+            fixed=factor * self.fixed,
+            per_rank=factor * self.per_rank,
+            per_row=factor * self.per_row,
+            per_column=factor * self.per_column,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTimes:
+    """Times of what one layer can become.
+
+    Attributes:
+        dense: of the layer in one piece.
+        pairs: of each form that a plan may use. A form whose pairs are never faster than the layer, beyond
+            the noise of the measurement, is left out.
+    """
+
+    dense: DenseTime
+    pairs: Mapping[Form, PairTime] = field(default_factory=dict)
+
+    def scaled(self, factor: float) -> "LayerTimes":
+        """Every time multiplied."""
+        return LayerTimes(
+            dense=self.dense.scaled(factor),
+            pairs={form: pair.scaled(factor) for form, pair in self.pairs.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkTimes:
+    """Times of a network and its parts, for ONE run of the batch that they were measured with.
+
+    ``before`` is ``fixed`` and everything at full size, added up. What is in no other field is in ``fixed``:
+    layers that are not in ``layers``, for example.
+
+    Attributes:
+        layers: by dotted name.
+        groups: ns for each unit of a channel group that stays (up to the next step), of what goes with its
+            channels and is no layer: norms, activations, sums, pooling.
+        blocks: ns that go with a dropped block beside its layers, and beside the groups that are wholly in
+            it.
+        ragged: ns that a group costs beyond that as long as it is whole, where its width is no multiple of
+            the step: runtimes then take slower kernels, or other layouts.
+        fixed: ns that no plan changes.
+        before: ns of the network as it stands, at the precision of the table.
+        reference: ns that ratios are shares of: of the original in float32, as measured. In a float32 table
+            about the same as ``before``, which the formulas give.
+        step: ranks and widths (outputs of a group's first producer) at which the formulas hold are multiples
+            of this.
+
+    Raises:
+        LatencyError: a time that is not finite or below 0, no time before, or a step below 1.
+    """
+
+    layers: Mapping[str, LayerTimes]
+    groups: Mapping[str, float]
+    blocks: Mapping[str, float]
+    fixed: float
+    before: float
+    reference: float
+    step: int = 1
+    ragged: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        times = {
+            "fixed": self.fixed,
+            **{f"groups[{name!r}]": time for name, time in self.groups.items()},
+            **{f"blocks[{name!r}]": time for name, time in self.blocks.items()},
+            **{f"ragged[{name!r}]": time for name, time in self.ragged.items()},
+        }
+        for what, time in times.items():
+            _check_number(what, time, above_zero=False)
+        for what, time in (("before", self.before), ("reference", self.reference)):
+            _check_number(what, time, above_zero=True)
+        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
+            raise LatencyError(f"times: step is {self.step!r}; give a whole number of at least 1, e.g. 8")
+
+    def edge(self, size: ArrayLike) -> NDArray[np.int64]:
+        """``step_edge`` at the step of these times."""
+        return step_edge(size, self.step)
+
+    def scaled(self, factor: float) -> "NetworkTimes":
+        """The same with the times of all that a plan can change multiplied, and ``fixed`` kept.
+
+        Args:
+            factor: above 0.
+
+        Returns:
+            New times; ``reference`` stays, ``before`` follows.
+        """
+        return NetworkTimes(
+            layers={name: layer.scaled(factor) for name, layer in self.layers.items()},
+            groups={name: factor * time for name, time in self.groups.items()},
+            blocks={name: factor * time for name, time in self.blocks.items()},
+            ragged={name: factor * time for name, time in self.ragged.items()},
+            fixed=self.fixed,
+            before=self.fixed + factor * (self.before - self.fixed),
+            reference=self.reference,
+            step=self.step,
+        )
+
+
+def step_edge(size: ArrayLike, step: int) -> NDArray[np.int64]:
+    """Ranks, rows or columns as runtimes compute them: up to the next step, below which time stands still.
+
+    Args:
+        size: whole numbers, of any shape.
+        step: of the hardware.
+
+    Returns:
+        int64, same shape. Less than 4 stays as it is: the inputs of a depthwise kernel, colours.
+    """
+    sizes = np.asarray(size, dtype=np.int64)
+    return np.where(sizes < _LEAST_ROUNDED, sizes, -(-sizes // step) * step)
+
+
+def _check(times: DenseTime | PairTime) -> None:
+    for known in fields(times):
+        _check_number(f"{type(times).__name__}.{known.name}", getattr(times, known.name), above_zero=False)
+
+
+def _check_number(what: str, time: float, *, above_zero: bool) -> None:
+    is_number = isinstance(time, Real) and not isinstance(time, bool) and isfinite(time)
+    if not is_number or time < 0 or (above_zero and time == 0):
+        raise LatencyError(
+            f"times: {what} is {time!r}; give ns, {'above 0' if above_zero else '0 or more'}, or measure anew"
+        )

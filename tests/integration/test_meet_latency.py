@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Latency budgets kept by the clock, on an invented machine and on this one."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import seams
+import slimrank as sr
+from invented_times import Machine, Table, table_on
+from slimrank.plan import LatencyTable
+
+Ratio = Callable[[nn.Module, nn.Module], float]
+
+
+@pytest.fixture(scope="module")
+def study() -> sr.Study:
+    nets: ModuleType = sys.modules["nets"]
+    return sr.study(nets.cnn(), nets.noise(1, 8, 8, n=4), progress=False)
+
+
+@pytest.fixture(scope="module")
+def table(study: sr.Study) -> Table:
+    return table_on(study.structure, Machine())
+
+
+def flops(model: nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 8, 8))
+    return counter.get_total_flops()
+
+
+def machine(share_fixed: float, seen: list[float] | None = None) -> Ratio:
+    """A machine on which this share of the time is fixed, and the rest goes with the counted FLOPs."""
+
+    def ratio(before: nn.Module, after: nn.Module) -> float:
+        found = share_fixed + (1 - share_fixed) * flops(after) / flops(before)
+        if seen is not None:
+            seen.append(found)
+        return found
+
+    return ratio
+
+
+def test_a_right_table_needs_one_round(
+    study: sr.Study, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.invent_latencies(monkeypatch, lambda before, after: 0.59)
+    result = sr.meet_latency(study, 0.6, latencies=table)
+    latency = result.latency
+    assert latency is not None
+    assert (latency.asked, latency.measured, latency.rounds) == (0.6, 0.59, 1)
+    assert result.plan.latency is not None
+    assert latency.predicted == pytest.approx(result.plan.latency.predicted)
+    assert latency.predicted <= 0.6
+    assert (latency.before_ms, latency.after_ms) == (10.0, pytest.approx(5.9))
+    told = [str(note) for note in result.notes if note.where == "latency"]
+    assert "round 1: asked 0.6000, predicted" in told[0]
+    assert "measured 0.5900 (spread 1.0%): 10.000 ms to 5.900 ms" in told[0]
+    assert "latency (torch, float32, batch 1, threads 1)" in result.summary()
+
+
+@pytest.mark.parametrize("share_fixed", [0.25, 0.4])
+def test_a_table_that_promises_too_much_is_corrected(
+    study: sr.Study, table: Table, share_fixed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    seams.invent_latencies(monkeypatch, machine(share_fixed, seen))
+    result = sr.meet_latency(study, latency=0.7, latencies=table)
+    latency = result.latency
+    assert latency is not None
+    assert seen[0] > 1.02 * 0.7
+    assert latency.measured <= 1.02 * 0.7
+    assert latency.measured == pytest.approx(machine(share_fixed)(nets_original(study), result.model))
+    assert latency.rounds == len(seen) <= 3
+    # What the corrected table says is near what is measured.
+    assert latency.predicted == pytest.approx(latency.measured, abs=0.06)
+    assert not any(note.is_warning and note.where == "latency" for note in result.notes)
+
+
+def nets_original(study: sr.Study) -> nn.Module:
+    return seams.session_of(study).original
+
+
+def test_a_table_that_promises_too_little_is_corrected_as_well(
+    study: sr.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    seams.invent_latencies(monkeypatch, machine(0.0, seen))
+    slow = table_on(study.structure, Machine(share_fixed=0.5))
+    result = sr.meet_latency(study, 0.75, latencies=slow)
+    latency = result.latency
+    assert latency is not None
+    assert seen[0] < 0.9 * 0.75
+    assert 0.9 * 0.75 <= latency.measured <= 1.02 * 0.75
+    first = study.apply(study.plan(latency=0.75, latencies=slow))
+    assert result.divergence is not None
+    assert first.divergence is not None
+    assert result.divergence < first.divergence
+
+
+def test_where_no_round_holds_the_fastest_comes_back_with_a_warning(
+    study: sr.Study, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.invent_latencies(monkeypatch, machine(0.65))
+    result = sr.meet_latency(study, 0.6, latencies=table)
+    latency = result.latency
+    assert latency is not None
+    assert latency.measured > 1.05 * 0.6
+    warnings = [note.text for note in result.notes if note.is_warning and note.where == "latency"]
+    assert any(text.startswith(f"above the budget: measured {latency.measured:.4f}") for text in warnings)
+    once = sr.meet_latency(study, 0.6, latencies=table, rounds=1)
+    assert once.latency is not None
+    assert once.latency.rounds == 1
+
+
+def test_bad_input_is_refused_before_anything_is_built(study: sr.Study, table: Table, tmp_path: Path) -> None:
+    with pytest.raises(sr.OptionError, match="rounds=0; give a whole number"):
+        sr.meet_latency(study, 0.6, latencies=table, rounds=0)
+    with pytest.raises(sr.OptionError, match="backend 'abacus' cannot be run here"):
+        sr.meet_latency(study, 0.6, latencies=replace(table, backend="abacus"))
+    with pytest.raises(sr.OptionError, match="latencies is a NoneType; give a table"):
+        sr.meet_latency(study, 0.6, latencies=None)  # type: ignore[arg-type]
+    with pytest.raises(sr.BudgetError, match="cannot be met; the smallest reachable is latency="):
+        sr.meet_latency(study, 0.05, latencies=table)
+    study.save(tmp_path / "study")
+    with pytest.raises(sr.StudyError, match="loaded without a model"):
+        sr.meet_latency(sr.Study.load(tmp_path / "study"), 0.6, latencies=table)
+
+
+def test_models_are_measured_in_their_runtime(study: sr.Study, table: Table, tmp_path: Path) -> None:
+    result = sr.meet_latency(study, 0.6, latencies=replace(table, batch=2), rounds=1)
+    latency = result.latency
+    assert latency is not None
+    assert latency.before_ms > 0
+    assert latency.after_ms > 0
+    assert 0 < latency.measured < 10
+    assert latency.spread >= 0
+    result.save(tmp_path / "saved")
+    assert '"latency"' in (tmp_path / "saved" / "manifest.json").read_text(encoding="utf-8")
+    assert "latency (torch" in (tmp_path / "saved" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_result_planned_by_macs_has_no_latency(study: sr.Study) -> None:
+    assert study.apply(study.plan(macs=0.6)).latency is None
+
+
+def test_the_fastest_model_within_a_drop(
+    study: sr.Study, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.invent_latencies(monkeypatch, machine(0.1))
+    result = sr.smallest(study, max_drop=0.01, metric="latency", latencies=table, tolerance=0.05)
+    assert result.divergence is not None
+    assert result.divergence <= 0.01
+    assert result.latency is not None
+    assert result.plan.latency is not None
+    assert result.latency.predicted == pytest.approx(result.plan.latency.predicted)
+    tried = [note.text for note in result.notes if note.where == "smallest"]
+    assert any(text.startswith(f"latency {result.plan.latency.predicted:.4f}: drop") for text in tried)
+    with pytest.raises(sr.OptionError, match="metric='latency' needs measured times"):
+        sr.smallest(study, metric="latency")
+    with pytest.raises(sr.OptionError, match="latencies= is given with metric='macs'"):
+        sr.smallest(study, latencies=table)
+
+
+def test_compress_measures_plans_and_meets(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    model, batches = nets.cnn(), nets.noise(1, 8, 8, n=4)
+    asked: list[dict[str, object]] = []
+
+    def measure(study: sr.Study, **options: object) -> LatencyTable:
+        asked.append(options)
+        return table_on(study.structure, Machine(), backend="onnxruntime", threads=2)
+
+    seams.invent_tables(monkeypatch, measure)
+    seams.invent_latencies(monkeypatch, machine(0.2))
+    result = sr.compress(model, batches, latency=0.7, threads=2, effort="fast", progress=False)
+    assert result.latency is not None
+    assert result.latency.measured <= 1.02 * 0.7
+    assert asked == [
+        {
+            "backend": "onnxruntime",
+            "threads": 2,
+            "batch": 1,
+            "precision": "float32",
+            "path": None,
+            "progress": False,
+        }
+    ]
+    both = sr.compress(
+        model, batches, latency=0.8, macs=0.5, threads=2, compete=True, effort="normal", progress=False
+    )
+    assert both.keep_ratio("macs") <= 0.5
+    assert any(note.where == "compete" for note in both.notes)
+
+
+def test_compress_refuses_before_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    model = nets.cnn()
+    with pytest.raises(sr.BudgetError, match="neither a ratio in"):
+        sr.compress(model, [], latency=2.0)
+    with pytest.raises(sr.OptionError, match="say how a latency is measured"):
+        sr.compress(model, [], macs=0.5, threads=4)
+    with pytest.raises(sr.UnknownNameError, match="backend='onnxrutnime'"):
+        sr.compress(model, [], latency=0.5, backend="onnxrutnime")
+    with pytest.raises(sr.OptionError, match="is for counted costs"):
+        sr.compress(model, [], latency=0.5, relative_to="original")

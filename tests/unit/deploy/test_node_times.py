@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which product a value comes from, and runs that are compared in turns."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import seams
+
+GRAPH = {
+    "conv": seams.GraphNode(module="conv", inputs=("images",), is_product=True, has_weight=True),
+    "relu": seams.GraphNode(module="", inputs=("conv",)),
+    "fc": seams.GraphNode(module="fc", inputs=("relu",), is_product=True, has_weight=True),
+    "scores": seams.GraphNode(module="attn", inputs=("fc", "conv"), is_product=True),
+    "softmax": seams.GraphNode(module="attn", inputs=("scores",)),
+    "sum": seams.GraphNode(module="", inputs=("softmax", "relu")),
+}
+
+
+def test_the_nearest_product_is_found_through_other_operations() -> None:
+    assert seams.nearest_product(GRAPH, "relu") == "conv"
+    assert seams.nearest_product(GRAPH, "conv") == "conv"
+    assert seams.nearest_product(GRAPH, "softmax") == "scores"
+    assert seams.nearest_product({"x": seams.GraphNode(module="", inputs=())}, "x") is None
+
+
+def test_sources_are_the_nearest_products_with_weights() -> None:
+    assert seams.sources_of(GRAPH, "relu") == ("conv",)
+    assert seams.sources_of(GRAPH, "sum") == ("conv", "fc")
+    assert seams.sources_of(GRAPH, "fc") == ("conv",)
+
+
+def test_the_time_of_a_node_is_one_that_a_fifth_of_its_runs_stay_below() -> None:
+    assert seams.profile_time([9.0, 1.0, 2.0, 3.0, 4.0, 5.0]) == 2.0
+
+
+class Machine:
+    """Two clocks that runs put forward."""
+
+    def __init__(self) -> None:
+        self.wall = self.processor = 0.0
+
+    def run(self, work: float, waits: Iterator[float], threads: int = 1) -> Callable[[], None]:
+        def step() -> None:
+            self.wall += work + next(waits)
+            self.processor += threads * work
+
+        return step
+
+
+def endless(*values: float) -> Iterator[float]:
+    while True:
+        yield from values
+
+
+@pytest.mark.parametrize(
+    ("threads", "busy", "ratio"),
+    [
+        # One thread: other work on the machine stretches the clock alone.
+        (1, 1, 0.5),
+        # Several, or a second one that waits busily: the clock counts.
+        (2, 2, 0.55 / 1.05),
+        (1, 2, 0.55 / 1.05),
+    ],
+)
+def test_runs_in_turns_are_compared(threads: int, busy: int, ratio: float) -> None:
+    machine = Machine()
+    compared = seams.compare_in_turns(
+        machine.run(1.0, endless(0.05), busy),
+        machine.run(0.5, endless(0.05), busy),
+        threads=threads,
+        seconds=0.1,
+        clocks=(lambda: machine.wall, lambda: machine.processor),
+    )
+    assert compared.ratio == pytest.approx(ratio)
+    assert compared.spread == pytest.approx(0.0, abs=1e-9)
+    assert compared.after.milliseconds / compared.before.milliseconds == pytest.approx(ratio)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Formulas from times that an invented machine would take."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import seams
+import slimrank as sr
+from slimrank.cost import factor_costs, layer_cost, slimmed_spec
+from slimrank.latency import draw_variants, predicted_time
+from slimrank.plan import Step, Structure
+from slimrank.records import NetworkTimes
+
+BATCH, STEP = 4, 8
+# ns: for each multiply-accumulate, of each operation, of each unit of a group, of all else.
+MAC, CALL, UNIT, FIXED = 0.05, 900.0, 40.0, 20_000.0
+
+
+@pytest.fixture(scope="module")
+def study() -> sr.Study:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(16, 64, 3, padding=1), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 36, 10)).eval()
+    return sr.study(model, [torch.randn(4, 16, 6, 6)], data_free=True, effort="fast", progress=False)
+
+
+def parts_on_the_machine(variant: Step) -> seams.Parts:
+    structure = variant.structure
+    factors = {}
+    for name, whole in structure.layers.items():
+        spec = slimmed_spec(whole, structure.channels, variant.groups)
+        setting = variant.settings.get(name)
+        if setting is None:
+            factors[name] = (CALL + MAC * BATCH * layer_cost(spec).macs,)
+        else:
+            column, row = factor_costs(spec, setting.form)
+            rows, columns = spec.weight_shape[:2]
+            factors[name] = (
+                CALL + MAC * BATCH * column.macs * setting.rank * columns,
+                CALL + MAC * BATCH * row.macs * setting.rank * rows,
+            )
+    others = {
+        seams.Place(block="", groups=(name,)): UNIT * len(variant.groups.get(name, range(group.units)))
+        for name, group in structure.channels.groups.items()
+        if group.reason is None
+    }
+    return seams.Parts(factors=factors, others=others)
+
+
+def whole(variant: Step) -> float:
+    return FIXED + parts_on_the_machine(variant).total
+
+
+def fitted(structure: Structure, *, speed: float = 1.0) -> NetworkTimes:
+    """The formulas of eight variants; profiles were taken on a machine that was faster or slower by then."""
+    methods = ("weight_svd", "spatial_svd", "channel_pruning")
+    untouched = Step(structure=structure, layers={})
+    speeds = np.random.default_rng(0).uniform(1, speed, 8)
+    measured = [
+        seams.Measured(
+            variant=variant,
+            parts=parts_on_the_machine(variant).scaled(factor),
+            ratio=whole(variant) / whole(untouched),
+            spread=0.0,
+        )
+        for variant, factor in zip(
+            draw_variants(structure, methods, count=8, step=STEP, seed=0), speeds, strict=True
+        )
+    ]
+    return seams.fit_times(
+        structure,
+        methods,
+        measured,
+        original=parts_on_the_machine(untouched),
+        before=whole(untouched),
+        batch=BATCH,
+        step=STEP,
+    )
+
+
+@pytest.mark.parametrize(("speed", "tolerance"), [(1.0, 0.02), (1.3, 0.04)])
+def test_fresh_variants_are_predicted(study: sr.Study, speed: float, tolerance: float) -> None:
+    times = fitted(study.structure, speed=speed)
+    fresh = draw_variants(study.structure, study.methods, count=20, step=STEP, seed=9)
+    ratios = [predicted_time(times, variant) / whole(variant) for variant in fresh]
+    assert max(abs(ratio - 1) for ratio in ratios) < tolerance
+    untouched = Step(structure=study.structure, layers={})
+    assert predicted_time(times, untouched) == pytest.approx(times.before, rel=1e-6)
+    assert times.before == pytest.approx(times.reference, rel=tolerance)
+    assert times.step == STEP
+
+
+def test_a_form_that_is_never_faster_is_left_out(study: sr.Study) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    variants = draw_variants(study.structure, study.methods, count=8, step=STEP, seed=0)
+    measured = []
+    for variant in variants:
+        parts = parts_on_the_machine(variant)
+        # Kernels of one row are as slow as it gets here.
+        slow = {
+            name: tuple(50 * time for time in times)
+            if variant.settings.get(name) is not None and variant.settings[name].form == "v_h"
+            else times
+            for name, times in parts.factors.items()
+        }
+        parts = replace(parts, factors=slow)
+        ratio = (FIXED + parts.total) / whole(untouched)
+        measured.append(seams.Measured(variant=variant, parts=parts, ratio=ratio, spread=0.0))
+    times = seams.fit_times(
+        study.structure,
+        study.methods,
+        measured,
+        original=parts_on_the_machine(untouched),
+        before=whole(untouched),
+        batch=BATCH,
+        step=STEP,
+    )
+    for name in ("2", "4", "6", "8"):
+        assert "v_h" not in times.layers[name].pairs
+        assert "kxk_1x1" in times.layers[name].pairs

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes of a file to layers, groups and blocks."""
+
+import pytest
+import torch
+from torch import nn
+
+import seams
+import slimrank as sr
+from slimrank.deploy import NodeTime
+from slimrank.plan import Step, step_of
+from slimrank.records import Setting
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(16, 48), nn.Linear(48, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.two(self.one(x).relu())
+
+
+@pytest.fixture(scope="module")
+def study() -> sr.Study:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), Block(), Block(), nn.Linear(16, 4)).eval()
+    return sr.study(model, [torch.randn(8, 8)], data_free=True, effort="fast", progress=False)
+
+
+def node(module: str, time: float, *sources: str) -> NodeTime:
+    return NodeTime(name=module, kind="Op", module=module, sources=sources, nanoseconds=time)
+
+
+def test_every_node_is_somewhere(study: sr.Study) -> None:
+    assert set(study.structure.channels.blocks) == {"1", "2"}
+    pair = Setting(method="weight_svd", form="linear", rank=4)
+    variant = step_of(study.structure, {"1.two": pair})
+    nodes = [
+        node("0", 1.0),
+        node("1.one", 2.0),
+        # A bias is a node of its own in some runtimes.
+        node("1.one", 0.5),
+        node("1", 4.0, "1.one"),
+        node("1.two.0", 8.0),
+        node("1.two.1", 16.0),
+        node("1", 32.0, "1.two.1", "0"),
+        node("2.one", 64.0),
+        node("2", 128.0, "2.one"),
+        node("", 256.0, "3"),
+        node("", 512.0),
+    ]
+    parts = seams.parts_of(nodes, variant)
+    assert parts.factors == {"0": (1.0,), "1.one": (2.5,), "1.two": (8.0, 16.0), "2.one": (64.0,)}
+    groups = {place: time for place, time in parts.others.items() if place.block == "1"}
+    assert groups == {
+        seams.Place(block="1", groups=("1.one",)): 4.0,
+        # The sum reads channels that other blocks read too: it goes with the block alone.
+        seams.Place(block="1", groups=()): 32.0,
+    }
+    assert parts.others[seams.Place(block="2", groups=("2.one",))] == 128.0
+    assert parts.total == 1023.5 + 0.0
+    assert parts.scaled(2.0).total == 2 * parts.total
+
+
+def test_a_plan_without_changes_has_layers_in_one_piece(study: sr.Study) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    parts = seams.parts_of([node("1.two", 3.0), node("3", 4.0)], untouched)
+    assert parts.factors == {"1.two": (3.0,), "3": (4.0,)}

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Variants of a network, from their draw to the modules."""
+
+import pytest
+import torch
+from torch import nn
+
+import seams
+import slimrank as sr
+from slimrank.cost import forms_of, layer_cost, pair_cost, slimmed_spec
+from slimrank.latency import build_variant, draw_variants
+
+
+@pytest.fixture(scope="module")
+def study() -> sr.Study:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10),
+    ).eval()  # fmt: skip
+    return sr.study(model, [torch.randn(4, 4, 6, 6)], data_free=True, effort="fast", progress=False)
+
+
+def test_variants_show_each_layer_in_all_its_forms(study: sr.Study) -> None:
+    variants = draw_variants(study.structure, study.methods, count=8, step=4, seed=0)
+    again = draw_variants(study.structure, study.methods, count=8, step=4, seed=0)
+    other = draw_variants(study.structure, study.methods, count=8, step=4, seed=1)
+    assert [variant.key for variant in variants] == [variant.key for variant in again]
+    assert [variant.key for variant in variants] != [variant.key for variant in other]
+    for name in ("3", "5"):
+        found = {variant.settings[name].form if name in variant.settings else None for variant in variants}
+        forms = {form for method in study.methods for form in forms_of(study.structure.layers[name], method)}
+        assert found == {None, *forms}
+    for name in ("0", "3", "5"):
+        widths = {len(variant.groups.get(name, range(32))) for variant in variants}
+        assert len(widths) >= 3
+        assert all(width % 4 == 0 for width in widths)
+
+
+def test_ranks_are_on_the_grid_and_cost_less_than_the_layer(study: sr.Study) -> None:
+    for variant in draw_variants(study.structure, study.methods, count=8, step=4, seed=0):
+        for name, setting in variant.settings.items():
+            spec = slimmed_spec(study.structure.layers[name], study.structure.channels, variant.groups)
+            assert setting.rank % 4 == 0
+            pair = pair_cost(spec, setting.form, setting.rank, has_bias=False)
+            assert pair.macs < layer_cost(spec).macs
+
+
+def test_useful_ranks_end_where_a_pair_costs_its_layer(study: sr.Study) -> None:
+    spec = study.structure.layers["3"]
+    # 9 * 32 * 32 for each position of the layer, 2 * 3 * 32 for each rank of the pair.
+    assert list(seams.useful_ranks(spec, "v_h", 16)) == [16, 32]
+    assert list(seams.useful_ranks(spec, "1x1_kxk", 16)) == [16]
+    assert list(seams.useful_ranks(spec, "v_h", 64)) == []
+
+
+def test_a_variant_has_its_shapes_and_finite_outputs_and_leaves_the_model_alone(
+    study: sr.Study,
+) -> None:
+    model = seams.original_of(study)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    for number, variant in enumerate(draw_variants(study.structure, study.methods, count=4, step=4, seed=0)):
+        network = build_variant(model, variant, has_bias=True, seed=number)
+        for name, setting in variant.settings.items():
+            first, last = network.get_submodule(name).children()
+            assert len(first.weight) == setting.rank
+            assert last.bias is not None
+        outputs, wanted = network(x), model(x)
+        assert outputs.shape == wanted.shape
+        # About as large as what the model makes: neither huge nor denormal.
+        assert 0.01 < float(outputs.abs().mean() / wanted.abs().mean()) < 100
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_mixed_variants_drop_blocks() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.conv(x).relu()
+
+    model = nn.Sequential(*(Block() for _ in range(8)), nn.Flatten(), nn.Linear(16 * 25, 4)).eval()
+    study = sr.study(model, [torch.randn(4, 16, 5, 5)], data_free=True, effort="fast", progress=False)
+    assert len(study.structure.channels.blocks) == 8
+    drawn = draw_variants(study.structure, study.methods, count=6, step=4, seed=0, mixed=True)
+    assert any(variant.dropped for variant in drawn)
+    variant = next(variant for variant in drawn if variant.dropped)
+    network = build_variant(seams.original_of(study), variant, has_bias=True, seed=0)
+    assert isinstance(network.get_submodule(variant.dropped[0]), nn.Identity)

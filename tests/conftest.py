@@ -33,6 +33,7 @@ def _load(path: str) -> None:
 for _path in (
     "specs",
     "seams",
+    "invented_times",
     "unit/calibrate/calibrate_nets",
     "integration/nets",
     "integration/zoo_nets",

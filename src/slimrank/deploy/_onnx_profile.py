@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch.export import ExportedProgram
-
 from slimrank.deploy._node_times import (
     PROFILE_RUNS,
     PROFILE_WARM_UP,
@@ -20,7 +18,7 @@ from slimrank.deploy._node_times import (
     profile_time,
     sources_of,
 )
-from slimrank.deploy._onnx import KEPT_NOTE, import_onnx, open_session, session_feeds
+from slimrank.deploy._onnx import KEPT_NOTE, onnx_package, open_session, session_feeds
 from slimrank.deploy._program import Program
 from slimrank.forward import Batch
 
@@ -32,7 +30,7 @@ _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _LAYOUT, _EVENT = "_nchwc", "_kernel_time"
 
 
-def profile_onnx(path: Path, program: Program, _lowered: ExportedProgram, threads: int) -> Profiler:
+def profile_onnx(path: Path, program: Program, threads: int) -> Profiler:
     """Opens an ONNX file in onnxruntime, on the CPU, with its profile on.
 
     Args:
@@ -47,7 +45,7 @@ def profile_onnx(path: Path, program: Program, _lowered: ExportedProgram, thread
         ExportError: onnxruntime refuses the file.
         MissingPackageError: a package is not installed.
     """
-    onnx = import_onnx("onnx")
+    onnx = onnx_package("onnx")
     graph = _graph_of(onnx.load(path, load_external_data=False))
 
     def profile(batch: Batch) -> tuple[NodeTime, ...]:

@@ -20,8 +20,8 @@ from slimrank.deploy._node_times import (
     profile_time,
     sources_of,
 )
-from slimrank.deploy._openvino import compile_model, give_inputs, open_core, read_model
-from slimrank.deploy._program import Program, node_module
+from slimrank.deploy._openvino import compile_model, give_inputs, openvino_core, read_model
+from slimrank.deploy._program import Program, node_layer
 from slimrank.forward import Batch
 
 if TYPE_CHECKING:
@@ -33,13 +33,12 @@ _MAX_RUNS, _SECONDS, _SHARE = 200, 6.0, 0.02
 _PRODUCTS = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "mm", "bmm", "matmul", "baddbmm")
 
 
-def profile_openvino(path: Path, program: Program, lowered: ExportedProgram, threads: int) -> Profiler:
+def profile_openvino(path: Path, program: Program, threads: int) -> Profiler:
     """Opens an IR in OpenVINO on the CPU, in float32, with its profile on.
 
     Args:
         path: of the ``.xml`` file.
         program: that was written.
-        lowered: the program whose nodes have the names of the file's.
         threads: of OpenVINO.
 
     Returns:
@@ -49,9 +48,9 @@ def profile_openvino(path: Path, program: Program, lowered: ExportedProgram, thr
         ExportError: OpenVINO refuses the file.
         MissingPackageError: the package is not installed.
     """
-    core = open_core()
+    core = openvino_core()
     compiled = compile_model(core, read_model(core, path, program), program, threads, profile=True)
-    graph = _graph_of(lowered)
+    graph = _graph_of(program.lowered or program.exported)
 
     def profile(batch: Batch) -> tuple[NodeTime, ...]:
         request = compiled.create_infer_request()
@@ -109,7 +108,7 @@ def _graph_of(lowered: ExportedProgram) -> dict[str, GraphNode]:
         is_product = name.partition("::")[2].partition(".")[0] in _PRODUCTS
         inputs = [source.name for source in node.all_input_nodes]
         found[node.name] = GraphNode(
-            module=node_module(node),
+            module=node_layer(node),
             inputs=tuple(name for name in inputs if name not in weights),
             is_product=is_product,
             has_weight=is_product and any(name in weights for name in inputs),

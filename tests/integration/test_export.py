@@ -1398,7 +1398,7 @@ class TestCompressCommand:
             (("--export", "m.net"), "files of format='onnx' end in .onnx"),
             (("--export", "m.pt2", "--export-format", "onnx"), "files of format='onnx' end in .onnx"),
             (("--export", "m.onnx", "--export-format", "onxx"), "did you mean 'onnx'"),
-            (("--export-format", "torch"), "--export-format: it is the format of --export FILE"),
+            (("--export-format", "torch"), "--export-format: it is about the file of --export FILE"),
             (("--export", "small.onnx", "--out", "small.onnx"), "give another path"),
             (("--export", "a.onnx", "--out", "a.onnx/small"), "give another path"),
         ],

@@ -34,6 +34,7 @@ for _path in (
     "specs",
     "seams",
     "invented_times",
+    "property/select_nets",
     "unit/calibrate/calibrate_nets",
     "integration/nets",
     "integration/zoo_nets",

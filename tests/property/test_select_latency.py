@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from test_select_joint import METHODS, NETS
+from select_nets import METHODS, NETS
 
 from seams import Costing, State, joint_of, standing_cost
 from slimrank import BudgetError

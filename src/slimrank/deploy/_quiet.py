@@ -34,13 +34,15 @@ def quiet_exporter() -> Iterator[io.StringIO]:
         if isinstance(logger, logging.Logger) and name.partition(".")[0] in _TALKERS
     ]
     handlers = {logger: logger.handlers for logger in (logging.root, *loggers)}
+    # OpenVINO silences the root for good.
+    levels = {logger: logger.level for logger in handlers}
     with contextlib.ExitStack() as stack:
         # onnxruntime logs to the root, which without a handler would get one that stays.
         logging.root.handlers = [keeper]
         for logger in loggers:
             if logger.handlers:
                 logger.handlers = [keeper]
-        stack.callback(_put_back, handlers)
+        stack.callback(_put_back, handlers, levels)
         stack.enter_context(warnings.catch_warnings())
         for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
             warnings.simplefilter("ignore", category)
@@ -69,6 +71,9 @@ def told(error: BaseException) -> str:
     return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 
-def _put_back(handlers: dict[logging.Logger, list[logging.Handler]]) -> None:
+def _put_back(
+    handlers: dict[logging.Logger, list[logging.Handler]], levels: dict[logging.Logger, int]
+) -> None:
     for logger, before in handlers.items():
         logger.handlers = before
+        logger.setLevel(levels[logger])

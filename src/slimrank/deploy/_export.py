@@ -206,18 +206,27 @@ def export_model(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TimedFile:
-    """A file that was written to be timed.
+class OpenFile:
+    """A file that is only run.
 
     Attributes:
         run: runs the batch once.
-        nodes: runs it with the runtime's profile: what each node takes.
         batch: samples of the batch.
     """
 
     run: Callable[[], object]
-    nodes: Callable[[], tuple[NodeTime, ...]]
     batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TimedFile(OpenFile):
+    """A file that was written to be timed.
+
+    Attributes:
+        nodes: runs the batch with the runtime's profile: what each node takes.
+    """
+
+    nodes: Callable[[], tuple[NodeTime, ...]]
 
 
 def write_timed(
@@ -252,19 +261,6 @@ def write_timed(
         nodes=lambda: profile(built.path, built.program, threads)(given),
         batch=given.n_samples,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OpenFile:
-    """A file that is only run.
-
-    Attributes:
-        run: runs the batch once.
-        batch: samples of the batch.
-    """
-
-    run: Callable[[], object]
-    batch: int
 
 
 def write_open(

@@ -16,7 +16,7 @@ from slimrank.records._group import (
     TensorSpec,
 )
 from slimrank.records._int8 import Int8
-from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime, step_edge
+from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime, step_edge, with_parts
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._reached_latency import PlannedLatency, ReachedLatency
@@ -79,4 +79,5 @@ __all__ = [
     "ratio_of",
     "replaces_groups",
     "step_edge",
+    "with_parts",
 ]

@@ -5,10 +5,11 @@ Between the steps of the hardware times are stairs. The formulas hold on the sta
 widths are multiples of ``NetworkTimes.step``; between two edges they are below the true time.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from numbers import Real
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,12 +61,7 @@ class DenseTime:
 
     def scaled(self, factor: float) -> "DenseTime":
         """Every time multiplied."""
-        return DenseTime(
-            fixed=factor * self.fixed,
-            per_row=factor * self.per_row,
-            per_column=factor * self.per_column,
-            per_product=factor * self.per_product,
-        )
+        return _changed(self, lambda time: factor * time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +102,7 @@ class PairTime:
 
     def scaled(self, factor: float) -> "PairTime":
         """Every time multiplied."""
-        return PairTime(
-            fixed=factor * self.fixed,
-            per_rank=factor * self.per_rank,
-            per_row=factor * self.per_row,
-            per_column=factor * self.per_column,
-        )
+        return _changed(self, lambda time: factor * time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,10 +120,7 @@ class LayerTimes:
 
     def scaled(self, factor: float) -> "LayerTimes":
         """Every time multiplied."""
-        return LayerTimes(
-            dense=self.dense.scaled(factor),
-            pairs={form: pair.scaled(factor) for form, pair in self.pairs.items()},
-        )
+        return _changed_layer(self, lambda time: factor * time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,16 +185,38 @@ class NetworkTimes:
         Returns:
             New times; ``reference`` stays, ``before`` follows.
         """
-        return NetworkTimes(
-            layers={name: layer.scaled(factor) for name, layer in self.layers.items()},
-            groups={name: factor * time for name, time in self.groups.items()},
-            blocks={name: factor * time for name, time in self.blocks.items()},
-            ragged={name: factor * time for name, time in self.ragged.items()},
-            fixed=self.fixed,
-            before=self.fixed + factor * (self.before - self.fixed),
-            reference=self.reference,
-            step=self.step,
-        )
+        before = self.fixed + factor * (self.before - self.fixed)
+        return replace(with_parts(self, lambda time: factor * time), before=before)
+
+
+def with_parts(times: NetworkTimes, change: Callable[[float], float]) -> NetworkTimes:
+    """Times of which every one that a plan can change is changed; ``fixed``, ``before`` and others stay.
+
+    Args:
+        times: of a network.
+        change: ns, or ns for each of something -> the same.
+
+    Returns:
+        New times.
+    """
+
+    def changed(parts: Mapping[str, float]) -> dict[str, float]:
+        return {name: change(time) for name, time in parts.items()}
+
+    return replace(
+        times,
+        layers={name: _changed_layer(layer, change) for name, layer in times.layers.items()},
+        groups=changed(times.groups),
+        blocks=changed(times.blocks),
+        ragged=changed(times.ragged),
+    )
+
+
+def _changed_layer(layer: LayerTimes, change: Callable[[float], float]) -> LayerTimes:
+    return LayerTimes(
+        dense=_changed(layer.dense, change),
+        pairs={form: _changed(pair, change) for form, pair in layer.pairs.items()},
+    )
 
 
 def step_edge(size: ArrayLike, step: int) -> NDArray[np.int64]:
@@ -221,6 +231,14 @@ def step_edge(size: ArrayLike, step: int) -> NDArray[np.int64]:
     """
     sizes = np.asarray(size, dtype=np.int64)
     return np.where(sizes < _LEAST_ROUNDED, sizes, -(-sizes // step) * step)
+
+
+_Times = TypeVar("_Times", DenseTime, PairTime)
+
+
+def _changed(times: _Times, change: Callable[[float], float]) -> _Times:
+    """Every coefficient of a formula changed."""
+    return replace(times, **{known.name: change(getattr(times, known.name)) for known in fields(times)})
 
 
 def _check(times: DenseTime | PairTime) -> None:

@@ -20,7 +20,6 @@ from slimrank.records import (
     Budgeted,
     Cost,
     Curve,
-    DenseTime,
     Form,
     GroupSpec,
     LayerSpec,
@@ -28,6 +27,7 @@ from slimrank.records import (
     NetworkTimes,
     PairTime,
     step_edge,
+    with_parts,
 )
 
 Floats = NDArray[np.float64]
@@ -263,33 +263,8 @@ def exact_times(times: NetworkTimes) -> NetworkTimes:
     def rounded(time: float) -> float:
         return _rounded(times, time)
 
-    def dense(layer: DenseTime) -> DenseTime:
-        return DenseTime(
-            fixed=rounded(layer.fixed),
-            per_row=rounded(layer.per_row),
-            per_column=rounded(layer.per_column),
-            per_product=rounded(layer.per_product),
-        )
-
-    def pair(times: PairTime) -> PairTime:
-        return PairTime(
-            fixed=rounded(times.fixed),
-            per_rank=rounded(times.per_rank),
-            per_row=rounded(times.per_row),
-            per_column=rounded(times.per_column),
-        )
-
     return replace(
-        times,
-        layers={
-            name: LayerTimes(
-                dense=dense(layer.dense), pairs={form: pair(one) for form, one in layer.pairs.items()}
-            )
-            for name, layer in times.layers.items()
-        },
-        groups={name: rounded(time) for name, time in times.groups.items()},
-        blocks={name: rounded(time) for name, time in times.blocks.items()},
-        ragged={name: rounded(time) for name, time in times.ragged.items()},
+        with_parts(times, rounded),
         fixed=rounded(times.fixed),
         before=rounded(times.before),
         reference=rounded(times.reference),

@@ -15,6 +15,7 @@ from itertools import count
 from types import ModuleType
 from typing import Literal, TextIO, TypeVar
 
+import click
 import pytest
 from rich.console import Console
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from slimrank.channels.trial._attention_scale import (
 from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
+from slimrank.cli import _main
 from slimrank.cli._main import cli
 from slimrank.cli._references import _object_named as named_reference
 from slimrank.cli._references import batches_at, model_at
@@ -147,6 +149,7 @@ from slimrank.survey._anchors import Anchors
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn
 from slimrank.survey._blocks import _drops_to_measure as blocks_to_drop
 from slimrank.survey._estimate import Estimate, Speed
+from slimrank.survey._threads import crowded_text
 
 T = TypeVar("T")
 
@@ -696,6 +699,23 @@ def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object
     Patched: what measures a table, which takes minutes.
     """
     monkeypatch.setattr(_compress, "measure_latency", measure)
+
+
+def command_names() -> list[str]:
+    """The commands of the program."""
+    return cli.list_commands(click.Context(cli))
+
+
+def command(name: str) -> click.Command:
+    """One of them."""
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
+
+
+def told_help(name: str) -> str:
+    """What the program's help says of a command, whole."""
+    return _main._COMMANDS[name][1]
 
 
 def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:

@@ -1,51 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""slimrank: trained PyTorch models, smaller and faster, with their accuracy kept."""
+"""slimrank: trained PyTorch models, smaller and faster, with their accuracy kept.
 
-from slimrank._errors import (
-    BatchesError,
-    BatchesTypeError,
-    BudgetError,
-    DeviceError,
-    ExportError,
-    FileError,
-    GradientError,
-    LatencyError,
-    MissingPackageError,
-    ModelError,
-    NonFiniteError,
-    NotEmptyError,
-    OptionError,
-    OutOfMemoryError,
-    OutputError,
-    PlanError,
-    RankError,
-    ScoreError,
-    ShapeError,
-    SlimrankError,
-    StudyError,
-    UnknownNameError,
-    WeightError,
-)
-from slimrank._result import Result
-from slimrank._study import Study, study
+Names are imported when they are asked for, so that the command line can say how OpenMP is to wait before
+torch is there, and answer without torch where it needs none.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from slimrank._version import __version__
-from slimrank.latency import Latencies
-from slimrank.methods import METHODS
-from slimrank.plan import Plan
-from slimrank.recipes import (
-    apply,
-    compress,
-    export,
-    load,
-    measure_latency,
-    measure_scores,
-    meet_latency,
-    search_split,
-    smallest,
-)
-from slimrank.records import Agreement, Exported, Int8, OutputAgreement
-from slimrank.recover import distill, finetune
-from slimrank.scores import Scores
+
+if TYPE_CHECKING:
+    from slimrank._errors import (
+        BatchesError,
+        BatchesTypeError,
+        BudgetError,
+        DeviceError,
+        ExportError,
+        FileError,
+        GradientError,
+        LatencyError,
+        MissingPackageError,
+        ModelError,
+        NonFiniteError,
+        NotEmptyError,
+        OptionError,
+        OutOfMemoryError,
+        OutputError,
+        PlanError,
+        RankError,
+        ScoreError,
+        ShapeError,
+        SlimrankError,
+        StudyError,
+        UnknownNameError,
+        WeightError,
+    )
+    from slimrank._result import Result
+    from slimrank._study import Study, study
+    from slimrank.latency import Latencies
+    from slimrank.methods import METHODS
+    from slimrank.plan import Plan
+    from slimrank.recipes import (
+        apply,
+        compress,
+        export,
+        load,
+        measure_latency,
+        measure_scores,
+        meet_latency,
+        search_split,
+        smallest,
+    )
+    from slimrank.records import Agreement, Exported, Int8, OutputAgreement
+    from slimrank.recover import distill, finetune
+    from slimrank.scores import Scores
 
 __all__ = [
     "METHODS",
@@ -95,6 +104,63 @@ __all__ = [
     "smallest",
     "study",
 ]
+
+# Where each name is; tests hold it against what type checkers are shown above.
+_HOMES = {
+    "Agreement": "slimrank.records",
+    "BatchesError": "slimrank._errors",
+    "BatchesTypeError": "slimrank._errors",
+    "BudgetError": "slimrank._errors",
+    "DeviceError": "slimrank._errors",
+    "ExportError": "slimrank._errors",
+    "Exported": "slimrank.records",
+    "FileError": "slimrank._errors",
+    "GradientError": "slimrank._errors",
+    "Int8": "slimrank.records",
+    "Latencies": "slimrank.latency",
+    "LatencyError": "slimrank._errors",
+    "METHODS": "slimrank.methods",
+    "MissingPackageError": "slimrank._errors",
+    "ModelError": "slimrank._errors",
+    "NonFiniteError": "slimrank._errors",
+    "NotEmptyError": "slimrank._errors",
+    "OptionError": "slimrank._errors",
+    "OutOfMemoryError": "slimrank._errors",
+    "OutputAgreement": "slimrank.records",
+    "OutputError": "slimrank._errors",
+    "Plan": "slimrank.plan",
+    "PlanError": "slimrank._errors",
+    "RankError": "slimrank._errors",
+    "Result": "slimrank._result",
+    "ScoreError": "slimrank._errors",
+    "Scores": "slimrank.scores",
+    "ShapeError": "slimrank._errors",
+    "SlimrankError": "slimrank._errors",
+    "Study": "slimrank._study",
+    "StudyError": "slimrank._errors",
+    "UnknownNameError": "slimrank._errors",
+    "WeightError": "slimrank._errors",
+    "apply": "slimrank.recipes",
+    "compress": "slimrank.recipes",
+    "distill": "slimrank.recover",
+    "export": "slimrank.recipes",
+    "finetune": "slimrank.recover",
+    "load": "slimrank.recipes",
+    "measure_latency": "slimrank.recipes",
+    "measure_scores": "slimrank.recipes",
+    "meet_latency": "slimrank.recipes",
+    "search_split": "slimrank.recipes",
+    "smallest": "slimrank.recipes",
+    "study": "slimrank._study",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported now; later it is there like any other."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_HOMES[name]), name)
+    return found
 
 
 def __dir__() -> list[str]:

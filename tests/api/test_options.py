@@ -81,7 +81,7 @@ def test_calls_take_the_options_with_their_defaults(call: Callable[..., object],
     ],
 )
 def test_commands_take_the_options_with_their_defaults(name: str, left_out: set[str]) -> None:
-    typed = seams.cli.commands[name].make_context(name, ["model", "batches", "--out", "out"]).params
+    typed = seams.command(name).make_context(name, ["model", "batches", "--out", "out"]).params
     found = {option: typed[option] for option in DEFAULTS if option in typed}
     # Texts that may be given several times: none given stands for the default.
     assert [found.pop(option) for option in SEVERAL if option in found] == [()] * len({*SEVERAL} - left_out)

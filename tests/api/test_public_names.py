@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public face changes only on purpose: with its frozen list, and with the changelog."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -25,6 +26,24 @@ def test_public_names_are_the_frozen_list() -> None:
 def test_public_names_are_sorted_and_exist() -> None:
     assert _frozen_names() == sorted(_frozen_names())
     assert [name for name in slimrank.__all__ if not hasattr(slimrank, name)] == []
+
+
+def test_type_checkers_are_shown_what_is_imported() -> None:
+    tree = ast.parse(Path(slimrank.__file__).read_text(encoding="utf-8"))
+    (shown,) = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {
+        alias.name: node.module
+        for node in shown.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == dict(slimrank._HOMES)
+    assert sorted([*told, "__version__"]) == _frozen_names()
+
+
+def test_another_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="module 'slimrank' has no attribute 'compres'"):
+        slimrank.compres  # noqa: B018
 
 
 def test_dir_lists_the_public_names_alone() -> None:

@@ -148,7 +148,10 @@ def _parameter_line(parameter: click.Parameter) -> str:
 def _command_lines() -> Iterator[str]:
     group = _command_group()
     yield from (f"$ slimrank {_parameter_line(parameter)}" for parameter in group.params)
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         arguments = [parameter for parameter in command.params if isinstance(parameter, click.Argument)]
         yield f"$ slimrank {name} (arguments: {len(arguments)})"
         for number, argument in enumerate(arguments, start=1):

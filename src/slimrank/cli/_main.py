@@ -1,21 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program ``slimrank``: the group of all commands."""
+"""The program ``slimrank``: the group of all commands, each imported when it is run."""
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from textwrap import shorten
 
 import click
 
-import slimrank as sr
-from slimrank.cli._apply import apply
-from slimrank.cli._compress import compress
-from slimrank.cli._export import export
-from slimrank.cli._latency import latency
-from slimrank.cli._other import demo, env
-from slimrank.cli._plan import plan
-from slimrank.cli._score import score
-from slimrank.cli._study import report, study
+from slimrank._version import __version__
+
+# Command -> its file, and the first sentence of its help.
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "demo": ("_other", "Compress the bundled network on bundled images, and export it."),
+    "study": ("_study", "Measure what every layer and channel group of MODEL can lose on BATCHES."),
+    "plan": ("_plan", "Choose ranks, channels and blocks under a budget, from the study in DIR."),
+    "score": (
+        "_score",
+        "Score MODEL with each layer compressed to each candidate ratio: AIMET's eval-score table.",
+    ),
+    "latency": (
+        "_latency",
+        "Measure what every layer of the model of RUN takes in a runtime, here, in every form of a plan.",
+    ),
+    "apply": ("_apply", "Compress MODEL as PLAN says, and save it."),
+    "compress": ("_compress", "Study, plan and apply in one: compress MODEL on BATCHES, and save it."),
+    "export": (
+        "_export",
+        "Write SAVED to the file OUT, which another runtime reads, checked and timed in that runtime.",
+    ),
+    "report": (
+        "_study",
+        "Write the study in DIR as one HTML page; a saved model has its report.html already.",
+    ),
+    "env": ("_other", "Show what a bug report needs."),
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(sr.__version__, message="slimrank %(version)s")
+class Commands(click.Group):
+    """The commands. Help and version answer at once: torch is imported by the command that needs it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names, sorted."""
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name; None where there is none."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"slimrank.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists them in the help."""
+        width = formatter.width - 6 - max(map(len, _COMMANDS))
+        listed = [
+            (name, shorten(_COMMANDS[name][1], width, placeholder="...")) for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(listed)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="slimrank %(version)s")
 def cli() -> None:
     """Makes trained PyTorch models smaller and faster, and keeps their accuracy.
 
@@ -26,10 +73,9 @@ def cli() -> None:
     """
 
 
-for _command in (demo, study, plan, score, latency, apply, compress, export, report, env):
-    cli.add_command(_command)
-
-
 def main() -> None:
     """The program ``slimrank``."""
+    # OpenMP's threads spin while they wait unless told otherwise before torch is imported. Beside a second
+    # process on the machine that makes a study take five times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     cli(prog_name="slimrank")

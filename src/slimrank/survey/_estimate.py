@@ -24,6 +24,7 @@ from slimrank.survey._group_memory import count_passes_of, group_needs
 from slimrank.survey._groups import GroupSurvey, stored_groups
 from slimrank.survey._layers import stored_curves
 from slimrank.survey._session import Run, Session
+from slimrank.survey._threads import busy_text
 
 # Rows and columns of the product that is measured, and how often: some ten milliseconds in all.
 _PRODUCT_SIZE, _PRODUCTS = 512, 3
@@ -96,6 +97,9 @@ def tell_estimate(session: Session, channels: ChannelMap, run: Run) -> None:
     groups = [group for index, group in survey.slimmable.items() if index not in known_groups]
     if specs or groups:
         run.phases.tell(str(estimate_study(survey, measure_speed(survey), specs, groups)))
+        busy = busy_text()
+        if busy is not None:
+            run.phases.tell(busy)
 
 
 def measure_speed(survey: GroupSurvey) -> Speed:

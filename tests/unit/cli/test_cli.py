@@ -2,13 +2,13 @@
 """The command line without a study: references, options, exit codes."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -357,12 +357,32 @@ def test_python_runs_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_every_command_has_help_and_the_common_flags() -> None:
-    assert isinstance(seams.cli, click.Group)
-    for name in seams.cli.commands:
+    for name in seams.command_names():
         done = _run(name, "--help")
         assert done.exit_code == 0
         assert "--json" in done.stdout
         assert "--traceback" in done.stdout
+
+
+def test_the_help_lists_each_command_with_the_first_sentence_of_its_own_help() -> None:
+    for name in seams.command_names():
+        assert seams.told_help(name) == seams.command(name).get_short_help_str(limit=1000)
+    listed = _run("--help").stdout.partition("Commands:")[2].splitlines()[1:]
+    assert [line.split()[0] for line in listed] == sorted(seams.command_names())
+
+
+def test_help_imports_no_torch_and_commands_let_waiting_threads_sleep(tmp_path: Path) -> None:
+    # Torch that tells, when it is imported, how OpenMP is to wait.
+    (tmp_path / "torch.py").write_text("import os\nraise SystemExit(os.environ['OMP_WAIT_POLICY'])\n")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    for policy in ("PASSIVE", "ACTIVE"):
+        environment |= {"PYTHONPATH": path} | ({} if policy == "PASSIVE" else {"OMP_WAIT_POLICY": policy})
+        program = [sys.executable, "-m", "slimrank"]
+        shown = subprocess.run([*program, "--help"], capture_output=True, check=False, env=environment)
+        assert (shown.returncode, shown.stderr) == (0, b"")
+        done = subprocess.run([*program, "env"], capture_output=True, check=False, text=True, env=environment)
+        assert (done.returncode, done.stderr.strip()) == (1, policy)
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

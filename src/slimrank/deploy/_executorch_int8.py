@@ -21,9 +21,15 @@ _QUANTIZER = "executorch.backends.xnnpack.quantizer.xnnpack_quantizer"
 
 
 def write_executorch_int8(
-    program: Program, float_path: Path, path: Path, batches: Sequence[Batch], kept: Collection[str]
+    program: Program,
+    float_path: Path,
+    path: Path,
+    batches: Sequence[Batch],
+    kept: Collection[str],
+    *,
+    is_dynamic: bool = False,
 ) -> Quantized:
-    """Writes a program whose weights and activations are quantised.
+    """Writes a program in int8.
 
     Args:
         program: that the float file was made of.
@@ -31,6 +37,8 @@ def write_executorch_int8(
         path: of the file to write.
         batches: to calibrate with.
         kept: layers that stay in float.
+        is_dynamic: weights of Linear layers alone are quantised; their inputs are measured when it runs, so
+            batches are not used.
 
     Returns:
         What became of the layers.
@@ -40,32 +48,11 @@ def write_executorch_int8(
         MissingPackageError: a package is not installed.
     """
     del float_path
-    made = quantize_program(program, _make_quantizer(is_dynamic=False), batches, kept)
-    return _written(made, path, "in float")
-
-
-def write_executorch_int8_weights(
-    program: Program, float_path: Path, path: Path, batches: Sequence[Batch], kept: Collection[str]
-) -> Quantized:
-    """Writes a program with the weights of Linear layers in int8; their inputs are measured when it runs.
-
-    Args:
-        program: that the float file was made of.
-        float_path: of the float file.
-        path: of the file to write.
-        batches: not used.
-        kept: layers that stay in float.
-
-    Returns:
-        What became of the layers.
-
-    Raises:
-        ExportError: not of this model, or ExecuTorch cannot write it.
-        MissingPackageError: a package is not installed.
-    """
-    del float_path, batches
-    made = quantize_program(program, _make_quantizer(is_dynamic=True), [], kept)
-    return _written(made, path, "in float where values are measured as it runs")
+    made = quantize_program(
+        program, _make_quantizer(is_dynamic=is_dynamic), [] if is_dynamic else batches, kept
+    )
+    where = "in float where values are measured as it runs" if is_dynamic else "in float"
+    return _written(made, path, where)
 
 
 def _make_quantizer(*, is_dynamic: bool) -> Callable[[Callable[[Node], bool]], "GraphQuantizer"]:

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch.export import ExportedProgram
@@ -16,7 +17,7 @@ from slimrank.deploy._executorch import (
     open_executorch_inside,
     write_executorch,
 )
-from slimrank.deploy._executorch_int8 import write_executorch_int8, write_executorch_int8_weights
+from slimrank.deploy._executorch_int8 import write_executorch_int8
 from slimrank.deploy._node_times import Profiler
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
 from slimrank.deploy._onnx_int8 import write_onnx_int8, write_onnx_int8_weights
@@ -33,7 +34,6 @@ from slimrank.deploy._torch_int8 import (
     open_torch_compiled,
     open_torch_int8,
     write_torch_int8,
-    write_torch_int8_weights,
 )
 from slimrank.records import Note
 
@@ -99,7 +99,7 @@ FORMATS: dict[str, Format] = {
                 open_timed=open_torch_compiled,
             ),
             "int8_weights": Quantizer(
-                write=write_torch_int8_weights,
+                write=partial(write_torch_int8, is_dynamic=True),
                 extra=_pt2e.EXTRA,
                 packages=_pt2e.PACKAGES,
                 open=open_torch_int8,
@@ -139,7 +139,9 @@ FORMATS: dict[str, Format] = {
         largest_batch=_executorch.LARGEST_BATCH,
         precisions={
             "int8": Quantizer(write=write_executorch_int8),
-            "int8_weights": Quantizer(write=write_executorch_int8_weights, has_batches=False),
+            "int8_weights": Quantizer(
+                write=partial(write_executorch_int8, is_dynamic=True), has_batches=False
+            ),
         },
     ),
 }

@@ -38,9 +38,15 @@ _ARM = ("aarch64", "arm64")
 
 
 def write_torch_int8(
-    program: Program, float_path: Path, path: Path, batches: Sequence[Batch], kept: Collection[str]
+    program: Program,
+    float_path: Path,
+    path: Path,
+    batches: Sequence[Batch],
+    kept: Collection[str],
+    *,
+    is_dynamic: bool = False,
 ) -> Quantized:
-    """Writes a program whose weights and activations are quantised.
+    """Writes a program in int8.
 
     Args:
         program: that the float file was made of.
@@ -48,6 +54,8 @@ def write_torch_int8(
         path: of the file to write.
         batches: to calibrate with.
         kept: layers that stay in float.
+        is_dynamic: weights of Linear layers alone are quantised; their inputs are measured when it runs, so
+            batches are not used.
 
     Returns:
         What became of the layers.
@@ -57,32 +65,11 @@ def write_torch_int8(
         MissingPackageError: torchao is not installed.
     """
     del float_path
-    made = quantize_program(program, _make_quantizer(is_dynamic=False), batches, kept)
-    return _written(made, path, "in float")
-
-
-def write_torch_int8_weights(
-    program: Program, float_path: Path, path: Path, batches: Sequence[Batch], kept: Collection[str]
-) -> Quantized:
-    """Writes a program with the weights of Linear layers in int8; their inputs are measured when it runs.
-
-    Args:
-        program: that the float file was made of.
-        float_path: of the float file.
-        path: of the file to write.
-        batches: not used.
-        kept: layers that stay in float.
-
-    Returns:
-        What became of the layers.
-
-    Raises:
-        ExportError: not on this machine, not of this model, or torch cannot write it.
-        MissingPackageError: torchao is not installed.
-    """
-    del float_path, batches
-    made = quantize_program(program, _make_quantizer(is_dynamic=True), [], kept)
-    return _written(made, path, "in float where values are measured as it runs")
+    made = quantize_program(
+        program, _make_quantizer(is_dynamic=is_dynamic), [] if is_dynamic else batches, kept
+    )
+    where = "in float where values are measured as it runs" if is_dynamic else "in float"
+    return _written(made, path, where)
 
 
 def open_torch_int8(path: Path, program: Program, threads: int) -> Runtime:

@@ -114,7 +114,7 @@ bench-pruning: $(BENCH) $(PRUNERS)/.ready aimet  ## channel pruning, joint plans
 $(PRUNERS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PRUNERS)
 	$(PRUNERS)/bin/python -m pip install --quiet '$(TORCH)'
-	$(PRUNERS)/bin/python -m pip install --quiet --editable '.[bench]' torch-pruning==1.6.1
+	$(PRUNERS)/bin/python -m pip install --quiet --editable '.[bench,onnx]' torch-pruning==1.6.1
 	touch $@
 
 bench-text: $(TEXT)  ## accuracy on a pretrained text encoder; its package holds the weights, 90 MB
@@ -136,8 +136,10 @@ bench-recovery: $(BENCH)  ## what training wins back, with labels and without; a
 bench-kill: $(BENCH)  ## a score run killed at 20 random moments loses nothing; a minute
 	$(BIN)/python -m benchmarks.bench_kill
 
-bench-latency: $(BENCH)  ## predicted beside measured time of random plans, two runtimes; half an hour
+bench-latency: $(BENCH) $(PRUNERS)/.ready aimet  ## predicted beside measured time, and accuracy by time; two hours, resumes
 	$(BIN)/python -m benchmarks.bench_latency
+	$(BIN)/python -m benchmarks.bench_by_time --only slimrank --only aimet
+	$(PRUNERS)/bin/python -m benchmarks.bench_by_time --only torch-pruning
 
 bench-select: $(BENCH)  ## which phase of the search for a plan pays: damage and time with one off; five minutes
 	$(BIN)/python -m benchmarks.bench_select

@@ -54,7 +54,12 @@ def accuracy() -> str:
 
 
 def headline() -> str:
-    """Half of the MACs, beside the better of AIMET's two methods."""
+    """Half of the MACs and its measured time, beside the better of AIMET's two methods."""
+    clocks = {
+        r["network"]: r
+        for r in read_table(table_path("by-time"))
+        if (r["way"], r["budget"]) == ("by MACs", "0.5")
+    }
     rows = {
         (r["network"], r["way"]): r for r in read_table(table_path("accuracy")) if r["ratio_asked"] == "0.5"
     }
@@ -69,14 +74,15 @@ def headline() -> str:
                 NAMES[network],
                 f"{own['accuracy_before']} %",
                 f"**{_lost(own)}**",
+                f"{float(clocks[network]['time_measured']):.2f}" if network in clocks else NOT_RUN,
                 _lost(best),
                 f"{float(times[network]['seconds']):.1f} s",
                 f"{float(times[network]['aimet_seconds']):.0f} s",
             ]
         )
     return _table(
-        ("network", "accuracy before", "points lost, slimrank", "points lost, AIMET 2.42", "slimrank takes",
-         "AIMET takes"),
+        ("network", "accuracy before", "points lost, slimrank", "measured time kept",
+         "points lost, AIMET 2.42", "slimrank takes", "AIMET takes"),
         lines,
     )  # fmt: skip
 
@@ -579,6 +585,65 @@ def quantize() -> str:
     return _table(heads, lines)
 
 
+def latency() -> str:
+    """How far predicted times were from measured ones, by network, runtime and precision."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for row in read_table(table_path("latency")):
+        key = tuple(row[name] for name in ("network", "backend", "precision", "batch"))
+        found.setdefault(key, []).append(abs(float(row["error"])))
+    heads = (
+        "network",
+        "runtime",
+        "precision",
+        "batch",
+        "plans",
+        "median error",
+        "within 5 %",
+        "largest error",
+    )
+    lines = [
+        [
+            NAMES.get(network, network),
+            *key,
+            str(len(errors)),
+            f"{statistics.median(errors):.1%}",
+            f"{sum(error <= 0.05 for error in errors) / len(errors):.0%}",
+            f"{max(errors):.1%}",
+        ]
+        for (network, *key), errors in found.items()
+    ]
+    return _table(heads, lines)
+
+
+def by_time() -> str:
+    """Plans by MACs, and by time at the time that these take; what others make below."""
+    rows = read_table(table_path("by-time"))
+    own = {(row["network"], row["way"], row["budget"]): row for row in rows}
+
+    def cells(row: Row | None) -> list[str]:
+        """Time, points lost."""
+        if row is None or not row["points_lost"]:
+            return [row["note"] if row else NOT_RUN, ""]
+        return [row["time_measured"], f"{float(row['points_lost']):.2f} ± {float(row['interval_95']):.2f}"]
+
+    pairs = [
+        [NAMES[network], budget, *cells(row), *cells(own.get((network, "by time", budget)))]
+        for (network, way, budget), row in own.items()
+        if way == "by MACs"
+    ]
+    equal = _table(
+        ("network", "MACs", "its time, measured", "points lost", "planned by time: its time", "points lost"),
+        pairs,
+    )
+    others = [
+        [NAMES[row["network"]], row["way"], row["budget"], *cells(row)]
+        for row in rows
+        if row["way"] not in ("by MACs", "by time")
+    ]
+    heads = ("network", "way", "asked", "its time, measured", "points lost")
+    return f"{equal}\n\n<details><summary>others</summary>\n\n{_table(heads, others)}\n\n</details>"
+
+
 def _exported(row: Row | None) -> str:
     """One cell: the error of the outputs, or why there is no file."""
     if row is None:
@@ -760,6 +825,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
         zoo,
         export,
         quantize,
+        latency,
+        by_time,
         auto,
         agreement,
     )
@@ -772,6 +839,7 @@ SOURCES = {
     "phases": "speed",
     "scores": "speed-scores",
     "large": "scale",
+    "by_time": "by-time",
 }
 
 

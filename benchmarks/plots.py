@@ -201,7 +201,47 @@ def growth() -> None:
     _save("growth")
 
 
-PLOTS: Sequence[Callable[[], None]] = (accuracy, prediction, data, speed, growth)
+# Ways of the table of times.
+TIMED = {
+    "by time": ("#0072B2", "-", "slimrank, planned by time"),
+    "by MACs": ("#56B4E9", "--", "slimrank, planned by MACs"),
+    "by time, int8": ("#009E73", "-", "slimrank, planned by time in int8"),
+    "AIMET spatial_svd": ("#D55E00", "-", "AIMET spatial SVD, 2,000 labels"),
+    "AIMET weight_svd": ("#E69F00", "-", "AIMET weight SVD, 2,000 labels"),
+    "Torch-Pruning magnitude": ("#999999", ":", "Torch-Pruning, magnitude"),
+}
+
+
+def by_time() -> None:
+    """Points lost by measured time, a panel for each network."""
+    rows = read_table(table_path("by-time"))
+    panels = _panels(len(NAMES))
+    for axes, network in zip(panels, NAMES, strict=True):
+        for way, (colour, line, label) in TIMED.items():
+            own = [row for row in rows if row["network"] == network and row["way"] == way]
+            own = sorted(
+                (row for row in own if row["points_lost"]), key=lambda row: float(row["time_measured"])
+            )
+            axes.plot(
+                [float(row["time_measured"]) for row in own],
+                [max(float(row["points_lost"]), 0.0) for row in own],
+                color=colour,
+                linestyle=line,
+                label=label,
+                marker="o",
+                markersize=3,
+            )
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(0, 100)
+        axes.set_title(NAMES[network])
+        axes.set_xlabel("measured time kept")
+        axes.invert_xaxis()
+    panels[0].set_ylabel("points of accuracy lost")
+    panels[0].legend(fontsize=6, loc="upper left")
+    _save("by_time")
+
+
+PLOTS: Sequence[Callable[[], None]] = (accuracy, prediction, data, speed, growth, by_time)
 
 
 def main() -> None:
@@ -210,7 +250,7 @@ def main() -> None:
     mpl.rcParams |= {"svg.hashsalt": "slimrank", "font.size": 8, "axes.grid": True, "grid.alpha": 0.3}
     FIGURES.mkdir(exist_ok=True)
     for plot in PLOTS:
-        table = "accuracy" if plot is prediction else plot.__name__
+        table = "accuracy" if plot is prediction else plot.__name__.replace("_", "-")
         if not read_table(table_path(table)):
             print(f"{table}: no table yet")
             continue

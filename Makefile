@@ -138,6 +138,7 @@ bench-kill: $(BENCH)  ## a score run killed at 20 random moments loses nothing; 
 
 bench-latency: $(BENCH) $(PRUNERS)/.ready aimet  ## predicted beside measured time, and accuracy by time; two hours, resumes
 	$(BIN)/python -m benchmarks.bench_latency
+	$(BIN)/python -m benchmarks.bench_budgets
 	$(BIN)/python -m benchmarks.bench_by_time --only slimrank --only aimet
 	$(PRUNERS)/bin/python -m benchmarks.bench_by_time --only torch-pruning
 

@@ -615,6 +615,36 @@ def latency() -> str:
     return _table(heads, lines)
 
 
+def budgets() -> str:
+    """What was asked, and what was measured of what was made for it."""
+    lines = [
+        [
+            NAMES[row["network"]],
+            row["backend"],
+            row["precision"],
+            row["asked"] or row["budget"],
+            row["predicted"],
+            row["measured"] or row["note"],
+            row["spread"],
+            row["rounds"],
+            f"{float(row['points_lost']):.2f} ± {float(row['interval_95']):.2f}"
+            if row["points_lost"]
+            else "",
+        ]
+        for row in read_table(table_path("budgets"))
+    ]
+    heads = (
+        "network", "runtime", "precision", "asked", "predicted", "measured", "spread", "rounds",
+        "points lost, in float",
+    )  # fmt: skip
+    met = [float(row["above"]) for row in read_table(table_path("budgets")) if row["measured"]]
+    told = (
+        f"{sum(above <= 0.05 for above in met)} of {len(met)} are met, {sum(above <= 0.02 for above in met)} "
+        f"of them within 1.02 of what was asked; the slowest is at {1 + max(met):.3f} of it."
+    )
+    return f"{told}\n\n<details><summary>each budget</summary>\n\n{_table(heads, lines)}\n\n</details>"
+
+
 def by_time() -> str:
     """Plans by MACs, and by time at the time that these take; what others make below."""
     rows = read_table(table_path("by-time"))
@@ -827,6 +857,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
         quantize,
         latency,
         by_time,
+        budgets,
         auto,
         agreement,
     )

@@ -68,7 +68,8 @@ def rows_of(task: Task, study: sr.Study, table: sr.Latencies, budgets: Sequence[
             yield {**row, "note": str(error)}
             continue
         latency = result.latency
-        assert latency is not None
+        if latency is None:
+            raise RuntimeError(f"{task.name}: meet_latency measured nothing")
         yield {
             **row,
             "asked": latency.asked,

@@ -73,9 +73,7 @@ def rows_of(
     )
     for number in plans:
         network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
-        file = write_timed(
-            network, batches, folder / str(number), quantize=quantize_of(precision), **options
-        )
+        file = write_timed(network, batches, folder / str(number), quantize=quantize_of(precision), **options)
         compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {

@@ -337,11 +337,12 @@ def _pair_time(
     first, second = rates
     one, other = _pair(spec, form, 1, rows, columns, batch)
     return PairTime(
-        # What goes with rows or columns alone, at full size: a plan that narrows them as well saves more.
-        fixed=float(first[0] + second[0] + first[3] * one.sizes[3] + second[2] * other.sizes[2]),
+        fixed=float(first[0] + second[0]),
         per_rank=float(first[2] * one.sizes[2] + second[3] * other.sizes[3]),
         per_row=float(second[1] * other.sizes[1] / rows),
         per_column=float(first[1] * one.sizes[1] / columns),
+        any_row=float(second[2] * other.sizes[2] / rows),
+        any_column=float(first[3] * one.sizes[3] / columns),
     )
 
 

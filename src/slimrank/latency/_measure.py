@@ -200,9 +200,7 @@ def untouched(structure: Structure) -> Step:
     return Step(structure=structure, layers={})
 
 
-def _drawn(
-    structure: Structure, methods: Sequence[Method], step: int, precision: str
-) -> tuple[Step, ...]:
+def _drawn(structure: Structure, methods: Sequence[Method], step: int, precision: str) -> tuple[Step, ...]:
     """The variants; first the network as it stands where it is not what all are run beside."""
     return (
         *(() if precision == "float32" else (untouched(structure),)),

@@ -73,11 +73,15 @@ class RankTables:
                 self._form[index, start:end], self._curve[index, start:end] = place, form.curve
         # (L, K, B) made (B, L, K).
         layers, grids = np.arange(len(joint.layers))[:, None], joint.grids
-        self._column: Floats = np.moveaxis(grids.column[self._form, layers], -1, 0) * self._rank
-        self._row: Floats = np.moveaxis(grids.row[self._form, layers], -1, 0) * self._rank
-        self._row += grids.bias.T[:, :, None] * (self._form != UNTOUCHED)
-        self._alone: Floats = np.moveaxis(grids.each[self._form, layers], -1, 0) * self._rank
-        self._alone += np.moveaxis(grids.fixed[self._form, layers], -1, 0) * (self._form != UNTOUCHED)
+        self._column, self._row, self._alone = (
+            np.moveaxis(per_rank[self._form, layers], -1, 0) * self._rank
+            + np.moveaxis(at_any[self._form, layers], -1, 0) * (self._form != UNTOUCHED)
+            for per_rank, at_any in (
+                (grids.column, grids.any_column),
+                (grids.row, grids.any_row + grids.bias),
+                (grids.each, grids.fixed),
+            )
+        )
         self._first_taps, self._second_taps = _taps(joint.layers)
 
     @property

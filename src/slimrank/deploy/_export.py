@@ -314,13 +314,13 @@ def write_open(
         if quantize is not None:
             builder = replace(builder, calibration=_balancing(samples, quantize))
         built = builder.build(model, folder, None)
-        runtime, notes = built.runtime, ()
-        if quantize is not None:
-            source = _float_file(format, built, samples, reading or Reading(), threads)
-            file = quantize_file(source, quantizer_for(format, quantize), quantize, folder / quantize, inf)
-            runtime, notes = file.runtime, (_judged_note(file, quantize), *file.notes)
-    given = _given(built, few, batch)
-    return OpenFile(run=runtime(given), batch=given.n_samples, notes=notes)
+        given = _given(built, few, batch)
+        if quantize is None:
+            return OpenFile(run=built.runtime(given), batch=given.n_samples)
+        source = _float_file(format, built, samples, reading or Reading(), threads)
+        file = quantize_file(source, quantizer_for(format, quantize), quantize, folder / quantize, inf)
+    notes = (_judged_note(file, quantize), *file.notes)
+    return OpenFile(run=file.runtime(given), batch=given.n_samples, notes=notes)
 
 
 def _given(built: _Built, samples: Samples, batch: int) -> Batch:

@@ -15,7 +15,7 @@ from slimrank.select.joint._pieces import JointLayer, Ranks
 from slimrank.select.joint._prices import Hull, Hulls
 from slimrank.select.joint._table import Joint, State, layers_there, standing_cost
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
-from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, saves, total_damage
+from slimrank.select.layers._table import UNTOUCHED, Ints, Table, added, saves, total_damage
 
 # Ranks of a form in the small tables, beside those that are best at some price: from the lowest to the
 # highest, in even steps. More fill what the prices leave better, and every evaluation of a choice takes

@@ -21,7 +21,14 @@ from benchmarks.tables import Row, context, merge_table, read_table, table_path
 from benchmarks.tasks.tasks import TASKS
 from slimrank.deploy import compare_in_turns, write_timed
 from slimrank.forward import as_batch
-from slimrank.latency import BACKENDS, build_variant, draw_variants, predicted_time
+from slimrank.latency import (
+    BACKENDS,
+    PRECISIONS,
+    build_variant,
+    draw_variants,
+    predicted_time,
+    quantize_of,
+)
 
 KEY = ("network", "backend", "precision", "batch", "plan")
 SEED, SECONDS = 1000, 2.0
@@ -31,12 +38,15 @@ DRAWN = 30
 RIGHT = 0.05
 
 
-def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: Path) -> Iterator[Row]:
+def rows_of(
+    name: str, backend: str, precision: str, batch: int, plans: Sequence[int], folder: Path
+) -> Iterator[Row]:
     """Measures plans beside their prediction.
 
     Args:
         name: of the network.
         backend: the runtime.
+        precision: of the plans' files.
         batch: samples in the batch.
         plans: numbers of the plans.
         folder: for files.
@@ -47,7 +57,9 @@ def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: P
     model = TASKS[name].model()
     images = torch.randn(batch, 1, 32, 32, generator=torch.Generator().manual_seed(SEED))
     study = sr.study(model, [images], data_free=True, effort="fast", progress=False)
-    table = sr.measure_latency(study, backend=backend, batch=batch, path=folder / "table.json")
+    table = sr.measure_latency(
+        study, backend=backend, batch=batch, precision=precision, path=folder / "table.json"
+    )
     options = {"format": BACKENDS[backend], "batch": batch, "threads": 1}
     batches = [as_batch(images)]
     original = write_timed(model, batches, folder / "original", **options)
@@ -61,7 +73,7 @@ def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: P
     )
     for number in plans:
         network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
-        file = write_timed(network, batches, folder / str(number), **options)
+        file = write_timed(network, batches, folder / str(number), quantize=quantize_of(precision), **options)
         compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {
@@ -97,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", choices=TASKS, default=list(TASKS))
     parser.add_argument("--backends", nargs="*", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--plans", type=int, choices=range(1, DRAWN + 1), metavar="N", default=DRAWN)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--again", action="store_true", help="do rows again that are there")
@@ -105,13 +118,13 @@ def main() -> None:
     path = table_path("latency")
     for name in args.networks:
         for backend in args.backends:
-            key = (name, backend, "float32", str(args.batch))
+            key = (name, backend, args.precision, str(args.batch))
             there = {row["plan"] for row in read_table(path) if tuple(row[part] for part in KEY[:-1]) == key}
             plans = [number for number in range(args.plans) if args.again or str(number) not in there]
             if not plans:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                for row in rows_of(name, backend, args.batch, plans, Path(folder)):
+                for row in rows_of(name, backend, args.precision, args.batch, plans, Path(folder)):
                     print(row, flush=True)
                     merge_table(path, [{**row, **context()}], KEY)
     print(summary(read_table(path)))

@@ -53,13 +53,15 @@ def invented_times(net: Source, seed: int, step: int = 1) -> NetworkTimes:
         for form in ("kxk_1x1", "v_h"):
             if rng.uniform() < 0.85:
                 # At the full rank a pair takes 0.7 to 2 times as long as the layer.
-                total = rng.dirichlet([0.5, 0.5, 2.0, 2.0]) * whole * rng.uniform(0.7, 2.0)
+                total = rng.dirichlet([0.5, 0.5, 2.0, 2.0, 0.5, 0.5]) * whole * rng.uniform(0.7, 2.0)
                 rank = max_rank(spec, form)  # type: ignore[arg-type]
                 pairs[form] = PairTime(
                     fixed=total[0],
                     per_rank=total[1] / rank,
                     per_row=total[2] / rank / rows,
                     per_column=total[3] / rank / columns,
+                    any_row=total[4] / rows,
+                    any_column=total[5] / columns,
                 )
         layers[spec.name] = LayerTimes(
             dense=DenseTime(

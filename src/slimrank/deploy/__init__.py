@@ -13,6 +13,7 @@ from slimrank.deploy._export import (
 from slimrank.deploy._formats import FORMATS, format_named, format_of
 from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import Prepared, prepare
+from slimrank.deploy._quantize import quantizer_for
 from slimrank.deploy._quantizer import Precision
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
@@ -47,6 +48,7 @@ __all__ = [
     "is_saved_model",
     "load_artifact",
     "prepare",
+    "quantizer_for",
     "save_artifact",
     "update_artifact",
     "write_open",

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
+from math import inf
 from numbers import Integral
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from slimrank.deploy._quantize import (
     check_drop,
     has_other_weights,
     quantize_file,
+    quantize_roughly,
     quantizer_for,
 )
 from slimrank.deploy._quantizer import Quantizer
@@ -129,7 +131,7 @@ def export_model(
         samples = read_samples(batches, CHECKED if quantizer is None else CALIBRATED)
         few = samples.part(0, CHECKED)
         builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=target.name)
-        calibration = samples.split()[0].in_batches(_BALANCED) if quantize == "int8" else []
+        calibration = [] if quantize is None else _balancing(samples, quantize)
         built = replace(builder, calibration=calibration).build(model, draft / "new", reading)
         if built.checked is None:
             raise ExportError(f"{target}: the file was not checked")
@@ -137,16 +139,7 @@ def export_model(
         before, notes = None, (*built.notes, *_shape_notes(samples, format))
         int8 = None
         if quantizer is not None and quantize is not None:
-            source = FloatFile(
-                format=format,
-                row=row,
-                program=built.program,
-                path=built.path,
-                model=built.model,
-                samples=samples,
-                reading=reading,
-                threads=threads,
-            )
+            source = _float_file(format, built, samples, reading, threads)
             int8 = quantize_file(source, quantizer, quantize, draft / "int8", max_drop)
             notes = (*notes, *int8.notes)
         if original is not None:
@@ -212,10 +205,12 @@ class OpenFile:
     Attributes:
         run: runs the batch once.
         batch: samples of the batch.
+        notes: of an int8 file: what it keeps of the outputs, and what stays in float.
     """
 
     run: Callable[[], object]
     batch: int
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -230,7 +225,14 @@ class TimedFile(OpenFile):
 
 
 def write_timed(
-    model: nn.Module, batches: Iterable[Batch], folder: Path, *, format: str, batch: int, threads: int
+    model: nn.Module,
+    batches: Iterable[Batch],
+    folder: Path,
+    *,
+    format: str,
+    batch: int,
+    threads: int,
+    quantize: str | None = None,
 ) -> TimedFile:
     """Writes a model as ``export_model`` does, unchecked, and opens it in the runtime for its times.
 
@@ -241,12 +243,14 @@ def write_timed(
         format: a name of the table.
         batch: samples in the batch.
         threads: of the runtime.
+        quantize: a precision that the format has; None for float. Ranges are those of few samples: times do
+            not depend on them.
 
     Returns:
         The open file. ``batch`` differs where the file takes one other size only.
 
     Raises:
-        UnknownNameError: no such format.
+        UnknownNameError: no such format, or precision.
         MissingPackageError: a package of the format is not installed.
         ExportError: the model cannot be written in this format, or its runtime has no profile.
         BatchesError: the model refuses the samples.
@@ -255,18 +259,35 @@ def write_timed(
     profile = row.profile
     if profile is None:
         raise ExportError(f"format={format!r}: its runtime does not tell what each node takes; take 'onnx'")
-    built, given = _unchecked(row, model, batches, folder, batch=batch, threads=threads)
+    with _TURN:
+        samples = read_samples(batches)
+        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
+        built = builder.build(model, folder, None)
+        path, runtime = built.path, built.runtime
+        if quantize is not None:
+            source = _float_file(format, built, samples, Reading(), threads)
+            runtime = quantize_roughly(source, quantizer_for(format, quantize), quantize, folder / quantize)
+            path = folder / quantize / path.name
+    given = _given(built, samples, batch)
     return TimedFile(
-        run=built.runtime(given),
-        nodes=lambda: profile(built.path, built.program, threads)(given),
+        run=runtime(given),
+        nodes=lambda: profile(path, built.program, threads)(given),
         batch=given.n_samples,
     )
 
 
 def write_open(
-    model: nn.Module, batches: Iterable[Batch], folder: Path, *, format: str, batch: int, threads: int
+    model: nn.Module,
+    batches: Iterable[Batch],
+    folder: Path,
+    *,
+    format: str,
+    batch: int,
+    threads: int,
+    quantize: str | None = None,
+    reading: Reading | None = None,
 ) -> OpenFile:
-    """As ``write_timed``, for runtimes without a profile as well.
+    """Writes the file that ``export_model`` writes, and opens it to be run; a float file is not checked.
 
     Args:
         model: to export; it is not changed.
@@ -275,27 +296,63 @@ def write_open(
         format: a name of the table.
         batch: samples in the batch.
         threads: of the runtime.
+        quantize: a precision that the format has; None for float. The file is calibrated as that of
+            ``export_model`` with ``max_quant_drop=inf``, and judged.
+        reading: how outputs are read, for ``quantize``.
 
     Returns:
         The open file. ``batch`` differs where the file takes one other size only.
 
     Raises:
-        SlimrankError: as ``write_timed``.
+        SlimrankError: as ``export_model``.
     """
-    built, given = _unchecked(format_named(format), model, batches, folder, batch=batch, threads=threads)
-    return OpenFile(run=built.runtime(given), batch=given.n_samples)
-
-
-def _unchecked(
-    row: Format, model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
-) -> tuple[_Built, Batch]:
-    """A file that was written, and the batch that it is run with."""
+    row = format_named(format)
     with _TURN:
-        samples = read_samples(batches)
-        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
+        samples = read_samples(batches, CHECKED if quantize is None else CALIBRATED)
+        few = samples.part(0, CHECKED)
+        builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=f"model{row.suffix}")
+        if quantize is not None:
+            builder = replace(builder, calibration=_balancing(samples, quantize))
         built = builder.build(model, folder, None)
-    size = batch if built.program.is_dynamic else built.program.batch.n_samples
-    return built, samples.take(0, size)
+        given = _given(built, few, batch)
+        if quantize is None:
+            return OpenFile(run=built.runtime(given), batch=given.n_samples)
+        source = _float_file(format, built, samples, reading or Reading(), threads)
+        file = quantize_file(source, quantizer_for(format, quantize), quantize, folder / quantize, inf)
+    notes = (_judged_note(file, quantize), *file.notes)
+    return OpenFile(run=file.runtime(given), batch=given.n_samples, notes=notes)
+
+
+def _given(built: _Built, samples: Samples, batch: int) -> Batch:
+    """The batch that a file is run with: of so many samples, where it takes any number."""
+    return samples.take(0, batch if built.program.is_dynamic else built.program.batch.n_samples)
+
+
+def _balancing(samples: Samples, precision: str) -> list[Batch]:
+    """What pairs are balanced with; nothing where values between them stay in float."""
+    return samples.split()[0].in_batches(_BALANCED) if precision == "int8" else []
+
+
+def _float_file(format: str, built: _Built, samples: Samples, reading: Reading, threads: int) -> FloatFile:
+    """What an int8 file is made of."""
+    return FloatFile(
+        format=format,
+        row=format_named(format),
+        program=built.program,
+        path=built.path,
+        model=built.model,
+        samples=samples,
+        reading=reading,
+        threads=threads,
+    )
+
+
+def _judged_note(file: Int8File, precision: str) -> Note:
+    """How far an int8 file is from the float model."""
+    text = f"the {precision} file has {file.judged.worst_db:.1f} dB of signal over noise"
+    if file.judged.agreement is not None:
+        text = f"{text}, and adds {file.judged.divergence:.3g} of divergence per sample"
+    return Note(where=precision, text=text)
 
 
 def check_export(

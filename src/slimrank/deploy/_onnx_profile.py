@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_ROUNDINGS = ("QuantizeLinear", "DequantizeLinear")
 # What onnxruntime hangs on the name of a convolution in its own layout of channels, and on that of an event.
 _LAYOUT, _EVENT = "_nchwc", "_kernel_time"
 
@@ -114,10 +115,18 @@ def _graph_of(model: "ModelProto") -> dict[str, GraphNode]:
     weights = {weight.name for weight in model.graph.initializer}
     found: dict[str, GraphNode] = {}
     for node in model.graph.node:
+        inputs = tuple(name for name in node.input if name and name not in weights)
+        if not inputs:
+            # Weights that are stored in int8, for example.
+            weights.update(node.output)
         is_product = node.op_type in _PRODUCTS
+        module = _module_of({entry.key: entry.value for entry in node.metadata_props})
+        if node.op_type in _ROUNDINGS and inputs and inputs[0] in found:
+            # To int8 and back: put there when the file was quantised, and so of no module of its own.
+            module = found[inputs[0]].module
         graph_node = GraphNode(
-            module=_module_of({entry.key: entry.value for entry in node.metadata_props}),
-            inputs=tuple(name for name in node.input if name not in weights),
+            module=module,
+            inputs=inputs,
             is_product=is_product,
             has_weight=is_product and any(name in weights for name in node.input),
         )

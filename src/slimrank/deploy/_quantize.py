@@ -270,32 +270,10 @@ class _Way:
         return "of divergence per sample"
 
     def written(self, kept: Collection[str]) -> _Try:
-        """Writes the file with some layers in float."""
-        source, program = self.source, self.source.program
-        what = f"quantize={self.precision!r}"
-        try:
-            with quiet_exporter():
-                quantized = self.quantizer.write(program, source.path, self.path, self.batches, kept)
-        except SlimrankError:
-            raise
-        except OSError as error:
-            raise FileError(
-                f"{self.path.name} cannot be written ({error}); give a folder with room"
-            ) from error
-        except Exception as error:
-            raise ExportError(
-                f"{program.model.title} cannot be written with {what} for format={source.format!r}: "
-                f"{told(error)}; pass quantize=None, or take another format"
-            ) from error
-        if not quantized.layers and not kept:
-            left = listed([name for name, _ in quantized.left])
-            kept_told = f" ({left} stay in float)" if left else ""
-            advice = _FLOAT_ADVICE if has_other_weights(program) else ""
-            raise ExportError(
-                f"{program.model.title} has no layer that format={source.format!r} runs with {what}"
-                f"{kept_told}; pass quantize=None, or take the other one{advice}"
-            )
-        runtime = (self.quantizer.open or source.row.open)(self.path, program, source.threads)
+        """Writes the file with some layers in float, and judges it."""
+        quantized, runtime = _written(
+            self.source, self.quantizer, self.precision, self.path, self.batches, kept
+        )
         return _Try(quantized=quantized, runtime=runtime, judged=self.judge.judge(runtime))
 
     def noisiest(self, names: Sequence[str]) -> list[LayerNoise]:
@@ -307,6 +285,62 @@ class _Way:
         known = {layer.name for layer in found}
         unknown = [name for name in names if name not in known]
         return [*found, *(LayerNoise(name=name, divergence=0.0, noise_db=math.nan) for name in unknown)]
+
+
+def quantize_roughly(source: FloatFile, quantizer: Quantizer, precision: str, folder: Path) -> Runtime:
+    """Writes an int8 file for its times alone, calibrated with few samples and not judged.
+
+    Args:
+        source: the float file.
+        quantizer: how.
+        precision: its name, for messages.
+        folder: to write to, by the name of the float file; it is made.
+
+    Returns:
+        The runtime with the file.
+
+    Raises:
+        ExportError: it cannot be written.
+        FileError: it cannot be written to disk.
+    """
+    folder.mkdir(parents=True)
+    few = _batches(source.program, source.samples.part(0, _SIZE))
+    _, runtime = _written(source, quantizer, precision, folder / source.path.name, few, ())
+    return runtime
+
+
+def _written(
+    source: FloatFile,
+    quantizer: Quantizer,
+    precision: str,
+    path: Path,
+    batches: Sequence[Batch],
+    kept: Collection[str],
+) -> tuple[Quantized, Runtime]:
+    """Writes an int8 file with some layers in float, and opens it."""
+    program = source.program
+    what = f"quantize={precision!r}"
+    try:
+        with quiet_exporter():
+            quantized = quantizer.write(program, source.path, path, batches, kept)
+    except SlimrankError:
+        raise
+    except OSError as error:
+        raise FileError(f"{path.name} cannot be written ({error}); give a folder with room") from error
+    except Exception as error:
+        raise ExportError(
+            f"{program.model.title} cannot be written with {what} for format={source.format!r}: "
+            f"{told(error)}; pass quantize=None, or take another format"
+        ) from error
+    if not quantized.layers and not kept:
+        left = listed([name for name, _ in quantized.left])
+        kept_told = f" ({left} stay in float)" if left else ""
+        advice = _FLOAT_ADVICE if has_other_weights(program) else ""
+        raise ExportError(
+            f"{program.model.title} has no layer that format={source.format!r} runs with {what}"
+            f"{kept_told}; pass quantize=None, or take the other one{advice}"
+        )
+    return quantized, (quantizer.open or source.row.open)(path, program, source.threads)
 
 
 def _within(way: _Way, plain: _Try, max_drop: float) -> tuple[Sequence[LayerNoise], _Try]:

@@ -2,7 +2,13 @@
 """Measured times of a network and its parts, in a runtime."""
 
 from slimrank.latency._latencies import Latencies
-from slimrank.latency._measure import BACKENDS, PRECISIONS, check_conditions, measure_variants
+from slimrank.latency._measure import (
+    BACKENDS,
+    PRECISIONS,
+    check_conditions,
+    measure_variants,
+    quantize_of,
+)
 from slimrank.latency._predict import predicted_time
 from slimrank.latency._variants import build_variant, draw_variants
 
@@ -15,4 +21,5 @@ __all__ = [
     "draw_variants",
     "measure_variants",
     "predicted_time",
+    "quantize_of",
 ]

@@ -38,7 +38,7 @@ _OTHER = ("block", "groups", "nanoseconds")
 _RESULT = ("before_ms", "spread", "error", "times", "notes")
 _TIMES = ("layers", "groups", "ragged", "blocks", "fixed", "before", "reference", "step")
 _DENSE = ("fixed", "per_row", "per_column", "per_product")
-_PAIR = ("fixed", "per_rank", "per_row", "per_column")
+_PAIR = ("fixed", "per_rank", "per_row", "per_column", "any_row", "any_column")
 _NOTE = ("where", "text", "is_warning")
 _ADVICE = "give a file that measure_latency wrote"
 

@@ -49,7 +49,7 @@ class Measured:
     Attributes:
         variant: what was done to the network.
         parts: times of its parts, by the profile.
-        ratio: whole time over that of the original, runs taking turns.
+        ratio: whole time over that of the original in float32, runs taking turns.
         spread: interquartile range of that ratio over its median.
     """
 
@@ -79,6 +79,7 @@ def fit_times(
     *,
     original: Parts,
     before: float,
+    reference: float,
     batch: int,
     step: int,
 ) -> NetworkTimes:
@@ -88,19 +89,20 @@ def fit_times(
         structure: of the network.
         methods: that plans may use.
         measured: the variants.
-        original: parts of the network as it stands.
-        before: whole time of the network as it stands, ns.
+        original: parts of the network as it stands, in the precision of the variants.
+        before: whole time of the network as it stands, in that precision, ns.
+        reference: whole time of the original that ratios are to, ns.
         batch: samples of the batch.
         step: of ranks and widths.
 
     Returns:
         The times. Node times are scaled, and the constant chosen, so that whole times come out on average:
-        ``before`` need not be quite what was measured, which is ``reference``.
+        ``before`` need not be quite what was measured.
     """
     untouched = Step(structure=structure, layers={})
     profiles = _even(
         [(untouched, original), *((entry.variant, entry.parts) for entry in measured)],
-        [before, *(before * entry.ratio for entry in measured)],
+        [before, *(reference * entry.ratio for entry in measured)],
     )
     profiles += [profiles[0]] * (_ORIGINAL_WEIGHT - 1)
     layers = _layers(structure, methods, profiles, batch, step)
@@ -112,7 +114,7 @@ def fit_times(
         blocks=others.blocks,
         fixed=0.0,
         before=before,
-        reference=before,
+        reference=reference,
         step=step,
     )
     # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
@@ -120,7 +122,7 @@ def fit_times(
     changing = np.array(
         [changing_time(raw, variant) for variant in (untouched, *(e.variant for e in measured))]
     )
-    wholes = before * np.array([1.0, *(entry.ratio for entry in measured)])
+    wholes = np.array([before, *(reference * entry.ratio for entry in measured)])
     fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
     scaled = raw.scaled(float(scale))
     return replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
@@ -335,11 +337,12 @@ def _pair_time(
     first, second = rates
     one, other = _pair(spec, form, 1, rows, columns, batch)
     return PairTime(
-        # What goes with rows or columns alone, at full size: a plan that narrows them as well saves more.
-        fixed=float(first[0] + second[0] + first[3] * one.sizes[3] + second[2] * other.sizes[2]),
+        fixed=float(first[0] + second[0]),
         per_rank=float(first[2] * one.sizes[2] + second[3] * other.sizes[3]),
         per_row=float(second[1] * other.sizes[1] / rows),
         per_column=float(first[1] * one.sizes[1] / columns),
+        any_row=float(second[2] * other.sizes[2] / rows),
+        any_column=float(first[3] * one.sizes[3] / columns),
     )
 
 

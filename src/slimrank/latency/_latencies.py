@@ -14,6 +14,9 @@ from slimrank.plan import HasSteps, Structure
 from slimrank.records import NetworkTimes, Note
 from slimrank.report import render_table
 
+# The precision of the original that ratios are to.
+_FLOAT = "float32"
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Latencies:
@@ -23,8 +26,8 @@ class Latencies:
     networks of the same shapes, whatever their weights.
 
     Attributes:
-        before_ms: median time of the original; with one thread in milliseconds of the processor, which other
-            work on the machine does not stretch.
+        before_ms: median time of the original in float32; with one thread in milliseconds of the processor,
+            which other work on the machine does not stretch.
         spread: interquartile range over median of the original's times.
         error: share by which a predicted time may be off, by the variants that were measured; widened where
             the machine was busy.
@@ -56,7 +59,7 @@ class Latencies:
 
     @property
     def precision(self) -> str:
-        """Of the files: "float32"."""
+        """Of the files: "float32" or "int8"."""
         return self._record.conditions.precision
 
     @property
@@ -132,7 +135,7 @@ class Latencies:
         if not isinstance(steps, tuple):
             raise OptionError(f"plan is a {type(plan).__name__}; give a Plan, e.g. study.plan(macs=0.5)")
         if not steps:
-            return self.before_ms
+            return self._whole_ms
         self.check(steps[-1].structure)
         return predicted_time(self.times, steps[-1]) / 1e6
 
@@ -155,8 +158,11 @@ class Latencies:
     def summary(self) -> str:
         """The table as plain text: layers by the share of the time that they take, and what pairs save."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        whole = f"{self._whole_ms:.3f} ms"
+        if self.precision != _FLOAT:
+            whole = f"{whole}, {self.before_ms:.3f} ms in {_FLOAT}"
         heading = (
-            f"{self.backend}, {self.precision}, {threads}, batch {self.batch}: {self.before_ms:.3f} ms "
+            f"{self.backend}, {self.precision}, {threads}, batch {self.batch}: {whole} "
             f"(spread {self.spread:.0%}); a predicted time may be off by {self.error:.1%}; ranks and widths "
             f"in steps of {self.times.step}\n{self.machine}; "
             + ", ".join(f"{name} {number}" for name, number in sorted(self.versions.items()))
@@ -165,25 +171,30 @@ class Latencies:
             (
                 name,
                 f"{share:.1%}",
-                f"{share * self.before_ms:.3f}",
+                f"{share * self._whole_ms:.3f}",
                 ", ".join(self.times.layers[name].pairs) or "-",
             )
             for name, share in self._shares()
         ]
         rest = 1 - sum(share for _, share in self._shares())
-        rows.append(("all else", f"{rest:.1%}", f"{rest * self.before_ms:.3f}", ""))
+        rows.append(("all else", f"{rest:.1%}", f"{rest * self._whole_ms:.3f}", ""))
         columns = ("layer", ">share", ">ms", "pairs that can be faster")
         notes = "".join(f"- {note}\n" for note in self.notes)
         return f"{heading}\n{render_table(columns, rows)}\n{notes}"
 
+    @property
+    def _whole_ms(self) -> float:
+        """Of the network as it stands, in the precision of the table."""
+        return self.before_ms if self.precision == _FLOAT else self.times.before / 1e6
+
     def _shares(self) -> list[tuple[str, float]]:
-        """The layers and their shares of the original's time, as its profile has them."""
+        """The layers and their shares of the whole network's time, as its profile has them."""
         # Of very short runs, the profile itself takes more than the run.
-        scale = max(1e6 * self.before_ms, self._record.original.total)
+        scale = max(1e6 * self._whole_ms, self._record.original.total)
         return [(name, sum(times) / scale) for name, times in self._record.original.factors.items()]
 
     def __repr__(self) -> str:
         return (
             f"Latencies({self.backend}, {self.precision}, threads {self.threads}, batch {self.batch}: "
-            f"{self.before_ms:.3f} ms, {len(self.times.layers)} layers)"
+            f"{self._whole_ms:.3f} ms, {len(self.times.layers)} layers)"
         )

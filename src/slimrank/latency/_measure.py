@@ -15,7 +15,15 @@ from torch import nn
 from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.deploy import FORMATS, TimedFile, compare_in_turns, format_named, write_timed
+from slimrank.deploy import (
+    FORMATS,
+    Precision,
+    TimedFile,
+    compare_in_turns,
+    format_named,
+    quantizer_for,
+    write_timed,
+)
 from slimrank.forward import Batch
 from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
@@ -33,6 +41,8 @@ from slimrank.records import Method, Note
 # The runtimes that tell what each node takes, and the format of their files.
 BACKENDS: Mapping[str, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
 PRECISIONS = ("float32", "int8")
+# The runtimes of which int8 files are measured.
+_INT8_BACKENDS = ("onnxruntime", "openvino")
 # Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
 _FITTED, _MIXED = 8, 2
 # Seconds that a variant and the original are run in turns.
@@ -54,8 +64,8 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
 
     Raises:
         UnknownNameError: no such runtime or precision.
-        OptionError: ``threads`` or ``batch`` is no positive number, or the runtime or precision cannot be
-            measured yet.
+        OptionError: ``threads`` or ``batch`` is no positive number, or the runtime cannot be measured, in
+            this precision or at all.
         MissingPackageError: the runtime is not installed.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
@@ -67,12 +77,23 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
         raise UnknownNameError(f"backend={backend!r}; {nearest(str(backend), BACKENDS)}")
     if precision not in PRECISIONS:
         raise UnknownNameError(f"precision={precision!r}; {nearest(str(precision), PRECISIONS)}")
-    if precision == "int8":
-        raise OptionError('precision="int8": times of int8 files are not measured yet; give "float32"')
+    if precision == "int8" and backend not in _INT8_BACKENDS:
+        raise OptionError(
+            f"precision='int8': int8 files of backend={backend!r} are not measured; give "
+            f"{' or '.join(map(repr, _INT8_BACKENDS))}, or precision='float32'"
+        )
     for name, value in (("threads", threads), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
     format_named(BACKENDS[backend])
+    quantize = quantize_of(precision)
+    if quantize is not None:
+        quantizer_for(BACKENDS[backend], quantize)
+
+
+def quantize_of(precision: object) -> Precision | None:
+    """The precision of a table as exports name it: None for float32."""
+    return "int8" if precision == "int8" else None
 
 
 def measure_variants(
@@ -100,7 +121,7 @@ def measure_variants(
         backend: a name of ``BACKENDS``.
         threads: of the runtime.
         batch: samples in the batch.
-        precision: "float32".
+        precision: "float32", or "int8": of the variants. The original that they are run beside is in float32.
         path: of the table's file, written after every variant, and gone on with; None for none.
         phases: progress.
 
@@ -111,55 +132,78 @@ def measure_variants(
         LatencyError: the file holds a table of something else, or the network takes another batch only.
         SlimrankError: for the export.
     """
-    format = BACKENDS[backend]
+    format, quantize = BACKENDS[backend], quantize_of(precision)
+    packages = ("torch", *FORMATS[format].packages)
+    if quantize is not None:
+        packages = (*packages, *FORMATS[format].precisions[quantize].packages)
     conditions = Conditions(
         backend=backend,
         threads=threads,
         batch=batch,
         precision=precision,
         machine=machine_name(),
-        versions=package_versions(("torch", *FORMATS[format].packages)),
+        versions=package_versions(packages),
         fingerprint=tie_of(structure),
         methods=tuple(methods),
     )
     record = None if path is None else _found(Path(path), conditions)
-    if record is not None and len(record.variants) == _FITTED + _MIXED:
+    n_variants = _FITTED + _MIXED + (quantize is not None)
+    if record is not None and len(record.variants) == n_variants:
         return _finished(record, structure, methods, path)
     with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft, torch.no_grad():
         folder = Path(draft)
 
-        def written(network: nn.Module, name: str) -> TimedFile:
-            return write_timed(network, batches(), folder / name, format=format, batch=batch, threads=threads)
+        def written(network: nn.Module, name: str, quantize: Precision | None) -> TimedFile:
+            return write_timed(
+                network,
+                batches(),
+                folder / name,
+                format=format,
+                batch=batch,
+                threads=threads,
+                quantize=quantize,
+            )
 
-        with phases.phase("latency", 1 + _FITTED + _MIXED) as advance:
-            original = written(model, "original")
+        with phases.phase("latency", 1 + n_variants) as advance:
+            original = written(model, "original", None)
             if original.batch != batch:
                 raise LatencyError(
                     f"batch={batch}: a file of this network takes batches of {original.batch} only; give "
                     f"batch={original.batch}"
                 )
             if record is None:
-                untouched = Step(structure=structure, layers={})
+                whole = original if quantize is None else written(model, "whole", quantize)
                 record = LatencyRecord(
                     conditions=conditions,
-                    step=find_step(structure, folder / "step", format=format, threads=threads),
-                    original=parts_of(original.nodes(), untouched),
+                    step=find_step(
+                        structure, folder / "step", format=format, threads=threads, quantize=quantize
+                    ),
+                    original=parts_of(whole.nodes(), untouched(structure)),
                 )
             advance(1 + len(record.variants), "original")
-            variants = _drawn(structure, methods, record.step)
+            variants = _drawn(structure, methods, record.step, precision)
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=_SEED + number)
-                time = _timed(original, written(network, f"variant{number}"), variant, threads)
-                record = replace(record, variants=(*record.variants, time))
+                file = written(network, f"variant{number}", quantize)
+                record = replace(
+                    record, variants=(*record.variants, _timed(original, file, variant, threads))
+                )
                 if path is not None:
                     write_latencies(path, record, None)
                 advance(1, f"variant {number + 1}")
     return _finished(record, structure, methods, path)
 
 
-def _drawn(structure: Structure, methods: Sequence[Method], step: int) -> tuple[Step, ...]:
+def untouched(structure: Structure) -> Step:
+    """The step of a plan that does nothing."""
+    return Step(structure=structure, layers={})
+
+
+def _drawn(structure: Structure, methods: Sequence[Method], step: int, precision: str) -> tuple[Step, ...]:
+    """The variants; first the network as it stands where it is not what all are run beside."""
     return (
+        *(() if precision == "float32" else (untouched(structure),)),
         *draw_variants(structure, methods, count=_FITTED, step=step, seed=_SEED),
         *draw_variants(structure, methods, count=_MIXED, step=step, seed=_SEED + 1, mixed=True),
     )
@@ -222,12 +266,19 @@ def _finished(
         )
         for variant in record.variants
     ]
+    reference = whole = 1e6 * before_ms
+    changed = measured
+    if record.conditions.precision != "float32":
+        # The first variant is the network as it stands.
+        whole *= measured[0].ratio
+        changed = measured[1:]
     times = fit_times(
         structure,
         methods,
-        measured,
+        changed,
         original=record.original,
-        before=1e6 * before_ms,
+        before=whole,
+        reference=reference,
         batch=record.conditions.batch,
         step=record.step,
     )
@@ -238,14 +289,14 @@ def _finished(
     noise = median(variant.spread for variant in record.variants)
     error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
     notes = []
-    if before_ms < _SHORT:
+    if whole < 1e6 * _SHORT:
         text = (
-            f"a run takes {before_ms:.3f} ms, and profiles of runtimes count in microseconds, so shares of "
+            f"a run takes {whole / 1e6:.3f} ms, and profiles of runtimes count in microseconds, so shares of "
             "single layers are rough; give a larger batch="
         )
         notes.append(Note(where="latency", text=text))
     excess = median(entry.parts.total / (1e6 * before_ms * entry.ratio) for entry in record.variants)
-    if excess > _DISTURBED and before_ms >= _SHORT:
+    if excess > _DISTURBED and whole >= 1e6 * _SHORT:
         # The variants that formulas are fitted to cannot tell what such noise does to others.
         error *= 2
         text = (

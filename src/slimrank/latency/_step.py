@@ -35,7 +35,7 @@ class _Widths(nn.Module):
         return torch.stack(outputs).sum(0)
 
 
-def find_step(structure: Structure, folder: Path, *, format: str, threads: int) -> int:
+def find_step(structure: Structure, folder: Path, *, format: str, threads: int, quantize: str | None) -> int:
     """Times layers of some widths, and finds the steps of the stairs that they make.
 
     Args:
@@ -43,6 +43,7 @@ def find_step(structure: Structure, folder: Path, *, format: str, threads: int) 
         folder: to write to; it is made.
         format: of ``deploy``.
         threads: of the runtime.
+        quantize: precision of the files; None for float.
 
     Returns:
         16, 8, or 4 where neither shows.
@@ -54,7 +55,7 @@ def find_step(structure: Structure, folder: Path, *, format: str, threads: int) 
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     shape = (2, _INPUTS, _SIDE, _SIDE) if convolutions else (2, _ROWS, _INPUTS)
     batch = as_batch(torch.randn(shape, generator=generator))
-    file = write_timed(model, [batch], folder, format=format, batch=2, threads=threads)
+    file = write_timed(model, [batch], folder, format=format, batch=2, threads=threads, quantize=quantize)
     times = dict.fromkeys(_WIDTHS, 0.0)
     for node in file.nodes():
         index = node.module.removeprefix("layers.")

@@ -33,7 +33,8 @@ def measure_latency(
             'slimrank[openvino]'``).
         threads: of the runtime.
         batch: samples in the batch: what is fast for one sample need not be for many.
-        precision: "float32".
+        precision: of the variants: "float32", or "int8" for files as ``slimrank.export(quantize="int8")``
+            writes them. Ratios are shares of the time of the original in float32 either way.
         path: of a JSON file, written after every variant; if it exists, the table in it is gone on with.
         progress: show a bar on stderr.
 

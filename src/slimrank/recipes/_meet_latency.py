@@ -15,9 +15,17 @@ from slimrank._errors import BudgetError, LatencyError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank.deploy import FORMATS, Comparison, OpenFile, compare_in_turns, write_open
+from slimrank.deploy import (
+    FORMATS,
+    Comparison,
+    OpenFile,
+    Precision,
+    Reading,
+    compare_in_turns,
+    write_open,
+)
 from slimrank.forward import Batch, outside_inference_mode
-from slimrank.latency import BACKENDS
+from slimrank.latency import BACKENDS, PRECISIONS, quantize_of
 from slimrank.plan import (
     LatencyTable,
     MultipleOf,
@@ -159,7 +167,7 @@ def within_latency(study: Study, build: Build, table: LatencyTable, asked: float
             if any(are_same_steps(result.plan.steps, known.result.plan.steps) for known in tried):
                 break
             planned = planned_latency(current, result.plan.steps[-1], asked)
-            tried.append(_Tried(result=result, planned=planned, compared=measure(result.model)))
+            tried.append(_Tried(result=result, planned=planned, timed=measure(result.model)))
             notes.append(_round_note(number, tried[-1]))
             phases.tell(str(notes[-1]))
             if _is_done(tried[-1], asked):
@@ -188,7 +196,7 @@ def measured_beside(study: Study, table: LatencyTable, result: Result, asked: fl
     """
     planned = planned_latency(table, result.plan.steps[-1], asked)
     with timed_beside(study, table) as measure:
-        tried = _Tried(result=result, planned=planned, compared=measure(result.model))
+        tried = _Tried(result=result, planned=planned, timed=measure(result.model))
     return _best([tried], asked, table, [_round_note(1, tried)])
 
 
@@ -230,12 +238,30 @@ class Corrected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Timed:
+    """What was measured of a model.
+
+    Attributes:
+        compared: times of its file beside those of the original.
+        notes: of an int8 file: what it keeps of the outputs.
+    """
+
+    compared: Comparison
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Tried:
     """A result that was measured."""
 
     result: Result
     planned: PlannedLatency
-    compared: Comparison
+    timed: _Timed
+
+    @property
+    def compared(self) -> Comparison:
+        """Its times beside those of the original."""
+        return self.timed.compared
 
 
 def corrected(times: NetworkTimes, predicted: float, measured: float) -> NetworkTimes | None:
@@ -264,7 +290,7 @@ def corrected(times: NetworkTimes, predicted: float, measured: float) -> Network
 
 
 @contextmanager
-def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Module], Comparison]]:
+def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Module], _Timed]]:
     """Opens the original in the runtime of a table; what comes out times a model beside it.
 
     Args:
@@ -282,10 +308,10 @@ def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Mod
             f"latencies: backend {table.backend!r} cannot be run here; measure a table with one of "
             f"{', '.join(BACKENDS)}"
         )
-    if table.precision != "float32":
+    if table.precision not in PRECISIONS:
         raise OptionError(
-            f"latencies: models in {table.precision!r} are not measured yet; plan with "
-            "study.plan(latency=, latencies=), and measure a table in 'float32' for meet_latency"
+            f"latencies: precision {table.precision!r} cannot be run here; measure a table in one of "
+            f"{', '.join(PRECISIONS)}"
         )
 
     def batches() -> Iterable[Batch]:
@@ -294,9 +320,16 @@ def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Mod
     with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft:
         folder = Path(draft)
 
-        def opened(model: nn.Module, name: str) -> OpenFile:
+        def opened(model: nn.Module, name: str, quantize: Precision | None) -> OpenFile:
             file = write_open(
-                model, batches(), folder / name, format=format, batch=table.batch, threads=table.threads
+                model,
+                batches(),
+                folder / name,
+                format=format,
+                batch=table.batch,
+                threads=table.threads,
+                quantize=quantize,
+                reading=Reading(outputs=session.outputs, likelihood=session.likelihood),
             )
             if file.batch != table.batch:
                 raise LatencyError(
@@ -305,14 +338,16 @@ def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Mod
                 )
             return file
 
-        original = opened(session.original, "original")
+        original = opened(session.original, "original", None)
+        quantize = quantize_of(table.precision)
         names = (f"result{number}" for number in range(1_000_000))
 
-        def compare(model: nn.Module) -> Comparison:
-            file = opened(model, next(names))
-            return compare_in_turns(original.run, file.run, threads=table.threads, seconds=_SECONDS)
+        def measure(model: nn.Module) -> _Timed:
+            file = opened(model, next(names), quantize)
+            compared = compare_in_turns(original.run, file.run, threads=table.threads, seconds=_SECONDS)
+            return _Timed(compared=compared, notes=file.notes)
 
-        yield compare
+        yield measure
 
 
 def _round_note(number: int, tried: _Tried) -> Note:
@@ -353,7 +388,8 @@ def _best(tried: Sequence[_Tried], asked: float, table: LatencyTable, notes: Seq
         spread=compared.spread,
         rounds=len(tried),
     )
-    result = best.result.with_notes([*notes, *_warnings(latency, table)], best.result.seconds)
+    notes = [*notes, *best.timed.notes, *_warnings(latency, table)]
+    result = best.result.with_notes(notes, best.result.seconds)
     return replace(result, latency=latency)
 
 

@@ -66,10 +66,15 @@ class DenseTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairTime:
-    """Time of a pair in the place of a layer: ``fixed + r * (per_rank + per_row * R + per_column * C)``.
+    """Time of a pair in the place of a layer, at rank r, with R rows and C columns of the layer that stay.
+
+    ``fixed + any_row * R + any_column * C + r * (per_rank + per_row * R + per_column * C)``: reading what
+    comes in and writing what goes out takes its time at any rank.
 
     Attributes:
         fixed: ns.
+        any_row: ns for each output of the layer that stays, at any rank.
+        any_column: ns for each input of the layer that stays, at any rank.
         per_rank: ns for each rank.
         per_row: ns for each rank and output of the layer that stays.
         per_column: ns for each rank and input of the layer that stays.
@@ -82,6 +87,8 @@ class PairTime:
     per_rank: float
     per_row: float
     per_column: float
+    any_row: float = 0.0
+    any_column: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -98,7 +105,8 @@ class PairTime:
             ns, float64, of the broadcast shape.
         """
         rank, r, c = (np.asarray(size, dtype=np.float64) for size in (rank, rows, columns))
-        return np.asarray(self.fixed + rank * (self.per_rank + self.per_row * r + self.per_column * c))
+        alone = self.fixed + self.any_row * r + self.any_column * c
+        return np.asarray(alone + rank * (self.per_rank + self.per_row * r + self.per_column * c))
 
     def scaled(self, factor: float) -> "PairTime":
         """Every time multiplied."""

@@ -41,21 +41,25 @@ _TIME_BITS = 45
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CostParts:
-    """Cost of a pair without its bias: ``fixed + rank * (each + columns * column + rows * row)``.
+    """Cost of a pair without its bias, exact at any shape.
 
-    Exact at any shape.
+    ``fixed + columns * any_column + rows * any_row + rank * (each + columns * column + rows * row)``.
 
     Attributes:
         column: (B,) float64, cost for each rank and column of the weight that stays.
         row: (B,) float64, cost for each rank and row of the weight that stays.
         each: (B,) float64, cost for each rank; 0 but for times.
         fixed: (B,) float64, cost of any pair; 0 but for times.
+        any_column: (B,) float64, cost for each column that stays, at any rank; 0 but for times.
+        any_row: (B,) float64, cost for each row that stays, at any rank; 0 but for times.
     """
 
     column: Floats
     row: Floats
     each: Floats
     fixed: Floats
+    any_column: Floats
+    any_row: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -183,12 +187,17 @@ class Costing:
         column, row = (self.as_array(cost) for cost in factor_costs(spec, form))
         pair = self._pair(spec.name, form)
         if pair is None:
-            return CostParts(column=column, row=row, each=self._time(0.0), fixed=self._time(0.0))
+            nothing = self._time(0.0)
+            return CostParts(
+                column=column, row=row, each=nothing, fixed=nothing, any_column=nothing, any_row=nothing
+            )
         return CostParts(
             column=column + self._time(pair.per_column),
             row=row + self._time(pair.per_row),
             each=self._time(pair.per_rank),
             fixed=self._time(pair.fixed),
+            any_column=self._time(pair.any_column),
+            any_row=self._time(pair.any_row),
         )
 
     def dense_parts(self, name: str) -> DenseParts | None:

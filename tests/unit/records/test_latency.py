@@ -10,7 +10,7 @@ from slimrank import SlimrankError
 from slimrank.records import DenseTime, LayerTimes, NetworkTimes, PairTime
 
 DENSE = DenseTime(fixed=100.0, per_row=2.0, per_column=3.0, per_product=0.5)
-PAIR = PairTime(fixed=50.0, per_rank=7.0, per_row=0.25, per_column=0.125)
+PAIR = PairTime(fixed=50.0, per_rank=7.0, per_row=0.25, per_column=0.125, any_row=0.5, any_column=2.0)
 # One layer of 10 outputs and 20 inputs, one group of 10 units, one block.
 TIMES = NetworkTimes(
     layers={"conv": LayerTimes(dense=DENSE, pairs={"v_h": PAIR})},
@@ -31,9 +31,9 @@ def test_a_dense_layer_takes_what_the_formula_says_at_every_size() -> None:
 
 def test_a_pair_takes_what_the_formula_says_at_every_rank_and_size() -> None:
     ranks = np.array([1, 8, 16])
-    expected = [50 + r * (7 + 0.25 * 10 + 0.125 * 20) for r in (1, 8, 16)]
+    expected = [50 + 0.5 * 10 + 2.0 * 20 + r * (7 + 0.25 * 10 + 0.125 * 20) for r in (1, 8, 16)]
     np.testing.assert_array_equal(PAIR.time(ranks, 10, 20), expected)
-    assert float(PAIR.time(8, 16, 8)) == 50 + 8 * (7 + 4 + 1)
+    assert float(PAIR.time(8, 16, 8)) == 50 + 8 + 16 + 8 * (7 + 4 + 1)
 
 
 def test_scaled_times_keep_what_is_fixed_and_what_ratios_are_shares_of() -> None:

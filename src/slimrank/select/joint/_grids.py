@@ -113,6 +113,8 @@ class LayerGrids:
         row: (F, L, B) float64, the same per row.
         each: (F, L, B) float64, the same per rank alone.
         fixed: (F, L, B) float64, of each form of each layer, cost of any pair.
+        any_column: (F, L, B) float64, the same per column of the weight.
+        any_row: (F, L, B) float64, the same per row.
         bias: (L, B) float64, cost of the pair's bias, per row.
         latency: index of the latency among the metrics; None where there is none.
         form_of: form in its layer of each curve, ``Ranks.curve``; UNTOUCHED for UNTOUCHED.
@@ -142,8 +144,8 @@ class LayerGrids:
         self.shapes = _joined([_grid_of(layers[index], sizes) for index in self.narrow.tolist()], budgets)
         self._order = np.argsort(np.concatenate([self.narrow, self.wide]))
         forms = max((len(layer.forms) for layer in layers), default=0)
-        self.column, self.row, self.each, self.fixed = (
-            np.zeros((forms, len(layers), budgets)) for _ in range(4)
+        self.column, self.row, self.each, self.fixed, self.any_column, self.any_row = (
+            np.zeros((forms, len(layers), budgets)) for _ in range(6)
         )
         self.bias = np.array([layer.bias for layer in layers]).reshape(len(layers), budgets)
         curves = [form.curve for layer in layers for form in layer.forms]
@@ -153,6 +155,7 @@ class LayerGrids:
             for place, form in enumerate(layer.forms):
                 self.column[place, index], self.row[place, index] = form.column, form.row
                 self.each[place, index], self.fixed[place, index] = form.each, form.fixed
+                self.any_column[place, index], self.any_row[place, index] = form.any_column, form.any_row
                 self.form_of[form.curve] = place
 
     def at(self, widths: Sequence[int], layers: Ints) -> Shapes:
@@ -187,6 +190,7 @@ class LayerGrids:
         rows, columns = self.sizes(shapes)
         unit = self.column[form, layer] * columns + self.row[form, layer] * rows + self.each[form, layer]
         pair = rank[..., None] * unit + self.bias[layer] * rows + self.fixed[form, layer]
+        pair += self.any_column[form, layer] * columns + self.any_row[form, layer] * rows
         cost: Floats = np.where(form[..., None] == UNTOUCHED, shapes.dense, pair)
         return cost
 

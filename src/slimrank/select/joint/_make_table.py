@@ -223,6 +223,8 @@ def _ranks(spec: LayerSpec, curve: Curve, costing: Costing, multiple: int, index
         row=parts.row,
         each=parts.each,
         fixed=parts.fixed,
+        any_column=parts.any_column,
+        any_row=parts.any_row,
     )
 
 

@@ -125,6 +125,8 @@ class Ranks:
         row: (B,) float64, cost per rank and row of the weight.
         each: (B,) float64, cost per rank, whatever the shape.
         fixed: (B,) float64, cost of any pair of this form.
+        any_column: (B,) float64, the same per column of the weight.
+        any_row: (B,) float64, the same per row.
     """
 
     form: Form
@@ -135,6 +137,8 @@ class Ranks:
     row: Floats
     each: Floats
     fixed: Floats
+    any_column: Floats
+    any_row: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -131,33 +131,42 @@ class Hulls:
         rank = np.zeros(value.shape, dtype=np.int64)
         bias = (self._grids.bias @ price)[layer] * shapes.rows
         for index, slopes in enumerate(self._slope):
-            each, fixed = self._grids.each[index] @ price, self._grids.fixed[index] @ price
-            per_rank = self._per_rank(index, layer, shapes, price) + each[layer]
+            grids = self._grids
+            each, fixed = grids.each[index] @ price, grids.fixed[index] @ price
+            per_rank = self._by_shape((grids.column[index], grids.row[index]), layer, shapes, price)
+            per_rank += each[layer]
+            at_any = self._by_shape((grids.any_column[index], grids.any_row[index]), layer, shapes, price)
             corner = np.zeros(value.shape, dtype=np.int64)
             step = (len(slopes) + 1) // 2
             while step:
                 corner += step * (slopes[corner + step - 1, layer] < -per_rank)
                 step //= 2
             new_damage, new_rank = self._damage[index, corner, layer], self._rank[index, corner, layer]
-            new = new_damage + new_rank * per_rank + bias + fixed[layer]
+            new = new_damage + new_rank * per_rank + bias + fixed[layer] + at_any
             pays = new < value
             value, damage = np.where(pays, new, value), np.where(pays, new_damage, damage)
             form, rank = np.where(pays, index, form), np.where(pays, new_rank, rank)
         return Picks(value=value, damage=damage, form=form, rank=rank)
 
-    def _per_rank(self, form: int, layer: Ints, shapes: Shapes, price: Floats) -> Floats:
-        """(...) float64, price of each rank of a form that goes with rows and columns."""
-        grids = self._grids
-        column, row = grids.column[form] @ price, grids.row[form] @ price
+    def _by_shape(self, units: tuple[Floats, Floats], layer: Ints, shapes: Shapes, price: Floats) -> Floats:
+        """(...) float64, price of what goes with columns and rows.
+
+        Args:
+            units: (L, B) each, cost per column and per row.
+            layer: (...) int64, index of each layer.
+            shapes: (...) of what is left of it.
+            price: (B,).
+        """
+        column, row = (unit @ price for unit in units)
         found: Floats = column[layer] * shapes.columns + row[layer] * shapes.rows
-        if shapes.stairs is not None and grids.latency is not None:
-            time = price[grids.latency]
+        latency = self._grids.latency
+        if shapes.stairs is not None and latency is not None:
             rows, columns = (
                 stairs - size
                 for stairs, size in zip(shapes.stairs, (shapes.rows, shapes.columns), strict=True)
             )
-            found += time * grids.column[form, :, grids.latency][layer] * columns
-            found += time * grids.row[form, :, grids.latency][layer] * rows
+            for unit, more in zip(units, (columns, rows), strict=True):
+                found += price[latency] * unit[:, latency][layer] * more
         return found
 
 

@@ -15,7 +15,7 @@ from slimrank.select.joint._pieces import JointLayer, Ranks
 from slimrank.select.joint._prices import Hull, Hulls
 from slimrank.select.joint._table import Joint, State, layers_there, standing_cost
 from slimrank.select.layers._optimal import choose_optimal, quick_choice
-from slimrank.select.layers._table import UNTOUCHED, Floats, Ints, Table, added, saves, total_damage
+from slimrank.select.layers._table import UNTOUCHED, Ints, Table, added, saves, total_damage
 
 # Ranks of a form in the small tables, beside those that are best at some price: from the lowest to the
 # highest, in even steps. More fill what the prices leave better, and every evaluation of a choice takes
@@ -73,11 +73,15 @@ class RankTables:
                 self._form[index, start:end], self._curve[index, start:end] = place, form.curve
         # (L, K, B) made (B, L, K).
         layers, grids = np.arange(len(joint.layers))[:, None], joint.grids
-        self._column: Floats = np.moveaxis(grids.column[self._form, layers], -1, 0) * self._rank
-        self._row: Floats = np.moveaxis(grids.row[self._form, layers], -1, 0) * self._rank
-        self._row += grids.bias.T[:, :, None] * (self._form != UNTOUCHED)
-        self._alone: Floats = np.moveaxis(grids.each[self._form, layers], -1, 0) * self._rank
-        self._alone += np.moveaxis(grids.fixed[self._form, layers], -1, 0) * (self._form != UNTOUCHED)
+        self._column, self._row, self._alone = (
+            np.moveaxis(per_rank[self._form, layers], -1, 0) * self._rank
+            + np.moveaxis(at_any[self._form, layers], -1, 0) * (self._form != UNTOUCHED)
+            for per_rank, at_any in (
+                (grids.column, grids.any_column),
+                (grids.row, grids.any_row + grids.bias),
+                (grids.each, grids.fixed),
+            )
+        )
         self._first_taps, self._second_taps = _taps(joint.layers)
 
     @property

@@ -61,6 +61,7 @@ from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
+from slimrank.deploy._openvino_profile import single_runs
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._samples import is_constant, read_samples

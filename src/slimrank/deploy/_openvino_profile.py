@@ -107,8 +107,9 @@ def _node_times(averages: Sequence[Sequence[Mapping[_Node, float]]], graph: Grap
     """
     found: dict[_Node, list[float]] = {}
     for runs in averages:
-        for key in runs[-1]:
-            found.setdefault(key, []).extend(single_runs([run[key] for run in runs]))
+        # An average of less than a microsecond counts as if the node had not been run.
+        for key in dict.fromkeys(key for run in runs for key in run):
+            found.setdefault(key, []).extend(single_runs([run.get(key, 0.0) for run in runs]))
     times = []
     for (name, kind), seconds in found.items():
         # Nodes are called after the node of the program that they were made from. What OpenVINO puts

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ import torch
 import slimrank as sr
 from benchmarks.tables import Row, context, merge_table, read_table, table_path
 from benchmarks.tasks.tasks import TASKS
-from slimrank.deploy import compare_in_turns, write_timed
+from slimrank.deploy import compare_in_turns
 from slimrank.forward import as_batch
 from slimrank.latency import BACKENDS, build_variant, draw_variants, predicted_time
 
@@ -48,9 +49,8 @@ def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: P
     images = torch.randn(batch, 1, 32, 32, generator=torch.Generator().manual_seed(SEED))
     study = sr.study(model, [images], data_free=True, effort="fast", progress=False)
     table = sr.measure_latency(study, backend=backend, batch=batch, path=folder / "table.json")
-    options = {"format": BACKENDS[backend], "batch": batch, "threads": 1}
-    batches = [as_batch(images)]
-    original = write_timed(model, batches, folder / "original", **options)
+    opened = partial(BACKENDS[backend].open, batches=[as_batch(images)], batch=batch, threads=1)
+    original = opened(model, folder=folder / "original")
     drawn = draw_variants(
         study.structure,
         study.methods,
@@ -61,7 +61,7 @@ def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: P
     )
     for number in plans:
         network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
-        file = write_timed(network, batches, folder / str(number), **options)
+        file = opened(network, folder=folder / str(number))
         compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {

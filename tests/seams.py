@@ -78,6 +78,7 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
+from slimrank.latency import BACKENDS
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._measure import _finished as finished_table
@@ -687,7 +688,8 @@ def invent_latencies(
         # What is run is only handed on.
         return OpenFile(run=model, batch=batch)
 
-    monkeypatch.setattr(_meet_latency, "write_open", write)
+    rows = {name: replace(row, open=write) for name, row in BACKENDS.items()}
+    monkeypatch.setattr(_meet_latency, "BACKENDS", rows)
     monkeypatch.setattr(_meet_latency, "compare_in_turns", compare)
 
 

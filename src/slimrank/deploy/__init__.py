@@ -7,13 +7,15 @@ from slimrank.deploy._export import (
     TimedFile,
     check_export,
     export_model,
+    write_compiled,
     write_open,
     write_timed,
 )
 from slimrank.deploy._formats import FORMATS, format_named, format_of
-from slimrank.deploy._node_times import NodeTime
+from slimrank.deploy._node_times import NodeTime, profile_time
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._quantizer import Precision
+from slimrank.deploy._samples import read_samples
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
     REPORT_FILE,
@@ -24,7 +26,8 @@ from slimrank.deploy._saved_model import (
     update_artifact,
 )
 from slimrank.deploy._source import ExportSource
-from slimrank.deploy._timing import Comparison, compare_in_turns
+from slimrank.deploy._timing import Comparison, compare_in_turns, time_in_turns
+from slimrank.deploy._torch import torch_threads
 
 __all__ = [
     "FORMATS",
@@ -47,8 +50,13 @@ __all__ = [
     "is_saved_model",
     "load_artifact",
     "prepare",
+    "profile_time",
+    "read_samples",
     "save_artifact",
+    "time_in_turns",
+    "torch_threads",
     "update_artifact",
+    "write_compiled",
     "write_open",
     "write_timed",
 ]

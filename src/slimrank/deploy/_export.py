@@ -36,6 +36,7 @@ from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
 from slimrank.deploy._timing import Times, time_in_turns
+from slimrank.deploy._torch_int8 import open_torch_compiled
 from slimrank.forward import Batch
 from slimrank.records import Exported, Int8, Note
 from slimrank.surgery import quiet_copy
@@ -284,6 +285,31 @@ def write_open(
     """
     built, given = _unchecked(format_named(format), model, batches, folder, batch=batch, threads=threads)
     return OpenFile(run=built.runtime(given), batch=given.n_samples)
+
+
+def write_compiled(
+    model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
+) -> OpenFile:
+    """Writes a program of ``torch.export`` and compiles it, for this size of a batch.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made.
+        batch: samples in the batch.
+        threads: of torch.
+
+    Returns:
+        The compiled program. ``batch`` differs where it takes one other size only.
+
+    Raises:
+        ExportError: the model cannot be written or compiled.
+        BatchesError: the model refuses the samples.
+    """
+    row = format_named("torch")
+    built, given = _unchecked(row, model, batches, folder, batch=batch, threads=threads)
+    run = open_torch_compiled(built.path, built.program, threads)(given)
+    return OpenFile(run=run, batch=given.n_samples)
 
 
 def _unchecked(

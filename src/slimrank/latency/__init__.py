@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measured times of a network and its parts, in a runtime."""
 
+from slimrank.latency._backends import BACKENDS, open_timed
 from slimrank.latency._latencies import Latencies
-from slimrank.latency._measure import BACKENDS, PRECISIONS, check_conditions, measure_variants
+from slimrank.latency._measure import PRECISIONS, check_conditions, measure_variants
 from slimrank.latency._predict import predicted_time
 from slimrank.latency._variants import build_variant, draw_variants
 
@@ -14,5 +15,6 @@ __all__ = [
     "check_conditions",
     "draw_variants",
     "measure_variants",
+    "open_timed",
     "predicted_time",
 ]

@@ -3,7 +3,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
@@ -15,8 +15,9 @@ from torch import nn
 from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.deploy import FORMATS, TimedFile, compare_in_turns, format_named, write_timed
+from slimrank.deploy import TimedFile, compare_in_turns
 from slimrank.forward import Batch
+from slimrank.latency._backends import BACKENDS, open_timed
 from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._latencies import Latencies
@@ -30,8 +31,6 @@ from slimrank.latency._variants import build_variant, draw_variants
 from slimrank.plan import Step, Structure
 from slimrank.records import Method, Note
 
-# The runtimes that tell what each node takes, and the format of their files.
-BACKENDS: Mapping[str, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
 PRECISIONS = ("float32", "int8")
 # Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
 _FITTED, _MIXED = 8, 2
@@ -59,11 +58,6 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
         MissingPackageError: the runtime is not installed.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
-        if backend in FORMATS:
-            raise OptionError(
-                f"backend={backend!r}: this runtime tells no times of single nodes; give "
-                f"{' or '.join(map(repr, BACKENDS))}"
-            )
         raise UnknownNameError(f"backend={backend!r}; {nearest(str(backend), BACKENDS)}")
     if precision not in PRECISIONS:
         raise UnknownNameError(f"precision={precision!r}; {nearest(str(precision), PRECISIONS)}")
@@ -72,7 +66,7 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
     for name, value in (("threads", threads), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
-    format_named(BACKENDS[backend])
+    BACKENDS[backend].check()
 
 
 def measure_variants(
@@ -111,14 +105,14 @@ def measure_variants(
         LatencyError: the file holds a table of something else, or the network takes another batch only.
         SlimrankError: for the export.
     """
-    format = BACKENDS[backend]
+    row = BACKENDS[backend]
     conditions = Conditions(
         backend=backend,
         threads=threads,
         batch=batch,
         precision=precision,
         machine=machine_name(),
-        versions=package_versions(("torch", *FORMATS[format].packages)),
+        versions=package_versions(row.packages),
         fingerprint=tie_of(structure),
         methods=tuple(methods),
     )
@@ -129,7 +123,7 @@ def measure_variants(
         folder = Path(draft)
 
         def written(network: nn.Module, name: str) -> TimedFile:
-            return write_timed(network, batches(), folder / name, format=format, batch=batch, threads=threads)
+            return open_timed(backend, network, batches(), folder / name, batch=batch, threads=threads)
 
         with phases.phase("latency", 1 + _FITTED + _MIXED) as advance:
             original = written(model, "original")
@@ -142,7 +136,7 @@ def measure_variants(
                 untouched = Step(structure=structure, layers={})
                 record = LatencyRecord(
                     conditions=conditions,
-                    step=find_step(structure, folder / "step", format=format, threads=threads),
+                    step=find_step(structure, folder / "step", backend=backend, threads=threads),
                     original=parts_of(original.nodes(), untouched),
                 )
             advance(1 + len(record.variants), "original")

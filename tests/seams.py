@@ -78,9 +78,10 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
-from slimrank.latency import BACKENDS
+from slimrank.latency import BACKENDS, Backend, _backends
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
+from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._measure import _finished as finished_table
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
@@ -691,6 +692,11 @@ def invent_latencies(
     rows = {name: replace(row, open=write) for name, row in BACKENDS.items()}
     monkeypatch.setattr(_meet_latency, "BACKENDS", rows)
     monkeypatch.setattr(_meet_latency, "compare_in_turns", compare)
+
+
+def invent_backend(monkeypatch: pytest.MonkeyPatch, name: str, row: Backend) -> None:
+    """One more runtime."""
+    monkeypatch.setattr(_backends, "BACKENDS", {**BACKENDS, name: row})
 
 
 def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object]) -> None:

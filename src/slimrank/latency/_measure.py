@@ -20,10 +20,10 @@ from slimrank.forward import Batch
 from slimrank.latency._backends import BACKENDS, open_timed
 from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
+from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import machine_name, package_versions
 from slimrank.latency._parts import parts_of
-from slimrank.latency._predict import predicted_time
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
 from slimrank.latency._tie import differing_topics, tie_of
@@ -34,6 +34,8 @@ from slimrank.records import Method, Note
 PRECISIONS = ("float32", "int8")
 # Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
 _FITTED, _MIXED = 8, 2
+# By how much they are more where only whole times tell of the runtime.
+_MORE = 2
 # Seconds that a variant and the original are run in turns.
 _SECONDS = 2.0
 # Of the draw of variants and their weights.
@@ -117,7 +119,9 @@ def measure_variants(
         methods=tuple(methods),
     )
     record = None if path is None else _found(Path(path), conditions)
-    if record is not None and len(record.variants) == _FITTED + _MIXED:
+    more = _MORE if row.parts_of else 1
+    n_variants = more * (_FITTED + _MIXED)
+    if record is not None and len(record.variants) == n_variants:
         return _finished(record, structure, methods, path)
     with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft, torch.no_grad():
         folder = Path(draft)
@@ -125,7 +129,7 @@ def measure_variants(
         def written(network: nn.Module, name: str) -> TimedFile:
             return open_timed(backend, network, batches(), folder / name, batch=batch, threads=threads)
 
-        with phases.phase("latency", 1 + _FITTED + _MIXED) as advance:
+        with phases.phase("latency", 1 + n_variants) as advance:
             original = written(model, "original")
             if original.batch != batch:
                 raise LatencyError(
@@ -140,7 +144,7 @@ def measure_variants(
                     original=parts_of(original.nodes(), untouched),
                 )
             advance(1 + len(record.variants), "original")
-            variants = _drawn(structure, methods, record.step)
+            variants = _drawn(structure, methods, record.step, more)
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=_SEED + number)
@@ -152,10 +156,10 @@ def measure_variants(
     return _finished(record, structure, methods, path)
 
 
-def _drawn(structure: Structure, methods: Sequence[Method], step: int) -> tuple[Step, ...]:
+def _drawn(structure: Structure, methods: Sequence[Method], step: int, more: int) -> tuple[Step, ...]:
     return (
-        *draw_variants(structure, methods, count=_FITTED, step=step, seed=_SEED),
-        *draw_variants(structure, methods, count=_MIXED, step=step, seed=_SEED + 1, mixed=True),
+        *draw_variants(structure, methods, count=more * _FITTED, step=step, seed=_SEED),
+        *draw_variants(structure, methods, count=more * _MIXED, step=step, seed=_SEED + 1, mixed=True),
     )
 
 
@@ -216,7 +220,8 @@ def _finished(
         )
         for variant in record.variants
     ]
-    times = fit_times(
+    borrowed = BACKENDS[record.conditions.backend].parts_of
+    fit = (fit_whole_times if borrowed else fit_times)(
         structure,
         methods,
         measured,
@@ -225,21 +230,25 @@ def _finished(
         batch=record.conditions.batch,
         step=record.step,
     )
-    errors = [
-        abs(predicted_time(times, entry.variant) / times.reference / entry.ratio - 1) for entry in measured
-    ]
+    times, errors = fit.times, fit.errors
     spread = median(variant.before_spread for variant in record.variants)
     noise = median(variant.spread for variant in record.variants)
     error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
     notes = []
-    if before_ms < _SHORT:
+    if borrowed:
+        text = (
+            f"{record.conditions.backend} tells whole times only: formulas of layers are those of "
+            f"{borrowed!r}, scaled to {1 + len(measured)} whole times, and so are shares of layers"
+        )
+        notes.append(Note(where="latency", text=text))
+    if before_ms < _SHORT and not borrowed:
         text = (
             f"a run takes {before_ms:.3f} ms, and profiles of runtimes count in microseconds, so shares of "
             "single layers are rough; give a larger batch="
         )
         notes.append(Note(where="latency", text=text))
     excess = median(entry.parts.total / (1e6 * before_ms * entry.ratio) for entry in record.variants)
-    if excess > _DISTURBED and before_ms >= _SHORT:
+    if excess > _DISTURBED and before_ms >= _SHORT and not borrowed:
         # The variants that formulas are fitted to cannot tell what such noise does to others.
         error *= 2
         text = (

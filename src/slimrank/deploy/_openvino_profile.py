@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 # are differences, which rounding spoils the more the more runs there were: so a graph makes few, and is
 # compiled again until there are enough.
 _COMPILED, _RUNS, _LEFT_OUT = 6, 8, 2
-# Nodes run in a thread of OpenVINO's own, which other work on the machine interrupts more often than the
-# caller's.
+# What is interrupted takes several times as long, and what is not about the same each time.
 _SHARE = 0.1
 # Seconds below which microseconds are too coarse for one run of a node: all runs of a graph count as one.
 _BRIEF, _CUT = 50e-6, 0.5e-6

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,14 @@ import torch
 import slimrank as sr
 from benchmarks.tables import Row, context, merge_table, read_table, table_path
 from benchmarks.tasks.tasks import TASKS
-from slimrank.deploy import compare_in_turns, write_timed
+from slimrank.deploy import compare_in_turns
 from slimrank.forward import as_batch
 from slimrank.latency import (
     BACKENDS,
     PRECISIONS,
     build_variant,
     draw_variants,
+    open_timed,
     predicted_time,
     quantize_of,
 )
@@ -60,9 +62,8 @@ def rows_of(
     table = sr.measure_latency(
         study, backend=backend, batch=batch, precision=precision, path=folder / "table.json"
     )
-    options = {"format": BACKENDS[backend], "batch": batch, "threads": 1}
-    batches = [as_batch(images)]
-    original = write_timed(model, batches, folder / "original", **options)
+    opened = partial(open_timed, backend, batches=[as_batch(images)], batch=batch, threads=1)
+    original = opened(model, folder=folder / "original")
     drawn = draw_variants(
         study.structure,
         study.methods,
@@ -73,7 +74,7 @@ def rows_of(
     )
     for number in plans:
         network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
-        file = write_timed(network, batches, folder / str(number), quantize=quantize_of(precision), **options)
+        file = opened(network, folder=folder / str(number), quantize=quantize_of(precision))
         compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {

@@ -63,6 +63,7 @@ from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
+from slimrank.deploy._openvino_profile import single_runs
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._samples import is_constant, read_samples
@@ -79,8 +80,10 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
+from slimrank.latency import BACKENDS, Backend, _backends
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
+from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._measure import _finished as finished_table
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
@@ -689,8 +692,14 @@ def invent_latencies(
         # What is run is only handed on.
         return OpenFile(run=model, batch=batch)
 
-    monkeypatch.setattr(_meet_latency, "write_open", write)
+    rows = {name: replace(row, open=write) for name, row in BACKENDS.items()}
+    monkeypatch.setattr(_meet_latency, "BACKENDS", rows)
     monkeypatch.setattr(_meet_latency, "compare_in_turns", compare)
+
+
+def invent_backend(monkeypatch: pytest.MonkeyPatch, name: str, row: Backend) -> None:
+    """One more runtime."""
+    monkeypatch.setattr(_backends, "BACKENDS", {**BACKENDS, name: row})
 
 
 def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object]) -> None:

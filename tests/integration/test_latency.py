@@ -213,7 +213,7 @@ def test_profiles_that_were_disturbed_are_told_and_double_the_error(
     ("options", "error", "told"),
     [
         ({"backend": "onxruntime"}, sr.UnknownNameError, "'onxruntime'; .*onnxruntime"),
-        ({"backend": "executorch"}, sr.OptionError, "tells no times of single nodes; give 'onnxruntime' or"),
+        ({"backend": "tensorrt"}, sr.UnknownNameError, "'tensorrt'; known are .*'torch-compile'"),
         ({"precision": "int9"}, sr.UnknownNameError, "'int9'; .*int8"),
         ({"precision": "int8"}, sr.OptionError, "int8 files are not measured yet"),
         ({"batch": 0}, sr.OptionError, "batch=0; give a whole number from 1 on"),

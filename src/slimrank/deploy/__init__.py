@@ -7,14 +7,16 @@ from slimrank.deploy._export import (
     TimedFile,
     check_export,
     export_model,
+    write_compiled,
     write_open,
     write_timed,
 )
 from slimrank.deploy._formats import FORMATS, format_named, format_of
-from slimrank.deploy._node_times import NodeTime
+from slimrank.deploy._node_times import NodeTime, profile_time
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._quantize import quantizer_for
 from slimrank.deploy._quantizer import Precision
+from slimrank.deploy._samples import read_samples
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
     REPORT_FILE,
@@ -25,7 +27,8 @@ from slimrank.deploy._saved_model import (
     update_artifact,
 )
 from slimrank.deploy._source import ExportSource
-from slimrank.deploy._timing import Comparison, compare_in_turns
+from slimrank.deploy._timing import Comparison, compare_in_turns, time_in_turns
+from slimrank.deploy._torch import torch_threads
 
 __all__ = [
     "FORMATS",
@@ -48,9 +51,14 @@ __all__ = [
     "is_saved_model",
     "load_artifact",
     "prepare",
+    "profile_time",
     "quantizer_for",
+    "read_samples",
     "save_artifact",
+    "time_in_turns",
+    "torch_threads",
     "update_artifact",
+    "write_compiled",
     "write_open",
     "write_timed",
 ]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The format "executorch": one ``.pte`` file for phones, run by XNNPACK on the CPU."""
 
+import contextlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -168,13 +169,26 @@ def _lowered(
     exir: ModuleType, functional: ExportedProgram, constants: dict[str, object]
 ) -> "ExecutorchProgramManager":
     partitioners = executorch_package("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    with quiet_exporter(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad(), _free_batch(functional):
         # The check of the file tells of state that outputs depend on; other state may start as it likes.
         warnings.filterwarnings("ignore", "Mutation on a buffer in the model is detected", UserWarning)
         edge = exir.to_edge_transform_and_lower(
             functional, partitioner=[partitioners.XnnpackPartitioner()], constant_methods=constants
         )
         return edge.to_executorch()
+
+
+@contextlib.contextmanager
+def _free_batch(functional: ExportedProgram) -> Iterator[None]:
+    """Lets no operation bound the batch: torch picks kernels of its own for the example, of less than 16."""
+    with contextlib.ExitStack() as stack:
+        for node in functional.graph.nodes:
+            value = node.meta.get("val")
+            sizes = value.shape if node.op == "placeholder" and isinstance(value, Tensor) else ()
+            for size in sizes:
+                if isinstance(size, torch.SymInt):
+                    stack.enter_context(size.node.shape_env.suppress_guards())
+        yield
 
 
 def _names(program: Program, functional: ExportedProgram) -> dict[str, object]:

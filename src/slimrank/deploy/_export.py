@@ -38,6 +38,7 @@ from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
 from slimrank.deploy._timing import Times, time_in_turns
+from slimrank.deploy._torch_int8 import open_torch_compiled
 from slimrank.forward import Batch
 from slimrank.records import Exported, Int8, Note
 from slimrank.surgery import quiet_copy
@@ -321,6 +322,35 @@ def write_open(
         file = quantize_file(source, quantizer_for(format, quantize), quantize, folder / quantize, inf)
     notes = (_judged_note(file, quantize), *file.notes)
     return OpenFile(run=file.runtime(given), batch=given.n_samples, notes=notes)
+
+
+def write_compiled(
+    model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
+) -> OpenFile:
+    """Writes a program of ``torch.export`` and compiles it, for this size of a batch.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made.
+        batch: samples in the batch.
+        threads: of torch.
+
+    Returns:
+        The compiled program. ``batch`` differs where it takes one other size only.
+
+    Raises:
+        ExportError: the model cannot be written or compiled.
+        BatchesError: the model refuses the samples.
+    """
+    row = format_named("torch")
+    with _TURN:
+        samples = read_samples(batches)
+        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
+        built = builder.build(model, folder, None)
+    given = _given(built, samples, batch)
+    run = open_torch_compiled(built.path, built.program, threads)(given)
+    return OpenFile(run=run, batch=given.n_samples)
 
 
 def _given(built: _Built, samples: Samples, batch: int) -> Batch:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each node of an IR takes in OpenVINO, by its own profile."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,6 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from slimrank.deploy._node_times import (
-    PROFILE_RUNS,
-    PROFILE_WARM_UP,
     Graph,
     GraphNode,
     NodeTime,
@@ -25,12 +23,19 @@ from slimrank.deploy._program import Program, node_layer
 from slimrank.forward import Batch
 
 if TYPE_CHECKING:
-    from openvino import ProfilingInfo
+    from openvino import InferRequest
 
-# Nodes run in a thread of OpenVINO's own, which other work on the machine interrupts more often than the
-# caller's: most runs of a node are then too long, and only many of them hold some that are not.
-_MAX_RUNS, _SECONDS, _SHARE = 200, 6.0, 0.02
+# The profile counts whole microseconds of the average over all runs since the graph was compiled. Single runs
+# are differences, which rounding spoils the more the more runs there were: so a graph makes few, and is
+# compiled again until there are enough.
+_COMPILED, _RUNS, _LEFT_OUT = 6, 8, 2
+# What is interrupted takes several times as long, and what is not about the same each time.
+_SHARE = 0.1
+# Seconds below which microseconds are too coarse for one run of a node: all runs of a graph count as one.
+_BRIEF, _CUT = 50e-6, 0.5e-6
 _PRODUCTS = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "mm", "bmm", "matmul", "baddbmm")
+# Name and kind.
+_Node = tuple[str, str]
 
 
 def profile_openvino(path: Path, program: Program, threads: int) -> Profiler:
@@ -42,39 +47,68 @@ def profile_openvino(path: Path, program: Program, threads: int) -> Profiler:
         threads: of OpenVINO.
 
     Returns:
-        What runs a batch for some seconds, thirty times at least; of each node about its shortest time.
+        What runs a batch some fifty times; of each node the time that a tenth of its runs stay below.
 
     Raises:
         ExportError: OpenVINO refuses the file.
         MissingPackageError: the package is not installed.
     """
     core = openvino_core()
-    compiled = compile_model(core, read_model(core, path, program), program, threads, profile=True)
+    model = read_model(core, path, program)
     graph = _graph_of(program.lowered or program.exported)
 
     def profile(batch: Batch) -> tuple[NodeTime, ...]:
-        request = compiled.create_infer_request()
-        give_inputs(request, program, batch)
-        runs: list[Sequence[ProfilingInfo]] = []
-        for _ in range(PROFILE_WARM_UP):
-            request.infer()
-        start = time.perf_counter()
-        while len(runs) < PROFILE_RUNS or (len(runs) < _MAX_RUNS and time.perf_counter() - start < _SECONDS):
-            request.infer()
-            runs.append(request.get_profiling_info())
-        return _node_times(runs, graph)
+        averages = []
+        for _ in range(_COMPILED):
+            compiled = compile_model(core, model, program, threads, profile=True)
+            request = compiled.create_infer_request()
+            give_inputs(request, program, batch)
+            averages.append([_averages(request) for _ in range(_RUNS)])
+        return _node_times(averages, graph)
 
     return profile
 
 
-def _node_times(runs: Sequence[Sequence["ProfilingInfo"]], graph: Graph) -> tuple[NodeTime, ...]:
-    """Times by node, of the profile of each run."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        for node in run:
-            if node.status.name == "EXECUTED":
-                key = (node.node_name, node.node_type)
-                found.setdefault(key, []).append(node.real_time.total_seconds())
+def _averages(request: "InferRequest") -> dict[_Node, float]:
+    """Runs a batch; then what each node took, s, on average over all runs so far."""
+    request.infer()
+    return {
+        (node.node_name, node.node_type): node.real_time.total_seconds()
+        for node in request.get_profiling_info()
+        if node.status.name == "EXECUTED"
+    }
+
+
+def single_runs(averages: Sequence[float]) -> tuple[float, ...]:
+    """Times of the runs of one node, from averages that grow by a run each.
+
+    Args:
+        averages: over the first run, the first two, and so on, s.
+
+    Returns:
+        Of each run but the first ones, which warm up; of a node that is too brief for that, their mean.
+    """
+    # Averages are cut off, by half a microsecond in the middle.
+    sums = [count * (average + _CUT) for count, average in enumerate(averages, start=1)]
+    counted = sums[_LEFT_OUT - 1 :]
+    mean = (counted[-1] - counted[0]) / (len(counted) - 1)
+    if mean < _BRIEF:
+        return (mean,)
+    return tuple(later - sooner for sooner, later in pairwise(counted))
+
+
+def _node_times(averages: Sequence[Sequence[Mapping[_Node, float]]], graph: Graph) -> tuple[NodeTime, ...]:
+    """Times by node.
+
+    Args:
+        averages: by node, of each graph that was compiled after each of its runs.
+        graph: as it was exported.
+    """
+    found: dict[_Node, list[float]] = {}
+    for runs in averages:
+        # An average of less than a microsecond counts as if the node had not been run.
+        for key in dict.fromkeys(key for run in runs for key in run):
+            found.setdefault(key, []).extend(single_runs([run.get(key, 0.0) for run in runs]))
     times = []
     for (name, kind), seconds in found.items():
         # Nodes are called after the node of the program that they were made from. What OpenVINO puts
@@ -87,7 +121,7 @@ def _node_times(runs: Sequence[Sequence["ProfilingInfo"]], graph: Graph) -> tupl
                 kind=kind,
                 module=graph[value].module if is_known else "",
                 sources=sources_of(graph, value) if is_known else (),
-                nanoseconds=1e9 * profile_time(seconds, _SHARE),
+                nanoseconds=1e9 * max(_CUT, profile_time(seconds, _SHARE)),
             )
         )
     return tuple(times)

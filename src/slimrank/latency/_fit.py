@@ -25,7 +25,7 @@ from slimrank.cost import (
     slimmed_spec,
 )
 from slimrank.latency._parts import Parts
-from slimrank.latency._predict import changing_time, group_edge
+from slimrank.latency._predict import changing_time, group_edge, predicted_time
 from slimrank.latency._variants import useful_ranks
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
 from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime, step_edge
@@ -60,6 +60,19 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Formulas, and how well they predict.
+
+    Attributes:
+        times: the formulas.
+        errors: relative error of the predicted time of each variant, 0 or more.
+    """
+
+    times: NetworkTimes
+    errors: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Operation:
     """A layer in one piece, or a factor of a pair.
 
@@ -82,7 +95,7 @@ def fit_times(
     reference: float,
     batch: int,
     step: int,
-) -> NetworkTimes:
+) -> Fit:
     """The formulas that fit what was measured.
 
     Args:
@@ -96,8 +109,8 @@ def fit_times(
         step: of ranks and widths.
 
     Returns:
-        The times. Node times are scaled, and the constant chosen, so that whole times come out on average:
-        ``before`` need not be quite what was measured.
+        The formulas. Node times are scaled, and the constant chosen, so that whole times come out on
+        average: ``before`` need not be quite what was measured.
     """
     untouched = Step(structure=structure, layers={})
     profiles = _even(
@@ -105,17 +118,17 @@ def fit_times(
         [before, *(reference * entry.ratio for entry in measured)],
     )
     profiles += [profiles[0]] * (_ORIGINAL_WEIGHT - 1)
-    layers = _layers(structure, methods, profiles, batch, step)
-    others = _others(structure, profiles, step)
-    raw = NetworkTimes(
-        layers=layers,
-        groups=others.groups,
-        ragged=others.ragged,
-        blocks=others.blocks,
-        fixed=0.0,
-        before=before,
-        reference=reference,
-        step=step,
+    raw = faster_pairs(
+        structure,
+        part_formulas(
+            structure,
+            methods,
+            profiles,
+            before=before,
+            reference=reference,
+            batch=batch,
+            step=step,
+        ),
     )
     # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
     # goes through all whole times, and not through the original's alone.
@@ -125,7 +138,64 @@ def fit_times(
     wholes = np.array([before, *(reference * entry.ratio for entry in measured)])
     fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
     scaled = raw.scaled(float(scale))
-    return replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
+    times = replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
+    errors = [
+        abs(predicted_time(times, entry.variant) / times.reference / entry.ratio - 1) for entry in measured
+    ]
+    return Fit(times=times, errors=tuple(errors))
+
+
+def part_formulas(
+    structure: Structure,
+    methods: Sequence[Method],
+    profiles: Sequence[tuple[Step, Parts]],
+    *,
+    before: float,
+    reference: float,
+    batch: int,
+    step: int,
+) -> NetworkTimes:
+    """The formulas that fit the times of parts alone.
+
+    Args:
+        structure: of the network.
+        methods: that plans may use.
+        profiles: variants and the times of their parts.
+        before: whole time of the network as it stands, ns.
+        reference: whole time of the original that ratios are to, ns.
+        batch: samples of the batch.
+        step: of ranks and widths.
+
+    Returns:
+        Formulas of all forms, whether they are faster than their layers or not; nothing is fixed.
+    """
+    others = _others(structure, profiles, step)
+    return NetworkTimes(
+        layers=_layers(structure, methods, profiles, batch, step),
+        groups=others.groups,
+        ragged=others.ragged,
+        blocks=others.blocks,
+        fixed=0.0,
+        before=before,
+        reference=reference,
+        step=step,
+    )
+
+
+def faster_pairs(structure: Structure, times: NetworkTimes) -> NetworkTimes:
+    """Times without the pairs that are not faster than their layers."""
+
+    def kept(name: str, layer: LayerTimes) -> LayerTimes:
+        rows, columns = times.edge(rows_and_columns(structure.layers[name]))
+        most = (1 - _NOISE) * float(layer.dense.time(rows, columns))
+        pairs = {
+            form: pair
+            for form, pair in layer.pairs.items()
+            if float(pair.time(times.step, rows, columns)) < most
+        }
+        return replace(layer, pairs=pairs)
+
+    return replace(times, layers={name: kept(name, layer) for name, layer in times.layers.items()})
 
 
 def _even(profiles: Sequence[tuple[Step, Parts]], wholes: Sequence[float]) -> list[tuple[Step, Parts]]:
@@ -182,7 +252,7 @@ def _entries(
 def _layer_times(
     spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, step: int
 ) -> LayerTimes:
-    """The formulas of a layer, those of its pairs where they are faster than it."""
+    """The formulas of a layer and its pairs."""
     rows, columns = (int(step_edge(size, step)) for size in rows_and_columns(spec))
     dense = _dense_time(spec, rates.of((spec.name, "", 0), _dense(spec, rows, columns, batch)), batch)
     pairs = {}
@@ -195,9 +265,7 @@ def _layer_times(
                 rates.of((spec.name, form, index), operation)
                 for index, operation in enumerate(_pair(spec, form, step, rows, columns, batch))
             )
-            pair = _pair_time(spec, form, (first, second), rows, columns, batch)
-            if float(pair.time(step, rows, columns)) < (1 - _NOISE) * float(dense.time(rows, columns)):
-                pairs[form] = pair
+            pairs[form] = _pair_time(spec, form, (first, second), rows, columns, batch)
     return LayerTimes(dense=dense, pairs=pairs)
 
 
@@ -269,7 +337,7 @@ def _dense(spec: LayerSpec, rows: int, columns: int, batch: int) -> _Operation:
     macs, written, read = _unit_sizes(spec, batch)
     by_row, by_column = read
     return _Operation(
-        kind=_kind(spec, spec.kernel),
+        kind=kernel_kind(spec, spec.kernel),
         sizes=np.array([1.0, macs * rows * columns, written * rows, by_row * rows + by_column * columns]),
     )
 
@@ -298,13 +366,13 @@ def _pair(
     ]
     return (
         _Operation(
-            kind=_kind(spec, kernels[0]),
+            kind=kernel_kind(spec, kernels[0]),
             sizes=np.array(
                 [1.0, batch * first.macs * rank * columns, between * rank, read * columns], dtype=np.float64
             ),
         ),
         _Operation(
-            kind=_kind(spec, kernels[1]),
+            kind=kernel_kind(spec, kernels[1]),
             sizes=np.array(
                 [1.0, batch * second.macs * rank * rows, written * rows, between * rank], dtype=np.float64
             ),
@@ -312,7 +380,7 @@ def _pair(
     )
 
 
-def _kind(spec: LayerSpec, kernel: Iterable[int]) -> str:
+def kernel_kind(spec: LayerSpec, kernel: Iterable[int]) -> str:
     """Operations that runtimes have one kernel for."""
     size = "x".join(map(str, kernel))
     grouped = " grouped" if spec.groups > 1 else ""

@@ -3,7 +3,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
@@ -15,22 +15,15 @@ from torch import nn
 from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.deploy import (
-    FORMATS,
-    Precision,
-    TimedFile,
-    compare_in_turns,
-    format_named,
-    quantizer_for,
-    write_timed,
-)
+from slimrank.deploy import FORMATS, Precision, TimedFile, compare_in_turns, quantizer_for
 from slimrank.forward import Batch
+from slimrank.latency._backends import BACKENDS, open_timed
 from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
+from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import machine_name, package_versions
 from slimrank.latency._parts import parts_of
-from slimrank.latency._predict import predicted_time
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
 from slimrank.latency._tie import differing_topics, tie_of
@@ -38,13 +31,13 @@ from slimrank.latency._variants import build_variant, draw_variants
 from slimrank.plan import Step, Structure
 from slimrank.records import Method, Note
 
-# The runtimes that tell what each node takes, and the format of their files.
-BACKENDS: Mapping[str, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
 PRECISIONS = ("float32", "int8")
 # The runtimes of which int8 files are measured.
 _INT8_BACKENDS = ("onnxruntime", "openvino")
 # Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
 _FITTED, _MIXED = 8, 2
+# By how much they are more where only whole times tell of the runtime.
+_MORE = 2
 # Seconds that a variant and the original are run in turns.
 _SECONDS = 2.0
 # Of the draw of variants and their weights.
@@ -69,11 +62,6 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
         MissingPackageError: the runtime is not installed.
     """
     if not isinstance(backend, str) or backend not in BACKENDS:
-        if backend in FORMATS:
-            raise OptionError(
-                f"backend={backend!r}: this runtime tells no times of single nodes; give "
-                f"{' or '.join(map(repr, BACKENDS))}"
-            )
         raise UnknownNameError(f"backend={backend!r}; {nearest(str(backend), BACKENDS)}")
     if precision not in PRECISIONS:
         raise UnknownNameError(f"precision={precision!r}; {nearest(str(precision), PRECISIONS)}")
@@ -85,10 +73,10 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
     for name, value in (("threads", threads), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
-    format_named(BACKENDS[backend])
+    BACKENDS[backend].check()
     quantize = quantize_of(precision)
     if quantize is not None:
-        quantizer_for(BACKENDS[backend], quantize)
+        quantizer_for(BACKENDS[backend].format, quantize)
 
 
 def quantize_of(precision: object) -> Precision | None:
@@ -132,10 +120,10 @@ def measure_variants(
         LatencyError: the file holds a table of something else, or the network takes another batch only.
         SlimrankError: for the export.
     """
-    format, quantize = BACKENDS[backend], quantize_of(precision)
-    packages = ("torch", *FORMATS[format].packages)
+    row, quantize = BACKENDS[backend], quantize_of(precision)
+    packages = row.packages
     if quantize is not None:
-        packages = (*packages, *FORMATS[format].precisions[quantize].packages)
+        packages = (*packages, *FORMATS[row.format].precisions[quantize].packages)
     conditions = Conditions(
         backend=backend,
         threads=threads,
@@ -147,18 +135,19 @@ def measure_variants(
         methods=tuple(methods),
     )
     record = None if path is None else _found(Path(path), conditions)
-    n_variants = _FITTED + _MIXED + (quantize is not None)
+    more = _MORE if row.parts_of else 1
+    n_variants = more * (_FITTED + _MIXED) + (quantize is not None)
     if record is not None and len(record.variants) == n_variants:
         return _finished(record, structure, methods, path)
     with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft, torch.no_grad():
         folder = Path(draft)
 
         def written(network: nn.Module, name: str, quantize: Precision | None) -> TimedFile:
-            return write_timed(
+            return open_timed(
+                backend,
                 network,
                 batches(),
                 folder / name,
-                format=format,
                 batch=batch,
                 threads=threads,
                 quantize=quantize,
@@ -176,12 +165,12 @@ def measure_variants(
                 record = LatencyRecord(
                     conditions=conditions,
                     step=find_step(
-                        structure, folder / "step", format=format, threads=threads, quantize=quantize
+                        structure, folder / "step", backend=backend, threads=threads, quantize=quantize
                     ),
                     original=parts_of(whole.nodes(), untouched(structure)),
                 )
             advance(1 + len(record.variants), "original")
-            variants = _drawn(structure, methods, record.step, precision)
+            variants = _drawn(structure, methods, record.step, more, precision)
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=_SEED + number)
@@ -200,12 +189,14 @@ def untouched(structure: Structure) -> Step:
     return Step(structure=structure, layers={})
 
 
-def _drawn(structure: Structure, methods: Sequence[Method], step: int, precision: str) -> tuple[Step, ...]:
+def _drawn(
+    structure: Structure, methods: Sequence[Method], step: int, more: int, precision: str
+) -> tuple[Step, ...]:
     """The variants; first the network as it stands where it is not what all are run beside."""
     return (
         *(() if precision == "float32" else (untouched(structure),)),
-        *draw_variants(structure, methods, count=_FITTED, step=step, seed=_SEED),
-        *draw_variants(structure, methods, count=_MIXED, step=step, seed=_SEED + 1, mixed=True),
+        *draw_variants(structure, methods, count=more * _FITTED, step=step, seed=_SEED),
+        *draw_variants(structure, methods, count=more * _MIXED, step=step, seed=_SEED + 1, mixed=True),
     )
 
 
@@ -272,7 +263,8 @@ def _finished(
         # The first variant is the network as it stands.
         whole *= measured[0].ratio
         changed = measured[1:]
-    times = fit_times(
+    borrowed = BACKENDS[record.conditions.backend].parts_of
+    fit = (fit_whole_times if borrowed else fit_times)(
         structure,
         methods,
         changed,
@@ -282,21 +274,25 @@ def _finished(
         batch=record.conditions.batch,
         step=record.step,
     )
-    errors = [
-        abs(predicted_time(times, entry.variant) / times.reference / entry.ratio - 1) for entry in measured
-    ]
+    times, errors = fit.times, fit.errors
     spread = median(variant.before_spread for variant in record.variants)
     noise = median(variant.spread for variant in record.variants)
     error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
     notes = []
-    if whole < 1e6 * _SHORT:
+    if borrowed:
+        text = (
+            f"{record.conditions.backend} tells whole times only: formulas of layers are those of "
+            f"{borrowed!r}, scaled to {1 + len(measured)} whole times, and so are shares of layers"
+        )
+        notes.append(Note(where="latency", text=text))
+    if whole < 1e6 * _SHORT and not borrowed:
         text = (
             f"a run takes {whole / 1e6:.3f} ms, and profiles of runtimes count in microseconds, so shares of "
             "single layers are rough; give a larger batch="
         )
         notes.append(Note(where="latency", text=text))
     excess = median(entry.parts.total / (1e6 * before_ms * entry.ratio) for entry in record.variants)
-    if excess > _DISTURBED and whole >= 1e6 * _SHORT:
+    if excess > _DISTURBED and whole >= 1e6 * _SHORT and not borrowed:
         # The variants that formulas are fitted to cannot tell what such noise does to others.
         error *= 2
         text = (

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slimrank.deploy import write_timed
+from slimrank.deploy import Precision
 from slimrank.forward import as_batch
+from slimrank.latency._backends import open_timed
 from slimrank.plan import Structure
 
 # Widths that are tried, and what is tried on: a map, or rows, large enough that kernels are not waited for.
@@ -35,13 +36,15 @@ class _Widths(nn.Module):
         return torch.stack(outputs).sum(0)
 
 
-def find_step(structure: Structure, folder: Path, *, format: str, threads: int, quantize: str | None) -> int:
+def find_step(
+    structure: Structure, folder: Path, *, backend: str, threads: int, quantize: Precision | None
+) -> int:
     """Times layers of some widths, and finds the steps of the stairs that they make.
 
     Args:
         structure: of the network: convolutions are tried where it has any, else linear layers.
         folder: to write to; it is made.
-        format: of ``deploy``.
+        backend: a name of ``BACKENDS``.
         threads: of the runtime.
         quantize: precision of the files; None for float.
 
@@ -55,7 +58,7 @@ def find_step(structure: Structure, folder: Path, *, format: str, threads: int, 
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     shape = (2, _INPUTS, _SIDE, _SIDE) if convolutions else (2, _ROWS, _INPUTS)
     batch = as_batch(torch.randn(shape, generator=generator))
-    file = write_timed(model, [batch], folder, format=format, batch=2, threads=threads, quantize=quantize)
+    file = open_timed(backend, model, [batch], folder, batch=2, threads=threads, quantize=quantize)
     times = dict.fromkeys(_WIDTHS, 0.0)
     for node in file.nodes():
         index = node.module.removeprefix("layers.")

@@ -15,15 +15,7 @@ from slimrank._errors import BudgetError, LatencyError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank.deploy import (
-    FORMATS,
-    Comparison,
-    OpenFile,
-    Precision,
-    Reading,
-    compare_in_turns,
-    write_open,
-)
+from slimrank.deploy import Comparison, OpenFile, Precision, Reading, compare_in_turns, write_open
 from slimrank.forward import Batch, outside_inference_mode
 from slimrank.latency import BACKENDS, PRECISIONS, quantize_of
 from slimrank.plan import (
@@ -302,8 +294,8 @@ def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Mod
         LatencyError: the file takes another batch only.
     """
     session = session_of(study)
-    format = BACKENDS.get(table.backend, table.backend)
-    if format not in FORMATS:
+    row = BACKENDS.get(table.backend)
+    if row is None:
         raise OptionError(
             f"latencies: backend {table.backend!r} cannot be run here; measure a table with one of "
             f"{', '.join(BACKENDS)}"
@@ -321,16 +313,20 @@ def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Mod
         folder = Path(draft)
 
         def opened(model: nn.Module, name: str, quantize: Precision | None) -> OpenFile:
-            file = write_open(
-                model,
-                batches(),
-                folder / name,
-                format=format,
-                batch=table.batch,
-                threads=table.threads,
-                quantize=quantize,
-                reading=Reading(outputs=session.outputs, likelihood=session.likelihood),
-            )
+            if quantize is None:
+                file = row.open(model, batches(), folder / name, batch=table.batch, threads=table.threads)
+            else:
+                # The file that an export gives, calibrated and judged; a table's variants are neither.
+                file = write_open(
+                    model,
+                    batches(),
+                    folder / name,
+                    format=row.format,
+                    batch=table.batch,
+                    threads=table.threads,
+                    quantize=quantize,
+                    reading=Reading(outputs=session.outputs, likelihood=session.likelihood),
+                )
             if file.batch != table.batch:
                 raise LatencyError(
                     f"latencies: the table is of batches of {table.batch}, and a file of this network takes "

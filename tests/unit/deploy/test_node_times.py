@@ -34,6 +34,25 @@ def test_the_time_of_a_node_is_one_that_a_fifth_of_its_runs_stay_below() -> None
     assert seams.profile_time([9.0, 1.0, 2.0, 3.0, 4.0, 5.0]) == 2.0
 
 
+@pytest.mark.parametrize(
+    ("micro", "expected"),
+    [
+        # The first two runs warm up; one was interrupted.
+        ((900, 400, 310, 300, 3305, 300, 302, 300), (310, 300, 3305, 300, 302, 300)),
+        # A microsecond that is lost of eight runs is much of one of them.
+        ((90, 40, 11, 12, 11, 12, 11, 12), (11.5,)),
+    ],
+)
+def test_single_runs_come_out_of_averages_in_whole_microseconds(
+    micro: tuple[int, ...], expected: tuple[float, ...]
+) -> None:
+    averages = [sum(micro[:count]) // count * 1e-6 for count in range(1, len(micro) + 1)]
+    found = seams.single_runs(averages)
+    assert len(found) == len(expected)
+    lost = 1.5 if len(found) == 1 else len(micro)
+    assert all(abs(1e6 * one - other) <= lost for one, other in zip(found, expected, strict=True))
+
+
 class Machine:
     """Two clocks that runs put forward."""
 

@@ -81,7 +81,7 @@ def fitted(structure: Structure, *, speed: float = 1.0) -> NetworkTimes:
         before=whole(untouched),
         batch=BATCH,
         step=STEP,
-    )
+    ).times
 
 
 @pytest.mark.parametrize(("speed", "tolerance"), [(1.0, 0.02), (1.3, 0.04)])
@@ -120,7 +120,55 @@ def test_a_form_that_is_never_faster_is_left_out(study: sr.Study) -> None:
         before=whole(untouched),
         batch=BATCH,
         step=STEP,
-    )
+    ).times
     for name in ("2", "4", "6", "8"):
         assert "v_h" not in times.layers[name].pairs
         assert "kxk_1x1" in times.layers[name].pairs
+
+
+# By how much kernels are slower in a runtime that tells whole times only, by their form ("" in one piece).
+OTHER = {"": 0.8, "v_h": 1.5, "h_v": 1.4, "kxk_1x1": 1.1, "1x1_kxk": 1.2, "linear": 1.0}
+
+
+def whole_in_the_other(variant: Step) -> float:
+    """In a runtime with other kernels, which fuses what is no layer."""
+    parts = parts_on_the_machine(variant)
+    forms = {name: setting.form for name, setting in variant.settings.items()}
+    return 0.5 * FIXED + sum(OTHER[forms.get(name, "")] * sum(times) for name, times in parts.factors.items())
+
+
+def test_whole_times_alone_are_enough_beside_the_parts_of_another_runtime(study: sr.Study) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    noise = np.random.default_rng(0).normal(1.0, 0.005, 20)
+    measured = [
+        seams.Measured(
+            variant=variant,
+            parts=parts_on_the_machine(variant),
+            ratio=factor * whole_in_the_other(variant) / whole_in_the_other(untouched),
+            spread=0.0,
+        )
+        for variant, factor in zip(
+            draw_variants(study.structure, study.methods, count=20, step=STEP, seed=0), noise, strict=True
+        )
+    ]
+    fit = seams.fit_whole_times(
+        study.structure,
+        study.methods,
+        measured,
+        original=parts_on_the_machine(untouched),
+        before=whole_in_the_other(untouched),
+        batch=BATCH,
+        step=STEP,
+    )
+    fresh = draw_variants(study.structure, study.methods, count=20, step=STEP, seed=9)
+    errors = [abs(predicted_time(fit.times, step) / whole_in_the_other(step) - 1) for step in fresh]
+    assert np.median(errors) < 0.015
+    assert max(errors) < 0.05
+    # What variants that were left out show is what fresh ones show.
+    assert 0.5 < np.median(fit.errors) / np.median(errors) < 2.5
+    # Unscaled, the parts of the other runtime are far off.
+    unscaled = [
+        whole(step) / whole(untouched) / (whole_in_the_other(step) / whole_in_the_other(untouched))
+        for step in fresh
+    ]
+    assert np.median(np.abs(np.array(unscaled) - 1)) > 0.04

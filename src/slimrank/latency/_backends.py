@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runtimes that networks are timed in: a row each."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from slimrank.deploy import (
+    FORMATS,
+    OpenFile,
+    Precision,
+    TimedFile,
+    format_named,
+    write_compiled,
+    write_open,
+    write_timed,
+)
+from slimrank.forward import Batch
+from slimrank.latency._torch_run import open_model
+
+
+class Opener(Protocol):
+    """Opens a model for its times."""
+
+    def __call__(
+        self, model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
+    ) -> OpenFile:
+        """Gives what runs a batch; a ``TimedFile`` where the runtime tells what its parts take.
+
+        Args:
+            model: to open; it is not changed.
+            batches: real inputs, checked.
+            folder: to write to; it is made.
+            batch: samples in the batch.
+            threads: of the runtime.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A runtime.
+
+    Attributes:
+        open: opens a model in it.
+        format: of the files that it runs; "" where PyTorch runs the model itself.
+        parts_of: the runtime whose times of parts stand in for those that this one does not tell: formulas
+            start from them, and are fitted to whole times of this one. "" where it tells them itself.
+    """
+
+    open: Opener
+    format: str = ""
+    parts_of: str = ""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Whose versions times depend on."""
+        return ("torch", *(FORMATS[self.format].packages if self.format else ()))
+
+    def check(self) -> None:
+        """Refuses a runtime that is not here.
+
+        Raises:
+            MissingPackageError: a package is not installed.
+        """
+        if self.format:
+            format_named(self.format)
+
+
+def _file(format: str) -> Backend:
+    """A runtime that tells what the nodes of its files take."""
+    return Backend(format=format, open=partial(write_timed, format=format))
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "onnxruntime": _file("onnx"),
+    "openvino": _file("openvino"),
+    "torch": Backend(open=open_model),
+    "torch-channels-last": Backend(open=partial(open_model, channels_last=True)),
+    "torch-compile": Backend(format="torch", open=write_compiled, parts_of="torch"),
+    "executorch": Backend(
+        format="executorch", open=partial(write_open, format="executorch"), parts_of="torch"
+    ),
+}
+
+
+def open_timed(
+    backend: str,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    folder: Path,
+    *,
+    batch: int,
+    threads: int,
+    quantize: Precision | None = None,
+) -> TimedFile:
+    """Opens a model in a runtime, with the times of its parts: its own, or those that stand in for them.
+
+    Args:
+        backend: a name of ``BACKENDS``.
+        model: to open; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made, and must stay while the model is timed.
+        batch: samples in the batch.
+        threads: of the runtime.
+        quantize: precision of the file, of a runtime that tells its parts; None for float.
+
+    Returns:
+        The open model. ``batch`` differs where it takes one other size only.
+
+    Raises:
+        SlimrankError: as ``deploy.write_timed``.
+    """
+    row = BACKENDS[backend]
+    if quantize is not None:
+        return write_timed(
+            model,
+            batches,
+            folder,
+            format=row.format,
+            batch=batch,
+            threads=threads,
+            quantize=quantize,
+        )
+    given = list(batches)
+    file = row.open(model, given, folder, batch=batch, threads=threads)
+    if isinstance(file, TimedFile):
+        return file
+    parts = open_timed(row.parts_of, model, given, folder / "parts", batch=file.batch, threads=threads)
+    return TimedFile(run=file.run, batch=file.batch, nodes=parts.nodes)

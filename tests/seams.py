@@ -59,13 +59,14 @@ from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timi
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
+from slimrank.deploy._measure_script import Comparison as TimeComparison
+from slimrank.deploy._measure_script import Times, compare_in_turns, profile_time
 from slimrank.deploy._named_model import NamedModel, named_model
-from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
+from slimrank.deploy._node_times import GraphNode, nearest_product, sources_of
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._samples import is_constant, read_samples
-from slimrank.deploy._timing import Comparison as TimeComparison
-from slimrank.deploy._timing import Times, compare_in_turns, time_in_turns
+from slimrank.deploy._timing import time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit

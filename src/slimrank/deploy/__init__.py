@@ -11,6 +11,7 @@ from slimrank.deploy._export import (
     write_timed,
 )
 from slimrank.deploy._formats import FORMATS, format_named, format_of
+from slimrank.deploy._measure_script import Comparison, compare_in_turns, machine_name
 from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._quantizer import Precision
@@ -24,7 +25,6 @@ from slimrank.deploy._saved_model import (
     update_artifact,
 )
 from slimrank.deploy._source import ExportSource
-from slimrank.deploy._timing import Comparison, compare_in_turns
 
 __all__ = [
     "FORMATS",
@@ -46,6 +46,7 @@ __all__ = [
     "format_of",
     "is_saved_model",
     "load_artifact",
+    "machine_name",
     "prepare",
     "save_artifact",
     "update_artifact",

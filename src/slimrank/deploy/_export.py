@@ -19,6 +19,7 @@ from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
 from slimrank.deploy._inside import first_difference, inner_names
+from slimrank.deploy._measure_script import Times
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import NodeTime
 from slimrank.deploy._prepare import prepare
@@ -35,7 +36,7 @@ from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
-from slimrank.deploy._timing import Times, time_in_turns
+from slimrank.deploy._timing import time_in_turns
 from slimrank.forward import Batch
 from slimrank.records import Exported, Int8, Note
 from slimrank.surgery import quiet_copy

@@ -15,12 +15,19 @@ from torch import nn
 from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.deploy import FORMATS, TimedFile, compare_in_turns, format_named, write_timed
+from slimrank.deploy import (
+    FORMATS,
+    TimedFile,
+    compare_in_turns,
+    format_named,
+    machine_name,
+    write_timed,
+)
 from slimrank.forward import Batch
 from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._latencies import Latencies
-from slimrank.latency._machine import machine_name, package_versions
+from slimrank.latency._machine import package_versions
 from slimrank.latency._parts import parts_of
 from slimrank.latency._predict import predicted_time
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime

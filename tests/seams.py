@@ -80,7 +80,7 @@ from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
-from slimrank.latency._measure import _finished as finished_table
+from slimrank.latency._measure import finished_table
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
 from slimrank.latency._step import step_told
@@ -703,7 +703,7 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
     """Latency tables of two variants and one with dropped blocks, each timed for an instant."""
     patch.setattr(_measure_latency, "_FITTED", 2)
     patch.setattr(_measure_latency, "_MIXED", 1)
-    patch.setattr(_measure_latency, "_SECONDS", 0.05)
+    patch.setattr(_measure_latency, "SECONDS", 0.05)
 
 
 def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:

@@ -34,12 +34,14 @@ from slimrank.methods import METHODS
 from slimrank.plan import Plan
 from slimrank.recipes import (
     apply,
+    collect_latency,
     compress,
     export,
     load,
     measure_latency,
     measure_scores,
     meet_latency,
+    prepare_latency,
     search_split,
     smallest,
 )
@@ -83,6 +85,7 @@ __all__ = [
     "WeightError",
     "__version__",
     "apply",
+    "collect_latency",
     "compress",
     "distill",
     "export",
@@ -91,6 +94,7 @@ __all__ = [
     "measure_latency",
     "measure_scores",
     "meet_latency",
+    "prepare_latency",
     "search_split",
     "smallest",
     "study",

@@ -3,16 +3,31 @@
 
 from slimrank.deploy._check import Reading
 from slimrank.deploy._export import (
+    LooseFile,
     OpenFile,
     TimedFile,
     check_export,
     export_model,
+    write_loose,
     write_open,
     write_timed,
 )
 from slimrank.deploy._formats import FORMATS, format_named, format_of
-from slimrank.deploy._measure_script import Comparison, compare_in_turns, machine_name
-from slimrank.deploy._node_times import NodeTime
+from slimrank.deploy._measure_script import (
+    MEASURED_FILE,
+    ORIGINAL,
+    PREPARED_FILE,
+    PREPARED_FORMAT,
+    SCRIPT_FILE,
+    SCRIPT_PATH,
+    STEP,
+    Comparison,
+    RunNode,
+    compare_in_turns,
+    machine_name,
+)
+from slimrank.deploy._node_times import GraphNode, NodeTime
+from slimrank.deploy._onnx_profile import nodes_in_graph
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._quantizer import Precision
 from slimrank.deploy._saved_model import (
@@ -28,15 +43,25 @@ from slimrank.deploy._source import ExportSource
 
 __all__ = [
     "FORMATS",
+    "MEASURED_FILE",
+    "ORIGINAL",
     "PLAN_FILE",
+    "PREPARED_FILE",
+    "PREPARED_FORMAT",
     "REPORT_FILE",
+    "SCRIPT_FILE",
+    "SCRIPT_PATH",
+    "STEP",
     "Comparison",
     "ExportSource",
+    "GraphNode",
+    "LooseFile",
     "NodeTime",
     "OpenFile",
     "Precision",
     "Prepared",
     "Reading",
+    "RunNode",
     "TimedFile",
     "check_export",
     "check_target",
@@ -47,9 +72,11 @@ __all__ = [
     "is_saved_model",
     "load_artifact",
     "machine_name",
+    "nodes_in_graph",
     "prepare",
     "save_artifact",
     "update_artifact",
+    "write_loose",
     "write_open",
     "write_timed",
 ]

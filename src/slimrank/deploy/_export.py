@@ -3,12 +3,14 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -21,7 +23,8 @@ from slimrank.deploy._formats import Format, check_suffix, format_named
 from slimrank.deploy._inside import first_difference, inner_names
 from slimrank.deploy._measure_script import Times
 from slimrank.deploy._named_model import NamedModel, named_model
-from slimrank.deploy._node_times import NodeTime
+from slimrank.deploy._node_times import GraphNode, NodeTime
+from slimrank.deploy._onnx_profile import onnx_graph, onnx_inputs
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
 from slimrank.deploy._quantize import (
@@ -285,6 +288,47 @@ def write_open(
     """
     built, given = _unchecked(format_named(format), model, batches, folder, batch=batch, threads=threads)
     return OpenFile(run=built.runtime(given), batch=given.n_samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LooseFile:
+    """An ONNX file that is measured where it is copied to.
+
+    Attributes:
+        path: of the file.
+        inputs: the batch, arrays by the names of the file's inputs.
+        graph: its nodes, by the values that they make.
+        batch: samples of the batch.
+    """
+
+    path: Path
+    inputs: Mapping[str, NDArray[np.generic]]
+    graph: Mapping[str, GraphNode]
+    batch: int
+
+
+def write_loose(model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int) -> LooseFile:
+    """Writes a model as ONNX as ``write_timed`` does, to be measured elsewhere.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made.
+        batch: samples in the batch.
+
+    Returns:
+        The file, which onnxruntime opens here. ``batch`` differs where it takes one other size only.
+
+    Raises:
+        SlimrankError: as ``write_timed``.
+    """
+    built, given = _unchecked(format_named("onnx"), model, batches, folder, batch=batch, threads=1)
+    return LooseFile(
+        path=built.path,
+        inputs=onnx_inputs(built.path, built.program, given),
+        graph=onnx_graph(built.path),
+        batch=given.n_samples,
+    )
 
 
 def _unchecked(

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# The files of a folder that was prepared.
+# This file, and the files of a folder that was prepared.
+SCRIPT_PATH = Path(__file__)
 SCRIPT_FILE, PREPARED_FILE, MEASURED_FILE = "measure.py", "prepared.json", "measured.json"
 # Of both files; a higher number would keep older versions from misreading a new layout.
 PREPARED_FORMAT = 1
@@ -348,9 +349,10 @@ class _Opened:
 
     def __init__(self, ort: Any, folder: Path, prepared: Mapping[str, Any], name: str) -> None:  # noqa: ANN401
         self._ort, self._threads = ort, prepared["conditions"]["threads"]
-        self._path = folder / prepared["files"][name]["file"]
-        with np.load(folder / prepared["files"][name]["input"], allow_pickle=False) as arrays:
-            self._inputs = {key: arrays[key] for key in arrays.files}
+        entry = prepared["files"][name]
+        self._path = folder / entry["file"]
+        with np.load(folder / entry["input"], allow_pickle=False) as arrays:
+            self._inputs = {key: arrays[f"arr_{index}"] for index, key in enumerate(entry["input_names"])}
         self._session: Any = None
 
     def run(self) -> None:
@@ -466,7 +468,7 @@ def main() -> None:
     except ImportError as error:
         sys.exit(f"{SCRIPT_FILE} needs onnxruntime ({error}): pip install onnxruntime")
     try:
-        measure_folder(Path(__file__).resolve().parent, ort, lambda line: sys.stderr.write(f"{line}\n"))
+        measure_folder(SCRIPT_PATH.resolve().parent, ort, lambda line: sys.stderr.write(f"{line}\n"))
     except (MeasureError, OSError) as error:
         sys.exit(f"{SCRIPT_FILE}: {error}")
 

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slimrank.deploy._measure_script import RunNode, profile_session
 from slimrank.deploy._node_times import (
     Graph,
@@ -15,7 +18,7 @@ from slimrank.deploy._node_times import (
     nearest_product,
     sources_of,
 )
-from slimrank.deploy._onnx import KEPT_NOTE, onnx_package, open_session, session_feeds
+from slimrank.deploy._onnx import KEPT_NOTE, feeds_of, onnx_package, open_session, session_feeds
 from slimrank.deploy._program import Program
 from slimrank.forward import Batch
 
@@ -65,6 +68,25 @@ def onnx_graph(path: Path) -> dict[str, GraphNode]:
         MissingPackageError: the package is not installed.
     """
     return _graph_of(onnx_package("onnx").load(path, load_external_data=False))
+
+
+def onnx_inputs(path: Path, program: Program, batch: Batch) -> dict[str, NDArray[np.generic]]:
+    """A batch as onnxruntime takes it.
+
+    Args:
+        path: of the file.
+        program: that was written.
+        batch: of real inputs.
+
+    Returns:
+        Arrays by the names of the inputs that the file has.
+
+    Raises:
+        ExportError: an input of a type that numpy does not have.
+        MissingPackageError: the package is not installed.
+    """
+    feeds = feeds_of(program, onnx_package("onnx").load(path, load_external_data=False), batch)
+    return {name: np.asarray(value) for name, value in feeds.items()}
 
 
 def nodes_in_graph(nodes: Iterable[RunNode], graph: Graph) -> tuple[NodeTime, ...]:

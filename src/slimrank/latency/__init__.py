@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measured times of a network and its parts, in a runtime."""
 
+from slimrank.latency._elsewhere import collect_variants, prepare_variants
 from slimrank.latency._latencies import Latencies
 from slimrank.latency._measure import BACKENDS, PRECISIONS, check_conditions, measure_variants
 from slimrank.latency._predict import predicted_time
@@ -12,7 +13,9 @@ __all__ = [
     "Latencies",
     "build_variant",
     "check_conditions",
+    "collect_variants",
     "draw_variants",
     "measure_variants",
     "predicted_time",
+    "prepare_variants",
 ]

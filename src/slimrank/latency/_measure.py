@@ -43,9 +43,9 @@ PRECISIONS = ("float32", "int8")
 # Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
 _FITTED, _MIXED = 8, 2
 # Seconds that a variant and the original are run in turns.
-_SECONDS = 2.0
+SECONDS = 2.0
 # Of the draw of variants and their weights.
-_SEED = 0
+SEED = 0
 # Interquartile range over median of a ratio from which times are noise, and a table says so.
 _NOISY = 0.1
 # Milliseconds of a run below which the microseconds of a profile are coarse.
@@ -131,7 +131,7 @@ def measure_variants(
     )
     record = None if path is None else _found(Path(path), conditions)
     if record is not None and len(record.variants) == _FITTED + _MIXED:
-        return _finished(record, structure, methods, path)
+        return finished_table(record, structure, methods, path)
     with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft, torch.no_grad():
         folder = Path(draft)
 
@@ -153,29 +153,39 @@ def measure_variants(
                     original=parts_of(original.nodes(), untouched),
                 )
             advance(1 + len(record.variants), "original")
-            variants = _drawn(structure, methods, record.step)
+            variants = drawn_variants(structure, methods, record.step)
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
-                network = build_variant(model, variant, has_bias=has_bias, seed=_SEED + number)
+                network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number)
                 time = _timed(original, written(network, f"variant{number}"), variant, threads)
                 record = replace(record, variants=(*record.variants, time))
                 if path is not None:
                     write_latencies(path, record, None)
                 advance(1, f"variant {number + 1}")
-    return _finished(record, structure, methods, path)
+    return finished_table(record, structure, methods, path)
 
 
-def _drawn(structure: Structure, methods: Sequence[Method], step: int) -> tuple[Step, ...]:
+def drawn_variants(structure: Structure, methods: Sequence[Method], step: int) -> tuple[Step, ...]:
+    """The variants that a table is measured with.
+
+    Args:
+        structure: of the network.
+        methods: that plans may use.
+        step: that ranks and widths are multiples of.
+
+    Returns:
+        In the order in which they are measured.
+    """
     return (
-        *draw_variants(structure, methods, count=_FITTED, step=step, seed=_SEED),
-        *draw_variants(structure, methods, count=_MIXED, step=step, seed=_SEED + 1, mixed=True),
+        *draw_variants(structure, methods, count=_FITTED, step=step, seed=SEED),
+        *draw_variants(structure, methods, count=_MIXED, step=step, seed=SEED + 1, mixed=True),
     )
 
 
 def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int) -> VariantTime:
     """What a variant takes, in its parts and beside the original."""
     parts = parts_of(file.nodes(), variant)
-    compared = compare_in_turns(original.run, file.run, threads=threads, seconds=_SECONDS)
+    compared = compare_in_turns(original.run, file.run, threads=threads, seconds=SECONDS)
     return VariantTime(
         settings=variant.settings,
         kept={name: len(units) for name, units in variant.groups.items()},
@@ -215,13 +225,26 @@ def _found(path: Path, conditions: Conditions) -> LatencyRecord | None:
     return record
 
 
-def _finished(
+def finished_table(
     record: LatencyRecord,
     structure: Structure,
     methods: Sequence[Method],
     path: str | os.PathLike[str] | None,
 ) -> Latencies:
-    """The table that was measured, with its formulas; written."""
+    """The table that was measured, with its formulas; written.
+
+    Args:
+        record: all that was measured.
+        structure: of the network.
+        methods: that plans may use.
+        path: of the table's file; None for none.
+
+    Returns:
+        The table.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
     before_ms = median(variant.before_ms for variant in record.variants)
     measured = [
         Measured(

@@ -59,8 +59,16 @@ from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timi
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
+from slimrank.deploy._measure_script import (
+    OLDEST_ONNXRUNTIME,
+    MeasureError,
+    Times,
+    compare_in_turns,
+    measure_folder,
+    profile_time,
+    values_by_node,
+)
 from slimrank.deploy._measure_script import Comparison as TimeComparison
-from slimrank.deploy._measure_script import Times, compare_in_turns, profile_time
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import GraphNode, nearest_product, sources_of
 from slimrank.deploy._packages import import_package
@@ -78,13 +86,14 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
+from slimrank.latency import _elsewhere
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._measure import finished_table
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
 from slimrank.latency._step import step_told
-from slimrank.latency._variants import useful_ranks
+from slimrank.latency._variants import shared_step, useful_ranks
 from slimrank.linalg import _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
@@ -704,6 +713,7 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_measure_latency, "_FITTED", 2)
     patch.setattr(_measure_latency, "_MIXED", 1)
     patch.setattr(_measure_latency, "SECONDS", 0.05)
+    patch.setattr(_elsewhere, "SECONDS", 0.05)
 
 
 def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:

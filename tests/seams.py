@@ -680,17 +680,22 @@ def record_of(table: Latencies) -> LatencyRecord:
 
 
 def invent_latencies(
-    monkeypatch: pytest.MonkeyPatch, ratio_of: Callable[[nn.Module, nn.Module], float]
+    monkeypatch: pytest.MonkeyPatch,
+    ratio_of: Callable[[nn.Module, nn.Module], float],
+    *,
+    spreads: Sequence[float] = (0.01,),
 ) -> None:
     """Models take a ratio of the time of the original, by a function of both; the original takes 10 ms.
 
-    Patched: what writes files for a runtime, and what times them.
+    Ratios spread by one of the spreads each time, then by the last. Patched: what writes files for a runtime,
+    and what times them.
     """
+    told = iter(spreads)
 
     def compare(before: nn.Module, after: nn.Module, **_: object) -> TimeComparison:
-        ratio = ratio_of(before, after)
-        times = [Times(milliseconds=ms, spread=0.01) for ms in (10.0, 10.0 * ratio)]
-        return TimeComparison(before=times[0], after=times[1], ratio=ratio, spread=0.01)
+        ratio, spread = ratio_of(before, after), next(told, spreads[-1])
+        times = [Times(milliseconds=ms, spread=spread) for ms in (10.0, 10.0 * ratio)]
+        return TimeComparison(before=times[0], after=times[1], ratio=ratio, spread=spread)
 
     def write(model: nn.Module, *_: object, batch: int, **__: object) -> OpenFile:
         # What is run is only handed on.
@@ -698,6 +703,13 @@ def invent_latencies(
 
     monkeypatch.setattr(_meet_latency, "write_open", write)
     monkeypatch.setattr(_meet_latency, "compare_in_turns", compare)
+
+
+def elsewhere(table: Latencies, machine: str, versions: Mapping[str, str] | None = None) -> Latencies:
+    """A table as if it had been measured on another machine, or with other versions of packages."""
+    conditions = table._record.conditions
+    found = replace(conditions, machine=machine, versions={**conditions.versions, **(versions or {})})
+    return replace(table, _record=replace(table._record, conditions=found))
 
 
 def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object]) -> None:

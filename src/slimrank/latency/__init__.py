@@ -3,6 +3,7 @@
 
 from slimrank.latency._elsewhere import collect_variants, prepare_variants
 from slimrank.latency._latencies import Latencies
+from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import BACKENDS, PRECISIONS, check_conditions, measure_variants
 from slimrank.latency._predict import predicted_time
 from slimrank.latency._variants import build_variant, draw_variants
@@ -16,6 +17,7 @@ __all__ = [
     "collect_variants",
     "draw_variants",
     "measure_variants",
+    "package_versions",
     "predicted_time",
     "prepare_variants",
 ]

@@ -147,6 +147,7 @@ from slimrank.report._words import multiples_text
 from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._bound import bound_of
+from slimrank.select.joint._fastest import fastest_choice
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.joint._table import State, standing_cost

@@ -61,14 +61,23 @@ from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timi
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
+from slimrank.deploy._measure_script import (
+    OLDEST_ONNXRUNTIME,
+    MeasureError,
+    Times,
+    compare_in_turns,
+    measure_folder,
+    profile_time,
+    values_by_node,
+)
+from slimrank.deploy._measure_script import Comparison as TimeComparison
 from slimrank.deploy._named_model import NamedModel, named_model
-from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
+from slimrank.deploy._node_times import GraphNode, nearest_product, sources_of
 from slimrank.deploy._openvino_profile import single_runs
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._samples import is_constant, read_samples
-from slimrank.deploy._timing import Comparison as TimeComparison
-from slimrank.deploy._timing import Times, compare_in_turns, time_in_turns
+from slimrank.deploy._timing import time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
@@ -80,15 +89,15 @@ from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward._record import handing_out, recording
-from slimrank.latency import BACKENDS, Backend, _backends
+from slimrank.latency import BACKENDS, Backend, _backends, _elsewhere
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
-from slimrank.latency._measure import _finished as finished_table
+from slimrank.latency._measure import finished_table
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
 from slimrank.latency._step import step_told
-from slimrank.latency._variants import useful_ranks
+from slimrank.latency._variants import shared_step, useful_ranks
 from slimrank.linalg import _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.methods import MethodRow, _pair, _table
@@ -142,6 +151,7 @@ from slimrank.report._words import multiples_text
 from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._bound import bound_of
+from slimrank.select.joint._fastest import fastest_choice
 from slimrank.select.joint._make_table import joint_of
 from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.joint._table import State, standing_cost
@@ -676,17 +686,22 @@ def record_of(table: Latencies) -> LatencyRecord:
 
 
 def invent_latencies(
-    monkeypatch: pytest.MonkeyPatch, ratio_of: Callable[[nn.Module, nn.Module], float]
+    monkeypatch: pytest.MonkeyPatch,
+    ratio_of: Callable[[nn.Module, nn.Module], float],
+    *,
+    spreads: Sequence[float] = (0.01,),
 ) -> None:
     """Models take a ratio of the time of the original, by a function of both; the original takes 10 ms.
 
-    Patched: what writes files for a runtime, and what times them.
+    Ratios spread by one of the spreads each time, then by the last. Patched: what writes files for a runtime,
+    and what times them.
     """
+    told = iter(spreads)
 
     def compare(before: nn.Module, after: nn.Module, **_: object) -> TimeComparison:
-        ratio = ratio_of(before, after)
-        times = [Times(milliseconds=ms, spread=0.01) for ms in (10.0, 10.0 * ratio)]
-        return TimeComparison(before=times[0], after=times[1], ratio=ratio, spread=0.01)
+        ratio, spread = ratio_of(before, after), next(told, spreads[-1])
+        times = [Times(milliseconds=ms, spread=spread) for ms in (10.0, 10.0 * ratio)]
+        return TimeComparison(before=times[0], after=times[1], ratio=ratio, spread=spread)
 
     def write(model: nn.Module, *_: object, batch: int, **__: object) -> OpenFile:
         # What is run is only handed on.
@@ -700,6 +715,13 @@ def invent_latencies(
 def invent_backend(monkeypatch: pytest.MonkeyPatch, name: str, row: Backend) -> None:
     """One more runtime."""
     monkeypatch.setattr(_backends, "BACKENDS", {**BACKENDS, name: row})
+
+
+def elsewhere(table: Latencies, machine: str, versions: Mapping[str, str] | None = None) -> Latencies:
+    """A table as if it had been measured on another machine, or with other versions of packages."""
+    conditions = table._record.conditions
+    found = replace(conditions, machine=machine, versions={**conditions.versions, **(versions or {})})
+    return replace(table, _record=replace(table._record, conditions=found))
 
 
 def invent_tables(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., object]) -> None:
@@ -731,7 +753,8 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
     """Latency tables of two variants and one with dropped blocks, each timed for an instant."""
     patch.setattr(_measure_latency, "_FITTED", 2)
     patch.setattr(_measure_latency, "_MIXED", 1)
-    patch.setattr(_measure_latency, "_SECONDS", 0.05)
+    patch.setattr(_measure_latency, "SECONDS", 0.05)
+    patch.setattr(_elsewhere, "SECONDS", 0.05)
 
 
 def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:

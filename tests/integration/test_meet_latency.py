@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Latency budgets kept by the clock, on an invented machine and on this one."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +19,7 @@ import slimrank as sr
 from invented_times import Machine, Table, table_on
 from slimrank.plan import LatencyTable
 
+needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 Ratio = Callable[[nn.Module, nn.Module], float]
 
 
@@ -119,6 +122,79 @@ def test_where_no_round_holds_the_fastest_comes_back_with_a_warning(
     once = sr.meet_latency(study, 0.6, latencies=table, rounds=1)
     assert once.latency is not None
     assert once.latency.rounds == 1
+
+
+def warnings_of(result: sr.Result) -> list[str]:
+    return [note.text for note in result.notes if note.is_warning and note.where == "latency"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spreads", "told"),
+    [
+        (0.6119, [0.01], []),
+        (
+            0.6121,
+            [0.01],
+            [r"met only just: measured 0.6121, 2.0% above the 0.6000 that was asked for, and 5%"],
+        ),
+        # Below 0.63, and so are the quartiles.
+        (0.626, [0.005], ["met only just: measured 0.6260, 4.3%"]),
+        (
+            0.6,
+            [0.2],
+            ["too noisy .*: measured 0.6000, but .* from 0.5400 to 0.6600, and 0.6000 is met up to"],
+        ),
+        (0.64, [0.05], ["too noisy to tell whether the budget is met: measured 0.6400"]),
+        (0.64, [0.005], ["above the budget: measured 0.6400"]),
+        # Timed once more, for longer, where the first time does not tell.
+        (0.6, [0.2, 0.01], []),
+        (0.64, [0.2, 0.01], ["above the budget: measured 0.6400"]),
+        (0.6, [0.2, 0.3], ["too noisy .* spread from 0.5400 to 0.6600"]),
+    ],
+)
+def test_what_is_met_only_just_and_what_noise_hides_is_said(
+    study: sr.Study,
+    table: Table,
+    monkeypatch: pytest.MonkeyPatch,
+    ratio: float,
+    spreads: list[float],
+    told: list[str],
+) -> None:
+    seams.invent_latencies(monkeypatch, lambda before, after: ratio, spreads=spreads)
+    result = sr.meet_latency(study, 0.6, latencies=table, rounds=1)
+    found = warnings_of(result)
+    assert len(found) == len(told)
+    assert all(re.match(pattern, text) for pattern, text in zip(told, found, strict=True))
+
+
+@needs_onnx
+def test_tables_of_another_machine_are_told_and_still_planned_with(
+    study: sr.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        seams.measure_fewer_variants(patch)
+        here = sr.measure_latency(study, batch=2, progress=False)
+    seams.invent_latencies(monkeypatch, lambda before, after: 0.9)
+    there = seams.elsewhere(here, "abacus, 1 cores, wood")
+    asked = 0.98
+    plan = study.plan(latency=asked, latencies=there)
+    assert plan.steps == study.plan(latency=asked, latencies=here).steps
+    both = r"on another machine \(abacus, 1 cores, wood\) than this \(.*cores.*\)"
+    cure = (
+        r"plan with study.plan\(latency=, latencies=\), build with study.apply, and measure its export there"
+    )
+    with pytest.raises(sr.LatencyError, match=f"{both}: .*; {cure}"):
+        sr.meet_latency(study, asked, latencies=there)
+    result = sr.smallest(study, max_drop=10.0, metric="latency", latencies=there, tolerance=0.5)
+    assert result.latency is None
+    assert result.plan.latency is not None
+    (warning,) = warnings_of(result)
+    assert re.search(f"{both}: the result was not measured, .*; export it, and measure it there", warning)
+    older = seams.elsewhere(here, here.machine, {"onnxruntime": "1.0", "abacus": "2"})
+    (warning,) = warnings_of(sr.meet_latency(study, asked, latencies=older, rounds=1))
+    told = "the table was measured with other packages (abacus 2 there, none here; onnxruntime 1.0 there, "
+    assert warning.startswith(told)
+    assert warnings_of(sr.meet_latency(study, asked, latencies=here, rounds=1)) == []
 
 
 def test_bad_input_is_refused_before_anything_is_built(study: sr.Study, table: Table, tmp_path: Path) -> None:

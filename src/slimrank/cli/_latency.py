@@ -16,9 +16,21 @@ from slimrank.latency import BACKENDS, PRECISIONS
 
 @click.command(cls=Command)
 @click.argument("study_dir", metavar="RUN", type=PATH)
-@click.option("--model", metavar="REF", required=True, help="The model of the study.")
+@click.option("--model", metavar="REF", help="The model of the study; --collect needs none.")
 @click.option("--batches", metavar="REF", help="The study's data; else the inputs that it kept.")
-@click.option("--out", "latency_path", type=PATH, required=True, help="Table (JSON); resumed.")
+@click.option("--out", "latency_path", type=PATH, help="Table (JSON); resumed.")
+@click.option(
+    "--prepare",
+    type=PATH,
+    metavar="DIR",
+    help="Measure nothing: write a new folder with measure.py, for another machine.",
+)
+@click.option(
+    "--collect",
+    type=PATH,
+    metavar="DIR",
+    help="Read the table that another machine measured in such a folder.",
+)
 @click.option(
     "--backend", default="onnxruntime", show_default=True, help=f"Runtime: {' or '.join(BACKENDS)}."
 )
@@ -40,9 +52,11 @@ from slimrank.latency import BACKENDS, PRECISIONS
 @quiet_option
 def latency(
     study_dir: Path,
-    model: str,
+    model: str | None,
     batches: str | None,
-    latency_path: Path,
+    latency_path: Path | None,
+    prepare: Path | None,
+    collect: Path | None,
     backend: str,
     threads: int,
     batch: int,
@@ -57,8 +71,24 @@ def latency(
     """Measure what every layer of the model of RUN takes in a runtime, here, in every form of a plan.
 
     The table is written after every variant of the network: a command that was stopped goes on where it was.
+
+    For another machine: --prepare DIR here, `python measure.py` in a copy of DIR there (it needs numpy and
+    onnxruntime alone), measured.json back into DIR, --collect DIR --out T.json here.
     """
+    if prepare is not None and collect is not None:
+        raise click.UsageError("--prepare and --collect are two steps; give one of them")
+    if prepare is not None and (
+        latency_path is not None or backend != "onnxruntime" or precision != "float32"
+    ):
+        raise click.UsageError("--prepare takes no --out, no --backend and no --precision")
+    if prepare is None and latency_path is None:
+        raise click.UsageError("give --out T.json, where the table is written")
     check_after(study_dir, after)
+    if collect is not None and latency_path is not None:
+        table = sr.collect_latency(sr.Study.load(study_dir), collect, path=latency_path)
+        return _answer(table, latency_path)
+    if model is None:
+        raise click.UsageError("give --model REF, the model of the study")
     network, _ = model_to_compress(model, after)
     measured = sr.Study.load(
         study_dir,
@@ -70,6 +100,13 @@ def latency(
         progress=not quiet,
         memory=memory,
     )
+    if prepare is not None:
+        folder = sr.prepare_latency(measured, prepare, threads=threads, batch=batch, progress=not quiet)
+        return Answer(
+            text=f"Copy {folder} to the machine, run `python measure.py` in it, copy measured.json back, and "
+            f"run `slimrank latency {study_dir} --collect {folder} --out T.json`.",
+            facts={"folder": str(folder)},
+        )
     table = sr.measure_latency(
         measured,
         backend=backend,
@@ -79,6 +116,10 @@ def latency(
         path=latency_path,
         progress=not quiet,
     )
-    return Answer(
-        text=f"{table.summary()}\nKept in {latency_path}.", facts=json.loads(latency_path.read_text())
-    )
+    return _answer(table, latency_path)
+
+
+def _answer(table: sr.Latencies, path: Path | None) -> Answer:
+    """The table that was written to a file."""
+    facts = {} if path is None else json.loads(path.read_text())
+    return Answer(text=f"{table.summary()}\nKept in {path}.", facts=facts)

@@ -3,16 +3,33 @@
 
 from slimrank.deploy._check import Reading
 from slimrank.deploy._export import (
+    LooseFile,
     OpenFile,
     TimedFile,
     check_export,
     export_model,
     write_compiled,
+    write_loose,
     write_open,
     write_timed,
 )
 from slimrank.deploy._formats import FORMATS, format_named, format_of
-from slimrank.deploy._node_times import NodeTime, profile_time
+from slimrank.deploy._measure_script import (
+    MEASURED_FILE,
+    ORIGINAL,
+    PREPARED_FILE,
+    PREPARED_FORMAT,
+    SCRIPT_FILE,
+    SCRIPT_PATH,
+    STEP,
+    Comparison,
+    RunNode,
+    compare_in_turns,
+    machine_name,
+    profile_time,
+)
+from slimrank.deploy._node_times import GraphNode, NodeTime
+from slimrank.deploy._onnx_profile import nodes_in_graph
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._quantize import quantizer_for
 from slimrank.deploy._quantizer import Precision
@@ -27,20 +44,30 @@ from slimrank.deploy._saved_model import (
     update_artifact,
 )
 from slimrank.deploy._source import ExportSource
-from slimrank.deploy._timing import Comparison, compare_in_turns, time_in_turns
+from slimrank.deploy._timing import time_in_turns
 from slimrank.deploy._torch import torch_threads
 
 __all__ = [
     "FORMATS",
+    "MEASURED_FILE",
+    "ORIGINAL",
     "PLAN_FILE",
+    "PREPARED_FILE",
+    "PREPARED_FORMAT",
     "REPORT_FILE",
+    "SCRIPT_FILE",
+    "SCRIPT_PATH",
+    "STEP",
     "Comparison",
     "ExportSource",
+    "GraphNode",
+    "LooseFile",
     "NodeTime",
     "OpenFile",
     "Precision",
     "Prepared",
     "Reading",
+    "RunNode",
     "TimedFile",
     "check_export",
     "check_target",
@@ -50,6 +77,8 @@ __all__ = [
     "format_of",
     "is_saved_model",
     "load_artifact",
+    "machine_name",
+    "nodes_in_graph",
     "prepare",
     "profile_time",
     "quantizer_for",
@@ -59,6 +88,7 @@ __all__ = [
     "torch_threads",
     "update_artifact",
     "write_compiled",
+    "write_loose",
     "write_open",
     "write_timed",
 ]

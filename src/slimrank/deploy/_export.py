@@ -3,13 +3,15 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from math import inf
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -20,8 +22,10 @@ from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._formats import Format, check_suffix, format_named
 from slimrank.deploy._inside import first_difference, inner_names
+from slimrank.deploy._measure_script import Times
 from slimrank.deploy._named_model import NamedModel, named_model
-from slimrank.deploy._node_times import NodeTime
+from slimrank.deploy._node_times import GraphNode, NodeTime
+from slimrank.deploy._onnx_profile import onnx_graph, onnx_inputs
 from slimrank.deploy._prepare import prepare
 from slimrank.deploy._program import Program, capture_program
 from slimrank.deploy._quantize import (
@@ -37,7 +41,7 @@ from slimrank.deploy._quantizer import Quantizer
 from slimrank.deploy._quiet import told
 from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
-from slimrank.deploy._timing import Times, time_in_turns
+from slimrank.deploy._timing import time_in_turns
 from slimrank.deploy._torch_int8 import open_torch_compiled
 from slimrank.forward import Batch
 from slimrank.records import Exported, Int8, Note
@@ -324,6 +328,47 @@ def write_open(
     return OpenFile(run=file.runtime(given), batch=given.n_samples, notes=notes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LooseFile:
+    """An ONNX file that is measured where it is copied to.
+
+    Attributes:
+        path: of the file.
+        inputs: the batch, arrays by the names of the file's inputs.
+        graph: its nodes, by the values that they make.
+        batch: samples of the batch.
+    """
+
+    path: Path
+    inputs: Mapping[str, NDArray[np.generic]]
+    graph: Mapping[str, GraphNode]
+    batch: int
+
+
+def write_loose(model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int) -> LooseFile:
+    """Writes a model as ONNX as ``write_timed`` does, to be measured elsewhere.
+
+    Args:
+        model: to export; it is not changed.
+        batches: real inputs, checked.
+        folder: to write to; it is made.
+        batch: samples in the batch.
+
+    Returns:
+        The file, which onnxruntime opens here. ``batch`` differs where it takes one other size only.
+
+    Raises:
+        SlimrankError: as ``write_timed``.
+    """
+    built, given = _unchecked("onnx", model, batches, folder, batch=batch, threads=1)
+    return LooseFile(
+        path=built.path,
+        inputs=onnx_inputs(built.path, built.program, given),
+        graph=onnx_graph(built.path),
+        batch=given.n_samples,
+    )
+
+
 def write_compiled(
     model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
 ) -> OpenFile:
@@ -343,14 +388,21 @@ def write_compiled(
         ExportError: the model cannot be written or compiled.
         BatchesError: the model refuses the samples.
     """
-    row = format_named("torch")
+    built, given = _unchecked("torch", model, batches, folder, batch=batch, threads=threads)
+    run = open_torch_compiled(built.path, built.program, threads)(given)
+    return OpenFile(run=run, batch=given.n_samples)
+
+
+def _unchecked(
+    format: str, model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
+) -> tuple[_Built, Batch]:
+    """A float file that was written, and the batch that it is run with."""
+    row = format_named(format)
     with _TURN:
         samples = read_samples(batches)
         builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
         built = builder.build(model, folder, None)
-    given = _given(built, samples, batch)
-    run = open_torch_compiled(built.path, built.program, threads)(given)
-    return OpenFile(run=run, batch=given.n_samples)
+    return built, _given(built, samples, batch)
 
 
 def _given(built: _Built, samples: Samples, batch: int) -> Batch:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each node of a runtime takes, and which modules it belongs to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from slimrank.forward import Batch
@@ -26,9 +26,6 @@ class NodeTime:
     nanoseconds: float
 
 
-# Runs that are left out, and runs that count: of one node, the share of runs below which its time is taken,
-# since other work on the machine only adds.
-PROFILE_WARM_UP, PROFILE_RUNS, PROFILE_SHARE = 3, 30, 0.2
 # Runs a batch with the runtime's own profile, and tells what each node took.
 Profiler = Callable[[Batch], tuple[NodeTime, ...]]
 
@@ -102,8 +99,3 @@ def _upwards(graph: Graph, name: str) -> list[str]:
                 following += graph[value].inputs
         waiting = following
     return list(found)
-
-
-def profile_time(times: Sequence[float], share: float = PROFILE_SHARE) -> float:
-    """The time of one node from its times in several runs: one that a share of them stay below."""
-    return sorted(times)[int(share * (len(times) - 1))]

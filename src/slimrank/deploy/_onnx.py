@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from slimrank._errors import ExportError
 from slimrank._version import __version__
+from slimrank.deploy._measure_script import session_options
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program, node_origin
 from slimrank.deploy._quiet import quiet_exporter, told
@@ -167,10 +168,7 @@ def open_session(
         MissingPackageError: the package is not installed.
     """
     ort = onnx_package("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Errors only: it warns of what it leaves to other devices, and of initializers that nothing reads.
-    options.log_severity_level = 3
+    options = session_options(ort, threads)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if optimised is not None:

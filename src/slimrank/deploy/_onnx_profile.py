@@ -2,33 +2,34 @@
 """What each node of an ONNX file takes in onnxruntime, by its own profile."""
 
 import ast
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from slimrank.deploy._measure_script import RunNode, profile_session
 from slimrank.deploy._node_times import (
-    PROFILE_RUNS,
-    PROFILE_WARM_UP,
     Graph,
     GraphNode,
     NodeTime,
     Profiler,
     nearest_product,
-    profile_time,
     sources_of,
 )
-from slimrank.deploy._onnx import KEPT_NOTE, onnx_package, open_session, session_feeds
+from slimrank.deploy._onnx import KEPT_NOTE, feeds_of, onnx_package, open_session, session_feeds
 from slimrank.deploy._program import Program
 from slimrank.forward import Batch
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from onnxruntime import InferenceSession
 
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _ROUNDINGS = ("QuantizeLinear", "DequantizeLinear")
-# What onnxruntime hangs on the name of a convolution in its own layout of channels, and on that of an event.
-_LAYOUT, _EVENT = "_nchwc", "_kernel_time"
+# What onnxruntime hangs on the name of a convolution in its own layout of channels.
+_LAYOUT = "_nchwc"
 
 
 def profile_onnx(path: Path, program: Program, threads: int) -> Profiler:
@@ -46,65 +47,81 @@ def profile_onnx(path: Path, program: Program, threads: int) -> Profiler:
         ExportError: onnxruntime refuses the file.
         MissingPackageError: a package is not installed.
     """
-    onnx = onnx_package("onnx")
-    graph = _graph_of(onnx.load(path, load_external_data=False))
+    graph = onnx_graph(path)
+
+    def opened(profile: Path, optimised: Path) -> "InferenceSession":
+        return open_session(path.read_bytes(), program, threads, profile=profile, optimised=optimised)
 
     def profile(batch: Batch) -> tuple[NodeTime, ...]:
-        optimised = path.with_name("optimised.onnx")
-        session = open_session(
-            path.read_bytes(), program, threads, profile=path.with_name("profile"), optimised=optimised
-        )
-        feeds = session_feeds(session, program, batch)
-        for _ in range(PROFILE_WARM_UP + PROFILE_RUNS):
-            session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text())
-        made = {
-            node.name: tuple(node.output)
-            for node in onnx.load(optimised, load_external_data=False).graph.node
-        }
-        return _node_times(events, graph, made)
+        nodes = profile_session(opened, lambda session: session_feeds(session, program, batch), path.parent)
+        return nodes_in_graph(nodes, graph)
 
     return profile
 
 
-def _node_times(
-    events: list[dict[str, object]], graph: Graph, made: Mapping[str, tuple[str, ...]]
-) -> tuple[NodeTime, ...]:
-    """Times by node.
+def onnx_graph(path: Path) -> dict[str, GraphNode]:
+    """The nodes of an ONNX file by the values that they make.
 
     Args:
-        events: of onnxruntime's profile.
-        graph: as it was exported.
-        made: values of each node of the graph as onnxruntime made it.
+        path: of the file.
+
+    Raises:
+        MissingPackageError: the package is not installed.
     """
-    micro: dict[tuple[str, str, str], list[float]] = {}
-    for event in events:
-        name, args = str(event.get("name", "")), event.get("args")
-        if name.endswith(_EVENT) and isinstance(args, dict) and "op_name" in args:
-            key = (name.removesuffix(_EVENT), str(args["op_name"]), str(args.get("node_index")))
-            micro.setdefault(key, []).append(float(str(event["dur"])))
+    return _graph_of(onnx_package("onnx").load(path, load_external_data=False))
+
+
+def onnx_inputs(path: Path, program: Program, batch: Batch) -> dict[str, NDArray[np.generic]]:
+    """A batch as onnxruntime takes it.
+
+    Args:
+        path: of the file.
+        program: that was written.
+        batch: of real inputs.
+
+    Returns:
+        Arrays by the names of the inputs that the file has.
+
+    Raises:
+        ExportError: an input of a type that numpy does not have.
+        MissingPackageError: the package is not installed.
+    """
+    feeds = feeds_of(program, onnx_package("onnx").load(path, load_external_data=False), batch)
+    return {name: np.asarray(value) for name, value in feeds.items()}
+
+
+def nodes_in_graph(nodes: Iterable[RunNode], graph: Graph) -> tuple[NodeTime, ...]:
+    """What nodes took, with the modules that they belong to.
+
+    Args:
+        nodes: as onnxruntime ran them.
+        graph: as it was exported.
+
+    Returns:
+        The same nodes.
+    """
     times = []
-    for (name, kind, _), found in micro.items():
-        value = _value_of(name, graph, made)
-        if value is not None and any(word in kind for word in ("Conv", "Gemm", "MatMul")):
+    for node in nodes:
+        value = _value_of(node, graph)
+        if value is not None and any(word in node.kind for word in ("Conv", "Gemm", "MatMul")):
             # Fused: it has the name of the last operation, and what takes the time is the product.
             value = nearest_product(graph, value) or value
         times.append(
             NodeTime(
-                name=name,
-                kind=kind,
+                name=node.name,
+                kind=node.kind,
                 module="" if value is None else graph[value].module,
                 sources=() if value is None else sources_of(graph, value),
-                nanoseconds=1000 * profile_time(found[PROFILE_WARM_UP:]),
+                nanoseconds=node.nanoseconds,
             )
         )
     return tuple(times)
 
 
-def _value_of(name: str, graph: Graph, made: Mapping[str, tuple[str, ...]]) -> str | None:
+def _value_of(node: RunNode, graph: Graph) -> str | None:
     """The value of the exported graph that a node of the runtime makes; None where it has none."""
-    plain = name.removesuffix(_LAYOUT)
-    for value in (plain, plain.removeprefix("node_"), *made.get(name, ())):
+    plain = node.name.removesuffix(_LAYOUT)
+    for value in (plain, plain.removeprefix("node_"), *node.values):
         if value in graph:
             return value
     return None

@@ -10,14 +10,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from slimrank.deploy._node_times import (
-    Graph,
-    GraphNode,
-    NodeTime,
-    Profiler,
-    profile_time,
-    sources_of,
-)
+from slimrank.deploy._measure_script import profile_time
+from slimrank.deploy._node_times import Graph, GraphNode, NodeTime, Profiler, sources_of
 from slimrank.deploy._openvino import compile_model, give_inputs, openvino_core, read_model
 from slimrank.deploy._program import Program, node_layer
 from slimrank.forward import Batch

@@ -2,7 +2,9 @@
 """Measured times of a network and its parts, in a runtime."""
 
 from slimrank.latency._backends import BACKENDS, Backend, open_timed
+from slimrank.latency._elsewhere import collect_variants, prepare_variants
 from slimrank.latency._latencies import Latencies
+from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import PRECISIONS, check_conditions, measure_variants, quantize_of
 from slimrank.latency._predict import predicted_time
 from slimrank.latency._variants import build_variant, draw_variants
@@ -14,9 +16,12 @@ __all__ = [
     "Latencies",
     "build_variant",
     "check_conditions",
+    "collect_variants",
     "draw_variants",
     "measure_variants",
     "open_timed",
+    "package_versions",
     "predicted_time",
+    "prepare_variants",
     "quantize_of",
 ]

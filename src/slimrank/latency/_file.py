@@ -32,7 +32,8 @@ from slimrank.records import DenseTime, Form, LayerTimes, NetworkTimes, Note, Pa
 LATENCY_FORMAT = 1
 _KEYS = ("format", "conditions", "step", "original", "variants", "result")
 _CONDITIONS = tuple(Conditions.__dataclass_fields__)
-_VARIANT = ("settings", "kept", "dropped", "parts", "before_ms", "before_spread", "ratio", "spread")
+_CHOICE = ("settings", "kept", "dropped")
+_VARIANT = (*_CHOICE, "parts", "before_ms", "before_spread", "ratio", "spread")
 _PARTS = ("factors", "others")
 _OTHER = ("block", "groups", "nanoseconds")
 _RESULT = ("before_ms", "spread", "error", "times", "notes")
@@ -65,15 +66,9 @@ def write_latencies(path: str | os.PathLike[str], record: LatencyRecord, result:
         FileError: the file cannot be written.
         LatencyError: a number is not finite.
     """
-    conditions = record.conditions
     content: dict[str, Json] = {
         "format": LATENCY_FORMAT,
-        "conditions": {
-            **{key: getattr(conditions, key) for key in _CONDITIONS},
-            "versions": dict(conditions.versions),
-            "fingerprint": dict(conditions.fingerprint),
-            "methods": list(conditions.methods),
-        },
+        "conditions": conditions_to_json(record.conditions),
         "step": record.step,
         "original": _parts_to_json(record.original),
         "variants": [_variant_to_json(variant) for variant in record.variants],
@@ -112,7 +107,7 @@ def read_latencies(path: str | os.PathLike[str]) -> tuple[LatencyRecord, ResultF
         )
         as_object(content, where, required=_KEYS)
         record = LatencyRecord(
-            conditions=_conditions_from(content["conditions"], f"{where}: conditions"),
+            conditions=conditions_from(content["conditions"], f"{where}: conditions"),
             step=as_integer(content["step"], f"{where}: step"),
             original=_parts_from(content["original"], f"{where}: original"),
             variants=tuple(
@@ -139,11 +134,7 @@ def _parts_to_json(parts: Parts) -> Json:
 
 def _variant_to_json(variant: VariantTime) -> Json:
     return {
-        "settings": {
-            name: [setting.method, setting.form, setting.rank] for name, setting in variant.settings.items()
-        },
-        "kept": dict(variant.kept),
-        "dropped": list(variant.dropped),
+        **choice_to_json(variant.settings, variant.kept, variant.dropped),
         "parts": _parts_to_json(variant.parts),
         **{key: getattr(variant, key) for key in ("before_ms", "before_spread", "ratio", "spread")},
     }
@@ -172,7 +163,8 @@ def _result_to_json(result: ResultFields) -> Json:
     }
 
 
-def _conditions_from(value: Json, where: str) -> Conditions:
+def conditions_from(value: Json, where: str) -> Conditions:
+    """Conditions of measurements, from a file; else PlanError."""
     found = as_object(value, where, required=_CONDITIONS)
     return Conditions(
         backend=as_text(found["backend"], where),
@@ -209,20 +201,58 @@ def _parts_from(value: Json, where: str) -> Parts:
 
 def _variant_from(value: Json, where: str) -> VariantTime:
     found = as_object(value, where, required=_VARIANT)
-    kept = as_object(found["kept"], where)
     return VariantTime(
-        settings={
-            name: _setting_from(entry, f"{where}[{name!r}]")
-            for name, entry in as_object(found["settings"], where).items()
-        },
-        kept={name: as_integer(count, where) for name, count in kept.items()},
-        dropped=tuple(as_text(name, where) for name in as_list(found["dropped"], where)),
+        **choice_from({key: found[key] for key in _CHOICE}, where),
         parts=_parts_from(found["parts"], where),
         before_ms=as_number(found["before_ms"], where),
         before_spread=as_number(found["before_spread"], where),
         ratio=as_number(found["ratio"], where),
         spread=as_number(found["spread"], where),
     )
+
+
+class ChoiceFields(TypedDict):
+    """What a variant does to the network, as ``VariantTime`` has it."""
+
+    settings: Mapping[str, Setting]
+    kept: Mapping[str, int]
+    dropped: tuple[str, ...]
+
+
+def choice_to_json(
+    settings: Mapping[str, Setting], kept: Mapping[str, int], dropped: Sequence[str]
+) -> dict[str, Json]:
+    """What a variant does to the network, for a file."""
+    return {
+        "settings": {
+            name: [setting.method, setting.form, setting.rank] for name, setting in settings.items()
+        },
+        "kept": dict(kept),
+        "dropped": list(dropped),
+    }
+
+
+def choice_from(value: Json, where: str) -> ChoiceFields:
+    """What a variant does to the network, from a file; else PlanError."""
+    found = as_object(value, where, required=_CHOICE)
+    return ChoiceFields(
+        settings={
+            name: _setting_from(entry, f"{where}[{name!r}]")
+            for name, entry in as_object(found["settings"], where).items()
+        },
+        kept={name: as_integer(count, where) for name, count in as_object(found["kept"], where).items()},
+        dropped=tuple(as_text(name, where) for name in as_list(found["dropped"], where)),
+    )
+
+
+def conditions_to_json(conditions: Conditions) -> dict[str, Json]:
+    """Conditions of measurements, for a file."""
+    return {
+        **{key: getattr(conditions, key) for key in _CONDITIONS},
+        "versions": dict(conditions.versions),
+        "fingerprint": dict(conditions.fingerprint),
+        "methods": list(conditions.methods),
+    }
 
 
 def _setting_from(value: Json, where: str) -> Setting:

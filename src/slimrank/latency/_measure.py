@@ -15,14 +15,21 @@ from torch import nn
 from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._progress import Phases
-from slimrank.deploy import FORMATS, Precision, TimedFile, compare_in_turns, quantizer_for
+from slimrank.deploy import (
+    FORMATS,
+    Precision,
+    TimedFile,
+    compare_in_turns,
+    machine_name,
+    quantizer_for,
+)
 from slimrank.forward import Batch
 from slimrank.latency._backends import BACKENDS, open_timed
 from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._latencies import Latencies
-from slimrank.latency._machine import machine_name, package_versions
+from slimrank.latency._machine import package_versions
 from slimrank.latency._parts import parts_of
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
@@ -39,9 +46,9 @@ _FITTED, _MIXED = 8, 2
 # By how much they are more where only whole times tell of the runtime.
 _MORE = 2
 # Seconds that a variant and the original are run in turns.
-_SECONDS = 2.0
+SECONDS = 2.0
 # Of the draw of variants and their weights.
-_SEED = 0
+SEED = 0
 # Interquartile range over median of a ratio from which times are noise, and a table says so.
 _NOISY = 0.1
 # Milliseconds of a run below which the microseconds of a profile are coarse.
@@ -138,7 +145,7 @@ def measure_variants(
     more = _MORE if row.parts_of else 1
     n_variants = more * (_FITTED + _MIXED) + (quantize is not None)
     if record is not None and len(record.variants) == n_variants:
-        return _finished(record, structure, methods, path)
+        return finished_table(record, structure, methods, path)
     with tempfile.TemporaryDirectory(prefix="slimrank-latency-") as draft, torch.no_grad():
         folder = Path(draft)
 
@@ -170,10 +177,10 @@ def measure_variants(
                     original=parts_of(whole.nodes(), untouched(structure)),
                 )
             advance(1 + len(record.variants), "original")
-            variants = _drawn(structure, methods, record.step, more, precision)
+            variants = drawn_variants(structure, methods, record.step, more=more, precision=precision)
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
-                network = build_variant(model, variant, has_bias=has_bias, seed=_SEED + number)
+                network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number)
                 file = written(network, f"variant{number}", quantize)
                 record = replace(
                     record, variants=(*record.variants, _timed(original, file, variant, threads))
@@ -181,7 +188,7 @@ def measure_variants(
                 if path is not None:
                     write_latencies(path, record, None)
                 advance(1, f"variant {number + 1}")
-    return _finished(record, structure, methods, path)
+    return finished_table(record, structure, methods, path)
 
 
 def untouched(structure: Structure) -> Step:
@@ -189,21 +196,33 @@ def untouched(structure: Structure) -> Step:
     return Step(structure=structure, layers={})
 
 
-def _drawn(
-    structure: Structure, methods: Sequence[Method], step: int, more: int, precision: str
+def drawn_variants(
+    structure: Structure, methods: Sequence[Method], step: int, *, more: int = 1, precision: str = "float32"
 ) -> tuple[Step, ...]:
-    """The variants; first the network as it stands where it is not what all are run beside."""
+    """The variants that a table is measured with.
+
+    Args:
+        structure: of the network.
+        methods: that plans may use.
+        step: that ranks and widths are multiples of.
+        more: how many times as many.
+        precision: of the variants.
+
+    Returns:
+        In the order in which they are measured; first the network as it stands where it is not what all are
+        run beside.
+    """
     return (
         *(() if precision == "float32" else (untouched(structure),)),
-        *draw_variants(structure, methods, count=more * _FITTED, step=step, seed=_SEED),
-        *draw_variants(structure, methods, count=more * _MIXED, step=step, seed=_SEED + 1, mixed=True),
+        *draw_variants(structure, methods, count=more * _FITTED, step=step, seed=SEED),
+        *draw_variants(structure, methods, count=more * _MIXED, step=step, seed=SEED + 1, mixed=True),
     )
 
 
 def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int) -> VariantTime:
     """What a variant takes, in its parts and beside the original."""
     parts = parts_of(file.nodes(), variant)
-    compared = compare_in_turns(original.run, file.run, threads=threads, seconds=_SECONDS)
+    compared = compare_in_turns(original.run, file.run, threads=threads, seconds=SECONDS)
     return VariantTime(
         settings=variant.settings,
         kept={name: len(units) for name, units in variant.groups.items()},
@@ -243,13 +262,26 @@ def _found(path: Path, conditions: Conditions) -> LatencyRecord | None:
     return record
 
 
-def _finished(
+def finished_table(
     record: LatencyRecord,
     structure: Structure,
     methods: Sequence[Method],
     path: str | os.PathLike[str] | None,
 ) -> Latencies:
-    """The table that was measured, with its formulas; written."""
+    """The table that was measured, with its formulas; written.
+
+    Args:
+        record: all that was measured.
+        structure: of the network.
+        methods: that plans may use.
+        path: of the table's file; None for none.
+
+    Returns:
+        The table.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
     before_ms = median(variant.before_ms for variant in record.variants)
     measured = [
         Measured(

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step of a runtime on this machine: of how many channels its kernels compute at a time."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from slimrank.deploy import Precision
-from slimrank.forward import as_batch
-from slimrank.latency._backends import open_timed
+from slimrank.deploy import NodeTime, Precision
+from slimrank.forward import Batch, as_batch
 from slimrank.plan import Structure
 
 # Widths that are tried, and what is tried on: a map, or rows, large enough that kernels are not waited for.
@@ -51,16 +51,42 @@ def find_step(
     Returns:
         16, 8, or 4 where neither shows.
     """
+    model, batch = step_network(structure)
+    file = open_timed(
+        backend, model, [batch], folder, batch=batch.n_samples, threads=threads, quantize=quantize
+    )
+    return step_of_nodes(file.nodes())
+
+
+def step_network(structure: Structure) -> tuple[nn.Module, Batch]:
+    """Layers of several widths, and a batch for them.
+
+    Args:
+        structure: of the network: convolutions are tried where it has any, else linear layers.
+
+    Returns:
+        Both; the same at every call.
+    """
     convolutions = any(spec.kind.startswith("conv") for spec in structure.layers.values())
     model = _Widths(convolutions=convolutions).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     shape = (2, _INPUTS, _SIDE, _SIDE) if convolutions else (2, _ROWS, _INPUTS)
-    batch = as_batch(torch.randn(shape, generator=generator))
-    file = open_timed(backend, model, [batch], folder, batch=2, threads=threads, quantize=quantize)
+    return model, as_batch(torch.randn(shape, generator=generator))
+
+
+def step_of_nodes(nodes: Iterable[NodeTime]) -> int:
+    """The step that the layers of ``step_network`` show.
+
+    Args:
+        nodes: of its file.
+
+    Returns:
+        16, 8, or 4 where neither shows.
+    """
     times = dict.fromkeys(_WIDTHS, 0.0)
-    for node in file.nodes():
+    for node in nodes:
         index = node.module.removeprefix("layers.")
         if index.isdecimal():
             times[_WIDTHS[int(index)]] += node.nanoseconds

@@ -18,6 +18,10 @@ from slimrank.surgery import drop_blocks, quiet_copy, replace_module, slim
 _LEAST_WIDTH = 0.25
 # Share of the groups that stay whole in each variant: plans leave many as they are.
 _WHOLE_GROUPS = 0.3
+# Steps that hardware has, from the largest on.
+_STEPS = (16, 8, 4)
+# Ranks or widths that tell what the time of a layer grows with.
+_SEVERAL = 2
 # Share of the blocks that are dropped where a variant drops any.
 _DROPPED = 0.15
 
@@ -129,6 +133,38 @@ def useful_ranks(spec: LayerSpec, form: Form, step: int) -> range:
     if per_rank:
         top = min(top, (whole - 1) // per_rank)
     return range(step, top + 1, step)
+
+
+def shared_step(structure: Structure, methods: Sequence[Method]) -> int:
+    """A step to draw variants with before that of the hardware is known.
+
+    Multiples of 16 are edges of the stairs of all hardware. Where most layers and groups are too narrow to
+    take several of them, variants would show too little, and the next smaller step is taken.
+
+    Args:
+        structure: of the model.
+        methods: that plans may use.
+
+    Returns:
+        16, 8 or 4.
+    """
+    groups = slimmable_groups(structure.channels).values() if PRUNING in methods else ()
+
+    def choices(step: int) -> int:
+        """How many layers and groups have several."""
+        pairs = [
+            any(
+                len(useful_ranks(spec, form, step)) >= _SEVERAL
+                for method in FORMS
+                if method in methods and method in spec.methods
+                for form in forms_of(spec, method)
+            )
+            for spec in structure.layers.values()
+        ]
+        return sum(pairs) + sum(len(_unit_steps(group, step)) >= _SEVERAL for group in groups)
+
+    *coarser, finest = _STEPS
+    return next((step for step in coarser if 2 * choices(step) >= choices(finest) > 0), finest)
 
 
 def _setting_at(spec: LayerSpec, form: tuple[Method, Form], share: float, step: int) -> Setting | None:

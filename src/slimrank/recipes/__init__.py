@@ -3,6 +3,7 @@
 
 from slimrank.recipes._compress import compress
 from slimrank.recipes._export import export
+from slimrank.recipes._measure_elsewhere import collect_latency, prepare_latency
 from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._measure_scores import measure_scores
 from slimrank.recipes._meet_latency import meet_latency
@@ -12,12 +13,14 @@ from slimrank.recipes._split import search_split
 
 __all__ = [
     "apply",
+    "collect_latency",
     "compress",
     "export",
     "load",
     "measure_latency",
     "measure_scores",
     "meet_latency",
+    "prepare_latency",
     "search_split",
     "smallest",
 ]

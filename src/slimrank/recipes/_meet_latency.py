@@ -15,9 +15,17 @@ from slimrank._errors import BudgetError, LatencyError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
-from slimrank.deploy import Comparison, OpenFile, Precision, Reading, compare_in_turns, write_open
+from slimrank.deploy import (
+    Comparison,
+    OpenFile,
+    Precision,
+    Reading,
+    compare_in_turns,
+    machine_name,
+    write_open,
+)
 from slimrank.forward import Batch, outside_inference_mode
-from slimrank.latency import BACKENDS, PRECISIONS, quantize_of
+from slimrank.latency import BACKENDS, PRECISIONS, Latencies, package_versions, quantize_of
 from slimrank.plan import (
     LatencyTable,
     MultipleOf,
@@ -39,8 +47,9 @@ _FAR_BELOW = 0.9
 # What is saved is corrected by a factor between these: beyond, a measurement is more likely wrong than a
 # table.
 _LEAST_SAVED, _MOST_SAVED = 0.25, 2.0
-# Seconds that the original and a result take turns: building takes longer on all but tiny networks.
-_SECONDS = 3.0
+# Seconds that the original and a result take turns: building takes longer on all but tiny networks. Where
+# these do not tell whether a budget is met, they take turns once more, for longer.
+_SECONDS, _LONGER = 3.0, 9.0
 # From this spread of the ratio on, or where the original takes so much longer or shorter than in the table, a
 # note says so.
 _NOISY, _OTHER_MACHINE = 0.2, 1.3
@@ -95,13 +104,15 @@ def meet_latency(
 
     Raises:
         BudgetError: a budget that no plan meets; the message names the floor.
-        LatencyError: a table of another network, or of a batch that the file does not take.
+        LatencyError: a table of another network or another machine, or of a batch that the file does not
+            take.
         OptionError: no table, a runtime that cannot be run here, or rounds below 1.
         StudyError: the study was loaded without a model.
         SlimrankError: as in ``Study.plan``, ``Study.apply`` and ``slimrank.export``.
     """
     session_of(study)
     table = check_table(latencies, study.structure)
+    check_same_machine(table)
     asked = latency_ratio(latency, table.times)
 
     def build(table: LatencyTable) -> Result:
@@ -145,7 +156,7 @@ def within_latency(study: Study, build: Build, table: LatencyTable, asked: float
     phases = Phases(shown=session_of(study).progress)
     tried: list[_Tried] = []
     notes: list[Note] = []
-    with timed_beside(study, table) as measure:
+    with timed_beside(study, table, asked) as measure:
         current = table
         for number in range(1, rounds + 1):
             try:
@@ -187,7 +198,7 @@ def measured_beside(study: Study, table: LatencyTable, result: Result, asked: fl
         SlimrankError: as ``meet_latency``.
     """
     planned = planned_latency(table, result.plan.steps[-1], asked)
-    with timed_beside(study, table) as measure:
+    with timed_beside(study, table, asked) as measure:
         tried = _Tried(result=result, planned=planned, timed=measure(result.model))
     return _best([tried], asked, table, [_round_note(1, tried)])
 
@@ -282,12 +293,13 @@ def corrected(times: NetworkTimes, predicted: float, measured: float) -> Network
 
 
 @contextmanager
-def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Module], _Timed]]:
+def timed_beside(study: Study, table: LatencyTable, asked: float) -> Iterator[Callable[[nn.Module], _Timed]]:
     """Opens the original in the runtime of a table; what comes out times a model beside it.
 
     Args:
         study: with its model.
         table: of the network.
+        asked: keep ratio: where noise hides whether it is met, a model is timed once more, for longer.
 
     Raises:
         OptionError: a runtime or a precision that models cannot be measured in.
@@ -341,9 +353,64 @@ def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Mod
         def measure(model: nn.Module) -> _Timed:
             file = opened(model, next(names), quantize)
             compared = compare_in_turns(original.run, file.run, threads=table.threads, seconds=_SECONDS)
+            if _is_hidden(compared.ratio, compared.spread, asked):
+                again = compare_in_turns(original.run, file.run, threads=table.threads, seconds=_LONGER)
+                compared = min(compared, again, key=lambda found: found.spread)
             return _Timed(compared=compared, notes=file.notes)
 
         yield measure
+
+
+def check_same_machine(table: LatencyTable) -> None:
+    """Refuses a table of another machine, which would be corrected by measurements of this one.
+
+    Args:
+        table: to plan by and to correct. A table that does not say its machine is taken as it is.
+
+    Raises:
+        LatencyError: it says another machine.
+    """
+    if isinstance(table, Latencies) and table.machine != machine_name():
+        raise LatencyError(
+            f"{_other_machine(table)}: what is measured here tells nothing of times there; plan with "
+            "study.plan(latency=, latencies=), build with study.apply, and measure its export there, or "
+            "measure a table here with slimrank.measure_latency(study)"
+        )
+
+
+def not_measured_note(table: LatencyTable) -> Note | None:
+    """Says that a result was not measured, where its table is of another machine; None where it is not."""
+    if not isinstance(table, Latencies) or table.machine == machine_name():
+        return None
+    text = (
+        f"{_other_machine(table)}: the result was not measured, its latency is a prediction; export it, and "
+        "measure it there"
+    )
+    return Note(where="latency", text=text, is_warning=True)
+
+
+def _other_machine(table: Latencies) -> str:
+    return (
+        f"latencies: the table was measured on another machine ({table.machine}) than this ({machine_name()})"
+    )
+
+
+def _other_versions(table: LatencyTable) -> list[str]:
+    """In words, which packages are here in other versions than where the table was measured."""
+    if not isinstance(table, Latencies):
+        return []
+    here = package_versions(tuple(table.versions))
+    return [
+        f"{name} {number} there, {here[name]} here"
+        for name, number in sorted(table.versions.items())
+        if here[name] != number
+    ]
+
+
+def _is_hidden(ratio: float, spread: float, asked: float) -> bool:
+    """Whether noise hides if a budget is met: the limit lies between the quartiles of what was measured."""
+    limit = _STILL_MET * asked
+    return ratio * (1 - spread / 2) <= limit < ratio * (1 + spread / 2)
 
 
 def _round_note(number: int, tried: _Tried) -> Note:
@@ -391,11 +458,30 @@ def _best(tried: Sequence[_Tried], asked: float, table: LatencyTable, notes: Seq
 
 def _warnings(latency: ReachedLatency, table: LatencyTable) -> list[Note]:
     found = []
-    if latency.measured > _STILL_MET * latency.asked:
+    if _is_hidden(latency.measured, latency.spread, latency.asked):
+        low, high = (latency.measured * (1 + side * latency.spread / 2) for side in (-1, 1))
+        text = (
+            f"too noisy to tell whether the budget is met: measured {latency.measured:.4f}, but half of the "
+            f"turns spread from {low:.4f} to {high:.4f}, and {latency.asked:.4f} is met up to "
+            f"{_STILL_MET * latency.asked:.4f}; measure again on a quiet machine, or with a larger batch="
+        )
+        found.append(Note(where="latency", text=text, is_warning=True))
+    elif latency.measured > _STILL_MET * latency.asked:
         text = (
             f"above the budget: measured {latency.measured:.4f}, asked {latency.asked:.4f}; measure the "
             "table anew on a quiet machine, or ask for less and measure again"
         )
+        found.append(Note(where="latency", text=text, is_warning=True))
+    elif latency.measured > _MET * latency.asked:
+        text = (
+            f"met only just: measured {latency.measured:.4f}, {latency.measured / latency.asked - 1:.1%} "
+            f"above the {latency.asked:.4f} that was asked for, and {_STILL_MET - 1:.0%} still counts as "
+            "met; where that is too much, ask for less, or allow more rounds"
+        )
+        found.append(Note(where="latency", text=text, is_warning=True))
+    other = _other_versions(table)
+    if other:
+        text = f"the table was measured with other packages ({'; '.join(other)}); measure it anew"
         found.append(Note(where="latency", text=text, is_warning=True))
     if latency.spread > _NOISY:
         text = f"the measured ratio spreads by {latency.spread:.0%}: the machine does other work"

@@ -10,7 +10,7 @@ from slimrank._result import Result
 from slimrank._study import Study, session_of
 from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
 from slimrank.recipes._gauge import gauge_of
-from slimrank.recipes._meet_latency import measured_beside
+from slimrank.recipes._meet_latency import measured_beside, not_measured_note
 from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
 from slimrank.scores import ScoreFn
 from slimrank.select import Select, reachable_floor
@@ -50,7 +50,8 @@ def smallest(
         score_fn: ``score_fn(model) -> float``, higher is better; None for the held-out divergence.
         lower_is_better: the score is a loss, an error rate or the like.
         metric: "macs", "params" or "bytes", to be made small; or "latency", for the fastest model by the
-            times of ``latencies``, which is measured at the end (``Result.latency``).
+            times of ``latencies``, which is measured at the end (``Result.latency``); not with a table of
+            another machine, as a warning in the notes says.
         latencies: a table of times of this network (``slimrank.measure_latency``), for "latency".
         tolerance: the search ends when a keep ratio that holds is this close above one that does not.
         select: as in ``Study.plan``.
@@ -142,6 +143,9 @@ def smallest(
     best = best.with_notes(tried, best.seconds)
     if table is None:
         return best
+    warning = not_measured_note(table)
+    if warning is not None:
+        return best.with_notes([warning], best.seconds)
     asked = 1.0 if best.plan.latency is None else best.plan.latency.asked
     return measured_beside(study, table, best, asked)
 

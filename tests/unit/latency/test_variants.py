@@ -46,6 +46,21 @@ def test_ranks_are_on_the_grid_and_cost_less_than_the_layer(study: sr.Study) -> 
             assert pair.macs < layer_cost(spec).macs
 
 
+def test_the_shared_step_is_the_largest_that_leaves_most_layers_several_sizes(study: sr.Study) -> None:
+    def step_at(width: int) -> int:
+        model = nn.Sequential(
+            nn.Conv2d(4, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3)
+        )
+        made = sr.study(
+            model.eval(), [torch.randn(2, 4, 8, 8)], data_free=True, effort="fast", progress=False
+        )
+        return seams.shared_step(made.structure, made.methods)
+
+    # 16 and 32 of 48; 8 and 16 of 24; of 12 channels only steps of 4 leave two sizes.
+    assert [step_at(width) for width in (48, 24, 12)] == [16, 8, 4]
+    assert seams.shared_step(study.structure, ()) == 4
+
+
 def test_useful_ranks_end_where_a_pair_costs_its_layer(study: sr.Study) -> None:
     spec = study.structure.layers["3"]
     # 9 * 32 * 32 for each position of the layer, 2 * 3 * 32 for each rank of the pair.

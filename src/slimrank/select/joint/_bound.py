@@ -22,7 +22,7 @@ Source: Kolmogorov 2006, "Convergent tree-reweighted message passing", doi:10.11
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,6 +91,32 @@ def bounds_of(priced: Priced) -> Bounds:
         ),
         by_block=tuple(by_block),
     )
+
+
+def least_beside_blocks(priced: Priced, wide: Sequence[float]) -> float:
+    """What the priced cost of no choice can undercut, where all damages are 0 and all costs at least 0.
+
+    Whatever is inside a block counts nothing, as if each block went.
+
+    Args:
+        priced: everything at some prices.
+        wide: of each layer that goes with more groups than a table holds, what it costs at least.
+
+    Returns:
+        The bound, room included.
+    """
+    joint, price = priced.joint, priced.price
+    terms = _Terms(replace(joint, blocks=(), homes=()), price)
+    for (groups, blocks), table in priced.tables.items():
+        if not blocks:
+            terms.add(groups, (), table)
+    for item in priced.wide:
+        if item.piece is not None and not item.blocks:
+            _add_piece(terms, joint, price, item.piece)
+    layers = [joint.layers[index] for index in joint.grids.wide.tolist()]
+    terms.fixed += sum(least for layer, least in zip(layers, wide, strict=True) if not layer.blocks)
+    terms.fixed -= sum(float(price @ block.rest) for block in joint.blocks if not block.outer)
+    return terms.fixed + _Messages(terms.alone, terms.together).least() - _ROUNDING * terms.size
 
 
 def _terms_of(priced: Priced) -> "_Terms":

@@ -1,30 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """How low a budget can go where channels and blocks may go too."""
 
-from collections.abc import Collection, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
-from slimrank.records import Budgeted
+from slimrank.records import LATENCY, Budgeted
 from slimrank.select._option_costs import Costing
-from slimrank.select.joint._prices import Hulls, Priced
+from slimrank.select.joint._fastest import fastest_choice, small_choices
 from slimrank.select.joint._ranks import RankTables
-from slimrank.select.joint._table import Joint, State, normalised
+from slimrank.select.joint._table import Joint, State
 from slimrank.select.layers._floor import how_to_reach, outside_layers, reachable, what_remains
 from slimrank.select.layers._table import Floats
 
-# Price of the whole time over the largest damage of a group: at so high a price damages are rounding.
-_TIME_ALONE = 1e9
-# Widths tried one by one for the fastest: a few milliseconds each. Prices alone do not see that a slimmed
-# layer may lack the rank that they ask for, which matters where few ranks are offered.
-_MAX_MOVES = 200
+# Where the fastest choice takes more by this share than a bound allows, the message names the bound, too.
+_PROVED = 1e-6
 
 
 def lowest_costs(joint: Joint, limits: Mapping[Budgeted, float]) -> list[float]:
-    """A small cost of the whole model, in each metric alone, whatever the damage.
+    """The least cost of the whole model that was found, in each metric alone, whatever the damage.
 
     Args:
         joint: everything that may be chosen.
@@ -32,19 +28,13 @@ def lowest_costs(joint: Joint, limits: Mapping[Budgeted, float]) -> list[float]:
 
     Returns:
         Of each metric, the least cost of a few choices: everything whole, every group at its smallest, and
-        that without every block or without one; for times also where these settle if only time counts.
+        that without every block or without one; of times the fastest choice.
     """
     tables = RankTables(joint)
-    lowest = (0,) * len(joint.widths)
-    blocks = range(len(joint.blocks))
-    states = [State(widths=joint.whole), State(widths=lowest), normalised(joint, lowest, blocks)]
-    states += [normalised(joint, lowest, {block}) for block in blocks]
+    states = small_choices(joint)
     if joint.latency is not None:
-        states += _fastest(joint, states)
-    found = {state: _least_over(tables, state) for state in dict.fromkeys(states)}
-    if joint.latency is not None:
-        _move_to_fastest(joint, tables, found)
-    least = np.min(list(found.values()), axis=0)
+        states.append(fastest_choice(joint).state)
+    least = np.min([_least_over(tables, state) for state in states], axis=0)
     return [float(limit + over) for limit, over in zip(limits.values(), least, strict=True)]
 
 
@@ -55,31 +45,6 @@ def _least_over(tables: RankTables, state: State) -> Floats:
     layers = options.min(axis=2, initial=np.inf).sum(axis=1) if table.names else 0.0
     over: Floats = layers - table.room
     return over
-
-
-def _move_to_fastest(joint: Joint, tables: RankTables, found: dict[State, Floats]) -> None:
-    """Adds what is met while groups take their fastest widths, one by one, from the fastest choice on."""
-    metric = joint.latency
-    best = min(found, key=lambda state: float(found[state][metric]))
-    for group, width in islice(
-        ((group, width) for group, widths in enumerate(joint.widths) for width in range(len(widths.kept))),
-        _MAX_MOVES,
-    ):
-        widths = (*best.widths[:group], width, *best.widths[group + 1 :])
-        moved = normalised(joint, widths, best.dropped)
-        if moved not in found:
-            found[moved] = _least_over(tables, moved)
-        if found[moved][metric] < found[best][metric]:
-            best = moved
-
-
-def _fastest(joint: Joint, starts: Sequence[State]) -> list[State]:
-    """Where choices settle if only time counts: pairs may be faster in layers that are not the smallest."""
-    price = np.zeros(len(joint.scale))
-    most = max((float(group.damage.max()) for group in joint.widths), default=0.0) or 1.0
-    price[joint.latency] = _TIME_ALONE * most / joint.scale[joint.latency]
-    priced = Priced(joint, Hulls(joint), price)
-    return [priced.settled(start) for start in dict.fromkeys(starts)]
 
 
 def check_joint_reachable(
@@ -110,7 +75,7 @@ def check_joint_reachable(
         BudgetError: a budget that no choice meets.
     """
     lowest = dict(zip(limits, lowest_costs(joint, limits), strict=True))
-    floors = reachable(lowest, of)
+    floors = f"{reachable(lowest, of)}{_unproved(joint, lowest, limits, of)}"
     for index, (metric, cost) in enumerate(lowest.items()):
         if cost > limits[metric]:
             raise BudgetError(
@@ -118,6 +83,18 @@ def check_joint_reachable(
                 f"{_holding_up(joint, source, costing, index, cost, skipped)}. {how_to_reach(metric)}"
             )
     return floors
+
+
+def _unproved(
+    joint: Joint, lowest: Mapping[Budgeted, float], limits: Mapping[Budgeted, float], of: Floats
+) -> str:
+    """What the fastest choice is not proved to be, for people; "" where it is."""
+    if joint.latency is None:
+        return ""
+    bound = limits[LATENCY] + fastest_choice(joint).bound
+    if lowest[LATENCY] <= bound * (1 + _PROVED):
+        return ""
+    return f" (as far as was found: none is below latency={max(bound, 0) / float(of[joint.latency]):.4f})"
 
 
 def _holding_up(

@@ -9,6 +9,7 @@ Lagrangian).
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -170,6 +171,14 @@ class Hulls:
         return found
 
 
+class Picker(Protocol):
+    """Tells what layers do at fixed prices and shapes."""
+
+    def picks(self, layer: Ints, shapes: Shapes, price: Floats) -> Picks:
+        """The option of each layer with the least damage plus price times cost."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Wide:
     """What goes with more groups than a table holds: a piece, or a layer, with its index."""
@@ -190,12 +199,12 @@ class Priced:
         tables: groups (at most two) and blocks -> values, one axis for each group.
     """
 
-    def __init__(self, joint: Joint, hulls: Hulls, price: Floats) -> None:
+    def __init__(self, joint: Joint, hulls: Picker, price: Floats) -> None:
         """Price everything.
 
         Args:
             joint: everything.
-            hulls: of its layers.
+            hulls: of its layers, or what else tells what they do.
             price: (B,) at least 0.
         """
         self.joint = joint

@@ -82,7 +82,7 @@ class RankTables:
                 (grids.each, grids.fixed),
             )
         )
-        self._first_taps, self._second_taps = _taps(joint.layers)
+        self._first_taps, self._second_taps = taps_of(joint.layers)
 
     @property
     def size(self) -> int:
@@ -176,7 +176,7 @@ def _taken(form: Ranks, hull: Hull | None) -> Ints:
     return np.union1d(np.searchsorted(form.ranks, hull.rank), between)
 
 
-def _taps(layers: Sequence[JointLayer]) -> tuple[Ints, Ints]:
+def taps_of(layers: Sequence[JointLayer]) -> tuple[Ints, Ints]:
     """Twice (L, F + 1): taps of the first and of the second factor of each form; 0 where there is no form."""
     widest = max((len(layer.forms) for layer in layers), default=0)
     first, second = (np.zeros((len(layers), widest + 1), dtype=np.int64) for _ in range(2))

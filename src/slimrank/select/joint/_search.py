@@ -26,6 +26,7 @@ from scipy.optimize import linprog
 from slimrank.select.joint._all_at_once import move_all_at_once
 from slimrank.select.joint._bound import bound_of, bounds_of
 from slimrank.select.joint._enumerate import enumerate_choices
+from slimrank.select.joint._fastest import fastest_choice, small_choices
 from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
 from slimrank.select.joint._table import Joint, State, layers_there, normalised, standing_cost
@@ -276,11 +277,12 @@ class _Search:
         return np.maximum(solved.x[:-1], 0.0) / scale, float(solved.x[-1])
 
     def _smallest_choices(self) -> list[State]:
-        """The smallest widths, without blocks: what is left where budgets are hard to keep."""
-        joint = self._joint
-        every = range(len(joint.blocks))
-        lowest = (0,) * len(joint.widths)
-        return [normalised(joint, lowest, every), *(normalised(joint, lowest, {block}) for block in every)]
+        """The smallest widths, without blocks, and the fastest: what is left for budgets hard to keep."""
+        found = small_choices(self._joint)
+        if self._joint.latency is not None:
+            # Pairs may be faster in layers that are not the smallest.
+            found.append(fastest_choice(self._joint).state)
+        return found
 
     def _move_all_groups(self, price: Floats, state: State) -> None:
         """Move all widths at once, around a choice and around what comes of it, until nothing new comes."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.deploy import NodeTime, Precision
 from slimrank.forward import Batch, as_batch
+from slimrank.latency._backends import open_timed
 from slimrank.plan import Structure
 
 # Widths that are tried, and what is tried on: a map, or rows, large enough that kernels are not waited for.

@@ -79,6 +79,7 @@ def fitted(structure: Structure, *, speed: float = 1.0) -> NetworkTimes:
         measured,
         original=parts_on_the_machine(untouched),
         before=whole(untouched),
+        reference=whole(untouched),
         batch=BATCH,
         step=STEP,
     ).times
@@ -118,6 +119,7 @@ def test_a_form_that_is_never_faster_is_left_out(study: sr.Study) -> None:
         measured,
         original=parts_on_the_machine(untouched),
         before=whole(untouched),
+        reference=whole(untouched),
         batch=BATCH,
         step=STEP,
     ).times
@@ -157,6 +159,7 @@ def test_whole_times_alone_are_enough_beside_the_parts_of_another_runtime(study:
         measured,
         original=parts_on_the_machine(untouched),
         before=whole_in_the_other(untouched),
+        reference=whole_in_the_other(untouched),
         batch=BATCH,
         step=STEP,
     )

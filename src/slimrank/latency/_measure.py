@@ -29,7 +29,7 @@ from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import machine_name, package_versions
-from slimrank.latency._parts import parts_of
+from slimrank.latency._parts import Parts, parts_of
 from slimrank.latency._predict import predicted_time
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
@@ -47,6 +47,8 @@ _INT8_BACKENDS = ("onnxruntime", "openvino")
 _FITTED, _MIXED = 8, 2
 # Seconds that a variant and the original are run in turns.
 _SECONDS = 2.0
+# Profiles of a file at most: where nodes add up to more than a whole run, other work stretched them.
+_PROFILES = 4
 # Of the draw of variants and their weights.
 _SEED = 0
 # Interquartile range over median of a ratio from which times are noise, and a table says so.
@@ -173,12 +175,13 @@ def measure_variants(
                 )
             if record is None:
                 whole = original if quantize is None else written(model, "whole", quantize)
+                turns = compare_in_turns(whole.run, whole.run, threads=threads, seconds=_SECONDS / 2)
                 record = LatencyRecord(
                     conditions=conditions,
                     step=find_step(
                         structure, folder / "step", format=format, threads=threads, quantize=quantize
                     ),
-                    original=parts_of(whole.nodes(), untouched(structure)),
+                    original=_parts(whole, untouched(structure), turns.after.milliseconds),
                 )
             advance(1 + len(record.variants), "original")
             variants = _drawn(structure, methods, record.step, precision)
@@ -211,8 +214,8 @@ def _drawn(structure: Structure, methods: Sequence[Method], step: int, precision
 
 def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int) -> VariantTime:
     """What a variant takes, in its parts and beside the original."""
-    parts = parts_of(file.nodes(), variant)
     compared = compare_in_turns(original.run, file.run, threads=threads, seconds=_SECONDS)
+    parts = _parts(file, variant, compared.after.milliseconds)
     return VariantTime(
         settings=variant.settings,
         kept={name: len(units) for name, units in variant.groups.items()},
@@ -223,6 +226,16 @@ def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int) ->
         ratio=compared.ratio,
         spread=compared.spread,
     )
+
+
+def _parts(file: TimedFile, variant: Step, whole_ms: float) -> Parts:
+    """Times of the parts of a file of which a whole run takes so long."""
+    parts = parts_of(file.nodes(), variant)
+    for _ in range(_PROFILES - 1):
+        if parts.total <= 1e6 * whole_ms:
+            break
+        parts = parts.least(parts_of(file.nodes(), variant))
+    return parts
 
 
 def _found(path: Path, conditions: Conditions) -> LatencyRecord | None:

@@ -757,6 +757,12 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_elsewhere, "SECONDS", 0.05)
 
 
+def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, format: str) -> None:
+    """Latency tables of one more runtime."""
+    backends = {**_measure_latency.BACKENDS, name: format}
+    monkeypatch.setattr(_measure_latency, "BACKENDS", backends)
+
+
 def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
     """A list that grows by each variant that is timed; an interrupt comes before one of them."""
     timed: list[int] = []

@@ -215,7 +215,6 @@ def test_profiles_that_were_disturbed_are_told_and_double_the_error(
         ({"backend": "onxruntime"}, sr.UnknownNameError, "'onxruntime'; .*onnxruntime"),
         ({"backend": "tensorrt"}, sr.UnknownNameError, "'tensorrt'; known are .*'torch-compile'"),
         ({"precision": "int9"}, sr.UnknownNameError, "'int9'; .*int8"),
-        ({"precision": "int8"}, sr.OptionError, "int8 files are not measured yet"),
         ({"batch": 0}, sr.OptionError, "batch=0; give a whole number from 1 on"),
         ({"threads": True}, sr.OptionError, "threads=True; give a whole number"),
     ],
@@ -244,9 +243,19 @@ def test_files_that_cannot_be_are_refused_before_all_work(cnn_study: sr.Study, t
         sr.measure_latency("study", progress=False)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_nodes_of_a_file_are_those_of_its_layers(cnn_study: sr.Study, format: str, tmp_path: Path) -> None:
-    pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
+@pytest.mark.parametrize(
+    ("format", "quantize", "package"),
+    [
+        ("onnx", None, "onnxruntime"),
+        ("onnx", "int8", "onnxruntime"),
+        ("openvino", None, "openvino"),
+        ("openvino", "int8", "nncf"),
+    ],
+)
+def test_nodes_of_a_file_are_those_of_its_layers(
+    cnn_study: sr.Study, format: str, quantize: str | None, package: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(package)
     pairs = {
         "conv": Setting(method="spatial_svd", form="v_h", rank=8),
         "fc": Setting(method="weight_svd", form="linear", rank=4),
@@ -254,15 +263,23 @@ def test_nodes_of_a_file_are_those_of_its_layers(cnn_study: sr.Study, format: st
     variant = step_of(cnn_study.structure, pairs)
     network = build_variant(seams.original_of(cnn_study), variant, has_bias=True, seed=0)
     batch = as_batch(torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    file = write_timed(network, [batch], tmp_path / "file", format=format, batch=4, threads=1)
+    file = write_timed(
+        network, [batch], tmp_path / "file", format=format, batch=4, threads=1, quantize=quantize
+    )
     assert file.batch == 4
-    parts = seams.parts_of(file.nodes(), variant)
+    nodes = file.nodes()
+    parts = seams.parts_of(nodes, variant)
     assert set(parts.factors) == {"stem", "conv", "last", "fc"}
     assert {name: len(times) for name, times in parts.factors.items() if name in pairs} == {
         "conv": 2,
         "fc": 2,
     }
     assert all(time > 0 for times in parts.factors.values() for time in times)
+    if quantize is not None:
+        products = [node for node in nodes if any(word in node.kind for word in ("Conv", "Gemm", "Fully"))]
+        # Their kernels are those of int8, a pair's second rounding within them.
+        assert len(products) == 6
+        assert all("QLinear" in node.kind or "QGemm" in node.kind for node in products) or format != "onnx"
 
 
 @needs_onnx
@@ -278,6 +295,79 @@ def test_a_file_of_another_batch_only_is_named(tmp_path: Path) -> None:
     study = sr.study(Fixed().eval(), [torch.randn(8, 24)], data_free=True, progress=False)
     with pytest.raises(sr.SlimrankError, match=r"batch=3: .* takes batches of \d only; give batch=\d"):
         sr.measure_latency(study, batch=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def in_int8(cnn_study: sr.Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[sr.Latencies, Path]:
+    """A table of int8 files, whose measurement was stopped after the network as it stands."""
+    path = tmp_path_factory.mktemp("int8") / "table.json"
+    with pytest.MonkeyPatch.context() as patch:
+        seams.measure_fewer_variants(patch)
+        with pytest.MonkeyPatch.context() as stopped:
+            seams.watch_variants(stopped, stop_at=1)
+            with pytest.raises(KeyboardInterrupt):
+                sr.measure_latency(cnn_study, batch=4, precision="int8", path=path, progress=False)
+        timed = seams.watch_variants(patch)
+        table = sr.measure_latency(cnn_study, batch=4, precision="int8", path=path, progress=False)
+    assert len(timed) == 3
+    return table, path
+
+
+@needs_onnx
+def test_a_table_of_int8_files_tells_ratios_to_the_float_original(
+    in_int8: tuple[sr.Latencies, Path], cnn_study: sr.Study
+) -> None:
+    table, path = in_int8
+    assert table.precision == "int8"
+    assert sr.Latencies.load(path) == table
+    # The network as it stands comes first, and nothing is done to it.
+    whole, *variants = seams.record_of(table).variants
+    assert (whole.settings, whole.kept, whole.dropped) == ({}, {}, ())
+    assert len(variants) == 3
+    assert table.times.reference == pytest.approx(1e6 * table.before_ms)
+    assert table.times.before != pytest.approx(table.times.reference, rel=1e-3)
+    as_it_stands = table.times.before / 1e6
+    assert table.predict(Plan.manual(cnn_study, {})) == pytest.approx(as_it_stands)
+    assert table.predict(Plan(steps=(), before=cnn_study.before, has_bias=True)) == pytest.approx(
+        as_it_stands
+    )
+    assert f"batch 4: {as_it_stands:.3f} ms, {table.before_ms:.3f} ms in float32" in table.summary()
+    assert repr(table).startswith("Latencies(onnxruntime, int8, threads 1, batch 4: ")
+
+
+@needs_onnx
+def test_a_table_of_another_precision_is_named(
+    in_int8: tuple[sr.Latencies, Path], cnn_study: sr.Study
+) -> None:
+    with pytest.raises(sr.LatencyError, match=r"precision \('int8' there, 'float32' here\)"):
+        sr.measure_latency(cnn_study, batch=4, path=in_int8[1], progress=False)
+
+
+def test_int8_that_cannot_be_measured_is_refused(
+    cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec("openvino") is not None:
+        monkeypatch.setitem(sys.modules, "nncf", None)
+        with pytest.raises(sr.MissingPackageError, match=r"nncf.*pip install 'slimrank\[openvino\]'"):
+            sr.measure_latency(cnn_study, backend="openvino", precision="int8", progress=False)
+    seams.add_backend(monkeypatch, "torch", "torch")
+    with pytest.raises(sr.OptionError, match="int8 files of backend='torch' are not measured; give 'onnx"):
+        sr.measure_latency(cnn_study, backend="torch", precision="int8", progress=False)
+
+
+@needs_onnx
+def test_a_table_of_int8_files_from_the_command_line(
+    in_int8: tuple[sr.Latencies, Path], cnn_study: sr.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cnn_study.save(tmp_path / "run")
+    path = tmp_path / "table.json"
+    path.write_bytes(in_int8[1].read_bytes())
+    seams.measure_fewer_variants(monkeypatch)
+    net = Path(__file__).parent / "nets.py"
+    command = ["latency", str(tmp_path / "run"), "--model", f"{net}:cnn", "--out", str(path), "--batch", "4"]
+    done = CliRunner().invoke(seams.cli, [*command, "--quiet", "--precision", "int8"], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert "onnxruntime, int8, 1 thread, batch 4" in done.stdout
 
 
 @needs_onnx

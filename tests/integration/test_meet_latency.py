@@ -202,6 +202,8 @@ def test_bad_input_is_refused_before_anything_is_built(study: sr.Study, table: T
         sr.meet_latency(study, 0.6, latencies=table, rounds=0)
     with pytest.raises(sr.OptionError, match="backend 'abacus' cannot be run here"):
         sr.meet_latency(study, 0.6, latencies=replace(table, backend="abacus"))
+    with pytest.raises(sr.OptionError, match=r"'int4' cannot be run here; .* float32, int8"):
+        sr.meet_latency(study, 0.6, latencies=replace(table, precision="int4"))
     with pytest.raises(sr.OptionError, match="latencies is a NoneType; give a table"):
         sr.meet_latency(study, 0.6, latencies=None)  # type: ignore[arg-type]
     with pytest.raises(sr.BudgetError, match="cannot be met; the smallest reachable is latency="):
@@ -222,6 +224,50 @@ def test_models_are_measured_in_their_runtime(study: sr.Study, table: Table, tmp
     result.save(tmp_path / "saved")
     assert '"latency"' in (tmp_path / "saved" / "manifest.json").read_text(encoding="utf-8")
     assert "latency (torch" in (tmp_path / "saved" / "report.html").read_text(encoding="utf-8")
+
+
+@needs_onnx
+def test_the_int8_file_that_is_exported_is_what_is_measured(
+    study: sr.Study, table: Table, tmp_path: Path
+) -> None:
+    in_int8 = replace(table, backend="onnxruntime", precision="int8", batch=4)
+    result = sr.meet_latency(study, 0.6, latencies=in_int8, rounds=1)
+    latency = result.latency
+    assert latency is not None
+    assert 0 < latency.measured < 10
+    assert "latency (onnxruntime, int8, batch 4, threads 1)" in result.summary()
+    exported = result.export(tmp_path / "model.onnx", quantize="int8", batch=4)
+    assert exported.int8 is not None
+    (told,) = (note.text for note in result.notes if note.where == "int8" and "dB" in note.text)
+    assert told == (
+        f"the int8 file has {exported.int8.noise_db:.1f} dB of signal over noise, and adds "
+        f"{exported.int8.divergence:.3g} of divergence per sample"
+    )
+
+
+def test_a_budget_that_int8_alone_meets_leaves_the_network_as_it_is(
+    study: sr.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    # A quarter of the time of the original in float, at any size.
+    seams.invent_latencies(monkeypatch, lambda before, after: machine(0.2, seen)(before, after) / 4)
+    in_int8 = table_on(study.structure, Machine(), backend="onnxruntime", precision="int8", reference=4.0)
+    assert study.plan(latency=0.3, latencies=in_int8).steps[-1].settings == {}
+    alone = sr.meet_latency(study, 0.3, latencies=in_int8)
+    assert alone.latency is not None
+    assert (alone.latency.measured, alone.latency.rounds) == (0.25, 1)
+    assert alone.plan.latency is not None
+    assert (alone.plan.latency.precision, alone.plan.latency.predicted) == ("int8", pytest.approx(0.25))
+    assert alone.keep_ratio("macs") == 1.0
+    assert alone.divergence == pytest.approx(0.0, abs=1e-6)
+    # Less than int8 alone gives: compressed, too.
+    both = sr.meet_latency(study, 0.15, latencies=in_int8)
+    assert both.latency is not None
+    assert both.latency.measured <= 1.02 * 0.15
+    assert both.keep_ratio("macs") < 0.7
+    smallest = sr.smallest(study, max_drop=0.01, metric="latency", latencies=in_int8, tolerance=0.05)
+    assert smallest.latency is not None
+    assert smallest.latency.measured < 0.25
 
 
 def test_a_result_planned_by_macs_has_no_latency(study: sr.Study) -> None:

@@ -32,7 +32,7 @@ from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, Net
 
 # Entries that the rates of all kernels count for beside those of one kind, and those of a kind beside a
 # layer's own.
-_KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.5
+_KIND_WEIGHT, _LAYER_WEIGHT = 0.5, 0.1
 # Variants that the original counts for: plans leave much as it is, and ratios are shares of its time.
 _ORIGINAL_WEIGHT = 2
 # A pair must be faster than its layer by this share at least: less is within what measurements repeat.

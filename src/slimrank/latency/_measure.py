@@ -30,7 +30,7 @@ from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import package_versions
-from slimrank.latency._parts import parts_of
+from slimrank.latency._parts import Parts, parts_of
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
 from slimrank.latency._tie import differing_topics, tie_of
@@ -47,6 +47,8 @@ _FITTED, _MIXED = 8, 2
 _MORE = 2
 # Seconds that a variant and the original are run in turns.
 SECONDS = 2.0
+# Profiles of a file at most: where nodes add up to more than a whole run, other work stretched them.
+_PROFILES = 4
 # Of the draw of variants and their weights.
 SEED = 0
 # Interquartile range over median of a ratio from which times are noise, and a table says so.
@@ -142,7 +144,8 @@ def measure_variants(
         methods=tuple(methods),
     )
     record = None if path is None else _found(Path(path), conditions)
-    more = _MORE if row.parts_of else 1
+    # Parts of another runtime say nothing of the noise of this one.
+    more, profiles = (_MORE, 1) if row.parts_of else (1, _PROFILES)
     n_variants = more * (_FITTED + _MIXED) + (quantize is not None)
     if record is not None and len(record.variants) == n_variants:
         return finished_table(record, structure, methods, path)
@@ -169,12 +172,13 @@ def measure_variants(
                 )
             if record is None:
                 whole = original if quantize is None else written(model, "whole", quantize)
+                turns = compare_in_turns(whole.run, whole.run, threads=threads, seconds=SECONDS / 2)
                 record = LatencyRecord(
                     conditions=conditions,
                     step=find_step(
                         structure, folder / "step", backend=backend, threads=threads, quantize=quantize
                     ),
-                    original=parts_of(whole.nodes(), untouched(structure)),
+                    original=_parts(whole, untouched(structure), turns.after.milliseconds, profiles),
                 )
             advance(1 + len(record.variants), "original")
             variants = drawn_variants(structure, methods, record.step, more=more, precision=precision)
@@ -182,9 +186,8 @@ def measure_variants(
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number)
                 file = written(network, f"variant{number}", quantize)
-                record = replace(
-                    record, variants=(*record.variants, _timed(original, file, variant, threads))
-                )
+                time = _timed(original, file, variant, threads, profiles)
+                record = replace(record, variants=(*record.variants, time))
                 if path is not None:
                     write_latencies(path, record, None)
                 advance(1, f"variant {number + 1}")
@@ -219,10 +222,10 @@ def drawn_variants(
     )
 
 
-def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int) -> VariantTime:
+def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int, profiles: int) -> VariantTime:
     """What a variant takes, in its parts and beside the original."""
-    parts = parts_of(file.nodes(), variant)
     compared = compare_in_turns(original.run, file.run, threads=threads, seconds=SECONDS)
+    parts = _parts(file, variant, compared.after.milliseconds, profiles)
     return VariantTime(
         settings=variant.settings,
         kept={name: len(units) for name, units in variant.groups.items()},
@@ -233,6 +236,16 @@ def _timed(original: TimedFile, file: TimedFile, variant: Step, threads: int) ->
         ratio=compared.ratio,
         spread=compared.spread,
     )
+
+
+def _parts(file: TimedFile, variant: Step, whole_ms: float, profiles: int) -> Parts:
+    """Times of the parts of a file of which a whole run takes so long, from so many profiles at most."""
+    parts = parts_of(file.nodes(), variant)
+    for _ in range(profiles - 1):
+        if parts.total <= 1e6 * whole_ms:
+            break
+        parts = parts.least(parts_of(file.nodes(), variant))
+    return parts
 
 
 def _found(path: Path, conditions: Conditions) -> LatencyRecord | None:

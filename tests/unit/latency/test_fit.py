@@ -57,8 +57,14 @@ def whole(variant: Step) -> float:
     return FIXED + parts_on_the_machine(variant).total
 
 
-def fitted(structure: Structure, *, speed: float = 1.0) -> NetworkTimes:
-    """The formulas of eight variants; profiles were taken on a machine that was faster or slower by then."""
+def fitted(structure: Structure, *, speed: float = 1.0, float_ratio: float = 1.0) -> NetworkTimes:
+    """The formulas of eight variants; profiles were taken on a machine that was faster or slower by then.
+
+    Args:
+        structure: of the network.
+        speed: by how much the machine was faster at most.
+        float_ratio: time of the original in float32 over that in the precision of the table.
+    """
     methods = ("weight_svd", "spatial_svd", "channel_pruning")
     untouched = Step(structure=structure, layers={})
     speeds = np.random.default_rng(0).uniform(1, speed, 8)
@@ -66,7 +72,7 @@ def fitted(structure: Structure, *, speed: float = 1.0) -> NetworkTimes:
         seams.Measured(
             variant=variant,
             parts=parts_on_the_machine(variant).scaled(factor),
-            ratio=whole(variant) / whole(untouched),
+            ratio=whole(variant) / whole(untouched) / float_ratio,
             spread=0.0,
         )
         for variant, factor in zip(
@@ -79,7 +85,7 @@ def fitted(structure: Structure, *, speed: float = 1.0) -> NetworkTimes:
         measured,
         original=parts_on_the_machine(untouched),
         before=whole(untouched),
-        reference=whole(untouched),
+        reference=float_ratio * whole(untouched),
         batch=BATCH,
         step=STEP,
     ).times
@@ -95,6 +101,21 @@ def test_fresh_variants_are_predicted(study: sr.Study, speed: float, tolerance: 
     assert predicted_time(times, untouched) == pytest.approx(times.before, rel=1e-6)
     assert times.before == pytest.approx(times.reference, rel=tolerance)
     assert times.step == STEP
+
+
+def test_ratios_are_to_the_original_in_float(study: sr.Study) -> None:
+    times = fitted(study.structure, float_ratio=3.0)
+    untouched = Step(structure=study.structure, layers={})
+    assert times.reference == pytest.approx(3 * whole(untouched))
+    assert times.before == pytest.approx(whole(untouched), rel=0.02)
+    for variant in draw_variants(study.structure, study.methods, count=5, step=STEP, seed=9):
+        assert predicted_time(times, variant) == pytest.approx(whole(variant), rel=0.02)
+
+
+def test_pairs_of_narrowed_layers_read_and_write_less(study: sr.Study) -> None:
+    times = fitted(study.structure)
+    pairs = [pair for layer in times.layers.values() for pair in layer.pairs.values()]
+    assert any(pair.any_row > 0 or pair.any_column > 0 for pair in pairs)
 
 
 def test_a_form_that_is_never_faster_is_left_out(study: sr.Study) -> None:

@@ -62,7 +62,9 @@ def rows_of(name: str, backend: str, batch: int, plans: Sequence[int], folder: P
     for number in plans:
         network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
         file = opened(network, folder=folder / str(number))
-        compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
+        compared = compare_in_turns(
+            original.run, file.run, threads=BACKENDS[backend].clock_threads(1), seconds=SECONDS
+        )
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {
             "network": name,

@@ -113,7 +113,7 @@ def measure_variants(
         threads=threads,
         batch=batch,
         precision=precision,
-        machine=machine_name(),
+        machine=row.machine(machine_name()),
         versions=package_versions(row.packages),
         fingerprint=tie_of(structure),
         methods=tuple(methods),
@@ -148,7 +148,9 @@ def measure_variants(
             for number in range(len(record.variants), len(variants)):
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=_SEED + number)
-                time = _timed(original, written(network, f"variant{number}"), variant, threads)
+                time = _timed(
+                    original, written(network, f"variant{number}"), variant, row.clock_threads(threads)
+                )
                 record = replace(record, variants=(*record.variants, time))
                 if path is not None:
                     write_latencies(path, record, None)

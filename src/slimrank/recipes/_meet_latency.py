@@ -308,7 +308,8 @@ def timed_beside(study: Study, table: LatencyTable) -> Iterator[Callable[[nn.Mod
 
         def compare(model: nn.Module) -> Comparison:
             file = opened(model, next(names))
-            return compare_in_turns(original.run, file.run, threads=table.threads, seconds=_SECONDS)
+            threads = row.clock_threads(table.threads)
+            return compare_in_turns(original.run, file.run, threads=threads, seconds=_SECONDS)
 
         yield compare
 

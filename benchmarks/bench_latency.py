@@ -75,7 +75,9 @@ def rows_of(
     for number in plans:
         network = build_variant(model, drawn[number], has_bias=study.has_bias, seed=SEED + number)
         file = opened(network, folder=folder / str(number), quantize=quantize_of(precision))
-        compared = compare_in_turns(original.run, file.run, threads=1, seconds=SECONDS)
+        compared = compare_in_turns(
+            original.run, file.run, threads=BACKENDS[backend].clock_threads(1), seconds=SECONDS
+        )
         predicted = predicted_time(table.times, drawn[number]) / table.times.reference
         yield {
             "network": name,

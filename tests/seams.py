@@ -714,7 +714,8 @@ def invent_latencies(
 
 def invent_backend(monkeypatch: pytest.MonkeyPatch, name: str, row: Backend) -> None:
     """One more runtime."""
-    monkeypatch.setattr(_backends, "BACKENDS", {**BACKENDS, name: row})
+    for module in (_backends, _measure_latency, _meet_latency):
+        monkeypatch.setattr(module, "BACKENDS", {**BACKENDS, name: row})
 
 
 def elsewhere(table: Latencies, machine: str, versions: Mapping[str, str] | None = None) -> Latencies:

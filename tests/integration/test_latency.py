@@ -16,9 +16,9 @@ from torch import nn
 
 import seams
 import slimrank as sr
-from slimrank.deploy import write_timed
+from slimrank.deploy import OpenFile, write_timed
 from slimrank.forward import as_batch
-from slimrank.latency import build_variant
+from slimrank.latency import BACKENDS, Backend, build_variant
 from slimrank.plan import Plan, step_of
 from slimrank.records import Setting
 
@@ -280,6 +280,56 @@ def test_nodes_of_a_file_are_those_of_its_layers(
         # Their kernels are those of int8, a pair's second rounding within them.
         assert len(products) == 6
         assert all("QLinear" in node.kind or "QGemm" in node.kind for node in products) or format != "onnx"
+
+
+def test_a_table_of_pytorch_itself_keeps_budgets_in_pytorch(
+    cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.measure_fewer_variants(monkeypatch)
+    table = sr.measure_latency(cnn_study, backend="torch", batch=4, progress=False)
+    assert (table.backend, table.versions) == ("torch", {"torch": torch.__version__})
+    assert len(seams.record_of(table).variants) == 3
+    assert set(table.times.layers) == {"stem", "conv", "last", "fc"}
+    result = sr.meet_latency(cnn_study, 0.95, latencies=table, rounds=1)
+    assert result.latency is not None
+    assert result.latency.before_ms > 0
+    assert "latency (torch, float32, batch 4, threads 1)" in result.summary()
+
+
+def test_a_table_of_a_runtime_that_tells_whole_times_only(
+    cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = BACKENDS["torch"].open
+
+    def whole(*args: object, **options: object) -> OpenFile:
+        file = opened(*args, **options)  # type: ignore[arg-type]
+        return OpenFile(run=file.run, batch=file.batch)
+
+    seams.invent_backend(monkeypatch, "abacus", Backend(open=whole, parts_of="torch"))
+    seams.measure_fewer_variants(monkeypatch)
+    timed = seams.watch_variants(monkeypatch)
+    path = tmp_path / "table.json"
+    table = sr.measure_latency(cnn_study, backend="abacus", batch=4, path=path, progress=False)
+    # Whole times tell less than times of parts, so there are more.
+    assert len(timed) == 6
+    assert set(table.times.layers) == {"stem", "conv", "last", "fc"}
+    assert any(
+        "abacus tells whole times only: formulas of layers are those of 'torch', scaled to 7" in note.text
+        for note in table.notes
+    )
+    again = sr.measure_latency(cnn_study, backend="abacus", batch=4, path=path, progress=False)
+    assert len(timed) == 6
+    assert (again.error, again.times.before) == pytest.approx((table.error, table.times.before))
+    result = sr.meet_latency(cnn_study, 0.95, latencies=table, rounds=1)
+    assert result.latency is not None
+
+
+def test_a_machine_without_a_gpu_is_told(cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        sr.OptionError, match="backend='cuda': torch finds no GPU on this machine; measure where"
+    ):
+        sr.measure_latency(cnn_study, backend="cuda", progress=False)
 
 
 @needs_onnx

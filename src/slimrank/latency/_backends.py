@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from slimrank.deploy import (
@@ -20,6 +21,7 @@ from slimrank.deploy import (
     write_timed,
 )
 from slimrank.forward import Batch
+from slimrank.latency._cuda_run import check_cuda, open_on_cuda
 from slimrank.latency._torch_run import open_model
 
 
@@ -49,11 +51,13 @@ class Backend:
         format: of the files that it runs; "" where PyTorch runs the model itself.
         parts_of: the runtime whose times of parts stand in for those that this one does not tell: formulas
             start from them, and are fitted to whole times of this one. "" where it tells them itself.
+        is_gpu: it runs on a GPU, whose work does not show in the time of the processor.
     """
 
     open: Opener
     format: str = ""
     parts_of: str = ""
+    is_gpu: bool = False
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -65,9 +69,21 @@ class Backend:
 
         Raises:
             MissingPackageError: a package is not installed.
+            OptionError: there is no GPU.
         """
         if self.format:
             format_named(self.format)
+        if self.is_gpu:
+            check_cuda()
+
+    def machine(self, name: str) -> str:
+        """A machine's name; with that of its GPU where it counts."""
+        has_gpu = self.is_gpu and torch.cuda.is_available()
+        return f"{name}, {torch.cuda.get_device_name()}" if has_gpu else name
+
+    def clock_threads(self, threads: int) -> int:
+        """Threads as ``compare_in_turns`` takes them: the clock counts for a GPU as it does for several."""
+        return 2 if self.is_gpu else threads
 
 
 def _file(format: str) -> Backend:
@@ -81,6 +97,7 @@ BACKENDS: Mapping[str, Backend] = {
     "torch": Backend(open=open_model),
     "torch-channels-last": Backend(open=partial(open_model, channels_last=True)),
     "torch-compile": Backend(format="torch", open=write_compiled, parts_of="torch"),
+    "cuda": Backend(open=open_on_cuda, is_gpu=True),
     "executorch": Backend(
         format="executorch", open=partial(write_open, format="executorch"), parts_of="torch"
     ),

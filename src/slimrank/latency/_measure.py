@@ -138,12 +138,13 @@ def measure_variants(
         threads=threads,
         batch=batch,
         precision=precision,
-        machine=machine_name(),
+        machine=row.machine(machine_name()),
         versions=package_versions(packages),
         fingerprint=tie_of(structure),
         methods=tuple(methods),
     )
     record = None if path is None else _found(Path(path), conditions)
+    clock_threads = row.clock_threads(threads)
     # Parts of another runtime say nothing of the noise of this one.
     more, profiles = (_MORE, 1) if row.parts_of else (1, _PROFILES)
     n_variants = more * (_FITTED + _MIXED) + (quantize is not None)
@@ -172,7 +173,7 @@ def measure_variants(
                 )
             if record is None:
                 whole = original if quantize is None else written(model, "whole", quantize)
-                turns = compare_in_turns(whole.run, whole.run, threads=threads, seconds=SECONDS / 2)
+                turns = compare_in_turns(whole.run, whole.run, threads=clock_threads, seconds=SECONDS / 2)
                 record = LatencyRecord(
                     conditions=conditions,
                     step=find_step(
@@ -186,7 +187,7 @@ def measure_variants(
                 variant = variants[number]
                 network = build_variant(model, variant, has_bias=has_bias, seed=SEED + number)
                 file = written(network, f"variant{number}", quantize)
-                time = _timed(original, file, variant, threads, profiles)
+                time = _timed(original, file, variant, clock_threads, profiles)
                 record = replace(record, variants=(*record.variants, time))
                 if path is not None:
                     write_latencies(path, record, None)

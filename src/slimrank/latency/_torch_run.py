@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ _MAP_DIMS = 4
 _PRODUCTS = frozenset(
     {"convolution", "_convolution", "linear", "addmm", "mm", "bmm", "baddbmm", "_addmm_activation"}
 )
+_Mark = TypeVar("_Mark")
 
 
 def open_model(
@@ -67,9 +69,13 @@ def open_model(
         with torch_threads(threads), torch.no_grad():
             return call(private, given)
 
-    return TimedFile(
-        run=once, batch=given.n_samples, nodes=lambda: _node_times(private, once, is_alone=threads == 1)
-    )
+    # With one thread by its own clock, which other work on the machine does not stretch.
+    clock = time.thread_time if threads == 1 else time.perf_counter
+
+    def seconds(marks: Sequence[tuple[float, float]]) -> list[float]:
+        return [end - start for start, end in marks]
+
+    return TimedFile(run=once, batch=given.n_samples, nodes=lambda: node_times(private, once, clock, seconds))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -77,15 +83,26 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if is_map else tensor
 
 
-def _node_times(model: nn.Module, once: Callable[[], object], *, is_alone: bool) -> tuple[NodeTime, ...]:
-    """What each operation of a run takes, in the order that they first come.
+def node_times(
+    model: nn.Module,
+    once: Callable[[], object],
+    mark: Callable[[], _Mark],
+    seconds_of: Callable[[Sequence[tuple[_Mark, _Mark]]], Sequence[float]],
+) -> tuple[NodeTime, ...]:
+    """What each operation of a run takes, in the order that they come.
 
     Args:
         model: that is run.
         once: runs it.
-        is_alone: on one thread, whose own clock other work on the machine does not stretch.
+        mark: marks the time before and after an operation.
+        seconds_of: s between the two marks of each operation of a run that is over.
+
+    Returns:
+        Of each operation the time that a fifth of its runs stay below.
+
+    Raises:
+        LatencyError: the operations are not the same in each run.
     """
-    clock = time.thread_time if is_alone else time.perf_counter
     stack = [""]
     watched = watch_modules(
         model.named_modules(),
@@ -101,14 +118,14 @@ def _node_times(model: nn.Module, once: Callable[[], object], *, is_alone: bool)
             once()
         seconds: list[list[float]] = [[] for _ in seen.found]
         for _ in range(_RUNS):
-            with _Seconds(clock) as taken:
+            with _Marks(mark) as marks:
                 once()
-            if len(taken.found) != len(seconds):
+            if len(marks.found) != len(seconds):
                 raise LatencyError(
                     f"{type(model).__name__} does not run the same operations each time: "
-                    f"{len(seconds)}, then {len(taken.found)}; take a backend that exports it"
+                    f"{len(seconds)}, then {len(marks.found)}; take a backend that exports it"
                 )
-            for entries, entry in zip(seconds, taken.found, strict=True):
+            for entries, entry in zip(seconds, seconds_of(marks.found), strict=True):
                 entries.append(entry)
     return tuple(
         NodeTime(
@@ -187,22 +204,22 @@ class _Operations(TorchDispatchMode):
         return result
 
 
-class _Seconds(TorchDispatchMode):
-    """Takes the time of the operations of a run while it lasts.
+class _Marks(TorchDispatchMode, Generic[_Mark]):
+    """Marks the time before and after each operation of a run while it lasts.
 
     Attributes:
-        found: s, in order.
+        found: in order.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, mark: Callable[[], _Mark]) -> None:
         """Starts with none.
 
         Args:
-            clock: in seconds.
+            mark: of this time.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[float] = []
-        self._clock = clock
+        self.found: list[tuple[_Mark, _Mark]] = []
+        self._mark = mark
 
     def __torch_dispatch__(
         self,
@@ -211,8 +228,8 @@ class _Seconds(TorchDispatchMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Runs an operation and takes its time."""
-        start = self._clock()
+        """Runs an operation and marks the time."""
+        start = self._mark()
         result: object = func(*args, **(kwargs or {}))
-        self.found.append(self._clock() - start)
+        self.found.append((start, self._mark()))
         return result

@@ -25,12 +25,16 @@ def measure_latency(
 
     Some ten variants of the whole network, in which each layer takes other forms and sizes, are exported and
     run with the runtime's own profile: fusions, layouts and caches are those of real networks, and one run
-    measures all layers. Weights of the variants are random; the model is not changed.
+    measures all layers. Of "torch-compile" and "executorch", which have no profile, some twenty are run, and
+    the formulas of "torch" scaled to their times. Weights of the variants are random; the model is not
+    changed.
 
     Args:
         study: with its model.
-        backend: "onnxruntime" (needs ``pip install 'slimrank[export]'``) or "openvino" (``pip install
-            'slimrank[openvino]'``).
+        backend: "onnxruntime" (needs ``pip install 'slimrank[export]'``), "openvino" (``pip install
+            'slimrank[openvino]'``) or "executorch" (``pip install 'slimrank[executorch]'``) for an exported
+            file; "torch", "torch-channels-last" or "torch-compile" for PyTorch itself on the CPU, the last
+            one with a C++ compiler; "cuda" for PyTorch on the GPU.
         threads: of the runtime.
         batch: samples in the batch: what is fast for one sample need not be for many.
         precision: of the variants: "float32", or "int8" for files as ``slimrank.export(quantize="int8")``
@@ -44,9 +48,10 @@ def measure_latency(
     Raises:
         UnknownNameError: no such backend or precision.
         MissingPackageError: the runtime is not installed; the message has the line for pip.
-        OptionError: another option out of range, or no study.
+        OptionError: another option out of range, no study, or no GPU for "cuda".
         StudyError: the study was loaded without a model.
-        LatencyError: ``path`` holds a table of another machine, runtime, version, batch or network.
+        LatencyError: ``path`` holds a table of another machine, runtime, version, batch or network, or the
+            network cannot be measured in this runtime as it is.
         ExportError: the network cannot be written for the runtime.
         FileError: ``path`` cannot be read or written.
         OutOfMemoryError: memory is used up.

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -352,10 +353,12 @@ def timed_beside(study: Study, table: LatencyTable, asked: float) -> Iterator[Ca
 
         def measure(model: nn.Module) -> _Timed:
             file = opened(model, next(names), quantize)
-            compared = compare_in_turns(original.run, file.run, threads=table.threads, seconds=_SECONDS)
+            take_turns = partial(
+                compare_in_turns, original.run, file.run, threads=row.clock_threads(table.threads)
+            )
+            compared = take_turns(seconds=_SECONDS)
             if _is_hidden(compared.ratio, compared.spread, asked):
-                again = compare_in_turns(original.run, file.run, threads=table.threads, seconds=_LONGER)
-                compared = min(compared, again, key=lambda found: found.spread)
+                compared = min(compared, take_turns(seconds=_LONGER), key=lambda found: found.spread)
             return _Timed(compared=compared, notes=file.notes)
 
         yield measure
@@ -370,7 +373,7 @@ def check_same_machine(table: LatencyTable) -> None:
     Raises:
         LatencyError: it says another machine.
     """
-    if isinstance(table, Latencies) and table.machine != machine_name():
+    if isinstance(table, Latencies) and table.machine != _machine_here(table):
         raise LatencyError(
             f"{_other_machine(table)}: what is measured here tells nothing of times there; plan with "
             "study.plan(latency=, latencies=), build with study.apply, and measure its export there, or "
@@ -380,7 +383,7 @@ def check_same_machine(table: LatencyTable) -> None:
 
 def not_measured_note(table: LatencyTable) -> Note | None:
     """Says that a result was not measured, where its table is of another machine; None where it is not."""
-    if not isinstance(table, Latencies) or table.machine == machine_name():
+    if not isinstance(table, Latencies) or table.machine == _machine_here(table):
         return None
     text = (
         f"{_other_machine(table)}: the result was not measured, its latency is a prediction; export it, and "
@@ -389,10 +392,15 @@ def not_measured_note(table: LatencyTable) -> Note | None:
     return Note(where="latency", text=text, is_warning=True)
 
 
+def _machine_here(table: Latencies) -> str:
+    """This machine, as tables of that runtime call it."""
+    row = BACKENDS.get(table.backend)
+    return machine_name() if row is None else row.machine(machine_name())
+
+
 def _other_machine(table: Latencies) -> str:
-    return (
-        f"latencies: the table was measured on another machine ({table.machine}) than this ({machine_name()})"
-    )
+    here = _machine_here(table)
+    return f"latencies: the table was measured on another machine ({table.machine}) than this ({here})"
 
 
 def _other_versions(table: LatencyTable) -> list[str]:

@@ -33,6 +33,7 @@ from slimrank.latency import Latencies
 from slimrank.methods import METHODS
 from slimrank.plan import Plan
 from slimrank.recipes import (
+    activation_bytes,
     apply,
     collect_latency,
     compress,
@@ -84,6 +85,7 @@ __all__ = [
     "UnknownNameError",
     "WeightError",
     "__version__",
+    "activation_bytes",
     "apply",
     "collect_latency",
     "compress",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from slimrank.methods import METHODS
     from slimrank.plan import Plan
     from slimrank.recipes import (
+        activation_bytes,
         apply,
         collect_latency,
         compress,
@@ -93,6 +94,7 @@ __all__ = [
     "UnknownNameError",
     "WeightError",
     "__version__",
+    "activation_bytes",
     "apply",
     "collect_latency",
     "compress",
@@ -144,6 +146,7 @@ _HOMES = {
     "StudyError": "slimrank._errors",
     "UnknownNameError": "slimrank._errors",
     "WeightError": "slimrank._errors",
+    "activation_bytes": "slimrank.recipes",
     "apply": "slimrank.recipes",
     "collect_latency": "slimrank.recipes",
     "compress": "slimrank.recipes",

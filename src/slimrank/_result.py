@@ -24,6 +24,7 @@ from slimrank.forward import Batch, outside_inference_mode
 from slimrank.plan import Plan
 from slimrank.records import (
     METRICS,
+    ActivationBytes,
     Agreement,
     Cost,
     Exported,
@@ -50,6 +51,8 @@ from slimrank.report import (
     with_file,
 )
 
+# Of numbers of bytes, from the largest on.
+_BYTE_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("bytes", 1))
 # In the manifest of a saved model.
 _EXPORTS = "exports"
 
@@ -75,6 +78,8 @@ class Result:
         group_damages: predicted damage of each slimmed group alone, by name, where a study knows it.
         block_damages: what each dropped block adds to those that cost less, by name, where a study knows it.
         latency: asked, predicted and measured; None where nothing was measured in time.
+        activation_bytes: peak of the activations of one sample, before and after; None where there were no
+            data, and of several steps where the original is not there.
     """
 
     model: nn.Module
@@ -92,6 +97,7 @@ class Result:
     block_damages: Mapping[str, float] = field(default_factory=dict)
     agreement: Agreement | None = None
     latency: ReachedLatency | None = None
+    activation_bytes: ActivationBytes | None = None
     _source: ExportSource | None = None
     # What the model was exported to, with whole paths: the working directory may change.
     _exports: list[Exported] = field(default_factory=list, compare=False)
@@ -293,6 +299,7 @@ class Result:
             "warnings": warning_facts(self.notes),
             "notes": [str(note) for note in self.notes],
             **({} if self.latency is None else {"latency": dict(asdict(self.latency))}),
+            **({} if self.activation_bytes is None else {"activation_bytes": asdict(self.activation_bytes)}),
         }
 
 
@@ -345,12 +352,23 @@ def summary_of(result: Result, measurements: Sequence[Measurement], directory: P
         damage_unit=result.damage_unit,
         notes=result.notes,
         seconds=result.seconds,
-        measurements=(*_time_measured(result), *measurements),
+        measurements=(*_memory_counted(result), *_time_measured(result), *measurements),
         group_damages=result.group_damages,
         block_damages=result.block_damages,
         agreement=result.agreement,
         exports=_exports_in(directory, result._exports),
     )
+
+
+def _memory_counted(result: Result) -> tuple[Measurement, ...]:
+    """The peak of activations, as a row of the report."""
+    peak = result.activation_bytes
+    if peak is None:
+        return ()
+    largest = max(peak.before, peak.after)
+    unit, size = next(((unit, size) for unit, size in _BYTE_UNITS if largest >= size), _BYTE_UNITS[-1])
+    name = "peak of activations, one sample"
+    return (Measurement(name=name, before=peak.before / size, after=peak.after / size, unit=unit),)
 
 
 def _time_measured(result: Result) -> tuple[Measurement, ...]:

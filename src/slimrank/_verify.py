@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from slimrank._progress import Phases
 from slimrank._result import Result, unwarned
 from slimrank.calibrate import Feed, measure_agreement, part_of, reference_outputs
-from slimrank.capture import count_by_module, stored
+from slimrank.capture import count_by_module, peak_activation_bytes, stored
 from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
 from slimrank.deploy import ExportSource
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import Batch, eval_mode, run
 from slimrank.plan import Plan, is_inside
-from slimrank.records import Agreement, Cost, LayerResult, LayerSpec, Note, ratio_of
+from slimrank.records import ActivationBytes, Agreement, Cost, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import agreement_text, slimmed_text
 from slimrank.survey import Session, restored_copy
 
@@ -64,6 +64,7 @@ def build_result(
         agreement = _agreement(session, applied.model)
         with eval_mode(applied.model):
             after, by_module, _ = count_by_module(applied.model, session.captured.sample)
+        activations = _activations(session, applied.model) if len(plan.steps) == 1 else None
         advance(1)
     plan = applied.plan
     return Result(
@@ -79,6 +80,7 @@ def build_result(
         damage_unit=session.damage_unit,
         notes=(*applied.notes, *_warnings(session, agreement), *_mode_notes(session), *_step_notes(plan)),
         seconds=phases.seconds,
+        activation_bytes=activations,
         _source=_source(session),
     )
 
@@ -272,6 +274,7 @@ def measured_from(session: Session, result: Result) -> Result:
     return replace(
         result,
         before=session.captured.before,
+        activation_bytes=_activations(session, result.model),
         divergence=agreement.divergence,
         agreement=agreement,
         notes=(*notes, *_warnings(session, agreement), _AGAINST_FIRST),
@@ -304,6 +307,15 @@ def _agreement(session: Session, model: nn.Module) -> Agreement:
             likelihood,
             outputs,
         )
+
+
+def _activations(session: Session, model: nn.Module) -> ActivationBytes:
+    """Peaks of the activations of the session's model and of another one, for one sample."""
+    peaks = []
+    for network in (session.original, model):
+        with eval_mode(network):
+            peaks.append(peak_activation_bytes(network, session.captured.sample))
+    return ActivationBytes(before=peaks[0], after=peaks[1])
 
 
 def _layer_results(

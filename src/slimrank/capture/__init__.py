@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model and one batch: layers, costs, blocks, and what follows a layer."""
 
+from slimrank.capture._activations import peak_activation_bytes
 from slimrank.capture._blocks import find_blocks
 from slimrank.capture._count import count_by_module, count_cost, stored
 from slimrank.capture._epilogues import Epilogue, Source, find_epilogues, find_norms, find_sources
@@ -22,5 +23,6 @@ __all__ = [
     "find_epilogues",
     "find_norms",
     "find_sources",
+    "peak_activation_bytes",
     "stored",
 ]

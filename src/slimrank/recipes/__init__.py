@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole ways on top of a study."""
 
+from slimrank.recipes._activation_bytes import activation_bytes
 from slimrank.recipes._compress import compress
 from slimrank.recipes._export import export
 from slimrank.recipes._measure_elsewhere import collect_latency, prepare_latency
@@ -12,6 +13,7 @@ from slimrank.recipes._smallest import smallest
 from slimrank.recipes._split import search_split
 
 __all__ = [
+    "activation_bytes",
     "apply",
     "collect_latency",
     "compress",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen values that go from room to room."""
 
+from slimrank.records._activation_bytes import ActivationBytes
 from slimrank.records._agreement import Agreement, OutputAgreement, element_at
 from slimrank.records._cost import LATENCY, METRICS, Budgeted, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
@@ -39,6 +40,7 @@ __all__ = [
     "LATENCY",
     "METRICS",
     "PRUNING",
+    "ActivationBytes",
     "Agreement",
     "AxisUnits",
     "BlockDamage",

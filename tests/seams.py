@@ -710,6 +710,7 @@ def invent_latencies(
 
     rows = {name: replace(row, open=write) for name, row in BACKENDS.items()}
     monkeypatch.setattr(_meet_latency, "BACKENDS", rows)
+    monkeypatch.setattr(_meet_latency, "write_open", write)
     monkeypatch.setattr(_meet_latency, "compare_in_turns", compare)
 
 

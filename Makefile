@@ -24,7 +24,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint check fix test test-executorch golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
-	bench-pruning bench-plots bench-latency bench-select bench-zoo bench-export bench-quantize bench-auto bench-agreement train-kinds
+	bench-pruning bench-plots bench-latency bench-latency-int8 bench-select bench-zoo bench-export bench-quantize bench-auto bench-agreement train-kinds
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -141,6 +141,9 @@ bench-latency: $(BENCH) $(PRUNERS)/.ready aimet  ## predicted beside measured ti
 	$(BIN)/python -m benchmarks.bench_budgets
 	$(BIN)/python -m benchmarks.bench_by_time --only slimrank --only aimet
 	$(PRUNERS)/bin/python -m benchmarks.bench_by_time --only torch-pruning
+
+bench-latency-int8: $(BENCH)  ## accuracy and time of networks that were planned in measured int8 time; an hour
+	$(BIN)/python -m benchmarks.bench_latency_int8
 
 bench-select: $(BENCH)  ## which phase of the search for a plan pays: damage and time with one off; five minutes
 	$(BIN)/python -m benchmarks.bench_select

@@ -344,6 +344,7 @@ def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.Monke
     assert 0.69 < facts["keep_ratio"]["macs"] <= 0.7  # type: ignore[index]
     names = [measured["name"] for measured in facts["measurements"]]  # type: ignore[attr-defined]
     assert names == [
+        "peak of activations, one sample",
         "accuracy, 250 unseen images",
         "latency, batch 1",
         "latency, batch 64",

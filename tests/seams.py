@@ -61,6 +61,7 @@ from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import GraphNode, nearest_product, profile_time, sources_of
+from slimrank.deploy._onnx_profile import _graph_of as onnx_graph_of
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._samples import is_constant, read_samples
@@ -80,6 +81,7 @@ from slimrank.forward._record import handing_out, recording
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._measure import _finished as finished_table
+from slimrank.latency._measure import _parts as profiled_parts
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
 from slimrank.latency._step import step_told

@@ -74,6 +74,7 @@ from slimrank.deploy._measure_script import (
 from slimrank.deploy._measure_script import Comparison as TimeComparison
 from slimrank.deploy._named_model import NamedModel, named_model
 from slimrank.deploy._node_times import GraphNode, nearest_product, sources_of
+from slimrank.deploy._onnx_profile import _graph_of as onnx_graph_of
 from slimrank.deploy._openvino_profile import single_runs
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
@@ -94,6 +95,7 @@ from slimrank.latency import BACKENDS, Backend, _backends, _elsewhere
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
+from slimrank.latency._measure import _parts as profiled_parts
 from slimrank.latency._measure import finished_table
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime

@@ -7,7 +7,7 @@ from torch import nn
 
 import seams
 import slimrank as sr
-from slimrank.deploy import NodeTime
+from slimrank.deploy import NodeTime, TimedFile
 from slimrank.plan import Step, step_of
 from slimrank.records import Setting
 
@@ -67,3 +67,37 @@ def test_a_plan_without_changes_has_layers_in_one_piece(study: sr.Study) -> None
     untouched = Step(structure=study.structure, layers={})
     parts = seams.parts_of([node("1.two", 3.0), node("3", 4.0)], untouched)
     assert parts.factors == {"1.two": (3.0,), "3": (4.0,)}
+
+
+def test_a_profile_that_other_work_stretched_is_taken_again(study: sr.Study) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    # A run takes 10 ns. The first two profiles were disturbed, each in another node.
+    profiles = [
+        [node("0", 90.0), node("3", 4.0), node("", 1.0)],
+        [node("0", 5.0), node("3", 40.0), node("", 0.5)],
+        [node("0", 1.0), node("3", 1.0), node("", 0.1)],
+    ]
+    taken: list[int] = []
+
+    def nodes() -> tuple[NodeTime, ...]:
+        taken.append(len(taken))
+        return tuple(profiles[len(taken) - 1])
+
+    file = TimedFile(run=lambda: None, batch=1, nodes=nodes)
+    parts = seams.profiled_parts(file, untouched, 10e-6)
+    assert len(taken) == 2
+    assert parts.factors == {"0": (5.0,), "3": (4.0,)}
+    assert parts.others == {seams.Place(block="", groups=()): 0.5}
+
+
+def test_a_profile_is_taken_four_times_at_most(study: sr.Study) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    taken: list[int] = []
+
+    def nodes() -> tuple[NodeTime, ...]:
+        taken.append(len(taken))
+        return (node("0", 50.0 + len(taken)),)
+
+    file = TimedFile(run=lambda: None, batch=1, nodes=nodes)
+    assert seams.profiled_parts(file, untouched, 10e-6).factors == {"0": (51.0,)}
+    assert len(taken) == 4

@@ -17,6 +17,7 @@ from slimrank.deploy._executorch import (
     write_executorch,
 )
 from slimrank.deploy._executorch_int8 import write_executorch_int8, write_executorch_int8_weights
+from slimrank.deploy._executorch_profile import profile_executorch
 from slimrank.deploy._node_times import Profiler
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
 from slimrank.deploy._onnx_int8 import write_onnx_int8, write_onnx_int8_weights
@@ -141,6 +142,7 @@ FORMATS: dict[str, Format] = {
             "int8": Quantizer(write=write_executorch_int8),
             "int8_weights": Quantizer(write=write_executorch_int8_weights, has_batches=False),
         },
+        profile=profile_executorch,
     ),
 }
 

@@ -57,6 +57,7 @@ from slimrank.deploy import _formats, _onnx, _samples, _saved_model, _timing
 from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._executorch import executorch_package
+from slimrank.deploy._executorch_profile import trace_times
 from slimrank.deploy._export import _TURN as EXPORT_TURN
 from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format

@@ -96,11 +96,35 @@ def open_executorch(path: Path, program: Program, threads: int) -> Runtime:
         ExportError: ExecuTorch refuses the file.
         MissingPackageError: the package is not installed.
     """
+    set_executorch_threads(threads)
+    return _opened(path.read_bytes(), program, len(program.outputs))
+
+
+def set_executorch_threads(threads: int) -> None:
+    """So many threads of ExecuTorch, for the whole process.
+
+    Args:
+        threads: wanted.
+    """
     bindings = executorch_package("executorch.extension.pybindings.portable_lib")
     # Only where it must be: the pool is exchanged under programs that were loaded before.
     if bindings._threadpool_get_thread_count() != threads:
         bindings._unsafe_reset_threadpool(threads)
-    return _opened(path.read_bytes(), program, len(program.outputs))
+
+
+def executorch_inputs(program: Program, batch: Batch) -> list[object]:
+    """The inputs of a file, by position: copies, since it may work on them in place.
+
+    Args:
+        program: that was written.
+        batch: to run.
+    """
+    tensors = iter(program.model.input_tensors(batch).values())
+    return [
+        spec.arg.value if isinstance(spec.arg, ConstantArgument) else _copy(next(tensors))
+        for spec in program.exported.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT
+    ]
 
 
 def open_executorch_inside(
@@ -218,17 +242,9 @@ def _opened(data: bytes, program: Program, n_outputs: int) -> Runtime:
             f"ExecuTorch {version('executorch')} refuses the file of {program.model.title}: {told(error)}; "
             f"{_ADVICE}"
         ) from error
-    specs = [
-        spec for spec in program.exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
-    ]
 
     def bind(batch: Batch) -> Bound:
-        # Copies, since a file may work on its inputs in place.
-        tensors = iter(program.model.input_tensors(batch).values())
-        given = [
-            spec.arg.value if isinstance(spec.arg, ConstantArgument) else _copy(next(tensors))
-            for spec in specs
-        ]
+        given = executorch_inputs(program, batch)
 
         def run() -> Sequence[Tensor]:
             try:

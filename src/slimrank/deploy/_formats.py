@@ -18,6 +18,7 @@ from slimrank.deploy._executorch import (
     write_executorch,
 )
 from slimrank.deploy._executorch_int8 import write_executorch_int8
+from slimrank.deploy._executorch_profile import profile_executorch
 from slimrank.deploy._node_times import Profiler
 from slimrank.deploy._onnx import open_onnx, open_onnx_inside, write_onnx
 from slimrank.deploy._onnx_int8 import write_onnx_int8, write_onnx_int8_weights
@@ -143,6 +144,7 @@ FORMATS: dict[str, Format] = {
                 write=partial(write_executorch_int8, is_dynamic=True), has_batches=False
             ),
         },
+        profile=profile_executorch,
     ),
 }
 

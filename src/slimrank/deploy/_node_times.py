@@ -4,6 +4,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from slimrank.deploy._program import node_layer
 from slimrank.forward import Batch
 
 
@@ -48,6 +53,39 @@ class GraphNode:
 
 
 Graph = Mapping[str, GraphNode]
+_PRODUCTS = frozenset(
+    {
+        *("convolution", "linear", "addmm", "mm", "bmm", "matmul", "baddbmm"),
+        *(f"conv{what}{dims}d" for what in ("", "_transpose") for dims in (1, 2, 3)),
+    }
+)
+
+
+def program_graph(lowered: ExportedProgram) -> dict[str, GraphNode]:
+    """The nodes of a program by name, in the order that they run.
+
+    Args:
+        lowered: the program, as its file has it.
+    """
+    weights = {
+        spec.arg.name
+        for spec in lowered.graph_signature.input_specs
+        if spec.kind is not InputKind.USER_INPUT and hasattr(spec.arg, "name")
+    }
+    found = {}
+    for node in lowered.graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = node.target.name() if isinstance(node.target, torch._ops.OpOverload) else ""
+        is_product = name.partition("::")[2].partition(".")[0] in _PRODUCTS
+        inputs = [source.name for source in node.all_input_nodes]
+        found[node.name] = GraphNode(
+            module=node_layer(node),
+            inputs=tuple(name for name in inputs if name not in weights),
+            is_product=is_product,
+            has_weight=is_product and any(name in weights for name in inputs),
+        )
+    return found
 
 
 def nearest_product(graph: Graph, name: str) -> str | None:

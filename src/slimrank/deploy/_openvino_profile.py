@@ -6,14 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
-
 from slimrank.deploy._measure_script import profile_time
-from slimrank.deploy._node_times import Graph, GraphNode, NodeTime, Profiler, sources_of
+from slimrank.deploy._node_times import Graph, NodeTime, Profiler, program_graph, sources_of
 from slimrank.deploy._openvino import compile_model, give_inputs, openvino_core, read_model
-from slimrank.deploy._program import Program, node_layer
+from slimrank.deploy._program import Program
 from slimrank.forward import Batch
 
 if TYPE_CHECKING:
@@ -27,7 +23,6 @@ _COMPILED, _RUNS, _LEFT_OUT = 6, 8, 2
 _SHARE = 0.1
 # Seconds below which microseconds are too coarse for one run of a node: all runs of a graph count as one.
 _BRIEF, _CUT = 50e-6, 0.5e-6
-_PRODUCTS = ("convolution", "conv1d", "conv2d", "conv3d", "linear", "addmm", "mm", "bmm", "matmul", "baddbmm")
 # Name and kind.
 _Node = tuple[str, str]
 
@@ -49,7 +44,7 @@ def profile_openvino(path: Path, program: Program, threads: int) -> Profiler:
     """
     core = openvino_core()
     model = read_model(core, path, program)
-    graph = _graph_of(program.lowered or program.exported)
+    graph = program_graph(program.lowered or program.exported)
 
     def profile(batch: Batch) -> tuple[NodeTime, ...]:
         averages = []
@@ -119,26 +114,3 @@ def _node_times(averages: Sequence[Sequence[Mapping[_Node, float]]], graph: Grap
             )
         )
     return tuple(times)
-
-
-def _graph_of(lowered: ExportedProgram) -> dict[str, GraphNode]:
-    """The nodes of a program by name."""
-    weights = {
-        spec.arg.name
-        for spec in lowered.graph_signature.input_specs
-        if spec.kind is not InputKind.USER_INPUT and hasattr(spec.arg, "name")
-    }
-    found = {}
-    for node in lowered.graph.nodes:
-        if node.op != "call_function":
-            continue
-        name = node.target.name() if isinstance(node.target, torch._ops.OpOverload) else ""
-        is_product = name.partition("::")[2].partition(".")[0] in _PRODUCTS
-        inputs = [source.name for source in node.all_input_nodes]
-        found[node.name] = GraphNode(
-            module=node_layer(node),
-            inputs=tuple(name for name in inputs if name not in weights),
-            is_product=is_product,
-            has_weight=is_product and any(name in weights for name in inputs),
-        )
-    return found

@@ -17,7 +17,6 @@ from slimrank.deploy import (
     TimedFile,
     format_named,
     write_compiled,
-    write_open,
     write_timed,
 )
 from slimrank.forward import Batch
@@ -98,9 +97,7 @@ BACKENDS: Mapping[str, Backend] = {
     "torch-channels-last": Backend(open=partial(open_model, channels_last=True)),
     "torch-compile": Backend(format="torch", open=write_compiled, parts_of="torch"),
     "cuda": Backend(open=open_on_cuda, is_gpu=True),
-    "executorch": Backend(
-        format="executorch", open=partial(write_open, format="executorch"), parts_of="torch"
-    ),
+    "executorch": _file("executorch"),
 }
 
 

@@ -25,9 +25,8 @@ def measure_latency(
 
     Some ten variants of the whole network, in which each layer takes other forms and sizes, are exported and
     run with the runtime's own profile: fusions, layouts and caches are those of real networks, and one run
-    measures all layers. Of "torch-compile" and "executorch", which have no profile, some twenty are run, and
-    the formulas of "torch" scaled to their times. Weights of the variants are random; the model is not
-    changed.
+    measures all layers. Of "torch-compile", which has no profile, some twenty are run, and the formulas of
+    "torch" are scaled to their times. Weights of the variants are random; the model is not changed.
 
     Args:
         study: with its model.

@@ -2,10 +2,12 @@
 """Which product a value comes from, and runs that are compared in turns."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
 import seams
+import slimrank as sr
 
 GRAPH = {
     "conv": seams.GraphNode(module="conv", inputs=("images",), is_product=True, has_weight=True),
@@ -51,6 +53,65 @@ def test_single_runs_come_out_of_averages_in_whole_microseconds(
     assert len(found) == len(expected)
     lost = 1.5 if len(found) == 1 else len(micro)
     assert all(abs(1e6 * one - other) <= lost for one, other in zip(found, expected, strict=True))
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event as ExecuTorch's tracer has it."""
+
+    name: str | None
+    delegate_debug_id_str: str | None
+    start_time: int
+    end_time: int
+
+
+def trace(*, scale: int = 1, fc: str = "Fully Connected (NC, F32) GEMM #1") -> list[Event]:
+    """A run of the graph: the first product and what follows it in one delegate, the second in another."""
+
+    def event(name: str | None, inner: str | None, time: int) -> Event:
+        return Event(name, inner, 1000, 1000 + scale * time)
+
+    return [
+        event(None, "Transpose (ND, X32) #1", 5),
+        event(None, "Convolution (NHWC, F32) IGEMM #1", 100),
+        event(None, "Clamp (NC) #1", 7),
+        event("DELEGATE_CALL", None, 112),
+        event("native_call_slice_copy.Tensor_out", None, 9),
+        event("OPERATOR_CALL", None, 10),
+        event("OPERATOR_CALL", None, 1),
+        event(None, fc, 60),
+        event(None, "Batch Matrix Multiply (NC, F32) GEMM #1", 30),
+        event(None, "Softmax (NC, F32) #1", 8),
+        event("DELEGATE_CALL", None, 98),
+        event("Method::execute", None, 250),
+    ]
+
+
+def test_the_trace_of_executorch_is_read_in_the_order_of_the_graph() -> None:
+    # Runs that were interrupted do not count.
+    times = seams.trace_times([trace(), trace(), trace(scale=50)], GRAPH)
+    assert [(node.kind, node.module, node.nanoseconds) for node in times] == [
+        ("Transpose (ND, X32)", "", 5.0),
+        ("Convolution (NHWC, F32) IGEMM", "conv", 100.0),
+        ("Clamp (NC)", "", 7.0),
+        ("native_call_slice_copy.Tensor_out", "", 9.0),
+        ("OPERATOR_CALL", "", 1.0),
+        ("Fully Connected (NC, F32) GEMM", "fc", 60.0),
+        # What has no weight belongs to what comes last before the next product with one.
+        ("Batch Matrix Multiply (NC, F32) GEMM", "", 30.0),
+        ("Softmax (NC, F32)", "", 8.0),
+    ]
+    assert [node.sources for node in times[:4]] == [(), (), ("conv",), ("conv",)]
+    assert times[5].sources == ("conv",)
+    assert times[-1].sources == ("conv", "fc")
+
+
+def test_products_outside_xnnpack_are_told() -> None:
+    outside = trace(fc="native")
+    with pytest.raises(
+        sr.ExportError, match="has 1 products with weights, and the program has 2: some run outside"
+    ):
+        seams.trace_times([outside, outside], GRAPH)
 
 
 class Machine:

@@ -84,7 +84,7 @@ def test_a_profile_that_other_work_stretched_is_taken_again(study: sr.Study) -> 
         return tuple(profiles[len(taken) - 1])
 
     file = TimedFile(run=lambda: None, batch=1, nodes=nodes)
-    parts = seams.profiled_parts(file, untouched, 10e-6)
+    parts = seams.profiled_parts(file, untouched, 10e-6, 4)
     assert len(taken) == 2
     assert parts.factors == {"0": (5.0,), "3": (4.0,)}
     assert parts.others == {seams.Place(block="", groups=()): 0.5}
@@ -99,5 +99,5 @@ def test_a_profile_is_taken_four_times_at_most(study: sr.Study) -> None:
         return (node("0", 50.0 + len(taken)),)
 
     file = TimedFile(run=lambda: None, batch=1, nodes=nodes)
-    assert seams.profiled_parts(file, untouched, 10e-6).factors == {"0": (51.0,)}
+    assert seams.profiled_parts(file, untouched, 10e-6, 4).factors == {"0": (51.0,)}
     assert len(taken) == 4

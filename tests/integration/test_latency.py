@@ -244,7 +244,7 @@ def test_files_that_cannot_be_are_refused_before_all_work(cnn_study: sr.Study, t
         sr.measure_latency("study", progress=False)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "executorch"])
 def test_nodes_of_a_file_are_those_of_its_layers(cnn_study: sr.Study, format: str, tmp_path: Path) -> None:
     pytest.importorskip({"onnx": "onnxruntime"}.get(format, format))
     pairs = {

@@ -58,7 +58,7 @@ test: $(READY)  ## every test, doctests included
 	$(PYTEST)
 
 test-executorch: $(EXECUTORCH)/.ready  ## tests of the export to ExecuTorch, in an environment of its own, 2 GB; two minutes
-	$(EXECUTORCH)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal tests/integration/test_export.py tests/integration/test_int8_graphs.py -k executorch
+	$(EXECUTORCH)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal tests/integration/test_export.py tests/integration/test_int8_graphs.py tests/integration/test_latency.py -k executorch
 
 $(EXECUTORCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXECUTORCH)

@@ -250,6 +250,7 @@ def test_files_that_cannot_be_are_refused_before_all_work(cnn_study: sr.Study, t
         ("onnx", "int8", "onnxruntime"),
         ("openvino", None, "openvino"),
         ("openvino", "int8", "nncf"),
+        ("executorch", None, "executorch"),
     ],
 )
 def test_nodes_of_a_file_are_those_of_its_layers(

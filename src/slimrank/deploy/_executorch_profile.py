@@ -58,7 +58,9 @@ def profile_executorch(path: Path, program: Program, threads: int) -> Profiler:
     def profile(batch: Batch) -> tuple[NodeTime, ...]:
         set_executorch_threads(threads)
         bindings = executorch_package("executorch.extension.pybindings.portable_lib")
-        module = bindings._load_for_executorch_from_buffer(path.read_bytes(), enable_etdump=True)
+        # Kept while the module runs, which reads its weights from here.
+        data = path.read_bytes()
+        module = bindings._load_for_executorch_from_buffer(data, enable_etdump=True)
         if not module.has_etdump():
             raise ExportError(
                 "this build of ExecuTorch has no event tracer; pip install --upgrade executorch, or take "

@@ -44,7 +44,7 @@ from slimrank.scores import Scores
 # met.
 _MET, _STILL_MET = 1.02, 1.05
 # A result below this share of what was asked lost more than it had to.
-_FAR_BELOW = 0.9
+_FAR_BELOW = 0.95
 # What is saved is corrected by a factor between these: beyond, a measurement is more likely wrong than a
 # table.
 _LEAST_SAVED, _MOST_SAVED = 0.25, 2.0

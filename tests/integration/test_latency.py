@@ -283,6 +283,11 @@ def test_nodes_of_a_file_are_those_of_its_layers(
         assert all("QLinear" in node.kind or "QGemm" in node.kind for node in products) or format != "onnx"
 
 
+def _within_reach(table: sr.Latencies) -> sr.Latencies:
+    """The table, with an original that took longer: noise of a small network must not hide all savings."""
+    return replace(table, times=replace(table.times, reference=1.1 * table.times.before))
+
+
 def test_a_table_of_pytorch_itself_keeps_budgets_in_pytorch(
     cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +296,7 @@ def test_a_table_of_pytorch_itself_keeps_budgets_in_pytorch(
     assert (table.backend, table.versions) == ("torch", {"torch": torch.__version__})
     assert len(seams.record_of(table).variants) == 3
     assert set(table.times.layers) == {"stem", "conv", "last", "fc"}
-    result = sr.meet_latency(cnn_study, 0.95, latencies=table, rounds=1)
+    result = sr.meet_latency(cnn_study, 0.95, latencies=_within_reach(table), rounds=1)
     assert result.latency is not None
     assert result.latency.before_ms > 0
     assert "latency (torch, float32, batch 4, threads 1)" in result.summary()
@@ -321,7 +326,7 @@ def test_a_table_of_a_runtime_that_tells_whole_times_only(
     again = sr.measure_latency(cnn_study, backend="abacus", batch=4, path=path, progress=False)
     assert len(timed) == 6
     assert (again.error, again.times.before) == pytest.approx((table.error, table.times.before))
-    result = sr.meet_latency(cnn_study, 0.95, latencies=table, rounds=1)
+    result = sr.meet_latency(cnn_study, 0.95, latencies=_within_reach(table), rounds=1)
     assert result.latency is not None
 
 

@@ -10,7 +10,7 @@ processor. One row per file in ``benchmarks/results/latency-int8-cpu-torch<versi
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -36,10 +36,14 @@ SPEEDS: Mapping[str, tuple[float, float]] = {
 MARGIN = 0.98
 
 
-def asked_of(name: str, table: sr.Latencies) -> float:
-    """The latency that a plan is asked for: both speeds hold."""
+def asked_of(name: str, whole: float) -> float:
+    """The latency that a plan is asked for, so that both speeds hold.
+
+    Args:
+        name: of the network.
+        whole: time of the original in int8 over that in float, measured.
+    """
     beside_float, beside_int8 = SPEEDS[name]
-    whole = table.times.before / table.times.reference
     return MARGIN * min(1 / beside_float, whole / beside_int8)
 
 
@@ -60,28 +64,22 @@ def rows_of(network: Subject, backend: str, batch: int, folder: Path) -> Iterato
     table = sr.measure_latency(
         study, backend=backend, batch=batch, precision="int8", path=folder / "table.json", progress=False
     )
-    halved = study.apply(study.plan(macs=network.task.budget(study, RATIO)))
-    planned = sr.meet_latency(study, asked_of(name, table), latencies=table)
-    models: dict[str, tuple[torch.nn.Module, str, sr.Result | None]] = {
-        "original float": (network.model, "float32", None),
-        "original int8": (network.model, "int8", None),
-        "MAC-planned int8": (halved.model, "int8", halved),
-        "latency-planned int8": (planned.model, "int8", planned),
-    }
     given = {key: value[:batch] for key, value in network.inputs.items()}
     right = network.right(in_torch(network.model.eval()))
-    runs, first = {}, None
-    for file, (model, precision, result) in models.items():
+    originals = [("original float", "float32"), ("original int8", "int8")]
+    runs: list[Callable[[], Tensor]] = []
+
+    def row(file: str, precision: str, result: sr.Result | None) -> Row:
         path = folder / f"{file.replace(' ', '-')}{FORMATS[format].suffix}"
         made = sr.export(
-            model, path, network.batches, format=format, quantize=quantize_of(precision), batch=batch,
-            max_quant_drop=None if precision == "float32" else float("inf"),
+            network.model if result is None else result.model, path, network.batches, format=format,
+            quantize=quantize_of(precision), max_quant_drop=None if precision == "float32" else float("inf"),
+            batch=batch,
         )  # fmt: skip
         run = RUNTIMES[format](path)
-        runs[file] = lambda run=run: run(given)
-        first = first or runs[file]
-        compared = compare_in_turns(first, runs[file], threads=1, seconds=SECONDS)
-        yield {
+        runs.append(lambda: run(given))
+        compared = compare_in_turns(runs[0], runs[-1], threads=1, seconds=SECONDS)
+        return {
             "network": name,
             "backend": backend,
             "batch": batch,
@@ -96,6 +94,13 @@ def rows_of(network: Subject, backend: str, batch: int, folder: Path) -> Iterato
             "int8_divergence": None if made.int8 is None else made.int8.divergence,
             **_planned(result),
         }
+
+    rows = [row(file, precision, None) for file, precision in originals]
+    yield from rows
+    halved = study.apply(study.plan(macs=network.task.budget(study, RATIO)))
+    yield row("MAC-planned int8", "int8", halved)
+    asked = asked_of(name, float(str(rows[-1]["ratio"])))
+    yield row("latency-planned int8", "int8", sr.meet_latency(study, asked, latencies=table))
 
 
 def _accuracy(original: Tensor, found: Tensor) -> dict[str, Value]:

@@ -114,7 +114,7 @@ bench-pruning: $(BENCH) $(PRUNERS)/.ready aimet  ## channel pruning, joint plans
 $(PRUNERS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PRUNERS)
 	$(PRUNERS)/bin/python -m pip install --quiet '$(TORCH)'
-	$(PRUNERS)/bin/python -m pip install --quiet --editable '.[bench,onnx]' torch-pruning==1.6.1
+	$(PRUNERS)/bin/python -m pip install --quiet --editable '.[bench,export]' torch-pruning==1.6.1
 	touch $@
 
 bench-text: $(TEXT)  ## accuracy on a pretrained text encoder; its package holds the weights, 90 MB

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -111,25 +112,24 @@ def main() -> None:
     """Fills the table and prints the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--backends", nargs="*", choices=BACKENDS, default=list(BACKENDS))
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--backends", nargs="*", choices=BACKENDS, default=["onnxruntime", "openvino"])
+    parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--plans", type=int, choices=range(1, DRAWN + 1), metavar="N", default=DRAWN)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--again", action="store_true", help="do rows again that are there")
     args = parser.parse_args()
     torch.set_num_threads(1)
     path = table_path("latency")
-    for name in args.networks:
-        for backend in args.backends:
-            key = (name, backend, args.precision, str(args.batch))
-            there = {row["plan"] for row in read_table(path) if tuple(row[part] for part in KEY[:-1]) == key}
-            plans = [number for number in range(args.plans) if args.again or str(number) not in there]
-            if not plans:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                for row in rows_of(name, backend, args.precision, args.batch, plans, Path(folder)):
-                    print(row, flush=True)
-                    merge_table(path, [{**row, **context()}], KEY)
+    for name, backend, precision in product(args.networks, args.backends, args.precisions):
+        key = (name, backend, precision, str(args.batch))
+        there = {row["plan"] for row in read_table(path) if tuple(row[part] for part in KEY[:-1]) == key}
+        plans = [number for number in range(args.plans) if args.again or str(number) not in there]
+        if not plans:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            for row in rows_of(name, backend, precision, args.batch, plans, Path(folder)):
+                print(row, flush=True)
+                merge_table(path, [{**row, **context()}], KEY)
     print(summary(read_table(path)))
 
 

@@ -59,7 +59,7 @@ def rows_of(network: Subject, backend: str, batch: int, folder: Path) -> Iterato
     Yields:
         The rows.
     """
-    name, format = network.task.name, BACKENDS[backend]
+    name, format = network.task.name, BACKENDS[backend].format
     study = sr.study(network.model, network.batches, skip=network.task.skip, progress=False)
     table = sr.measure_latency(
         study, backend=backend, batch=batch, precision="int8", path=folder / "table.json", progress=False

@@ -111,6 +111,7 @@ from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multipl
 from slimrank.plan._step import group_is_inside
 from slimrank.recipes import _compress, _meet_latency, _replay, _score_trials
 from slimrank.recipes._compete import Rivals
+from slimrank.recipes._meet_latency import corrected as corrected_times
 from slimrank.recipes._smallest import _Bisection as Bisection
 from slimrank.recover._checkpoint import (
     Checkpoint,
@@ -761,12 +762,6 @@ def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_measure_latency, "_MIXED", 1)
     patch.setattr(_measure_latency, "SECONDS", 0.05)
     patch.setattr(_elsewhere, "SECONDS", 0.05)
-
-
-def add_backend(monkeypatch: pytest.MonkeyPatch, name: str, format: str) -> None:
-    """Latency tables of one more runtime."""
-    backends = {**_measure_latency.BACKENDS, name: format}
-    monkeypatch.setattr(_measure_latency, "BACKENDS", backends)
 
 
 def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:

@@ -30,7 +30,11 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 def test_type_checkers_are_shown_what_is_imported() -> None:
     tree = ast.parse(Path(slimrank.__file__).read_text(encoding="utf-8"))
-    (shown,) = [node for node in tree.body if isinstance(node, ast.If)]
+    shown, hidden = (node for node in tree.body if isinstance(node, ast.If))
+    assert (ast.unparse(shown.test), ast.unparse(hidden.test)) == ("TYPE_CHECKING", "not TYPE_CHECKING")
+    # They would take any name for one of the package's.
+    assert [node.name for node in hidden.body if isinstance(node, ast.FunctionDef)] == ["__getattr__"]
+    assert "__getattr__" not in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     told = {
         alias.name: node.module
         for node in shown.body

@@ -277,10 +277,12 @@ def test_nodes_of_a_file_are_those_of_its_layers(
     }
     assert all(time > 0 for times in parts.factors.values() for time in times)
     if quantize is not None:
-        products = [node for node in nodes if any(word in node.kind for word in ("Conv", "Gemm", "Fully"))]
-        # Their kernels are those of int8, a pair's second rounding within them.
+        words = {"onnx": ("Conv", "Gemm"), "openvino": ("Conv", "FullyConnected")}[format]
+        products = [node for node in nodes if any(word in node.kind for word in words)]
         assert len(products) == 6
-        assert all("QLinear" in node.kind or "QGemm" in node.kind for node in products) or format != "onnx"
+        if format == "onnx":
+            # Their kernels are those of int8, a pair's second rounding within them.
+            assert all("QLinear" in node.kind or "QGemm" in node.kind for node in products)
 
 
 def _within_reach(table: sr.Latencies) -> sr.Latencies:
@@ -406,7 +408,6 @@ def test_int8_that_cannot_be_measured_is_refused(
         monkeypatch.setitem(sys.modules, "nncf", None)
         with pytest.raises(sr.MissingPackageError, match=r"nncf.*pip install 'slimrank\[openvino\]'"):
             sr.measure_latency(cnn_study, backend="openvino", precision="int8", progress=False)
-    seams.add_backend(monkeypatch, "torch", "torch")
     with pytest.raises(sr.OptionError, match="int8 files of backend='torch' are not measured; give 'onnx"):
         sr.measure_latency(cnn_study, backend="torch", precision="int8", progress=False)
 

@@ -158,7 +158,7 @@ def test_values_of_nodes_are_read_as_onnx_reads_them(measured: Measured) -> None
 
 
 def test_the_script_runs_with_old_pythons_and_needs_two_packages() -> None:
-    tree = ast.parse(SCRIPT_PATH.read_text(), feature_version=(3, 9))
+    tree = ast.parse(SCRIPT_PATH.read_text(), feature_version=(3, 10))
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -18,6 +18,7 @@ import seams
 import slimrank as sr
 from invented_times import Machine, Table, table_on
 from slimrank.plan import LatencyTable
+from slimrank.records import NetworkTimes
 
 needs_onnx = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 Ratio = Callable[[nn.Module, nn.Module], float]
@@ -90,6 +91,35 @@ def test_a_table_that_promises_too_much_is_corrected(
 
 def nets_original(study: sr.Study) -> nn.Module:
     return seams.session_of(study).original
+
+
+def test_nothing_takes_less_than_no_time_once_corrected() -> None:
+    for thousands in range(1, 200):
+        before = 1e3 * thousands * 1.1
+        times = NetworkTimes(
+            layers={}, groups={}, blocks={}, fixed=0.01 * before, before=before, reference=before
+        )
+        found = seams.corrected_times(times, 0.6, 0.53)
+        assert found is not None
+        assert found.fixed == pytest.approx(0.0, abs=1e-6)
+        assert found.before == before
+
+
+def test_a_time_that_was_asked_for_is_held_against_the_clock(
+    study: sr.Study, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The original takes 10 ms now, far more than in the table.
+    seams.invent_latencies(monkeypatch, lambda before, after: 0.59)
+    in_table = table.times.reference / 1e6
+    late = sr.meet_latency(study, f"{0.6 * in_table}ms", latencies=table)
+    assert late.latency is not None
+    assert late.latency.measured <= late.latency.asked
+    (told,) = [note for note in late.notes if "above the budget" in note.text]
+    assert told.is_warning
+    assert "takes 5.9 ms" in told.text
+    assert "the original takes 10 ms now" in told.text
+    in_time = sr.meet_latency(study, "6ms", latencies=table)
+    assert not [note for note in in_time.notes if "above the budget" in note.text]
 
 
 def test_a_table_that_promises_too_little_is_corrected_as_well(

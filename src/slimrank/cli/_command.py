@@ -71,7 +71,9 @@ class Command(click.Command):
 
 def _how_to_go_on(ctx: click.Context) -> str:
     """What the user is told after Ctrl-C: where measurements are kept, if anywhere."""
-    names = ("prepare", "run_dir", "scores_path", "latency_path", "study_dir")
+    if ctx.params.get("prepare"):
+        return "nothing was written"
+    names = ("run_dir", "scores_path", "latency_path", "study_dir")
     path = next((ctx.params[name] for name in names if ctx.params.get(name)), None)
     if path is None:
         return "nothing was kept"

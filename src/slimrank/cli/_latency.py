@@ -10,8 +10,13 @@ import slimrank as sr
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH, after_option, memory_option, quiet_option
 from slimrank.cli._references import batches_at, function_at
-from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at
+from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given
 from slimrank.latency import BACKENDS, PRECISIONS
+
+# Options of a measurement, without effect where one is read.
+_OF_MEASURING = (
+    "model", "batches", "backend", "threads", "batch", "precision", "inputs", "outputs", "loss", "memory",
+)  # fmt: skip
 
 
 @click.command(cls=Command)
@@ -50,7 +55,9 @@ from slimrank.latency import BACKENDS, PRECISIONS
 @after_option
 @memory_option
 @quiet_option
+@click.pass_context
 def latency(
+    ctx: click.Context,
     study_dir: Path,
     model: str | None,
     batches: str | None,
@@ -81,34 +88,38 @@ def latency(
         latency_path is not None or backend != "onnxruntime" or precision != "float32"
     ):
         raise click.UsageError("--prepare takes no --out, no --backend and no --precision")
-    if prepare is None and latency_path is None:
-        raise click.UsageError("give --out T.json, where the table is written")
     check_after(study_dir, after)
-    if collect is not None and latency_path is not None:
-        table = sr.collect_latency(sr.Study.load(study_dir), collect, path=latency_path)
-        return _answer(table, latency_path)
-    if model is None:
-        raise click.UsageError("give --model REF, the model of the study")
-    network, _ = model_to_compress(model, after)
-    measured = sr.Study.load(
-        study_dir,
-        model=network,
-        batches=None if batches is None else batches_at(batches, "--batches"),
-        inputs=None if inputs is None else function_at(inputs, "--inputs"),
-        outputs=outputs_at(outputs),
-        loss=loss_at(loss),
-        progress=not quiet,
-        memory=memory,
-    )
+
+    def loaded() -> sr.Study:
+        if model is None:
+            raise click.UsageError("give --model REF, the model of the study")
+        network, _ = model_to_compress(model, after)
+        return sr.Study.load(
+            study_dir,
+            model=network,
+            batches=None if batches is None else batches_at(batches, "--batches"),
+            inputs=None if inputs is None else function_at(inputs, "--inputs"),
+            outputs=outputs_at(outputs),
+            loss=loss_at(loss),
+            progress=not quiet,
+            memory=memory,
+        )
+
     if prepare is not None:
-        folder = sr.prepare_latency(measured, prepare, threads=threads, batch=batch, progress=not quiet)
+        folder = sr.prepare_latency(loaded(), prepare, threads=threads, batch=batch, progress=not quiet)
         return Answer(
             text=f"Copy {folder} to the machine, run `python measure.py` in it, copy measured.json back, and "
             f"run `slimrank latency {study_dir} --collect {folder} --out T.json`.",
             facts={"folder": str(folder)},
         )
+    if latency_path is None:
+        raise click.UsageError("give --out T.json, where the table is written")
+    if collect is not None:
+        refuse_given(ctx, _OF_MEASURING, "the folder of --collect says under what conditions was measured")
+        table = sr.collect_latency(sr.Study.load(study_dir), collect, path=latency_path)
+        return _answer(table, latency_path)
     table = sr.measure_latency(
-        measured,
+        loaded(),
         backend=backend,
         threads=threads,
         batch=batch,
@@ -119,7 +130,6 @@ def latency(
     return _answer(table, latency_path)
 
 
-def _answer(table: sr.Latencies, path: Path | None) -> Answer:
+def _answer(table: sr.Latencies, path: Path) -> Answer:
     """The table that was written to a file."""
-    facts = {} if path is None else json.loads(path.read_text())
-    return Answer(text=f"{table.summary()}\nKept in {path}.", facts=facts)
+    return Answer(text=f"{table.summary()}\nKept in {path}.", facts=json.loads(path.read_text()))

@@ -2,7 +2,7 @@
 """Measures the files of a network that lie beside this one, in onnxruntime, on the machine where it runs.
 
 ``slimrank.prepare_latency`` puts a copy of this file, as ``measure.py``, beside the variants of a network.
-Copy that folder to the machine, and run ``python measure.py`` in it. It needs Python 3.9 or later, numpy and
+Copy that folder to the machine, and run ``python measure.py`` in it. It needs Python 3.10 or later, numpy and
 onnxruntime (``pip install numpy onnxruntime``), and neither slimrank nor torch. It takes some minutes, best
 with nothing else running, and writes ``measured.json`` after every file: run again, it goes on where it was.
 Copy ``measured.json`` back; ``slimrank.collect_latency`` makes a latency table of it.
@@ -45,6 +45,8 @@ _BUSY = 1.05
 # Runs with a profile that are left out, and runs that count: of one node, the share of runs below which its
 # time is taken, since other work on the machine only adds.
 PROFILE_WARM_UP, PROFILE_RUNS, PROFILE_SHARE = 3, 30, 0.2
+# Profiles of a file at most: where nodes add up to more than a whole run, other work stretched them.
+PROFILES = 4
 # What onnxruntime hangs on the name of an event that is the run of a node.
 _EVENT = "_kernel_time"
 # Numbers of fields in the messages of ONNX: graph of a model, node of a graph, outputs and name of a node.
@@ -197,6 +199,29 @@ def profile_session(
     return node_times(events, values_by_node(optimised.read_bytes()))
 
 
+def least_times(
+    nodes: Sequence[RunNode], profile: Callable[[], Sequence[RunNode]], milliseconds: float
+) -> list[RunNode]:
+    """Profiles a file again while its nodes add up to more than a run: other work must have stretched them.
+
+    Args:
+        nodes: of its first profile.
+        profile: takes another.
+        milliseconds: of a whole run.
+
+    Returns:
+        Of each node the shortest time.
+    """
+    found = list(nodes)
+    for _ in range(PROFILES - 1):
+        if sum(node.nanoseconds for node in found) <= 1e6 * milliseconds:
+            break
+        again = profile()
+        if [node[:3] for node in again] == [node[:3] for node in found]:
+            found = [min(pair, key=lambda node: node.nanoseconds) for pair in zip(found, again, strict=True)]
+    return found
+
+
 def node_times(events: Sequence[Mapping[str, Any]], values: Mapping[str, tuple[str, ...]]) -> list[RunNode]:
     """Times by node.
 
@@ -315,8 +340,7 @@ def measure_folder(folder: Path, ort: Any, say: Callable[[str], object]) -> None
         if name in files:
             continue
         file = original if name == ORIGINAL else _Opened(ort, folder, prepared, name)
-        told: dict[str, object] = {"nodes": [node._asdict() for node in file.nodes()]}
-        words = ""
+        nodes, words, told = file.nodes(), "", dict[str, object]()
         if name not in (STEP, ORIGINAL):
             threads, seconds = prepared["conditions"]["threads"], prepared["seconds"]
             compared = compare_in_turns(original.run, file.run, threads=threads, seconds=seconds)
@@ -326,11 +350,12 @@ def measure_folder(folder: Path, ort: Any, say: Callable[[str], object]) -> None
                 ratio=compared.ratio,
                 spread=compared.spread,
             )
+            nodes = least_times(nodes, file.nodes, compared.after.milliseconds)
             words = (
                 f": {compared.after.milliseconds:.3f} ms, {compared.ratio:.2f} of the original's time "
                 f"(spread {compared.spread:.0%})"
             )
-        files[name] = told
+        files[name] = {"nodes": [node._asdict() for node in nodes], **told}
         _write_whole(folder / MEASURED_FILE, json.dumps(done, indent=1, sort_keys=True))
         left = (time.monotonic() - began) / (number + 1 - first) * (len(names) - number - 1)
         say(f"{number + 1} of {len(names)}, {name}{words}; about {left:.0f} s left")

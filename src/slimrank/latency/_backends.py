@@ -50,12 +50,14 @@ class Backend:
         format: of the files that it runs; "" where PyTorch runs the model itself.
         parts_of: the runtime whose times of parts stand in for those that this one does not tell: formulas
             start from them, and are fitted to whole times of this one. "" where it tells them itself.
+        has_int8: tables of its int8 files can be measured.
         is_gpu: it runs on a GPU, whose work does not show in the time of the processor.
     """
 
     open: Opener
     format: str = ""
     parts_of: str = ""
+    has_int8: bool = False
     is_gpu: bool = False
 
     @property
@@ -85,14 +87,14 @@ class Backend:
         return 2 if self.is_gpu else threads
 
 
-def _file(format: str) -> Backend:
+def _file(format: str, *, has_int8: bool = False) -> Backend:
     """A runtime that tells what the nodes of its files take."""
-    return Backend(format=format, open=partial(write_timed, format=format))
+    return Backend(format=format, open=partial(write_timed, format=format), has_int8=has_int8)
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "onnxruntime": _file("onnx"),
-    "openvino": _file("openvino"),
+    "onnxruntime": _file("onnx", has_int8=True),
+    "openvino": _file("openvino", has_int8=True),
     "torch": Backend(open=open_model),
     "torch-channels-last": Backend(open=partial(open_model, channels_last=True)),
     "torch-compile": Backend(format="torch", open=write_compiled, parts_of="torch"),

@@ -52,7 +52,6 @@ def prepare_variants(
     has_bias: bool,
     threads: int,
     batch: int,
-    precision: str,
     folder: Path,
     phases: Phases,
 ) -> None:
@@ -66,7 +65,6 @@ def prepare_variants(
         has_bias: whether pairs have a bias even where the layer has none.
         threads: of the runtime there.
         batch: samples in the batch.
-        precision: "float32".
         folder: a new one; its parent must be there.
         phases: progress.
 
@@ -81,7 +79,7 @@ def prepare_variants(
         backend=_BACKEND,
         threads=threads,
         batch=batch,
-        precision=precision,
+        precision="float32",
         machine=machine_name(),
         versions=package_versions(BACKENDS[_BACKEND].packages),
         fingerprint=tie_of(structure),

@@ -17,6 +17,7 @@ from slimrank._names import nearest
 from slimrank._progress import Phases
 from slimrank.deploy import (
     FORMATS,
+    PROFILES,
     Precision,
     TimedFile,
     compare_in_turns,
@@ -39,16 +40,12 @@ from slimrank.plan import Step, Structure
 from slimrank.records import Method, Note
 
 PRECISIONS = ("float32", "int8")
-# The runtimes of which int8 files are measured.
-_INT8_BACKENDS = ("onnxruntime", "openvino")
 # Variants that layers are fitted to, and those that drop blocks as well; of these, prediction is judged too.
 _FITTED, _MIXED = 8, 2
 # By how much they are more where only whole times tell of the runtime.
 _MORE = 2
 # Seconds that a variant and the original are run in turns.
 SECONDS = 2.0
-# Profiles of a file at most: where nodes add up to more than a whole run, other work stretched them.
-_PROFILES = 4
 # Of the draw of variants and their weights.
 SEED = 0
 # Interquartile range over median of a ratio from which times are noise, and a table says so.
@@ -74,10 +71,11 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
         raise UnknownNameError(f"backend={backend!r}; {nearest(str(backend), BACKENDS)}")
     if precision not in PRECISIONS:
         raise UnknownNameError(f"precision={precision!r}; {nearest(str(precision), PRECISIONS)}")
-    if precision == "int8" and backend not in _INT8_BACKENDS:
+    if precision == "int8" and not BACKENDS[backend].has_int8:
+        offered = [name for name, row in BACKENDS.items() if row.has_int8]
         raise OptionError(
             f"precision='int8': int8 files of backend={backend!r} are not measured; give "
-            f"{' or '.join(map(repr, _INT8_BACKENDS))}, or precision='float32'"
+            f"{' or '.join(map(repr, offered))}, or precision='float32'"
         )
     for name, value in (("threads", threads), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -146,7 +144,7 @@ def measure_variants(
     record = None if path is None else _found(Path(path), conditions)
     clock_threads = row.clock_threads(threads)
     # Parts of another runtime say nothing of the noise of this one.
-    more, profiles = (_MORE, 1) if row.parts_of else (1, _PROFILES)
+    more, profiles = (_MORE, 1) if row.parts_of else (1, PROFILES)
     n_variants = more * (_FITTED + _MIXED) + (quantize is not None)
     if record is not None and len(record.variants) == n_variants:
         return finished_table(record, structure, methods, path)

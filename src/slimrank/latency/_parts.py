@@ -46,14 +46,17 @@ class Parts:
         )
 
     def least(self, other: "Parts") -> "Parts":
-        """Of every part the shorter time, of two profiles of one file: other work only adds."""
-        return Parts(
-            factors={
-                name: tuple(min(pair) for pair in zip(times, other.factors[name], strict=True))
-                for name, times in self.factors.items()
-            },
-            others={place: min(time, other.others[place]) for place, time in self.others.items()},
-        )
+        """Of every part the shorter time, of two profiles of one file: other work only adds.
+
+        A part that one profile does not have, because it was over at once, has the time of the other.
+        """
+        factors, others = {**self.factors, **other.factors}, {**self.others, **other.others}
+        for name in self.factors.keys() & other.factors.keys():
+            pairs = zip(self.factors[name], other.factors[name], strict=True)
+            factors[name] = tuple(min(pair) for pair in pairs)
+        for place in self.others.keys() & other.others.keys():
+            others[place] = min(self.others[place], other.others[place])
+        return Parts(factors=factors, others=others)
 
 
 def parts_of(nodes: Iterable[NodeTime], variant: Step) -> Parts:

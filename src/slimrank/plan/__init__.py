@@ -6,6 +6,7 @@ from slimrank.plan._latency import (
     check_latency,
     check_table,
     latency_ratio,
+    milliseconds_of,
     planned_latency,
 )
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
@@ -54,6 +55,7 @@ __all__ = [
     "is_inside",
     "latency_ratio",
     "method_of",
+    "milliseconds_of",
     "multiple_for",
     "names_of",
     "plan_on",

@@ -97,6 +97,16 @@ def latency_ratio(latency: object, times: NetworkTimes) -> float:
     return min(value / times.reference, 1.0) if is_time else value
 
 
+def milliseconds_of(latency: object) -> float | None:
+    """The time that was asked for; None for a ratio.
+
+    Raises:
+        BudgetError: neither a ratio in (0, 1] nor a time.
+    """
+    value, is_time = _number_of(latency)
+    return value / _NANOSECONDS["ms"] if is_time else None
+
+
 def check_latency(latency: object) -> None:
     """Refuses what is no latency, before there are times.
 

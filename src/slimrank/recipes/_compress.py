@@ -24,6 +24,7 @@ from slimrank.plan import (
     check_latency,
     check_multiple_of,
     latency_ratio,
+    milliseconds_of,
 )
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._measure_latency import measure_latency
@@ -169,7 +170,9 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         return best_with(None)
     table = timing.table(measured, run_dir, progress=progress)
     asked = latency_ratio(latency, table.times)
-    return within_latency(measured, best_with, table, asked, rounds=_ROUNDS)
+    return within_latency(
+        measured, best_with, table, asked, rounds=_ROUNDS, milliseconds=milliseconds_of(latency)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ def prepare_latency(
     """Writes a folder from which a latency table is measured on another machine, in onnxruntime.
 
     It holds the variants of ``slimrank.measure_latency`` as ONNX files, one batch of inputs, and
-    ``measure.py``. Copy it to the machine and run ``python measure.py`` in it: that needs Python 3.9 or
+    ``measure.py``. Copy it to the machine and run ``python measure.py`` in it: that needs Python 3.10 or
     later, numpy and onnxruntime, neither slimrank nor torch, and goes on where it was when it is stopped.
     Copy ``measured.json`` back into the folder, and read it with ``slimrank.collect_latency``.
 
@@ -50,8 +50,7 @@ def prepare_latency(
         OutOfMemoryError: memory is used up.
     """
     session = session_of(study)
-    precision = "float32"
-    check_conditions(backend="onnxruntime", precision=precision, threads=threads, batch=batch)
+    check_conditions(backend="onnxruntime", precision="float32", threads=threads, batch=batch)
 
     def batches() -> Iterable[Batch]:
         return session.feed.stream(range(session.feed.n_samples))
@@ -66,7 +65,6 @@ def prepare_latency(
             has_bias=study.has_bias,
             threads=threads,
             batch=batch,
-            precision=precision,
             folder=target,
             phases=phases,
         )

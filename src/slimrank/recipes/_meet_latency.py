@@ -34,6 +34,7 @@ from slimrank.plan import (
     are_same_steps,
     check_table,
     latency_ratio,
+    milliseconds_of,
     planned_latency,
 )
 from slimrank.records import Method, NetworkTimes, Note, PlannedLatency, ReachedLatency
@@ -133,10 +134,18 @@ def meet_latency(
         )
         return study.apply(plan)
 
-    return within_latency(study, build, table, asked, rounds=rounds)
+    return within_latency(study, build, table, asked, rounds=rounds, milliseconds=milliseconds_of(latency))
 
 
-def within_latency(study: Study, build: Build, table: LatencyTable, asked: float, *, rounds: int) -> Result:
+def within_latency(
+    study: Study,
+    build: Build,
+    table: LatencyTable,
+    asked: float,
+    *,
+    rounds: int,
+    milliseconds: float | None,
+) -> Result:
     """Builds and measures, with corrected times, until a latency holds.
 
     Args:
@@ -145,6 +154,7 @@ def within_latency(study: Study, build: Build, table: LatencyTable, asked: float
         table: of the network, checked.
         asked: keep ratio.
         rounds: how many results are built at most.
+        milliseconds: that were asked for, of which ``asked`` is the ratio by the table; None for a ratio.
 
     Returns:
         As ``meet_latency``.
@@ -180,7 +190,8 @@ def within_latency(study: Study, build: Build, table: LatencyTable, asked: float
             if times is None:
                 break
             current = Corrected(table=table, times=times)
-    return _best(tried, asked, table, notes)
+    result = _best(tried, asked, table, notes)
+    return result if milliseconds is None else _held_to_time(result, milliseconds, table)
 
 
 def measured_beside(study: Study, table: LatencyTable, result: Result, asked: float) -> Result:
@@ -290,7 +301,8 @@ def corrected(times: NetworkTimes, predicted: float, measured: float) -> Network
     most = min(_MOST_SAVED, times.before / changing) if changing > 0 else 1.0
     factor = min(max(really / saved, _LEAST_SAVED), most)
     scaled = times.scaled(factor)
-    return replace(scaled, fixed=times.before - factor * changing, before=times.before)
+    # Where the cap binds, what is left is 0 but for rounding.
+    return replace(scaled, fixed=max(0.0, times.before - factor * changing), before=times.before)
 
 
 @contextmanager
@@ -462,6 +474,19 @@ def _best(tried: Sequence[_Tried], asked: float, table: LatencyTable, notes: Seq
     notes = [*notes, *best.timed.notes, *_warnings(latency, table)]
     result = best.result.with_notes(notes, best.result.seconds)
     return replace(result, latency=latency)
+
+
+def _held_to_time(result: Result, milliseconds: float, table: LatencyTable) -> Result:
+    """A result with a warning where it takes longer than was asked, since the original does, too."""
+    latency = result.latency
+    if latency is None or latency.after_ms <= _STILL_MET * milliseconds:
+        return result
+    text = (
+        f"above the budget: takes {latency.after_ms:.3g} ms, asked {milliseconds:.3g} ms; the original takes "
+        f"{latency.before_ms:.3g} ms now and {table.times.reference / 1e6:.3g} ms in the table: measure the "
+        "table anew, or ask for a ratio"
+    )
+    return result.with_notes([Note(where="latency", text=text, is_warning=True)], result.seconds)
 
 
 def _warnings(latency: ReachedLatency, table: LatencyTable) -> list[Note]:

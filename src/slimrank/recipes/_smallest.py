@@ -51,7 +51,8 @@ def smallest(
         lower_is_better: the score is a loss, an error rate or the like.
         metric: "macs", "params" or "bytes", to be made small; or "latency", for the fastest model by the
             times of ``latencies``, which is measured at the end (``Result.latency``); not with a table of
-            another machine, as a warning in the notes says.
+            another machine, as a warning in the notes says. With a table of int8 files the drop is that of
+            the float model, and what int8 adds is in the notes.
         latencies: a table of times of this network (``slimrank.measure_latency``), for "latency".
         tolerance: the search ends when a keep ratio that holds is this close above one that does not.
         select: as in ``Study.plan``.

@@ -40,7 +40,7 @@ def crowded_text(*, load: float, cores: int, threads: int, policy: str) -> str |
     if threads < 2 or load + threads <= cores + 1 or policy.upper() == _QUIET:
         return None
     return (
-        f"other processes keep about {load:.0f} of {cores} cores busy, and torch's {threads} threads spin "
-        f"while they wait, which can make a study several times slower: set {_POLICY}={_QUIET} before Python "
-        "starts (the command line does), or call torch.set_num_threads(1)"
+        f"the machine has had about {load:.0f} busy threads on {cores} cores, and torch's {threads} threads "
+        f"spin while they wait, which can make a study several times slower: set {_POLICY}={_QUIET} before "
+        "Python starts (the command line does), or call torch.set_num_threads(1)"
     )

@@ -90,6 +90,16 @@ def test_a_profile_that_other_work_stretched_is_taken_again(study: sr.Study) -> 
     assert parts.others == {seams.Place(block="", groups=()): 0.5}
 
 
+def test_a_part_that_one_profile_does_not_have_has_the_time_of_the_other(study: sr.Study) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    one = seams.parts_of([node("0", 5.0), node("3", 4.0), node("", 1.0)], untouched)
+    other = seams.parts_of([node("0", 6.0), node("1.two", 2.0)], untouched)
+    both = one.least(other)
+    assert both.factors == {"0": (5.0,), "1.two": (2.0,), "3": (4.0,)}
+    assert both.others == {seams.Place(block="", groups=()): 1.0}
+    assert other.least(one) == both
+
+
 def test_a_profile_is_taken_four_times_at_most(study: sr.Study) -> None:
     untouched = Step(structure=study.structure, layers={})
     taken: list[int] = []

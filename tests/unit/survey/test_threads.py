@@ -22,5 +22,5 @@ def test_spinning_threads_are_told_on_a_busy_machine(
     text = seams.crowded_text(load=load, cores=2, threads=threads, policy=policy)
     assert (text is not None) == is_told
     if text is not None:
-        assert f"{threads} threads spin" in text
+        assert f"torch's {threads} threads spin while they wait" in text
         assert "OMP_WAIT_POLICY=PASSIVE" in text

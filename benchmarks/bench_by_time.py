@@ -7,13 +7,13 @@ more than that time. So pairs of rows compare at equal measured time. AIMET's ne
 ``bench_accuracy``, Torch-Pruning's are ranked by magnitude, one ratio for all layers, batch norms estimated
 again; the latter are made in an environment of its own, with ``--only torch-pruning``. Each network takes
 turns with the original, in seconds of the processor. One row per network and way in
-``benchmarks/results/by-time-cpu-torch<version>.csv``; a second run does networks and
-sources that have no row, ``--again`` all.
+``benchmarks/results/by-time-cpu-torch<version>.csv``; a second run does what is
+missing, ``--again`` all.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ KEY = ("network", "way", "budget")
 BUDGETS = (0.7, 0.5, 0.35, 0.25, 0.18)
 N_IMAGES, BATCH, SECONDS = 512, 16, 3.0
 SAMPLE = as_batch(torch.zeros(1, 1, 32, 32))
+# Way and budget of a row.
+Done = tuple[str, float]
 BY_MACS, BY_TIME, PRUNED = "by MACs", "by time", "Torch-Pruning magnitude"
 
 
@@ -100,18 +102,22 @@ def _opened(model: nn.Module, batches: Sequence[Batch], folder: Path) -> OpenFil
     return write_open(model, batches, folder, format="onnx", batch=BATCH, threads=1)
 
 
-def slimrank_rows(clock: Clock) -> Iterator[Row]:
+def slimrank_rows(clock: Clock, done: Collection[Done]) -> Iterator[Row]:
     """Plans by MACs and by time, from one study.
 
     Args:
         clock: of the network.
+        done: rows that are there.
 
     Yields:
         The rows, as they are done.
     """
+    budgets = [budget for budget in BUDGETS if not {(BY_MACS, budget), (BY_TIME, budget)} <= {*done}]
+    if not budgets:
+        return
     study = sr.study(clock.task.model(), clock.task.batches(N_IMAGES), progress=False)
     table = sr.measure_latency(study, batch=BATCH, path=clock.folder / "table.json", progress=False)
-    for budget in BUDGETS:
+    for budget in budgets:
         by_macs = study.apply(study.plan(macs=budget))
         row = clock.row(by_macs.model, BY_MACS, budget)
         yield {**row, "divergence": by_macs.divergence}
@@ -131,11 +137,12 @@ def slimrank_rows(clock: Clock) -> Iterator[Row]:
         }
 
 
-def aimet_rows(clock: Clock) -> Iterator[Row]:
+def aimet_rows(clock: Clock, done: Collection[Done]) -> Iterator[Row]:
     """What AIMET makes of the network by its greedy selection, on 2,000 labelled pictures.
 
     Args:
         clock: of the network.
+        done: rows that are there.
 
     Yields:
         The rows, as they are done.
@@ -144,15 +151,17 @@ def aimet_rows(clock: Clock) -> Iterator[Row]:
     for scheme in SCHEMES[name]:
         results, folder = compressed(name, scheme)
         for entry in results["ratios"]:
-            if not entry["error"]:
-                yield clock.row(network_at(name, folder, entry["ratio"]), f"AIMET {scheme}", entry["ratio"])
+            ratio, way = entry["ratio"], f"AIMET {scheme}"
+            if not entry["error"] and (way, ratio) not in done:
+                yield clock.row(network_at(name, folder, ratio), way, ratio)
 
 
-def torch_pruning_rows(clock: Clock) -> Iterator[Row]:
+def torch_pruning_rows(clock: Clock, done: Collection[Done]) -> Iterator[Row]:
     """Torch-Pruning by magnitude, one ratio for all layers, batch norms estimated again.
 
     Args:
         clock: of the network.
+        done: rows that are there.
 
     Yields:
         The rows, as they are done.
@@ -160,6 +169,8 @@ def torch_pruning_rows(clock: Clock) -> Iterator[Row]:
     from benchmarks import torch_pruning_plans as plans  # noqa: PLC0415 (lives in an environment of its own)
 
     for ratio in RATIOS:
+        if (PRUNED, ratio) in done:
+            continue
         try:
             model = plans.pruned_to(clock.task.model(), "group magnitude", "uniform", clock.task.skip, ratio)
         except plans.PruningError as error:
@@ -169,13 +180,11 @@ def torch_pruning_rows(clock: Clock) -> Iterator[Row]:
         yield clock.row(model, PRUNED, ratio)
 
 
-SOURCES: Mapping[str, Callable[[Clock], Iterator[Row]]] = {
+SOURCES: Mapping[str, Callable[[Clock, Collection[Done]], Iterator[Row]]] = {
     "slimrank": slimrank_rows,
     "aimet": aimet_rows,
     "torch-pruning": torch_pruning_rows,
 }
-# The first way of each, by which a second run knows that it was done.
-FIRST = {"slimrank": BY_MACS, "aimet": "AIMET", "torch-pruning": PRUNED}
 
 
 def main() -> None:
@@ -188,12 +197,11 @@ def main() -> None:
     torch.set_num_threads(1)
     path = table_path("by-time")
     for name in args.network or TASKS:
-        there = {row["way"] for row in read_table(path) if row["network"] == name}
+        there = {(row["way"], float(row["budget"])) for row in read_table(path) if row["network"] == name}
         for source in args.only or SOURCES:
-            if not args.again and any(way.startswith(FIRST[source]) for way in there):
-                continue
             with tempfile.TemporaryDirectory() as folder:
-                for row in SOURCES[source](Clock.of(TASKS[name], Path(folder))):
+                clock = Clock.of(TASKS[name], Path(folder))
+                for row in SOURCES[source](clock, set() if args.again else there):
                     whole = {**row, **context()}
                     print({key: value for key, value in whole.items() if value is not None}, flush=True)
                     merge_table(path, [whole], KEY)

@@ -212,9 +212,18 @@ TIMED = {
 }
 
 
+def _in_int8() -> Rows:
+    """Rows of the table of int8 files, under the names of the table of times."""
+    return [
+        {**row, "way": "by time, int8", "time_measured": row["ratio"]}
+        for row in read_table(table_path("latency-int8"))
+        if row["file"] in ("original int8", "latency-planned int8")
+    ]
+
+
 def by_time() -> None:
     """Points lost by measured time, a panel for each network."""
-    rows = read_table(table_path("by-time"))
+    rows = [*read_table(table_path("by-time")), *_in_int8()]
     panels = _panels(len(NAMES))
     for axes, network in zip(panels, NAMES, strict=True):
         for way, (colour, line, label) in TIMED.items():

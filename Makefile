@@ -171,8 +171,10 @@ $(ZOO)/.export: $(ZOO)/.ready
 	$(ZOO)/bin/python -m pip install --quiet --editable '.[export,openvino]'
 	touch $@
 
-bench-quantize: $(TEXT)  ## float and int8, whole and compressed, in every runtime: accuracy, size, time; half an hour
+bench-quantize: $(TEXT) $(EXECUTORCH)/.ready  ## float and int8, whole and compressed, in every runtime: accuracy, size, time; half an hour
 	$(BIN)/python -m benchmarks.bench_quantize
+	$(EXECUTORCH)/bin/python -m pip install --quiet --editable '.[bench]'
+	$(EXECUTORCH)/bin/python -m benchmarks.bench_quantize --format executorch
 
 bench-plots: $(BENCH)  ## set the tables and plots of docs/benchmarks.md
 	$(BIN)/python -m benchmarks.plots

@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well does a latency table predict the time of plans that it never saw?
 
-Random plans of the benchmark networks: pairs at random ranks, groups at random widths, some blocks gone.
+Random plans of the benchmark networks and of one of the size of ResNet-50: pairs at random ranks, groups at random widths, some blocks gone.
 Each is built with random weights, exported, and run in turns with the original, 2 seconds after 3 warm-up
 rounds; the ratio is the median over turns, in seconds of the processor at one thread. Predicted ratios come
 from ``slimrank.measure_latency`` at the same batch. One row per plan in
-``benchmarks/results/latency, ``--again`` all.
+``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is missing, ``--again`` all.
 """
 
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 import slimrank as sr
+from benchmarks import resnet50
 from benchmarks.tables import Row, context, merge_table, read_table, table_path
 from benchmarks.tasks.tasks import TASKS
 from slimrank.deploy import compare_in_turns
@@ -37,8 +40,22 @@ KEY = ("network", "backend", "precision", "batch", "plan")
 SEED, SECONDS = 1000, 2.0
 # Plans that are drawn for each network, so that each is the same however many are measured.
 DRAWN = 30
+# The large network, its pictures, and how many plans of it are measured, one picture at a time.
+LARGE, PIXELS, LARGE_DRAWN = "resnet50", 224, 12
 # Relative error of the predicted ratio that counts as right.
 RIGHT = 0.05
+
+
+def subject(name: str, batch: int) -> tuple[nn.Module, Tensor]:
+    """A network, and a batch of noise for it.
+
+    Args:
+        name: of the network.
+        batch: samples in the batch.
+    """
+    shape = (batch, 3, PIXELS, PIXELS) if name == LARGE else (batch, 1, 32, 32)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
+    return (resnet50.build() if name == LARGE else TASKS[name].model()), images
 
 
 def rows_of(
@@ -57,12 +74,13 @@ def rows_of(
     Yields:
         A row for each plan.
     """
-    model = TASKS[name].model()
-    images = torch.randn(batch, 1, 32, 32, generator=torch.Generator().manual_seed(SEED))
+    model, images = subject(name, batch)
     study = sr.study(model, [images], data_free=True, effort="fast", progress=False)
+    start = time.perf_counter()
     table = sr.measure_latency(
         study, backend=backend, batch=batch, precision=precision, path=folder / "table.json"
     )
+    seconds = time.perf_counter() - start
     opened = partial(open_timed, backend, batches=[as_batch(images)], batch=batch, threads=1)
     original = opened(model, folder=folder / "original")
     drawn = draw_variants(
@@ -91,6 +109,7 @@ def rows_of(
             "error": round(predicted / compared.ratio - 1, 4),
             "spread": round(compared.spread, 4),
             "told_error": round(table.error, 4),
+            "table_seconds": round(seconds, 1),
             "before_ms": round(compared.before.milliseconds, 3),
         }
 
@@ -111,7 +130,7 @@ def summary(rows: Sequence[Mapping[str, str]]) -> str:
 def main() -> None:
     """Fills the table and prints the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="*", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--networks", nargs="*", choices=(*TASKS, LARGE), default=[*TASKS, LARGE])
     parser.add_argument("--backends", nargs="*", choices=BACKENDS, default=["onnxruntime", "openvino"])
     parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--plans", type=int, choices=range(1, DRAWN + 1), metavar="N", default=DRAWN)
@@ -121,13 +140,14 @@ def main() -> None:
     torch.set_num_threads(1)
     path = table_path("latency")
     for name, backend, precision in product(args.networks, args.backends, args.precisions):
-        key = (name, backend, precision, str(args.batch))
+        batch, most = (1, LARGE_DRAWN) if name == LARGE else (args.batch, DRAWN)
+        key = (name, backend, precision, str(batch))
         there = {row["plan"] for row in read_table(path) if tuple(row[part] for part in KEY[:-1]) == key}
-        plans = [number for number in range(args.plans) if args.again or str(number) not in there]
+        plans = [number for number in range(min(args.plans, most)) if args.again or str(number) not in there]
         if not plans:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            for row in rows_of(name, backend, precision, args.batch, plans, Path(folder)):
+            for row in rows_of(name, backend, precision, batch, plans, Path(folder)):
                 print(row, flush=True)
                 merge_table(path, [{**row, **context()}], KEY)
     print(summary(read_table(path)))

@@ -2,10 +2,11 @@
 """How well does a latency table predict the time of plans that it never saw?
 
 Random plans of the benchmark networks and of one of the size of ResNet-50: pairs at random ranks, groups at
-random widths, some blocks gone. Each is built with random weights, exported, and run in turns with the original, 2 seconds after 3 warm-up
-rounds; the ratio is the median over turns, in seconds of the processor at one thread. Predicted ratios come
-from ``slimrank.measure_latency`` at the same batch. One row per plan in
-``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is missing, ``--again`` all.
+random widths, some blocks gone. Each is built with random weights, exported, and run in turns with the
+original, 2 seconds after 3 warm-up rounds; the ratio is the median over turns, in seconds of the processor
+at one thread. Predicted ratios come from ``slimrank.measure_latency`` at the same batch. One row per plan
+in ``benchmarks/results/latency-cpu-torch<version>.csv``; a second run does what is missing, ``--again``
+all.
 """
 
 import argparse

@@ -607,7 +607,7 @@ def latency() -> str:
     )
     lines = [
         [
-            NAMES.get(network, network),
+            {**NAMES, "resnet50": "ResNet-50-sized"}[network],
             *key,
             str(len(errors)),
             f"{statistics.median(errors):.1%}",

@@ -38,6 +38,15 @@ def _panels(count: int, width: float = 3.6) -> Sequence[Axes]:
     return panels
 
 
+def _lost_by(axes: Axes, network: str, what: str) -> None:
+    """The look of a panel of points lost, by what is kept, from all on."""
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 100)
+    axes.set_title(NAMES[network])
+    axes.set_xlabel(what)
+    axes.invert_xaxis()
+
+
 def accuracy() -> None:
     """Points lost by MACs kept, a panel for each network."""
     rows = read_table(table_path("accuracy"))
@@ -58,11 +67,7 @@ def accuracy() -> None:
                 marker="o",
                 markersize=3,
             )
-        axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(0, 100)
-        axes.set_title(NAMES[network])
-        axes.set_xlabel("MACs kept (counted)")
-        axes.invert_xaxis()
+        _lost_by(axes, network, "MACs kept (counted)")
     panels[0].set_ylabel("points of accuracy lost")
     panels[-1].legend(fontsize=6, loc="upper left")
     _save("accuracy")
@@ -240,11 +245,7 @@ def by_time() -> None:
                 marker="o",
                 markersize=3,
             )
-        axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(0, 100)
-        axes.set_title(NAMES[network])
-        axes.set_xlabel("measured time kept")
-        axes.invert_xaxis()
+        _lost_by(axes, network, "measured time kept")
     panels[0].set_ylabel("points of accuracy lost")
     panels[0].legend(fontsize=6, loc="upper left")
     _save("by_time")

@@ -266,8 +266,7 @@ def write_timed(
         raise ExportError(f"format={format!r}: its runtime does not tell what each node takes; take 'onnx'")
     with _TURN:
         samples = read_samples(batches)
-        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
-        built = builder.build(model, folder, None)
+        built = _unchecked(row, model, samples, folder, batch=batch, threads=threads)
         path, runtime = built.path, built.runtime
         if quantize is not None:
             source = _float_file(format, built, samples, Reading(), threads)
@@ -315,10 +314,8 @@ def write_open(
     with _TURN:
         samples = read_samples(batches, CHECKED if quantize is None else CALIBRATED)
         few = samples.part(0, CHECKED)
-        builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=f"model{row.suffix}")
-        if quantize is not None:
-            builder = replace(builder, calibration=_balancing(samples, quantize))
-        built = builder.build(model, folder, None)
+        calibration = [] if quantize is None else _balancing(samples, quantize)
+        built = _unchecked(row, model, few, folder, batch=batch, threads=threads, calibration=calibration)
         given = _given(built, few, batch)
         if quantize is None:
             return OpenFile(run=built.runtime(given), batch=given.n_samples)
@@ -360,7 +357,7 @@ def write_loose(model: nn.Module, batches: Iterable[Batch], folder: Path, *, bat
     Raises:
         SlimrankError: as ``write_timed``.
     """
-    built, given = _unchecked("onnx", model, batches, folder, batch=batch, threads=1)
+    built, given = _float_only("onnx", model, batches, folder, batch=batch, threads=1)
     return LooseFile(
         path=built.path,
         inputs=onnx_inputs(built.path, built.program, given),
@@ -388,21 +385,43 @@ def write_compiled(
         ExportError: the model cannot be written or compiled.
         BatchesError: the model refuses the samples.
     """
-    built, given = _unchecked("torch", model, batches, folder, batch=batch, threads=threads)
+    built, given = _float_only("torch", model, batches, folder, batch=batch, threads=threads)
     run = open_torch_compiled(built.path, built.program, threads)(given)
     return OpenFile(run=run, batch=given.n_samples)
 
 
-def _unchecked(
+def _float_only(
     format: str, model: nn.Module, batches: Iterable[Batch], folder: Path, *, batch: int, threads: int
 ) -> tuple[_Built, Batch]:
     """A float file that was written, and the batch that it is run with."""
     row = format_named(format)
     with _TURN:
         samples = read_samples(batches)
-        builder = _Builder(row=row, samples=samples, batch=batch, threads=threads, file=f"model{row.suffix}")
-        built = builder.build(model, folder, None)
+        built = _unchecked(row, model, samples, folder, batch=batch, threads=threads)
     return built, _given(built, samples, batch)
+
+
+def _unchecked(
+    row: Format,
+    model: nn.Module,
+    samples: Samples,
+    folder: Path,
+    *,
+    batch: int,
+    threads: int,
+    calibration: Sequence[Batch] = (),
+) -> _Built:
+    """A float file that was written and not compared with the model."""
+    file = f"model{row.suffix}"
+    builder = _Builder(
+        row=row,
+        samples=samples,
+        batch=batch,
+        threads=threads,
+        file=file,
+        calibration=calibration,
+    )
+    return builder.build(model, folder, None)
 
 
 def _given(built: _Built, samples: Samples, batch: int) -> Batch:

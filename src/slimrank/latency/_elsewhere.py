@@ -35,8 +35,8 @@ from slimrank.latency._prepared import PreparedFile, read_measured, read_prepare
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import step_network, step_of_nodes
 from slimrank.latency._tie import differing_topics, tie_of
-from slimrank.latency._variants import build_variant, shared_step
-from slimrank.plan import Step, Structure
+from slimrank.latency._variants import build_variant, shared_step, untouched
+from slimrank.plan import Structure
 from slimrank.records import Method
 
 # The runtime that the script has.
@@ -172,7 +172,7 @@ def collect_variants(
             continue
         known = VariantTime(
             **file.variant,
-            parts=parts_of((), Step(structure=structure, layers={})),
+            parts=parts_of((), untouched(structure)),
             **measured.files[name].compared,
         )
         variants.append(replace(known, parts=parts_of(nodes[name], known.step(structure))))
@@ -184,7 +184,7 @@ def collect_variants(
     record = LatencyRecord(
         conditions=conditions,
         step=step_of_nodes(nodes[STEP]),
-        original=parts_of(nodes[ORIGINAL], Step(structure=structure, layers={})),
+        original=parts_of(nodes[ORIGINAL], untouched(structure)),
         variants=tuple(variants),
     )
     return finished_table(record, structure, methods, path)

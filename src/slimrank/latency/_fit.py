@@ -26,7 +26,7 @@ from slimrank.cost import (
 )
 from slimrank.latency._parts import Parts
 from slimrank.latency._predict import changing_time, group_edge, predicted_time
-from slimrank.latency._variants import useful_ranks
+from slimrank.latency._variants import untouched, useful_ranks
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups
 from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime, step_edge
 
@@ -112,9 +112,9 @@ def fit_times(
         The formulas. Node times are scaled, and the constant chosen, so that whole times come out on
         average: ``before`` need not be quite what was measured.
     """
-    untouched = Step(structure=structure, layers={})
+    whole = untouched(structure)
     profiles = _even(
-        [(untouched, original), *((entry.variant, entry.parts) for entry in measured)],
+        [(whole, original), *((entry.variant, entry.parts) for entry in measured)],
         [before, *(reference * entry.ratio for entry in measured)],
     )
     profiles += [profiles[0]] * (_ORIGINAL_WEIGHT - 1)
@@ -132,9 +132,7 @@ def fit_times(
     )
     # Parts are a little faster beside smaller neighbours, which leave them more of the caches. So the line
     # goes through all whole times, and not through the original's alone.
-    changing = np.array(
-        [changing_time(raw, variant) for variant in (untouched, *(e.variant for e in measured))]
-    )
+    changing = np.array([changing_time(raw, variant) for variant in (whole, *(e.variant for e in measured))])
     wholes = np.array([before, *(reference * entry.ratio for entry in measured)])
     fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
     scaled = raw.scaled(float(scale))

@@ -17,6 +17,7 @@ from slimrank.cost import rows_and_columns, slimmed_spec
 from slimrank.latency._fit import Fit, Measured, faster_pairs, kernel_kind, part_formulas
 from slimrank.latency._parts import Parts
 from slimrank.latency._predict import changing_time
+from slimrank.latency._variants import untouched
 from slimrank.plan import Step, Structure, is_inside
 from slimrank.records import Form, LayerTimes, Method, NetworkTimes
 
@@ -59,7 +60,7 @@ def fit_whole_times(
         The formulas; the error of each variant is that of formulas fitted to all others.
     """
     profiles = [
-        (Step(structure=structure, layers={}), original),
+        (untouched(structure), original),
         *((entry.variant, entry.parts) for entry in measured),
     ]
     raw = part_formulas(

@@ -35,7 +35,7 @@ from slimrank.latency._parts import Parts, parts_of
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
 from slimrank.latency._tie import differing_topics, tie_of
-from slimrank.latency._variants import build_variant, draw_variants
+from slimrank.latency._variants import build_variant, draw_variants, untouched
 from slimrank.plan import Step, Structure
 from slimrank.records import Method, Note
 
@@ -191,11 +191,6 @@ def measure_variants(
                     write_latencies(path, record, None)
                 advance(1, f"variant {number + 1}")
     return finished_table(record, structure, methods, path)
-
-
-def untouched(structure: Structure) -> Step:
-    """The step of a plan that does nothing."""
-    return Step(structure=structure, layers={})
 
 
 def drawn_variants(

@@ -26,6 +26,11 @@ _SEVERAL = 2
 _DROPPED = 0.15
 
 
+def untouched(structure: Structure) -> Step:
+    """The step of a plan that does nothing."""
+    return Step(structure=structure, layers={})
+
+
 def draw_variants(
     structure: Structure, methods: Sequence[Method], *, count: int, step: int, seed: int, mixed: bool = False
 ) -> tuple[Step, ...]:

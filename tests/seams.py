@@ -135,7 +135,6 @@ from slimrank.report._agreement import (
     output_table,
     output_unit,
 )
-from slimrank.report._exported import _END, _START
 from slimrank.report._groups import counts_text, damage_at_half, kept_rows, readers_of
 from slimrank.report._numbers import (
     format_change,
@@ -153,6 +152,7 @@ from slimrank.report._numbers import (
     macs_elsewhere,
 )
 from slimrank.report._words import multiples_text
+from slimrank.report.page._render import OLD_MARKS
 from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._bound import bound_of
@@ -171,8 +171,8 @@ from slimrank.survey._threads import crowded_text
 
 T = TypeVar("T")
 
-# Around the section of exported files in a page.
-EXPORTED_MARKS = (_START, _END)
+# Around the section of exported files in pages of before.
+EXPORTED_MARKS = OLD_MARKS
 
 # --- what a study holds ---
 

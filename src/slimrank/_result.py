@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from slimrank._errors import BatchesError, ModelError, OptionError
+from slimrank._errors import BatchesError, FileError, ModelError, OptionError, SlimrankError
 from slimrank._version import __version__
 from slimrank.calibrate import checked_batches
 from slimrank.deploy import (
+    REPORT_FILE,
     ExportSource,
     Precision,
     Reading,
@@ -19,7 +20,7 @@ from slimrank.deploy import (
     save_artifact,
     update_artifact,
 )
-from slimrank.files import Json, write_bytes
+from slimrank.files import Json, read_text
 from slimrank.forward import Batch, outside_inference_mode
 from slimrank.plan import Plan
 from slimrank.records import (
@@ -27,7 +28,9 @@ from slimrank.records import (
     ActivationBytes,
     Agreement,
     Cost,
+    Curve,
     Exported,
+    GroupCurve,
     LayerResult,
     Measurement,
     Metric,
@@ -44,11 +47,14 @@ from slimrank.report import (
     exports_from_facts,
     finite_or_none,
     named_in,
-    render_html,
+    page_data,
+    render_page,
     render_text,
+    result_data,
     warning_facts,
     with_exported,
     with_file,
+    write_page,
 )
 
 # Of numbers of bytes, from the largest on.
@@ -99,6 +105,9 @@ class Result:
     latency: ReachedLatency | None = None
     activation_bytes: ActivationBytes | None = None
     _source: ExportSource | None = None
+    # Of the study that it was planned on, for its report.
+    _curves: tuple[Curve, ...] = ()
+    _group_curves: tuple[GroupCurve, ...] = ()
     # What the model was exported to, with whole paths: the working directory may change.
     _exports: list[Exported] = field(default_factory=list, compare=False)
 
@@ -135,18 +144,18 @@ class Result:
         return render_text(summary_of(self, measurements), plan=self.plan)
 
     def report(self, path: str | os.PathLike[str], measurements: Sequence[Measurement] = ()) -> None:
-        """Writes one self-contained HTML page, which names the files that the result was exported to.
+        """Writes one self-contained HTML page, and its data as JSON beside it.
 
         Args:
-            path: of the file.
+            path: of the page; the data have its name with the suffix ``.json``. Both name the files that the
+                result was exported to.
             measurements: as in ``summary``.
 
         Raises:
             FileError: it cannot be written.
         """
         page = Path(path)
-        html = render_html(summary_of(self, measurements, page.parent), plan=self.plan)
-        write_bytes(page, html.encode())
+        write_page(page, self._data(summary_of(self, measurements, page.parent)))
 
     def save(
         self,
@@ -170,7 +179,7 @@ class Result:
         """
         summary = summary_of(self, measurements, Path(path))
         manifest: dict[str, Json] = {**self._manifest(), _EXPORTS: export_facts(summary.exports)}
-        html = render_html(summary, plan=self.plan)
+        html = render_page(self._data(summary))
         save_artifact(path, self.model, self.plan, manifest, html, overwrite=overwrite)
 
     @outside_inference_mode
@@ -276,6 +285,9 @@ class Result:
         notes = (*(kept for kept in unwarned(self.notes) if kept != note), note)
         return replace(self, model=model, divergence=None, agreement=None, notes=notes, _exports=[])
 
+    def _data(self, summary: Summary) -> dict[str, Json]:
+        return result_data(summary, self.plan, curves=self._curves, group_curves=self._group_curves)
+
     def _remember(self, exported: Exported) -> None:
         path = exported.path.parent.resolve() / exported.path.name
         self._exports[:] = with_file(self._exports, replace(exported, path=path))
@@ -324,9 +336,29 @@ def add_export(directory: Path, exported: Exported) -> None:
         known = exports_from_facts(manifest.get(_EXPORTS, []), f"manifest of {directory}: {_EXPORTS}")
         files = with_file(known, named_in(directory, exported))
         changed: dict[str, Json] = {**manifest, _EXPORTS: export_facts(files)}
-        return changed, None if html is None else with_exported(html, files)
+        return changed, None if html is None else with_exported(html, export_facts(files))
 
     update_artifact(directory, change)
+
+
+def write_saved_report(directory: Path, page: Path) -> None:
+    """Writes the report of a saved model to another place, and its data beside it.
+
+    Args:
+        directory: of the saved model.
+        page: of the report that is written.
+
+    Raises:
+        FileError: the saved model has no report, or one that cannot be read; or the page cannot be written.
+    """
+    report = directory / REPORT_FILE
+    advice = "save the model again"
+    html = read_text(report, f"report {report}", advice=advice, error=FileError)
+    try:
+        data = page_data(html)
+    except SlimrankError as error:
+        raise FileError(f"report {report}: {error}") from error
+    write_page(page, data)
 
 
 def summary_of(result: Result, measurements: Sequence[Measurement], directory: Path | None = None) -> Summary:

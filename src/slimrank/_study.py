@@ -17,7 +17,6 @@ from slimrank._result import Result
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
-from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.methods import METHODS
@@ -52,7 +51,7 @@ from slimrank.records import (
     Note,
     replaces_groups,
 )
-from slimrank.report import render_groups, render_layers, render_study_html
+from slimrank.report import render_groups, render_layers, study_data, write_page
 from slimrank.scores import Scores, scored_source
 from slimrank.select import check_budgets, select_plan, select_plan_and_rounding
 from slimrank.store import Store
@@ -152,24 +151,28 @@ class Study:
         )
 
     def report(self, path: str | os.PathLike[str]) -> None:
-        """Writes the layers as one self-contained HTML page.
+        """Writes what was found as one self-contained HTML page, and its data as JSON beside it.
 
         Args:
-            path: of the file.
+            path: of the page; the data have its name with the suffix ``.json``.
 
         Raises:
             FileError: it cannot be written.
         """
-        html = render_study_html(
+        data = study_data(
             "Study",
             self.layers,
             self.before,
             self.notes,
+            unit=self.unit,
+            seconds=self.seconds,
+            fingerprint=self.fingerprint,
             channels=self.structure.channels,
-            curves=self.group_curves,
+            curves=self.curves,
+            group_curves=self.group_curves,
             blocks=self.block_damages,
         )
-        write_bytes(Path(path), html.encode())
+        write_page(Path(path), data)
 
     def plan(
         self,
@@ -386,6 +389,8 @@ class Study:
             layers=layers,
             group_damages={name: damage for name, damage in groups.items() if damage is not None},
             block_damages={name: damage for name, damage in blocks.items() if damage is not None},
+            _curves=self.curves,
+            _group_curves=self.group_curves,
         )
 
     def _check_steps(self, plan: Plan) -> None:

@@ -169,7 +169,13 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
 
     assert _facts("report", "run", "--out", "study.html")
     assert "<!DOCTYPE html>" in (folder / "study.html").read_text()
-    assert "its report is small/report.html" in _refused("report", "small", "--out", "study.html")
+    assert _facts("report", "small", "--out", "small.html") == {"report": "small.html", "data": "small.json"}
+    assert (folder / "small.html").read_bytes() == (folder / "small" / "report.html").read_bytes()
+    assert _facts("report", "run") == {"report": "run/report.html", "data": "run/report.json"}
+    data = json.loads((folder / "run" / "report.json").read_text())
+    assert data["kind"] == "study"
+    (folder / "small" / "report.html").write_text("<p>mine</p>")
+    assert "no page that slimrank wrote" in _refused("report", "small", "--out", "small.html")
     assert "macs=1.5 is no keep ratio" in _refused("plan", "run", "--macs", "1.5").replace(
         "macs 1.5", "macs=1.5"
     )

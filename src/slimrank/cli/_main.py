@@ -31,7 +31,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "report": (
         "_study",
-        "Write the study in DIR as one HTML page; a saved model has its report.html already.",
+        "Write the study, or the saved model, in DIR as one HTML page, and its data as JSON beside it.",
     ),
     "env": ("_other", "Show what a bug report needs."),
 }

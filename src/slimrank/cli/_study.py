@@ -7,7 +7,7 @@ from typing import Unpack
 import click
 
 import slimrank as sr
-from slimrank._errors import OptionError
+from slimrank._result import write_saved_report
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH, StudyText, after_option, memory_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
@@ -72,11 +72,14 @@ def study(
 
 
 @click.command(cls=Command)
-@click.argument("study_dir", metavar="DIR", type=PATH)
-@click.option("--out", type=PATH, required=True, help="HTML file.")
-def report(study_dir: Path, out: Path) -> Answer:
-    """Write the study in DIR as one HTML page; a saved model has its report.html already."""
-    if is_saved_model(study_dir) and (study_dir / REPORT_FILE).is_file():
-        raise OptionError(f"{study_dir} is a saved model; its report is {study_dir / REPORT_FILE}")
-    sr.Study.load(study_dir).report(out)
-    return Answer(text=f"Report: {out}", facts={"report": str(out)})
+@click.argument("directory", metavar="DIR", type=PATH)
+@click.option("--out", type=PATH, help="HTML file; its data go beside it.  [default: report.html in DIR]")
+def report(directory: Path, out: Path | None) -> Answer:
+    """Write the study, or the saved model, in DIR as one HTML page, and its data as JSON beside it."""
+    page = directory / REPORT_FILE if out is None else out
+    if is_saved_model(directory):
+        write_saved_report(directory, page)
+    else:
+        sr.Study.load(directory).report(page)
+    data = page.with_suffix(".json")
+    return Answer(text=f"Report: {page}; data: {data}", facts={"report": str(page), "data": str(data)})

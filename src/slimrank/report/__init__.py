@@ -7,7 +7,6 @@ from slimrank.report._exported import (
     exports_from_facts,
     int8_facts,
     named_in,
-    with_exported,
     with_file,
 )
 from slimrank.report._facts import (
@@ -20,12 +19,11 @@ from slimrank.report._facts import (
 )
 from slimrank.report._groups import render_groups
 from slimrank.report._numbers import finite_or_none
-from slimrank.report._result_page import render_html
 from slimrank.report._scores_page import ScoreLine, render_scores_html
-from slimrank.report._study_page import render_study_html
 from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
 from slimrank.report._words import slimmed_text
+from slimrank.report.page import page_data, render_page, result_data, study_data, with_exported, write_page
 
 __all__ = [
     "ScoreLine",
@@ -37,19 +35,22 @@ __all__ = [
     "finite_or_none",
     "int8_facts",
     "named_in",
+    "page_data",
     "plan_facts",
     "render_groups",
-    "render_html",
     "render_layers",
+    "render_page",
     "render_plan",
     "render_scores_html",
-    "render_study_html",
     "render_table",
     "render_text",
+    "result_data",
     "result_facts",
     "slimmed_text",
+    "study_data",
     "study_facts",
     "warning_facts",
     "with_exported",
     "with_file",
+    "write_page",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported files: as a section of a page, and as JSON that can be read back."""
+"""Exported files: as rows of a table, and as JSON that can be read back."""
 
 import math
 import os
@@ -11,14 +11,7 @@ from slimrank._errors import FileError, PlanError
 from slimrank.files import Json, as_flag, as_integer, as_list, as_number, as_object, as_text
 from slimrank.records import Exported, Int8, Note
 from slimrank.report._numbers import format_metric, format_share, number_or_text
-from slimrank.report._page import definitions, section
-from slimrank.report._sections import rows_table
 
-# Around the section, so that it can be exchanged in a page that was written before. Plain text in a page is
-# escaped, so nothing else looks like them.
-_START, _END = "<!-- exported files -->", "<!-- end of exported files -->"
-# What follows the last section of every page.
-_FOOTER = "\n<footer>"
 _COLUMNS = (
     "file",
     "format",
@@ -206,39 +199,9 @@ def _note_from_facts(value: Json, where: str) -> Note:
     )
 
 
-def exported_part(files: Sequence[Exported]) -> str:
-    """The section of a page that names exported files, or where it would be; HTML."""
-    if not files:
-        return f"{_START}\n{_END}"
-    parts = [rows_table(_COLUMNS, [_row(exported) for exported in files])]
-    notes = [(exported.path.as_posix(), str(note)) for exported in files for note in exported.notes]
-    if notes:
-        parts.append(f'<div class="under">{definitions(notes)}</div>')
-    return "\n".join([_START, section("Exported files", "\n".join(parts)), _END])
-
-
-def with_exported(html: str, files: Sequence[Exported]) -> str:
-    """A page of a result that was written before, with these exported files in place of those it named.
-
-    Args:
-        html: the page.
-        files: all that it shall name.
-
-    Returns:
-        The page.
-
-    Raises:
-        FileError: no page of slimrank.
-    """
-    part = exported_part(files)
-    before, start, rest = html.partition(_START)
-    _, end, after = rest.partition(_END)
-    if start and end:
-        return f"{before}{part}{after}"
-    before, footer, after = html.partition(_FOOTER)
-    if start or not footer:
-        raise FileError("it is no page that slimrank wrote, or was changed; save the model again")
-    return f"{before}\n{part}{footer}{after}"
+def export_rows(files: Sequence[Exported]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A table of exported files: headings, and a row for each."""
+    return _COLUMNS, [_row(exported) for exported in files]
 
 
 def _row(exported: Exported) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from slimrank.report._page import page, section
+from slimrank.report.page._frame import document, part
 
 # Pixels of one small chart; the edge keeps dots at its border whole.
 _WIDTH, _HEIGHT, _EDGE = 240, 90, 6
@@ -52,11 +52,12 @@ def render_scores_html(
         "see what was tried.</p>"
     )
     parts = [
-        section("Layers", f'{explanation}\n<div class="charts">\n{charts}\n</div>'),
-        section("Table", f'<div class="scroll"><pre>{escape(table)}</pre></div>'),
+        "<h1>Eval scores</h1>",
+        f'<p class="verdict">{len(scores)} scores, each with one layer or group compressed.</p>',
+        part("Layers", f'{explanation}\n<div class="charts">\n{charts}\n</div>'),
+        part("Table", f"<pre>{escape(table)}</pre>"),
     ]
-    count = len(scores)
-    return page("Eval scores", f"{count} scores, each with one layer or group compressed.", "\n".join(parts))
+    return document("Eval scores", "\n".join(parts))
 
 
 def _figure(line: ScoreLine, baseline: float, low: float, high: float) -> str:
@@ -70,13 +71,14 @@ def _figure(line: ScoreLine, baseline: float, low: float, high: float) -> str:
     # The line ends at the untouched model, which keeps everything.
     path = " ".join(f"{across(ratio)},{up(score)}" for ratio, score, _ in (*line.points, (1.0, baseline, "")))
     dots = "".join(
-        f'<circle cx="{across(ratio)}" cy="{up(score)}" r="3"><title>{escape(hint)}</title></circle>'
+        f'<circle class="c0" cx="{across(ratio)}" cy="{up(score)}" r="3"><title>{escape(hint)}</title>'
+        f"</circle>"
         for ratio, score, hint in line.points
     )
     label = f"{line.layer}, {line.method}"
     return (
         f"<figure><figcaption>{escape(line.layer)}<span>{escape(line.method)}</span></figcaption>"
         f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
-        f'<line x1="0" x2="{_WIDTH}" y1="{up(baseline)}" y2="{up(baseline)}"/>'
-        f'<polyline points="{path}"/>{dots}</svg></figure>'
+        f'<line class="guide" x1="0" x2="{_WIDTH}" y1="{up(baseline)}" y2="{up(baseline)}"/>'
+        f'<polyline class="c0" points="{path}"/>{dots}</svg></figure>'
     )

@@ -15,7 +15,8 @@ from slimrank.report import (
     export_facts,
     exports_from_facts,
     named_in,
-    render_html,
+    render_page,
+    result_data,
     result_facts,
     with_exported,
     with_file,
@@ -86,8 +87,8 @@ def test_int8_is_told_and_read_back() -> None:
 
 
 def test_a_page_names_exported_files(summary: Summary) -> None:
-    html = render_html(replace(summary, exports=(_FILE, _ALONE, _INT8)))
-    section = html.partition("<h2>Exported files</h2>")[2].partition("</section>")[0]
+    html = _page(replace(summary, exports=(_FILE, _ALONE, _INT8)))
+    section = html.partition("<h2>Exported files</h2>")[2].partition("</details>")[0]
     for text in (
         "a &lt;b&gt;.onnx",
         "761 kB",
@@ -106,33 +107,38 @@ def test_a_page_names_exported_files(summary: Summary) -> None:
 
 
 def test_a_page_without_exported_files_has_no_section(summary: Summary) -> None:
-    assert "Exported files" not in render_html(summary)
+    assert "Exported files" not in _page(summary)
 
 
 def test_a_page_that_is_changed_is_the_page_that_would_be_written(summary: Summary) -> None:
-    without = render_html(summary)
-    first = with_exported(without, [_FILE])
-    assert first == render_html(replace(summary, exports=(_FILE,)))
-    assert with_exported(first, [_FILE, _ALONE]) == render_html(replace(summary, exports=(_FILE, _ALONE)))
+    without = _page(summary)
+    first = with_exported(without, export_facts([_FILE]))
+    assert first == _page(replace(summary, exports=(_FILE,)))
+    assert with_exported(first, export_facts([_FILE, _ALONE])) == _page(
+        replace(summary, exports=(_FILE, _ALONE))
+    )
     assert with_exported(first, []) == without
 
 
-def test_a_page_of_before_gets_the_section_at_its_end(summary: Summary) -> None:
-    marks = seams.EXPORTED_MARKS
-    old = render_html(summary).replace(f"{marks[0]}\n{marks[1]}\n", "")
-    assert not any(mark in old for mark in marks)
-    new = with_exported(old, [_FILE])
+def test_a_page_of_before_gets_the_section_at_its_end() -> None:
+    old = "<html>\n<section>\n<h2>Notes</h2>\n</section>\n<footer>Written by slimrank.</footer>\n</html>"
+    new = with_exported(old, export_facts([_FILE]))
     assert new.count("<h2>Exported files</h2>") == 1
     assert new.index("<h2>Notes</h2>") < new.index("<h2>Exported files</h2>") < new.index("<footer>")
-    again = with_exported(new, [_ALONE])
+    again = with_exported(new, export_facts([_ALONE]))
     assert "a &lt;b&gt;.onnx" not in again
     assert again.count("<h2>Exported files</h2>") == 1
+    assert with_exported(new, export_facts([_FILE])) == new
+
+
+def _page(summary: Summary) -> str:
+    return render_page(result_data(summary))
 
 
 @pytest.mark.parametrize("html", ["", "<p>mine</p>", seams.EXPORTED_MARKS[0] + "\n<footer>"])
 def test_no_page_of_slimrank_is_refused(html: str) -> None:
     with pytest.raises(sr.FileError, match=r"no page that slimrank wrote, or was changed; save"):
-        with_exported(html, [_FILE])
+        with_exported(html, export_facts([_FILE]))
 
 
 def test_json_is_read_back() -> None:

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to do next, by what there is to gain."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from slimrank.files import Json
+
+# What holds less of the MACs, or of the damage, is not worth a line.
+_LEAST = 0.03
+# Lines that people read.
+_MOST = 5
+# Damage measured over predicted from which the parts disturb each other.
+_WORSE = 3.0
+_Facts = Mapping[str, Json]
+
+
+def study_advice(data: _Facts) -> list[Json]:
+    """What to do next with a study.
+
+    Args:
+        data: of its page.
+
+    Returns:
+        Texts, each with the share of the MACs that it is about; the largest first.
+    """
+    lines = [*_left_alone(data), *_frozen(data)]
+    lines.sort(key=lambda line: -line[0])
+    first = "Choose what to keep: study.plan(macs=0.5), or slimrank plan DIR --macs 0.5 --out plan.json."
+    return [_line(first, None), *(_line(text, share) for share, text in lines[: _MOST - 1])]
+
+
+def result_advice(data: _Facts) -> list[Json]:
+    """What to do next with a result.
+
+    Args:
+        data: of its page.
+
+    Returns:
+        Texts, each with the share of the MACs or of the damage that it is about, if any; the largest first.
+    """
+    lines = [*_costly(data), *_left_alone(data), *_frozen(data)]
+    lines.sort(key=lambda line: -line[0])
+    return [
+        *(_line(text, None) for text in _first_steps(data)),
+        *(_line(text, share) for share, text in lines[:_MOST]),
+    ][:_MOST]
+
+
+def _first_steps(data: _Facts) -> list[str]:
+    """What is more than one layer."""
+    texts = []
+    divergence, damage = _number(data["divergence"]), _number(data["damage"])
+    if data["divergence"] is None and data["unit"] == "":
+        texts.append("Give batches, so that layers are fitted to data and the result is measured.")
+    if divergence > _WORSE * damage > 0 and data["unit"] == data["damage_unit"]:
+        texts.append(
+            f"The divergence is {divergence / damage:.1f} times what was predicted layer by layer: take a "
+            f"larger "
+            "budget, give more samples, or train the result for a while (slimrank.distill needs no labels)."
+        )
+    names = [str(row["name"]) for row in _rows(data["measurements"])]
+    if not any("latency" in name for name in names) and not data["exports"]:
+        texts.append(
+            "Fewer MACs are not always less time: measure it where the model will run, by "
+            "result.export(path), or "
+            "plan in measured time (slimrank.measure_latency, study.plan(latency=0.6))."
+        )
+    return texts
+
+
+def _costly(data: _Facts) -> list[tuple[float, str]]:
+    """Layers that cause much of the predicted damage."""
+    whole = _number(data["damage"])
+    if whole <= 0:
+        return []
+    named = [
+        *((str(row["name"]), "layer", _number(row.get("damage"))) for row in _rows(data["layers"])),
+        *((str(row["name"]), "channel group", _number(row["damage"])) for row in _rows(data["groups"])),
+        *(
+            (str(row["name"]), "dropped block", _number(row["damage"]))
+            for row in _rows(data["blocks"])
+            if row["dropped"]
+        ),
+    ]
+    name, what, damage = max(named, key=lambda entry: entry[2], default=("", "", 0.0))
+    if damage < _LEAST * whole:
+        return []
+    text = (
+        f"The {what} {name} causes {damage / whole:.0%} of the predicted damage: keep more of it "
+        f"(study.plan(..., skip=[{name!r}]) leaves it whole) where that is too much."
+    )
+    return [(damage / whole, text)]
+
+
+def _left_alone(data: _Facts) -> list[tuple[float, str]]:
+    """Layers that nothing can be done to, by their reason."""
+    macs = _number(cast("_Facts", data["start"])["macs"])
+    by_reason: dict[str, list[tuple[str, float]]] = {}
+    for row in _rows(data["layers"]):
+        before = cast("_Facts", row["before"])
+        if not row["methods"] and not row["makes"] and not row["reads"] and row["reason"]:
+            by_reason.setdefault(str(row["reason"]), []).append((str(row["name"]), _number(before["macs"])))
+    found = []
+    for reason, layers in by_reason.items():
+        share = sum(cost for _, cost in layers) / macs if macs else 0.0
+        if share >= _LEAST:
+            found.append((share, f"{_names(layers)} stay as they are ({share:.0%} of the MACs): {reason}."))
+    return found
+
+
+def _frozen(data: _Facts) -> list[tuple[float, str]]:
+    """Channel groups of which nothing can go, by their reason."""
+    macs = _number(cast("_Facts", data["start"])["macs"])
+    costs = {
+        str(row["name"]): _number(cast("_Facts", row["before"])["macs"]) for row in _rows(data["layers"])
+    }
+    by_reason: dict[str, set[str]] = {}
+    for row in _rows(data["groups"]):
+        if row["reason"] is not None:
+            touched = [*cast("Sequence[str]", row["makers"]), *cast("Sequence[str]", row["readers"])]
+            by_reason.setdefault(str(row["reason"]), set()).update(touched)
+    found = []
+    for reason, touched_names in by_reason.items():
+        layers = [(name, costs.get(name, 0.0)) for name in costs if name in touched_names]
+        share = sum(cost for _, cost in layers) / macs if macs else 0.0
+        if share >= _LEAST:
+            found.append(
+                (share, f"Channels between {_names(layers)} stay whole ({share:.0%} of the MACs): {reason}.")
+            )
+    return found
+
+
+def _names(layers: Sequence[tuple[str, float]]) -> str:
+    """The costliest of some layers, and how many more there are."""
+    ordered = [name or "the model" for name, _ in sorted(layers, key=lambda layer: -layer[1])]
+    return ", ".join(ordered[:2]) + (f" and {len(ordered) - 2} more" if len(ordered) > 2 else "")
+
+
+def _line(text: str, share: float | None) -> Json:
+    return {"text": text, "share": None if share is None else round(share, 4)}
+
+
+def _rows(value: Json) -> Sequence[_Facts]:
+    return cast("Sequence[_Facts]", value)
+
+
+def _number(value: Json) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

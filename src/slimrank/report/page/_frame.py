@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frame of a page: head, style sheet, script, and the pieces of HTML that all sections are made of."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from html import escape
+from importlib.resources import files
+
+from slimrank._errors import FileError
+from slimrank.files import Json, as_object, from_text
+
+_DATA_START, _DATA_END = '<script type="application/json" id="data">', "</script>"
+# Why a page is not read.
+CHANGED = "it is no page that slimrank wrote, or was changed; save the model again"
+# In JSON, these are the same letters; in a page, they could end the script.
+_MARKUP = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+
+
+@cache
+def _resource(name: str) -> str:
+    return files("slimrank.report.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def document(title: str, body: str, data: Json = None) -> str:
+    """A whole page.
+
+    Args:
+        title: of the window, plain text.
+        body: HTML.
+        data: what the page shows, which its script reads; None for a page without script.
+
+    Returns:
+        One HTML document that refers to nothing outside itself, and a policy that makes a browser hold it to
+        that: the one script that may run is its own, by its digest.
+    """
+    style, script, allowed = _resource("page.css"), "", ""
+    if data is not None:
+        code = _resource("page.js")
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        allowed = f"script-src 'sha256-{digest}'; "
+        text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+        for letter, code_point in _MARKUP.items():
+            text = text.replace(letter, code_point)
+        script = f"{_DATA_START}{text}{_DATA_END}\n<script>{code}</script>\n"
+    policy = f"default-src 'none'; {allowed}style-src 'unsafe-inline'; img-src data:"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n"
+        "<footer>Costs are counted for one sample on the model itself (1 MAC = 2 FLOPs, attention products "
+        "included; 1 kB = 1000 bytes). What is only predicted says so. Written by slimrank.</footer>\n"
+        f"</main>\n{script}</body>\n</html>\n"
+    )
+
+
+def holds_data(html: str) -> bool:
+    """Whether a page has its data in it."""
+    return _DATA_START in html
+
+
+def data_of(html: str) -> dict[str, Json]:
+    """The data that a page was drawn from.
+
+    Args:
+        html: the page.
+
+    Returns:
+        Its data.
+
+    Raises:
+        FileError: no page of slimrank, or one that was changed.
+    """
+    _, start, rest = html.partition(_DATA_START)
+    text, end, _ = rest.partition(_DATA_END)
+    if not (start and end):
+        raise FileError(CHANGED)
+    return as_object(from_text(text, "data of the page"), "data of the page")
+
+
+def part(heading: str, body: str, *, count: str = "", is_open: bool = True) -> str:
+    """A section that folds; ``heading`` and ``count`` are plain text, ``body`` is HTML; "" without a body."""
+    if not body:
+        return ""
+    note = f'<span class="count">{escape(count)}</span>' if count else ""
+    state = " open" if is_open else ""
+    return (
+        f'<details class="part"{state}>\n<summary><h2>{escape(heading)}</h2>{note}</summary>\n'
+        f"<div>{body}</div>\n</details>"
+    )
+
+
+def box(heading: str, body: str, kind: str = "") -> str:
+    """A framed part that does not fold; ``heading`` is plain text, ``body`` is HTML."""
+    attributes = f' class="{kind}" role="note"' if kind else ""
+    return f"<section{attributes}>\n<h2>{escape(heading)}</h2>\n{body}\n</section>"
+
+
+def paragraph(text: str, kind: str = "soft") -> str:
+    """Plain text."""
+    return f'<p class="{kind}">{escape(text)}</p>'
+
+
+def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of terms and texts, both plain text; "" for none."""
+    text = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs)
+    return f"<dl>{text}</dl>" if text else ""
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> str:
+    """The colours: CSS class and plain text of each."""
+    items = "".join(f'<span><i class="{kind}"></i>{escape(text)}</span>' for kind, text in entries)
+    return f'<div class="legend">{items}</div>'
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    values: Sequence[Sequence[float | None]] | None = None,
+    layers: Sequence[str | None] | None = None,
+    idle: Sequence[bool] | None = None,
+    kind: str = "",
+) -> str:
+    """A table that scrolls sideways where it must, and that the script sorts, filters and copies.
+
+    Args:
+        columns: headings, plain text; ``>`` before one aligns its column right.
+        rows: cells, plain text; the first of a row is its heading.
+        values: the numbers behind the cells, to sort and copy by; None where a cell is text.
+        layers: the layer that a row opens; None for none.
+        idle: whether a row stands back.
+        kind: CSS class of the table.
+
+    Returns:
+        HTML; "" without rows.
+    """
+    classes = [' class="n"' if column.startswith(">") else "" for column in columns]
+    head = "".join(
+        f"<th{css}>{escape(column.removeprefix('>'))}</th>"
+        for column, css in zip(columns, classes, strict=True)
+    )
+    lines = []
+    for index, row in enumerate(rows):
+        numbers = [None] * len(row) if values is None else values[index]
+        cells = "".join(
+            _cell("td" if column else "th", css, cell, number)
+            for column, (cell, css, number) in enumerate(zip(row, classes, numbers, strict=True))
+        )
+        layer = None if layers is None else layers[index]
+        opens = "" if layer is None else f' data-layer="{escape(layer)}"'
+        back = ' class="idle"' if idle is not None and idle[index] else ""
+        lines.append(f"<tr{opens}{back}>{cells}</tr>")
+    if not lines:
+        return ""
+    name = f' class="{kind}"' if kind else ""
+    return (
+        f'<div class="scroll"><table{name} data-tools>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+        + "\n".join(lines)
+        + "\n</tbody>\n</table></div>"
+    )
+
+
+def _cell(tag: str, css: str, text: str, number: float | None) -> str:
+    value = "" if number is None else f' data-v="{number:g}"'
+    return f"<{tag}{css}{value}>{escape(text)}</{tag}>"

@@ -1,0 +1,635 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of a page: each is a function of the page's data, and "" where there is nothing to show."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import cast
+
+from slimrank.files import Json
+from slimrank.records import METRICS, PRUNING, Measurement, Setting
+from slimrank.report._exported import export_rows, exports_from_facts
+from slimrank.report._numbers import (
+    format_change,
+    format_count,
+    format_damage,
+    format_exact,
+    format_measured,
+    format_metric,
+    format_percent,
+    format_phases,
+    format_ratio,
+)
+from slimrank.report._words import (
+    DAMAGE_LABEL,
+    DIVERGENCE_LABEL,
+    ELSEWHERE_LABEL,
+    METRIC_LABELS,
+    MULTIPLES_LABEL,
+    first_of,
+    layers_by_reason,
+    name_text,
+    setting_text,
+)
+from slimrank.report.page._charts import Bar, Line, Span, bar_list, small_curves, span_chart, wide_plot
+from slimrank.report.page._frame import box, definitions, legend, paragraph, part, table
+
+Facts = Mapping[str, Json]
+# Text for terminals is ASCII and has "->" instead.
+_ARROW = "\N{RIGHTWARDS ARROW}"
+# Layers that have a bar, layers and groups that have a curve, groups in the picture of who reads whom; the
+# costliest. Tables and data have all of them.
+_MOST_BARS, _MOST_CURVES, _MOST_SPANS = 80, 24, 60
+# Of the lines of methods; others have the next one.
+_COLOURS: Mapping[str, int] = {"weight_svd": 0, "spatial_svd": 1, PRUNING: 2}
+# Rows from which on a table is folded at first.
+_LONG = 60
+
+
+def warnings(data: Facts) -> str:
+    """What must not be missed, above all else."""
+    texts = _texts(data["warnings"])
+    if not texts:
+        return ""
+    heading = "Warning" if len(texts) == 1 else "Warnings"
+    return box(heading, "\n".join(f"<p>{escape(text)}</p>" for text in texts), "warning")
+
+
+def verdict(data: Facts) -> str:
+    """Title and verdict."""
+    return (
+        f"<h1>{escape(str(data['title']))}</h1>\n"
+        f'<p class="verdict">{escape(str(data["verdict"]))}</p>\n{paragraph(str(data["counts"]))}'
+    )
+
+
+def numbers(data: Facts) -> str:
+    """Costs, and what was measured, before and after."""
+    before, after = _facts(data["before"]), data["after"]
+    found = []
+    for metric in METRICS:
+        old = int(_number(before[metric]))
+        if after is None:
+            found.append(
+                _card(METRIC_LABELS[metric], "", format_metric(metric, old), format_exact(old), None)
+            )
+            continue
+        new = int(_number(_facts(after)[metric]))
+        detail = f"keep ratio {format_ratio(new, old)}"
+        share = new / old if old else None
+        old_text, new_text = format_metric(metric, old), format_metric(metric, new)
+        found.append(_card(METRIC_LABELS[metric], old_text, new_text, detail, share))
+    for measured in _measurements(data):
+        old_text, new_text = (
+            format_measured(value, measured.unit) for value in (measured.before, measured.after)
+        )
+        found.append(_card(measured.name, old_text, new_text, format_change(measured), None))
+    if data["divergence"] is not None:
+        detail = str(data["unit"])
+        # Only of the same quantity: a share of weight energy does not predict a divergence.
+        if data["damage"] is not None and data["damage_unit"] == data["unit"]:
+            detail += f"; predicted: {format_damage(_number(data['damage']))}"
+        value = format_damage(_number(data["divergence"]))
+        found.append(_card("held-out divergence", "", value, detail, None))
+    return '<div class="numbers">\n' + "\n".join(found) + "\n</div>"
+
+
+def _card(heading: str, before: str, after: str, detail: str, share: float | None) -> str:
+    meter = ""
+    if share is not None:
+        meter = f'<div class="meter"><i style="width:{100 * min(max(share, 0.0), 1.0):.1f}%"></i></div>'
+    old = f"<s>{escape(before)} {_ARROW}</s>" if before else ""
+    return (
+        f"<section><h2>{escape(heading)}</h2>{old}<b>{escape(after)}</b>{meter}{paragraph(detail)}</section>"
+    )
+
+
+def advice(data: Facts) -> str:
+    """What to do next."""
+    lines = "".join(f"<li>{escape(str(line['text']))}</li>" for line in _rows(data["advice"]))
+    return box("What to do next", f'<ol class="advice">{lines}</ol>') if lines else ""
+
+
+def costs(data: Facts) -> str:
+    """Where the cost is."""
+    layers = sorted(_rows(data["layers"]), key=lambda row: -_cost(row, "macs"))
+    shown = {str(row["name"]) for row in layers[:_MOST_BARS]}
+    rows = [row for row in _rows(data["layers"]) if str(row["name"]) in shown]
+    whole = _number(_facts(data["start"])["macs"])
+    bars = [_cost_bar(data, row, whole) for row in rows]
+    colours = [("a", "can be compressed"), ("k", "left alone")]
+    if data["kind"] == "result":
+        colours = [("a", "after"), ("b", "before"), ("k", "left alone")]
+    rest = len(layers) - len(rows)
+    note = paragraph(f"The {len(rows)} costliest of {len(layers)} layers.") if rest else ""
+    label = "Cost of each layer" if data["kind"] == "study" else "Cost of each layer before and after"
+    return part("Where the cost is", legend(colours) + note + bar_list(bars, label, is_switched=True))
+
+
+def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
+    name, before = name_text(str(row["name"])), _cost(row, "macs")
+    if data["kind"] == "study":
+        can = ", ".join(_texts(row["methods"])) or str(row["reason"] or "no method applies")
+        return Bar(
+            layer=str(row["name"]),
+            name=name,
+            before=before,
+            after=before if row["methods"] else None,
+            value=f"{format_count(int(before))}, {format_percent(before, whole)}",
+            hint=f"{name}: {format_exact(int(before))} MACs; {can}",
+        )
+    if _is_alone(row):
+        return Bar(
+            layer=str(row["name"]),
+            name=name,
+            before=before,
+            after=None,
+            value=format_count(int(before)),
+            hint=f"{name}: {format_exact(int(before))} MACs, left alone: "
+            f"{row['reason'] or 'not in the plan'}",
+        )
+    after = _number(_facts(row["after"])["macs"])
+    setting = _setting(row)
+    rank = "" if setting is None else f", rank {setting.rank}"
+    return Bar(
+        layer=str(row["name"]),
+        name=name,
+        before=before,
+        after=after,
+        value=f"{format_count(int(before))} {_ARROW} {format_count(int(after))}",
+        hint=f"{name}: {format_exact(int(before))} MACs before, {format_exact(int(after))} after, keep ratio "
+        f"{format_ratio(after, before)}; {_done(row)}{rank}",
+    )
+
+
+def layer_table(data: Facts) -> str:
+    """Every layer."""
+    rows = _rows(data["layers"])
+    body = _study_layers(data, rows) if data["kind"] == "study" else _result_layers(data, rows)
+    heading = "What can be done to each layer" if data["kind"] == "study" else "Layers"
+    return part(heading, body, count=str(len(rows)), is_open=len(rows) <= _LONG)
+
+
+def _study_layers(data: Facts, rows: Sequence[Facts]) -> str:
+    whole = _number(_facts(data["before"])["macs"])
+    cells: list[tuple[str, ...]] = []
+    values: list[tuple[float | None, ...]] = []
+    for row in rows:
+        macs, params = _cost(row, "macs"), _cost(row, "params")
+        methods = ", ".join(_texts(row["methods"])) or "-"
+        cells.append(
+            (
+                name_text(str(row["name"])),
+                str(row["kind"] or "-"),
+                str(row["weight"] or "-"),
+                str(row["output"] or "-"),
+                str(row["calls"] or 0),
+                format_count(int(macs)),
+                format_percent(macs, whole),
+                format_count(int(params)),
+                methods,
+            )
+        )
+        values.append((None, None, None, None, None, macs, macs / whole if whole else 0.0, params, None))
+    elsewhere = whole - sum(_cost(row, "macs") for row in rows)
+    layers: list[str | None] = [str(row["name"]) for row in rows]
+    idle = [not row["methods"] for row in rows]
+    if elsewhere > 0:
+        share = format_percent(elsewhere, whole)
+        cells.append((ELSEWHERE_LABEL, "", "", "", "", format_count(int(elsewhere)), share, "", ""))
+        values.append((None, None, None, None, None, elsewhere, elsewhere / whole, None, None))
+        layers.append(None)
+        idle.append(True)
+    columns = ("layer", "kind", ">weight", ">output", ">calls", ">MACs", ">share", ">params", "methods")
+    return table(columns, cells, values=values, layers=layers, idle=idle)
+
+
+def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
+    cells: list[tuple[str, ...]] = []
+    values: list[tuple[float | None, ...]] = []
+    for row in rows:
+        macs, params = _cost(row, "macs"), _cost(row, "params")
+        after = _facts(row["after"])
+        new, new_params = _number(after["macs"]), _number(after["params"])
+        setting, ratio = _setting(row), format_ratio(new, macs)
+        if _is_alone(row):
+            cells.append(
+                (
+                    name_text(str(row["name"])),
+                    setting_text(None),
+                    "-",
+                    format_count(int(macs)),
+                    ratio,
+                    format_count(int(params)),
+                    "-",
+                    "-",
+                )
+            )
+        else:
+            cells.append(
+                (
+                    name_text(str(row["name"])),
+                    _done(row).replace("->", _ARROW),
+                    "-" if setting is None else str(setting.rank),
+                    f"{format_count(int(macs))} {_ARROW} {format_count(int(new))}",
+                    ratio,
+                    f"{format_count(int(params))} {_ARROW} {format_count(int(new_params))}",
+                    format_damage(_maybe(row["damage"])),
+                    str(row["fit"] or "-"),
+                )
+            )
+        rank = None if setting is None else float(setting.rank)
+        kept = new / macs if macs else None
+        values.append((None, None, rank, new, kept, new_params, _maybe(row["damage"]), None))
+    layers: list[str | None] = [str(row["name"]) for row in rows]
+    idle = [_is_alone(row) for row in rows]
+    before = _number(_facts(data["start"])["macs"]) - sum(_cost(row, "macs") for row in rows)
+    new = _number(_facts(data["after"])["macs"]) - sum(_number(_facts(row["after"])["macs"]) for row in rows)
+    if before > 0:
+        macs_text = f"{format_count(int(before))} {_ARROW} {format_count(int(new))}"
+        cells.append((ELSEWHERE_LABEL, "", "", macs_text, format_ratio(new, before), "", "", ""))
+        values.append((None, None, None, new, new / before, None, None, None))
+        layers.append(None)
+        idle.append(True)
+    columns = ("layer", "setting", ">rank", ">MACs", ">keep ratio", ">params", ">damage", "fit")
+    return table(columns, cells, values=values, layers=layers, idle=idle)
+
+
+def curves(data: Facts) -> str:
+    """Damage over what stays, of layers and groups, with what was chosen."""
+    named: list[tuple[float, str]] = []
+    for row in _rows(data["layers"]):
+        figure = small_curves(name_text(str(row["name"])), _layer_lines(row))
+        if figure:
+            named.append((_cost(row, "macs"), figure))
+    layer_costs = {str(row["name"]): _cost(row, "macs") for row in _rows(data["layers"])}
+    for group in _rows(data["groups"]):
+        figure = small_curves(str(group["name"]), [_group_line(group)])
+        if figure:
+            touched = {*_texts(group["makers"]), *_texts(group["readers"])}
+            named.append((sum(layer_costs.get(name, 0.0) for name in touched), figure))
+    costliest = sorted(range(len(named)), key=lambda index: -named[index][0])[:_MOST_CURVES]
+    if not costliest:
+        return ""
+    figures = "\n".join(named[index][1] for index in sorted(costliest))
+    text = (
+        "Predicted damage of the whole network with only this layer or group compressed, by the share of "
+        "its MACs "
+        "or units that stays: 0 at the left, 1 at the right, each on a log scale of its own, whose ends "
+        "are written in."
+    )
+    if len(named) > len(costliest):
+        text += f" The {len(costliest)} costliest of {len(named)}; a click on a layer shows its own."
+    if data["kind"] == "result":
+        text += " Rings mark what was chosen."
+    body = f'{paragraph(text)}<div class="charts">{figures}</div>'
+    return part("Damage curves", body, count=str(len(named)))
+
+
+def _layer_lines(row: Facts) -> list[Line]:
+    """The curves of a layer: a colour for each method, a second form of one dashed."""
+    lines, seen = [], set()
+    for curve in _rows(row["curves"]):
+        method, form = str(curve["method"]), str(curve["form"])
+        lines.append(
+            Line(
+                name=method if form == "linear" else f"{method} {form}",
+                points=[(keep, damage, _point(keep, rank, damage)) for keep, damage, rank in _points(curve)],
+                colour=_COLOURS.get(method, len(_COLOURS)),
+                is_dashed=method in seen,
+                chosen=_chosen(row, curve),
+            )
+        )
+        seen.add(method)
+    return lines
+
+
+def _group_line(group: Facts) -> Line:
+    units, kept = _number(group["units"]), _maybe(group["kept"])
+    return Line(
+        name=f"channels, {units:g} units",
+        points=[(keep, damage, _point(keep, count, damage)) for keep, damage, count in _points(group)],
+        colour=_COLOURS[PRUNING],
+        chosen=None if kept is None else kept / units,
+    )
+
+
+def _point(keep: float, count: float, damage: float) -> str:
+    return f"{keep:.1%} ({count:g}): {damage:.3g}"
+
+
+def _chosen(row: Facts, curve: Facts) -> float | None:
+    """The share of the MACs at which a layer's chosen rank stands on a curve; None on another curve."""
+    setting = _setting(row)
+    if setting is None or (setting.method, setting.form) != (curve["method"], curve["form"]):
+        return None
+    points = _points(curve)
+    if not points:
+        return None
+    return min(points, key=lambda point: abs(point[2] - setting.rank))[0]
+
+
+def channel_groups(data: Facts) -> str:
+    """Who makes and who reads the channels that can only go together, and what freezes them."""
+    groups = _rows(data["groups"])
+    if not groups:
+        return ""
+    places = {str(row["name"]): index for index, row in enumerate(_rows(data["layers"]))}
+    spans = []
+    for group in groups[:_MOST_SPANS]:
+        makers, readers = _texts(group["makers"]), _texts(group["readers"])
+        state = "stays whole: " + str(group["reason"]) if group["reason"] is not None else _kept_text(group)
+        spans.append(
+            Span(
+                name=str(group["name"]),
+                makers=[places[name] for name in makers if name in places],
+                readers=[places[name] for name in readers if name in places],
+                is_frozen=group["reason"] is not None,
+                hint=f"{group['name']}: made by {', '.join(makers) or '-'}; "
+                f"read by {', '.join(readers) or '-'}; {state}",
+            )
+        )
+    able = [group for group in groups if group["reason"] is None]
+    rows = [
+        (
+            str(group["name"]),
+            _kept_text(group),
+            f"{_number(group['unit_width']):g}",
+            first_of(tuple(_texts(group["makers"]))),
+            first_of(tuple(_texts(group["readers"]))),
+            first_of(tuple(_texts(group["sizes"]))),
+            format_damage(_maybe(group["damage"]) if data["kind"] == "result" else _at_half(group)),
+        )
+        for group in able
+    ]
+    damage = ">damage" if data["kind"] == "result" else ">damage at half"
+    columns = ("group", ">units", ">unit width", "made by", "read by", "sizes changed", damage)
+    frozen = {str(group["name"]): str(group["reason"]) for group in groups if group["reason"] is not None}
+    picture = span_chart(spans, len(places), "Channel groups over the layers in execution order")
+    lead = paragraph(
+        "Channels that can only go together, over the layers from first to last: squares make them, rings "
+        "read "
+        "them, grey ones stay whole."
+    )
+    whole = f"<h3>Stay whole</h3>{definitions(layers_by_reason(frozen))}" if frozen else ""
+    return part(
+        "Channel groups",
+        f'{lead}{picture}<div class="under">{table(columns, rows)}</div>{whole}',
+        count=f"{len(groups)}, {len(able)} can be slimmed",
+        is_open=len(groups) <= _LONG,
+    )
+
+
+def _kept_text(group: Facts) -> str:
+    units, kept = _number(group["units"]), _maybe(group["kept"])
+    return f"{units:g}" if kept is None else f"{kept:g} of {units:g}"
+
+
+def _at_half(group: Facts) -> float | None:
+    points = _points(group)
+    return min(points, key=lambda point: abs(point[0] - 0.5))[1] if points else None
+
+
+def blocks(data: Facts) -> str:
+    """Blocks that can be dropped whole."""
+    rows = _rows(data["blocks"])
+    whole = _number(_facts(data["start"])["macs"])
+    cells = [
+        (
+            str(row["name"]),
+            *(("dropped" if row["dropped"] else "stays",) if data["kind"] == "result" else ()),
+            format_count(int(_number(row["macs"]))),
+            format_percent(_number(row["macs"]), whole),
+            format_count(int(_number(row["params"]))),
+            format_damage(_maybe(row["damage"])),
+        )
+        for row in rows
+    ]
+    state = ("in this model",) if data["kind"] == "result" else ()
+    columns = ("block", *state, ">MACs", ">share", ">params", ">damage")
+    gone = sum(1 for row in rows if row["dropped"])
+    count = f"{gone} of {len(rows)} dropped" if gone else str(len(rows))
+    return part("Blocks that can be dropped whole", table(columns, cells), count=count, is_open=bool(gone))
+
+
+def left_alone(data: Facts) -> str:
+    """Layers of which nothing can go, or went, by their reason."""
+    if data["kind"] == "study":
+        heading = "Cannot be compressed"
+        rows = [row for row in _rows(data["layers"]) if not row["methods"]]
+        other = "no method applies"
+    else:
+        heading, other = "Left alone", "not in the plan"
+        rows = [row for row in _rows(data["layers"]) if _is_alone(row)]
+    reasons = {str(row["name"]): str(row["reason"] or other) for row in rows}
+    return part(
+        heading, definitions(layers_by_reason(reasons)), count=str(len(rows)), is_open=len(rows) <= _LONG
+    )
+
+
+def totals(data: Facts) -> str:
+    """Every number of the whole model."""
+    after = data["after"]
+    if after is None:
+        return ""
+    before = _facts(data["before"])
+    rows = []
+    for metric in METRICS:
+        old, new = int(_number(before[metric])), int(_number(_facts(after)[metric]))
+        rows.append(
+            (METRIC_LABELS[metric], format_exact(old), format_exact(new), format_percent(new - old, old))
+        )
+    rows += [
+        (
+            measured.name,
+            format_measured(measured.before, measured.unit),
+            format_measured(measured.after, measured.unit),
+            format_change(measured),
+        )
+        for measured in _measurements(data)
+    ]
+    told = _facts(data["told"])
+    pairs = [(DIVERGENCE_LABEL, str(told["divergence"]))]
+    pairs += [(str(label), str(text)) for label, text in cast("Sequence[Sequence[str]]", told["agreement"])]
+    if data["damage"] is not None:
+        pairs.append((DAMAGE_LABEL, f"{format_damage(_number(data['damage']))} {data['damage_unit']}"))
+    plan = data["plan"]
+    if plan is not None and _facts(plan)["rounding"]:
+        pairs.append((MULTIPLES_LABEL, str(_facts(plan)["rounding"])))
+    body = (
+        table(("", ">before", ">after", ">change"), rows) + f'<div class="under">{definitions(pairs)}</div>'
+    )
+    return part("Totals", body)
+
+
+def outputs(data: Facts) -> str:
+    """How each of several outputs, or elements, agrees."""
+    told = _facts(data["told"])
+    if told["outputs"] is None:
+        return ""
+    found = _facts(told["outputs"])
+    body = table(
+        _texts(found["columns"]), [tuple(_texts(row)) for row in cast("Sequence[Json]", found["rows"])]
+    )
+    for heading, pairs in cast("Sequence[tuple[str, Sequence[Sequence[str]]]]", told["elements"]):
+        items = "".join(f"<li><span>{escape(a)}</span>{escape(b)}</li>" for a, b in pairs)
+        body += f'<div class="under">{escape(heading)}<ul class="elements">{items}</ul></div>'
+    return part("Outputs", body)
+
+
+def exported(data: Facts) -> str:
+    """Files that the model was exported to."""
+    files = exports_from_facts(data["exports"], "data of the page: exports")
+    if not files:
+        return ""
+    columns, rows = export_rows(files)
+    notes = [(file.path.as_posix(), str(note)) for file in files for note in file.notes]
+    under = f'<div class="under">{definitions(notes)}</div>' if notes else ""
+    return part("Exported files", table(columns, rows) + under, count=str(len(files)))
+
+
+def pareto(data: Facts) -> str:
+    """Damage over cost, with the chosen budget."""
+    if data["pareto"] is None:
+        return ""
+    found = _facts(data["pareto"])
+    points = _rows(found["points"])
+
+    def line(key: str, name: str, colour: int) -> Line:
+        known = [(_number(point["cost"]), _maybe(point[key])) for point in points]
+        return Line(
+            name=name,
+            colour=colour,
+            points=[(x, y, f"{x:.1%} of {found['metric']}: {y:.3g}") for x, y in known if y is not None],
+        )
+
+    plot = wide_plot(
+        [line("predicted", "predicted", 0), line("measured", "measured", 1)],
+        across_label=f"share of {found['metric']} that stays",
+        up_label="Damage",
+        chosen=_maybe(found.get("chosen")),
+    )
+    return part("Cost against damage", plot, count=f"{len(points)} plans")
+
+
+def scores(data: Facts) -> str:
+    """Scores of layers by candidates, as a map of colours."""
+    if data["scores"] is None:
+        return ""
+    found = _facts(data["scores"])
+    baseline, rows = _number(found["baseline"]), _rows(found["rows"])
+    worst = (
+        max(
+            (abs(_number(score) - baseline) for row in rows for score in _numbers(row["scores"])), default=0.0
+        )
+        or 1.0
+    )
+    head = "".join(f"<th>{_number(share):.0%}</th>" for share in _numbers(found["candidates"]))
+    lines = []
+    for row in rows:
+        cells = "".join(
+            f'<td style="background:color-mix(in srgb, var(--hot) '
+            f"{100 * abs(_number(score) - baseline) / worst:.0f}%, "
+            f'transparent)">{_number(score):.4g}</td>'
+            if score is not None
+            else "<td>-</td>"
+            for score in cast("Sequence[Json]", row["scores"])
+        )
+        lines.append(
+            f"<tr><th>{escape(name_text(str(row['name'])))}, {escape(str(row['method']))}</th>{cells}</tr>"
+        )
+    body = (
+        f'<div class="scroll"><table class="heat"><thead><tr><th>share that stays</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+    lead = paragraph(
+        f"Score of the whole model with only this layer compressed; untouched: {baseline:.4g}. The redder, "
+        f"the farther from it."
+    )
+    return part("Eval scores", lead + body, count=f"{len(rows)} rows")
+
+
+def notes(data: Facts) -> str:
+    """What else the user should know."""
+    pairs = [(str(note["where"]), str(note["text"])) for note in _rows(data["notes"])]
+    return part("Notes", definitions(pairs), count=str(len(pairs)))
+
+
+def reproduce(data: Facts) -> str:
+    """By what it can be made again."""
+    seconds = {name: _number(value) for name, value in _facts(data["seconds"]).items()}
+    pairs = [("slimrank", str(data["slimrank"]))]
+    plan = data["plan"]
+    if plan is not None:
+        found = _facts(plan)
+        gap = _maybe(found["gap"])
+        chosen = str(found["select"])
+        if gap is not None and gap < 1:
+            chosen += f"; another choice could save at most {format_percent(gap, 1)} of its damage"
+        pairs.append(("chosen by", chosen))
+    if seconds:
+        pairs.append(("time", format_phases(seconds)))
+    pairs += [(f"fingerprint: {name}", str(value)) for name, value in _facts(data["fingerprint"]).items()]
+    if data["kind"] == "study":
+        again = "study.save(dir) and slimrank.Study.load(dir, model=...), as often as there are budgets"
+    else:
+        again = "slimrank.apply(model, plan, batches) on a fresh model of the same class and weights"
+    pairs.append(("again", again))
+    return part("How to reproduce", definitions(pairs), is_open=False)
+
+
+def _measurements(data: Facts) -> Iterator[Measurement]:
+    for row in _rows(data["measurements"]):
+        values = [float("nan") if row[key] is None else _number(row[key]) for key in ("before", "after")]
+        yield Measurement(name=str(row["name"]), before=values[0], after=values[1], unit=str(row["unit"]))
+
+
+def _setting(row: Facts) -> Setting | None:
+    if row.get("setting") is None:
+        return None
+    return Setting(**cast("Mapping[str, object]", row["setting"]))  # type: ignore[arg-type]
+
+
+def _done(row: Facts) -> str:
+    """What was done to a layer: its setting, what became of its channels, or both."""
+    if row["slimmed"] is None:
+        return setting_text(_setting(row))
+    channels = str(row["slimmed"]) if row["dropped"] else f"channels {row['slimmed']}"
+    return channels if row["setting"] is None else f"{setting_text(_setting(row))}, {channels}"
+
+
+def _is_alone(row: Facts) -> bool:
+    return row["setting"] is None and row["slimmed"] is None
+
+
+def _cost(row: Facts, metric: str) -> float:
+    return _number(_facts(row["before"])[metric])
+
+
+def _points(curve: Facts) -> list[tuple[float, float, float]]:
+    return [
+        (float(x), float(y), float(rank)) for x, y, rank in cast("Sequence[Sequence[float]]", curve["points"])
+    ]
+
+
+def _rows(value: Json) -> Sequence[Facts]:
+    return cast("Sequence[Facts]", value)
+
+
+def _facts(value: Json) -> Facts:
+    return cast("Facts", value)
+
+
+def _texts(value: Json) -> Sequence[str]:
+    return cast("Sequence[str]", value)
+
+
+def _numbers(value: Json) -> Sequence[float]:
+    return [number for number in cast("Sequence[float | None]", value) if number is not None]
+
+
+def _number(value: Json) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _maybe(value: Json) -> float | None:
+    return None if value is None else _number(value)

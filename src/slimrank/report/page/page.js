@@ -1,0 +1,173 @@
+// The page is complete without this script; it sorts, filters and copies tables, exchanges the metric of
+// the bars, and opens what is known of a layer. It reads the page's own data and nothing else.
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const layers = new Map(data.layers.map((layer) => [layer.name, layer]));
+const make = (tag, properties = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+};
+const short = (value) => {
+  for (const [size, prefix] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
+    if (Math.abs(value) >= size) return `${(value / size).toPrecision(3)} ${prefix}`;
+  return String(value);
+};
+
+// Tables: headings sort, a field filters, a button copies.
+const cellValue = (row, index) => row.cells[index].dataset.v ?? row.cells[index].textContent.trim();
+const compare = (a, b) => {
+  const [x, y] = [Number(a), Number(b)];
+  if (a !== "" && b !== "" && !Number.isNaN(x) && !Number.isNaN(y)) return x - y;
+  return a.localeCompare(b, undefined, { numeric: true });
+};
+for (const table of document.querySelectorAll("table[data-tools]")) {
+  const body = table.tBodies[0];
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, index) => {
+    const button = make("button", { type: "button", textContent: heading.textContent });
+    heading.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const down = heading.getAttribute("aria-sort") === "ascending";
+      headings.forEach((other) => other.removeAttribute("aria-sort"));
+      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const rows = [...body.rows].sort((a, b) => compare(cellValue(a, index), cellValue(b, index)));
+      body.append(...(down ? rows.reverse() : rows));
+    });
+  });
+  const copy = make("button", { type: "button", textContent: "Copy as CSV" });
+  copy.addEventListener("click", async () => {
+    const quoted = (cell) => `"${(cell.dataset.v ?? cell.textContent).trim().replaceAll('"', '""')}"`;
+    const shown = [table.tHead.rows[0], ...body.rows].filter((row) => !row.hidden);
+    const text = shown.map((row) => [...row.cells].map(quoted).join(",")).join("\n");
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Pages opened from disk may have no clipboard to write to.
+      const area = make("textarea", { value: text });
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    copy.textContent = "Copied";
+    setTimeout(() => (copy.textContent = "Copy as CSV"), 1500);
+  });
+  const filter = make("input", { type: "search", placeholder: "Filter" });
+  filter.setAttribute("aria-label", "Filter rows");
+  filter.addEventListener("input", () => {
+    const wanted = filter.value.toLowerCase();
+    for (const row of body.rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+  });
+  const tools = make("div", { className: "tools" }, ...(body.rows.length > 8 ? [filter] : []), copy);
+  table.parentElement.before(tools);
+}
+
+// Bars: another metric.
+const bars = document.getElementById("bars");
+if (bars) {
+  const choice = make("select", {}, ...["macs", "params", "bytes"].map((name) => new Option(name, name)));
+  choice.setAttribute("aria-label", "Metric of the bars");
+  choice.addEventListener("change", () => {
+    const metric = choice.value;
+    const items = [...bars.children].filter((item) => layers.has(item.dataset.layer));
+    const costs = items.map((item) => layers.get(item.dataset.layer));
+    const longest = Math.max(1, ...costs.map((layer) => Math.max(layer.before[metric], layer.after?.[metric] ?? 0)));
+    for (const item of bars.children) item.hidden = !items.includes(item);
+    items.forEach((item, index) => {
+      const { before, after } = costs[index];
+      const [wide, narrow] = item.querySelectorAll("i");
+      wide.style.width = `${(100 * before[metric]) / longest}%`;
+      if (narrow) narrow.style.width = `${(100 * after[metric]) / longest}%`;
+      const text = narrow ? `${short(before[metric])} \u2192 ${short(after[metric])}` : short(before[metric]);
+      item.querySelectorAll("span")[1].textContent = text;
+    });
+  });
+  bars.before(make("div", { className: "tools" }, make("label", {}, "Show ", choice)));
+}
+
+// All that is known of a layer.
+const svg = (tag, attributes, ...children) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+};
+const curveOf = (curves) => {
+  const points = curves.flatMap((curve) => curve.points).filter(([, damage]) => damage > 0);
+  if (points.length < 2) return [];
+  const logs = points.map(([, damage]) => Math.log10(damage));
+  const [low, high] = [Math.min(...logs), Math.max(...logs)];
+  const across = (keep) => 10 + 580 * Math.min(keep, 1);
+  const up = (damage) => 170 - (150 * (Math.log10(damage) - low)) / Math.max(high - low, 1e-9);
+  const lines = curves.map((curve, index) => {
+    const good = curve.points.filter(([, damage]) => damage > 0);
+    const line = good.map(([keep, damage]) => `${across(keep)},${up(damage)}`).join(" ");
+    const dots = good.map(([keep, damage, rank]) =>
+      svg("circle", { cx: across(keep), cy: up(damage) },
+        svg("title", {}, `keeps ${(100 * keep).toFixed(1)} % (${rank}): damage ${damage}`)));
+    return svg("g", { class: `c${index % 4}` }, svg("polyline", { points: line }), ...dots);
+  });
+  const picture = svg("svg", { viewBox: "0 0 600 190", role: "img", "aria-label": "Damage by what is kept" }, ...lines);
+  const names = curves.map((curve, index) =>
+    make("span", { className: `c${index % 4}text`, textContent: `${curve.method} ${curve.form ?? ""} ` }));
+  return [make("h3", { textContent: "Damage (log scale) by the share that stays, 0 to 1" }), picture, make("p", {}, ...names)];
+};
+const dialog = make("dialog");
+document.body.append(dialog);
+const show = (layer) => {
+  const close = make("button", { type: "button", textContent: "Close" });
+  close.addEventListener("click", () => dialog.close());
+  const title = make("h2", { textContent: layer.name || "(model)" });
+  const list = make("dl");
+  const row = (name, value) => {
+    if (value === null || value === undefined || value === "" || (Array.isArray(value) && !value.length)) return;
+    list.append(make("dt", { textContent: name }), make("dd", { textContent: Array.isArray(value) ? value.join(", ") : String(value) }));
+  };
+  row("kind", layer.kind);
+  row("weight", layer.weight);
+  row("output", layer.output);
+  row("calls", layer.calls);
+  for (const metric of ["macs", "params", "bytes"]) {
+    const [before, after] = [layer.before[metric], layer.after?.[metric]];
+    row(metric, after === undefined || after === before ? before.toLocaleString("en")
+      : `${before.toLocaleString("en")} \u2192 ${after.toLocaleString("en")}`);
+  }
+  row("methods", layer.methods);
+  row("left alone", layer.reason);
+  row("makes channels of", layer.makes);
+  row("reads channels of", layer.reads);
+  row("inside of block", layer.block);
+  if (layer.setting) row("chosen", Object.values(layer.setting).filter((value) => value !== null).join(" "));
+  row("channels", layer.slimmed);
+  row("damage, predicted", layer.damage);
+  row("fit", layer.fit);
+  const groups = data.groups.filter((group) => layer.makes.includes(group.name) && group.points.length);
+  const curves = [...layer.curves, ...groups.map((group) => ({ method: `channels of ${group.name}`, points: group.points }))];
+  dialog.replaceChildren(make("header", {}, title, close), list, ...curveOf(curves));
+  dialog.showModal();
+};
+for (const row of document.querySelectorAll("[data-layer]")) {
+  const layer = layers.get(row.dataset.layer);
+  if (!layer) continue;
+  row.tabIndex = 0;
+  row.setAttribute("role", row.tagName === "TR" ? "row" : "button");
+  row.addEventListener("click", () => show(layer));
+  row.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      show(layer);
+    }
+  });
+}
+dialog.addEventListener("click", (event) => {
+  if (event.target === dialog) dialog.close();
+});
+
+// On paper everything is open.
+let closed = [];
+addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("details.part:not([open])")];
+  for (const part of closed) part.open = true;
+});
+addEventListener("afterprint", () => closed.forEach((part) => (part.open = false)));

@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work: a bar per phase on stderr, and the seconds each took."""
+"""Progress of long work: a bar per phase on stderr or lines in a log, the seconds of each, and events."""
 
 import contextlib
+import json
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# What happened, as JSON can hold it; docs/howto/progress.md has the keys.
+Event = dict[str, str | int | float | None]
+Listener = Callable[[Event], None]
+# In a run's directory.
+EVENTS_FILE = "events.jsonl"
+_LOG = logging.getLogger("slimrank.progress")
+# Seconds between two events of one phase, and between two lines of a log.
+_BETWEEN_EVENTS, _BETWEEN_LINES = 0.25, 60.0
+# Seconds of a phase below which its end is no line of a log.
+_BRIEF = 1.0
 
 
 class Advance(Protocol):
@@ -27,13 +41,31 @@ class Phases:
         name: of the phase that began last; "" before the first one.
 
     Args:
-        shown: draw bars where stderr is a terminal; False only takes the time.
+        shown: draw bars where stderr is a terminal, else log a line per phase and minute; False only takes
+            the time.
+        listeners: each is called with every event.
     """
 
-    def __init__(self, *, shown: bool) -> None:
+    def __init__(self, *, shown: bool, listeners: Sequence[Listener] = ()) -> None:
         self.is_shown = shown
         self.seconds: dict[str, float] = {}
         self.name = ""
+        self._listeners = list(listeners)
+
+    def add_listener(self, listener: Listener) -> None:
+        """Calls one more function with every event from now on."""
+        self._listeners.append(listener)
+
+    def emit(self, event: str, **values: str | float | None) -> None:
+        """Tells all listeners what happened.
+
+        Args:
+            event: what kind of thing.
+            values: more keys.
+        """
+        told: Event = {"event": event, "time": round(time.time(), 3), **values}
+        for listener in self._listeners:
+            listener(dict(told))
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int) -> Iterator[Advance]:
@@ -46,8 +78,8 @@ class Phases:
         Yields:
             A function to tell how many more steps are done, and what stands beside the bar.
         """
-        start = time.perf_counter()
         self.name = name
+        running = _Running(self, name, total)
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -57,21 +89,28 @@ class Phases:
         )
         console = Console(stderr=True)
         # A bar that cannot be redrawn would leave a blank line in the log for every phase.
-        disable = not (self.is_shown and console.is_terminal)
-        progress = Progress(*columns, console=console, disable=disable, transient=True)
+        has_bar = self.is_shown and console.is_terminal
+        running.is_logged = self.is_shown and not has_bar
+        progress = Progress(*columns, console=console, disable=not has_bar, transient=True)
+        running.begin()
+        outcome = "stopped"
         try:
             with progress:
                 task = progress.add_task(name, total=total, text="")
 
                 def advance(steps: int, text: str = "") -> None:
                     progress.update(task, advance=steps, text=text)
+                    running.advance(steps, text)
 
                 yield advance
+            outcome = "end"
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + running.seconds
+            running.finish(outcome)
 
     def tell(self, text: str) -> None:
         """One line on stderr, where progress is shown."""
+        self.emit("message", text=text)
         if self.is_shown:
             Console(stderr=True).print(text, highlight=False, markup=False)
 
@@ -91,3 +130,70 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
             # The phase adds all of its seconds when it ends, so the sum is right then.
             self.seconds[of] = self.seconds.get(of, 0.0) - taken
+
+
+class _Running:
+    """One phase while it runs: how far it is, told in events and lines that are not too many."""
+
+    def __init__(self, phases: Phases, name: str, total: int) -> None:
+        self._phases, self._name, self._total = phases, name, total
+        self._start = time.perf_counter()
+        self._done = 0
+        self._last_event = self._last_line = self._start
+        self.is_logged = False
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._start
+
+    def begin(self) -> None:
+        """Tells that it begins."""
+        self._phases.emit("phase", phase=self._name, total=self._total)
+
+    def advance(self, steps: int, text: str) -> None:
+        """Adds steps, and tells now and then."""
+        self._done += steps
+        now = time.perf_counter()
+        if now - self._last_event >= _BETWEEN_EVENTS or self._done == self._total:
+            self._last_event = now
+            self._phases.emit(
+                "step",
+                phase=self._name,
+                done=self._done,
+                total=self._total,
+                seconds=round(self.seconds, 3),
+                text=text,
+            )
+        if self.is_logged and now - self._last_line >= _BETWEEN_LINES:
+            self._last_line = now
+            left = self.seconds * (self._total - self._done) / self._done if self._done else None
+            rest = "" if left is None else f", about {left:.0f} s left"
+            _LOG.info(
+                "%s: %d of %d%s%s", self._name, self._done, self._total, rest, f" ({text})" if text else ""
+            )
+
+    def finish(self, outcome: str) -> None:
+        """Tells that it ended, or was stopped."""
+        self._phases.emit(
+            outcome, phase=self._name, done=self._done, total=self._total, seconds=round(self.seconds, 3)
+        )
+        if self.is_logged and (self.seconds >= _BRIEF or outcome != "end"):
+            word = "done" if outcome == "end" else "stopped"
+            _LOG.info("%s: %s after %.1f s", self._name, word, self.seconds)
+
+
+class EventFile:
+    """Writes events to the end of a file, one line of JSON each.
+
+    Args:
+        path: of the file, in a folder that is there when the first event comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, event: Event) -> None:
+        """Writes an event; a line is written in one piece, so that readers never see a half of it."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")

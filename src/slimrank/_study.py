@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BudgetError, FileError, NonFiniteError, OptionError, PlanError, StudyError
-from slimrank._progress import Phases
+from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
+from slimrank._version import __version__
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
 from slimrank.fitting import OnLayer, check_on_layer
@@ -72,6 +73,7 @@ from slimrank.survey import (
     fingerprint_in,
     fingerprint_of,
     globs_of,
+    listeners_of,
     measure,
     methods_in_order,
     open_session,
@@ -361,7 +363,7 @@ class Study:
         self._check_steps(plan)
         check_on_layer(on_layer)
         session = session_of(self)
-        phases = Phases(shown=session.progress)
+        phases = session.phases()
         # With a hook no layer is kept.
         kept = kept_text(session.run_dir if on_layer is None else None)
         with out_of_memory_told(lambda: f"phase {phases.name!r}", kept):
@@ -444,6 +446,8 @@ class Study:
         loss: OwnLossFn | None = None,
         run_dir: str | os.PathLike[str] | None = None,
         progress: bool = True,
+        callback: Callable[[Event], object] | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
         memory: MemoryOption = None,
     ) -> "Study":
         """Reads a study that ``save`` or ``run_dir=`` left.
@@ -457,6 +461,8 @@ class Study:
             loss: as in ``slimrank.study``; needed again where there was one.
             run_dir: where ``apply`` keeps fitted layers, so that a killed one goes on; None for nowhere.
             progress: show bars in later work.
+            callback: as in ``slimrank.study``, for later work.
+            log_dir: as in ``slimrank.study``, for later work.
             memory: as in ``slimrank.study``, for ``apply``.
 
         Returns:
@@ -502,9 +508,13 @@ class Study:
         session = read_as_stored(session, source, record.fingerprint)
         fingerprint = fingerprint_of(session, model, record.previous)
         check_fingerprint(fingerprint, record, store)
+        listeners = listeners_of(callback, log_dir)
+        if run_dir is not None:
+            listeners = (*listeners, EventFile(Path(run_dir) / EVENTS_FILE))
         session = replace(
             session,
             progress=progress,
+            listeners=listeners,
             run_dir=None if run_dir is None else Path(run_dir),
             fingerprint=fingerprint,
         )
@@ -532,6 +542,8 @@ def study(
     effort: Effort = "normal",
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    callback: Callable[[Event], object] | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
     memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
@@ -564,7 +576,11 @@ def study(
         effort: "fast" measures fewer divergences and drops no blocks, "thorough" measures more of everything;
             docs/howto/memory.md has the price of each in time and accuracy.
         run_dir: directory for what is measured, so that a killed study goes on; None for nowhere.
-        progress: show bars on stderr.
+        progress: show bars on stderr; where that is no terminal, log a line per phase and minute
+            (``logging.getLogger("slimrank.progress")``).
+        callback: called with every event of this call and of later work on the study, a dict;
+            docs/howto/progress.md has its keys.
+        log_dir: directory to which figures are written for TensorBoard; None for nowhere.
         memory: bytes that it may take beside the model, about, or a text such as "2GB"; None for 2.5 GB, or
             1 GB beside what cannot be cut. Less takes longer; no result depends on it.
         seed: of everything drawn.
@@ -603,7 +619,14 @@ def study(
     )
     source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
     return study_with(
-        model, source, options, run_dir=run_dir, progress=progress, memory=memory, previous=previous
+        model,
+        source,
+        options,
+        run_dir=run_dir,
+        progress=progress,
+        listeners=listeners_of(callback, log_dir),
+        memory=memory,
+        previous=previous,
     )
 
 
@@ -615,6 +638,7 @@ def study_with(
     *,
     run_dir: str | os.PathLike[str] | None,
     progress: bool,
+    listeners: tuple[Listener, ...] = (),
     memory: MemoryOption,
     previous: Plan | None,
 ) -> Study:
@@ -626,6 +650,7 @@ def study_with(
         options: what shall be measured.
         run_dir: as in ``study``.
         progress: as in ``study``.
+        listeners: each is called with every event.
         memory: as in ``study``.
         previous: as in ``study``.
 
@@ -640,9 +665,9 @@ def study_with(
     if previous is not None:
         check_plan(previous)
         check_previous(model, previous, has_bias=options.has_bias)
-    phases = Phases(shown=progress)
+    phases = Phases(shown=progress, listeners=listeners)
     with out_of_memory_told(lambda: f"phase {phases.name!r}", kept_text(run_dir)):
-        return _measured_study(model, source, options, phases, run_dir, memory, previous)
+        return _measured_study(model, source, options, phases, run_dir, listeners, memory, previous)
 
 
 def _measured_study(
@@ -651,6 +676,7 @@ def _measured_study(
     options: Options,
     phases: Phases,
     run_dir: str | os.PathLike[str] | None,
+    listeners: tuple[Listener, ...],
     memory: MemoryOption,
     previous: Plan | None,
 ) -> Study:
@@ -665,9 +691,14 @@ def _measured_study(
     fingerprint = fingerprint_of(session, model, previous)
     if store is not None:
         claim(store, fingerprint)
+        journal = EventFile(store.root / EVENTS_FILE)
+        phases.add_listener(journal)
+        listeners = (*listeners, journal)
+        phases.emit("run", what="study", slimrank=__version__, pid=os.getpid())
     session = replace(
         session,
         progress=phases.is_shown,
+        listeners=listeners,
         run_dir=None if store is None else store.root,
         fingerprint=fingerprint,
     )

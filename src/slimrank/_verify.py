@@ -17,7 +17,7 @@ from slimrank.deploy import ExportSource
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import Batch, eval_mode, run
 from slimrank.plan import Plan, is_inside
-from slimrank.records import ActivationBytes, Agreement, Cost, LayerResult, LayerSpec, Note, ratio_of
+from slimrank.records import METRICS, ActivationBytes, Agreement, Cost, LayerResult, LayerSpec, Note, ratio_of
 from slimrank.report import agreement_text, slimmed_text
 from slimrank.survey import Session, restored_copy
 
@@ -67,6 +67,11 @@ def build_result(
         activations = _activations(session, applied.model) if len(plan.steps) == 1 else None
         advance(1)
     plan = applied.plan
+    phases.emit(
+        "result",
+        **{metric: ratio_of(session.captured.before, after, metric) for metric in METRICS},
+        divergence=agreement.divergence if isfinite(agreement.divergence) else None,
+    )
     return Result(
         model=applied.model,
         plan=plan,

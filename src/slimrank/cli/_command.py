@@ -7,6 +7,7 @@ Every command returns an ``Answer``; ``Command`` prints it and turns errors into
 
 import contextlib
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ class Command(click.Command):
         as_json, with_traceback = ctx.params.pop("as_json"), ctx.params.pop("with_traceback")
         # What the user's own code prints must not end up inside the JSON.
         guard = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        _log_progress()
         try:
             with guard:
                 answer: Answer = super().invoke(ctx)
@@ -67,6 +69,16 @@ class Command(click.Command):
             ctx.exit(STOPPED)
         click.echo(json.dumps(answer.facts, indent=1) if as_json else answer.text.rstrip("\n"))
         ctx.exit(answer.code)
+
+
+def _log_progress() -> None:
+    """Shows the lines that tell of progress where stderr is no terminal, and bars cannot be drawn."""
+    logger = logging.getLogger("slimrank.progress")
+    if not sys.stderr.isatty() and not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _how_to_go_on(ctx: click.Context) -> str:

@@ -8,7 +8,6 @@ from math import inf, isfinite
 from typing import Literal
 
 from slimrank._errors import BudgetError
-from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
 from slimrank._verify import ROUGH_SAMPLES, rough_divergence, rough_feed
@@ -151,7 +150,7 @@ class Rivals:
 
     def _rough_divergence(self, plan: Plan) -> float:
         session = session_of(self._measured)
-        phases = Phases(shown=session.progress)
+        phases = session.phases()
         grams, feed = self._measured.grams, self._rough_feed
         value = rough_divergence(session, plan, phases, grams=grams, feed=feed)
         self._count_seconds(phases.seconds)

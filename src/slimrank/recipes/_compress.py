@@ -2,7 +2,7 @@
 """The whole way in one call."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from slimrank._errors import OptionError
+from slimrank._progress import Event
 from slimrank._result import Result
 from slimrank._study import Study, study
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights
@@ -73,6 +74,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     effort: Effort = "normal",
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    callback: Callable[[Event], object] | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
     memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
@@ -82,8 +85,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
 
     These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
     ``weights``, ``loss``, ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``,
-    ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``memory``, ``seed`` and ``previous``. These are
-    explained in ``Study.plan``: ``multiple_of`` and ``relative_to``.
+    ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``callback``, ``log_dir``, ``memory``, ``seed``
+    and ``previous``. These are explained in ``Study.plan``: ``multiple_of`` and ``relative_to``.
 
     Args:
         model: any module; or a result, to compress its model once more.
@@ -137,6 +140,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         effort=effort,
         run_dir=run_dir,
         progress=progress,
+        callback=callback,
+        log_dir=log_dir,
         memory=memory,
         seed=seed,
         previous=previous,

@@ -4,7 +4,6 @@
 import os
 from collections.abc import Iterable
 
-from slimrank._progress import Phases
 from slimrank._study import Study, session_of
 from slimrank.forward import Batch, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.latency import Latencies, check_conditions, measure_variants
@@ -61,7 +60,7 @@ def measure_latency(
     def batches() -> Iterable[Batch]:
         return session.feed.stream(range(session.feed.n_samples))
 
-    phases = Phases(shown=progress)
+    phases = session.phases(shown=progress)
     kept = kept_text(path, keyword="path")
     with out_of_memory_told(lambda: f"phase {phases.name!r}", kept):
         return measure_variants(

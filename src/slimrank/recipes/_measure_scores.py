@@ -7,7 +7,6 @@ from contextlib import closing
 from itertools import chain
 
 from slimrank._errors import OptionError
-from slimrank._progress import Phases
 from slimrank._study import Study, session_of
 from slimrank.forward import kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.recipes._score_candidates import (
@@ -130,9 +129,10 @@ def measure_scores(
     evaluator = Evaluator(model, score_fn, max_bytes=cache_bytes if n_workers == 1 else 0)
     total = sum(len(new) for _, new in to_try.values()) + sum(map(len, counts.values()))
     total += not journal.is_started
+    phases = session.phases(shown=progress)
     with (
         out_of_memory_told(lambda: "phase 'scores'", kept_text(path, keyword="path")),
-        Phases(shown=progress).phase("scores", total) as advance,
+        phases.phase("scores", total) as advance,
     ):
         if not journal.is_started:
             advance(0, "the untouched model")
@@ -151,6 +151,15 @@ def measure_scores(
             for trial, score in results:
                 entry = trial.entry(score)
                 journal.add(trial.name, entry)
+                phases.emit(
+                    "score",
+                    layer=trial.name,
+                    method=entry.method,
+                    form=entry.form,
+                    rank=entry.rank,
+                    keep_ratio=entry.keep_ratio,
+                    score=entry.score,
+                )
                 advance(1, f"{trial.name} {entry.form} {entry.rank}: {score:.4g}")
     return journal.finished()
 

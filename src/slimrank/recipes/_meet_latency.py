@@ -13,7 +13,6 @@ from typing import Literal
 from torch import nn
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
-from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
 from slimrank.deploy import (
@@ -164,7 +163,7 @@ def within_latency(
     """
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise OptionError(f"rounds={rounds!r}; give a whole number of at least 1, e.g. 3")
-    phases = Phases(shown=session_of(study).progress)
+    phases = session_of(study).phases()
     tried: list[_Tried] = []
     notes: list[Note] = []
     with timed_beside(study, table, asked) as measure:

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 
 from slimrank._errors import BudgetError, OptionError
-from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
 from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
@@ -79,7 +78,7 @@ def smallest(
     # Of times, the network as it stands may be well below the original in float32.
     whole = 1.0 if times is None else min(1.0, times.before / times.reference)
     gauge = gauge_of(session, score_fn, lower_is_better)
-    phases = Phases(shown=session.progress)
+    phases = session.phases()
 
     tried: list[Note] = []
 

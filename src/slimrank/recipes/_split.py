@@ -8,7 +8,6 @@ from functools import partial
 from torch import nn
 
 from slimrank._errors import BudgetError, OptionError, StudyError
-from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study_with
 from slimrank._verify import measured_from
@@ -82,7 +81,7 @@ def search_split(
     check_methods(methods, study.methods)
     ratios = _splits(budget, splits)
     gauge = gauge_of(session, score_fn, lower_is_better)
-    phases = Phases(shown=session.progress)
+    phases = session.phases()
     best: tuple[float, str, Result] | None = None
     notes: list[Note] = []
     for label, build in _attempts(study, session, metric, budget, methods, ratios, tune, multiple_of):
@@ -156,6 +155,7 @@ def _studied_again(result: Result, session: Session, method: Method) -> Study:
         replace(session.options, methods=(method,)),
         run_dir=None,
         progress=session.progress,
+        listeners=session.listeners,
         memory=session.memory,
         previous=result.plan,
     )

@@ -6,6 +6,7 @@ from slimrank.survey._fingerprint import fingerprint_of, read_as_stored
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
 from slimrank.survey._input_files import batches_from_files, batches_to_files
 from slimrank.survey._layers import layer_chunks, target_of
+from slimrank.survey._listeners import listeners_of
 from slimrank.survey._measure import gather_gradients, measure
 from slimrank.survey._memory_need import MemoryOption
 from slimrank.survey._options import Options, check_options, globs_of, methods_in_order
@@ -50,6 +51,7 @@ __all__ = [
     "has_previous_plan",
     "independent_pair",
     "layer_chunks",
+    "listeners_of",
     "measure",
     "methods_in_order",
     "open_session",

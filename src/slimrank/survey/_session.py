@@ -10,7 +10,7 @@ from torch import nn
 
 from slimrank._errors import NonFiniteError, UnknownNameError
 from slimrank._names import nearest
-from slimrank._progress import Phases
+from slimrank._progress import Listener, Phases
 from slimrank.calibrate import (
     Collecting,
     Feed,
@@ -75,6 +75,7 @@ class Session:
         memory: bytes that a run may take beside the model, as the caller gave them; no number depends on it.
         budgets: what that leaves for all that can be cut.
         progress: whether later work shows bars.
+        listeners: each is called with every event of later work.
         run_dir: where fitted layers are kept, so that a killed run goes on; None for nowhere.
         fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
     """
@@ -92,8 +93,17 @@ class Session:
     memory: int | None
     budgets: MemoryBudgets
     progress: bool = False
+    listeners: tuple[Listener, ...] = ()
     run_dir: Path | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+    def phases(self, *, shown: bool | None = None) -> Phases:
+        """Phases of one piece of later work.
+
+        Args:
+            shown: whether bars are shown; None for what the session says.
+        """
+        return Phases(shown=self.progress if shown is None else shown, listeners=self.listeners)
 
     @property
     def damage_unit(self) -> str:

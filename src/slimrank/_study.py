@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from slimrank._verify import build_result
 from slimrank._version import __version__
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
+from slimrank.files import Json
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.methods import METHODS
@@ -52,7 +53,7 @@ from slimrank.records import (
     Note,
     replaces_groups,
 )
-from slimrank.report import render_groups, render_layers, study_data, write_page
+from slimrank.report import draw_figure, render_groups, render_layers, study_data, write_page
 from slimrank.scores import Scores, scored_source
 from slimrank.select import check_budgets, select_plan, select_plan_and_rounding
 from slimrank.store import Store
@@ -84,6 +85,9 @@ from slimrank.survey import (
     saved_source,
     write_study,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # How often a plan is chosen whose predicted time is above the budget, before it is taken as it is: each takes
 # off what the one before was above.
@@ -161,7 +165,29 @@ class Study:
         Raises:
             FileError: it cannot be written.
         """
-        data = study_data(
+        write_page(Path(path), self._page_data())
+
+    def plot(self, kind: str = "damage", names: Sequence[str] | None = None) -> "Figure":
+        """A figure for papers, by matplotlib.
+
+        Args:
+            kind: "damage" for damage over what stays, a small picture for each layer and group; "costs" for
+                the MACs of each layer.
+            names: of layers and groups; None for all.
+
+        Returns:
+            A ``matplotlib.figure.Figure``; save it by ``figure.savefig(path)``.
+
+        Raises:
+            UnknownNameError: no such kind, layer or group.
+            OptionError: nothing to draw.
+            MissingPackageError: matplotlib is not installed.
+        """
+        return draw_figure(self._page_data(), kind, names)
+
+    def _page_data(self) -> dict[str, Json]:
+        """What the report of this study is drawn from."""
+        return study_data(
             "Study",
             self.layers,
             self.before,
@@ -174,7 +200,6 @@ class Study:
             group_curves=self.group_curves,
             blocks=self.block_damages,
         )
-        write_page(Path(path), data)
 
     def plan(
         self,

@@ -19,6 +19,7 @@ from slimrank.report._facts import (
 )
 from slimrank.report._groups import render_groups
 from slimrank.report._numbers import finite_or_none
+from slimrank.report._plot import draw_figure
 from slimrank.report._scores_page import ScoreLine, render_scores_html
 from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
@@ -30,6 +31,7 @@ __all__ = [
     "agreement_facts",
     "agreement_text",
     "cost_facts",
+    "draw_figure",
     "export_facts",
     "exports_from_facts",
     "finite_or_none",

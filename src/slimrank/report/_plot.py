@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures for papers, by matplotlib, from the data that pages are drawn from."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from slimrank._errors import MissingPackageError, OptionError, UnknownNameError
+from slimrank._names import nearest
+from slimrank.files import Json
+from slimrank.report._words import METRIC_LABELS, name_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What can be drawn.
+KINDS = ("damage", "costs")
+# Inches: of one small picture, pictures beside each other, and the height of a bar.
+_SMALL, _COLUMNS, _BAR = (2.4, 1.7), 4, 0.22
+_Facts = Mapping[str, Json]
+
+
+def draw_figure(data: _Facts, kind: str, names: Sequence[str] | None = None) -> "Figure":
+    """A figure of a study.
+
+    Args:
+        data: of the page of a study.
+        kind: "damage" for damage over what stays, a small picture for each layer and group; "costs" for the
+            MACs of each layer.
+        names: of layers and groups; None for all.
+
+    Returns:
+        A matplotlib figure; save it by ``figure.savefig(path)``.
+
+    Raises:
+        UnknownNameError: no such kind, layer or group.
+        OptionError: nothing to draw.
+        MissingPackageError: matplotlib is not installed.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError(f"plot {kind!r}; {nearest(str(kind), KINDS)}")
+    layers = cast("Sequence[_Facts]", data["layers"])
+    groups = cast("Sequence[_Facts]", data["groups"])
+    known = [str(row["name"]) for row in (*layers, *groups)]
+    for name in names or ():
+        if name not in known:
+            raise UnknownNameError(f"plot: no layer or group {name!r}; {nearest(name, known)}")
+    chosen = [row for row in layers if names is None or row["name"] in names]
+    try:
+        figures = import_module("matplotlib.figure")
+    except ImportError as error:
+        raise MissingPackageError(
+            "plot() needs matplotlib, which is not installed: pip install 'slimrank[plot]'"
+        ) from error
+    if kind == "costs":
+        return _costs(figures.Figure, chosen)
+    curves = [
+        *_layer_curves(chosen),
+        *_group_curves([g for g in groups if names is None or g["name"] in names]),
+    ]
+    if not curves:
+        raise OptionError("plot 'damage': none of these layers and groups has a curve; give others in names=")
+    return _damage(figures.Figure, curves, str(data["damage_unit"]))
+
+
+def _layer_curves(rows: Sequence[_Facts]) -> list[tuple[str, list[tuple[str, list[tuple[float, float]]]]]]:
+    """By layer: the name of each curve, and its shares and damages."""
+    found = []
+    for row in rows:
+        lines = []
+        for curve in cast("Sequence[_Facts]", row["curves"]):
+            points = _points(curve)
+            if points:
+                lines.append((f"{curve['method']} {curve['form']}", points))
+        if lines:
+            found.append((name_text(str(row["name"])), lines))
+    return found
+
+
+def _group_curves(rows: Sequence[_Facts]) -> list[tuple[str, list[tuple[str, list[tuple[float, float]]]]]]:
+    return [(f"{row['name']} (group)", [("channels", _points(row))]) for row in rows if _points(row)]
+
+
+def _points(curve: _Facts) -> list[tuple[float, float]]:
+    points = cast("Sequence[Sequence[float]]", curve["points"])
+    return [(keep, damage) for keep, damage, _ in points if damage > 0]
+
+
+def _damage(
+    make: type["Figure"], curves: Sequence[tuple[str, list[tuple[str, list[tuple[float, float]]]]]], unit: str
+) -> "Figure":
+    columns = min(_COLUMNS, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = make(figsize=(_SMALL[0] * columns, _SMALL[1] * rows), layout="constrained")
+    for index, (name, lines) in enumerate(curves):
+        axes: Axes = figure.add_subplot(rows, columns, index + 1)
+        for label, points in lines:
+            axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, markersize=3, label=label)
+        axes.set_yscale("log")
+        axes.set_xlim(0, 1)
+        axes.set_title(name, fontsize=7)
+        axes.tick_params(labelsize=6)
+        axes.legend(fontsize=5, frameon=False)
+    figure.supxlabel("share of the MACs, or of the units, that stays", fontsize=8)
+    figure.supylabel(f"predicted damage ({unit})", fontsize=8)
+    return figure
+
+
+def _costs(make: type["Figure"], rows: Sequence[_Facts]) -> "Figure":
+    names = [name_text(str(row["name"])) for row in rows][::-1]
+    costs = [float(cast("int", cast("_Facts", row["before"])["macs"])) for row in rows][::-1]
+    figure = make(figsize=(6, 0.8 + _BAR * max(1, len(rows))), layout="constrained")
+    axes: Axes = figure.add_subplot(1, 1, 1)
+    axes.barh(names, costs)
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel(METRIC_LABELS["macs"], fontsize=8)
+    axes.margins(y=0.01)
+    return figure

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ from slimrank.records import (
     Note,
     replaces_groups,
 )
-from slimrank.report import draw_figure, render_groups, render_layers, study_data, write_page
+from slimrank.report import Plot, draw_figure, render_groups, render_layers, study_data, write_page
 from slimrank.scores import Scores, scored_source
 from slimrank.select import check_budgets, select_plan, select_plan_and_rounding
 from slimrank.store import Store
@@ -85,9 +85,6 @@ from slimrank.survey import (
     saved_source,
     write_study,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # How often a plan is chosen whose predicted time is above the budget, before it is taken as it is: each takes
 # off what the one before was above.
@@ -167,7 +164,7 @@ class Study:
         """
         write_page(Path(path), self._page_data())
 
-    def plot(self, kind: str = "damage", names: Sequence[str] | None = None) -> "Figure":
+    def plot(self, kind: str = "damage", names: Sequence[str] | None = None) -> Plot:
         """A figure for papers, by matplotlib.
 
         Args:

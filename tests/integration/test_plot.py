@@ -2,6 +2,7 @@
 """Figures of a study, by matplotlib."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ def study() -> sr.Study:
 
 def test_a_picture_for_each_layer_and_group(study: sr.Study) -> None:
     pytest.importorskip("matplotlib")
-    figure = study.plot("damage")
+    figure: Any = study.plot("damage")
     titles = [axes.get_title() for axes in figure.axes]
     assert {"0", "2", "0 (group)", "2 (group)"} <= set(titles)
-    (axes,) = study.plot("damage", names=["2 (group)".removesuffix(" (group)")]).axes[:1]
-    assert axes.get_yscale() == "log"
-    (bars,) = study.plot("costs").axes
+    some: Any = study.plot("damage", names=["2"])
+    assert [axes.get_title() for axes in some.axes] == ["2", "2 (group)"]
+    assert {axes.get_yscale() for axes in some.axes} == {"log"}
+    costs: Any = study.plot("costs")
+    (bars,) = costs.axes
     assert len(bars.patches) == 3
     assert max(patch.get_width() for patch in bars.patches) == 1024
 

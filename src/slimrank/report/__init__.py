@@ -19,7 +19,7 @@ from slimrank.report._facts import (
 )
 from slimrank.report._groups import render_groups
 from slimrank.report._numbers import finite_or_none
-from slimrank.report._plot import draw_figure
+from slimrank.report._plot import Plot, draw_figure
 from slimrank.report._scores_page import ScoreLine, render_scores_html
 from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
@@ -27,6 +27,7 @@ from slimrank.report._words import slimmed_text
 from slimrank.report.page import page_data, render_page, result_data, study_data, with_exported, write_page
 
 __all__ = [
+    "Plot",
     "ScoreLine",
     "agreement_facts",
     "agreement_text",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures for papers, by matplotlib, from the data that pages are drawn from."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from slimrank._errors import MissingPackageError, OptionError, UnknownNameError
 from slimrank._names import nearest
@@ -14,6 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+class Plot(Protocol):
+    """What slimrank needs of a ``matplotlib.figure.Figure``, which every figure here is."""
+
+    @property
+    def axes(self) -> Sequence[object]:
+        """The pictures in it."""
+        ...
+
+    def savefig(self, fname: str | os.PathLike[str]) -> None:
+        """Writes it to a file."""
+        ...
+
+
 # What can be drawn.
 KINDS = ("damage", "costs")
 # Inches: of one small picture, pictures beside each other, and the height of a bar.
@@ -21,7 +36,7 @@ _SMALL, _COLUMNS, _BAR = (2.4, 1.7), 4, 0.22
 _Facts = Mapping[str, Json]
 
 
-def draw_figure(data: _Facts, kind: str, names: Sequence[str] | None = None) -> "Figure":
+def draw_figure(data: _Facts, kind: str, names: Sequence[str] | None = None) -> Plot:
     """A figure of a study.
 
     Args:

@@ -104,6 +104,7 @@ from slimrank.latency._step import step_told
 from slimrank.latency._variants import shared_step, useful_ranks
 from slimrank.linalg import _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
+from slimrank.live._guard import Guard
 from slimrank.methods import MethodRow, _pair, _table
 from slimrank.plan import Plan
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json

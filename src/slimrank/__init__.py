@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from slimrank._result import Result
     from slimrank._study import Study, study
     from slimrank.latency import Latencies
+    from slimrank.live import serve
     from slimrank.methods import METHODS
     from slimrank.plan import Plan
     from slimrank.recipes import (
@@ -107,6 +108,7 @@ __all__ = [
     "meet_latency",
     "prepare_latency",
     "search_split",
+    "serve",
     "smallest",
     "study",
 ]
@@ -159,6 +161,7 @@ _HOMES = {
     "meet_latency": "slimrank.recipes",
     "prepare_latency": "slimrank.recipes",
     "search_split": "slimrank.recipes",
+    "serve": "slimrank.live",
     "smallest": "slimrank.recipes",
     "study": "slimrank._study",
 }

@@ -2,6 +2,7 @@
 """The study of a model: measured once, planned and applied any number of times."""
 
 import os
+import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -716,7 +717,7 @@ def _measured_study(
         journal = EventFile(store.root / EVENTS_FILE)
         phases.add_listener(journal)
         listeners = (*listeners, journal)
-        phases.emit("run", what="study", slimrank=__version__, pid=os.getpid())
+        phases.emit("run", what="study", slimrank=__version__, machine=platform.node(), pid=os.getpid())
     session = replace(
         session,
         progress=phases.is_shown,

@@ -33,6 +33,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "_study",
         "Write the study, or the saved model, in DIR as one HTML page, and its data as JSON beside it.",
     ),
+    "serve": ("_serve", "Show the run in DIR in the browser, while it goes on or after it."),
     "env": ("_other", "Show what a bug report needs."),
 }
 

@@ -24,7 +24,15 @@ from slimrank.report._scores_page import ScoreLine, render_scores_html
 from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
 from slimrank.report._words import slimmed_text
-from slimrank.report.page import page_data, render_page, result_data, study_data, with_exported, write_page
+from slimrank.report.page import (
+    document,
+    page_data,
+    render_page,
+    result_data,
+    study_data,
+    with_exported,
+    write_page,
+)
 
 __all__ = [
     "Plot",
@@ -32,6 +40,7 @@ __all__ = [
     "agreement_facts",
     "agreement_text",
     "cost_facts",
+    "document",
     "draw_figure",
     "export_facts",
     "exports_from_facts",

@@ -2,6 +2,7 @@
 """Pages: values to data, and data to one self-contained HTML document."""
 
 from slimrank.report.page._data import result_data, study_data
+from slimrank.report.page._frame import document
 from slimrank.report.page._render import page_data, render_page, with_exported, write_page
 
-__all__ = ["page_data", "render_page", "result_data", "study_data", "with_exported", "write_page"]
+__all__ = ["document", "page_data", "render_page", "result_data", "study_data", "with_exported", "write_page"]

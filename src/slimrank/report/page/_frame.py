@@ -24,13 +24,17 @@ def _resource(name: str) -> str:
     return files("slimrank.report.page").joinpath(name).read_text(encoding="utf-8")
 
 
-def document(title: str, body: str, data: Json = None) -> str:
+def document(
+    title: str, body: str, data: Json = None, *, code: str | None = None, connects: bool = False
+) -> str:
     """A whole page.
 
     Args:
         title: of the window, plain text.
         body: HTML.
         data: what the page shows, which its script reads; None for a page without script.
+        code: of the script; None for that of reports.
+        connects: the script may ask the server that the page came from.
 
     Returns:
         One HTML document that refers to nothing outside itself, and a policy that makes a browser hold it to
@@ -38,9 +42,9 @@ def document(title: str, body: str, data: Json = None) -> str:
     """
     style, script, allowed = _resource("page.css"), "", ""
     if data is not None:
-        code = _resource("page.js")
+        code = _resource("page.js") if code is None else code
         digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-        allowed = f"script-src 'sha256-{digest}'; "
+        allowed = f"script-src 'sha256-{digest}'; " + ("connect-src 'self'; " if connects else "")
         text = json.dumps(data, allow_nan=False, separators=(",", ":"))
         for letter, code_point in _MARKUP.items():
             text = text.replace(letter, code_point)

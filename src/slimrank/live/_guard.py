@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may ask the server: whoever knows the token, from this machine, by the name of this machine."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """What a request must have.
+
+    Attributes:
+        port: of the server.
+        token: that stands in every address.
+    """
+
+    port: int
+    token: str
+
+    def refusal(self, headers: Mapping[str, str], token: str | None, *, changes: bool = False) -> str | None:
+        """Why a request is refused.
+
+        Args:
+            headers: of the request, names in lower case.
+            token: in its address; None for none.
+            changes: it would change something: then it must come from the server's own page.
+
+        Returns:
+            The reason, for people; None where it may go on.
+        """
+        hosts = {f"{name}:{self.port}" for name in (LOOPBACK, "localhost")}
+        host = headers.get("host", "")
+        if host not in hosts:
+            # A foreign page can make its own name mean this machine; then it asks by that name.
+            return f"this server is asked as {host!r}; open the address that it printed"
+        origin = headers.get("origin")
+        if origin is not None and origin not in {f"http://{name}" for name in hosts}:
+            return f"a page of {origin} asks; only the server's own pages may"
+        if changes and origin is None:
+            return "a change needs an Origin; use the page that the server shows"
+        if token is None or not secrets.compare_digest(token.encode(), self.token.encode()):
+            return "the token is missing or wrong; open the whole address that the server printed"
+        return None

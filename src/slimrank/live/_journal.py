@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a journal of events that somebody else may be writing."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimrank._errors import FileError
+from slimrank._progress import EVENTS_FILE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a journal.
+
+    Attributes:
+        end: bytes from the start of the file to the end of the line.
+        event: what it says; None where it is no event, because a crash cut it short, say.
+    """
+
+    end: int
+    event: dict[str, object] | None
+
+
+def journal_of(run_dir: str | os.PathLike[str]) -> Path:
+    """The journal of a run.
+
+    Args:
+        run_dir: the run's directory.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileError: no directory, or none of a run.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise FileError(f"{folder} is no directory; give the run_dir= of a study, e.g. slimrank serve RUN")
+    path = folder / EVENTS_FILE
+    if not path.is_file():
+        raise FileError(
+            f"{folder} holds no run: there is no {EVENTS_FILE} in it; start one with run_dir={str(folder)!r}"
+        )
+    return path
+
+
+def read_lines(path: Path, start: int) -> Iterator[Line]:
+    """The whole lines of a journal from a byte on; a last one that is still being written is left for later.
+
+    Args:
+        path: of the journal.
+        start: bytes to leave out; a line begins there.
+
+    Yields:
+        The lines.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        end = start
+        for text in file:
+            if not text.endswith(b"\n"):
+                return
+            end += len(text)
+            yield Line(end=end, event=_event(text))
+
+
+def _event(text: bytes) -> dict[str, object] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server: a page, and the run's events as they come (server-sent events, W3C)."""
+
+import json
+import os
+import platform
+import secrets
+import threading
+import time
+import webbrowser
+from functools import cached_property
+from html import escape
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import parse_qs, urlsplit
+
+from slimrank._errors import FileError, OptionError
+from slimrank.live._guard import LOOPBACK, Guard
+from slimrank.live._journal import journal_of, read_lines
+from slimrank.report import document
+
+# Seconds between two looks at the journal, and between two signs of life to the browser.
+_LOOK, _PING = 0.3, 15.0
+_HIGHEST_PORT = 65535
+
+
+class Live:
+    """A server that shows a run; it runs until it is closed.
+
+    Attributes:
+        url: address for a browser on this machine; it holds the token without which nothing is shown.
+    """
+
+    def __init__(self, server: "_Server") -> None:
+        self._server = server
+        self.url = server.url
+        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the server is closed, by Ctrl-C say."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._server.is_closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool = False) -> Live:
+    """Shows a run in the browser: its phases with the time that is left, its scores, what it says.
+
+    It reads what the run writes to its directory, so it can be started late, shows what a run that crashed
+    had done, and never slows a run down. It is for this machine only.
+
+    Args:
+        run_dir: ``run_dir=`` of a study, of a run that goes on or of one that is over.
+        port: on which to listen; 0 for a free one.
+        open_browser: also open the page.
+
+    Returns:
+        The server, which runs until it is closed; ``url`` is the address to open.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import slimrank as sr
+        >>> model, folder = torch.nn.Linear(16, 16), tempfile.mkdtemp()
+        >>> study = sr.study(model, [torch.randn(8, 16)], run_dir=folder, progress=False)
+        >>> with sr.serve(folder) as live:
+        ...     live.url.startswith("http://127.0.0.1:")
+        True
+
+    Raises:
+        FileError: no run.
+        OptionError: the port is in use, or no port.
+    """
+    journal = journal_of(run_dir)
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _HIGHEST_PORT:
+        raise OptionError(f"port={port!r}; give a whole number from 0 to {_HIGHEST_PORT}, 0 for a free one")
+    try:
+        server = _Server(port, journal)
+    except OSError as error:
+        raise OptionError(
+            f"port={port}: it cannot be listened on ({error.strerror}); give another, or 0 for a free one"
+        ) from error
+    live = Live(server)
+    if open_browser:
+        webbrowser.open(live.url)
+    return live
+
+
+class _Server(ThreadingHTTPServer):
+    """Listens on this machine only."""
+
+    daemon_threads = True
+    # A port that another server has must be refused, not shared.
+    allow_reuse_address = os.name == "posix"
+
+    def __init__(self, port: int, journal: Path) -> None:
+        super().__init__((LOOPBACK, port), _Handler)
+        self.journal = journal
+        self.is_closing = threading.Event()
+        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24))
+
+    @property
+    def url(self) -> str:
+        """For a browser on this machine."""
+        return f"http://{LOOPBACK}:{self.guard.port}/?token={self.guard.token}"
+
+    @cached_property
+    def page(self) -> bytes:
+        """The page, which asks for the events."""
+        name = self.journal.parent.resolve().name
+        code = files("slimrank.live").joinpath("live.js").read_text(encoding="utf-8")
+        body = (
+            f'<h1>{escape(name)}</h1>\n<p class="verdict" id="state" role="status">Reading the journal</p>\n'
+            '<p class="soft" id="detail"></p>\n<div class="numbers" id="numbers"></div>\n'
+            '<details class="part" open><summary><h2>Phases</h2></summary><div><ul class="bars" id="phases">'
+            '</ul></div></details>\n<details class="part" open id="scores" hidden>'
+            "<summary><h2>Eval scores</h2>"
+            '</summary><div class="scroll"><table class="heat"><thead></thead><tbody></tbody></table></div>'
+            '</details>\n<details class="part" open><summary><h2>Messages</h2></summary><div>'
+            '<dl id="messages"></dl></div></details>\n'
+            "<noscript><p>This page needs its script to show a run that goes on.</p></noscript>"
+        )
+        return document(f"{name}, live", body, {}, code=code, connects=True).encode()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    server_version = "slimrank"
+    sys_version = ""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: requests hold the token."""
+
+    def do_GET(self) -> None:
+        """Answers with the page, or with events until the browser goes."""
+        address = urlsplit(self.path)
+        query = parse_qs(address.query)
+        token = query.get("token", [None])[0]
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        refusal = self.server.guard.refusal(headers, token)
+        if refusal is not None:
+            self._answer(HTTPStatus.FORBIDDEN, _plain_page("Not shown", refusal))
+        elif address.path == "/":
+            self._answer(HTTPStatus.OK, self.server.page)
+        elif address.path == "/events":
+            self._stream(headers.get("last-event-id", ""))
+        else:
+            self._answer(
+                HTTPStatus.NOT_FOUND, _plain_page("Nothing here", "open the address that was printed")
+            )
+
+    def _answer(self, status: HTTPStatus, page: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(page)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(page)
+
+    def _stream(self, last_id: str) -> None:
+        """Sends the journal from a byte on, and what is added to it, until one of both ends goes."""
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            self._send_events(int(last_id) if last_id.isdecimal() else 0)
+        except (BrokenPipeError, ConnectionError):
+            # The browser went.
+            return
+
+    def _send_events(self, start: int) -> None:
+        journal, told, quiet_since = self.server.journal, "", time.monotonic()
+        if start > _size(journal):
+            # Another run took the place of the one that the browser saw.
+            start = 0
+        process: tuple[object, object] = (None, None)
+        if start:
+            for line in read_lines(journal, 0):
+                if line.end > start:
+                    break
+                process = _process_of(line.event) or process
+        while not self.server.is_closing.is_set():
+            parts = []
+            for line in read_lines(journal, start):
+                start = line.end
+                process = _process_of(line.event) or process
+                event = {"event": "unreadable"} if line.event is None else line.event
+                parts.append(f"id: {line.end}\ndata: {json.dumps(event)}\n\n")
+            status = json.dumps({"alive": _is_alive(*process)})
+            if status != told:
+                parts.append(f"event: status\ndata: {status}\n\n")
+                told = status
+            if not parts and time.monotonic() - quiet_since > _PING:
+                parts.append(": still here\n\n")
+            if parts:
+                quiet_since = time.monotonic()
+                self.wfile.write("".join(parts).encode())
+                self.wfile.flush()
+            time.sleep(_LOOK)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _process_of(event: dict[str, object] | None) -> tuple[object, object] | None:
+    """Machine and number of the process that a line tells of."""
+    if event is None or event["event"] != "run":
+        return None
+    return event.get("machine"), event.get("pid")
+
+
+def _is_alive(machine: object, pid: object) -> bool | None:
+    """Whether the process that works in the run's directory is there; None where that cannot be told."""
+    if machine != platform.node() or not isinstance(pid, int) or os.name != "posix":
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is somebody else's, and so it is there.
+        return True
+    return True
+
+
+def _plain_page(heading: str, text: str) -> bytes:
+    body = f'<h1>{escape(heading)}</h1>\n<p class="verdict">{escape(text)}</p>'
+    return document(heading, body).encode()

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run in the browser: what the server sends, and whom it refuses."""
+
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import seams
+import slimrank as sr
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run whose process is this one."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    _add(folder, event="run", what="study", machine=platform.node(), pid=os.getpid())
+    _add(folder, event="phase", phase="curves", total=4)
+    return folder
+
+
+def _add(folder: Path, **event: object) -> None:
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": 1.0, **event}) + "\n")
+
+
+class _Stream:
+    """Server-sent events, read one after the other."""
+
+    def __init__(self, url: str, last_id: str = "") -> None:
+        parts = urlsplit(url)
+        self.connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+        headers = {"Last-Event-ID": last_id} if last_id else {}
+        self.connection.request("GET", f"/events?{parts.query}", headers=headers)
+        self.response: HTTPResponse = self.connection.getresponse()
+        assert self.response.status == 200
+        assert self.response.headers["Content-Type"] == "text/event-stream"
+
+    def next(self) -> dict[str, str]:
+        fields: dict[str, str] = {}
+        while True:
+            line = self.response.readline().decode().rstrip("\n")
+            if not line and fields:
+                return fields
+            name, _, value = line.partition(": ")
+            if name:
+                fields[name] = value
+
+    def close(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+def _get(url: str, path: str = "/", **headers: str) -> tuple[int, str, HTTPResponse]:
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+    connection.request("GET", path, headers=headers)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, text, response
+
+
+def test_events_come_as_they_are_written_and_go_on_after_a_break(run_dir: Path) -> None:
+    with sr.serve(run_dir) as live:
+        stream = _Stream(live.url)
+        first, second, status = stream.next(), stream.next(), stream.next()
+        assert json.loads(first["data"])["event"] == "run"
+        assert json.loads(second["data"])["phase"] == "curves"
+        assert status == {"event": "status", "data": '{"alive": true}'}
+        _add(run_dir, event="step", phase="curves", done=2, total=4, seconds=1.0, text="layer2")
+        third = stream.next()
+        assert json.loads(third["data"])["done"] == 2
+        assert int(third["id"]) == (run_dir / "events.jsonl").stat().st_size
+        stream.close()
+        _add(run_dir, event="end", phase="curves", done=4, total=4, seconds=2.0)
+        again = _Stream(live.url, third["id"])
+        assert json.loads(again.next()["data"])["event"] == "end"
+        again.close()
+
+
+def test_a_half_written_line_waits_and_a_broken_one_is_told(run_dir: Path) -> None:
+    path = run_dir / "events.jsonl"
+    with path.open("a") as file:
+        file.write('{"event": "mess\n[1, 2]\n{"event": "message", "te')
+    with sr.serve(run_dir) as live:
+        stream = _Stream(live.url)
+        kinds = [json.loads(stream.next()["data"]).get("event") for _ in range(4)]
+        assert kinds == ["run", "phase", "unreadable", "unreadable"]
+        assert stream.next()["event"] == "status"
+        with path.open("a") as file:
+            file.write('xt": "whole now"}\n')
+        assert json.loads(stream.next()["data"]) == {"event": "message", "text": "whole now"}
+        stream.close()
+
+
+def test_a_run_that_was_killed_is_told(tmp_path: Path) -> None:
+    code = (
+        "import torch, slimrank as sr, sys\n"
+        "from torch import nn\n"
+        "torch.set_num_threads(1)\n"
+        "model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()\n"
+        "def slow(event):\n"
+        "    if event['event'] == 'phase' and event['phase'] == 'curves':\n"
+        "        print('there', flush=True)\n"
+        "        sys.stdin.read()\n"
+        "sr.study(model, [torch.randn(64, 64)], run_dir=sys.argv[1], progress=False, callback=slow)\n"
+    )
+    folder = tmp_path / "run"
+    arguments = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        with sr.serve(folder) as live:
+            stream = _Stream(live.url)
+            found = stream.next()
+            while found.get("event") != "status":
+                found = stream.next()
+            assert json.loads(found["data"]) == {"alive": True}
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            while found.get("event") != "status" or "true" in found["data"]:
+                found = stream.next()
+            assert json.loads(found["data"]) == {"alive": False}
+            stream.close()
+
+
+def test_only_who_knows_the_token_is_shown_anything(run_dir: Path) -> None:
+    with sr.serve(run_dir) as live:
+        parts = urlsplit(live.url)
+        right = f"/?{parts.query}"
+        status, page, response = _get(live.url, right)
+        assert status == 200
+        assert "<h1>run</h1>" in page
+        assert "connect-src 'self'" in page
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        refusals: list[tuple[str, dict[str, str], str]] = [
+            ("/", {}, "the token is missing or wrong"),
+            ("/?token=wrong", {}, "the token is missing or wrong"),
+            ("/events?token=", {}, "the token is missing or wrong"),
+            (right, {"Host": f"evil.example:{parts.port}"}, "this server is asked as"),
+            (right, {"Host": f"127.0.0.1:{(parts.port or 0) + 1}"}, "this server is asked as"),
+            (right, {"Origin": "http://evil.example"}, "a page of http://evil.example asks"),
+        ]
+        for path, headers, why in refusals:
+            status, page, _ = _get(live.url, path, **headers)
+            assert status == 403, path
+            assert why in page
+            assert "run" not in page.partition("<h1>")[2].partition("</h1>")[0]
+        assert _get(live.url, right, Host=f"localhost:{parts.port}")[0] == 200
+        for path in ("/../../etc/passwd", "/events.jsonl", "/etc/passwd"):
+            status, page, _ = _get(live.url, f"{path}?{parts.query}")
+            assert status == 404
+            assert "Nothing here" in page
+
+
+def test_names_of_folders_are_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "<b>run"
+    folder.mkdir()
+    _add(folder, event="run", what="study", machine="elsewhere", pid=1)
+    with sr.serve(folder) as live:
+        _, page, _ = _get(live.url, f"/?{urlsplit(live.url).query}")
+        assert "&lt;b&gt;run" in page
+        assert "<b>run" not in page
+        stream = _Stream(live.url)
+        assert json.loads(stream.next()["data"])["machine"] == "elsewhere"
+        # Of a process of another machine nobody can tell.
+        assert stream.next()["data"] == '{"alive": null}'
+        stream.close()
+
+
+def test_what_cannot_be_served_is_refused(tmp_path: Path, run_dir: Path) -> None:
+    with pytest.raises(sr.FileError, match=r"missing is no directory; give the run_dir= of a study"):
+        sr.serve(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(sr.FileError, match=r"empty holds no run: there is no events\.jsonl in it"):
+        sr.serve(tmp_path / "empty")
+    for port in (-1, 70000, True, "80"):
+        with pytest.raises(sr.OptionError, match=r"give a whole number from 0 to 65535"):
+            sr.serve(run_dir, port=port)  # type: ignore[arg-type]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(sr.OptionError, match=r"it cannot be listened on \(.*\); give another, or 0"):
+            sr.serve(run_dir, port=taken.getsockname()[1])
+
+
+def test_a_change_needs_an_origin_of_its_own() -> None:
+    guard = seams.Guard(port=80, token="secret")
+    host = {"host": "127.0.0.1:80"}
+    assert guard.refusal(host, "secret") is None
+    assert "needs an Origin" in str(guard.refusal(host, "secret", changes=True))
+    own = {**host, "origin": "http://127.0.0.1:80"}
+    assert guard.refusal(own, "secret", changes=True) is None
+    assert "only the server's own" in str(guard.refusal({**host, "origin": "null"}, "secret", changes=True))
+
+
+@pytest.fixture
+def command(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    arguments = [sys.executable, "-m", "slimrank", "serve", str(run_dir)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        timer = threading.Timer(60, process.kill)
+        timer.start()
+        yield process
+        timer.cancel()
+        process.kill()
+
+
+def test_the_command_prints_the_address_alone_and_ends_by_ctrl_c(command: subprocess.Popen[str]) -> None:
+    assert command.stdout is not None
+    url = command.stdout.readline().strip()
+    assert url.startswith("http://127.0.0.1:")
+    assert _get(url, f"/?{urlsplit(url).query}")[0] == 200
+    time.sleep(0.2)
+    command.send_signal(signal.SIGINT)
+    assert command.wait(timeout=20) == 0

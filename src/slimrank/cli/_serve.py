@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``slimrank serve``."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ def serve(run_dir: Path, port: int, open_browser: bool) -> Answer:
     """
     with sr.serve(run_dir, port=port, open_browser=open_browser) as live:
         click.echo(live.url)
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
         try:
             live.wait()
         except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from slimrank import Latencies, Study, _progress, _result
 from slimrank._progress import Phases
 from slimrank._result import add_export
 from slimrank._study import session_of
+from slimrank.aimet._inputs import InputSampler
 from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._divergence import sampled_loss
 from slimrank.calibrate._output_model import Family

@@ -39,6 +39,7 @@ from slimrank.plan import (
 )
 from slimrank.records import Method, NetworkTimes, Note, PlannedLatency, ReachedLatency
 from slimrank.scores import Scores
+from slimrank.survey import Skip
 
 # A result meets a budget where its measured ratio is at most so many times what was asked: less is within
 # what machines repeat. Rounds go on until the first holds; where none reaches it, the second is still called
@@ -72,7 +73,7 @@ def meet_latency(
     select: Literal["optimal", "greedy", "uniform"] = "optimal",
     multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
-    skip: Sequence[str] = (),
+    skip: Skip = (),
     scores: Scores | None = None,
     monotonic: bool = False,
     interpolate: bool = False,

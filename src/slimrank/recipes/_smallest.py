@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from slimrank._errors import BudgetError, OptionError
 from slimrank._progress import Phases
 from slimrank._result import Result
-from slimrank._study import Study, session_of
+from slimrank._study import Study, session_of, skipped_globs
 from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
 from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
 from slimrank.scores import ScoreFn
 from slimrank.select import Select, reachable_floor
+from slimrank.survey import Skip
 
 # A ratio to try stays this share of the gap away from both bounds: nearer, a wrong prediction would hardly
 # move the bound that it meets.
@@ -35,7 +36,7 @@ def smallest(
     select: Select = "optimal",
     multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
-    skip: Sequence[str] = (),
+    skip: Skip = (),
 ) -> Result:
     """The smallest model whose measured loss stays within a drop.
 
@@ -102,7 +103,7 @@ def smallest(
             metric,
             multiple_of=multiple_of,
             methods=methods,
-            skip=skip,
+            skip=skipped_globs(study, skip),
             times=times,
         )
         search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)

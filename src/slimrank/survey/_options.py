@@ -86,11 +86,6 @@ def methods_in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
     return (*(method for method in METHODS if method in methods), *unknown)
 
 
-def globs_of(skip: Sequence[str]) -> tuple[str, ...]:
-    """Globs as a caller typed them; one text stands for itself."""
-    return (skip,) if isinstance(skip, str) else tuple(skip)
-
-
 def check_options(options: Options) -> None:
     """Refuses options outside their values.
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slimrank import Latencies, Study, _progress, _result
+from slimrank._numbers import real_number, whole_number
 from slimrank._progress import Phases
 from slimrank._result import add_export
 from slimrank._study import session_of

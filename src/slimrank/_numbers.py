@@ -33,6 +33,22 @@ def real_number(value: object) -> float | None:
         return math.nan
 
 
+def plain_number(value: object) -> object:
+    """A number as Python's own int or float, for checks, files and fingerprints.
+
+    Args:
+        value: what was given.
+
+    Returns:
+        An int for a whole number, a float for any other one; what is no number as it is.
+    """
+    if type(value) in {int, float, bool}:
+        return value
+    whole = whole_number(value)
+    number = real_number(value) if whole is None else whole
+    return value if number is None else number
+
+
 def whole_number(value: object) -> int | None:
     """A whole number as an int.
 

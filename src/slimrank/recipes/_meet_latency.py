@@ -13,6 +13,7 @@ from typing import Literal
 from torch import nn
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
+from slimrank._numbers import whole_number
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of
@@ -163,14 +164,15 @@ def within_latency(
     Raises:
         SlimrankError: as ``meet_latency``.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+    n_rounds = whole_number(rounds)
+    if n_rounds is None or n_rounds < 1:
         raise OptionError(f"rounds={rounds!r}; give a whole number of at least 1, e.g. 3")
     phases = Phases(shown=session_of(study).progress)
     tried: list[_Tried] = []
     notes: list[Note] = []
     with timed_beside(study, table, asked) as measure:
         current = table
-        for number in range(1, rounds + 1):
+        for number in range(1, n_rounds + 1):
             try:
                 result = build(current)
             except BudgetError as error:

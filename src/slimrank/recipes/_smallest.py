@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from slimrank._errors import BudgetError, OptionError
+from slimrank._numbers import real_number
 from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import Study, session_of, skipped_globs
@@ -74,7 +75,7 @@ def smallest(
         StudyError: the study was loaded without a model.
     """
     session = session_of(study)
-    _check_numbers(max_drop, tolerance)
+    max_drop, tolerance = _checked_numbers(max_drop, tolerance)
     table = _table_for(metric, latencies, study)
     times = None if table is None else table.times
     # Of times, the network as it stands may be well below the original in float32.
@@ -154,11 +155,14 @@ def smallest(
     return measured_beside(study, table, best, asked)
 
 
-def _check_numbers(max_drop: float, tolerance: float) -> None:
-    if not isinstance(max_drop, int | float) or isinstance(max_drop, bool) or not 0 <= max_drop < math.inf:
+def _checked_numbers(max_drop: object, tolerance: object) -> tuple[float, float]:
+    """Both as floats."""
+    drop, share = real_number(max_drop), real_number(tolerance)
+    if drop is None or not 0 <= drop < math.inf:
         raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+    if share is None or not 0 < share < 1:
         raise OptionError(f"tolerance={tolerance!r}; give a share of the cost between 0 and 1, such as 0.01")
+    return drop, share
 
 
 def _table_for(metric: Budgeted, latencies: LatencyTable | None, study: Study) -> LatencyTable | None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from slimrank._errors import FileError, OptionError, UnknownNameError
 from slimrank._names import listed, nearest
+from slimrank._numbers import plain_number
 from slimrank.calibrate import LikelihoodChoice, Weights, likelihood_of, weights_of
 from slimrank.files import Json
 from slimrank.methods import METHODS
@@ -50,6 +51,11 @@ class Options:
     seed: int = 0
     weights: Weights = field(default=None, repr=False)
     effort: Effort = field(default="normal", repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "holdout", "seed"):
+            # Of whatever kind it is given, a number is the same in files and fingerprints.
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
 
     def __repr__(self) -> str:
         shown = [option.name for option in fields(self) if option.repr]

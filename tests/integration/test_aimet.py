@@ -4,6 +4,7 @@
 import inspect
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -430,14 +431,6 @@ def test_without_a_forward_the_statistics_warn(
 
 
 def test_inputs_may_be_names_and_of_inference_mode() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(12, 24), nn.Linear(24, 8)
-
-        def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
-            return self.b((self.a(x) + y).relu()) * scale
-
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(20, 12, generator=generator), torch.randn(20, 24, generator=generator)
     model = Two()
@@ -498,6 +491,51 @@ def test_data_loaders_of_many_kinds(kind: str, task: Task) -> None:
     parameters.data_loader = _loaders(task.images)[kind]
     _, statistics = task.compress(PRUNING, parameters)
     assert any("fitted to 64 samples of data_loader" in note for note in statistics.notes)
+
+
+class Two(nn.Module):
+    """Of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 24), nn.Linear(24, 8)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        return self.b((self.a(x) + y.mean()).relu()) * scale
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        lambda x, y, label: (x, y),
+        lambda x, y, label: ((x, y), label),
+        lambda x, y, label: [x, y, label],
+        lambda x, y, label: {"x": x, "y": y},
+        lambda x, y, label: ({"x": x, "y": y}, label),
+    ],
+)
+def test_loaders_of_several_inputs(item: Callable[..., object]) -> None:
+    x, y = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)), torch.ones(40, 24)
+    model = Two()
+    kind = aimet.ChannelPruningParameters
+    parameters = kind(
+        [item(x[part : part + 8], y[part : part + 8], torch.zeros(8)) for part in range(0, 40, 8)],
+        500,
+        False,
+        kind.Mode.manual,
+        kind.ManualModeParams([aimet.ModuleCompRatioPair(model.b, 0.5)]),
+    )
+    small, statistics = aimet.ModelCompressor.compress_model(
+        model,
+        lambda model, iterations, use_cuda: 0.5,
+        None,
+        [(1, 12), (1, 24)],
+        PRUNING,
+        aimet.CostMetric.mac,
+        parameters,
+    )
+    assert small.a.out_features == small.b.in_features == 12
+    assert any("fitted to 40 samples of data_loader" in note for note in statistics.notes)
 
 
 def test_no_more_is_read_than_was_asked_for(task: Task) -> None:
@@ -804,8 +842,28 @@ from aimet_torch.defs import (
     WeightSvdParameters,
 )
 
-images = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-model = build()
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 16, 3, padding=1)
+        self.relu1 = torch.nn.ReLU()
+        self.conv2 = torch.nn.Conv2d(16, 24, 3, padding=1)
+        self.relu2 = torch.nn.ReLU()
+        self.conv3 = torch.nn.Conv2d(24, 16, 3, padding=1, bias=False)
+        self.relu3 = torch.nn.ReLU()
+        self.pool = torch.nn.AdaptiveAvgPool2d(1)
+        self.fc = torch.nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.relu2(self.conv2(self.relu1(self.conv1(x))))
+        return self.fc(self.pool(self.relu3(self.conv3(x))).flatten(1))
+
+
+torch.manual_seed(0)
+images = torch.randn(64, 3, 8, 8)
+model = Net()
 with torch.no_grad():
     labels = model(images).argmax(1)
 loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=16)
@@ -857,8 +915,9 @@ svd_model, svd_stats = ModelCompressor.compress_model(
 )
 print(svd_stats)
 
+wide = next(m for m in svd_model.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 24)
 manual_params = ChannelPruningParameters.ManualModeParams(
-    [ModuleCompRatioPair(module=svd_model.fc2, comp_ratio=Decimal(0.5))]
+    [ModuleCompRatioPair(module=wide, comp_ratio=Decimal(0.5))]
 )
 cp_params = ChannelPruningParameters(
     data_loader=loader,
@@ -893,7 +952,7 @@ scores = weight_stats.compression_ratio_selection_stats.eval_scores_dictionary
 
 
 def test_a_script_runs_with_other_import_lines(
-    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     script = _SCRIPT
@@ -902,13 +961,43 @@ def test_a_script_runs_with_other_import_lines(
     changed = [a for a, b in zip(_SCRIPT.splitlines(), script.splitlines(), strict=True) if a != b]
     assert all(line.startswith("from aimet_") for line in changed)
     assert "aimet_torch" not in script
-    names: dict[str, object] = {"build": lambda: task.model}
+    names: dict[str, object] = {}
     exec(compile(script, "script.py", "exec"), names)
     assert float(names["svd_stats"].mac_compression_ratio) <= 0.75
-    assert names["cp_model"].fc2.in_features == 16
+    wide = next(name for name, part in names["svd_model"].named_modules() if part is names["wide"])
+    assert names["cp_model"].get_submodule(wide).in_channels == 12
     assert float(names["weight_stats"].memory_compression_ratio) <= 0.8
     assert any(ratio is not None for ratio in names["ratios"])
-    assert set(names["scores"]) == {"conv1", "conv2", "conv3", "fc1", "fc2"}
+    assert set(names["scores"]) == {"conv1", "conv2", "conv3", "fc"}
     assert "conv2" in capsys.readouterr().out
     # No pickles, no other files.
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_runs(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "aimet.md").read_text(encoding="utf-8")
+    (imports,) = re.findall(r"```diff\n(.*?)```", page, flags=re.DOTALL)
+    script, own = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    lines = [line[1:] for line in imports.splitlines() if line.startswith("+")]
+    # Fewer candidates: the same in less time.
+    script, own = (
+        script.replace("candidates=10", "candidates=4"),
+        own.replace("candidates=10", "candidates=4"),
+    )
+
+    def evaluate(model: nn.Module, iterations: int | None, use_cuda: bool) -> float:
+        score = task.evaluate(model, iterations, use_cuda)
+        model.eval()
+        return score
+
+    names: dict[str, object] = {
+        "model": task.model,
+        "evaluate": evaluate,
+        "batches": list(task.images),
+    }
+    exec("\n".join((*lines, script, own)), names)
+    assert float(names["statistics"].mac_compression_ratio) <= 0.75
+    assert names["result"].keep_ratio("macs") <= 0.75
+    # One folder, one file: those that the page names.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compressed", "scores.json"]

@@ -239,12 +239,15 @@ def _inputs_of(item: object, n_inputs: int, where: str) -> object:
     if isinstance(item, Tensor | Mapping):
         return item
     if isinstance(item, tuple | list) and item:
+        first = item[0]
+        if len(item) == 2 and isinstance(first, tuple | list | Mapping):
+            return first if isinstance(first, Mapping) else tuple(first)
         if len(item) == n_inputs:
             return tuple(item)
         if n_inputs > 1 and len(item) == n_inputs + 1:
             return tuple(item[:-1])
         if len(item) == 2:
-            return tuple(item[0]) if isinstance(item[0], tuple | list) else item[0]
+            return first
     size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
     raise BatchesError(
         f"{where} is a {type(item).__name__}{size}, and input_shape has {n_inputs} input"

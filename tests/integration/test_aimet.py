@@ -654,6 +654,14 @@ def test_pickles_are_refused_by_name(name: str, task: Task, tmp_path: Path) -> N
     assert task.calls == []
 
 
+@pytest.mark.parametrize("name", ["missing/scores.json", "."])
+def test_scores_need_a_folder(name: str, task: Task, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with pytest.raises(sr.FileError, match=r"saved_eval_scores_dict=.* cannot be written; give a file in"):
+        task.compress(SPATIAL, task.parameters(SPATIAL, "auto", saved_eval_scores_dict=path))
+    assert task.calls == []
+
+
 def test_scores_of_another_model_are_refused(task: Task, tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     task.compress(SPATIAL, task.parameters(SPATIAL, "auto", saved_eval_scores_dict=path))

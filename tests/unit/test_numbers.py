@@ -3,6 +3,7 @@
 
 import inspect
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -157,7 +158,7 @@ def test_the_table_names_every_numeric_option() -> None:
             is_number = isinstance(option.default, int | float) and not isinstance(option.default, bool)
             if is_number or option.name in _NUMERIC:
                 numeric.setdefault(name, set()).add(option.name)
-    # ``Study.load`` takes a memory, ``from_aimet`` a baseline: read where studies and scores are tested.
+    # Read beside those of studies and scores, below.
     told = {name: set(options) for name, options in OPTIONS.items()}
     told |= {"Study.load": {"memory"}, "Scores.from_aimet": {"baseline"}}
     assert numeric == told
@@ -237,6 +238,11 @@ def test_of_scores(kind: str, study: sr.Study, batches: list[torch.Tensor], tmp_
         scores = sr.measure_scores(study, score, path=path, progress=False, **_given(dict(options), kind))
         assert scores == sr.measure_scores(study, score, progress=False, **options)
         assert sr.Scores.load(path) == scores
+    old = tmp_path / "old.pkl"
+    old.write_bytes(pickle.dumps({"0": {Decimal("0.5"): 0.9}}))
+    read = sr.Scores.from_aimet(old, study, method="weight_svd", baseline=_given(0.95, kind))
+    assert read.baseline == pytest.approx(0.95, abs=1e-7)
+    assert type(read.baseline) is float
 
 
 @pytest.mark.parametrize("kind", ["Decimal"])

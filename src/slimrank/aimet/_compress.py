@@ -106,6 +106,7 @@ class ModelCompressor:
         Raises:
             OptionError: an argument of another kind or out of range, or a layer that the scheme cannot take.
             ScoreError: the callback returns no finite number, or the scores are a pickle or of another study.
+            FileError: the scores cannot be read or written.
             BudgetError: the target is out of reach; the message names the lowest that is not.
             SlimrankError: as in ``slimrank.study`` and ``Study.apply``.
         """
@@ -194,7 +195,7 @@ class _Run:
             with sampler.watching(copy):
                 value = self.eval_callback(copy, None, use_cuda)
         if isinstance(value, torch.Tensor) and value.numel() == 1:
-            value = float(value)
+            value = value.item()
         number = real_number(value)
         if number is None:
             raise ScoreError(

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from torch import nn
 
-from slimrank._errors import OptionError, ScoreError
+from slimrank._errors import FileError, OptionError, ScoreError
 from slimrank._names import listed, nearest
 from slimrank._numbers import real_number, whole_number
 from slimrank.aimet._parameters import (
@@ -100,6 +100,7 @@ def read_request(
     Raises:
         OptionError: something is of another kind, out of range, or no module of the model.
         ScoreError: the path of the scores is that of a pickle.
+        FileError: no file can be written there.
     """
     scheme = _choice(scheme, CompressionScheme, "compress_scheme")
     metric = _choice(cost_metric, CostMetric, "cost_metric")
@@ -192,6 +193,11 @@ def _scores_path(path: str | os.PathLike[str] | None) -> Path | None:
             f"saved_eval_scores_dict={str(path)!r} is a pickle, which may run code when it is read; give the "
             "path of a JSON file, e.g. 'eval_scores.json': it is written in the first run and read in later "
             "ones. slimrank.Scores.from_aimet reads AIMET's pickle safely, beside a study"
+        )
+    # Told before the callback has evaluated anything.
+    if table.is_dir() or not table.parent.is_dir():
+        raise FileError(
+            f"saved_eval_scores_dict={str(path)!r} cannot be written; give a file in an existing folder"
         )
     return table
 

@@ -654,6 +654,19 @@ def test_pickles_are_refused_by_name(name: str, task: Task, tmp_path: Path) -> N
     assert task.calls == []
 
 
+def test_scores_may_be_of_shuffled_data(task: Task, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    images = torch.cat(list(task.images))
+    for target, shuffled in ((0.9, images), (0.7, images.flip(0))):
+        task.calls.clear()
+        parameters = task.parameters(PRUNING, "auto", target_comp_ratio=target, saved_eval_scores_dict=path)
+        parameters.data_loader = shuffled.split(16)
+        _, statistics = task.compress(PRUNING, parameters)
+        assert float(statistics.mac_compression_ratio) <= target
+    assert len(task.calls) == 2
+    assert any(note.startswith("saved_eval_scores_dict: the scores were") for note in statistics.notes)
+
+
 @pytest.mark.parametrize("name", ["missing/scores.json", "."])
 def test_scores_need_a_folder(name: str, task: Task, tmp_path: Path) -> None:
     path = tmp_path / name

@@ -249,7 +249,7 @@ class _Run:
         """The plan, the layers that the statistics tell of, and the scores."""
         request = self.request
         if isinstance(request.chosen, Greedy):
-            return self._greedy_plan(measured, request.chosen)
+            return self._greedy_plan(measured, request.chosen, notes)
         settings, more = manual_settings(
             measured, request.method, request.metric, request.chosen, request.multiple_of
         )
@@ -257,21 +257,32 @@ class _Run:
         plan = Plan.manual(measured, settings, multiple_of=request.multiple_of)
         return plan, tuple(request.chosen), None
 
-    def _greedy_plan(self, measured: Study, greedy: Greedy) -> tuple[Plan, tuple[str, ...], Scores]:
+    def _greedy_plan(
+        self, measured: Study, greedy: Greedy, notes: list[str]
+    ) -> tuple[Plan, tuple[str, ...], Scores]:
         request = self.request
         layers = layers_of(measured, request.method, greedy.ignored)
         names = names_to_score(measured, request.method, layers)
         candidates: int | Sequence[float] = greedy.candidates
+        scores = None
         if greedy.path is not None and greedy.path.exists():
+            stored = Scores.load(greedy.path)
             # What is in the file counts, as in AIMET.
-            candidates = Scores.load(greedy.path).candidates
+            candidates = stored.candidates
+            scores = self._of_other_inputs(stored, measured, names)
+            if scores is not None:
+                notes.append(
+                    "saved_eval_scores_dict: the scores were measured with other inputs of the same model, "
+                    "as of data that are shuffled; they were used as they are"
+                )
 
         def score(model: nn.Module) -> float:
             # A callback may leave the model in training mode; it gets it back in eval mode next time.
             with eval_mode(model):
                 return self.eval_callback(model, self.eval_iterations, _is_on_cuda(model))
 
-        scores = measure_scores(measured, score, layers=names, candidates=candidates, path=greedy.path)
+        if scores is None:
+            scores = measure_scores(measured, score, layers=names, candidates=candidates, path=greedy.path)
         if request.method == PRUNING:
             # A name may stand for several groups, and a file may hold more than is asked for now.
             scores = replace(scores, groups=_only(scores.groups, names))
@@ -286,6 +297,22 @@ class _Run:
             monotonic=greedy.monotonic,
         )
         return plan, layers, scores
+
+    def _of_other_inputs(self, stored: Scores, measured: Study, names: Sequence[str]) -> Scores | None:
+        """Stored scores that differ from the study in its inputs alone, as scores of it; None for others.
+
+        A loader that shuffles gives other inputs in every run, and the callback scores the same model.
+        """
+        keys = {*stored.fingerprint, *measured.fingerprint}
+        differing = {key for key in keys if stored.fingerprint.get(key) != measured.fingerprint.get(key)}
+        table = stored.groups if self.request.method == PRUNING else stored.entries
+        if (
+            differing != {"inputs"}
+            or stored.methods != (self.request.method,)
+            or not set(names) <= table.keys()
+        ):
+            return None
+        return replace(stored, fingerprint=dict(measured.fingerprint))
 
     def _hook(self, measured: Study) -> OnLayer | None:
         """Calls the trainer after each compressed layer."""

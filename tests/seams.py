@@ -21,9 +21,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slimrank import Latencies, Study, _progress, _result
+from slimrank._numbers import real_number, whole_number
 from slimrank._progress import EventFile, Phases
 from slimrank._result import add_export
 from slimrank._study import session_of
+from slimrank.aimet._inputs import InputSampler
 from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._divergence import sampled_loss
 from slimrank.calibrate._output_model import Family

@@ -65,6 +65,7 @@ from slimrank.survey import (
     Options,
     Run,
     Session,
+    Skip,
     StudyRecord,
     check_fingerprint,
     check_options,
@@ -209,7 +210,7 @@ class Study:
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
         multiple_of: MultipleOf = "auto",
         methods: Sequence[Method] | None = None,
-        skip: Sequence[str] = (),
+        skip: Skip = (),
         scores: Scores | None = None,
         latencies: LatencyTable | None = None,
         monotonic: bool = False,
@@ -233,8 +234,8 @@ class Study:
                 multiples of it.
             methods: fewer than were measured; None for all. Without data, None leaves channel pruning out
                 where there are pairs to choose from: shares of weight energy do not compare the two.
-            skip: globs on the names of layers, groups and blocks to leave alone; a group that a skipped layer
-                makes or reads stays whole.
+            skip: globs on the names of layers, groups and blocks to leave alone, or modules of the model that
+                was studied; a group that a skipped layer makes or reads stays whole.
             scores: an eval-score table of this study (``slimrank.measure_scores``): choose by loss of score
                 instead of predicted damage, among the ranks and widths that were tried, rounded up to
                 multiples; layers and groups not in it are left alone, blocks too. What scores better
@@ -277,6 +278,8 @@ class Study:
                 f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
             )
 
+        skipped = skipped_globs(self, skip)
+
         def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
             """What the plan is chosen from."""
             if scores is None:
@@ -299,7 +302,7 @@ class Study:
                 select=select,
                 multiple_of=multiple_of,
                 methods=self._comparable() if methods is None and scores is None else methods,
-                skip=globs_of(skip),
+                skip=skipped,
                 of=whole,
                 latency=latency,
                 times=None if table is None else table.times,
@@ -556,7 +559,7 @@ def study(
     weights: Weights = None,
     loss: OwnLossFn | None = None,
     methods: Sequence[Method] = METHODS,
-    skip: Sequence[str] = (),
+    skip: Skip = (),
     fisher: bool = True,
     draws: int = 4,
     holdout: float = 0.2,
@@ -589,7 +592,7 @@ def study(
             same: damage and divergence are told by it, errors weighed by its curvature. What it is given is
             what ``outputs`` picks. None for the divergence that ``likelihood`` tells.
         methods: methods to measure.
-        skip: layer-name globs to leave alone.
+        skip: layers to leave alone: globs on their names, or modules of the model, with all that is in them.
         fisher: weigh errors by label-free output gradients; False uses inputs only.
         draws: label-free draws per sample, of up to a hundred samples; of more, fewer for each.
         holdout: share of samples kept out of fits, for guards and measured divergences.
@@ -629,7 +632,7 @@ def study(
     model, previous = resolve_model(model, previous)
     options = Options(
         methods=methods_in_order(methods),
-        skip=globs_of(skip),
+        skip=globs_of(skip, model, lambda: [spec.name for spec in describe_layers(model)]),
         likelihood=likelihood_of(likelihood),
         fisher=fisher,
         draws=draws,
@@ -774,6 +777,17 @@ def _within_latency(
             break
         budget *= asked / latency.predicted
     return replace(plan, latency=latency), rounding
+
+
+def skipped_globs(study: Study, skip: Skip) -> tuple[str, ...]:
+    """What a plan of a study leaves alone, as globs; modules are those of the model that was studied.
+
+    Raises:
+        OptionError: neither text nor module, or a module that is not in the model or holds no layer.
+        StudyError: a module, and the study was loaded without a model.
+    """
+    callers = None if study._session is None else study._session.callers.model
+    return globs_of(skip, callers, lambda: study.structure.layers)
 
 
 def check_plan(plan: object) -> None:

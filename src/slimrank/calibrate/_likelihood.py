@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slimrank._errors import BatchesError, OptionError, OutputError, UnknownNameError
 from slimrank._names import listed, nearest
+from slimrank._numbers import real_number
 from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
 from slimrank.calibrate._own_loss import OwnLossFn, open_loss
 from slimrank.calibrate._recognise import Reading, is_between, recognise, sums_to_one
@@ -95,8 +96,10 @@ def _named(value: object, where: str) -> LikelihoodName:
 
 
 def _weight(value: object, where: str) -> float:
+    known = real_number(value)
     try:
-        number = float(value)  # type: ignore[arg-type]
+        # A tensor of one number is one, too.
+        number = float(value) if known is None else known  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise OptionError(f"{where}={value!r}; give a positive number") from error
     if not 0 < number < float("inf") or isinstance(value, str | bool):

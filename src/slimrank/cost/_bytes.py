@@ -7,6 +7,7 @@ import re
 
 from slimrank._errors import OptionError
 from slimrank._names import nearest
+from slimrank._numbers import whole_number
 
 # Bytes of each unit, by its name in lower case: powers of ten, and with an i powers of two.
 _UNITS = {
@@ -43,7 +44,8 @@ def read_bytes(value: object, keyword: str) -> int:
         return _of_text(value, keyword)
     try:
         # Whole numbers of other libraries, too; Python counts True as 1.
-        n_bytes = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        whole = 0 if isinstance(value, bool) else whole_number(value)
+        n_bytes = operator.index(value) if whole is None else whole  # type: ignore[arg-type]
     except TypeError as error:
         raise OptionError(f"{keyword}={value!r}; {_ALLOWED}") from error
     if n_bytes < 1:

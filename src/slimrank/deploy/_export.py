@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 from math import inf
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from slimrank._errors import BatchesError, ExportError, FileError, OptionError, OutputError, SlimrankError
+from slimrank._numbers import whole_number
 from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._check import Checked, Reading, check_file
 from slimrank.deploy._difference import relative_difference
@@ -128,7 +128,7 @@ def export_model(
         quantizer = None if quantize is None else quantizer_for(format, quantize)
     max_drop = check_drop(max_quant_drop, quantize)
     for name, value in (("batch", batch), ("threads", threads)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        if (whole_number(value) or 0) < 1:
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
     # Of Python, for runtimes and for JSON: numpy's are whole numbers, too.
     batch, threads = int(batch), int(threads)

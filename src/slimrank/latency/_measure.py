@@ -14,6 +14,7 @@ from torch import nn
 
 from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
 from slimrank._names import nearest
+from slimrank._numbers import whole_number
 from slimrank._progress import Phases
 from slimrank.deploy import (
     FORMATS,
@@ -58,8 +59,13 @@ _DISTURBED = 1.15
 _COVERED = 0.9
 
 
-def check_conditions(*, backend: object, precision: object, threads: object, batch: object) -> None:
+def check_conditions(
+    *, backend: object, precision: object, threads: object, batch: object
+) -> tuple[int, int]:
     """Refuses what cannot be measured, before all work.
+
+    Returns:
+        ``threads`` and ``batch``, as Python's own numbers.
 
     Raises:
         UnknownNameError: no such runtime or precision.
@@ -77,13 +83,21 @@ def check_conditions(*, backend: object, precision: object, threads: object, bat
             f"precision='int8': int8 files of backend={backend!r} are not measured; give "
             f"{' or '.join(map(repr, offered))}, or precision='float32'"
         )
-    for name, value in (("threads", threads), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
+    n_threads, n_samples = (
+        _from_one_on(name, value) for name, value in (("threads", threads), ("batch", batch))
+    )
     BACKENDS[backend].check()
     quantize = quantize_of(precision)
     if quantize is not None:
         quantizer_for(BACKENDS[backend].format, quantize)
+    return n_threads, n_samples
+
+
+def _from_one_on(name: str, value: object) -> int:
+    number = whole_number(value)
+    if number is None or number < 1:
+        raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
+    return number
 
 
 def quantize_of(precision: object) -> Precision | None:

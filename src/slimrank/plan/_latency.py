@@ -4,10 +4,10 @@
 import re
 from collections.abc import Mapping
 from math import inf
-from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
+from slimrank._numbers import real_number
 from slimrank.cost import network_time
 from slimrank.plan._structure import Step, Structure
 from slimrank.records import NetworkTimes, PlannedLatency
@@ -123,8 +123,10 @@ def _number_of(latency: object) -> tuple[float, bool]:
         time = float(found[1]) * _NANOSECONDS[found[2]] if found else 0.0
         if 0 < time < inf:
             return time, True
-    elif isinstance(latency, Real) and not isinstance(latency, bool) and 0 < float(latency) <= 1:
-        return float(latency), False
+    else:
+        ratio = real_number(latency)
+        if ratio is not None and 0 < ratio <= 1:
+            return ratio, False
     raise BudgetError(f"budget: latency={latency!r} is neither a ratio in (0, 1] nor a time; give {_EXAMPLE}")
 
 

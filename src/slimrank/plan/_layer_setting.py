@@ -4,13 +4,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import ceil, floor
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
+from slimrank._numbers import real_number, whole_number
 from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.plan._rounding import Multiples, multiple_for
 from slimrank.plan._structure import Structure
@@ -184,11 +185,12 @@ def _read_request(name: str, typed: TypedSetting, methods: Sequence[str]) -> _Pa
 
 
 def _read_rank(name: str, rank: object) -> int:
-    if not isinstance(rank, Integral) or isinstance(rank, bool):
+    number = whole_number(rank)
+    if number is None:
         raise OptionError(f'layer {name!r}: rank {rank!r} is no whole number; give e.g. {{"rank": 32}}')
-    if rank < 1:
+    if number < 1:
         raise RankError(f"layer {name!r}: rank {rank} is below 1; raise it or drop the layer from the plan")
-    return int(rank)
+    return number
 
 
 def read_ratio(where: str, ratio: object, *, of: str, instead: str) -> Fraction:
@@ -207,14 +209,16 @@ def read_ratio(where: str, ratio: object, *, of: str, instead: str) -> Fraction:
         OptionError: no fraction.
         RankError: outside (0, 1].
     """
-    if not isinstance(ratio, Real) or isinstance(ratio, Integral):
+    # A whole number is more likely a rank than all of them.
+    number = None if isinstance(ratio, Integral) else real_number(ratio)
+    if number is None:
         raise OptionError(
             f"{where}: ratio {ratio!r} is no fraction of {of}; give e.g. 0.5 (1.0 for all of them), "
             f"or {instead}"
         )
-    if not 0 < float(ratio) <= 1:
+    if not 0 < number <= 1:
         raise RankError(f"{where}: ratio {ratio} is outside (0, 1]; give the share of {of} to keep")
-    return Fraction(repr(float(ratio)))
+    return Fraction(repr(number))
 
 
 def _requested_forms(spec: LayerSpec, request: _PairRequest) -> tuple[Form, ...]:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol, TypeVar, cast
 
 from slimrank._errors import OptionError, PlanError, RankError
+from slimrank._numbers import whole_number
 from slimrank.cost import group_is_inside
 from slimrank.plan._diff import plan_difference
 from slimrank.plan._file import PlanFields, read_plan, write_plan
@@ -287,12 +288,18 @@ class Plan:
         Returns:
             This plan where it has no more; else one without ``damage``, ``score_loss``, ``gap`` and
             ``budgets``, which belong to the last step.
+
+        Raises:
+            OptionError: no whole number of at least 1.
         """
-        if count >= len(self.steps):
+        number = whole_number(count)
+        if number is None or number < 1:
+            raise OptionError(f"count={count!r}; give a whole number of at least 1")
+        if number >= len(self.steps):
             return self
         return changed(
             self,
-            steps=self.steps[:count],
+            steps=self.steps[:number],
             damage=None,
             score_loss=None,
             gap=None,

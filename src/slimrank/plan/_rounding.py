@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import gcd, lcm
-from numbers import Integral
 from typing import Literal
 
 from slimrank._errors import OptionError, UnknownNameError
 from slimrank._names import nearest
+from slimrank._numbers import whole_number
 from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
 from slimrank.plan._step import slimmable_groups
 from slimrank.plan._structure import Structure, names_of
@@ -65,8 +65,7 @@ def check_multiple_of(multiple_of: MultipleOf, names: Iterable[str] | None) -> N
     entries = dict(multiple_of) if isinstance(multiple_of, Mapping) else {"": multiple_of}
     for pattern, number in entries.items():
         where = f"multiple_of[{pattern!r}]" if pattern else "multiple_of"
-        is_number = isinstance(number, Integral) and not isinstance(number, bool) and number >= 1
-        if not is_number and not _is_auto(number):
+        if (whole_number(number) or 0) < 1 and not _is_auto(number):
             close = f"; {nearest(number, (AUTO,))}" if isinstance(number, str) else ""
             raise OptionError(
                 f'{where} is {number!r}; give a whole number of at least 1, e.g. 8, or "auto"{close}'
@@ -111,6 +110,7 @@ def rounding_steps(
         One rounding where no "auto" is used, or with a step. Else the largest numbers of each are lower than
         in the one before, and in the last "auto" is 1.
     """
+    multiple_of = _as_ints(multiple_of)
     if step is not None:
         # Below a step a rank costs what the step costs: lower numbers would only seem to be faster.
         multiple_of = _raised(multiple_of, step)
@@ -239,9 +239,24 @@ def has_auto(multiple_of: MultipleOf) -> bool:
 
 def without_auto(multiple_of: MultipleOf) -> Multiples:
     """The same with 1 in place of "auto"."""
+    multiple_of = _as_ints(multiple_of)
     if not isinstance(multiple_of, Mapping):
         return 1 if multiple_of == AUTO else multiple_of
     return {glob: 1 if number == AUTO else number for glob, number in multiple_of.items()}
+
+
+def _as_ints(multiple_of: MultipleOf) -> MultipleOf:
+    """The same with Python's own whole numbers, which a file can hold."""
+
+    def as_int(number: int | Literal["auto"]) -> int | Literal["auto"]:
+        whole = whole_number(number)
+        return number if whole is None else whole
+
+    if isinstance(multiple_of, _ByName):
+        return multiple_of
+    if isinstance(multiple_of, Mapping):
+        return {glob: as_int(number) for glob, number in multiple_of.items()}
+    return as_int(multiple_of)
 
 
 def _is_auto(number: object) -> bool:

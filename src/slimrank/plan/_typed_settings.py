@@ -3,11 +3,11 @@
 
 from collections.abc import Mapping, Sequence
 from math import ceil, gcd
-from numbers import Integral
 from typing import NamedTuple
 
 from slimrank._errors import OptionError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
+from slimrank._numbers import whole_number
 from slimrank.plan._layer_setting import RATIO_SLACK, SettingLike, TypedSetting, read_ratio
 from slimrank.plan._rounding import Multiples, multiple_for
 from slimrank.plan._step import kept_problem, slimmable_groups
@@ -242,16 +242,18 @@ def _known_block(structure: Structure, name: str) -> str:
 
 def _named_units(group: GroupSpec, units: object, multiple: int) -> tuple[int, ...]:
     where = f"group {group.name!r}: channels_kept"
-    if not isinstance(units, list | tuple) or not all(_is_whole(unit) for unit in units):
+    numbers = [whole_number(unit) for unit in units] if isinstance(units, list | tuple) else [None]
+    kept = tuple(number for number in numbers if number is not None)
+    if len(kept) < len(numbers):
         raise OptionError(f"{where} {units!r} is no list of whole numbers; give e.g. [0, 3, 5]")
-    problem = kept_problem(group, units)
+    problem = kept_problem(group, kept)
     if problem is not None:
         raise OptionError(f"{where}: {problem}")
-    if len(units) % multiple:
+    if len(kept) % multiple:
         raise RankError(
-            f"{where} holds {len(units)} units, no multiple of {multiple}; name others or lower multiple_of"
+            f"{where} holds {len(kept)} units, no multiple of {multiple}; name others or lower multiple_of"
         )
-    return tuple(int(unit) for unit in units)
+    return kept
 
 
 def _unit_count(group: GroupSpec, amount: Mapping[object, object], multiple: int) -> int:
@@ -264,9 +266,9 @@ def _unit_count(group: GroupSpec, amount: Mapping[object, object], multiple: int
         )
     if "keep" in amount:
         keep = amount["keep"]
-        if not isinstance(keep, Integral) or isinstance(keep, bool):
+        count = whole_number(keep)
+        if count is None:
             raise OptionError(f'{where}: keep {keep!r} is no whole number; give e.g. {{"keep": 24}}')
-        count = int(keep)
         if not 1 <= count <= group.units:
             raise RankError(f"{where}: keep {count} is outside 1..{group.units}; change it")
     else:
@@ -277,7 +279,3 @@ def _unit_count(group: GroupSpec, amount: Mapping[object, object], multiple: int
     # Up, so that at least what was asked for stays; down only where the group has no more units.
     rounded = -(-count // multiple) * multiple
     return rounded if rounded <= group.units else group.units // multiple * multiple
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -32,7 +32,7 @@ from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._meet_latency import within_latency
 from slimrank.records import ChannelOrder, Effort, Method, Metric
 from slimrank.select import check_budgets
-from slimrank.survey import Inputs, MemoryOption
+from slimrank.survey import Inputs, MemoryOption, Skip
 
 # Times the predicted damage of the optimal plan above which another one is not built. Of 40 plans above 1.1
 # times it, of four networks at two budgets with two seeds, one was better on fresh samples, by 3 %: where the
@@ -65,7 +65,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     weights: Weights = None,
     loss: OwnLossFn | None = None,
     methods: Sequence[Method] = METHODS,
-    skip: Sequence[str] = (),
+    skip: Skip = (),
     fisher: bool = True,
     draws: int = 4,
     holdout: float = 0.2,

@@ -50,7 +50,9 @@ def prepare_latency(
         OutOfMemoryError: memory is used up.
     """
     session = session_of(study)
-    check_conditions(backend="onnxruntime", precision="float32", threads=threads, batch=batch)
+    threads, batch = check_conditions(
+        backend="onnxruntime", precision="float32", threads=threads, batch=batch
+    )
 
     def batches() -> Iterable[Batch]:
         return session.feed.stream(range(session.feed.n_samples))

@@ -55,7 +55,7 @@ def measure_latency(
         OutOfMemoryError: memory is used up.
     """
     session = session_of(study)
-    check_conditions(backend=backend, precision=precision, threads=threads, batch=batch)
+    threads, batch = check_conditions(backend=backend, precision=precision, threads=threads, batch=batch)
 
     def batches() -> Iterable[Batch]:
         return session.feed.stream(range(session.feed.n_samples))

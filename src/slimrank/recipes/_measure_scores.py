@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import chain
 
 from slimrank._errors import OptionError
+from slimrank._numbers import whole_number
 from slimrank._study import Study, session_of
 from slimrank.forward import kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.recipes._score_candidates import (
@@ -96,7 +97,7 @@ def measure_scores(
     session = session_of(study)
     tried = methods_to_try(study, methods)
     ratios = ratios_to_try(candidates)
-    _check_numbers(score_fn, workers, prefix_cache)
+    workers, prefix_cache = _checked_numbers(score_fn, workers, prefix_cache)
     layer_names, group_names = names_to_try(study, tried, layers)
     journal = ScoreJournal(
         path,
@@ -164,14 +165,18 @@ def measure_scores(
     return journal.finished()
 
 
-def _check_numbers(score_fn: ScoreFn, workers: int, prefix_cache: int | None) -> None:
+def _checked_numbers(score_fn: ScoreFn, workers: object, prefix_cache: object) -> tuple[int, int | None]:
+    """Workers and bytes of the cache as Python's own numbers."""
     if not callable(score_fn):
         raise OptionError(
             f"score_fn is a {type(score_fn).__name__}; give a function of a model that returns a number"
         )
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+    n_workers = whole_number(workers)
+    if n_workers is None or n_workers < 1:
         raise OptionError(f"workers={workers!r}; give a whole number of at least 1")
     if prefix_cache is None:
-        return
-    if not isinstance(prefix_cache, int) or isinstance(prefix_cache, bool) or prefix_cache < 0:
+        return n_workers, None
+    n_bytes = whole_number(prefix_cache)
+    if n_bytes is None or n_bytes < 0:
         raise OptionError(f"prefix_cache={prefix_cache!r}; give a number of bytes, or 0 for none")
+    return n_workers, n_bytes

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import nn
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
+from slimrank._numbers import whole_number
 from slimrank._result import Result
 from slimrank._study import Study, session_of
 from slimrank.deploy import (
@@ -38,6 +39,7 @@ from slimrank.plan import (
 )
 from slimrank.records import Method, NetworkTimes, Note, PlannedLatency, ReachedLatency
 from slimrank.scores import Scores
+from slimrank.survey import Skip
 
 # A result meets a budget where its measured ratio is at most so many times what was asked: less is within
 # what machines repeat. Rounds go on until the first holds; where none reaches it, the second is still called
@@ -71,7 +73,7 @@ def meet_latency(
     select: Literal["optimal", "greedy", "uniform"] = "optimal",
     multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
-    skip: Sequence[str] = (),
+    skip: Skip = (),
     scores: Scores | None = None,
     monotonic: bool = False,
     interpolate: bool = False,
@@ -161,14 +163,15 @@ def within_latency(
     Raises:
         SlimrankError: as ``meet_latency``.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+    n_rounds = whole_number(rounds)
+    if n_rounds is None or n_rounds < 1:
         raise OptionError(f"rounds={rounds!r}; give a whole number of at least 1, e.g. 3")
     phases = session_of(study).phases()
     tried: list[_Tried] = []
     notes: list[Note] = []
     with timed_beside(study, table, asked) as measure:
         current = table
-        for number in range(1, rounds + 1):
+        for number in range(1, n_rounds + 1):
             try:
                 result = build(current)
             except BudgetError as error:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from math import floor
-from numbers import Real
 
 import numpy as np
 
 from slimrank._errors import OptionError, UnknownNameError
 from slimrank._names import listed, nearest
+from slimrank._numbers import real_number, whole_number
 from slimrank._study import Study
 from slimrank.cost import FORMS
 from slimrank.records import PRUNING, Curve, Form, GroupCurve, LayerSpec, Method
@@ -54,20 +54,24 @@ def ratios_to_try(candidates: int | Sequence[float]) -> tuple[float, ...]:
     Raises:
         OptionError: too small a number, or a ratio outside (0, 1).
     """
-    if isinstance(candidates, int) and not isinstance(candidates, bool):
-        if candidates < 2:
+    count = whole_number(candidates)
+    if count is not None:
+        if count < 2:
             raise OptionError(
                 f"candidates={candidates}; give a whole number of at least 2, or a list of ratios"
             )
-        return tuple(k / candidates for k in range(1, candidates))
+        return tuple(k / count for k in range(1, count))
     if not isinstance(candidates, Sequence) or isinstance(candidates, str) or not candidates:
         raise OptionError(
             f"candidates={candidates!r}; give a whole number such as 10, or ratios such as (0.25, 0.5)"
         )
+    found = set()
     for ratio in candidates:
-        if not isinstance(ratio, Real) or isinstance(ratio, bool) or not 0 < float(ratio) < 1:
+        number = real_number(ratio)
+        if number is None or not 0 < number < 1:
             raise OptionError(f"candidates: {ratio!r} is no share of a layer; give ratios in (0, 1)")
-    return tuple(sorted({float(ratio) for ratio in candidates}))
+        found.add(number)
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,14 +5,16 @@ import math
 from collections.abc import Callable, Sequence
 
 from slimrank._errors import BudgetError, OptionError
+from slimrank._numbers import real_number
 from slimrank._result import Result
-from slimrank._study import Study, session_of
+from slimrank._study import Study, session_of, skipped_globs
 from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
 from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
 from slimrank.scores import ScoreFn
 from slimrank.select import Select, reachable_floor
+from slimrank.survey import Skip
 
 # A ratio to try stays this share of the gap away from both bounds: nearer, a wrong prediction would hardly
 # move the bound that it meets.
@@ -34,7 +36,7 @@ def smallest(
     select: Select = "optimal",
     multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
-    skip: Sequence[str] = (),
+    skip: Skip = (),
 ) -> Result:
     """The smallest model whose measured loss stays within a drop.
 
@@ -72,7 +74,7 @@ def smallest(
         StudyError: the study was loaded without a model.
     """
     session = session_of(study)
-    _check_numbers(max_drop, tolerance)
+    max_drop, tolerance = _checked_numbers(max_drop, tolerance)
     table = _table_for(metric, latencies, study)
     times = None if table is None else table.times
     # Of times, the network as it stands may be well below the original in float32.
@@ -101,7 +103,7 @@ def smallest(
             metric,
             multiple_of=multiple_of,
             methods=methods,
-            skip=skip,
+            skip=skipped_globs(study, skip),
             times=times,
         )
         search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
@@ -152,11 +154,14 @@ def smallest(
     return measured_beside(study, table, best, asked)
 
 
-def _check_numbers(max_drop: float, tolerance: float) -> None:
-    if not isinstance(max_drop, int | float) or isinstance(max_drop, bool) or not 0 <= max_drop < math.inf:
+def _checked_numbers(max_drop: object, tolerance: object) -> tuple[float, float]:
+    """Both as floats."""
+    drop, share = real_number(max_drop), real_number(tolerance)
+    if drop is None or not 0 <= drop < math.inf:
         raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+    if share is None or not 0 < share < 1:
         raise OptionError(f"tolerance={tolerance!r}; give a share of the cost between 0 and 1, such as 0.01")
+    return drop, share
 
 
 def _table_for(metric: Budgeted, latencies: LatencyTable | None, study: Study) -> LatencyTable | None:

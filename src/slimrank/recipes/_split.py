@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from slimrank._errors import BudgetError, OptionError, StudyError
+from slimrank._numbers import real_number
 from slimrank._result import Result
 from slimrank._study import Study, session_of, study_with
 from slimrank._verify import measured_from
@@ -175,9 +176,12 @@ def _splits(budget: float, splits: Sequence[float] | None) -> tuple[float, ...]:
         return tuple(budget ** (step / (_N_SPLITS + 1)) for step in range(_N_SPLITS, 0, -1))
     if not isinstance(splits, Sequence) or isinstance(splits, str):
         raise OptionError(f"splits={splits!r}; give several keep ratios, e.g. (0.8, 0.65)")
+    found = []
     for ratio in splits:
-        if not isinstance(ratio, int | float) or not budget < ratio < 1:
+        number = real_number(ratio)
+        if number is None or not budget < number < 1:
             raise OptionError(
                 f"splits: {ratio!r} is not between the budget {budget:g} and 1; give what step 1 keeps"
             )
-    return tuple(float(ratio) for ratio in splits)
+        found.append(number)
+    return tuple(found)

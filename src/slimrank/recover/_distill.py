@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import NonFiniteError, OptionError, OutputError, UnknownNameError
 from slimrank._names import nearest
+from slimrank._numbers import real_number
 from slimrank.calibrate import (
     Family,
     Likelihood,
@@ -153,13 +154,13 @@ def distill(
     check_loss(loss, weights)
     names = (features,) if isinstance(features, str) else tuple(features)
     _check_names(names, model, teacher)
-    with seeded_apart(model, seed):
+    with seeded_apart(model, options.seed):
         private_teacher = quiet_copy(teacher)
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) == 1:
             private_teacher.to(next(iter(devices)))
         read = read_with(inputs, None, model, labelled=False)
-        data = open_training_data(batches, read, model, holdout=holdout, seed=seed)
+        data = open_training_data(batches, read, model, holdout=holdout, seed=options.seed)
         distillation = _Distillation(
             teacher=private_teacher,
             outputs=outputs,
@@ -404,8 +405,8 @@ def _check_options(teacher: object, temperature: object, feature_weight: object)
     if not isinstance(teacher, nn.Module):
         raise OptionError(f"teacher is a {type(teacher).__name__}; give the original torch.nn.Module")
     for keyword, value in (("temperature", temperature), ("feature_weight", feature_weight)):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < float(str(value)) < math.inf:
+        number = real_number(value)
+        if number is None or not 0 < number < math.inf:
             raise OptionError(f"{keyword}={value!r}; give a positive number, e.g. {keyword}=1.0")
 
 

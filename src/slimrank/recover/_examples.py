@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, BatchesTypeError, OptionError
+from slimrank._numbers import real_number
 from slimrank.calibrate import first_batch
 from slimrank.forward import Batch, as_batch, check_batch, digest_batch, map_tensors, named_tensors
 
@@ -148,8 +149,9 @@ def open_training_data(
         BatchesError: no batch, or an empty one.
         NonFiniteError: inputs hold nan or inf.
     """
-    holdout_batches = None if isinstance(holdout, int | float) else holdout
-    is_share = isinstance(holdout, int | float) and not isinstance(holdout, bool) and 0 < holdout < 1
+    share = real_number(holdout)
+    holdout_batches = holdout if share is None and not isinstance(holdout, int | float) else None
+    is_share = share is not None and 0 < share < 1
     if holdout_batches is None and not is_share:
         raise OptionError(
             f"holdout={holdout!r} is outside (0, 1); give a share of the batches, e.g. 0.2, or other batches"
@@ -168,7 +170,7 @@ def open_training_data(
         example = _checked_example(read(raw, f"batch {index}"), model)
         digests += [_digest(example)] if is_fixed else []
         n_batches += 1
-    held_out = _spaced_indices(n_batches, float(holdout), seed) if isinstance(holdout, int | float) else ()
+    held_out = () if share is None else _spaced_indices(n_batches, share, seed)
     judging = [digests[i] for i in held_out]
     if holdout_batches is not None:
         judging = [

@@ -133,9 +133,9 @@ def finetune(
         judge=lambda model, example: float(loss(model, example)),
         facts={"loss_fn": describe(loss_fn)},
     )
-    with seeded_apart(model, seed):
+    with seeded_apart(model, options.seed):
         read = read_with(inputs, targets, model, labelled=True)
-        data = open_training_data(batches, read, model, holdout=holdout, seed=seed)
+        data = open_training_data(batches, read, model, holdout=holdout, seed=options.seed)
         return train(
             model,
             data,

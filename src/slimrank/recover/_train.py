@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, GradientError, ModelError, NonFiniteError, OptionError
+from slimrank._numbers import plain_number
 from slimrank._progress import Phases
 from slimrank.files import Json
 from slimrank.forward import eval_mode
@@ -83,6 +84,11 @@ class Options:
     clip_norm: float | None
     schedule: ScheduleChoice
     seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lr", "weight_decay", "clip_norm", "seed"):
+            # Of whatever kind it is given, a number is the same in files and fingerprints.
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -4,10 +4,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import floor, nextafter
-from numbers import Real
 
 from slimrank._errors import BudgetError, OptionError, UnknownNameError
 from slimrank._names import nearest
+from slimrank._numbers import real_number
 from slimrank.records import METRICS, Cost, Metric, NetworkTimes
 
 
@@ -56,14 +56,16 @@ def check_budgets(
         raise BudgetError(
             f"{who} needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
         )
+    found: dict[Metric, float] = {}
     for metric, ratio in given.items():
-        is_number = isinstance(ratio, Real) and not isinstance(ratio, bool)
-        if not is_number or not 0 < float(ratio) <= 1 or (only_one and float(ratio) == 1):
+        number = real_number(ratio)
+        if number is None or not 0 < number <= 1 or (only_one and number == 1):
             raise BudgetError(
                 f"budget: {metric}={ratio!r} is no keep ratio (cost after / cost before) in "
                 f"{'(0, 1)' if only_one else '(0, 1]'}; give e.g. {metric}=0.5 to keep half"
             )
-    return {metric: float(ratio) for metric, ratio in given.items()}
+        found[metric] = number
+    return found
 
 
 def cost_limit(before: Cost, metric: Metric, ratio: float) -> int:

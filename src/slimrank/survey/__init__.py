@@ -9,9 +9,10 @@ from slimrank.survey._layers import layer_chunks, target_of
 from slimrank.survey._listeners import listeners_of
 from slimrank.survey._measure import gather_gradients, measure
 from slimrank.survey._memory_need import MemoryOption
-from slimrank.survey._options import Options, check_options, globs_of, methods_in_order
+from slimrank.survey._options import Options, check_options, methods_in_order
 from slimrank.survey._previous import check_previous, check_previous_cost, previous_notes
 from slimrank.survey._session import DataSource, Inputs, Run, Session, open_session, restored_copy
+from slimrank.survey._skip import Skip, globs_of
 from slimrank.survey._study_files import (
     StudyRecord,
     check_fingerprint,
@@ -33,6 +34,7 @@ __all__ = [
     "Options",
     "Run",
     "Session",
+    "Skip",
     "StudyRecord",
     "batches_from_files",
     "batches_to_files",

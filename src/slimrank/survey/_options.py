@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from slimrank._errors import FileError, OptionError, UnknownNameError
 from slimrank._names import listed, nearest
+from slimrank._numbers import plain_number
 from slimrank.calibrate import LikelihoodChoice, Weights, likelihood_of, weights_of
 from slimrank.files import Json
 from slimrank.methods import METHODS
@@ -51,6 +52,11 @@ class Options:
     weights: Weights = field(default=None, repr=False)
     effort: Effort = field(default="normal", repr=False)
 
+    def __post_init__(self) -> None:
+        for name in ("draws", "holdout", "seed"):
+            # Of whatever kind it is given, a number is the same in files and fingerprints.
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
+
     def __repr__(self) -> str:
         shown = [option.name for option in fields(self) if option.repr]
         if self.effort != "normal":
@@ -84,11 +90,6 @@ def methods_in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
         raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
     unknown = tuple(method for method in methods if method not in METHODS)
     return (*(method for method in METHODS if method in methods), *unknown)
-
-
-def globs_of(skip: Sequence[str]) -> tuple[str, ...]:
-    """Globs as a caller typed them; one text stands for itself."""
-    return (skip,) if isinstance(skip, str) else tuple(skip)
 
 
 def check_options(options: Options) -> None:

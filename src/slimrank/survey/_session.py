@@ -31,6 +31,7 @@ from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
 from slimrank.survey._memory_need import MemoryNeeds, MemoryOption, check_needs, memory_of, needs_of
 from slimrank.survey._options import Options
+from slimrank.survey._skip import CallersModel
 
 # Samples that tell how outputs are read: signs of classes show on some dozens, and less would mean numbers.
 _SAMPLES_TO_READ = 64
@@ -78,6 +79,7 @@ class Session:
         listeners: each is called with every event of later work.
         run_dir: where fitted layers are kept, so that a killed run goes on; None for nowhere.
         fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
+        callers: the caller's model, by whose modules layers may be named.
     """
 
     original: nn.Module
@@ -96,6 +98,7 @@ class Session:
     listeners: tuple[Listener, ...] = ()
     run_dir: Path | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    callers: CallersModel = field(default_factory=CallersModel)
 
     def phases(self, *, shown: bool | None = None) -> Phases:
         """Phases of one piece of later work.
@@ -210,6 +213,7 @@ def open_session(
         needs=needs,
         memory=n_bytes,
         budgets=needs.budgets(n_bytes),
+        callers=CallersModel(model),
     )
 
 

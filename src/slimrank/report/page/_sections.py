@@ -38,7 +38,7 @@ Facts = Mapping[str, Json]
 _ARROW = "\N{RIGHTWARDS ARROW}"
 # Layers that have a bar, layers and groups that have a curve, groups in the picture of who reads whom; the
 # costliest. Tables and data have all of them.
-_MOST_BARS, _MOST_CURVES, _MOST_SPANS = 80, 24, 60
+_MOST_BARS, _MOST_CURVES, _MOST_SPANS = 50, 24, 60
 # Of the lines of methods; others have the next one.
 _COLOURS: Mapping[str, int] = {"weight_svd": 0, "spatial_svd": 1, PRUNING: 2}
 # Rows from which on a table is folded at first.

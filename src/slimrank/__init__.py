@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from slimrank._study import Study, study
     from slimrank.latency import Latencies
     from slimrank.methods import METHODS
+    from slimrank.pareto import Pareto
     from slimrank.plan import Plan
     from slimrank.recipes import (
         activation_bytes,
@@ -81,6 +82,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputAgreement",
     "OutputError",
+    "Pareto",
     "Plan",
     "PlanError",
     "RankError",
@@ -134,6 +136,7 @@ _HOMES = {
     "OutOfMemoryError": "slimrank._errors",
     "OutputAgreement": "slimrank.records",
     "OutputError": "slimrank._errors",
+    "Pareto": "slimrank.pareto",
     "Plan": "slimrank.plan",
     "PlanError": "slimrank._errors",
     "RankError": "slimrank._errors",

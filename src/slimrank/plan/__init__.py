@@ -10,7 +10,7 @@ from slimrank.plan._latency import (
     planned_latency,
 )
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
-from slimrank.plan._plan import Plan, PlanSource, plan_on, with_multiples
+from slimrank.plan._plan import Plan, PlanSource, plan_content, plan_of_content, plan_on, with_multiples
 from slimrank.plan._rounding import (
     MultipleOf,
     Multiples,
@@ -58,6 +58,8 @@ __all__ = [
     "milliseconds_of",
     "multiple_for",
     "names_of",
+    "plan_content",
+    "plan_of_content",
     "plan_on",
     "planned_latency",
     "read_settings",

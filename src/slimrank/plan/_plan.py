@@ -10,8 +10,9 @@ from typing import Protocol, TypeVar, cast
 
 from slimrank._errors import OptionError, PlanError, RankError
 from slimrank.cost import group_is_inside
+from slimrank.files import Json
 from slimrank.plan._diff import plan_difference
-from slimrank.plan._file import PlanFields, read_plan, write_plan
+from slimrank.plan._file import PlanFields, plan_from_json, plan_to_json, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
 from slimrank.plan._rounding import (
     MultipleOf,
@@ -440,6 +441,28 @@ class Plan:
         if self.latency is not None:
             ratios.append(f"latency {self.latency.predicted:.4f}")
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
+
+
+def plan_content(plan: Plan) -> dict[str, Json]:
+    """What the file of a plan holds, for a file that holds several."""
+    return plan_to_json(_plan_fields(plan), plan.after)
+
+
+def plan_of_content(content: Json, where: str) -> Plan:
+    """The plan that ``plan_content`` gave, and that a person may have edited, as in ``Plan.load``.
+
+    Args:
+        content: read from a file.
+        where: for errors.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: it is no plan, holds unknown keys, layers or settings, or is of another format.
+        RankError: a rank that the layer does not have.
+    """
+    return Plan(**plan_from_json(content, where))
 
 
 def _plan_fields(plan: Plan) -> PlanFields:

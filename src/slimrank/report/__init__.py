@@ -2,6 +2,7 @@
 """Values in; text, a page or JSON out."""
 
 from slimrank.report._agreement import agreement_text
+from slimrank.report._curve import render_curve
 from slimrank.report._exported import (
     export_facts,
     exports_from_facts,
@@ -19,7 +20,7 @@ from slimrank.report._facts import (
     warning_facts,
 )
 from slimrank.report._groups import render_groups
-from slimrank.report._numbers import finite_or_none
+from slimrank.report._numbers import finite_or_none, format_damage
 from slimrank.report._result_page import render_html
 from slimrank.report._scores_page import ScoreLine, render_scores_html
 from slimrank.report._study_page import render_study_html
@@ -35,9 +36,11 @@ __all__ = [
     "export_facts",
     "exports_from_facts",
     "finite_or_none",
+    "format_damage",
     "int8_facts",
     "named_in",
     "plan_facts",
+    "render_curve",
     "render_groups",
     "render_html",
     "render_layers",

@@ -23,6 +23,10 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "_latency",
         "Measure what every layer of the model of RUN takes in a runtime, here, in every form of a plan.",
     ),
+    "pareto": (
+        "_pareto",
+        "Plan the study in RUN under many budgets, build and measure each plan, and draw the curve.",
+    ),
     "apply": ("_apply", "Compress MODEL as PLAN says, and save it."),
     "compress": ("_compress", "Study, plan and apply in one: compress MODEL on BATCHES, and save it."),
     "export": (

@@ -38,12 +38,14 @@ from slimrank.plan import (
     Plan,
     PlanSource,
     Rounding,
+    SettingLike,
     Structure,
     are_same_steps,
     block_damage_at,
     check_structure,
     check_table,
     damage_at,
+    edited_plan,
     group_damage_at,
     latency_ratio,
     plan_on,
@@ -67,7 +69,7 @@ from slimrank.records import (
     ratio_of,
     replaces_groups,
 )
-from slimrank.report import format_damage, render_groups, render_layers, render_study_html
+from slimrank.report import explain_layer, format_damage, render_groups, render_layers, render_study_html
 from slimrank.scores import ScoreFn, Scores, score_model, scored_source
 from slimrank.select import check_budgets, reachable_floor, select_plan, select_plan_and_rounding
 from slimrank.store import Store
@@ -166,6 +168,27 @@ class Study:
         return render_groups(
             self.structure.channels, self.group_curves, self.block_damages, before=self.before
         )
+
+    def explain(self, layer: str, plan: Plan | None = None) -> str:
+        """What was found of a layer, what a plan does to it and why, and what other choices would cost.
+
+        Args:
+            layer: dotted name.
+            plan: of this study; None for what could be done to the layer alone.
+
+        Returns:
+            A paragraph, and a table of choices: what each leaves of the layer's and of the model's MACs, all
+            else as in the plan, and its predicted damage.
+
+        Raises:
+            UnknownNameError: no such layer.
+            OptionError: no plan.
+            PlanError: the plan belongs to another model.
+        """
+        if plan is not None:
+            check_plan(plan)
+            self._check_steps(plan)
+        return explain_layer(self, layer, plan, unit=self.unit).text
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Writes the layers as one self-contained HTML page.
@@ -344,6 +367,33 @@ class Study:
                 "studied; leave it out beside latency="
             )
         return latency_ratio(latency, table.times), table
+
+    def edit(self, plan: Plan, settings: Mapping[str, SettingLike] | str | os.PathLike[str]) -> Plan:
+        """A plan with other settings for some layers, groups or blocks, and what it then predicts.
+
+        Args:
+            plan: of this study; all that is not named stays as it is, channels and blocks too.
+            settings: as in ``Plan.manual``: layer, group or block -> setting, or the path of a file of them.
+                A layer may lose channels and become a pair: what is said of one leaves the other. None leaves
+                alone all that has the name. What is inside a block that is now dropped leaves the plan.
+                Ranks and widths round up to the plan's multiples if they were given; where "auto" chose
+                them, what you say is taken as it stands.
+
+        Returns:
+            A new plan with its predicted ``damage``; its ``select`` is "manual", and ``gap``, ``budgets``,
+            ``score_loss`` and ``latency``, which belonged to the choice, are empty.
+
+        Raises:
+            UnknownNameError: no such layer, group, block, method or form.
+            OptionError: no plan, or a setting of the wrong kind.
+            RankError: a rank, ratio or width that cannot be; or a rank of the plan that its layer, slimmed
+                anew, cannot take.
+            FileError: the file cannot be read.
+            PlanError: the plan belongs to another model, or something inside a dropped block is named.
+        """
+        check_plan(plan)
+        self._check_steps(plan)
+        return edited_plan(self, plan, settings)
 
     @outside_inference_mode
     def pareto(

@@ -111,3 +111,17 @@ def test_pareto_measures_and_saves(folder: Path) -> None:
 )
 def test_pareto_refuses(args: tuple[str, ...], message: str, folder: Path) -> None:
     assert message in " ".join(_refused("pareto", "run", *args).split())
+
+
+def test_explain_tells_of_a_layer_and_of_a_plan(folder: Path) -> None:
+    text = _shown("explain", "run", "2")
+    assert text.startswith("2 is a Linear with a weight of 24x32 and a bias, called once.")
+    assert "<- chosen" not in text
+    _shown("plan", "run", "--macs", "0.5", "--methods", "weight_svd", "--out", "plan.json")
+    assert "<- chosen" in _shown("explain", "run", "2", "--plan", "plan.json")
+    facts = _facts("explain", "run", "2", "--plan", "plan.json")
+    assert facts["layer"] == "2"
+    setting = sr.Plan.load("plan.json").settings["2"]
+    assert facts["setting"] == {"method": "weight_svd", "form": "linear", "rank": setting.rank}
+    assert "layer '3': the model has none; known are '0', '2', '4'" in _refused("explain", "run", "3")
+    assert "plan.jsn" in _refused("explain", "run", "2", "--plan", "plan.jsn")

@@ -27,6 +27,10 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "_pareto",
         "Plan the study in RUN under many budgets, build and measure each plan, and draw the curve.",
     ),
+    "explain": (
+        "_explain",
+        "Say what the study in RUN found of LAYER, and what each choice for it would cost.",
+    ),
     "apply": ("_apply", "Compress MODEL as PLAN says, and save it."),
     "compress": ("_compress", "Study, plan and apply in one: compress MODEL on BATCHES, and save it."),
     "export": (

@@ -3,6 +3,7 @@
 
 from slimrank.report._agreement import agreement_text
 from slimrank.report._curve import render_curve
+from slimrank.report._explain import Explanation, explain_layer
 from slimrank.report._exported import (
     export_facts,
     exports_from_facts,
@@ -29,10 +30,12 @@ from slimrank.report._text import render_layers, render_plan, render_text
 from slimrank.report._words import slimmed_text
 
 __all__ = [
+    "Explanation",
     "ScoreLine",
     "agreement_facts",
     "agreement_text",
     "cost_facts",
+    "explain_layer",
     "export_facts",
     "exports_from_facts",
     "finite_or_none",

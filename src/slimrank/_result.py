@@ -46,6 +46,7 @@ from slimrank.report import (
     named_in,
     render_html,
     render_text,
+    result_notebook,
     warning_facts,
     with_exported,
     with_file,
@@ -108,6 +109,9 @@ class Result:
         if self.agreement:
             measured += f", {agreement_text(self.agreement, brief=True)}"
         return f"Result({ratios}; divergence {measured})"
+
+    def _repr_html_(self) -> str:
+        return result_notebook(summary_of(self, ()), self.plan)
 
     def keep_ratio(self, metric: Metric = "macs") -> float:
         """Counted cost after / cost before.

@@ -69,7 +69,14 @@ from slimrank.records import (
     ratio_of,
     replaces_groups,
 )
-from slimrank.report import explain_layer, format_damage, render_groups, render_layers, render_study_html
+from slimrank.report import (
+    explain_layer,
+    format_damage,
+    render_groups,
+    render_layers,
+    render_study_html,
+    study_notebook,
+)
 from slimrank.scores import ScoreFn, Scores, score_model, scored_source
 from slimrank.select import check_budgets, reachable_floor, select_plan, select_plan_and_rounding
 from slimrank.store import Store
@@ -157,6 +164,9 @@ class Study:
             f"Study({count} of {len(self.layers)} layers compressible, "
             f"{self.before.macs:,} MACs, {self.before.params:,} params)"
         )
+
+    def _repr_html_(self) -> str:
+        return study_notebook(self.layers, self.before, self.notes, channels=self.structure.channels)
 
     def summary(self) -> str:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""

@@ -149,3 +149,13 @@ def test_the_summary_of_a_plan_is_a_table(study: sr.Study, plan: Plan) -> None:
     assert "2      channel_pruning  10 of 16" in text
     assert "computed from shapes" in text
     assert f"{plan.damage:#.3g}" in text
+
+
+def test_a_notebook_shows_study_plan_and_result(study: sr.Study, plan: Plan) -> None:
+    result = study.apply(plan)
+    for value, title in ((study, "Study"), (plan, "Plan"), (result, "Sequential, compressed")):
+        html = value._repr_html_()
+        assert html.startswith(f"<div><div><b>{title}</b></div>")
+        assert "1.conv" in html
+        assert "<style" not in html
+    assert "Divergence from the original" in result._repr_html_()

@@ -10,7 +10,7 @@ from slimrank.pareto._file import ParetoFields, read_pareto, write_pareto
 from slimrank.pareto._knee import knee_index
 from slimrank.pareto._point import ParetoPoint
 from slimrank.records import Budgeted
-from slimrank.report import format_damage, render_curve, render_table
+from slimrank.report import format_damage, notebook_html, render_curve, render_table
 
 # Columns of a summary that is not told how wide it may be.
 _WIDTH = 80
@@ -125,16 +125,34 @@ class Pareto:
             Lines of ASCII, the last one ended.
         """
         if not self.points:
-            return f"No plan keeps any budget of {self.metric}.\n"
-        knee = self.knee()
-        measured = "score" if self.baseline is not None else "measured"
-        rows = [
+            return f"{self._heading()}\n"
+        return f"{self._heading()}\n{render_table(*self._table())}\n\n{self._drawn(width)}"
+
+    def _repr_html_(self) -> str:
+        return notebook_html("Pareto", [self._heading()], [self._table()] if self.points else [])
+
+    def _heading(self) -> str:
+        if not self.points:
+            return f"No plan keeps any budget of {self.metric}."
+        heading = (
+            f"{len(self.points)} plans; {self.metric} as keep ratios of the model; predicted in {self.unit}"
+        )
+        if self.baseline is not None:
+            return f"{heading}; score of the original {self.baseline:.6g}"
+        if self.measured_unit is not None and self.measured_unit != self.unit:
+            return f"{heading}, measured in {self.measured_unit}"
+        return heading
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Columns and rows."""
+        knee, is_score = self.knee(), self.baseline is not None
+        rows: list[tuple[str, ...]] = [
             (
                 f"{point.budget:.4f}",
                 f"{point.cost:.4f}",
                 format_damage(point.predicted),
                 f"{point.measured:.6g}"
-                if self.baseline is not None and point.measured is not None
+                if is_score and point.measured is not None
                 else format_damage(point.measured),
                 str(len(point.plan.settings)),
                 str(len(point.plan.groups)),
@@ -143,6 +161,7 @@ class Pareto:
             )
             for point in self.points
         ]
+        measured = "score" if is_score else "measured"
         columns = (
             ">budget",
             f">{self.metric}",
@@ -153,14 +172,9 @@ class Pareto:
             ">dropped",
             "",
         )
-        heading = f"{len(rows)} plans; {self.metric} as keep ratios of the model; predicted in {self.unit}"
-        if self.baseline is not None:
-            heading += f"; score of the original {self.baseline:.6g}"
-        elif self.measured_unit is not None and self.measured_unit != self.unit:
-            heading += f", measured in {self.measured_unit}"
-        return f"{heading}\n{render_table(columns, rows)}\n\n{self._drawn(knee, width)}"
+        return columns, rows
 
-    def _drawn(self, knee: ParetoPoint, width: int) -> str:
+    def _drawn(self, width: int) -> str:
         measured = [(point.cost, point.measured) for point in self.points if point.measured is not None]
         predicted = [(point.cost, point.predicted) for point in self.points if point.predicted is not None]
         is_score = self.baseline is not None
@@ -175,7 +189,7 @@ class Pareto:
         return render_curve(
             series,
             title=f"{what}, over {self.metric}; | knee",
-            mark=knee.cost,
+            mark=self.knee().cost,
             is_log=not is_score,
             width=width,
         )

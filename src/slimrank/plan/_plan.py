@@ -414,6 +414,9 @@ class Plan:
         widths = [max(len(row[column]) for row in table) for column in (0, 1)]
         return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}   {c}" for a, b, c in table)
 
+    def _repr_html_(self) -> str:
+        return cast(str, _report().plan_notebook(self))
+
     def __repr__(self) -> str:
         structure = self.steps[-1].structure if self.steps else None
         layers = structure.layers if structure else {}

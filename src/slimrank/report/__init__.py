@@ -21,6 +21,7 @@ from slimrank.report._facts import (
     warning_facts,
 )
 from slimrank.report._groups import render_groups
+from slimrank.report._notebook import notebook_html, plan_notebook, result_notebook, study_notebook
 from slimrank.report._numbers import finite_or_none, format_damage
 from slimrank.report._result_page import render_html
 from slimrank.report._scores_page import ScoreLine, render_scores_html
@@ -42,7 +43,9 @@ __all__ = [
     "format_damage",
     "int8_facts",
     "named_in",
+    "notebook_html",
     "plan_facts",
+    "plan_notebook",
     "render_curve",
     "render_groups",
     "render_html",
@@ -53,8 +56,10 @@ __all__ = [
     "render_table",
     "render_text",
     "result_facts",
+    "result_notebook",
     "slimmed_text",
     "study_facts",
+    "study_notebook",
     "warning_facts",
     "with_exported",
     "with_file",

@@ -125,3 +125,38 @@ def test_explain_tells_of_a_layer_and_of_a_plan(folder: Path) -> None:
     assert facts["setting"] == {"method": "weight_svd", "form": "linear", "rank": setting.rank}
     assert "layer '3': the model has none; known are '0', '2', '4'" in _refused("explain", "run", "3")
     assert "plan.jsn" in _refused("explain", "run", "2", "--plan", "plan.jsn")
+
+
+def test_diff_shows_layers_groups_blocks_and_totals(folder: Path) -> None:
+    study = sr.Study.load("run")
+    first = sr.Plan.manual(study, {"2": ("weight_svd", {"rank": 6}), "4": ("weight_svd", {"rank": 3})})
+    second = study.edit(first, {"2": ("weight_svd", {"rank": 5}), "0": ("channel_pruning", {"keep": 20})})
+    first.save("a.json")
+    second.save("b.json")
+    text = _shown("diff", "a.json", "b.json")
+    assert text.startswith("a.json (this), b.json (other): 1 layer, 1 group\n")
+    lines = [line.split() for line in text.splitlines()[1:]]
+    assert [line[0] for line in lines] == ["layer", "2", "0", "macs", "params", "bytes", "damage"]
+    assert lines[3][1:] == [f"{plan.keep_ratio('macs'):.4f}" for plan in (first, second)]
+    facts = _facts("diff", "a.json", "b.json")
+    (layer,), (group,) = facts["layers"], facts["groups"]  # type: ignore[misc]
+    assert (layer["name"], layer["this"]["rank"], layer["other"]["rank"]) == ("2", 6, 5)
+    assert (group["name"], group["this"], group["other"]) == ("0", None, list(second.groups["0"]))
+    assert group["other_text"].startswith("channel_pruning keeps 20 of 32")
+    assert (facts["same"], facts["same_model"], facts["blocks"]) == (False, True, [])
+    assert facts["other"]["keep_ratio"]["macs"] == second.keep_ratio("macs")  # type: ignore[index]
+    same = _shown("diff", "a.json", "a.json")
+    assert (
+        same == "a.json (this), a.json (other)\nno difference: both plans give every layer the same setting\n"
+    )
+    assert _facts("diff", "b.json", "b.json")["same"] is True
+    assert "c.json: cannot be read" in _refused("diff", "a.json", "c.json")
+
+
+def test_diff_of_plans_for_different_models_says_so(folder: Path) -> None:
+    study = sr.Study.load("run")
+    sr.Plan.manual(study, {"2": ("weight_svd", {"rank": 6})}).save("one.json")
+    text = Path("one.json").read_text().replace(study.structure.sha256, "0" * 64)
+    Path("other.json").write_text(text)
+    assert "The two plans are for different models" in _shown("diff", "one.json", "other.json")
+    assert _facts("diff", "one.json", "other.json")["same_model"] is False

@@ -27,6 +27,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "_pareto",
         "Plan the study in RUN under many budgets, build and measure each plan, and draw the curve.",
     ),
+    "diff": ("_diff", "Show what the plan in B does otherwise than the plan in A."),
     "explain": (
         "_explain",
         "Say what the study in RUN found of LAYER, and what each choice for it would cost.",

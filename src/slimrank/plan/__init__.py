@@ -13,6 +13,7 @@ from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method
 from slimrank.plan._plan import (
     Plan,
     PlanSource,
+    differences,
     edited_plan,
     plan_content,
     plan_of_content,
@@ -60,6 +61,7 @@ __all__ = [
     "check_table",
     "cost_after",
     "damage_at",
+    "differences",
     "edited_plan",
     "form_of",
     "group_damage_at",

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar, cast
 from slimrank._errors import OptionError, PlanError, RankError
 from slimrank.cost import group_is_inside
 from slimrank.files import Json
-from slimrank.plan._diff import plan_difference
+from slimrank.plan._diff import Difference, plan_difference
 from slimrank.plan._file import PlanFields, plan_from_json, plan_to_json, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
 from slimrank.plan._rounding import (
@@ -396,20 +396,23 @@ class Plan:
             other: the plan to compare with.
 
         Returns:
-            Lines of text: layer, this plan, the other one; then the keep ratios of both.
+            Lines of text: layer, group or block, this plan, the other one; then the keep ratios of both, and
+            what both predict.
 
         Raises:
             OptionError: no plan.
         """
-        if not isinstance(other, Plan):
-            raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
-        rows = plan_difference(self.steps, other.steps, (self.has_bias, other.has_bias))
+        rows = [(row.name, row.this, row.other) for row in differences(self, other)]
         if not rows:
             return "no difference: both plans give every layer the same setting"
         costs = [(plan.before, plan.after) for plan in (self, other)]
         for metric in METRICS:
             this, that = (f"{ratio_of(before, after, metric):.4f}" for before, after in costs)
             rows.append((metric, this, that))
+        if self.damage is not None and other.damage is not None:
+            rows.append(("damage", f"{self.damage:#.3g}", f"{other.damage:#.3g}"))
+        if self.latency is not None and other.latency is not None:
+            rows.append(("latency", f"{self.latency.predicted:.4f}", f"{other.latency.predicted:.4f}"))
         table = [("layer", "this", "other"), *rows]
         widths = [max(len(row[column]) for row in table) for column in (0, 1)]
         return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}   {c}" for a, b, c in table)
@@ -432,6 +435,24 @@ class Plan:
         if self.latency is not None:
             ratios.append(f"latency {self.latency.predicted:.4f}")
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
+
+
+def differences(plan: Plan, other: object) -> list[Difference]:
+    """What another plan does differently.
+
+    Args:
+        plan: the first.
+        other: the second.
+
+    Returns:
+        Layers, then groups, then blocks; empty where both do the same.
+
+    Raises:
+        OptionError: the other is no plan.
+    """
+    if not isinstance(other, Plan):
+        raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
+    return plan_difference(plan.steps, other.steps, (plan.has_bias, other.has_bias))
 
 
 def edited_plan(

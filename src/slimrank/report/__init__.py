@@ -15,6 +15,7 @@ from slimrank.report._exported import (
 from slimrank.report._facts import (
     agreement_facts,
     cost_facts,
+    difference_facts,
     plan_facts,
     result_facts,
     study_facts,
@@ -36,6 +37,7 @@ __all__ = [
     "agreement_facts",
     "agreement_text",
     "cost_facts",
+    "difference_facts",
     "explain_layer",
     "export_facts",
     "exports_from_facts",

@@ -187,8 +187,8 @@ class Study:
             plan: of this study; None for what could be done to the layer alone.
 
         Returns:
-            A paragraph, and a table of choices: what each leaves of the layer's and of the model's MACs, all
-            else as in the plan, and its predicted damage.
+            A paragraph, and a table of choices: what each leaves of the MACs of the layer, and of the model
+            that was studied, all else as in the plan, and its predicted damage.
 
         Raises:
             UnknownNameError: no such layer.
@@ -428,7 +428,8 @@ class Study:
                 gives predictions alone, in seconds, and needs no model.
             score_fn: ``score_fn(model) -> float``, higher is better, on the original and on each built model;
                 None for the held-out divergence.
-            latencies: a table of times of this network (``slimrank.measure_latency``), for "latency".
+            latencies: a table of times of this network (``slimrank.measure_latency``), for "latency": costs
+                are what it predicts. Of a table of int8 files, too, it is the float model that is measured.
 
         Returns:
             The curve; ``knee()`` gives the point below which damage rises fastest.

@@ -151,3 +151,16 @@ def test_a_layer_that_no_method_handles() -> None:
     facts = explained(study, "words").facts
     assert facts["class"] == "Embedding"
     assert facts["weight_shape"] == [20, 8]
+
+
+def test_neighbours_of_what_was_chosen_are_multiples(study: sr.Study) -> None:
+    settings = {"2": [("spatial_svd", {"rank": 8}), ("channel_pruning", {"keep": 12})]}
+    plan = Plan.manual(study, settings, multiple_of=4)  # type: ignore[arg-type]
+    texts = [choice["text"] for choice in explained(study, "2", plan).facts["choices"]]  # type: ignore[index,call-overload,union-attr]
+    form = plan.settings["2"].form
+    assert [text for text in texts if text.startswith("spatial_svd")] == [
+        f"spatial_svd {form} rank {rank}" for rank in (4, 8, 12)
+    ]
+    assert [text for text in texts if text.startswith("channel")] == [
+        f"channel_pruning keeps {count} of 16" for count in (16, 8, 12)
+    ]

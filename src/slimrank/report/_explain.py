@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One layer: what was found of it, what a plan does to it, and what other choices would cost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from textwrap import fill
@@ -224,9 +224,9 @@ def _share_text(damage: float, plan: Plan) -> str:
 
 def _rule_text(plan: Plan) -> str:
     """By what rule a plan was chosen."""
-    wanted = ", ".join(f"{metric}={ratio:g}" for metric, ratio in plan.budgets.items())
+    wanted = ", ".join(f"{metric}={ratio:.4g}" for metric, ratio in plan.budgets.items())
     if plan.latency is not None:
-        wanted = ", ".join(text for text in (wanted, f"latency={plan.latency.asked:g}") if text)
+        wanted = ", ".join(text for text in (wanted, f"latency={plan.latency.asked:.4g}") if text)
     under = f" under {wanted}" if wanted else ""
     lost = "damage" if plan.score_loss is None else "loss of the score"
     rules = {
@@ -259,7 +259,7 @@ def _why_alone(source: PlanSource, spec: LayerSpec, plan: Plan, unit: str) -> li
 def _price_texts(source: PlanSource, spec: LayerSpec, setting: Setting, plan: Plan, unit: str) -> list[str]:
     price = _price_down(source, spec.name, setting, plan)
     if price is None:
-        return ["It has no lower rank."]
+        return ["No lower rank is a multiple that the plan may take."]
     return [
         f"One step further down would cost {_price(price)} {unit} for each million MACs saved.",
         *_elsewhere(source, spec, plan),
@@ -286,13 +286,21 @@ def _price_down(source: PlanSource, name: str, setting: Setting, plan: Plan) -> 
     curve = _curve_of(source, name, setting)
     if curve is None:
         return None
-    lower = [
-        point for point in _points(curve) if point[0] == setting.rank - multiple_for(plan.multiple_of, name)
-    ]
-    here = [point for point in _points(curve) if point[0] == setting.rank]
-    if not lower or not here or here[0][1] <= lower[0][1]:
+    points = {rank: (macs, damage) for rank, macs, damage in _points(curve)}
+    lower, _ = _next_sizes(points, setting.rank, multiple_for(plan.multiple_of, name))
+    if lower is None or setting.rank not in points:
         return None
-    return (lower[0][2] - here[0][2]) / (here[0][1] - lower[0][1])
+    (macs, damage), (lower_macs, lower_damage) = points[setting.rank], points[lower]
+    return (lower_damage - damage) / (macs - lower_macs) if macs > lower_macs else None
+
+
+def _next_sizes(sizes: Iterable[int], size: int, multiple: int) -> tuple[int | None, int | None]:
+    """The next smaller and the next larger one that is a multiple; None where there is none."""
+    multiples = [other for other in sizes if other % multiple == 0]
+    return (
+        max((other for other in multiples if other < size), default=None),
+        min((other for other in multiples if other > size), default=None),
+    )
 
 
 def _price(price: float) -> str:
@@ -345,11 +353,9 @@ def _pair_choices(source: PlanSource, spec: LayerSpec, step: Step, plan: Plan | 
     multiple = 1 if plan is None else multiple_for(plan.multiple_of, spec.name)
     settings: list[Setting] = []
     if chosen is not None:
-        settings += [
-            replace(chosen, rank=rank)
-            for rank in (chosen.rank - multiple, chosen.rank, chosen.rank + multiple)
-            if rank == chosen.rank or damage_at(curves, spec.name, replace(chosen, rank=rank)) is not None
-        ]
+        curve = _curve_of(source, spec.name, chosen)
+        lower, upper = _next_sizes([] if curve is None else curve.ranks.tolist(), chosen.rank, multiple)
+        settings += [replace(chosen, rank=rank) for rank in (lower, chosen.rank, upper) if rank is not None]
         limit = next((macs for macs in _macs_of(curves, chosen)), None)
         limits = [] if limit is None else [limit]
     else:
@@ -359,24 +365,26 @@ def _pair_choices(source: PlanSource, spec: LayerSpec, step: Step, plan: Plan | 
         if chosen is None or method != chosen.method:
             settings += [found for limit in limits if (found := _best_within(of_method, limit, multiple))]
     whole = layer_cost(spec).macs
-    slimmed = slimmed_spec(spec, source.structure.channels, step.groups)
+    slimmed_macs = layer_cost(slimmed_spec(spec, source.structure.channels, step.groups)).macs
+    others = {name: known for name, known in step.settings.items() if name != spec.name}
+    without = _model_ratio(source, step_of(source.structure, others, step.groups, step.dropped))
     for setting in [None, *dict.fromkeys(settings)]:
-        others = {name: known for name, known in step.settings.items() if name != spec.name}
-        wanted = others if setting is None else {**others, spec.name: setting}
-        try:
-            changed = step_of(source.structure, wanted, step.groups, step.dropped)
-        except (PlanError, RankError):
-            # Not beside the channels that the plan takes away.
-            continue
-        left = _model_ratio(source, changed)
+        left = without
+        if setting is not None:
+            wanted = {**others, spec.name: setting}
+            try:
+                changed = step_of(source.structure, wanted, step.groups, step.dropped)
+            except RankError:
+                # Not beside the channels that the plan takes away.
+                continue
+            left = _model_ratio(source, changed)
         # All else stays, so what the model costs less is what the layer does.
-        gone = _model_ratio(source, step_of(source.structure, others, step.groups, step.dropped)) - left
-        layer_macs = layer_cost(slimmed).macs - gone * source.before.macs
+        macs = slimmed_macs - (without - left) * source.before.macs
         yield _Choice(
             kind="pair",
             name=spec.name,
             text="no pair" if setting is None else _pair_text(setting),
-            layer_ratio=layer_macs / whole if whole else None,
+            layer_ratio=macs / whole if whole else None,
             model_ratio=left,
             damage=0.0 if setting is None else damage_at(curves, spec.name, setting),
             is_chosen=plan is not None and setting == chosen,
@@ -440,11 +448,12 @@ def _widths(
     if chosen is not None:
         multiple = 1 if plan is None else multiple_for(plan.multiple_of, group.name)
         step = max(multiple // int(np.gcd(multiple, group.unit_width)), 1)
-        below, above = len(chosen) - step, len(chosen) + step
+        lower, upper = _next_sizes(counts, len(chosen), step)
+        # Without a curve, nothing says which units another number keeps.
         return [
             chosen if count == len(chosen) or curve is None else curve.channels_kept(count)
-            for count in (below, len(chosen), above)
-            if count == len(chosen) or count in counts
+            for count in (lower, len(chosen), upper)
+            if count is not None
         ]
     wanted = [
         max((count for count in counts if count <= share * group.units), default=None) for share in _SHARES

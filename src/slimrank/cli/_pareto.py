@@ -15,9 +15,8 @@ from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import PATH, after_option, memory_option, quiet_option
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given
-from slimrank.files import Json
+from slimrank.pareto import pareto_facts
 from slimrank.records import LATENCY, METRICS, Budgeted
-from slimrank.report import finite_or_none
 
 # Options of a measurement, without effect where nothing is measured.
 _OF_MEASURING = ("score_fn", "batches", "inputs", "outputs", "loss", "after", "memory", "quiet")
@@ -101,34 +100,12 @@ def pareto(
     if model is None:
         parts.append("Predicted, not measured; --model REF builds and measures every plan.")
     parts.append("Not saved; --out pareto.json saves it." if out is None else f"Saved as {out}.")
-    return Answer(text="\n".join(parts), facts=_facts(curve, out))
+    return Answer(
+        text="\n".join(parts), facts={"pareto": None if out is None else str(out), **pareto_facts(curve)}
+    )
 
 
 def _check_file(out: Path | None) -> None:
     """Refuses now what saving would refuse after all the work."""
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise FileError(f"--out {out}: cannot be written; give a file in an existing folder")
-
-
-def _facts(curve: sr.Pareto, out: Path | None) -> dict[str, Json]:
-    points: list[Json] = [
-        {
-            "budget": point.budget,
-            "cost": point.cost,
-            "predicted": finite_or_none(point.predicted),
-            "measured": finite_or_none(point.measured),
-            "layers": len(point.plan.settings),
-            "groups": len(point.plan.groups),
-            "blocks": len(point.plan.dropped),
-        }
-        for point in curve.points
-    ]
-    return {
-        "pareto": None if out is None else str(out),
-        "metric": curve.metric,
-        "unit": curve.unit,
-        "measured_unit": curve.measured_unit,
-        "baseline": curve.baseline,
-        "knee": curve.points.index(curve.knee()) if curve.points else None,
-        "points": points,
-    }

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from typing import cast
 
 from slimrank._errors import BudgetError
+from slimrank.files import Json
 from slimrank.pareto._file import ParetoFields, read_pareto, write_pareto
 from slimrank.pareto._knee import knee_index
 from slimrank.pareto._point import ParetoPoint
 from slimrank.records import Budgeted
-from slimrank.report import format_damage, notebook_html, render_curve, render_table
+from slimrank.report import finite_or_none, format_damage, notebook_html, render_curve, render_table
 
 # Columns of a summary that is not told how wide it may be.
 _WIDTH = 80
@@ -202,3 +203,36 @@ class Pareto:
             f"Pareto({self.metric}: {len(self.points)} points from {self.points[0].cost:.4f} to "
             f"{self.points[-1].cost:.4f}, {measured} measured, knee at {self.knee().cost:.4f})"
         )
+
+
+def pareto_facts(curve: Pareto) -> dict[str, Json]:
+    """A curve as JSON, without its plans: what ``--json`` prints, and what a page may show.
+
+    Args:
+        curve: any.
+
+    Returns:
+        Its keys, in the order in which people read them; "knee" is an index of the points, and what is not
+        finite is None.
+    """
+    points: list[Json] = [
+        {
+            "budget": point.budget,
+            "cost": point.cost,
+            "predicted": finite_or_none(point.predicted),
+            "measured": finite_or_none(point.measured),
+            "layers": len(point.plan.settings),
+            "groups": len(point.plan.groups),
+            "blocks": len(point.plan.dropped),
+        }
+        for point in curve.points
+    ]
+    knee = curve.knee() if curve.points else None
+    return {
+        "metric": curve.metric,
+        "unit": curve.unit,
+        "measured_unit": curve.measured_unit,
+        "baseline": curve.baseline,
+        "knee": None if knee is None else curve.points.index(knee),
+        "points": points,
+    }

@@ -2,7 +2,7 @@
 """One layer: what was found of it, what a plan does to it, and what other choices would cost."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from textwrap import fill
 
@@ -354,8 +354,13 @@ def _pair_choices(source: PlanSource, spec: LayerSpec, step: Step, plan: Plan | 
     settings: list[Setting] = []
     if chosen is not None:
         curve = _curve_of(source, spec.name, chosen)
-        lower, upper = _next_sizes([] if curve is None else curve.ranks.tolist(), chosen.rank, multiple)
-        settings += [replace(chosen, rank=rank) for rank in (lower, chosen.rank, upper) if rank is not None]
+        if curve is not None:
+            lower, upper = _next_sizes(curve.ranks.tolist(), chosen.rank, multiple)
+            settings += [] if lower is None else [_setting_at(curve, lower)]
+            settings.append(chosen)
+            settings += [] if upper is None else [_setting_at(curve, upper)]
+        else:
+            settings.append(chosen)
         limit = next((macs for macs in _macs_of(curves, chosen)), None)
         limits = [] if limit is None else [limit]
     else:
@@ -408,6 +413,10 @@ def _best_within(curves: Sequence[Curve], limit: int, multiple: int) -> Setting 
     if not options:
         return None
     _, _, rank, curve = min(options, key=lambda option: option[:2])
+    return _setting_at(curve, rank)
+
+
+def _setting_at(curve: Curve, rank: int) -> Setting:
     return Setting(method=curve.method, form=curve.form, rank=rank)
 
 
@@ -555,9 +564,7 @@ def _facts(
             group.name for group in channels.groups.values() if spec.name in readers_of(channels, group)
         ],
         "blocks": list(_blocks_around(source, spec)),
-        "setting": None
-        if setting is None
-        else {"method": setting.method, "form": setting.form, "rank": setting.rank},
+        "setting": None if setting is None else asdict(setting),
         "slimmed": None if plan is None or not plan.steps else slimmed_text(plan.steps[-1], spec),
         "text": " ".join(sentences),
         "unit": unit,

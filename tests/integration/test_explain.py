@@ -95,8 +95,8 @@ def test_every_alternative_costs_what_its_plan_costs(study: sr.Study) -> None:
     assert "The plan makes it a pair, spatial_svd" in words
     assert "changes its channels, 16 -> 10 outputs." in words
     assert "It was set by hand, or the plan was edited." in words
-    assert "One step further down would cost" in words
-    assert "One step fewer of group '2' would cost" in words
+    assert f"Rank {plan.settings['2'].rank - 1} in its place would cost" in words
+    assert "If group '2' keeps 9 of 16 units, that costs" in words
 
 
 def test_a_layer_in_a_dropped_block(study: sr.Study) -> None:

@@ -213,8 +213,8 @@ def _group_price_texts(
         return
     saved = (here.model_ratio - lower.model_ratio) * source.before.macs
     yield (
-        f"One step fewer of group {group.name!r} would cost {_price((lower.damage - here.damage) / saved)} "
-        f"{unit} for each million MACs saved."
+        f"If group {group.name!r} {lower.text.removeprefix(PRUNING).strip()} units, that costs "
+        f"{_price((lower.damage - here.damage) / saved)} {unit} for each million MACs saved."
     )
 
 
@@ -257,11 +257,11 @@ def _why_alone(source: PlanSource, spec: LayerSpec, plan: Plan, unit: str) -> li
 
 
 def _price_texts(source: PlanSource, spec: LayerSpec, setting: Setting, plan: Plan, unit: str) -> list[str]:
-    price = _price_down(source, spec.name, setting, plan)
+    lower, price = _price_down(source, spec.name, setting, plan)
     if price is None:
         return ["No lower rank is a multiple that the plan may take."]
     return [
-        f"One step further down would cost {_price(price)} {unit} for each million MACs saved.",
+        f"Rank {lower} in its place would cost {_price(price)} {unit} for each million MACs saved.",
         *_elsewhere(source, spec, plan),
     ]
 
@@ -271,7 +271,7 @@ def _elsewhere(source: PlanSource, spec: LayerSpec, plan: Plan) -> list[str]:
     prices = [
         price
         for name, setting in plan.settings.items()
-        if name != spec.name and (price := _price_down(source, name, setting, plan)) is not None
+        if name != spec.name and (price := _price_down(source, name, setting, plan)[1]) is not None
     ]
     if not prices:
         return []
@@ -281,17 +281,17 @@ def _elsewhere(source: PlanSource, spec: LayerSpec, plan: Plan) -> list[str]:
     ]
 
 
-def _price_down(source: PlanSource, name: str, setting: Setting, plan: Plan) -> float | None:
-    """Damage for each MAC that the next lower rank saves; None where there is none."""
+def _price_down(
+    source: PlanSource, name: str, setting: Setting, plan: Plan
+) -> tuple[int, float] | tuple[None, None]:
+    """The next lower rank, and its damage for each MAC that it saves; None where there is none."""
     curve = _curve_of(source, name, setting)
-    if curve is None:
-        return None
-    points = {rank: (macs, damage) for rank, macs, damage in _points(curve)}
+    points = {} if curve is None else {rank: (macs, damage) for rank, macs, damage in _points(curve)}
     lower, _ = _next_sizes(points, setting.rank, multiple_for(plan.multiple_of, name))
     if lower is None or setting.rank not in points:
-        return None
+        return None, None
     (macs, damage), (lower_macs, lower_damage) = points[setting.rank], points[lower]
-    return (lower_damage - damage) / (macs - lower_macs) if macs > lower_macs else None
+    return (lower, (lower_damage - damage) / (macs - lower_macs)) if macs > lower_macs else (None, None)
 
 
 def _next_sizes(sizes: Iterable[int], size: int, multiple: int) -> tuple[int | None, int | None]:
@@ -304,7 +304,7 @@ def _next_sizes(sizes: Iterable[int], size: int, multiple: int) -> tuple[int | N
 
 
 def _price(price: float) -> str:
-    return format_damage(price * _MEGA)
+    return format_damage(price * _MEGA).rstrip(".")
 
 
 def _curve_of(source: PlanSource, name: str, setting: Setting) -> Curve | None:

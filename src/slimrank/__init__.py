@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from slimrank.latency import Latencies
     from slimrank.live import serve
     from slimrank.methods import METHODS
+    from slimrank.pareto import Pareto
     from slimrank.plan import Plan
     from slimrank.recipes import (
         activation_bytes,
@@ -82,6 +83,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputAgreement",
     "OutputError",
+    "Pareto",
     "Plan",
     "PlanError",
     "RankError",
@@ -136,6 +138,7 @@ _HOMES = {
     "OutOfMemoryError": "slimrank._errors",
     "OutputAgreement": "slimrank.records",
     "OutputError": "slimrank._errors",
+    "Pareto": "slimrank.pareto",
     "Plan": "slimrank.plan",
     "PlanError": "slimrank._errors",
     "RankError": "slimrank._errors",

@@ -51,6 +51,7 @@ from slimrank.report import (
     render_page,
     render_text,
     result_data,
+    result_notebook,
     warning_facts,
     with_exported,
     with_file,
@@ -117,6 +118,9 @@ class Result:
         if self.agreement:
             measured += f", {agreement_text(self.agreement, brief=True)}"
         return f"Result({ratios}; divergence {measured})"
+
+    def _repr_html_(self) -> str:
+        return result_notebook(summary_of(self, ()), self.plan)
 
     def keep_ratio(self, metric: Metric = "macs") -> float:
         """Counted cost after / cost before.

@@ -6,13 +6,23 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BudgetError, FileError, NonFiniteError, OptionError, PlanError, StudyError
+from slimrank._errors import (
+    BudgetError,
+    FileError,
+    NonFiniteError,
+    OptionError,
+    PlanError,
+    StudyError,
+    UnknownNameError,
+)
+from slimrank._names import nearest
 from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
@@ -21,20 +31,23 @@ from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_
 from slimrank.capture import describe_layers
 from slimrank.files import Json
 from slimrank.fitting import OnLayer, check_on_layer
-from slimrank.forward import OutputChoice, kept_text, out_of_memory_told, outside_inference_mode
+from slimrank.forward import OutputChoice, eval_mode, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.methods import METHODS
+from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, trace
 from slimrank.plan import (
     LatencyTable,
     MultipleOf,
     Plan,
     PlanSource,
     Rounding,
+    SettingLike,
     Structure,
     are_same_steps,
     block_damage_at,
     check_structure,
     check_table,
     damage_at,
+    edited_plan,
     group_damage_at,
     latency_ratio,
     plan_on,
@@ -42,7 +55,10 @@ from slimrank.plan import (
     structure_of,
 )
 from slimrank.records import (
+    LATENCY,
+    METRICS,
     BlockDamage,
+    Budgeted,
     ChannelOrder,
     Cost,
     Curve,
@@ -52,11 +68,22 @@ from slimrank.records import (
     Method,
     Metric,
     Note,
+    ratio_of,
     replaces_groups,
 )
-from slimrank.report import Plot, draw_figure, render_groups, render_layers, study_data, write_page
-from slimrank.scores import Scores, scored_source
-from slimrank.select import check_budgets, select_plan, select_plan_and_rounding
+from slimrank.report import (
+    Plot,
+    draw_figure,
+    explain_layer,
+    format_damage,
+    render_groups,
+    render_layers,
+    study_data,
+    study_notebook,
+    write_page,
+)
+from slimrank.scores import ScoreFn, Scores, score_model, scored_source
+from slimrank.select import check_budgets, reachable_floor, select_plan, select_plan_and_rounding
 from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
@@ -83,6 +110,7 @@ from slimrank.survey import (
     previous_notes,
     read_as_stored,
     read_study,
+    restored_copy,
     saved_outputs,
     saved_source,
     write_study,
@@ -144,6 +172,9 @@ class Study:
             f"{self.before.macs:,} MACs, {self.before.params:,} params)"
         )
 
+    def _repr_html_(self) -> str:
+        return study_notebook(self.layers, self.before, self.notes, channels=self.structure.channels)
+
     def summary(self) -> str:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
         notes = "\n".join(f"- {note}" for note in self.notes)
@@ -154,6 +185,27 @@ class Study:
         return render_groups(
             self.structure.channels, self.group_curves, self.block_damages, before=self.before
         )
+
+    def explain(self, layer: str, plan: Plan | None = None) -> str:
+        """What was found of a layer, what a plan does to it and why, and what other choices would cost.
+
+        Args:
+            layer: dotted name.
+            plan: of this study; None for what could be done to the layer alone.
+
+        Returns:
+            A paragraph, and a table of choices: what each leaves of the MACs of the layer, and of the model
+            that was studied, all else as in the plan, and its predicted damage.
+
+        Raises:
+            UnknownNameError: no such layer.
+            OptionError: no plan.
+            PlanError: the plan belongs to another model.
+        """
+        if plan is not None:
+            check_plan(plan)
+            self._check_steps(plan)
+        return explain_layer(self, layer, plan, unit=self.unit).text
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Writes what was found as one self-contained HTML page, and its data as JSON beside it.
@@ -359,6 +411,159 @@ class Study:
                 "studied; leave it out beside latency="
             )
         return latency_ratio(latency, table.times), table
+
+    def edit(self, plan: Plan, settings: Mapping[str, SettingLike] | str | os.PathLike[str]) -> Plan:
+        """A plan with other settings for some layers, groups or blocks, and what it then predicts.
+
+        Args:
+            plan: of this study; all that is not named stays as it is, channels and blocks too.
+            settings: as in ``Plan.manual``: layer, group or block -> setting, or the path of a file of them.
+                A layer may lose channels and become a pair: what is said of one leaves the other. None leaves
+                alone all that has the name. What is inside a block that is now dropped leaves the plan.
+                Ranks and widths round up to the plan's multiples if they were given; where "auto" chose
+                them, what you say is taken as it stands.
+
+        Returns:
+            A new plan with its predicted ``damage``; its ``select`` is "manual", and ``gap``, ``budgets``,
+            ``score_loss`` and ``latency``, which belonged to the choice, are empty.
+
+        Raises:
+            UnknownNameError: no such layer, group, block, method or form.
+            OptionError: no plan, or a setting of the wrong kind.
+            RankError: a rank, ratio or width that cannot be; or a rank of the plan that its layer, slimmed
+                anew, cannot take.
+            FileError: the file cannot be read.
+            PlanError: the plan belongs to another model, or something inside a dropped block is named.
+        """
+        check_plan(plan)
+        self._check_steps(plan)
+        return edited_plan(self, plan, settings)
+
+    @outside_inference_mode
+    def pareto(
+        self,
+        metric: Budgeted = "macs",
+        *,
+        points: int = 12,
+        measure: bool = True,
+        score_fn: ScoreFn | None = None,
+        latencies: LatencyTable | None = None,
+    ) -> Pareto:
+        """Plans from near the smallest model that can be reached to near the whole one, each measured.
+
+        Budgets stand at even distances. One that no plan keeps is left out, and budgets that give one plan
+        are one point, so there may be fewer points than asked for.
+
+        Args:
+            metric: what budgets are of: "macs", "params" or "bytes"; or "latency", with ``latencies``.
+            points: budgets to try, at least 2.
+            measure: build the model of each plan, as ``apply`` does, and measure it. What is fitted is kept
+                in the study's ``run_dir``, so that a killed call that is made again goes on quickly. False
+                gives predictions alone, in seconds, and needs no model.
+            score_fn: ``score_fn(model) -> float``, higher is better, on the original and on each built model;
+                None for the held-out divergence.
+            latencies: a table of times of this network (``slimrank.measure_latency``), for "latency": costs
+                are what it predicts. Of a table of int8 files, too, it is the float model that is measured.
+
+        Returns:
+            The curve; ``knee()`` gives the point below which damage rises fastest.
+
+        Raises:
+            UnknownNameError: no such metric.
+            OptionError: fewer than 2 points, "latency" without ``latencies`` or they without it, a
+                ``score_fn`` that is no function or that nothing is measured by.
+            LatencyError: a table of another network.
+            ScoreError: ``score_fn`` fails or returns no finite number.
+            StudyError: models are to be built, and the study was loaded without one.
+        """
+        table = self._pareto_table(metric, points, latencies)
+        _check_score_fn(score_fn, measure=measure)
+        if measure and self._session is None:
+            raise StudyError(
+                "pareto: this study was loaded without a model, so nothing can be built and measured; pass "
+                "Study.load(dir, model=build()), or measure=False for predictions alone"
+            )
+
+        # First of all, since a function that fails shall not do so after the work.
+        baseline = (
+            None
+            if score_fn is None
+            else score_model(restored_copy(session_of(self)), score_fn, "the original")
+        )
+
+        def plan_at(budget: float) -> Plan:
+            ratios: dict[str, float] = {metric: budget}
+            return self.plan(latencies=table, **ratios)  # type: ignore[arg-type]
+
+        def cost_of(plan: Plan) -> float:
+            if metric == LATENCY and table is not None:
+                return planned_latency(table, plan.steps[-1], 1.0).predicted
+            return 1.0 if metric == LATENCY else ratio_of(plan.start, plan.after, metric)
+
+        times = None if table is None else table.times
+        floor = reachable_floor(self, metric, methods=self._comparable(), times=times)
+        # Of times, the network as it stands may be well below the original in float32.
+        whole = 1.0 if times is None else min(1.0, times.before / times.reference)
+        traced = trace(budgets_between(floor, whole, int(points)), plan_at, cost_of)
+        if not measure:
+            return Pareto(metric=metric, points=traced, unit=self.unit)
+        measured = self._measured_points(metric, traced, cost_of, score_fn)
+        return Pareto(
+            metric=metric,
+            points=merged(measured),
+            unit=self.unit,
+            measured_unit=session_of(self).likelihood.unit if score_fn is None else "score",
+            baseline=baseline,
+        )
+
+    def _pareto_table(
+        self, metric: object, points: object, latencies: LatencyTable | None
+    ) -> LatencyTable | None:
+        """The table of times where the curve is over a latency; what cannot be is refused."""
+        if metric not in (*METRICS, LATENCY):
+            close = nearest(str(metric), (*METRICS, LATENCY))
+            raise UnknownNameError(f"pareto: metric {metric!r} does not exist; {close}")
+        if not isinstance(points, Integral) or isinstance(points, bool) or points < 2:
+            raise OptionError(f"pareto: points={points!r}; give a whole number of at least 2, such as 12")
+        if metric == LATENCY and latencies is None:
+            raise OptionError(
+                "pareto: metric='latency' needs measured times; pass "
+                "latencies=slimrank.measure_latency(study), or a table that was saved: "
+                "slimrank.Latencies.load(path)"
+            )
+        if metric != LATENCY and latencies is not None:
+            raise OptionError(
+                f"pareto: latencies= is given with metric={metric!r}; pass metric='latency', or leave it out"
+            )
+        return None if latencies is None else check_table(latencies, self.structure)
+
+    def _measured_points(
+        self,
+        metric: Budgeted,
+        points: Sequence[ParetoPoint],
+        cost_of: Callable[[Plan], float],
+        score_fn: ScoreFn | None,
+    ) -> list[ParetoPoint]:
+        """Each point with what its model loses or scores; the models are let go."""
+        session = session_of(self)
+        phases = Phases(shown=session.progress)
+        measured = []
+        for number, point in enumerate(points, start=1):
+            result = self.apply(point.plan)
+            built = result.plan
+            if score_fn is None:
+                value, text = result.divergence, f"{format_damage(result.divergence)} {result.unit}"
+            else:
+                with eval_mode(result.model):
+                    value = score_model(result.model, score_fn, f"the model of {metric}={point.budget:.4f}")
+                text = f"score {value:.6g}"
+            done = replace(point, measured=value)
+            if not are_same_steps(built.steps, point.plan.steps):
+                # A group that could not be slimmed after all: what was measured belongs to what was built.
+                done = replace(done, plan=built, cost=cost_of(built), predicted=built.damage)
+            measured.append(done)
+            phases.tell(f"pareto: {number} of {len(points)}, {metric} {done.cost:.4f}: {text}")
+        return measured
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""
@@ -788,6 +993,19 @@ def skipped_globs(study: Study, skip: Skip) -> tuple[str, ...]:
     """
     callers = None if study._session is None else study._session.callers.model
     return globs_of(skip, callers, lambda: study.structure.layers)
+
+
+def _check_score_fn(score_fn: object, *, measure: bool) -> None:
+    if score_fn is None:
+        return
+    if not callable(score_fn):
+        raise OptionError(
+            f"pareto: score_fn is a {type(score_fn).__name__}; give a function fn(model) -> float"
+        )
+    if not measure:
+        raise OptionError(
+            "pareto: score_fn= is given with measure=False, which builds no model to score; leave one out"
+        )
 
 
 def check_plan(plan: object) -> None:

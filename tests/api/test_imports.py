@@ -41,6 +41,15 @@ def _imported_modules(source: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
 
 
+def _looked_up_modules(source: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every module that is looked up by its name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            for argument in node.args:
+                if isinstance(argument, ast.Constant):
+                    yield node.lineno, str(argument.value)
+
+
 def _broken_rules(file: str, source: str) -> list[str]:
     """Every broken rule of one file under ``src/slimrank``; empty when all hold."""
     room = _room_of(file)
@@ -61,6 +70,11 @@ def _broken_rules(file: str, source: str) -> list[str]:
             elif target not in _ALLOWED[room] | _SHARED | {room}:
                 allowed = ", ".join(sorted(_ALLOWED[room] | _SHARED))
                 broken.append(f"{place}: {room} may import of slimrank only {allowed}")
+    late = _ROOMS[room].get("late", ()) if room in _ROOMS else ()
+    for line, name in _looked_up_modules(source):
+        top, *rest = name.split(".")
+        if top == "slimrank" and (not rest or rest[0] not in late):
+            broken.append(f"{file}:{line}: looks up {name}, which is not in `late` of {room}")
     return broken
 
 
@@ -97,6 +111,12 @@ def test_every_file_imports_only_what_its_room_allows() -> None:
         ("select/_greedy.py", "from ..plan import Plan", "relative imports are banned"),
         ("demo/_glyphnet.py", "from slimrank.records import Cost", "nothing of slimrank but"),
         ("cupboard/_x.py", "", "no room 'cupboard'"),
+        (
+            "plan/_plan.py",
+            "import_module('slimrank.select')",
+            "looks up slimrank.select, which is not in `late`",
+        ),
+        ("cost/_forms.py", "importlib.import_module('slimrank.report')", "not in `late` of cost"),
     ],
 )
 def test_a_broken_rule_is_named(file: str, source: str, message: str) -> None:
@@ -113,6 +133,7 @@ def test_a_broken_rule_is_named(file: str, source: str, message: str) -> None:
         ("demo/_run.py", "import slimrank as sr"),
         ("demo/_glyphnet.py", "from slimrank._errors import BatchesError"),
         ("deploy/_save.py", "from slimrank._version import __version__"),
+        ("plan/_plan.py", "import_module('slimrank.report')"),
     ],
 )
 def test_what_a_room_allows_passes(file: str, source: str) -> None:

@@ -69,6 +69,9 @@ def test_a_table_says_what_it_is_of(measured: Measured, cnn_study: sr.Study, tmp
     assert "cores" in table.machine
     text = table.summary()
     assert all(name in text for name in ("onnxruntime, float32, 1 thread, batch 4", "stem", "all else"))
+    shown = table._repr_html_()
+    assert all(f">{cell}</td>" in shown for cell in ("stem", "all else"))
+    assert "onnxruntime, float32, 1 thread, batch 4" in shown
     assert repr(table).startswith("Latencies(onnxruntime, float32, threads 1, batch 4: ")
     table.save(tmp_path / "copy.json")
     assert sr.Latencies.load(tmp_path / "copy.json") == table

@@ -23,6 +23,15 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "_latency",
         "Measure what every layer of the model of RUN takes in a runtime, here, in every form of a plan.",
     ),
+    "pareto": (
+        "_pareto",
+        "Plan the study in RUN under many budgets, build and measure each plan, and draw the curve.",
+    ),
+    "diff": ("_diff", "Show what the plan in B does otherwise than the plan in A."),
+    "explain": (
+        "_explain",
+        "Say what the study in RUN found of LAYER, and what each choice for it would cost.",
+    ),
     "apply": ("_apply", "Compress MODEL as PLAN says, and save it."),
     "compress": ("_compress", "Study, plan and apply in one: compress MODEL on BATCHES, and save it."),
     "export": (

@@ -12,7 +12,7 @@ from slimrank.latency._record import LatencyRecord
 from slimrank.latency._tie import differing_topics, tie_of
 from slimrank.plan import HasSteps, Structure
 from slimrank.records import NetworkTimes, Note
-from slimrank.report import render_table
+from slimrank.report import notebook_html, render_table
 
 # The precision of the original that ratios are to.
 _FLOAT = "float32"
@@ -157,17 +157,30 @@ class Latencies:
 
     def summary(self) -> str:
         """The table as plain text: layers by the share of the time that they take, and what pairs save."""
+        notes = "".join(f"- {note}\n" for note in self.notes)
+        return f"{self._conditions()}\n{self._versions()}\n{render_table(*self._table())}\n{notes}"
+
+    def _repr_html_(self) -> str:
+        return notebook_html("Latencies", [self._conditions(), self._versions()], [self._table()])
+
+    def _conditions(self) -> str:
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         whole = f"{self._whole_ms:.3f} ms"
         if self.precision != _FLOAT:
             whole = f"{whole}, {self.before_ms:.3f} ms in {_FLOAT}"
-        heading = (
+        return (
             f"{self.backend}, {self.precision}, {threads}, batch {self.batch}: {whole} "
             f"(spread {self.spread:.0%}); a predicted time may be off by {self.error:.1%}; ranks and widths "
-            f"in steps of {self.times.step}\n{self.machine}; "
-            + ", ".join(f"{name} {number}" for name, number in sorted(self.versions.items()))
+            f"in steps of {self.times.step}"
         )
-        rows = [
+
+    def _versions(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in sorted(self.versions.items()))
+        return f"{self.machine}; {versions}"
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Columns and rows."""
+        rows: list[tuple[str, ...]] = [
             (
                 name,
                 f"{share:.1%}",
@@ -178,9 +191,7 @@ class Latencies:
         ]
         rest = 1 - sum(share for _, share in self._shares())
         rows.append(("all else", f"{rest:.1%}", f"{rest * self._whole_ms:.3f}", ""))
-        columns = ("layer", ">share", ">ms", "pairs that can be faster")
-        notes = "".join(f"- {note}\n" for note in self.notes)
-        return f"{heading}\n{render_table(columns, rows)}\n{notes}"
+        return ("layer", ">share", ">ms", "pairs that can be faster"), rows
 
     @property
     def _whole_ms(self) -> float:

@@ -10,7 +10,16 @@ from slimrank.plan._latency import (
     planned_latency,
 )
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
-from slimrank.plan._plan import Plan, PlanSource, plan_on, with_multiples
+from slimrank.plan._plan import (
+    Plan,
+    PlanSource,
+    differences,
+    edited_plan,
+    plan_content,
+    plan_of_content,
+    plan_on,
+    with_multiples,
+)
 from slimrank.plan._rounding import (
     MultipleOf,
     Multiples,
@@ -28,6 +37,7 @@ from slimrank.plan._structure import (
     Structure,
     are_same_steps,
     check_structure,
+    cost_after,
     names_of,
     structure_of,
 )
@@ -49,7 +59,10 @@ __all__ = [
     "check_multiple_of",
     "check_structure",
     "check_table",
+    "cost_after",
     "damage_at",
+    "differences",
+    "edited_plan",
     "form_of",
     "group_damage_at",
     "is_inside",
@@ -58,6 +71,8 @@ __all__ = [
     "milliseconds_of",
     "multiple_for",
     "names_of",
+    "plan_content",
+    "plan_of_content",
     "plan_on",
     "planned_latency",
     "read_settings",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What two plans do differently, for people."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from slimrank.cost import group_share, layer_cost, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.plan._structure import Step
@@ -12,6 +12,22 @@ from slimrank.records import PRUNING, Setting
 _ALONE = "left alone"
 
 
+class Difference(NamedTuple):
+    """What two plans do differently to one name.
+
+    Attributes:
+        kind: "layer", "group" or "block".
+        name: of it.
+        this: what the first plan does, for people.
+        other: what the second plan does, for people.
+    """
+
+    kind: Literal["layer", "group", "block"]
+    name: str
+    this: str
+    other: str
+
+
 class _Action(NamedTuple):
     """What one plan does to one name: a value to compare, and a text for people."""
 
@@ -19,9 +35,12 @@ class _Action(NamedTuple):
     text: str
 
 
+_Kind = tuple[Literal["layer", "group", "block"], Sequence[str], Mapping[str, _Action], Mapping[str, _Action]]
+
+
 def plan_difference(
     steps: Sequence[Step], other_steps: Sequence[Step], has_bias: tuple[bool, bool]
-) -> list[tuple[str, str, str]]:
+) -> list[Difference]:
     """What two plans do differently.
 
     Args:
@@ -30,33 +49,38 @@ def plan_difference(
         has_bias: of the first and the second plan, whether every second factor carries a bias.
 
     Returns:
-        Rows of name, what the first plan does, what the second does: layers, then groups, then blocks.
+        Layers, then groups, then blocks.
     """
-    rows: list[tuple[str, str, str]] = []
+    rows: list[Difference] = []
     every = (*steps, *other_steps)
-    for order, actions, other_actions in (
+    kinds: tuple[_Kind, ...] = (
         (
+            "layer",
             [name for step in every for name in step.structure.layers],
             _layer_actions(steps, has_bias[0]),
             _layer_actions(other_steps, has_bias[1]),
         ),
         (
+            "group",
             [name for step in every for name in step.structure.channels.groups],
             _group_actions(steps),
             _group_actions(other_steps),
         ),
         (
+            "block",
             [name for step in every for name in step.structure.channels.blocks],
             _block_actions(steps),
             _block_actions(other_steps),
         ),
-    ):
+    )
+    for kind, order, actions, other_actions in kinds:
         nothing = _Action(None, _ALONE)
         for name in dict.fromkeys(order):
             this, other = actions.get(name, nothing), other_actions.get(name, nothing)
             if this.value != other.value:
                 # Groups that keep as many units, but others, have the same text.
-                rows.append((name, this.text, other.text + " (other units)" * (this.text == other.text)))
+                told = other.text + " (other units)" * (this.text == other.text)
+                rows.append(Difference(kind, name, this.text, told))
     return rows
 
 

@@ -88,6 +88,26 @@ def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> N
         FileError: the file cannot be written.
         PlanError: the plan holds a number that is not finite.
     """
+    content = plan_to_json(plan, after)
+    try:
+        text = to_text(content)
+    except ValueError as error:
+        raise PlanError(
+            f"plan: damage, score_loss, gap, latency or a budget is not finite ({error}); plan anew"
+        ) from error
+    write_text(path, text, what="plan file")
+
+
+def plan_to_json(plan: PlanFields, after: Cost) -> dict[str, Json]:
+    """A plan as JSON: the content of its file, also where another file holds plans.
+
+    Args:
+        plan: to write.
+        after: cost of what it makes of the model.
+
+    Returns:
+        The content; ``plan_from_json`` reads it.
+    """
     rounding = plan["multiple_of"]
     content: dict[str, Json] = {
         "format": PLAN_FORMAT,
@@ -112,13 +132,7 @@ def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> N
         content["latency"] = {
             known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)
         }
-    try:
-        text = to_text(content)
-    except ValueError as error:
-        raise PlanError(
-            f"plan: damage, score_loss, gap, latency or a budget is not finite ({error}); plan anew"
-        ) from error
-    write_text(path, text, what="plan file")
+    return content
 
 
 def read_plan(path: str | os.PathLike[str]) -> PlanFields:
@@ -138,7 +152,24 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFields:
     """
     where = f"plan file {Path(path)}"
     text = read_text(path, where, advice="give a file that plan.save wrote", error=PlanError)
-    content = _checked_format(as_object(from_text(text, where), where), where)
+    return plan_from_json(from_text(text, where), where)
+
+
+def plan_from_json(value: Json, where: str) -> PlanFields:
+    """The plan of a JSON value that ``plan_to_json`` made, and that a person may have edited.
+
+    Args:
+        value: of a file.
+        where: for errors.
+
+    Returns:
+        The fields of a plan; ``Plan.load`` says what an edited one gives.
+
+    Raises:
+        PlanError: it is no plan, holds unknown keys, layers or settings, or is of another format.
+        RankError: a rank that the layer does not have.
+    """
+    content = _checked_format(as_object(value, where), where)
     as_object(content, where, required=_PLAN_KEYS, optional=_OPTIONAL_PLAN_KEYS)
     costs = as_object(content["costs"], f"{where}: costs", required=("before",), optional=("after",))
     steps = tuple(

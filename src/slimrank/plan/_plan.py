@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as changed
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Protocol, TypeVar, cast
 
 from slimrank._errors import OptionError, PlanError, RankError
 from slimrank._numbers import whole_number
 from slimrank.cost import group_is_inside
-from slimrank.plan._diff import plan_difference
-from slimrank.plan._file import PlanFields, read_plan, write_plan
+from slimrank.files import Json
+from slimrank.plan._diff import Difference, plan_difference
+from slimrank.plan._file import PlanFields, plan_from_json, plan_to_json, read_plan, write_plan
 from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
 from slimrank.plan._rounding import (
     MultipleOf,
@@ -32,7 +35,13 @@ from slimrank.plan._step import (
     step_of,
 )
 from slimrank.plan._structure import Step, Structure, cost_after, names_of
-from slimrank.plan._typed_settings import check_known, groups_called, settings_by_kind, units_for
+from slimrank.plan._typed_settings import (
+    SettingsByKind,
+    check_known,
+    groups_called,
+    settings_by_kind,
+    units_for,
+)
 from slimrank.records import (
     METRICS,
     BlockDamage,
@@ -192,13 +201,7 @@ class Plan:
             FileError: the file cannot be read.
             PlanError: the file holds something else, or something inside a dropped block is named.
         """
-        if isinstance(settings, str | os.PathLike):
-            settings = read_settings(settings)
-        if not isinstance(settings, Mapping):
-            raise OptionError(
-                f"settings is a {type(settings).__name__}; give layer -> setting, e.g. "
-                '{"fc": ("weight_svd", 0.5)}, or the path of a CSV or JSON file'
-            )
+        settings = _read(settings)
         structure = study.structure
         check_multiple_of(multiple_of, names_of(structure))
         typed = settings_by_kind(structure, settings, methods=study.methods)
@@ -365,32 +368,14 @@ class Plan:
 
     def _step_with(self, layer: str, setting: SettingLike) -> Step:
         """The last step with another setting for one name."""
-        structure = self.steps[-1].structure
-        multiples = self.multiple_of if self.relaxed is None else 1
-        typed = settings_by_kind(structure, {layer: setting}, methods=METHOD_NAMES)
-        blocks = tuple(typed.dropped)
-        settings = {name: known for name, known in self.settings.items() if not is_inside(name, blocks)}
-        dropped = (*(name for name in self.dropped if not is_inside(name, blocks)), *blocks)
-        groups = {
-            name: kept
-            for name, kept in self.groups.items()
-            if name not in typed.groups and not group_is_inside(structure.channels, name, blocks)
-        }
-        steps = (Rounding(ranks=multiples, widths=multiples),)
-        groups |= _units_that_stay(structure, typed.groups, steps, None)
-        # After the groups: a pair replaces the slimmed layer, and its form is kept where none is given.
-        for name, typed_setting in typed.layers.items():
-            settings[name] = setting_for(
-                structure,
-                name,
-                typed_setting,
-                methods=METHOD_NAMES,
-                has_bias=self.has_bias,
-                multiples=multiples,
-                current=self.settings.get(name),
-                groups=groups,
-            )
-        return step_of(structure, settings, groups, dropped)
+        step = self.steps[-1]
+        typed = settings_by_kind(step.structure, {layer: setting}, methods=METHOD_NAMES)
+        return _changed_step(step, typed, METHOD_NAMES, self._own_multiples, has_bias=self.has_bias)
+
+    @property
+    def _own_multiples(self) -> Multiples:
+        """What ranks that a person sets are rounded up to: those of "auto" were chosen for other settings."""
+        return self.multiple_of if self.relaxed is None else 1
 
     def _relaxed_as(self, edited: "Plan") -> "Plan":
         """An edited plan that tells which of its ranks and widths keep to the multiples of this one."""
@@ -407,6 +392,10 @@ class Plan:
         names = (name for name in names_of(edited.steps[-1].structure) if name in {*relaxed, *unchanged})
         return changed(edited, multiple_of=used, relaxed=tuple(names))
 
+    def summary(self) -> str:
+        """The plan as a table: what is done to each layer, group and block, and what the model then costs."""
+        return cast(str, _report().render_plan(self))
+
     def diff(self, other: "Plan") -> str:
         """What another plan does differently, as a table.
 
@@ -414,23 +403,29 @@ class Plan:
             other: the plan to compare with.
 
         Returns:
-            Lines of text: layer, this plan, the other one; then the keep ratios of both.
+            Lines of text: layer, group or block, this plan, the other one; then the keep ratios of both, and
+            what both predict.
 
         Raises:
             OptionError: no plan.
         """
-        if not isinstance(other, Plan):
-            raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
-        rows = plan_difference(self.steps, other.steps, (self.has_bias, other.has_bias))
+        rows = [(row.name, row.this, row.other) for row in differences(self, other)]
         if not rows:
             return "no difference: both plans give every layer the same setting"
         costs = [(plan.before, plan.after) for plan in (self, other)]
         for metric in METRICS:
             this, that = (f"{ratio_of(before, after, metric):.4f}" for before, after in costs)
             rows.append((metric, this, that))
+        if self.damage is not None and other.damage is not None:
+            rows.append(("damage", f"{self.damage:#.3g}", f"{other.damage:#.3g}"))
+        if self.latency is not None and other.latency is not None:
+            rows.append(("latency", f"{self.latency.predicted:.4f}", f"{other.latency.predicted:.4f}"))
         table = [("layer", "this", "other"), *rows]
         widths = [max(len(row[column]) for row in table) for column in (0, 1)]
         return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}   {c}" for a, b, c in table)
+
+    def _repr_html_(self) -> str:
+        return cast(str, _report().plan_notebook(self))
 
     def __repr__(self) -> str:
         structure = self.steps[-1].structure if self.steps else None
@@ -447,6 +442,152 @@ class Plan:
         if self.latency is not None:
             ratios.append(f"latency {self.latency.predicted:.4f}")
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
+
+
+def differences(plan: Plan, other: object) -> list[Difference]:
+    """What another plan does differently.
+
+    Args:
+        plan: the first.
+        other: the second.
+
+    Returns:
+        Layers, then groups, then blocks; empty where both do the same.
+
+    Raises:
+        OptionError: the other is no plan.
+    """
+    if not isinstance(other, Plan):
+        raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
+    return plan_difference(plan.steps, other.steps, (plan.has_bias, other.has_bias))
+
+
+def edited_plan(
+    source: PlanSource, plan: Plan, settings: Mapping[str, SettingLike] | str | os.PathLike[str]
+) -> Plan:
+    """A plan with other settings for some names, and what it then predicts.
+
+    Args:
+        source: a study, or anything else with structure, costs and curves.
+        plan: for it; all that is not named stays.
+        settings: as in ``Plan.manual``; None leaves alone all that has the name.
+
+    Returns:
+        A new plan; its ``select`` is "manual".
+
+    Raises:
+        SlimrankError: as in ``Plan.manual``, or for a plan without steps.
+    """
+    settings = _read(settings)
+    if not plan.steps:
+        raise PlanError("plan: it has no step, so no layer to set; make one with study.plan or Plan.manual")
+    typed = settings_by_kind(source.structure, settings, methods=source.methods)
+    step = changed(plan.steps[-1], structure=source.structure)
+    for name, setting in settings.items():
+        if setting is None:
+            step = _step_without(step, name)
+    step = _changed_step(
+        step,
+        typed,
+        source.methods,
+        plan._own_multiples,
+        has_bias=plan.has_bias,
+        curves=source.curves,
+        group_curves=source.group_curves if typed.groups else (),
+    )
+    made = plan_on(source, step.settings, groups=step.groups, dropped=step.dropped, select="manual")
+    if plan.relaxed is None:
+        return changed(made, multiple_of=plan.multiple_of)
+    return plan._relaxed_as(made)
+
+
+def _changed_step(
+    step: Step,
+    typed: SettingsByKind,
+    methods: Sequence[str],
+    multiples: Multiples,
+    *,
+    has_bias: bool,
+    curves: Sequence[Curve] = (),
+    group_curves: Sequence[GroupCurve] | None = None,
+) -> Step:
+    """A step with other settings for some names; what a block that is now dropped holds leaves it.
+
+    Args:
+        step: to change.
+        typed: what a person wrote.
+        methods: that may be named.
+        multiples: what ranks and widths are rounded up to.
+        has_bias: of the plan.
+        curves: damages of pairs; of forms that are not given, the one with the lowest is taken.
+        group_curves: in whose order units go; None where there is no study.
+
+    Returns:
+        A new step.
+    """
+    structure, blocks = step.structure, tuple(typed.dropped)
+    settings = {name: known for name, known in step.settings.items() if not is_inside(name, blocks)}
+    dropped = (*(name for name in step.dropped if not is_inside(name, blocks)), *blocks)
+    groups = {
+        name: kept
+        for name, kept in step.groups.items()
+        if name not in typed.groups and not group_is_inside(structure.channels, name, blocks)
+    }
+    steps = (Rounding(ranks=multiples, widths=multiples),)
+    groups |= _units_that_stay(structure, typed.groups, steps, group_curves)
+    # After the groups: a pair replaces the slimmed layer, and its form is kept where none is given.
+    for name, typed_setting in typed.layers.items():
+        settings[name] = setting_for(
+            structure,
+            name,
+            typed_setting,
+            methods=methods,
+            has_bias=has_bias,
+            multiples=multiples,
+            curves=curves,
+            current=step.settings.get(name),
+            groups=groups,
+        )
+    return step_of(structure, settings, groups, dropped)
+
+
+def _read(settings: object) -> Mapping[str, SettingLike]:
+    """Settings as a person gave them, or as a file holds them."""
+    if isinstance(settings, str | os.PathLike):
+        return read_settings(settings)
+    if not isinstance(settings, Mapping):
+        raise OptionError(
+            f"settings is a {type(settings).__name__}; give layer -> setting, e.g. "
+            '{"fc": ("weight_svd", 0.5)}, or the path of a CSV or JSON file'
+        )
+    return settings
+
+
+def _report() -> ModuleType:
+    """The room that makes texts: it reads plans, so it stands above and is looked up when it is asked."""
+    return import_module("slimrank.report")
+
+
+def plan_content(plan: Plan) -> dict[str, Json]:
+    """What the file of a plan holds, for a file that holds several."""
+    return plan_to_json(_plan_fields(plan), plan.after)
+
+
+def plan_of_content(content: Json, where: str) -> Plan:
+    """The plan that ``plan_content`` gave, and that a person may have edited, as in ``Plan.load``.
+
+    Args:
+        content: read from a file.
+        where: for errors.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: it is no plan, holds unknown keys, layers or settings, or is of another format.
+        RankError: a rank that the layer does not have.
+    """
+    return Plan(**plan_from_json(content, where))
 
 
 def _plan_fields(plan: Plan) -> PlanFields:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from slimrank.files import Json
-from slimrank.plan import Plan
+from slimrank.plan import Plan, differences
 from slimrank.records import (
     METRICS,
     Agreement,
@@ -219,4 +219,60 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
         "groups": {name: list(channels_kept) for name, channels_kept in plan.groups.items()},
         "dropped": list(plan.dropped),
         **({} if plan.latency is None else {"latency": dict(asdict(plan.latency))}),
+    }
+
+
+def difference_facts(plan: Plan, other: Plan) -> dict[str, Json]:
+    """What two plans do differently, and what both come to.
+
+    Args:
+        plan: the first.
+        other: the second.
+
+    Returns:
+        Its keys, in the order in which people read them. Settings, units kept and dropped blocks are those of
+        the last step; None where nothing is done.
+    """
+    rows = differences(plan, other)
+
+    def value_of(of: Plan, kind: str, name: str) -> Json:
+        if kind == "block":
+            return name in of.dropped
+        if kind == "group":
+            return list(of.groups[name]) if name in of.groups else None
+        return asdict(of.settings[name]) if name in of.settings else None
+
+    return {
+        "same": not rows,
+        "same_model": [step.structure.sha256 for step in plan.steps]
+        == [step.structure.sha256 for step in other.steps],
+        **{
+            f"{kind}s": [
+                {
+                    "name": row.name,
+                    "this": value_of(plan, kind, row.name),
+                    "other": value_of(other, kind, row.name),
+                    "this_text": row.this,
+                    "other_text": row.other,
+                }
+                for row in rows
+                if row.kind == kind
+            ]
+            for kind in ("layer", "group", "block")
+        },
+        "this": _total_facts(plan),
+        "other": _total_facts(other),
+    }
+
+
+def _total_facts(plan: Plan) -> dict[str, Json]:
+    return {
+        "select": plan.select,
+        "after": cost_facts(plan.after),
+        "keep_ratio": {metric: plan.keep_ratio(metric) for metric in METRICS},
+        "damage": plan.damage,
+        "latency": None if plan.latency is None else plan.latency.predicted,
+        "layers": len(plan.settings),
+        "groups": len(plan.groups),
+        "blocks": len(plan.dropped),
     }

@@ -39,6 +39,11 @@ from slimrank.report._words import (
     why_not,
 )
 
+# ``>`` before a heading aligns its column right.
+LAYER_COLUMNS = ("layer", "kind", ">weight", ">output", ">calls", ">MACs", ">share", ">params", "methods")
+RESULT_COLUMNS = ("layer", "setting", ">rank", ">MACs", ">after", ">keep ratio", ">damage", "fit")
+COST_COLUMNS = ("cost", ">before", ">after", ">keep ratio")
+
 
 def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110) -> str:
     """A result as plain text.
@@ -66,7 +71,7 @@ def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110)
         _measurement_table(summary),
         "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
         _output_table(summary),
-        _text_layer_table(summary),
+        render_table(RESULT_COLUMNS, result_rows(summary)),
         *([] if plan is None else _groups_and_blocks(plan, summary)),
         reasons_text("Left alone", reasons, width),
         list_text("Notes", [str(note) for note in notes], width),
@@ -85,7 +90,19 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110)
     Returns:
         Lines of ASCII (names and reasons as given), the last one ended.
     """
-    rows = [
+    reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
+    return joined_parts(
+        [
+            render_table(LAYER_COLUMNS, layer_rows(specs, before)),
+            layers_line(specs, before),
+            reasons_text("Cannot be compressed", reasons, width),
+        ]
+    )
+
+
+def layer_rows(specs: Sequence[LayerSpec], before: Cost) -> list[tuple[str, ...]]:
+    """Cells of ``LAYER_COLUMNS`` for every layer, and for what is outside of them."""
+    rows: list[tuple[str, ...]] = [
         (
             name_text(spec.name),
             spec.kind if spec.kind != "other" else spec.class_name,
@@ -103,15 +120,15 @@ def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110)
     if elsewhere > 0:
         share = format_percent(elsewhere, before.macs)
         rows.append((ELSEWHERE_LABEL, "", "", "", "", format_count(elsewhere), share, "", ""))
-    columns = ("layer", "kind", ">weight", ">output", ">calls", ">MACs", ">share", ">params", "methods")
-    closing = (
+    return rows
+
+
+def layers_line(specs: Sequence[LayerSpec], before: Cost) -> str:
+    """Layers, counted, and what the model costs."""
+    return (
         f"{len(specs)} layers, {sum(1 for spec in specs if spec.methods)} can be compressed; "
         f"{format_count(before.macs)} MACs, {format_count(before.params)} parameters, "
         f"{format_metric('bytes', before.bytes)}"
-    )
-    reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
-    return joined_parts(
-        [render_table(columns, rows), closing, reasons_text("Cannot be compressed", reasons, width)]
     )
 
 
@@ -126,6 +143,26 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
     Returns:
         Lines of ASCII (names as given), the last one ended.
     """
+    specs = plan.steps[-1].structure.layers if plan.steps else {}
+    reasons = {
+        spec.name: why_not(spec)
+        for spec in specs.values()
+        if not spec.methods and slimmed_text(plan.steps[-1], spec) is None
+    }
+    remarks = (plan_line(plan, unit), multiples_text(plan))
+    return joined_parts(
+        [
+            render_table(*plan_table(plan)),
+            *_groups_and_blocks(plan),
+            _cost_table("computed from shapes", plan.before, plan.after),
+            "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks if line),
+            reasons_text("Cannot be compressed", reasons, width),
+        ]
+    )
+
+
+def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of what the last step of a plan does to each layer."""
     specs = plan.steps[-1].structure.layers if plan.steps else {}
     slimmed = {name: slimmed_text(plan.steps[-1], spec) for name, spec in specs.items()}
     rows = [_plan_row(plan, spec, slimmed[spec.name]) for spec in specs.values()]
@@ -143,6 +180,11 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
     if not any(slimmed.values()):
         index = columns.index("channels")
         columns, *rows = ((*row[:index], *row[index + 1 :]) for row in (columns, *rows))
+    return columns, rows
+
+
+def plan_line(plan: Plan, unit: str = "") -> str:
+    """How a plan was chosen, how much it does, and what it predicts."""
     closing = f"{plan.select}: {counts_text(plan)}"
     if len(plan.steps) > 1:
         closing = f"step {len(plan.steps)}, {closing}"
@@ -154,20 +196,7 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
         closing += f" ({_gap_text(plan.gap)})"
     if plan.latency is not None:
         closing += f"; {_latency_text(plan.latency)}"
-    reasons = {
-        spec.name: why_not(spec) for spec in specs.values() if not spec.methods and slimmed[spec.name] is None
-    }
-    return joined_parts(
-        [
-            render_table(columns, rows),
-            *_groups_and_blocks(plan),
-            _cost_table("computed from shapes", plan.before, plan.after),
-            "\n".join(
-                fill(line, width, subsequent_indent="  ") for line in (closing, multiples_text(plan)) if line
-            ),
-            reasons_text("Cannot be compressed", reasons, width),
-        ]
-    )
+    return closing
 
 
 def _latency_text(latency: PlannedLatency) -> str:
@@ -215,19 +244,28 @@ def _groups_and_blocks(plan: Plan, summary: Summary | None = None) -> list[str]:
 
 
 def _cost_table(heading: str, before: Cost, after: Cost) -> str:
-    rows = []
+    return render_table((heading, *COST_COLUMNS[1:]), cost_rows(before, after))
+
+
+def cost_rows(before: Cost, after: Cost) -> list[tuple[str, ...]]:
+    """Cells of ``COST_COLUMNS`` for each metric."""
+    rows: list[tuple[str, ...]] = []
     for name in METRICS:
         old, new = before.metric(name), after.metric(name)
         rows.append(
             (METRIC_LABELS[name], format_metric(name, old), format_metric(name, new), format_ratio(new, old))
         )
-    return render_table((heading, ">before", ">after", ">keep ratio"), rows)
+    return rows
 
 
 def _measurement_table(summary: Summary) -> str:
-    if not summary.measurements:
-        return ""
-    rows = [
+    rows = measurement_rows(summary)
+    return render_table(("measured", ">before", ">after", ">change"), rows) if rows else ""
+
+
+def measurement_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Name, value before, value after and change of everything that was measured."""
+    return [
         (
             measured.name,
             format_measured(measured.before, measured.unit),
@@ -236,7 +274,6 @@ def _measurement_table(summary: Summary) -> str:
         )
         for measured in summary.measurements
     ]
-    return render_table(("measured", ">before", ">after", ">change"), rows)
 
 
 def _damage_lines(summary: Summary) -> Iterator[str]:
@@ -254,16 +291,15 @@ def _output_table(summary: Summary) -> str:
     return render_table(*output_table(summary.agreement))
 
 
-def _text_layer_table(summary: Summary) -> str:
+def result_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Cells of ``RESULT_COLUMNS`` for every layer, and for what is outside of them."""
     rows = [_text_layer_row(layer) for layer in summary.layers]
     before = macs_elsewhere(summary.start, (layer.before for layer in summary.layers))
     after = macs_elsewhere(summary.after, (layer.after for layer in summary.layers))
     if before > 0:
         numbers = (format_count(before), format_count(after), format_ratio(after, before))
         rows.append((ELSEWHERE_LABEL, "", "", *numbers, "", ""))
-    return render_table(
-        ("layer", "setting", ">rank", ">MACs", ">after", ">keep ratio", ">damage", "fit"), rows
-    )
+    return rows
 
 
 def _text_layer_row(layer: LayerResult) -> tuple[str, ...]:

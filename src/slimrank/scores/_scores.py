@@ -9,7 +9,7 @@ from typing import cast
 from slimrank._errors import ScoreError
 from slimrank.files import write_text
 from slimrank.records import Method, replaces_groups
-from slimrank.report import ScoreLine, render_scores_html, render_table
+from slimrank.report import ScoreLine, notebook_html, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._file import ScoresFields, read_scores, write_scores
@@ -128,19 +128,27 @@ class Scores:
         Where no rank is within a candidate, the score of the cheapest pair, or of the fewest units, stands in
         brackets.
         """
+        notes = "".join(f"- {note}\n" for note in self.notes)
+        return f"{self._heading()}\n{render_table(*self._table())}\n{notes}"
+
+    def _repr_html_(self) -> str:
+        return notebook_html("Scores", [self._heading()], [self._table()])
+
+    def _heading(self) -> str:
         better = "lower" if self.lower_is_better else "higher"
         what = "this layer at this share of its MACs"
         if self.groups:
             what += ", or this channel group at this share of its units"
-        heading = f"score with only {what}; untouched {self.baseline:.4f}, {better} is better"
+        return f"score with only {what}; untouched {self.baseline:.4f}, {better} is better"
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Columns and rows."""
         rows = [
             (name, method, *(_cell(entries, ratio) for ratio in self.candidates))
             for name, method, entries in self._rows()
         ]
         first = "layer or group" if self.groups else "layer"
-        columns = (first, "method", *(f">{ratio:.2f}" for ratio in self.candidates))
-        notes = "".join(f"- {note}\n" for note in self.notes)
-        return f"{heading}\n{render_table(columns, rows)}\n{notes}"
+        return (first, "method", *(f">{ratio:.2f}" for ratio in self.candidates)), rows
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as one self-contained HTML page, with a chart for every layer and group.

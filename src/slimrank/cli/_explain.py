@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``slimrank explain``."""
+
+from pathlib import Path
+
+import click
+
+import slimrank as sr
+from slimrank.cli._command import Answer, Command
+from slimrank.cli._options import PATH
+from slimrank.report import explain_layer
+
+
+@click.command(cls=Command)
+@click.argument("study_dir", metavar="RUN", type=PATH)
+@click.argument("layer")
+@click.option("--plan", "plan_path", type=PATH, help="Also what this plan does to the layer, and why.")
+def explain(study_dir: Path, layer: str, plan_path: Path | None) -> Answer:
+    """Say what the study in RUN found of LAYER, and what each choice for it would cost."""
+    measured = sr.Study.load(study_dir)
+    chosen = None if plan_path is None else sr.Plan.load(plan_path)
+    text = measured.explain(layer, chosen)
+    return Answer(text=text, facts=explain_layer(measured, layer, chosen, unit=measured.unit).facts)

@@ -22,6 +22,7 @@ from slimrank.deploy import (
 )
 from slimrank.files import Json, read_text
 from slimrank.forward import Batch, outside_inference_mode
+from slimrank.pareto import Pareto, pareto_facts
 from slimrank.plan import Plan
 from slimrank.records import (
     METRICS,
@@ -57,6 +58,7 @@ from slimrank.report import (
     with_file,
     write_page,
 )
+from slimrank.scores import Scores, scores_facts
 
 # Of numbers of bytes, from the largest on.
 _BYTE_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("bytes", 1))
@@ -147,19 +149,36 @@ class Result:
         """
         return render_text(summary_of(self, measurements), plan=self.plan)
 
-    def report(self, path: str | os.PathLike[str], measurements: Sequence[Measurement] = ()) -> None:
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        measurements: Sequence[Measurement] = (),
+        *,
+        pareto: Pareto | None = None,
+        scores: Scores | None = None,
+    ) -> None:
         """Writes one self-contained HTML page, and its data as JSON beside it.
 
         Args:
             path: of the page; the data have its name with the suffix ``.json``. Both name the files that the
                 result was exported to.
             measurements: as in ``summary``.
+            pareto: plans of the same study over their cost, to show this model among them.
+            scores: an eval-score table, to show as a map of colours.
 
         Raises:
             FileError: it cannot be written.
         """
         page = Path(path)
-        write_page(page, self._data(summary_of(self, measurements, page.parent)))
+        data = result_data(
+            summary_of(self, measurements, page.parent),
+            self.plan,
+            curves=self._curves,
+            group_curves=self._group_curves,
+            pareto=None if pareto is None else pareto_facts(pareto),
+            scores=None if scores is None else scores_facts(scores),
+        )
+        write_page(page, data)
 
     def save(
         self,
@@ -183,7 +202,8 @@ class Result:
         """
         summary = summary_of(self, measurements, Path(path))
         manifest: dict[str, Json] = {**self._manifest(), _EXPORTS: export_facts(summary.exports)}
-        html = render_page(self._data(summary))
+        data = result_data(summary, self.plan, curves=self._curves, group_curves=self._group_curves)
+        html = render_page(data)
         save_artifact(path, self.model, self.plan, manifest, html, overwrite=overwrite)
 
     @outside_inference_mode
@@ -288,9 +308,6 @@ class Result:
         note = Note(where="train", text="weights were trained after the fit; damage tells of the fit alone")
         notes = (*(kept for kept in unwarned(self.notes) if kept != note), note)
         return replace(self, model=model, divergence=None, agreement=None, notes=notes, _exports=[])
-
-    def _data(self, summary: Summary) -> dict[str, Json]:
-        return result_data(summary, self.plan, curves=self._curves, group_curves=self._group_curves)
 
     def _remember(self, exported: Exported) -> None:
         path = exported.path.parent.resolve() / exported.path.name

@@ -33,7 +33,7 @@ from slimrank.files import Json
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, eval_mode, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.methods import METHODS
-from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, trace
+from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
 from slimrank.plan import (
     LatencyTable,
     MultipleOf,
@@ -82,7 +82,7 @@ from slimrank.report import (
     study_notebook,
     write_page,
 )
-from slimrank.scores import ScoreFn, Scores, score_model, scored_source
+from slimrank.scores import ScoreFn, Scores, score_model, scored_source, scores_facts
 from slimrank.select import check_budgets, reachable_floor, select_plan, select_plan_and_rounding
 from slimrank.store import Store
 from slimrank.survey import (
@@ -207,16 +207,21 @@ class Study:
             self._check_steps(plan)
         return explain_layer(self, layer, plan, unit=self.unit).text
 
-    def report(self, path: str | os.PathLike[str]) -> None:
+    def report(
+        self, path: str | os.PathLike[str], *, pareto: Pareto | None = None, scores: Scores | None = None
+    ) -> None:
         """Writes what was found as one self-contained HTML page, and its data as JSON beside it.
 
         Args:
             path: of the page; the data have its name with the suffix ``.json``.
+            pareto: plans of this study over their cost (``Study.pareto``), to draw.
+            scores: an eval-score table of this study, to show as a map of colours.
 
         Raises:
             FileError: it cannot be written.
         """
-        write_page(Path(path), self._page_data())
+        facts = None if pareto is None else pareto_facts(pareto)
+        write_page(Path(path), self._page_data(facts, None if scores is None else scores_facts(scores)))
 
     def plot(self, kind: str = "damage", names: Sequence[str] | None = None) -> Plot:
         """A figure for papers, by matplotlib.
@@ -236,7 +241,7 @@ class Study:
         """
         return draw_figure(self._page_data(), kind, names)
 
-    def _page_data(self) -> dict[str, Json]:
+    def _page_data(self, pareto: Json = None, scores: Json = None) -> dict[str, Json]:
         """What the report of this study is drawn from."""
         return study_data(
             "Study",
@@ -250,6 +255,8 @@ class Study:
             curves=self.curves,
             group_curves=self.group_curves,
             blocks=self.block_damages,
+            pareto=pareto,
+            scores=scores,
         )
 
     def plan(

@@ -7,7 +7,7 @@ from slimrank.scores._evaluate import AnyTrial, Evaluator, GroupTrial, LayerTria
 from slimrank.scores._file import CHANNELS
 from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._journal import ScoreJournal
-from slimrank.scores._scores import Scores, check_scores
+from slimrank.scores._scores import Scores, check_scores, scores_facts
 from slimrank.scores._source import ScoredSource, scored_source
 from slimrank.scores._workers import count_workers, evaluate_with_workers
 
@@ -29,4 +29,5 @@ __all__ = [
     "score_group_curves",
     "score_model",
     "scored_source",
+    "scores_facts",
 ]

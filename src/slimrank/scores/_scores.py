@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import cast
 
 from slimrank._errors import ScoreError
-from slimrank.files import write_text
+from slimrank.files import Json, write_text
 from slimrank.records import Method, replaces_groups
-from slimrank.report import ScoreLine, notebook_html, render_scores_html, render_table
+from slimrank.report import ScoreLine, finite_or_none, notebook_html, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._file import ScoresFields, read_scores, write_scores
@@ -175,6 +175,21 @@ class Scores:
         )
         write_text(path, html.rstrip("\n"), what="report")
 
+    def _facts(self) -> dict[str, Json]:
+        rows: list[Json] = [
+            {
+                "name": name,
+                "method": method,
+                "points": [[entry.keep_ratio, finite_or_none(entry.score), entry.rank] for entry in entries],
+            }
+            for name, method, entries in self._rows()
+        ]
+        return {
+            "baseline": finite_or_none(self.baseline),
+            "lower_is_better": self.lower_is_better,
+            "rows": rows,
+        }
+
     def _rows(self) -> list[tuple[str, Method, list[ScoreEntry]]]:
         """Name, method and entries of every layer, then of every group."""
         # No dictionary: a group may have the name of a layer.
@@ -231,3 +246,15 @@ def _cell(entries: list[ScoreEntry], ratio: float) -> str:
     # Entries are sorted by keep ratio, so the last one within is the largest.
     within = [entry for entry in entries if entry.keep_ratio <= ratio]
     return f"{within[-1].score:.4f}" if within else f"({entries[0].score:.4f})"
+
+
+def scores_facts(table: Scores) -> dict[str, Json]:
+    """A table as JSON, for a page.
+
+    Args:
+        table: any.
+
+    Returns:
+        Baseline, direction, and for each layer or group and method points of [share that stays, score, rank].
+    """
+    return table._facts()

@@ -403,3 +403,35 @@ def test_study_page_shows_groups(
     ):
         assert expected in text
     assert _study("s", specs, specs_cost, (), channels=ChannelMap()) == _study("s", specs, specs_cost, ())
+
+
+def test_a_curve_of_plans_and_a_score_table_are_shown_where_they_are_given(summary: Summary) -> None:
+    assert "Cost against damage" not in _result(summary)
+    assert "Eval scores" not in _result(summary)
+    point = {"budget": 0.5, "layers": 3, "groups": 1, "blocks": 0}
+    pareto = {
+        "metric": "macs",
+        "unit": "nats per sample",
+        "measured_unit": "nats per sample",
+        "baseline": None,
+        "knee": 1,
+        "points": [
+            {**point, "cost": 0.25, "predicted": 0.5, "measured": 0.75},
+            {**point, "cost": 0.5, "predicted": 0.125, "measured": None},
+            {**point, "cost": 0.75, "predicted": 0.0625, "measured": 0.03125},
+        ],
+    }
+    scores = {
+        "baseline": 0.9,
+        "lower_is_better": False,
+        "rows": [{"name": "stem", "method": "spatial_svd", "points": [[0.25, 0.5, 2], [0.5, None, 4]]}],
+    }
+    page = render_page(result_data(summary, pareto=pareto, scores=scores))
+    _read(page)
+    assert _rows(page, "0.5000") == [["0.5000", "0.125", "-", "3", "1", "0", "knee"]]
+    plot = page[page.index('<div class="plot">') :]
+    # Three points are predicted, two measured, and this model is marked.
+    assert plot[: plot.index("</svg>")].count("<circle") == 5
+    assert "chosen: 0.4667" in plot
+    assert 'title="25.0%, 2">0.5<br>' in page
+    assert "untouched 0.9, higher is better" in page

@@ -61,6 +61,8 @@ def study_data(
     curves: Sequence[Curve] = (),
     group_curves: Sequence[GroupCurve] = (),
     blocks: Sequence[BlockDamage] = (),
+    pareto: Json = None,
+    scores: Json = None,
 ) -> dict[str, Json]:
     """What the page of a study shows.
 
@@ -76,6 +78,8 @@ def study_data(
         curves: cost and damage by rank, of layers.
         group_curves: damage by units kept, of groups.
         blocks: measured damage of dropping a block.
+        pareto: plans over their cost, as ``slimrank.pareto.pareto_facts`` tells them; None for none.
+        scores: an eval-score table, as ``slimrank.scores.scores_facts`` tells it; None for none.
 
     Returns:
         The data.
@@ -117,8 +121,8 @@ def study_data(
         "plan": None,
         "seconds": dict(seconds or {}),
         "fingerprint": dict(fingerprint or {}),
-        "pareto": None,
-        "scores": None,
+        "pareto": pareto,
+        "scores": scores,
     }
     data["advice"] = study_advice(data)
     return data
@@ -130,6 +134,8 @@ def result_data(
     *,
     curves: Sequence[Curve] = (),
     group_curves: Sequence[GroupCurve] = (),
+    pareto: Json = None,
+    scores: Json = None,
 ) -> dict[str, Json]:
     """What the page of a result shows.
 
@@ -138,6 +144,8 @@ def result_data(
         plan: that made it; None where it is not known.
         curves: cost and damage by rank, of the study that it was planned on.
         group_curves: damage by units kept, of that study.
+        pareto: as in ``study_data``.
+        scores: as in ``study_data``.
 
     Returns:
         The data.
@@ -181,8 +189,8 @@ def result_data(
         "plan": None if plan is None else _plan_data(plan),
         "seconds": dict(summary.seconds),
         "fingerprint": {},
-        "pareto": None,
-        "scores": None,
+        "pareto": pareto,
+        "scores": scores,
     }
     data["advice"] = result_advice(data)
     return data

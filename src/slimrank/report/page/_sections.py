@@ -488,64 +488,88 @@ def exported(data: Facts) -> str:
 
 
 def pareto(data: Facts) -> str:
-    """Damage over cost, with the chosen budget."""
+    """Damage over cost, with what was chosen and where damage begins to rise fast."""
     if data["pareto"] is None:
         return ""
     found = _facts(data["pareto"])
-    points = _rows(found["points"])
-
-    def line(key: str, name: str, colour: int) -> Line:
-        known = [(_number(point["cost"]), _maybe(point[key])) for point in points]
-        return Line(
-            name=name,
-            colour=colour,
-            points=[(x, y, f"{x:.1%} of {found['metric']}: {y:.3g}") for x, y in known if y is not None],
+    metric, points = str(found["metric"]), _rows(found["points"])
+    chosen = None
+    if data["keep_ratio"] is not None and metric in METRICS:
+        chosen = _number(_facts(data["keep_ratio"])[metric])
+    lines = [
+        _pareto_line(points, metric, key, colour) for colour, key in enumerate(("predicted", "measured"))
+    ]
+    unit = str(found["unit"])
+    if found["measured_unit"] != found["unit"]:
+        # A score is no damage: it has a picture of its own scale in the table below.
+        lines = lines[:1]
+    label = f"share of the {metric} that stays" + ("; the dashed line is this model" if chosen else "")
+    plot = wide_plot(lines, across_label=label, up_label=f"damage, {unit}", chosen=chosen)
+    rows = [
+        (
+            f"{_number(point['cost']):.4f}",
+            format_damage(_maybe(point["predicted"])),
+            format_damage(_maybe(point["measured"])),
+            *(f"{_number(point[key]):g}" for key in ("layers", "groups", "blocks")),
+            "knee" if index == found["knee"] else "",
         )
+        for index, point in enumerate(points)
+    ]
+    measured = f">measured ({found['measured_unit']})" if found["measured_unit"] else ">measured"
+    columns = (f"share of {metric}", f">predicted ({unit})", measured, ">layers", ">groups", ">blocks", "")
+    under = f'<div class="under">{table(columns, rows)}</div>'
+    return part("Cost against damage", plot + under, count=f"{len(points)} plans")
 
-    plot = wide_plot(
-        [line("predicted", "predicted", 0), line("measured", "measured", 1)],
-        across_label=f"share of {found['metric']} that stays",
-        up_label="Damage",
-        chosen=_maybe(found.get("chosen")),
+
+def _pareto_line(points: Sequence[Facts], metric: str, key: str, colour: int) -> Line:
+    known = [(_number(point["cost"]), _maybe(point[key])) for point in points]
+    return Line(
+        name=key,
+        colour=colour,
+        points=[(x, y, f"{x:.1%} of the {metric}: {y:.3g}") for x, y in known if y is not None],
     )
-    return part("Cost against damage", plot, count=f"{len(points)} plans")
 
 
 def scores(data: Facts) -> str:
-    """Scores of layers by candidates, as a map of colours."""
+    """Scores of layers by what stays of them, as a map of colours."""
     if data["scores"] is None:
         return ""
     found = _facts(data["scores"])
-    baseline, rows = _number(found["baseline"]), _rows(found["rows"])
-    worst = (
-        max(
-            (abs(_number(score) - baseline) for row in rows for score in _numbers(row["scores"])), default=0.0
-        )
-        or 1.0
-    )
-    head = "".join(f"<th>{_number(share):.0%}</th>" for share in _numbers(found["candidates"]))
+    rows, baseline = _rows(found["rows"]), _number(found["baseline"])
+    # A score may be missing that was not finite.
+    tried = [_score_points(row) for row in rows]
+    columns = max((len(points) for points in tried), default=0)
+    farthest = max((abs(score - baseline) for points in tried for _, score, _ in points), default=0.0) or 1.0
     lines = []
-    for row in rows:
-        cells = "".join(
-            f'<td style="background:color-mix(in srgb, var(--hot) '
-            f"{100 * abs(_number(score) - baseline) / worst:.0f}%, "
-            f'transparent)">{_number(score):.4g}</td>'
-            if score is not None
-            else "<td>-</td>"
-            for score in cast("Sequence[Json]", row["scores"])
-        )
-        lines.append(
-            f"<tr><th>{escape(name_text(str(row['name'])))}, {escape(str(row['method']))}</th>{cells}</tr>"
-        )
+    for row, points in zip(rows, tried, strict=True):
+        cells = "".join(_score_cell(point, abs(point[1] - baseline) / farthest) for point in points)
+        cells += "<td></td>" * (columns - len(points))
+        name = f"{name_text(str(row['name']))}, {row['method']}"
+        lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
+    heading = f'<th colspan="{columns}">what was tried, from the smallest</th>'
     body = (
-        f'<div class="scroll"><table class="heat"><thead><tr><th>share that stays</th>{head}</tr></thead>'
+        f'<div class="scroll"><table class="heat"><thead><tr><th>layer or group, method</th>{heading}</tr>'
+        f"</thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-    lead = paragraph(
-        f"Score of the whole model with only this layer compressed; untouched: {baseline:.4g}. The redder, "
-        f"the farther from it."
+    better = "lower is better" if found["lower_is_better"] else "higher is better"
+    lead = (
+        f"Score of the whole model with only this layer compressed, or group slimmed, and the share of it "
+        f"that "
+        f"stays; untouched {baseline:.4g}, {better}. The redder, the farther from it."
     )
-    return part("Eval scores", lead + body, count=f"{len(rows)} rows")
+    return part("Eval scores", paragraph(lead) + body, count=str(len(rows)))
+
+
+def _score_points(row: Facts) -> list[tuple[float, float, float]]:
+    points = cast("Sequence[tuple[float, float | None, float]]", row["points"])
+    return [(keep, score, rank) for keep, score, rank in points if score is not None]
+
+
+def _score_cell(point: tuple[float, float, float], redness: float) -> str:
+    keep, score, rank = point
+    colour = f"background:color-mix(in srgb, var(--hot) {70 * redness:.0f}%, transparent)"
+    return f'<td style="{colour}" title="{keep:.1%}, {rank:g}">{score:.4g}<br><small>{keep:.0%}</small></td>'
 
 
 def notes(data: Facts) -> str:
@@ -621,10 +645,6 @@ def _facts(value: Json) -> Facts:
 
 def _texts(value: Json) -> Sequence[str]:
     return cast("Sequence[str]", value)
-
-
-def _numbers(value: Json) -> Sequence[float]:
-    return [number for number in cast("Sequence[float | None]", value) if number is not None]
 
 
 def _number(value: Json) -> float:

@@ -12,6 +12,7 @@ from slimrank.forward._batch import (
     named_tensors,
     take_samples,
 )
+from slimrank.forward._few_samples import few_samples
 from slimrank.forward._hooks import tap_layers
 from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_interleave
 from slimrank.forward._out_of_memory import is_out_of_memory, kept_text, out_of_memory_at, out_of_memory_told
@@ -53,6 +54,7 @@ __all__ = [
     "digest_batch",
     "error_with_source_line",
     "eval_mode",
+    "few_samples",
     "first_input",
     "fixed_seed",
     "fixed_seed_without_warnings",

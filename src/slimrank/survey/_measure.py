@@ -14,6 +14,7 @@ from slimrank.calibrate import GradientOptions, collect_gradients, fit_together
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import row_width, rows_available
+from slimrank.forward import Batch, few_samples
 from slimrank.linalg import Moments
 from slimrank.plan import structure_of
 from slimrank.records import (
@@ -187,14 +188,12 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
     """Groups and blocks of a model, each tried; those that a skipped layer is part of are frozen."""
     if not any(replaces_groups(method) for method in session.options.methods):
         return ChannelMap()
-    model, captured, feed = session.original, session.captured, session.feed
+    model, captured = session.original, session.captured
     skipped = [spec.name for spec in captured.layers if spec.reason == SKIPPED]
     with run.phases.phase("channels", 3) as advance:
         channels = read_groups(model, captured.sample, captured.layers)
         advance(1)
-        # Two samples, so that code which works for a single sample only fails here.
-        two_samples = next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
-        channels = try_groups(model, two_samples, without_layers(channels, skipped))
+        channels = try_groups(model, _few_samples(session), without_layers(channels, skipped))
         advance(1)
         blocks = find_blocks(model, captured.sample, [spec.name for spec in captured.layers])
         advance(1)
@@ -202,6 +201,15 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
     without_bias = [spec.name for spec in captured.layers if spec.name in readers and not spec.has_bias]
     norms = find_norms(model, captured.sample, without_bias) if without_bias else {}
     return without_layers(replace(channels, blocks=blocks, norms=norms), skipped)
+
+
+def _few_samples(session: Session) -> Batch:
+    """Two samples, or more where the model asks for more: code which works for a single one fails here."""
+    feed = session.feed
+    if feed.micro_size:
+        return next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
+    whole = next(iter(feed.stream(feed.fit[:1])))
+    return few_samples(session.original, replace(whole, is_whole=False))
 
 
 def _without_unreached(channels: ChannelMap, names: Sequence[str], grams: Mapping[str, Tensor]) -> ChannelMap:

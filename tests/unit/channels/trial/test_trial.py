@@ -398,6 +398,45 @@ def test_widths_that_the_code_ties_become_one_group() -> None:
     _check_exact(model, tried, {name: range(1, group.units, 2) for name, group in live.items()}, _X)
 
 
+class _Classic(nn.Module):
+    """Attention of classic vision transformers: the last reshape ties all heads to the width of the input."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.join = 4, 6, join
+        self.qkv, self.proj = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        qkv = self.qkv(x).reshape(n, length, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(q, k, v, scale=0.4).transpose(1, 2)
+        return x + self.proj(self.join(mixed, x))
+
+
+def _classic(join: Callable[[Tensor, Tensor], Tensor], blocks: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 24), *[_Classic(join) for _ in range(blocks)], nn.Linear(24, 3))
+
+
+def test_the_error_that_the_best_sizes_leave_is_told() -> None:
+    # Without sizes, the first reshape of the heads would fail. Four blocks: the search is given up after two.
+    tried = _tried(_classic(lambda mixed, x: mixed.reshape(x.shape), 4), _X)
+    reasons = {name: group.reason for name, group in tried.groups.items() if "qkv" in name}
+    assert len(reasons) >= 8
+    for name, reason in reasons.items():
+        assert reason is not None, name
+        assert "`tried = _tried(_classic(lambda mixed, x: mixed.reshape(x.shape), 4), _X)`" in reason, name
+        assert reason.endswith("; flatten there, or give -1 for this size"), name
+
+
+def test_flattening_frees_all_heads() -> None:
+    model = _classic(lambda mixed, _x: mixed.flatten(2), 2)
+    tried = _tried(model, _X)
+    live = {name: group for name, group in tried.groups.items() if group.reason is None}
+    assert sorted(group.units for group in live.values()) == [4, 4, 6, 6, 24]
+    _check_exact(model, tried, {name: range(1, group.units, 2) for name, group in live.items()}, _X)
+
+
 def _first_doubled(y: Tensor) -> Tensor:
     return torch.where(torch.arange(y.shape[-1]) < 1, 2 * y, y)
 

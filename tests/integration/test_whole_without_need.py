@@ -2,6 +2,7 @@
 """What would stay whole though nothing speaks against it: channels, blocks and layers of unusual ways."""
 
 import pytest
+import torch
 from nets import noise
 from torch import Tensor, nn
 
@@ -31,3 +32,74 @@ def test_frames_that_are_folded_into_the_batch(n_frames: int) -> None:
     assert live_groups(study) == {"a", "b"}
     result = study.apply(study.plan(macs=0.6))
     assert result.after.macs <= 0.6 * result.before.macs
+
+
+class Rounded(torch.autograd.Function):
+    """Gives no gradient back."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> None:
+        return None
+
+
+class Codec(nn.Module):
+    """Gradients reach only what lies behind the rounding; one layer before it is read on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.encode = nn.Linear(12, 24), nn.Linear(24, 16)
+        self.decode, self.around = nn.Linear(16, 12), nn.Linear(24, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.decode(Rounded.apply(8 * self.encode(x))) + self.around(x.detach())
+
+
+def test_layers_that_no_gradient_reaches_are_weighed_by_their_inputs() -> None:
+    study = sr.study(Codec().eval(), noise(12, size=32), draws=1, progress=False)
+    assert set(study.grams) == {"decode", "around"}
+    assert live_groups(study) == {"stem", "encode"}
+    assert {curve.layer for curve in study.curves} >= {"stem", "encode"}
+    (note,) = [note.text for note in study.notes if note.where == "gradients"]
+    assert note.startswith(
+        "no gradient reaches 2 of 4 layers ('encode', 'stem'), though the outputs depend on them"
+    )
+    result = study.apply(study.plan(macs=0.6))
+    assert result.after.macs <= 0.6 * result.before.macs
+
+
+def test_nothing_but_rounded_outputs() -> None:
+    class Coded(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return Rounded.apply(8 * super().forward(x))
+
+    study = sr.study(Coded(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12)).eval(), noise(12), progress=False)
+    assert study.grams == {}
+    assert live_groups(study) == {"0"}
+    assert any(note.text.startswith("no gradient reaches 2 of 2 layers") for note in study.notes)
+
+
+@pytest.mark.parametrize("switch", [torch.no_grad, torch.inference_mode])
+def test_a_forward_without_gradients_is_studied_like_any_other(switch: type) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = nn.Linear(12, 24), nn.Linear(24, 24), nn.Linear(24, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x).relu()).relu())
+
+    class Switched(Plain):
+        @switch()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    plain, switched = (sr.study(kind().eval(), noise(12), progress=False) for kind in (Plain, Switched))
+    assert {curve.layer for curve in switched.curves} == {"a", "b", "c"}
+    for one, other in zip(plain.group_curves, switched.group_curves, strict=True):
+        assert one.damage == pytest.approx(other.damage, rel=1e-4)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What would stay whole though nothing speaks against it: channels, blocks and layers of unusual ways."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 from nets import noise
@@ -103,3 +106,51 @@ def test_a_forward_without_gradients_is_studied_like_any_other(switch: type) -> 
     assert {curve.layer for curve in switched.curves} == {"a", "b", "c"}
     for one, other in zip(plain.group_curves, switched.group_curves, strict=True):
         assert one.damage == pytest.approx(other.damage, rel=1e-4)
+
+
+class Stack(nn.Module):
+    """Blocks that take a condition, give scores back, and stand in a stack of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.blocks = nn.ModuleList(Conditioned() for _ in range(2))
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for block in self.blocks:
+            h, _ = block(h, condition=x)
+        return self.last(self.encoder(h))
+
+
+class Conditioned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.side, self.down = nn.Linear(16, 32), nn.Linear(8, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        h = (self.up(x) + self.side(condition)).relu()
+        return x + self.down(h), h.mean(-1)
+
+
+def test_blocks_with_several_arguments_go_and_come_back(tmp_path: Path) -> None:
+    model, batches = Stack().eval(), noise(6, 8)
+    study = sr.study(model, batches, draws=1, progress=False)
+    names = ["blocks.0", "blocks.1", "encoder.layers.0", "encoder.layers.1"]
+    assert list(study.structure.channels.blocks) == names
+    assert [damage.block for damage in study.block_damages] == names
+    plan = sr.Plan.manual(study, {"blocks.1": "drop", "encoder.layers.0": "drop"})
+    plan.save(tmp_path / "plan.json")
+    assert sr.Plan.load(tmp_path / "plan.json") == plan
+    result = study.apply(plan)
+    assert result.after == plan.after
+    result.save(tmp_path / "small")
+    loaded = sr.load(tmp_path / "small", model=Stack())
+    program = torch.export.export(result.model, (batches[0],)).module()
+    with torch.no_grad():
+        expected = result.model(batches[0])
+        for other in (loaded, copy.deepcopy(result.model), program):
+            torch.testing.assert_close(other(batches[0]), expected)

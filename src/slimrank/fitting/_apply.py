@@ -71,8 +71,9 @@ def apply_plan(
     model.eval()
     plan, notes = (plan, ()) if data is None else _without_failures(plan, data)
     if plan.groups or plan.dropped:
-        slim(model, plan.steps[-1].structure.channels, plan.groups)
-        drop_blocks(model, plan.dropped)
+        channels = plan.steps[-1].structure.channels
+        slim(model, channels, plan.groups)
+        drop_blocks(model, plan.dropped, channels.blocks)
     tasks = layer_tasks(plan)
     if data is None:
         fits = _fitted_from_weights(model, plan, tasks, on_layer, advance)

@@ -25,6 +25,7 @@ from slimrank.forward._outputs import (
     pick_outputs,
 )
 from slimrank.forward._prefix_cache import PrefixCache
+from slimrank.forward._record import is_plain
 from slimrank.forward._replay import Replay
 from slimrank.forward._run import call, eval_mode, outside_inference_mode, plain_attention, run
 from slimrank.forward._seed import fixed_seed, fixed_seed_without_warnings
@@ -59,6 +60,7 @@ __all__ = [
     "fixed_seed",
     "fixed_seed_without_warnings",
     "is_out_of_memory",
+    "is_plain",
     "is_users_code",
     "join_samples",
     "kept_text",

@@ -154,3 +154,44 @@ def test_blocks_with_several_arguments_go_and_come_back(tmp_path: Path) -> None:
         expected = result.model(batches[0])
         for other in (loaded, copy.deepcopy(result.model), program):
             torch.testing.assert_close(other(batches[0]), expected)
+
+
+class Padded(nn.Module):
+    """Torch's encoder with a mask of padded positions, and its decoder."""
+
+    def __init__(self, norm_first: bool, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        options = {"norm_first": norm_first, "batch_first": batch_first, "dropout": 0.0}
+        is_nested = batch_first and not norm_first
+        layer = nn.TransformerEncoderLayer(16, 2, 32, **options)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=is_nested)
+        self.decoder = nn.TransformerDecoderLayer(16, 2, 32, **options)
+        self.last, self.batch_first = nn.Linear(16, 4), batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.arange(x.shape[1], device=x.device)[None].expand(x.shape[:2]) > 2
+        h = x if self.batch_first else x.transpose(0, 1)
+        memory = self.encoder(h, src_key_padding_mask=padding)
+        return self.last(self.decoder(h, memory, memory_key_padding_mask=padding).mean(self.batch_first * 1))
+
+
+@pytest.mark.parametrize(("norm_first", "batch_first"), [(False, True), (True, True), (True, False)])
+def test_both_layers_of_torchs_transformers_are_split(
+    norm_first: bool, batch_first: bool, tmp_path: Path
+) -> None:
+    batches = noise(4, 16)
+    study = sr.study(Padded(norm_first, batch_first).eval(), batches, draws=1, progress=False)
+    layers = [f"{part}.linear{i}" for part in ("encoder.layers.0", "decoder") for i in (1, 2)]
+    assert {curve.layer for curve in study.curves} >= set(layers)
+    assert live_groups(study) >= {layers[0], layers[2]}
+    result = study.apply(sr.Plan.manual(study, dict.fromkeys(layers, ("weight_svd", 0.5))))
+    assert all(isinstance(result.model.get_submodule(name), nn.Sequential) for name in layers)
+    result.save(tmp_path / "small")
+    loaded = sr.load(tmp_path / "small", model=Padded(norm_first, batch_first))
+    with torch.no_grad():
+        expected = result.model(batches[0])
+        for other in (loaded, copy.deepcopy(result.model)):
+            torch.testing.assert_close(other(batches[0]), expected)
+        program = torch.export.export(result.model, (batches[0],)).module()
+        torch.testing.assert_close(program(batches[0]), expected)

@@ -5,6 +5,7 @@ from slimrank.surgery._computed_weights import has_computed_weights, store_compu
 from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
 from slimrank.surgery._explicit_padding import explicit_padding
 from slimrank.surgery._fold_norms import fold_norm
+from slimrank.surgery._fused import without_nesting
 from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
 from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
 from slimrank.surgery._sizes import synced_attributes
@@ -31,4 +32,5 @@ __all__ = [
     "store_computed_weights",
     "synced_attributes",
     "tap_shares",
+    "without_nesting",
 ]

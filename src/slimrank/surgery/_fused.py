@@ -22,5 +22,18 @@ def unfuse(model: nn.Module, changed: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
+def without_nesting(model: nn.Module) -> None:
+    """Lets torch's encoders compute padded positions like all others (in place).
+
+    In evaluation they may leave these out, and give zeros there; in training they never do.
+
+    Args:
+        model: the tree.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
 def _holds(module: nn.Module, other: nn.Module) -> bool:
     return any(part is other for part in module.modules())

@@ -33,7 +33,7 @@ from slimrank.forward import (
     watch_modules,
 )
 from slimrank.records import ChannelMap, Kept
-from slimrank.surgery import copy_model, light_copy, mask, replace_tensors, slim
+from slimrank.surgery import copy_model, light_copy, mask, replace_tensors, slim, without_nesting
 
 # Share of the largest value by which slimmed and masked model may differ, since sums over fewer channels are
 # rounded in another order.
@@ -103,6 +103,8 @@ class Comparison:
         """
         self.model = copy_model(model)
         self.model.eval()
+        # Zeros at padded positions, which go when the layers are called one by one, are no difference.
+        without_nesting(self.model)
         for parameter in self.model.parameters():
             # Users may train what is frozen now, so the trial trains all of it.
             parameter.requires_grad = parameter.is_floating_point()

@@ -177,7 +177,7 @@ class Padded(nn.Module):
 
 
 @pytest.mark.parametrize(("norm_first", "batch_first"), [(False, True), (True, True), (True, False)])
-def test_both_layers_of_torchs_transformers_are_split(
+def test_torchs_transformers_lose_ranks_and_heads(
     norm_first: bool, batch_first: bool, tmp_path: Path
 ) -> None:
     batches = noise(4, 16)
@@ -185,7 +185,13 @@ def test_both_layers_of_torchs_transformers_are_split(
     layers = [f"{part}.linear{i}" for part in ("encoder.layers.0", "decoder") for i in (1, 2)]
     assert {curve.layer for curve in study.curves} >= set(layers)
     assert live_groups(study) >= {layers[0], layers[2]}
-    result = study.apply(sr.Plan.manual(study, dict.fromkeys(layers, ("weight_svd", 0.5))))
+    attentions = ["encoder.layers.0.self_attn", "decoder.self_attn", "decoder.multihead_attn"]
+    assert live_groups(study) >= {*attentions, *(f"{name}#2" for name in attentions)}
+    heads = {name: ("channel_pruning", 0.5) for name in attentions}
+    plan = sr.Plan.manual(study, {**dict.fromkeys(layers, ("weight_svd", 0.5)), **heads})
+    result = study.apply(plan)
+    assert result.after == plan.after
+    assert {result.model.get_submodule(name).num_heads for name in attentions} == {1}
     assert all(isinstance(result.model.get_submodule(name), nn.Sequential) for name in layers)
     result.save(tmp_path / "small")
     loaded = sr.load(tmp_path / "small", model=Padded(norm_first, batch_first))

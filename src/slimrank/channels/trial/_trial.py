@@ -274,7 +274,7 @@ class _GroupTrial:
             sizes, problem = self._found_sizes(name, problem)
             if problem is not None:
                 self._channels = before
-                self._reasons[name] = self._reason(name, problem)
+                self._reasons[name] = _reason(problem)
                 self._differing |= {name} if problem.kind == "differs" else set()
                 return []
             self._set_sizes({name: sizes})
@@ -348,17 +348,13 @@ class _GroupTrial:
                 smallest = rest
         return smallest
 
-    def _reason(self, name: str, problem: Problem) -> str:
-        model = self._comparison.model
-        owners = scope_of(self._channels, self._channels.groups[name]).owners
-        fused = [owner for owner in owners if isinstance(model.get_submodule(owner), nn.MultiheadAttention)]
-        if fused:
-            return f"nn.MultiheadAttention takes the width of a head from its embed_dim: {problem.text}"
-        if problem.kind == "raises":
-            cure = "; flatten there, or give -1 for this size" if _MISFIT in problem.text else ""
-            return f"its size is hard-wired: {problem.text}{cure}"
-        if problem.kind == "trains":
-            return f"it cannot be trained once slimmed: {problem.text}"
-        if problem.kind == "blind":
-            return f"slimmed and masked model cannot be compared: {problem.text}"
-        return f"the code computes with its size: {problem.text}"
+
+def _reason(problem: Problem) -> str:
+    if problem.kind == "raises":
+        cure = "; flatten there, or give -1 for this size" if _MISFIT in problem.text else ""
+        return f"its size is hard-wired: {problem.text}{cure}"
+    if problem.kind == "trains":
+        return f"it cannot be trained once slimmed: {problem.text}"
+    if problem.kind == "blind":
+        return f"slimmed and masked model cannot be compared: {problem.text}"
+    return f"the code computes with its size: {problem.text}"

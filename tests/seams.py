@@ -162,7 +162,6 @@ from slimrank.select.joint._prices import Hulls, Priced
 from slimrank.select.joint._table import State, standing_cost
 from slimrank.select.layers import _optimal
 from slimrank.surgery import _matrix
-from slimrank.surgery._attention import SlimAttention
 from slimrank.survey import _anchors, _blocks, _estimate, _groups, _layers, _measure, _session
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._blocks import _damages_in_turn as damages_in_turn

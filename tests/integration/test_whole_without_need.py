@@ -147,6 +147,8 @@ def test_blocks_with_several_arguments_go_and_come_back(tmp_path: Path) -> None:
     assert sr.Plan.load(tmp_path / "plan.json") == plan
     result = study.apply(plan)
     assert result.after == plan.after
+    (note,) = [note.text for note in result.notes if note.where == "apply"]
+    assert note.startswith("'blocks.1', 'encoder.layers.0': torch has no module for what is left of them")
     result.save(tmp_path / "small")
     loaded = sr.load(tmp_path / "small", model=Stack())
     program = torch.export.export(result.model, (batches[0],)).module()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A copy of a module tree, changed."""
 
+from slimrank.surgery._attention import SlimAttention
+from slimrank.surgery._bypass import Bypass
 from slimrank.surgery._computed_weights import has_computed_weights, store_computed_weights
 from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
 from slimrank.surgery._explicit_padding import explicit_padding
@@ -12,6 +14,8 @@ from slimrank.surgery._sizes import synced_attributes
 from slimrank.surgery._slim import mask, slim
 
 __all__ = [
+    "Bypass",
+    "SlimAttention",
     "bias_of_taps",
     "copy_model",
     "dense_weight",

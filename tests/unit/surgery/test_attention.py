@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seams import SlimAttention
+from slimrank.surgery import SlimAttention
 
 _LENGTH, _OTHERS = 4, 5
 

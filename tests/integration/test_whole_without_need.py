@@ -203,3 +203,30 @@ def test_torchs_transformers_lose_ranks_and_heads(
             torch.testing.assert_close(other(batches[0]), expected)
         program = torch.export.export(result.model, (batches[0],)).module()
         torch.testing.assert_close(program(batches[0]), expected)
+
+
+def test_a_second_step_takes_what_the_first_left_of_heads_and_blocks(tmp_path: Path) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+            self.encoder, self.last = nn.TransformerEncoder(layer, 2), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.encoder(x))
+
+    batches = noise(4, 16)
+    first = sr.study(Encoder().eval(), batches, draws=1, progress=False)
+    wish = {"encoder.layers.0.self_attn": ("channel_pruning", 0.5), "encoder.layers.1": "drop"}
+    half = first.apply(sr.Plan.manual(first, wish))
+    second = sr.study(half, batches, draws=1, progress=False)
+    assert second.structure.channels.groups["encoder.layers.0.self_attn"].units == 2
+    wish = {"encoder.layers.0.self_attn": ("channel_pruning", 0.5)}
+    result = second.apply(sr.Plan.manual(second, wish))
+    assert result.after == result.plan.after
+    assert result.model.encoder.layers[0].self_attn.num_heads == 1
+    result.save(tmp_path / "small")
+    with torch.no_grad():
+        expected = result.model(batches[0])
+        torch.testing.assert_close(sr.load(tmp_path / "small", model=Encoder())(batches[0]), expected)

@@ -368,7 +368,7 @@ def test_layers_behind_a_dropped_block_make_up_for_it() -> None:
     # As many samples as there are serve both, so the study foretells what comes out.
     assert result.divergence == pytest.approx(plan.damage)
     bare = copy.deepcopy(model)
-    drop_blocks(bare, [block])
+    drop_blocks(bare, [block], study.structure.channels.blocks)
     unfitted = seams.divergence_of(study, bare)
     assert result.divergence < unfitted / 4
 

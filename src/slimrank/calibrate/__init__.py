@@ -3,6 +3,7 @@
 
 from slimrank.calibrate._agreement import measure_agreement
 from slimrank.calibrate._chunks import Chunk, Collecting, count_passes, fit_together, moment_chunks
+from slimrank.calibrate._dependence import layers_that_count
 from slimrank.calibrate._divergence import divergence, measure_divergence, reference_outputs
 from slimrank.calibrate._feed import (
     Feed,
@@ -72,6 +73,7 @@ __all__ = [
     "input_rows",
     "is_mask_of",
     "layer_seed",
+    "layers_that_count",
     "likelihood_of",
     "measure_agreement",
     "measure_divergence",

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Second moments of output gradients, label-free, over the fit samples."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from slimrank._errors import GradientError, NonFiniteError
+from slimrank._errors import GradientError, NonFiniteError, SlimrankError
 from slimrank.calibrate._divergence import sampled_loss
 from slimrank.calibrate._feed import Feed
 from slimrank.calibrate._moments import layer_seed
@@ -75,7 +77,7 @@ def collect_gradients(
 
     Returns:
         (C_out, C_out) float32 by layer name, or (C_out,), the diagonal, of more than 8192 outputs; layers
-        that no gradient reaches are left out.
+        that no gradient reaches are left out. A gradient that arrives as None counts as zero.
 
     Raises:
         GradientError: the outputs have no gradient path to any layer.
@@ -84,13 +86,9 @@ def collect_gradients(
     # Half precision loses small gradients without a scale, and large ones with too much of it.
     is_half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     for scale in _HALF_LOSS_SCALES if is_half else (1.0,):
-        sums = _gradient_sums(model, feed, specs, options, seed, scale, advance)
+        sums = _sums_where_possible(model, feed, specs, options, seed, scale, advance)
         if all(bool(total.isfinite().all()) for total in sums.values()):
             break
-    if not sums:
-        raise GradientError(
-            "no gradient reached any layer; pass outputs= that depend on the layers, or fisher=False"
-        )
     grams = {}
     for name, total in sums.items():
         if not total.isfinite().all():
@@ -102,7 +100,26 @@ def collect_gradients(
     return grams
 
 
-def _gradient_sums(
+class _SwitchedOffError(Exception):
+    """The model's own code switches gradients off."""
+
+
+class _GradientsAnyway(TorchFunctionMode):
+    """Every call of torch keeps gradients, also within the model's ``no_grad`` and ``inference_mode``."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Runs the call with gradients."""
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            return func(*args, **(kwargs or {}))
+
+
+def _sums_where_possible(
     model: nn.Module,
     feed: Feed,
     specs: Sequence[LayerSpec],
@@ -111,10 +128,54 @@ def _gradient_sums(
     scale: float,
     advance: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    """Sums over the fit samples and draws of ``g g^T``, by layer."""
+    """As ``_gradient_sums``; where the model switches gradients off, with them, if it runs so."""
+    try:
+        return _gradient_sums(model, feed, specs, options, seed, scale, advance, stops=True)
+    except _SwitchedOffError:
+        pass
+    try:
+        return _gradient_sums(model, feed, specs, options, seed, scale, advance, keeps=True)
+    except SlimrankError:
+        # Such as work in place that only goes without gradients: layers behind the last switch have some.
+        _let_go(model)
+        return _gradient_sums(model, feed, specs, options, seed, scale, advance)
+
+
+def _gradient_sums(
+    model: nn.Module,
+    feed: Feed,
+    specs: Sequence[LayerSpec],
+    options: GradientOptions,
+    seed: int,
+    scale: float,
+    advance: Callable[[int], None],
+    *,
+    stops: bool = False,
+    keeps: bool = False,
+) -> dict[str, Tensor]:
+    """Sums over the fit samples and draws of ``g g^T``, by layer.
+
+    Args:
+        model: as in ``collect_gradients``, and so are the others up to ``advance``.
+        feed: the samples.
+        specs: the layers.
+        options: how gradients are drawn.
+        seed: of the draws.
+        scale: what the loss is multiplied by.
+        advance: called for every micro-batch.
+        stops: raise where the model's code switches gradients off.
+        keeps: keep gradients there.
+
+    Returns:
+        (C_out, C_out) or (C_out,) float64 by layer.
+
+    Raises:
+        _SwitchedOffError: gradients are switched off, and ``stops``.
+        GradientError: as in ``collect_gradients``.
+    """
     by_name = {spec.name: spec for spec in specs}
     sums: dict[str, Tensor] = {}
-    state = _DrawState()
+    state = _PassState()
     n_draws = options.per_sample(len(feed.fit))
     for number, batch in enumerate(feed.stream(feed.fit)):
         size = batch.n_samples
@@ -123,6 +184,7 @@ def _gradient_sums(
         def hook_output(
             name: str, call: int, _x: Tensor, y: Tensor, share: float = share, number: int = number
         ) -> Tensor | None:
+            state.is_off = state.is_off or not torch.is_grad_enabled()
             if not y.requires_grad:
                 # Frozen layers, integer inputs, or the user's own no_grad. A clone, since what follows
                 # may work in place, which a leaf forbids.
@@ -132,33 +194,64 @@ def _gradient_sums(
             return y
 
         with torch.enable_grad(), tap_layers(model, list(by_name), hook_output):
-            outputs = pick_outputs(run(model, batch), options.outputs)
+            with _GradientsAnyway() if keeps else contextlib.nullcontext():
+                outputs = pick_outputs(run(model, batch), options.outputs)
             for draw in range(n_draws):
                 state.draw = draw
                 generator = torch.Generator().manual_seed(layer_seed(seed, -1, number, draw))
                 loss = sampled_loss(options.likelihood, outputs, generator, token_mask(batch), size)
+                if stops and (state.is_off or not loss.requires_grad):
+                    raise _SwitchedOffError
                 if not loss.requires_grad:
                     raise GradientError(
                         "no gradient flows from the outputs to any layer (they are detached, or came out of "
                         "an argmax); pass outputs=lambda out: ... that picks differentiable tensors, wrap "
                         "the model so that it returns some, or pass fisher=False"
                     )
-                try:
-                    (loss * scale).backward(retain_graph=draw + 1 < n_draws)
-                except RuntimeError as error:
-                    # Such as work in place on what the backward pass needs, which inference does not mind.
-                    raise GradientError(
-                        f"the backward pass through the model failed ({str(error).splitlines()[0]}); pass "
-                        "fisher=False, or mend the model"
-                    ) from error
+                _go_back(loss * scale, is_last=draw + 1 == n_draws)
+        if keeps:
+            _let_go(model)
         advance(size)
+    if not sums and not state.has_none:
+        raise GradientError(
+            "no gradient reached any layer; pass outputs= that depend on the layers, or fisher=False"
+        )
     return sums
 
 
-class _DrawState:
-    """Index of the draw whose backward pass is running, for the hooks."""
+def _go_back(loss: Tensor, *, is_last: bool) -> None:
+    try:
+        loss.backward(retain_graph=not is_last)
+    except (SlimrankError, MemoryError):
+        raise
+    except Exception as error:
+        # Such as work in place on what the backward pass needs, which inference does not mind, or whatever
+        # an autograd function of the user raises.
+        text = next(iter(str(error).splitlines()), type(error).__name__)
+        raise GradientError(
+            f"the backward pass through the model failed ({text}); pass fisher=False, or mend the model"
+        ) from error
+
+
+def _let_go(model: nn.Module) -> None:
+    """Frees buffers that were worked on in place, which ``no_grad`` would have kept out of the graph."""
+    for buffer in model.buffers():
+        if buffer.grad_fn is not None:
+            buffer.detach_()
+
+
+class _PassState:
+    """What hooks tell of a pass, and what they are told.
+
+    Attributes:
+        draw: index of the draw whose backward pass is running.
+        is_off: gradients were switched off while a layer ran.
+        has_none: a gradient arrived as None.
+    """
 
     draw = 0
+    is_off = False
+    has_none = False
 
 
 def _gradient_hook(
@@ -168,12 +261,16 @@ def _gradient_hook(
     seed: int,
     number: int,
     call: int,
-    state: _DrawState,
+    state: _PassState,
     scale: float,
-) -> Callable[[Tensor], None]:
+) -> Callable[[Tensor | None], None]:
     """A function that adds ``g g^T`` of the gradients of one call of a layer to ``sums``."""
 
-    def hook(gradient: Tensor) -> None:
+    def hook(gradient: Tensor | None) -> None:
+        if gradient is None:
+            # An autograd function behind the layer has none to give.
+            state.has_none = True
+            return
         rows = output_rows(spec, gradient.detach())
         n_rows = max(_MIN_BATCH_ROWS, ceil(GRADIENT_ROWS * share))
         weight = 1.0

@@ -181,7 +181,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     for count, step in enumerate(plan.steps, start=1):
         so_far = plan.up_to(count)
         slim(rebuilt, step.structure.channels, step.groups)
-        drop_blocks(rebuilt, step.dropped)
+        drop_blocks(rebuilt, step.dropped, step.structure.channels.blocks)
         for name in step.settings:
             layer = rebuilt.get_submodule(name)
             container = empty_replacement_in(step, name, has_bias=_has_bias(so_far, name, tensors))

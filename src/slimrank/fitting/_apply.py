@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from slimrank._names import listed
 from slimrank.channels import slim_failures
 from slimrank.cost import slimmed_spec
 from slimrank.fitting._context import open_build
@@ -19,7 +20,7 @@ from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import drop_blocks, slim
+from slimrank.surgery import Bypass, SlimAttention, drop_blocks, slim
 
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
@@ -71,8 +72,9 @@ def apply_plan(
     model.eval()
     plan, notes = (plan, ()) if data is None else _without_failures(plan, data)
     if plan.groups or plan.dropped:
-        slim(model, plan.steps[-1].structure.channels, plan.groups)
-        drop_blocks(model, plan.dropped)
+        channels = plan.steps[-1].structure.channels
+        slim(model, channels, plan.groups)
+        drop_blocks(model, plan.dropped, channels.blocks)
     tasks = layer_tasks(plan)
     if data is None:
         fits = _fitted_from_weights(model, plan, tasks, on_layer, advance)
@@ -80,10 +82,23 @@ def apply_plan(
         context, context_notes = open_build(model, plan, tasks, data, has_hook=on_layer is not None)
         fits, fit_notes = fit_in_order(context, model, on_layer=on_layer, journal=journal, advance=advance)
         notes = (*notes, *context_notes, *fit_notes)
+    notes = (*notes, *_own_classes_note(model))
     for name, module in model.named_modules():
         # The factors of a pair are new; they take the mode of the layer that they replace.
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
     return Applied(model=model, plan=plan, fits=fits, notes=notes)
+
+
+def _own_classes_note(model: nn.Module) -> tuple[Note, ...]:
+    """What the user should know of modules that torch has no class for."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Bypass | SlimAttention)]
+    if not names:
+        return ()
+    text = (
+        f"{listed(names, 4)}: torch has no module for what is left of them, so a pickle of the model needs "
+        "slimrank where it is read (a file that is exported does not)"
+    )
+    return (Note(where="apply", text=text),)
 
 
 def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:

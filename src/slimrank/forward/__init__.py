@@ -12,6 +12,7 @@ from slimrank.forward._batch import (
     named_tensors,
     take_samples,
 )
+from slimrank.forward._few_samples import few_samples
 from slimrank.forward._hooks import tap_layers
 from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_interleave
 from slimrank.forward._out_of_memory import is_out_of_memory, kept_text, out_of_memory_at, out_of_memory_told
@@ -24,6 +25,7 @@ from slimrank.forward._outputs import (
     pick_outputs,
 )
 from slimrank.forward._prefix_cache import PrefixCache
+from slimrank.forward._record import is_plain
 from slimrank.forward._replay import Replay
 from slimrank.forward._run import call, eval_mode, outside_inference_mode, plain_attention, run
 from slimrank.forward._seed import fixed_seed, fixed_seed_without_warnings
@@ -53,10 +55,12 @@ __all__ = [
     "digest_batch",
     "error_with_source_line",
     "eval_mode",
+    "few_samples",
     "first_input",
     "fixed_seed",
     "fixed_seed_without_warnings",
     "is_out_of_memory",
+    "is_plain",
     "is_users_code",
     "join_samples",
     "kept_text",

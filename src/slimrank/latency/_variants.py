@@ -116,7 +116,7 @@ def build_variant(model: nn.Module, variant: Step, *, has_bias: bool, seed: int)
         size = float(weight.detach().double().norm()) or 1.0
         _fill(pair, size, setting.rank, spec, weight.dtype, generator)
         replace_module(copy, name, pair.eval())
-    drop_blocks(copy, variant.dropped)
+    drop_blocks(copy, variant.dropped, structure.channels.blocks)
     copy.requires_grad_(requires_grad=False)
     return copy
 

@@ -14,6 +14,7 @@ from slimrank.records import (
     ChannelMap,
     GroupSpec,
     LayerSpec,
+    Passes,
     ProductSpec,
     Role,
     TensorSpec,
@@ -44,10 +45,7 @@ def channels_to_json(channels: ChannelMap) -> dict[str, Json]:
             {"module": product.module, "macs": product.macs, "groups": list(product.groups)}
             for product in channels.products
         ],
-        "blocks": [
-            {"name": block.name, "macs": block.macs, "params": block.params, "bytes": block.bytes}
-            for block in channels.blocks.values()
-        ],
+        "blocks": [_block_to_json(block) for block in channels.blocks.values()],
         "norms": dict(channels.norms),
     }
 
@@ -304,7 +302,33 @@ def _product_from_json(value: Json, groups: Mapping[str, GroupSpec], where: str)
     )
 
 
+def _block_to_json(block: BlockSpec) -> dict[str, Json]:
+    written: dict[str, Json] = {key: getattr(block, key) for key in ("name", "macs", "params", "bytes")}
+    return written | ({} if block.passes is None else {"passes": _passes_to_json(block.passes)})
+
+
+def _passes_to_json(passes: Passes) -> Json:
+    return [_passes_to_json(part) for part in passes] if isinstance(passes, tuple) else passes
+
+
 def _block_from_json(value: Json, where: str) -> BlockSpec:
-    content = as_object(value, where, required=("name", "macs", "params", "bytes"))
+    content = as_object(value, where, required=("name", "macs", "params", "bytes"), optional=("passes",))
     macs, params, size = (as_integer(content[key], f"{where}.{key}") for key in ("macs", "params", "bytes"))
-    return BlockSpec(name=as_text(content["name"], f"{where}.name"), macs=macs, params=params, bytes=size)
+    return BlockSpec(
+        name=as_text(content["name"], f"{where}.name"),
+        macs=macs,
+        params=params,
+        bytes=size,
+        passes=_passes_from_json(content.get("passes"), f"{where}.passes"),
+    )
+
+
+def _passes_from_json(value: Json, where: str) -> Passes:
+    if isinstance(value, list):
+        return tuple(_passes_from_json(part, location) for part, location in _items(value, where))
+    if value is None or isinstance(value, str):
+        return value
+    index = as_integer(value, where)
+    if index < 0:
+        raise PlanError(f"{where}: argument {index}; give its position, from 0 on, or its name")
+    return index

@@ -99,8 +99,8 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
             return build_from_weights(copy_model(start), part, on_layer, phases)
-        grams = gather_gradients(session, list(layer_tasks(part)), Run(phases=phases))
-        done = build_result(session, part, phases, grams=grams, on_layer=on_layer)
+        gradients = gather_gradients(session, list(layer_tasks(part)), Run(phases=phases))
+        done = build_result(session, part, phases, grams=gradients.grams, on_layer=on_layer)
         return done.with_notes(session.notes, phases.seconds)
 
     kept = "apply keeps nothing; a study with run_dir= would, and its apply goes on where it stopped"

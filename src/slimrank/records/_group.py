@@ -8,6 +8,8 @@ from typing import Literal
 Role = Literal["output", "input"]
 # Group -> its units that stay, ascending; groups that are not named stay whole.
 Kept = Mapping[str, Sequence[int]]
+# What a dropped block gives back: an argument, by position or by name, None, or a tuple of such.
+Passes = int | str | None | tuple["Passes", ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +105,14 @@ class BlockSpec:
     Attributes:
         name: dotted name of the module.
         macs, params, bytes: of everything inside it, for one sample.
+        passes: what the model gets in place of its result; None for its only argument.
     """
 
     name: str
     macs: int
     params: int
     bytes: int
+    passes: Passes = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

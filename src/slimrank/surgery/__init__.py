@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A copy of a module tree, changed."""
 
+from slimrank.surgery._attention import SlimAttention
+from slimrank.surgery._bypass import Bypass
 from slimrank.surgery._computed_weights import has_computed_weights, store_computed_weights
 from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
 from slimrank.surgery._explicit_padding import explicit_padding
 from slimrank.surgery._fold_norms import fold_norm
+from slimrank.surgery._fused import without_nesting
 from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
 from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
 from slimrank.surgery._sizes import synced_attributes
 from slimrank.surgery._slim import mask, slim
 
 __all__ = [
+    "Bypass",
+    "SlimAttention",
     "bias_of_taps",
     "copy_model",
     "dense_weight",
@@ -31,4 +36,5 @@ __all__ = [
     "store_computed_weights",
     "synced_attributes",
     "tap_shares",
+    "without_nesting",
 ]

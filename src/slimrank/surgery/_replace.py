@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from slimrank._errors import UnknownNameError
 from slimrank._names import nearest
+from slimrank.records import BlockSpec
+from slimrank.surgery._bypass import bypass_of
+from slimrank.surgery._fused import unfuse
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -19,6 +22,7 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
         new: what takes its place.
     """
     old = model.get_submodule(name)
+    unfuse(model, old)
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):
             if child is old:
@@ -38,12 +42,13 @@ def shift_mean(norm: nn.Module, shift: Tensor) -> None:
     norm.running_mean = (mean.double() - shift.double()).to(mean.dtype)
 
 
-def drop_blocks(model: nn.Module, names: Sequence[str]) -> None:
-    """Replaces modules by the identity (in place).
+def drop_blocks(model: nn.Module, names: Sequence[str], blocks: Mapping[str, BlockSpec]) -> None:
+    """Replaces modules by what passes their input on (in place).
 
     Args:
         model: the tree.
         names: of the modules; what stands inside another one of them goes with it.
+        blocks: what the model gets in place of their results; the identity replaces those that are missing.
 
     Raises:
         UnknownNameError: a module does not exist.
@@ -56,9 +61,9 @@ def drop_blocks(model: nn.Module, names: Sequence[str]) -> None:
             raise UnknownNameError(f"{type(model).__name__} has no block {name!r} to drop; {hint}")
     for name in names:
         if not any(name.startswith(f"{other}.") for other in names):
-            identity = nn.Identity()
-            identity.train(known[name].training)
-            replace_module(model, name, identity)
+            bypass = bypass_of(known[name], blocks[name].passes if name in blocks else None)
+            bypass.train(known[name].training)
+            replace_module(model, name, bypass)
 
 
 def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimrank._errors import ModelError
+from slimrank.surgery._attention import SlimAttention
 
 # An attribute, or one element of it: ``num_heads``, ``shape[2]``.
 _PATH = re.compile(r"(\w+)(?:\[(\d+)\])?")
@@ -242,6 +243,23 @@ def _prelu(_module: nn.Module, left: _Left) -> Mapping[str, int]:
     return {"num_parameters": left.shape("weight")[0]}
 
 
+def _attention(module: nn.Module, left: _Left) -> Mapping[str, int]:
+    if type(module) not in (nn.MultiheadAttention, SlimAttention):
+        # With a forward of its own, which has sizes of its own.
+        return {}
+    heads = _int(module, "num_heads")
+    if left.shape("in_proj_weight"):
+        blocks, parts = left.blocks("in_proj_weight", 3 * heads), 3
+        rows, columns = left.shape("in_proj_weight")
+        sizes = {"embed_dim": columns, "kdim": columns, "vdim": columns}
+    else:
+        blocks, parts = left.blocks("q_proj_weight", heads), 1
+        rows, columns = left.shape("q_proj_weight")
+        sizes = {"embed_dim": columns}
+        sizes |= {f"{part}dim": left.shape(f"{part}_proj_weight")[1] for part in ("k", "v")}
+    return sizes | {"num_heads": blocks // parts, "head_dim": rows // blocks}
+
+
 def _int(module: nn.Module, attribute: str) -> int:
     return Size.read(module, attribute, type(module).__name__).value
 
@@ -256,6 +274,7 @@ _RULES: tuple[tuple[type[nn.Module], _Rule], ...] = (
     (nn.EmbeddingBag, _embedding),
     (nn.PReLU, _prelu),
     (nn.Bilinear, _bilinear),
+    (nn.MultiheadAttention, _attention),
 )
 # What the rules above may set, so that the search for sizes in the user's modules leaves it alone.
 _SYNCED: Mapping[type[nn.Module], tuple[str, ...]] = {
@@ -267,4 +286,5 @@ _SYNCED: Mapping[type[nn.Module], tuple[str, ...]] = {
     nn.EmbeddingBag: ("num_embeddings", "embedding_dim"),
     nn.PReLU: ("num_parameters",),
     nn.Bilinear: ("out_features", "in1_features", "in2_features"),
+    nn.MultiheadAttention: ("embed_dim", "kdim", "vdim", "num_heads", "head_dim"),
 }

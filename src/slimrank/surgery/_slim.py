@@ -10,6 +10,8 @@ from slimrank._errors import ModelError, OptionError, ShapeError, UnknownNameErr
 from slimrank._names import nearest
 from slimrank.cost import query_scales, stays
 from slimrank.records import AxisUnits, ChannelMap, Kept, TensorSpec
+from slimrank.surgery._attention import SlimAttention
+from slimrank.surgery._fused import unfuse
 from slimrank.surgery._replace import replace_tensors
 from slimrank.surgery._sizes import Cut, Size, synced_sizes
 
@@ -22,8 +24,8 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
 
     Every tensor loses the indices whose units go, under each name that it has, and queries are scaled where
     attention takes its scale from the group; standard modules and the attributes listed with the groups are
-    set to the sizes that are left. Optimisers and whoever else holds
-    the old parameters keep those.
+    set to the sizes that are left. Torch's attention becomes one that takes any number of heads. Optimisers
+    and whoever else holds the old parameters keep those.
 
     Args:
         model: the model that ``channels`` was read from; nothing is changed where an error is raised.
@@ -40,7 +42,14 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
     cuts = {id(tensor): _cut(spec, tensor, smaller) for spec, tensor in _touched(model, channels, smaller)}
     sizes = [*_scaled(model, channels, smaller), *synced_sizes(model, cuts)]
     # Nothing is written before everything that can fail is done.
-    replace_tensors(model, {key: _taken(cut) for key, cut in cuts.items()})
+    new = {key: _taken(cut) for key, cut in cuts.items()}
+    for module in list(model.modules()):
+        if type(module) is nn.MultiheadAttention and any(
+            id(tensor) in cuts for tensor in module.parameters()
+        ):
+            SlimAttention.of(module)
+            unfuse(model, module)
+    replace_tensors(model, new)
     for size in sizes:
         size.write()
 

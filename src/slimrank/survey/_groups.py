@@ -48,12 +48,14 @@ class GroupSurvey:
         layers: by name, in execution order.
         channels: groups and blocks of the model.
         grams: second moments of output gradients by layer; may lack some.
+        blind: layers that outputs depend on, though no gradient reaches them.
     """
 
     session: Session
     layers: Mapping[str, LayerSpec]
     channels: ChannelMap
     grams: Mapping[str, Tensor]
+    blind: frozenset[str] = frozenset()
 
     @property
     def slimmable(self) -> Mapping[int, GroupSpec]:
@@ -180,12 +182,15 @@ def group_chunks(
 def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments]) -> list[Consumer]:
     """The layers that read a group, as far as anything is known of their inputs."""
     consumers = []
-    for name in survey.readers(group):
+    readers = survey.readers(group)
+    # Errors of layers that gradients reach, and of one that none does, have no common scale.
+    grams = {} if survey.blind.intersection(readers) else survey.grams
+    for name in readers:
         if name not in moments:
             continue
         layer = survey.session.original.get_submodule(name)
         weight, spec = dense_weight(layer), survey.layers[name]
-        gram = survey.grams.get(name)
+        gram = grams.get(name)
         layer_moments = moments[name].about_zero() if spec.is_transposed else moments[name]
         units = _columns(survey, name, group.name, weight.shape[1] // spec.groups)
         if spec.groups > 1:

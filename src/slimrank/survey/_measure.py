@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from slimrank._names import listed
-from slimrank.calibrate import GradientOptions, collect_gradients, fit_together
+from slimrank.calibrate import GradientOptions, collect_gradients, fit_together, layers_that_count
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import row_width, rows_available
+from slimrank.forward import Batch, few_samples
 from slimrank.linalg import Moments
 from slimrank.plan import structure_of
 from slimrank.records import (
@@ -36,6 +37,8 @@ from slimrank.survey._session import Run, Session
 
 # Rows per column below which the user is told to give more samples: such second moments are poor estimates.
 _FEW_ROWS = 10
+# Samples that tell whether outputs depend on a layer that no gradient reaches.
+_SAMPLES_TO_DISTURB = 4
 # Reasons of layers and groups that are left alone.
 _UNREACHED = (
     "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
@@ -73,7 +76,36 @@ class Measured:
     notes: tuple[Note, ...]
 
 
-def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Mapping[str, Tensor]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Gradients:
+    """What is known of output gradients.
+
+    Attributes:
+        grams: (C_out, C_out) float32 second moments by layer, or the diagonal; empty without data or without
+            ``fisher``.
+        blind: layers that the outputs depend on, though no gradient reaches them: inputs alone weigh errors.
+    """
+
+    grams: Mapping[str, Tensor]
+    blind: frozenset[str] = frozenset()
+
+    def reach(self, name: str) -> bool:
+        """Whether anything tells what a change of a layer would do."""
+        return name in self.blind or (name in self.grams and bool(self.grams[name].any()))
+
+    def notes(self, n_layers: int) -> list[Note]:
+        """What the user should know of layers without gradients, of so many."""
+        if not self.blind:
+            return []
+        text = (
+            f"no gradient reaches {len(self.blind)} of {n_layers} layers ({listed(sorted(self.blind), 4)}), "
+            "though the outputs depend on them (values are detached behind them, or an operation of the "
+            "model gives no gradient back); their errors are weighed by their inputs alone"
+        )
+        return [Note(where="gradients", text=text)]
+
+
+def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Gradients:
     """Output-gradient moments of layers; from disk where an earlier run left them.
 
     Args:
@@ -82,11 +114,24 @@ def gather_gradients(session: Session, names: Sequence[str], run: Run) -> Mappin
         run: progress, and where to keep them.
 
     Returns:
-        (C_out, C_out) float32 by layer name; empty without data or without ``fisher``.
+        The moments, and layers that go without.
     """
-    options, store = session.options, run.store
+    options = session.options
     if options.data_free or not options.fisher or not names:
-        return {}
+        return Gradients(grams={})
+    grams = _grams(session, names, run)
+    unreached = [name for name in names if name not in grams or not bool(grams[name].any())]
+    if not unreached:
+        return Gradients(grams=grams)
+    feed = session.feed
+    few = next(iter(feed.stream(feed.fit[: min(feed.micro_size, _SAMPLES_TO_DISTURB) or 1])))
+    blind = layers_that_count(session.original, few, unreached, session.outputs)
+    return Gradients(grams={n: gram for n, gram in grams.items() if n not in blind}, blind=blind)
+
+
+def _grams(session: Session, names: Sequence[str], run: Run) -> Mapping[str, Tensor]:
+    """Of the layers that gradients reach, zeros and all."""
+    options, store = session.options, run.store
     if store is not None and store.has(GRADIENT_FILE):
         device = next(session.original.parameters()).device
         return {name: gram.to(device) for name, gram in store.read_tensors(GRADIENT_FILE).items()}
@@ -128,13 +173,18 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
         if any(axis.role == "input" for axis in tensor.axes)
     }
     names = [spec.name for spec in layers if spec.methods or (spec.name in readers and spec.has_matrix)]
-    grams = gather_gradients(session, names, run)
+    gradients = gather_gradients(session, names, run)
+    grams = gradients.grams
     if options.fisher and not options.data_free:
-        layers = [_unless_unreached(spec, grams) for spec in layers]
-        channels = _without_unreached(channels, names, grams)
+        layers = [_unless_unreached(spec, gradients) for spec in layers]
+        channels = _without_unreached(channels, names, gradients)
     check_compressible(_with_groups(layers, channels), session.original)
     survey = GroupSurvey(
-        session=session, layers={spec.name: spec for spec in layers}, channels=channels, grams=grams
+        session=session,
+        layers={spec.name: spec for spec in layers},
+        channels=channels,
+        grams=grams,
+        blind=gradients.blind,
     )
     moments = _moments_of_all(survey, layers, run)
     curves = measure_layers(session, layers, grams, moments, run)
@@ -163,7 +213,7 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
         group_curves=group_curves,
         block_damages=block_damages,
         grams=grams,
-        notes=(*notes, *survey.notes(), *pass_notes(survey)),
+        notes=(*notes, *gradients.notes(len(names)), *survey.notes(), *pass_notes(survey)),
     )
 
 
@@ -187,14 +237,12 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
     """Groups and blocks of a model, each tried; those that a skipped layer is part of are frozen."""
     if not any(replaces_groups(method) for method in session.options.methods):
         return ChannelMap()
-    model, captured, feed = session.original, session.captured, session.feed
+    model, captured = session.original, session.captured
     skipped = [spec.name for spec in captured.layers if spec.reason == SKIPPED]
     with run.phases.phase("channels", 3) as advance:
         channels = read_groups(model, captured.sample, captured.layers)
         advance(1)
-        # Two samples, so that code which works for a single sample only fails here.
-        two_samples = next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
-        channels = try_groups(model, two_samples, without_layers(channels, skipped))
+        channels = try_groups(model, _few_samples(session), without_layers(channels, skipped))
         advance(1)
         blocks = find_blocks(model, captured.sample, [spec.name for spec in captured.layers])
         advance(1)
@@ -204,9 +252,18 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
     return without_layers(replace(channels, blocks=blocks, norms=norms), skipped)
 
 
-def _without_unreached(channels: ChannelMap, names: Sequence[str], grams: Mapping[str, Tensor]) -> ChannelMap:
-    """The map without the groups of which no gradient reaches any layer: to lose them would seem free."""
-    reached = {name for name in names if name in grams and bool(grams[name].any())}
+def _few_samples(session: Session) -> Batch:
+    """Two samples, or more where the model asks for more: code which works for a single one fails here."""
+    feed = session.feed
+    if feed.micro_size:
+        return next(iter(replace(feed, micro_size=max(feed.micro_size, 2)).stream(feed.fit[:2])))
+    whole = next(iter(feed.stream(feed.fit[:1])))
+    return few_samples(session.original, replace(whole, is_whole=False))
+
+
+def _without_unreached(channels: ChannelMap, names: Sequence[str], gradients: Gradients) -> ChannelMap:
+    """The map without the groups of which nothing reaches any layer: to lose them would seem free."""
+    reached = {name for name in names if gradients.reach(name)}
     asked = set(names)
     reasons = {}
     for group in channels.groups.values():
@@ -225,9 +282,9 @@ def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[Laye
     ]
 
 
-def _unless_unreached(spec: LayerSpec, grams: Mapping[str, Tensor]) -> LayerSpec:
-    """The layer; without methods where no gradient reaches it, since to change it would seem free."""
-    if not spec.methods or (spec.name in grams and bool(grams[spec.name].any())):
+def _unless_unreached(spec: LayerSpec, gradients: Gradients) -> LayerSpec:
+    """The layer; without methods where the outputs do not depend on it: to change it would seem free."""
+    if not spec.methods or gradients.reach(spec.name):
         return spec
     return replace(spec, methods=(), reason=_UNREACHED)
 

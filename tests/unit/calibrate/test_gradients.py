@@ -18,8 +18,10 @@ from slimrank.calibrate import (
     Likelihood,
     OutputModel,
     collect_gradients,
+    layers_that_count,
     output_rows,
 )
+from slimrank.forward import as_batch
 from slimrank.records import LayerSpec
 from slimrank.surgery import quiet_copy
 
@@ -178,6 +180,126 @@ def test_gradients_reach_layers_that_the_model_runs_without(
     assert grams.keys() == expected.keys() == {"shared", "head"}
     for name, gram in grams.items():
         torch.testing.assert_close(gram, expected[name])
+
+
+class _Plain(Twice):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.shared(x).tanh())
+
+
+class _Decorated(_Plain):
+    """Gradients are off for all of it, and a buffer keeps a mean of what passes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.mean.mul_(0.9).add_(y.mean(0))
+        return y
+
+
+class _Inferring(_Plain):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        # The same for all classes, so that it changes no likelihood.
+        y += 1
+        return y
+
+
+@pytest.mark.parametrize("kind", [_Decorated, _Inferring])
+def test_gradients_reach_all_layers_where_the_model_switches_them_off(
+    kind: type[nn.Module], rng: torch.Generator
+) -> None:
+    switched, plain = fill(kind(), rng), fill(_Plain(), rng)
+    plain.load_state_dict(switched.state_dict(), strict=False)
+    batches = list(vectors(rng).split(3))
+    expected = _collect(plain, feed_of(plain, batches), specs_of(plain), draws=2)
+    grams = _collect(switched, feed_of(switched, batches), specs_of(switched), draws=2)
+    assert grams.keys() == expected.keys() == {"shared", "head"}
+    for name, gram in grams.items():
+        torch.testing.assert_close(gram, expected[name])
+    assert not any(buffer.requires_grad for buffer in switched.buffers())
+
+
+def test_work_that_only_goes_without_gradients_leaves_the_last_layers_some(rng: torch.Generator) -> None:
+    class InPlace(_Plain):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.shared(x)
+            first, _ = y.chunk(2, -1)
+            first += 1
+            return self.head(y.tanh())
+
+    model = fill(InPlace(), rng)
+    assert _collect(model, feed_of(model, [vectors(rng)]), specs_of(model)).keys() == {"head"}
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor | None:
+        return None
+
+
+class _Faulty(_Rounded):
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor | None:
+        raise AttributeError("nothing was saved")
+
+
+def test_gradients_that_arrive_as_none_count_as_zero(rng: torch.Generator) -> None:
+    class Codec(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(_Rounded.apply(self.shared(x)))
+
+    class AllRounded(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return _Rounded.apply(self.head(self.shared(x)))
+
+    model = fill(Codec(), rng)
+    assert _collect(model, feed_of(model, [vectors(rng)]), specs_of(model), draws=2).keys() == {"head"}
+    model = fill(AllRounded(), rng)
+    assert _collect(model, feed_of(model, [vectors(rng)]), specs_of(model)) == {}
+
+
+def test_errors_of_a_backward_pass_say_what_to_do(rng: torch.Generator) -> None:
+    class Codec(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(_Faulty.apply(self.shared(x)))
+
+    model = fill(Codec(), rng)
+    with pytest.raises(GradientError, match=r"failed \(nothing was saved\); pass fisher=False"):
+        _collect(model, feed_of(model, [vectors(rng)]), specs_of(model))
+
+
+def test_layers_count_that_change_the_chosen_outputs(rng: torch.Generator) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.box, self.strict, self.head = (nn.Linear(5, 5) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Mapping[str, Tensor]:
+            y = _Rounded.apply(8 * self.body(x))
+            strict = self.strict(x)
+            if strict.abs().max() > 2 * x.abs().max():
+                raise ValueError("too large")
+            return {"logits": self.head(y), "boxes": self.box(y)}
+
+    model = fill(Heads(), rng)
+    with torch.no_grad():
+        model.strict.weight.copy_(torch.eye(5))
+        model.strict.bias.zero_()
+    batch = as_batch(torch.randn(4, 5, dtype=torch.float64, generator=rng))
+    names = ["body", "box", "strict", "head"]
+    assert layers_that_count(model, batch, names, "logits") == {"body", "strict", "head"}
+    assert layers_that_count(model, batch, names, "boxes") == {"body", "strict", "box"}
 
 
 def test_draws_follow_the_seed(rng: torch.Generator) -> None:

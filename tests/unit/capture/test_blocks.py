@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residual blocks: which modules are some, what they cost, and dropping them."""
 
+import copy
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,7 +111,7 @@ class _TwoInputs(_Residual):
     [
         (lambda middle, x: middle(x), True),
         (lambda middle, x: middle(middle(x)), False),
-        (lambda middle, x: middle(x=x), False),
+        (lambda middle, x: middle(x=x), True),
         (lambda middle, x: middle(x) if middle.body else x, False),
         (lambda middle, x: middle(x) * (1 if not middle.training else middle.body[1].eps), False),
     ],
@@ -141,7 +143,7 @@ def test_dropping_costs_what_the_block_says() -> None:
     sample = take_samples(as_batch(_X), [0])
     blocks = find_blocks(model, _X[:1])
     before = count_cost(model, sample)
-    drop_blocks(model, ["2"])
+    drop_blocks(model, ["2"], blocks)
     after = count_cost(model, sample)
     block = blocks["2"]
     lost = (before.macs - after.macs, before.params - after.params, before.bytes - after.bytes)
@@ -151,7 +153,7 @@ def test_dropping_costs_what_the_block_says() -> None:
 def test_dropped_blocks_become_identities() -> None:
     model = _net(_plain, _plain)
     model[2].eval()
-    drop_blocks(model, ["1.body", "1", "2"])
+    drop_blocks(model, ["1.body", "1", "2"], {})
     assert isinstance(model[1], nn.Identity)
     assert (model[1].training, model[2].training) == (True, False)
 
@@ -162,5 +164,146 @@ def test_dropped_blocks_become_identities() -> None:
 def test_blocks_that_do_not_exist_are_refused(name: str, match: str) -> None:
     model = _net(_plain)
     with pytest.raises(UnknownNameError, match=match):
-        drop_blocks(model, ["1", name])
+        drop_blocks(model, ["1", name], {})
     assert isinstance(model[1], _Residual)
+
+
+class _Timed(nn.Module):
+    """A block of several arguments, whose last layer joins its branch to what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.time, self.down = nn.Linear(8, 16), nn.Linear(8, 16), _Join()
+        self.kind = "timed"
+
+    def forward(self, x: Tensor, t: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        h = self.up(x) if t is None else self.up(x) + self.time(t)
+        return self.down(h.relu() if mask is None else h.relu() * mask, x)
+
+
+class _Join(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(16, 8)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        # What is added comes from another argument: without it the branch would run for nothing.
+        return self.dense(h) + x
+
+
+class _WithScores(_Timed):
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, None]:
+        y = super().forward(x, t)
+        return y, y.softmax(-1), None
+
+
+class _Streams(_Timed):
+    """Two streams that come out in the other order."""
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t + self.time(t)[..., :8] * x, super().forward(x, t)
+
+
+class _ByHand(nn.Module):
+    """Whatever a function makes of four blocks."""
+
+    def __init__(
+        self, kind: Callable[[], nn.Module], use: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.use = use
+        self.blocks = nn.ModuleList(kind() for _ in range(3))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.clone()
+        for block in self.blocks:
+            h = self.use(block, h, x)
+        return self.last(h)
+
+
+@pytest.mark.parametrize(
+    ("kind", "use", "passes"),
+    [
+        (_Timed, lambda block, h, x: block(h, x), 0),
+        (_Timed, lambda block, h, x: block(h, t=x), 0),
+        (_Timed, lambda block, h, x: block(t=x, x=h), "x"),
+        (_Timed, lambda block, h, _x: block(h, mask=torch.ones(16)), 0),
+        (_Timed, lambda block, h, _x: block(h, None), 0),
+        (_Timed, lambda block, h, _x: block(h), None),
+        (_Timed, lambda block, h, x: block(h, x) if block.kind == "timed" else h, 0),
+        (_WithScores, lambda block, h, x: block(h, x)[0], (0, None, None)),
+        (_Streams, lambda block, h, x: sum(block(h, x)), (1, 0)),
+    ],
+)
+def test_blocks_of_several_arguments_and_results(kind: type, use: Callable, passes: object) -> None:
+    model, x = _ByHand(kind, use).eval(), _X.flatten(1)[:, :8]
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    blocks = find_in(model, as_batch(x), layers)
+    assert {name: block.passes for name, block in blocks.items()} == {f"blocks.{i}": passes for i in range(3)}
+    whole = copy.deepcopy(model)
+    drop_blocks(model, ["blocks.1"], blocks)
+    with torch.no_grad():
+        whole.blocks = nn.ModuleList([whole.blocks[0], whole.blocks[2]])
+        if kind is not _Streams:
+            assert torch.equal(model(x), whole(x))
+        assert torch.equal(copy.deepcopy(model)(x), model(x))
+    assert "Bypass" in repr(model) or passes is None
+
+
+def _scaled_by_scores(block: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+    y, scores, _ = block(h, x)
+    return y * scores.mean()
+
+
+def test_results_that_the_model_asks_for_keep_a_block() -> None:
+    model = _ByHand(_WithScores, _scaled_by_scores).eval()
+    assert find_in(model, as_batch(_X.flatten(1)[:, :8]), [f"blocks.{i}.up" for i in range(3)]) == {}
+
+
+class _Cache(list):
+    """Filled by each block; the model asks the first entry."""
+
+
+def test_the_first_block_stays_where_blocks_fill_a_cache() -> None:
+    cache = _Cache()
+
+    class Filling(_Timed):
+        def forward(self, x: Tensor, cache: object) -> Tensor:
+            return super().forward(x)
+
+    model = _ByHand(Filling, lambda block, h, _x: block(h, SimpleNamespace(entries=cache))).eval()
+    blocks = find_in(model, as_batch(_X.flatten(1)[:, :8]), [f"blocks.{i}.up" for i in range(3)])
+    assert list(blocks) == ["blocks.1", "blocks.2"]
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_torchs_transformer_layers_are_blocks(norm_first: bool, batch_first: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            options = {"batch_first": batch_first, "norm_first": norm_first}
+            is_nested = batch_first and not norm_first
+            self.encoder = nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(16, 2, 32, **options), 3, enable_nested_tensor=is_nested
+            )
+            self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, **options), 3)
+            self.last = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            memory = self.encoder(x, src_key_padding_mask=padding)
+            return self.last(self.decoder(x, memory, memory_key_padding_mask=padding))
+
+    model = Net().eval()
+    x = torch.linspace(-1, 1, 2 * 4 * 16).sin().reshape(2, 4, 16)
+    if not batch_first:
+        x = x.transpose(0, 1)
+    padding = torch.tensor([[False, False, False, True], [False, False, True, True]])
+    blocks = find_in(
+        model, as_batch((x, padding)), [name for name, _ in model.named_modules() if "linear" in name]
+    )
+    assert list(blocks) == [f"{part}.layers.{i}" for part in ("encoder", "decoder") for i in range(3)]
+    drop_blocks(model, ["encoder.layers.0", "decoder.layers.0"], blocks)
+    with torch.no_grad():
+        assert model(x, padding).isfinite().all()

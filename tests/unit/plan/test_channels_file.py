@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries in a file: short, and left out where there are none."""
+"""Queries in a file, and what blocks pass on: short, and left out where there is none."""
 
 import pytest
 
 from seams import channels_from_json, channels_to_json
 from slimrank import PlanError
 from slimrank.files import Json
-from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
+from slimrank.records import AxisUnits, BlockSpec, ChannelMap, GroupSpec, Passes, TensorSpec
 
 
 def _map(*queries: int) -> ChannelMap:
@@ -42,4 +42,26 @@ def test_queries_stand_at_units(index: int) -> None:
     written = channels_to_json(_map(0))
     _axis(written)["queries"] = [0, index]
     with pytest.raises(PlanError, match=r"axes\[0\]: queries stand at indices that hold no unit of 'qkv#2'"):
+        channels_from_json(written, {}, "file")
+
+
+@pytest.mark.parametrize("passes", [None, 0, "hidden", (1, None, (0, "mask"))])
+def test_what_blocks_pass_on_is_read_back(passes: Passes) -> None:
+    block = BlockSpec(name="mid", macs=8, params=4, bytes=16, passes=passes)
+    written = channels_to_json(ChannelMap(blocks={"mid": block}))
+    assert channels_from_json(written, {}, "file").blocks == {"mid": block}
+    assert ("passes" in written["blocks"][0]) == (passes is not None)  # type: ignore[index, operator]
+
+
+@pytest.mark.parametrize(
+    ("passes", "match"),
+    [
+        ([0, -1], r"file.blocks\[0\].passes\[1\]: argument -1; give its position, from 0 on, or its name"),
+        (0.5, r"file.blocks\[0\].passes"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(passes: Json, match: str) -> None:
+    written = channels_to_json(ChannelMap(blocks={"mid": BlockSpec(name="mid", macs=8, params=4, bytes=16)}))
+    written["blocks"][0]["passes"] = passes  # type: ignore[call-overload, index]
+    with pytest.raises(PlanError, match=match):
         channels_from_json(written, {}, "file")

@@ -3,13 +3,14 @@
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
 
 from slimrank.channels.trial._attention_scale import (
     AttentionScores,
@@ -32,7 +33,7 @@ from slimrank.forward import (
     watch_modules,
 )
 from slimrank.records import ChannelMap, Kept
-from slimrank.surgery import copy_model, light_copy, mask, replace_tensors, slim
+from slimrank.surgery import copy_model, light_copy, mask, replace_tensors, slim, without_nesting
 
 # Share of the largest value by which slimmed and masked model may differ, since sums over fewer channels are
 # rounded in another order.
@@ -65,12 +66,14 @@ class Problem:
         text: the error with its source line, or how much differs.
         size: the difference, as a share of the largest value; 0 where it raises.
         is_late: every watched layer gives the same, only what the model makes of it differs.
+        steps: calls of torch before it raises, which tells how far the forward has come.
     """
 
     kind: Literal["raises", "differs", "trains", "blind"]
     text: str
     size: float = 0.0
     is_late: bool = False
+    steps: int = 0
 
     @property
     def line(self) -> str:
@@ -100,6 +103,8 @@ class Comparison:
         """
         self.model = copy_model(model)
         self.model.eval()
+        # Zeros at padded positions, which go when the layers are called one by one, are no difference.
+        without_nesting(self.model)
         for parameter in self.model.parameters():
             # Users may train what is frozen now, so the trial trains all of it.
             parameter.requires_grad = parameter.is_floating_point()
@@ -121,13 +126,14 @@ class Comparison:
         Returns:
             The problem; None where the slimmed model does what the masked one does.
         """
-        slimmed = light_copy(self.model)
+        slimmed, steps = light_copy(self.model), _Steps()
         try:
             slim(slimmed, channels, kept)
-            got = _observe(slimmed, self._sample, self._watched)
+            with steps:
+                got = _observe(slimmed, self._sample, self._watched)
         except Exception as error:
             # Whatever the user's code raises is the answer to the question asked here.
-            return Problem(kind="raises", text=error_with_source_line(error))
+            return Problem(kind="raises", text=error_with_source_line(error), steps=steps.count)
         expected = self._expected(channels, kept)
         problem = _difference(expected, got, _KeptOutputs(self.model, channels, kept), _TOLERANCE)
         if problem is not None and (problem.is_late or problem.size < _MAYBE_ROUNDING):
@@ -252,6 +258,23 @@ class Comparison:
         for parameter in self.model.parameters():
             parameter.grad = None
         return None if training_problem is None else Problem(kind="trains", text=training_problem)
+
+
+class _Steps(TorchFunctionMode):
+    """Counts calls of torch."""
+
+    count = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Counts the call; runs it as it is."""
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 class _KeptOutputs:

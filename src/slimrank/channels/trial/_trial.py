@@ -41,6 +41,8 @@ _GAPS = 2
 _FEW = 4
 # Of a group of two units, one or the other stays.
 _PAIR = 2
+# What torch says of a view or reshape to sizes that do not fit.
+_MISFIT = "is invalid for input of size"
 Sizes = tuple[tuple[str, str], ...]
 
 
@@ -85,7 +87,7 @@ class _GroupTrial:
         self._hints: dict[object, tuple[Hint, ...]] = {}
         self._scaling: set[object] = set()
         self._failed_searches: Counter[object] = Counter()
-        self._farthest: dict[object, int] = {}
+        self._farthest: Counter[object] = Counter()
         self._kinds: dict[str, object] = {}
         self._differing: set[str] = set()
         self._pair: object = None
@@ -272,7 +274,7 @@ class _GroupTrial:
             sizes, problem = self._found_sizes(name, problem)
             if problem is not None:
                 self._channels = before
-                self._reasons[name] = self._reason(name, problem)
+                self._reasons[name] = _reason(problem)
                 self._differing |= {name} if problem.kind == "differs" else set()
                 return []
             self._set_sizes({name: sizes})
@@ -311,7 +313,7 @@ class _GroupTrial:
         holder = scope_of(self._channels, group).holder(self._comparison.model)
         line = (holder, group.is_inner, problem.line, self._pair)
         is_hopeless = max(self._failed_searches[kind], self._failed_searches[line]) >= _MAX_SEARCHES
-        limit = self._farthest.get(kind, 0) if is_hopeless else _MAX_TRIALS
+        limit = max(self._farthest[kind], self._farthest[line]) if is_hopeless else _MAX_TRIALS
         running = 0
         for n_tried, chosen in enumerate(hypotheses(found, limit), 1):
             left = self._with_sizes(name, chosen)
@@ -322,9 +324,10 @@ class _GroupTrial:
                     scope.hint(candidate.module, candidate.path) for candidate in smallest
                 )
                 return tuple((candidate.module, candidate.path) for candidate in smallest), None
-            if problem.kind == "raises" and left.kind != "raises":
+            if problem.kind == "raises" and (left.kind != "raises" or left.steps > problem.steps):
+                # What is left with the best sizes is what the user can mend.
                 problem = left
-                self._farthest[kind] = n_tried
+                self._farthest[kind] = self._farthest[line] = n_tried
             running += left.kind != "raises"
             if running == _MAX_RUNNING:
                 # The sizes fit, and the numbers are wrong: other sizes will not mend that.
@@ -345,16 +348,13 @@ class _GroupTrial:
                 smallest = rest
         return smallest
 
-    def _reason(self, name: str, problem: Problem) -> str:
-        model = self._comparison.model
-        owners = scope_of(self._channels, self._channels.groups[name]).owners
-        fused = [owner for owner in owners if isinstance(model.get_submodule(owner), nn.MultiheadAttention)]
-        if fused:
-            return f"nn.MultiheadAttention takes the width of a head from its embed_dim: {problem.text}"
-        if problem.kind == "raises":
-            return f"its size is hard-wired: {problem.text}"
-        if problem.kind == "trains":
-            return f"it cannot be trained once slimmed: {problem.text}"
-        if problem.kind == "blind":
-            return f"slimmed and masked model cannot be compared: {problem.text}"
-        return f"the code computes with its size: {problem.text}"
+
+def _reason(problem: Problem) -> str:
+    if problem.kind == "raises":
+        cure = "; flatten there, or give -1 for this size" if _MISFIT in problem.text else ""
+        return f"its size is hard-wired: {problem.text}{cure}"
+    if problem.kind == "trains":
+        return f"it cannot be trained once slimmed: {problem.text}"
+    if problem.kind == "blind":
+        return f"slimmed and masked model cannot be compared: {problem.text}"
+    return f"the code computes with its size: {problem.text}"

@@ -359,7 +359,7 @@ def test_page_shows_slimmed_layers_channels_that_stay_and_dropped_blocks(
     # Left alone is the last of the three alone.
     assert "<dt>block.1.depthwise</dt>" in page
     # Nobody predicted these.
-    assert _rows(page, "up") == [["up", "24 of 64", "1", "up", "down + 1 more", "-", "-"]]
+    assert _rows(page, "up") == [["up", "24 of 64", "1", "up", "down + 1 more", "width + 1 more", "-"]]
     assert [row[:2] + row[-1:] for row in _rows(page, "extra")] == [["extra", "dropped", "-"]]
     known = replace(summary, group_damages={"up": 0.125}, block_damages={"extra": 0.25})
     told = _result(known, plan=slim_plan)

@@ -20,6 +20,7 @@ from slimrank.capture import describe_layers
 from slimrank.files import write_bytes
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, kept_text, out_of_memory_told, outside_inference_mode
+from slimrank.interop import Received, receive
 from slimrank.methods import METHODS
 from slimrank.plan import (
     LatencyTable,
@@ -483,6 +484,7 @@ class Study:
             return study
         outputs = saved_outputs(record, outputs)
         check_saved_loss(record, loss)
+        model = receive(model).model
         check_structure(record.untouched, structure_of(describe_layers(model)))
         if record.options is None:
             raise FileError(
@@ -631,17 +633,18 @@ def study_with(
         SlimrankError: as in ``study``.
     """
     check_options(options)
-    check_model(model)
+    received = receive(model)
+    model = received.model
     if previous is not None:
         check_plan(previous)
         check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress)
     with out_of_memory_told(lambda: f"phase {phases.name!r}", kept_text(run_dir)):
-        return _measured_study(model, source, options, phases, run_dir, memory, previous)
+        return _measured_study(received, source, options, phases, run_dir, memory, previous)
 
 
 def _measured_study(
-    model: nn.Module,
+    received: Received,
     source: DataSource,
     options: Options,
     phases: Phases,
@@ -650,6 +653,7 @@ def _measured_study(
     previous: Plan | None,
 ) -> Study:
     """The study, once options are checked."""
+    model = received.model
     session = open_session(model, source, options, phases, memory=memory)
     before = session.captured.before
     if previous is not None:
@@ -677,7 +681,7 @@ def _measured_study(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*session.notes, *measured.notes, *previous_notes(previous)),
+        notes=(*received.notes, *session.notes, *measured.notes, *previous_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
@@ -758,13 +762,3 @@ def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.
     if previous is not None:
         raise OptionError("previous= is given beside a result, which brings its own plan; leave it out")
     return model.model, model.plan
-
-
-def check_model(model: object) -> None:
-    """Refuses what is no module.
-
-    Raises:
-        OptionError: no ``torch.nn.Module``.
-    """
-    if not isinstance(model, nn.Module):
-        raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")

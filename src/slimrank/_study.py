@@ -536,7 +536,8 @@ def study(
     """Measures what every layer of a model can lose. No labels, no training; the model is not changed.
 
     Args:
-        model: any module; or a result, to compress its model (trained further or not) once more.
+        model: any module, wrapped or not (docs/howto/bring.md); or a result, to compress its model (trained
+            further or not) once more.
         batches: a re-iterable (list, DataLoader) of unlabelled inputs: a tensor (first argument), a tuple
             (positional) or a dict (keywords) each. A few hundred samples are a good number.
         inputs: turns what the loader yields into inputs, e.g. ``lambda b: b[0]`` for (input, label); None for

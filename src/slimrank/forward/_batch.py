@@ -71,7 +71,8 @@ def as_batch(raw: object) -> Batch:
 def _is_dressed(tensor: Tensor) -> bool:
     """Whether a tensor is of a class that adds to plain numbers, such as MONAI's ``MetaTensor``.
 
-    Such a class runs code of its own in every operation. Wrappers, which hold their numbers elsewhere, are none.
+    Such a class runs code of its own in every operation. Wrappers, which hold their numbers elsewhere, are
+    none.
     """
     is_plain = type(tensor) in (Tensor, nn.Parameter)
     return not (is_plain or isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor))

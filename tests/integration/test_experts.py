@@ -120,3 +120,28 @@ def test_an_expert_that_no_token_chooses_is_still_told() -> None:
     unreached = {spec.name: spec.reason for spec in study.layers if spec.name.startswith("first.experts.3.")}
     assert set(unreached) == {"first.experts.3.0", "first.experts.3.2"}
     assert all(reason is not None and "never called" in reason for reason in unreached.values())
+
+
+class Stacked(nn.Module):
+    """Experts whose matrices are stacked in one tensor each, as those of transformers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(4, 24, 16) / 4)
+        self.down_proj = nn.Parameter(torch.randn(4, 16, 12) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Neurons that are sorted cannot go.
+        hidden = torch.einsum("nd,efd->enf", x, self.gate_up_proj).sort(-1)[0]
+        return torch.einsum("enf,edf->nd", hidden[..., :12], self.down_proj).sort(-1)[0]
+
+
+def test_stacked_experts_tell_why_they_stay_whole() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.Softmax(-1), Stacked(), nn.Linear(16, 6)).eval()
+    study = sr.study(net, [torch.randn(16, 12) for _ in range(3)], effort="fast", progress=False)
+    (experts,) = [spec for spec in study.layers if spec.name == "2"]
+    assert experts.reason is not None
+    assert "of its 4 experts are stacked in one tensor each (gate_up_proj [4, 24, 16], " in experts.reason
+    assert experts.macs > 0
+    assert "stacked in one tensor each" in study.summary()

@@ -181,9 +181,23 @@ REFUSED = {
         words=r"TextClassificationPipeline .*pipeline\.model",
     ),
     "torchscript": Refused(make=_scripted, words=r"TorchScript.*give the eager model"),
+    "torchscript inside": Refused(
+        make=lambda: nn.Sequential(nn.Linear(6, 12), torch.jit.trace(nn.Linear(12, 4), torch.ones(1, 12))),
+        words=r"'1' is a torch\.jit.*TorchScript.*give the eager model",
+    ),
     "torch.export": Refused(
         make=lambda: torch.export.export(network(), (batches()[0],)),
         words=r"ExportedProgram .*give the nn\.Module that it was exported from",
+    ),
+    "graph of torch.export": Refused(
+        make=lambda: torch.export.export(network(), (batches()[0],)).module(),
+        words=r"GraphModule .*give the nn\.Module that was exported",
+        exports=True,
+    ),
+    "unflattened": Refused(
+        make=lambda: torch.export.unflatten(torch.export.export(network(), (batches()[0],))),
+        words=r"UnflattenedModule .*give the nn\.Module that was exported",
+        exports=True,
     ),
     "dynamic int8": Refused(
         make=_dynamic, words=r"'first' is a .*dynamic.*Linear .*compress the float model first"

@@ -14,7 +14,9 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from slimrank._errors import ModelError
 from slimrank.interop._kinds import class_name, is_kind
@@ -100,9 +102,12 @@ def _is_class(thing: object) -> bool:
     return inspect.isclass(thing) and issubclass(thing, nn.Module)
 
 
-def _is_compiled(thing: object) -> bool:
-    return isinstance(thing, nn.Module) and isinstance(
-        vars(thing).get("_modules", {}).get("_orig_mod"), nn.Module
+def _is_graph(thing: object) -> bool:
+    """Whether a thing is a module made of a program of ``torch.export``: it calls operations of torch."""
+    if not isinstance(thing, GraphModule):
+        return is_kind(thing, r"torch\.export\.unflatten\.UnflattenedModule$")
+    return any(
+        node.op == "call_function" and isinstance(node.target, OpOverload) for node in thing.graph.nodes
     )
 
 
@@ -195,8 +200,15 @@ FORMATS: tuple[Format, ...] = (
         cure="it holds operations in place of modules; give the nn.Module that it was exported from",
     ),
     Format(
+        name="the graph of a program of torch.export",
+        is_it=_is_graph,
+        cure="it calls operations in place of modules; give the nn.Module that was exported, in float",
+        can_export=True,
+    ),
+    Format(
         name="TorchScript",
         is_it=lambda thing: isinstance(thing, torch.jit.ScriptModule | torch.jit.ScriptFunction),
+        place="module",
         cure="its modules are no Python, and cannot be exchanged; give the eager model: build it from its "
         "class and load model.state_dict()",
     ),
@@ -228,7 +240,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="a network compiled by torch.compile",
-        is_it=_is_compiled,
+        is_it=kind(r"torch\._dynamo\.eval_frame\.OptimizedModule$"),
         place="module",
         unwrap=_attribute("_orig_mod"),
         note="torch.compile was taken off, which hides layers; compile the result",

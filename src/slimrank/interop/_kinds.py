@@ -8,7 +8,7 @@ from functools import lru_cache
 def class_name(thing: object) -> str:
     """The full name of the class of a thing; that of a built-in one is short."""
     kind = type(thing)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def is_kind(thing: object, pattern: str) -> bool:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks whose router sends each token to some experts: others are chosen once it is compressed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import seams
 import slimrank as sr
 
 NEVER = "no calibration sample reached it"
@@ -145,3 +147,21 @@ def test_stacked_experts_tell_why_they_stay_whole() -> None:
     assert "of its 4 experts are stacked in one tensor each (gate_up_proj [4, 24, 16], " in experts.reason
     assert experts.macs > 0
     assert "stacked in one tensor each" in study.summary()
+
+
+def test_a_plan_whose_model_is_above_the_budget_is_named_and_does_not_win() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 6)).eval()
+    study = sr.study(net, [torch.randn(16, 12) for _ in range(3)], effort="fast", progress=False)
+    # A plan that was typed is built as it stands.
+    large = replace(study.plan(macs=0.8), budgets={"macs": 0.4}, select="manual")
+    rivals = seams.Rivals(study, lambda *_: pytest.fail("no plan is made"), None, max_damage=1.1)
+    rivals.build("large", large)
+    rivals.build("small", study.plan(macs=0.4))
+    result = rivals.best()
+    assert result.keep_ratio() <= 0.4
+    (told,) = [note.text for note in result.notes if note.text.startswith("large plan:")]
+    assert told.endswith("; excluded, since its model is above the budget")
+    warned = study.apply(large)
+    (warning,) = [note for note in warned.notes if note.is_warning and "plan a smaller budget" in note.text]
+    assert "above the 0.4000 that were asked for" in warning.text

@@ -32,6 +32,7 @@ from slimrank.capture import describe_layers
 from slimrank.files import Json
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, eval_mode, kept_text, out_of_memory_told, outside_inference_mode
+from slimrank.interop import Received, receive
 from slimrank.methods import METHODS
 from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
 from slimrank.plan import (
@@ -57,6 +58,7 @@ from slimrank.plan import (
 from slimrank.records import (
     LATENCY,
     METRICS,
+    PRUNING,
     BlockDamage,
     Budgeted,
     ChannelOrder,
@@ -119,6 +121,14 @@ from slimrank.survey import (
 # How often a plan is chosen whose predicted time is above the budget, before it is taken as it is: each takes
 # off what the one before was above.
 _MAX_LATENCY_TRIES = 4
+# The rules by which plans are chosen from damages.
+_SELECTORS: Mapping[str, Literal["optimal", "greedy", "uniform"]] = {
+    "optimal": "optimal",
+    "greedy": "greedy",
+    "uniform": "uniform",
+}
+# How often a plan is made for less, where the built model counts above a budget.
+_MAX_BUDGET_TRIES = 4
 # A share of a time below which a difference is rounding: coefficients are rounded before a plan is chosen.
 _LATENCY_ROUNDING = 1e-9
 
@@ -582,6 +592,9 @@ class Study:
     def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
         """Builds the compressed model, layer by layer, and measures it.
 
+        Where the built model counts above a budget of the plan, because a router sends rows to other experts
+        or a group could not be slimmed, it is planned and built again for less, and a note says so.
+
         Args:
             plan: of this study, or of another study of the same architecture.
             on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
@@ -605,11 +618,86 @@ class Study:
         # With a hook no layer is kept.
         kept = kept_text(session.run_dir if on_layer is None else None)
         with out_of_memory_told(lambda: f"phase {phases.name!r}", kept):
-            result = build_result(
-                session, plan, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
+            result = self._within_budgets(
+                plan,
+                lambda planned: build_result(
+                    session, planned, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
+                ),
             )
         result = self._with_damages(result)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
+
+    def _within_budgets(self, plan: Plan, build: Callable[[Plan], Result]) -> Result:
+        """What a plan builds; where that counts above a budget, what a plan for less of it builds.
+
+        Costs of a plan follow from the rows that reach each layer in the original. Where a router then sends
+        them elsewhere, or a group could not be slimmed after all, the built model costs something else.
+        """
+        result, budgets = build(plan), dict(plan.budgets)
+        planned, notes = plan, list[Note]()
+        for _ in range(_MAX_BUDGET_TRIES):
+            counted = {metric: result.keep_ratio(metric) for metric in plan.budgets}
+            over = [metric for metric, asked in plan.budgets.items() if counted[metric] > asked]
+            if not over:
+                break
+            for metric in over:
+                least = min(budgets[metric], planned.keep_ratio(metric))
+                budgets[metric] = least * plan.budgets[metric] / counted[metric]
+            told = ", ".join(f"{counted[metric]:.4f} of the {metric}" for metric in over)
+            asked_text = ", ".join(f"{plan.budgets[metric]:.4f}" for metric in over)
+            found = self._plan_for_less(plan, result.plan, budgets)
+            if found is None:
+                text = (
+                    f"the built model has {told}, above the {asked_text} that were asked for, and the layers "
+                    "of the plan cannot make up for it; plan a smaller budget"
+                )
+                notes.append(Note(where="apply", text=text, is_warning=True))
+                break
+            text = (
+                f"the model that was built first had {told}, above the {asked_text} that were asked for (a "
+                "router sent other rows to its experts, or a group could not be slimmed); it was planned and "
+                "built again for less"
+            )
+            notes.append(Note(where="apply", text=text))
+            planned = found
+            result = build(replace(planned, budgets=plan.budgets))
+        return replace(result, notes=(*result.notes, *notes)) if notes else result
+
+    def _plan_for_less(self, plan: Plan, built: Plan, budgets: Mapping[Metric, float]) -> Plan | None:
+        """A plan like another one for lower budgets: of its methods, in its layers, groups and blocks alone.
+
+        Args:
+            plan: what was to be built.
+            built: what could be built of it.
+            budgets: lower ones.
+
+        Returns:
+            The plan; None where the budgets are out of reach so, or the plan was not chosen from damages.
+        """
+        select = _SELECTORS.get(plan.select)
+        if select is None or plan.latency is not None or plan.score_loss is not None:
+            return None
+        methods = {setting.method for setting in plan.settings.values()}
+        if plan.groups or plan.dropped:
+            methods.add(PRUNING)
+        narrowed = replace(
+            self,
+            curves=tuple(curve for curve in self.curves if curve.layer in plan.settings),
+            group_curves=tuple(curve for curve in self.group_curves if curve.group in built.groups),
+            block_damages=tuple(block for block in self.block_damages if block.block in built.dropped),
+        )
+        try:
+            return narrowed.plan(
+                macs=budgets.get("macs"),
+                params=budgets.get("params"),
+                bytes=budgets.get("bytes"),
+                select=select,
+                multiple_of=plan.multiple_of if plan.relaxed is None else "auto",
+                methods=[method for method in self.methods if method in methods],
+                relative_to="model" if len(plan.steps) < 2 else "original",
+            )
+        except BudgetError:
+            return None
 
     def _with_damages(self, result: Result) -> Result:
         """The result with the damages that this study predicts for its layers, groups and blocks."""
@@ -732,6 +820,7 @@ class Study:
             return study
         outputs = saved_outputs(record, outputs)
         check_saved_loss(record, loss)
+        model = receive(model).model
         check_structure(record.untouched, structure_of(describe_layers(model)))
         if record.options is None:
             raise FileError(
@@ -789,7 +878,8 @@ def study(
     """Measures what every layer of a model can lose. No labels, no training; the model is not changed.
 
     Args:
-        model: any module; or a result, to compress its model (trained further or not) once more.
+        model: any module, wrapped or not (docs/howto/bring.md); or a result, to compress its model (trained
+            further or not) once more.
         batches: a re-iterable (list, DataLoader) of unlabelled inputs: a tensor (first argument), a tuple
             (positional) or a dict (keywords) each. A few hundred samples are a good number.
         inputs: turns what the loader yields into inputs, e.g. ``lambda b: b[0]`` for (input, label); None for
@@ -899,17 +989,18 @@ def study_with(
         SlimrankError: as in ``study``.
     """
     check_options(options)
-    check_model(model)
+    received = receive(model)
+    model = received.model
     if previous is not None:
         check_plan(previous)
         check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress, listeners=listeners)
     with out_of_memory_told(lambda: f"phase {phases.name!r}", kept_text(run_dir)):
-        return _measured_study(model, source, options, phases, run_dir, listeners, memory, previous)
+        return _measured_study(received, source, options, phases, run_dir, listeners, memory, previous)
 
 
 def _measured_study(
-    model: nn.Module,
+    received: Received,
     source: DataSource,
     options: Options,
     phases: Phases,
@@ -919,6 +1010,7 @@ def _measured_study(
     previous: Plan | None,
 ) -> Study:
     """The study, once options are checked."""
+    model = received.model
     session = open_session(model, source, options, phases, memory=memory)
     before = session.captured.before
     if previous is not None:
@@ -951,7 +1043,7 @@ def _measured_study(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*session.notes, *measured.notes, *previous_notes(previous)),
+        notes=(*received.notes, *session.notes, *measured.notes, *previous_notes(previous)),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
@@ -1056,13 +1148,3 @@ def resolve_model(model: nn.Module | Result, previous: Plan | None) -> tuple[nn.
     if previous is not None:
         raise OptionError("previous= is given beside a result, which brings its own plan; leave it out")
     return model.model, model.plan
-
-
-def check_model(model: object) -> None:
-    """Refuses what is no module.
-
-    Raises:
-        OptionError: no ``torch.nn.Module``.
-    """
-    if not isinstance(model, nn.Module):
-        raise OptionError(f"model is a {type(model).__name__}; give a torch.nn.Module")

@@ -143,3 +143,30 @@ def test_exports_have_no_cache(nets: ModuleType, tmp_path: Path) -> None:
     found = torch.export.load(exported.path).module()(**batch)
     torch.testing.assert_close(found["logits"], model(**batch).logits, rtol=1e-4, atol=1e-5)
     assert list(found) == ["logits"]
+
+
+def test_the_neurons_of_stacked_experts_form_channel_groups(nets: ModuleType) -> None:
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+    )
+    model = nets.settle(transformers.Qwen3MoeForCausalLM(config)).eval()
+    tokens = [{"input_ids": ids} for ids in nets.tokens(length=8, size=6)]
+    study = sr.study(model, tokens, effort="fast", progress=False)
+    group = study.structure.channels.groups["model.layers.0.mlp.experts"]
+    assert (group.reason, group.units) == (None, 6)
+    result = study.apply(study.plan(macs=0.8, methods=("channel_pruning",)))
+    assert result.keep_ratio() <= 0.8
+    experts = result.model.get_submodule("model.layers.0.mlp.experts")
+    neurons = experts.down_proj.shape[2]
+    assert neurons < 24
+    assert experts.gate_up_proj.shape == (4, 2 * neurons, 32)

@@ -11,7 +11,7 @@ from torch import nn
 from slimrank._errors import OptionError, ScoreError
 from slimrank._numbers import real_number
 from slimrank._result import Result
-from slimrank._study import Study, check_model, study
+from slimrank._study import Study, study
 from slimrank.aimet._inputs import (
     InputSampler,
     Raw,
@@ -32,6 +32,7 @@ from slimrank.aimet._request import Greedy, Request, read_request
 from slimrank.aimet._statistics import CompressionStats, GreedyCompressionRatioSelectionStats
 from slimrank.fitting import OnLayer
 from slimrank.forward import eval_mode, outside_inference_mode
+from slimrank.interop import receive
 from slimrank.plan import Plan
 from slimrank.recipes import measure_scores
 from slimrank.records import PRUNING
@@ -110,7 +111,7 @@ class ModelCompressor:
             BudgetError: the target is out of reach; the message names the lowest that is not.
             SlimrankError: as in ``slimrank.study`` and ``Study.apply``.
         """
-        check_model(model)
+        model = receive(model).model
         if not callable(eval_callback):
             raise OptionError(
                 f"eval_callback is a {type(eval_callback).__name__}; give a function "

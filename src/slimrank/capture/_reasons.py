@@ -47,7 +47,7 @@ def reason_for(
         return SKIPPED
     if kind == "other":
         is_computed = isinstance(module, ParametrizationList) or is_parametrized(module)
-        return _COMPUTED if is_computed else f"no method for {type(module).__name__}"
+        return _COMPUTED if is_computed else _kind_reason(module)
     if name == "":
         return "the model itself is this layer; wrap it in nn.Sequential to compress it"
     if _has_own_forward(module, base):
@@ -59,6 +59,25 @@ def reason_for(
         _storage_reason(weight, module._parameters.get("bias"), owners)
         or _call_reason(module, name, calls, uses)
         or _content_reason(module, weight)
+    )
+
+
+def _kind_reason(module: nn.Module) -> str:
+    """Why a module of no known kind is left alone."""
+    reason = f"no method for {type(module).__name__}"
+    # What has no module for each expert has matrices that are stacked: as many in each of several tensors.
+    stacks = {
+        name: tuple(weight.shape)
+        for name, weight in module._parameters.items()
+        if weight is not None and weight.ndim == 3 and len(weight) > 1
+    }
+    if len(stacks) < 2 or len({shape[0] for shape in stacks.values()}) > 1:
+        return reason
+    count = next(iter(stacks.values()))[0]
+    told = ", ".join(f"{name} {list(shape)}" for name, shape in stacks.items())
+    return (
+        f"{reason}: the weights of its {count} experts are stacked in one tensor each ({told}), and methods "
+        "take experts that are modules of their own"
     )
 
 

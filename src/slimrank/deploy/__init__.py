@@ -2,6 +2,7 @@
 """Save and load, without pickle; files for other runtimes."""
 
 from slimrank.deploy._check import Reading
+from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._export import (
     LooseFile,
     OpenFile,
@@ -28,9 +29,11 @@ from slimrank.deploy._measure_script import (
     compare_in_turns,
     machine_name,
     profile_time,
+    session_options,
 )
 from slimrank.deploy._node_times import GraphNode, NodeTime
 from slimrank.deploy._onnx_profile import nodes_in_graph
+from slimrank.deploy._packages import import_package
 from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._quantize import quantizer_for
 from slimrank.deploy._quantizer import Precision
@@ -77,6 +80,7 @@ __all__ = [
     "export_model",
     "format_named",
     "format_of",
+    "import_package",
     "is_saved_model",
     "load_artifact",
     "machine_name",
@@ -85,7 +89,9 @@ __all__ = [
     "profile_time",
     "quantizer_for",
     "read_samples",
+    "relative_difference",
     "save_artifact",
+    "session_options",
     "time_in_turns",
     "torch_threads",
     "update_artifact",

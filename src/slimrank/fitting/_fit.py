@@ -37,11 +37,13 @@ class Fit:
         factors: what takes its place, or the (O, D) weight of a layer that stays one.
         bias: (O,) float64, of the last factor, or of the layer; None for none.
         kind: "sequential", "independent" or "weights".
+        is_unpaired: it is to the original's inputs, since other rows reach the layer in the new model.
     """
 
     factors: Factors | Tensor
     bias: Tensor | None
     kind: str
+    is_unpaired: bool = False
 
     def weight(self, spec: LayerSpec) -> Tensor:
         """The (O, D) float64 weight that the factors stand for."""

@@ -35,6 +35,8 @@ def fit_layer(context: BuildContext, layer: PendingLayer, gathered: Gathered | N
         fit = _fit_to_shared_moments(context, layer)
     elif gathered.joint_sums.n_rows:
         fit = _fit_to_rows(context, layer, gathered)
+        if gathered.is_unpaired:
+            fit = replace(fit, kind="independent", is_unpaired=True)
     else:
         return fit_from_weights(layer.task, layer.current, has_bias=context.has_bias)
     # A plan made without data counts no bias where the layer has none.

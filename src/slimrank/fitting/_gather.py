@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of one layer, cut out of what reaches it in the original and in the new model."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -121,8 +121,13 @@ def gather(context: BuildContext, layer: PendingLayer, batches: Iterable[BatchAt
     # With plenty of rows a fit to the original's inputs brings nothing, so they are not summed.
     needs_original = not context.data.sequential or is_scarce(context, task)
     step = _clipped_row_step(task)
-    for batch_index, batch in enumerate(batches):
+    is_unpaired = isinstance(batches, Sequence) and any(_is_unpaired(layer, batch) for batch in batches)
+    for batch_index, reaching in enumerate(batches):
         is_fitted = batch_index < context.n_fit_batches
+        # From the first batch on where all are there: rows of equal number may be others, too.
+        is_unpaired = is_unpaired or _is_unpaired(layer, reaching)
+        batch = _as_in_original(reaching) if is_unpaired else reaching
+        gathered.is_unpaired = is_unpaired
         if is_fitted and not gathered.has_moved:
             gathered.has_moved = _has_moved(layer, batch)
         for part in _batch_rows(context, layer, path, batch_index, batch, needs_original and is_fitted):
@@ -135,6 +140,21 @@ def gather(context: BuildContext, layer: PendingLayer, batches: Iterable[BatchAt
             else:
                 gathered.held_out.append(part.rows)
     return gathered
+
+
+def _is_unpaired(layer: PendingLayer, batch: BatchAtLayer) -> bool:
+    """Whether other rows of a batch reach a layer than in the original, as where a router chooses experts."""
+    if layer.is_changed:
+        # It is fitted to its own outputs, whatever reached it in the original.
+        return False
+    if batch.x is None or batch.x_hat is None:
+        return (batch.x is None) != (batch.x_hat is None)
+    return not have_same_positions(layer.task.spec, batch.x, batch.x_hat)
+
+
+def _as_in_original(batch: BatchAtLayer) -> BatchAtLayer:
+    """A batch as if it reached the new model as it reaches the original."""
+    return replace(batch, x_hat=batch.x, shortcut_hat=batch.shortcut)
 
 
 def _output_path(context: BuildContext, layer: PendingLayer) -> _OutputPath:
@@ -225,15 +245,20 @@ def _batch_rows(
     batch: BatchAtLayer,
     needs_original: bool,
 ) -> Iterator[_PartRows]:
-    """Rows of one batch, part by part; none where it does not reach the layer in both models alike."""
+    """Rows of one batch, part by part; none where it does not reach the layer."""
     task = layer.task
-    x, x_hat = batch.x, batch.x_hat
-    if x is None or x_hat is None or not have_same_positions(task.spec, x, x_hat):
+    # A layer that on_layer changed is fitted to itself, so its rows need no others beside them.
+    x, x_hat = (batch.x_hat if layer.is_changed else batch.x), batch.x_hat
+    if x is None or x_hat is None:
         return
+    # Inputs as in the original have all channels; those of the new model only the ones that stay.
+    columns = task.columns if batch.x is batch.x_hat and not layer.is_changed else None
     n_at_once = max(_MIN_ROWS_AT_ONCE, _ROW_NUMBERS // row_width(task.spec))
     # The new layer pads and strides as the original does; only channels are fewer.
     for positions in _drawn_positions(context, task, batch_index, x).split(n_at_once):
         rows_hat = input_rows(layer.original, task.spec, x_hat, positions).float()
+        if columns is not None:
+            rows_hat = rows_hat[:, columns.to(rows_hat.device)]
         y = _known_outputs(layer, batch)
         rows = None
         if layer.is_changed:
@@ -292,8 +317,10 @@ def _shortcut_rows(
     """
     if batch.shortcut is None or batch.shortcut_hat is None:
         return None, None
-    added = output_rows_at(task.spec, batch.shortcut_hat, positions).float()
     in_original = task.staying_columns(output_rows_at(task.spec, batch.shortcut, positions).float())
+    if batch.shortcut_hat is batch.shortcut:
+        return in_original, torch.zeros_like(in_original)
+    added = output_rows_at(task.spec, batch.shortcut_hat, positions).float()
     return added, in_original - added
 
 

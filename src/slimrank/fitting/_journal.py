@@ -35,6 +35,8 @@ _KINDS = ("sequential", "independent", "weights")
 def fit_to_tensors(fit: Fit) -> Mapping[str, Tensor]:
     """A fit as a journal keeps it; ``fit_from_journal`` reads it."""
     tensors = {"kind": torch.tensor(_KINDS.index(fit.kind))}
+    if fit.is_unpaired:
+        tensors["is_unpaired"] = torch.tensor(1)
     if isinstance(fit.factors, Tensor):
         tensors["weight"] = fit.factors
     else:
@@ -57,9 +59,8 @@ def fit_from_journal(journal: FitJournal | None, task: LayerTask) -> Fit | None:
         return None
     setting = task.setting
     kind = _KINDS[int(tensors["kind"])]
-    if setting is None:
-        return Fit(factors=tensors["weight"], bias=tensors.get("bias"), kind=kind)
-    return Fit(factors=factors_from_tensors(setting, tensors), bias=tensors.get("bias"), kind=kind)
+    factors = tensors["weight"] if setting is None else factors_from_tensors(setting, tensors)
+    return Fit(factors=factors, bias=tensors.get("bias"), kind=kind, is_unpaired="is_unpaired" in tensors)
 
 
 class LayerFiles:

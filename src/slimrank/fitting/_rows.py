@@ -36,6 +36,8 @@ class Gathered:
         rows: some of the other rows, per batch, where a clipping follows.
         has_moved: whether anything that the layer reads, or that is added to its output, differs from the
             original.
+        is_unpaired: other rows reach the layer in the new model than in the original, so these are the
+            original's on both sides.
     """
 
     original_sums: MomentSums
@@ -44,6 +46,7 @@ class Gathered:
     held_out: list[Rows] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     has_moved: bool = False
+    is_unpaired: bool = False
 
     def add(self, original_inputs: Tensor | None, rows: Rows, *, step: int) -> None:
         """Adds rows that are fitted to.

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from slimrank._names import listed
 from slimrank.cost import fitting_bytes
 from slimrank.fitting._context import BuildContext, pending_layer
 from slimrank.fitting._data import OnLayer, call_hook
@@ -46,6 +47,7 @@ def fit_in_order(
     """
     kinds: dict[str, str] = {}
     notes: list[Note] = []
+    unpaired: list[str] = []
     trim = Trimmer(context.data.budgets.freed)
     steps = _in_lockstep if on_layer is None else _between_hooks
     # Closed even where the hook fails: the paused forwards have to end before the caller sees the error.
@@ -60,11 +62,15 @@ def fit_in_order(
                 journal.store(name, fit_to_tensors(fit))
             if is_new and fit.kind == "weights":
                 notes.append(_unreached(name))
+            if fit.is_unpaired:
+                unpaired.append(name)
             kinds[name] = fit.kind
             del fit
             trim.after(fitting_bytes(context.tasks[name].spec))
             call_hook(on_layer, model, name)
             advance(name)
+    if unpaired:
+        notes.append(_unpaired(unpaired))
     return kinds, tuple(notes)
 
 
@@ -128,6 +134,14 @@ def _forwards(
     }
     kind = Lockstep if context.can_interleave else OneByOne
     return kind(model, context.batches, stops, shortcuts, keep_outputs=keep_outputs)
+
+
+def _unpaired(names: Sequence[str]) -> Note:
+    return Note(
+        where="apply",
+        text=f"{listed(names)}: other rows reach them in the new model than in the original (a router "
+        "chose other experts), which cannot be paired, so they were fitted to the original's inputs",
+    )
 
 
 def _unreached(name: str) -> Note:

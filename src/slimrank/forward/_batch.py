@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from slimrank._errors import BatchesTypeError, DeviceError, NonFiniteError
 
@@ -41,7 +43,7 @@ class Batch:
 
 
 def as_batch(raw: object) -> Batch:
-    """Reads what a loader yields, after ``inputs=`` was applied.
+    """Reads what a loader yields, after ``inputs=`` was applied; tensors of other libraries become plain.
 
     Args:
         raw: a tensor (first argument), a tuple or list (positional) or a mapping (keywords).
@@ -52,6 +54,8 @@ def as_batch(raw: object) -> Batch:
     Raises:
         BatchesTypeError: ``raw`` is something else.
     """
+    if any(_is_dressed(tensor) for _, tensor in named_tensors(raw)):
+        raw = map_tensors(raw, _plain)
     if isinstance(raw, Tensor):
         return Batch(args=(raw,), kwargs={})
     if isinstance(raw, Mapping):
@@ -62,6 +66,21 @@ def as_batch(raw: object) -> Batch:
         f"a batch is a {type(raw).__name__}; give a tensor, a tuple (positional) or a dict (keywords), "
         "or pass inputs=lambda b: ... that makes one of it"
     )
+
+
+def _is_dressed(tensor: Tensor) -> bool:
+    """Whether a tensor is of a class that adds to plain numbers, such as MONAI's ``MetaTensor``.
+
+    Such a class runs code of its own in every operation. Wrappers, which hold their numbers elsewhere, are
+    none.
+    """
+    is_plain = type(tensor) in (Tensor, nn.Parameter)
+    return not (is_plain or isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    plain: Tensor = tensor.as_subclass(Tensor) if _is_dressed(tensor) else tensor
+    return plain
 
 
 def map_tensors(value: object, change: Callable[[Tensor], object]) -> object:

@@ -45,6 +45,8 @@ class Rivals:
         self._max_damage = max_damage
         self._plans: dict[str, Plan] = {}
         self._divergences: dict[str, float] = {}
+        # Plans whose model is above a budget all the same: these win only where all are.
+        self._over: set[str] = set()
         # In words, after the divergence.
         self._agreements: dict[str, str] = {}
         self._same_as: dict[str, str] = {}
@@ -71,6 +73,8 @@ class Rivals:
         # Where a group could not be slimmed after all, the result is above the budget: that must not win.
         is_over = any(result.keep_ratio(metric) > ratio for metric, ratio in plan.budgets.items())
         is_over |= plan.latency is not None and result.plan.latency is None
+        if is_over:
+            self._over.add(label)
         if not self._plans:
             self._is_first_sound = isfinite(value) and not is_over
         self._plans[label], self._divergences[label] = plan, value
@@ -176,6 +180,11 @@ class Rivals:
         """
         pair_scale, group_scale = self._scale(pairs), self._scale(pruning)
         if pair_scale is None or group_scale is None:
+            label = pairs if pair_scale is None else pruning
+            text = (
+                f"optimal, recalibrated: not planned, since no divergence of the {label} plan tells its scale"
+            )
+            self._notes.append(Note(where="compete", text=text))
             return
         recalibrated = replace(
             self._measured,
@@ -221,7 +230,12 @@ class Rivals:
                 where="compete",
                 text=f"{label} plan: held-out divergence {self._divergences[label]:.4g} {result.unit}"
                 + self._agreements[label]
-                + (" (returned)" if label == winner and len(self._plans) + len(self._same_as) > 1 else ""),
+                + (" (returned)" if label == winner and len(self._plans) + len(self._same_as) > 1 else "")
+                + (
+                    "; excluded, since its model is above the budget"
+                    if label in self._over and not is_over
+                    else ""
+                ),
             )
             for label in self._plans
         ]

@@ -3,15 +3,16 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 
 from slimrank._errors import OptionError
 from slimrank._result import Result
-from slimrank._study import check_model
 from slimrank.calibrate import LikelihoodChoice, checked_batches, likelihood_of
 from slimrank.deploy import Precision, Reading, export_model
 from slimrank.forward import OutputChoice, check_outputs, outside_inference_mode
+from slimrank.interop import receive
 from slimrank.records import Exported
 from slimrank.survey import Inputs
 
@@ -91,11 +92,12 @@ def export(
             batch=batch,
             threads=threads,
         )
-    check_model(model)
+    received = receive(model, to_export=True)
+    model = received.model
     if original is not None:
-        check_model(original)
+        original = receive(original, to_export=True).model
     check_outputs(outputs)
-    return export_model(
+    exported = export_model(
         model,
         path,
         checked_batches(batches, inputs, model),
@@ -107,3 +109,4 @@ def export(
         quantize=quantize,
         max_quant_drop=max_quant_drop,
     )
+    return replace(exported, notes=(*received.notes, *exported.notes)) if received.notes else exported

@@ -9,13 +9,14 @@ from torch import nn
 from slimrank._errors import PlanError
 from slimrank._progress import Phases
 from slimrank._result import Result
-from slimrank._study import check_model, check_plan
+from slimrank._study import check_plan
 from slimrank._verify import build_from_weights, build_result, measured_from
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_artifact
 from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
 from slimrank.forward import OutputChoice, out_of_memory_told, outside_inference_mode
+from slimrank.interop import receive
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.surgery import copy_model
 from slimrank.survey import (
@@ -70,7 +71,8 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
         OutOfMemoryError: memory is used up.
         SlimrankError: as in ``slimrank.study``, for the batches.
     """
-    check_model(model)
+    received = receive(model)
+    model = received.model
     check_plan(plan)
     check_on_layer(on_layer)
     check_structure(plan, structure_of(describe_layers(model)))
@@ -115,6 +117,7 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
             result = replayed(result.model, part, opened(result.model, part))
             lost_notes = [note for note in earlier_notes if note not in result.notes]
             result = result.with_notes(lost_notes, phases.seconds)
+        result = result.with_notes(received.notes, phases.seconds)
         if len(plan.steps) < 2 or first is None:
             return result
         return measured_from(first, result)
@@ -146,5 +149,4 @@ def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
         FileError: a file is missing, truncated or altered.
         PlanError: the directory belongs to another model.
     """
-    check_model(model)
-    return load_artifact(path, model)
+    return load_artifact(path, receive(model, needs_weights=False).model)

@@ -9,6 +9,9 @@ from torch import Tensor
 from slimrank.channels.trace._labels import Axis
 from slimrank.channels.trace._ops import Op, Origin, unlabelled, whole_numel
 
+# Rows of the operands of torch's grouped product begin at multiples of these.
+_ALIGNED_BYTES = 16
+
 
 def _multiply(
     op: Op, a: Tensor, b: Tensor, *, batch: Sequence[tuple[int, int]], over: tuple[int, int]
@@ -134,6 +137,37 @@ def _bmm(op: Op) -> None:
     b = op.tensor("batch2" if "batch2" in op.given else "mat2")
     both, rows, columns = _multiply(op, a, b, batch=[(0, 0)], over=(2, 1))
     _give(op, _add(op, [*both, *rows, *columns], _added(op, a)), a, b)
+
+
+def _grouped_mm(op: Op) -> None:
+    """Rows in groups, each times a matrix of its own: (S, K) and (E, K, N), as experts are computed."""
+    given, weight = (
+        (op.tensor("input"), op.tensor("weight"))
+        if "weight" in op.given
+        else (
+            op.tensor("self"),
+            op.tensor("mat2"),
+        )
+    )
+    out = op.outputs[0]
+    if (given.ndim, weight.ndim) != (2, 3) or not op.traced.origins(weight):
+        op.give_up()
+        return
+    axes, axes_w = op.axes(given), op.axes(weight)
+    op.freeze(axes_w[0], "its size is a number of groups of rows, such as experts")
+    op.unify(axes[1], axes_w[1])
+    if op.name == "aten._grouped_mm":
+        # Torch's kernel wants rows that begin at multiples of 16 bytes.
+        step = _ALIGNED_BYTES // weight.element_size()
+        for dim in (1, 2):
+            if weight.shape[dim] % step == 0:
+                _, inner = op.split(axes_w[dim], weight.shape[dim] // step, step)
+                op.freeze(inner, f"torch's grouped product takes multiples of {step}")
+    _freeze_rows(op, [axes[0]])
+    op.traced.made(given)
+    _use_weight(op, weight, 1, given.numel() * weight.shape[2], [0])
+    made = _add(op, [axes[0], axes_w[2]], op.optional("bias") if "bias" in op.given else None)
+    op.give(out, made, [()] * out.ndim, is_whole=False)
 
 
 def _mv(op: Op) -> None:
@@ -270,6 +304,7 @@ _TABLE: Mapping[str, Callable[[Op], None]] = {
     **dict.fromkeys(("bmm", "baddbmm"), _bmm),
     **dict.fromkeys(("mv", "addmv", "dot", "vdot"), _mv),
     "linear": _linear,
+    "_grouped_mm": _grouped_mm,
     **dict.fromkeys(("convolution", "_convolution"), _convolution),
     **dict.fromkeys(
         (
@@ -284,4 +319,8 @@ _TABLE: Mapping[str, Callable[[Op], None]] = {
         _attention,
     ),
 }
-PRODUCTS: Mapping[str, Callable[[Op], None]] = {f"aten.{name}": rule for name, rule in _TABLE.items()}
+PRODUCTS: Mapping[str, Callable[[Op], None]] = {
+    **{f"aten.{name}": rule for name, rule in _TABLE.items()},
+    # Where transformers cannot use torch's.
+    "transformers.grouped_mm_fallback": _grouped_mm,
+}

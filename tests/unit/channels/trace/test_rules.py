@@ -152,3 +152,41 @@ def test_an_argument_that_is_no_tensor_is_named() -> None:
     op = Op(traced, torch.ops.aten.relu.default, (3,), {}, torch.ones(2))
     with pytest.raises(TypeError, match=r"aten\.relu: self is 3, no tensor"):
         op.tensor("self")
+
+
+class Grouped(nn.Module):
+    """Experts in one tensor each, whose rows are sorted by expert."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.up, self.down = (
+            nn.Parameter(torch.randn(shape) / 4) for shape in ((3, 16, hidden), (3, hidden, 16))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.inp(x)
+        ends = torch.tensor([2, 5, len(rows)], dtype=torch.int32)
+        hidden = functional.grouped_mm(rows, self.up, offs=ends).relu()
+        return self.out(functional.grouped_mm(hidden, self.down, offs=ends))
+
+
+@pytest.mark.skipif(not hasattr(functional, "grouped_mm"), reason="an older torch has none")
+def test_rows_in_groups_keep_the_neurons_of_their_matrices_together() -> None:
+    """In fours, since the kernel wants rows that begin at multiples of 16 bytes."""
+    model = quiet_copy(Grouped(24))
+    x = torch.randn(9, 8)
+    found = read_groups(model, as_batch(x), describe_layers(model))
+    (name,) = [axis.group for axis in found.tensors["up"].axes if axis.dim == 2 and axis.units[4] == 1]
+    group = found.groups[name]
+    assert (group.reason, group.units, group.unit_width) == (None, 6, 4)
+    before = model(x)
+    hidden = torch.cat([model.up.detach()[:, :, :20], torch.zeros(3, 16, 4)], 2)
+    model.up = nn.Parameter(hidden)
+    masked = model(x)
+    model.up, model.down = (
+        nn.Parameter(hidden[:, :, :20].contiguous()),
+        nn.Parameter(model.down[:, :20].detach()),
+    )
+    torch.testing.assert_close(model(x), masked)
+    assert not torch.allclose(before, masked)

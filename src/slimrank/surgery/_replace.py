@@ -74,3 +74,7 @@ def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:
             for key, value in list(table.items()):
                 if isinstance(value, Tensor) and id(value) in new:
                     table[key] = new[id(value)]
+        if isinstance(module, nn.RNNBase):
+            # It runs with a list of its own: a new one, since what is put back may hold the old one.
+            weights = [new.get(id(weight), weight) for weight in module._flat_weights]
+            module._flat_weights = cast("list[Tensor | None]", weights)

@@ -204,9 +204,7 @@ CASES = {
     "lstm": Case(
         build=lambda n: n.settle(n.Recurrent()),
         batches=lambda n: n.noise(5, 24),
-        compressible=["fc", "out"],
-        reasons={"lstm": "no method for LSTM"},
-        macs=0.97,
+        compressible=["lstm", "fc", "out"],
     ),
     "a list of images of several sizes": Case(
         build=lambda n: n.settle(n.Detector()),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slimrank._errors import GradientError, NonFiniteError
 from slimrank.calibrate._divergence import sampled_loss
 from slimrank.calibrate._feed import Feed
+from slimrank.calibrate._gates import opened
 from slimrank.calibrate._moments import layer_seed
 from slimrank.calibrate._output_model import Likelihood
 from slimrank.calibrate._rows import output_rows, token_mask
@@ -112,10 +113,27 @@ def _gradient_sums(
     advance: Callable[[int], None],
 ) -> dict[str, Tensor]:
     """Sums over the fit samples and draws of ``g g^T``, by layer."""
-    by_name = {spec.name: spec for spec in specs}
     sums: dict[str, Tensor] = {}
     state = _DrawState()
     n_draws = options.per_sample(len(feed.fit))
+    with opened(model, specs) as taps:
+        _add_gradients(model, feed, taps, sums, options, seed, scale, state, n_draws, advance)
+    return sums
+
+
+def _add_gradients(
+    model: nn.Module,
+    feed: Feed,
+    taps: Mapping[str, LayerSpec],
+    sums: dict[str, Tensor],
+    options: GradientOptions,
+    seed: int,
+    scale: float,
+    state: "_DrawState",
+    n_draws: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Adds ``g g^T`` of every draw for every sample; ``taps``: layers by the modules they are seen at."""
     for number, batch in enumerate(feed.stream(feed.fit)):
         size = batch.n_samples
         share = size / len(feed.fit)
@@ -128,10 +146,10 @@ def _gradient_sums(
                 # may work in place, which a leaf forbids.
                 with torch.inference_mode(mode=False), torch.enable_grad():
                     y = y.clone().detach().requires_grad_().clone()
-            y.register_hook(_gradient_hook(by_name[name], sums, share, seed, number, call, state, scale))
+            y.register_hook(_gradient_hook(taps[name], sums, share, seed, number, call, state, scale))
             return y
 
-        with torch.enable_grad(), tap_layers(model, list(by_name), hook_output):
+        with torch.enable_grad(), tap_layers(model, list(taps), hook_output):
             outputs = pick_outputs(run(model, batch), options.outputs)
             for draw in range(n_draws):
                 state.draw = draw
@@ -152,7 +170,6 @@ def _gradient_sums(
                         "fisher=False, or mend the model"
                     ) from error
         advance(size)
-    return sums
 
 
 class _DrawState:

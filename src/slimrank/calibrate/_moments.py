@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate._feed import Feed
-from slimrank.calibrate._rows import draw_positions, input_rows, token_mask
+from slimrank.calibrate._rows import draw_positions, input_rows, output_rows_at, token_mask
 from slimrank.cost import keeps_rows, row_cap, row_width
 from slimrank.forward import run, tap_layers
 from slimrank.linalg import Moments, MomentSums
@@ -24,6 +24,11 @@ def layer_seed(seed: int, layer_index: int, batch_number: int, call: int) -> int
 def rows_wanted(spec: LayerSpec, share: float) -> int:
     """Rows to take from one call of a layer, given the share of all fit samples in the micro-batch."""
     return max(1, ceil(row_cap(spec) * share / max(1, len(spec.calls))))
+
+
+def states_of(name: str) -> str:
+    """Under which name moments of what a recurrent layer gives stand among those of inputs of layers."""
+    return f"{name} (states)"
 
 
 def collect_moments(
@@ -44,9 +49,15 @@ def collect_moments(
         advance: called with the number of samples of every micro-batch that is done.
 
     Returns:
-        Moments by layer name; layers that were never called are left out.
+        Moments by layer name; layers that were never called are left out. Of a recurrent layer also those of
+        its outputs, which it reads itself at the next step (``states_of``).
     """
     sums = {spec.name: MomentSums(row_width(spec), keep_rows=keeps_rows(spec)) for spec in specs.values()}
+    sums |= {
+        states_of(spec.name): MomentSums(spec.calls[0].output_shape[-1])
+        for spec in specs.values()
+        if spec.is_recurrent and spec.calls
+    }
     index_of = {spec.name: index for index, spec in specs.items()}
     by_name = {spec.name: spec for spec in specs.values()}
     n_fit = len(feed.fit)
@@ -58,7 +69,7 @@ def collect_moments(
             name: str,
             call: int,
             x: Tensor,
-            _y: Tensor,
+            y: Tensor,
             number: int = number,
             size: int = size,
             mask: Tensor | None = mask,
@@ -67,6 +78,8 @@ def collect_moments(
             generator = torch.Generator().manual_seed(layer_seed(seed, index_of[name], number, call))
             positions = draw_positions(spec, x, rows_wanted(spec, size / n_fit), generator, mask)
             sums[name].add(input_rows(model.get_submodule(name), spec, x, positions))
+            if states_of(name) in sums:
+                sums[states_of(name)].add(output_rows_at(spec, y, positions))
 
         with torch.no_grad(), tap_layers(model, list(by_name), add_rows):
             run(model, batch)

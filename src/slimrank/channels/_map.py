@@ -175,10 +175,11 @@ def _consumers(
     for spec in layers:
         module = model.get_submodule(spec.name)
         is_transposed = type(module) in _TRANSPOSED and module.groups == 1
-        if (spec.kind == "other" and not is_transposed) or not spec.calls:
+        if (spec.kind == "other" and not is_transposed) or not spec.has_matrix or not spec.calls:
             continue
         parameters = module._parameters
-        weight, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")
+        leaves = ("weight_ih_l0", "bias_ih_l0") if spec.is_recurrent else ("weight", "bias")
+        weight, bias = names.get(id(parameters.get(leaves[0])), ""), parameters.get(leaves[1])
         # Another use of weight or bias (a tied layer, a look at it) would be changed by fitting it anew.
         is_alone = traced.uses.count[weight] == len(spec.calls) and (bias is None or owners[id(bias)] == 1)
         if weight in readers and (weight, 0 if spec.is_transposed else 1) in traced.uses.read and is_alone:

@@ -136,16 +136,17 @@ def _fitted_from_weights(
     return fits
 
 
-def empty_replacement_in(step: Step, name: str, *, has_bias: bool) -> nn.Sequential:
+def empty_replacement_in(step: Step, name: str, layer: nn.Module, *, has_bias: bool) -> nn.Sequential:
     """The container that takes the place of a layer, its parameters on the meta device.
 
     Args:
         step: of a plan.
         name: a layer that the step sets.
+        layer: its module, channels of the step gone.
         has_bias: whether the last factor has a bias.
 
     Returns:
         Its modules in a container.
     """
     spec = slimmed_spec(step.structure.layers[name], step.structure.channels, step.groups)
-    return empty_replacement(spec, step.settings[name], has_bias=has_bias)
+    return empty_replacement(spec, step.settings[name], has_bias=has_bias, layer=layer)

@@ -17,7 +17,7 @@ from slimrank.methods import Target, weights_target
 from slimrank.recipes._score_candidates import Candidate
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec, Setting
 from slimrank.scores import GroupTrial, LayerTrial
-from slimrank.surgery import dense_weight
+from slimrank.surgery import bias_of, dense_weight
 from slimrank.survey import (
     GroupSurvey,
     Session,
@@ -53,7 +53,7 @@ def pair_trials(
             setting = Setting(method=candidate.method, form=candidate.form, rank=candidate.rank)
             pair, bias = independent_pair(spec, layer, setting, target)
             has_bias = carries_mean(
-                has_bias=isinstance(layer.bias, Tensor), plan_has_bias=session.options.has_bias
+                has_bias=bias_of(layer) is not None, plan_has_bias=session.options.has_bias
             )
             yield LayerTrial(
                 spec=spec,

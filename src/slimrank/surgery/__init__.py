@@ -5,12 +5,13 @@ from slimrank.surgery._computed_weights import has_computed_weights, store_compu
 from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
 from slimrank.surgery._explicit_padding import explicit_padding
 from slimrank.surgery._fold_norms import fold_norm
-from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
+from slimrank.surgery._matrix import bias_of, bias_of_taps, dense_weight, has_weight, set_weights, tap_shares
 from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
 from slimrank.surgery._sizes import synced_attributes
 from slimrank.surgery._slim import mask, slim
 
 __all__ = [
+    "bias_of",
     "bias_of_taps",
     "copy_model",
     "dense_weight",
@@ -18,6 +19,7 @@ __all__ = [
     "explicit_padding",
     "fold_norm",
     "has_computed_weights",
+    "has_weight",
     "light_copy",
     "mask",
     "put_back",

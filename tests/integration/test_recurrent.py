@@ -135,3 +135,47 @@ def test_layers_whose_matrix_is_not_split(kind: type[Heard], bias: bool, reason:
     assert result.after.macs <= 0.6 * result.before.macs
     study = sr.study(model, batches(), methods=("weight_svd",), progress=False)
     assert {spec.name: spec for spec in study.layers}["rnn"].reason.startswith(reason)
+
+
+def test_without_data() -> None:
+    model = heard(nn.GRU, bidirectional=True)
+    study = sr.study(model, batches(), data_free=True, progress=False)
+    result = study.apply(study.plan(params=0.6))
+    assert result.after.params <= 0.6 * result.before.params
+    plan = sr.Plan.manual(study, {"rnn": ("weight_svd", {"rank": 20})})
+    first, second = study.apply(plan).model.rnn
+    matrix = torch.cat([second.weight_ih_l0, second.weight_ih_l0_reverse]) @ first.weight
+    original = torch.cat([model.rnn.weight_ih_l0, model.rnn.weight_ih_l0_reverse])
+    # What the least singular values hold is lost, and nothing else.
+    lost = torch.linalg.svdvals(original.detach().double())[20:].norm()
+    torch.testing.assert_close((matrix - original).double().norm(), lost, rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_may_change_layers_before_a_recurrent_one() -> None:
+    model = heard(nn.LSTM)
+    study = sr.study(model, batches(), progress=False)
+    seen = []
+
+    def on_layer(changed: nn.Module, name: str) -> None:
+        seen.append(name)
+        with torch.no_grad():
+            changed.enter.bias += 0.01
+
+    plan = sr.Plan.manual(study, {name: ("weight_svd", {"rank": 6}) for name in ("rnn", "fc")})
+    result = study.apply(plan, on_layer=on_layer)
+    assert seen == ["rnn", "fc"]
+    assert result.model.rnn[0].out_features == 6
+
+
+def test_units_that_only_the_layer_itself_reads_go_last() -> None:
+    model = heard(nn.LSTM)
+    with torch.no_grad():
+        # Units 0 to 8 matter to the next step alone, 10 to 19 to nobody.
+        model.fc.weight[:, :] = 0
+        model.fc.weight[:, 9] = 1.0
+        model.rnn.weight_hh_l0[:, 10:] = 0
+    study = sr.study(model, batches(), progress=False)
+    plan = sr.Plan.manual(study, {"rnn": ("channel_pruning", {"keep": 10})})
+    assert plan.groups["rnn"] == tuple(range(10))
+    result = study.apply(plan)
+    torch.testing.assert_close(result.model(batches()[0]), model(batches()[0]), rtol=1e-3, atol=1e-3)

@@ -19,7 +19,16 @@ from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
-from slimrank.surgery import bias_of, copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
+from slimrank.surgery import (
+    bias_of,
+    copy_model,
+    dense_weight,
+    drop_blocks,
+    flatten_recurrent,
+    replace_module,
+    set_weights,
+    slim,
+)
 
 # Written into each manifest; a higher number would keep older versions from misreading a new layout.
 MODEL_FORMAT = 1
@@ -191,6 +200,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         _add_biases(rebuilt, so_far, tensors)
     _load_state(rebuilt, tensors, _aliases_of(weights), root)
     rebuilt.eval()
+    flatten_recurrent(rebuilt)
     return rebuilt
 
 

@@ -19,7 +19,7 @@ from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import drop_blocks, slim
+from slimrank.surgery import drop_blocks, flatten_recurrent, slim
 
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
@@ -83,6 +83,7 @@ def apply_plan(
     for name, module in model.named_modules():
         # The factors of a pair are new; they take the mode of the layer that they replace.
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
+    flatten_recurrent(model)
     return Applied(model=model, plan=plan, fits=fits, notes=notes)
 
 

@@ -61,6 +61,17 @@ def drop_blocks(model: nn.Module, names: Sequence[str]) -> None:
             replace_module(model, name, identity)
 
 
+def flatten_recurrent(model: nn.Module) -> None:
+    """Lets recurrent layers keep their weights in one piece of memory again, as cuDNN wants it (in place).
+
+    Args:
+        model: whose tensors nobody else holds; on a CPU nothing changes.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+
+
 def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:
     """Puts tensors in place of others, under every name that they have (in place).
 

@@ -28,7 +28,6 @@ from slimrank.forward import (
     watch_modules,
 )
 from slimrank.records import Call, Cost, LayerKind, LayerSpec, Method, Note
-from slimrank.surgery import dense_weight
 
 # Layers that methods know; a subclass counts as its base as long as it keeps the base's forward.
 _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
@@ -321,7 +320,7 @@ def _describe(
         name=name,
         kind=kind,
         class_name=type(module).__name__,
-        weight_shape=tuple(dense_weight(module).shape) if kind == "recurrent" else tuple(weight.shape),
+        weight_shape=(len(weight) * _n_directions(module), *weight.shape[1:]),
         has_bias=module._parameters.get("bias_ih_l0" if kind == "recurrent" else "bias") is not None,
         dtype=str(weight.dtype).removeprefix("torch."),
         itemsize=weight.element_size(),
@@ -331,6 +330,11 @@ def _describe(
     spec = _with_geometry(spec, module)
     cost = layer_cost(spec)
     return replace(spec, macs=cost.macs, params=cost.params)
+
+
+def _n_directions(module: nn.Module) -> int:
+    """In how many directions a layer reads its inputs, with a matrix for each."""
+    return 2 if isinstance(module, nn.RNNBase) and module.bidirectional else 1
 
 
 def _has_own_parameters(module: nn.RNNBase) -> bool:

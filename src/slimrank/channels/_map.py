@@ -24,6 +24,7 @@ from slimrank.records import AxisUnits, ChannelMap, GroupSpec, LayerSpec, Produc
 
 # Read their inputs along dimension 0 of the weight, not 1.
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def describe_groups(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec]) -> ChannelMap:
@@ -145,6 +146,9 @@ def _group(
     live = [label for label in family.members.tolist() if label in units.by_label]
     members = set(live or family.members.tolist())
     width = sum(live[0] in labels.parts(label) for label in family.home.labels.tolist()) if live else 1
+    if family.producers and isinstance(model.get_submodule(family.producers[0]), _RECURRENT):
+        # A unit has a row in every gate, and is one number of what the layer gives.
+        width = 1
     spec = GroupSpec(
         name=name,
         units=len(members),

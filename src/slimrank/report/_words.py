@@ -77,7 +77,8 @@ def _side_by_dim(channels: ChannelMap, spec: LayerSpec) -> tuple[str, ...]:
     """Which side of a layer each dimension of its weight is: transposed kernels have their inputs first."""
     weight = matrix_tensor(spec, channels)
     inputs = {axis.dim for axis in weight.axes if axis.role == "input"} if weight else set()
-    return tuple("inputs" if dim in inputs else "outputs" for dim in range(len(spec.weight_shape)))
+    made = "rows of gates" if spec.is_recurrent else "outputs"
+    return tuple("inputs" if dim in inputs else made for dim in range(len(spec.weight_shape)))
 
 
 def first_of(names: tuple[str, ...]) -> str:

@@ -92,6 +92,7 @@ def test_a_unit_is_a_row_of_every_gate_and_a_column_of_what_reads_it() -> None:
         ("rnn", 1, "input", (0, 1, 2, 3)),
     ]
     assert channels.groups["rnn"].consumers == ("b",)
+    assert channels.groups["rnn"].unit_width == 1
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")

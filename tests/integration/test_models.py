@@ -265,7 +265,7 @@ CASES = {
     "batch in the second dimension": Case(
         build=lambda n: n.settle(n.LengthFirst()),
         batches=lambda n: n.noise(4, 24, size=6),
-        compressible=["fc", "out"],
+        compressible=["gru", "fc", "out"],
         notes=["one batch counts as one sample"],
         macs=0.85,
     ),

@@ -179,3 +179,21 @@ def test_units_that_only_the_layer_itself_reads_go_last() -> None:
     assert plan.groups["rnn"] == tuple(range(10))
     result = study.apply(plan)
     torch.testing.assert_close(result.model(batches()[0]), model(batches()[0]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bias", [True, False])
+def test_units_that_others_are_like_go_without_loss(kind: type[nn.RNNBase], bias: bool) -> None:
+    model = settle(Heard(kind, bidirectional=True, bias=bias).eval())
+    with torch.no_grad():
+        # Units 10 to 19 are what 0 to 9 are, in both directions, and are read on their own.
+        for name, parameter in model.rnn.named_parameters():
+            gates = parameter.unflatten(0, (-1, 20))
+            gates[:, 10:] = gates[:, :10]
+            if "hh" in name:
+                parameter.mul_(0.5)
+    study = sr.study(model, batches(), progress=False)
+    plan = sr.Plan.manual(study, {"rnn": ("channel_pruning", {"channels_kept": [*range(10)]})})
+    result = study.apply(plan)
+    assert result.model.rnn.hidden_size == 10
+    torch.testing.assert_close(result.model(batches()[0]), model(batches()[0]), rtol=1e-2, atol=5e-3)

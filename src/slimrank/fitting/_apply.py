@@ -15,11 +15,12 @@ from slimrank.fitting._install import install
 from slimrank.fitting._journal import FitJournal
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.fitting._sequential import fit_in_order
+from slimrank.fitting._states import state_fits, states_in
 from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import drop_blocks, flatten_recurrent, slim
+from slimrank.surgery import drop_blocks, flatten_recurrent, set_parameters, slim
 
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
@@ -72,6 +73,10 @@ def apply_plan(
     plan, notes = (plan, ()) if data is None else _without_failures(plan, data)
     if plan.groups or plan.dropped:
         slim(model, plan.steps[-1].structure.channels, plan.groups)
+        if data is not None:
+            step = plan.steps[-1]
+            moments = states_in(step, data)
+            set_parameters(model, state_fits(data.original, step.structure.channels, step.groups, moments))
         drop_blocks(model, plan.dropped)
     tasks = layer_tasks(plan)
     if data is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slimrank._study import Study
 from slimrank.calibrate import Collecting
 from slimrank.cost import carries_mean
+from slimrank.fitting import state_fits
 from slimrank.forward import Batch, run, watch_modules
 from slimrank.methods import Target, weights_target
 from slimrank.recipes._score_candidates import Candidate
@@ -131,6 +132,7 @@ def group_trials(
                     channels=channels,
                     fits=fits_alone(survey, group.name, kept, chunk.moments),
                     start=_first_producer(channels, group, order),
+                    states=state_fits(session.original, channels, {group.name: kept}, chunk.moments),
                 )
 
 

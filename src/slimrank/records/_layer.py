@@ -88,9 +88,14 @@ class LayerSpec:
     def has_matrix(self) -> bool:
         """Whether it applies a matrix to rows of its input, which can be fitted."""
         if self.is_recurrent:
-            # Without a bias nothing takes up a mean that moves; packed sequences have no shape of their own.
-            return self.has_bias and all(call.input_shape for call in self.calls)
+            # Without a bias nothing takes up a mean that moves.
+            return self.has_bias and self.has_states
         return self.kind != "other" or self.is_transposed
+
+    @property
+    def has_states(self) -> bool:
+        """Whether it is a recurrent layer whose steps can be told from its samples: no packed sequences."""
+        return self.is_recurrent and all(call.input_shape for call in self.calls)
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from slimrank.surgery._replace import (
     flatten_recurrent,
     replace_module,
     replace_tensors,
+    set_parameters,
     shift_mean,
 )
 from slimrank.surgery._sizes import synced_attributes
@@ -34,6 +35,7 @@ __all__ = [
     "remember",
     "replace_module",
     "replace_tensors",
+    "set_parameters",
     "set_weights",
     "shift_mean",
     "slim",

@@ -61,6 +61,19 @@ def drop_blocks(model: nn.Module, names: Sequence[str]) -> None:
             replace_module(model, name, identity)
 
 
+def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Puts new parameters in place of others (in place).
+
+    Args:
+        model: the tree.
+        values: by the dotted name of the parameter, whose dtype, device and requires_grad are kept.
+    """
+    for name, new in values.items():
+        old = model.get_parameter(name)
+        data = new.to(device=old.device, dtype=old.dtype)
+        replace_tensors(model, {id(old): nn.Parameter(data, requires_grad=old.requires_grad)})
+
+
 def flatten_recurrent(model: nn.Module) -> None:
     """Lets recurrent layers keep their weights in one piece of memory again, as cuDNN wants it (in place).
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slimrank._names import listed
 from slimrank.calibrate import Chunk, Collecting, moment_chunks, states_of
 from slimrank.cost import matrix_tensor, slimmed_spec, working_bytes
-from slimrank.fitting import channels_left, scaled, what_stays
+from slimrank.fitting import channels_left, scaled, state_fits, what_stays
 from slimrank.forward import Trimmer, out_of_memory_at
 from slimrank.linalg import (
     Consumer,
@@ -33,7 +33,15 @@ from slimrank.methods import (
     restricted_gram,
 )
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
-from slimrank.surgery import bias_of, bias_of_taps, dense_weight, set_weights, slim, tap_shares
+from slimrank.surgery import (
+    bias_of,
+    bias_of_taps,
+    dense_weight,
+    set_parameters,
+    set_weights,
+    slim,
+    tap_shares,
+)
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_group, write_group
 from slimrank.survey._session import Run, Session
@@ -82,7 +90,9 @@ class GroupSurvey:
         """
         module = self.session.original.get_submodule(name)
         tensor = self.channels.tensors.get(f"{name}.weight_hh_l0")
-        if not self.layers[name].is_recurrent or tensor is None or getattr(module, "num_layers", 0) != 1:
+        spec = self.layers[name]
+        is_known = spec.has_states and bool(spec.calls) and getattr(module, "num_layers", 0) == 1
+        if tensor is None or not is_known:
             return False
         return any(axis.group == group.name and axis.role == "input" for axis in tensor.axes)
 
@@ -109,11 +119,11 @@ class GroupSurvey:
     def layers_needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
         """Layers whose input moments a group needs, by their index in the study."""
         names = {*self.readers(group), *(group.producers if group.is_inner else ())}
-        names |= {name for name in group.producers if self.feeds_back(name, group)}
+        own = {name for name in group.producers if name in self.layers and self.feeds_back(name, group)}
         return {
             index: spec
             for index, (name, spec) in enumerate(self.layers.items())
-            if name in names and self._has_rows(name, group)
+            if name in own or (name in names and self._has_rows(name, group))
         }
 
 
@@ -231,6 +241,9 @@ def _own_readers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mo
         if name not in survey.layers or not survey.feeds_back(name, group) or states_of(name) not in moments:
             continue
         layer, gram = survey.session.original.get_submodule(name), survey.grams.get(name)
+        if gram is None and survey.grams:
+            # Beside readers whose metric is known, one without any would count too much or too little.
+            continue
         unit_of = next(
             axis.units
             for axis in survey.channels.tensors[f"{name}.weight_hh_l0"].axes
@@ -352,7 +365,9 @@ def _slim_alone(
     """Slims one group, its consumers fitted to the inputs of the original (in place)."""
     kept = curve.channels_kept(count)
     fits = fits_alone(survey, curve.group, kept, moments)
+    states = state_fits(survey.session.original, survey.channels, {curve.group: kept}, moments)
     slim(model, survey.channels, {curve.group: kept})
+    set_parameters(model, states)
     for name, (weight, bias) in fits.items():
         set_weights(model.get_submodule(name), weight, bias)
 

@@ -128,6 +128,8 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
         if (tensor := matrix_tensor(spec, channels)) is not None
         and any(axis.role == "input" for axis in tensor.axes)
     }
+    # A recurrent matrix reads as well, and its gates are those of the input matrix.
+    readers |= {spec.name for spec in layers if f"{spec.name}.weight_hh_l0" in channels.tensors}
     names = [spec.name for spec in layers if spec.methods or (spec.name in readers and spec.has_matrix)]
     grams = gather_gradients(session, names, run)
     if options.fisher and not options.data_free:

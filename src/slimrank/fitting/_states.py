@@ -20,8 +20,7 @@ def state_fits(
     """What the recurrent matrices of layers become that lose hidden units, and their biases.
 
     What such a matrix reads depends on itself, so it is fitted to the states of the original: the units that
-    stay take over what the others told of the next step. Only where a module is a single layer are all of
-    its states among the moments.
+    stay take over what the others told of the next step, and to the next layer of the module.
 
     Args:
         original: not slimmed.
@@ -34,19 +33,31 @@ def state_fits(
     """
     fits: dict[str, Tensor] = {}
     for name, layer in original.named_modules():
-        if not isinstance(layer, nn.RNNBase) or layer.num_layers != 1 or states_of(name) not in moments:
+        if not isinstance(layer, nn.RNNBase):
             continue
-        tensor = channels.tensors.get(f"{name}.weight_hh_l0")
-        staying = {} if tensor is None else stays(tensor, kept)
-        if 1 not in staying:
-            continue
-        columns = torch.from_numpy(staying[1])
-        rows = torch.from_numpy(staying[0]) if 0 in staying else None
-        for direction, end in enumerate(_ends(layer)):
-            width = layer.get_parameter(f"weight_hh_l0{end}").shape[1]
-            inputs = moments[states_of(name)].block(torch.arange(width) + direction * width)
-            fits |= {f"{name}.{leaf}": new for leaf, new in _fitted(layer, end, rows, columns, inputs)}
+        for role, end, inputs in _readers(layer, name, moments):
+            tensor = channels.tensors.get(f"{name}.weight_{role}{end}")
+            staying = {} if tensor is None else stays(tensor, kept)
+            if 1 in staying:
+                rows = torch.from_numpy(staying[0]) if 0 in staying else None
+                new = _fitted(layer, f"{role}{end}", rows, torch.from_numpy(staying[1]), inputs)
+                fits |= {f"{name}.{leaf}": values for leaf, values in new}
     return fits
+
+
+def _readers(
+    layer: nn.RNNBase, name: str, moments: Mapping[str, Moments]
+) -> Iterator[tuple[str, str, Moments]]:
+    """Matrices that read states: what they do, the end of their names, and moments of what they read."""
+    for number in range(layer.num_layers):
+        own, below = (moments.get(states_of(name, index)) for index in (number, number - 1))
+        for direction, end in enumerate(("", "_reverse") if layer.bidirectional else ("",)):
+            ending = f"_l{number}{end}"
+            if own is not None:
+                width = layer.get_parameter(f"weight_hh{ending}").shape[1]
+                yield "hh", ending, own.block(torch.arange(width) + direction * width)
+            if below is not None:
+                yield "ih", ending, below
 
 
 def states_in(step: Step, data: Data) -> Mapping[str, Moments]:
@@ -72,26 +83,22 @@ def states_in(step: Step, data: Data) -> Mapping[str, Moments]:
     return collect_moments(data.original, data.feed, specs, seed=data.seed, advance=lambda _n: None)
 
 
-def _ends(layer: nn.RNNBase) -> tuple[str, ...]:
-    return ("", "_reverse") if layer.bidirectional else ("",)
-
-
 def _fitted(
-    layer: nn.RNNBase, end: str, rows: Tensor | None, columns: Tensor, inputs: Moments
+    layer: nn.RNNBase, key: str, rows: Tensor | None, columns: Tensor, inputs: Moments
 ) -> Iterator[tuple[str, Tensor]]:
-    """The matrix of one direction, and its bias, by their names in the layer."""
-    weight, bias = (_values(layer, f"{role}_hh_l0{end}", rows) for role in ("weight", "bias"))
+    """One matrix, and its bias, by their names in the layer."""
+    weight, bias = (_values(layer, f"{leaf}_{key}", rows) for leaf in ("weight", "bias"))
     if weight is None:
         return
     # Without a bias nothing takes up a mean that moves.
     about = inputs if bias is not None else inputs.about_zero()
     ridge = ridge_of(inputs.n_rows, len(columns))
     narrow, _ = narrowed_weight(weight, about, columns, ridge=ridge, n_groups=1)
-    yield f"weight_hh_l0{end}", narrow
+    yield f"weight_{key}", narrow
     if bias is not None:
         mean = inputs.mean
         kept_mean = times_vector(narrow, mean[columns.to(mean.device)])
-        yield f"bias_hh_l0{end}", bias + times_vector(weight, mean) - kept_mean
+        yield f"bias_{key}", bias + times_vector(weight, mean) - kept_mean
 
 
 def _values(layer: nn.RNNBase, key: str, rows: Tensor | None) -> Tensor | None:

@@ -84,15 +84,10 @@ class GroupSurvey:
         )
 
     def feeds_back(self, name: str, group: GroupSpec) -> bool:
-        """Whether a layer reads a group that it gave one step before, and all that is known of its gates.
-
-        Of several layers in one module, only the gates of the first are.
-        """
-        module = self.session.original.get_submodule(name)
+        """Whether a layer reads a group that it gave one step before, and its states are known."""
         tensor = self.channels.tensors.get(f"{name}.weight_hh_l0")
-        spec = self.layers[name]
-        is_known = spec.has_states and bool(spec.calls) and getattr(module, "num_layers", 0) == 1
-        if tensor is None or not is_known:
+        spec = self.layers.get(name)
+        if tensor is None or spec is None or not spec.has_states or not spec.calls:
             return False
         return any(axis.group == group.name and axis.role == "input" for axis in tensor.axes)
 
@@ -119,7 +114,7 @@ class GroupSurvey:
     def layers_needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
         """Layers whose input moments a group needs, by their index in the study."""
         names = {*self.readers(group), *(group.producers if group.is_inner else ())}
-        own = {name for name in group.producers if name in self.layers and self.feeds_back(name, group)}
+        own = {name for name in group.producers if self.feeds_back(name, group)}
         return {
             index: spec
             for index, (name, spec) in enumerate(self.layers.items())
@@ -235,13 +230,14 @@ def _own_readers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mo
     """Recurrent matrices that read a group, for the order of its units: they are not fitted anew.
 
     Gates see them as they see the input matrix, so its output metric is theirs. What a layer gives stands for
-    what it read one step before.
+    what it read one step before. Of several layers in one module, only the gates of the first are known, so
+    that such a module is left out.
     """
     for name in group.producers:
-        if name not in survey.layers or not survey.feeds_back(name, group) or states_of(name) not in moments:
+        if not survey.feeds_back(name, group) or states_of(name, 0) not in moments:
             continue
         layer, gram = survey.session.original.get_submodule(name), survey.grams.get(name)
-        if gram is None and survey.grams:
+        if (gram is None and survey.grams) or states_of(name, 1) in moments:
             # Beside readers whose metric is known, one without any would count too much or too little.
             continue
         unit_of = next(
@@ -261,7 +257,7 @@ def _own_readers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mo
             block_gram = None if gram is None else restricted_gram(gram, rows)
             yield Consumer(
                 weight=weight.detach().double(),
-                moments=moments[states_of(name)].block(columns),
+                moments=moments[states_of(name, 0)].block(columns),
                 root=metric_roots(block_gram, len(rows), weight.device)[0],
                 unit_of=units,
             )

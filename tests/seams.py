@@ -87,7 +87,7 @@ from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
 from slimrank.fitting._gather import affine_of, have_same_positions
-from slimrank.fitting._goals import bias_of, ridges_to_try, wanted_outputs, wanted_weight
+from slimrank.fitting._goals import bias_like, ridges_to_try, wanted_outputs, wanted_weight
 from slimrank.fitting._install import checked_layer
 from slimrank.fitting._install import fill as fill_pair
 from slimrank.fitting._journal import fit_from_journal, fit_to_tensors

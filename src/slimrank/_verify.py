@@ -12,7 +12,7 @@ from slimrank._progress import Phases
 from slimrank._result import Result, unwarned
 from slimrank.calibrate import Feed, measure_agreement, part_of, reference_outputs
 from slimrank.capture import count_by_module, peak_activation_bytes, stored
-from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
+from slimrank.cost import layer_cost, pair_cost, pair_has_bias, slimmed_spec
 from slimrank.deploy import ExportSource
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import Batch, eval_mode, run
@@ -356,19 +356,22 @@ def _cost_of_layer(
     plan: Plan, spec: LayerSpec, model: nn.Module, macs_by_module: Mapping[str, int] | None
 ) -> Cost:
     """Cost of what stands in a layer's place: params stored, MACs counted or else from shapes."""
-    step, setting = plan.steps[-1], plan.settings.get(spec.name)
+    step = plan.steps[-1]
     if is_inside(spec.name, step.dropped):
         return Cost(macs=0, params=0, bytes=0)
+    if spec.is_recurrent:
+        return _cost_by_shape(plan, spec)
     params, n_bytes = stored(model.get_submodule(spec.name))
     if macs_by_module is not None:
         return Cost(macs=macs_by_module.get(spec.name, 0), params=params, bytes=n_bytes)
+    return Cost(macs=_cost_by_shape(plan, spec).macs, params=params, bytes=n_bytes)
+
+
+def _cost_by_shape(plan: Plan, spec: LayerSpec) -> Cost:
+    """What shapes say of what stands in a layer's place; of a recurrent layer, of its input matrix."""
+    step, setting = plan.steps[-1], plan.settings.get(spec.name)
     slimmed = slimmed_spec(spec, step.structure.channels, step.groups)
     if setting is None:
-        return Cost(macs=slimmed.macs, params=params, bytes=n_bytes)
-    pair = pair_cost(
-        slimmed,
-        setting.form,
-        setting.rank,
-        has_bias=pair_has_bias(spec, plan_has_bias=plan.has_bias),
-    )
-    return Cost(macs=pair.macs, params=params, bytes=n_bytes)
+        return layer_cost(slimmed)
+    has_bias = pair_has_bias(spec, plan_has_bias=plan.has_bias)
+    return pair_cost(slimmed, setting.form, setting.rank, has_bias=has_bias)

@@ -202,9 +202,7 @@ CASES = {
     "lstm": Case(
         build=lambda n: n.settle(n.Recurrent()),
         batches=lambda n: n.noise(5, 24),
-        compressible=["fc", "out"],
-        reasons={"lstm": "no method for LSTM"},
-        macs=0.97,
+        compressible=["lstm", "fc", "out"],
     ),
     "a list of images of several sizes": Case(
         build=lambda n: n.settle(n.Detector()),
@@ -264,7 +262,7 @@ CASES = {
     "batch in the second dimension": Case(
         build=lambda n: n.settle(n.LengthFirst()),
         batches=lambda n: n.noise(4, 24, size=6),
-        compressible=["fc", "out"],
+        compressible=["gru", "fc", "out"],
         notes=["one batch counts as one sample"],
         macs=0.85,
     ),

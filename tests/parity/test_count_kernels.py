@@ -79,7 +79,8 @@ def test_study_of_a_convolution_and_an_lstm(rng: torch.Generator) -> None:
     study = sr.study(_Heard().eval(), [x], data_free=True, progress=False)
     lstm = _lstm_macs(layers=2, directions=1, proj=0)
     assert study.before.macs == _STEPS * 2 * _WIDTH * 3 + lstm + _HIDDEN * 3
-    assert {spec.name: spec.macs for spec in study.layers}["lstm"] == lstm
+    # The layer stands for its input matrix; the rest of its MACs is nobody's.
+    assert {spec.name: spec.macs for spec in study.layers}["lstm"] == _STEPS * 4 * _HIDDEN * _WIDTH
     assert not any("leave out" in note.text for note in study.notes)
 
 

@@ -30,7 +30,7 @@ from slimrank.calibrate._likelihood import (
     readings_tried,
     weights_of,
 )
-from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted
+from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted, states_of
 from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
 from slimrank.calibrate._own_loss import OwnLossFn, check_loss
 from slimrank.calibrate._rows import (
@@ -87,6 +87,7 @@ __all__ = [
     "readings_tried",
     "reference_outputs",
     "rows_wanted",
+    "states_of",
     "token_mask",
     "weights_of",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from slimrank.calibrate._feed import Feed
-from slimrank.calibrate._moments import collect_moments
+from slimrank.calibrate._moments import collect_moments, states_name
 from slimrank.cost import moment_bytes
 from slimrank.linalg import Moments
 from slimrank.records import LayerSpec
@@ -62,7 +62,8 @@ def moment_chunks(
     known = known or {}
     for indices in _chunks(_without(needs, known), max_bytes):
         layers = {number: spec for index in indices for number, spec in needs[index].items()}
-        moments = {spec.name: known[spec.name] for spec in layers.values() if spec.name in known}
+        names = {spec.name for spec in layers.values()}
+        moments = {name: known[name] for name in known if name in names or states_name(name) in names}
         layers = {number: spec for number, spec in layers.items() if spec.name not in known}
         if layers:
             with collecting() as advance:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from slimrank._errors import GradientError, NonFiniteError, SlimrankError
 from slimrank.calibrate._divergence import sampled_loss
 from slimrank.calibrate._feed import Feed
+from slimrank.calibrate._gates import opened
 from slimrank.calibrate._moments import layer_seed
 from slimrank.calibrate._output_model import Likelihood
 from slimrank.calibrate._rows import output_rows, token_mask
@@ -173,10 +174,36 @@ def _gradient_sums(
         _SwitchedOffError: gradients are switched off, and ``stops``.
         GradientError: as in ``collect_gradients``.
     """
-    by_name = {spec.name: spec for spec in specs}
     sums: dict[str, Tensor] = {}
     state = _PassState()
     n_draws = options.per_sample(len(feed.fit))
+    with opened(model, specs) as taps:
+        _add_gradients(
+            model, feed, taps, sums, options, seed, scale, state, n_draws, advance, stops=stops, keeps=keeps
+        )
+    if not sums and not state.has_none:
+        raise GradientError(
+            "no gradient reached any layer; pass outputs= that depend on the layers, or fisher=False"
+        )
+    return sums
+
+
+def _add_gradients(
+    model: nn.Module,
+    feed: Feed,
+    taps: Mapping[str, LayerSpec],
+    sums: dict[str, Tensor],
+    options: GradientOptions,
+    seed: int,
+    scale: float,
+    state: "_PassState",
+    n_draws: int,
+    advance: Callable[[int], None],
+    *,
+    stops: bool,
+    keeps: bool,
+) -> None:
+    """Adds ``g g^T`` of every draw for every sample; ``taps``: layers by the modules they are seen at."""
     for number, batch in enumerate(feed.stream(feed.fit)):
         size = batch.n_samples
         share = size / len(feed.fit)
@@ -190,10 +217,10 @@ def _gradient_sums(
                 # may work in place, which a leaf forbids.
                 with torch.inference_mode(mode=False), torch.enable_grad():
                     y = y.clone().detach().requires_grad_().clone()
-            y.register_hook(_gradient_hook(by_name[name], sums, share, seed, number, call, state, scale))
+            y.register_hook(_gradient_hook(taps[name], sums, share, seed, number, call, state, scale))
             return y
 
-        with torch.enable_grad(), tap_layers(model, list(by_name), hook_output):
+        with torch.enable_grad(), tap_layers(model, list(taps), hook_output):
             with _GradientsAnyway() if keeps else contextlib.nullcontext():
                 outputs = pick_outputs(run(model, batch), options.outputs)
             for draw in range(n_draws):
@@ -212,11 +239,6 @@ def _gradient_sums(
         if keeps:
             _let_go(model)
         advance(size)
-    if not sums and not state.has_none:
-        raise GradientError(
-            "no gradient reached any layer; pass outputs= that depend on the layers, or fisher=False"
-        )
-    return sums
 
 
 def _go_back(loss: Tensor, *, is_last: bool) -> None:

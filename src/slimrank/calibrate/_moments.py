@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate._feed import Feed
-from slimrank.calibrate._rows import draw_positions, input_rows, token_mask
+from slimrank.calibrate._inner_states import inner_states
+from slimrank.calibrate._rows import draw_positions, input_rows, output_rows_at, token_mask
 from slimrank.cost import keeps_rows, row_cap, row_width
 from slimrank.forward import run, tap_layers
 from slimrank.linalg import Moments, MomentSums
@@ -24,6 +25,16 @@ def layer_seed(seed: int, layer_index: int, batch_number: int, call: int) -> int
 def rows_wanted(spec: LayerSpec, share: float) -> int:
     """Rows to take from one call of a layer, given the share of all fit samples in the micro-batch."""
     return max(1, ceil(row_cap(spec) * share / max(1, len(spec.calls))))
+
+
+def states_of(name: str, layer: int) -> str:
+    """Under which name moments of what a layer of a recurrent module gives stand among those of inputs."""
+    return f"{name} (states of layer {layer})"
+
+
+def states_name(name: str) -> str:
+    """Of which module a name of ``states_of`` tells."""
+    return name.partition(" (states of layer ")[0]
 
 
 def collect_moments(
@@ -44,7 +55,8 @@ def collect_moments(
         advance: called with the number of samples of every micro-batch that is done.
 
     Returns:
-        Moments by layer name; layers that were never called are left out.
+        Moments by layer name; layers that were never called are left out. Of a recurrent one also those of
+        what each of its layers gives, and reads itself at the next step (``states_of``).
     """
     sums = {spec.name: MomentSums(row_width(spec), keep_rows=keeps_rows(spec)) for spec in specs.values()}
     index_of = {spec.name: index for index, spec in specs.items()}
@@ -58,7 +70,7 @@ def collect_moments(
             name: str,
             call: int,
             x: Tensor,
-            _y: Tensor,
+            y: Tensor,
             number: int = number,
             size: int = size,
             mask: Tensor | None = mask,
@@ -67,6 +79,10 @@ def collect_moments(
             generator = torch.Generator().manual_seed(layer_seed(seed, index_of[name], number, call))
             positions = draw_positions(spec, x, rows_wanted(spec, size / n_fit), generator, mask)
             sums[name].add(input_rows(model.get_submodule(name), spec, x, positions))
+            states = inner_states(model.get_submodule(name), x, y) if spec.is_recurrent else []
+            for layer, state in enumerate(states):
+                known = sums.setdefault(states_of(name, layer), MomentSums(state.shape[-1]))
+                known.add(output_rows_at(spec, state, positions))
 
         with torch.no_grad(), tap_layers(model, list(by_name), add_rows):
             run(model, batch)

@@ -72,7 +72,7 @@ def draw_positions(
     """
     total = n_positions(spec, tuple(x.shape))
     allowed: Tensor | None = None
-    if mask is not None and spec.kind == "linear":
+    if mask is not None and spec.reads_last_dim:
         if tuple(x.shape[:2]) == tuple(mask.shape) and x.ndim > 2:
             allowed = mask.cpu().reshape(-1).repeat_interleave(total // mask.numel()).nonzero().flatten()
         elif x.ndim == 2 and total == mask.numel():
@@ -161,7 +161,7 @@ def _patches(view: RowView, maps: Tensor, positions: Tensor, out_size: tuple[int
 
 def output_rows(spec: LayerSpec, y: Tensor) -> Tensor:
     """Outputs of a layer as rows, samples and positions in the order of ``draw_positions``: (rows, C_out)."""
-    if spec.kind == "linear":
+    if spec.reads_last_dim:
         return y.reshape(-1, y.shape[-1])
     dims = len(spec.kernel)
     y = y.reshape(-1, *y.shape[-dims - 1 :])
@@ -180,7 +180,7 @@ def output_rows_at(spec: LayerSpec, y: Tensor, positions: Tensor) -> Tensor:
         (S, C_out), as in ``output_rows``.
     """
     positions = positions.to(y.device)
-    if spec.kind == "linear":
+    if spec.reads_last_dim:
         return y.reshape(-1, y.shape[-1])[positions]
     dims = len(spec.kernel)
     # (N, C_out, positions)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.rnn import PackedSequence
 
 from slimrank._errors import BatchesError, ModelError, NonFiniteError, OutputError
 from slimrank.capture._count import count_by_module
@@ -19,6 +20,7 @@ from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_has_bi
 from slimrank.forward import (
     Batch,
     OutputChoice,
+    first_input,
     named_tensors,
     pick_outputs,
     run,
@@ -33,6 +35,9 @@ _BASES: tuple[tuple[LayerKind, type[nn.Module]], ...] = (
     ("conv1d", nn.Conv1d),
     ("conv2d", nn.Conv2d),
     ("conv3d", nn.Conv3d),
+    ("recurrent", nn.LSTM),
+    ("recurrent", nn.GRU),
+    ("recurrent", nn.RNN),
 )
 # Samples that are run together, of which the first and the last are also run alone: three, so that these two
 # are no neighbours.
@@ -179,7 +184,7 @@ def check_compressible(layers: Sequence[LayerSpec], model: nn.Module) -> None:
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4))
     raise ModelError(
         f"{type(model).__name__} has no compressible layer ({listed or 'it holds no weight matrix'}); "
-        "slimrank shrinks nn.Linear and ungrouped nn.Conv1d, Conv2d and Conv3d"
+        "slimrank shrinks nn.Linear, ungrouped nn.Conv1d, Conv2d and Conv3d, and nn.LSTM, GRU and RNN"
     )
 
 
@@ -216,9 +221,11 @@ def _watch_calls(model: nn.Module, sample: Batch) -> tuple[Mapping[str, list[Cal
         if x is None:
             x = next((t for _, t in named_tensors(kwargs)), None)
         y = next((t for _, t in named_tensors(output)), None)
+        # Rows of packed sequences are no dimension of a shape.
+        is_packed = isinstance(first_input(args, kwargs), PackedSequence)
         calls[name].append(
             Call(
-                input_shape=() if x is None else tuple(x.shape),
+                input_shape=() if x is None or is_packed else tuple(x.shape),
                 output_shape=() if y is None else tuple(y.shape),
             )
         )
@@ -289,7 +296,10 @@ def _describe(
 ) -> LayerSpec:
     parameters = [p for p in module._parameters.values() if p is not None]
     kind, base = next(((k, b) for k, b in _BASES if isinstance(module, b)), ("other", nn.Module))
-    weight = module._parameters.get("weight") if kind != "other" else None
+    if isinstance(module, nn.RNNBase) and _has_own_parameters(module):
+        kind = "other"
+    weight = module._parameters.get("weight_ih_l0" if kind == "recurrent" else "weight")
+    weight = None if kind == "other" else weight
     reason = reason_for(module, name, kind, base, calls, owners, skip, uses)
     if weight is None:
         largest = max(parameters, key=lambda p: p.numel(), default=None)
@@ -310,8 +320,8 @@ def _describe(
         name=name,
         kind=kind,
         class_name=type(module).__name__,
-        weight_shape=tuple(weight.shape),
-        has_bias=module._parameters.get("bias") is not None,
+        weight_shape=(len(weight) * _n_directions(module), *weight.shape[1:]),
+        has_bias=module._parameters.get("bias_ih_l0" if kind == "recurrent" else "bias") is not None,
         dtype=str(weight.dtype).removeprefix("torch."),
         itemsize=weight.element_size(),
         calls=tuple(calls),
@@ -320,6 +330,17 @@ def _describe(
     spec = _with_geometry(spec, module)
     cost = layer_cost(spec)
     return replace(spec, macs=cost.macs, params=cost.params)
+
+
+def _n_directions(module: nn.Module) -> int:
+    """In how many directions a layer reads its inputs, with a matrix for each."""
+    return 2 if isinstance(module, nn.RNNBase) and module.bidirectional else 1
+
+
+def _has_own_parameters(module: nn.RNNBase) -> bool:
+    """Whether a recurrent layer lacks its input matrix, or computes it from others."""
+    known = {name for names in module._all_weights for name in names}
+    return not known.issuperset(module._parameters) or module._parameters.get("weight_ih_l0") is None
 
 
 def _own_macs(module: nn.Module, name: str, macs_by_module: Mapping[str, int]) -> int:

@@ -48,18 +48,35 @@ def reason_for(
     if kind == "other":
         is_computed = isinstance(module, ParametrizationList) or is_parametrized(module)
         return _COMPUTED if is_computed else _kind_reason(module)
+    return _layer_reason(module, name, base, owners) or (
+        _call_reason(module, name, calls, uses) or _content_reason(module, kind, calls)
+    )
+
+
+def _layer_reason(module: nn.Module, name: str, base: type[nn.Module], owners: Counter[int]) -> str | None:
     if name == "":
         return "the model itself is this layer; wrap it in nn.Sequential to compress it"
     if _has_own_forward(module, base):
         return f"{type(module).__name__} has a forward of its own"
-    weight = module._parameters.get("weight")
-    if weight is None:
+    weights, biases = _matrix_of(module)
+    if not weights:
         return _COMPUTED
-    return (
-        _storage_reason(weight, module._parameters.get("bias"), owners)
-        or _call_reason(module, name, calls, uses)
-        or _content_reason(module, weight)
-    )
+    if isinstance(module, nn.RNNBase) and not biases:
+        return "it has no bias, which would take up what its input matrix loses of the mean"
+    reasons = [_storage_reason(weight, None, owners) for weight in weights]
+    reasons += [_storage_reason(weights[0], bias, owners) for bias in biases]
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _matrix_of(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases of a layer's matrix: of a recurrent one, what its first layer makes of inputs."""
+    ends = ("_ih_l0", "_ih_l0_reverse") if isinstance(module, nn.RNNBase) else ("",)
+
+    def of_role(role: str) -> list[Tensor]:
+        found = (module._parameters.get(role + end) for end in ends)
+        return [tensor for tensor in found if tensor is not None]
+
+    return of_role("weight"), of_role("bias")
 
 
 def _kind_reason(module: nn.Module) -> str:
@@ -112,12 +129,16 @@ def _call_reason(module: nn.Module, name: str, calls: Sequence[Call], uses: Mapp
     return None
 
 
-def _content_reason(module: nn.Module, weight: Tensor) -> str | None:
-    if not weight.any():
+def _content_reason(module: nn.Module, kind: LayerKind, calls: Sequence[Call]) -> str | None:
+    weights, _ = _matrix_of(module)
+    if not any(weight.any() for weight in weights):
         return "its weight is all zero"
+    if kind == "recurrent":
+        is_packed = any(not call.input_shape for call in calls)
+        return "it is given packed sequences, which no other layer can read first" if is_packed else None
     groups = getattr(module, "groups", 1)
     if groups != 1:
         return (
-            "depthwise convolution" if groups == weight.shape[0] else f"grouped convolution ({groups} groups)"
+            "depthwise convolution" if groups == len(weights[0]) else f"grouped convolution ({groups} groups)"
         )
     return None

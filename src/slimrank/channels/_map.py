@@ -24,6 +24,7 @@ from slimrank.records import AxisUnits, ChannelMap, GroupSpec, LayerSpec, Produc
 
 # Read their inputs along dimension 0 of the weight, not 1.
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def describe_groups(model: nn.Module, traced: Traced, layers: Sequence[LayerSpec]) -> ChannelMap:
@@ -145,6 +146,9 @@ def _group(
     live = [label for label in family.members.tolist() if label in units.by_label]
     members = set(live or family.members.tolist())
     width = sum(live[0] in labels.parts(label) for label in family.home.labels.tolist()) if live else 1
+    if family.producers and isinstance(model.get_submodule(family.producers[0]), _RECURRENT):
+        # A unit has a row in every gate, and is one number of what the layer gives.
+        width = 1
     spec = GroupSpec(
         name=name,
         units=len(members),
@@ -175,10 +179,11 @@ def _consumers(
     for spec in layers:
         module = model.get_submodule(spec.name)
         is_transposed = type(module) in _TRANSPOSED and module.groups == 1
-        if (spec.kind == "other" and not is_transposed) or not spec.calls:
+        if (spec.kind == "other" and not is_transposed) or not spec.has_matrix or not spec.calls:
             continue
         parameters = module._parameters
-        weight, bias = names.get(id(parameters.get("weight")), ""), parameters.get("bias")
+        leaves = ("weight_ih_l0", "bias_ih_l0") if spec.is_recurrent else ("weight", "bias")
+        weight, bias = names.get(id(parameters.get(leaves[0])), ""), parameters.get(leaves[1])
         # Another use of weight or bias (a tied layer, a look at it) would be changed by fitting it anew.
         is_alone = traced.uses.count[weight] == len(spec.calls) and (bias is None or owners[id(bias)] == 1)
         if weight in readers and (weight, 0 if spec.is_transposed else 1) in traced.uses.read and is_alone:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which channels of which layers can only go together, as one traced forward shows it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -9,12 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.channels._map import describe_groups
 from slimrank.channels.trace._ops import Op, Traced
+from slimrank.channels.trace._recurrent import is_recurrent, trace_recurrent
 from slimrank.channels.trace._rules import trace_op
 from slimrank.forward import Batch, named_tensors, run, watch_modules
 from slimrank.records import ChannelMap, LayerSpec
-
-# Left alone as a whole: a kernel may run all steps at once, and then no operation inside of it is seen.
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) -> ChannelMap:
@@ -35,18 +33,20 @@ def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) ->
     """
     traced = Traced(model)
     modules = dict(model.named_modules())
+    recurrent = {name for name, module in modules.items() if is_recurrent(module)}
 
     def enter(name: str, _args: object, _kwargs: object) -> None:
         traced.modules.append(name)
-        if isinstance(modules[name], _RECURRENT):
-            _freeze_recurrent(traced, modules[name], name)
 
-    def leave(name: str, _args: object, _kwargs: object, _output: object) -> None:
+    def leave(name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> None:
         # A module that raised an error, which the model caught, never left.
         while traced.modules and traced.modules.pop() != name:
             pass
+        if name in recurrent:
+            trace_recurrent(traced, modules[name], name, args, kwargs, output)
 
-    with watch_modules(modules.items(), enter=enter, leave=leave), torch.no_grad(), _Tracer(traced):
+    tracer = _Tracer(traced, recurrent)
+    with watch_modules(modules.items(), enter=enter, leave=leave), torch.no_grad(), tracer:
         result = run(model, sample)
     _freeze_outputs(traced, result)
     return describe_groups(model, traced, layers)
@@ -55,9 +55,16 @@ def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) ->
 class _Tracer(TorchDispatchMode):
     """Sees the operations of a forward, and follows the labels through them."""
 
-    def __init__(self, traced: Traced) -> None:
+    def __init__(self, traced: Traced, recurrent: Collection[str]) -> None:
+        """Follows a forward.
+
+        Args:
+            traced: where labels are kept.
+            recurrent: modules that are followed as a whole, not operation by operation.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self._traced = traced
+        self._recurrent = recurrent
 
     def __torch_dispatch__(
         self,
@@ -70,16 +77,9 @@ class _Tracer(TorchDispatchMode):
         if not callable(func):
             return NotImplemented
         result: object = func(*args, **(kwargs or {}))
-        trace_op(Op(self._traced, func, args, kwargs or {}, result))
+        if not self._traced.modules or self._traced.modules[-1] not in self._recurrent:
+            trace_op(Op(self._traced, func, args, kwargs or {}, result))
         return result
-
-
-def _freeze_recurrent(traced: Traced, module: nn.Module, name: str) -> None:
-    kind = type(module).__name__
-    for parameter in module.parameters():
-        for axis in traced.axes(parameter):
-            traced.labels.freeze(axis, lambda: f"{name or 'the model'} is recurrent ({kind})")
-        traced.note_matrix(parameter)
 
 
 def _freeze_outputs(traced: Traced, result: object) -> None:

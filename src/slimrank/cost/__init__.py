@@ -28,7 +28,16 @@ from slimrank.cost._rows import (
     row_width,
     rows_available,
 )
-from slimrank.cost._slimming import group_share, kept_shape, model_cost, query_scales, slimmed_spec, stays
+from slimrank.cost._slimming import (
+    group_share,
+    kept_shape,
+    matrix_names,
+    matrix_tensor,
+    model_cost,
+    query_scales,
+    slimmed_spec,
+    stays,
+)
 from slimrank.cost._time import group_is_inside, group_time, network_time, rows_and_columns
 
 __all__ = [
@@ -60,6 +69,8 @@ __all__ = [
     "kept_shape",
     "layer_cost",
     "live_bytes",
+    "matrix_names",
+    "matrix_tensor",
     "max_rank",
     "model_cost",
     "moment_bytes",

@@ -34,7 +34,7 @@ class FormRow:
 
 
 def _is_linear(spec: LayerSpec) -> bool:
-    return spec.kind == "linear"
+    return spec.reads_last_dim
 
 
 def _is_convolution(spec: LayerSpec) -> bool:

@@ -114,12 +114,14 @@ def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
     """
     width = row_width(spec)
     n_rows = _stored_rows(spec, n_samples)
+    # What a recurrent layer gives has moments, too.
+    states = _FLOAT64 * spec.calls[0].output_shape[-1] ** 2 if spec.is_recurrent and spec.calls else 0
     if n_rows:
-        return _FLOAT32 * n_rows * width
+        return _FLOAT32 * n_rows * width + states
     if is_wide(spec):
         # With rows that wait until they are summed: a quarter as many as columns.
-        return _FLOAT32 * (width**2 + width**2 // 4)
-    return _FLOAT64 * width**2
+        return _FLOAT32 * (width**2 + width**2 // 4) + states
+    return _FLOAT64 * width**2 + states
 
 
 def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:

@@ -62,7 +62,7 @@ def row_view(spec: LayerSpec) -> RowView:
     return RowView(
         n_outputs=spec.weight_shape[0],
         n_columns=prod(spec.weight_shape[1:]) * spec.groups,
-        is_linear=spec.kind == "linear",
+        is_linear=spec.reads_last_dim,
         kernel=spec.kernel,
         stride=spec.stride,
         dilation=spec.dilation,

@@ -65,6 +65,41 @@ def query_scales(tensor: TensorSpec, kept: Kept) -> dict[int, NDArray[np.float64
     return {dim: scale[staying[dim]] for dim, scale in scales.items()}
 
 
+def matrix_names(spec: LayerSpec) -> tuple[str, ...]:
+    """Names that the weights and biases of a layer's matrix may have in the model.
+
+    Args:
+        spec: the layer.
+
+    Returns:
+        Weight and bias; of a recurrent layer, those of both directions, whether it has one or two.
+    """
+    if not spec.is_recurrent:
+        return f"{spec.name}.weight", f"{spec.name}.bias"
+    return tuple(f"{spec.name}.{leaf}_ih_l0{end}" for leaf in ("weight", "bias") for end in ("", "_reverse"))
+
+
+def matrix_tensor(spec: LayerSpec, channels: ChannelMap) -> TensorSpec | None:
+    """The weight of a layer, and which of its indices belong to groups.
+
+    Args:
+        spec: the layer.
+        channels: the channel map of the model.
+
+    Returns:
+        The tensor; of a recurrent layer, the input matrices of both directions as one. None where no group
+        touches it.
+    """
+    tensor = channels.tensors.get(matrix_names(spec)[0])
+    if tensor is None or not spec.is_recurrent:
+        return tensor
+    n_directions = spec.weight_shape[0] // tensor.shape[0]
+    axes = tuple(
+        replace(axis, units=axis.units * n_directions) if axis.dim == 0 else axis for axis in tensor.axes
+    )
+    return replace(tensor, shape=spec.weight_shape, axes=axes)
+
+
 def kept_shape(tensor: TensorSpec, kept: Kept) -> tuple[int, ...]:
     """Shape of a tensor once channels are gone.
 
@@ -91,7 +126,7 @@ def slimmed_spec(spec: LayerSpec, channels: ChannelMap, kept: Kept) -> LayerSpec
         The layer with the weight shape, groups, calls, MACs and params that are left (kind "other" keeps its
         calls); ``spec`` itself where no named group touches it.
     """
-    weight = channels.tensors.get(f"{spec.name}.weight")
+    weight = matrix_tensor(spec, channels)
     if spec.kind == "other":
         return _slimmed_other(spec, channels, kept)
     if weight is None or not _touches(weight, kept):
@@ -148,7 +183,7 @@ def model_cost(
         cost += pair - layer_cost(spec)
     if not kept:
         return cost
-    pair_tensors = {f"{name}.{leaf}" for name in replaced for leaf in ("weight", "bias")}
+    pair_tensors = {tensor_name for name in replaced for tensor_name in matrix_names(layers[name])}
     for tensor in channels.tensors.values():
         if tensor.name not in pair_tensors and not tensor.name.startswith(prefixes):
             cost -= _saved(tensor, kept)
@@ -245,6 +280,9 @@ def _slimmed_call(spec: LayerSpec, call: Call, n_inputs: int, n_outputs: int) ->
     """One call with other numbers of channels."""
     # Counted from the right: a sample may come without a batch dimension.
     from_right = len(spec.kernel) + 1
+    if spec.is_recurrent:
+        # A layer gives as many outputs as it has units, each of which has several rows.
+        n_outputs = n_outputs * call.output_shape[-1] // spec.weight_shape[0] if call.output_shape else 0
 
     def with_channels(shape: tuple[int, ...], n_channels: int) -> tuple[int, ...]:
         dim = len(shape) - from_right

@@ -19,7 +19,16 @@ from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
-from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
+from slimrank.surgery import (
+    bias_of,
+    copy_model,
+    dense_weight,
+    drop_blocks,
+    flatten_recurrent,
+    replace_module,
+    set_weights,
+    slim,
+)
 
 # Written into each manifest; a higher number would keep older versions from misreading a new layout.
 MODEL_FORMAT = 1
@@ -184,13 +193,14 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         drop_blocks(rebuilt, step.dropped, step.structure.channels.blocks)
         for name in step.settings:
             layer = rebuilt.get_submodule(name)
-            container = empty_replacement_in(step, name, has_bias=_has_bias(so_far, name, tensors))
+            container = empty_replacement_in(step, name, layer, has_bias=_has_bias(so_far, name, tensors))
             container = container.to_empty(device=_layer_device(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)
         _add_biases(rebuilt, so_far, tensors)
     _load_state(rebuilt, tensors, _aliases_of(weights), root)
     rebuilt.eval()
+    flatten_recurrent(rebuilt)
     return rebuilt
 
 
@@ -202,7 +212,7 @@ def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> 
             continue
         # The saved tensors show whether there is a bias; the pair of a later step has taken it over.
         plan_has_bias = f"{name}.bias" in tensors or (is_replaced_in(tensors, name) and plan.has_bias)
-        has_bias, has_norm = isinstance(layer.bias, Tensor), task.norm is not None
+        has_bias, has_norm = bias_of(layer) is not None, task.norm is not None
         if gains_bias(has_bias=has_bias, has_norm=has_norm, plan_has_bias=plan_has_bias):
             weight = dense_weight(layer)
             set_weights(layer, weight, weight.new_zeros(task.n_channels))

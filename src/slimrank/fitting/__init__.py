@@ -6,6 +6,7 @@ from slimrank.fitting._context import forward_size
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
 from slimrank.fitting._journal import LayerFiles
 from slimrank.fitting._layer_tasks import layer_tasks, scaled
+from slimrank.fitting._states import state_fits
 from slimrank.fitting._stays import channels_left, what_stays
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "forward_size",
     "layer_tasks",
     "scaled",
+    "state_fits",
     "what_stays",
 ]

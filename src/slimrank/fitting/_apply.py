@@ -16,11 +16,12 @@ from slimrank.fitting._install import install
 from slimrank.fitting._journal import FitJournal
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.fitting._sequential import fit_in_order
+from slimrank.fitting._states import state_fits, states_in
 from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import Bypass, SlimAttention, drop_blocks, slim
+from slimrank.surgery import Bypass, SlimAttention, drop_blocks, flatten_recurrent, set_parameters, slim
 
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
@@ -72,8 +73,12 @@ def apply_plan(
     model.eval()
     plan, notes = (plan, ()) if data is None else _without_failures(plan, data)
     if plan.groups or plan.dropped:
-        channels = plan.steps[-1].structure.channels
+        step = plan.steps[-1]
+        channels = step.structure.channels
         slim(model, channels, plan.groups)
+        if data is not None:
+            moments = states_in(step, data)
+            set_parameters(model, state_fits(data.original, channels, step.groups, moments))
         drop_blocks(model, plan.dropped, channels.blocks)
     tasks = layer_tasks(plan)
     if data is None:
@@ -86,6 +91,7 @@ def apply_plan(
     for name, module in model.named_modules():
         # The factors of a pair are new; they take the mode of the layer that they replace.
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
+    flatten_recurrent(model)
     return Applied(model=model, plan=plan, fits=fits, notes=notes)
 
 
@@ -151,16 +157,17 @@ def _fitted_from_weights(
     return fits
 
 
-def empty_replacement_in(step: Step, name: str, *, has_bias: bool) -> nn.Sequential:
+def empty_replacement_in(step: Step, name: str, layer: nn.Module, *, has_bias: bool) -> nn.Sequential:
     """The container that takes the place of a layer, its parameters on the meta device.
 
     Args:
         step: of a plan.
         name: a layer that the step sets.
+        layer: its module, channels of the step gone.
         has_bias: whether the last factor has a bias.
 
     Returns:
         Its modules in a container.
     """
     spec = slimmed_spec(step.structure.layers[name], step.structure.channels, step.groups)
-    return empty_replacement(spec, step.settings[name], has_bias=has_bias)
+    return empty_replacement(spec, step.settings[name], has_bias=has_bias, layer=layer)

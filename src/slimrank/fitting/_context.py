@@ -106,8 +106,13 @@ def open_build(
     batches = (*fit_batches, *feed.stream(held_out))
     layer_indices = {name: index for index, name in enumerate(specs)}
     shared_moments = _shared_moments(tasks, layer_indices, data)
-    # An epilogue follows one call of a layer, and a transposed convolution only once its taps are summed.
-    one_call = [name for name, task in tasks.items() if name not in shared_moments and not task.is_transposed]
+    # An epilogue follows one call of a layer, a transposed convolution only once its taps are summed, and the
+    # input matrix of a recurrent layer never: gates do.
+    one_call = [
+        name
+        for name, task in tasks.items()
+        if name not in shared_moments and not task.is_transposed and not task.spec.is_recurrent
+    ]
     epilogues = {} if has_hook else _epilogues(data, batches, one_call)
     may_interleave = can_interleave(data.original, batches, list(tasks))
     needed = _most_while_paused(specs.values(), tasks, len(fit) + len(held_out), len(data.feed.fit))

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from slimrank.cost import carries_mean, gains_bias, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._fit import ALTERNATIONS, Fit, LayerStatistics, best_fit
-from slimrank.fitting._goals import bias_of, output_roots, targets, wanted_weight
+from slimrank.fitting._goals import bias_like, output_roots, targets, wanted_weight
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.fitting._rows import Gathered, thinned_rows
 from slimrank.linalg import narrowed_weight, ridge_of, times_vector
 from slimrank.methods import Target, fit_factors, weights_target
-from slimrank.surgery import bias_of_taps, dense_weight
+from slimrank.surgery import bias_of, bias_of_taps, dense_weight
 
 # Rows that fits are compared on. More choose more surely; each candidate is applied to all of them.
 _HELD_OUT_ROWS = 8192
@@ -40,7 +40,7 @@ def fit_layer(context: BuildContext, layer: PendingLayer, gathered: Gathered | N
     else:
         return fit_from_weights(layer.task, layer.current, has_bias=context.has_bias)
     # A plan made without data counts no bias where the layer has none.
-    has_bias = isinstance(layer.current.bias, Tensor)
+    has_bias = bias_of(layer.current) is not None
     return fit if carries_mean(has_bias=has_bias, plan_has_bias=context.has_bias) else replace(fit, bias=None)
 
 
@@ -56,7 +56,8 @@ def fit_from_weights(task: LayerTask, layer: nn.Module, *, has_bias: bool) -> Fi
         The plain, unweighted decomposition; the weight itself where the layer stays one.
     """
     weight, setting = dense_weight(layer), task.setting
-    bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
+    bias = bias_of(layer)
+    bias = None if bias is None else bias.double()
     if gains_bias(has_bias=bias is not None, has_norm=task.norm is not None, plan_has_bias=has_bias):
         # The plan counts one, and a later step may build on it.
         bias = weight.new_zeros(task.n_channels)
@@ -99,7 +100,7 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
     if task.is_transposed:
         moments, mean_out = moments.about_zero(), torch.zeros_like(means[1])
     else:
-        mean_out = means[1] + task.slimmed_outputs(bias_of(layer.original, dense_weight(layer.original)))
+        mean_out = means[1] + task.slimmed_outputs(bias_like(layer.original, dense_weight(layer.original)))
     ridge = ridge_of(moments.n_rows, row_width(task.slimmed) // task.n_groups)
     dense, mean_in = full, means[0]
     if task.columns is not None:

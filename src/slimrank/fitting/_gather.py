@@ -287,7 +287,9 @@ def _batch_rows(
 def _known_outputs(layer: PendingLayer, batch: BatchAtLayer) -> Tensor | None:
     """Outputs of a layer in the original, where they are what is wanted, precisely."""
     # A transposed convolution adds up its taps, and a layer that on_layer changed has outputs of its own.
-    if layer.task.is_transposed or layer.is_changed or batch.y is None:
+    # A recurrent layer makes more of them than its input matrix does.
+    is_own = not layer.task.is_transposed and not layer.task.spec.is_recurrent
+    if not is_own or layer.is_changed or batch.y is None:
         return None
     return batch.y if batch.y.dtype in (torch.float32, torch.float64) else None
 
@@ -334,7 +336,7 @@ def _in_units_of_output(lost: Tensor, gains: Tensor) -> Tensor:
 
 def have_same_positions(spec: LayerSpec, x: Tensor, x_hat: Tensor) -> bool:
     """Whether two inputs of a layer differ in their channels alone."""
-    channel = x.ndim - 1 if spec.kind == "linear" else x.ndim - 1 - len(spec.kernel)
+    channel = x.ndim - 1 if spec.reads_last_dim else x.ndim - 1 - len(spec.kernel)
     return x.ndim == x_hat.ndim and all(
         a == b for dim, (a, b) in enumerate(zip(x.shape, x_hat.shape, strict=True)) if dim != channel
     )

@@ -12,7 +12,7 @@ from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.fitting._rows import Gathered
 from slimrank.linalg import Moments, least_squares_weight, narrowed_weight, ridge_of
 from slimrank.methods import Target, metric_roots
-from slimrank.surgery import dense_weight
+from slimrank.surgery import bias_of, dense_weight
 
 # Ridges above the least one, as shares of the mean diagonal of the moments. A finer list might come closer to
 # the best ridge; each of them costs a fit of every layer.
@@ -37,7 +37,7 @@ def wanted_outputs(layer: PendingLayer, rows: Tensor, rows_hat: Tensor) -> Tenso
     weight = dense_weight(source).float()
     outputs = inputs @ weight.T
     if not layer.task.is_transposed:
-        outputs = outputs + bias_of(source, weight)
+        outputs = outputs + bias_like(source, weight)
     # A changed layer is slimmed already, its outputs are those that stay.
     return outputs if layer.is_changed else layer.task.slimmed_outputs(outputs)
 
@@ -47,11 +47,10 @@ def wanted_weight(layer: PendingLayer) -> Tensor:
     return layer.task.slimmed_outputs(dense_weight(layer.original).T).T
 
 
-def bias_of(layer: nn.Module, like: Tensor) -> Tensor:
+def bias_like(layer: nn.Module, like: Tensor) -> Tensor:
     """(O,) in the dtype of ``like`` (O, ...): the layer's bias, zeros where it has none."""
-    if isinstance(layer.bias, Tensor):
-        return layer.bias.detach().to(like.dtype)
-    return like.new_zeros(len(like))
+    bias = bias_of(layer)
+    return like.new_zeros(len(like)) if bias is None else bias.to(like.dtype)
 
 
 def output_roots(context: BuildContext, task: LayerTask, device: torch.device) -> tuple[Tensor, Tensor]:

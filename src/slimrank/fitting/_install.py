@@ -7,12 +7,12 @@ from slimrank._errors import OptionError
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.methods import fill_container, open_container
-from slimrank.surgery import replace_module, set_weights, shift_mean
+from slimrank.surgery import has_weight, replace_module, set_weights, shift_mean
 
 
 def checked_layer(layer: nn.Module, task: LayerTask) -> nn.Module:
     """A layer still to come, as ``on_layer`` left it."""
-    if not isinstance(layer.weight, Tensor) or tuple(layer.weight.shape) != task.shape:
+    if not has_weight(layer, task.shape):
         raise OptionError(
             f"layer {task.spec.name!r}: on_layer put a {type(layer).__name__} there that the plan does not "
             f"fit; it may change values, or exchange the layer for one with a weight {list(task.shape)}"

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from slimrank.cost import query_scales, stays
+from slimrank.cost import matrix_tensor, query_scales, stays
 from slimrank.records import ChannelMap, LayerSpec
 
 
@@ -25,7 +25,7 @@ def what_stays(
         (O',) and (D',) int64, ascending, on the CPU; None each where no named group touches that side. Then
         (O',) float64, what the outputs that stay are multiplied by; None where they are not.
     """
-    tensor = channels.tensors.get(f"{spec.name}.weight")
+    tensor = matrix_tensor(spec, channels)
     if tensor is None:
         return None, None, None
     staying = {dim: torch.from_numpy(indices) for dim, indices in stays(tensor, kept).items()}

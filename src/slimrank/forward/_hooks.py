@@ -30,9 +30,12 @@ def tap_layers(model: nn.Module, names: Sequence[str], tap: Tap) -> Iterator[Cou
         x = args[0] if args else kwargs.get("input")
         call = calls[name]
         calls[name] += 1
-        if isinstance(x, Tensor) and isinstance(output, Tensor):
-            return tap(name, call, x, output)
-        return None
+        # Recurrent layers give their states as well.
+        y = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return None
+        new = tap(name, call, x, y)
+        return (new, *output[1:]) if new is not None and isinstance(output, tuple) else new
 
     with watch_modules(((name, model.get_submodule(name)) for name in names), leave=leave):
         yield calls

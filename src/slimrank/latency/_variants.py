@@ -6,13 +6,13 @@ from math import lcm
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slimrank.cost import FORMS, carries_mean, forms_of, layer_cost, max_rank, pair_cost, slimmed_spec
 from slimrank.methods import empty_replacement
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups, step_of
 from slimrank.records import PRUNING, Form, GroupSpec, LayerSpec, Method, Setting
-from slimrank.surgery import drop_blocks, quiet_copy, replace_module, slim
+from slimrank.surgery import dense_weight, drop_blocks, quiet_copy, replace_module, slim
 
 # Share of the units that a group keeps at least in a variant: narrower ones are rare in plans.
 _LEAST_WIDTH = 0.25
@@ -109,12 +109,10 @@ def build_variant(model: nn.Module, variant: Step, *, has_bias: bool, seed: int)
     for name, setting in variant.settings.items():
         spec = slimmed_spec(structure.layers[name], structure.channels, variant.groups)
         bias = carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias)
-        weight = layers[name].weight
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"{name} has no weight tensor")
-        pair = empty_replacement(spec, setting, has_bias=bias).to_empty(device="cpu")
+        weight = dense_weight(layers[name])
+        pair = empty_replacement(spec, setting, has_bias=bias, layer=layers[name]).to_empty(device="cpu")
         size = float(weight.detach().double().norm()) or 1.0
-        _fill(pair, size, setting.rank, spec, weight.dtype, generator)
+        _fill(pair, size, setting.rank, spec, next(layers[name].parameters()).dtype, generator)
         replace_module(copy, name, pair.eval())
     drop_blocks(copy, variant.dropped, structure.channels.blocks)
     copy.requires_grad_(requires_grad=False)
@@ -238,6 +236,6 @@ def _fill(
     for module in (first, last):
         for name, parameter in list(module.named_parameters()):
             # A bias of zeros: the network's own norms and biases stay.
-            scale = scales[id(module)] if name == "weight" else 0.0
+            scale = scales[id(module)] if name.startswith("weight") else 0.0
             values = scale * torch.randn(parameter.shape, generator=generator)
             setattr(module, name, nn.Parameter(values.to(dtype), requires_grad=False))

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from slimrank.methods._recurrent import behind_matrix, set_inputs
 from slimrank.methods._table import Factors, layer_functions
 from slimrank.methods._target import Target
 from slimrank.records import LayerSpec, Setting
@@ -51,13 +52,19 @@ def build_modules(
     setting = factors.setting
     modules = layer_functions(setting.method).modules(spec, setting, has_bias=bias is not None)
     reference = _weight_tensor(layer)
-    for module, values in zip(modules, factors.tensors, strict=True):
+    if spec.is_recurrent:
+        last = behind_matrix(layer, setting.rank)
+        set_inputs(last, factors.tensors[-1].reshape(_weight_tensor(modules[-1]).shape), bias)
+        modules, values = (*modules[:-1], last), factors.tensors[:-1]
+    else:
+        values = factors.tensors
+    for module, numbers in zip(modules, values, strict=False):
         module.weight = nn.Parameter(
-            values.reshape(_weight_tensor(module).shape).to(device=reference.device, dtype=reference.dtype),
+            numbers.reshape(_weight_tensor(module).shape).to(device=reference.device, dtype=reference.dtype),
             requires_grad=reference.requires_grad,
         )
         module.train(layer.training)
-    if bias is not None:
+    if bias is not None and not spec.is_recurrent:
         # A new bias is like the weight; an old one may have a dtype of its own.
         model_bias = layer.bias if isinstance(layer.bias, Tensor) else reference
         modules[-1].bias = nn.Parameter(
@@ -84,18 +91,26 @@ def build_replacement(
     return nn.Sequential(*build_modules(spec, layer, factors, bias))
 
 
-def empty_replacement(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> nn.Sequential:
+def empty_replacement(
+    spec: LayerSpec, setting: Setting, *, has_bias: bool, layer: nn.Module | None = None
+) -> nn.Sequential:
     """What takes the place of a layer in a model, without values.
 
     Args:
         spec: the layer to replace.
         setting: what takes its place.
         has_bias: whether the last module has a bias.
+        layer: its module; needed where it is recurrent, since a replacement keeps the rest of it.
 
     Returns:
         Modules in a container, their parameters on the meta device.
     """
-    return nn.Sequential(*layer_functions(setting.method).modules(spec, setting, has_bias=has_bias))
+    modules = layer_functions(setting.method).modules(spec, setting, has_bias=has_bias)
+    if spec.is_recurrent:
+        if layer is None:
+            raise TypeError(f"{spec.name} is recurrent: what replaces it is made of the layer itself")
+        modules = (*modules[:-1], behind_matrix(layer, setting.rank).to(device="meta"))
+    return nn.Sequential(*modules)
 
 
 def open_container(layer: nn.Module) -> nn.Sequential:
@@ -180,7 +195,9 @@ def has_bias_in(tensors: Collection[str], name: str, setting: Setting) -> bool |
         None where the factor that has the bias, or none, was replaced itself by a later step.
     """
     last = _factor_name(name, len(layer_functions(setting.method).factor_names) - 1)
-    return None if is_replaced_in(tensors, last) else f"{last}.bias" in tensors
+    if is_replaced_in(tensors, last):
+        return None
+    return f"{last}.bias" in tensors or f"{last}.bias_ih_l0" in tensors
 
 
 def factors_to_tensors(factors: Factors) -> dict[str, Tensor]:
@@ -207,6 +224,7 @@ def _factor_name(name: str, index: int) -> str:
 
 
 def _weight_tensor(module: nn.Module) -> Tensor:
-    if not isinstance(module.weight, Tensor):
+    weight = module.weight_ih_l0 if isinstance(module, nn.RNNBase) else module.weight
+    if not isinstance(weight, Tensor):
         raise TypeError(f"{type(module).__name__} has no weight tensor")
-    return module.weight
+    return weight

@@ -70,7 +70,10 @@ class EmptyModules(Protocol):
     """Makes the modules that take the place of a layer."""
 
     def __call__(self, spec: LayerSpec, setting: Setting, *, has_bias: bool) -> tuple[nn.Module, ...]:
-        """Modules with a ``weight`` each, on the meta device; only the last may have a bias."""
+        """Modules with a ``weight`` each, on the meta device; only the last may have a bias.
+
+        Of a recurrent layer they are those of its input matrix; the last one becomes part of the layer.
+        """
         ...
 
 

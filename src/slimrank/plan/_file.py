@@ -54,7 +54,7 @@ _OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency")
 # Who may have chosen a plan.
 _SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
 # Spelled out, so that a kind read from a file gets the type of the literal.
-_LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv1d", "conv2d", "conv3d", "other")
+_LAYER_KINDS: tuple[LayerKind, ...] = ("linear", "conv1d", "conv2d", "conv3d", "recurrent", "other")
 # A layer writes these, and of the rest what differs from its default, so that files stay short.
 _REQUIRED_LAYER_KEYS = tuple(f.name for f in fields(LayerSpec) if f.default is MISSING and f.name != "name")
 _LAYER_DEFAULTS = {f.name: f.default for f in fields(LayerSpec) if f.default is not MISSING}

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from slimrank._study import Study
 from slimrank.calibrate import Collecting
 from slimrank.cost import carries_mean
+from slimrank.fitting import state_fits
 from slimrank.forward import Batch, run, watch_modules
 from slimrank.methods import Target, weights_target
 from slimrank.recipes._score_candidates import Candidate
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec, Setting
 from slimrank.scores import GroupTrial, LayerTrial
-from slimrank.surgery import dense_weight
+from slimrank.surgery import bias_of, dense_weight
 from slimrank.survey import (
     GroupSurvey,
     Session,
@@ -53,7 +54,7 @@ def pair_trials(
             setting = Setting(method=candidate.method, form=candidate.form, rank=candidate.rank)
             pair, bias = independent_pair(spec, layer, setting, target)
             has_bias = carries_mean(
-                has_bias=isinstance(layer.bias, Tensor), plan_has_bias=session.options.has_bias
+                has_bias=bias_of(layer) is not None, plan_has_bias=session.options.has_bias
             )
             yield LayerTrial(
                 spec=spec,
@@ -131,6 +132,7 @@ def group_trials(
                     channels=channels,
                     fits=fits_alone(survey, group.name, kept, chunk.moments),
                     start=_first_producer(channels, group, order),
+                    states=state_fits(session.original, channels, {group.name: kept}, chunk.moments),
                 )
 
 

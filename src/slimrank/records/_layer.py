@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-LayerKind = Literal["linear", "conv1d", "conv2d", "conv3d", "other"]
+LayerKind = Literal["linear", "conv1d", "conv2d", "conv3d", "recurrent", "other"]
 # By the name of the class, since records know no torch: another class of such a name would be read as one.
 _TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
@@ -28,7 +28,9 @@ class LayerSpec:
 
     Attributes:
         name: dotted name in ``named_modules()``.
-        kind: "linear", "conv1d", "conv2d", "conv3d", or "other" for a layer that no method handles.
+        kind: "linear", "conv1d", "conv2d", "conv3d", "recurrent", or "other" for a layer that no method
+            handles. Of a recurrent layer, all that follows is about what its first layer makes of the inputs:
+            the input matrices of both directions, one below the other, and their biases.
         class_name: class of the module, for people.
         weight_shape: (C_out, C_in / groups, *kernel) or (out_features, in_features).
         has_bias: whether the layer has a bias.
@@ -68,6 +70,16 @@ class LayerSpec:
         return self.kind == "other" and self.class_name in _TRANSPOSED
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether it stands for the input matrix of a recurrent layer."""
+        return self.kind == "recurrent"
+
+    @property
+    def reads_last_dim(self) -> bool:
+        """Whether a row of its inputs is the last dimension of what it reads; else channels come before."""
+        return self.kind == "linear" or self.is_recurrent
+
+    @property
     def n_outputs(self) -> int:
         """Channels or features that it makes: C_out."""
         return self.weight_shape[1 if self.is_transposed else 0]
@@ -75,7 +87,15 @@ class LayerSpec:
     @property
     def has_matrix(self) -> bool:
         """Whether it applies a matrix to rows of its input, which can be fitted."""
+        if self.is_recurrent:
+            # Without a bias nothing takes up a mean that moves.
+            return self.has_bias and self.has_states
         return self.kind != "other" or self.is_transposed
+
+    @property
+    def has_states(self) -> bool:
+        """Whether it is a recurrent layer whose steps can be told from its samples: no packed sequences."""
+        return self.is_recurrent and all(call.input_shape for call in self.calls)
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from slimrank._names import listed
-from slimrank.cost import slimmed_spec
+from slimrank.cost import matrix_tensor, slimmed_spec
 from slimrank.plan import Plan, Step, is_inside, multiple_for
 from slimrank.records import ChannelMap, LayerResult, LayerSpec, Metric, Note, Setting
 
@@ -75,9 +75,10 @@ def slimmed_text(step: Step, spec: LayerSpec) -> str | None:
 
 def _side_by_dim(channels: ChannelMap, spec: LayerSpec) -> tuple[str, ...]:
     """Which side of a layer each dimension of its weight is: transposed kernels have their inputs first."""
-    weight = channels.tensors.get(f"{spec.name}.weight")
+    weight = matrix_tensor(spec, channels)
     inputs = {axis.dim for axis in weight.axes if axis.role == "input"} if weight else set()
-    return tuple("inputs" if dim in inputs else "outputs" for dim in range(len(spec.weight_shape)))
+    made = "rows of gates" if spec.is_recurrent else "outputs"
+    return tuple("inputs" if dim in inputs else made for dim in range(len(spec.weight_shape)))
 
 
 def first_of(names: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from slimrank.methods import Factors, build_replacement, factors_on
 from slimrank.records import PRUNING, ChannelMap, LayerSpec, Method
 from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._file import CHANNELS
-from slimrank.surgery import put_back, replace_module, set_weights, slim
+from slimrank.surgery import put_back, replace_module, set_parameters, set_weights, slim
 
 ScoreFn = Callable[[nn.Module], float]
 
@@ -90,6 +90,7 @@ class GroupTrial:
         channels: the group, and the tensors that it touches.
         fits: weight and bias of each consumer that is fitted anew, its lost columns and outputs gone; the
             others lose columns alone.
+        states: recurrent matrices and their biases that are fitted anew, by name of the parameter.
         start: the layer before which nothing changes; None where that is not known.
     """
 
@@ -98,6 +99,7 @@ class GroupTrial:
     channels: ChannelMap
     fits: Mapping[str, tuple[Tensor, Tensor]]
     start: str | None
+    states: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"group {self.name!r}, {PRUNING} {len(self.kept)} of {self._units} units"
@@ -116,7 +118,7 @@ class GroupTrial:
     def on_cpu(self) -> "GroupTrial":
         """The same, its tensors on the CPU."""
         fits = {name: (weight.cpu(), bias.cpu()) for name, (weight, bias) in self.fits.items()}
-        return replace(self, fits=fits)
+        return replace(self, fits=fits, states={name: new.cpu() for name, new in self.states.items()})
 
     @contextmanager
     def installed(self, model: nn.Module) -> Iterator[None]:
@@ -124,6 +126,7 @@ class GroupTrial:
         # Everything that is slimmed goes back to what it was, also when the score function fails.
         with put_back(model):
             slim(model, self.channels, {self.name: self.kept})
+            set_parameters(model, self.states)
             for name, (weight, bias) in self.fits.items():
                 layer = model.get_submodule(name)
                 device = next(layer.parameters()).device

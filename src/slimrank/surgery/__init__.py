@@ -8,21 +8,31 @@ from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy,
 from slimrank.surgery._explicit_padding import explicit_padding
 from slimrank.surgery._fold_norms import fold_norm
 from slimrank.surgery._fused import without_nesting
-from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
-from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
+from slimrank.surgery._matrix import bias_of, bias_of_taps, dense_weight, has_weight, set_weights, tap_shares
+from slimrank.surgery._replace import (
+    drop_blocks,
+    flatten_recurrent,
+    replace_module,
+    replace_tensors,
+    set_parameters,
+    shift_mean,
+)
 from slimrank.surgery._sizes import synced_attributes
 from slimrank.surgery._slim import mask, slim
 
 __all__ = [
     "Bypass",
     "SlimAttention",
+    "bias_of",
     "bias_of_taps",
     "copy_model",
     "dense_weight",
     "drop_blocks",
     "explicit_padding",
+    "flatten_recurrent",
     "fold_norm",
     "has_computed_weights",
+    "has_weight",
     "light_copy",
     "mask",
     "put_back",
@@ -30,6 +40,7 @@ __all__ = [
     "remember",
     "replace_module",
     "replace_tensors",
+    "set_parameters",
     "set_weights",
     "shift_mean",
     "slim",

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slimrank.cost import MAX_EXACT_NUMBERS
 from slimrank.records import Call
+from slimrank.surgery._replace import replace_tensors
 
 
 def dense_weight(layer: nn.Module) -> Tensor:
@@ -22,9 +23,11 @@ def dense_weight(layer: nn.Module) -> Tensor:
         (O, D) float64, of more than 2^25 numbers float32; not to be changed, it may be the layer's own.
         Outputs by columns, C_in times kernel; of a convolution in groups, a block of it per group. A
         transposed convolution is what every position of its input gives to the positions that it reaches:
-        (C_out x kernel, C_in).
+        (C_out x kernel, C_in). Of a recurrent layer, the input matrices of both directions, one below the
+        other.
     """
-    weight = _weight_of(layer).detach()
+    weight = torch.cat([part.detach() for part in input_matrices(layer)]) if _is_recurrent(layer) else None
+    weight = _weight_of(layer).detach() if weight is None else weight
     weight = weight.to(torch.float32 if weight.numel() > MAX_EXACT_NUMBERS else torch.float64).flatten(1)
     if isinstance(layer, _ConvTransposeNd):
         return weight.T.contiguous()
@@ -37,6 +40,45 @@ def groups_of(layer: nn.Module) -> int:
     return layer.groups if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd) else 1
 
 
+def has_weight(layer: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether a layer has a weight of this shape; a recurrent one input matrices that have it together."""
+    if _is_recurrent(layer):
+        return tuple(dense_weight(layer).shape) == tuple(shape)
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and tuple(weight.shape) == tuple(shape)
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """Bias of a layer, detached; of a recurrent one, what is added to its input matrices; None for none."""
+    if _is_recurrent(layer):
+        biases = _by_direction(layer, "bias_ih")
+        return torch.cat([bias.detach() for bias in biases]) if biases else None
+    return layer.bias.detach() if isinstance(layer.bias, Tensor) else None
+
+
+def input_matrices(layer: nn.Module) -> list[Tensor]:
+    """What a recurrent layer makes of its inputs: a matrix for each direction."""
+    return _by_direction(layer, "weight_ih")
+
+
+def _is_recurrent(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.RNNBase)
+
+
+def _by_direction(layer: nn.Module, role: str) -> list[Tensor]:
+    """Parameters of the first layer of a recurrent one, by direction; none where it lacks them."""
+    found = (layer._parameters.get(f"{role}_l0{end}") for end in ("", "_reverse"))
+    return [parameter for parameter in found if parameter is not None]
+
+
+def _set_inputs(layer: nn.Module, role: str, values: Tensor) -> None:
+    """Gives the first layer of a recurrent one other parameters, by direction one below the other."""
+    old = _by_direction(layer, role)
+    for part, known in zip(values.chunk(len(old)), old, strict=True):
+        new = nn.Parameter(part.to(known.dtype).clone(), requires_grad=known.requires_grad)
+        replace_tensors(layer, {id(known): new})
+
+
 def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
     """Gives a layer another weight and bias, new parameters in its own dtype and shape (in place).
 
@@ -45,6 +87,11 @@ def set_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         weight: (O, D), as ``dense_weight`` gives it.
         bias: (C_out,); made where the layer has none; None leaves what it has.
     """
+    if _is_recurrent(layer):
+        _set_inputs(layer, "weight_ih", weight)
+        if bias is not None:
+            _set_inputs(layer, "bias_ih", bias)
+        return
     old = _weight_of(layer)
     groups = groups_of(layer)
     if isinstance(layer, _ConvTransposeNd):

@@ -66,6 +66,30 @@ def drop_blocks(model: nn.Module, names: Sequence[str], blocks: Mapping[str, Blo
             replace_module(model, name, bypass)
 
 
+def set_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Puts new parameters in place of others (in place).
+
+    Args:
+        model: the tree.
+        values: by the dotted name of the parameter, whose dtype, device and requires_grad are kept.
+    """
+    for name, new in values.items():
+        old = model.get_parameter(name)
+        data = new.to(device=old.device, dtype=old.dtype)
+        replace_tensors(model, {id(old): nn.Parameter(data, requires_grad=old.requires_grad)})
+
+
+def flatten_recurrent(model: nn.Module) -> None:
+    """Lets recurrent layers keep their weights in one piece of memory again, as cuDNN wants it (in place).
+
+    Args:
+        model: whose tensors nobody else holds; on a CPU nothing changes.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+
+
 def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:
     """Puts tensors in place of others, under every name that they have (in place).
 
@@ -79,3 +103,7 @@ def replace_tensors(model: nn.Module, new: Mapping[int, Tensor]) -> None:
             for key, value in list(table.items()):
                 if isinstance(value, Tensor) and id(value) in new:
                     table[key] = new[id(value)]
+        if isinstance(module, nn.RNNBase):
+            # It runs with a list of its own: a new one, since what is put back may hold the old one.
+            weights = [new.get(id(weight), weight) for weight in module._flat_weights]
+            module._flat_weights = cast("list[Tensor | None]", weights)

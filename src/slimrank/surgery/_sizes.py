@@ -166,6 +166,11 @@ class _Left:
             return ()
         return self._cuts[id(tensor)].shape if id(tensor) in self._cuts else tuple(tensor.shape)
 
+    def old_shape(self, key: str) -> tuple[int, ...]:
+        """Of the tensor as it stood; () where there is none."""
+        tensor = self._find(key)
+        return () if tensor is None else tuple(tensor.shape)
+
     def blocks(self, key: str, count: int) -> int:
         """How many of the equal blocks that make up the first dimension are left."""
         tensor = self._find(key)
@@ -239,6 +244,19 @@ def _embedding(_module: nn.Module, left: _Left) -> Mapping[str, int]:
     return {"num_embeddings": rows, "embedding_dim": columns}
 
 
+def _recurrent(module: nn.Module, left: _Left) -> Mapping[str, int]:
+    end = "" if isinstance(module, nn.RNNCellBase) else "_l0"
+    rows, columns = left.shape(f"weight_ih{end}")
+    # Gates stand one below the other, and each is left with as many rows.
+    old_rows = left.old_shape(f"weight_ih{end}")[0]
+    sizes = {
+        "input_size": columns,
+        "hidden_size": rows * _int(module, "hidden_size") // old_rows,
+    }
+    projection = left.shape(f"weight_hr{end}")
+    return sizes | {"proj_size": projection[0]} if projection else sizes
+
+
 def _prelu(_module: nn.Module, left: _Left) -> Mapping[str, int]:
     return {"num_parameters": left.shape("weight")[0]}
 
@@ -273,6 +291,8 @@ _RULES: tuple[tuple[type[nn.Module], _Rule], ...] = (
     (nn.Embedding, _embedding),
     (nn.EmbeddingBag, _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent),
     (nn.Bilinear, _bilinear),
     (nn.MultiheadAttention, _attention),
 )
@@ -285,6 +305,8 @@ _SYNCED: Mapping[type[nn.Module], tuple[str, ...]] = {
     nn.Embedding: ("num_embeddings", "embedding_dim"),
     nn.EmbeddingBag: ("num_embeddings", "embedding_dim"),
     nn.PReLU: ("num_parameters",),
+    nn.RNNBase: ("input_size", "hidden_size", "proj_size"),
+    nn.RNNCellBase: ("input_size", "hidden_size"),
     nn.Bilinear: ("out_features", "in1_features", "in2_features"),
     nn.MultiheadAttention: ("embed_dim", "kdim", "vdim", "num_heads", "head_dim"),
 }

@@ -13,7 +13,7 @@ from slimrank.forward import Batch, Replay, run
 from slimrank.linalg import times_vector
 from slimrank.methods import Anchor, Factors, Target, anchor_points, build_replacement, fit_factors
 from slimrank.records import Curve, LayerSpec, Setting
-from slimrank.surgery import put_back, replace_module
+from slimrank.surgery import bias_of, put_back, replace_module
 from slimrank.survey._session import Session
 
 # What a study spends at most on all divergences of layers, and again on those of groups, in MACs, and in
@@ -50,7 +50,8 @@ def independent_pair(
     factors = fit_factors(spec, setting, target, alternations=_ALTERNATIONS)
     mean = target.moments.mean
     lost = times_vector(target.dense, mean) - factors.outputs(spec, mean)
-    return factors, lost + layer.bias.detach().double() if isinstance(layer.bias, Tensor) else lost
+    bias = bias_of(layer)
+    return factors, lost if bias is None else lost + bias.double()
 
 
 def count_samples(session: Session, evaluations: int) -> int:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._names import listed
-from slimrank.calibrate import Chunk, Collecting, moment_chunks
-from slimrank.cost import slimmed_spec, working_bytes
-from slimrank.fitting import channels_left, scaled, what_stays
+from slimrank.calibrate import Chunk, Collecting, moment_chunks, states_of
+from slimrank.cost import matrix_tensor, slimmed_spec, working_bytes
+from slimrank.fitting import channels_left, scaled, state_fits, what_stays
 from slimrank.forward import Trimmer, out_of_memory_at
 from slimrank.linalg import (
     Consumer,
@@ -33,7 +33,15 @@ from slimrank.methods import (
     restricted_gram,
 )
 from slimrank.records import ChannelMap, ChannelOrder, GroupCurve, GroupSpec, LayerSpec, Note
-from slimrank.surgery import bias_of_taps, dense_weight, set_weights, slim, tap_shares
+from slimrank.surgery import (
+    bias_of,
+    bias_of_taps,
+    dense_weight,
+    set_parameters,
+    set_weights,
+    slim,
+    tap_shares,
+)
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_group, write_group
 from slimrank.survey._session import Run, Session
@@ -65,9 +73,10 @@ class GroupSurvey:
 
     def units(self, layer: str, group: str, dim: int) -> tuple[int, ...]:
         """Units of a layer's outputs (dim 0) or inputs (1); () where these hold none of the group."""
-        tensor = self.channels.tensors.get(f"{layer}.weight")
+        spec = self.layers.get(layer)
+        tensor = None if spec is None else matrix_tensor(spec, self.channels)
         axes = () if tensor is None else tensor.axes
-        weight_dim = 1 - dim if layer in self.layers and self.layers[layer].is_transposed else dim
+        weight_dim = 1 - dim if spec is not None and spec.is_transposed else dim
         return next((axis.units for axis in axes if axis.group == group and axis.dim == weight_dim), ())
 
     def readers(self, group: GroupSpec) -> tuple[str, ...]:
@@ -75,6 +84,14 @@ class GroupSurvey:
         return tuple(
             name for name in self.layers if self.units(name, group.name, 1) and self._has_rows(name, group)
         )
+
+    def feeds_back(self, name: str, group: GroupSpec) -> bool:
+        """Whether a layer reads a group that it gave one step before, and its states are known."""
+        tensor = self.channels.tensors.get(f"{name}.weight_hh_l0")
+        spec = self.layers.get(name)
+        if tensor is None or spec is None or not spec.has_states or not spec.calls:
+            return False
+        return any(axis.group == group.name and axis.role == "input" for axis in tensor.axes)
 
     def notes(self) -> list[Note]:
         """What the user should know of how channels were ordered."""
@@ -93,16 +110,17 @@ class GroupSurvey:
     def _has_rows(self, name: str, group: GroupSpec) -> bool:
         """Whether rows of a layer's inputs are known; in groups or transposed, where it can be fitted."""
         spec = self.layers[name]
-        is_plain = spec.kind != "other" and spec.groups == 1 and bool(spec.calls)
+        is_plain = spec.kind != "other" and spec.has_matrix and spec.groups == 1 and bool(spec.calls)
         return is_plain or name in group.consumers
 
     def layers_needed(self, group: GroupSpec) -> dict[int, LayerSpec]:
         """Layers whose input moments a group needs, by their index in the study."""
         names = {*self.readers(group), *(group.producers if group.is_inner else ())}
+        own = {name for name in group.producers if self.feeds_back(name, group)}
         return {
             index: spec
             for index, (name, spec) in enumerate(self.layers.items())
-            if name in names and self._has_rows(name, group)
+            if name in own or (name in names and self._has_rows(name, group))
         }
 
 
@@ -213,6 +231,43 @@ def _consumers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Mome
     return consumers
 
 
+def _own_readers(survey: GroupSurvey, group: GroupSpec, moments: Mapping[str, Moments]) -> Iterator[Consumer]:
+    """Recurrent matrices that read a group, for the order of its units: they are not fitted anew.
+
+    Gates see them as they see the input matrix, so its output metric is theirs. What a layer gives stands for
+    what it read one step before. Of several layers in one module, only the gates of the first are known, so
+    that such a module is left out.
+    """
+    for name in group.producers:
+        if not survey.feeds_back(name, group) or states_of(name, 0) not in moments:
+            continue
+        layer, gram = survey.session.original.get_submodule(name), survey.grams.get(name)
+        if (gram is None and survey.grams) or states_of(name, 1) in moments:
+            # Beside readers whose metric is known, one without any would count too much or too little.
+            continue
+        unit_of = next(
+            axis.units
+            for axis in survey.channels.tensors[f"{name}.weight_hh_l0"].axes
+            if axis.group == group.name and axis.role == "input"
+        )
+        units = torch.tensor(unit_of, dtype=torch.int64)
+        first_row = 0
+        for direction, key in enumerate(("weight_hh_l0", "weight_hh_l0_reverse")):
+            weight = layer._parameters.get(key)
+            if weight is None:
+                continue
+            rows = torch.arange(first_row, first_row + len(weight))
+            first_row += len(weight)
+            columns = torch.arange(len(units)) + direction * len(units)
+            block_gram = None if gram is None else restricted_gram(gram, rows)
+            yield Consumer(
+                weight=weight.detach().double(),
+                moments=moments[states_of(name, 0)].block(columns),
+                root=metric_roots(block_gram, len(rows), weight.device)[0],
+                unit_of=units,
+            )
+
+
 def _columns(survey: GroupSurvey, layer: str, group: str, n_columns: int) -> Tensor:
     """Unit of every column of a layer's weight as a matrix, (D,) int64; -1 for none."""
     units = torch.tensor(survey.units(layer, group, 1), dtype=torch.int64)
@@ -278,6 +333,7 @@ def _curve(
 ) -> GroupCurve:
     """The curve of a group, anchored by measured divergences."""
     consumers = _consumers(survey, group, moments)
+    consumers += _own_readers(survey, group, moments)
     curve = group_curve(group, _removal(survey, group, moments, consumers))
     owners = _owners(survey, group)
     start = next((name for name, spec in survey.layers.items() if name in owners and spec.calls), None)
@@ -310,7 +366,9 @@ def _slim_alone(
     """Slims one group, its consumers fitted to the inputs of the original (in place)."""
     kept = curve.channels_kept(count)
     fits = fits_alone(survey, curve.group, kept, moments)
+    states = state_fits(survey.session.original, survey.channels, {curve.group: kept}, moments)
     slim(model, survey.channels, {curve.group: kept})
+    set_parameters(model, states)
     for name, (weight, bias) in fits.items():
         set_weights(model.get_submodule(name), weight, bias)
 
@@ -351,8 +409,9 @@ def fits_alone(
         bias = times_vector(weight, mean) - times_vector(narrow, mean[columns.to(mean.device)])
         if spec.is_transposed:
             bias = bias_of_taps(layer, spec.calls, bias)
-        if isinstance(layer.bias, Tensor):
-            old_bias = layer.bias.detach().double()
+        old_bias = bias_of(layer)
+        if old_bias is not None:
+            old_bias = old_bias.double()
             channels = channels_left(survey.channels, spec, slimmed)
             bias = bias + (old_bias if channels is None else old_bias[channels])
         bias_scales = None if scales is None else scales[:: len(narrow) // len(bias)]

@@ -13,7 +13,7 @@ from slimrank._names import listed
 from slimrank.calibrate import GradientOptions, collect_gradients, fit_together, layers_that_count
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
-from slimrank.cost import row_width, rows_available
+from slimrank.cost import matrix_tensor, row_width, rows_available
 from slimrank.forward import Batch, few_samples
 from slimrank.linalg import Moments
 from slimrank.plan import structure_of
@@ -168,10 +168,13 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
     tell_estimate(session, channels, run)
     layers = list(session.captured.layers)
     readers = {
-        tensor.name.removesuffix(".weight")
-        for tensor in channels.tensors.values()
-        if any(axis.role == "input" for axis in tensor.axes)
+        spec.name
+        for spec in layers
+        if (tensor := matrix_tensor(spec, channels)) is not None
+        and any(axis.role == "input" for axis in tensor.axes)
     }
+    # A recurrent matrix reads as well, and its gates are those of the input matrix.
+    readers |= {spec.name for spec in layers if f"{spec.name}.weight_hh_l0" in channels.tensors}
     names = [spec.name for spec in layers if spec.methods or (spec.name in readers and spec.has_matrix)]
     gradients = gather_gradients(session, names, run)
     grams = gradients.grams

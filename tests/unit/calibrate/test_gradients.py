@@ -408,3 +408,65 @@ def test_gradients_that_are_not_finite_are_refused(rng: torch.Generator) -> None
     assert _collect(model, feed_of(model, [vectors(rng)]), [head]).keys() == {"head"}
     with pytest.raises(NonFiniteError, match=r"layer 'shared': its output gradient holds nan or inf"):
         _collect(model, feed_of(model, [vectors(rng)]), specs)
+
+
+class _Heard(nn.Module):
+    """A recurrent layer in both directions; its outputs at all steps are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 2, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0].mean(1))
+
+
+class _ByHand(nn.Module):
+    """The same, its input matrix a layer: what follows is a recurrent layer that passes its inputs on."""
+
+    def __init__(self, heard: _Heard) -> None:
+        super().__init__()
+        first = [heard.rnn.weight_ih_l0, heard.rnn.weight_ih_l0_reverse]
+        biases = [heard.rnn.bias_ih_l0, heard.rnn.bias_ih_l0_reverse]
+        self.rnn = nn.Linear(3, 16).double()
+        self.rnn.weight.data, self.rnn.bias.data = torch.cat(first), torch.cat(biases)
+        self.heard = heard
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, rnn = self.rnn(x), self.heard.rnn
+        sides = []
+        for part, end, steps in (
+            (gates[..., :8], "", range(4)),
+            (gates[..., 8:], "_reverse", range(3, -1, -1)),
+        ):
+            weight, bias = getattr(rnn, f"weight_hh_l0{end}"), getattr(rnn, f"bias_hh_l0{end}")
+            h = c = x.new_zeros(len(x), 2)
+            found = {}
+            for step in steps:
+                i, f, g, o = (part[:, step] + h @ weight.T + bias).chunk(4, 1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                found[step] = h = o.sigmoid() * c.tanh()
+            sides.append(torch.stack([found[step] for step in range(4)], 1))
+        second = nn.LSTM(4, 2, batch_first=True, bidirectional=True).double()
+        state = {key.replace("_l1", "_l0"): value for key, value in rnn.state_dict().items() if "_l1" in key}
+        second.load_state_dict(state)
+        second.requires_grad_(False)
+        return self.heard.head(second(torch.cat(sides, -1))[0].mean(1))
+
+
+def test_gradients_of_a_recurrent_layer_are_those_of_what_its_input_matrix_makes(
+    rng: torch.Generator,
+) -> None:
+    model = fill(_Heard(), rng)
+    x = torch.randn((9, 4, 3), dtype=torch.float64, generator=rng)
+    by_hand = _ByHand(model)
+    torch.testing.assert_close(by_hand(x), model(x))
+    module = model.rnn
+    found = _collect(model, feed_of(model, [x]), specs_of(model))
+    expected = _collect(by_hand, feed_of(by_hand, [x]), specs_of(by_hand)[:1])
+    assert found["rnn"].shape == (16, 16)
+    torch.testing.assert_close(found["rnn"], expected["rnn"])
+    # The model is put back as it was.
+    assert model.rnn is module

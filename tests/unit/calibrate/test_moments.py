@@ -8,7 +8,7 @@ import torch
 from calibrate_nets import Twice, feed_of, fill, specs_of, vectors
 from torch import Tensor, nn
 
-from slimrank.calibrate import collect_moments, layer_seed, rows_wanted
+from slimrank.calibrate import collect_moments, layer_seed, rows_wanted, states_of
 from slimrank.cost import row_cap
 
 
@@ -108,3 +108,36 @@ def test_rows_wanted_share_the_cap_among_calls() -> None:
     assert rows_wanted(replace(spec, calls=spec.calls * 4), 1.0) == cap // 4
     assert rows_wanted(replace(spec, calls=()), 1.0) == cap
     assert rows_wanted(spec, 1e-9) == 1
+
+
+class _Heard(nn.Module):
+    """Two layers in both directions, from zeros or from states that depend on the inputs."""
+
+    def __init__(self, *, has_states: bool) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 2, 2, batch_first=True, bidirectional=True)
+        self.has_states = has_states
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.mean((1, 2))[None, :, None].expand(4, -1, 2).contiguous()
+        return self.rnn(x, (state, state))[0] if self.has_states else self.rnn(x)[0]
+
+
+@pytest.mark.parametrize("has_states", [False, True])
+def test_states_of_every_layer_of_a_recurrent_module(has_states: bool, rng: torch.Generator) -> None:
+    model = fill(_Heard(has_states=has_states), rng)
+    x = torch.randn((9, 4, 3), dtype=torch.float64, generator=rng)
+    feed = feed_of(model, [x])
+    (spec,) = specs_of(model)
+    moments = collect_moments(model, feed, {0: spec}, seed=0, advance=lambda _n: None)
+    if has_states:
+        # What the layers inside are given cannot be told.
+        assert set(moments) == {"rnn"}
+        return
+    first = nn.LSTM(3, 2, batch_first=True, bidirectional=True).double()
+    first.load_state_dict({key: value for key, value in model.rnn.state_dict().items() if "_l0" in key})
+    fit = x[list(feed.fit)]
+    for layer, rows in enumerate((first(fit)[0].detach(), model(fit))):
+        mean, matrix = _moments_by_hand(rows.flatten(0, 1))
+        torch.testing.assert_close(moments[states_of("rnn", layer)].mean, mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(moments[states_of("rnn", layer)].matrix, matrix, rtol=0, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from seams import PendingLayer, bias_of, layer_tasks, ridges_to_try, wanted_outputs, wanted_weight
+from seams import PendingLayer, bias_like, layer_tasks, ridges_to_try, wanted_outputs, wanted_weight
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import ChannelMap, Cost, Setting
 from specs import linear
@@ -40,8 +40,8 @@ def test_more_ridges_are_tried_where_rows_are_few(
 def test_no_bias_counts_as_zeros() -> None:
     like = torch.ones(3, 4, dtype=torch.float64)
     layer = nn.Linear(4, 3)
-    assert torch.equal(bias_of(layer, like), layer.bias.detach().double())
-    assert torch.equal(bias_of(nn.Linear(4, 3, bias=False), like), torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(bias_like(layer, like), layer.bias.detach().double())
+    assert torch.equal(bias_like(nn.Linear(4, 3, bias=False), like), torch.zeros(3, dtype=torch.float64))
 
 
 def test_outputs_of_the_original_are_wanted(rng: torch.Generator) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.records import Call
-from slimrank.surgery import bias_of_taps, dense_weight, set_weights, tap_shares
+from slimrank.surgery import bias_of, bias_of_taps, dense_weight, has_weight, set_weights, tap_shares
 
 LAYERS = {
     "linear": lambda: (nn.Linear(5, 3), torch.randn(4, 5)),
@@ -134,3 +134,19 @@ def test_a_bias_keeps_its_own_type() -> None:
 def test_only_layers_have_weights() -> None:
     with pytest.raises(TypeError, match="BatchNorm1d has no weight tensor"):
         set_weights(nn.BatchNorm1d(2, affine=False), torch.zeros(2), None)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_recurrent_layer_is_what_its_first_layer_makes_of_inputs(bidirectional: bool) -> None:
+    layer = nn.GRU(3, 2, 2, bidirectional=bidirectional, batch_first=True)
+    matrix, bias = dense_weight(layer), bias_of(layer)
+    assert matrix.shape == (12 if bidirectional else 6, 3)
+    assert has_weight(layer, matrix.shape)
+    assert not has_weight(layer, (6, 4))
+    assert bias is not None
+    x = torch.randn(2, 4, 3)
+    before = layer(x)[0]
+    # Inputs in another unit, and another zero.
+    set_weights(layer, matrix / 2, bias.double() - matrix.sum(1))
+    torch.testing.assert_close(layer(2 * (x + 1))[0], before)
+    assert bias_of(nn.GRU(3, 2, bias=False)) is None

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from slimrank.surgery import replace_module, shift_mean
+from slimrank.surgery import replace_module, set_parameters, shift_mean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -52,3 +52,16 @@ def test_a_fused_layer_calls_the_parts_that_were_replaced(
     torch.testing.assert_close(got[~padding], expected[~padding])
     first, second = model[0].layers
     assert (first.activation_relu_or_gelu, second.activation_relu_or_gelu) == (0, 1)
+
+
+def test_a_recurrent_layer_runs_with_the_parameters_that_it_is_given() -> None:
+    model = nn.Sequential(nn.GRU(3, 2))
+    before, x = model[0].weight_hh_l0, torch.randn(4, 5, 3)
+    before.requires_grad_(False)
+    set_parameters(model, {"0.weight_hh_l0": torch.zeros(6, 2, dtype=torch.float64)})
+    new = model[0].weight_hh_l0
+    assert new is not before
+    assert (new.dtype, new.requires_grad) == (torch.float32, False)
+    expected = nn.GRU(3, 2)
+    expected.load_state_dict(model[0].state_dict())
+    torch.testing.assert_close(model(x)[0], expected(x)[0])

@@ -227,6 +227,16 @@ def _joined(parts: Sequence[tuple[Axis, int]]) -> Axis:
     )
 
 
+def _pack_padded(op: Op) -> None:
+    """Samples and steps become rows, and how many samples there are at every step."""
+    given, (out, sizes) = op.tensor("input"), op.outputs
+    samples, steps, *rest = op.axes(given)
+    for axis in (samples, steps):
+        op.freeze(axis)
+    op.give(out, [None, *rest], [(), *((d,) for d in range(2, given.ndim))], is_whole=False)
+    op.give(sizes, unlabelled(sizes), [()])
+
+
 def _stack(op: Op) -> None:
     out = op.outputs[0]
     parts = [t for t in op.tensors("tensors") if t is not None]
@@ -347,6 +357,7 @@ _TABLE: Mapping[str, Callable[[Op], None]] = {
     **dict.fromkeys(("select", "unbind"), _select),
     **dict.fromkeys(("cat", "concat"), _cat),
     "stack": _stack,
+    "_pack_padded_sequence": _pack_padded,
     "flip": _flip,
     "roll": _roll,
     **dict.fromkeys(("as_strided",), _as_strided),

@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import consumer_gains_bias, pair_has_bias
+from slimrank.cost import consumer_gains_bias, matrix_names, matrix_tensor, pair_has_bias
 from slimrank.plan import Multiples, PlanSource, Rounding, is_inside, multiple_for
 from slimrank.records import (
     AxisUnits,
@@ -267,8 +267,8 @@ class _TableMaker:
         """A layer that pairs may replace."""
         dense = [
             self._tensor(tensor)
-            for leaf in ("weight", "bias")
-            if (tensor := self._channels.tensors.get(f"{spec.name}.{leaf}")) is not None
+            for name in matrix_names(spec)
+            if (tensor := self._channels.tensors.get(name)) is not None
         ]
         dense += self._new_bias(spec)
         dense += self._dense_times(spec)
@@ -292,7 +292,8 @@ class _TableMaker:
 
     def pieces(self, layers: Collection[str]) -> list[Piece]:
         """Everything that goes with a group and is no part of these layers."""
-        inside = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias")}
+        specs = self._source.structure.layers
+        inside = {tensor for name in layers for tensor in matrix_names(specs[name])}
         pieces: list[Piece] = [
             piece
             for name, tensor in self._channels.tensors.items()
@@ -378,7 +379,7 @@ class _TableMaker:
         )
 
     def _weight(self, spec: LayerSpec) -> tuple[Dim, ...]:
-        tensor = self._channels.tensors.get(f"{spec.name}.weight")
+        tensor = matrix_tensor(spec, self._channels)
         return self._dims.all_of(spec.weight_shape, () if tensor is None else tensor.axes)
 
     def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:

@@ -96,9 +96,5 @@ def _call_reason(module: nn.Module, name: str, calls: Sequence[Call], uses: Mapp
 def _content_reason(module: nn.Module, weight: Tensor) -> str | None:
     if not weight.any():
         return "its weight is all zero"
-    groups = getattr(module, "groups", 1)
-    if groups != 1:
-        return (
-            "depthwise convolution" if groups == weight.shape[0] else f"grouped convolution ({groups} groups)"
-        )
-    return None
+    # Of one output for each group, a pair would have one channel between its factors, and save nothing.
+    return "depthwise convolution" if 1 < getattr(module, "groups", 1) == weight.shape[0] else None

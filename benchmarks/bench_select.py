@@ -103,7 +103,6 @@ _EACH: Mapping[str, Patches] = {
     "4: blocks go together": {f"{_JOINT}_drop_blocks": lambda *_: None},
     "5: distant widths": {f"{_JOINT}_try_distant_widths": lambda *_: None},
     "6: local search": {f"{_JOINT}_search_locally": lambda *_: None},
-    "6: pairs of groups in the local search": {f"{_JOINT}_pair_moves": lambda *_: []},
     "7: exact ranks": {f"{_JOINT}_refine_ranks": _best_only},
     "8: every choice tried where few are left": {
         "slimrank.select.joint._search.enumerate_choices": lambda *_: None
@@ -115,7 +114,7 @@ JOINT: Mapping[str, Patches] = {
     "3 to 6": {
         name: value
         for phase, patches in _EACH.items()
-        if phase[0] in "3456" and "pairs" not in phase
+        if phase[0] in "3456"
         for name, value in patches.items()
     },
 }

@@ -145,7 +145,7 @@ bench-latency: $(BENCH) $(PRUNERS)/.ready aimet  ## predicted beside measured ti
 bench-latency-int8: $(BENCH)  ## accuracy and time of networks that were planned in measured int8 time; an hour
 	$(BIN)/python -m benchmarks.bench_latency_int8
 
-bench-select: $(BENCH)  ## which phase of the search for a plan pays: damage and time with one off; five minutes
+bench-select: $(BENCH)  ## which phase of the search for a plan pays: damage and time with one off; ten minutes
 	$(BIN)/python -m benchmarks.bench_select
 
 bench-scale: $(ZOO)/.ready  ## time, memory and the least time possible of ten large networks; hours, resumes

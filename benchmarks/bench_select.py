@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -31,7 +32,7 @@ from slimrank.select.joint import _search
 from slimrank.select.layers import _optimal
 
 N_IMAGES = 64
-RATIOS = (0.7, 0.5, 0.35)
+RATIOS = (0.7, 0.5, 0.35, 0.25)
 # Several budgets at once are looked at for one ratio only: they take the longest.
 BOTH = 0.5
 SEEDS = range(4)
@@ -102,7 +103,6 @@ _EACH: Mapping[str, Patches] = {
     "4: blocks go together": {f"{_JOINT}_drop_blocks": lambda *_: None},
     "5: distant widths": {f"{_JOINT}_try_distant_widths": lambda *_: None},
     "6: local search": {f"{_JOINT}_search_locally": lambda *_: None},
-    "6: pairs of groups in the local search": {f"{_JOINT}_pair_moves": lambda *_: []},
     "7: exact ranks": {f"{_JOINT}_refine_ranks": _best_only},
     "8: every choice tried where few are left": {
         "slimrank.select.joint._search.enumerate_choices": lambda *_: None
@@ -114,7 +114,7 @@ JOINT: Mapping[str, Patches] = {
     "3 to 6": {
         name: value
         for phase, patches in _EACH.items()
-        if phase[0] in "3456" and "pairs" not in phase
+        if phase[0] in "3456"
         for name, value in patches.items()
     },
 }
@@ -228,11 +228,26 @@ def _random_cases() -> Iterator[Case]:
         "random, two streams": ("pruning", [tests.streams(seed) for seed in SEEDS]),
         "random, groups apart": ("pruning", [tests.apart(seed) for seed in SEEDS]),
         "random, small": ("joint", small),
+        "random, towers": ("joint", [_tower(tests, seed) for seed in SEEDS]),
     }
     for told, budgets in _budgets(lambda asked: asked):
         for network, (methods, sources) in kinds.items():
             plans = [_planner(source, budgets, None) for source in sources]
             yield Case(network=network, methods=methods, budgets=told, plans=plans)
+
+
+def _tower(tests: ModuleType, seed: int) -> PlanSource:
+    """A stream of channels with eight residual blocks, each of which may be dropped."""
+    net = tests.Builder(seed, few=12)
+    net.layer("stem", [("", 3)], [("s", 32)], 8)
+    names = [f"block{at}" for at in range(8)]
+    for name in names:
+        group = (f"{name}.g", int(net.rng.integers(16, 49)))
+        net.layer(f"{name}.up", [("s", 32)], [group], 8)
+        net.layer(f"{name}.down", [group], [("s", 32)], 8)
+    net.layer("last", [("s", 32)], [("", 10)], 1)
+    source: PlanSource = tests.uneven(net.source(blocks=names), seed)
+    return source
 
 
 def _planner(source: PlanSource, budgets: Budgets, methods: Sequence[str] | None) -> Callable[[], sr.Plan]:

@@ -103,7 +103,7 @@ from slimrank.latency._measure import finished_table
 from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
 from slimrank.latency._step import step_told
-from slimrank.latency._variants import shared_step, useful_ranks
+from slimrank.latency._variants import shared_step, useful_ranks, without_useful_rank
 from slimrank.linalg import _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.live._guard import Guard

@@ -70,6 +70,14 @@ _CASES = {
     "conv2d circular": Case(
         lambda: nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular", dilation=1), (1, 4, 6, 7)
     ),
+    "conv1d grouped": Case(lambda: nn.Conv1d(6, 9, 4, stride=2, groups=3, bias=False), (1, 6, 15)),
+    "conv2d grouped": Case(lambda: nn.Conv2d(12, 16, 3, padding=1, groups=4), (1, 12, 8, 7)),
+    "conv2d grouped, strided": Case(
+        lambda: nn.Conv2d(8, 6, (3, 5), stride=2, padding=(1, 2), padding_mode="reflect", groups=2),
+        (1, 8, 9, 11),
+    ),
+    "conv2d grouped, 1x1": Case(lambda: nn.Conv2d(8, 12, 1, groups=2), (1, 8, 5, 6)),
+    "conv3d grouped": Case(lambda: nn.Conv3d(4, 6, (2, 3, 2), groups=2), (1, 4, 4, 7, 5)),
     "conv3d": Case(lambda: nn.Conv3d(3, 4, (2, 3, 2), stride=(1, 2, 1), padding=(1, 1, 0)), (1, 3, 4, 7, 5)),
     "conv3d replicate": Case(
         lambda: nn.Conv3d(3, 2, 3, padding=1, padding_mode="replicate"), (1, 3, 4, 5, 4)
@@ -124,7 +132,7 @@ def _problem(name: str, rng: torch.Generator, dtype: torch.dtype = torch.float64
     with torch.no_grad():
         spec = _spec_of(layer, x[:1])
     weight = dense_weight(layer)
-    sums = MomentSums(weight.shape[1])
+    sums = MomentSums(weight.shape[1], n_groups=spec.groups)
     sums.add(input_rows(layer, spec, x, draw_positions(spec, x, 10**6, rng, None)))
     half = torch.randn((len(weight), len(weight)), dtype=torch.float64, generator=rng)
     root, inverse_root = metric_roots(half @ half.T, len(weight), weight.device)
@@ -193,7 +201,7 @@ def test_a_pair_exports(name: str, form: Form, rng: torch.Generator) -> None:
     torch.testing.assert_close(program.module()(problem.x), pair(problem.x))
 
 
-_KINDS = ["linear", "conv1d", "conv2d", "conv3d"]
+_KINDS = ["linear", "conv1d", "conv2d", "conv2d grouped", "conv3d"]
 _SMALL_GRID = [(name, form) for name, form in _GRID if name in _KINDS]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import slimrank as sr
 from slimrank.capture import count_cost
 from slimrank.forward import as_batch
-from slimrank.records import Cost
+from slimrank.records import Cost, Setting
 from slimrank.surgery import slim
 
 PRUNING = ("channel_pruning",)
@@ -111,7 +111,7 @@ def images(seed: int) -> list[Tensor]:
 @cache
 def net(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = NETS[name]().train()
+    model = (Split if name == "split" else NETS[name])().train()
     for batch in images(7):
         model(batch)
     return model.eval()
@@ -259,4 +259,118 @@ def test_whole_groups_go_behind_a_block_that_goes(sequential: bool) -> None:
     result = study.apply(plan, sequential=sequential)
     assert result.model.b.groups == 2
     assert result.after == plan.after
+    assert counted(result.model) == plan.after
+
+
+class Split(nn.Module):
+    """Grouped kernels of ResNeXt's kind, strided and not, between pointwise ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 32, 1)
+        self.b = nn.Conv2d(32, 32, 3, padding=1, groups=4, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.c = nn.Conv2d(32, 48, 3, stride=2, padding=1, groups=2)
+        self.deep = nn.Conv2d(48, 48, 3, padding=1, groups=48)
+        self.head = nn.Conv2d(48, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.b(self.a(x).relu())).relu()
+        return self.head(self.deep(self.c(x).relu()).relu())
+
+
+SVD = ("weight_svd", "spatial_svd")
+
+
+@cache
+def studied_with_pairs() -> sr.Study:
+    return sr.study(net("split"), images(0), draws=1, progress=False)
+
+
+def test_grouped_kernels_are_offered_and_depthwise_ones_are_not() -> None:
+    study = studied_with_pairs()
+    text = study.summary()
+    lines = {line.split()[0]: line for line in text.splitlines() if line[:1] in "bcd" and "conv2d" in line}
+    assert "weight_svd, spatial_svd" in lines["b"]
+    assert "weight_svd, spatial_svd" in lines["c"]
+    deep = study.structure.layers["deep"]
+    assert "weight_svd" not in deep.methods
+    assert {curve.form for curve in study.curves if curve.layer == "b"} == {
+        "kxk_1x1",
+        "1x1_kxk",
+        "v_h",
+        "h_v",
+    }
+    assert not [curve for curve in study.curves if curve.layer == "deep"]
+    # One rank per group: 8 outputs each.
+    assert max(int(c.ranks[-1]) for c in study.curves if c.layer == "b" and c.form == "kxk_1x1") < 8
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_grouped_kernels_are_split_fitted_saved_and_replayed(sequential: bool, tmp_path: Path) -> None:
+    study = studied_with_pairs()
+    plan = sr.Plan.manual(study, {"b": ("weight_svd", 0.6), "c": ("spatial_svd", 0.5)})
+    result = study.apply(plan, sequential=sequential)
+    first, second = result.model.b
+    rank = plan.settings["b"].rank
+    assert (first.groups, second.groups) == (4, 4)
+    assert (first.out_channels, second.in_channels) == (4 * rank, 4 * rank)
+    assert [factor.groups for factor in result.model.c] == [2, 2]
+    assert result.after == plan.after
+    assert counted(result.model) == plan.after
+    assert plan.damage is not None
+    assert result.divergence == pytest.approx(plan.damage, rel=0.5)
+
+    result.save(tmp_path / "result")
+    loaded = sr.load(tmp_path / "result", model=copy.deepcopy(net("split")))
+    assert error(loaded, "split") == error(result.model, "split")
+    plan.save(tmp_path / "plan.json")
+    again = sr.Plan.load(tmp_path / "plan.json")
+    assert again.settings == plan.settings
+    assert sr.apply(net("split"), again, progress=False).after == plan.after
+
+
+def test_pairs_and_widths_of_grouped_kernels_are_planned_together() -> None:
+    study = studied_with_pairs()
+    built = 0
+    for budgets in ({"macs": 0.6}, {"params": 0.5}, {"macs": 0.4, "params": 0.6}):
+        plan = study.plan(**budgets)
+        result = study.apply(plan)
+        assert result.after == plan.after
+        assert counted(result.model) == plan.after
+        built += bool({"b", "c"} & set(plan.settings))
+    assert built
+    names = {one.name: one for one in study.structure.channels.groups.values() if one.reason is None}
+    inner = next(name for name, one in names.items() if one.consumers == ("b",))
+    # The groups of "c" hold two of "b" each.
+    outer = next(name for name, one in names.items() if "b" in one.producers and one.consumers == ("head",))
+    three = Setting(method="weight_svd", form="kxk_1x1", rank=3)
+    manual = sr.Plan.manual(
+        study,
+        {
+            inner: ("channel_pruning", 0.5),
+            outer: ("channel_pruning", 0.5),
+            "b": three,
+        },
+    )
+    result = study.apply(manual)
+    assert [factor.groups for factor in result.model.b] == [2, 2]
+    assert result.model.b[0].weight.shape == (2 * 3, 4, 3, 3)
+    assert result.after == manual.after
+    assert counted(result.model) == manual.after
+
+
+def test_a_grouped_pair_may_be_split_again() -> None:
+    study = studied_with_pairs()
+    result = study.apply(sr.Plan.manual(study, {"c": ("weight_svd", 0.8)}))
+    more = sr.study(result, images(0), methods=SVD, draws=1, progress=False)
+    assert more.structure.layers["c.0"].groups == 2
+    again = more.apply(sr.Plan.manual(more, {"c.0": ("spatial_svd", 0.6)}))
+    assert counted(again.model) == again.plan.after
+
+
+def test_weights_alone_split_grouped_kernels_too() -> None:
+    study = sr.study(net("split"), images(0)[:1], data_free=True, methods=SVD, progress=False)
+    plan = sr.Plan.manual(study, {"b": ("weight_svd", 0.6)})
+    result = study.apply(plan)
     assert counted(result.model) == plan.after

@@ -26,6 +26,7 @@ class Case:
     kernel: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
     bias: bool = True
+    groups: int = 1
     options: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -43,6 +44,10 @@ _CASES = {
     "2d called three times": Case(6, 6, (3, 3), ((1, 6, 8, 8), (1, 6, 12, 7), (1, 6, 8, 8))),
     "2d with a batch inside the sample": Case(6, 9, (3, 3), ((4, 6, 8, 8),)),
     "2d without a batch": Case(6, 9, (3, 3), ((6, 8, 8),)),
+    "2d grouped": Case(12, 18, (3, 3), ((1, 12, 10, 10),), groups=3, options={"padding": (1, 1)}),
+    "2d grouped, strided, called twice": Case(
+        8, 12, (3, 5), ((1, 8, 11, 14), (1, 8, 9, 9)), groups=4, bias=False, options={"stride": (2, 1)}
+    ),
     "3d": Case(3, 4, (2, 3, 3), ((1, 3, 5, 6, 7),), options={"stride": (1, 2, 1), "padding": (1, 0, 1)}),
 }
 
@@ -62,7 +67,9 @@ def _counted(layer: nn.Module, inputs: tuple[tuple[int, ...], ...]) -> Cost:
 
 def _conv_spec(case: Case) -> tuple[nn.Module, LayerSpec]:
     dims = len(case.kernel)
-    layer = _CONVS[dims - 1](case.c_in, case.c_out, case.kernel, bias=case.bias, **case.options)
+    layer = _CONVS[dims - 1](
+        case.c_in, case.c_out, case.kernel, bias=case.bias, groups=case.groups, **case.options
+    )
     calls = tuple(
         Call(input_shape=shape, output_shape=tuple(layer(torch.zeros(shape)).shape)) for shape in case.inputs
     )
@@ -70,7 +77,8 @@ def _conv_spec(case: Case) -> tuple[nn.Module, LayerSpec]:
         name="conv",
         kind=_KINDS[dims - 1],
         class_name=type(layer).__name__,
-        weight_shape=(case.c_out, case.c_in, *case.kernel),
+        weight_shape=(case.c_out, case.c_in // case.groups, *case.kernel),
+        groups=case.groups,
         has_bias=case.bias,
         dtype="float32",
         itemsize=4,
@@ -94,11 +102,11 @@ def _conv_pair(case: Case, form: Form, rank: int) -> nn.Module:
             for name in case.options
         }
         kernel = tuple(k if d in axes else 1 for d, k in enumerate(case.kernel))
-        return conv(c_in, c_out, kernel, bias=bias, **options)
+        return conv(c_in, c_out, kernel, bias=bias, groups=case.groups, **options)
 
     return nn.Sequential(
-        factor(case.c_in, rank, first_axes, bias=False),
-        factor(rank, case.c_out, set(range(dims)) - first_axes, bias=True),
+        factor(case.c_in, case.groups * rank, first_axes, bias=False),
+        factor(case.groups * rank, case.c_out, set(range(dims)) - first_axes, bias=True),
     )
 
 
@@ -166,7 +174,9 @@ def test_costs_at_many_ranks_are_those_at_each(name: str) -> None:
 def test_max_rank_is_the_rank_of_the_unfolded_weight(name: str, rng: torch.Generator) -> None:
     case = _CASES[name]
     _, spec = _conv_spec(case)
-    weight = torch.randn((case.c_out, case.c_in, *case.kernel), generator=rng, dtype=torch.float64)
+    # Each group has a rank of its own, and they are alike.
+    shape = (case.c_out // case.groups, case.c_in // case.groups, *case.kernel)
+    weight = torch.randn(shape, generator=rng, dtype=torch.float64)
     for form in _forms(spec):
         if form == "kxk_1x1":
             matrix = weight.flatten(1)

@@ -217,6 +217,33 @@ def heads(seed: int) -> Source:
     return net.source()
 
 
+def grouped(seed: int) -> Source:
+    """A convolution in three groups: whole ones may go, and inputs at the same place of all of them."""
+    net = Builder(seed)
+    net.layer("a", [("", 3)], [("", 12)], 8)
+    net.layer("b", [("", 4)], [("", 12)], 8)
+    net.layer("c", [("", 12)], [("", 10)], 8)
+    net.specs[1] = replace(net.specs[1], groups=3)
+    whole, inside = tuple(at // 4 for at in range(12)), tuple(at % 4 for at in range(12))
+    rows = {"a": (("whole", whole), ("inside", inside)), "b": (("whole", whole),)}
+    columns = {"b": (("inside", inside[:4]),), "c": (("whole", whole),)}
+    for spec in net.specs:
+        rows_of, columns_of = (
+            tuple(AxisUnits(group=name, dim=dim, role=role, units=units) for name, units in axes)
+            for axes, dim, role in (
+                (rows.get(spec.name, ()), 0, "output"),
+                (columns.get(spec.name, ()), 1, "input"),
+            )
+        )
+        net.tensor(f"{spec.name}.weight", spec.weight_shape, (*rows_of, *columns_of), 64)
+        if spec.has_bias:
+            net.tensor(f"{spec.name}.bias", spec.weight_shape[:1], rows_of)
+    net.units |= {"whole": 3, "inside": 4}
+    net.made |= {"whole": ["a", "b"], "inside": ["a"]}
+    net.read |= {"whole": ["c"], "inside": ["b"]}
+    return net.source()
+
+
 def nested(seed: int) -> Source:
     """A block inside a block, each with a group of its own, on a stream that four layers read."""
     net = Builder(seed, few=1)
@@ -244,6 +271,7 @@ NETS = {
     "residual": residual,
     "concatenation": concatenation,
     "heads": heads,
+    "grouped": grouped,
     "nested": nested,
     "blocks": two_blocks,
 }

@@ -20,6 +20,7 @@ from slimrank.cost import (
     model_cost,
     network_time,
     pair_cost,
+    pair_rows_and_columns,
     rows_and_columns,
     slimmed_spec,
 )
@@ -48,6 +49,7 @@ def invented_times(net: Source, seed: int, step: int = 1) -> NetworkTimes:
     specs = list(net.structure.layers.values())
     for spec in specs[:-1] if len(specs) > 3 else specs:
         rows, columns = rows_and_columns(spec)
+        _, pair_columns = pair_rows_and_columns(spec)
         whole = float(rng.uniform(2e4, 2e5))
         parts = rng.dirichlet([1.0, 1.0, 1.0, 5.0]) * whole
         pairs = {}
@@ -60,9 +62,9 @@ def invented_times(net: Source, seed: int, step: int = 1) -> NetworkTimes:
                     fixed=total[0],
                     per_rank=total[1] / rank,
                     per_row=total[2] / rank / rows,
-                    per_column=total[3] / rank / columns,
+                    per_column=total[3] / rank / pair_columns,
                     any_row=total[4] / rows,
-                    any_column=total[5] / columns,
+                    any_column=total[5] / pair_columns,
                 )
         layers[spec.name] = LayerTimes(
             dense=DenseTime(

@@ -58,7 +58,10 @@ def collect_moments(
         Moments by layer name; layers that were never called are left out. Of a recurrent one also those of
         what each of its layers gives, and reads itself at the next step (``states_of``).
     """
-    sums = {spec.name: MomentSums(row_width(spec), keep_rows=keeps_rows(spec)) for spec in specs.values()}
+    sums = {
+        spec.name: MomentSums(row_width(spec), keep_rows=keeps_rows(spec), n_groups=spec.groups)
+        for spec in specs.values()
+    }
     index_of = {spec.name: index for index, spec in specs.items()}
     by_name = {spec.name: spec for spec in specs.values()}
     n_fit = len(feed.fit)

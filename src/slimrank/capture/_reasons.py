@@ -136,9 +136,5 @@ def _content_reason(module: nn.Module, kind: LayerKind, calls: Sequence[Call]) -
     if kind == "recurrent":
         is_packed = any(not call.input_shape for call in calls)
         return "it is given packed sequences, which no other layer can read first" if is_packed else None
-    groups = getattr(module, "groups", 1)
-    if groups != 1:
-        return (
-            "depthwise convolution" if groups == len(weights[0]) else f"grouped convolution ({groups} groups)"
-        )
-    return None
+    # Of one output for each group, a pair would have one channel between its factors, and save nothing.
+    return "depthwise convolution" if 1 < getattr(module, "groups", 1) == len(weights[0]) else None

@@ -22,6 +22,7 @@ from slimrank.cost._row_view import RowView, row_view
 from slimrank.cost._rows import (
     MAX_EXACT_NUMBERS,
     MAX_METRIC_WIDTH,
+    block_width,
     is_wide,
     keeps_rows,
     row_cap,
@@ -38,7 +39,13 @@ from slimrank.cost._slimming import (
     slimmed_spec,
     stays,
 )
-from slimrank.cost._time import group_is_inside, group_time, network_time, rows_and_columns
+from slimrank.cost._time import (
+    group_is_inside,
+    group_time,
+    network_time,
+    pair_rows_and_columns,
+    rows_and_columns,
+)
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -51,6 +58,7 @@ __all__ = [
     "FormRow",
     "MemoryBudgets",
     "RowView",
+    "block_width",
     "budgets_within",
     "bytes_text",
     "carries_mean",
@@ -78,6 +86,7 @@ __all__ = [
     "pair_cost",
     "pair_costs",
     "pair_has_bias",
+    "pair_rows_and_columns",
     "paused_bytes",
     "query_scales",
     "read_bytes",

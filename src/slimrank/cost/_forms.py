@@ -38,7 +38,7 @@ def _is_linear(spec: LayerSpec) -> bool:
 
 
 def _is_convolution(spec: LayerSpec) -> bool:
-    return spec.kind in {"conv1d", "conv2d", "conv3d"} and spec.groups == 1
+    return spec.kind in {"conv1d", "conv2d", "conv3d"}
 
 
 def _has_taps(spec: LayerSpec) -> bool:
@@ -133,11 +133,11 @@ def max_rank(spec: LayerSpec, form: Form) -> int:
         form: how the pair is split.
 
     Returns:
-        The rank, at least 1.
+        The rank, at least 1; of each group of a grouped convolution.
     """
     c_out, c_in, *_ = spec.weight_shape
     first, second = factor_taps(spec, form)
-    return min(c_in * first, c_out * second)
+    return min(c_in * first, c_out // spec.groups * second)
 
 
 def positions(spec: LayerSpec, shape: tuple[int, ...]) -> int:

@@ -51,7 +51,8 @@ def factor_costs(spec: LayerSpec, form: Form) -> tuple[Cost, Cost]:
         form: how the pair is split.
 
     Returns:
-        Cost of the first factor for each column, and of the second factor for each row.
+        Cost of the first factor for each column, of all groups of a grouped convolution, and of the second
+        factor for each row.
     """
     first, second = factor_taps(spec, form)
     between = sum(positions_between(spec, form, call) for call in spec.calls)
@@ -77,7 +78,8 @@ def pair_costs(
         Two (K,) int64: MACs of all calls for one sample; params with bias.
     """
     c_out, c_in, *_ = spec.weight_shape
+    n_columns = c_in * spec.groups
     column, row = factor_costs(spec, form)
-    macs = ranks * (c_in * column.macs + c_out * row.macs)
-    params = ranks * (c_in * column.params + c_out * row.params) + (c_out if has_bias else 0)
+    macs = ranks * (n_columns * column.macs + c_out * row.macs)
+    params = ranks * (n_columns * column.params + c_out * row.params) + (c_out if has_bias else 0)
     return macs, params

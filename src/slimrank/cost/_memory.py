@@ -9,6 +9,7 @@ from slimrank.cost._row_view import row_view
 from slimrank.cost._rows import (
     MAX_EXACT_NUMBERS,
     MAX_METRIC_WIDTH,
+    block_width,
     is_wide,
     keeps_rows,
     row_cap,
@@ -106,22 +107,22 @@ def budgets_within(n_bytes: int, *, fits: int) -> MemoryBudgets:
 
 
 def moment_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
-    """Memory that the second moments of a layer's inputs take: a matrix, or float32 rows.
+    """Memory that the second moments of a layer's inputs take: a matrix for each group, or float32 rows.
 
     Args:
         spec: the layer.
         n_samples: how many samples there are; None for as many as are of use.
     """
-    width = row_width(spec)
+    width, block = row_width(spec), block_width(spec)
     n_rows = _stored_rows(spec, n_samples)
     # What a recurrent layer gives has moments, too.
     states = _FLOAT64 * spec.calls[0].output_shape[-1] ** 2 if spec.is_recurrent and spec.calls else 0
     if n_rows:
         return _FLOAT32 * n_rows * width + states
     if is_wide(spec):
-        # With rows that wait until they are summed: a quarter as many as columns.
-        return _FLOAT32 * (width**2 + width**2 // 4) + states
-    return _FLOAT64 * width**2 + states
+        # With rows that wait until they are summed: a quarter as many as columns of one group.
+        return _FLOAT32 * width * (block + block // 4) + states
+    return _FLOAT64 * width * block + states
 
 
 def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
@@ -135,7 +136,7 @@ def working_bytes(spec: LayerSpec, n_samples: int | None = None) -> int:
     """
     width, n_outputs = row_width(spec), row_view(spec).n_outputs
     n_rows = _stored_rows(spec, n_samples)
-    moments = 2 * n_rows * (width + n_rows) if n_rows else 5 * width**2
+    moments = 2 * n_rows * (width + n_rows) if n_rows else 5 * width * block_width(spec)
     # Weights as they are, weighted and fitted; roots of the output metric.
     number = _FLOAT32 if n_outputs * width > MAX_EXACT_NUMBERS else _FLOAT64
     metric = min(n_outputs, MAX_METRIC_WIDTH) ** 2
@@ -163,7 +164,7 @@ def _stored_rows(spec: LayerSpec, n_samples: int | None) -> int:
         return row_cap(spec) if keeps_rows(spec) else 0
     n_rows = rows_available(spec, n_samples)
     # Of fewer rows than half as many as columns no moments are summed.
-    return n_rows if keeps_rows(spec) or n_rows <= row_width(spec) // 2 else 0
+    return n_rows if keeps_rows(spec) or n_rows <= block_width(spec) // 2 else 0
 
 
 def clipped_row_bytes(n_columns: int, n_outputs: int) -> int:

@@ -28,19 +28,24 @@ def row_width(spec: LayerSpec) -> int:
     return row_view(spec).n_columns
 
 
+def block_width(spec: LayerSpec) -> int:
+    """Columns whose moments are kept together: D, of a grouped convolution those that one group reads."""
+    return row_width(spec) // spec.groups
+
+
 def is_wide(spec: LayerSpec) -> bool:
     """Whether decompositions of a layer's moments take most of the time that it takes."""
-    return row_width(spec) > _NARROW_COLUMNS
+    return block_width(spec) > _NARROW_COLUMNS
 
 
 def keeps_rows(spec: LayerSpec) -> bool:
-    """Whether rows are stored instead of their (D, D) moments, which would be too large."""
-    return row_width(spec) > MAX_GRAM_WIDTH
+    """Whether rows are stored instead of their moments, which would be too large."""
+    return block_width(spec) > MAX_GRAM_WIDTH
 
 
 def row_cap(spec: LayerSpec) -> int:
     """Rows that are used at most: twice the ten per column that the statistics need."""
-    return _MAX_STORED_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _MAX_ROWS_PER_COLUMN * row_width(spec))
+    return _MAX_STORED_ROWS if keeps_rows(spec) else max(_MIN_ROWS, _MAX_ROWS_PER_COLUMN * block_width(spec))
 
 
 def rows_available(spec: LayerSpec, n_samples: int) -> int:

@@ -46,10 +46,10 @@ def network_time(
 
 
 def _layer_time(times: NetworkTimes, layer: LayerTimes, spec: LayerSpec, setting: Setting | None) -> float:
-    rows, columns = times.edge(rows_and_columns(spec))
     pair = None if setting is None else layer.pairs.get(setting.form)
     if setting is None or pair is None:
-        return float(layer.dense.time(rows, columns))
+        return float(layer.dense.time(*times.edge(rows_and_columns(spec))))
+    rows, columns = times.edge(pair_rows_and_columns(spec))
     return float(pair.time(times.edge(setting.rank), rows, columns))
 
 
@@ -92,6 +92,19 @@ def rows_and_columns(spec: LayerSpec) -> tuple[int, int]:
     if spec.is_transposed:
         return spec.n_outputs, spec.weight_shape[0]
     return spec.n_outputs, next(iter(spec.weight_shape[1:2]), 1)
+
+
+def pair_rows_and_columns(spec: LayerSpec) -> tuple[int, int]:
+    """Outputs of a pair's second factor and inputs of its first, as times count them.
+
+    Args:
+        spec: the layer that it replaces.
+
+    Returns:
+        As ``rows_and_columns``, but the inputs of all groups of a grouped convolution.
+    """
+    rows, columns = rows_and_columns(spec)
+    return rows, columns * spec.groups
 
 
 def group_is_inside(channels: ChannelMap, group: str, blocks: Collection[str]) -> bool:

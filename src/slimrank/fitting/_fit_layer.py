@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from slimrank.cost import carries_mean, gains_bias, row_width
+from slimrank.cost import block_width, carries_mean, gains_bias
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._fit import ALTERNATIONS, Fit, LayerStatistics, best_fit
 from slimrank.fitting._goals import bias_like, output_roots, targets, wanted_weight
@@ -101,7 +101,7 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
         moments, mean_out = moments.about_zero(), torch.zeros_like(means[1])
     else:
         mean_out = means[1] + task.slimmed_outputs(bias_like(layer.original, dense_weight(layer.original)))
-    ridge = ridge_of(moments.n_rows, row_width(task.slimmed) // task.n_groups)
+    ridge = ridge_of(moments.n_rows, block_width(task.slimmed))
     dense, mean_in = full, means[0]
     if task.columns is not None:
         dense, moments = narrowed_weight(full, moments, task.columns, ridge=ridge, n_groups=task.n_groups)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows, layer_seed, output_rows_at, rows_wanted, token_mask
 from slimrank.capture import Epilogue
-from slimrank.cost import SAMPLING, clipped_row_bytes, keeps_rows, row_cap, row_view, row_width
+from slimrank.cost import SAMPLING, block_width, clipped_row_bytes, keeps_rows, row_cap, row_view, row_width
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._goals import is_scarce, wanted_outputs
 from slimrank.fitting._layer_tasks import LayerTask
@@ -210,10 +210,12 @@ def _empty_sums(layer: PendingLayer, path: _OutputPath) -> Gathered:
     keep_rows = keeps_rows(task.spec)
     n_columns = row_width(task.slimmed)
     # Rows of a changed layer are those of the new model on both sides.
-    n_original_columns = n_columns if layer.is_changed else row_width(task.spec)
+    original = task.slimmed if layer.is_changed else task.spec
     return Gathered(
-        original_sums=MomentSums(n_original_columns, keep_rows=keep_rows),
-        joint_sums=MomentSums(n_columns, keep_rows=keep_rows, other_width=_n_outputs(task)),
+        original_sums=MomentSums(row_width(original), keep_rows=keep_rows, n_groups=original.groups),
+        joint_sums=MomentSums(
+            n_columns, keep_rows=keep_rows, other_width=_n_outputs(task), n_groups=task.n_groups
+        ),
         clipping=path.clipping,
         # A layer that lost columns reads another input than in the original.
         has_moved=task.columns is not None,
@@ -224,7 +226,7 @@ def _clipped_row_step(task: LayerTask) -> int:
     """Step between the rows that are kept for the fit behind a clipping."""
     n_columns = row_width(task.slimmed)
     # Several rows per column, so that the change of the covariance is measured; as many as the bytes allow.
-    wanted = max(_CLIPPED_ROWS, 8 * n_columns)
+    wanted = max(_CLIPPED_ROWS, 8 * block_width(task.slimmed))
     limit = min(wanted, SAMPLING.clipped_rows // clipped_row_bytes(n_columns, _n_outputs(task)))
     return max(1, row_cap(task.spec) // max(limit, 1))
 

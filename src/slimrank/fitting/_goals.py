@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from slimrank.cost import row_width, rows_available
+from slimrank.cost import block_width, rows_available
 from slimrank.fitting._context import BuildContext, PendingLayer
 from slimrank.fitting._layer_tasks import LayerTask
 from slimrank.fitting._rows import Gathered
@@ -70,7 +70,7 @@ def output_roots(context: BuildContext, task: LayerTask, device: torch.device) -
 
 def is_scarce(context: BuildContext, task: LayerTask) -> bool:
     """Whether fewer rows reach a layer than a fit to inputs that have moved wants."""
-    return rows_available(task.spec, context.n_fit_samples) < ENOUGH_ROWS * row_width(task.spec)
+    return rows_available(task.spec, context.n_fit_samples) < ENOUGH_ROWS * block_width(task.spec)
 
 
 def ridges_to_try(least: float, n_rows: int, n_columns: int) -> tuple[float, ...]:
@@ -113,7 +113,7 @@ def _targets_of_whole(
     """Of a layer that keeps its columns: the weight as it stands, or moved towards the wanted outputs."""
     task, is_sequential = layer.task, context.data.sequential
     weight = dense_weight(layer.current)
-    n_rows, n_columns = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.n_groups
+    n_rows, n_columns = gathered.joint_sums.n_rows, block_width(task.slimmed)
     root, inverse_root = output_roots(context, task, weight.device)
     ridge = ridge_of(n_rows, n_columns)
     is_joint = gathered.has_moved and is_sequential
@@ -145,7 +145,7 @@ def _targets_of_narrowed(
 ) -> Iterator[tuple[str, Target]]:
     """Of a layer that lost columns; more ridge trusts the old inputs more."""
     task = layer.task
-    n_rows, n_columns = gathered.joint_sums.n_rows, row_width(task.slimmed) // task.n_groups
+    n_rows, n_columns = gathered.joint_sums.n_rows, block_width(task.slimmed)
     full = wanted_weight(layer)
     root, inverse_root = output_roots(context, task, full.device)
     in_original = moments_in_original(task, gathered) if gathered.original_sums.n_rows else None

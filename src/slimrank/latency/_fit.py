@@ -21,6 +21,7 @@ from slimrank.cost import (
     factor_taps,
     forms_of,
     layer_cost,
+    pair_rows_and_columns,
     rows_and_columns,
     slimmed_spec,
 )
@@ -184,8 +185,9 @@ def faster_pairs(structure: Structure, times: NetworkTimes) -> NetworkTimes:
     """Times without the pairs that are not faster than their layers."""
 
     def kept(name: str, layer: LayerTimes) -> LayerTimes:
-        rows, columns = times.edge(rows_and_columns(structure.layers[name]))
-        most = (1 - _NOISE) * float(layer.dense.time(rows, columns))
+        spec = structure.layers[name]
+        most = (1 - _NOISE) * float(layer.dense.time(*times.edge(rows_and_columns(spec))))
+        rows, columns = times.edge(pair_rows_and_columns(spec))
         pairs = {
             form: pair
             for form, pair in layer.pairs.items()
@@ -234,12 +236,14 @@ def _entries(
     for variant, parts in profiles:
         for name, times in parts.factors.items():
             spec = slimmed_spec(structure.layers[name], structure.channels, variant.groups)
-            rows, columns = (int(step_edge(size, step)) for size in rows_and_columns(spec))
             setting = variant.settings.get(name)
-            found: tuple[_Operation, ...] = (_dense(spec, rows, columns, batch),)
-            if setting is not None:
+            found: tuple[_Operation, ...]
+            if setting is None:
+                rows, columns = _edges(rows_and_columns(spec), step)
+                found = (_dense(spec, rows, columns, batch),)
+            else:
                 rank = int(step_edge(setting.rank, step))
-                found = _pair(spec, setting.form, rank, rows, columns, batch)
+                found = _pair(spec, setting.form, rank, *_edges(pair_rows_and_columns(spec), step), batch)
             form = "" if setting is None else setting.form
             for index, (operation, time) in enumerate(zip(found, times, strict=True)):
                 if time > 0:
@@ -251,8 +255,9 @@ def _layer_times(
     spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, step: int
 ) -> LayerTimes:
     """The formulas of a layer and its pairs."""
-    rows, columns = (int(step_edge(size, step)) for size in rows_and_columns(spec))
+    rows, columns = _edges(rows_and_columns(spec), step)
     dense = _dense_time(spec, rates.of((spec.name, "", 0), _dense(spec, rows, columns, batch)), batch)
+    rows, columns = _edges(pair_rows_and_columns(spec), step)
     pairs = {}
     for method, forms in FORMS.items():
         for form in forms:
@@ -265,6 +270,12 @@ def _layer_times(
             )
             pairs[form] = _pair_time(spec, form, (first, second), rows, columns, batch)
     return LayerTimes(dense=dense, pairs=pairs)
+
+
+def _edges(sizes: tuple[int, int], step: int) -> tuple[int, int]:
+    """Both up to the next step."""
+    rows, columns = (int(step_edge(size, step)) for size in sizes)
+    return rows, columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,10 +364,13 @@ def _unit_sizes(spec: LayerSpec, batch: int) -> tuple[float, float, tuple[float,
 def _pair(
     spec: LayerSpec, form: Form, rank: int, rows: int, columns: int, batch: int
 ) -> tuple[_Operation, _Operation]:
+    """Sizes of both factors; ``rank`` channels between them for each group, ``columns`` of all groups."""
     first, second = factor_costs(spec, form)
     taps, _ = factor_taps(spec, form)
-    between = batch * first.macs / taps
-    _, written, (_, read) = _unit_sizes(spec, batch)
+    between = spec.groups * batch * first.macs / taps
+    _, written, _ = _unit_sizes(spec, batch)
+    _, n_inputs = pair_rows_and_columns(spec)
+    read = batch * sum(prod(call.input_shape) for call in spec.calls) / n_inputs
     takes = FORM_ROWS[form].first_taps(len(spec.kernel))
     kernels = [
         tuple(size if taken is own else 1 for size, taken in zip(spec.kernel, takes, strict=True))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameError
-from slimrank._names import nearest
+from slimrank._names import listed, nearest
 from slimrank._numbers import whole_number
 from slimrank._progress import Phases
 from slimrank.deploy import (
@@ -36,7 +36,7 @@ from slimrank.latency._parts import Parts, parts_of
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
 from slimrank.latency._tie import differing_topics, tie_of
-from slimrank.latency._variants import build_variant, draw_variants, untouched
+from slimrank.latency._variants import build_variant, draw_variants, untouched, without_useful_rank
 from slimrank.plan import Step, Structure
 from slimrank.records import Method, Note
 
@@ -336,6 +336,13 @@ def finished_table(
         text = (
             f"{record.conditions.backend} tells whole times only: formulas of layers are those of "
             f"{borrowed!r}, scaled to {1 + len(measured)} whole times, and so are shares of layers"
+        )
+        notes.append(Note(where="latency", text=text))
+    too_fine = without_useful_rank(structure, methods, record.step)
+    if too_fine:
+        text = (
+            f"ranks count in steps of {record.step}, and one group of these grouped convolutions has no such "
+            f"rank that saves MACs; they stay in one piece: {listed(too_fine, 4)}"
         )
         notes.append(Note(where="latency", text=text))
     if whole < 1e6 * _SHORT and not borrowed:

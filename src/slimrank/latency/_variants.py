@@ -55,19 +55,12 @@ def draw_variants(
         if _unit_steps(group, step)
     }
     choices: dict[str, list[tuple[Method, Form] | None]] = {}
-    for name, spec in structure.layers.items():
-        forms = [
-            (method, form)
-            for method in FORMS
-            if method in methods and method in spec.methods
-            for form in forms_of(spec, method)
-        ]
-        if forms:
-            # Each in turn, from another one on for each layer: in every variant some layers stay whole.
-            turn = [None, None, *forms]
-            start = int(generator.integers(len(turn)))
-            chosen = [turn[(start + variant) % len(turn)] for variant in range(count)]
-            choices[name] = [chosen[index] for index in generator.permutation(count)]
+    for name, forms in _forms_by_layer(structure, methods).items():
+        # Each in turn, from another one on for each layer: in every variant some layers stay whole.
+        turn = [None, None, *forms]
+        start = int(generator.integers(len(turn)))
+        chosen = [turn[(start + variant) % len(turn)] for variant in range(count)]
+        choices[name] = [chosen[index] for index in generator.permutation(count)]
     ranks = {name: _strata(generator, count) for name in choices}
     steps = []
     for variant in range(count):
@@ -136,6 +129,39 @@ def useful_ranks(spec: LayerSpec, form: Form, step: int) -> range:
     if per_rank:
         top = min(top, (whole - 1) // per_rank)
     return range(step, top + 1, step)
+
+
+def without_useful_rank(structure: Structure, methods: Sequence[Method], step: int) -> list[str]:
+    """Grouped convolutions that pairs could replace, but none whose rank is on the grid.
+
+    Args:
+        structure: of the model.
+        methods: that plans may use.
+        step: ranks are multiples of this.
+
+    Returns:
+        Names of layers.
+    """
+    return [
+        name
+        for name, forms in _forms_by_layer(structure, methods).items()
+        if structure.layers[name].groups > 1
+        and not any(useful_ranks(structure.layers[name], form, step) for _, form in forms)
+    ]
+
+
+def _forms_by_layer(structure: Structure, methods: Sequence[Method]) -> dict[str, list[tuple[Method, Form]]]:
+    """Of each layer that pairs can replace, the forms."""
+    found = {
+        name: [
+            (method, form)
+            for method in FORMS
+            if method in methods and method in spec.methods
+            for form in forms_of(spec, method)
+        ]
+        for name, spec in structure.layers.items()
+    }
+    return {name: forms for name, forms in found.items() if forms}
 
 
 def shared_step(structure: Structure, methods: Sequence[Method]) -> int:

@@ -11,7 +11,7 @@ from slimrank.linalg._least_squares import (
 from slimrank.linalg._moments import Moments, MomentSums, gram, ridge_of
 from slimrank.linalg._obs import MAX_EXACT_COLUMNS, Consumer, Removal, removal_errors, removal_order
 from slimrank.linalg._output_basis import output_basis, project_pair
-from slimrank.linalg._psd import cholesky_psd, square_roots, times_root, times_vector, weighted_by
+from slimrank.linalg._psd import cholesky_psd, roots_of, square_roots, times_root, times_vector, weighted_by
 from slimrank.linalg._split_pair import (
     RidgedRows,
     Split,
@@ -50,6 +50,7 @@ __all__ = [
     "removal_errors",
     "removal_order",
     "ridge_of",
+    "roots_of",
     "square_roots",
     "times_root",
     "times_vector",

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Second moments of the rows that reach a layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from slimrank._errors import ShapeError
 
 # The ridge where there are enough rows: less would amplify noise along directions in which inputs hardly
 # vary, more would ignore what was measured.
@@ -47,18 +50,24 @@ def ridge_of(n_rows: int, n_columns: int) -> float:
 class Moments:
     """Mean and centred second moment of rows, as a matrix or, where rows are few and wide, as the rows.
 
+    Columns may fall into groups, as those of a grouped convolution do: of the second moment H there are only
+    the blocks on the diagonal then, one for each group. Elsewhere it counts as zero.
+
     Attributes:
         mean: (D,) float64.
-        matrix: (D, D) float64, of more than 1024 columns float32; or None.
+        matrix: (D, D) float64, of more than 1024 columns float32; of G > 1 groups their blocks,
+            (G, D/G, D/G); or None.
         rows: (S, D) float32 or float64, centred, or None. Without matrix and rows the moments are the
             identity.
         n_rows: S; 0 for the identity.
+        n_groups: G, of equally many columns, which lie side by side.
     """
 
     mean: Tensor
     matrix: Tensor | None
     rows: Tensor | None
     n_rows: int
+    n_groups: int = 1
 
     @classmethod
     def identity(cls, width: int, device: torch.device) -> "Moments":
@@ -70,13 +79,28 @@ class Moments:
     def mean_diagonal(self) -> float:
         """Mean of the diagonal."""
         if self.matrix is not None:
-            return float(self.matrix.diagonal().mean())
+            return float(self.matrix.diagonal(dim1=-2, dim2=-1).mean())
         if self.rows is None:
             return 1.0
         return float(self.rows.double().square().sum() / (self.n_rows * len(self.mean)))
 
+    @property
+    def parts(self) -> tuple["Moments", ...]:
+        """Moments of the columns of each group."""
+        if self.n_groups == 1:
+            return (self,)
+        means = self.mean.chunk(self.n_groups)
+        rows = (None,) * self.n_groups if self.rows is None else self.rows.chunk(self.n_groups, dim=1)
+        matrices = (None,) * self.n_groups if self.matrix is None else self.matrix.unbind()
+        return tuple(
+            Moments(mean=mean, matrix=matrix, rows=part, n_rows=self.n_rows)
+            for mean, matrix, part in zip(means, matrices, rows, strict=True)
+        )
+
     def times(self, left: Tensor) -> Tensor:
         """``left @ H`` for ``left`` (M, D), in its dtype."""
+        if self.n_groups > 1:
+            return torch.cat([part.times(columns) for part, columns in self._with_parts(left)], dim=1)
         if self.matrix is not None:
             return self._times_matrix(left)
         if self.rows is None:
@@ -86,6 +110,8 @@ class Moments:
 
     def gram(self, left: Tensor) -> Tensor:
         """``left @ H @ left.T`` for ``left`` (M, D): (M, M), in its dtype."""
+        if self.n_groups > 1:
+            return torch.stack([part.gram(columns) for part, columns in self._with_parts(left)]).sum(0)
         if self.matrix is not None:
             return self._times_matrix(left) @ left.T
         if self.rows is None:
@@ -95,11 +121,17 @@ class Moments:
 
     def diagonal_of(self, left: Tensor) -> Tensor:
         """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,), in its dtype."""
+        if self.n_groups > 1:
+            return torch.stack([part.diagonal_of(columns) for part, columns in self._with_parts(left)]).sum(0)
         if self.matrix is not None:
             return (self._times_matrix(left) * left).sum(1)
         if self.rows is None:
             return left.square().sum(1)
         return (left @ self.rows.to(left.dtype).T).square().sum(1) / self.n_rows
+
+    def _with_parts(self, left: Tensor) -> list[tuple["Moments", Tensor]]:
+        """The moments of each group, and its columns of (M, D)."""
+        return list(zip(self.parts, left.chunk(self.n_groups, dim=1), strict=True))
 
     def _times_matrix(self, left: Tensor) -> Tensor:
         """``left @ matrix``, multiplied in float32 where one of them is, in the dtype of ``left``."""
@@ -110,6 +142,8 @@ class Moments:
 
     def about_zero(self) -> "Moments":
         """Second moments of the same rows about zero instead of their mean: for a fit without a bias."""
+        if self.n_groups > 1:
+            return _joined([part.about_zero() for part in self.parts])
         return Moments(
             mean=torch.zeros_like(self.mean),
             matrix=None if self.matrix is None else self.matrix + self.mean.outer(self.mean).to(self.matrix),
@@ -118,8 +152,17 @@ class Moments:
         )
 
     def restricted(self, columns: Tensor) -> "Moments":
-        """Moments of some of the columns, (D',) int64."""
+        """Moments of some of the columns.
+
+        Args:
+            columns: (D',) int64; of several groups ascending, equally many of each that has any left.
+
+        Raises:
+            ShapeError: groups of unequal width would be left.
+        """
         columns = columns.to(self.mean.device)
+        if self.n_groups > 1:
+            return self._restricted_in_groups(columns)
         return Moments(
             mean=self.mean[columns],
             matrix=None if self.matrix is None else self.matrix[columns][:, columns],
@@ -127,16 +170,32 @@ class Moments:
             n_rows=self.n_rows,
         )
 
+    def _restricted_in_groups(self, columns: Tensor) -> "Moments":
+        width = len(self.mean) // self.n_groups
+        inside = [columns[columns // width == group] - group * width for group in range(self.n_groups)]
+        counts = {len(part) for part in inside if len(part)}
+        if len(counts) > 1:
+            raise ShapeError(
+                f"columns of {self.n_groups} groups: {', '.join(str(len(part)) for part in inside)} of them "
+                "would stay; keep equally many of each group"
+            )
+        staying = zip(self.parts, inside, strict=True)
+        return _joined([part.restricted(chosen) for part, chosen in staying if len(chosen)])
+
     def block(self, columns: Tensor) -> "Moments":
         """Moments of a few of the columns, (D',) int64, as a matrix where there are rows."""
         restricted = self.restricted(columns)
         if restricted.rows is None:
             return restricted
+        if restricted.n_groups > 1:
+            return _joined([part.block(torch.arange(len(part.mean))) for part in restricted.parts])
         rows, n_rows = restricted.rows.double(), restricted.n_rows
         return Moments(mean=restricted.mean, matrix=rows.T @ rows / n_rows, rows=None, n_rows=n_rows)
 
     def ridged(self, ridge: float, dtype: torch.dtype = torch.float64) -> Tensor:
         """``H + ridge * mean_diagonal * I`` as a matrix (D, D) of that dtype."""
+        if self.n_groups > 1:
+            raise ShapeError(f"moments of {self.n_groups} groups: each has a ridge of its own; take parts")
         if self.matrix is not None:
             matrix = self.matrix.to(dtype, copy=True)
         elif self.rows is not None:
@@ -147,6 +206,26 @@ class Moments:
         scale = ridge * self.mean_diagonal
         matrix.diagonal().add_(scale if scale > 0 else 1.0)
         return matrix
+
+
+def _joined(parts: Sequence[Moments]) -> Moments:
+    """Moments of several groups as one; of one group as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    matrices = [part.matrix for part in parts if part.matrix is not None]
+    rows = [part.rows for part in parts if part.rows is not None]
+    return Moments(
+        mean=torch.cat([part.mean for part in parts]),
+        matrix=torch.stack(matrices) if matrices else None,
+        rows=torch.cat(rows, dim=1) if rows else None,
+        n_rows=parts[0].n_rows,
+        n_groups=len(parts),
+    )
+
+
+def _in_groups(rows: Tensor, n_groups: int) -> Tensor:
+    """(S, D) -> (G, S, D/G)."""
+    return rows.view(len(rows), n_groups, -1).transpose(0, 1)
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -186,10 +265,16 @@ class MomentSums:
         keep_rows: store the rows themselves instead of their (D, D) sum, for rows that are few and wide.
             Where it is False, rows are stored only as long as there are less than half as many as columns.
         other_width: width O of a second set of rows, whose covariance with the first is wanted; 0 for none.
+        n_groups: G, that columns fall into, and those of the second set: only sums inside of these are kept.
     """
 
-    def __init__(self, width: int, *, keep_rows: bool = False, other_width: int = 0) -> None:
+    def __init__(
+        self, width: int, *, keep_rows: bool = False, other_width: int = 0, n_groups: int = 1
+    ) -> None:
         self._width = width
+        self._n_groups = n_groups
+        width //= n_groups
+        self._block_width = width
         self._other_width = other_width
         self._most_stored = None if keep_rows else int(_FEW_ROWS * width) if width > _NARROW else 0
         self._stored_rows: list[Tensor] | None = None if self._most_stored == 0 else []
@@ -201,7 +286,7 @@ class MomentSums:
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._shift: Tensor | None = None
         self._other_shift: Tensor | None = None
-        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._sum = torch.zeros(self._width, dtype=torch.float64)
         self._other_sum = torch.zeros(other_width, dtype=torch.float64)
         self._squares: Tensor | None = None
         self._cross: Tensor | None = None
@@ -221,7 +306,7 @@ class MomentSums:
             self._sum = self._sum.to(rows.device)
             self._other_sum = self._other_sum.to(rows.device)
         # Some rows at a time, which stay in the cache.
-        together = max(_MIN_ROWS_TOGETHER, self._width)
+        together = max(_MIN_ROWS_TOGETHER, self._block_width)
         for start in range(0, len(rows), together):
             part = slice(start, start + together)
             shifted = rows.detach()[part].float() - self._shift
@@ -258,7 +343,11 @@ class MomentSums:
             self._add_cross(rows, torch.cat(others))
 
     def _add_squares(self, shifted: Tensor) -> None:
-        product = gram(shifted)
+        if self._n_groups > 1:
+            parts = _in_groups(shifted, self._n_groups)
+            product = parts.mT @ parts
+        else:
+            product = gram(shifted)
         if self._squares is None:
             self._squares = product.to(self._dtype)
         else:
@@ -278,11 +367,29 @@ class MomentSums:
         return other
 
     def _add_cross(self, shifted: Tensor, other: Tensor) -> None:
-        product = other.T @ shifted
+        product = self._cross_products(other, shifted)
         if self._cross is None:
             self._cross = product.to(self._dtype)
         else:
             self._cross += product
+
+    def _cross_products(self, other: Tensor, rows: Tensor) -> Tensor:
+        """(O, D), of several groups (G, O/G, D/G)."""
+        if self._n_groups == 1:
+            return other.T @ rows
+        return _in_groups(other, self._n_groups).mT @ _in_groups(rows, self._n_groups)
+
+    def _outer(self, left: Tensor, right: Tensor) -> Tensor:
+        """Of two vectors, in the same shape."""
+        if self._n_groups == 1:
+            return left.outer(right)
+        return left.view(self._n_groups, -1, 1) * right.view(self._n_groups, 1, -1)
+
+    def _less_outer(self, products: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        if self._n_groups == 1:
+            # Without a copy as large as the products.
+            return products.addr_(left, right, alpha=-1)
+        return products.sub_(self._outer(left, right))
 
     def moments(self) -> Moments:
         """Mean and centred second moment of all rows so far."""
@@ -293,18 +400,19 @@ class MomentSums:
         mean = shift.double() + offset
         if self._stored_rows is not None:
             rows = torch.cat(self._stored_rows) if self._stored_rows else self._sum.new_zeros(0, self._width)
-            return Moments(mean=mean, matrix=None, rows=rows - offset.to(rows.dtype), n_rows=n_rows)
-        squares = self._squares if self._squares is not None else torch.diag(self._sum)
+            rows = rows - offset.to(rows.dtype)
+            return Moments(mean=mean, matrix=None, rows=rows, n_rows=n_rows, n_groups=self._n_groups)
+        squares = self._squares if self._squares is not None else self._outer(self._sum, self._sum)
         offset = offset.to(squares.dtype)
-        return Moments(
-            mean=mean, matrix=(squares / n_rows).addr_(offset, offset, alpha=-1), rows=None, n_rows=n_rows
-        )
+        matrix = self._less_outer(squares / n_rows, offset, offset)
+        return Moments(mean=mean, matrix=matrix, rows=None, n_rows=n_rows, n_groups=self._n_groups)
 
     def cross(self) -> tuple[Tensor, Tensor]:
         """Centred covariance with the other rows, and their mean.
 
         Returns:
-            (O, D) float64, of more than 1024 columns float32; and (O,) float64.
+            (O, D) float64, of more than 1024 columns float32, zero where outputs and inputs are not of the
+            same group; and (O,) float64.
         """
         if self._other_shift is None:
             raise TypeError("no other rows were added")
@@ -314,8 +422,8 @@ class MomentSums:
         mean = self._other_shift.double() + other_offset
         if self._stored_rows is not None:
             rows, other = torch.cat(self._stored_rows), torch.cat(self._stored_others)
-            product = other.to(self._dtype).T @ rows.to(self._dtype)
+            product = self._cross_products(other.to(self._dtype), rows.to(self._dtype))
         else:
-            product = self._cross if self._cross is not None else other_offset.outer(offset) * 0
-        centred = product / n_rows
-        return centred.addr_(other_offset.to(centred), offset.to(centred), alpha=-1), mean
+            product = self._cross if self._cross is not None else self._outer(other_offset, offset) * 0
+        centred = self._less_outer(product / n_rows, other_offset.to(product), offset.to(product))
+        return centred if self._n_groups == 1 else torch.block_diag(*centred), mean

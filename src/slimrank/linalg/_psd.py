@@ -37,7 +37,19 @@ def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
         return roots, 1 / roots
     shrunk = matrix / (1 + shrink)
     shrunk.diagonal().add_(shrink * mean / (1 + shrink))
-    root = cholesky_psd(shrunk).mT
+    return roots_of(shrunk)
+
+
+def roots_of(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Root and inverse root of a matrix as it is.
+
+    Args:
+        matrix: (M, M) positive definite, float64.
+
+    Returns:
+        Two float64 tensors (M, M): upper triangular ``R`` with ``R^T R = matrix``, and ``R^-1``.
+    """
+    root = cholesky_psd(matrix).mT
     eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     inverse: Tensor = torch.linalg.solve_triangular(root, eye, upper=True)
     return root, inverse

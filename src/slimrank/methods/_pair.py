@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Low-rank pairs: from a target to two factors, and their error at every rank."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -12,12 +13,14 @@ from slimrank.linalg import (
     RidgedRows,
     Split,
     SplitMoments,
+    diagonal_blocks,
     fit_split,
     initial_first_factor,
     nested_errors,
     output_basis,
     project_pair,
     refine_split,
+    roots_of,
     times_root,
     weighted_by,
 )
@@ -35,9 +38,11 @@ _FEW_ROWS = 0.5
 class Pair:
     """Two factors of a layer.
 
+    Of a convolution in G groups both factors have G groups, with R channels between them in each.
+
     Attributes:
         form: how the kernel is split.
-        first: (R, C_in, F) float64, of very large layers float32.
+        first: (G R, C_in / G, F) float64, of very large layers float32.
         second: (O, R, S), like it.
     """
 
@@ -48,7 +53,18 @@ class Pair:
     @property
     def rank(self) -> int:
         """Size between the factors."""
-        return len(self.first)
+        return self.second.shape[1]
+
+    @property
+    def n_groups(self) -> int:
+        """G."""
+        return len(self.first) // self.rank
+
+    @property
+    def of_groups(self) -> tuple["Pair", ...]:
+        """The pair of each group."""
+        parts = zip(self.first.chunk(self.n_groups), self.second.chunk(self.n_groups), strict=True)
+        return tuple(Pair(form=self.form, first=first, second=second) for first, second in parts)
 
     @property
     def setting(self) -> Setting:
@@ -66,6 +82,9 @@ class Pair:
 
     def outputs(self, spec: LayerSpec, row: Tensor) -> Tensor:
         """Its outputs for one row of inputs, (D,) -> (O,) float64, without ``weight(spec)``."""
+        if self.n_groups > 1:
+            own, parts = _group_spec(spec), zip(self.of_groups, row.chunk(self.n_groups), strict=True)
+            return torch.cat([pair.outputs(own, part) for pair, part in parts])
         split, columns = _arrangement(spec, self.form, row.device)
         inputs = row[columns].view(split.channels, split.first_taps, split.second_taps)
         inner = torch.einsum("pif,ifs->ps", self.first, inputs.to(self.first.dtype))
@@ -76,7 +95,7 @@ def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | N
     """Error of a form at every rank, from one decomposition.
 
     Exact for ``linear`` and ``kxk_1x1``. For the other forms an upper bound on the ridged moments, which
-    refinement lowers.
+    refinement lowers. Of a convolution in groups the sum of what each group loses at that rank.
 
     Args:
         spec: the layer.
@@ -87,6 +106,9 @@ def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | N
     Returns:
         (R + 1,) float64: entry r is ``1/2 tr((W - W_r)^T G (W - W_r) H)``; entry 0 is all.
     """
+    if spec.groups > 1:
+        own, parts = _group_spec(spec), _group_targets(spec, target)
+        return torch.stack([error_by_rank(own, form, part, limit=limit) for part in parts]).sum(0)
     if FORM_ROWS[form].is_closed:
         return _closed_form(target).errors[: None if limit is None else limit + 1]
     kernel = _shared_kernel(spec, form, target)
@@ -125,6 +147,18 @@ def fit_pair(
     Returns:
         The pair, balanced.
     """
+    if spec.groups > 1:
+        own, parts = _group_spec(spec), _group_targets(spec, target)
+        starts: Sequence[Pair | None] = (None,) * len(parts) if start is None else start.of_groups
+        pairs = [
+            fit_pair(own, form, rank, part, alternations=alternations, start=before)
+            for part, before in zip(parts, starts, strict=True)
+        ]
+        return Pair(
+            form=form,
+            first=torch.cat([pair.first for pair in pairs]),
+            second=torch.cat([pair.second for pair in pairs]),
+        )
     if FORM_ROWS[form].is_closed:
         basis = _closed_form(target).basis
         first, second = project_pair(target.dense, basis, rank, target.root, target.inverse_root)
@@ -138,6 +172,38 @@ def fit_pair(
         factors = refine_split(goal, moment, factors, split, alternations=alternations)
     second = times_root(target.inverse_root, factors.second.flatten(1)).view_as(factors.second)
     return _balanced(form, factors.first, second)
+
+
+def _group_spec(spec: LayerSpec) -> LayerSpec:
+    """One group of a grouped convolution, as a layer of its own."""
+    c_out, *others = spec.weight_shape
+    return replace(spec, groups=1, weight_shape=(c_out // spec.groups, *others))
+
+
+def _group_targets(spec: LayerSpec, target: Target) -> tuple[Target, ...]:
+    """What the pair of each group shall reproduce: its block of the weight and of both metrics."""
+    if target.by_group is None:
+        target.by_group = tuple(
+            _block_target(target, rows, columns)
+            for rows, columns in diagonal_blocks(target.dense, spec.groups)
+        )
+    return target.by_group
+
+
+def _block_target(target: Target, rows: Tensor, columns: Tensor) -> Target:
+    root = target.root
+    if root.ndim == 1:
+        roots = root[rows], target.inverse_root[rows]
+    else:
+        # Outputs of a group alone count by their own block of G = R^T R.
+        roots = roots_of(root[:, rows].T @ root[:, rows])
+    return Target(
+        dense=target.dense[rows][:, columns],
+        moments=target.moments.block(columns),
+        root=roots[0],
+        inverse_root=roots[1],
+        ridge=target.ridge,
+    )
 
 
 def _product_dtype(target: Target) -> torch.dtype:
@@ -191,6 +257,10 @@ def _first_factors(kernel: SharedKernel) -> Tensor:
 
 def effective_weight(spec: LayerSpec, pair: Pair) -> Tensor:
     """The weight that a pair amounts to: (O, D) float64, columns as in ``weight.flatten(1)``."""
+    if pair.n_groups > 1:
+        own = _group_spec(spec)
+        joined: Tensor = torch.block_diag(*[effective_weight(own, part) for part in pair.of_groups])
+        return joined
     product = torch.einsum("ops,pif->oifs", pair.second, pair.first).reshape(len(pair.second), -1)
     _, columns = _arrangement(spec, pair.form, product.device)
     weight = torch.empty_like(product)

@@ -56,9 +56,11 @@ def empty_pair(spec: LayerSpec, form: Form, rank: int, *, has_bias: bool) -> tup
             dilation=pick(spec.dilation, 1),
             bias=bias,
             padding_mode=spec.padding_mode if any(taps) else "zeros",
+            groups=spec.groups,
             device="meta",
         )
 
-    return factor(c_in, rank, row.first_taps(n_dims), bias=False), factor(
-        rank, c_out, row.second_taps(n_dims), bias=has_bias
+    between = spec.groups * rank
+    return factor(spec.groups * c_in, between, row.first_taps(n_dims), bias=False), factor(
+        between, c_out, row.second_taps(n_dims), bias=has_bias
     )

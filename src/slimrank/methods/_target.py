@@ -51,6 +51,8 @@ class Target:
         ridge: share of the mean diagonal of H that is added to H for the fit.
         closed_form, shared_kernels, ridged: decompositions so far, of use to every rank; None or without an
             entry until the first fit needs them.
+        by_group: of a convolution in groups, the target of each group, which has the decompositions; None
+            until the first fit needs them.
     """
 
     dense: Tensor
@@ -61,6 +63,7 @@ class Target:
     closed_form: ClosedForm | None = field(default=None, init=False)
     shared_kernels: dict[Form, SharedKernel] = field(default_factory=dict, init=False)
     ridged: SplitMoments | None = field(default=None, init=False)
+    by_group: "tuple[Target, ...] | None" = field(default=None, init=False)
 
     @property
     def weighted(self) -> Tensor:

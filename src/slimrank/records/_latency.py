@@ -69,7 +69,8 @@ class PairTime:
     """Time of a pair in the place of a layer, at rank r, with R rows and C columns of the layer that stay.
 
     ``fixed + any_row * R + any_column * C + r * (per_rank + per_row * R + per_column * C)``: reading what
-    comes in and writing what goes out takes its time at any rank.
+    comes in and writing what goes out takes its time at any rank. C counts the inputs of all groups of a
+    grouped convolution; r channels between the factors are those of one group.
 
     Attributes:
         fixed: ns.

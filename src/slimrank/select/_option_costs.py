@@ -13,7 +13,14 @@ from math import frexp, ldexp
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost import factor_costs, group_is_inside, group_time, layer_cost, rows_and_columns
+from slimrank.cost import (
+    factor_costs,
+    group_is_inside,
+    group_time,
+    layer_cost,
+    pair_rows_and_columns,
+    rows_and_columns,
+)
 from slimrank.plan import PlanSource, is_inside
 from slimrank.records import (
     LATENCY,
@@ -166,7 +173,7 @@ class Costing:
         pair = self._pair(spec.name, curve.form)
         if pair is None:
             return np.full(len(curve.ranks), np.inf)
-        return pair.time(curve.ranks, *step_edge(rows_and_columns(spec), self.step))
+        return pair.time(curve.ranks, *step_edge(pair_rows_and_columns(spec), self.step))
 
     def offers(self, spec: LayerSpec, form: Form) -> bool:
         """Whether pairs of a form may be used: always, unless times are asked for and it has none."""

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from slimrank.calibrate import GRADIENT_ROWS, GradientOptions
-from slimrank.cost import bytes_text, moment_bytes, row_view, row_width, rows_available, working_bytes
+from slimrank.cost import (
+    block_width,
+    bytes_text,
+    moment_bytes,
+    row_view,
+    row_width,
+    rows_available,
+    working_bytes,
+)
 from slimrank.forward import fixed_seed
 from slimrank.forward import run as run_model
 from slimrank.linalg import MAX_EXACT_COLUMNS
@@ -174,7 +182,9 @@ def seconds_by_phase(
         )
         found["gradients"] = n_fit * speed.sample * (1 + _BACKWARD * draws) + draws * rows / rate
     if not options.data_free:
-        rows = sum(rows_available(spec, n_fit) * row_width(spec) ** 2 for spec in needed.values())
+        rows = sum(
+            rows_available(spec, n_fit) * row_width(spec) * block_width(spec) for spec in needed.values()
+        )
         passes = count_passes_of(survey, session.budgets) if needed else 0
         found["moments"] = passes * n_fit * speed.sample + rows / rate
         found["anchors"] = sum(
@@ -217,17 +227,18 @@ def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
 
 def _decomposition(spec: LayerSpec, n_samples: int) -> int:
     """Multiply-adds of a decomposition: of the moments, of the weight with them, of the output metric."""
-    width, n_outputs = row_width(spec), row_view(spec).n_outputs
+    width, n_outputs = block_width(spec), row_view(spec).n_outputs
     n_rows = rows_available(spec, n_samples)
     # Of few rows no moments are made.
     smaller = n_rows if n_rows <= width // 2 else width
-    return width * smaller**2 + n_outputs * width * smaller + n_outputs**3
+    return spec.groups * width * smaller**2 + n_outputs * width * smaller + n_outputs**3
 
 
 def _ordering(spec: LayerSpec, n_samples: int) -> int:
     """Multiply-adds of the order in which units of a layer's inputs go, and of its errors."""
-    width = row_width(spec)
-    return width**3 if width <= MAX_EXACT_COLUMNS else width**2 * min(width, rows_available(spec, n_samples))
+    width, n_rows = block_width(spec), rows_available(spec, n_samples)
+    of_one = width**3 if width <= MAX_EXACT_COLUMNS else width**2 * min(width, n_rows)
+    return spec.groups * of_one
 
 
 def peak_bytes(survey: GroupSurvey) -> int:

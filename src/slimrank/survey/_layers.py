@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor, nn
 
 from slimrank.calibrate import Chunk, Collecting, moment_chunks
-from slimrank.cost import row_width, working_bytes
+from slimrank.cost import block_width, working_bytes
 from slimrank.forward import Trimmer, out_of_memory_at
 from slimrank.linalg import Moments, ridge_of
 from slimrank.methods import (
@@ -123,7 +123,7 @@ def target_of(spec: LayerSpec, layer: nn.Module, moments: Moments, grams: Mappin
     """
     weight = dense_weight(layer)
     root, inverse_root = metric_roots(grams.get(spec.name), len(weight), weight.device)
-    ridge = ridge_of(moments.n_rows, row_width(spec))
+    ridge = ridge_of(moments.n_rows, block_width(spec))
     return Target(dense=weight, moments=moments, root=root, inverse_root=inverse_root, ridge=ridge)
 
 

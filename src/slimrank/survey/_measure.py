@@ -13,7 +13,7 @@ from slimrank._names import listed
 from slimrank.calibrate import GradientOptions, collect_gradients, fit_together, layers_that_count
 from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
-from slimrank.cost import matrix_tensor, row_width, rows_available
+from slimrank.cost import block_width, matrix_tensor, rows_available
 from slimrank.forward import Batch, few_samples
 from slimrank.linalg import Moments
 from slimrank.plan import structure_of
@@ -295,7 +295,7 @@ def _unless_unreached(spec: LayerSpec, gradients: Gradients) -> LayerSpec:
 def _row_notes(session: Session, layers: Sequence[LayerSpec]) -> list[Note]:
     n_fit = len(session.feed.fit)
     measured = [spec for spec in layers if spec.methods]
-    poor = [spec.name for spec in measured if rows_available(spec, n_fit) < _FEW_ROWS * row_width(spec)]
+    poor = [spec.name for spec in measured if rows_available(spec, n_fit) < _FEW_ROWS * block_width(spec)]
     if not poor:
         return []
     return [

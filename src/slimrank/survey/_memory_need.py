@@ -14,6 +14,7 @@ from slimrank.cost import (
     MAX_METRIC_WIDTH,
     SAMPLING,
     MemoryBudgets,
+    block_width,
     budgets_within,
     bytes_text,
     fitting_bytes,
@@ -106,7 +107,10 @@ class MemoryNeeds:
         """What one group of channels needs while it is measured: its readers all at once."""
         needed = sum(
             moment_bytes(spec, self.n_fit)
-            + min(_MATRICES_OF_ORDER * _FLOAT64 * row_width(spec) ** 2, working_bytes(spec, self.n_fit))
+            + min(
+                _MATRICES_OF_ORDER * _FLOAT64 * row_width(spec) * block_width(spec),
+                working_bytes(spec, self.n_fit),
+            )
             for spec in readers
         )
         cure = f"leave it alone with skip={name.partition('#')[0]!r}, or give fewer samples"

@@ -102,3 +102,8 @@ def test_rows_that_are_kept_take_less_than_their_matrix(chain: Chain) -> None:
     wide = replace(chain.specs[0], weight_shape=(8, 10_000))
     assert moment_bytes(wide) == 4096 * 10_000 * 4
     assert moment_bytes(replace(wide, weight_shape=(8, 100))) == 100 * 100 * 8
+
+
+def test_moments_of_groups_take_a_block_for_each(chain: Chain) -> None:
+    spec = replace(chain.specs[0], kind="conv2d", weight_shape=(64, 4, 3, 3), groups=16)
+    assert moment_bytes(spec) == 16 * 36 * 36 * 8

@@ -91,7 +91,8 @@ def test_what_does_not_depend_on_single_samples_is_not_cut() -> None:
     ("layer", "raw", "reason"),
     [
         (nn.Conv2d(8, 8, 3, groups=8), (8, 5, 5), "depthwise convolution"),
-        (nn.Conv2d(8, 8, 3, groups=2), (8, 5, 5), "grouped convolution (2 groups)"),
+        (nn.Conv2d(8, 4, 1, groups=4), (8, 5, 5), "depthwise convolution"),
+        (nn.Conv2d(8, 8, 1, groups=4), (8, 5, 5), "too small to gain: even rank 1 costs as much"),
         (nn.ConvTranspose2d(8, 8, 3), (8, 5, 5), "no method for ConvTranspose2d"),
         (nn.Linear(8, 1), (8,), "too small to gain: even rank 1 costs as much"),
     ],

@@ -54,7 +54,7 @@ _SPECS = [
 
 
 def _forms_by_hand(spec: LayerSpec, method: Method) -> tuple[Form, ...]:
-    if spec.kind == "other" or spec.groups != 1:
+    if spec.kind == "other":
         return ()
     if method == "weight_svd":
         if spec.kind == "linear":
@@ -65,6 +65,8 @@ def _forms_by_hand(spec: LayerSpec, method: Method) -> tuple[Form, ...]:
 
 def _max_rank_by_hand(spec: LayerSpec, form: Form) -> int:
     c_out, c_in, *kernel = spec.weight_shape
+    # Each group has a pair of its own.
+    c_out //= spec.groups
     taps = prod(kernel)
     if form in {"linear", "kxk_1x1"}:
         return min(c_out, c_in * taps)
@@ -77,6 +79,7 @@ def _max_rank_by_hand(spec: LayerSpec, form: Form) -> int:
 def _macs_by_hand(spec: LayerSpec, form: Form) -> int:
     """MACs at rank 1."""
     c_out, c_in, *kernel = spec.weight_shape
+    c_in *= spec.groups
     (call, _) = spec.calls
     if form == "linear":
         return 2 * prod(call.input_shape[:-1]) * (c_in + c_out)
@@ -96,6 +99,7 @@ def _macs_by_hand(spec: LayerSpec, form: Form) -> int:
 def _params_by_hand(spec: LayerSpec, form: Form) -> int:
     """Params at rank 1, without a bias."""
     c_out, c_in, *kernel = spec.weight_shape
+    c_in *= spec.groups
     taps = prod(kernel)
     if form in {"linear", "kxk_1x1"}:
         return c_in * taps + c_out

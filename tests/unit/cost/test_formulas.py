@@ -103,6 +103,5 @@ def test_forms_that_apply() -> None:
 
 
 @pytest.mark.parametrize("method", FORMS)
-def test_grouped_and_unknown_layers_take_no_form(method: str) -> None:
-    assert forms_of(replace(_CONV, groups=2), method) == ()  # type: ignore[arg-type]
+def test_unknown_layers_take_no_form(method: str) -> None:
     assert forms_of(replace(_CONV, kind="other"), method) == ()  # type: ignore[arg-type]

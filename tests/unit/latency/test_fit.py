@@ -13,7 +13,7 @@ import slimrank as sr
 from slimrank.cost import factor_costs, layer_cost, slimmed_spec
 from slimrank.latency import draw_variants, predicted_time
 from slimrank.plan import Step, Structure
-from slimrank.records import NetworkTimes
+from slimrank.records import Method, NetworkTimes
 
 BATCH, STEP = 4, 8
 # ns: for each multiply-accumulate, of each operation, of each unit of a group, of all else.
@@ -40,7 +40,7 @@ def parts_on_the_machine(variant: Step) -> seams.Parts:
             factors[name] = (CALL + MAC * BATCH * layer_cost(spec).macs,)
         else:
             column, row = factor_costs(spec, setting.form)
-            rows, columns = spec.weight_shape[:2]
+            rows, columns = spec.weight_shape[0], spec.weight_shape[1] * spec.groups
             factors[name] = (
                 CALL + MAC * BATCH * column.macs * setting.rank * columns,
                 CALL + MAC * BATCH * row.macs * setting.rank * rows,
@@ -101,6 +101,23 @@ def test_fresh_variants_are_predicted(study: sr.Study, speed: float, tolerance: 
     assert predicted_time(times, untouched) == pytest.approx(times.before, rel=1e-6)
     assert times.before == pytest.approx(times.reference, rel=tolerance)
     assert times.step == STEP
+
+
+def test_fresh_variants_of_grouped_kernels_are_predicted() -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(16, 64, 1), nn.ReLU()]
+    for groups in (4, 2, 1):
+        layers += [nn.Conv2d(64, 64, 3, padding=1, groups=groups), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(64, 8, 1)).eval()
+    methods: tuple[Method, ...] = ("weight_svd", "spatial_svd")
+    study = sr.study(model, [torch.randn(4, 16, 6, 6)], methods=methods, data_free=True, progress=False)
+    times = fitted(study.structure)
+    assert times.layers["2"].pairs
+    assert times.layers["4"].pairs
+    fresh = draw_variants(study.structure, study.methods, count=20, step=STEP, seed=9)
+    assert any(name in variant.settings for variant in fresh for name in ("2", "4"))
+    ratios = [predicted_time(times, variant) / whole(variant) for variant in fresh]
+    assert max(abs(ratio - 1) for ratio in ratios) < 0.03
 
 
 def test_ratios_are_to_the_original_in_float(study: sr.Study) -> None:

@@ -69,6 +69,23 @@ def test_useful_ranks_end_where_a_pair_costs_its_layer(study: sr.Study) -> None:
     assert list(seams.useful_ranks(spec, "v_h", 64)) == []
 
 
+def test_grouped_kernels_without_a_rank_on_the_step_are_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 32, 1),
+        nn.Conv2d(32, 32, 3, groups=8),
+        nn.Conv2d(32, 32, 3, groups=2),
+        nn.Conv2d(32, 4, 1),
+    ).eval()
+    study = sr.study(model, [torch.randn(2, 4, 8, 8)], data_free=True, effort="fast", progress=False)
+    structure, methods = study.structure, study.methods
+    # Of 4 inputs and outputs, the pair of a group saves MACs up to rank 6 at most.
+    assert seams.without_useful_rank(structure, methods, 8) == ["1"]
+    assert seams.without_useful_rank(structure, methods, 4) == []
+    assert seams.without_useful_rank(structure, methods, 32) == ["1", "2"]
+    assert seams.without_useful_rank(structure, (), 32) == []
+
+
 def test_a_variant_has_its_shapes_and_finite_outputs_and_leaves_the_model_alone(
     study: sr.Study,
 ) -> None:

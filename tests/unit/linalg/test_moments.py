@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slimrank import ShapeError
 from slimrank.linalg import Moments, MomentSums, least_squares_weight, narrowed_weight, ridge_of
 
 
@@ -298,3 +299,92 @@ def test_weights_in_blocks_are_fitted_block_by_block(keep_rows: bool, rng: torch
     narrow, part = narrowed_weight(weight, moments, torch.tensor([0, 2, 3, 5]), ridge=1e-3, n_groups=2)
     assert torch.equal(narrow != 0, torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)) != 0)
     assert len(part.mean) == 4
+
+
+def _in_blocks(matrix: Tensor, n_groups: int) -> Tensor:
+    """The blocks on the diagonal, zeros elsewhere."""
+    rows, columns = (torch.arange(size) // (size // n_groups) for size in matrix.shape)
+    return matrix * (rows[:, None] == columns)
+
+
+def _grouped_sums(rows: Tensor, other: Tensor, *, keep_rows: bool, n_groups: int) -> MomentSums:
+    sums = MomentSums(rows.shape[1], keep_rows=keep_rows, other_width=other.shape[1], n_groups=n_groups)
+    for part, other_part in zip(rows.split(17), other.split(17), strict=True):
+        sums.add(part, other_part)
+    return sums
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_moments_of_groups_are_the_blocks_of_all(keep_rows: bool, rng: torch.Generator) -> None:
+    rows, other = _mixed((60, 12), rng), _mixed((60, 6), rng)
+    sums = _grouped_sums(rows, other, keep_rows=keep_rows, n_groups=3)
+    moments = sums.moments()
+    assert (moments.matrix is None) == keep_rows
+    assert keep_rows or moments.matrix.shape == (3, 4, 4)
+    covariance = torch.cov(rows.double().T, correction=0)
+    expected = _in_blocks(covariance, 3)
+    # Sums of 60 float32 products.
+    atol = 1e-5 * float(covariance.abs().max())
+    eye = torch.eye(12, dtype=torch.float64)
+    torch.testing.assert_close(moments.times(eye), expected, rtol=0, atol=atol)
+    torch.testing.assert_close(moments.mean, rows.double().mean(0), rtol=0, atol=1e-5)
+    assert moments.mean_diagonal == pytest.approx(float(covariance.diagonal().mean()), rel=1e-5)
+    left = torch.randn((5, 12), dtype=torch.float64, generator=rng)
+    squares = left @ expected @ left.T
+    torch.testing.assert_close(moments.gram(left), squares, rtol=1e-4, atol=atol)
+    torch.testing.assert_close(moments.diagonal_of(left), squares.diagonal(), rtol=1e-4, atol=atol)
+    about_zero = expected + _in_blocks(moments.mean.outer(moments.mean), 3)
+    torch.testing.assert_close(moments.about_zero().times(eye), about_zero, rtol=0, atol=2 * atol)
+    cross, mean = sums.cross()
+    both = torch.cov(torch.cat([other, rows], dim=1).double().T, correction=0)[:6, 6:]
+    torch.testing.assert_close(cross, _in_blocks(both, 3), rtol=0, atol=2 * atol)
+    torch.testing.assert_close(mean, other.double().mean(0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+def test_some_columns_of_groups(keep_rows: bool, rng: torch.Generator) -> None:
+    rows = _mixed((60, 12), rng)
+    moments = _grouped_sums(rows, rows[:, :3], keep_rows=keep_rows, n_groups=3).moments()
+    covariance = torch.cov(rows.double().T, correction=0)
+    atol = 1e-5 * float(covariance.abs().max())
+    for columns, n_groups in (([1, 3, 9, 10], 2), ([4, 6, 7], 1), ([0, 1, 4, 5, 8, 11], 3)):
+        part = moments.restricted(torch.tensor(columns))
+        assert part.n_groups == n_groups
+        expected = _in_blocks(covariance[columns][:, columns], n_groups)
+        eye = torch.eye(len(columns), dtype=torch.float64)
+        torch.testing.assert_close(part.times(eye), expected, rtol=0, atol=atol)
+        as_matrix = moments.block(torch.tensor(columns))
+        assert as_matrix.rows is None
+        torch.testing.assert_close(as_matrix.times(eye), expected, rtol=0, atol=atol)
+    with pytest.raises(ShapeError, match="columns of 3 groups: 2, 1, 0 of them would stay; keep equally"):
+        moments.restricted(torch.tensor([0, 1, 4]))
+    with pytest.raises(ShapeError, match="moments of 3 groups: each has a ridge of its own"):
+        moments.ridged(1e-3)
+
+
+def test_fits_of_groups_need_nothing_but_their_blocks(rng: torch.Generator) -> None:
+    rows, wanted = _mixed((90, 12), rng), _mixed((90, 6), rng)
+    weight = torch.block_diag(*torch.randn((3, 2, 4), dtype=torch.float64, generator=rng))
+    found = []
+    for n_groups in (1, 3):
+        sums = _grouped_sums(rows, wanted, keep_rows=False, n_groups=n_groups)
+        fitted = least_squares_weight(weight, sums.cross()[0], sums.moments(), ridge=1e-3, n_groups=3)
+        columns = torch.tensor([0, 2, 4, 6, 8, 10])
+        narrow, left = narrowed_weight(weight, sums.moments(), columns, ridge=1e-3, n_groups=3)
+        assert left.n_groups == n_groups
+        found.append((fitted, narrow))
+    for of_all, of_groups in zip(*found, strict=True):
+        torch.testing.assert_close(of_groups, of_all, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_rows", [500, 600])
+def test_of_wide_groups_few_rows_are_stored(n_rows: int, rng: torch.Generator) -> None:
+    # A group is 1100 columns wide: half as many rows are stored, more are summed.
+    rows = torch.randn((n_rows, 2200), generator=rng)
+    sums = MomentSums(2200, n_groups=2)
+    sums.add(rows)
+    moments = sums.moments()
+    assert (moments.matrix is None) == (n_rows == 500)
+    left = torch.randn((2, 2200), dtype=torch.float64, generator=rng)
+    exact = _in_blocks(torch.cov(rows.double().T, correction=0), 2)
+    torch.testing.assert_close(moments.times(left), left @ exact, rtol=1e-3, atol=1e-3)

@@ -27,6 +27,7 @@ _LAYERS: dict[str, nn.Module] = {
     "linear": nn.Linear(6, 5),
     "conv1d": nn.Conv1d(4, 5, 3),
     "conv2d": nn.Conv2d(4, 5, (3, 2)),
+    "conv2d grouped": nn.Conv2d(6, 10, (3, 2), groups=2),
     "conv3d": nn.Conv3d(2, 5, (2, 1, 3)),
 }
 
@@ -55,8 +56,9 @@ def _problem(
 ) -> tuple[LayerSpec, Target]:
     spec = _spec(_LAYERS[name])
     weight = torch.randn(spec.weight_shape, dtype=torch.float64, generator=rng).flatten(1)
+    weight = torch.block_diag(*weight.chunk(spec.groups))
     width = weight.shape[1]
-    sums = MomentSums(width, keep_rows=keep_rows)
+    sums = MomentSums(width, keep_rows=keep_rows, n_groups=spec.groups)
     sums.add(torch.randn((n_rows, width), generator=rng) @ torch.randn((width, width), generator=rng))
     root, inverse_root = metric_roots(_gram(len(weight), rng), len(weight), weight.device)
     target = Target(dense=weight, moments=sums.moments(), root=root, inverse_root=inverse_root, ridge=ridge)
@@ -114,7 +116,8 @@ def test_the_effective_weight_is_what_the_modules_compute(
     layer = _LAYERS[name]
     modules = nn.Sequential(*build_modules(spec, layer, pair, None)).double()
     # One position: the input is the kernel's own size, one unit at a time.
-    units = torch.eye(target.dense.shape[1], dtype=torch.float64).view(-1, *spec.weight_shape[1:])
+    n_inputs = spec.weight_shape[1] * spec.groups
+    units = torch.eye(target.dense.shape[1], dtype=torch.float64).view(-1, n_inputs, *spec.kernel)
     computed = modules(units).flatten(1).T
     torch.testing.assert_close(computed, effective_weight(spec, pair), rtol=1e-5, atol=1e-5)
     row = torch.randn(effective_weight(spec, pair).shape[1], dtype=torch.float64, generator=rng)
@@ -127,9 +130,10 @@ def test_factors_are_balanced(name: str, form: Form, rng: torch.Generator) -> No
     for alternations in (0, 2):
         pair = fit_pair(spec, form, 2, target, alternations=alternations)
         assert pair.rank == 2
-        first = pair.first.flatten(1).norm(dim=1)
-        second = pair.second.transpose(0, 1).flatten(1).norm(dim=1)
-        torch.testing.assert_close(first, second)
+        for part in pair.of_groups:
+            first = part.first.flatten(1).norm(dim=1)
+            second = part.second.transpose(0, 1).flatten(1).norm(dim=1)
+            torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize(("name", "form"), [pair for pair in _GRID if FORM_ROWS[pair[1]].is_closed])
@@ -204,3 +208,39 @@ def test_a_weight_of_low_rank_is_found_exactly(name: str, form: Form, rng: torch
 
 def test_every_form_is_in_the_grid() -> None:
     assert {form for _, form in _GRID} == {form for forms in FORMS.values() for form in forms}
+
+
+@pytest.mark.parametrize("form", [form for name, form in _GRID if name == "conv2d grouped"])
+def test_each_group_is_split_as_a_layer_of_its_own(form: Form, rng: torch.Generator) -> None:
+    spec, target = _problem("conv2d grouped", rng, ridge=1e-3)
+    gram = target.root.T @ target.root
+    own = replace(spec, groups=1, weight_shape=(5, *spec.weight_shape[1:]))
+    errors = error_by_rank(spec, form, target)
+    pair = fit_pair(spec, form, 2, target, alternations=1)
+    expected = torch.zeros_like(errors)
+    for group, part in enumerate(pair.of_groups):
+        rows, columns = slice(5 * group, 5 * group + 5), slice(18 * group, 18 * group + 18)
+        root = torch.linalg.cholesky(gram[rows, rows]).mT
+        alone = Target(
+            dense=target.dense[rows, columns],
+            moments=target.moments.block(torch.arange(36)[columns]),
+            root=root,
+            inverse_root=root.inverse(),
+            ridge=target.ridge,
+        )
+        expected += error_by_rank(own, form, alone)
+        fitted = fit_pair(own, form, 2, alone, alternations=1)
+        torch.testing.assert_close(
+            effective_weight(own, part), effective_weight(own, fitted), rtol=1e-5, atol=1e-6
+        )
+    torch.testing.assert_close(errors, expected, rtol=1e-9, atol=1e-12)
+    if FORM_ROWS[form].is_closed:
+        assert _error(target, effective_weight(spec, pair)) == pytest.approx(float(errors[2]), rel=1e-6)
+
+
+def test_a_fit_of_groups_begins_where_another_ended(rng: torch.Generator) -> None:
+    spec, target = _problem("conv2d grouped", rng)
+    start = fit_pair(spec, "v_h", 1, target, alternations=3)
+    again = fit_pair(spec, "v_h", 1, target, alternations=0, start=start)
+    anew = fit_pair(spec, "v_h", 1, target, alternations=0)
+    assert _error(target, effective_weight(spec, again)) < _error(target, effective_weight(spec, anew))

@@ -114,9 +114,10 @@ class FastestPicks:
         first = shapes.columns * self._first_taps[layer, place]
         second = shapes.rows * self._second_taps[layer, place]
         less = cost < shapes.dense
-        is_smaller = rank * (first + second) < first * second
+        kernel_groups = shapes.kernel_groups
+        is_smaller = rank * (first + second) < first * second // kernel_groups
         is_smaller |= np.delete(less, self._latency, axis=-1).any(axis=-1)
-        is_there = (rank > 0) & (rank <= np.minimum(first, second))
+        is_there = (rank > 0) & (rank <= np.minimum(first, second) // kernel_groups)
         allowed: Flags = is_there & is_smaller & less[..., self._latency]
         return allowed
 

@@ -79,7 +79,8 @@ class Shapes:
     """What is left of layers, without pairs.
 
     Attributes:
-        rows, columns: (...) int64, of the weight.
+        rows, columns: (...) int64, of the weight; columns of all groups of a grouped convolution.
+        kernel_groups: (...) int64, groups of the convolution; 1 of any other layer.
         dense: (..., B) float64, cost.
         stairs: the same rows and columns up to the next step, as times count them; None where no times are
             counted, or every size is a step.
@@ -87,6 +88,7 @@ class Shapes:
 
     rows: Ints
     columns: Ints
+    kernel_groups: Ints
     dense: Floats
     stairs: tuple[Ints, Ints] | None = None
 
@@ -94,7 +96,11 @@ class Shapes:
         """Those with these indices."""
         stairs = None if self.stairs is None else (self.stairs[0][entries], self.stairs[1][entries])
         return Shapes(
-            rows=self.rows[entries], columns=self.columns[entries], dense=self.dense[entries], stairs=stairs
+            rows=self.rows[entries],
+            columns=self.columns[entries],
+            kernel_groups=self.kernel_groups[entries],
+            dense=self.dense[entries],
+            stairs=stairs,
         )
 
 
@@ -200,9 +206,11 @@ def shapes_of(layer: JointLayer, widths: WidthIndices) -> Shapes:
     dense = layer.dense_cost(widths)
     shape = np.broadcast_shapes(*(np.shape(widths[group]) for group in layer.groups))
     rows, columns = (np.broadcast_to(dim.count(widths), shape) for dim in (layer.rows, layer.columns))
+    kernel_groups = 1 if layer.inside is None else columns // layer.inside.count(widths)
     return Shapes(
         rows=rows,
         columns=columns,
+        kernel_groups=np.broadcast_to(kernel_groups, shape),
         dense=np.broadcast_to(dense, (*shape, dense.shape[-1])),
         stairs=None if layer.step == 1 else (step_edge(rows, layer.step), step_edge(columns, layer.step)),
     )
@@ -230,5 +238,6 @@ def _joined(shapes: Sequence[Shapes], budgets: int) -> Shapes:
         else None,
         rows=np.concatenate([nothing, *(each.rows.reshape(-1) for each in shapes)]),
         columns=np.concatenate([nothing, *(each.columns.reshape(-1) for each in shapes)]),
+        kernel_groups=np.concatenate([nothing, *(each.kernel_groups.reshape(-1) for each in shapes)]),
         dense=np.concatenate([np.zeros((0, budgets)), *(each.dense.reshape(-1, budgets) for each in shapes)]),
     )

@@ -272,7 +272,7 @@ class _TableMaker:
         ]
         dense += self._new_bias(spec)
         dense += self._dense_times(spec)
-        rows, columns = self._weight(spec)[:2]
+        rows, columns = self._weight(spec)[0], self._columns_of_pair(spec)
         whole = [len(group.kept) - 1 for group in self._widths]
         counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.costing.metrics)))
         has_bias = pair_has_bias(spec, plan_has_bias=self._source.has_bias)
@@ -288,6 +288,7 @@ class _TableMaker:
             forms=forms,
             bias=self.costing.number_cost(spec.itemsize) * has_bias,
             step=self.costing.step,
+            inside=None if spec.groups == 1 else self._weight(spec)[1],
         )
 
     def pieces(self, layers: Collection[str]) -> list[Piece]:
@@ -381,6 +382,25 @@ class _TableMaker:
     def _weight(self, spec: LayerSpec) -> tuple[Dim, ...]:
         tensor = matrix_tensor(spec, self._channels)
         return self._dims.all_of(spec.weight_shape, () if tensor is None else tensor.axes)
+
+    def _columns_of_pair(self, spec: LayerSpec) -> Dim:
+        """Inputs that the first factor of a pair reads: of all groups of a grouped convolution."""
+        if spec.groups == 1:
+            return self._weight(spec)[1]
+        tensor = self._channels.tensors.get(f"{spec.name}.weight")
+        n_groups, n_inside = spec.groups, spec.weight_shape[1]
+        axes = []
+        for axis in () if tensor is None else tensor.axes:
+            if axis.dim == 1:
+                axes.append(replace(axis, dim=0, units=axis.units * n_groups))
+            elif axis.dim == 0:
+                # What takes outputs out of every kernel group alike leaves none without outputs.
+                by_kernel_group = np.array(axis.units).reshape(n_groups, -1)
+                if (by_kernel_group == by_kernel_group[:, :1]).all():
+                    units = by_kernel_group[:, 0].repeat(n_inside).tolist()
+                    axes.append(replace(axis, units=tuple(units), queries=()))
+        (columns,) = self._dims.all_of((n_groups * n_inside,), axes)
+        return columns
 
     def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:
         """The bias that a consumer without one gets when it is fitted anew."""

@@ -121,7 +121,7 @@ class Ranks:
         curve: index of its curve in ``Joint.curves``.
         ranks: (K,) int64, ascending.
         damage: (K,) float64, at least 0.
-        column: (B,) float64, cost per rank and column of the weight.
+        column: (B,) float64, cost per rank and column of the weight, of all groups of a grouped convolution.
         row: (B,) float64, cost per rank and row of the weight.
         each: (B,) float64, cost per rank, whatever the shape.
         fixed: (B,) float64, cost of any pair of this form.
@@ -149,13 +149,14 @@ class JointLayer:
         spec: as it stands.
         groups: indices of the groups that it goes with.
         blocks: indices of the blocks that it is in.
-        rows, columns: first two dimensions of its weight.
+        rows, columns: first two dimensions of its weight; of a grouped convolution, columns of all groups.
         dense: weight, bias, and the bias that it gets where it is fitted anew; what of its time goes with its
             shape.
         fixed: (B,) float64, what else it costs without a pair.
         forms: that it can take.
         bias: (B,) float64, cost of the pair's bias, per row.
         step: where times are stairs, rows and columns count for them up to the next multiple of this.
+        inside: of a grouped convolution, columns of one group; None for any other layer.
     """
 
     spec: LayerSpec
@@ -168,6 +169,7 @@ class JointLayer:
     forms: tuple[Ranks, ...]
     bias: Floats
     step: int = 1
+    inside: Dim | None = None
 
     def dense_cost(self, widths: WidthIndices) -> Floats:
         """(..., B) float64, cost without a pair, at indices of widths that broadcast."""

@@ -109,7 +109,9 @@ class RankTables:
         damage = self._damage[there]
         # The full rank of each form, slimmed.
         first, second = columns[:, None] * self._first_taps[there], rows[:, None] * self._second_taps[there]
-        full = np.minimum(first, second)
+        # Both count all groups of a grouped convolution, ranks and the weight one of them.
+        kernel_groups = shapes.kernel_groups[:, None]
+        full = np.minimum(first, second) // kernel_groups
         good = np.isfinite(damage) & saves(cost, whole[:, :, None], joint.latency)
         if joint.latency is not None:
             # What is faster must also be smaller: a plan takes no pair that saves neither params nor MACs.
@@ -117,7 +119,7 @@ class RankTables:
             smaller = (cost[counted] < whole[counted][:, :, None]).any(axis=0)
             places = self._form[there]
             pair = self._rank[there] * np.take_along_axis(first + second, places, axis=1)
-            good &= smaller | (pair < np.take_along_axis(first * second, places, axis=1))
+            good &= smaller | (pair < np.take_along_axis(first * second // kernel_groups, places, axis=1))
         good &= self._rank[there] <= np.take_along_axis(full, self._form[there], axis=1)
         if len(there):
             cost[:, :, 0], good[:, 0] = whole, True

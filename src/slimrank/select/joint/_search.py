@@ -11,12 +11,12 @@ The phases, in the order in which they run; the README beside this file has the 
 3. All at once: around the best of these the groups become rows of a knapsack, which spends what prices leave.
 4. Blocks: the cheapest ones go together, and all groups follow.
 5. Distant widths: one group is held at a width far from its own, and all others follow.
-6. Local search: single groups, blocks and pairs of groups move, wherever the prices do not rule out a gain.
+6. Local search: single groups and blocks move, wherever the prices do not rule out a gain.
 7. Exact ranks for the most hopeful of all choices that were evaluated.
 8. A bound. Where only groups and blocks are open and the bound leaves few choices, each of them is tried.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -72,13 +72,6 @@ _EVALUATION_OVERHEAD = 5_000
 _MIN_EVALUATIONS = 20
 # The same where only groups and blocks are open: no rank table then, so the number itself is given.
 _EVALUATIONS_WITHOUT_LAYERS = 100
-# Local search (6): to list the neighbours of one choice, all pairs of widths are looked at. So many pairs
-# count as one evaluation; smaller: less time on networks with thousands of widths, fewer starts to search
-# around.
-_PAIRS_PER_EVALUATION = 100_000
-# Local search (6): moves of two groups kept for one choice, shared out over the pairs of groups. More: a
-# longer list to sort, of moves that are less hopeful.
-_MAX_PAIR_MOVES = 1000
 # Exact ranks (7): as for the local search, but the exact knapsack costs more: about 40 choices in a small
 # network, and never fewer than the last number. More may find better ranks at widths that looked worse.
 _FINAL_WORK = 200_000
@@ -345,14 +338,12 @@ class _Search:
                 self._move_all_groups(priced.price, priced.settled(start, held=(group,)))
 
     def _search_locally(self, priced: Priced, bound: float) -> None:
-        """Move single groups, blocks and pairs of groups: from the best choice, then from the next."""
+        """Move single groups and blocks: from the best choice, then from the next."""
         left = (
             max(_LOCAL_WORK // (self._some_ranks.size + _EVALUATION_OVERHEAD), _MIN_EVALUATIONS)
             if self._joint.layers
             else _EVALUATIONS_WITHOUT_LAYERS
         )
-        # Every two widths of any two groups are one move.
-        effort = sum(len(group.kept) for group in self._joint.widths) ** 2 // _PAIRS_PER_EVALUATION
         expanded: set[State] = set()
         while left > 0:
             known = [answer for answer in self._answers.values() if answer is not None]
@@ -367,7 +358,6 @@ class _Search:
                 self._move_all_groups(priced.price, start.state)
                 continue
             expanded.add(start.state)
-            left -= effort
             for state in self._neighbours(priced, start.state, best * (1 - _BETTER)):
                 if left > 0 and state not in self._answers:
                     left -= 1
@@ -394,7 +384,6 @@ class _Search:
             if width != state.widths[group]
         ]
         found += [(priced.energy(moved) - energy, moved) for moved in self._block_moves(priced, state)]
-        found += self._pair_moves(priced, state, steps, gain)
         found.sort(key=lambda entry: entry[0])
         return list(dict.fromkeys(moved for value, moved in found if value < gain))
 
@@ -406,29 +395,6 @@ class _Search:
                 if not block.outer & start.dropped:
                     found.append(priced.toggled(start, index))
         return found
-
-    def _pair_moves(
-        self, priced: Priced, state: State, steps: list[tuple[int, Floats]], gain: float
-    ) -> list[tuple[float, State]]:
-        """Two groups moved together, with what the energy changes by: less than the gain."""
-        each = max(_MAX_PAIR_MOVES // max(len(steps), 1) ** 2, 2)
-        open_groups = {group for group, _ in steps}
-        linked = [pair for pair in priced.linked_groups() if open_groups.issuperset(pair)]
-        # Of each move: what the energy changes by, and both groups with their new widths.
-        found = [_moves_of_two(steps, linked, each)]
-        for first, second in linked:
-            values = priced.energy_by_pair(state, first, second)
-            values = values - values[state.widths[first], state.widths[second]]
-            least = np.argsort(values, axis=None, kind="stable")[:each]
-            a, b = np.unravel_index(least, values.shape)
-            found.append(np.array([values[a, b], np.full(len(a), first), a, np.full(len(a), second), b]))
-        moves = np.concatenate(found, axis=1)
-        moves = moves[:, moves[0] < gain]
-        order = np.lexsort(moves[::-1])[:_MAX_PAIR_MOVES]
-        return [
-            (float(value), _with_widths(state, {int(first): int(a), int(second): int(b)}))
-            for value, first, a, second, b in moves[:, order].T
-        ]
 
     def _with_exact_ranks(self, state: State) -> Answer | None:
         """The choice with the ranks that suit it best."""
@@ -461,49 +427,6 @@ class _Search:
                 else:
                     break
         return best, price
-
-
-def _moves_of_two(
-    steps: Sequence[tuple[int, Floats]], linked: Collection[tuple[int, int]], each: int
-) -> Floats:
-    """(5, n) the best moves of each two groups that share nothing, where changes of the energy just add up.
-
-    Args:
-        steps: groups, ascending, each with what the energy changes by at each of its widths.
-        linked: pairs of groups to leave out.
-        each: how many moves of each pair.
-
-    Returns:
-        What the energy changes by, and both groups with their new widths; inf where a pair has fewer.
-    """
-    # What is among the best of two is among the best of each.
-    best = [np.sort(np.argsort(values, kind="stable")[:each]) for _, values in steps]
-    shape = (len(steps), max((len(widths) for widths in best), default=0))
-    width, change = np.zeros(shape, dtype=np.int64), np.full(shape, np.inf)
-    for row, (widths, (_, values)) in enumerate(zip(best, steps, strict=True)):
-        width[row, : len(widths)], change[row, : len(widths)] = widths, values[widths]
-    groups = np.array([group for group, _ in steps], dtype=np.int64)
-    is_apart = np.triu(np.ones((len(steps), len(steps)), dtype=np.bool_), k=1)
-    for first, second in linked:
-        is_apart[np.searchsorted(groups, first), np.searchsorted(groups, second)] = False
-    one, other = np.nonzero(is_apart)
-    # (P, n, n) for P pairs.
-    values = change[one][:, :, None] + change[other][:, None]
-    least = np.argsort(values.reshape(len(one), shape[1] ** 2), axis=1, kind="stable")[:, :each]
-    a, b = np.unravel_index(least, values.shape[1:])
-    pair = np.arange(len(one))[:, None]
-    return np.array(
-        [
-            entry.reshape(-1)
-            for entry in np.broadcast_arrays(
-                values[pair, a, b],
-                groups[one][:, None],
-                width[one[:, None], a],
-                groups[other][:, None],
-                width[other[:, None], b],
-            )
-        ]
-    )
 
 
 def _behind_walls(values: Floats, width: int, height: float) -> list[int]:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from slimrank.records import Call, LayerKind
 
 SKIPPED = "skipped by the caller"
+DEPTHWISE = "depthwise convolution"
 _COMPUTED = (
     "its weight is computed from other parameters (parametrised, as by weight norm); make it plain with "
     "torch.nn.utils.remove_weight_norm or torch.nn.utils.parametrize.remove_parametrizations"
@@ -98,7 +99,5 @@ def _content_reason(module: nn.Module, weight: Tensor) -> str | None:
         return "its weight is all zero"
     groups = getattr(module, "groups", 1)
     if groups != 1:
-        return (
-            "depthwise convolution" if groups == weight.shape[0] else f"grouped convolution ({groups} groups)"
-        )
+        return DEPTHWISE if groups == weight.shape[0] else f"grouped convolution ({groups} groups)"
     return None

@@ -2,16 +2,18 @@
 """A copy of a module tree, changed."""
 
 from slimrank.surgery._computed_weights import has_computed_weights, store_computed_weights
+from slimrank.surgery._constant_shapes import constant_path, runs_forward
 from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
 from slimrank.surgery._explicit_padding import explicit_padding
 from slimrank.surgery._fold_norms import fold_norm
 from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
 from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
-from slimrank.surgery._sizes import synced_attributes
+from slimrank.surgery._sizes import size_items, synced_attributes
 from slimrank.surgery._slim import mask, slim
 
 __all__ = [
     "bias_of_taps",
+    "constant_path",
     "copy_model",
     "dense_weight",
     "drop_blocks",
@@ -25,8 +27,10 @@ __all__ = [
     "remember",
     "replace_module",
     "replace_tensors",
+    "runs_forward",
     "set_weights",
     "shift_mean",
+    "size_items",
     "slim",
     "store_computed_weights",
     "synced_attributes",

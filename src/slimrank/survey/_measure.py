@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimrank._names import listed
 from slimrank.calibrate import GradientOptions, collect_gradients, fit_together
-from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
+from slimrank.capture import DEPTHWISE, SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import row_width, rows_available
 from slimrank.linalg import Moments
@@ -217,10 +217,21 @@ def _without_unreached(channels: ChannelMap, names: Sequence[str], grams: Mappin
 
 
 def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[LayerSpec]:
-    """Layers; where channels that one makes can go, its methods say so."""
+    """Layers; where channels that one makes can go, its methods say so, and a depthwise one tells why not."""
     makers = {name for group in channels.groups.values() if group.reason is None for name in group.producers}
+    frozen = {
+        name: f"its channels stay: {group.reason}"
+        for group in reversed(tuple(channels.groups.values()))
+        if group.reason is not None
+        for name in group.producers
+    }
     return [
-        replace(spec, methods=(*spec.methods, PRUNING), reason=None) if spec.name in makers else spec
+        replace(spec, methods=(*spec.methods, PRUNING), reason=None)
+        if spec.name in makers
+        # Nothing but its channels could go, so what holds these is the whole answer.
+        else replace(spec, reason=frozen[spec.name])
+        if spec.reason == DEPTHWISE and spec.name in frozen
+        else spec
         for spec in layers
     ]
 

@@ -701,3 +701,83 @@ def test_a_fused_layer_that_computes_something_else_freezes(
         "its size is hard-wired: RuntimeError: no such kernel"
     )
     assert (True, True) in calls
+
+
+class _Reshaped(nn.Module):
+    """A constant that the code, or a vector of integers, brings to the shape of the channels."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv, self.depthwise = nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 16, 3, groups=16)
+        self.head = nn.Conv2d(16, 5, 1)
+        self.scale = nn.Parameter(torch.linspace(0.5, 2, 16))
+        self.register_buffer("bias", torch.linspace(-1, 1, 16))
+        self.register_buffer("wanted", torch.tensor([1, 16, 1, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.how == "reshape":
+            x = x + self.bias.reshape(1, 16, 1, 1)
+        elif self.how == "index":
+            x = x + self.bias[None, :, None, None]
+        elif self.how == "expand":
+            x = x + self.bias[None, :, None, None].expand(1, 16, 4, 4)
+        elif self.how == "both":
+            x = x * torch.reshape(2 * self.scale, (1, 16, 1, 1)) + self.bias.view(size=(1, 16, 1, 1))
+        else:
+            x = x + torch.reshape(self.bias, torch.Size(self.wanted))
+        return self.head(self.depthwise(x.relu())).mean((2, 3))
+
+
+_RESHAPED_X = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
+
+
+def _tried_on(model: nn.Module) -> ChannelMap:
+    batch = as_batch(_RESHAPED_X)
+    return try_groups(model, batch, read_groups(quiet_copy(model), batch, describe_layers(model)))
+
+
+def _reshaped(model: nn.Module) -> ChannelMap:
+    tried = _tried_on(model)
+    assert tried.groups["conv"].reason is None
+    return tried
+
+
+@pytest.mark.parametrize("how", ["reshape", "index", "expand", "both", "buffer"])
+def test_the_shape_of_a_constant_follows_its_channels(how: str, rng: torch.Generator) -> None:
+    model = _Reshaped(how).eval()
+    tried = _reshaped(model)
+    slimmed, masked, again = quiet_copy(model), quiet_copy(model), quiet_copy(model)
+    slim(slimmed, tried, {"conv": (1, 2, 7, 11, 15)})
+    mask(masked, tried, {"conv": (1, 2, 7, 11, 15)})
+    x = torch.randn(3, 3, 6, 6, generator=rng)
+    torch.testing.assert_close(slimmed(x), masked(x))
+    # A copy of the slimmed model is one too, and its channels can go once more.
+    again = quiet_copy(slimmed)
+    slim(again, _reshaped(again), {"conv": (0, 3)})
+    assert again.head.in_channels == 2
+    assert again(x).shape == (3, 5)
+    assert model.bias.shape == (16,)
+    assert not model._forward_pre_hooks
+
+
+def test_the_graph_of_a_traced_model_is_written_anew(rng: torch.Generator) -> None:
+    traced = torch.fx.symbolic_trace(_Reshaped("both").eval())
+    tried = _reshaped(traced)
+    slimmed, masked = quiet_copy(traced), quiet_copy(traced)
+    slim(slimmed, tried, {"conv": (1, 2, 7)})
+    mask(masked, tried, {"conv": (1, 2, 7)})
+    x = torch.randn(3, 3, 6, 6, generator=rng)
+    torch.testing.assert_close(quiet_copy(slimmed)(x), masked(x))
+
+
+def test_sizes_of_activations_stay_hard_wired() -> None:
+    class Net(_Reshaped):
+        def forward(self, x: Tensor) -> Tensor:
+            x = (self.bias.reshape(1, 16, 1, 1) + self.conv(x)).reshape(-1, 16, 4, 4)
+            return self.head(self.depthwise(x.relu())).mean((2, 3))
+
+    reason = _tried_on(Net("").eval()).groups["conv"].reason
+    assert reason is not None
+    assert "hard-wired" in reason

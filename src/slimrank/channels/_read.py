@@ -4,13 +4,13 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.channels._map import describe_groups
-from slimrank.channels.trace._ops import Op, Traced
+from slimrank.channels.trace._ops import Op, Traced, TracedProduct
 from slimrank.channels.trace._rules import trace_op
-from slimrank.forward import Batch, named_tensors, run, watch_modules
+from slimrank.forward import Batch, SingleSums, named_tensors, run, watch_modules
 from slimrank.records import ChannelMap, LayerSpec
 
 # Left alone as a whole: a kernel may run all steps at once, and then no operation inside of it is seen.
@@ -46,7 +46,21 @@ def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) ->
         while traced.modules and traced.modules.pop() != name:
             pass
 
-    with watch_modules(modules.items(), enter=enter, leave=leave), torch.no_grad(), _Tracer(traced):
+    def note_product(product: Tensor, macs: int) -> None:
+        axes = [axis for axis in traced.axes(product) if axis is not None and axis.size]
+        if axes:
+            module = traced.modules[-1] if traced.modules else ""
+            where = f"torch.einsum in {module!r}"
+            traced.uses.products.append(
+                TracedProduct(module=module, where=where, macs=macs, axes=tuple(axes))
+            )
+
+    with (
+        watch_modules(modules.items(), enter=enter, leave=leave),
+        torch.no_grad(),
+        SingleSums(note_product),
+        _Tracer(traced),
+    ):
         result = run(model, sample)
     _freeze_outputs(traced, result)
     return describe_groups(model, traced, layers)

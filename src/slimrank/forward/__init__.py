@@ -12,6 +12,7 @@ from slimrank.forward._batch import (
     named_tensors,
     take_samples,
 )
+from slimrank.forward._einsum import SingleSums
 from slimrank.forward._hooks import tap_layers
 from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_interleave
 from slimrank.forward._out_of_memory import is_out_of_memory, kept_text, out_of_memory_at, out_of_memory_told
@@ -43,6 +44,7 @@ __all__ = [
     "Replay",
     "Shortcut",
     "Side",
+    "SingleSums",
     "Trimmer",
     "as_batch",
     "batch_tensors",

@@ -24,8 +24,8 @@ def count_cost(model: nn.Module, sample: Batch) -> Cost:
         sample: one sample.
 
     Returns:
-        MACs of one forward (torch's flop counter / 2, and what einsum sums over a single index), params (shared
-        tensors once), bytes.
+        MACs of one forward (torch's flop counter / 2, and what einsum sums over a single index), params
+        (shared tensors once), bytes.
     """
     return count_by_module(model, sample)[0]
 

@@ -41,6 +41,14 @@ _UNREACHED = (
     "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
     "pass fisher=False"
 )
+_STILL = (
+    "its inputs do not vary beyond rounding on these samples (a dead branch, or a network whose values fade "
+    "away), so nothing seems lost at any rank"
+)
+_STILL_GROUP = (
+    "what reads these channels sees them vary by no more than rounding on these samples, so nothing seems "
+    "lost at any width"
+)
 _NO_SAMPLE = "no calibration sample reached it"
 _DATA_FREE = Note(
     where="study",
@@ -155,16 +163,46 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
         group_curves=group_curves,
         methods=options.methods,
     )
+    shown = _with_groups(layers, channels)
+    # Their methods name channels only, and no longer say why.
+    notes += [
+        Note(where=spec.name, text=f"only its channels may go: {_UNREACHED}")
+        for spec, with_group in zip(layers, shown, strict=True)
+        if spec.reason == _UNREACHED and with_group.reason is None
+    ]
     block_damages = measure_blocks(survey, known, damage_at, run)
     return Measured(
-        layers=tuple(_with_groups(layers, channels)),
+        layers=tuple(shown),
         channels=channels,
         curves=pairs,
         group_curves=group_curves,
         block_damages=block_damages,
         grams=grams,
-        notes=(*notes, *survey.notes(), *pass_notes(survey)),
+        notes=(*notes, *_still_notes(pairs, group_curves, channels), *survey.notes(), *pass_notes(survey)),
     )
+
+
+def _still_notes(
+    curves: Sequence[Curve], group_curves: Sequence[GroupCurve], channels: ChannelMap
+) -> list[Note]:
+    """One on each layer whose inputs hardly vary, and on each group that others read of which that is true.
+
+    With inputs that are constant up to rounding, nothing is lost at any size.
+    """
+    errors: dict[str, float] = {}
+    for curve in curves:
+        errors[curve.layer] = max(errors.get(curve.layer, 0.0), float(curve.error.max(initial=0)))
+    still = {name for name, error in errors.items() if error == 0}
+    return [
+        *(Note(where=name, text=_STILL) for name in errors if name in still),
+        *(
+            Note(where=curve.group, text=_STILL_GROUP)
+            for curve in group_curves
+            if len(curve.error)
+            and not curve.error.any()
+            and still.isdisjoint(channels.groups[curve.group].consumers)
+        ),
+    ]
 
 
 def _moments_of_all(survey: GroupSurvey, layers: Sequence[LayerSpec], run: Run) -> dict[str, Moments]:

@@ -19,7 +19,15 @@ from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
 from slimrank.store import Store, digest_file, read_tensors
-from slimrank.surgery import copy_model, dense_weight, drop_blocks, replace_module, set_weights, slim
+from slimrank.surgery import (
+    copy_model,
+    dense_weight,
+    drop_blocks,
+    named_layer,
+    replace_module,
+    set_weights,
+    slim,
+)
 
 # Written into each manifest; a higher number would keep older versions from misreading a new layout.
 MODEL_FORMAT = 1
@@ -183,7 +191,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         slim(rebuilt, step.structure.channels, step.groups)
         drop_blocks(rebuilt, step.dropped)
         for name in step.settings:
-            layer = rebuilt.get_submodule(name)
+            layer = named_layer(rebuilt, name)
             container = empty_replacement_in(step, name, has_bias=_has_bias(so_far, name, tensors))
             container = container.to_empty(device=_layer_device(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
@@ -197,7 +205,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     """Gives layers that the last step fitted anew the bias that this made, at zero (in place)."""
     for name, task in layer_tasks(plan).items():
-        layer = model.get_submodule(name)
+        layer = named_layer(model, name)
         if task.setting is not None:
             continue
         # The saved tensors show whether there is a bias; the pair of a later step has taken it over.

@@ -19,7 +19,7 @@ from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import drop_blocks, slim
+from slimrank.surgery import drop_blocks, named_layer, slim
 
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
@@ -127,7 +127,7 @@ def _fitted_from_weights(
     """Replaces every layer by its plain decomposition (in place); "weights" by layer name."""
     fits = {}
     for name, task in tasks.items():
-        layer = model.get_submodule(name)
+        layer = named_layer(model, name)
         fit = fit_from_weights(task, layer, has_bias=plan.has_bias)
         install(model, task, layer, fit)
         fits[name] = fit.kind

@@ -7,7 +7,7 @@ from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy,
 from slimrank.surgery._explicit_padding import explicit_padding
 from slimrank.surgery._fold_norms import fold_norm
 from slimrank.surgery._matrix import bias_of_taps, dense_weight, set_weights, tap_shares
-from slimrank.surgery._replace import drop_blocks, replace_module, replace_tensors, shift_mean
+from slimrank.surgery._replace import drop_blocks, named_layer, replace_module, replace_tensors, shift_mean
 from slimrank.surgery._sizes import size_items, synced_attributes
 from slimrank.surgery._slim import mask, slim
 
@@ -22,6 +22,7 @@ __all__ = [
     "has_computed_weights",
     "light_copy",
     "mask",
+    "named_layer",
     "put_back",
     "quiet_copy",
     "remember",

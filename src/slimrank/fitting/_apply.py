@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model + plan -> new model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from slimrank.channels import slim_failures
+from slimrank._names import listed
+from slimrank.channels import StaleSize, slim_failures, stale_sizes
 from slimrank.cost import slimmed_spec
 from slimrank.fitting._context import open_build
 from slimrank.fitting._data import Data, OnLayer, call_hook
@@ -24,6 +25,8 @@ from slimrank.surgery import drop_blocks, named_layer, slim
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
 _N_CHECK_BATCHES = 2
+# What stands for the model itself, whose dotted name is empty.
+_ROOT = "(model)"
 # Samples in each of them, where batches can be cut. A few show it: what differs does so for every sample.
 _N_CHECK_SAMPLES = 16
 
@@ -71,6 +74,7 @@ def apply_plan(
     model.eval()
     plan, notes = (plan, ()) if data is None else _without_failures(plan, data)
     if plan.groups or plan.dropped:
+        notes = (*notes, *_stale_notes(stale_sizes(model, plan.steps[-1].structure.channels, plan.groups)))
         slim(model, plan.steps[-1].structure.channels, plan.groups)
         drop_blocks(model, plan.dropped)
     tasks = layer_tasks(plan)
@@ -84,6 +88,22 @@ def apply_plan(
         # The factors of a pair are new; they take the mode of the layer that they replace.
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], module.training))
     return Applied(model=model, plan=plan, fits=fits, notes=notes)
+
+
+def _stale_notes(sizes: Sequence[StaleSize]) -> list[Note]:
+    """One on each attribute of a kind that methods beside the forward read as a size."""
+    by_kind: dict[tuple[str, int, int, tuple[str, ...]], list[str]] = {}
+    for size in sizes:
+        by_kind.setdefault((size.path, size.value, size.fitting, size.methods), []).append(size.module)
+    return [
+        Note(
+            where="apply",
+            text=f"{path} is still {value} in {listed([name or _ROOT for name in modules])}, where {fitting} "
+            f"channels are left: the forward does without it, but {listed(methods)} may read it as a size; "
+            f"set it to {fitting} before you call that, if so",
+        )
+        for (path, value, fitting, methods), modules in by_kind.items()
+    ]
 
 
 def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:

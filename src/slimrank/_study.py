@@ -64,6 +64,7 @@ from slimrank.survey import (
     Run,
     Session,
     StudyRecord,
+    as_planned,
     check_fingerprint,
     check_options,
     check_previous,
@@ -483,6 +484,8 @@ class Study:
             return study
         outputs = saved_outputs(record, outputs)
         check_saved_loss(record, loss)
+        given = model
+        model, _ = as_planned(model, record.untouched)
         check_structure(record.untouched, structure_of(describe_layers(model)))
         if record.options is None:
             raise FileError(
@@ -493,9 +496,9 @@ class Study:
             source = saved_source(store, record, outputs, loss, device)
         else:
             source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
-        session = open_session(model, source, record.options, Phases(shown=False), memory=memory)
+        session = open_session(model, source, record.options, Phases(shown=False), memory=memory, fold=False)
         session = read_as_stored(session, source, record.fingerprint)
-        fingerprint = fingerprint_of(session, model, record.previous)
+        fingerprint = fingerprint_of(session, given, record.previous)
         check_fingerprint(fingerprint, record, store)
         session = replace(
             session,

@@ -23,6 +23,7 @@ from slimrank.surgery import (
     copy_model,
     dense_weight,
     drop_blocks,
+    fold_as_planned,
     named_layer,
     replace_module,
     set_weights,
@@ -184,8 +185,10 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     tensors = read_tensors(weights)
     if digest_file(weights) != manifest.get("weights_sha256"):
         raise FileError(f"{weights} was altered after it was saved; restore a copy or compress again")
-    check_structure(plan, structure_of(describe_layers(model)))
     rebuilt = copy_model(model)
+    if plan.steps:
+        fold_as_planned(rebuilt, plan.steps[0].structure.layers)
+    check_structure(plan, structure_of(describe_layers(rebuilt)))
     for count, step in enumerate(plan.steps, start=1):
         so_far = plan.up_to(count)
         slim(rebuilt, step.structure.channels, step.groups)

@@ -73,7 +73,7 @@ def single_sum_macs(equation: str, shapes: list[_Shape]) -> int:
         letter: max(first.get(letter, 1), second.get(letter, 1))
         for letter in (first.keys() | second.keys()) - alone - summed
     }
-    return prod(sizes.values()) * prod(torch.broadcast_shapes(rest, other_rest))
+    return prod(sizes.values()) * int(prod(torch.broadcast_shapes(rest, other_rest)))
 
 
 def _sizes(term: str, shape: _Shape) -> tuple[dict[str, int], _Shape]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A copy of a module tree, changed."""
 
+from slimrank.surgery._computed_kernels import computed_kernels, fold_as_planned, fold_kernels
 from slimrank.surgery._computed_weights import has_computed_weights, store_computed_weights
 from slimrank.surgery._constant_shapes import constant_path, runs_forward
 from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
@@ -13,11 +14,14 @@ from slimrank.surgery._slim import mask, slim
 
 __all__ = [
     "bias_of_taps",
+    "computed_kernels",
     "constant_path",
     "copy_model",
     "dense_weight",
     "drop_blocks",
     "explicit_padding",
+    "fold_as_planned",
+    "fold_kernels",
     "fold_norm",
     "has_computed_weights",
     "light_copy",

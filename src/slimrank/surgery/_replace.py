@@ -20,7 +20,7 @@ def named_layer(model: nn.Module, name: str) -> nn.Module:
     Raises:
         UnknownNameError: there is none.
     """
-    known = dict(model.named_modules(remove_duplicate=False))
+    known: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in known:
         hint = nearest(name, filter(None, known))
         raise UnknownNameError(f"{type(model).__name__} has no layer {name!r} that the plan names; {hint}")

@@ -25,6 +25,7 @@ from slimrank.forward import (
     call,
     error_with_source_line,
     fixed_seed_without_warnings,
+    is_users_code,
     map_tensors,
     named_tensors,
     plain_attention,
@@ -65,12 +66,14 @@ class Problem:
         text: the error with its source line, or how much differs.
         size: the difference, as a share of the largest value; 0 where it raises.
         is_late: every watched layer gives the same, only what the model makes of it differs.
+        module: whose code raises, the innermost one; None where it does not, or where no module's does.
     """
 
     kind: Literal["raises", "differs", "trains", "blind"]
     text: str
     size: float = 0.0
     is_late: bool = False
+    module: str | None = None
 
     @property
     def line(self) -> str:
@@ -127,7 +130,8 @@ class Comparison:
             got = _observe(slimmed, self._sample, self._watched)
         except Exception as error:
             # Whatever the user's code raises is the answer to the question asked here.
-            return Problem(kind="raises", text=error_with_source_line(error))
+            module = _raising_module(slimmed, error)
+            return Problem(kind="raises", text=error_with_source_line(error), module=module)
         expected = self._expected(channels, kept)
         problem = _difference(expected, got, _KeptOutputs(self.model, channels, kept), _TOLERANCE)
         if problem is not None and (problem.is_late or problem.size < _MAYBE_ROUNDING):
@@ -252,6 +256,20 @@ class Comparison:
         for parameter in self.model.parameters():
             parameter.grad = None
         return None if training_problem is None else Problem(kind="trains", text=training_problem)
+
+
+def _raising_module(model: nn.Module, error: Exception) -> str | None:
+    """The innermost module of a model in whose code, which is not torch's, an error was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        holder = frame.f_locals.get("self")
+        if id(holder) in names and is_users_code(frame.f_code.co_filename):
+            found = names[id(holder)]
+        traceback = traceback.tb_next
+    return found
 
 
 class _KeptOutputs:

@@ -155,6 +155,28 @@ def candidates(model: nn.Module, channels: ChannelMap, group: GroupSpec) -> tupl
     return tuple(found)
 
 
+def candidates_in(
+    model: nn.Module, channels: ChannelMap, group: GroupSpec, name: str
+) -> tuple[Candidate, ...]:
+    """Whole numbers of one module that may be sizes of a group whose channels only pass through it.
+
+    Args:
+        model: as it stands.
+        channels: the group's map.
+        group: one of its groups.
+        name: of the module.
+
+    Returns:
+        Those that are its number of units, or of all its channels.
+    """
+    totals = totals_of(channels, group.name)
+    return tuple(
+        Candidate(module=name, path=path, kind=kind, is_near=True, is_reader=False)
+        for path, value in _numbers(model.get_submodule(name))
+        if (kind := _kind(value, group.units, totals)) in ("units", "total")
+    )
+
+
 def hypotheses(found: Sequence[Candidate], limit: int) -> Iterator[tuple[Candidate, ...]]:
     """Sets of attributes to try together, the likely ones first.
 

@@ -781,3 +781,84 @@ def test_sizes_of_activations_stay_hard_wired() -> None:
     reason = _tried_on(Net("").eval()).groups["conv"].reason
     assert reason is not None
     assert "hard-wired" in reason
+
+
+class _Partial(nn.Module):
+    """FasterNet's: the first channels are convolved, the others pass through."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.dim, self.rest = width // parts, width - width // parts
+        self.conv = nn.Conv2d(self.dim, self.dim, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = torch.split(x, [self.dim, self.rest], dim=1)
+        return torch.cat((self.conv(first), rest), 1)
+
+
+class _Pass(nn.Module):
+    """Channels only pass through, by a list of sizes, beside a layer that does not see them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts = [width // 4, width - width // 4]
+        self.extra = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = x.split(self.parts, dim=1)
+        return torch.cat((first * self.extra(first.new_ones(1)), rest), 1)
+
+
+class _Stage(nn.Module):
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(_Partial(16, parts), nn.Conv2d(16, 24, 1), nn.ReLU(), nn.Conv2d(24, 16, 1))
+            for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [lambda: _Partial(16, 4), lambda: _Partial(16, 2), lambda: _Stage(4), lambda: _Pass(16)],
+    ids=["one", "halves", "stage", "list"],
+)
+def test_sizes_in_modules_that_channels_pass_through(
+    middle: Callable, rng: torch.Generator, request: pytest.FixtureRequest
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), middle(), nn.Conv2d(16, 5, 1)).eval()
+    tried = _tried_on(model)
+    stream = {
+        axis.group
+        for tensor in tried.tensors.values()
+        if tensor.name == "0.weight"
+        for axis in tensor.axes
+        if axis.role == "output"
+    }
+    # Equal parts keep the same channels.
+    assert len(stream) == (1 if request.node.callspec.id == "halves" else 2)
+    assert all(tried.groups[name].reason is None for name in stream)
+    assert any(tried.groups[name].sizes for name in stream)
+    kept = {name: tuple(range(0, tried.groups[name].units, 2)) for name in stream}
+    slimmed, masked = quiet_copy(model), quiet_copy(model)
+    slim(slimmed, tried, kept)
+    mask(masked, tried, kept)
+    x = torch.randn(2, 3, 6, 6, generator=rng)
+    torch.testing.assert_close(slimmed(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_that_fit_no_group_are_not_invented() -> None:
+    class Fixed(_Pass):
+        def forward(self, x: Tensor) -> Tensor:
+            # 12 is written into the code, and 4 stands beside it.
+            first, rest = x.split([self.parts[0], 12], dim=1)
+            return torch.cat((first * self.extra(first.new_ones(1)), rest), 1)
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Fixed(16), nn.Conv2d(16, 5, 1)).eval()
+    reasons = [group.reason for group in _tried_on(model).groups.values() if group.producers == ("0",)]
+    assert any(reason is not None and "hard-wired" in reason for reason in reasons)

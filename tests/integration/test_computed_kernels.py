@@ -23,6 +23,13 @@ class _StdConv2d(nn.Conv2d):
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+class _Padded(_StdConv2d):
+    """Pads in its forward, as code from other frameworks does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.pad(x, (1, 1, 1, 1)))
+
+
 class _ByInput(nn.Conv2d):
     """A kernel that depends on the input is no plain layer."""
 
@@ -55,6 +62,7 @@ def _conv() -> nn.Conv2d:
 
 _KINDS: dict[str, Callable[[], nn.Module]] = {
     "standardised": lambda: _StdConv2d(12, 12, 3, padding=1),
+    "padded": lambda: _Padded(12, 12, 3),
     "weight norm": lambda: weight_norm(_conv()),
     "parametrised weight norm": lambda: parametrizations.weight_norm(_conv()),
     "spectral norm": lambda: spectral_norm(_conv()),

@@ -103,7 +103,7 @@ class _Kernels(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[object, object]] = []
+        self.seen: list[tuple[object, object, object]] = []
 
     def __torch_function__(
         self,
@@ -115,11 +115,11 @@ class _Kernels(TorchFunctionMode):
         """Runs everything as it is."""
         kwargs = kwargs or {}
         if func in _PRODUCTS:
-            weight, bias = (
+            given, weight, bias = (
                 args[index] if len(args) > index else kwargs.get(key)
-                for index, key in ((1, "weight"), (2, "bias"))
+                for index, key in enumerate(("input", "weight", "bias"))
             )
-            self.seen.append((weight, bias))
+            self.seen.append((given, weight, bias))
         return func(*args, **kwargs)
 
 
@@ -147,14 +147,17 @@ def _plain_like(module: nn.Module) -> nn.Module | None:
         kernels = _Kernels()
         with kernels:
             expected = module(x)
-        found = [(weight, bias) for weight, bias in kernels.seen if _is_kernel_of(module, weight)]
-        if len(found) != 1 or len(kernels.seen) != 1 or not isinstance(expected, Tensor):
+        if len(kernels.seen) != 1 or not isinstance(expected, Tensor):
             return None
-        weight, bias = found[0]
-        if not isinstance(weight, Tensor) or weight is module._parameters.get("weight"):
+        given, weight, bias = kernels.seen[0]
+        if not isinstance(given, Tensor) or not isinstance(weight, Tensor):
+            return None
+        if not _is_kernel_of(module, weight) or weight is module._parameters.get("weight"):
             return None
         if plain is None:
-            plain = _with(module, weight, bias if isinstance(bias, Tensor) else None)
+            # What the forward pads by itself, alike on both sides, a plain layer can do.
+            padded = [(size - before) // 2 for size, before in zip(given.shape[2:], x.shape[2:], strict=True)]
+            plain = _with(module, weight, bias if isinstance(bias, Tensor) else None, padded)
         # The second input shows kernels that depend on it.
         got = plain(x)
         scale = max(float(expected.abs().max()), torch.finfo(expected.dtype).tiny)
@@ -177,9 +180,7 @@ def _input_shape(module: nn.Module) -> Sequence[int]:
     return (_SAMPLES, module.in_channels, *(size + _POSITIONS for size in covered))
 
 
-def _is_kernel_of(module: nn.Module, weight: object) -> bool:
-    if not isinstance(weight, Tensor):
-        return False
+def _is_kernel_of(module: nn.Module, weight: Tensor) -> bool:
     if isinstance(module, nn.Linear):
         return tuple(weight.shape) == (module.out_features, module.in_features)
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -188,8 +189,8 @@ def _is_kernel_of(module: nn.Module, weight: object) -> bool:
     return tuple(weight.shape) == (module.out_channels, inner, *module.kernel_size)
 
 
-def _with(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A layer of torch's own class, laid out as a layer of a subclass."""
+def _with(module: nn.Module, weight: Tensor, bias: Tensor | None, padded: Sequence[int]) -> nn.Module:
+    """A layer of torch's own class, laid out as a layer of a subclass that pads by some more."""
     plain: nn.Module
     if isinstance(module, nn.Linear):
         plain = nn.Linear(module.in_features, module.out_features, bias=bias is not None, device="meta")
@@ -202,7 +203,7 @@ def _with(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
             module.out_channels,
             module.kernel_size,  # type: ignore[arg-type]
             stride=module.stride,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
+            padding=_padding(module.padding, padded),  # type: ignore[arg-type]
             dilation=module.dilation,  # type: ignore[arg-type]
             groups=module.groups,
             bias=bias is not None,
@@ -216,3 +217,9 @@ def _with(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     if bias is not None:
         plain.register_parameter("bias", nn.Parameter(bias.detach().clone(), requires_grad=is_trained))
     return plain
+
+
+def _padding(padding: str | tuple[int, ...], padded: Sequence[int]) -> str | tuple[int, ...]:
+    if isinstance(padding, str) or not any(padded):
+        return padding
+    return tuple(size + more for size, more in zip(padding, padded, strict=True))

@@ -63,6 +63,7 @@ def _conv() -> nn.Conv2d:
 _KINDS: dict[str, Callable[[], nn.Module]] = {
     "standardised": lambda: _StdConv2d(12, 12, 3, padding=1),
     "padded": lambda: _Padded(12, 12, 3),
+    "without bias": lambda: _StdConv2d(12, 12, 3, padding=1, bias=False),
     "weight norm": lambda: weight_norm(_conv()),
     "parametrised weight norm": lambda: parametrizations.weight_norm(_conv()),
     "spectral norm": lambda: spectral_norm(_conv()),
@@ -142,6 +143,16 @@ def test_a_kernel_that_the_model_reads_elsewhere_stays(rng: torch.Generator) -> 
     (note,) = (note for note in study.notes if note.where == "net.2")
     assert "a plain layer cannot take its place: " in note.text
     assert "parametrizations" in note.text
+
+
+def test_a_kernel_that_two_layers_share_stays(rng: torch.Generator) -> None:
+    model = _net(_KINDS["without bias"], lambda: _StdConv2d(3, 12, 3, bias=False)).eval()
+    model.insert(3, _StdConv2d(12, 12, 3, padding=1, bias=False))
+    model[3].weight = model[2].weight
+    study = _study(model, rng)
+    classes = {layer.name: layer.class_name for layer in study.layers}
+    assert classes["0"] == "Conv2d"
+    assert classes["2"] == classes["3"] == "_StdConv2d"
 
 
 def test_a_skipped_layer_is_not_folded(rng: torch.Generator) -> None:

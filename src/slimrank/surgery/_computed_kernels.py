@@ -73,16 +73,21 @@ def _is_plain(spec: LayerSpec, module: nn.Module) -> bool:
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    owners = _owners(model)
     for name, module in model.named_modules():
         base = _base_of(module)
         if not name or base is None or not _may_compute(module, base):
             continue
         # Hooks would be lost, and a parameter that others hold must stay one.
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        own = Counter(id(p) for inner in module.modules() for p in inner._parameters.values())
+        own = _owners(module)
         if all(map(is_weight_hook, hooks)) and all(owners[key] == count for key, count in own.items()):
             yield name, module
+
+
+def _owners(model: nn.Module) -> Counter[int]:
+    """By ``id`` of a parameter, how many modules of a tree hold it."""
+    return Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
 
 
 def _base_of(module: nn.Module) -> type[nn.Module] | None:

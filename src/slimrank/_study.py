@@ -96,6 +96,7 @@ from slimrank.survey import (
     Session,
     Skip,
     StudyRecord,
+    as_planned,
     check_fingerprint,
     check_options,
     check_previous,
@@ -820,7 +821,8 @@ class Study:
             return study
         outputs = saved_outputs(record, outputs)
         check_saved_loss(record, loss)
-        model = receive(model).model
+        given = receive(model).model
+        model, _ = as_planned(given, record.untouched)
         check_structure(record.untouched, structure_of(describe_layers(model)))
         if record.options is None:
             raise FileError(
@@ -831,9 +833,9 @@ class Study:
             source = saved_source(store, record, outputs, loss, device)
         else:
             source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
-        session = open_session(model, source, record.options, Phases(shown=False), memory=memory)
+        session = open_session(model, source, record.options, Phases(shown=False), memory=memory, fold=False)
         session = read_as_stored(session, source, record.fingerprint)
-        fingerprint = fingerprint_of(session, model, record.previous)
+        fingerprint = fingerprint_of(session, given, record.previous)
         check_fingerprint(fingerprint, record, store)
         listeners = listeners_of(callback, log_dir)
         if run_dir is not None:

@@ -97,7 +97,11 @@ def collect_gradients(
                 f"layer {name!r}: its output gradient holds nan or inf; check weights and data, "
                 "or pass fisher=False"
             )
-        grams[name] = (total / (len(feed.fit) * options.per_sample(len(feed.fit)))).float()
+        mean = total / (len(feed.fit) * options.per_sample(len(feed.fit)))
+        diagonal = mean if mean.ndim == 1 else mean.diagonal()
+        # Products below that are rounding, and no longer positive semi-definite.
+        is_reached = bool(diagonal.mean() > torch.finfo(torch.float32).tiny)
+        grams[name] = mean.float() if is_reached else torch.zeros_like(mean, dtype=torch.float32)
     return grams
 
 

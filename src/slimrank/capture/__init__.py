@@ -6,9 +6,10 @@ from slimrank.capture._blocks import find_blocks
 from slimrank.capture._count import count_by_module, count_cost, stored
 from slimrank.capture._epilogues import Epilogue, Source, find_epilogues, find_norms, find_sources
 from slimrank.capture._layers import Captured, capture, check_compressible, check_weights, describe_layers
-from slimrank.capture._reasons import SKIPPED
+from slimrank.capture._reasons import DEPTHWISE, SKIPPED
 
 __all__ = [
+    "DEPTHWISE",
     "SKIPPED",
     "Captured",
     "Epilogue",

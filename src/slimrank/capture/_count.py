@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimrank.forward import Batch, run
+from slimrank.forward import Batch, SingleSums, run
 from slimrank.records import Cost
 
 _Shape = tuple[int, ...]
@@ -24,7 +24,8 @@ def count_cost(model: nn.Module, sample: Batch) -> Cost:
         sample: one sample.
 
     Returns:
-        MACs of one forward (torch's flop counter / 2), params (shared tensors once), bytes.
+        MACs of one forward (torch's flop counter / 2, and what einsum sums over a single index), params
+        (shared tensors once), bytes.
     """
     return count_by_module(model, sample)[0]
 
@@ -41,7 +42,7 @@ def count_by_module(model: nn.Module, sample: Batch) -> tuple[Cost, Mapping[str,
         out); kernels that ran and may multiply, but have no formula ("aten.miopen_rnn"), sorted.
     """
     counter = _Counter()
-    with _trainable_by_nobody(model), torch.no_grad(), counter:
+    with _trainable_by_nobody(model), torch.no_grad(), counter, SingleSums(counter.note_product):
         run(model, sample)
     counts = {name: sum(by_kernel.values()) // 2 for name, by_kernel in counter.get_flop_counts().items()}
     names: defaultdict[nn.Module, list[str]] = defaultdict(list)
@@ -82,6 +83,11 @@ class _Counter(FlopCounterMode):
     def __init__(self) -> None:
         super().__init__(display=False, custom_mapping=_formulas())
         self.uncounted: set[str] = set()
+
+    def note_product(self, _result: Tensor, macs: int) -> None:
+        """Counts a product that runs as no kernel of the table, for all modules that run now."""
+        for name in set(self.mod_tracker.parents):
+            self.flop_counts[name][torch.ops.aten.einsum] += 2 * macs
 
     def _count_flops(
         self, func_packet: object, out: object, args: tuple[object, ...], kwargs: Mapping[str, object]

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from slimrank.records import Call, LayerKind
 
 SKIPPED = "skipped by the caller"
+DEPTHWISE = "depthwise convolution"
 _COMPUTED = (
     "its weight is computed from other parameters (parametrised, as by weight norm); make it plain with "
     "torch.nn.utils.remove_weight_norm or torch.nn.utils.parametrize.remove_parametrizations"
@@ -137,4 +138,4 @@ def _content_reason(module: nn.Module, kind: LayerKind, calls: Sequence[Call]) -
         is_packed = any(not call.input_shape for call in calls)
         return "it is given packed sequences, which no other layer can read first" if is_packed else None
     # Of one output for each group, a pair would have one channel between its factors, and save nothing.
-    return "depthwise convolution" if 1 < getattr(module, "groups", 1) == len(weights[0]) else None
+    return DEPTHWISE if 1 < getattr(module, "groups", 1) == len(weights[0]) else None

@@ -4,14 +4,14 @@
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimrank.channels._map import describe_groups
-from slimrank.channels.trace._ops import Op, Traced
+from slimrank.channels.trace._ops import Op, Traced, TracedProduct
 from slimrank.channels.trace._recurrent import is_recurrent, trace_recurrent
 from slimrank.channels.trace._rules import trace_op
-from slimrank.forward import Batch, named_tensors, run, watch_modules
+from slimrank.forward import Batch, SingleSums, named_tensors, run, watch_modules
 from slimrank.records import ChannelMap, LayerSpec
 
 
@@ -45,8 +45,21 @@ def read_groups(model: nn.Module, sample: Batch, layers: Sequence[LayerSpec]) ->
         if name in recurrent:
             trace_recurrent(traced, modules[name], name, args, kwargs, output)
 
-    tracer = _Tracer(traced, recurrent)
-    with watch_modules(modules.items(), enter=enter, leave=leave), torch.no_grad(), tracer:
+    def note_product(product: Tensor, macs: int) -> None:
+        axes = [axis for axis in traced.axes(product) if axis is not None and axis.size]
+        if axes:
+            module = traced.modules[-1] if traced.modules else ""
+            where = f"torch.einsum in {module!r}"
+            traced.uses.products.append(
+                TracedProduct(module=module, where=where, macs=macs, axes=tuple(axes))
+            )
+
+    with (
+        watch_modules(modules.items(), enter=enter, leave=leave),
+        torch.no_grad(),
+        SingleSums(note_product),
+        _Tracer(traced, recurrent),
+    ):
         result = run(model, sample)
     _freeze_outputs(traced, result)
     return describe_groups(model, traced, layers)

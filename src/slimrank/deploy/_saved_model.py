@@ -25,6 +25,8 @@ from slimrank.surgery import (
     dense_weight,
     drop_blocks,
     flatten_recurrent,
+    fold_as_planned,
+    named_layer,
     replace_module,
     set_weights,
     slim,
@@ -185,14 +187,16 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     tensors = read_tensors(weights)
     if digest_file(weights) != manifest.get("weights_sha256"):
         raise FileError(f"{weights} was altered after it was saved; restore a copy or compress again")
-    check_structure(plan, structure_of(describe_layers(model)))
     rebuilt = copy_model(model)
+    if plan.steps:
+        fold_as_planned(rebuilt, plan.steps[0].structure.layers)
+    check_structure(plan, structure_of(describe_layers(rebuilt)))
     for count, step in enumerate(plan.steps, start=1):
         so_far = plan.up_to(count)
         slim(rebuilt, step.structure.channels, step.groups)
         drop_blocks(rebuilt, step.dropped, step.structure.channels.blocks)
         for name in step.settings:
-            layer = rebuilt.get_submodule(name)
+            layer = named_layer(rebuilt, name)
             container = empty_replacement_in(step, name, layer, has_bias=_has_bias(so_far, name, tensors))
             container = container.to_empty(device=_layer_device(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
@@ -207,7 +211,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     """Gives layers that the last step fitted anew the bias that this made, at zero (in place)."""
     for name, task in layer_tasks(plan).items():
-        layer = model.get_submodule(name)
+        layer = named_layer(model, name)
         if task.setting is not None:
             continue
         # The saved tensors show whether there is a bias; the pair of a later step has taken it over.

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model + plan -> new model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from slimrank._names import listed
-from slimrank.channels import slim_failures
+from slimrank.channels import StaleSize, slim_failures, stale_sizes
 from slimrank.cost import slimmed_spec
 from slimrank.fitting._context import open_build
 from slimrank.fitting._data import Data, OnLayer, call_hook
@@ -21,11 +21,21 @@ from slimrank.forward import take_samples
 from slimrank.methods import empty_replacement
 from slimrank.plan import Plan, Step
 from slimrank.records import Note
-from slimrank.surgery import Bypass, SlimAttention, drop_blocks, flatten_recurrent, set_parameters, slim
+from slimrank.surgery import (
+    Bypass,
+    SlimAttention,
+    drop_blocks,
+    flatten_recurrent,
+    named_layer,
+    set_parameters,
+    slim,
+)
 
 # Held-out batches on which the slimmed model must equal the masked one: two, since a network may take another
 # branch with another batch; each takes two forwards.
 _N_CHECK_BATCHES = 2
+# What stands for the model itself, whose dotted name is empty.
+_ROOT = "(model)"
 # Samples in each of them, where batches can be cut. A few show it: what differs does so for every sample.
 _N_CHECK_SAMPLES = 16
 
@@ -75,6 +85,7 @@ def apply_plan(
     if plan.groups or plan.dropped:
         step = plan.steps[-1]
         channels = step.structure.channels
+        notes = (*notes, *_stale_notes(stale_sizes(model, channels, plan.groups)))
         slim(model, channels, plan.groups)
         if data is not None:
             moments = states_in(step, data)
@@ -105,6 +116,22 @@ def _own_classes_note(model: nn.Module) -> tuple[Note, ...]:
         "slimrank where it is read (a file that is exported does not)"
     )
     return (Note(where="apply", text=text),)
+
+
+def _stale_notes(sizes: Sequence[StaleSize]) -> list[Note]:
+    """One on each attribute of a kind that methods beside the forward read as a size."""
+    by_kind: dict[tuple[str, int, int, tuple[str, ...]], list[str]] = {}
+    for size in sizes:
+        by_kind.setdefault((size.path, size.value, size.fitting, size.methods), []).append(size.module)
+    return [
+        Note(
+            where="apply",
+            text=f"{path} is still {value} in {listed([name or _ROOT for name in modules])}, where {fitting} "
+            f"channels are left: the forward does without it, but {listed(methods)} may read it as a size; "
+            f"set it to {fitting} before you call that, if so",
+        )
+        for (path, value, fitting, methods), modules in by_kind.items()
+    ]
 
 
 def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
@@ -148,7 +175,7 @@ def _fitted_from_weights(
     """Replaces every layer by its plain decomposition (in place); "weights" by layer name."""
     fits = {}
     for name, task in tasks.items():
-        layer = model.get_submodule(name)
+        layer = named_layer(model, name)
         fit = fit_from_weights(task, layer, has_bias=plan.has_bias)
         install(model, task, layer, fit)
         fits[name] = fit.kind

@@ -19,7 +19,7 @@ from slimrank.fitting._journal import FitJournal, fit_from_journal, fit_to_tenso
 from slimrank.forward import Lockstep, OneByOne, Trimmer, out_of_memory_at
 from slimrank.methods import open_container
 from slimrank.records import Note
-from slimrank.surgery import replace_module
+from slimrank.surgery import named_layer, replace_module
 
 # Name of a layer that was just fitted, its fit, and whether this is new: not read from a journal.
 _Fits = Generator[tuple[str, Fit, bool], None, None]
@@ -77,7 +77,7 @@ def fit_in_order(
 def _in_lockstep(context: BuildContext, model: nn.Module, journal: FitJournal | None) -> _Fits:
     """Fits layers while the forwards of both models are paused at them: each batch runs once in all."""
     names = list(context.tasks)
-    layers = {name: model.get_submodule(name) for name in names}
+    layers = {name: named_layer(model, name) for name in names}
     # The containers stand in place before the forwards start, so that a paused call finds its new content.
     for name, task in context.tasks.items():
         if task.setting is not None:

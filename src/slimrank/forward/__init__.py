@@ -12,6 +12,7 @@ from slimrank.forward._batch import (
     named_tensors,
     take_samples,
 )
+from slimrank.forward._einsum import SingleSums
 from slimrank.forward._few_samples import few_samples
 from slimrank.forward._hooks import tap_layers
 from slimrank.forward._lockstep import Lockstep, OneByOne, Shortcut, Side, can_interleave
@@ -45,6 +46,7 @@ __all__ = [
     "Replay",
     "Shortcut",
     "Side",
+    "SingleSums",
     "Trimmer",
     "as_batch",
     "batch_tensors",

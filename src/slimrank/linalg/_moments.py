@@ -2,7 +2,7 @@
 """Second moments of the rows that reach a layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ _BASE_RIDGE = 1e-3
 _MAX_RIDGE = 1.0
 # How many rows per column are enough for the smallest ridge.
 _ROWS_PER_COLUMN = 10
+# Second moments up to the square of so many roundings of the mean are rounding; see ``is_rounding``.
+_ROUNDINGS = 4
 # Rows are stored as they come until there are half as many as columns: so few are smaller than their moments,
 # and products with them faster. Of narrow rows the moments are small anyway.
 _FEW_ROWS, _NARROW = 0.5, 1024
@@ -44,6 +46,21 @@ def ridge_of(n_rows: int, n_columns: int) -> float:
     """
     lack = _ROWS_PER_COLUMN * n_columns / max(n_rows, 1)
     return min(_BASE_RIDGE * max(1.0, lack), _MAX_RIDGE)
+
+
+def is_rounding(mean_diagonal: float, mean: Tensor) -> bool:
+    """Whether values vary by no more than rounding: they are summed in float32.
+
+    Args:
+        mean_diagonal: of their centred second moment.
+        mean: (D,) of the values.
+
+    Returns:
+        Whether the moment is below what float32 holds in full, or hardly differs from a constant.
+    """
+    numbers = torch.finfo(torch.float32)
+    rounding = float((_ROUNDINGS * numbers.eps * mean.double()).square().mean()) if len(mean) else 0.0
+    return mean_diagonal <= max(numbers.tiny, rounding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -392,7 +409,18 @@ class MomentSums:
         return products.sub_(self._outer(left, right))
 
     def moments(self) -> Moments:
-        """Mean and centred second moment of all rows so far."""
+        """Mean and centred second moment of all rows so far; zeros where that is rounding."""
+        moments = self._moments()
+        if not is_rounding(moments.mean_diagonal, moments.mean):
+            return moments
+        # What is left is noise, and no longer positive semi-definite.
+        return replace(
+            moments,
+            matrix=None if moments.matrix is None else torch.zeros_like(moments.matrix),
+            rows=None if moments.rows is None else torch.zeros_like(moments.rows),
+        )
+
+    def _moments(self) -> Moments:
         self._sum_waiting()
         shift = self._shift if self._shift is not None else self._sum
         n_rows = max(self.n_rows, 1)

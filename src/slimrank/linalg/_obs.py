@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import OptionError, ShapeError
-from slimrank.linalg._moments import Moments, ridge_of
+from slimrank.linalg._moments import Moments, is_rounding, ridge_of
 from slimrank.linalg._psd import cholesky_psd, weighted_by
 
 # Moments of so many columns are inverted as they are; to order the units of wider ones, their taps are
@@ -498,7 +498,8 @@ def _consumers_that_count(consumers: Sequence[Consumer]) -> list[Consumer]:
     return [
         consumer
         for consumer in consumers
-        if consumer.moments.mean_diagonal > 0 and bool((consumer.unit_of >= 0).any())
+        if not is_rounding(consumer.moments.mean_diagonal, consumer.moments.mean)
+        and bool((consumer.unit_of >= 0).any())
     ]
 
 

@@ -29,7 +29,8 @@ def square_roots(matrix: Tensor, *, shrink: float) -> tuple[Tensor, Tensor]:
     """
     diagonal = matrix if matrix.ndim == 1 else matrix.diagonal()
     mean = diagonal.mean()
-    if mean <= 0:
+    # Below that, products of float32 numbers are rounding.
+    if mean <= torch.finfo(torch.float32).tiny:
         ones = torch.ones_like(diagonal)
         return ones, ones.clone()
     if matrix.ndim == 1:

@@ -272,7 +272,8 @@ def _step_from_json(value: Json, where: str) -> Step:
     }
     check_groups(structure.channels, groups, where)
     dropped = [
-        as_text(name, f"{where}.dropped") for name in as_list(content.get("dropped", []), f"{where}.dropped")
+        _layer_name(name, f"{where}.dropped")
+        for name in as_list(content.get("dropped", []), f"{where}.dropped")
     ]
     repeated = next((name for name in dropped if dropped.count(name) > 1), None)
     if repeated is not None:
@@ -282,6 +283,10 @@ def _step_from_json(value: Json, where: str) -> Step:
         if name not in structure.layers:
             raise PlanError(
                 f"{where}.layers: {name!r} is no layer of the structure; {nearest(name, structure.layers)}"
+            )
+        if not name:
+            raise PlanError(
+                f"{where}.layers: '' is the model itself, which nothing can replace; delete the entry"
             )
     check_dropped(structure.channels, chosen, groups, dropped, where)
     settings = {
@@ -295,6 +300,17 @@ def _step_from_json(value: Json, where: str) -> Step:
         if name in chosen
     }
     return step_of(structure, settings, groups, dropped, where=where)
+
+
+def _layer_name(value: Json, where: str) -> str:
+    """A dotted name; "" is the model itself."""
+    name = as_text(value, where)
+    if name and not all(name.split(".")):
+        raise PlanError(
+            f"{where}: {name!r} cannot be the name of a layer, which is words with one dot between each two; "
+            "restore the file or save the plan again"
+        )
+    return name
 
 
 def _only_setting(value: Json, where: str) -> Json:
@@ -330,7 +346,7 @@ def _setting_from_json(value: Json, spec: LayerSpec, slimmed: LayerSpec, where: 
 def _structure_from_json(value: Json, where: str) -> Structure:
     content = as_object(value, where, required=("sha256", "order", "layers"), optional=("channels",))
     specs = as_object(content["layers"], f"{where}.layers")
-    order = [as_text(name, f"{where}.order") for name in as_list(content["order"], f"{where}.order")]
+    order = [_layer_name(name, f"{where}.order") for name in as_list(content["order"], f"{where}.order")]
     unmatched = set(order).symmetric_difference(specs)
     if unmatched or len(order) != len(specs):
         raise PlanError(

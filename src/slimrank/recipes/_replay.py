@@ -26,6 +26,7 @@ from slimrank.survey import (
     Options,
     Run,
     Session,
+    as_planned,
     check_options,
     gather_gradients,
     open_session,
@@ -75,6 +76,7 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     model = received.model
     check_plan(plan)
     check_on_layer(on_layer)
+    model, folded = as_planned(model, plan)
     check_structure(plan, structure_of(describe_layers(model)))
     check_weights(model)
     phases = Phases(shown=progress)
@@ -96,7 +98,9 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     def opened(start: nn.Module, part: Plan) -> Session | None:
         if source is None:
             return None
-        return open_session(start, source, options, phases, memory=memory, names=set(layer_tasks(part)))
+        return open_session(
+            start, source, options, phases, memory=memory, names=set(layer_tasks(part)), fold=False
+        )
 
     def replayed(start: nn.Module, part: Plan, session: Session | None) -> Result:
         if session is None:
@@ -109,7 +113,7 @@ def apply(  # noqa: D417 - the others are named in one sentence; a test checks t
     with out_of_memory_told(lambda: f"phase {phases.name!r}", kept):
         first_part = plan.up_to(1)
         first = opened(model, first_part)
-        result = replayed(model, first_part, first)
+        result = replayed(model, first_part, first).with_notes(folded, phases.seconds)
         for count in range(2, len(plan.steps) + 1):
             earlier_notes = result.notes
             _check_complete(result, plan.up_to(count - 1))

@@ -13,9 +13,12 @@ _HOOK_TABLES = ("_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre
 
 def has_computed_weights(module: nn.Module) -> bool:
     """Whether a module has a parametrization, or torch's older weight norm, spectral norm or pruning mask."""
-    return parametrize.is_parametrized(module) or any(
-        isinstance(hook, _HOOKS) for hook in module._forward_pre_hooks.values()
-    )
+    return parametrize.is_parametrized(module) or any(map(is_weight_hook, module._forward_pre_hooks.values()))
+
+
+def is_weight_hook(hook: object) -> bool:
+    """Whether a hook of a module computes a weight of it, by one of torch's older functions."""
+    return isinstance(hook, _HOOKS)
 
 
 def store_computed_weights(module: nn.Module) -> None:

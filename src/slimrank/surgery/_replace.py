@@ -13,6 +13,23 @@ from slimrank.surgery._bypass import bypass_of
 from slimrank.surgery._fused import unfuse
 
 
+def named_layer(model: nn.Module, name: str) -> nn.Module:
+    """The module that a plan names.
+
+    Args:
+        model: the tree.
+        name: dotted name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    known: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if name not in known:
+        hint = nearest(name, filter(None, known))
+        raise UnknownNameError(f"{type(model).__name__} has no layer {name!r} that the plan names; {hint}")
+    return known[name]
+
+
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Puts a module in place of another, under every name that it has in the tree (in place).
 

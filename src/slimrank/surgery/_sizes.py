@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -13,6 +14,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from slimrank._errors import ModelError
 from slimrank.surgery._attention import SlimAttention
 
+# Integers in a buffer are taken for a shape, as importers of ONNX keep them, up to so many.
+_LONGEST_SHAPE = 6
 # An attribute, or one element of it: ``num_heads``, ``shape[2]``.
 _PATH = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
@@ -25,7 +28,7 @@ class Size:
         module: that keeps it.
         where: name of the module, for messages.
         attribute: name of the attribute.
-        index: of the element, where the attribute is a tuple or list; None where it is the number itself.
+        index: of the element of a tuple, a list or a buffer; None where the attribute is the number itself.
         value: the number.
     """
 
@@ -50,9 +53,10 @@ class Size:
         match = _PATH.fullmatch(path)
         attribute = match[1] if match else path
         index = int(match[2]) if match and match[2] else None
-        value = vars(module).get(attribute)
+        value = vars(module).get(attribute, module._buffers.get(attribute))
         if index is not None:
-            value = value[index] if isinstance(value, tuple | list) and index < len(value) else None
+            items = size_items(value)
+            value = items[index] if index < len(items) else None
         if type(value) is not int:
             raise ModelError(
                 f"{type(module).__name__} {where!r} has no whole number {path!r}; "
@@ -74,10 +78,14 @@ class Size:
         if self.index is None:
             setattr(self.module, self.attribute, self.value)
             return
-        old = vars(self.module)[self.attribute]
-        items = list(old)
+        table = self.module._buffers if self.attribute in self.module._buffers else vars(self.module)
+        old = table[self.attribute]
+        items = size_items(old)
         items[self.index] = self.value
-        setattr(self.module, self.attribute, type(old)(items))
+        if isinstance(old, Tensor):
+            self.module._buffers[self.attribute] = old.new_tensor(items)
+        elif isinstance(old, tuple | list):
+            setattr(self.module, self.attribute, type(old)(items))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +108,14 @@ class Cut:
         return tuple(
             len(self.stays[dim]) if dim in self.stays else size for dim, size in enumerate(self.tensor.shape)
         )
+
+
+def size_items(value: object) -> list[int]:
+    """The elements of what may hold sizes: a tuple, a list or a short vector of integers; none of others."""
+    if isinstance(value, Tensor):
+        is_shape = value.dtype == torch.int64 and value.ndim == 1 and 1 < value.numel() <= _LONGEST_SHAPE
+        return value.tolist() if is_shape and not value.is_meta else []
+    return list(value) if isinstance(value, tuple | list) else []
 
 
 def synced_sizes(model: nn.Module, cuts: Mapping[int, Cut]) -> list[Size]:

@@ -11,6 +11,7 @@ from slimrank._names import nearest
 from slimrank.cost import query_scales, stays
 from slimrank.records import AxisUnits, ChannelMap, Kept, TensorSpec
 from slimrank.surgery._attention import SlimAttention
+from slimrank.surgery._constant_shapes import ConstantShape, is_constant_path
 from slimrank.surgery._fused import unfuse
 from slimrank.surgery._replace import replace_tensors
 from slimrank.surgery._sizes import Cut, Size, synced_sizes
@@ -24,8 +25,9 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
 
     Every tensor loses the indices whose units go, under each name that it has, and queries are scaled where
     attention takes its scale from the group; standard modules and the attributes listed with the groups are
-    set to the sizes that are left. Torch's attention becomes one that takes any number of heads. Optimisers
-    and whoever else holds the old parameters keep those.
+    set to the sizes that are left. Torch's attention becomes one that takes any number of heads. Where a
+    group lists the shape of a constant, a hook of the module that reshapes it replaces the sizes that its
+    code holds. Optimisers and whoever else holds the old parameters keep those.
 
     Args:
         model: the model that ``channels`` was read from; nothing is changed where an error is raised.
@@ -40,7 +42,11 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
     """
     smaller = _smaller(channels, kept)
     cuts = {id(tensor): _cut(spec, tensor, smaller) for spec, tensor in _touched(model, channels, smaller)}
-    sizes = [*_scaled(model, channels, smaller), *synced_sizes(model, cuts)]
+    sizes: list[Size | ConstantShape] = [
+        *_scaled(model, channels, smaller),
+        *synced_sizes(model, cuts),
+        *_reshaped(model, channels, smaller),
+    ]
     # Nothing is written before everything that can fail is done.
     new = {key: _taken(cut) for key, cut in cuts.items()}
     for module in list(model.modules()):
@@ -184,6 +190,8 @@ def _scaled(model: nn.Module, channels: ChannelMap, kept: Kept) -> list[Size]:
     for name, units in kept.items():
         group = channels.groups[name]
         for module_name, path in group.sizes:
+            if is_constant_path(path):
+                continue
             module = _module(model, module_name)
             key = id(module), path
             attributes[key] = module, module_name, path
@@ -199,6 +207,12 @@ def _scaled(model: nn.Module, channels: ChannelMap, kept: Kept) -> list[Size]:
             )
         sizes.append(size.resized(int(new)))
     return sizes
+
+
+def _reshaped(model: nn.Module, channels: ChannelMap, kept: Kept) -> list[ConstantShape]:
+    """Constants whose shapes stand in the user's forward."""
+    named = dict.fromkeys(size for name in kept for size in channels.groups[name].sizes)
+    return [ConstantShape.read(model, module, path) for module, path in named if is_constant_path(path)]
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:

@@ -3,6 +3,7 @@
 
 from slimrank.survey._anchors import independent_pair
 from slimrank.survey._fingerprint import fingerprint_of, read_as_stored
+from slimrank.survey._folded import as_planned
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
 from slimrank.survey._input_files import batches_from_files, batches_to_files
 from slimrank.survey._layers import layer_chunks, target_of
@@ -36,6 +37,7 @@ __all__ = [
     "Session",
     "Skip",
     "StudyRecord",
+    "as_planned",
     "batches_from_files",
     "batches_to_files",
     "check_fingerprint",

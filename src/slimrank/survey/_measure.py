@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimrank._names import listed
 from slimrank.calibrate import GradientOptions, collect_gradients, fit_together, layers_that_count
-from slimrank.capture import SKIPPED, check_compressible, find_blocks, find_norms
+from slimrank.capture import DEPTHWISE, SKIPPED, check_compressible, find_blocks, find_norms
 from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import block_width, matrix_tensor, rows_available
 from slimrank.forward import Batch, few_samples
@@ -43,6 +43,14 @@ _SAMPLES_TO_DISTURB = 4
 _UNREACHED = (
     "no gradient of the chosen outputs reaches it (or they are saturated); choose others with outputs=, or "
     "pass fisher=False"
+)
+_STILL = (
+    "its inputs do not vary beyond rounding on these samples (a dead branch, or a network whose values fade "
+    "away), so nothing seems lost at any rank"
+)
+_STILL_GROUP = (
+    "what reads these channels sees them vary by no more than rounding on these samples, so nothing seems "
+    "lost at any width"
 )
 _NO_SAMPLE = "no calibration sample reached it"
 _DATA_FREE = Note(
@@ -208,16 +216,52 @@ def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
         group_curves=group_curves,
         methods=options.methods,
     )
+    shown = _with_groups(layers, channels)
+    # Their methods name channels only, and no longer say why.
+    notes += [
+        Note(where=spec.name, text=f"only its channels may go: {_UNREACHED}")
+        for spec, with_group in zip(layers, shown, strict=True)
+        if spec.reason == _UNREACHED and with_group.reason is None
+    ]
     block_damages = measure_blocks(survey, known, damage_at, run)
     return Measured(
-        layers=tuple(_with_groups(layers, channels)),
+        layers=tuple(shown),
         channels=channels,
         curves=pairs,
         group_curves=group_curves,
         block_damages=block_damages,
         grams=grams,
-        notes=(*notes, *gradients.notes(len(names)), *survey.notes(), *pass_notes(survey)),
+        notes=(
+            *notes,
+            *gradients.notes(len(names)),
+            *_still_notes(pairs, group_curves, channels),
+            *survey.notes(),
+            *pass_notes(survey),
+        ),
     )
+
+
+def _still_notes(
+    curves: Sequence[Curve], group_curves: Sequence[GroupCurve], channels: ChannelMap
+) -> list[Note]:
+    """One on each layer whose inputs hardly vary, and on each group that others read of which that is true.
+
+    With inputs that are constant up to rounding, nothing is lost at any size.
+    """
+    errors: dict[str, float] = {}
+    for curve in curves:
+        errors[curve.layer] = max(errors.get(curve.layer, 0.0), float(curve.error.max(initial=0)))
+    still = {name for name, error in errors.items() if error == 0}
+    return [
+        *(Note(where=name, text=_STILL) for name in errors if name in still),
+        *(
+            Note(where=curve.group, text=_STILL_GROUP)
+            for curve in group_curves
+            if len(curve.error)
+            and not curve.error.any()
+            and still.isdisjoint(channels.groups[curve.group].consumers)
+        ),
+    ]
 
 
 def _moments_of_all(survey: GroupSurvey, layers: Sequence[LayerSpec], run: Run) -> dict[str, Moments]:
@@ -277,10 +321,21 @@ def _without_unreached(channels: ChannelMap, names: Sequence[str], gradients: Gr
 
 
 def _with_groups(layers: Sequence[LayerSpec], channels: ChannelMap) -> list[LayerSpec]:
-    """Layers; where channels that one makes can go, its methods say so."""
+    """Layers; where channels that one makes can go, its methods say so, and a depthwise one tells why not."""
     makers = {name for group in channels.groups.values() if group.reason is None for name in group.producers}
+    frozen = {
+        name: f"its channels stay: {group.reason}"
+        for group in reversed(tuple(channels.groups.values()))
+        if group.reason is not None
+        for name in group.producers
+    }
     return [
-        replace(spec, methods=(*spec.methods, PRUNING), reason=None) if spec.name in makers else spec
+        replace(spec, methods=(*spec.methods, PRUNING), reason=None)
+        if spec.name in makers
+        # Nothing but its channels could go, so what holds these is the whole answer.
+        else replace(spec, reason=frozen[spec.name])
+        if spec.reason == DEPTHWISE and spec.name in frozen
+        else spec
         for spec in layers
     ]
 

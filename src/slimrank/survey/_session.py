@@ -29,6 +29,7 @@ from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
 from slimrank.records import LayerSpec, Note
 from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
+from slimrank.survey._folded import folded_copy
 from slimrank.survey._memory_need import MemoryNeeds, MemoryOption, check_needs, memory_of, needs_of
 from slimrank.survey._options import Options
 from slimrank.survey._skip import CallersModel
@@ -149,6 +150,7 @@ def open_session(
     *,
     memory: MemoryOption = None,
     names: Collection[str] | None = None,
+    fold: bool = True,
 ) -> Session:
     """Reads model and data; measures nothing yet.
 
@@ -159,6 +161,7 @@ def open_session(
         phases: progress.
         memory: bytes that a run may take beside the model, as the caller gave them; None for the default.
         names: layers that will be fitted; None for all that a method replaces.
+        fold: exchange layers that compute their kernel for plain ones, where the outputs stay what they are.
 
     Returns:
         The session, without progress, run directory and fingerprint.
@@ -172,6 +175,7 @@ def open_session(
     original = quiet_copy(model)
     batch = first_batch(source.batches, source.inputs, original)
     with phases.phase("capture", 1) as advance:
+        original, folded = folded_copy(original, batch, options.skip) if fold else (original, ())
         captured = capture(
             original,
             batch,
@@ -190,7 +194,7 @@ def open_session(
             holdout=options.holdout,
             seed=options.seed,
         )
-        notes = list(captured.notes)
+        notes = [*folded, *captured.notes]
         if feed.n_samples == 1:
             notes.append(
                 Note(where="calibrate", text="there is one sample only; it serves both fit and hold-out")
@@ -203,7 +207,7 @@ def open_session(
     return Session(
         original=original,
         modes={name: module.training for name, module in model.named_modules()},
-        trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        trainable=_trainable(original, model),
         captured=captured,
         feed=feed,
         likelihood=likelihood,
@@ -215,6 +219,17 @@ def open_session(
         budgets=needs.budgets(n_bytes),
         callers=CallersModel(model),
     )
+
+
+def _trainable(original: nn.Module, model: nn.Module) -> dict[str, bool]:
+    """``requires_grad`` by name; of a folded kernel, whether what it is computed from asks for it."""
+    asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    return {
+        name: asked[name]
+        if name in asked
+        else any(p.requires_grad for p in model.get_submodule(name.rpartition(".")[0]).parameters())
+        for name, _ in original.named_parameters()
+    }
 
 
 def _check_skip(skip: Sequence[str], layers: Sequence[LayerSpec]) -> None:

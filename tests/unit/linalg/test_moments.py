@@ -388,3 +388,20 @@ def test_of_wide_groups_few_rows_are_stored(n_rows: int, rng: torch.Generator) -
     left = torch.randn((2, 2200), dtype=torch.float64, generator=rng)
     exact = _in_blocks(torch.cov(rows.double().T, correction=0), 2)
     torch.testing.assert_close(moments.times(left), left @ exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("keep_rows", [False, True])
+@pytest.mark.parametrize(("scale", "mean"), [(1e-22, 0.0), (0.0, 3.0), (1e-7, 10.0)])
+def test_values_that_vary_by_rounding_have_no_moments(
+    scale: float, mean: float, keep_rows: bool, rng: torch.Generator
+) -> None:
+    moments = _summed(torch.randn(40, 5, generator=rng) * scale + mean, [25, 15], keep_rows=keep_rows)
+    assert moments.mean_diagonal == 0
+    assert moments.mean.tolist() == pytest.approx([mean] * 5)
+    assert not moments.times(torch.ones(1, 5, dtype=torch.float64)).any()
+
+
+@pytest.mark.parametrize(("scale", "mean"), [(1e-18, 0.0), (1e-4, 10.0)])
+def test_small_values_that_vary_keep_their_moments(scale: float, mean: float, rng: torch.Generator) -> None:
+    moments = _summed(torch.randn(400, 5, generator=rng) * scale + mean, [400])
+    assert moments.mean_diagonal == pytest.approx(scale**2, rel=0.2)

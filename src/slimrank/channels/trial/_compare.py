@@ -26,6 +26,7 @@ from slimrank.forward import (
     call,
     error_with_source_line,
     fixed_seed_without_warnings,
+    is_users_code,
     map_tensors,
     named_tensors,
     plain_attention,
@@ -67,6 +68,7 @@ class Problem:
         size: the difference, as a share of the largest value; 0 where it raises.
         is_late: every watched layer gives the same, only what the model makes of it differs.
         steps: calls of torch before it raises, which tells how far the forward has come.
+        module: whose code raises, the innermost one; None where it does not, or where no module's does.
     """
 
     kind: Literal["raises", "differs", "trains", "blind"]
@@ -74,6 +76,7 @@ class Problem:
     size: float = 0.0
     is_late: bool = False
     steps: int = 0
+    module: str | None = None
 
     @property
     def line(self) -> str:
@@ -133,7 +136,12 @@ class Comparison:
                 got = _observe(slimmed, self._sample, self._watched)
         except Exception as error:
             # Whatever the user's code raises is the answer to the question asked here.
-            return Problem(kind="raises", text=error_with_source_line(error), steps=steps.count)
+            return Problem(
+                kind="raises",
+                text=error_with_source_line(error),
+                steps=steps.count,
+                module=_raising_module(slimmed, error),
+            )
         expected = self._expected(channels, kept)
         problem = _difference(expected, got, _KeptOutputs(self.model, channels, kept), _TOLERANCE)
         if problem is not None and (problem.is_late or problem.size < _MAYBE_ROUNDING):
@@ -275,6 +283,20 @@ class _Steps(TorchFunctionMode):
         """Counts the call; runs it as it is."""
         self.count += 1
         return func(*args, **(kwargs or {}))
+
+
+def _raising_module(model: nn.Module, error: Exception) -> str | None:
+    """The innermost module of a model in whose code, which is not torch's, an error was raised."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        holder = frame.f_locals.get("self")
+        if id(holder) in names and is_users_code(frame.f_code.co_filename):
+            found = names[id(holder)]
+        traceback = traceback.tb_next
+    return found
 
 
 class _KeptOutputs:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from slimrank.records import ChannelMap, GroupSpec
-from slimrank.surgery import synced_attributes
+from slimrank.surgery import constant_path, size_items, synced_attributes
 
-_Kind = Literal["units", "total", "part"]
-_KINDS: tuple[_Kind, ...] = ("units", "total", "part")
+_Kind = Literal["units", "total", "part", "constant"]
+_KINDS: tuple[_Kind, ...] = ("units", "total", "part", "constant")
 # Modules above the innermost common one that are searched as well: blocks keep sizes for their parts.
 _ABOVE = 2
 # Candidates that are tried alone, or left out alone; each costs a trial.
@@ -30,8 +30,8 @@ class Candidate:
 
     Attributes:
         module: dotted name.
-        path: attribute, or element of it.
-        kind: the number of units, of all indices of some tensor, or a share of these.
+        path: attribute, or element of it; or the shape of a parameter or buffer that the forward reshapes.
+        kind: the number of units, of all indices of some tensor, or a share of these; "constant" for a shape.
         is_near: whether the module holds nothing but what the group is about.
         is_reader: whether the module sums over the group, and makes none of it.
     """
@@ -151,7 +151,30 @@ def candidates(model: nn.Module, channels: ChannelMap, group: GroupSpec) -> tupl
                         is_reader=name in readers,
                     )
                 )
+    found += _constants(model, channels, group, scope)
     return tuple(found)
+
+
+def candidates_in(
+    model: nn.Module, channels: ChannelMap, group: GroupSpec, name: str
+) -> tuple[Candidate, ...]:
+    """Whole numbers of one module that may be sizes of a group whose channels only pass through it.
+
+    Args:
+        model: as it stands.
+        channels: the group's map.
+        group: one of its groups.
+        name: of the module.
+
+    Returns:
+        Those that are its number of units, or of all its channels.
+    """
+    totals = totals_of(channels, group.name)
+    return tuple(
+        Candidate(module=name, path=path, kind=kind, is_near=True, is_reader=False)
+        for path, value in _numbers(model.get_submodule(name))
+        if (kind := _kind(value, group.units, totals)) in ("units", "total")
+    )
 
 
 def hypotheses(found: Sequence[Candidate], limit: int) -> Iterator[tuple[Candidate, ...]]:
@@ -222,10 +245,33 @@ def _sets(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     yield from ([candidate] for candidate in sorted(found, key=_rank))
 
 
+def _constants(model: nn.Module, channels: ChannelMap, group: GroupSpec, scope: Scope) -> list[Candidate]:
+    """Parameters and buffers of the group in modules of the user's own, whose forward may reshape them."""
+    found = []
+    for spec in channels.tensors.values():
+        owner, _, key = spec.name.rpartition(".")
+        if ".parametrizations." in spec.name or _is_standard(model.get_submodule(owner)):
+            continue
+        if any(axis.group == group.name and axis.role == "output" for axis in spec.axes):
+            near = _is_inside(owner, scope.common)
+            found.append(
+                Candidate(
+                    module=owner, path=constant_path(key), kind="constant", is_near=near, is_reader=False
+                )
+            )
+    return found
+
+
 def _by_kind(found: Sequence[Candidate]) -> Iterator[list[Candidate]]:
-    units, totals, parts = ([candidate for candidate in found if candidate.kind == kind] for kind in _KINDS)
+    units, totals, parts, constants = (
+        [candidate for candidate in found if candidate.kind == kind] for kind in _KINDS
+    )
     yield [candidate for candidate in units if candidate.is_telling]
-    yield from (units, totals, [*units, *totals], list(found), parts, [*units, *parts])
+    yield constants
+    for some in (units, totals, [*units, *totals]):
+        yield some
+        yield [*some, *constants] if some else []
+    yield from (list(found), parts, [*units, *parts])
 
 
 def _rank(candidate: Candidate) -> tuple[bool, bool, int, bool]:
@@ -259,7 +305,7 @@ def _searched(model: nn.Module, scope: Scope) -> list[str]:
 
 def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
     """Whole numbers in a module, by path; none that follow from its tensors."""
-    is_standard = type(module).__module__.partition(".")[0] == "torch"
+    is_standard = _is_standard(module)
     has_tensors = any(True for _ in (*module.parameters(), *module.buffers()))
     if is_standard and has_tensors:
         return
@@ -269,8 +315,21 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
             continue
         if type(value) is int:
             yield name, value
-        elif isinstance(value, tuple | list):
-            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value) if type(item) is int)
+        else:
+            yield from _items(name, value)
+    for name, buffer in module._buffers.items():
+        yield from _items(name, buffer)
+
+
+def _items(name: str, value: object) -> Iterator[tuple[str, int]]:
+    yield from ((f"{name}[{i}]", item) for i, item in enumerate(size_items(value)) if type(item) is int)
+
+
+def _is_standard(module: nn.Module) -> bool:
+    """Whether a module is one of torch's; what a bare or traced one holds is the user's."""
+    if type(module) is nn.Module or isinstance(module, fx.GraphModule):
+        return False
+    return type(module).__module__.partition(".")[0] == "torch"
 
 
 def _owner(tensor: str) -> str:

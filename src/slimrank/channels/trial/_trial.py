@@ -15,6 +15,7 @@ from slimrank.channels.trial._size_search import (
     Candidate,
     Hint,
     candidates,
+    candidates_in,
     hypotheses,
     idle_norms,
     scope_of,
@@ -43,6 +44,8 @@ _FEW = 4
 _PAIR = 2
 # What torch says of a view or reshape to sizes that do not fit.
 _MISFIT = "is invalid for input of size"
+# Modules that channels of a group pass through, in which sizes are looked for one after another.
+_MAX_PASSED = 64
 Sizes = tuple[tuple[str, str], ...]
 
 
@@ -323,7 +326,7 @@ class _GroupTrial:
                 self._hints[kind] = tuple(
                     scope.hint(candidate.module, candidate.path) for candidate in smallest
                 )
-                return tuple((candidate.module, candidate.path) for candidate in smallest), None
+                return _pairs(smallest), None
             if problem.kind == "raises" and (left.kind != "raises" or left.steps > problem.steps):
                 # What is left with the best sizes is what the user can mend.
                 problem = left
@@ -332,11 +335,48 @@ class _GroupTrial:
             if running == _MAX_RUNNING:
                 # The sizes fit, and the numbers are wrong: other sizes will not mend that.
                 break
+        if limit and problem.kind == "raises":
+            passed = self._where_it_raises(name)
+            if passed:
+                return _pairs(passed), None
         self._failed_searches.update([kind, line])
         return (), problem
 
+    def _where_it_raises(self, name: str) -> list[Candidate]:
+        """Sizes in modules that the channels only pass through: each is found where the forward stops.
+
+        Returns:
+            Sizes with which the group passes; none where there are no such ones.
+        """
+        model, group = self._comparison.model, self._channels.groups[name]
+        self._set_sizes({name: ()})
+        first = self._problem([name], _GAPS)
+        if first is None or first.module is None:
+            return []
+        paths = [candidate.path for candidate in candidates_in(model, self._channels, group, first.module)]
+        # The numbers of one module may be equal by chance: all of them, then each alone.
+        for wanted in dict.fromkeys([tuple(paths), *((path,) for path in paths)]):
+            chosen: list[Candidate] = []
+            problem: Problem | None = first
+            seen: set[str] = set()
+            while problem is not None and problem.module is not None and len(seen) < _MAX_PASSED:
+                further = [
+                    candidate
+                    for candidate in candidates_in(model, self._channels, group, problem.module)
+                    if candidate.path in wanted
+                ]
+                if problem.module in seen or not further:
+                    break
+                seen.add(problem.module)
+                chosen += further
+                self._set_sizes({name: _pairs(chosen)})
+                problem = self._problem([name], _GAPS)
+            if problem is None and self._with_sizes(name, chosen) is None:
+                return chosen
+        return []
+
     def _with_sizes(self, name: str, chosen: Sequence[Candidate]) -> Problem | None:
-        self._set_sizes({name: tuple((candidate.module, candidate.path) for candidate in chosen)})
+        self._set_sizes({name: _pairs(chosen)})
         return self._alone(name)
 
     def _reduced(self, name: str, chosen: Sequence[Candidate]) -> list[Candidate]:
@@ -358,3 +398,7 @@ def _reason(problem: Problem) -> str:
     if problem.kind == "blind":
         return f"slimmed and masked model cannot be compared: {problem.text}"
     return f"the code computes with its size: {problem.text}"
+
+
+def _pairs(chosen: Sequence[Candidate]) -> Sizes:
+    return tuple((candidate.module, candidate.path) for candidate in chosen)

@@ -765,3 +765,164 @@ def test_a_fused_layer_that_computes_something_else_freezes(
         "its size is hard-wired: RuntimeError: no such kernel"
     )
     assert (True, True) in calls
+
+
+class _Reshaped(nn.Module):
+    """A constant that the code, or a vector of integers, brings to the shape of the channels."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv, self.depthwise = nn.Conv2d(3, 16, 3, bias=False), nn.Conv2d(16, 16, 3, groups=16)
+        self.head = nn.Conv2d(16, 5, 1)
+        self.scale = nn.Parameter(torch.linspace(0.5, 2, 16))
+        self.register_buffer("bias", torch.linspace(-1, 1, 16))
+        self.register_buffer("wanted", torch.tensor([1, 16, 1, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.how == "reshape":
+            x = x + self.bias.reshape(1, 16, 1, 1)
+        elif self.how == "index":
+            x = x + self.bias[None, :, None, None]
+        elif self.how == "expand":
+            x = x + self.bias[None, :, None, None].expand(1, 16, 4, 4)
+        elif self.how == "both":
+            x = x * torch.reshape(2 * self.scale, (1, 16, 1, 1)) + self.bias.view(size=(1, 16, 1, 1))
+        else:
+            x = x + torch.reshape(self.bias, torch.Size(self.wanted))
+        return self.head(self.depthwise(x.relu())).mean((2, 3))
+
+
+_RESHAPED_X = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
+
+
+def _tried_on(model: nn.Module) -> ChannelMap:
+    batch = as_batch(_RESHAPED_X)
+    return try_groups(model, batch, read_groups(quiet_copy(model), batch, describe_layers(model)))
+
+
+def _reshaped(model: nn.Module) -> ChannelMap:
+    tried = _tried_on(model)
+    assert tried.groups["conv"].reason is None
+    return tried
+
+
+@pytest.mark.parametrize("how", ["reshape", "index", "expand", "both", "buffer"])
+def test_the_shape_of_a_constant_follows_its_channels(how: str, rng: torch.Generator) -> None:
+    model = _Reshaped(how).eval()
+    tried = _reshaped(model)
+    slimmed, masked, again = quiet_copy(model), quiet_copy(model), quiet_copy(model)
+    slim(slimmed, tried, {"conv": (1, 2, 7, 11, 15)})
+    mask(masked, tried, {"conv": (1, 2, 7, 11, 15)})
+    x = torch.randn(3, 3, 6, 6, generator=rng)
+    torch.testing.assert_close(slimmed(x), masked(x))
+    # A copy of the slimmed model is one too, and its channels can go once more.
+    again = quiet_copy(slimmed)
+    slim(again, _reshaped(again), {"conv": (0, 3)})
+    assert again.head.in_channels == 2
+    assert again(x).shape == (3, 5)
+    assert model.bias.shape == (16,)
+    assert not model._forward_pre_hooks
+
+
+def test_the_graph_of_a_traced_model_is_written_anew(rng: torch.Generator) -> None:
+    traced = torch.fx.symbolic_trace(_Reshaped("both").eval())
+    tried = _reshaped(traced)
+    slimmed, masked = quiet_copy(traced), quiet_copy(traced)
+    slim(slimmed, tried, {"conv": (1, 2, 7)})
+    mask(masked, tried, {"conv": (1, 2, 7)})
+    x = torch.randn(3, 3, 6, 6, generator=rng)
+    torch.testing.assert_close(quiet_copy(slimmed)(x), masked(x))
+
+
+def test_sizes_of_activations_stay_hard_wired() -> None:
+    class Net(_Reshaped):
+        def forward(self, x: Tensor) -> Tensor:
+            x = (self.bias.reshape(1, 16, 1, 1) + self.conv(x)).reshape(-1, 16, 4, 4)
+            return self.head(self.depthwise(x.relu())).mean((2, 3))
+
+    reason = _tried_on(Net("").eval()).groups["conv"].reason
+    assert reason is not None
+    assert "hard-wired" in reason
+
+
+class _Partial(nn.Module):
+    """FasterNet's: the first channels are convolved, the others pass through."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.dim, self.rest = width // parts, width - width // parts
+        self.conv = nn.Conv2d(self.dim, self.dim, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = torch.split(x, [self.dim, self.rest], dim=1)
+        return torch.cat((self.conv(first), rest), 1)
+
+
+class _Pass(nn.Module):
+    """Channels only pass through, by a list of sizes, beside a layer that does not see them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts = [width // 4, width - width // 4]
+        self.extra = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = x.split(self.parts, dim=1)
+        return torch.cat((first * self.extra(first.new_ones(1)), rest), 1)
+
+
+class _Stage(nn.Module):
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(_Partial(16, parts), nn.Conv2d(16, 24, 1), nn.ReLU(), nn.Conv2d(24, 16, 1))
+            for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [lambda: _Partial(16, 4), lambda: _Partial(16, 2), lambda: _Stage(4), lambda: _Pass(16)],
+    ids=["one", "halves", "stage", "list"],
+)
+def test_sizes_in_modules_that_channels_pass_through(
+    middle: Callable, rng: torch.Generator, request: pytest.FixtureRequest
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), middle(), nn.Conv2d(16, 5, 1)).eval()
+    tried = _tried_on(model)
+    stream = {
+        axis.group
+        for tensor in tried.tensors.values()
+        if tensor.name == "0.weight"
+        for axis in tensor.axes
+        if axis.role == "output"
+    }
+    # Equal parts keep the same channels.
+    assert len(stream) == (1 if request.node.callspec.id == "halves" else 2)
+    assert all(tried.groups[name].reason is None for name in stream)
+    assert any(tried.groups[name].sizes for name in stream)
+    kept = {name: tuple(range(0, tried.groups[name].units, 2)) for name in stream}
+    slimmed, masked = quiet_copy(model), quiet_copy(model)
+    slim(slimmed, tried, kept)
+    mask(masked, tried, kept)
+    x = torch.randn(2, 3, 6, 6, generator=rng)
+    torch.testing.assert_close(slimmed(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_that_fit_no_group_are_not_invented() -> None:
+    class Fixed(_Pass):
+        def forward(self, x: Tensor) -> Tensor:
+            # 12 is written into the code, and 4 stands beside it.
+            first, rest = x.split([self.parts[0], 12], dim=1)
+            return torch.cat((first * self.extra(first.new_ones(1)), rest), 1)
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Fixed(16), nn.Conv2d(16, 5, 1)).eval()
+    reasons = [group.reason for group in _tried_on(model).groups.values() if group.producers == ("0",)]
+    assert any(reason is not None and "hard-wired" in reason for reason in reasons)

@@ -12,7 +12,7 @@ from slimrank._progress import Phases
 from slimrank._result import Result, unwarned
 from slimrank.calibrate import Feed, measure_agreement, part_of, reference_outputs
 from slimrank.capture import count_by_module, peak_activation_bytes, stored
-from slimrank.cost import pair_cost, pair_has_bias, slimmed_spec
+from slimrank.cost import pair_has_bias, setting_cost, slimmed_spec
 from slimrank.deploy import ExportSource
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import Batch, eval_mode, run
@@ -360,10 +360,9 @@ def _cost_of_layer(
     slimmed = slimmed_spec(spec, step.structure.channels, step.groups)
     if setting is None:
         return Cost(macs=slimmed.macs, params=params, bytes=n_bytes)
-    pair = pair_cost(
+    pair = setting_cost(
         slimmed,
-        setting.form,
-        setting.rank,
+        setting,
         has_bias=pair_has_bias(spec, plan_has_bias=plan.has_bias),
     )
     return Cost(macs=pair.macs, params=params, bytes=n_bytes)

@@ -15,6 +15,7 @@ from slimrank.records import (
     LayerSpec,
     Measurement,
     Note,
+    Setting,
     Summary,
     ratio_of,
 )
@@ -81,7 +82,7 @@ def result_facts(summary: Summary) -> dict[str, Json]:
             "name": layer.name,
             "before": cost_facts(layer.before),
             "after": cost_facts(layer.after),
-            "setting": None if layer.setting is None else asdict(layer.setting),
+            "setting": None if layer.setting is None else _setting_facts(layer.setting),
             "slimmed": layer.slimmed,
             "damage": finite_or_none(layer.damage),
             "fit": layer.fit,
@@ -200,10 +201,7 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
     Returns:
         Its keys, in the order in which people read them.
     """
-    settings: dict[str, Json] = {
-        name: {"method": setting.method, "form": setting.form, "rank": setting.rank}
-        for name, setting in plan.settings.items()
-    }
+    settings: dict[str, Json] = {name: _setting_facts(setting) for name, setting in plan.settings.items()}
     return {
         "select": plan.select,
         "before": cost_facts(plan.before),
@@ -220,3 +218,8 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
         "dropped": list(plan.dropped),
         **({} if plan.latency is None else {"latency": dict(asdict(plan.latency))}),
     }
+
+
+def _setting_facts(setting: Setting) -> dict[str, Json]:
+    """A setting, without what its form does not have."""
+    return {name: value for name, value in asdict(setting).items() if value is not None}

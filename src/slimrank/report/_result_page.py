@@ -180,7 +180,7 @@ def _hint(layer: LayerResult) -> str:
     name, before, after = name_text(layer.name), layer.before.macs, layer.after.macs
     if is_left_alone(layer):
         return f"{name}: {format_exact(before)} MACs, left alone: {why_left(layer)}"
-    rank = "" if layer.setting is None else f", rank {layer.setting.rank}"
+    rank = "" if layer.setting is None else f", rank {layer.setting.rank_text}"
     setting = f"{done_text(layer)}{rank}"
     ratio = f"keep ratio {format_ratio(after, before)}"
     return f"{name}: {format_exact(before)} MACs before, {format_exact(after)} after, {ratio}; {setting}"
@@ -216,7 +216,7 @@ def _html_layer_row(layer: LayerResult) -> tuple[str, ...]:
     return (
         name_text(layer.name),
         done_text(layer).replace("->", _ARROW),
-        "-" if layer.setting is None else str(layer.setting.rank),
+        "-" if layer.setting is None else layer.setting.rank_text,
         _arrow(macs, format_count(layer.after.macs)),
         ratio,
         _arrow(params, format_count(layer.after.params)),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from slimrank._result import Result
     from slimrank._study import Study, study
     from slimrank.latency import Latencies
-    from slimrank.methods import METHODS
+    from slimrank.methods import METHODS, MORE_METHODS
     from slimrank.plan import Plan
     from slimrank.recipes import (
         activation_bytes,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "MORE_METHODS",
     "Agreement",
     "BatchesError",
     "BatchesTypeError",
@@ -126,6 +127,7 @@ _HOMES = {
     "Latencies": "slimrank.latency",
     "LatencyError": "slimrank._errors",
     "METHODS": "slimrank.methods",
+    "MORE_METHODS": "slimrank.methods",
     "MissingPackageError": "slimrank._errors",
     "ModelError": "slimrank._errors",
     "NonFiniteError": "slimrank._errors",

@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimrank.cost import FORMS, carries_mean, forms_of, layer_cost, max_rank, pair_cost, slimmed_spec
+from slimrank.cost import (
+    FORM_ROWS,
+    FORMS,
+    carries_mean,
+    forms_of,
+    layer_cost,
+    max_rank,
+    pair_cost,
+    slimmed_spec,
+)
 from slimrank.methods import empty_replacement
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups, step_of
 from slimrank.records import PRUNING, Form, GroupSpec, LayerSpec, Method, Setting
@@ -61,6 +70,7 @@ def draw_variants(
             for method in FORMS
             if method in methods and method in spec.methods
             for form in forms_of(spec, method)
+            if FORM_ROWS[form].is_timed
         ]
         if forms:
             # Each in turn, from another one on for each layer: in every variant some layers stay whole.
@@ -163,6 +173,7 @@ def shared_step(structure: Structure, methods: Sequence[Method]) -> int:
                 for method in FORMS
                 if method in methods and method in spec.methods
                 for form in forms_of(spec, method)
+                if FORM_ROWS[form].is_timed
             )
             for spec in structure.layers.values()
         ]

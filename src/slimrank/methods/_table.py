@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slimrank._errors import UnknownNameError
@@ -15,6 +17,8 @@ from slimrank.methods._pair import Pair, error_by_rank, fit_pair
 from slimrank.methods._pair_modules import empty_pair
 from slimrank.methods._target import Target
 from slimrank.records import PRUNING, Form, LayerSpec, Method, Setting, replaces_groups
+
+Ranks = NDArray[np.int64]
 
 
 class Factors(Protocol):
@@ -50,6 +54,17 @@ class ErrorByRank(Protocol):
         ...
 
 
+class RankPath(Protocol):
+    """Chooses the ranks of a form of three factors: one number leads along a path of both."""
+
+    def __call__(self, spec: LayerSpec, form: Form, target: Target) -> tuple[Ranks, Ranks, Tensor]:
+        """``ranks`` ascending, ``ranks_in`` never falling, both (K,) int64; and (K,) float64 errors.
+
+        Errors as those of ``ErrorByRank``.
+        """
+        ...
+
+
 class FitFactors(Protocol):
     """Fits the factors that take the place of a layer."""
 
@@ -81,6 +96,7 @@ class LayerFunctions:
     Attributes:
         factor_names: what the tensor of each factor is called in a journal, in the order of the modules.
         errors: error of a form at every rank.
+        path: of forms with two ranks, which of them go together, and their errors; None where one is all.
         fit: fits the factors of one setting.
         modules: makes the modules, still without values.
         factors_of: makes factors of a setting and their tensors, as a journal gives them back.
@@ -91,6 +107,7 @@ class LayerFunctions:
     fit: FitFactors
     modules: EmptyModules
     factors_of: Callable[[Setting, Sequence[Tensor]], Factors]
+    path: RankPath | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +118,13 @@ class MethodRow:
         name: as in plans.
         forms: its forms, in the order in which ties are decided; () where it replaces groups.
         functions: how it replaces a layer; None where it replaces groups, which only lose channels.
+        is_default: whether a study measures it where its caller names no methods.
     """
 
     name: Method
     forms: tuple[Form, ...] = ()
     functions: LayerFunctions | None = None
+    is_default: bool = True
 
     @property
     def replaces(self) -> Literal["layer", "group"]:
@@ -149,8 +168,9 @@ TABLE: Mapping[Method, MethodRow] = MappingProxyType(
         )
     }
 )
-# The public list of names.
-METHODS: tuple[Method, ...] = tuple(TABLE)
+# The public lists of names: what a study measures by default, and what exists beside it.
+METHODS: tuple[Method, ...] = tuple(name for name, row in TABLE.items() if row.is_default)
+MORE_METHODS: tuple[Method, ...] = tuple(name for name, row in TABLE.items() if not row.is_default)
 
 
 def layer_functions(method: Method) -> LayerFunctions:

@@ -627,7 +627,7 @@ def propose_first_factor(monkeypatch: pytest.MonkeyPatch, factor: Tensor) -> Non
 
     Patched: the least-squares step for the first factor.
     """
-    monkeypatch.setattr(_split_pair, "_improve_first", lambda *_: factor)
+    monkeypatch.setattr(_split_pair, "improve_first", lambda *_: factor)
 
 
 def show_progress_on(monkeypatch: pytest.MonkeyPatch, stream: TextIO) -> None:

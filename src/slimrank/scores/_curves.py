@@ -194,7 +194,7 @@ def _ranks_between(spec: LayerSpec, points: Sequence[_RankLoss], multiple: int) 
                 rank=int(ranks[place]),
                 rank_in=None if ranks_in is None else int(ranks_in[place]),
             )
-            for place in np.flatnonzero((macs > low.keep_ratio * whole) & (macs < top * whole)).tolist()
+            for place in np.flatnonzero((macs / whole > low.keep_ratio) & (macs / whole < top)).tolist()
         ]
     return found
 

@@ -61,6 +61,10 @@ def _has_taps(spec: LayerSpec) -> bool:
     return _is_convolution(spec) and prod(spec.kernel) > 1
 
 
+def _has_taps_in_2d(spec: LayerSpec) -> bool:
+    return _has_taps(spec) and spec.kind == "conv2d"
+
+
 def _has_rows_and_columns(spec: LayerSpec) -> bool:
     return _is_convolution(spec) and spec.kind == "conv2d" and min(spec.kernel) > 1
 
@@ -101,6 +105,14 @@ _TABLE = (
         applies=_has_rows_and_columns,
         first_taps=_columns_only,
         is_closed=False,
+    ),
+    FormRow(
+        form="1x1_kxk_1x1",
+        method="tucker2",
+        applies=_has_taps_in_2d,
+        first_taps=_no_dims,
+        is_closed=False,
+        has_third=True,
     ),
 )
 # Every form by its name.

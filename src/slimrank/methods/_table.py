@@ -14,8 +14,9 @@ from slimrank._errors import UnknownNameError
 from slimrank._names import nearest
 from slimrank.cost import FORMS
 from slimrank.methods._pair import Pair, error_by_rank, fit_pair
-from slimrank.methods._pair_modules import empty_pair
+from slimrank.methods._pair_modules import empty_pair, empty_triple
 from slimrank.methods._target import Target
+from slimrank.methods._tucker import Triple, error_by_second_rank, fit_triple, rank_path, triple_of
 from slimrank.records import PRUNING, Form, LayerSpec, Method, Setting, replaces_groups
 
 Ranks = NDArray[np.int64]
@@ -139,6 +140,13 @@ def _fit_pair(
     return fit_pair(spec, setting.form, setting.rank, target, alternations=alternations, start=pair)
 
 
+def _fit_triple(
+    spec: LayerSpec, setting: Setting, target: Target, *, alternations: int, start: Factors | None
+) -> Factors:
+    triple = start if isinstance(start, Triple) else None
+    return fit_triple(spec, setting, target, alternations=alternations, start=triple)
+
+
 def _empty_pair(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> tuple[nn.Module, ...]:
     return empty_pair(spec, setting.form, setting.rank, has_bias=has_bias)
 
@@ -157,6 +165,15 @@ _PAIR = LayerFunctions(
     factors_of=_pair_of,
 )
 
+_TUCKER = LayerFunctions(
+    factor_names=("first", "core", "last"),
+    errors=error_by_second_rank,
+    fit=_fit_triple,
+    modules=empty_triple,
+    factors_of=triple_of,
+    path=rank_path,
+)
+
 # Every method by name; in the order in which they are listed everywhere.
 TABLE: Mapping[Method, MethodRow] = MappingProxyType(
     {
@@ -164,6 +181,7 @@ TABLE: Mapping[Method, MethodRow] = MappingProxyType(
         for row in (
             MethodRow(name="weight_svd", forms=FORMS["weight_svd"], functions=_PAIR),
             MethodRow(name="spatial_svd", forms=FORMS["spatial_svd"], functions=_PAIR),
+            MethodRow(name="tucker2", forms=FORMS["tucker2"], functions=_TUCKER, is_default=False),
             MethodRow(name=PRUNING),
         )
     }

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-Method = Literal["weight_svd", "spatial_svd", "channel_pruning"]
+Method = Literal["weight_svd", "spatial_svd", "tucker2", "channel_pruning"]
 ChannelOrder = Literal["obs", "magnitude", "random"]
 # Every allowed order, to check what a caller asks for.
 CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)
@@ -13,7 +13,7 @@ Effort = Literal["fast", "normal", "thorough"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 # The one method that takes channels out of groups of layers; the others replace single layers.
 PRUNING: Final = "channel_pruning"
-Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v"]
+Form = Literal["linear", "kxk_1x1", "1x1_kxk", "v_h", "h_v", "1x1_kxk_1x1"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,8 @@ class Setting:
 
     Attributes:
         method: a name of ``slimrank.METHODS`` or ``slimrank.MORE_METHODS``.
-        form: how the pair is split (``kxk_1x1``, ``1x1_kxk``, ``v_h``, ``h_v``; ``linear`` for a Linear).
+        form: how the layer is split (``kxk_1x1``, ``1x1_kxk``, ``v_h``, ``h_v``; ``linear`` for a Linear;
+            ``1x1_kxk_1x1`` in three).
         rank: size between the two factors, at least 1; of a form with three, between the last two.
         rank_in: of a form with three factors, the size between the first two; None for the others.
     """

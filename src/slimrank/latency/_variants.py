@@ -131,6 +131,11 @@ def build_variant(model: nn.Module, variant: Step, *, has_bias: bool, seed: int)
     return copy
 
 
+def has_timed_form(method: Method) -> bool:
+    """Whether tables of times know any form of a method that splits layers."""
+    return any(FORM_ROWS[form].is_timed for form in FORMS[method])
+
+
 def useful_ranks(spec: LayerSpec, form: Form, step: int) -> range:
     """The ranks on the grid at which a pair costs fewer MACs than its layer.
 

@@ -158,7 +158,7 @@ def test_a_spoilt_file_is_refused(
 def test_noise_is_told_and_widens_the_error(measured: Measured, cnn_study: sr.Study) -> None:
     record = seams.record_of(measured[0])
     three = seams.finished_table(record, cnn_study.structure, (*cnn_study.methods, "tucker2"), None)
-    assert any("tucker2: three factors are not timed" in note.text for note in three.notes)
+    assert any("'tucker2': three factors are not timed" in note.text for note in three.notes)
     quiet, noisy = (
         seams.finished_table(
             replace(record, variants=tuple(replace(entry, spread=spread) for entry in record.variants)),

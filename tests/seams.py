@@ -104,10 +104,14 @@ from slimrank.latency._parts import Parts, Place, parts_of
 from slimrank.latency._record import LatencyRecord, VariantTime
 from slimrank.latency._step import step_told
 from slimrank.latency._variants import shared_step, useful_ranks, without_useful_rank
-from slimrank.linalg import _moments, _obs, _split_pair
+from slimrank.linalg import Moments, _moments, _obs, _split_pair
 from slimrank.linalg._split_pair import _normal_equations as normal_equations
 from slimrank.live._guard import Guard
 from slimrank.methods import MethodRow, _pair, _table
+from slimrank.methods._curves import true_error
+from slimrank.methods._tucker import _excess as excess_of
+from slimrank.methods._tucker import _path_along as path_along
+from slimrank.methods._tucker import rank_path
 from slimrank.plan import Plan
 from slimrank.plan._channels_file import channels_from_json, channels_to_json, units_from_json, units_to_json
 from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
@@ -630,7 +634,19 @@ def propose_first_factor(monkeypatch: pytest.MonkeyPatch, factor: Tensor) -> Non
 
     Patched: the least-squares step for the first factor.
     """
-    monkeypatch.setattr(_split_pair, "_improve_first", lambda *_: factor)
+    monkeypatch.setattr(_split_pair, "improve_first", lambda *_: factor)
+
+
+def forbid_moment_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second moments that are stored as rows stay rows.
+
+    Patched: what makes a matrix of them, which only of layers too wide for a test takes too much memory.
+    """
+
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("a matrix of moments was made")
+
+    monkeypatch.setattr(Moments, "ridged", refuse)
 
 
 def show_progress_on(monkeypatch: pytest.MonkeyPatch, stream: TextIO) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from slimrank._study import Study, study
     from slimrank.latency import Latencies
     from slimrank.live import serve
-    from slimrank.methods import METHODS
+    from slimrank.methods import METHODS, MORE_METHODS
     from slimrank.pareto import Pareto
     from slimrank.plan import Plan
     from slimrank.recipes import (
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "MORE_METHODS",
     "Agreement",
     "BatchesError",
     "BatchesTypeError",
@@ -132,6 +133,7 @@ _HOMES = {
     "Latencies": "slimrank.latency",
     "LatencyError": "slimrank._errors",
     "METHODS": "slimrank.methods",
+    "MORE_METHODS": "slimrank.methods",
     "MissingPackageError": "slimrank._errors",
     "ModelError": "slimrank._errors",
     "NonFiniteError": "slimrank._errors",

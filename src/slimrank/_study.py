@@ -895,7 +895,7 @@ def study(
         loss: ``loss(outputs, original_outputs)`` of (N,) losses, differentiable and least where both are the
             same: damage and divergence are told by it, errors weighed by its curvature. What it is given is
             what ``outputs`` picks. None for the divergence that ``likelihood`` tells.
-        methods: methods to measure.
+        methods: methods to measure; ``(*sr.METHODS, *sr.MORE_METHODS)`` are all that there are.
         skip: layers to leave alone: globs on their names, or modules of the model, with all that is in them.
         fisher: weigh errors by label-free output gradients; False uses inputs only.
         draws: label-free draws per sample, of up to a hundred samples; of more, fewer for each.

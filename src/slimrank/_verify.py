@@ -12,7 +12,7 @@ from slimrank._progress import Phases
 from slimrank._result import Result, unwarned
 from slimrank.calibrate import Feed, measure_agreement, part_of, reference_outputs
 from slimrank.capture import count_by_module, peak_activation_bytes, stored
-from slimrank.cost import layer_cost, pair_cost, pair_has_bias, slimmed_spec
+from slimrank.cost import layer_cost, pair_has_bias, setting_cost, slimmed_spec
 from slimrank.deploy import ExportSource
 from slimrank.fitting import Applied, Data, LayerFiles, OnLayer, apply_plan, layer_tasks
 from slimrank.forward import Batch, eval_mode, run
@@ -373,5 +373,4 @@ def _cost_by_shape(plan: Plan, spec: LayerSpec) -> Cost:
     slimmed = slimmed_spec(spec, step.structure.channels, step.groups)
     if setting is None:
         return layer_cost(slimmed)
-    has_bias = pair_has_bias(spec, plan_has_bias=plan.has_bias)
-    return pair_cost(slimmed, setting.form, setting.rank, has_bias=has_bias)
+    return setting_cost(slimmed, setting, has_bias=pair_has_bias(spec, plan_has_bias=plan.has_bias))

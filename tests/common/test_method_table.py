@@ -5,17 +5,20 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import draw_positions, input_rows
 from slimrank.capture import count_cost, describe_layers
-from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank, pair_cost
+from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank, setting_cost, usual_ranks_in
 from slimrank.forward import Batch
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
     METHODS,
+    MORE_METHODS,
+    TABLE,
     Factors,
     Target,
     build_modules,
@@ -93,7 +96,7 @@ def _spec_of(layer: nn.Module, x: Tensor) -> LayerSpec:
 
 def _forms(name: str) -> list[Form]:
     (spec,) = describe_layers(nn.Sequential(_CASES[name].layer()))
-    return [form for method in METHODS for form in forms_of(spec, method)]
+    return [form for method in TABLE for form in forms_of(spec, method)]
 
 
 _GRID = [(name, form) for name in _CASES for form in _forms(name)]
@@ -113,8 +116,13 @@ class Problem:
     def bias(self) -> Tensor | None:
         return self.layer.bias.detach().clone() if isinstance(self.layer.bias, Tensor) else None
 
+    def setting(self, form: Form, rank: int) -> Setting:
+        before = usual_ranks_in(self.spec, form, np.array([rank]))
+        rank_in = None if before is None else int(before[0])
+        return Setting(method=FORM_ROWS[form].method, form=form, rank=rank, rank_in=rank_in)
+
     def fit(self, form: Form, rank: int, alternations: int = 0) -> Factors:
-        setting = Setting(method=FORM_ROWS[form].method, form=form, rank=rank)
+        setting = self.setting(form, rank)
         return fit_factors(self.spec, setting, self.target, alternations=alternations)
 
     def replacement(self, form: Form, rank: int) -> nn.Sequential:
@@ -146,7 +154,9 @@ def _problem(name: str, rng: torch.Generator, dtype: torch.dtype = torch.float64
 
 def test_every_form_has_one_row_of_one_method() -> None:
     # Channels go in groups, not by forms of single layers.
-    assert (*FORMS, "channel_pruning") == METHODS
+    assert (*FORMS, "channel_pruning") == tuple(TABLE)
+    assert {*METHODS, *MORE_METHODS} == set(TABLE)
+    assert not {*METHODS} & {*MORE_METHODS}
     forms = [form for method in FORMS for form in FORMS[method]]
     assert len(set(forms)) == len(forms)
     assert set(forms) == set(FORM_ROWS)
@@ -189,7 +199,8 @@ def test_the_counted_cost_is_the_planned_one(name: str, form: Form, rng: torch.G
     problem = _problem(name, rng, torch.float32)
     for rank in (1, 3 if max_rank(problem.spec, form) >= 3 else 2):
         pair = problem.replacement(form, rank)
-        planned = pair_cost(problem.spec, form, rank, has_bias=problem.bias is not None)
+        setting = problem.setting(form, rank)
+        planned = setting_cost(problem.spec, setting, has_bias=problem.bias is not None)
         assert count_cost(pair, Batch(args=(problem.x[:1],), kwargs={})) == planned
 
 

@@ -160,6 +160,8 @@ def test_a_spoilt_file_is_refused(
 @needs_onnx
 def test_noise_is_told_and_widens_the_error(measured: Measured, cnn_study: sr.Study) -> None:
     record = seams.record_of(measured[0])
+    three = seams.finished_table(record, cnn_study.structure, (*cnn_study.methods, "tucker2"), None)
+    assert any("'tucker2': three factors are not timed" in note.text for note in three.notes)
     quiet, noisy = (
         seams.finished_table(
             replace(record, variants=tuple(replace(entry, spread=spread) for entry in record.variants)),
@@ -170,6 +172,7 @@ def test_noise_is_told_and_widens_the_error(measured: Measured, cnn_study: sr.St
         for spread in (0.02, 0.5)
     )
     assert not any(note.is_warning for note in quiet.notes)
+    assert not any("three factors" in note.text for note in quiet.notes)
     # Such a small network is over in microseconds.
     assert any("give a larger batch=" in note.text for note in quiet.notes)
     assert noisy.error == pytest.approx(quiet.error + 0.25)

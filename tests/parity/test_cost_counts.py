@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs
-from slimrank.records import Call, Cost, Form, LayerKind, LayerSpec
+from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs, setting_cost
+from slimrank.records import Call, Cost, Form, LayerKind, LayerSpec, Setting
 
 _CONVS: tuple[Callable[..., nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _KINDS: tuple[LayerKind, ...] = ("conv1d", "conv2d", "conv3d")
@@ -129,6 +129,21 @@ def test_pair_cost_of_a_convolution_is_what_torch_counts(name: str, rank: int) -
     for form in _forms(spec):
         counted = _counted(_conv_pair(case, form, rank), case.inputs)
         assert pair_cost(spec, form, rank, has_bias=True) == counted, form
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 3), (3, 2)])
+@pytest.mark.parametrize("name", [name for name, case in _CASES.items() if len(case.kernel) == 2])
+def test_cost_of_three_factors_is_what_torch_counts(name: str, ranks: tuple[int, int]) -> None:
+    case = _CASES[name]
+    _, spec = _conv_spec(case)
+    rank_in, rank = ranks
+    three = nn.Sequential(
+        nn.Conv2d(case.c_in, rank_in, 1, bias=False),
+        nn.Conv2d(rank_in, rank, case.kernel, bias=False, **case.options),
+        nn.Conv2d(rank, case.c_out, 1),
+    )
+    setting = Setting(method="tucker2", form="1x1_kxk_1x1", rank=rank, rank_in=rank_in)
+    assert setting_cost(spec, setting, has_bias=True) == _counted(three, case.inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

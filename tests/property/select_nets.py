@@ -40,7 +40,9 @@ def with_costs(net: Source) -> Source:
 
     def counted(curve: Curve) -> Curve:
         spec = net.structure.layers[curve.layer]
-        macs, params = pair_costs(spec, curve.form, curve.ranks, has_bias=net.has_bias or spec.has_bias)
+        macs, params = pair_costs(
+            spec, curve.form, curve.ranks, curve.ranks_in, has_bias=net.has_bias or spec.has_bias
+        )
         return replace(curve, macs=macs, params=params, bytes=params * spec.itemsize)
 
     return replace(net, curves=tuple(counted(curve) for curve in net.curves))
@@ -266,6 +268,38 @@ def two_blocks(seed: int) -> Source:
     return net.source(blocks=("one", "two"))
 
 
+def three_factors(seed: int) -> Source:
+    """The chain, whose layers may become three as well: no cost is in proportion to their ranks."""
+    net = Builder(seed, few=2)
+    net.layer("a", [("", 6)], [("g", 8)], 8)
+    net.layer("b", [("g", 8)], [("h", 12)], 8)
+    net.layer("c", [("h", 12)], [("", 10)], 4)
+    source = net.source()
+    curves = []
+    for spec in net.specs:
+        c_out, c_in = spec.weight_shape[:2]
+        ranks = np.sort(net.rng.choice(np.arange(1, c_out), size=3, replace=False))
+        ranks_in = np.sort(net.rng.choice(np.arange(1, c_in), size=3))
+        # The bounds of either rank at the other, for nine taps.
+        ranks_in = np.clip(ranks_in, -(-ranks // 9), 9 * ranks)
+        damage = np.exp(net.rng.normal()) * (1 - ranks / c_out) ** 2
+        curves.append(
+            Curve(
+                layer=spec.name,
+                method="tucker2",
+                form="1x1_kxk_1x1",
+                ranks=ranks,
+                macs=ranks,
+                params=ranks,
+                bytes=ranks,
+                error=damage,
+                damage=damage,
+                ranks_in=ranks_in,
+            )
+        )
+    return with_costs(replace(source, curves=(*source.curves, *curves), methods=(*METHODS, "tucker2")))
+
+
 NETS = {
     "chain": chain,
     "residual": residual,
@@ -274,4 +308,5 @@ NETS = {
     "grouped": grouped,
     "nested": nested,
     "blocks": two_blocks,
+    "three factors": three_factors,
 }

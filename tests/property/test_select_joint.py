@@ -14,13 +14,12 @@ from select_nets import BUDGETS, METHODS, NETS, Builder, chain, heads, residual
 
 from seams import Hulls, Priced, bound_of, cost_limit, joint_of
 from slimrank import BudgetError
-from slimrank.cost import max_rank, model_cost, slimmed_spec
+from slimrank.cost import model_cost, rank_problem, slimmed_spec
 from slimrank.plan import Rounding
 from slimrank.records import (
     BlockDamage,
     Cost,
     Metric,
-    Setting,
 )
 from slimrank.select import reachable_floor, select_plan
 from specs import Source
@@ -107,9 +106,9 @@ def every_choice(net: Source) -> Iterator[tuple[Cost, float]]:
                 rows.append([(Cost(macs=0, params=0, bytes=0), 0.0)])
                 for curve in net.curves:
                     for rank, loss in zip(curve.ranks, curve.damage, strict=True):
-                        if curve.layer != spec.name or rank > max_rank(slimmed, curve.form):
+                        setting = curve.setting(int(rank))
+                        if curve.layer != spec.name or rank_problem(slimmed, setting) is not None:
                             continue
-                        setting = Setting(method=curve.method, form=curve.form, rank=int(rank))
                         after = model_cost(
                             net.before,
                             layers,
@@ -212,7 +211,7 @@ def test_the_bound_is_what_prices_alone_allow(make: Callable[[int], Source], lev
     for seed in range(4):
         net, (costs, damages) = net_and_table(make, seed)
         limits = dict.fromkeys(metrics, 0)
-        joint = joint_of(net, limits, methods=METHODS, skipped=(), rounding=Rounding(ranks=1, widths=1))
+        joint = joint_of(net, limits, methods=net.methods, skipped=(), rounding=Rounding(ranks=1, widths=1))
         price = level * np.array([1.0, 0.3 * seed]) / joint.scale
         over = np.array([costs[metric] - limits[metric] for metric in metrics])
         least = float((damages + price @ over).min())

@@ -93,7 +93,8 @@ memory_option = click.option(
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
-methods_option = click.option("--methods", multiple=True, help=f"Only these: {', '.join(sr.METHODS)}.")
+_METHODS_HELP = f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}."
+methods_option = click.option("--methods", multiple=True, help=_METHODS_HELP)
 skip_option = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
 after_option = click.option(
     "--after",

@@ -2,8 +2,28 @@
 """Closed forms: shapes in, costs out."""
 
 from slimrank.cost._bytes import bytes_text, read_bytes
-from slimrank.cost._forms import FORM_ROWS, FORMS, FormRow, factor_taps, forms_of, max_rank
-from slimrank.cost._formulas import factor_costs, layer_cost, pair_cost, pair_costs
+from slimrank.cost._forms import (
+    FORM_ROWS,
+    FORMS,
+    FormRow,
+    factor_taps,
+    forms_of,
+    least_shape,
+    max_rank,
+    rank_problem,
+    ranks_at,
+    ranks_in_range,
+    usual_ranks_in,
+)
+from slimrank.cost._formulas import (
+    at_multiples,
+    factor_costs,
+    layer_cost,
+    middle_cost,
+    pair_cost,
+    pair_costs,
+    setting_cost,
+)
 from slimrank.cost._memory import (
     DEFAULT_MEMORY,
     LEAST_ROOM,
@@ -21,6 +41,7 @@ from slimrank.cost._new_bias import carries_mean, consumer_gains_bias, gains_bia
 from slimrank.cost._row_view import RowView, row_view
 from slimrank.cost._rows import (
     MAX_EXACT_NUMBERS,
+    MAX_GRAM_WIDTH,
     MAX_METRIC_WIDTH,
     block_width,
     is_wide,
@@ -53,11 +74,13 @@ __all__ = [
     "FORM_ROWS",
     "LEAST_ROOM",
     "MAX_EXACT_NUMBERS",
+    "MAX_GRAM_WIDTH",
     "MAX_METRIC_WIDTH",
     "SAMPLING",
     "FormRow",
     "MemoryBudgets",
     "RowView",
+    "at_multiples",
     "block_width",
     "budgets_within",
     "bytes_text",
@@ -76,10 +99,12 @@ __all__ = [
     "keeps_rows",
     "kept_shape",
     "layer_cost",
+    "least_shape",
     "live_bytes",
     "matrix_names",
     "matrix_tensor",
     "max_rank",
+    "middle_cost",
     "model_cost",
     "moment_bytes",
     "network_time",
@@ -89,13 +114,18 @@ __all__ = [
     "pair_rows_and_columns",
     "paused_bytes",
     "query_scales",
+    "rank_problem",
+    "ranks_at",
+    "ranks_in_range",
     "read_bytes",
     "row_cap",
     "row_view",
     "row_width",
     "rows_and_columns",
     "rows_available",
+    "setting_cost",
     "slimmed_spec",
     "stays",
+    "usual_ranks_in",
     "working_bytes",
 ]

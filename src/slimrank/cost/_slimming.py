@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.cost._formulas import layer_cost, pair_cost
+from slimrank.cost._formulas import layer_cost, setting_cost
 from slimrank.cost._new_bias import carries_mean, consumer_gains_bias
 from slimrank.records import (
     AxisUnits,
@@ -179,7 +179,7 @@ def model_cost(
     for name, setting in replaced.items():
         spec, slimmed = layers[name], slimmed_spec(layers[name], channels, kept)
         keeps_mean = carries_mean(has_bias=spec.has_bias, plan_has_bias=has_bias)
-        pair = pair_cost(slimmed, setting.form, setting.rank, has_bias=keeps_mean)
+        pair = setting_cost(slimmed, setting, has_bias=keeps_mean)
         cost += pair - layer_cost(spec)
     if not kept:
         return cost

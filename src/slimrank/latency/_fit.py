@@ -262,7 +262,7 @@ def _layer_times(
     for method, forms in FORMS.items():
         for form in forms:
             is_offered = method in methods and method in spec.methods and form in forms_of(spec, method)
-            if not is_offered or not useful_ranks(spec, form, step):
+            if not is_offered or not FORM_ROWS[form].is_timed or not useful_ranks(spec, form, step):
                 continue
             first, second = (
                 rates.of((spec.name, form, index), operation)

@@ -16,6 +16,7 @@ from slimrank._errors import FileError, LatencyError, OptionError, UnknownNameEr
 from slimrank._names import listed, nearest
 from slimrank._numbers import whole_number
 from slimrank._progress import Phases
+from slimrank.cost import FORMS
 from slimrank.deploy import (
     FORMATS,
     PROFILES,
@@ -36,7 +37,13 @@ from slimrank.latency._parts import Parts, parts_of
 from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import find_step
 from slimrank.latency._tie import differing_topics, tie_of
-from slimrank.latency._variants import build_variant, draw_variants, untouched, without_useful_rank
+from slimrank.latency._variants import (
+    build_variant,
+    draw_variants,
+    has_timed_form,
+    untouched,
+    without_useful_rank,
+)
 from slimrank.plan import Step, Structure
 from slimrank.records import Method, Note
 
@@ -332,6 +339,10 @@ def finished_table(
     noise = median(variant.spread for variant in record.variants)
     error = float(np.quantile(errors, _COVERED)) + (noise / 2 if noise > _NOISY else 0.0)
     notes = []
+    untimed = [method for method in methods if method in FORMS and not has_timed_form(method)]
+    if untimed:
+        text = f"{listed(untimed)}: three factors are not timed, so plans with a latency do without"
+        notes.append(Note(where="latency", text=text))
     if borrowed:
         text = (
             f"{record.conditions.backend} tells whole times only: formulas of layers are those of "

@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimrank.cost import FORMS, carries_mean, forms_of, layer_cost, max_rank, pair_cost, slimmed_spec
+from slimrank.cost import (
+    FORM_ROWS,
+    FORMS,
+    carries_mean,
+    forms_of,
+    layer_cost,
+    max_rank,
+    pair_cost,
+    slimmed_spec,
+)
 from slimrank.methods import empty_replacement
 from slimrank.plan import Step, Structure, is_inside, slimmable_groups, step_of
 from slimrank.records import PRUNING, Form, GroupSpec, LayerSpec, Method, Setting
@@ -112,6 +121,11 @@ def build_variant(model: nn.Module, variant: Step, *, has_bias: bool, seed: int)
     return copy
 
 
+def has_timed_form(method: Method) -> bool:
+    """Whether tables of times know any form of a method that splits layers."""
+    return any(FORM_ROWS[form].is_timed for form in FORMS[method])
+
+
 def useful_ranks(spec: LayerSpec, form: Form, step: int) -> range:
     """The ranks on the grid at which a pair costs fewer MACs than its layer.
 
@@ -158,6 +172,7 @@ def _forms_by_layer(structure: Structure, methods: Sequence[Method]) -> dict[str
             for method in FORMS
             if method in methods and method in spec.methods
             for form in forms_of(spec, method)
+            if FORM_ROWS[form].is_timed
         ]
         for name, spec in structure.layers.items()
     }
@@ -187,6 +202,7 @@ def shared_step(structure: Structure, methods: Sequence[Method]) -> int:
                 for method in FORMS
                 if method in methods and method in spec.methods
                 for form in forms_of(spec, method)
+                if FORM_ROWS[form].is_timed
             )
             for spec in structure.layers.values()
         ]

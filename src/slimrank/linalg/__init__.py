@@ -22,6 +22,7 @@ from slimrank.linalg._split_pair import (
     nested_errors,
     refine_split,
 )
+from slimrank.linalg._tucker import TuckerFactors, fit_tucker, tucker_errors
 
 __all__ = [
     "MAX_EXACT_COLUMNS",
@@ -35,9 +36,11 @@ __all__ = [
     "Split",
     "SplitFactors",
     "SplitMoments",
+    "TuckerFactors",
     "cholesky_psd",
     "diagonal_blocks",
     "fit_split",
+    "fit_tucker",
     "gram",
     "has_usable_gain",
     "initial_first_factor",
@@ -54,5 +57,6 @@ __all__ = [
     "square_roots",
     "times_root",
     "times_vector",
+    "tucker_errors",
     "weighted_by",
 ]

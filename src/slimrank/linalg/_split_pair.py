@@ -106,7 +106,7 @@ def initial_first_factor(weighted: Tensor, moment: SplitMoments, split: Split) -
         (R, C_in, F) float64 with R = min(C_in F, O S), most important first.
     """
     second_taps, n_columns = split.second_taps, split.first_columns
-    factor = cholesky_psd(_block_sum(moment, split).double() / second_taps)
+    factor = cholesky_psd(block_sum(moment, split).double() / second_taps)
     # (O, C_in F, S) -> (C_in F, O S)
     unfolded = weighted.double().view(-1, n_columns, second_taps).permute(1, 0, 2).reshape(n_columns, -1)
     scaled = factor.T @ unfolded
@@ -120,7 +120,7 @@ def initial_first_factor(weighted: Tensor, moment: SplitMoments, split: Split) -
     return first_factor.reshape(-1, split.channels, split.first_taps)
 
 
-def _block_sum(moment: SplitMoments, split: Split) -> Tensor:
+def block_sum(moment: SplitMoments, split: Split) -> Tensor:
     """Sum of the moments over the taps of the second factor: (D, D) -> (C_in F, C_in F)."""
     n_columns, second_taps = split.first_columns, split.second_taps
     if isinstance(moment, RidgedRows):
@@ -130,7 +130,7 @@ def _block_sum(moment: SplitMoments, split: Split) -> Tensor:
     return moment.view(n_columns, second_taps, n_columns, second_taps).diagonal(dim1=1, dim2=3).sum(-1)
 
 
-def _inner(first: Tensor, moment: SplitMoments, split: Split) -> Tensor:
+def inner_products(first: Tensor, moment: SplitMoments, split: Split) -> Tensor:
     """P H P^T, rank-major, for P[(p, s), (i, f, s')] = V[p, i, f] where s = s', else 0; P is never formed.
 
     The products are in the dtype of the moments, what comes out is float64.
@@ -150,7 +150,7 @@ def _inner(first: Tensor, moment: SplitMoments, split: Split) -> Tensor:
     return product.permute(1, 2, 0).reshape(rank * second_taps, rank * second_taps).double()
 
 
-def _right(first: Tensor, target: Tensor, split: Split) -> Tensor:
+def right_products(first: Tensor, target: Tensor, split: Split) -> Tensor:
     """P T^T: (R S, O) float64, from products in the dtype of the target."""
     rank, n_columns, second_taps = len(first), split.first_columns, split.second_taps
     # (O, C_in F, S) -> (S O, C_in F)
@@ -176,8 +176,8 @@ def nested_errors(
         (R + 1,) float64, never rising: ``1/2 (tr(M H M^T) - gain of the first r)`` at the least-squares
         second factor.
     """
-    factor = cholesky_psd(_inner(first, moment, split))
-    solved = torch.linalg.solve_triangular(factor, _right(first, target, split), upper=False)
+    factor = cholesky_psd(inner_products(first, moment, split))
+    solved = torch.linalg.solve_triangular(factor, right_products(first, target, split), upper=False)
     gains = solved.square().sum(1).view(len(first), split.second_taps).sum(1).cumsum(0)
     total = (target * weighted).sum()
     return (total - torch.cat([gains.new_zeros(1), gains])).clamp_min(0) / 2
@@ -195,8 +195,8 @@ def fit_split(target: Tensor, moment: SplitMoments, first: Tensor, split: Split)
     Returns:
         The pair, with its gain.
     """
-    right = _right(first, target, split)
-    factor = cholesky_psd(_inner(first, moment, split))
+    right = right_products(first, target, split)
+    factor = cholesky_psd(inner_products(first, moment, split))
     second = torch.cholesky_solve(right, factor)
     gain = float((second * right).sum())
     return SplitFactors(
@@ -222,7 +222,7 @@ def refine_split(
     Returns:
         The refined pair.
     """
-    mean_factor = cholesky_psd(_block_sum(moment, split).double() / split.second_taps)
+    mean_factor = cholesky_psd(block_sum(moment, split).double() / split.second_taps)
     if target.shape[1] > _WIDE_COLUMNS:
         # It only guides the steps.
         mean_factor = mean_factor.float()
@@ -230,7 +230,7 @@ def refine_split(
     # In float32, which is faster: a step need only be about right, and what it gains is measured in float64.
     rough_target, rough_moment = target.float(), moment.float()
     for _ in range(alternations):
-        first = _improve_first(rough_target, rough_moment, best, split, mean_factor)
+        first = improve_first(rough_target, rough_moment, best, split, mean_factor)
         norms = first.flatten(1).norm(dim=1).clamp_min(torch.finfo(first.dtype).tiny)
         refined = fit_split(target, moment, first / norms[:, None, None], split)
         if refined.gain <= best.gain:
@@ -242,7 +242,7 @@ def refine_split(
     return best
 
 
-def _improve_first(
+def improve_first(
     target: Tensor, moment: SplitMoments, factors: SplitFactors, split: Split, mean_factor: Tensor
 ) -> Tensor:
     """A better first factor for a given second one, by preconditioned conjugate gradients."""

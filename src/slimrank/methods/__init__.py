@@ -39,7 +39,7 @@ from slimrank.methods._modules import (
 )
 from slimrank.methods._pair import Pair, effective_weight, error_by_rank, fit_pair
 from slimrank.methods._pair_modules import empty_pair
-from slimrank.methods._table import METHODS, TABLE, Factors, LayerFunctions, MethodRow
+from slimrank.methods._table import METHODS, MORE_METHODS, TABLE, Factors, LayerFunctions, MethodRow
 from slimrank.methods._target import Target, metric_roots, restricted_gram, weights_target
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "ANCHOR_SHARES",
     "CEILING",
     "METHODS",
+    "MORE_METHODS",
     "TABLE",
     "Anchor",
     "Factors",

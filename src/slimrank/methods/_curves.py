@@ -12,7 +12,7 @@ from slimrank.methods._isotonic import never_falling
 from slimrank.methods._pair import true_error
 from slimrank.methods._table import layer_functions
 from slimrank.methods._target import Target
-from slimrank.records import Curve, Form, LayerSpec, Method, Setting
+from slimrank.records import Curve, LayerSpec, Method, Setting
 
 # Shares of the MACs of a layer at which divergences are measured. More measurements make damages in between
 # more precise; each takes a forward over the held-out samples.
@@ -66,51 +66,50 @@ def layer_curves(
     curves = []
     for method in methods:
         for form in forms_of(spec, method):
-            if keeps_rows(spec) and not FORM_ROWS[form].is_closed:
+            if keeps_rows(spec) and not FORM_ROWS[form].works_on_rows:
                 # Its moments are stored as rows, since a matrix of them would not fit; these forms need one.
                 continue
-            ranks = np.arange(1, max_rank(spec, form) + 1, dtype=np.int64)
-            macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
+            functions = layer_functions(method)
+            ranks: NDArray[np.int64] = np.arange(1, max_rank(spec, form) + 1, dtype=np.int64)
+            ranks_in, errors = None, None
+            if functions.path is not None:
+                ranks, ranks_in, errors = functions.path(spec, form, target)
+            macs, params = pair_costs(spec, form, ranks, ranks_in, has_bias=has_bias)
             saves = (macs < cost.macs) | (params < cost.params)
             if not saves.any():
                 continue
-            errors_of = layer_functions(method).errors
-            errors = errors_of(spec, form, target, limit=int(ranks[saves][-1])).cpu().numpy()
-            error = np.minimum.accumulate(errors[ranks[saves]])
-            if not FORM_ROWS[form].is_closed and target.moments.n_rows:
-                error = _corrected(spec, method, form, target, ranks[saves], error)
-            curves.append(
-                Curve(
-                    layer=spec.name,
-                    method=method,
-                    form=form,
-                    ranks=ranks[saves],
-                    macs=macs[saves],
-                    params=params[saves],
-                    bytes=params[saves] * spec.itemsize,
-                    error=error,
-                    damage=error,
-                )
+            if errors is None:
+                # Entry 0 is without the layer.
+                errors = functions.errors(spec, form, target, limit=int(ranks[saves][-1]))[1:]
+            error = errors.cpu().numpy()
+            error = np.minimum.accumulate(error[saves[: len(error)]])
+            curve = Curve(
+                layer=spec.name,
+                method=method,
+                form=form,
+                ranks=ranks[saves],
+                macs=macs[saves],
+                params=params[saves],
+                bytes=params[saves] * spec.itemsize,
+                error=error,
+                damage=error,
+                ranks_in=None if ranks_in is None else ranks_in[saves],
             )
+            if not FORM_ROWS[form].is_closed and target.moments.n_rows:
+                curve = replace(curve, error=_corrected(spec, curve, target))
+            curves.append(replace(curve, damage=curve.error))
     return tuple(curves)
 
 
-def _corrected(
-    spec: LayerSpec,
-    method: Method,
-    form: Form,
-    target: Target,
-    ranks: NDArray[np.int64],
-    bound: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def _corrected(spec: LayerSpec, curve: Curve, target: Target) -> NDArray[np.float64]:
     """A bound lowered to the errors of refined factors on un-ridged moments, computed at a few ranks."""
+    ranks, bound = curve.ranks, curve.error
     shares = PROBE_SHARES_OF_WIDE if is_wide(spec) else PROBE_SHARES
     probes = sorted({int(ranks[int(share * (len(ranks) - 1))]) for share in shares})
     log_ratios = []
     for rank in probes:
-        setting = Setting(method=method, form=form, rank=rank)
-        fit = layer_functions(method).fit
-        factors = fit(spec, setting, target, alternations=PROBE_ALTERNATIONS, start=None)
+        fit = layer_functions(curve.method).fit
+        factors = fit(spec, curve.setting(rank), target, alternations=PROBE_ALTERNATIONS, start=None)
         error_of_fit = true_error(target, factors.weight(spec))
         limit = max(float(bound[np.searchsorted(ranks, rank)]), _TINY)
         log_ratios.append(np.log(min(max(error_of_fit, _TINY * limit) / limit, 1.0)))
@@ -133,7 +132,7 @@ def relative_curves(curves: Sequence[Curve], total: float) -> tuple[Curve, ...]:
 
 def anchor_points(
     curves: Sequence[Curve], macs: int, ratios: Sequence[float] = ANCHOR_RATIOS
-) -> list[tuple[Method, Form, int, float]]:
+) -> list[tuple[Setting, float]]:
     """Where to measure divergences: at a few costs, each with the pair that has the lowest error there.
 
     Args:
@@ -142,19 +141,19 @@ def anchor_points(
         ratios: shares of these, the largest first.
 
     Returns:
-        (method, form, rank, error), most expensive first, without repetition.
+        (setting, error), most expensive first, without repetition.
     """
-    points: list[tuple[Method, Form, int, float]] = []
+    points: dict[Setting, float] = {}
     for ratio in ratios:
-        best: tuple[float, Method, Form, int] | None = None
+        best: tuple[float, Curve, int] | None = None
         for curve in curves:
             index = max(int(np.searchsorted(curve.macs, ratio * macs, side="right")) - 1, 0)
-            option = (float(curve.error[index]), curve.method, curve.form, int(curve.ranks[index]))
-            if best is None or option[0] < best[0]:
-                best = option
-        if best is not None and best[1:] not in [point[:3] for point in points]:
-            points.append((*best[1:], best[0]))
-    return points
+            if best is None or float(curve.error[index]) < best[0]:
+                best = float(curve.error[index]), curve, int(curve.ranks[index])
+        if best is not None:
+            error, curve, rank = best
+            points.setdefault(curve.setting(rank), error)
+    return list(points.items())
 
 
 def anchored_curves(curves: Sequence[Curve], anchors: Sequence[Anchor]) -> tuple[Curve, ...]:

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from slimrank.cost import FORM_ROWS, factor_taps
+from slimrank.cost import FORM_ROWS, MAX_GRAM_WIDTH, factor_taps
 from slimrank.linalg import (
     RidgedRows,
     Split,
@@ -110,9 +110,9 @@ def error_by_rank(spec: LayerSpec, form: Form, target: Target, *, limit: int | N
         own, parts = _group_spec(spec), _group_targets(spec, target)
         return torch.stack([error_by_rank(own, form, part, limit=limit) for part in parts]).sum(0)
     if FORM_ROWS[form].is_closed:
-        return _closed_form(target).errors[: None if limit is None else limit + 1]
-    kernel = _shared_kernel(spec, form, target)
-    first = _first_factors(kernel)[:limit]
+        return closed_form(target).errors[: None if limit is None else limit + 1]
+    kernel = shared_kernel(spec, form, target)
+    first = first_factors(kernel)[:limit]
     return nested_errors(kernel.weighted, kernel.goal, kernel.moment, first, kernel.split)
 
 
@@ -160,13 +160,13 @@ def fit_pair(
             second=torch.cat([pair.second for pair in pairs]),
         )
     if FORM_ROWS[form].is_closed:
-        basis = _closed_form(target).basis
+        basis = closed_form(target).basis
         first, second = project_pair(target.dense, basis, rank, target.root, target.inverse_root)
         channels = spec.weight_shape[1]
         return _balanced(form, first.view(rank, channels, -1), second.unsqueeze(-1))
-    kernel = _shared_kernel(spec, form, target)
+    kernel = shared_kernel(spec, form, target)
     goal, moment, split = kernel.goal, kernel.moment, kernel.split
-    first = _first_factors(kernel)[:rank] if start is None else start.first
+    first = first_factors(kernel)[:rank] if start is None else start.first
     factors = fit_split(goal, moment, first, split)
     if alternations:
         factors = refine_split(goal, moment, factors, split, alternations=alternations)
@@ -213,6 +213,10 @@ def _product_dtype(target: Target) -> torch.dtype:
 def _ridged(target: Target) -> SplitMoments:
     """H with its ridge: as rows where these are fewer than the columns, which takes fewer products."""
     moments, dtype = target.moments, _product_dtype(target)
+    width = target.dense.shape[1]
+    if moments.rows is None and moments.matrix is None and width > MAX_GRAM_WIDTH:
+        # An identity as wide as this would not fit.
+        return RidgedRows(rows=target.dense.new_zeros(0, width, dtype=dtype), ridge=1.0)
     if moments.rows is None or len(moments.rows) > _FEW_ROWS * target.dense.shape[1]:
         return moments.ridged(target.ridge, dtype)
     # A layer with constant inputs has no moments: the identity then stands for "weights alone".
@@ -220,14 +224,16 @@ def _ridged(target: Target) -> SplitMoments:
     return RidgedRows(rows=moments.rows.to(dtype) / moments.n_rows**0.5, ridge=ridge)
 
 
-def _closed_form(target: Target) -> ClosedForm:
+def closed_form(target: Target) -> ClosedForm:
+    """Directions of the outputs, and the error of every rank of them; computed once."""
     if target.closed_form is None:
         basis, errors = output_basis(target.weighted, target.moments, ridge=target.ridge)
         target.closed_form = ClosedForm(basis=basis, errors=errors)
     return target.closed_form
 
 
-def _shared_kernel(spec: LayerSpec, form: Form, target: Target) -> SharedKernel:
+def shared_kernel(spec: LayerSpec, form: Form, target: Target) -> SharedKernel:
+    """What a form that shares the kernel is fitted with; computed once."""
     known = target.shared_kernels.get(form)
     if known is not None:
         return known
@@ -248,7 +254,7 @@ def _shared_kernel(spec: LayerSpec, form: Form, target: Target) -> SharedKernel:
     return kernel
 
 
-def _first_factors(kernel: SharedKernel) -> Tensor:
+def first_factors(kernel: SharedKernel) -> Tensor:
     """First factors for every rank, (R, C_in, F)."""
     if kernel.first is None:
         kernel.first = initial_first_factor(kernel.weighted, kernel.moment, kernel.split)

@@ -6,15 +6,20 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from slimrank._errors import UnknownNameError
 from slimrank._names import nearest
 from slimrank.cost import FORMS
 from slimrank.methods._pair import Pair, error_by_rank, fit_pair
-from slimrank.methods._pair_modules import empty_pair
+from slimrank.methods._pair_modules import empty_pair, empty_triple
 from slimrank.methods._target import Target
+from slimrank.methods._tucker import Triple, error_by_second_rank, fit_triple, rank_path, triple_of
 from slimrank.records import PRUNING, Form, LayerSpec, Method, Setting, replaces_groups
+
+Ranks = NDArray[np.int64]
 
 
 class Factors(Protocol):
@@ -46,6 +51,17 @@ class ErrorByRank(Protocol):
         """(R + 1,) float64 up to rank ``limit``; entry 0 is the error without the layer.
 
         Exact where the form is closed; else an upper bound, which a few fits then lower.
+        """
+        ...
+
+
+class RankPath(Protocol):
+    """Chooses the ranks of a form of three factors: one number leads along a path of both."""
+
+    def __call__(self, spec: LayerSpec, form: Form, target: Target) -> tuple[Ranks, Ranks, Tensor]:
+        """``ranks`` ascending, ``ranks_in`` never falling, both (K,) int64; and (K,) float64 errors.
+
+        Errors as those of ``ErrorByRank``.
         """
         ...
 
@@ -84,6 +100,7 @@ class LayerFunctions:
     Attributes:
         factor_names: what the tensor of each factor is called in a journal, in the order of the modules.
         errors: error of a form at every rank.
+        path: of forms with two ranks, which of them go together, and their errors; None where one is all.
         fit: fits the factors of one setting.
         modules: makes the modules, still without values.
         factors_of: makes factors of a setting and their tensors, as a journal gives them back.
@@ -94,6 +111,7 @@ class LayerFunctions:
     fit: FitFactors
     modules: EmptyModules
     factors_of: Callable[[Setting, Sequence[Tensor]], Factors]
+    path: RankPath | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +122,13 @@ class MethodRow:
         name: as in plans.
         forms: its forms, in the order in which ties are decided; () where it replaces groups.
         functions: how it replaces a layer; None where it replaces groups, which only lose channels.
+        is_default: whether a study measures it where its caller names no methods.
     """
 
     name: Method
     forms: tuple[Form, ...] = ()
     functions: LayerFunctions | None = None
+    is_default: bool = True
 
     @property
     def replaces(self) -> Literal["layer", "group"]:
@@ -121,6 +141,13 @@ def _fit_pair(
 ) -> Factors:
     pair = start if isinstance(start, Pair) else None
     return fit_pair(spec, setting.form, setting.rank, target, alternations=alternations, start=pair)
+
+
+def _fit_triple(
+    spec: LayerSpec, setting: Setting, target: Target, *, alternations: int, start: Factors | None
+) -> Factors:
+    triple = start if isinstance(start, Triple) else None
+    return fit_triple(spec, setting, target, alternations=alternations, start=triple)
 
 
 def _empty_pair(spec: LayerSpec, setting: Setting, *, has_bias: bool) -> tuple[nn.Module, ...]:
@@ -141,6 +168,15 @@ _PAIR = LayerFunctions(
     factors_of=_pair_of,
 )
 
+_TUCKER = LayerFunctions(
+    factor_names=("first", "core", "last"),
+    errors=error_by_second_rank,
+    fit=_fit_triple,
+    modules=empty_triple,
+    factors_of=triple_of,
+    path=rank_path,
+)
+
 # Every method by name; in the order in which they are listed everywhere.
 TABLE: Mapping[Method, MethodRow] = MappingProxyType(
     {
@@ -148,12 +184,14 @@ TABLE: Mapping[Method, MethodRow] = MappingProxyType(
         for row in (
             MethodRow(name="weight_svd", forms=FORMS["weight_svd"], functions=_PAIR),
             MethodRow(name="spatial_svd", forms=FORMS["spatial_svd"], functions=_PAIR),
+            MethodRow(name="tucker2", forms=FORMS["tucker2"], functions=_TUCKER, is_default=False),
             MethodRow(name=PRUNING),
         )
     }
 )
-# The public list of names.
-METHODS: tuple[Method, ...] = tuple(TABLE)
+# The public lists of names: what a study measures by default, and what exists beside it.
+METHODS: tuple[Method, ...] = tuple(name for name, row in TABLE.items() if row.is_default)
+MORE_METHODS: tuple[Method, ...] = tuple(name for name, row in TABLE.items() if not row.is_default)
 
 
 def layer_functions(method: Method) -> LayerFunctions:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from slimrank.cost import group_share, layer_cost, pair_cost, pair_has_bias, slimmed_spec
+from slimrank.cost import group_share, layer_cost, pair_has_bias, setting_cost, slimmed_spec
 from slimrank.plan._structure import Step
 from slimrank.records import PRUNING, Setting
 
@@ -97,14 +97,13 @@ def _pair_text(step: Step, name: str, setting: Setting, has_bias: bool) -> str:
     spec = step.structure.layers[name]
     slimmed = slimmed_spec(spec, step.structure.channels, step.groups)
     whole = layer_cost(spec).macs
-    pair = pair_cost(
+    pair = setting_cost(
         slimmed,
-        setting.form,
-        setting.rank,
+        setting,
         has_bias=pair_has_bias(spec, plan_has_bias=has_bias),
     ).macs
     share = f" ({pair / whole:.3f} macs)" if whole else ""
-    return f"{setting.method} {setting.form} rank {setting.rank}{share}"
+    return f"{setting.method} {setting.form} rank {setting.rank_text}{share}"
 
 
 def _group_actions(steps: Sequence[Step]) -> dict[str, _Action]:

@@ -10,7 +10,7 @@ from typing import Literal, TypedDict
 
 from slimrank._errors import OptionError, PlanError, UnknownNameError
 from slimrank._names import listed, nearest
-from slimrank.cost import FORMS, forms_of, slimmed_spec
+from slimrank.cost import FORM_ROWS, FORMS, forms_of, slimmed_spec
 from slimrank.files import (
     Json,
     as_flag,
@@ -222,7 +222,7 @@ def _are_multiples(steps: tuple[Step, ...], multiple_of: Multiples) -> bool:
         (name, size)
         for step in steps
         for name, size in (
-            *((name, setting.rank) for name, setting in step.settings.items()),
+            *((name, rank) for name, setting in step.settings.items() for rank in setting.ranks),
             *(
                 (name, len(kept) * step.structure.channels.groups[name].unit_width)
                 for name, kept in step.groups.items()
@@ -253,9 +253,7 @@ def _step_to_json(step: Step) -> Json:
     content: dict[str, Json] = {
         "structure": structure,
         "layers": {
-            name: [
-                {"method": setting.method, "form": setting.form, "rank": setting.rank} for setting in settings
-            ]
+            name: [_setting_to_json(setting) for setting in settings]
             for name, settings in step.layers.items()
         },
         "groups": {name: list(kept) for name, kept in step.groups.items()},
@@ -313,6 +311,11 @@ def _layer_name(value: Json, where: str) -> str:
     return name
 
 
+def _setting_to_json(setting: Setting) -> Json:
+    content: dict[str, Json] = {"method": setting.method, "form": setting.form, "rank": setting.rank}
+    return content if setting.rank_in is None else {**content, "rank_in": setting.rank_in}
+
+
 def _only_setting(value: Json, where: str) -> Json:
     settings = as_list(value, where)
     if len(settings) != 1:
@@ -323,7 +326,7 @@ def _only_setting(value: Json, where: str) -> Json:
 
 
 def _setting_from_json(value: Json, spec: LayerSpec, slimmed: LayerSpec, where: str) -> Setting:
-    content = as_object(value, where, required=("method", "form", "rank"))
+    content = as_object(value, where, required=("method", "form", "rank"), optional=("rank_in",))
     method_text = as_text(content["method"], f"{where}.method")
     method = method_of(method_text)
     if method is None:
@@ -338,7 +341,17 @@ def _setting_from_json(value: Json, spec: LayerSpec, slimmed: LayerSpec, where: 
             f"{where}: {method} {form} does not apply to this {spec.class_name} {spec.weight_shape}; "
             f"{'it can take ' + listed(possible) if possible else 'no method does, delete the entry'}"
         )
-    setting = Setting(method=method, form=form, rank=as_integer(content["rank"], f"{where}.rank"))
+    if FORM_ROWS[form].has_third != ("rank_in" in content):
+        raise PlanError(
+            f"{where}: {form} takes "
+            + ("two ranks; add rank_in" if FORM_ROWS[form].has_third else "one rank; delete rank_in")
+        )
+    setting = Setting(
+        method=method,
+        form=form,
+        rank=as_integer(content["rank"], f"{where}.rank"),
+        rank_in=as_integer(content["rank_in"], f"{where}.rank_in") if "rank_in" in content else None,
+    )
     check_pair(slimmed, setting, where, slimmed=slimmed is not spec)
     return setting
 

@@ -176,14 +176,15 @@ class Plan:
         Args:
             study: the study, for layers and damages.
             settings: layer -> ``(method, ratio)``, ``(method, {"rank": r})`` or ``(method, {"ratio": x})``;
-                a "form" may stand beside rank or ratio, else the one with the lowest damage is taken. A
-                ratio is of that layer's MACs, before its channels are slimmed. Group, or layer that makes
-                the channels of one -> ``("channel_pruning", ratio)``, the share of its units to keep, or
+                a "form" may stand beside rank or ratio, else the one with the lowest damage is taken. Of
+                three factors ``{"rank": [r_in, r]}`` gives both ranks; with one the other follows. A ratio
+                is of that layer's MACs, before its channels are slimmed. Group, or layer that makes the
+                channels of one -> ``("channel_pruning", ratio)``, the share of its units to keep, or
                 ``{"keep": n}`` or ``{"channels_kept": [0, 3, 5]}`` in its place. Block -> ``"drop"``. A
-                layer may have both: a list of its two settings. What is not named is left alone. Settings
-                of another plan may stand among them: ``{**plan.settings, "fc": ("weight_svd", 0.3)}``. Or
-                the path of a CSV file (columns layer, method, ratio or rank, form, keep, channels_kept) or
-                of a JSON file that holds them.
+                layer may have both: a list of its two settings. What is not named is left alone. Settings of
+                another plan may stand among them: ``{**plan.settings, "fc": ("weight_svd", 0.3)}``. Or the
+                path of a CSV file (columns layer, method, ratio or rank, form, keep, channels_kept) or of a
+                JSON file that holds them.
             multiple_of: ranks and units kept are rounded up to multiples of this: a number or "auto", or
                 name glob -> one of these. A ratio whose rounded rank would cost more than the layer, or a
                 width beyond the units of the group, takes the largest multiple that does not; "auto" takes a

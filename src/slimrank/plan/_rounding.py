@@ -7,10 +7,12 @@ from fnmatch import fnmatchcase
 from math import gcd, lcm
 from typing import Literal
 
+import numpy as np
+
 from slimrank._errors import OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._numbers import whole_number
-from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
+from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_costs, usual_ranks_in
 from slimrank.plan._step import slimmable_groups
 from slimrank.plan._structure import Structure, names_of
 from slimrank.records import GroupSpec, LayerSpec, Setting
@@ -159,10 +161,10 @@ def rank_multiple(spec: LayerSpec) -> int:
     tops = [0]
     for method in FORMS:
         for form in forms_of(spec, method) if method in spec.methods else ():
-            per_rank = pair_cost(spec, form, 1, has_bias=False).macs
+            ranks = np.arange(1, max_rank(spec, form) + 1)
+            macs, _ = pair_costs(spec, form, ranks, usual_ranks_in(spec, form, ranks), has_bias=False)
             # A layer that is never called has no MACs: every rank is as cheap.
-            saving = layer_cost(spec).macs // per_rank if per_rank else max_rank(spec, form)
-            tops.append(min(max_rank(spec, form), saving))
+            tops.append(int(np.searchsorted(macs, layer_cost(spec).macs, side="right")))
     return _largest_number(max(tops), 1)
 
 
@@ -206,9 +208,9 @@ def used_multiples(
     for name in names_of(structure):
         numbers, by_rule = [], []
         if name in layers and (name in settings or name not in groups):
-            rank = settings[name].rank if name in settings else 0
-            numbers.append(gcd(multiple_for(rounding.ranks, name), rank))
-            by_rule.append(rank % multiple_for(rule.ranks, name) == 0)
+            ranks = settings[name].ranks if name in settings else (0,)
+            numbers.append(gcd(multiple_for(rounding.ranks, name), *ranks))
+            by_rule.append(all(rank % multiple_for(rule.ranks, name) == 0 for rank in ranks))
         if name in widths and (name in groups or name not in settings):
             outputs = len(groups.get(name, ())) * widths[name].unit_width
             numbers.append(gcd(multiple_for(rounding.widths, name), outputs))

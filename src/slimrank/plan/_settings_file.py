@@ -26,9 +26,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
     Args:
         path: of a ``.json`` file, an object of layer -> ``["weight_svd", 0.5]``, ``{"method": ..., "ratio":
             ...}``, ``{"method": ..., "rank": ...}``, a list of such, "drop" or null; or of a ``.csv`` file
-            with the columns layer, method, ratio or rank, and form where one is wanted; and for
-            channel_pruning keep, or channels_kept with spaces between the units. Without a method, a layer
-            is left alone. A second row gives a layer another method beside the first.
+            with the columns layer, method, ratio or rank (two with a space between, of three factors),
+            and form where one is wanted; and for channel_pruning keep, or channels_kept with spaces between
+            the units. Without a method, a layer is left alone. A second row gives a layer another method
+            beside the first.
 
     Returns:
         What ``Plan.manual`` takes, in the order of the file.
@@ -153,9 +154,11 @@ def _setting_from_cells(cells: Mapping[str, str], where: str) -> SettingLike:
     try:
         if cells.get("ratio"):
             amount["ratio"] = float(cells["ratio"])
-        for column in ("rank", "keep"):
-            if cells.get(column):
-                amount[column] = int(cells[column])
+        if cells.get("rank"):
+            ranks = [int(rank) for rank in cells["rank"].split()]
+            amount["rank"] = ranks[0] if len(ranks) == 1 else ranks
+        if cells.get("keep"):
+            amount["keep"] = int(cells["keep"])
         if cells.get("channels_kept"):
             amount["channels_kept"] = [int(unit) for unit in cells["channels_kept"].split()]
     except ValueError as error:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from slimrank._errors import PlanError, RankError
 from slimrank._names import nearest
-from slimrank.cost import group_is_inside, layer_cost, max_rank, pair_cost, slimmed_spec
+from slimrank.cost import group_is_inside, layer_cost, rank_problem, setting_cost, slimmed_spec
 from slimrank.plan._structure import Step, Structure
 from slimrank.records import BlockDamage, ChannelMap, GroupCurve, GroupSpec, LayerSpec, Setting
 
@@ -69,17 +69,15 @@ def check_pair(spec: LayerSpec, setting: Setting, where: str, *, slimmed: bool) 
         RankError: the layer does not have the rank, or the pair saves neither MACs nor params.
     """
     what = "slimmed layer" if slimmed else "layer"
-    top = max_rank(spec, setting.form)
-    if not 1 <= setting.rank <= top:
+    problem = rank_problem(spec, setting)
+    if problem is not None:
         of = " of the slimmed layer" if slimmed else ""
-        raise RankError(
-            f"{where}: rank {setting.rank} is outside 1..{top}{of}; change it, or delete the entry"
-        )
+        raise RankError(f"{where}: {problem}{of}; change it, or delete the entry")
     before = layer_cost(spec)
-    after = pair_cost(spec, setting.form, setting.rank, has_bias=spec.has_bias)
+    after = setting_cost(spec, setting, has_bias=spec.has_bias)
     if after.macs >= before.macs and after.params >= before.params:
         raise RankError(
-            f"{where}: rank {setting.rank} costs at least what the {what} does; lower it, or delete the "
+            f"{where}: rank {setting.rank_text} costs at least what the {what} does; lower it, or delete the "
             "entry to leave the layer alone"
         )
 

@@ -114,7 +114,7 @@ def measure_scores(
             continue
         scored = journal.known(spec.name)
         all_candidates = candidates_of(spec, study.curves, tried, ratios)
-        new = [candidate for candidate in all_candidates if (candidate.form, candidate.rank) not in scored]
+        new = [candidate for candidate in all_candidates if candidate.key not in scored]
         if new:
             to_try[index] = (spec, new)
     counts: dict[str, list[int]] = {}
@@ -161,7 +161,7 @@ def measure_scores(
                     keep_ratio=entry.keep_ratio,
                     score=entry.score,
                 )
-                advance(1, f"{trial.name} {entry.form} {entry.rank}: {score:.4g}")
+                advance(1, f"{trial.name} {entry.tried}: {score:.4g}")
     return journal.finished()
 
 

@@ -14,17 +14,20 @@ from slimrank._names import listed, nearest
 from slimrank._numbers import real_number, whole_number
 from slimrank._study import Study
 from slimrank.cost import FORMS
-from slimrank.records import PRUNING, Curve, Form, GroupCurve, LayerSpec, Method
+from slimrank.records import PRUNING, Curve, Form, GroupCurve, LayerSpec, Method, Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A pair to try in the place of one layer."""
+    """What to try in the place of one layer."""
 
-    method: Method
-    form: Form
-    rank: int
+    setting: Setting
     keep_ratio: float
+
+    @property
+    def key(self) -> tuple[Form, int, int | None]:
+        """As that of the entry in a table."""
+        return self.setting.form, self.setting.rank, self.setting.rank_in
 
 
 def methods_to_try(study: Study, methods: Sequence[Method] | None) -> tuple[Method, ...]:
@@ -192,7 +195,7 @@ def candidates_of(
     Of several forms the one with the lowest error is taken, as for anchors; where no rank is within a
     candidate, the cheapest pair there is.
     """
-    candidates: dict[tuple[Form, int], Candidate] = {}
+    candidates: dict[Setting, Candidate] = {}
     for method in methods:
         forms = [curve for curve in curves if curve.layer == spec.name and curve.method == method]
         for ratio in ratios if forms and spec.macs else ():
@@ -209,8 +212,6 @@ def candidates_of(
             )
             number = min(within)[1] if within else cheapest[-1]
             curve, index = forms[number], max(last[number], 0)
-            rank = int(curve.ranks[index])
-            candidates[curve.form, rank] = Candidate(
-                method=method, form=curve.form, rank=rank, keep_ratio=float(curve.macs[index] / spec.macs)
-            )
+            setting = curve.setting(int(curve.ranks[index]))
+            candidates[setting] = Candidate(setting=setting, keep_ratio=float(curve.macs[index] / spec.macs))
     return list(candidates.values())

@@ -16,7 +16,7 @@ from slimrank.fitting import state_fits
 from slimrank.forward import Batch, run, watch_modules
 from slimrank.methods import Target, weights_target
 from slimrank.recipes._score_candidates import Candidate
-from slimrank.records import ChannelMap, GroupSpec, LayerSpec, Setting
+from slimrank.records import ChannelMap, GroupSpec, LayerSpec
 from slimrank.scores import GroupTrial, LayerTrial
 from slimrank.surgery import bias_of, dense_weight
 from slimrank.survey import (
@@ -51,14 +51,13 @@ def pair_trials(
     specs = {index: spec for index, (spec, _) in candidates.items()}
     for spec, layer, target in _targets(session, grams, specs, tell):
         for candidate in by_name[spec.name]:
-            setting = Setting(method=candidate.method, form=candidate.form, rank=candidate.rank)
-            pair, bias = independent_pair(spec, layer, setting, target)
+            pair, bias = independent_pair(spec, layer, candidate.setting, target)
             has_bias = carries_mean(
                 has_bias=bias_of(layer) is not None, plan_has_bias=session.options.has_bias
             )
             yield LayerTrial(
                 spec=spec,
-                method=candidate.method,
+                method=candidate.setting.method,
                 keep_ratio=candidate.keep_ratio,
                 pair=pair,
                 bias=bias if has_bias else None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.records._setting import Form, Method
+from slimrank.records._setting import Form, Method, Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -18,6 +18,8 @@ class Curve:
         method: the method the form belongs to.
         form: how the pair is split.
         ranks: (K,) int64, ascending.
+        ranks_in: (K,) int64, never falling: ``Setting.rank_in`` at each rank, of a form with three factors;
+            None for the others.
         macs, params, bytes: (K,) int64, cost of the pair at each rank (all calls, one sample).
         error: (K,) float64, the quadratic form E, never rising; no unit across layers.
         damage: (K,) float64, predicted divergence from the original; nats per sample once anchored.
@@ -32,6 +34,29 @@ class Curve:
     bytes: NDArray[np.int64]
     error: NDArray[np.float64]
     damage: NDArray[np.float64]
+    ranks_in: NDArray[np.int64] | None = None
+
+    def setting(self, rank: int) -> Setting:
+        """What a plan says of one rank of the curve."""
+        index = int(np.searchsorted(self.ranks, rank))
+        rank_in = None if self.ranks_in is None else int(self.ranks_in[index])
+        return Setting(method=self.method, form=self.form, rank=rank, rank_in=rank_in)
+
+    def damage_of(self, setting: Setting) -> float | None:
+        """The damage that the curve predicts for a setting of its form; None where it holds none.
+
+        Of two ranks that do not stand together in the curve, an upper bound: the damage of the largest of
+        which neither is above them.
+        """
+        if self.ranks_in is not None and setting.rank_in is not None:
+            last = min(
+                int(np.searchsorted(ranks, rank, side="right"))
+                for ranks, rank in ((self.ranks_in, setting.rank_in), (self.ranks, setting.rank))
+            )
+            return float(self.damage[last - 1]) if last else None
+        index = int(np.searchsorted(self.ranks, setting.rank))
+        is_there = index < len(self.ranks) and self.ranks[index] == setting.rank
+        return float(self.damage[index]) if is_there else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

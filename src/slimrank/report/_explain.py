@@ -2,7 +2,7 @@
 """One layer: what was found of it, what a plan does to it, and what other choices would cost."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import median
 from textwrap import fill
 
@@ -25,6 +25,7 @@ from slimrank.plan import (
     step_of,
 )
 from slimrank.records import PRUNING, Curve, GroupCurve, GroupSpec, LayerSpec, Setting, ratio_of
+from slimrank.report._facts import setting_facts
 from slimrank.report._groups import readers_of
 from slimrank.report._numbers import format_count, format_damage, format_percent
 from slimrank.report._table import joined_parts, render_table
@@ -356,9 +357,9 @@ def _pair_choices(source: PlanSource, spec: LayerSpec, step: Step, plan: Plan | 
         curve = _curve_of(source, spec.name, chosen)
         if curve is not None:
             lower, upper = _next_sizes(curve.ranks.tolist(), chosen.rank, multiple)
-            settings += [] if lower is None else [_setting_at(curve, lower)]
+            settings += [] if lower is None else [curve.setting(lower)]
             settings.append(chosen)
-            settings += [] if upper is None else [_setting_at(curve, upper)]
+            settings += [] if upper is None else [curve.setting(upper)]
         else:
             settings.append(chosen)
         limit = next((macs for macs in _macs_of(curves, chosen)), None)
@@ -413,11 +414,7 @@ def _best_within(curves: Sequence[Curve], limit: int, multiple: int) -> Setting 
     if not options:
         return None
     _, _, rank, curve = min(options, key=lambda option: option[:2])
-    return _setting_at(curve, rank)
-
-
-def _setting_at(curve: Curve, rank: int) -> Setting:
-    return Setting(method=curve.method, form=curve.form, rank=rank)
+    return curve.setting(rank)
 
 
 def _group_choices(source: PlanSource, group: GroupSpec, step: Step, plan: Plan | None) -> Iterator[_Choice]:
@@ -507,7 +504,7 @@ def _groups_outside(source: PlanSource, step: Step, block: str) -> dict[str, tup
 
 
 def _pair_text(setting: Setting) -> str:
-    return f"{setting_text(setting)} rank {setting.rank}"
+    return f"{setting_text(setting)} rank {setting.rank_text}"
 
 
 def _choice_table(choices: Sequence[_Choice], unit: str) -> str:
@@ -564,7 +561,7 @@ def _facts(
             group.name for group in channels.groups.values() if spec.name in readers_of(channels, group)
         ],
         "blocks": list(_blocks_around(source, spec)),
-        "setting": None if setting is None else asdict(setting),
+        "setting": None if setting is None else setting_facts(setting),
         "slimmed": None if plan is None or not plan.steps else slimmed_text(plan.steps[-1], spec),
         "text": " ".join(sentences),
         "unit": unit,

@@ -15,6 +15,7 @@ from slimrank.records import (
     LayerSpec,
     Measurement,
     Note,
+    Setting,
     Summary,
     ratio_of,
 )
@@ -81,7 +82,7 @@ def result_facts(summary: Summary) -> dict[str, Json]:
             "name": layer.name,
             "before": cost_facts(layer.before),
             "after": cost_facts(layer.after),
-            "setting": None if layer.setting is None else asdict(layer.setting),
+            "setting": None if layer.setting is None else setting_facts(layer.setting),
             "slimmed": layer.slimmed,
             "damage": finite_or_none(layer.damage),
             "fit": layer.fit,
@@ -200,10 +201,7 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
     Returns:
         Its keys, in the order in which people read them.
     """
-    settings: dict[str, Json] = {
-        name: {"method": setting.method, "form": setting.form, "rank": setting.rank}
-        for name, setting in plan.settings.items()
-    }
+    settings: dict[str, Json] = {name: setting_facts(setting) for name, setting in plan.settings.items()}
     return {
         "select": plan.select,
         "before": cost_facts(plan.before),
@@ -240,7 +238,7 @@ def difference_facts(plan: Plan, other: Plan) -> dict[str, Json]:
             return name in of.dropped
         if kind == "group":
             return list(of.groups[name]) if name in of.groups else None
-        return asdict(of.settings[name]) if name in of.settings else None
+        return setting_facts(of.settings[name]) if name in of.settings else None
 
     return {
         "same": not rows,
@@ -276,3 +274,8 @@ def _total_facts(plan: Plan) -> dict[str, Json]:
         "groups": len(plan.groups),
         "blocks": len(plan.dropped),
     }
+
+
+def setting_facts(setting: Setting) -> dict[str, Json]:
+    """A setting, without what its form does not have."""
+    return {name: value for name, value in asdict(setting).items() if value is not None}

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 from textwrap import fill
 
-from slimrank.cost import layer_cost, pair_cost, pair_has_bias, slimmed_spec
+from slimrank.cost import layer_cost, pair_has_bias, setting_cost, slimmed_spec
 from slimrank.plan import Plan, is_inside
 from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, PlannedLatency, Summary
 from slimrank.report._agreement import agreement_lines, divergence_text, output_table
@@ -221,13 +221,12 @@ def _plan_row(plan: Plan, spec: LayerSpec, slimmed: str | None) -> tuple[str, ..
     step = plan.steps[-1]
     left = slimmed_spec(spec, step.structure.channels, step.groups)
     if setting is not None:
-        after = pair_cost(
+        after = setting_cost(
             left,
-            setting.form,
-            setting.rank,
+            setting,
             has_bias=pair_has_bias(spec, plan_has_bias=plan.has_bias),
         ).macs
-        done: tuple[str, ...] = (setting.method, setting.form, str(setting.rank))
+        done: tuple[str, ...] = (setting.method, setting.form, setting.rank_text)
     elif is_inside(spec.name, plan.dropped):
         after, done = 0, ("dropped", "", "-")
     else:
@@ -306,7 +305,7 @@ def _text_layer_row(layer: LayerResult) -> tuple[str, ...]:
     return (
         name_text(layer.name),
         done_text(layer),
-        "-" if layer.setting is None else str(layer.setting.rank),
+        "-" if layer.setting is None else layer.setting.rank_text,
         format_count(layer.before.macs),
         format_count(layer.after.macs),
         format_ratio(layer.after.macs, layer.before.macs),

@@ -93,7 +93,7 @@ def read_aimet(
         OptionError: a layer to which the method does not apply, or a baseline that is no number.
     """
     if method not in FORMS:
-        raise UnknownNameError(f"method {method!r} does not exist; {nearest(str(method), FORMS)}")
+        raise UnknownNameError(f"method {method!r} does not exist; {nearest(str(method), _AIMET_FORMS)}")
     if baseline is not None and not isfinite(baseline):
         raise OptionError(f"baseline={baseline!r}; give the score of the untouched model, a finite number")
     where = f"AIMET's eval scores {Path(path)}"
@@ -188,7 +188,7 @@ def _entries_of_layer(
     spec: LayerSpec, scores: Mapping[Fraction, float], method: Method, where: str
 ) -> tuple[ScoreEntry, ...]:
     possible = forms_of(spec, method)
-    form = next((form for form in _AIMET_FORMS[method] if form in possible), None)
+    form = next((form for form in _AIMET_FORMS.get(method, ()) if form in possible), None)
     if form is None or method not in spec.methods:
         others = f"it can take {listed(spec.methods)}" if spec.methods else spec.reason or "no method does"
         raise OptionError(

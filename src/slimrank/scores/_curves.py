@@ -9,10 +9,22 @@ from numpy.typing import NDArray
 
 from slimrank._errors import ScoreError
 from slimrank._names import nearest
-from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost, pair_costs, pair_has_bias
+from slimrank.cost import (
+    FORM_ROWS,
+    forms_of,
+    layer_cost,
+    max_rank,
+    pair_costs,
+    pair_has_bias,
+    rank_problem,
+    ranks_at,
+    setting_cost,
+    usual_ranks_in,
+)
 from slimrank.methods import never_falling
 from slimrank.plan import Structure, check_multiple_of, multiple_for, names_of
-from slimrank.records import Curve, Form, LayerSpec, Method
+from slimrank.records import Curve, Form, LayerSpec, Method, Setting
+from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._scores import Scores
 
 Floats = NDArray[np.float64]
@@ -22,8 +34,7 @@ Floats = NDArray[np.float64]
 class _RankLoss:
     """What a layer loses at one rank, tried or interpolated."""
 
-    form: Form
-    rank: int
+    setting: Setting
     keep_ratio: float
     loss: float
 
@@ -94,15 +105,14 @@ def _tried_ranks(scores: Scores, spec: LayerSpec, method: Method) -> list[_RankL
     for entry in scores.entries.get(spec.name, ()):
         if entry.method != method:
             continue
-        if entry.form not in forms_of(spec, method) or entry.rank > max_rank(spec, entry.form) or not whole:
+        setting = _setting_of(entry, forms_of(spec, method))
+        if setting is None or rank_problem(spec, setting) is not None or not whole:
             raise ScoreError(
-                f"score table: layer {spec.name!r} cannot take {method} {entry.form} rank {entry.rank}; "
+                f"score table: layer {spec.name!r} cannot take {method} {entry.tried}; "
                 "delete the entry, or measure the scores again"
             )
-        macs = pair_cost(spec, entry.form, entry.rank, has_bias=spec.has_bias).macs
-        points.append(
-            _RankLoss(form=entry.form, rank=entry.rank, keep_ratio=macs / whole, loss=scores.loss(entry))
-        )
+        macs = setting_cost(spec, setting, has_bias=spec.has_bias).macs
+        points.append(_RankLoss(setting=setting, keep_ratio=macs / whole, loss=scores.loss(entry)))
     return sorted(points, key=_by_ratio)
 
 
@@ -125,9 +135,11 @@ def _offered_ranks(
     """Tried ranks that are multiples, and others whose loss is interpolated between tried neighbours."""
     if not points:
         return []
-    offered = {(point.form, point.rank): point for point in points if point.rank % multiple == 0}
+    offered = {
+        point.setting: point for point in points if all(rank % multiple == 0 for rank in point.setting.ranks)
+    }
     # Up, so that nothing is offered below the cheapest rank that was tried.
-    wanted = [(point.form, -(-point.rank // multiple) * multiple) for point in points]
+    wanted = [_raised(point.setting, multiple) for point in points]
     if interpolate:
         wanted += _ranks_between(spec, points, multiple)
     whole = layer_cost(spec)
@@ -135,31 +147,54 @@ def _offered_ranks(
     inner = [point for point in points if point.keep_ratio < 1]
     ratios = np.array([*(point.keep_ratio for point in inner), 1.0])
     losses = np.array([*_losses(inner), 0.0])
-    for form, rank in wanted:
-        if (form, rank) in offered or rank > max_rank(spec, form):
+    for setting in wanted:
+        if setting in offered or rank_problem(spec, setting) is not None:
             continue
-        cost = pair_cost(spec, form, rank, has_bias=spec.has_bias)
+        cost = setting_cost(spec, setting, has_bias=spec.has_bias)
         if cost.macs >= whole.macs and cost.params >= whole.params:
             continue
         ratio = cost.macs / whole.macs
-        offered[form, rank] = _RankLoss(
-            form=form, rank=rank, keep_ratio=ratio, loss=float(np.interp(ratio, ratios, losses))
-        )
+        loss = float(np.interp(ratio, ratios, losses))
+        offered[setting] = _RankLoss(setting=setting, keep_ratio=ratio, loss=loss)
     return sorted(offered.values(), key=_by_ratio)
 
 
-def _ranks_between(spec: LayerSpec, points: Sequence[_RankLoss], multiple: int) -> list[tuple[Form, int]]:
-    """Every rank between two tried points, and between the dearest one and the untouched layer."""
+def _setting_of(entry: ScoreEntry, forms: Sequence[Form]) -> Setting | None:
+    """What an entry tried; None where the layer has no such form."""
+    form = next((form for form in forms if form == entry.form), None)
+    if form is None:
+        return None
+    return Setting(method=entry.method, form=form, rank=entry.rank, rank_in=entry.rank_in)
+
+
+def _raised(setting: Setting, multiple: int) -> Setting:
+    """A setting with its ranks rounded up."""
+    rank_in = None if setting.rank_in is None else -(-setting.rank_in // multiple) * multiple
+    return replace(setting, rank=-(-setting.rank // multiple) * multiple, rank_in=rank_in)
+
+
+def _ranks_between(spec: LayerSpec, points: Sequence[_RankLoss], multiple: int) -> list[Setting]:
+    """Every rank between two tried points, and between the dearest one and the untouched layer.
+
+    Of two ranks, as they usually go together.
+    """
     whole = layer_cost(spec).macs
-    found: list[tuple[Form, int]] = []
+    found: list[Setting] = []
     for index, low in enumerate(points):
         high = points[index + 1] if index + 1 < len(points) else None
-        form, top = (low.form, 1.0) if high is None else (high.form, high.keep_ratio)
-        macs_per_rank = pair_cost(spec, form, 1, has_bias=spec.has_bias).macs
+        setting, top = (low.setting, 1.0) if high is None else (high.setting, high.keep_ratio)
+        form, ranks = setting.form, np.arange(multiple, max_rank(spec, setting.form) + 1, multiple)
+        ranks_in = usual_ranks_in(spec, form, ranks)
+        good, ranks_in = ranks_at(spec, form, ranks, ranks_in, multiple)
+        ranks = ranks[good]
+        macs, _ = pair_costs(spec, form, ranks, ranks_in, has_bias=spec.has_bias)
         found += [
-            (form, rank)
-            for rank in range(multiple, max_rank(spec, form) + 1, multiple)
-            if low.keep_ratio < rank * macs_per_rank / whole < top
+            replace(
+                setting,
+                rank=int(ranks[place]),
+                rank_in=None if ranks_in is None else int(ranks_in[place]),
+            )
+            for place in np.flatnonzero((macs / whole > low.keep_ratio) & (macs / whole < top)).tolist()
         ]
     return found
 
@@ -169,10 +204,16 @@ def _as_curves(
 ) -> list[Curve]:
     """One curve per form, ranks ascending."""
     curves = []
-    for form in dict.fromkeys(point.form for point in points):
-        of_form = sorted((point for point in points if point.form == form), key=lambda point: point.rank)
-        ranks = np.array([point.rank for point in of_form], dtype=np.int64)
-        macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
+    for form in dict.fromkeys(point.setting.form for point in points):
+        of_form = _path([point for point in points if point.setting.form == form])
+        settings = [point.setting for point in of_form]
+        ranks = np.array([setting.rank for setting in settings], dtype=np.int64)
+        ranks_in = (
+            np.array([setting.rank_in for setting in settings], dtype=np.int64)
+            if FORM_ROWS[form].has_third
+            else None
+        )
+        macs, params = pair_costs(spec, form, ranks, ranks_in, has_bias=has_bias)
         curves.append(
             Curve(
                 layer=spec.name,
@@ -184,6 +225,19 @@ def _as_curves(
                 bytes=params * spec.itemsize,
                 error=np.full(len(of_form), np.nan),
                 damage=_losses(of_form),
+                ranks_in=ranks_in,
             )
         )
     return curves
+
+
+def _path(points: Sequence[_RankLoss]) -> list[_RankLoss]:
+    """Points with rising ranks; of two ranks only those of which neither falls, as a curve has them."""
+    path: list[_RankLoss] = []
+    for point in sorted(points, key=lambda point: (point.setting.rank, point.setting.rank_in or 0)):
+        last = path[-1].setting if path else None
+        if last is None or (
+            point.setting.rank > last.rank and (point.setting.rank_in or 0) >= (last.rank_in or 0)
+        ):
+            path.append(point)
+    return path

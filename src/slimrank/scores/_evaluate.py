@@ -41,7 +41,7 @@ class LayerTrial:
 
     def __str__(self) -> str:
         setting = self.pair.setting
-        return f"layer {self.spec.name!r}, {self.method} {setting.form} rank {setting.rank}"
+        return f"layer {self.spec.name!r}, {self.method} {setting.form} rank {setting.rank_text}"
 
     @property
     def name(self) -> str:
@@ -59,6 +59,7 @@ class LayerTrial:
             method=self.method,
             form=self.pair.setting.form,
             rank=self.pair.setting.rank,
+            rank_in=self.pair.setting.rank_in,
             keep_ratio=self.keep_ratio,
             score=score,
         )

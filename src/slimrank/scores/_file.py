@@ -9,7 +9,7 @@ from typing import Literal, TypedDict, get_args
 
 from slimrank._errors import PlanError, ScoreError
 from slimrank._names import listed, nearest
-from slimrank.cost import FORMS
+from slimrank.cost import FORM_ROWS, FORMS
 from slimrank.files import (
     Json,
     as_flag,
@@ -50,6 +50,8 @@ _TABLE_KEYS = (
 _OPTIONAL_TABLE_KEYS = ("groups",)
 _KEYS_OF_GROUP = ("group", "entries")
 _KEYS_OF_ENTRY = ("method", "form", "rank", "keep_ratio", "score")
+# Written only where there is something to say.
+_LATER_KEYS_OF_ENTRY = ("rank_in",)
 
 
 class ScoresFields(TypedDict):
@@ -101,7 +103,14 @@ def write_scores(path: str | os.PathLike[str], scores: ScoresFields) -> None:
 
 
 def _entries_to_json(entries: Iterable[ScoreEntry]) -> Json:
-    return [{key: getattr(entry, key) for key in _KEYS_OF_ENTRY} for entry in entries]
+    return [
+        {
+            key: getattr(entry, key)
+            for key in (*_KEYS_OF_ENTRY, *_LATER_KEYS_OF_ENTRY)
+            if key in _KEYS_OF_ENTRY or getattr(entry, key) is not None
+        }
+        for entry in entries
+    ]
 
 
 def read_scores(path: str | os.PathLike[str]) -> ScoresFields:
@@ -193,16 +202,17 @@ def _entries_from_json(value: Json, where: str, *, in_groups: bool) -> tuple[Sco
 
 
 def _distinct(entries: tuple[ScoreEntry, ...], where: str) -> tuple[ScoreEntry, ...]:
-    """The entries, each of another method, form and rank."""
-    known = [(entry.method, entry.form, entry.rank) for entry in entries]
+    """The entries, each of another method, form or rank."""
+    known = [(entry.method, *entry.key) for entry in entries]
     repeated = next((key for key in known if known.count(key) > 1), None)
     if repeated is not None:
-        raise ScoreError(f"{where}: {' '.join(map(str, repeated))} stands twice; delete one of the entries")
+        shown = " ".join(str(part) for part in repeated if part is not None)
+        raise ScoreError(f"{where}: {shown} stands twice; delete one of the entries")
     return entries
 
 
 def _entry_from_json(value: Json, where: str) -> ScoreEntry:
-    content = as_object(value, where, required=_KEYS_OF_ENTRY)
+    content = as_object(value, where, required=_KEYS_OF_ENTRY, optional=_LATER_KEYS_OF_ENTRY)
     method = _method_from_json(content["method"], f"{where}.method")
     form_text = as_text(content["form"], f"{where}.form")
     form = _entry_form(method, form_text)
@@ -210,6 +220,12 @@ def _entry_from_json(value: Json, where: str) -> ScoreEntry:
         close = nearest(form_text, FORMS.get(method, (CHANNELS,)))
         raise ScoreError(f"{where}: {method} has no form {form_text!r}; {close}")
     rank = as_integer(content["rank"], f"{where}.rank")
+    rank_in = as_integer(content["rank_in"], f"{where}.rank_in") if "rank_in" in content else None
+    if (form in FORM_ROWS and FORM_ROWS[form].has_third) != (rank_in is not None):  # type: ignore[index]
+        raise ScoreError(
+            f"{where}: {form} has {'one rank' if rank_in else 'two ranks'}; "
+            f"{'delete' if rank_in else 'add'} rank_in, or measure the scores again"
+        )
     ratio = _finite(content["keep_ratio"], f"{where}.keep_ratio")
     if rank < 1 or ratio <= 0:
         raise ScoreError(f"{where}: rank {rank} and keep_ratio {ratio:g} must be above 0; delete the entry")
@@ -217,6 +233,7 @@ def _entry_from_json(value: Json, where: str) -> ScoreEntry:
         method=method,
         form=form,
         rank=rank,
+        rank_in=rank_in,
         keep_ratio=ratio,
         score=_finite(content["score"], f"{where}.score"),
     )

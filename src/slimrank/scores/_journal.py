@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slimrank._errors import FileError, ScoreError
 from slimrank.records import Method, replaces_groups
-from slimrank.scores._entry import ScoreEntry
+from slimrank.scores._entry import EntryKey, ScoreEntry
 from slimrank.scores._scores import Scores, differing_keys
 
 _Entries = Mapping[str, tuple[ScoreEntry, ...]]
@@ -80,10 +80,10 @@ class ScoreJournal:
         """Whether the untouched model has its score."""
         return self._table is not None
 
-    def known(self, layer: str) -> frozenset[tuple[str, int]]:
-        """Form and rank of what has been scored of a layer."""
+    def known(self, layer: str) -> frozenset[EntryKey]:
+        """Form and ranks of what has been scored of a layer."""
         entries = () if self._table is None else self._table.entries.get(layer, ())
-        return frozenset((entry.form, entry.rank) for entry in entries)
+        return frozenset(entry.key for entry in entries)
 
     def known_counts(self, group: str) -> frozenset[int]:
         """Units kept at which a channel group has been scored."""
@@ -141,15 +141,16 @@ class ScoreJournal:
         )
 
     def _joined_entries(self, order: Iterable[str], table: _Entries, other: _Entries) -> _Entries:
-        """The entries of both tables; those of the first where both hold a form and rank."""
+        """The entries of both tables; those of the first where both hold the same."""
         joined: dict[str, tuple[ScoreEntry, ...]] = {}
         for name in order:
             entries = table.get(name, ())
-            known = {(entry.form, entry.rank) for entry in entries}
-            added = [entry for entry in other.get(name, ()) if (entry.form, entry.rank) not in known]
+            known = {entry.key for entry in entries}
+            added = [entry for entry in other.get(name, ()) if entry.key not in known]
             if entries or added:
                 joined[name] = tuple(sorted((*entries, *added), key=self._sort_key))
         return joined
 
-    def _sort_key(self, entry: ScoreEntry) -> tuple[int, float, str, int]:
-        return self._methods.index(entry.method), entry.keep_ratio, entry.form, entry.rank
+    def _sort_key(self, entry: ScoreEntry) -> tuple[int, float, str, int, int]:
+        order = self._methods.index(entry.method)
+        return order, entry.keep_ratio, entry.form, entry.rank, entry.rank_in or 0

@@ -8,7 +8,7 @@ from typing import cast
 
 from slimrank._errors import ScoreError
 from slimrank.files import Json, write_text
-from slimrank.records import Method, replaces_groups
+from slimrank.records import Method
 from slimrank.report import ScoreLine, finite_or_none, notebook_html, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
@@ -164,8 +164,7 @@ class Scores:
                 layer=name,
                 method=method,
                 points=[
-                    (entry.keep_ratio, entry.score, f"{_tried_text(entry)}: {entry.score:.6g}")
-                    for entry in entries
+                    (entry.keep_ratio, entry.score, f"{entry.tried}: {entry.score:.6g}") for entry in entries
                 ],
             )
             for name, method, entries in self._rows()
@@ -234,11 +233,6 @@ def differing_keys(fingerprint: Mapping[str, str], other: Mapping[str, str]) -> 
     """The keys under which two fingerprints differ."""
     keys = dict.fromkeys((*fingerprint, *other))
     return [key for key in keys if fingerprint.get(key) != other.get(key)]
-
-
-def _tried_text(entry: ScoreEntry) -> str:
-    """What was tried, for people."""
-    return f"{entry.rank} units" if replaces_groups(entry.method) else f"{entry.form} rank {entry.rank}"
 
 
 def _cell(entries: list[ScoreEntry], ratio: float) -> str:

@@ -18,6 +18,7 @@ from slimrank.cost import (
     group_is_inside,
     group_time,
     layer_cost,
+    middle_cost,
     pair_rows_and_columns,
     rows_and_columns,
 )
@@ -50,15 +51,16 @@ _TIME_BITS = 45
 class CostParts:
     """Cost of a pair without its bias, exact at any shape.
 
-    ``fixed + columns * any_column + rows * any_row + rank * (each + columns * column + rows * row)``.
+    ``fixed + columns * any_column + rows * any_row + rank * (each + columns * column + rows * row)``. Of two
+    ranks on a path no cost is in proportion to either, so there all of it is that of any pair.
 
     Attributes:
         column: (B,) float64, cost for each rank and column of the weight that stays.
         row: (B,) float64, cost for each rank and row of the weight that stays.
         each: (B,) float64, cost for each rank; 0 but for times.
-        fixed: (B,) float64, cost of any pair; 0 but for times.
-        any_column: (B,) float64, cost for each column that stays, at any rank; 0 but for times.
-        any_row: (B,) float64, cost for each row that stays, at any rank; 0 but for times.
+        fixed: (B,) float64, cost of any pair; 0 but for times and two ranks.
+        any_column: (B,) float64, cost for each column that stays, at any rank; 0 likewise.
+        any_row: (B,) float64, cost for each row that stays, at any rank; 0 likewise.
     """
 
     column: Floats
@@ -179,19 +181,31 @@ class Costing:
         """Whether pairs of a form may be used: always, unless times are asked for and it has none."""
         return self.times is None or self._pair(spec.name, form) is not None
 
-    def cost_parts(self, spec: LayerSpec, form: Form) -> CostParts:
+    def cost_parts(self, spec: LayerSpec, form: Form, ranks: tuple[int, int] | None = None) -> CostParts:
         """Cost of the options of a layer that may lose rows and columns.
 
-        A curve cannot tell this: it holds sums at full shape only.
+        What a curve holds of it are sums at full shape.
 
         Args:
             spec: the layer; its numbers of rows and columns do not matter.
-            form: how the pair is split; one that is offered.
+            form: how the layer is split; one that is offered.
+            ranks: of a form with two ranks, both, in the order of its factors; else None.
 
         Returns:
             The parts.
         """
         column, row = (self.as_array(cost) for cost in factor_costs(spec, form))
+        if ranks is not None:
+            rank_in, rank = ranks
+            nothing = 0 * column
+            return CostParts(
+                column=nothing,
+                row=nothing,
+                each=nothing,
+                fixed=rank_in * rank * self.as_array(middle_cost(spec, form)),
+                any_column=rank_in * column,
+                any_row=rank * row,
+            )
         pair = self._pair(spec.name, form)
         if pair is None:
             nothing = self._time(0.0)

@@ -170,8 +170,7 @@ class Anchors:
         layer = self._model.get_submodule(spec.name)
         self.start_at(spec.name)
         anchors = []
-        for method, form, rank, error in anchor_points(curves, spec.macs, self._ratios):
-            setting = Setting(method=method, form=form, rank=rank)
+        for setting, error in anchor_points(curves, spec.macs, self._ratios):
             factors, bias = independent_pair(spec, layer, setting, target)
             new = build_replacement(spec, layer, factors, bias)
 

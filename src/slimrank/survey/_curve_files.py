@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from slimrank._errors import StudyError
-from slimrank.cost import forms_of
-from slimrank.methods import METHODS
+from slimrank.cost import FORM_ROWS, forms_of
+from slimrank.methods import TABLE
 from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, GroupSpec, LayerSpec, replaces_groups
 from slimrank.store import Store
 
@@ -16,6 +16,8 @@ from slimrank.store import Store
 GRADIENT_FILE = "gradients.safetensors"
 # Of a curve, as attributes of it and as names in its file.
 _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
+# The same of a form with two ranks alone.
+_SECOND = "ranks_in"
 
 
 def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
@@ -23,7 +25,8 @@ def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
     tensors = {
         f"{curve.method}.{curve.form}.{array}": torch.from_numpy(getattr(curve, array).copy())
         for curve in curves
-        for array in _ARRAYS
+        for array in (*_ARRAYS, _SECOND)
+        if getattr(curve, array) is not None
     }
     store.write_tensors(
         f"curves-{index:04d}.safetensors", tensors, {"layer": curves[0].layer} if curves else None
@@ -37,11 +40,12 @@ def read_layer(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
         return ()
     tensors = store.read_tensors(name)
     curves = []
-    for method in METHODS:
+    for method in TABLE:
         for form in forms_of(spec, method):
             if f"{method}.{form}.ranks" not in tensors:
                 continue
-            arrays = {array: tensors[f"{method}.{form}.{array}"].numpy() for array in _ARRAYS}
+            names = (*_ARRAYS, _SECOND) if FORM_ROWS[form].has_third else _ARRAYS
+            arrays = {array: tensors[f"{method}.{form}.{array}"].numpy() for array in names}
             curves.append(Curve(layer=spec.name, method=method, form=form, **arrays))
     return tuple(curves)
 

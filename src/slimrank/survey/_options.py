@@ -9,7 +9,7 @@ from slimrank._names import listed, nearest
 from slimrank._numbers import plain_number
 from slimrank.calibrate import LikelihoodChoice, Weights, likelihood_of, weights_of
 from slimrank.files import Json
-from slimrank.methods import METHODS
+from slimrank.methods import METHODS, TABLE
 from slimrank.records import CHANNEL_ORDERS, ChannelOrder, Effort, Method
 from slimrank.survey._effort import EFFORT_ROWS, EffortRow, check_effort
 
@@ -88,8 +88,8 @@ def methods_in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
     """
     if isinstance(methods, str):
         raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
-    unknown = tuple(method for method in methods if method not in METHODS)
-    return (*(method for method in METHODS if method in methods), *unknown)
+    unknown = tuple(method for method in methods if method not in TABLE)
+    return (*(method for method in TABLE if method in methods), *unknown)
 
 
 def check_options(options: Options) -> None:
@@ -102,10 +102,10 @@ def check_options(options: Options) -> None:
     likelihood_of(options.likelihood)
     weights_of(options.weights)
     if not options.methods:
-        raise OptionError(f"methods is empty; give some of {', '.join(METHODS)}")
+        raise OptionError(f"methods is empty; give some of {', '.join(TABLE)}")
     for method in options.methods:
-        if method not in METHODS:
-            raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, METHODS)}")
+        if method not in TABLE:
+            raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, TABLE)}")
     if options.channel_order not in CHANNEL_ORDERS:
         close = nearest(str(options.channel_order), CHANNEL_ORDERS)
         raise UnknownNameError(f"channel_order={options.channel_order!r} does not exist; {close}")
@@ -137,7 +137,7 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
     if missing:
         raise FileError(f"study.json: options lacks {listed(missing)}; study again")
     return Options(
-        methods=tuple(method for method in METHODS if method in _list_of_option(value, "methods")),
+        methods=tuple(method for method in TABLE if method in _list_of_option(value, "methods")),
         skip=tuple(str(pattern) for pattern in _list_of_option(value, "skip")),
         likelihood=likelihood_of(value["likelihood"]),
         fisher=bool(value["fisher"]),

@@ -34,8 +34,8 @@ def check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None:
         for name, setting in step.settings.items():
             if not is_replacement(modules, step.structure.layers[name], setting, replaced=replaced):
                 raise PlanError(
-                    f"previous: it did not make this model: {name!r} is no pair of rank {setting.rank}; give "
-                    "the plan of the result that the model came from"
+                    f"previous: it did not make this model: {name!r} is no pair of rank {setting.rank_text}; "
+                    "give the plan of the result that the model came from"
                 )
 
 

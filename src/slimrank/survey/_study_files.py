@@ -12,7 +12,7 @@ from slimrank._errors import FileError, StudyError
 from slimrank.calibrate import OwnLossFn
 from slimrank.files import Json, check_format, make_directory, spelled_number
 from slimrank.forward import OutputChoice, map_tensors
-from slimrank.methods import METHODS
+from slimrank.methods import TABLE
 from slimrank.plan import Plan, Step, Structure
 from slimrank.records import BlockDamage, Cost, Curve, GroupCurve, Method, Note
 from slimrank.store import Store
@@ -169,7 +169,7 @@ def read_study(store: Store) -> StudyRecord:
         group_curves=read_group_curves(store, structure.channels),
         # Blocks are measured with data only.
         block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
-        methods=tuple(method for method in METHODS if method in _list_of(facts, "methods")),
+        methods=tuple(method for method in TABLE if method in _list_of(facts, "methods")),
         grams=store.read_tensors(GRADIENT_FILE),
         unit=str(facts.get("unit")),
         notes=tuple(

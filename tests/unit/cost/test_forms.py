@@ -8,8 +8,19 @@ from math import prod
 import numpy as np
 import pytest
 
-from slimrank.cost import FORM_ROWS, FORMS, factor_taps, forms_of, max_rank, pair_costs
-from slimrank.records import Call, Form, LayerKind, LayerSpec, Method
+from slimrank.cost import (
+    FORM_ROWS,
+    FORMS,
+    at_multiples,
+    factor_taps,
+    forms_of,
+    least_shape,
+    max_rank,
+    pair_costs,
+    rank_problem,
+    usual_ranks_in,
+)
+from slimrank.records import Call, Curve, Form, LayerKind, LayerSpec, Method, Setting
 
 _DIMS: dict[LayerKind, int] = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3, "other": 2}
 
@@ -60,6 +71,8 @@ def _forms_by_hand(spec: LayerSpec, method: Method) -> tuple[Form, ...]:
         if spec.kind == "linear":
             return ("linear",)
         return ("kxk_1x1",) if prod(spec.kernel) == 1 else ("kxk_1x1", "1x1_kxk")
+    if method == "tucker2":
+        return ("1x1_kxk_1x1",) if spec.kind == "conv2d" and prod(spec.kernel) > 1 else ()
     return ("v_h", "h_v") if spec.kind == "conv2d" and min(spec.kernel) > 1 else ()
 
 
@@ -127,14 +140,103 @@ def test_no_form_belongs_to_channel_pruning() -> None:
 def test_ranks_and_costs_equal_the_formulas_by_hand() -> None:
     ranks = np.arange(1, 4)
     for spec in _SPECS:
-        for method in FORMS:
-            for form in forms_of(spec, method):
-                assert max_rank(spec, form) == _max_rank_by_hand(spec, form), (spec, form)
-                for has_bias in (False, True):
-                    macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
-                    assert macs.tolist() == (ranks * _macs_by_hand(spec, form)).tolist(), (spec, form)
-                    expected = ranks * _params_by_hand(spec, form) + 10 * has_bias
-                    assert params.tolist() == expected.tolist(), (spec, form)
+        for form in (*forms_of(spec, "weight_svd"), *forms_of(spec, "spatial_svd")):
+            assert max_rank(spec, form) == _max_rank_by_hand(spec, form), (spec, form)
+            for has_bias in (False, True):
+                macs, params = pair_costs(spec, form, ranks, has_bias=has_bias)
+                assert macs.tolist() == (ranks * _macs_by_hand(spec, form)).tolist(), (spec, form)
+                expected = ranks * _params_by_hand(spec, form) + 10 * has_bias
+                assert params.tolist() == expected.tolist(), (spec, form)
+
+
+def test_ranks_and_costs_of_three_factors_equal_the_formulas_by_hand() -> None:
+    ranks, ranks_in = np.array([1, 4, 10]), np.array([2, 3, 6])
+    seen = 0
+    for spec in _SPECS:
+        for form in forms_of(spec, "tucker2"):
+            (call, _), taps = spec.calls, prod(spec.kernel)
+            inside = call.input_shape[0] * prod(call.input_shape[2:])
+            outside = call.input_shape[0] * prod(call.output_shape[2:])
+            macs, params = pair_costs(spec, form, ranks, ranks_in, has_bias=True)
+            expected = 6 * ranks_in * inside + (ranks_in * ranks * taps + 10 * ranks) * outside
+            assert macs.tolist() == (2 * expected).tolist(), spec
+            assert params.tolist() == (6 * ranks_in + ranks_in * ranks * taps + 10 * ranks + 10).tolist()
+            assert max_rank(spec, form) == min(10, 6 * taps)
+            seen += 1
+    assert seen
+
+
+def _tucker(rank: int, rank_in: int | None) -> Setting:
+    return Setting(method="tucker2", form="1x1_kxk_1x1", rank=rank, rank_in=rank_in)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        (_tucker(10, 6), None),
+        (_tucker(1, 2), None),
+        (_tucker(11, 6), "rank 11 is outside 1..10"),
+        (_tucker(0, 6), "rank 0 is outside 1..10"),
+        (_tucker(10, 7), "rank_in 7 is outside 5..6 at rank 10"),
+        # A map of one channel with two taps has two at most behind it, and the other way round.
+        (_tucker(3, 1), "rank_in 1 is outside 2..6 at rank 3"),
+        (_tucker(1, 3), "rank_in 3 is outside 1..2 at rank 1"),
+        (_tucker(4, None), "rank_in None is outside 2..6 at rank 4"),
+    ],
+)
+def test_ranks_that_a_layer_does_not_have_are_named(setting: Setting, problem: str | None) -> None:
+    assert rank_problem(_spec("conv2d", (2, 1), 1, 0), setting) == problem
+
+
+def test_the_usual_second_rank_is_the_same_share_and_within_bounds() -> None:
+    spec, ranks = _spec("conv2d", (2, 1), 1, 0), np.arange(1, 11)
+    usual = usual_ranks_in(spec, "1x1_kxk_1x1", ranks)
+    assert usual is not None
+    assert usual.tolist() == [1, 2, 2, 3, 3, 4, 5, 5, 6, 6]
+    assert usual_ranks_in(spec, "kxk_1x1", ranks) is None
+
+
+def test_the_least_shape_still_has_the_ranks() -> None:
+    spec = _spec("conv2d", (3, 2), 1, 0)
+    for form in ("kxk_1x1", "1x1_kxk", "v_h", "h_v"):
+        ranks = np.arange(1, max_rank(spec, form) + 1)
+        for rank, columns, rows in zip(ranks, *least_shape(spec, form, ranks, None), strict=True):
+            narrow = replace(spec, weight_shape=(int(rows), int(columns), 3, 2))
+            assert max_rank(narrow, form) >= rank
+            for shape in ((rows - 1, columns), (rows, columns - 1)):
+                less = replace(spec, weight_shape=(int(shape[0]), int(shape[1]), 3, 2))
+                assert max_rank(less, form) < rank
+    columns, rows = least_shape(spec, "1x1_kxk_1x1", np.array([4]), np.array([3]))
+    assert (columns.tolist(), rows.tolist()) == ([3], [4])
+
+
+def test_multiples_of_a_curve_with_two_ranks_are_raised_and_cost_what_they_are() -> None:
+    spec = _spec("conv2d", (3, 3), 1, 1)
+    ranks, ranks_in, damage = (
+        np.arange(1, 10),
+        np.array([1, 1, 2, 2, 3, 3, 5, 5, 6]),
+        np.arange(9.0, 0.0, -1.0),
+    )
+    macs, params = pair_costs(spec, "1x1_kxk_1x1", ranks, ranks_in, has_bias=True)
+    curve = Curve(
+        layer="layer",
+        method="tucker2",
+        form="1x1_kxk_1x1",
+        ranks=ranks,
+        macs=macs,
+        params=params,
+        bytes=4 * params,
+        error=damage,
+        damage=damage,
+        ranks_in=ranks_in,
+    )
+    assert at_multiples(spec, curve, 1, has_bias=True).macs.tolist() == macs.tolist()
+    fours = at_multiples(spec, curve, 4, has_bias=True)
+    assert fours.ranks_in is not None
+    # At 8 the next multiple of 4 is 8, and the layer has six inputs.
+    assert (fours.ranks.tolist(), fours.ranks_in.tolist()) == ([4], [4])
+    assert fours.damage.tolist() == [6.0]
+    assert fours.macs.tolist() == pair_costs(spec, curve.form, np.array([4]), np.array([4]), has_bias=True)[0]
 
 
 def test_a_sample_without_a_batch_dimension_costs_the_same() -> None:

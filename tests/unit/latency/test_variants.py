@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Variants of a network, from their draw to the modules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +46,16 @@ def test_ranks_are_on_the_grid_and_cost_less_than_the_layer(study: sr.Study) -> 
             assert setting.rank % 4 == 0
             pair = pair_cost(spec, setting.form, setting.rank, has_bias=False)
             assert pair.macs < layer_cost(spec).macs
+
+
+def test_three_factors_are_not_timed(study: sr.Study) -> None:
+    layers = {
+        name: replace(spec, methods=("tucker2",) if "spatial_svd" in spec.methods else ())
+        for name, spec in study.structure.layers.items()
+    }
+    structure = replace(study.structure, layers=layers)
+    assert not any(step.settings for step in draw_variants(structure, ("tucker2",), count=4, step=4, seed=0))
+    assert seams.shared_step(structure, ("tucker2",)) == 4
 
 
 def test_the_shared_step_is_the_largest_that_leaves_most_layers_several_sizes(study: sr.Study) -> None:

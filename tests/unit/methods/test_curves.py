@@ -23,7 +23,7 @@ from slimrank.methods import (
     metric_roots,
     relative_curves,
 )
-from slimrank.records import Call, Curve, Form, LayerSpec, Method
+from slimrank.records import Call, Curve, Form, LayerSpec, Method, Setting
 
 
 def _spec(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> LayerSpec:
@@ -150,16 +150,18 @@ def test_relative_damage_is_a_share_of_all() -> None:
 def test_anchors_lie_at_shares_of_the_cost() -> None:
     curve = _curve([100.0 - rank for rank in range(1, 11)])
     assert anchor_points([curve], 100) == [
-        ("weight_svd", "linear", 5, 95.0),
-        ("weight_svd", "linear", 2, 98.0),
+        (Setting(method="weight_svd", form="linear", rank=5), 95.0),
+        (Setting(method="weight_svd", form="linear", rank=2), 98.0),
     ]
     # Below the cheapest pair: the cheapest pair.
     assert anchor_points([_curve([9.0, 5.0], [30, 40])], 100) == [
-        ("weight_svd", "linear", 2, 5.0),
-        ("weight_svd", "linear", 1, 9.0),
+        (Setting(method="weight_svd", form="linear", rank=2), 5.0),
+        (Setting(method="weight_svd", form="linear", rank=1), 9.0),
     ]
     # One pair is measured once.
-    assert anchor_points([_curve([5.0], [60])], 100) == [("weight_svd", "linear", 1, 5.0)]
+    assert anchor_points([_curve([5.0], [60])], 100) == [
+        (Setting(method="weight_svd", form="linear", rank=1), 5.0)
+    ]
 
 
 def test_anchors_take_the_best_pair_at_each_cost() -> None:
@@ -167,8 +169,8 @@ def test_anchors_take_the_best_pair_at_each_cost() -> None:
     second = _curve([8.0, 6.0, 2.0], [10, 40, 70], form="1x1_kxk")
     other = _curve([7.0, 6.0, 0.0], [10, 40, 70], method="spatial_svd", form="v_h")
     assert anchor_points([first, second, other], 100) == [
-        ("weight_svd", "kxk_1x1", 2, 5.0),
-        ("spatial_svd", "v_h", 1, 7.0),
+        (Setting(method="weight_svd", form="kxk_1x1", rank=2), 5.0),
+        (Setting(method="spatial_svd", form="v_h", rank=1), 7.0),
     ]
 
 

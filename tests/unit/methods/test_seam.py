@@ -125,6 +125,7 @@ def test_the_row_replaces_a_layer() -> None:
     assert {name: row.replaces for name, row in TABLE.items()} == {
         "weight_svd": "layer",
         "spatial_svd": "layer",
+        "tucker2": "layer",
         "channel_pruning": "group",
     }
 

@@ -50,7 +50,7 @@ def test_every_score_stands_in_the_file_at_once(tmp_path: Path) -> None:
     assert [one.rank for one in under_way.finished().entries["second"]] == [2, 4, 3]
     again = journal(file)
     assert again.is_started
-    assert again.known("second") == {("kxk_1x1", 2), ("kxk_1x1", 4), ("v_h", 3)}
+    assert again.known("second") == {("kxk_1x1", 2, None), ("kxk_1x1", 4, None), ("v_h", 3, None)}
     assert again.known("third") == frozenset()
 
 
@@ -72,7 +72,7 @@ def test_groups_and_layers_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     assert list(other.finished().groups) == ["second", "third"]
     assert other.finished().groups["second"] == (units(2), units(3))
     assert other.known_counts("second") == {2, 3}
-    assert other.known("second") == {("kxk_1x1", 4)}
+    assert other.known("second") == {("kxk_1x1", 4, None)}
     assert other.known("third") == frozenset()
 
 

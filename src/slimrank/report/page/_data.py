@@ -34,7 +34,7 @@ from slimrank.report._agreement import (
     output_table,
 )
 from slimrank.report._exported import export_facts
-from slimrank.report._facts import agreement_facts, cost_facts, warning_facts
+from slimrank.report._facts import agreement_facts, cost_facts, setting_facts, warning_facts
 from slimrank.report._groups import counts_text, groups_line, readers_of
 from slimrank.report._numbers import finite_or_none
 from slimrank.report._words import counted, is_left_alone, multiples_text, shape_text
@@ -275,7 +275,7 @@ def _done_data(layer: LayerResult, dropped: Sequence[str]) -> dict[str, Json]:
     """What became of a layer."""
     return {
         "after": cost_facts(layer.after),
-        "setting": None if layer.setting is None else asdict(layer.setting),
+        "setting": None if layer.setting is None else setting_facts(layer.setting),
         "slimmed": layer.slimmed,
         "dropped": is_inside(layer.name, dropped),
         "damage": finite_or_none(layer.damage),

@@ -40,7 +40,7 @@ _ARROW = "\N{RIGHTWARDS ARROW}"
 # costliest. Tables and data have all of them.
 _MOST_BARS, _MOST_CURVES, _MOST_SPANS = 50, 24, 60
 # Of the lines of methods; others have the next one.
-_COLOURS: Mapping[str, int] = {"weight_svd": 0, "spatial_svd": 1, PRUNING: 2}
+_COLOURS: Mapping[str, int] = {"weight_svd": 0, "spatial_svd": 1, PRUNING: 2, "tucker2": 3}
 # Rows from which on a table is folded at first.
 _LONG = 60
 
@@ -149,7 +149,7 @@ def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
         )
     after = _number(_facts(row["after"])["macs"])
     setting = _setting(row)
-    rank = "" if setting is None else f", rank {setting.rank}"
+    rank = "" if setting is None else f", rank {setting.rank_text}"
     return Bar(
         layer=str(row["name"]),
         name=name,
@@ -229,7 +229,7 @@ def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
                 (
                     name_text(str(row["name"])),
                     _done(row).replace("->", _ARROW),
-                    "-" if setting is None else str(setting.rank),
+                    "-" if setting is None else setting.rank_text,
                     f"{format_count(int(macs))} {_ARROW} {format_count(int(new))}",
                     ratio,
                     f"{format_count(int(params))} {_ARROW} {format_count(int(new_params))}",

@@ -258,8 +258,12 @@ def _most_saved(layer: JointLayer, joint: Joint, price: Floats, by: tuple[int, .
                 # saved, at least what a pair takes without columns is spent.
                 unit = form.each[metric] + form.row[metric] * (rows if by else 0 * rows)
             pair = np.multiply.outer(unit, form.ranks) + (layer.bias[metric] * rows)[..., None]
-            # Of times alone: as before, without columns.
-            pair += form.fixed[metric] + (form.any_row[metric] * (rows if by else 0 * rows))[..., None]
+            if metric == joint.latency:
+                # As before, without columns.
+                at_any = form.any_row[metric] * (rows if by else 0 * rows)
+            else:
+                at_any = form.any_row[metric] * rows + form.any_column[metric] * columns
+            pair += form.fixed[metric] + at_any[..., None]
             saved += unit_price * np.maximum(dense[..., metric, None] - pair, 0.0)
         most = np.maximum(most, saved.max(axis=-1))
     return most

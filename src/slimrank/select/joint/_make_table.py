@@ -14,7 +14,14 @@ from math import prod
 import numpy as np
 
 from slimrank._errors import NonFiniteError
-from slimrank.cost import consumer_gains_bias, matrix_names, matrix_tensor, pair_has_bias
+from slimrank.cost import (
+    at_multiples,
+    consumer_gains_bias,
+    least_shape,
+    matrix_names,
+    matrix_tensor,
+    pair_has_bias,
+)
 from slimrank.plan import Multiples, PlanSource, Rounding, is_inside, multiple_for
 from slimrank.records import (
     AxisUnits,
@@ -43,6 +50,12 @@ from slimrank.select.joint._pieces import (
 )
 from slimrank.select.joint._table import Joint, Key, Touching
 from slimrank.select.layers._table import Floats, Ints, safe_damage
+
+# Options of one curve with two ranks that a search looks at. More fill a budget better, and each is one more
+# form of its layer in every look.
+_MAX_PARTS = 16
+# What a curve holds of each option.
+_ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
 
 
 def joint_of(
@@ -125,9 +138,14 @@ def _joint(
         if curve.method in methods and curve.layer not in skipped:
             curves_of.setdefault(curve.layer, []).append(curve)
     for name, spec in source.structure.layers.items():
-        layer_curves = curves_of.get(name, [])
+        has_bias = pair_has_bias(spec, plan_has_bias=source.has_bias)
+        layer_curves = [
+            part
+            for curve in curves_of.get(name, ())
+            for part in _parts(at_multiples(spec, curve, multiple_for(multiples, name), has_bias=has_bias))
+        ]
         forms = [
-            _ranks(spec, curve, maker.costing, multiple_for(multiples, name), len(curves) + index)
+            _ranks(spec, curve, maker.costing, len(curves) + index)
             for index, curve in enumerate(layer_curves)
             if maker.costing.offers(spec, curve.form)
         ]
@@ -211,14 +229,38 @@ def _linked(
     return tuple(tuple(sorted(others)) for others in found)
 
 
-def _ranks(spec: LayerSpec, curve: Curve, costing: Costing, multiple: int, index: int) -> Ranks:
-    damage, parts = safe_damage(curve), costing.cost_parts(spec, curve.form)
-    good = curve.ranks % multiple == 0
+def _parts(curve: Curve) -> list[Curve]:
+    """A curve as it is; of two ranks, a few of its options, each as a curve of its own.
+
+    What an option costs at other shapes is then that of any pair of its form: see ``CostParts``.
+    """
+    if curve.ranks_in is None:
+        return [curve]
+    # In even steps of what they cost: a search looks at every form of every layer.
+    wanted = np.geomspace(max(curve.macs.min(initial=1), 1), max(curve.macs.max(initial=1), 1), _MAX_PARTS)
+    places = np.unique(np.searchsorted(curve.macs, np.round(wanted)).clip(max=len(curve.ranks) - 1))
+    return [
+        replace(
+            curve,
+            ranks_in=curve.ranks_in[place : place + 1],
+            **{array: getattr(curve, array)[place : place + 1] for array in _ARRAYS},
+        )
+        for place in places.tolist()
+        if len(curve.ranks)
+    ]
+
+
+def _ranks(spec: LayerSpec, curve: Curve, costing: Costing, index: int) -> Ranks:
+    both = None if curve.ranks_in is None else (int(curve.ranks_in[0]), int(curve.ranks[0]))
+    damage, parts = safe_damage(curve), costing.cost_parts(spec, curve.form, both)
+    columns, rows = least_shape(spec, curve.form, curve.ranks, curve.ranks_in)
     return Ranks(
         form=curve.form,
         curve=index,
-        ranks=curve.ranks[good],
-        damage=damage[good],
+        ranks=curve.ranks,
+        damage=damage,
+        least_columns=columns,
+        least_rows=rows,
         column=parts.column,
         row=parts.row,
         each=parts.each,

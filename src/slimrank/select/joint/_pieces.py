@@ -121,6 +121,8 @@ class Ranks:
         curve: index of its curve in ``Joint.curves``.
         ranks: (K,) int64, ascending.
         damage: (K,) float64, at least 0.
+        least_columns, least_rows: (K,) int64, the narrowest weight that still has each of them, of one group
+            of a grouped convolution.
         column: (B,) float64, cost per rank and column of the weight, of all groups of a grouped convolution.
         row: (B,) float64, cost per rank and row of the weight.
         each: (B,) float64, cost per rank, whatever the shape.
@@ -133,6 +135,8 @@ class Ranks:
     curve: int
     ranks: Ints
     damage: Floats
+    least_columns: Ints
+    least_rows: Ints
     column: Floats
     row: Floats
     each: Floats

@@ -63,6 +63,7 @@ class RankTables:
         shape = (len(joint.layers), widest)
         self._damage, self._rank = np.full(shape, np.inf), np.zeros(shape, dtype=np.int64)
         self._form, self._curve = np.full(shape, UNTOUCHED), np.full(shape, UNTOUCHED)
+        self._least_columns, self._least_rows = (np.zeros(shape, dtype=np.int64) for _ in range(2))
         for index, (every, layer) in enumerate(zip(taken, joint.layers, strict=True)):
             self._damage[index, 0] = 0.0
             end = 1
@@ -70,6 +71,8 @@ class RankTables:
                 start, end = end, end + len(indices)
                 self._damage[index, start:end] = form.damage[indices]
                 self._rank[index, start:end] = form.ranks[indices]
+                self._least_columns[index, start:end] = form.least_columns[indices]
+                self._least_rows[index, start:end] = form.least_rows[indices]
                 self._form[index, start:end], self._curve[index, start:end] = place, form.curve
         # (L, K, B) made (B, L, K).
         layers, grids = np.arange(len(joint.layers))[:, None], joint.grids
@@ -107,20 +110,23 @@ class RankTables:
         cost = self._column[:, there] * column_sizes + self._row[:, there] * row_sizes
         cost += self._alone[:, there]
         damage = self._damage[there]
-        # The full rank of each form, slimmed.
-        first, second = columns[:, None] * self._first_taps[there], rows[:, None] * self._second_taps[there]
-        # Both count all groups of a grouped convolution, ranks and the weight one of them.
-        kernel_groups = shapes.kernel_groups[:, None]
-        full = np.minimum(first, second) // kernel_groups
+        # Columns and rows count all groups of a grouped convolution, ranks and the weight one of them.
+        kernel_groups = shapes.kernel_groups
         good = np.isfinite(damage) & saves(cost, whole[:, :, None], joint.latency)
         if joint.latency is not None:
             # What is faster must also be smaller: a plan takes no pair that saves neither params nor MACs.
             counted = [index for index in range(len(cost)) if index != joint.latency]
             smaller = (cost[counted] < whole[counted][:, :, None]).any(axis=0)
+            first = columns[:, None] * self._first_taps[there]
+            second = rows[:, None] * self._second_taps[there]
             places = self._form[there]
             pair = self._rank[there] * np.take_along_axis(first + second, places, axis=1)
-            good &= smaller | (pair < np.take_along_axis(first * second // kernel_groups, places, axis=1))
-        good &= self._rank[there] <= np.take_along_axis(full, self._form[there], axis=1)
+            good &= smaller | (
+                pair < np.take_along_axis(first * second // kernel_groups[:, None], places, axis=1)
+            )
+        # Ranks that the slimmed layer has.
+        good &= self._least_columns[there] <= (columns // kernel_groups)[:, None]
+        good &= self._least_rows[there] <= (rows // kernel_groups)[:, None]
         if len(there):
             cost[:, :, 0], good[:, 0] = whole, True
         weighted = np.where(good, added(1 / joint.scale, cost), np.inf)

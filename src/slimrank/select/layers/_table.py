@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import NonFiniteError
+from slimrank.cost import at_multiples, pair_has_bias
 from slimrank.plan import Multiples, PlanSource, multiple_for
 from slimrank.records import Budgeted, Curve, LayerSpec, NetworkTimes, Setting
 from slimrank.select._option_costs import Costing
@@ -111,16 +112,19 @@ def table_of(
     curves: list[Curve] = []
     rows: list[tuple[str, Floats, Floats, Ints, Ints]] = []
     for name, spec in source.structure.layers.items():
-        options = _options(
-            spec,
-            by_layer.get(name, []),
-            costing,
-            multiple_for(multiples, name),
-            len(curves),
-        )
+        offered = [
+            at_multiples(
+                spec,
+                curve,
+                multiple_for(multiples, name),
+                has_bias=pair_has_bias(spec, plan_has_bias=source.has_bias),
+            )
+            for curve in by_layer.get(name, ())
+        ]
+        options = _options(spec, offered, costing, len(curves))
         if options is not None:
             rows.append((name, *options))
-            curves.extend(by_layer[name])
+            curves.extend(offered)
     layers, widest = len(rows), max((len(row[2]) for row in rows), default=1)
     cost = np.zeros((len(before), layers, widest))
     damage = np.full((layers, widest), np.inf)
@@ -190,9 +194,7 @@ def settings_of(table: Table, choice: Ints) -> dict[str, Setting]:
         index = int(table.curve[layer, choice[layer]])
         if index != UNTOUCHED:
             curve = table.curves[index]
-            settings[name] = Setting(
-                method=curve.method, form=curve.form, rank=int(table.rank[layer, choice[layer]])
-            )
+            settings[name] = curve.setting(int(table.rank[layer, choice[layer]]))
     return settings
 
 
@@ -233,7 +235,7 @@ def safe_damage(curve: Curve) -> Floats:
 
 
 def _options(
-    spec: LayerSpec, curves: Sequence[Curve], costing: Costing, multiple: int, first: int
+    spec: LayerSpec, curves: Sequence[Curve], costing: Costing, first: int
 ) -> tuple[Floats, Floats, Ints, Ints] | None:
     """Cost (B, K), damage, curve and rank (K,) of one layer; None where it can only stay as it is."""
     wholes = costing.whole_layer(spec)[:, None]
@@ -241,7 +243,7 @@ def _options(
     indices, ranks = [np.full(1, UNTOUCHED)], [np.zeros(1, dtype=np.int64)]
     for offset, curve in enumerate(curves):
         damage, cost = safe_damage(curve), costing.option_costs(spec, curve)
-        good = (curve.ranks % multiple == 0) & saves(cost, wholes, costing.latency)
+        good = saves(cost, wholes, costing.latency)
         costs.append(cost[:, good])
         damages.append(damage[good])
         indices.append(np.full(int(good.sum()), first + offset))

@@ -72,7 +72,9 @@ def _forms_by_hand(spec: LayerSpec, method: Method) -> tuple[Form, ...]:
             return ("linear",)
         return ("kxk_1x1",) if prod(spec.kernel) == 1 else ("kxk_1x1", "1x1_kxk")
     if method == "tucker2":
-        return ("1x1_kxk_1x1",) if spec.kind == "conv2d" and prod(spec.kernel) > 1 else ()
+        return (
+            ("1x1_kxk_1x1",) if spec.kind == "conv2d" and spec.groups == 1 and prod(spec.kernel) > 1 else ()
+        )
     return ("v_h", "h_v") if spec.kind == "conv2d" and min(spec.kernel) > 1 else ()
 
 

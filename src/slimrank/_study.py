@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +22,7 @@ from slimrank._errors import (
     UnknownNameError,
 )
 from slimrank._names import nearest
+from slimrank._numbers import whole_number
 from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
@@ -541,7 +541,8 @@ class Study:
         if metric not in (*METRICS, LATENCY):
             close = nearest(str(metric), (*METRICS, LATENCY))
             raise UnknownNameError(f"pareto: metric {metric!r} does not exist; {close}")
-        if not isinstance(points, Integral) or isinstance(points, bool) or points < 2:
+        number = whole_number(points)
+        if number is None or number < 2:
             raise OptionError(f"pareto: points={points!r}; give a whole number of at least 2, such as 12")
         if metric == LATENCY and latencies is None:
             raise OptionError(

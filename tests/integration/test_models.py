@@ -183,10 +183,9 @@ CASES = {
     "convolutions of all kinds": Case(
         build=lambda n: n.settle(n.Convs()),
         batches=lambda n: n.noise(3, 8, 8),
-        compressible=["stem", "plain", "reflect", "head"],
+        compressible=["stem", "grouped", "plain", "reflect", "head"],
         reasons={
             "depthwise": "depthwise convolution",
-            "grouped": "grouped convolution (4 groups)",
             "own": "OwnConv has a forward of its own",
             "up": "no method for ConvTranspose2d",
         },

@@ -183,7 +183,7 @@ def test_files_of_a_run_directory_hold_no_code(nets: ModuleType, tmp_path: Path)
     study = sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir=tmp_path, progress=False)
     study.apply(study.plan(macs=0.5))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
     for path in files:
         if path.suffix == ".json":
             json.loads(path.read_text())

@@ -210,7 +210,13 @@ def test_a_change_needs_an_origin_of_its_own() -> None:
 @pytest.fixture
 def command(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
     arguments = [sys.executable, "-m", "slimrank", "serve", str(run_dir)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background hands on an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
         timer = threading.Timer(60, process.kill)
         timer.start()
         yield process

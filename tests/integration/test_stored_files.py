@@ -302,7 +302,8 @@ def test_a_run_that_was_stopped_among_curves_goes_on(
     check_close(found["curves.damage"][n_kept:], rest["curves.damage"][n_kept:])
     files = {path.name for path in stored_net.STORED.joinpath("run").iterdir() if path.name != "apply"}
     assert {path.name for path in run.iterdir()} == files - {"blocks-measured.safetensors"} | {
-        "blocks-dropped.safetensors"
+        "blocks-dropped.safetensors",
+        "events.jsonl",
     }
     for key in ("curves.ranks", "curves.macs", "groups.kept"):
         assert torch.equal(found[key], rest[key]), key

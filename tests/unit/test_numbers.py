@@ -133,6 +133,9 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
     "measure_latency": _TIMED,
     "prepare_latency": _TIMED,
     "meet_latency": {**_BUDGETS, "latency": 0.9, "rounds": 2, "multiple_of": 2},
+    "Study.pareto": {"points": 4},
+    "from_onnx": {"seed": 3},
+    "serve": {"port": 0},
     "Plan.manual": {"multiple_of": 2},
     "Plan.up_to": {"count": 1},
 }
@@ -225,6 +228,15 @@ def test_of_plans(kind: str, study: sr.Study, tmp_path: Path) -> None:
     plan = study.plan(macs=0.8)
     assert plan.replace("0", ("weight_svd", _given(0.3, kind))) == plan.replace("0", ("weight_svd", 0.3))
     assert plan.up_to(_given(1, kind)) == plan
+
+
+@kinds
+def test_of_a_curve_of_plans_and_a_port(kind: str, study: sr.Study, tmp_path: Path) -> None:
+    given, plain = (study.pareto(points=points, measure=False) for points in (_given(4, kind), 4))
+    assert [point.plan for point in given.points] == [point.plan for point in plain.points]
+    (tmp_path / "events.jsonl").write_text("")
+    with sr.serve(tmp_path, port=_given(0, kind)) as live:
+        assert live.url
 
 
 @kinds

@@ -18,6 +18,7 @@ from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 
 from slimrank._errors import FileError, OptionError
+from slimrank._numbers import whole_number
 from slimrank.live._guard import LOOPBACK, Guard
 from slimrank.live._journal import journal_of, read_lines
 from slimrank.report import document
@@ -78,7 +79,7 @@ def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool 
     Example:
         >>> import tempfile, torch
         >>> import slimrank as sr
-        >>> model, folder = torch.nn.Linear(16, 16), tempfile.mkdtemp()
+        >>> model, folder = torch.nn.Sequential(torch.nn.Linear(16, 16)), tempfile.mkdtemp()
         >>> study = sr.study(model, [torch.randn(8, 16)], run_dir=folder, progress=False)
         >>> with sr.serve(folder) as live:
         ...     live.url.startswith("http://127.0.0.1:")
@@ -89,10 +90,11 @@ def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool 
         OptionError: the port is in use, or no port.
     """
     journal = journal_of(run_dir)
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _HIGHEST_PORT:
+    number = whole_number(port)
+    if number is None or not 0 <= number <= _HIGHEST_PORT:
         raise OptionError(f"port={port!r}; give a whole number from 0 to {_HIGHEST_PORT}, 0 for a free one")
     try:
-        server = _Server(port, journal)
+        server = _Server(number, journal)
     except OSError as error:
         raise OptionError(
             f"port={port}: it cannot be listened on ({error.strerror}); give another, or 0 for a free one"

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimrank._errors import BatchesTypeError, FileError, ModelError
+from slimrank._errors import BatchesTypeError, FileError, ModelError, OptionError
 from slimrank._names import listed
+from slimrank._numbers import whole_number
 from slimrank.deploy import import_package, relative_difference, session_options
 from slimrank.forward import eval_mode, named_tensors, outside_inference_mode
 
@@ -69,7 +70,10 @@ def from_onnx(
         session = ort.InferenceSession(str(file), session_options(ort, 1), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(f"{file}: onnxruntime cannot open it ({error}); export the file anew") from error
-    inputs = _random_inputs(session.get_inputs(), file, seed) if example is None else list(example)
+    number = whole_number(seed)
+    if number is None:
+        raise OptionError(f"seed={seed!r}; give a whole number")
+    inputs = _random_inputs(session.get_inputs(), file, number) if example is None else list(example)
     _check_inputs(inputs, session.get_inputs(), file)
     try:
         model: nn.Module = onnx2torch.convert(str(file)).eval()

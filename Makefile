@@ -70,8 +70,8 @@ golden: $(READY)  ## rewrite the golden files and the frozen signatures, and sho
 	SLIMRANK_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/api/test_public_signatures.py
 	git diff --stat -- tests/golden tests/api
 
-docs: $(READY)  ## build the documentation into site/, warnings are errors
-	$(BIN)/mkdocs build --strict
+docs: $(READY)  ## build the documentation into site/, warnings are errors; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BENCH): $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

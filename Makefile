@@ -10,6 +10,8 @@ AIMET := build/aimet
 ZOO := build/zoo
 EXECUTORCH := build/executorch
 PRUNERS := build/torch-pruning
+# Short scripts that need no files; classifier first, for readers.
+EXAMPLES := classifier sensitivity_and_pareto several_outputs text_classifier latency_target int8 without_data aimet_port
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Also holds inside pip's isolated build environments.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -22,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --d
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint check fix test test-executorch golden docs wheel-test aimet train-tasks \
+.PHONY: help setup demo examples lint check fix test test-executorch golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
 	bench-pruning bench-plots bench-latency bench-latency-int8 bench-select bench-zoo bench-export bench-quantize bench-auto bench-agreement train-kinds
 
@@ -40,6 +42,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## compress the bundled network on bundled data; results in slimrank-demo/
 	$(BIN)/slimrank demo --out slimrank-demo
+
+examples: $(READY)  ## run the short scripts of examples/, each with figures before and after; five minutes
+	for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python examples/$$example.py || exit 1; done
 
 lint: $(READY)  ## format, lint, types, rooms
 	$(BIN)/ruff format --check .
@@ -70,8 +75,8 @@ golden: $(READY)  ## rewrite the golden files and the frozen signatures, and sho
 	SLIMRANK_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/api/test_public_signatures.py
 	git diff --stat -- tests/golden tests/api
 
-docs: $(READY)  ## build the documentation into site/, warnings are errors
-	$(BIN)/mkdocs build --strict
+docs: $(READY)  ## build the documentation into site/, warnings are errors; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BENCH): $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -12,8 +12,6 @@ from slimrank.plan._settings_file import read_settings
 from slimrank.plan._typed_settings import groups_called, settings_by_kind
 from slimrank.records import Setting
 
-FixedSettings = Mapping[str, SettingLike] | str | os.PathLike[str]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
@@ -54,6 +52,7 @@ class Fixed:
 
 
 NOTHING_FIXED = Fixed()
+FixedSettings = Mapping[str, SettingLike] | str | os.PathLike[str] | Fixed
 
 
 def fixed_of(source: PlanSource, settings: FixedSettings) -> Fixed:
@@ -63,7 +62,7 @@ def fixed_of(source: PlanSource, settings: FixedSettings) -> Fixed:
         source: a study, or anything else with structure, costs and curves.
         settings: as in ``Plan.manual``; ranks and widths are taken as they stand. None for a name leaves
             alone all that has it: the layer becomes no pair, the groups that it makes the channels of stay
-            whole, the block stays.
+            whole, the block stays. What is a ``Fixed`` already is taken as it is.
 
     Returns:
         What is fixed.
@@ -71,6 +70,8 @@ def fixed_of(source: PlanSource, settings: FixedSettings) -> Fixed:
     Raises:
         SlimrankError: as in ``Plan.manual``; the message begins with "fixed".
     """
+    if isinstance(settings, Fixed):
+        return settings
     if isinstance(settings, str | os.PathLike):
         settings = read_settings(settings)
     if not isinstance(settings, Mapping):

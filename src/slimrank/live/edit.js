@@ -10,25 +10,25 @@ const say = (text, detail = "") => {
   byId("state").textContent = text;
   byId("detail").textContent = detail;
 };
-let busy = false;
 let shown = null;
+let last = Promise.resolve();
 
-const ask = async (request, done) => {
-  if (busy) return;
-  busy = true;
-  try {
-    const options = request && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) };
-    const response = await fetch(`${request ? "/do" : "/state"}${location.search}`, options || {});
-    const answer = await response.json();
-    if (response.ok) {
-      shown = answer;
-      say(done(answer));
-    } else say("Not changed.", answer.error);
-  } catch {
-    say("The server does not answer.", "Start slimrank edit again; what was saved is kept.");
-  }
-  busy = false;
-  if (shown) show(shown);
+// One request after the other: each change is made to what the one before it left.
+const ask = (request, done) => {
+  last = last.then(async () => {
+    try {
+      const options = request && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request) };
+      const response = await fetch(`${request ? "/do" : "/state"}${location.search}`, options || {});
+      const answer = await response.json();
+      if (response.ok) {
+        shown = answer;
+        say(done(answer));
+      } else say("Not changed.", answer.error);
+    } catch {
+      say("The server does not answer.", "Start slimrank edit again; what was saved is kept.");
+    }
+    if (shown) show(shown);
+  });
 };
 
 const slider = (label, value, top, why, change) => {

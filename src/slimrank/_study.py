@@ -36,6 +36,8 @@ from slimrank.interop import Received, receive
 from slimrank.methods import METHODS
 from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
 from slimrank.plan import (
+    NOTHING_FIXED,
+    FixedSettings,
     LatencyTable,
     MultipleOf,
     Plan,
@@ -49,6 +51,7 @@ from slimrank.plan import (
     check_table,
     damage_at,
     edited_plan,
+    fixed_of,
     group_damage_at,
     latency_ratio,
     plan_on,
@@ -286,6 +289,7 @@ class Study:
         monotonic: bool = False,
         interpolate: bool = False,
         relative_to: Literal["model", "original"] = "model",
+        fixed: FixedSettings | None = None,
     ) -> Plan:
         """Chooses a rank for every layer under a budget. Runs no model and writes no file.
 
@@ -319,6 +323,11 @@ class Study:
                 ``scores``.
             relative_to: what keep ratios are shares of: the "model" that was studied, or the "original" where
                 that model had been compressed before.
+            fixed: settings that are not chosen any more, as in ``Plan.manual``: layer, group or block ->
+                setting, or the path of a file of them; None for a name leaves alone all that has it, as in
+                ``edit``. All else is chosen around them, within the budgets. Ranks and widths are taken as
+                they stand, whatever ``multiple_of``; what is fixed wins over ``methods`` and ``skip``. Blocks
+                that hold something fixed stay.
 
         Returns:
             The plan; its counted cost, and its predicted time, are never above a budget.
@@ -329,7 +338,11 @@ class Study:
             ScoreError: a table of another study.
             LatencyError: a table of times of another network.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
-                ``latencies`` or the other way round, or an unknown ``relative_to``.
+                ``latencies`` or the other way round, an unknown ``relative_to``, or a fixed setting of the
+                wrong kind.
+            RankError: a fixed rank, ratio or width that cannot be.
+            PlanError: something inside a block that is fixed to go is fixed too.
+            FileError: the file of what is fixed cannot be read.
         """
         ratios: dict[Metric, float | None] = {"macs": macs, "params": params, "bytes": bytes}
         asked, table = self._asked_latency(latency, latencies, relative_to)
@@ -349,6 +362,7 @@ class Study:
             )
 
         skipped = skipped_globs(self, skip)
+        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
 
         def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
             """What the plan is chosen from."""
@@ -376,6 +390,7 @@ class Study:
                 of=whole,
                 latency=latency,
                 times=None if table is None else table.times,
+                fixed=held,
             )
 
         if asked is None or table is None:

@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from select_nets import METHODS
+from select_nets import METHODS, invented_times
 from select_nets import NETS as ALL_NETS
 
 from seams import Costing, State, fastest_choice, joint_of, standing_cost
@@ -21,21 +21,15 @@ from slimrank.cost import (
     model_cost,
     network_time,
     pair_cost,
-    pair_rows_and_columns,
-    rows_and_columns,
     slimmed_spec,
 )
 from slimrank.plan import Rounding, is_inside
 from slimrank.records import (
     LATENCY,
-    DenseTime,
     Kept,
     LayerSpec,
-    LayerTimes,
     NetworkTimes,
-    PairTime,
     Setting,
-    step_edge,
 )
 from slimrank.select import select_plan_and_rounding
 from specs import Source
@@ -43,68 +37,6 @@ from specs import Source
 Values = tuple[float, ...]
 # Three factors are in no table of times, so that no plan with one has them.
 NETS = {name: make for name, make in ALL_NETS.items() if name != "three factors"}
-
-
-def invented_times(net: Source, seed: int, step: int = 1) -> NetworkTimes:
-    """Times with every part that a table can have; one layer of each network is not in it."""
-    rng = np.random.default_rng([seed, 7])
-    layers: dict[str, LayerTimes] = {}
-    specs = list(net.structure.layers.values())
-    for spec in specs[:-1] if len(specs) > 3 else specs:
-        rows, columns = rows_and_columns(spec)
-        _, pair_columns = pair_rows_and_columns(spec)
-        whole = float(rng.uniform(2e4, 2e5))
-        parts = rng.dirichlet([1.0, 1.0, 1.0, 5.0]) * whole
-        pairs = {}
-        for form in ("kxk_1x1", "v_h"):
-            if rng.uniform() < 0.85:
-                # At the full rank a pair takes 0.7 to 2 times as long as the layer.
-                total = rng.dirichlet([0.5, 0.5, 2.0, 2.0, 0.5, 0.5]) * whole * rng.uniform(0.7, 2.0)
-                rank = max_rank(spec, form)  # type: ignore[arg-type]
-                pairs[form] = PairTime(
-                    fixed=total[0],
-                    per_rank=total[1] / rank,
-                    per_row=total[2] / rank / rows,
-                    per_column=total[3] / rank / pair_columns,
-                    any_row=total[4] / rows,
-                    any_column=total[5] / pair_columns,
-                )
-        layers[spec.name] = LayerTimes(
-            dense=DenseTime(
-                fixed=parts[0],
-                per_row=parts[1] / rows,
-                per_column=parts[2] / columns,
-                per_product=parts[3] / rows / columns,
-            ),
-            pairs=pairs,  # type: ignore[arg-type]
-        )
-    groups = {name: float(rng.uniform(0, 2e3)) for name in net.structure.channels.groups}
-    ragged = {name: float(rng.uniform(0, 2e4)) for name in list(groups)[:1]}
-    blocks = {name: float(rng.uniform(0, 2e4)) for name in net.structure.channels.blocks}
-    whole = sum(
-        float(layer.dense.time(*step_edge(rows_and_columns(net.structure.layers[name]), step)))
-        for name, layer in layers.items()
-    )
-    # Units are as wide as one output.
-    units = {name: group.units for name, group in net.structure.channels.groups.items()}
-    whole += sum(float(step_edge(units[name], step)) * unit for name, unit in groups.items())
-    whole += sum(blocks.values()) + sum(ragged.values())
-    # The time of an outer block holds what goes with the inner one: it is counted once.
-    outer = [name for name in blocks if any(other.startswith(f"{name}.") for other in blocks)]
-    for name in outer:
-        inner = sum(time for other, time in blocks.items() if other.startswith(f"{name}."))
-        blocks[name] += inner
-    fixed = float(rng.uniform(0.02, 0.1)) * whole
-    return NetworkTimes(
-        layers=layers,
-        groups=groups,
-        blocks=blocks,
-        ragged=ragged,
-        fixed=fixed,
-        before=fixed + whole,
-        reference=(fixed + whole) * float(rng.choice([1.0, 1.25])),
-        step=step,
-    )
 
 
 class Choices:

@@ -43,6 +43,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
         "Write the study, or the saved model, in DIR as one HTML page, and its data as JSON beside it.",
     ),
     "serve": ("_serve", "Show the run in DIR in the browser, while it goes on or after it."),
+    "edit": ("_edit", "Edit PLAN in the browser: ranks, widths, blocks, locks, and the rest planned again."),
     "env": ("_other", "Show what a bug report needs."),
 }
 

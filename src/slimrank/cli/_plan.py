@@ -18,7 +18,7 @@ from slimrank.cli._options import (
     relative_to_option,
     skip_option,
 )
-from slimrank.cli._typed import read_latency, read_multiple_of, split_names
+from slimrank.cli._typed import read_fixed, read_latency, read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import MultipleOf, SettingLike, read_settings
 from slimrank.records import METRICS, PRUNING, Metric
@@ -43,6 +43,13 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--latencies", "times", type=PATH, help="Table of measured times, of slimrank latency.")
 @methods_option
 @skip_option
+@click.option(
+    "--fix",
+    "fix",
+    multiple=True,
+    metavar="NAME=SETTING",
+    help="Hold a layer, group or block: fc=weight_svd:0.4, conv1=channel_pruning:keep=24, fc=none; or drop.",
+)
 @click.option("--scores", "table", type=PATH, help="Choose by this eval-score table.")
 @click.option("--monotonic", is_flag=True, help="Make each layer's scores monotone first.")
 @click.option("--interpolate", is_flag=True, help="Offer ranks between the scored ones, too.")
@@ -61,6 +68,7 @@ def plan(
     times: Path | None,
     methods: tuple[str, ...],
     skip: tuple[str, ...],
+    fix: tuple[str, ...],
     table: Path | None,
     monotonic: bool,
     interpolate: bool,
@@ -81,7 +89,10 @@ def plan(
     ratios = {metric: budgets[metric] for metric in METRICS}
     if manual is not None:
         _refuse_beside_manual(
-            ratios, {"--scores": table, "--latency": latency, "--latencies": times}, methods, skip
+            ratios,
+            {"--scores": table, "--latency": latency, "--latencies": times, "--fix": fix},
+            methods,
+            skip,
         )
         chosen = _manual_plan(measured, manual, base, multiple_of)
     else:
@@ -103,6 +114,7 @@ def plan(
             monotonic=monotonic,
             interpolate=interpolate,
             relative_to=relative_to,
+            fixed=read_fixed(fix),
         )
     difference = None if other_path is None else sr.Plan.load(other_path).diff(chosen)
     if out is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Typed text to values."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -17,11 +17,58 @@ from slimrank.cli._references import function_at, model_at, user_errors
 from slimrank.deploy import PLAN_FILE, check_target
 from slimrank.fitting import check_on_layer
 from slimrank.forward import OutputChoice, OutputKey
-from slimrank.plan import MultipleOf
+from slimrank.plan import MultipleOf, SettingLike
 from slimrank.records import Method
 from slimrank.survey import has_previous_plan
 
 _Value = TypeVar("_Value")
+
+_FIX_FORMS = (
+    "e.g. fc=weight_svd:0.4, fc=weight_svd:rank=32, conv1=channel_pruning:keep=24, layer4.1=drop or fc=none"
+)
+_FIX_READERS: Mapping[str, Callable[[str], int | float]] = {
+    "": float,
+    "ratio": float,
+    "rank": int,
+    "keep": int,
+}
+
+
+def read_fixed(texts: Sequence[str]) -> dict[str, SettingLike] | None:
+    """What --fix says: name -> setting, a list where a name is given twice; None where it is not given."""
+    found: dict[str, SettingLike] = {}
+    for text in texts:
+        name, equals, typed = text.partition("=")
+        if not (equals and name and typed):
+            raise OptionError(f"--fix {text!r}: give NAME=SETTING, {_FIX_FORMS}")
+        setting = _read_setting(text, typed)
+        known = found.get(name)
+        if name not in found:
+            found[name] = setting
+        elif isinstance(known, tuple) and isinstance(setting, tuple):
+            found[name] = [known, setting]
+        else:
+            raise OptionError(
+                f"--fix {text!r}: {name!r} is fixed twice; only a pair and channels go together"
+            )
+    return found or None
+
+
+def _read_setting(text: str, typed: str) -> SettingLike:
+    """A setting as --fix takes it."""
+    if typed == "drop":
+        return "drop"
+    if typed == "none":
+        return None
+    method, colon, amount = typed.partition(":")
+    key, equals, number = amount.rpartition("=")
+    if not (colon and method and number and bool(equals) == bool(key)) or key not in _FIX_READERS:
+        raise OptionError(f"--fix {text!r}: {typed!r} is no setting; give {_FIX_FORMS}")
+    try:
+        value = _FIX_READERS[key](number)
+    except ValueError as error:
+        raise OptionError(f"--fix {text!r}: {number!r} is no number; give {_FIX_FORMS}") from error
+    return (method, value if not key else {key: value})
 
 
 def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run in the browser."""
+"""A run, and a plan that is edited, in the browser."""
 
+from slimrank.live._edit_server import edit_in_browser
 from slimrank.live._server import Live, serve
 
-__all__ = ["Live", "serve"]
+__all__ = ["Live", "edit_in_browser", "serve"]

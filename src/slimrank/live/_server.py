@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from slimrank._errors import FileError, OptionError
@@ -28,14 +29,37 @@ _LOOK, _PING = 0.3, 15.0
 _HIGHEST_PORT = 65535
 
 
+class Server(Protocol):
+    """What ``Live`` runs."""
+
+    is_closing: threading.Event
+
+    @property
+    def url(self) -> str:
+        """For a browser on this machine."""
+        ...
+
+    def serve_forever(self) -> None:
+        """Answers until it is shut down."""
+        ...
+
+    def shutdown(self) -> None:
+        """Ends ``serve_forever``."""
+        ...
+
+    def server_close(self) -> None:
+        """Gives the port back."""
+        ...
+
+
 class Live:
-    """A server that shows a run; it runs until it is closed.
+    """A server that shows a run or a plan; it runs until it is closed.
 
     Attributes:
         url: address for a browser on this machine; it holds the token without which nothing is shown.
     """
 
-    def __init__(self, server: "_Server") -> None:
+    def __init__(self, server: "Server") -> None:
         self._server = server
         self.url = server.url
         self._thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -90,19 +114,34 @@ def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool 
         OptionError: the port is in use, or no port.
     """
     journal = journal_of(run_dir)
-    number = whole_number(port)
-    if number is None or not 0 <= number <= _HIGHEST_PORT:
-        raise OptionError(f"port={port!r}; give a whole number from 0 to {_HIGHEST_PORT}, 0 for a free one")
+    number = check_port(port)
     try:
         server = _Server(number, journal)
     except OSError as error:
-        raise OptionError(
-            f"port={port}: it cannot be listened on ({error.strerror}); give another, or 0 for a free one"
-        ) from error
+        raise port_error(port, error) from error
     live = Live(server)
     if open_browser:
         webbrowser.open(live.url)
     return live
+
+
+def check_port(port: object) -> int:
+    """The number of a port.
+
+    Raises:
+        OptionError: it is none.
+    """
+    number = whole_number(port)
+    if number is None or not 0 <= number <= _HIGHEST_PORT:
+        raise OptionError(f"port={port!r}; give a whole number from 0 to {_HIGHEST_PORT}, 0 for a free one")
+    return number
+
+
+def port_error(port: int, error: OSError) -> OptionError:
+    """What to say of a port that cannot be listened on."""
+    return OptionError(
+        f"port={port}: it cannot be listened on ({error.strerror}); give another, or 0 for a free one"
+    )
 
 
 class _Server(ThreadingHTTPServer):
@@ -159,14 +198,14 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         refusal = self.server.guard.refusal(headers, token)
         if refusal is not None:
-            self._answer(HTTPStatus.FORBIDDEN, _plain_page("Not shown", refusal))
+            self._answer(HTTPStatus.FORBIDDEN, plain_page("Not shown", refusal))
         elif address.path == "/":
             self._answer(HTTPStatus.OK, self.server.page)
         elif address.path == "/events":
             self._stream(headers.get("last-event-id", ""))
         else:
             self._answer(
-                HTTPStatus.NOT_FOUND, _plain_page("Nothing here", "open the address that was printed")
+                HTTPStatus.NOT_FOUND, plain_page("Nothing here", "open the address that was printed")
             )
 
     def _answer(self, status: HTTPStatus, page: bytes) -> None:
@@ -252,6 +291,7 @@ def _is_alive(machine: object, pid: object) -> bool | None:
     return True
 
 
-def _plain_page(heading: str, text: str) -> bytes:
+def plain_page(heading: str, text: str) -> bytes:
+    """A page that says one thing."""
     body = f'<h1>{escape(heading)}</h1>\n<p class="verdict">{escape(text)}</p>'
     return document(heading, body).encode()

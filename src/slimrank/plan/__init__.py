@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan values, their file, and their checks."""
 
+from slimrank.plan._fixed import NOTHING_FIXED, Fixed, FixedSettings, fixed_of
 from slimrank.plan._latency import (
     LatencyTable,
     check_latency,
@@ -43,6 +44,9 @@ from slimrank.plan._structure import (
 )
 
 __all__ = [
+    "NOTHING_FIXED",
+    "Fixed",
+    "FixedSettings",
     "HasSteps",
     "LatencyTable",
     "MultipleOf",
@@ -63,6 +67,7 @@ __all__ = [
     "damage_at",
     "differences",
     "edited_plan",
+    "fixed_of",
     "form_of",
     "group_damage_at",
     "is_inside",

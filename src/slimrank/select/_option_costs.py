@@ -240,6 +240,14 @@ class Costing:
         """(B,) float64, what that costs beyond a unit each as long as the group is whole."""
         return self._time(self._whole_group(group) - group.units * self._unit_time(group.name))
 
+    def slimmed_group(self, group: GroupSpec, count: int) -> Floats:
+        """(B,) float64, what that costs with ``count`` units, less what it costs whole."""
+        if self.times is None:
+            return self._time(0.0)
+        return self._time(
+            _rounded(self.times, group_time(self.times, group, count)) - self._whole_group(group)
+        )
+
     def _unit_time(self, group: str) -> float:
         return 0.0 if self.times is None else self.times.groups.get(group, 0.0)
 

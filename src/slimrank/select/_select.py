@@ -14,12 +14,17 @@ import numpy as np
 from slimrank._errors import BudgetError, UnknownNameError
 from slimrank._names import nearest
 from slimrank.plan import (
+    NOTHING_FIXED,
+    Fixed,
     MultipleOf,
     Plan,
     PlanSource,
     Rounding,
     Structure,
+    block_damage_at,
     check_multiple_of,
+    damage_at,
+    group_damage_at,
     names_of,
     plan_on,
     rounding_steps,
@@ -37,13 +42,14 @@ from slimrank.select._budget import (
 from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
 from slimrank.select.joint._make_table import joint_of
+from slimrank.select.joint._ranks import RankTables
 from slimrank.select.joint._search import choose_joint
 from slimrank.select.joint._simple_rules import choose_greedy_joint, choose_uniform_widths
-from slimrank.select.joint._table import Joint
+from slimrank.select.joint._table import Joint, State, whole_cost
 from slimrank.select.layers._floor import check_reachable, floors, lowest_cost
 from slimrank.select.layers._greedy import choose_greedy
 from slimrank.select.layers._optimal import choose_optimal
-from slimrank.select.layers._table import Ints, Table, is_feasible, settings_of, table_of
+from slimrank.select.layers._table import Ints, Table, is_feasible, settings_of, table_of, total_damage
 from slimrank.select.layers._uniform import choose_uniform
 
 Select = Literal["optimal", "greedy", "uniform"]
@@ -66,7 +72,9 @@ class _Problem:
         methods: that may be used.
         skipped: layers, groups and blocks to leave alone.
         rounding: what ranks and widths are multiples of.
-        joint: the options of layers, groups and blocks; None where layers alone are open.
+        fixed: what is not chosen any more.
+        joint: the options of layers, groups and blocks; None where layers alone are open and nothing is
+            fixed.
     """
 
     source: PlanSource
@@ -75,6 +83,7 @@ class _Problem:
     methods: tuple[str, ...]
     skipped: frozenset[str]
     rounding: Rounding
+    fixed: Fixed
     joint: Joint | None
 
     def table(self) -> Table:
@@ -97,6 +106,7 @@ class _Problem:
             skipped=self.skipped,
             rounding=self.rounding,
             times=self.costing.times,
+            fixed=self.fixed,
         )
 
 
@@ -109,6 +119,7 @@ def select_plan(
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     of: Cost | None = None,
+    fixed: Fixed = NOTHING_FIXED,
 ) -> Plan:
     """The plan that keeps every budget, with the least predicted damage or by one of two simpler rules.
 
@@ -128,6 +139,9 @@ def select_plan(
         skip: globs on the names of layers, groups and blocks to leave alone. A group stays whole where one
             of its producers is skipped, a block where anything in it is.
         of: cost that the keep ratios are shares of; None for the cost of the source's model.
+        fixed: what is not chosen any more, from ``fixed_of``; it wins over ``methods``, ``multiple_of`` and
+            ``skip``. Blocks that hold something fixed stay, and so do blocks that together hold all of a
+            group whose width is fixed.
 
     Returns:
         The plan. Its ``gap`` is None unless it is "optimal"; then no plan that the source offers, with the
@@ -140,6 +154,7 @@ def select_plan(
         UnknownNameError: a metric, method or selector that does not exist, or a glob that matches no layer.
         OptionError: a wrong multiple_of, or one text where several belong.
         NonFiniteError: a curve holds nan or inf.
+        LatencyError: a fixed pair that there are no times of.
     """
     plan, _ = select_plan_and_rounding(
         lambda _: source,
@@ -150,6 +165,7 @@ def select_plan(
         methods=methods,
         skip=skip,
         of=of,
+        fixed=fixed,
     )
     return plan
 
@@ -166,6 +182,7 @@ def select_plan_and_rounding(
     of: Cost | None = None,
     latency: float | None = None,
     times: NetworkTimes | None = None,
+    fixed: Fixed = NOTHING_FIXED,
 ) -> tuple[Plan, Rounding]:
     """As ``select_plan``, where the source depends on what ranks and widths are multiples of.
 
@@ -181,6 +198,7 @@ def select_plan_and_rounding(
         latency: keep ratio of the time of the original in float32; None for no such budget. ``budgets`` may
             then be empty.
         times: that a latency is counted by. Ranks and widths are then multiples of their step too.
+        fixed: as in ``select_plan``.
 
     Returns:
         The plan, and what its ranks and widths are multiples of.
@@ -208,7 +226,9 @@ def select_plan_and_rounding(
 
     def problem_of(rounding: Rounding) -> _Problem:
         source = source_with(rounding)
-        return _problem(source, limits, costing, rounding, select=select, methods=methods, skip=skip)
+        return _problem(
+            source, limits, costing, rounding, select=select, methods=methods, skip=skip, fixed=fixed
+        )
 
     def planned(problem: _Problem) -> tuple[Plan, Rounding]:
         plan = _selected(problem, select, ratios, of)
@@ -267,6 +287,7 @@ def reachable_floor(
     methods: Sequence[str] | None = None,
     skip: Sequence[str] = (),
     times: NetworkTimes | None = None,
+    fixed: Fixed = NOTHING_FIXED,
 ) -> float:
     """The smallest keep ratio of the whole model that any plan reaches, whatever the damage.
 
@@ -277,6 +298,7 @@ def reachable_floor(
         methods: as in ``select_plan``.
         skip: as in ``select_plan``.
         times: that a latency is counted by.
+        fixed: as in ``select_plan``.
 
     Returns:
         The keep ratio, 0 to 1; as a budget it can be met.
@@ -295,7 +317,9 @@ def reachable_floor(
     # The last step: lower numbers reach lower budgets.
     step = None if times is None else times.step
     rounding = rounding_steps(multiple_of, source.structure, step=step)[-1]
-    problem = _problem(source, limits, costing, rounding, select="optimal", methods=methods, skip=skip)
+    problem = _problem(
+        source, limits, costing, rounding, select="optimal", methods=methods, skip=skip, fixed=fixed
+    )
     lowest = _lowest_costs(problem)[0]
     ratio = lowest / max(whole, 1)
 
@@ -355,6 +379,7 @@ def _problem(
     select: Select,
     methods: Sequence[str] | None,
     skip: Sequence[str],
+    fixed: Fixed,
 ) -> _Problem:
     names = names_of(source.structure)
     skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
@@ -372,10 +397,17 @@ def _problem(
         methods=allowed,
         skipped=skipped,
         rounding=rounding,
+        fixed=fixed,
         joint=joint_of(
-            source, limits, methods=allowed, skipped=skipped, rounding=rounding, times=costing.times
+            source,
+            limits,
+            methods=allowed,
+            skipped=skipped,
+            rounding=rounding,
+            times=costing.times,
+            fixed=fixed,
         )
-        if has_groups
+        if has_groups or fixed
         else None,
     )
 
@@ -396,17 +428,31 @@ def _joint(
     problem: _Problem, joint: Joint, select: Select, ratios: Mapping[Budgeted, float], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
-    source, limits = problem.source, problem.limits
+    source, limits, fixed = problem.source, problem.limits, problem.fixed
     if select != "optimal":
         joint = replace(joint, blocks=())
-    if not joint.widths and not joint.blocks:
+    has_widths = bool(joint.widths or joint.blocks)
+    if not has_widths and not fixed:
         return _layers(problem, select, ratios, of)
     costing = problem.costing
     floor = check_joint_reachable(
-        joint, source, costing, ratios, limits, skipped=problem.skipped, of=costing.shared(of)
+        joint,
+        source,
+        costing,
+        ratios,
+        limits,
+        skipped=problem.skipped,
+        of=costing.shared(of),
+        fixed=fixed,
     )
-    if (costing.whole_model(source) <= np.array(list(limits.values()))).all():
-        return _Chosen(settings={}, gap=0.0 if select == "optimal" else None), floor
+    whole = State(widths=joint.whole)
+    fits = whole_cost(joint, whole) <= joint.room
+    if not fixed:
+        fits = costing.whole_model(source) <= np.array(list(limits.values()))
+    if fits.all():
+        return _with_fixed(fixed, gap=0.0 if select == "optimal" else None), floor
+    if not has_widths:
+        return _beside_fixed(problem, joint, select), floor
     if select == "optimal":
         has_pairs = not all(replaces_groups(method) for method in problem.methods)
         answer, bound = choose_joint(joint, problem.pruned() if has_pairs else None)
@@ -425,9 +471,10 @@ def _joint(
         for group, width in zip(joint.widths, answer.state.widths, strict=True)
     }
     return (
-        _Chosen(
+        _with_fixed(
+            fixed,
             settings=settings_of(answer.table, answer.choice),
-            gap=gap if select == "optimal" else None,
+            gap=_gap_beside(problem, answer.damage, gap if select == "optimal" else None),
             groups={
                 name: curves[name].channels_kept(count)
                 for name, count in kept.items()
@@ -437,6 +484,51 @@ def _joint(
         ),
         floor,
     )
+
+
+def _beside_fixed(problem: _Problem, joint: Joint, select: Select) -> _Chosen | None:
+    """The choice over layers alone where something is fixed."""
+    table = RankTables(joint).table_for(State(widths=joint.whole))
+    choice, gap = _of_layers(table, select)
+    if choice is None:
+        return None
+    return _with_fixed(
+        problem.fixed,
+        settings=settings_of(table, choice),
+        gap=_gap_beside(problem, total_damage(table, choice), gap),
+    )
+
+
+def _with_fixed(
+    fixed: Fixed,
+    *,
+    gap: float | None,
+    settings: Mapping[str, Setting] | None = None,
+    groups: Mapping[str, tuple[int, ...]] | None = None,
+    dropped: tuple[str, ...] = (),
+) -> _Chosen:
+    """What was chosen, and what is fixed beside it."""
+    return _Chosen(
+        settings={**(settings or {}), **fixed.settings},
+        gap=gap,
+        groups={**(groups or {}), **fixed.groups},
+        dropped=(*dropped, *fixed.dropped),
+    )
+
+
+def _gap_beside(problem: _Problem, damage: float, gap: float | None) -> float | None:
+    """The gap of a choice as a share of all damage: no choice saves any of what is fixed.
+
+    What the source does not tell counts as no damage, so that the gap is rather too large.
+    """
+    source, fixed = problem.source, problem.fixed
+    if gap is None or not fixed:
+        return gap
+    found = [damage_at(source.curves, name, setting) for name, setting in fixed.settings.items()]
+    found += [group_damage_at(source.group_curves, name, kept) for name, kept in fixed.groups.items()]
+    found += [block_damage_at(source.block_damages, name) for name in fixed.dropped]
+    held = sum(max(each, 0.0) for each in found if each is not None)
+    return gap * damage / (damage + held) if damage + held > 0 else gap
 
 
 def _of_layers(table: Table, select: Select) -> tuple[Ints | None, float | None]:

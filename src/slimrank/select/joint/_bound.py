@@ -26,7 +26,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slimrank.select.joint._pieces import MAX_TABLE_GROUPS, JointLayer, Piece, ProductPiece, TensorPiece
+from slimrank.select.joint._pieces import (
+    MAX_TABLE_GROUPS,
+    FitPiece,
+    JointLayer,
+    Piece,
+    ProductPiece,
+    TensorPiece,
+)
 from slimrank.select.joint._prices import Priced, Wide
 from slimrank.select.joint._table import Joint, width_grid
 from slimrank.select.layers._table import Floats, Ints
@@ -224,11 +231,12 @@ def _add_wide(terms: _Terms, joint: Joint, price: Floats, wide: Wide) -> None:
 
 
 def _add_piece(terms: _Terms, joint: Joint, price: Floats, piece: Piece) -> None:
-    # A new bias only adds to the cost, and only where something is slimmed: left out where it is wide.
+    # A new bias only adds to the cost, and only where something is slimmed: left out where it is wide. What
+    # forbids widths only adds, too.
     groups = tuple(sorted(piece.groups))
     if len(groups) <= MAX_TABLE_GROUPS:
         terms.add(groups, piece.blocks, piece.cost(width_grid(joint, groups)) @ price)
-    elif not (isinstance(piece, TensorPiece) and piece.once):
+    elif not (isinstance(piece, FitPiece) or (isinstance(piece, TensorPiece) and piece.once)):
         whole = piece.cost(joint.whole)
         # A product is counted in whole MACs: one less is surely below every share of it.
         less = piece.unit if isinstance(piece, ProductPiece) else np.zeros(len(price))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many indices of a dimension stay, at any widths of the groups that touch it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,8 +116,16 @@ class Dim:
 class Dims:
     """Makes dimensions, each distinct one once."""
 
-    def __init__(self, widths: Sequence[Widths]) -> None:
+    def __init__(self, widths: Sequence[Widths], fixed: Mapping[str, Sequence[int]] | None = None) -> None:
+        """Look groups up.
+
+        Args:
+            widths: of each group that is offered.
+            fixed: group -> units that stay, whatever is chosen.
+        """
         self._widths = tuple(widths)
+        # -1 stands for an index that a group does not touch.
+        self._stay = {group: (*kept, -1) for group, kept in (fixed or {}).items()}
         self._index_of = {group.name: index for index, group in enumerate(widths)}
         self._kept = tuple(group.kept for group in widths)
         self._known: dict[tuple[int, frozenset[tuple[str, tuple[int, ...]]]], Dim] = {}
@@ -131,13 +139,20 @@ class Dims:
 
         Args:
             shape: of the tensor.
-            axes: what it holds of groups; those not offered are as good as absent.
+            axes: what it holds of groups; those neither offered nor fixed are as good as absent.
 
         Returns:
             One for each dimension.
         """
         return tuple(
-            self._dim(size, [axis for axis in axes if axis.dim == dim and axis.group in self._index_of])
+            self._dim(
+                size,
+                [
+                    axis
+                    for axis in axes
+                    if axis.dim == dim and (axis.group in self._index_of or axis.group in self._stay)
+                ],
+            )
             for dim, size in enumerate(shape)
         )
 
@@ -148,16 +163,22 @@ class Dims:
         return self._known[key]
 
     def _made(self, size: int, axes: Sequence[AxisUnits]) -> Dim:
+        stays = np.ones(size, dtype=np.bool_)
+        for axis in axes:
+            if axis.group in self._stay:
+                stays &= np.isin(axis.units, self._stay[axis.group])
         needs: dict[int, Ints] = {}
         for axis in axes:
+            if axis.group in self._stay:
+                continue
             group = self._index_of[axis.group]
             # One entry more than the units: -1 looks it up.
             need = np.append(self._widths[group].need, 0)[np.array(axis.units, dtype=np.int64)]
             needs[group] = np.maximum(needs.get(group, 0), need)
         if not needs:
-            return Dim(fixed=size, parts=(), kept=self._kept)
+            return Dim(fixed=int(stays.sum()), parts=(), kept=self._kept)
         groups = tuple(sorted(needs))
-        stacked = np.stack([needs[group] for group in groups], axis=1)
+        stacked = np.stack([needs[group] for group in groups], axis=1)[stays]
         patterns, which = np.unique(stacked > 0, axis=0, return_inverse=True)
         fixed, parts = 0, []
         for index, pattern in enumerate(patterns):

@@ -6,14 +6,14 @@ lowest rank of a form or the layer in one piece: known for all widths at once. S
 the sum of terms of few groups, and groups and blocks move (phase 1) as for any other price.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from slimrank.select.joint._bound import least_beside_blocks
 from slimrank.select.joint._grids import Shapes, shapes_of
-from slimrank.select.joint._prices import Picks, Priced
+from slimrank.select.joint._prices import Hulls, Picks, Priced
 from slimrank.select.joint._ranks import taps_of
 from slimrank.select.joint._table import Joint, State, normalised
 from slimrank.select.layers._table import UNTOUCHED, Flags, Floats, Ints
@@ -60,12 +60,35 @@ def fastest_choice(joint: Joint) -> Fastest:
 
 
 def small_choices(joint: Joint) -> list[State]:
-    """Everything whole, every group at its smallest, and that without every block or without one."""
+    """Everything whole, every group at its smallest, and that without every block or without one.
+
+    Where fixed pairs do not fit into the smallest groups, what costs least in each metric is there too.
+    """
     lowest = (0,) * len(joint.widths)
     blocks = range(len(joint.blocks))
     gone: list[Collection[int]] = [(), blocks, *({block} for block in blocks)]
     states = [State(widths=joint.whole), *(normalised(joint, lowest, each) for each in gone)]
+    if not all(fit.fits(lowest) for fit in joint.fits):
+        states += _cheapest_choices(joint, states)
     return list(dict.fromkeys(states))
+
+
+def _cheapest_choices(joint: Joint, starts: Sequence[State]) -> list[State]:
+    """What costs least in each metric where fixed pairs forbid the smallest widths, from these starts."""
+    timed = _without_damage(joint)
+    layers = tuple(
+        replace(
+            layer,
+            forms=tuple(replace(form, damage=np.zeros(len(form.damage))) for form in layer.forms),
+        )
+        for layer in joint.layers
+    )
+    hulls = Hulls(replace(timed, layers=layers))
+    found = []
+    for price in np.diag(1 / joint.scale):
+        priced = Priced(timed, hulls, price)
+        found += [priced.settled(start) for start in starts]
+    return found
 
 
 class FastestPicks:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from slimrank._errors import BudgetError
-from slimrank.plan import PlanSource
+from slimrank.plan import NOTHING_FIXED, Fixed, PlanSource, is_inside
 from slimrank.records import LATENCY, Budgeted
 from slimrank.select._option_costs import Costing
 from slimrank.select.joint._fastest import fastest_choice, small_choices
@@ -56,6 +56,7 @@ def check_joint_reachable(
     *,
     skipped: Collection[str],
     of: Floats,
+    fixed: Fixed = NOTHING_FIXED,
 ) -> str:
     """Check that each budget alone can be met.
 
@@ -67,6 +68,7 @@ def check_joint_reachable(
         limits: metric -> largest cost allowed.
         skipped: layers, groups and blocks that the caller wants left alone.
         of: (B,) cost that keep ratios are shares of.
+        fixed: what is not chosen any more.
 
     Returns:
         The smallest reachable keep ratio of each metric, for people.
@@ -80,7 +82,8 @@ def check_joint_reachable(
         if cost > limits[metric]:
             raise BudgetError(
                 f"budget: {metric}={budgets[metric]:g} cannot be met; {floors}. "
-                f"{_holding_up(joint, source, costing, index, cost, skipped)}. {how_to_reach(metric)}"
+                f"{_holding_up(joint, source, costing, index, cost, skipped, fixed)}. "
+                f"{how_to_reach(metric, fixed.names)}"
             )
     return floors
 
@@ -98,14 +101,22 @@ def _unproved(
 
 
 def _holding_up(
-    joint: Joint, source: PlanSource, costing: Costing, index: int, lowest: float, skipped: Collection[str]
+    joint: Joint,
+    source: PlanSource,
+    costing: Costing,
+    index: int,
+    lowest: float,
+    skipped: Collection[str],
+    fixed: Fixed,
 ) -> str:
     layers, channels = source.structure.layers, source.structure.channels
     metric, whole = costing.metrics[index], float(costing.whole_model(source)[index])
     offered = {group.name for group in joint.widths}
-    touched = {layer.spec.name for layer in joint.layers}
+    changed = offered | set(fixed.groups)
+    touched = {layer.spec.name for layer in joint.layers} | set(fixed.settings)
+    touched |= {name for name in layers if fixed.dropped and is_inside(name, fixed.dropped)}
     for tensor in channels.tensors.values():
-        if any(axis.group in offered for axis in tensor.axes):
+        if any(axis.group in changed for axis in tensor.axes):
             touched.add(tensor.name.rpartition(".")[0])
     costs = {name: float(costing.whole_layer(spec)[index]) for name, spec in layers.items()}
     alone = {name: cost for name, cost in costs.items() if name not in touched and cost > 0}
@@ -113,8 +124,14 @@ def _holding_up(
     outside = max(whole - sum(costs.values()), 0)
     smallest = lowest - sum(alone.values()) - outside
     what = f"layers ({len(touched)}) and groups ({len(offered)}) at their smallest"
+    if fixed:
+        what += ", with what is fixed"
     reasons = {
-        name: "in skip" if name in skipped else layers[name].reason or "nothing allowed saves anything"
+        name: "fixed"
+        if name in fixed.layers
+        else "in skip"
+        if name in skipped
+        else layers[name].reason or "nothing allowed saves anything"
         for name in alone
     }
     return what_remains(

@@ -9,21 +9,26 @@ two.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from math import ceil, log2, prod
 
 import numpy as np
 
-from slimrank._errors import NonFiniteError
+from slimrank._errors import LatencyError, NonFiniteError
 from slimrank.cost import (
     at_multiples,
     consumer_gains_bias,
+    factor_costs,
+    group_is_inside,
+    layer_cost,
     least_shape,
     matrix_names,
     matrix_tensor,
+    middle_cost,
     pair_has_bias,
 )
-from slimrank.plan import Multiples, PlanSource, Rounding, is_inside, multiple_for
+from slimrank.plan import NOTHING_FIXED, Fixed, Multiples, PlanSource, Rounding, is_inside, multiple_for
 from slimrank.records import (
+    LATENCY,
     AxisUnits,
     Budgeted,
     ChannelMap,
@@ -33,8 +38,10 @@ from slimrank.records import (
     GroupSpec,
     LayerSpec,
     NetworkTimes,
+    Setting,
     TensorSpec,
     replaces_groups,
+    step_edge,
 )
 from slimrank.select._option_costs import Costing
 from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
@@ -42,6 +49,7 @@ from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
     Block,
+    FitPiece,
     JointLayer,
     Piece,
     ProductPiece,
@@ -66,6 +74,7 @@ def joint_of(
     skipped: Collection[str],
     rounding: Rounding,
     times: NetworkTimes | None = None,
+    fixed: Fixed = NOTHING_FIXED,
 ) -> Joint:
     """Everything that a source offers.
 
@@ -76,23 +85,53 @@ def joint_of(
         skipped: layers, groups and blocks to leave alone.
         rounding: what ranks, and outputs of a group's first producer, are multiples of.
         times: that a latency among the limits is counted by.
+        fixed: what is not chosen any more. It is no part of the table but counted in its room, and wins over
+            ``skipped`` and ``rounding``. Blocks around it stay.
 
     Returns:
         The table.
 
     Raises:
         NonFiniteError: a curve or a block holds nan or inf.
+        LatencyError: a fixed pair that there are no times of.
     """
     takes_groups = any(replaces_groups(method) for method in methods)
-    offered = offered_groups(source.structure.channels, skipped) if takes_groups else ()
+    channels = source.structure.channels
+    offered = offered_groups(channels, skipped) if takes_groups else frozenset[str]()
+    offered -= {*fixed.groups, *fixed.whole}
+    offered -= {group for group in offered if group_is_inside(channels, group, fixed.dropped)}
     widths = [
-        _widths(curve, source.structure.channels.groups[curve.group], rounding.widths)
+        _widths(curve, channels.groups[curve.group], rounding.widths)
         for curve in source.group_curves
         if curve.group in offered
     ]
     open_widths = [group for group in widths if len(group.kept) > 1]
-    maker = _TableMaker(source, Costing(limits, times), open_widths, methods, skipped)
-    return _joint(source, limits, maker, open_widths, methods, skipped, rounding.ranks)
+    costing = Costing(limits, times)
+    for name, setting in fixed.settings.items():
+        if not costing.offers(source.structure.layers[name], setting.form):
+            raise LatencyError(
+                f"fixed: layer {name!r}: the table has no times of {setting.method} {setting.form}; measure "
+                "it with slimrank.measure_latency, or do not fix this layer"
+            )
+    maker = _TableMaker(source, costing, open_widths, methods, skipped, fixed)
+    fits = maker.fits(limits)
+    if fits:
+        narrowed = [_fitting(group, index, len(open_widths), fits) for index, group in enumerate(open_widths)]
+        open_widths = [group for group in narrowed if len(group.kept) > 1]
+        maker = _TableMaker(source, costing, open_widths, methods, skipped, fixed)
+        fits = [fit for fit in maker.fits(limits) if fit.groups]
+    return _joint(source, limits, maker, open_widths, methods, skipped, rounding.ranks, fits)
+
+
+def _fitting(group: Widths, index: int, groups: int, fits: Sequence[FitPiece]) -> Widths:
+    """A group without the widths that a fixed pair rules out, whatever the others are."""
+    along: list[int | Ints] = [-1] * groups
+    along[index] = np.arange(len(group.kept))
+    good = np.ones(len(group.kept), dtype=np.bool_)
+    for fit in fits:
+        if index in fit.groups:
+            good &= fit.fits(along)
+    return replace(group, kept=group.kept[good], damage=group.damage[good])
 
 
 def offered_groups(channels: ChannelMap, skipped: Collection[str]) -> frozenset[str]:
@@ -130,6 +169,7 @@ def _joint(
     methods: Collection[str],
     skipped: Collection[str],
     multiples: Multiples,
+    fits: Sequence[FitPiece],
 ) -> Joint:
     curves: list[Curve] = []
     layers: list[JointLayer] = []
@@ -141,7 +181,7 @@ def _joint(
         has_bias = pair_has_bias(spec, plan_has_bias=source.has_bias)
         layer_curves = [
             part
-            for curve in curves_of.get(name, ())
+            for curve in (() if maker.is_settled(name) else curves_of.get(name, ()))
             for part in _parts(at_multiples(spec, curve, multiple_for(multiples, name), has_bias=has_bias))
         ]
         forms = [
@@ -153,10 +193,15 @@ def _joint(
         if offered:
             layers.append(maker.layer(spec, offered))
             curves.extend(layer_curves)
-    pieces = maker.pieces({layer.spec.name for layer in layers})
+    open_layers = {layer.spec.name for layer in layers}
     whole = [len(group.kept) - 1 for group in widths]
-    full = [(piece.blocks, piece.cost(whole)) for piece in pieces]
-    full += [(layer.blocks, layer.dense_cost(whole)) for layer in layers]
+    every = maker.pieces(open_layers)
+    pieces = [*(piece for piece in every if piece.groups), *fits]
+    # Of the model as it stands: what is in no group stays as it is, or as it is fixed.
+    standing = every if maker.as_it_stands is maker else maker.as_it_stands.pieces(open_layers)
+    full = [(piece.blocks, piece.cost(whole)) for piece in standing]
+    full += [(layer.blocks, maker.costing.whole_layer(layer.spec)) for layer in layers]
+    full += [(piece.blocks, -piece.cost(whole)) for piece in every if not piece.groups]
     total = sum((cost for _, cost in full), np.zeros(len(limits)))
     before = maker.costing.whole_model(source)
     sizes = [len(group.kept) for group in widths]
@@ -188,8 +233,11 @@ def _joint(
         linked=_linked(touching, many),
         wide=wide,
         curves=tuple(curves),
-        room=np.array([limits[metric] for metric in limits], dtype=np.float64) - before + total,
+        room=np.array([limits[metric] for metric in limits], dtype=np.float64)
+        - (before + maker.change())
+        + total,
         scale=np.maximum(before, 1.0),
+        fits=tuple(fits),
     )
 
 
@@ -280,12 +328,33 @@ class _TableMaker:
         widths: Sequence[Widths],
         methods: Collection[str],
         skipped: Collection[str],
+        fixed: Fixed = NOTHING_FIXED,
     ) -> None:
         self.costing = costing
         self._source = source
         self._channels = source.structure.channels
         self._widths = tuple(widths)
-        self._dims = Dims(widths)
+        self._fixed = fixed
+        self._dims = Dims(widths, fixed.groups)
+        # The same without fixed widths and pairs: what stands before anything is done.
+        self.as_it_stands = (
+            _TableMaker(
+                source,
+                costing,
+                widths,
+                methods,
+                skipped,
+                replace(
+                    fixed,
+                    settings={},
+                    groups={},
+                    untouched=fixed.layers,
+                    whole=fixed.whole | frozenset(fixed.groups),
+                ),
+            )
+            if fixed.settings or fixed.groups
+            else self
+        )
         takes_groups = any(replaces_groups(method) for method in methods)
         self._offered = [
             damage
@@ -294,9 +363,13 @@ class _TableMaker:
             and damage.block in self._channels.blocks
             and damage.block not in skipped
             and not any(
-                name in skipped for name in source.structure.layers if is_inside(name, (damage.block,))
+                name in skipped or name in fixed.layers
+                for name in source.structure.layers
+                if is_inside(name, (damage.block,))
             )
+            and not self._is_held(damage.block)
         ]
+        self._let_fixed_groups_stand()
         for offered in self._offered:
             if not np.isfinite(offered.damage):
                 raise NonFiniteError(
@@ -304,19 +377,144 @@ class _TableMaker:
                     f"data, or skip this block"
                 )
         self._consumed = self._consumers()
+        self._slimmed = {
+            name: None for group in fixed.groups for name in self._channels.groups[group].consumers
+        }
 
-    def layer(self, spec: LayerSpec, forms: tuple[Ranks, ...]) -> JointLayer:
-        """A layer that pairs may replace."""
+    def _is_held(self, block: str) -> bool:
+        """Whether a block is fixed itself, or stands because of another fixed one around or inside it."""
+        gone = self._fixed.dropped
+        return (
+            block in self._fixed.standing
+            or is_inside(block, gone)
+            or any(is_inside(other, (block,)) for other in (*gone, *self._fixed.standing))
+        )
+
+    def _let_fixed_groups_stand(self) -> None:
+        """Takes back blocks (in place) that together would take all of a group whose width is fixed."""
+        for group in (*self._fixed.groups, *self._fixed.whole):
+            names = tuple(offered.block for offered in self._offered)
+            if group_is_inside(self._channels, group, (*names, *self._fixed.dropped)):
+                self._offered = [
+                    offered
+                    for offered in self._offered
+                    if not any(
+                        is_inside(tensor.name, (offered.block,))
+                        for tensor in self._channels.tensors.values()
+                        if any(axis.group == group for axis in tensor.axes)
+                    )
+                ]
+
+    def is_settled(self, name: str) -> bool:
+        """Whether nothing is chosen for a layer: it is fixed, or gone with a fixed block."""
+        return name in self._fixed.layers or self._is_gone(name)
+
+    def _is_gone(self, name: str) -> bool:
+        return bool(self._fixed.dropped) and is_inside(name, self._fixed.dropped)
+
+    def change(self) -> Floats:
+        """(B,) what fixed blocks and pairs change of the cost of the model, at full widths."""
+        layers = self._source.structure.layers
+        change = np.zeros(len(self.costing.metrics))
+        for name in self._fixed.dropped:
+            change -= self._block_cost(name)
+        whole = [len(group.kept) - 1 for group in self._widths]
+        for name in self._fixed.settings:
+            # The tensors of the layer are pieces of the model as it stands, the pair is several of this one.
+            change -= self.costing.whole_layer(layers[name])
+            for piece in self.as_it_stands._dense(layers[name]):
+                change += piece.cost(whole)
+        return change
+
+    def _dense(self, spec: LayerSpec) -> list[TensorPiece]:
+        """A layer in one piece."""
         dense = [
             self._tensor(tensor)
             for name in matrix_names(spec)
             if (tensor := self._channels.tensors.get(name)) is not None
         ]
-        dense += self._new_bias(spec)
-        dense += self._dense_times(spec)
+        return [*dense, *self._new_bias(spec), *self._dense_times(spec)]
+
+    def _pair(self, spec: LayerSpec, setting: Setting) -> list[TensorPiece]:
+        """A layer as its fixed pair."""
+        both = None if setting.rank_in is None else (setting.rank_in, setting.rank)
+        parts = self.costing.cost_parts(spec, setting.form, both)
+        has_bias = pair_has_bias(spec, plan_has_bias=self._source.has_bias)
+        bias = self.costing.number_cost(spec.itemsize) * has_bias
+        counted = np.array([float(metric != LATENCY) for metric in self.costing.metrics])
+        # A rank counts for times up to the next step, too.
+        rank = np.where(counted > 0, setting.rank, step_edge(setting.rank, self.costing.step))
+        pieces = [self._constant(parts.fixed + rank * parts.each, self._inside(spec.name))]
+        for dim, unit in (
+            (self._columns_of_pair(spec), rank * parts.column + parts.any_column),
+            (self._weight(spec)[0], rank * parts.row + parts.any_row + bias),
+        ):
+            # Times are stairs; what is counted is not.
+            is_tabled = len(dim.groups) <= MAX_TABLE_GROUPS
+            stairs = replace(dim, step=self.costing.step) if is_tabled else dim
+            for size, share in ((dim, unit * counted), (stairs, unit * (1 - counted))):
+                if share.any():
+                    pieces.append(
+                        TensorPiece(
+                            groups=size.groups, blocks=self._inside(spec.name), dims=(size,), unit=share
+                        )
+                    )
+        return pieces
+
+    def fits(self, limits: Mapping[Budgeted, float]) -> list[FitPiece]:
+        """What fixed pairs forbid."""
+        # A power of two is a multiple of the unit that times are rounded to.
+        most = max(*limits.values(), *self.costing.whole_model(self._source).tolist(), 1.0)
+        unit = np.full(len(self.costing.metrics), 2.0 ** (ceil(log2(most)) + 1))
+        whole = [len(group.kept) - 1 for group in self._widths]
+        found = []
+        for name, setting in self._fixed.settings.items():
+            spec = self._source.structure.layers[name]
+            rows, columns = self._weight(spec)[0], self._columns_of_pair(spec)
+            column, row = factor_costs(spec, setting.form)
+            middle = middle_cost(spec, setting.form)
+            rank_in = setting.rank if setting.rank_in is None else setting.rank_in
+            ranks_in = None if setting.rank_in is None else np.array([setting.rank_in])
+            least = least_shape(spec, setting.form, np.array([setting.rank]), ranks_in)
+            found.append(
+                FitPiece(
+                    groups=rows.groups | columns.groups,
+                    unit=unit,
+                    rows=rows,
+                    columns=columns,
+                    inside=None if spec.groups == 1 else self._weight(spec)[1],
+                    least=(int(least[0][0]), int(least[1][0])),
+                    params=(
+                        rank_in * setting.rank * middle.params,
+                        rank_in * column.params,
+                        setting.rank * row.params,
+                    ),
+                    macs=(
+                        rank_in * setting.rank * middle.macs,
+                        rank_in * column.macs,
+                        setting.rank * row.macs,
+                    ),
+                    taps=prod(spec.kernel),
+                    macs_of_number=layer_cost(spec).macs // max(prod(spec.weight_shape), 1),
+                    whole=(int(rows.count(whole)), int(columns.count(whole))),
+                )
+            )
+        return found
+
+    @staticmethod
+    def _constant(cost: Floats, blocks: tuple[int, ...]) -> TensorPiece:
+        """What goes with no group."""
+        return TensorPiece(groups=frozenset(), blocks=blocks, dims=(), unit=cost)
+
+    def layer(self, spec: LayerSpec, forms: tuple[Ranks, ...]) -> JointLayer:
+        """A layer that pairs may replace."""
+        dense = self._dense(spec)
         rows, columns = self._weight(spec)[0], self._columns_of_pair(spec)
         whole = [len(group.kept) - 1 for group in self._widths]
-        counted = sum((piece.cost(whole) for piece in dense), np.zeros(len(self.costing.metrics)))
+        counted = sum(
+            (piece.cost(whole) for piece in self.as_it_stands._dense(spec)),
+            np.zeros(len(self.costing.metrics)),
+        )
         has_bias = pair_has_bias(spec, plan_has_bias=self._source.has_bias)
         groups = rows.groups | columns.groups
         return JointLayer(
@@ -334,16 +532,19 @@ class _TableMaker:
         )
 
     def pieces(self, layers: Collection[str]) -> list[Piece]:
-        """Everything that goes with a group and is no part of these layers."""
+        """Everything that is no part of these layers and known to go with a group; and the fixed pairs."""
         specs = self._source.structure.layers
+        layers = {*layers, *self._fixed.settings}
         inside = {tensor for name in layers for tensor in matrix_names(specs[name])}
         pieces: list[Piece] = [
             piece
             for name, tensor in self._channels.tensors.items()
-            if name not in inside
+            if name not in inside and not self._is_gone(name)
             for piece in self._tensor(tensor).split()
         ]
         for product in self._channels.products:
+            if self._is_gone(product.module):
+                continue
             kept = tuple(
                 (index, self._widths[index].kept, self._widths[index].units)
                 for group in product.groups
@@ -356,16 +557,23 @@ class _TableMaker:
                     macs=product.macs,
                     kept=kept,
                     unit=np.array([float(metric == "macs") for metric in self.costing.metrics]),
+                    fixed=tuple(
+                        (len(self._fixed.groups[group]), self._channels.groups[group].units)
+                        for group in product.groups
+                        if group in self._fixed.groups
+                    ),
                 )
             )
-        for name in self._consumed:
-            if name not in layers:
+        for name in dict.fromkeys((*self._consumed, *self._slimmed)):
+            if name not in layers and not self._is_gone(name):
                 pieces.extend(self._new_bias(self._source.structure.layers[name]))
         for name, spec in self._source.structure.layers.items():
-            if name not in layers:
+            if name not in layers and not self._is_gone(name):
                 pieces.extend(piece for time in self._dense_times(spec) for piece in time.split())
+        for name, setting in self._fixed.settings.items():
+            pieces.extend(piece for part in self._pair(specs[name], setting) for piece in part.split())
         pieces.extend(self._unit_times())
-        return [piece for piece in pieces if piece.groups and piece.unit.any()]
+        return [piece for piece in pieces if piece.unit.any()]
 
     def blocks(self, full: Sequence[tuple[tuple[int, ...], Floats]]) -> tuple[Block, ...]:
         """The blocks, given blocks and cost of every piece and layer at full width."""
@@ -391,13 +599,14 @@ class _TableMaker:
 
     def homes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Of each group, the blocks that hold each of its tensors."""
-        found: list[dict[tuple[int, ...], None]] = [{} for _ in self._widths]
-        for tensor in self._channels.tensors.values():
-            for axis in tensor.axes:
-                index = self._dims.index_of(axis.group)
-                if index is not None:
-                    found[index][self._inside(tensor.name)] = None
-        return tuple(tuple(homes) for homes in found)
+        return tuple(tuple(self._homes_of(group.name)) for group in self._widths)
+
+    def _homes_of(self, group: str) -> dict[tuple[int, ...], None]:
+        return {
+            self._inside(tensor.name): None
+            for tensor in self._channels.tensors.values()
+            if any(axis.group == group for axis in tensor.axes) and not self._is_gone(tensor.name)
+        }
 
     def _consumers(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Layer -> the offered groups that it reads, each with the index of its whole width."""
@@ -446,8 +655,12 @@ class _TableMaker:
 
     def _new_bias(self, spec: LayerSpec) -> list[TensorPiece]:
         """The bias that a consumer without one gets when it is fitted anew."""
-        once = self._consumed.get(spec.name, ())
-        if not once or not consumer_gains_bias(spec, self._channels, plan_has_bias=self._source.has_bias):
+        # Where a width is fixed, it is there whatever else is slimmed.
+        is_slimmed = spec.name in self._slimmed
+        once = () if is_slimmed else self._consumed.get(spec.name, ())
+        if not (once or is_slimmed) or not consumer_gains_bias(
+            spec, self._channels, plan_has_bias=self._source.has_bias
+        ):
             return []
         rows = self._weight(spec)[1 if spec.is_transposed else 0]
         piece = TensorPiece(
@@ -499,6 +712,10 @@ class _TableMaker:
         """What goes with the units of each group and is no layer."""
         homes = self.homes()
         pieces = []
+        for name, kept in self._fixed.groups.items():
+            # What it takes whole stands in the cost of the model.
+            change = self.costing.slimmed_group(self._channels.groups[name], len(kept))
+            pieces.append(self._constant(change, ()))
         for index, group in enumerate(self._widths):
             axis = AxisUnits(group=group.name, dim=0, role="output", units=tuple(range(group.units)))
             within = [set(home) for home in homes[index]]

@@ -15,7 +15,7 @@ import numpy as np
 
 from slimrank.records import Form, LayerSpec
 from slimrank.select.joint._counts import Dim, WidthIndices
-from slimrank.select.layers._table import Floats, Ints
+from slimrank.select.layers._table import Flags, Floats, Ints
 
 # Costs of at most so many groups are added up in one table, whose size is the product of their numbers of
 # widths; what goes with more is counted at each call. Moving two groups together and the bound rely on
@@ -95,6 +95,7 @@ class ProductPiece:
         macs: of the whole product.
         kept: (group, its (W,) numbers of units kept, its units) triples.
         unit: (B,) float64, cost of one MAC.
+        fixed: (units kept, units) of groups whose width is fixed.
     """
 
     groups: frozenset[int]
@@ -102,14 +103,63 @@ class ProductPiece:
     macs: int
     kept: tuple[tuple[int, Ints, int], ...]
     unit: Floats
+    fixed: tuple[tuple[int, int], ...] = ()
 
     def cost(self, widths: WidthIndices) -> Floats:
         """(..., B) float64, at indices of widths that broadcast."""
-        macs: Ints = np.asarray(self.macs, dtype=np.int64)
+        macs: Ints = np.asarray(self.macs * prod(count for count, _ in self.fixed), dtype=np.int64)
         for group, kept, _ in self.kept:
             macs = macs * kept[widths[group]]
-        macs = macs // prod(units for _, _, units in self.kept)
+        macs = macs // (prod(units for _, _, units in self.kept) * prod(units for _, units in self.fixed))
         return np.multiply.outer(macs.astype(np.float64), self.unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FitPiece:
+    """What forbids widths at which a layer cannot take its fixed pair: a cost above every budget.
+
+    Attributes:
+        groups: indices of the groups that the layer goes with.
+        blocks: (); a block that holds a fixed layer stays.
+        unit: (B,) float64, more than any budget leaves.
+        rows, columns: first two dimensions of its weight; of a grouped convolution, columns of all groups.
+        inside: of a grouped convolution, columns of one group; None for any other layer.
+        least: columns and rows that a weight of that rank has, of one group of a grouped convolution.
+        params: of the pair, at any shape, for each column and for each row.
+        macs: of the pair, likewise.
+        taps: of the kernel.
+        macs_of_number: of the layer, for each number of its weight.
+        whole: rows and columns at which nothing of the layer is slimmed: there the pair was checked.
+    """
+
+    groups: frozenset[int]
+    unit: Floats
+    rows: Dim
+    columns: Dim
+    inside: Dim | None
+    least: tuple[int, int]
+    params: tuple[int, int, int]
+    macs: tuple[int, int, int]
+    taps: int
+    macs_of_number: int
+    whole: tuple[int, int]
+    blocks: tuple[int, ...] = ()
+
+    def fits(self, widths: WidthIndices) -> Flags:
+        """(...) bool, as ``check_pair`` of a plan: the rank is there, and the pair saves something."""
+        rows, columns = np.asarray(self.rows.count(widths)), np.asarray(self.columns.count(widths))
+        kernel_groups = 1 if self.inside is None else columns // self.inside.count(widths)
+        numbers = columns * rows * self.taps // kernel_groups
+        params, macs = (at + columns * each + rows * other for at, each, other in (self.params, self.macs))
+        is_less = (params < numbers) | (macs < numbers * self.macs_of_number)
+        is_there = (columns // kernel_groups >= self.least[0]) & (rows // kernel_groups >= self.least[1])
+        is_whole = (rows == self.whole[0]) & (columns == self.whole[1])
+        fits: Flags = is_whole | (is_there & is_less)
+        return fits
+
+    def cost(self, widths: WidthIndices) -> Floats:
+        """(..., B) float64, at indices of widths that broadcast."""
+        return np.multiply.outer((~self.fits(widths)).astype(np.float64), self.unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from slimrank.select.joint._fastest import small_choices
 from slimrank.select.joint._ranks import Answer, RankTables, standing_damage
 from slimrank.select.joint._table import Joint, State
 from slimrank.select.layers._improve import spend_rest, top_up
@@ -25,13 +26,13 @@ def choose_uniform_widths(joint: Joint) -> Answer | None:
 
     def state_at(share: float) -> State:
         within = (np.searchsorted(group.kept / group.units, share, side="right") for group in joint.widths)
-        return State(widths=tuple(max(int(count) - 1, 0) for count in within))
+        return _fitting(joint, State(widths=tuple(max(int(count) - 1, 0) for count in within)))
 
     def fits(index: int) -> bool:
         return tables.answer(state_at(shares[index]), exact=False) is not None
 
     index = _last(len(shares), fits)
-    return tables.answer(state_at(shares[index]), exact=False)
+    return tables.answer(state_at(shares[index]), exact=False) or _cheapest(joint, tables)
 
 
 def choose_greedy_joint(joint: Joint) -> Answer | None:
@@ -50,7 +51,7 @@ def choose_greedy_joint(joint: Joint) -> Answer | None:
     thresholds = np.unique(np.concatenate([np.zeros(1), *every]))
 
     def widths(threshold: float) -> State:
-        return State(widths=tuple(int(np.argmax(damage <= threshold)) for damage in damages))
+        return _fitting(joint, State(widths=tuple(int(np.argmax(damage <= threshold)) for damage in damages)))
 
     # Options stand in order of cost, so the first below the threshold is the cheapest.
     def ranks(table: Table, threshold: float) -> Ints:
@@ -69,7 +70,7 @@ def choose_greedy_joint(joint: Joint) -> Answer | None:
     threshold = float(thresholds[count - 1 - index])
     state = widths(threshold)
     if not keeps(state, threshold):
-        return None
+        return _cheapest(joint, tables)
     hurt = sorted(range(len(damages)), key=lambda group: -damages[group][state.widths[group]])
     for group in hurt:
         state = _widened(joint, state, group, lambda widened: keeps(widened, threshold))
@@ -79,6 +80,24 @@ def choose_greedy_joint(joint: Joint) -> Answer | None:
     )
     damage = standing_damage(joint, state) + total_damage(table, choice)
     return Answer(state=state, table=table, choice=choice, damage=damage)
+
+
+def _fitting(joint: Joint, state: State) -> State:
+    """The state with the groups of fixed pairs widened, a step each at a time, until each pair fits."""
+    widths = list(state.widths)
+    for fit in joint.fits:
+        while not fit.fits(widths):
+            for group in fit.groups:
+                widths[group] = min(widths[group] + 1, joint.whole[group])
+    return State(widths=tuple(widths), dropped=state.dropped)
+
+
+def _cheapest(joint: Joint, tables: RankTables) -> Answer | None:
+    """Where fixed pairs keep a rule from the smallest widths: the best of the cheapest choices, if any."""
+    if not joint.fits:
+        return None
+    found = [tables.answer(state, exact=False) for state in small_choices(joint)]
+    return min((answer for answer in found if answer), key=lambda answer: answer.damage, default=None)
 
 
 def _widened(joint: Joint, state: State, group: int, keeps: Callable[[State], bool]) -> State:

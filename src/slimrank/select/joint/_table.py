@@ -13,7 +13,7 @@ import numpy as np
 from slimrank.records import LATENCY, Budgeted, Curve
 from slimrank.select.joint._counts import WidthIndices, Widths
 from slimrank.select.joint._grids import Grids, LayerGrids
-from slimrank.select.joint._pieces import Block, JointLayer, Piece
+from slimrank.select.joint._pieces import Block, FitPiece, JointLayer, Piece
 from slimrank.select.layers._table import Floats, Ints
 
 Key = tuple[tuple[int, ...], tuple[int, ...]]
@@ -58,6 +58,7 @@ class Joint:
         curves: that ``Ranks.curve`` points into.
         room: (B,) float64, what the budgets leave for layers, cells and wide pieces.
         scale: (B,) float64, cost of the whole model.
+        fits: the pieces that forbid widths at which a fixed pair cannot be.
     """
 
     metrics: tuple[Budgeted, ...]
@@ -77,6 +78,7 @@ class Joint:
     curves: tuple[Curve, ...]
     room: Floats
     scale: Floats
+    fits: tuple[FitPiece, ...] = ()
 
     @property
     def latency(self) -> int | None:
@@ -136,6 +138,14 @@ def tables_there(joint: Joint, dropped: Collection[int]) -> Ints:
     """Indices of the tables that are outside the dropped blocks."""
     there = [index for index, (_, blocks) in enumerate(joint.keys) if is_there(blocks, dropped)]
     return np.array(there, dtype=np.int64)
+
+
+def whole_cost(joint: Joint, state: State) -> Floats:
+    """(B,) cost of a choice with every layer in one piece, as ``room`` counts it."""
+    there = layers_there(joint, state.dropped)
+    layers = joint.grids.at(state.widths, there).dense.sum(axis=0)
+    total: Floats = standing_cost(joint, state.widths, state.dropped) + layers
+    return total
 
 
 def standing_cost(joint: Joint, widths: WidthIndices, dropped: Collection[int]) -> Floats:

@@ -63,8 +63,12 @@ def check_reachable(
             )
 
 
-def how_to_reach(metric: Budgeted) -> str:
-    """What to do about a budget out of reach, for people."""
+def how_to_reach(metric: Budgeted, fixed: Sequence[str] = ()) -> str:
+    """What to do about a budget out of reach, for people, beside what is fixed."""
+    if fixed:
+        shown = ", ".join(repr(name) for name in fixed[:_MAX_NAMED])
+        more = f" and {len(fixed) - _MAX_NAMED} more" if len(fixed) > _MAX_NAMED else ""
+        return f"Fixed: {shown}{more}; fix less or other settings. {how_to_reach(metric)}"
     if metric == LATENCY:
         return (
             "Raise the budget, or allow more: fewer layers in skip, more methods; another backend, more "

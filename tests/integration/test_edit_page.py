@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan that is edited in the browser: what the server computes, what it refuses, and whom."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from torch import Tensor, nn
+
+import slimrank as sr
+from slimrank.live import Live, edit_in_browser
+from slimrank.plan import Plan
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x).relu()
+
+
+@pytest.fixture(scope="module")
+def study() -> sr.Study:
+    nets: ModuleType = sys.modules["nets"]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        Residual(),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 6),
+    )
+    return sr.study(nets.settle(model.eval()), nets.noise(3, 4, 4, n=3), progress=False)
+
+
+@pytest.fixture
+def path(study: sr.Study, tmp_path: Path) -> Path:
+    found = tmp_path / "plan.json"
+    study.plan(macs=0.6, params=0.7, multiple_of=1).save(found)
+    return found
+
+
+@pytest.fixture
+def live(study: sr.Study, path: Path) -> Iterator[Live]:
+    with edit_in_browser(path, study) as server:
+        yield server
+
+
+def _ask(live: Live, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    parts = urlsplit(live.url)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body=body, headers=named)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, text
+
+
+def _state(live: Live) -> dict[str, Any]:
+    status, text = _ask(live, "GET", f"/state?{urlsplit(live.url).query}")
+    assert status == 200
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _do(live: Live, status: int = 200, **request: object) -> dict[str, Any]:
+    parts = urlsplit(live.url)
+    found, text = _ask(
+        live,
+        "POST",
+        f"/do?{parts.query}",
+        json.dumps(request).encode(),
+        Origin=f"http://{parts.netloc}",
+        Content_Type="application/json",
+    )
+    assert found == status, text
+    answer: dict[str, Any] = json.loads(text)
+    return answer
+
+
+def _row(facts: dict[str, Any], kind: str, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = next(row for row in facts[kind] if row["name"] == name)
+    return row
+
+
+def test_the_page_and_its_state_show_the_plan(live: Live, study: sr.Study, path: Path) -> None:
+    plan = Plan.load(path)
+    status, page = _ask(live, "GET", f"/?{urlsplit(live.url).query}")
+    assert status == 200
+    assert "<h1>plan.json</h1>" in page
+    assert "connect-src 'self'" in page
+    facts = _state(live)
+    assert facts["totals"]["macs"]["after"] == plan.after.macs
+    assert facts["totals"]["bytes"]["ratio"] == plan.keep_ratio("bytes")
+    assert facts["damage"] == pytest.approx(plan.damage)
+    assert facts["budgets"] == {"macs": 0.6, "params": 0.7}
+    for name, setting in plan.settings.items():
+        assert _row(facts, "layers", name)["rank"] == setting.rank
+    for row in facts["groups"]:
+        assert row["keep"] == len(plan.groups.get(row["name"], range(row["units"])))
+    assert {row["name"] for row in facts["blocks"]} == {each.block for each in study.block_damages}
+    assert facts["undo"] == 0
+
+
+def test_changes_are_those_of_the_study(live: Live, study: sr.Study, path: Path) -> None:
+    plan = study.edit(Plan.load(path), {"5": ("weight_svd", {"rank": 2})})
+    facts = _do(live, action="pair", name="5", method="weight_svd", rank=2)
+    assert facts["totals"]["params"]["after"] == plan.after.params
+    assert facts["damage"] == pytest.approx(plan.damage)
+    plan = study.edit(plan, {"2": ("channel_pruning", {"keep": 9})})
+    facts = _do(live, action="width", name="2", keep=9)
+    assert facts["totals"]["macs"]["after"] == plan.after.macs
+    assert _row(facts, "groups", "2")["keep"] == 9
+    facts = _do(live, action="pair", name="2", method=None)
+    assert _row(facts, "layers", "2")["method"] is None
+    # The channels of the same name stay as they were.
+    assert _row(facts, "groups", "2")["keep"] == 9
+    facts = _do(live, action="block", name="1", dropped=True)
+    assert _row(facts, "blocks", "1")["dropped"]
+    assert not any(row["name"] == "1.conv" for row in facts["layers"])
+    facts = _do(live, action="block", name="1", dropped=False)
+    assert not _row(facts, "blocks", "1")["dropped"]
+    assert facts["undo"] == 5
+
+
+def test_undo_goes_back_to_the_plan_as_it_was_opened(live: Live) -> None:
+    first = _state(live)
+    _do(live, action="width", name="2", keep=9)
+    _do(live, action="lock", kind="group", name="2", locked=True)
+    assert _row(_do(live, action="undo"), "groups", "2")["locked"] is False
+    assert _do(live, action="undo") == first
+    assert "there is nothing to undo" in _do(live, 422, action="undo")["error"]
+
+
+def test_sliders_end_at_what_a_layer_takes(live: Live) -> None:
+    facts = _do(live, action="pair", name="5", method="weight_svd", rank=1)
+    row = _row(facts, "layers", "5")
+    assert row["top"] >= 1
+    assert "rank" in row["why"]
+    assert (
+        _row(_do(live, action="pair", name="5", method="weight_svd", rank=row["top"]), "layers", "5")["rank"]
+        == row["top"]
+    )
+    before = _state(live)
+    told = _do(live, 422, action="pair", name="5", method="weight_svd", rank=row["top"] + 1)
+    assert "is outside" in told["error"]
+    assert _state(live) == before
+    # A narrower layer takes less.
+    _do(live, action="width", name="2", keep=16)
+    _do(live, action="pair", name="2", method="spatial_svd", rank=1)
+    wide = _row(_state(live), "layers", "2")["top"]
+    assert _row(_do(live, action="width", name="2", keep=3), "layers", "2")["top"] < wide
+
+
+def test_the_rest_is_planned_around_what_is_locked(live: Live, study: sr.Study, path: Path) -> None:
+    _do(live, action="pair", name="5", method="weight_svd", rank=3)
+    _do(live, action="width", name="2", keep=11)
+    _do(live, action="pair", name="2", method=None)
+    for kind, name in (("layer", "5"), ("layer", "2"), ("group", "2"), ("block", "1")):
+        assert _do(live, action="lock", kind=kind, name=name, locked=True)
+    facts = _do(live, action="replan")
+    assert _row(facts, "layers", "5")["rank"] == 3
+    assert _row(facts, "layers", "2")["method"] is None
+    assert _row(facts, "groups", "2")["keep"] == 11
+    assert not _row(facts, "blocks", "1")["dropped"]
+    assert facts["select"] == "optimal"
+    assert facts["totals"]["macs"]["ratio"] <= 0.6
+    assert facts["totals"]["params"]["ratio"] <= 0.7
+    free = study.plan(macs=0.6, params=0.7, multiple_of=1)
+    assert facts["damage"] >= (free.damage or 0) * (1 - 1e-9)
+    # Nothing locked: the plan that was opened.
+    for kind, name in (("layer", "5"), ("layer", "2"), ("group", "2"), ("block", "1")):
+        _do(live, action="lock", kind=kind, name=name, locked=False)
+    assert _do(live, action="replan")["damage"] == pytest.approx(Plan.load(path).damage)
+
+
+def test_budgets_out_of_reach_with_the_locks_are_told(live: Live) -> None:
+    before = _state(live)
+    for row in before["layers"]:
+        _do(live, action="pair", name=row["name"], method=None)
+        _do(live, action="lock", kind="layer", name=row["name"], locked=True)
+    for row in before["groups"]:
+        _do(live, action="width", name=row["name"], keep=row["units"])
+        _do(live, action="lock", kind="group", name=row["name"], locked=True)
+    told = _do(live, 422, action="replan")["error"]
+    assert "cannot be met; the smallest reachable is" in told
+    assert "Fixed: " in told
+
+
+def test_saving_never_replaces_a_file(live: Live, path: Path) -> None:
+    before = path.read_bytes()
+    taken = path.with_name("plan-edited-1.json")
+    taken.write_text("mine")
+    _do(live, action="width", name="2", keep=9)
+    assert _do(live, action="save")["saved"] == "plan-edited-2.json"
+    assert _do(live, action="save")["saved"] == "plan-edited-3.json"
+    assert path.read_bytes() == before
+    assert taken.read_text() == "mine"
+    assert len(Plan.load(path.with_name("plan-edited-2.json")).groups["2"]) == 9
+
+
+def test_a_plan_by_hand_has_no_budgets_to_plan_for(study: sr.Study, tmp_path: Path) -> None:
+    path = tmp_path / "hand.json"
+    Plan.manual(study, {"5": ("weight_svd", {"rank": 3})}).save(path)
+    with edit_in_browser(path, study) as live:
+        assert "it has no budgets" in _do(live, 422, action="replan")["error"]
+
+
+def test_plans_chosen_by_scores_are_not_planned_again(study: sr.Study, tmp_path: Path) -> None:
+    table = sr.measure_scores(study, lambda model: 1.0, progress=False)
+    path = tmp_path / "scored.json"
+    study.plan(macs=0.7, scores=table).save(path)
+    with edit_in_browser(path, study) as live:
+        assert "by measured times or by scores" in _do(live, 422, action="replan")["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "match"),
+    [
+        ({}, "no object with an"),
+        ({"action": "fly"}, "action 'fly': there is none"),
+        ({"action": "pair"}, "give the name of a row"),
+        ({"action": "pair", "name": "nope"}, "layer 'nope': there is none"),
+        ({"action": "pair", "name": "5", "method": "weight_svd"}, "no rank is given"),
+        ({"action": "pair", "name": "5", "method": 3}, "is no text"),
+        ({"action": "pair", "name": "5", "method": "weight_svt", "rank": 2}, "did you mean 'weight_svd'"),
+        ({"action": "width", "name": "2", "keep": "many"}, "is no whole number"),
+        ({"action": "width", "name": "2", "keep": 0}, "outside 1..16"),
+        ({"action": "width", "name": "nope", "keep": 2}, "group 'nope': there is none"),
+        ({"action": "block", "name": "5", "dropped": True}, "block '5': there is none"),
+        ({"action": "lock", "kind": "wall", "name": "5"}, "kind 'wall': there is none"),
+    ],
+)
+def test_wrong_requests_change_nothing(live: Live, request_: dict[str, object], match: str) -> None:
+    before = _state(live)
+    assert match in _do(live, 422, **request_)["error"]
+    assert _state(live) == before
+
+
+def test_only_the_page_itself_may_change_the_plan(live: Live) -> None:
+    parts = urlsplit(live.url)
+    own = {"Origin": f"http://{parts.netloc}", "Content_Type": "application/json"}
+    body = json.dumps({"action": "width", "name": "2", "keep": 9}).encode()
+    right = f"/do?{parts.query}"
+    refusals: list[tuple[str, dict[str, str], bytes, int, str]] = [
+        ("/do", own, body, 403, "the token is missing or wrong"),
+        ("/do?token=wrong", own, body, 403, "the token is missing or wrong"),
+        (right, {"Content_Type": "application/json"}, body, 403, "a change needs an Origin"),
+        (right, {**own, "Origin": "http://evil.example"}, body, 403, "a page of http://evil.example asks"),
+        (right, {**own, "Host": "evil.example"}, body, 403, "this server is asked as"),
+        (right, {**own, "Content_Type": "text/plain"}, body, 415, "send JSON"),
+        (right, own, b"{", 400, "this is no JSON"),
+        (right, own, b"[1]", 422, "no object with an"),
+        (right, own, b" " * 70_000, 413, "give a Content-Length of at most"),
+        (f"/other?{parts.query}", own, body, 404, "changes are sent to /do"),
+    ]
+    before = _state(live)
+    for path, headers, sent, expected, why in refusals:
+        status, text = _ask(live, "POST", path, sent, **headers)
+        assert status == expected, (path, text)
+        assert why in text
+    assert _state(live) == before
+    for path in ("/", "/state", "/do"):
+        assert _ask(live, "GET", path)[0] == 403
+    assert _ask(live, "GET", f"/do?{parts.query}")[0] == 404
+    assert _ask(live, "POST", right, body, **own)[0] == 200
+
+
+def test_what_cannot_be_edited_is_refused(study: sr.Study, path: Path, tmp_path: Path) -> None:
+    with pytest.raises(sr.FileError, match=r"missing\.json"):
+        edit_in_browser(tmp_path / "missing.json", study)
+    nets: ModuleType = sys.modules["nets"]
+    other = sr.study(nn.Sequential(nn.Linear(8, 8)), nets.noise(8, n=3), progress=False)
+    with pytest.raises(sr.PlanError, match="belongs to another model"):
+        edit_in_browser(path, other)
+    with pytest.raises(sr.OptionError, match="give a whole number from 0 to 65535"):
+        edit_in_browser(path, study, port=-1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(sr.OptionError, match="it cannot be listened on"):
+            edit_in_browser(path, study, port=taken.getsockname()[1])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
+def test_the_command_prints_the_address_and_ends_with_ctrl_c(
+    study: sr.Study, path: Path, tmp_path: Path
+) -> None:
+    study.save(tmp_path / "run")
+    arguments = [sys.executable, "-m", "slimrank", "edit", str(path), "--study", str(tmp_path / "run")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        parts = urlsplit(url)
+        connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+        connection.request("GET", f"/state?{parts.query}")
+        assert connection.getresponse().status == 200
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Study.plan(fixed=)``: what is said is held, the rest is chosen; and what cannot be held is refused."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import seams
+import slimrank as sr
+from slimrank.plan import Plan, SettingLike, fixed_of
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x).relu()
+
+
+@pytest.fixture(scope="module")
+def study() -> sr.Study:
+    nets: ModuleType = sys.modules["nets"]
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        Residual(),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 6),
+    )
+    return sr.study(nets.settle(model.eval()), nets.noise(3, 4, 4, n=3), progress=False)
+
+
+HELD: dict[str, SettingLike] = {
+    "0": None,
+    "1": "drop",
+    "2": [("spatial_svd", {"rank": 5}), ("channel_pruning", {"keep": 11})],
+}
+
+
+@pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
+def test_what_is_fixed_is_held_and_the_budget_kept(study: sr.Study, select: str) -> None:
+    plan = study.plan(params=0.4, select=select, fixed=HELD)  # type: ignore[arg-type]
+    assert plan.dropped == ("1",)
+    assert plan.settings["2"].rank == 5
+    assert len(plan.groups["2"]) == 11
+    assert "0" not in plan.settings
+    assert "0" not in plan.groups
+    assert "5" in plan.settings
+    assert plan.keep_ratio("params") <= 0.4
+    assert plan.damage is not None
+    # Rounding is for what is chosen.
+    assert plan.relaxed is not None
+    assert "2" in plan.relaxed
+
+
+def test_the_rest_is_what_would_be_chosen_beside_it(study: sr.Study) -> None:
+    free = study.plan(macs=0.6, multiple_of=1)
+    held = study.plan(macs=0.6, multiple_of=1, fixed=free.settings)
+    assert held.settings == free.settings
+    assert held.groups == free.groups
+    assert held.damage == pytest.approx(free.damage)
+    other = study.plan(macs=0.6, multiple_of=1, fixed={"2": None})
+    assert other.damage is not None
+    assert free.damage is not None
+    assert other.damage >= free.damage * (1 - 1e-9)
+
+
+def test_a_plan_with_fixed_settings_can_be_built(study: sr.Study) -> None:
+    plan = study.plan(params=0.4, fixed=HELD)
+    result = study.apply(plan)
+    assert result.after == plan.after
+
+
+def test_settings_may_stand_in_a_file(study: sr.Study, tmp_path: Path) -> None:
+    path = tmp_path / "held.json"
+    path.write_text(json.dumps({"5": ["weight_svd", 0.25], "0": None}))
+    plan = study.plan(macs=0.8, fixed=path)
+    assert plan.settings["5"] == study.edit(plan, {"5": ("weight_svd", 0.25)}).settings["5"]
+    assert fixed_of(study, path).untouched == {"0"}
+
+
+def test_a_width_without_a_damage_leaves_the_plan_without_one(study: sr.Study) -> None:
+    curve = next(curve for curve in study.group_curves if curve.group == "2")
+    # The last to go first: no curve keeps these.
+    units = sorted(int(unit) for unit in curve.order[:8])
+    assert tuple(units) != curve.channels_kept(8)
+    plan = study.plan(macs=0.8, fixed={"2": ("channel_pruning", {"channels_kept": units})})
+    assert list(plan.groups["2"]) == units
+    assert plan.damage is None
+    assert plan.gap is not None
+
+
+def test_what_is_fixed_wins_over_skip_and_methods(study: sr.Study) -> None:
+    plan = study.plan(
+        params=0.9,
+        skip=("2",),
+        methods=("weight_svd",),
+        fixed={"2": [("spatial_svd", {"rank": 5}), ("channel_pruning", {"keep": 12})]},
+    )
+    assert plan.settings["2"].method == "spatial_svd"
+    assert len(plan.groups["2"]) == 12
+    assert {setting.method for name, setting in plan.settings.items() if name != "2"} <= {"weight_svd"}
+
+
+def test_groups_leave_room_for_a_fixed_pair(study: sr.Study) -> None:
+    plan = study.plan(macs=0.4, multiple_of=1, fixed={"2": ("weight_svd", {"rank": 8, "form": "kxk_1x1"})})
+    assert plan.settings["2"].rank == 8
+    assert len(plan.groups.get("2", range(16))) >= 8
+
+
+def test_a_budget_out_of_reach_names_the_floor_and_what_is_fixed(study: sr.Study) -> None:
+    with pytest.raises(sr.BudgetError, match=r"macs=0\.1 cannot be met; the smallest reachable is") as told:
+        study.plan(macs=0.1, fixed={"0": None, "2": None, "1": None})
+    assert "Fixed: '0', '1', '2'; fix less or other settings" in str(told.value)
+    text = str(told.value).split("reachable is macs=")[1]
+    floor = float(text.split(".")[0] + "." + text.split(".")[1])
+    assert study.plan(macs=floor, fixed={"0": None, "2": None, "1": None}).keep_ratio("macs") <= floor
+
+
+def test_a_score_table_chooses_around_what_is_fixed(study: sr.Study) -> None:
+    table = sr.measure_scores(
+        study, lambda model: -float(model(Tensor(np.zeros((1, 3, 4, 4)))).norm()), progress=False
+    )
+    plan = study.plan(params=0.7, scores=table, fixed={"2": ("spatial_svd", {"rank": 5})})
+    assert plan.settings["2"].rank == 5
+    assert plan.keep_ratio("params") <= 0.7
+
+
+@pytest.mark.parametrize(
+    ("fixed", "error", "match"),
+    [
+        ({"nope": None}, sr.UnknownNameError, "fixed: layer 'nope': the model has none"),
+        ({"nope": ("weight_svd", 0.5)}, sr.UnknownNameError, "fixed: layer 'nope': the model has none"),
+        ({"5": ("weight_svt", 0.5)}, sr.UnknownNameError, "fixed: layer '5': method 'weight_svt'"),
+        ({"5": ("spatial_svd", 0.5)}, sr.OptionError, "fixed: layer '5': spatial_svd does not apply"),
+        (
+            {"5": ("weight_svd", {"rank": 999})},
+            sr.RankError,
+            "fixed: layer '5': weight_svd rank 999 is outside",
+        ),
+        ({"2": ("channel_pruning", {"keep": 99})}, sr.RankError, "fixed: group '2': keep 99 is outside"),
+        ({"0": "drop"}, sr.UnknownNameError, "fixed: block '0': the model has none"),
+        ({"1": "drop", "1.conv": ("spatial_svd", 0.5)}, sr.PlanError, "fixed: .*inside the dropped block"),
+        (("5",), sr.OptionError, "fixed is a tuple; give name -> setting"),
+    ],
+)
+def test_what_cannot_be_held_is_refused(
+    study: sr.Study, fixed: dict[str, SettingLike], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        study.plan(macs=0.5, fixed=fixed)
+
+
+def test_plans_do_not_depend_on_the_order_of_names(study: sr.Study) -> None:
+    first = study.plan(params=0.4, fixed=HELD)
+    second = study.plan(params=0.4, fixed=dict(reversed(HELD.items())))
+    assert isinstance(first, Plan)
+    assert first == second
+
+
+def _planned(study: sr.Study, folder: Path, *options: str) -> tuple[int, str]:
+    study.save(folder)
+    shown = CliRunner().invoke(seams.cli, ["plan", str(folder), "--params", "0.4", *options])
+    return shown.exit_code, shown.stdout + shown.stderr
+
+
+def test_the_command_line_holds_settings(study: sr.Study, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    given = ("0=none", "1=drop", "2=spatial_svd:rank=5", "2=channel_pruning:keep=11")
+    fixes = [text for each in given for text in ("--fix", each)]
+    code, text = _planned(study, tmp_path / "run", *fixes, "--out", str(out))
+    assert code == 0, text
+    assert Plan.load(out) == study.plan(params=0.4, fixed=HELD)
+
+
+@pytest.mark.parametrize(
+    ("fixes", "match"),
+    [
+        (["5"], "'5': give NAME=SETTING, e.g. fc=weight_svd:0.4"),
+        (["5=weight_svd"], "'weight_svd' is no setting; give e.g."),
+        (["5=weight_svd:size=4"], "'weight_svd:size=4' is no setting"),
+        (["5=weight_svd:rank=4.5"], "'4.5' is no number"),
+        (["5=weight_svd:half"], "'half' is no number"),
+        (["5=none", "5=weight_svd:0.5"], "'5' is fixed twice"),
+        (["nope=none"], "fixed: layer 'nope': the model has none"),
+    ],
+)
+def test_the_command_line_refuses_what_is_no_setting(
+    study: sr.Study, tmp_path: Path, fixes: list[str], match: str
+) -> None:
+    code, text = _planned(study, tmp_path / "run", *(text for each in fixes for text in ("--fix", each)))
+    assert code != 0
+    assert match in " ".join(text.split())

@@ -85,7 +85,14 @@ from slimrank.report import (
     write_page,
 )
 from slimrank.scores import ScoreFn, Scores, score_model, scored_source, scores_facts
-from slimrank.select import check_budgets, reachable_floor, select_plan, select_plan_and_rounding
+from slimrank.select import (
+    check_budgets,
+    has_uniform_widths,
+    reachable_floor,
+    select_plan,
+    select_plan_and_rounding,
+    without_new_bias,
+)
 from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
@@ -286,6 +293,8 @@ class Study:
         monotonic: bool = False,
         interpolate: bool = False,
         relative_to: Literal["model", "original"] = "model",
+        uniform_widths: bool = False,
+        new_bias: bool = True,
     ) -> Plan:
         """Chooses a rank for every layer under a budget. Runs no model and writes no file.
 
@@ -319,6 +328,12 @@ class Study:
                 ``scores``.
             relative_to: what keep ratios are shares of: the "model" that was studied, or the "original" where
                 that model had been compressed before.
+            uniform_widths: groups whose names differ in numbers alone, such as those of all layers of a
+                transformer, keep the same number of units, and no block is dropped: what reads a model by
+                one width for all layers then reads this one. A stack of which one group cannot go, or is
+                skipped, stays whole. Ranks are not tied: pass ``methods=("channel_pruning",)`` for none.
+            new_bias: False gives no bias to layers that have none; their fits then hold the mean as well as
+                they can. Damages are predicted as with one, and so are a little low.
 
         Returns:
             The plan; its counted cost, and its predicted time, are never above a budget.
@@ -329,7 +344,8 @@ class Study:
             ScoreError: a table of another study.
             LatencyError: a table of times of another network.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
-                ``latencies`` or the other way round, or an unknown ``relative_to``.
+                ``latencies`` or the other way round, or an unknown ``relative_to``; ``new_bias=False`` where
+                an earlier step made new biases.
         """
         ratios: dict[Metric, float | None] = {"macs": macs, "params": params, "bytes": bytes}
         asked, table = self._asked_latency(latency, latencies, relative_to)
@@ -349,13 +365,14 @@ class Study:
             )
 
         skipped = skipped_globs(self, skip)
+        study = self if new_bias else self._without_new_bias()
 
         def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
             """What the plan is chosen from."""
             if scores is None:
-                return self
+                return study
             return scored_source(
-                self,
+                study,
                 scores,
                 fingerprint=self.fingerprint,
                 monotonic=monotonic,
@@ -376,6 +393,7 @@ class Study:
                 of=whole,
                 latency=latency,
                 times=None if table is None else table.times,
+                uniform_widths=uniform_widths,
             )
 
         if asked is None or table is None:
@@ -393,7 +411,7 @@ class Study:
             select=chosen.select,
         )
         predicted = plan_on(
-            self,
+            study,
             chosen.settings,
             groups=chosen.groups,
             dropped=chosen.dropped,
@@ -408,6 +426,18 @@ class Study:
             relaxed=chosen.relaxed,
             latency=chosen.latency,
         )
+
+    def _without_new_bias(self) -> "Study":
+        """The same study, whose plans count no bias where a layer has none."""
+        if not self.has_bias:
+            return self
+        if self.previous is not None:
+            raise OptionError(
+                "new_bias=False: the model was compressed before by a plan that counts new biases, and a "
+                "plan has one rule for all its steps; leave it out"
+            )
+        curves = without_new_bias(self.curves, self.structure.layers)
+        return replace(self, has_bias=False, curves=curves)
 
     def _asked_latency(
         self, latency: float | str | None, latencies: LatencyTable | None, relative_to: str
@@ -696,6 +726,8 @@ class Study:
                 multiple_of=plan.multiple_of if plan.relaxed is None else "auto",
                 methods=[method for method in self.methods if method in methods],
                 relative_to="model" if len(plan.steps) < 2 else "original",
+                uniform_widths=has_uniform_widths(plan.groups, self.structure.channels),
+                new_bias=plan.has_bias,
             )
         except BudgetError:
             return None

@@ -66,6 +66,7 @@ class _Problem:
         methods: that may be used.
         skipped: layers, groups and blocks to leave alone.
         rounding: what ranks and widths are multiples of.
+        uniform_widths: groups of one stack keep the same number of units.
         joint: the options of layers, groups and blocks; None where layers alone are open.
     """
 
@@ -75,6 +76,7 @@ class _Problem:
     methods: tuple[str, ...]
     skipped: frozenset[str]
     rounding: Rounding
+    uniform_widths: bool
     joint: Joint | None
 
     def table(self) -> Table:
@@ -97,6 +99,7 @@ class _Problem:
             skipped=self.skipped,
             rounding=self.rounding,
             times=self.costing.times,
+            uniform_widths=self.uniform_widths,
         )
 
 
@@ -166,6 +169,7 @@ def select_plan_and_rounding(
     of: Cost | None = None,
     latency: float | None = None,
     times: NetworkTimes | None = None,
+    uniform_widths: bool = False,
 ) -> tuple[Plan, Rounding]:
     """As ``select_plan``, where the source depends on what ranks and widths are multiples of.
 
@@ -181,6 +185,7 @@ def select_plan_and_rounding(
         latency: keep ratio of the time of the original in float32; None for no such budget. ``budgets`` may
             then be empty.
         times: that a latency is counted by. Ranks and widths are then multiples of their step too.
+        uniform_widths: groups of one stack of layers keep the same number of units, and no block is dropped.
 
     Returns:
         The plan, and what its ranks and widths are multiples of.
@@ -208,7 +213,16 @@ def select_plan_and_rounding(
 
     def problem_of(rounding: Rounding) -> _Problem:
         source = source_with(rounding)
-        return _problem(source, limits, costing, rounding, select=select, methods=methods, skip=skip)
+        return _problem(
+            source,
+            limits,
+            costing,
+            rounding,
+            select=select,
+            methods=methods,
+            skip=skip,
+            uniform_widths=uniform_widths,
+        )
 
     def planned(problem: _Problem) -> tuple[Plan, Rounding]:
         plan = _selected(problem, select, ratios, of)
@@ -355,6 +369,7 @@ def _problem(
     select: Select,
     methods: Sequence[str] | None,
     skip: Sequence[str],
+    uniform_widths: bool = False,
 ) -> _Problem:
     names = names_of(source.structure)
     skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
@@ -372,8 +387,15 @@ def _problem(
         methods=allowed,
         skipped=skipped,
         rounding=rounding,
+        uniform_widths=uniform_widths,
         joint=joint_of(
-            source, limits, methods=allowed, skipped=skipped, rounding=rounding, times=costing.times
+            source,
+            limits,
+            methods=allowed,
+            skipped=skipped,
+            rounding=rounding,
+            times=costing.times,
+            uniform_widths=uniform_widths,
         )
         if has_groups
         else None,
@@ -421,8 +443,9 @@ def _joint(
     gap = max(0.0, min(1.0, 1.0 - bound / answer.damage)) if answer.damage > 0 else 0.0
     curves = {curve.group: curve for curve in source.group_curves}
     kept = {
-        group.name: int(group.kept[width])
+        name: int(group.kept[width])
         for group, width in zip(joint.widths, answer.state.widths, strict=True)
+        for name in group.needs
     }
     return (
         _Chosen(

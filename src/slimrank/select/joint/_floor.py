@@ -102,7 +102,7 @@ def _holding_up(
 ) -> str:
     layers, channels = source.structure.layers, source.structure.channels
     metric, whole = costing.metrics[index], float(costing.whole_model(source)[index])
-    offered = {group.name for group in joint.widths}
+    offered = {name for group in joint.widths for name in group.needs}
     touched = {layer.spec.name for layer in joint.layers}
     for tensor in channels.tensors.values():
         if any(axis.group in offered for axis in tensor.axes):

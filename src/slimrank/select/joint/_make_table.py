@@ -30,7 +30,8 @@ from slimrank.records import (
     replaces_groups,
 )
 from slimrank.select._option_costs import Costing
-from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
+from slimrank.select._ordinary import stacks_in
+from slimrank.select.joint._counts import Dim, Dims, Widths, tied, widths_of
 from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
@@ -53,6 +54,7 @@ def joint_of(
     skipped: Collection[str],
     rounding: Rounding,
     times: NetworkTimes | None = None,
+    uniform_widths: bool = False,
 ) -> Joint:
     """Everything that a source offers.
 
@@ -63,6 +65,7 @@ def joint_of(
         skipped: layers, groups and blocks to leave alone.
         rounding: what ranks, and outputs of a group's first producer, are multiples of.
         times: that a latency among the limits is counted by.
+        uniform_widths: groups of one stack keep the same number of units (``stacks_in``), and blocks stay.
 
     Returns:
         The table.
@@ -77,8 +80,12 @@ def joint_of(
         for curve in source.group_curves
         if curve.group in offered
     ]
+    if uniform_widths:
+        widths = _by_stack(widths, source.structure.channels)
     open_widths = [group for group in widths if len(group.kept) > 1]
-    maker = _TableMaker(source, Costing(limits, times), open_widths, methods, skipped)
+    maker = _TableMaker(
+        source, Costing(limits, times), open_widths, methods, skipped, keeps_blocks=uniform_widths
+    )
     return _joint(source, limits, maker, open_widths, methods, skipped, rounding.ranks)
 
 
@@ -97,6 +104,16 @@ def offered_groups(channels: ChannelMap, skipped: Collection[str]) -> frozenset[
         and name not in kept_whole
         and not any(layer in skipped for layer in (name, *group.producers))
     )
+
+
+def _by_stack(widths: Sequence[Widths], channels: ChannelMap) -> list[Widths]:
+    """The groups of each stack as one choice; a stack of which one group cannot go is left out."""
+    open_groups = {group.name: group for group in widths}
+    return [
+        tied([open_groups[name] for name in names])
+        for names in stacks_in(channels)
+        if all(name in open_groups for name in names)
+    ]
 
 
 def _widths(curve: GroupCurve, group: GroupSpec, multiples: Multiples) -> Widths:
@@ -238,6 +255,8 @@ class _TableMaker:
         widths: Sequence[Widths],
         methods: Collection[str],
         skipped: Collection[str],
+        *,
+        keeps_blocks: bool,
     ) -> None:
         self.costing = costing
         self._source = source
@@ -249,6 +268,7 @@ class _TableMaker:
             damage
             for damage in source.block_damages
             if takes_groups
+            and not keeps_blocks
             and damage.block in self._channels.blocks
             and damage.block not in skipped
             and not any(
@@ -361,8 +381,9 @@ class _TableMaker:
         """Layer -> the offered groups that it reads, each with the index of its whole width."""
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for index, group in enumerate(self._widths):
-            for name in self._channels.groups[group.name].consumers:
-                found[name].append((index, len(group.kept) - 1))
+            for member in group.needs:
+                for name in self._channels.groups[member].consumers:
+                    found[name].append((index, len(group.kept) - 1))
         return {name: tuple(groups) for name, groups in found.items()}
 
     def _tensor(self, tensor: TensorSpec) -> TensorPiece:
@@ -458,19 +479,21 @@ class _TableMaker:
         homes = self.homes()
         pieces = []
         for index, group in enumerate(self._widths):
-            axis = AxisUnits(group=group.name, dim=0, role="output", units=tuple(range(group.units)))
             within = [set(home) for home in homes[index]]
-            units = TensorPiece(
-                groups=frozenset((index,)),
-                # It goes with a block that holds all of the group.
-                blocks=tuple(sorted(set.intersection(*within))) if within else (),
-                dims=self._dims.all_of((group.units,), (axis,)),
-                unit=self.costing.unit_cost(group.name),
-            )
-            extra = self.costing.whole_extra(self._channels.groups[group.name])
-            # Saved at once when the group is slimmed.
-            saved = replace(units, dims=(), unit=-extra, once=((index, len(group.kept) - 1),))
-            pieces += [units, saved]
+            # It goes with a block that holds all of the group.
+            blocks = tuple(sorted(set.intersection(*within))) if within else ()
+            for name in group.needs:
+                axis = AxisUnits(group=name, dim=0, role="output", units=tuple(range(group.units)))
+                units = TensorPiece(
+                    groups=frozenset((index,)),
+                    blocks=blocks,
+                    dims=self._dims.all_of((group.units,), (axis,)),
+                    unit=self.costing.unit_cost(name),
+                )
+                extra = self.costing.whole_extra(self._channels.groups[name])
+                # Saved at once when the group is slimmed.
+                saved = replace(units, dims=(), unit=-extra, once=((index, len(group.kept) - 1),))
+                pieces += [units, saved]
         return pieces
 
     def _inside(self, name: str) -> tuple[int, ...]:

@@ -208,6 +208,7 @@ class Result:
         html = render_page(data)
         save_artifact(path, self.model, self.plan, manifest, html, overwrite=overwrite)
 
+    @outside_inference_mode
     def save_pretrained(
         self,
         path: str | os.PathLike[str],
@@ -220,6 +221,10 @@ class Result:
         Beside what ``save`` writes, but the report: its configuration, its generation configuration where it
         generates, the original configuration, and a tokenizer. Nothing there runs code. Before the directory
         takes its place, it is loaded once, so memory for one more model is needed.
+
+        Where only widths changed, alike in all layers (``Study.plan(uniform_widths=True, new_bias=False)``),
+        the configuration follows if it can, and ``AutoModel.from_pretrained`` loads the model too. In all
+        other cases that call fails and names ``slimrank.from_pretrained``.
 
         Args:
             path: a new or empty directory.
@@ -237,7 +242,16 @@ class Result:
             **self._manifest(),
             _EXPORTS: export_facts(_exports_in(Path(path), self._exports)),
         }
-        save_pretrained_model(path, self.model, self.plan, manifest, tokenizer=tokenizer, overwrite=overwrite)
+        batch = None if self._source is None else next(iter(self._source.batches()), None)
+        save_pretrained_model(
+            path,
+            self.model,
+            self.plan,
+            manifest,
+            tokenizer=tokenizer,
+            overwrite=overwrite,
+            batch=batch,
+        )
 
     @outside_inference_mode
     def export(

@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -191,6 +192,81 @@ def test_transformers_alone_says_what_to_call(load: str, llama_result: sr.Result
     with pytest.raises(ValueError, match=r"slimrank\.from_pretrained"):
         getattr(transformers, load).from_pretrained(tmp_path / "saved")
     assert transformers.AutoConfig.from_pretrained(tmp_path / "saved").num_hidden_layers == 2
+
+
+def uniform(model: nn.Module, nets: ModuleType, keep: dict[str, int]) -> sr.Result:
+    """With so many units left in every group whose name ends so, and no new bias."""
+    study = sr.study(model, inputs_of(model, nets), effort="fast", progress=False)
+    settings = {
+        name: ("channel_pruning", {"keep": count})
+        for name in study.structure.channels.groups
+        for end, count in keep.items()
+        if name.endswith(end)
+    }
+    return study.apply(replace(sr.Plan.manual(study, settings), has_bias=False))
+
+
+def test_transformers_alone_loads_uniform_widths(nets: ModuleType, tmp_path: Path) -> None:
+    model = llama(nets)
+    study = sr.study(model, inputs_of(model, nets), effort="fast", progress=False)
+    plan = study.plan(macs=0.7, methods=("channel_pruning",), uniform_widths=True, new_bias=False)
+    result = study.apply(plan)
+    assert result.plan.groups
+    result.save_pretrained(tmp_path / "saved")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    width = result.model.model.layers[0].mlp.gate_proj.out_features
+    assert loaded.config.intermediate_size == width < 64
+    batch = inputs_of(model, nets)[0]
+    with torch.no_grad():
+        expected = result.model(**batch).logits
+        assert torch.equal(loaded(**batch).logits, expected)
+        assert torch.equal(sr.from_pretrained(tmp_path / "saved")(**batch).logits, expected)
+
+
+def test_heads_and_neurons_follow_in_the_configuration(nets: ModuleType, tmp_path: Path) -> None:
+    model = llama(nets)
+    result = uniform(model, nets, {"self_attn.q_proj": 2, "mlp.gate_proj": 24})
+    result.save_pretrained(tmp_path / "saved")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    config = loaded.config
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
+    assert (config.head_dim, config.intermediate_size, config.hidden_size) == (4, 24, 32)
+    start = torch.tensor([[3, 4, 5]])
+    expected, found = (
+        network.generate(start, do_sample=False, max_new_tokens=6, pad_token_id=0)
+        for network in (result.model, loaded)
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("build", "end"), [(bert, "intermediate.dense"), (vit, "mlp.fc1")])
+def test_neurons_of_encoders_follow(build, end: str, nets: ModuleType, tmp_path: Path) -> None:  # noqa: ANN001
+    model = build(nets)
+    result = uniform(model, nets, {end: 40})
+    result.save_pretrained(tmp_path / "saved")
+    loaded = type(model).from_pretrained(tmp_path / "saved").eval()
+    assert loaded.config.intermediate_size == 40
+    batch = inputs_of(model, nets)[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, result.model(**batch).logits)
+
+
+def test_what_no_configuration_says_is_refused(nets: ModuleType, tmp_path: Path) -> None:
+    # BERT has no field for the width of its heads: with fewer of them, they would be wider.
+    model = bert(nets)
+    heads = uniform(model, nets, {"attention.self.query": 2})
+    heads.save_pretrained(tmp_path / "heads")
+    # Another width in one layer of the two.
+    uneven = uniform(model, nets, {"0.intermediate.dense": 40})
+    uneven.save_pretrained(tmp_path / "uneven")
+    for name, result in (("heads", heads), ("uneven", uneven)):
+        with pytest.raises(ValueError, match=r"slimrank\.from_pretrained"):
+            transformers.AutoModel.from_pretrained(tmp_path / name)
+        assert json.loads((tmp_path / name / "config.json").read_text()).get("intermediate_size", 64) == 64
+        batch = inputs_of(model, nets)[0]
+        with torch.no_grad():
+            found = sr.from_pretrained(tmp_path / name)(**batch).logits
+            assert torch.equal(found, result.model(**batch).logits)
 
 
 @pytest.mark.parametrize(

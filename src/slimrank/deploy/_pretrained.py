@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of transformers, saved so that they can be built again from their directory alone."""
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,12 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, ModelError, OptionError, SlimrankError
+from slimrank.deploy._followed_config import (
+    Config,
+    fields_that_differ,
+    followed_configs,
+    is_same_model,
+)
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._saved_model import (
     MANIFEST_FILE,
@@ -21,6 +28,7 @@ from slimrank.deploy._saved_model import (
     write_artifact,
 )
 from slimrank.files import Json
+from slimrank.forward import Batch
 from slimrank.plan import Plan
 from slimrank.store import Store, digest_file, read_tensors
 
@@ -56,6 +64,7 @@ def save_pretrained_model(
     *,
     tokenizer: Tokenizer | None,
     overwrite: bool,
+    batch: Batch | None = None,
 ) -> None:
     """Writes a compressed model of transformers to a directory, whole or not at all.
 
@@ -66,6 +75,7 @@ def save_pretrained_model(
         manifest: facts to keep beside the model.
         tokenizer: saved beside it; None for none.
         overwrite: replace a saved model; files that slimrank did not write stay.
+        batch: to see on it that what transformers alone loads computes the same; None for none.
 
     Raises:
         MissingPackageError: transformers is not installed.
@@ -98,8 +108,11 @@ def save_pretrained_model(
             _save_tokenizer(tokenizer, draft)
         original = _original_config(model)
         original.to_json_file(str(draft / ORIGINAL_CONFIG_FILE), use_diff=False)
-        config = copy.deepcopy(original)
-        setattr(config, _WEIGHTS_FIELD, _REFUSAL)
+        config = _followed_config(draft, model, plan, original, batch)
+        is_ordinary = config is not None
+        if config is None:
+            config = copy.deepcopy(original)
+            setattr(config, _WEIGHTS_FIELD, _REFUSAL)
         config.to_json_file(str(draft / CONFIG_FILE))
         if model.can_generate():
             _save_generation(model, draft)
@@ -107,7 +120,11 @@ def save_pretrained_model(
             BUFFERS_FILE, {name: buffer for name, _, _, buffer in _unsaved_buffers(model)}
         )
         return {
-            _FACTS: {_CLASS: name, _ATTENTION: getattr(model.config, "_attn_implementation", None)},
+            _FACTS: {
+                _CLASS: name,
+                _ATTENTION: getattr(model.config, "_attn_implementation", None),
+                "is_ordinary": is_ordinary,
+            },
             OWN_FILES: {
                 file: digest_file(draft / file)
                 for file in sorted(_files_in(draft))
@@ -199,20 +216,36 @@ def _built(transformers: ModuleType, root: Path, facts: Mapping[str, Json]) -> n
     return model
 
 
-def _original_config(model: nn.Module) -> "_Config":
-    config: _Config = copy.deepcopy(model.config)  # type: ignore[assignment]
+def _original_config(model: nn.Module) -> Config:
+    config: Config = copy.deepcopy(model.config)  # type: ignore[assignment]
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     return config
 
 
-class _Config(Protocol):
-    """What is used of a configuration of transformers."""
+def _followed_config(
+    draft: Path, model: nn.Module, plan: Plan, original: Config, batch: Batch | None
+) -> Config | None:
+    """The configuration from which transformers alone loads the model exactly; None where there is none."""
+    for config in followed_configs(model, plan, original):
+        config.to_json_file(str(draft / CONFIG_FILE))
+        with _without_progress_bars():
+            loaded = type(model).from_pretrained(draft)  # type: ignore[attr-defined]
+        if is_same_model(loaded, model, batch, fields_that_differ(original, config)):
+            return config
+    return None
 
-    architectures: list[str]
-    dtype: object
 
-    def to_json_file(self, json_file_path: str, use_diff: bool = True) -> None: ...
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    logging = import_package("transformers.utils.logging", extra="hf", what="save_pretrained")
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def _save_tokenizer(tokenizer: Tokenizer, draft: Path) -> None:

@@ -16,8 +16,10 @@ from slimrank.deploy import (
     ExportSource,
     Precision,
     Reading,
+    Tokenizer,
     export_model,
     save_artifact,
+    save_pretrained_model,
     update_artifact,
 )
 from slimrank.files import Json, read_text
@@ -205,6 +207,51 @@ class Result:
         data = result_data(summary, self.plan, curves=self._curves, group_curves=self._group_curves)
         html = render_page(data)
         save_artifact(path, self.model, self.plan, manifest, html, overwrite=overwrite)
+
+    @outside_inference_mode
+    def save_pretrained(
+        self,
+        path: str | os.PathLike[str],
+        tokenizer: Tokenizer | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Writes a model of transformers so that ``slimrank.from_pretrained`` builds it, all or nothing.
+
+        Beside what ``save`` writes, but the report: its configuration, its generation configuration where it
+        generates, the original configuration, and a tokenizer. Nothing there runs code. Before the directory
+        takes its place, it is loaded once, so memory for one more model is needed.
+
+        Where only widths changed, alike in all layers (``Study.plan(uniform_widths=True, new_bias=False)``),
+        the configuration follows if it can, and ``AutoModel.from_pretrained`` loads the model too. In all
+        other cases that call fails and names ``slimrank.from_pretrained``.
+
+        Args:
+            path: a new or empty directory.
+            tokenizer: or processor, to save with the model; None for none.
+            overwrite: replace a directory that holds something.
+
+        Raises:
+            MissingPackageError: transformers is not installed.
+            ModelError: the model is of no class of transformers, or its configuration builds another one.
+            OptionError: the tokenizer cannot be saved, or needs code of its own.
+            NotEmptyError: the directory holds something and ``overwrite`` is False.
+            FileError: it cannot be written.
+        """
+        manifest: dict[str, Json] = {
+            **self._manifest(),
+            _EXPORTS: export_facts(_exports_in(Path(path), self._exports)),
+        }
+        batch = None if self._source is None else next(iter(self._source.batches()), None)
+        save_pretrained_model(
+            path,
+            self.model,
+            self.plan,
+            manifest,
+            tokenizer=tokenizer,
+            overwrite=overwrite,
+            batch=batch,
+        )
 
     @outside_inference_mode
     def export(

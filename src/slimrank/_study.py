@@ -88,7 +88,14 @@ from slimrank.report import (
     write_page,
 )
 from slimrank.scores import ScoreFn, Scores, score_model, scored_source, scores_facts
-from slimrank.select import check_budgets, reachable_floor, select_plan, select_plan_and_rounding
+from slimrank.select import (
+    check_budgets,
+    has_uniform_widths,
+    reachable_floor,
+    select_plan,
+    select_plan_and_rounding,
+    without_new_bias,
+)
 from slimrank.store import Store
 from slimrank.survey import (
     DataSource,
@@ -290,6 +297,8 @@ class Study:
         interpolate: bool = False,
         relative_to: Literal["model", "original"] = "model",
         fixed: FixedSettings | None = None,
+        uniform_widths: bool = False,
+        new_bias: bool = True,
     ) -> Plan:
         """Chooses a rank for every layer under a budget. Runs no model and writes no file.
 
@@ -328,6 +337,12 @@ class Study:
                 ``edit``. All else is chosen around them, within the budgets. Ranks and widths are taken as
                 they stand, whatever ``multiple_of``; what is fixed wins over ``methods`` and ``skip``. Blocks
                 that hold something fixed stay.
+            uniform_widths: groups whose names differ in numbers alone, such as those of all layers of a
+                transformer, keep the same number of units, and no block is dropped: what reads a model by
+                one width for all layers then reads this one. A stack of which one group cannot go, or is
+                skipped, stays whole. Ranks are not tied: pass ``methods=("channel_pruning",)`` for none.
+            new_bias: False gives no bias to layers that have none; their fits then hold the mean as well as
+                they can. Damages are predicted as with one, and so are a little low.
 
         Returns:
             The plan; its counted cost, and its predicted time, are never above a budget.
@@ -339,7 +354,8 @@ class Study:
             LatencyError: a table of times of another network.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
                 ``latencies`` or the other way round, an unknown ``relative_to``, or a fixed setting of the
-                wrong kind.
+                wrong kind; ``new_bias=False`` where an earlier step made new biases, ``fixed`` beside
+                ``uniform_widths``.
             RankError: a fixed rank, ratio or width that cannot be.
             PlanError: something inside a block that is fixed to go is fixed too.
             FileError: the file of what is fixed cannot be read.
@@ -363,13 +379,18 @@ class Study:
 
         skipped = skipped_globs(self, skip)
         held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
+        if held and uniform_widths:
+            raise OptionError(
+                "fixed= beside uniform_widths=True: a fixed width would tie a whole stack; give one of the two"
+            )
+        study = self if new_bias else self._without_new_bias()
 
         def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
             """What the plan is chosen from."""
             if scores is None:
-                return self
+                return study
             return scored_source(
-                self,
+                study,
                 scores,
                 fingerprint=self.fingerprint,
                 monotonic=monotonic,
@@ -391,6 +412,7 @@ class Study:
                 latency=latency,
                 times=None if table is None else table.times,
                 fixed=held,
+                uniform_widths=uniform_widths,
             )
 
         if asked is None or table is None:
@@ -408,7 +430,7 @@ class Study:
             select=chosen.select,
         )
         predicted = plan_on(
-            self,
+            study,
             chosen.settings,
             groups=chosen.groups,
             dropped=chosen.dropped,
@@ -423,6 +445,18 @@ class Study:
             relaxed=chosen.relaxed,
             latency=chosen.latency,
         )
+
+    def _without_new_bias(self) -> "Study":
+        """The same study, whose plans count no bias where a layer has none."""
+        if not self.has_bias:
+            return self
+        if self.previous is not None:
+            raise OptionError(
+                "new_bias=False: the model was compressed before by a plan that counts new biases, and a "
+                "plan has one rule for all its steps; leave it out"
+            )
+        curves = without_new_bias(self.curves, self.structure.layers)
+        return replace(self, has_bias=False, curves=curves)
 
     def _asked_latency(
         self, latency: float | str | None, latencies: LatencyTable | None, relative_to: str
@@ -712,6 +746,8 @@ class Study:
                 multiple_of=plan.multiple_of if plan.relaxed is None else "auto",
                 methods=[method for method in self.methods if method in methods],
                 relative_to="model" if len(plan.steps) < 2 else "original",
+                uniform_widths=has_uniform_widths(plan.groups, self.structure.channels),
+                new_bias=plan.has_bias,
             )
         except BudgetError:
             return None

@@ -35,6 +35,7 @@ from slimrank.deploy._node_times import GraphNode, NodeTime
 from slimrank.deploy._onnx_profile import nodes_in_graph
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._prepare import Prepared, prepare
+from slimrank.deploy._pretrained import Tokenizer, load_pretrained_model, save_pretrained_model
 from slimrank.deploy._quantize import quantizer_for
 from slimrank.deploy._quantizer import Precision
 from slimrank.deploy._samples import read_samples
@@ -74,6 +75,7 @@ __all__ = [
     "Reading",
     "RunNode",
     "TimedFile",
+    "Tokenizer",
     "check_export",
     "check_target",
     "compare_in_turns",
@@ -83,6 +85,7 @@ __all__ = [
     "import_package",
     "is_saved_model",
     "load_artifact",
+    "load_pretrained_model",
     "machine_name",
     "nodes_in_graph",
     "prepare",
@@ -91,6 +94,7 @@ __all__ = [
     "read_samples",
     "relative_difference",
     "save_artifact",
+    "save_pretrained_model",
     "session_options",
     "time_in_turns",
     "torch_threads",

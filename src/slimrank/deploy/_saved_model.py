@@ -36,7 +36,9 @@ from slimrank.surgery import (
 MODEL_FORMAT = 1
 # Fixed names: a directory is known as a saved model by its weights and its manifest.
 PLAN_FILE, REPORT_FILE = "plan.json", "report.html"
-_WEIGHTS, _MANIFEST = "model.safetensors", "manifest.json"
+WEIGHTS_FILE, MANIFEST_FILE = "model.safetensors", "manifest.json"
+# In the manifest: the other files of the model, name -> digest.
+OWN_FILES = "files_sha256"
 
 
 def save_artifact(
@@ -62,6 +64,41 @@ def save_artifact(
         NotEmptyError: the directory holds something, and ``overwrite`` is False or it is no saved model.
         FileError: it cannot be written, or the model holds state that is not a tensor.
     """
+
+    def write_report(draft: Path) -> Mapping[str, Json]:
+        write_bytes(draft / REPORT_FILE, report.encode())
+        return {}
+
+    write_artifact(path, model, plan, manifest, write_report, overwrite=overwrite)
+
+
+def write_artifact(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    plan: Plan,
+    manifest: Mapping[str, Json],
+    write_more: Callable[[Path], Mapping[str, Json]],
+    *,
+    overwrite: bool,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes weights, plan, manifest and more files to a directory, whole or not at all.
+
+    Args:
+        path: the directory.
+        model: the compressed model.
+        plan: that it was made by.
+        manifest: facts to keep beside the model.
+        write_more: writes the other files into the folder that it gets, and returns facts to add to the
+            manifest. ``OWN_FILES`` among them names these files, where a later save is to remove them.
+        overwrite: replace a saved model; files that slimrank did not write stay.
+        check: of the complete folder, before it takes its place.
+
+    Raises:
+        NotEmptyError: the directory holds something, and ``overwrite`` is False or it is no saved model.
+        FileError: it cannot be written, or the model holds state that is not a tensor.
+        SlimrankError: of ``write_more`` and ``check``.
+    """
     target = Path(path).resolve()
     check_target(target, overwrite=overwrite)
     tensors, aliases = _state_of(model)
@@ -71,16 +108,18 @@ def save_artifact(
     store = Store(draft)
     try:
         store.write_tensors(
-            _WEIGHTS, tensors, {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)}
+            WEIGHTS_FILE, tensors, {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)}
         )
         plan.save(draft / PLAN_FILE)
-        write_bytes(draft / REPORT_FILE, report.encode())
         facts: dict[str, Json] = {
             **manifest,
+            **write_more(draft),
             "format": MODEL_FORMAT,
-            "weights_sha256": digest_file(draft / _WEIGHTS),
+            "weights_sha256": digest_file(draft / WEIGHTS_FILE),
         }
-        store.write_json(_MANIFEST, facts)
+        store.write_json(MANIFEST_FILE, facts)
+        if check is not None:
+            check(draft)
         _move_into_place(draft, target)
     except OSError as error:
         raise FileError(
@@ -110,23 +149,34 @@ def update_artifact(
     if report.is_file():
         advice = "delete it or restore a copy"
         old_html = read_text(report, f"report {report}", advice=advice, error=FileError)
-    manifest, html = change(_read_manifest(root), old_html)
+    manifest, html = change(read_manifest(root), old_html)
     if html is not None and html != old_html:
         write_bytes(report, html.encode())
     try:
-        store.write_json(_MANIFEST, dict(manifest))
+        store.write_json(MANIFEST_FILE, dict(manifest))
     except BaseException:
         if old_html is not None:
             write_bytes(report, old_html.encode())
         raise
 
 
-def _read_manifest(root: Path) -> dict[str, Json]:
-    manifest = Store(root).read_json(_MANIFEST)
+def read_manifest(root: Path) -> dict[str, Json]:
+    """The manifest of a saved model.
+
+    Args:
+        root: directory of the model.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        FileError: it is missing, truncated, or of another version.
+    """
+    manifest = Store(root).read_json(MANIFEST_FILE)
     check_format(
         manifest.get("format"),
         MODEL_FORMAT,
-        where=str(root / _MANIFEST),
+        where=str(root / MANIFEST_FILE),
         advice="use the version of slimrank that wrote it",
     )
     return manifest
@@ -161,7 +211,7 @@ def check_target(
 
 def is_saved_model(directory: Path) -> bool:
     """Whether ``save_artifact`` wrote a model there."""
-    return (directory / _MANIFEST).is_file() and (directory / _WEIGHTS).is_file()
+    return (directory / MANIFEST_FILE).is_file() and (directory / WEIGHTS_FILE).is_file()
 
 
 def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -181,9 +231,9 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     root = Path(path)
     if not root.is_dir():
         raise FileError(f"{root} is no directory; give one that result.save() wrote")
-    manifest = _read_manifest(root)
+    manifest = read_manifest(root)
     plan = Plan.load(root / PLAN_FILE)
-    weights = root / _WEIGHTS
+    weights = root / WEIGHTS_FILE
     tensors = read_tensors(weights)
     if digest_file(weights) != manifest.get("weights_sha256"):
         raise FileError(f"{weights} was altered after it was saved; restore a copy or compress again")
@@ -302,11 +352,16 @@ def _load_state(
 
 def _move_into_place(draft: Path, target: Path) -> None:
     """The draft under its final name; where that fails, the old directory is put back."""
+    stale = _own_files(target) - {file.name for file in draft.iterdir()}
     if target.is_dir() and target in (Path.cwd(), *Path.cwd().parents):
         # The working directory cannot be exchanged, so its files are; the manifest, which holds the digest of
         # the weights, goes last.
-        for name in (_WEIGHTS, PLAN_FILE, REPORT_FILE, _MANIFEST):
-            (draft / name).replace(target / name)
+        for item in sorted(draft.iterdir(), key=lambda item: item.name == MANIFEST_FILE):
+            if item.is_dir() and (target / item.name).is_dir():
+                shutil.rmtree(target / item.name)
+            item.replace(target / item.name)
+        for name in stale:
+            (target / name).unlink(missing_ok=True)
         return
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -323,6 +378,17 @@ def _move_into_place(draft: Path, target: Path) -> None:
         old.unlink()
         return
     for item in old.iterdir():
-        if not (target / item.name).exists():
+        if not (target / item.name).exists() and item.name not in stale:
             item.replace(target / item.name)
     shutil.rmtree(old)
+
+
+def _own_files(target: Path) -> set[str]:
+    """Names of the files in a saved model that slimrank wrote; none where there is no saved model."""
+    if not is_saved_model(target):
+        return set()
+    named = Store(target).read_json(MANIFEST_FILE).get(OWN_FILES)
+    names = named if isinstance(named, dict) else {}
+    # A name with a folder in it is none that a save wrote.
+    own = {name for name in names if Path(name).name == name}
+    return own | {WEIGHTS_FILE, PLAN_FILE, REPORT_FILE, MANIFEST_FILE}

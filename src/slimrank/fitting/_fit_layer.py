@@ -39,9 +39,13 @@ def fit_layer(context: BuildContext, layer: PendingLayer, gathered: Gathered | N
             fit = replace(fit, kind="independent", is_unpaired=True)
     else:
         return fit_from_weights(layer.task, layer.current, has_bias=context.has_bias)
-    # A plan made without data counts no bias where the layer has none.
+    return fit if _keeps_mean(context, layer) else replace(fit, bias=None)
+
+
+def _keeps_mean(context: BuildContext, layer: PendingLayer) -> bool:
+    """Whether something takes up a mean that moves: a bias that the plan counts, or the norm behind."""
     has_bias = bias_of(layer.current) is not None
-    return fit if carries_mean(has_bias=has_bias, plan_has_bias=context.has_bias) else replace(fit, bias=None)
+    return layer.task.norm is not None or carries_mean(has_bias=has_bias, plan_has_bias=context.has_bias)
 
 
 def fit_from_weights(task: LayerTask, layer: nn.Module, *, has_bias: bool) -> Fit:
@@ -73,8 +77,8 @@ def _fit_to_rows(context: BuildContext, layer: PendingLayer, gathered: Gathered)
     moments = gathered.joint_sums.moments()
     cross, mean_out = gathered.joint_sums.cross()
     means = (moments.mean, mean_out)
-    if task.is_transposed:
-        # A channel has one bias for all its taps, so the kernel has to keep their means.
+    if task.is_transposed or not _keeps_mean(context, layer):
+        # A channel has one bias for all its taps, or none: the weight has to keep the means.
         moments, cross = moments.about_zero(), cross.addr(mean_out, moments.mean)
         mean_out = torch.zeros_like(mean_out)
     statistics = LayerStatistics(
@@ -97,7 +101,7 @@ def _fit_to_shared_moments(context: BuildContext, layer: PendingLayer) -> Fit:
     moments = context.shared_moments[task.spec.name]
     full = wanted_weight(layer)
     means = (moments.mean, times_vector(full, moments.mean))
-    if task.is_transposed:
+    if task.is_transposed or not _keeps_mean(context, layer):
         moments, mean_out = moments.about_zero(), torch.zeros_like(means[1])
     else:
         mean_out = means[1] + task.slimmed_outputs(bias_like(layer.original, dense_weight(layer.original)))

@@ -5,6 +5,7 @@ from slimrank.recipes._activation_bytes import activation_bytes
 from slimrank.recipes._compress import compress
 from slimrank.recipes._export import export
 from slimrank.recipes._from_onnx import from_onnx
+from slimrank.recipes._from_pretrained import from_pretrained
 from slimrank.recipes._measure_elsewhere import collect_latency, prepare_latency
 from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._measure_scores import measure_scores
@@ -20,6 +21,7 @@ __all__ = [
     "compress",
     "export",
     "from_onnx",
+    "from_pretrained",
     "load",
     "measure_latency",
     "measure_scores",

@@ -73,6 +73,7 @@ class _Problem:
         skipped: layers, groups and blocks to leave alone.
         rounding: what ranks and widths are multiples of.
         fixed: what is not chosen any more.
+        uniform_widths: groups of one stack keep the same number of units.
         joint: the options of layers, groups and blocks; None where layers alone are open and nothing is
             fixed.
     """
@@ -84,6 +85,7 @@ class _Problem:
     skipped: frozenset[str]
     rounding: Rounding
     fixed: Fixed
+    uniform_widths: bool
     joint: Joint | None
 
     def table(self) -> Table:
@@ -107,6 +109,7 @@ class _Problem:
             rounding=self.rounding,
             times=self.costing.times,
             fixed=self.fixed,
+            uniform_widths=self.uniform_widths,
         )
 
 
@@ -183,6 +186,7 @@ def select_plan_and_rounding(
     latency: float | None = None,
     times: NetworkTimes | None = None,
     fixed: Fixed = NOTHING_FIXED,
+    uniform_widths: bool = False,
 ) -> tuple[Plan, Rounding]:
     """As ``select_plan``, where the source depends on what ranks and widths are multiples of.
 
@@ -199,6 +203,7 @@ def select_plan_and_rounding(
             then be empty.
         times: that a latency is counted by. Ranks and widths are then multiples of their step too.
         fixed: as in ``select_plan``.
+        uniform_widths: groups of one stack of layers keep the same number of units, and no block is dropped.
 
     Returns:
         The plan, and what its ranks and widths are multiples of.
@@ -227,7 +232,15 @@ def select_plan_and_rounding(
     def problem_of(rounding: Rounding) -> _Problem:
         source = source_with(rounding)
         return _problem(
-            source, limits, costing, rounding, select=select, methods=methods, skip=skip, fixed=fixed
+            source,
+            limits,
+            costing,
+            rounding,
+            select=select,
+            methods=methods,
+            skip=skip,
+            uniform_widths=uniform_widths,
+            fixed=fixed,
         )
 
     def planned(problem: _Problem) -> tuple[Plan, Rounding]:
@@ -380,6 +393,7 @@ def _problem(
     methods: Sequence[str] | None,
     skip: Sequence[str],
     fixed: Fixed,
+    uniform_widths: bool = False,
 ) -> _Problem:
     names = names_of(source.structure)
     skipped = check_skip(skip, dict.fromkeys((*names, *source.structure.channels.blocks)))
@@ -398,6 +412,7 @@ def _problem(
         skipped=skipped,
         rounding=rounding,
         fixed=fixed,
+        uniform_widths=uniform_widths,
         joint=joint_of(
             source,
             limits,
@@ -406,6 +421,7 @@ def _problem(
             rounding=rounding,
             times=costing.times,
             fixed=fixed,
+            uniform_widths=uniform_widths,
         )
         if has_groups or fixed
         else None,
@@ -467,8 +483,9 @@ def _joint(
     gap = max(0.0, min(1.0, 1.0 - bound / answer.damage)) if answer.damage > 0 else 0.0
     curves = {curve.group: curve for curve in source.group_curves}
     kept = {
-        group.name: int(group.kept[width])
+        name: int(group.kept[width])
         for group, width in zip(joint.widths, answer.state.widths, strict=True)
+        for name in group.needs
     }
     return (
         _with_fixed(

@@ -26,7 +26,7 @@ def check_previous(model: nn.Module, previous: Plan, *, has_bias: bool) -> None:
     if previous.has_bias != has_bias:
         raise PlanError(
             f"previous: that step was made {'with' if previous.has_bias else 'without'} data and this study "
-            "is not; make both alike"
+            "is not, or it was planned with new_bias=False; make both alike"
         )
     modules = dict(model.named_modules())
     replaced = {name for step in previous.steps for name in step.settings}

@@ -22,21 +22,21 @@ _MAX_TABLED_GROUPS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Widths:
-    """What one group may become.
+    """What one group may become, or several that keep the same number of units.
 
     Attributes:
-        name: of the group.
-        units: it has.
+        name: of the group, or of the first of them.
+        units: each has.
         kept: (W,) int64, numbers of units kept, ascending; the last is ``units``.
-        damage: (W,) float64, at least 0; the last is 0.
-        need: (units,) int64, the smallest number kept at which each unit stays.
+        damage: (W,) float64, at least 0; the last is 0. Of several groups, their sum.
+        needs: group -> (units,) int64, the smallest number kept at which each unit stays.
     """
 
     name: str
     units: int
     kept: Ints
     damage: Floats
-    need: Ints
+    needs: Mapping[str, Ints]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,7 +126,7 @@ class Dims:
         self._widths = tuple(widths)
         # -1 stands for an index that a group does not touch.
         self._stay = {group: (*kept, -1) for group, kept in (fixed or {}).items()}
-        self._index_of = {group.name: index for index, group in enumerate(widths)}
+        self._index_of = {name: index for index, group in enumerate(widths) for name in group.needs}
         self._kept = tuple(group.kept for group in widths)
         self._known: dict[tuple[int, frozenset[tuple[str, tuple[int, ...]]]], Dim] = {}
 
@@ -173,7 +173,7 @@ class Dims:
                 continue
             group = self._index_of[axis.group]
             # One entry more than the units: -1 looks it up.
-            need = np.append(self._widths[group].need, 0)[np.array(axis.units, dtype=np.int64)]
+            need = np.append(self._widths[group].needs[axis.group], 0)[np.array(axis.units, dtype=np.int64)]
             needs[group] = np.maximum(needs.get(group, 0), need)
         if not needs:
             return Dim(fixed=int(stays.sum()), parts=(), kept=self._kept)
@@ -222,5 +222,26 @@ def widths_of(name: str, units: int, order: Sequence[int], kept: Ints, damage: F
         kept=np.append(kept, units).astype(np.int64),
         # Rounding may leave a damage a hair below zero.
         damage=np.append(np.maximum(damage, 0.0), 0.0),
-        need=need,
+        needs={name: need},
+    )
+
+
+def tied(groups: Sequence[Widths]) -> Widths:
+    """Groups of equally many units, as one choice: all keep the same number of them.
+
+    Args:
+        groups: at least one.
+
+    Returns:
+        The widths that all of them may take.
+    """
+    first = groups[0]
+    shared = [kept for kept in first.kept.tolist() if all((group.kept == kept).any() for group in groups)]
+    damages = [group.damage[np.isin(group.kept, shared)] for group in groups]
+    return Widths(
+        name=first.name,
+        units=first.units,
+        kept=np.array(shared, dtype=np.int64),
+        damage=np.sum(damages, axis=0),
+        needs={name: need for group in groups for name, need in group.needs.items()},
     )

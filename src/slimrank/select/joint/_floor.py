@@ -111,7 +111,7 @@ def _holding_up(
 ) -> str:
     layers, channels = source.structure.layers, source.structure.channels
     metric, whole = costing.metrics[index], float(costing.whole_model(source)[index])
-    offered = {group.name for group in joint.widths}
+    offered = {name for group in joint.widths for name in group.needs}
     changed = offered | set(fixed.groups)
     touched = {layer.spec.name for layer in joint.layers} | set(fixed.settings)
     touched |= {name for name in layers if fixed.dropped and is_inside(name, fixed.dropped)}

@@ -44,7 +44,8 @@ from slimrank.records import (
     step_edge,
 )
 from slimrank.select._option_costs import Costing
-from slimrank.select.joint._counts import Dim, Dims, Widths, widths_of
+from slimrank.select._ordinary import stacks_in
+from slimrank.select.joint._counts import Dim, Dims, Widths, tied, widths_of
 from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import (
     MAX_TABLE_GROUPS,
@@ -75,6 +76,7 @@ def joint_of(
     rounding: Rounding,
     times: NetworkTimes | None = None,
     fixed: Fixed = NOTHING_FIXED,
+    uniform_widths: bool = False,
 ) -> Joint:
     """Everything that a source offers.
 
@@ -87,6 +89,7 @@ def joint_of(
         times: that a latency among the limits is counted by.
         fixed: what is not chosen any more. It is no part of the table but counted in its room, and wins over
             ``skipped`` and ``rounding``. Blocks around it stay.
+        uniform_widths: groups of one stack keep the same number of units (``stacks_in``), and blocks stay.
 
     Returns:
         The table.
@@ -105,6 +108,8 @@ def joint_of(
         for curve in source.group_curves
         if curve.group in offered
     ]
+    if uniform_widths:
+        widths = _by_stack(widths, source.structure.channels)
     open_widths = [group for group in widths if len(group.kept) > 1]
     costing = Costing(limits, times)
     for name, setting in fixed.settings.items():
@@ -113,12 +118,14 @@ def joint_of(
                 f"fixed: layer {name!r}: the table has no times of {setting.method} {setting.form}; measure "
                 "it with slimrank.measure_latency, or do not fix this layer"
             )
-    maker = _TableMaker(source, costing, open_widths, methods, skipped, fixed)
+    maker = _TableMaker(source, costing, open_widths, methods, skipped, fixed, keeps_blocks=uniform_widths)
     fits = maker.fits(limits)
     if fits:
         narrowed = [_fitting(group, index, len(open_widths), fits) for index, group in enumerate(open_widths)]
         open_widths = [group for group in narrowed if len(group.kept) > 1]
-        maker = _TableMaker(source, costing, open_widths, methods, skipped, fixed)
+        maker = _TableMaker(
+            source, costing, open_widths, methods, skipped, fixed, keeps_blocks=uniform_widths
+        )
         fits = [fit for fit in maker.fits(limits) if fit.groups]
     return _joint(source, limits, maker, open_widths, methods, skipped, rounding.ranks, fits)
 
@@ -149,6 +156,16 @@ def offered_groups(channels: ChannelMap, skipped: Collection[str]) -> frozenset[
         and name not in kept_whole
         and not any(layer in skipped for layer in (name, *group.producers))
     )
+
+
+def _by_stack(widths: Sequence[Widths], channels: ChannelMap) -> list[Widths]:
+    """The groups of each stack as one choice; a stack of which one group cannot go is left out."""
+    open_groups = {group.name: group for group in widths}
+    return [
+        tied([open_groups[name] for name in names])
+        for names in stacks_in(channels)
+        if all(name in open_groups for name in names)
+    ]
 
 
 def _widths(curve: GroupCurve, group: GroupSpec, multiples: Multiples) -> Widths:
@@ -329,6 +346,8 @@ class _TableMaker:
         methods: Collection[str],
         skipped: Collection[str],
         fixed: Fixed = NOTHING_FIXED,
+        *,
+        keeps_blocks: bool,
     ) -> None:
         self.costing = costing
         self._source = source
@@ -351,6 +370,7 @@ class _TableMaker:
                     untouched=fixed.layers,
                     whole=fixed.whole | frozenset(fixed.groups),
                 ),
+                keeps_blocks=keeps_blocks,
             )
             if fixed.settings or fixed.groups
             else self
@@ -360,6 +380,7 @@ class _TableMaker:
             damage
             for damage in source.block_damages
             if takes_groups
+            and not keeps_blocks
             and damage.block in self._channels.blocks
             and damage.block not in skipped
             and not any(
@@ -612,8 +633,9 @@ class _TableMaker:
         """Layer -> the offered groups that it reads, each with the index of its whole width."""
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for index, group in enumerate(self._widths):
-            for name in self._channels.groups[group.name].consumers:
-                found[name].append((index, len(group.kept) - 1))
+            for member in group.needs:
+                for name in self._channels.groups[member].consumers:
+                    found[name].append((index, len(group.kept) - 1))
         return {name: tuple(groups) for name, groups in found.items()}
 
     def _tensor(self, tensor: TensorSpec) -> TensorPiece:
@@ -717,19 +739,21 @@ class _TableMaker:
             change = self.costing.slimmed_group(self._channels.groups[name], len(kept))
             pieces.append(self._constant(change, ()))
         for index, group in enumerate(self._widths):
-            axis = AxisUnits(group=group.name, dim=0, role="output", units=tuple(range(group.units)))
             within = [set(home) for home in homes[index]]
-            units = TensorPiece(
-                groups=frozenset((index,)),
-                # It goes with a block that holds all of the group.
-                blocks=tuple(sorted(set.intersection(*within))) if within else (),
-                dims=self._dims.all_of((group.units,), (axis,)),
-                unit=self.costing.unit_cost(group.name),
-            )
-            extra = self.costing.whole_extra(self._channels.groups[group.name])
-            # Saved at once when the group is slimmed.
-            saved = replace(units, dims=(), unit=-extra, once=((index, len(group.kept) - 1),))
-            pieces += [units, saved]
+            # It goes with a block that holds all of the group.
+            blocks = tuple(sorted(set.intersection(*within))) if within else ()
+            for name in group.needs:
+                axis = AxisUnits(group=name, dim=0, role="output", units=tuple(range(group.units)))
+                units = TensorPiece(
+                    groups=frozenset((index,)),
+                    blocks=blocks,
+                    dims=self._dims.all_of((group.units,), (axis,)),
+                    unit=self.costing.unit_cost(name),
+                )
+                extra = self.costing.whole_extra(self._channels.groups[name])
+                # Saved at once when the group is slimmed.
+                saved = replace(units, dims=(), unit=-extra, once=((index, len(group.kept) - 1),))
+                pieces += [units, saved]
         return pieces
 
     def _inside(self, name: str) -> tuple[int, ...]:

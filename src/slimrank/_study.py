@@ -273,9 +273,9 @@ class Study:
     def plan(
         self,
         *,
-        macs: float | None = None,
-        params: float | None = None,
-        bytes: float | None = None,
+        macs: float | str | None = None,
+        params: float | str | None = None,
+        bytes: float | str | None = None,
         latency: float | str | None = None,
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
         multiple_of: MultipleOf = "auto",
@@ -290,11 +290,12 @@ class Study:
         """Chooses a rank for every layer under a budget. Runs no model and writes no file.
 
         Args:
-            macs: keep ratio of the MACs, in (0, 1]; None for no such budget. Several budgets hold together.
-            params: keep ratio of the params.
-            bytes: keep ratio of the bytes.
-            latency: keep ratio of the measured time of one batch, of that of the original in float32; or a
-                time, such as "4.5ms". Needs ``latencies``.
+            macs: keep ratio of the MACs, in (0, 1], also as "50%"; or a whole number above 1, for so many
+                MACs of one sample at most. None for no such budget. Several budgets hold together.
+            params: keep ratio of the params, or so many at most.
+            bytes: keep ratio of the bytes, or so many at most, also as "2MB" or "1.5MiB".
+            latency: keep ratio of the measured time of one batch, of that of the original in float32, also
+                as "60%"; or a time, such as "4.5ms". Needs ``latencies``.
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
             multiple_of: ranks, and widths in outputs of the layer that makes the channels, are multiples of
                 this: a number, "auto", or name glob -> one of these, first match wins. "auto" takes 16, 8 or
@@ -324,17 +325,20 @@ class Study:
             The plan; its counted cost, and its predicted time, are never above a budget.
 
         Raises:
-            BudgetError: a budget that is no keep ratio, or out of reach; the message names the floor.
+            BudgetError: a budget that is no keep ratio and no number, above what the model costs already,
+                or out of reach; the message names the floor.
             UnknownNameError: a method, selector or pattern that does not exist.
             ScoreError: a table of another study.
             LatencyError: a table of times of another network.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
                 ``latencies`` or the other way round, or an unknown ``relative_to``.
         """
-        ratios: dict[Metric, float | None] = {"macs": macs, "params": params, "bytes": bytes}
+        ratios: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
         asked, table = self._asked_latency(latency, latencies, relative_to)
         is_counted = asked is None or any(ratio is not None for ratio in ratios.values())
-        budgets = check_budgets(ratios) if is_counted else {}
+        if is_counted:
+            check_budgets(ratios)
+        budgets = {metric: ratio for metric, ratio in ratios.items() if ratio is not None}
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
         whole = self.previous.before if self.previous and relative_to == "original" else None
@@ -399,6 +403,7 @@ class Study:
             dropped=chosen.dropped,
             select=chosen.select,
             budgets=chosen.budgets,
+            asked=chosen.asked,
             gap=chosen.gap,
         )
         return replace(
@@ -661,7 +666,7 @@ class Study:
             )
             notes.append(Note(where="apply", text=text))
             planned = found
-            result = build(replace(planned, budgets=plan.budgets))
+            result = build(replace(planned, budgets=plan.budgets, asked=plan.asked))
         return replace(result, notes=(*result.notes, *notes)) if notes else result
 
     def _plan_for_less(self, plan: Plan, built: Plan, budgets: Mapping[Metric, float]) -> Plan | None:

@@ -180,6 +180,11 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
         "macs 1.5", "macs=1.5"
     )
     assert "a plan needs a budget" in _refused("plan", "run")
+    by_number = _facts("plan", "run", "--macs", "9_000", "--bytes", "75%", "--out", "number.json")
+    saved = json.loads((folder / "number.json").read_text())
+    assert saved["asked"] == {"bytes": "75%", "macs": "9_000"}
+    assert saved["costs"]["after"]["macs"] <= 9_000
+    assert by_number["plan"] == "number.json"
     assert "did you mean 'weight_svd'" in _refused("plan", "run", "--macs", "0.6", "--methods", "weight_svt")
     fixed = _refused(
         "apply", _MODEL, "plan.json", "--study", "run", "--out", "x", "--seed", "3", "--draws", "2"

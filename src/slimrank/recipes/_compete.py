@@ -202,6 +202,7 @@ class Rivals:
             dropped=chosen.dropped,
             select=chosen.select,
             budgets=chosen.budgets,
+            asked=chosen.asked,
         )
         plan = replace(plan, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed, latency=chosen.latency)
         self.build("optimal, recalibrated", plan)

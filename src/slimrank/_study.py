@@ -4,7 +4,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from numbers import Integral
 from pathlib import Path
@@ -63,10 +63,10 @@ from slimrank.records import (
     Budgeted,
     ChannelOrder,
     Cost,
-    Curve,
+    Curves,
     Effort,
-    GroupCurve,
-    LayerSpec,
+    GroupCurves,
+    Layers,
     Method,
     Metric,
     Note,
@@ -144,8 +144,9 @@ class Study:
         structure: every layer, in execution order.
         before: counted cost of the model, for one sample.
         has_bias: whether pairs carry a bias even where the layer has none (it absorbs the mean).
-        curves: cost and damage by rank, per layer and form.
-        group_curves: damage by the channels that stay, per channel group.
+        curves: cost and damage by rank, per layer and form; ``curves["conv1"]`` are those of one layer,
+            ``curves.to_dataframe()`` is a table of pandas.
+        group_curves: damage by the channels that stay, per channel group; also by name, and as a table.
         block_damages: of replacing blocks by the identity, each on top of those that cost less.
         methods: the methods that were measured.
         grams: second moments of output gradients, (C_out, C_out) by layer.
@@ -159,7 +160,7 @@ class Study:
     structure: Structure
     before: Cost
     has_bias: bool
-    curves: tuple[Curve, ...]
+    curves: Curves
     methods: tuple[Method, ...]
     grams: Mapping[str, Tensor]
     unit: str
@@ -167,14 +168,14 @@ class Study:
     seconds: Mapping[str, float]
     fingerprint: Mapping[str, str]
     previous: Plan | None = None
-    group_curves: tuple[GroupCurve, ...] = ()
+    group_curves: GroupCurves = field(default_factory=GroupCurves)
     block_damages: tuple[BlockDamage, ...] = ()
     _session: Session | None = None
 
     @property
-    def layers(self) -> tuple[LayerSpec, ...]:
-        """Every layer, in execution order."""
-        return tuple(self.structure.layers.values())
+    def layers(self) -> Layers:
+        """Every layer, in execution order; also by name, and as a table of pandas."""
+        return Layers(self.structure.layers.values())
 
     def __repr__(self) -> str:
         count = sum(1 for spec in self.layers if spec.methods)
@@ -688,8 +689,8 @@ class Study:
             methods.add(PRUNING)
         narrowed = replace(
             self,
-            curves=tuple(curve for curve in self.curves if curve.layer in plan.settings),
-            group_curves=tuple(curve for curve in self.group_curves if curve.group in built.groups),
+            curves=Curves(curve for curve in self.curves if curve.layer in plan.settings),
+            group_curves=GroupCurves(curve for curve in self.group_curves if curve.group in built.groups),
             block_damages=tuple(block for block in self.block_damages if block.block in built.dropped),
         )
         try:
@@ -811,7 +812,7 @@ class Study:
             structure=record.structure,
             before=record.before,
             has_bias=record.has_bias,
-            curves=record.curves,
+            curves=Curves(record.curves),
             methods=record.methods,
             grams=record.grams,
             unit=record.unit,
@@ -819,7 +820,7 @@ class Study:
             seconds=record.seconds,
             fingerprint=record.fingerprint,
             previous=record.previous,
-            group_curves=record.group_curves,
+            group_curves=GroupCurves(record.group_curves),
             block_damages=record.block_damages,
         )
         if model is None:
@@ -1044,8 +1045,8 @@ def _measured_study(
         structure=structure_of(measured.layers, measured.channels),
         before=before,
         has_bias=options.has_bias,
-        curves=measured.curves,
-        group_curves=measured.group_curves,
+        curves=Curves(measured.curves),
+        group_curves=GroupCurves(measured.group_curves),
         block_damages=measured.block_damages,
         methods=options.methods,
         grams=measured.grams,

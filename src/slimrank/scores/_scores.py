@@ -8,7 +8,7 @@ from typing import cast
 
 from slimrank._errors import ScoreError
 from slimrank.files import Json, write_text
-from slimrank.records import Method, replaces_groups
+from slimrank.records import Frame, Method, data_frame, replaces_groups
 from slimrank.report import ScoreLine, finite_or_none, notebook_html, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
@@ -149,6 +149,35 @@ class Scores:
         ]
         first = "layer or group" if self.groups else "layer"
         return (first, "method", *(f">{ratio:.2f}" for ratio in self.candidates)), rows
+
+    def to_dataframe(self) -> Frame:
+        """A row for each score.
+
+        Returns:
+            Columns name, kind ("layer" or "group"), method, form, rank (of a group the units kept),
+            keep_ratio, score and loss.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        rows = [
+            (name, kind, entry)
+            for kind, table in (("layer", self.entries), ("group", self.groups))
+            for name, entries in table.items()
+            for entry in entries
+        ]
+        return data_frame(
+            {
+                "name": [name for name, _, _ in rows],
+                "kind": [kind for _, kind, _ in rows],
+                "method": [entry.method for _, _, entry in rows],
+                "form": [entry.form for _, _, entry in rows],
+                "rank": [entry.rank for _, _, entry in rows],
+                "keep_ratio": [entry.keep_ratio for _, _, entry in rows],
+                "score": [entry.score for _, _, entry in rows],
+                "loss": [self.loss(entry) for _, _, entry in rows],
+            }
+        )
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as one self-contained HTML page, with a chart for every layer and group.

@@ -102,6 +102,7 @@ from slimrank.survey import (
     check_previous,
     check_previous_cost,
     check_saved_loss,
+    check_skip,
     claim,
     fingerprint_in,
     fingerprint_of,
@@ -189,8 +190,10 @@ class Study:
 
     def summary(self) -> str:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
-        notes = "\n".join(f"- {note}" for note in self.notes)
-        return render_layers(self.layers, self.before) + (f"\n{notes}\n" if notes else "")
+        warnings = "".join(f"Warning: {note}\n" for note in self.notes if note.is_warning)
+        notes = "\n".join(f"- {note}" for note in self.notes if not note.is_warning)
+        table = render_layers(self.layers, self.before)
+        return (f"{warnings}\n" if warnings else "") + table + (f"\n{notes}\n" if notes else "")
 
     def groups(self) -> str:
         """A table of all channel groups: units, who makes and reads them, or why they stay."""
@@ -999,6 +1002,7 @@ def study_with(
     check_options(options)
     received = receive(model)
     model = received.model
+    check_skip(options.skip, model)
     if previous is not None:
         check_plan(previous)
         check_previous(model, previous, has_bias=options.has_bias)

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import cast
 
 from slimrank._errors import ScoreError
@@ -13,6 +13,9 @@ from slimrank.report import ScoreLine, finite_or_none, notebook_html, render_sco
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._file import ScoresFields, read_scores, write_scores
+
+# How the note on a table begins whose scores are all equal.
+_FLAT = "all scores are the same"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -239,6 +242,20 @@ class Scores:
 def _scores_fields(scores: Scores) -> ScoresFields:
     # mypy does not follow a dictionary that a comprehension builds into the TypedDict.
     return cast(ScoresFields, {known.name: getattr(scores, known.name) for known in fields(scores)})
+
+
+def with_flat_note(table: Scores) -> Scores:
+    """A table that says so where all its scores are equal, and only there."""
+    tried = [*table.entries.values(), *table.groups.values()]
+    entries = [entry for of_name in tried for entry in of_name]
+    notes = tuple(note for note in table.notes if not note.startswith(_FLAT))
+    if len(entries) > 1 and len({entry.score for entry in entries}) == 1:
+        notes += (
+            f"{_FLAT} ({entries[0].score:g}, the untouched model {table.baseline:g}): they do not tell "
+            "layers apart, and plans made with them choose by cost alone. Check score_fn, or give a finer "
+            "score: more samples, or a loss in place of an accuracy",
+        )
+    return replace(table, notes=notes)
 
 
 def check_scores(scores: Scores, fingerprint: Mapping[str, str]) -> None:

@@ -126,7 +126,8 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         "fingerprint": dict(record.fingerprint),
         "methods": list(record.methods),
         "unit": record.unit,
-        "notes": [[note.where, note.text] for note in record.notes],
+        # A third entry only where there is something to say: files are then as older versions wrote them.
+        "notes": [[note.where, note.text, *([True] if note.is_warning else [])] for note in record.notes],
         "seconds": [[phase, taken] for phase, taken in record.seconds.items()],
         "inputs": no_inputs is None,
         "inputs_reason": no_inputs,
@@ -173,7 +174,7 @@ def read_study(store: Store) -> StudyRecord:
         grams=store.read_tensors(GRADIENT_FILE),
         unit=str(facts.get("unit")),
         notes=tuple(
-            Note(where=str(entry[0]), text=str(entry[1]))
+            Note(where=str(entry[0]), text=str(entry[1]), is_warning=entry[2:] == [True])
             for entry in _list_of(facts, "notes")
             if isinstance(entry, list)
         ),

@@ -18,11 +18,12 @@ from pathlib import Path
 import click
 
 from slimrank._errors import FileError, SlimrankError
+from slimrank.cli._terminal import fitted_to
 from slimrank.files import Json
 
 # A keyword of Python in a message, with or without a value: not in the brackets of a call, nor in a word.
 _KEYWORD = re.compile(
-    r"\w\((?:[^()]|\([^()]*\))*\)|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?=(?P<value>[^\s,;.]|\.\d)?)"
+    r"\w\((?:[^()]|\([^()]*\))*\)|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?!lambda )(?=(?P<value>[^\s,;.]|\.\d)?)"
 )
 # Exit code after Ctrl-C: 128 + SIGINT, as shells count.
 STOPPED = 130
@@ -72,7 +73,8 @@ class Command(click.Command):
         except KeyboardInterrupt:
             click.echo(f"\nslimrank: stopped; {_how_to_go_on(ctx)}", err=True)
             ctx.exit(STOPPED)
-        click.echo(json.dumps(answer.facts, indent=1) if as_json else answer.text.rstrip("\n"))
+        text = json.dumps(answer.facts, indent=1) if as_json else fitted_to(answer.text, sys.stdout)
+        click.echo(text.rstrip("\n"))
         ctx.exit(answer.code)
 
 

@@ -1032,7 +1032,7 @@ def _measured_study(
     session = read_as_stored(session, source, stored or {})
     fingerprint = fingerprint_of(session, model, previous)
     if store is not None:
-        claim(store, fingerprint)
+        claim(store, fingerprint, session.options)
         journal = EventFile(store.root / EVENTS_FILE)
         phases.add_listener(journal)
         listeners = (*listeners, journal)

@@ -416,7 +416,7 @@ def test_outputs_are_picked_read_and_weighed(folder: Path) -> None:
     )
     assert words in _refused(*study, *options)
     assert words in _refused(*study, *options, "--weight", "boxes=4")
-    assert "other options and outputs (which" in _refused(*study, "--weight", "boxes=3")
+    assert "other options (--likelihood" in _refused(*study, "--weight", "boxes=3")
     assert _facts("plan", "run", "--macs", "0.6", "--out", "plan.json")
     apply = ("apply", "cli_net.py:two_outputs", "plan.json", "--study", "run", "--out", "small")
     assert "--weight: fixed when the study was made" in _refused(*apply, "--weight", "boxes=3")
@@ -434,18 +434,18 @@ def test_a_loss_of_ones_own_is_named_again(folder: Path) -> None:
     torch.testing.assert_close(_arrays(folder / "run"), before, rtol=0, atol=0)
     assert "run holds a study of other outputs (which ones," in _refused(*study)
     assert "run holds a study of other outputs" in _refused(*study, "--loss", "cli_net.py:other_loss")
-    assert "weights= and loss= are given" in _refused(*study, *loss, "--weight", "boxes=2")
+    assert "--weight and --loss are given" in _refused(*study, *loss, "--weight", "boxes=2")
     _facts("plan", "run", "--macs", "0.6", "--out", "plan.json")
 
     apply = ("apply", "cli_net.py:two_outputs", "plan.json", "--study", "run", "--out", "small")
-    assert "made with loss=, a function that no file can keep; pass the same loss=" in _refused(*apply)
+    assert "made with --loss, a function that no file can keep; pass the same --loss" in _refused(*apply)
     assert "was made of other outputs" in _refused(*apply, "--loss", "cli_net.py:other_loss")
     assert _facts(*apply, *loss)["divergence"] is not None
 
     (folder / "score.py").write_text("def score(model):\n    return 1.0\n")
     score = ("score", "cli_net.py:two_outputs", "score.py:score", "--study", "run", "--out", "table.json")
     narrow = ("--layers", "6", "--candidates", "0.5", "--methods", "weight_svd")
-    assert "made with loss=" in _refused(*score, *narrow)
+    assert "made with --loss" in _refused(*score, *narrow)
     assert _facts(*score, *narrow, *loss)
 
 
@@ -462,6 +462,6 @@ def test_memory_reaches_every_command_that_studies_or_applies(folder: Path) -> N
     ]
     for command in commands:
         refusal = _refused(*command, "--memory", "1 MB", "--quiet")
-        assert "memory=1 MB is too little: layer" in refusal, command
+        assert "--memory 1 MB is too little: layer" in refusal, command
         assert "there is no unit 'XB'" in _refused(*command, "--memory", "1XB", "--quiet"), command
     _facts(*commands[3], "--memory", "1 GiB", "--quiet")

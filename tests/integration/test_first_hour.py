@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a new user meets in the first hour: typing errors, noise for data, scores that tell nothing."""
 
+import json
 import os
 import re
 import stat
@@ -139,6 +140,7 @@ def test_files_have_the_mode_that_the_umask_gives(umask: int, mode: int, tmp_pat
 @click.option("--macs")
 @click.option("--multiple-of")
 @click.option("--latencies", "times")
+@click.option("--fast", is_flag=True)
 @click.option("--no-fisher", "fisher", flag_value=False, default=True)
 def command() -> None:
     """With options whose names differ from their keywords in every way."""
@@ -158,9 +160,30 @@ def command() -> None:
         ),
         (sr.OptionError("pass load(f(1), macs=0.5) or macs=.5"), "pass load(f(1), macs=0.5) or --macs .5"),
         (sr.OptionError("fisher=False is a flag"), "fisher=False is a flag"),
+        (sr.OptionError("fast= is a flag, fast=True"), "--fast is a flag, fast=True"),
+        (sr.OptionError("times=slimrank.f(x) is code"), "times=slimrank.f(x) is code"),
         (sr.OptionError("in 'macs=1', a/macs=2 and my-macs=3"), "in 'macs=1', a/macs=2 and my-macs=3"),
         (sr.FileError("macs=0.5 is missing"), "macs=0.5 is missing"),
     ],
 )
 def test_errors_of_the_command_line_speak_of_its_options(error: sr.SlimrankError, words: str) -> None:
     assert seams.in_options(error, command) == words
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_study_in_a_directory_of_another_one_is_told_the_options_that_differ(
+    is_killed: bool, tmp_path: Path
+) -> None:
+    quick(net(), run_dir=tmp_path, draws=2, skip=("2",))
+    if is_killed:
+        (tmp_path / "study.json").unlink()
+    words = r"study of other options \(skip=\['2'\] there and \[\] here, draws=2 there and 4 here\); give"
+    with pytest.raises(sr.StudyError, match=words):
+        quick(net(), run_dir=tmp_path)
+    # An older version kept them where the study was finished.
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["asked"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(sr.StudyError, match=r"study of other options; give" if is_killed else words):
+        quick(net(), run_dir=tmp_path)
+    assert quick(net(), run_dir=tmp_path, draws=2, skip=("2",)).methods == sr.METHODS

@@ -23,7 +23,8 @@ from slimrank.files import Json
 
 # A keyword of Python in a message, with or without a value: not in the brackets of a call, nor in a word.
 _KEYWORD = re.compile(
-    r"\w\((?:[^()]|\([^()]*\))*\)|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?!lambda )(?=(?P<value>[^\s,;.]|\.\d)?)"
+    r"\w\((?:[^()]|\([^()]*\))*\)"
+    r"|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?!lambda |slimrank\.)(?=(?P<value>[^\s,;.]|\.\d)?)"
 )
 # Exit code after Ctrl-C: 128 + SIGINT, as shells count.
 STOPPED = 130
@@ -84,8 +85,10 @@ def _in_options(error: SlimrankError, command: click.Command) -> str:
     # Names of files may look like keywords.
     if isinstance(error, FileError):
         return text
-    named = [param for param in command.params if isinstance(param, click.Option) and not param.is_flag]
-    spelled = {param: max(param.opts, key=len) for param in named}
+    named = [param for param in command.params if isinstance(param, click.Option)]
+    # Of a flag such as --no-fisher the keyword says the opposite.
+    flags = {str(param.name): f"--{param.name}" for param in named if f"--{param.name}" in param.opts}
+    spelled = {param: max(param.opts, key=len) for param in named if not param.is_flag}
     options = {option.removeprefix("--").replace("-", "_"): option for option in spelled.values()}
     options |= {str(param.name): option for param, option in spelled.items()}
     if text.partition(": ")[0] in options:
@@ -93,6 +96,8 @@ def _in_options(error: SlimrankError, command: click.Command) -> str:
         text = f"{options[name]}: {rest}"
 
     def option(found: re.Match[str]) -> str:
+        if found["value"] is None and found["name"] in flags:
+            return flags[found["name"]]
         name = options.get(found["name"])
         return found[0] if name is None else f"{name} " if found["value"] else name
 

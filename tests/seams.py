@@ -45,9 +45,11 @@ from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
 from slimrank.cli import _main
+from slimrank.cli._command import _in_options as in_options
 from slimrank.cli._main import cli
 from slimrank.cli._references import _object_named as named_reference
 from slimrank.cli._references import batches_at, model_at
+from slimrank.cli._terminal import fit_tables, fitted_to
 from slimrank.cli._typed import outputs_at as outputs_option
 from slimrank.cli._typed import read_likelihood_option as likelihood_option
 from slimrank.cli._typed import read_multiple_of as multiple_of_option
@@ -160,6 +162,7 @@ from slimrank.report._numbers import (
 )
 from slimrank.report._words import multiples_text
 from slimrank.report.page._render import OLD_MARKS
+from slimrank.scores._scores import with_flat_note
 from slimrank.select._budget import cost_limit
 from slimrank.select._option_costs import Costing, exact_times
 from slimrank.select.joint._bound import bound_of

@@ -2,11 +2,14 @@
 """Numbers as people give them: Decimal, Fraction and numpy scalars beside int and float."""
 
 import math
+import re
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Integral, Real
 
 import numpy as np
+
+_PERCENT = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})\s*%\s*", re.ASCII)
 
 
 def real_number(value: object) -> float | None:
@@ -67,3 +70,16 @@ def whole_number(value: object) -> int | None:
     if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
         return int(value)
     return None
+
+
+def percent_ratio(text: str) -> float | None:
+    """The ratio that a text such as "50%" tells.
+
+    Args:
+        text: digits and a percent sign.
+
+    Returns:
+        One half for "50%"; None for any other text.
+    """
+    found = _PERCENT.fullmatch(text)
+    return None if found is None else float(Fraction(found[1]) / 100)

@@ -4,7 +4,7 @@
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -37,6 +37,7 @@ from slimrank.methods import METHODS
 from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
 from slimrank.plan import (
     NOTHING_FIXED,
+    Fixed,
     FixedSettings,
     LatencyTable,
     MultipleOf,
@@ -66,10 +67,10 @@ from slimrank.records import (
     Budgeted,
     ChannelOrder,
     Cost,
-    Curve,
+    Curves,
     Effort,
-    GroupCurve,
-    LayerSpec,
+    GroupCurves,
+    Layers,
     Method,
     Metric,
     Note,
@@ -112,6 +113,7 @@ from slimrank.survey import (
     check_previous,
     check_previous_cost,
     check_saved_loss,
+    check_skip,
     claim,
     fingerprint_in,
     fingerprint_of,
@@ -154,8 +156,9 @@ class Study:
         structure: every layer, in execution order.
         before: counted cost of the model, for one sample.
         has_bias: whether pairs carry a bias even where the layer has none (it absorbs the mean).
-        curves: cost and damage by rank, per layer and form.
-        group_curves: damage by the channels that stay, per channel group.
+        curves: cost and damage by rank, per layer and form; ``curves["conv1"]`` are those of one layer,
+            ``curves.to_dataframe()`` is a table of pandas.
+        group_curves: damage by the channels that stay, per channel group; also by name, and as a table.
         block_damages: of replacing blocks by the identity, each on top of those that cost less.
         methods: the methods that were measured.
         grams: second moments of output gradients, (C_out, C_out) by layer.
@@ -169,7 +172,7 @@ class Study:
     structure: Structure
     before: Cost
     has_bias: bool
-    curves: tuple[Curve, ...]
+    curves: Curves
     methods: tuple[Method, ...]
     grams: Mapping[str, Tensor]
     unit: str
@@ -177,14 +180,14 @@ class Study:
     seconds: Mapping[str, float]
     fingerprint: Mapping[str, str]
     previous: Plan | None = None
-    group_curves: tuple[GroupCurve, ...] = ()
+    group_curves: GroupCurves = field(default_factory=GroupCurves)
     block_damages: tuple[BlockDamage, ...] = ()
     _session: Session | None = None
 
     @property
-    def layers(self) -> tuple[LayerSpec, ...]:
-        """Every layer, in execution order."""
-        return tuple(self.structure.layers.values())
+    def layers(self) -> Layers:
+        """Every layer, in execution order; also by name, and as a table of pandas."""
+        return Layers(self.structure.layers.values())
 
     def __repr__(self) -> str:
         count = sum(1 for spec in self.layers if spec.methods)
@@ -198,8 +201,10 @@ class Study:
 
     def summary(self) -> str:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
-        notes = "\n".join(f"- {note}" for note in self.notes)
-        return render_layers(self.layers, self.before) + (f"\n{notes}\n" if notes else "")
+        warnings = "".join(f"Warning: {note}\n" for note in self.notes if note.is_warning)
+        notes = "\n".join(f"- {note}" for note in self.notes if not note.is_warning)
+        table = render_layers(self.layers, self.before)
+        return (f"{warnings}\n" if warnings else "") + table + (f"\n{notes}\n" if notes else "")
 
     def groups(self) -> str:
         """A table of all channel groups: units, who makes and reads them, or why they stay."""
@@ -283,9 +288,9 @@ class Study:
     def plan(
         self,
         *,
-        macs: float | None = None,
-        params: float | None = None,
-        bytes: float | None = None,
+        macs: float | str | None = None,
+        params: float | str | None = None,
+        bytes: float | str | None = None,
         latency: float | str | None = None,
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
         multiple_of: MultipleOf = "auto",
@@ -303,11 +308,12 @@ class Study:
         """Chooses a rank for every layer under a budget. Runs no model and writes no file.
 
         Args:
-            macs: keep ratio of the MACs, in (0, 1]; None for no such budget. Several budgets hold together.
-            params: keep ratio of the params.
-            bytes: keep ratio of the bytes.
-            latency: keep ratio of the measured time of one batch, of that of the original in float32; or a
-                time, such as "4.5ms". Needs ``latencies``.
+            macs: keep ratio of the MACs, in (0, 1], also as "50%"; or a whole number above 1, for so many
+                MACs of one sample at most. None for no such budget. Several budgets hold together.
+            params: keep ratio of the params, or so many at most.
+            bytes: keep ratio of the bytes, or so many at most, also as "2MB" or "1.5MiB".
+            latency: keep ratio of the measured time of one batch, of that of the original in float32, also
+                as "60%"; or a time, such as "4.5ms". Needs ``latencies``.
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
             multiple_of: ranks, and widths in outputs of the layer that makes the channels, are multiples of
                 this: a number, "auto", or name glob -> one of these, first match wins. "auto" takes 16, 8 or
@@ -348,7 +354,8 @@ class Study:
             The plan; its counted cost, and its predicted time, are never above a budget.
 
         Raises:
-            BudgetError: a budget that is no keep ratio, or out of reach; the message names the floor.
+            BudgetError: a budget that is no keep ratio and no number, above what the model costs already,
+                or out of reach; the message names the floor.
             UnknownNameError: a method, selector or pattern that does not exist.
             ScoreError: a table of another study.
             LatencyError: a table of times of another network.
@@ -360,10 +367,12 @@ class Study:
             PlanError: something inside a block that is fixed to go is fixed too.
             FileError: the file of what is fixed cannot be read.
         """
-        ratios: dict[Metric, float | None] = {"macs": macs, "params": params, "bytes": bytes}
+        ratios: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
         asked, table = self._asked_latency(latency, latencies, relative_to)
         is_counted = asked is None or any(ratio is not None for ratio in ratios.values())
-        budgets = check_budgets(ratios) if is_counted else {}
+        if is_counted:
+            check_budgets(ratios)
+        budgets = {metric: ratio for metric, ratio in ratios.items() if ratio is not None}
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
         whole = self.previous.before if self.previous and relative_to == "original" else None
@@ -378,11 +387,7 @@ class Study:
             )
 
         skipped = skipped_globs(self, skip)
-        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
-        if held and uniform_widths:
-            raise OptionError(
-                "fixed= beside uniform_widths=True: a fixed width would tie a whole stack; give one of the two"
-            )
+        held = self._held(fixed, uniform_widths=uniform_widths)
         study = self if new_bias else self._without_new_bias()
 
         def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
@@ -436,6 +441,7 @@ class Study:
             dropped=chosen.dropped,
             select=chosen.select,
             budgets=chosen.budgets,
+            asked=chosen.asked,
             gap=chosen.gap,
         )
         return replace(
@@ -445,6 +451,15 @@ class Study:
             relaxed=chosen.relaxed,
             latency=chosen.latency,
         )
+
+    def _held(self, fixed: FixedSettings | None, *, uniform_widths: bool) -> Fixed:
+        """What is not chosen any more."""
+        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
+        if held and uniform_widths:
+            raise OptionError(
+                "fixed= beside uniform_widths=True: a fixed width would tie a whole stack; give one"
+            )
+        return held
 
     def _without_new_bias(self) -> "Study":
         """The same study, whose plans count no bias where a layer has none."""
@@ -456,7 +471,7 @@ class Study:
                 "plan has one rule for all its steps; leave it out"
             )
         curves = without_new_bias(self.curves, self.structure.layers)
-        return replace(self, has_bias=False, curves=curves)
+        return replace(self, has_bias=False, curves=Curves(curves))
 
     def _asked_latency(
         self, latency: float | str | None, latencies: LatencyTable | None, relative_to: str
@@ -711,7 +726,7 @@ class Study:
             )
             notes.append(Note(where="apply", text=text))
             planned = found
-            result = build(replace(planned, budgets=plan.budgets))
+            result = build(replace(planned, budgets=plan.budgets, asked=plan.asked))
         return replace(result, notes=(*result.notes, *notes)) if notes else result
 
     def _plan_for_less(self, plan: Plan, built: Plan, budgets: Mapping[Metric, float]) -> Plan | None:
@@ -733,8 +748,8 @@ class Study:
             methods.add(PRUNING)
         narrowed = replace(
             self,
-            curves=tuple(curve for curve in self.curves if curve.layer in plan.settings),
-            group_curves=tuple(curve for curve in self.group_curves if curve.group in built.groups),
+            curves=Curves(curve for curve in self.curves if curve.layer in plan.settings),
+            group_curves=GroupCurves(curve for curve in self.group_curves if curve.group in built.groups),
             block_damages=tuple(block for block in self.block_damages if block.block in built.dropped),
         )
         try:
@@ -858,7 +873,7 @@ class Study:
             structure=record.structure,
             before=record.before,
             has_bias=record.has_bias,
-            curves=record.curves,
+            curves=Curves(record.curves),
             methods=record.methods,
             grams=record.grams,
             unit=record.unit,
@@ -866,7 +881,7 @@ class Study:
             seconds=record.seconds,
             fingerprint=record.fingerprint,
             previous=record.previous,
-            group_curves=record.group_curves,
+            group_curves=GroupCurves(record.group_curves),
             block_damages=record.block_damages,
         )
         if model is None:
@@ -1045,6 +1060,7 @@ def study_with(
     check_options(options)
     received = receive(model)
     model = received.model
+    check_skip(options.skip, model)
     if previous is not None:
         check_plan(previous)
         check_previous(model, previous, has_bias=options.has_bias)
@@ -1074,7 +1090,7 @@ def _measured_study(
     session = read_as_stored(session, source, stored or {})
     fingerprint = fingerprint_of(session, model, previous)
     if store is not None:
-        claim(store, fingerprint)
+        claim(store, fingerprint, session.options)
         journal = EventFile(store.root / EVENTS_FILE)
         phases.add_listener(journal)
         listeners = (*listeners, journal)
@@ -1091,8 +1107,8 @@ def _measured_study(
         structure=structure_of(measured.layers, measured.channels),
         before=before,
         has_bias=options.has_bias,
-        curves=measured.curves,
-        group_curves=measured.group_curves,
+        curves=Curves(measured.curves),
+        group_curves=GroupCurves(measured.group_curves),
         block_damages=measured.block_damages,
         methods=options.methods,
         grams=measured.grams,

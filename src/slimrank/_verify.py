@@ -248,6 +248,7 @@ def build_from_weights(model: nn.Module, plan: Plan, on_layer: OnLayer | None, p
                 where="apply",
                 text="no batches were given: factors come from the weights alone, nothing was measured, and "
                 "MACs are computed from the shapes in the plan; pass batches= to fit to data",
+                is_warning=True,
             ),
             *applied.notes,
             *(note for note in _step_notes(plan) if note != _AGAINST_START),

@@ -176,10 +176,13 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
     assert data["kind"] == "study"
     (folder / "small" / "report.html").write_text("<p>mine</p>")
     assert "no page that slimrank wrote" in _refused("report", "small", "--out", "small.html")
-    assert "macs=1.5 is no keep ratio" in _refused("plan", "run", "--macs", "1.5").replace(
-        "macs 1.5", "macs=1.5"
-    )
+    assert "--macs 1.5 is no keep ratio" in _refused("plan", "run", "--macs", "1.5")
     assert "a plan needs a budget" in _refused("plan", "run")
+    by_number = _facts("plan", "run", "--macs", "9_000", "--bytes", "75%", "--out", "number.json")
+    saved = json.loads((folder / "number.json").read_text())
+    assert saved["asked"] == {"bytes": "75%", "macs": "9_000"}
+    assert saved["costs"]["after"]["macs"] <= 9_000
+    assert by_number["plan"] == "number.json"
     assert "did you mean 'weight_svd'" in _refused("plan", "run", "--macs", "0.6", "--methods", "weight_svt")
     fixed = _refused(
         "apply", _MODEL, "plan.json", "--study", "run", "--out", "x", "--seed", "3", "--draws", "2"
@@ -298,7 +301,7 @@ def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
 @pytest.mark.parametrize("macs", ["0", "-1", "1.01", "nan"])
 def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: str) -> None:
     line = _refused("compress", _MODEL, _BATCHES, f"--macs={macs}", "--out", "small")
-    assert "is no keep ratio (cost after / cost before) in (0, 1]; give e.g. macs=0.5" in line
+    assert "is no keep ratio (cost after / cost before) in (0, 1]; give e.g. --macs 0.5" in line
     assert not (folder / "small").exists()
 
 
@@ -413,7 +416,7 @@ def test_outputs_are_picked_read_and_weighed(folder: Path) -> None:
     )
     assert words in _refused(*study, *options)
     assert words in _refused(*study, *options, "--weight", "boxes=4")
-    assert "other options and outputs (which" in _refused(*study, "--weight", "boxes=3")
+    assert "other options (--likelihood" in _refused(*study, "--weight", "boxes=3")
     assert _facts("plan", "run", "--macs", "0.6", "--out", "plan.json")
     apply = ("apply", "cli_net.py:two_outputs", "plan.json", "--study", "run", "--out", "small")
     assert "--weight: fixed when the study was made" in _refused(*apply, "--weight", "boxes=3")
@@ -431,18 +434,18 @@ def test_a_loss_of_ones_own_is_named_again(folder: Path) -> None:
     torch.testing.assert_close(_arrays(folder / "run"), before, rtol=0, atol=0)
     assert "run holds a study of other outputs (which ones," in _refused(*study)
     assert "run holds a study of other outputs" in _refused(*study, "--loss", "cli_net.py:other_loss")
-    assert "weights= and loss= are given" in _refused(*study, *loss, "--weight", "boxes=2")
+    assert "--weight and --loss are given" in _refused(*study, *loss, "--weight", "boxes=2")
     _facts("plan", "run", "--macs", "0.6", "--out", "plan.json")
 
     apply = ("apply", "cli_net.py:two_outputs", "plan.json", "--study", "run", "--out", "small")
-    assert "made with loss=, a function that no file can keep; pass the same loss=" in _refused(*apply)
+    assert "made with --loss, a function that no file can keep; pass the same --loss" in _refused(*apply)
     assert "was made of other outputs" in _refused(*apply, "--loss", "cli_net.py:other_loss")
     assert _facts(*apply, *loss)["divergence"] is not None
 
     (folder / "score.py").write_text("def score(model):\n    return 1.0\n")
     score = ("score", "cli_net.py:two_outputs", "score.py:score", "--study", "run", "--out", "table.json")
     narrow = ("--layers", "6", "--candidates", "0.5", "--methods", "weight_svd")
-    assert "made with loss=" in _refused(*score, *narrow)
+    assert "made with --loss" in _refused(*score, *narrow)
     assert _facts(*score, *narrow, *loss)
 
 
@@ -459,6 +462,6 @@ def test_memory_reaches_every_command_that_studies_or_applies(folder: Path) -> N
     ]
     for command in commands:
         refusal = _refused(*command, "--memory", "1 MB", "--quiet")
-        assert "memory=1 MB is too little: layer" in refusal, command
+        assert "--memory 1 MB is too little: layer" in refusal, command
         assert "there is no unit 'XB'" in _refused(*command, "--memory", "1XB", "--quiet"), command
     _facts(*commands[3], "--memory", "1 GiB", "--quiet")

@@ -86,7 +86,9 @@ def test_score_resumes_and_its_table_plans(folder: Path) -> None:
         facts = _facts(*plan, *options)
         assert facts["keep_ratio"]["macs"] <= 0.7  # type: ignore[index]
         assert facts["score_loss"] is not None
-    assert "treat eval scores; pass scores=" in _refused("plan", "run", "--macs", "0.7", "--monotonic")
+    assert "--monotonic and --interpolate treat eval scores; pass" in _refused(
+        "plan", "run", "--macs", "0.7", "--monotonic"
+    )
     other = (*score[:-1], "0.3,0.5")
     assert "candidates" in _refused(*other)
 

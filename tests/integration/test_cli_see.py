@@ -101,8 +101,8 @@ def test_pareto_measures_and_saves(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--points", "1"), "points=1; give a whole number of at least 2"),
-        (("--metric", "latency"), "metric='latency' needs measured times"),
+        (("--points", "1"), "--points 1; give a whole number of at least 2"),
+        (("--metric", "latency"), "--metric 'latency' needs measured times"),
         (("--score", "see_net.py:score"), "--score: nothing is measured without --model REF; add it"),
         (("--out", "none/pareto.json"), "--out none/pareto.json: cannot be written; give a file in an"),
         (("--out", "run"), "--out run: cannot be written"),

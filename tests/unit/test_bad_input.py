@@ -318,7 +318,7 @@ def test_a_budget_out_of_reach(study: sr.Study) -> None:
         (
             {"skip": ("layer9.*",)},
             sr.UnknownNameError,
-            r"skip pattern 'layer9\.\*' matches no layer; known are",
+            r"skip: 'layer9\.\*' matches no layer; known are",
         ),
         (
             {"likelihood": "poisson"},

@@ -29,6 +29,8 @@ NAMES: tuple[LikelihoodName, ...] = ("auto", *FAMILIES)
 # Share of the largest possible divergence that "nothing is left" is at least: outputs that never change over
 # the data would else make any change look like a loss of everything.
 _LEAST_LOST = 1e-3
+# Of at least so many samples this share with one class is told: inputs may be noise, or not normalised.
+_SAMPLES_TO_TELL, _SAME_CLASS = 16, 0.95
 # Outputs up to which every combination of families is tried: some thousands.
 _MAX_COMBINED = 8
 
@@ -343,12 +345,37 @@ def read_likelihood(
                 )
         counts[path] = sum(batches[index].n_samples for index in joint)
     likelihood = choose_likelihood(joined, choice, weights, joined_masks, counts)
+    same = tuple(_one_class_reasons(joined, likelihood.outputs))
+    likelihood = replace(likelihood, reasons=(*likelihood.reasons, *same))
     if loss is None:
         return likelihood
     spreads = {path: spread_of(values.float()) for path, values in joined.items()}
     own = open_loss(loss, references[0], spreads, batches[0].n_samples)
     reasons = ("loss= tells damage and divergence; how outputs are read only tells result.agreement",)
     return replace(likelihood, loss=own, reasons=(*reasons, *likelihood.reasons))
+
+
+def _one_class_reasons(values: Mapping[str, Tensor], outputs: Mapping[str, OutputModel]) -> Iterator[str]:
+    """A text on each output that is sure of one and the same class for nearly all samples."""
+    for path, output in outputs.items():
+        scores = values[path].float()
+        # Of maps and of tokens one class may well be most of them.
+        if output.family == "bernoulli" or scores.ndim != 2 or len(scores) < _SAMPLES_TO_TELL:
+            continue
+        chances = scores if output.is_probability else scores.softmax(1)
+        n_classes = chances.shape[1]
+        counts = torch.bincount(chances.argmax(1), minlength=n_classes)
+        top = int(counts.argmax())
+        is_sure = float(chances[:, top].mean()) >= (1 + 1 / n_classes) / 2
+        if n_classes < 2 or not is_sure or int(counts[top]) < _SAME_CLASS * len(scores):
+            continue
+        # Numbers may have one that is always the largest: what is told from that is no more than a guess.
+        guess = "" if output.family == "categorical" else "if its elements are classes: "
+        yield (
+            f"{guess}{path or 'the output'} is sure of class {top} for {int(counts[top])} of {len(scores)} "
+            "samples, as trained networks are of noise: what is lost on other inputs does not show then; "
+            "give samples of the kind it was trained on, prepared in the same way"
+        )
 
 
 def _other_family(values: Tensor) -> Family:

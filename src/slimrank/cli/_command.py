@@ -8,6 +8,7 @@ Every command returns an ``Answer``; ``Command`` prints it and turns errors into
 import contextlib
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -16,9 +17,15 @@ from pathlib import Path
 
 import click
 
-from slimrank._errors import SlimrankError
+from slimrank._errors import FileError, SlimrankError
+from slimrank.cli._terminal import fitted_to
 from slimrank.files import Json
 
+# A keyword of Python in a message, with or without a value: not in the brackets of a call, nor in a word.
+_KEYWORD = re.compile(
+    r"\w\((?:[^()]|\([^()]*\))*\)"
+    r"|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?!lambda |slimrank\.)(?=(?P<value>[^\s,;.]|\.\d)?)"
+)
 # Exit code after Ctrl-C: 128 + SIGINT, as shells count.
 STOPPED = 130
 # Exit code where the user has to correct something: click takes the same for usage errors.
@@ -62,13 +69,40 @@ class Command(click.Command):
         except SlimrankError as error:
             if with_traceback:
                 traceback.print_exception(error)
-            click.echo(f"slimrank: {' '.join(str(error).split())}", err=True)
+            click.echo(f"slimrank: {' '.join(_in_options(error, ctx.command).split())}", err=True)
             ctx.exit(REFUSED)
         except KeyboardInterrupt:
             click.echo(f"\nslimrank: stopped; {_how_to_go_on(ctx)}", err=True)
             ctx.exit(STOPPED)
-        click.echo(json.dumps(answer.facts, indent=1) if as_json else answer.text.rstrip("\n"))
+        text = json.dumps(answer.facts, indent=1) if as_json else fitted_to(answer.text, sys.stdout)
+        click.echo(text.rstrip("\n"))
         ctx.exit(answer.code)
+
+
+def _in_options(error: SlimrankError, command: click.Command) -> str:
+    """The message of an error, with options of the command in place of keywords of Python."""
+    text = str(error)
+    # Names of files may look like keywords.
+    if isinstance(error, FileError):
+        return text
+    named = [param for param in command.params if isinstance(param, click.Option)]
+    # Of a flag such as --no-fisher the keyword says the opposite.
+    flags = {str(param.name): f"--{param.name}" for param in named if f"--{param.name}" in param.opts}
+    spelled = {param: max(param.opts, key=len) for param in named if not param.is_flag}
+    options = {option.removeprefix("--").replace("-", "_"): option for option in spelled.values()}
+    options |= {str(param.name): option for param, option in spelled.items()}
+    if text.partition(": ")[0] in options:
+        name, _, rest = text.partition(": ")
+        text = f"{options[name]}: {rest}"
+
+    def option(found: re.Match[str]) -> str:
+        if found["value"] is None and found["name"] in flags:
+            return flags[found["name"]]
+        name = options.get(found["name"])
+        return found[0] if name is None else f"{name} " if found["value"] else name
+
+    # A keyword inside of brackets is one of a call.
+    return _KEYWORD.sub(option, text)
 
 
 def _log_progress() -> None:

@@ -67,11 +67,11 @@ class Measure(Fit):
 
 
 class Budgets(TypedDict):
-    """Keep ratios, and how ranks are rounded, as typed."""
+    """Budgets, and how ranks are rounded, as typed."""
 
-    macs: float | None
-    params: float | None
-    bytes: float | None
+    macs: str | None
+    params: str | None
+    bytes: str | None
     multiple_of: tuple[str, ...]
     select: NotRequired[Literal["optimal", "greedy", "uniform"]]
 
@@ -171,9 +171,15 @@ study_options = _together(
     ),
 )
 budget_options = _together(
-    click.option("--macs", type=float, help="Keep ratio of the MACs, in (0, 1]."),
-    click.option("--params", type=float, help="Keep ratio of the parameters."),
-    click.option("--bytes", type=float, help="Keep ratio of the weight bytes."),
+    click.option(
+        "--macs",
+        metavar="RATIO|N",
+        help="Keep ratio of the MACs, in (0, 1], or 50%; or so many MACs at most.",
+    ),
+    click.option("--params", metavar="RATIO|N", help="Keep ratio of the parameters, or so many at most."),
+    click.option(
+        "--bytes", metavar="RATIO|SIZE", help="Keep ratio of the weight bytes, or so many at most, as 2MB."
+    ),
     click.option(
         "--multiple-of",
         multiple=True,

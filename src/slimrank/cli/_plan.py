@@ -18,7 +18,7 @@ from slimrank.cli._options import (
     relative_to_option,
     skip_option,
 )
-from slimrank.cli._typed import read_fixed, read_latency, read_multiple_of, split_names
+from slimrank.cli._typed import read_budget, read_fixed, read_latency, read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import MultipleOf, SettingLike, read_settings
 from slimrank.records import METRICS, PRUNING, Metric
@@ -101,9 +101,9 @@ def plan(
                 "--base is what the settings of --manual change; give --manual, or leave it out"
             )
         chosen = measured.plan(
-            macs=budgets["macs"],
-            params=budgets["params"],
-            bytes=budgets["bytes"],
+            macs=read_budget(budgets["macs"]),
+            params=read_budget(budgets["params"]),
+            bytes=read_budget(budgets["bytes"]),
             latency=read_latency(latency),
             latencies=None if times is None else sr.Latencies.load(times),
             select=budgets["select"],
@@ -133,7 +133,7 @@ def plan(
 
 
 def _refuse_beside_manual(
-    ratios: Mapping[Metric, float | None],
+    ratios: Mapping[Metric, str | None],
     others: Mapping[str, object],
     methods: Sequence[str],
     skip: Sequence[str],

@@ -247,6 +247,18 @@ def read_multiple_of(entries: Sequence[str], *, default: int | Literal["auto"] =
     return by_glob if others is None else {**by_glob, "*": others}
 
 
+def read_budget(text: str | None) -> float | str | None:
+    """A whole number, a ratio, or any other text as it was typed, for ``Study.plan``; None for nothing."""
+    if text is None:
+        return None
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
 def read_latency(text: str | None) -> float | str | None:
     """A ratio, or a time as it was typed, for ``Study.plan``; None where nothing was typed."""
     try:

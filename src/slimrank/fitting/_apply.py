@@ -157,6 +157,7 @@ def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
         score_loss=None,
         gap=None,
         budgets={},
+        asked={},
         latency=None,
     )
     return plan, tuple(

@@ -3,7 +3,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,8 +87,11 @@ def prepare_variants(
     variants = drawn_variants(structure, methods, shared_step(structure, methods))
     # Of variants whose names sort as their numbers do.
     width = len(str(len(variants)))
+    # No folder of tempfile, which nobody else may read.
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        draft.mkdir()
     except OSError as error:
         raise FileError(
             f"{folder} cannot be written ({error}); give a new folder in an existing one"

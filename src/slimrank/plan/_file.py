@@ -49,8 +49,8 @@ PLAN_FORMAT = 1
 # Every file has these.
 _PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
 # Older files lack the first; the second is written where a step slims groups, the third where "auto" chose
-# multiples, the last where the plan was chosen by measured times.
-_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency")
+# multiples, the fourth where the plan was chosen by measured times, the last where a budget was no ratio.
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency", "asked")
 # Who may have chosen a plan.
 _SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
 # Spelled out, so that a kind read from a file gets the type of the literal.
@@ -72,6 +72,7 @@ class PlanFields(TypedDict):
     gap: float | None
     multiple_of: Multiples
     budgets: Mapping[Metric, float]
+    asked: Mapping[Metric, str]
     relaxed: tuple[str, ...] | None
     latency: PlannedLatency | None
 
@@ -128,6 +129,8 @@ def plan_to_json(plan: PlanFields, after: Cost) -> dict[str, Json]:
         content["choice"] = _choice_checksum(plan["steps"])
     if plan["relaxed"] is not None:
         content["relaxed"] = list(plan["relaxed"])
+    if plan["asked"]:
+        content["asked"] = {str(metric): words for metric, words in plan["asked"].items()}
     if plan["latency"] is not None:
         content["latency"] = {
             known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)
@@ -186,6 +189,7 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
         None if number is None else as_number(number, f"{where}: {key}") for key, number in numbers.items()
     )
     budgets = _budgets_from_json(content["budgets"], f"{where}: budgets")
+    asked = _asked_from_json(content.get("asked", {}), f"{where}: asked")
     after = cost_after(before, steps, has_bias=has_bias)
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
     relaxed = _relaxed_from_json(content["relaxed"], steps, where) if "relaxed" in content else None
@@ -193,7 +197,8 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
     written_after = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
     if written_after != after or content.get("choice", _choice_checksum(steps)) != _choice_checksum(steps):
         # A person edited the file: what was predicted and asked for belonged to the old settings.
-        select, damage, score_loss, gap, budgets, latency = "manual", None, None, None, {}, None
+        select, damage, score_loss, gap, latency = "manual", None, None, None, None
+        budgets, asked = {}, {}
         if not _are_multiples(steps, multiple_of):
             multiple_of, relaxed = 1, None
     return PlanFields(
@@ -206,6 +211,7 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
         gap=gap,
         multiple_of=multiple_of,
         budgets=budgets,
+        asked=asked,
         relaxed=relaxed,
         latency=latency,
     )
@@ -466,6 +472,11 @@ def _budgets_from_json(value: Json, where: str) -> dict[Metric, float]:
     return {
         metric: as_number(content[metric], f"{where}.{metric}") for metric in METRICS if metric in content
     }
+
+
+def _asked_from_json(value: Json, where: str) -> dict[Metric, str]:
+    content = as_object(value, where, required=(), optional=METRICS)
+    return {metric: as_text(content[metric], f"{where}.{metric}") for metric in METRICS if metric in content}
 
 
 def _latency_from_json(value: Json, where: str) -> PlannedLatency:

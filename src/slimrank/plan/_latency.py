@@ -7,7 +7,7 @@ from math import inf
 from typing import Protocol, runtime_checkable
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
-from slimrank._numbers import real_number
+from slimrank._numbers import percent_ratio, real_number
 from slimrank.cost import network_time
 from slimrank.plan._structure import Step, Structure
 from slimrank.records import NetworkTimes, PlannedLatency
@@ -84,7 +84,7 @@ def latency_ratio(latency: object, times: NetworkTimes) -> float:
     """A latency that was asked for, as a keep ratio.
 
     Args:
-        latency: a ratio in (0, 1], or a time such as "4.5ms".
+        latency: a ratio in (0, 1], also as "60%", or a time such as "4.5ms".
         times: measured.
 
     Returns:
@@ -123,6 +123,9 @@ def _number_of(latency: object) -> tuple[float, bool]:
         time = float(found[1]) * _NANOSECONDS[found[2]] if found else 0.0
         if 0 < time < inf:
             return time, True
+        share = percent_ratio(latency)
+        if share is not None and 0 < share <= 1:
+            return share, False
     else:
         ratio = real_number(latency)
         if ratio is not None and 0 < ratio <= 1:

@@ -123,6 +123,7 @@ class Plan:
             number, or name glob -> number, first match wins. Where it was "auto", what was used: one number,
             or that of each layer and group.
         budgets: metric -> keep ratio that was asked for, of the original model.
+        asked: metric -> what was asked for, where that was no plain ratio: "50%", "2MB" or "19_000_000".
         relaxed: layers and groups whose rank or width is no multiple by the rule of "auto", because the
             budget is out of reach with it, or they were set by hand; None where no multiple was "auto".
         latency: what was asked for and predicted, where the last step was chosen by measured times; else
@@ -160,6 +161,7 @@ class Plan:
     gap: float | None = None
     multiple_of: Multiples = 1
     budgets: Mapping[Metric, float] = field(default_factory=dict)
+    asked: Mapping[Metric, str] = field(default_factory=dict)
     relaxed: tuple[str, ...] | None = None
     latency: PlannedLatency | None = None
 
@@ -308,6 +310,7 @@ class Plan:
             score_loss=None,
             gap=None,
             budgets={},
+            asked={},
             multiple_of=1,
             relaxed=None,
             latency=None,
@@ -363,6 +366,7 @@ class Plan:
             score_loss=None,
             gap=None,
             budgets={},
+            asked={},
             latency=None,
         )
         return edited if self.relaxed is None else self._relaxed_as(edited)
@@ -604,6 +608,7 @@ def plan_on(
     groups: Mapping[str, Sequence[int]] | None = None,
     dropped: Sequence[str] = (),
     budgets: Mapping[Metric, float] | None = None,
+    asked: Mapping[Metric, str] | None = None,
     gap: float | None = None,
 ) -> Plan:
     """A plan whose last step gives these settings to the model of a source.
@@ -615,6 +620,7 @@ def plan_on(
         groups: group -> units that stay, ascending.
         dropped: blocks to replace by the identity.
         budgets: keep ratios of the original model that were asked for.
+        asked: what was asked for, where that was no plain ratio.
         gap: of the choice, where it is certified.
 
     Returns:
@@ -641,6 +647,7 @@ def plan_on(
         damage=float(sum(known)) if len(known) == len(damages) else None,
         gap=gap,
         budgets=budgets or {},
+        asked=asked or {},
     )
 
 

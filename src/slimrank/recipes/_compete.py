@@ -14,7 +14,7 @@ from slimrank._verify import ROUGH_SAMPLES, rough_divergence, rough_feed
 from slimrank.calibrate import Feed
 from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, are_same_steps, plan_on
-from slimrank.records import PRUNING, Method, Note, replaces_groups
+from slimrank.records import PRUNING, Curves, GroupCurves, Method, Note, replaces_groups
 from slimrank.report import agreement_text
 
 # Damages are scaled by at most this factor either way: more would let the divergence of a single plan that
@@ -188,8 +188,10 @@ class Rivals:
             return
         recalibrated = replace(
             self._measured,
-            curves=tuple(replace(curve, damage=curve.damage * pair_scale) for curve in self._measured.curves),
-            group_curves=tuple(
+            curves=Curves(
+                replace(curve, damage=curve.damage * pair_scale) for curve in self._measured.curves
+            ),
+            group_curves=GroupCurves(
                 replace(curve, damage=curve.damage * group_scale) for curve in self._measured.group_curves
             ),
         )
@@ -202,6 +204,7 @@ class Rivals:
             dropped=chosen.dropped,
             select=chosen.select,
             budgets=chosen.budgets,
+            asked=chosen.asked,
         )
         plan = replace(plan, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed, latency=chosen.latency)
         self.build("optimal, recalibrated", plan)

@@ -48,9 +48,9 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     model: nn.Module | Result,
     batches: Iterable[object],
     *,
-    macs: float | None = None,
-    params: float | None = None,
-    bytes: float | None = None,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    bytes: float | str | None = None,
     latency: float | str | None = None,
     backend: str = "onnxruntime",
     threads: int = 1,
@@ -90,9 +90,10 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
 
     Args:
         model: any module; or a result, to compress its model once more.
-        macs: keep ratio of the MACs, in (0, 1]; at least one budget is needed, several hold together.
-        params: keep ratio of the params.
-        bytes: keep ratio of the bytes.
+        macs: keep ratio of the MACs, in (0, 1], also as "50%"; or a whole number above 1, for so many MACs of
+            one sample at most. At least one budget is needed, several hold together.
+        params: keep ratio of the params, or so many at most.
+        bytes: keep ratio of the bytes, or so many at most, also as "2MB" or "1.5MiB".
         latency: keep ratio of the time of the original in float32, or a time, such as "4.5ms": times are
             measured in the runtime (``slimrank.measure_latency``), and the result is measured and planned
             again until the budget holds (``slimrank.meet_latency``). With ``run_dir`` the table is kept
@@ -117,7 +118,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     check_on_layer(on_layer)
     # Before the study, which takes long.
     timing = _Timing(latency=latency, backend=backend, threads=threads, batch=batch, precision=precision)
-    ratios: dict[Metric, float | None] = {"macs": macs, "params": params, "bytes": bytes}
+    ratios: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
     if latency is None or any(ratio is not None for ratio in ratios.values()):
         check_budgets(ratios, who="compress")
     timing.check(relative_to)

@@ -162,7 +162,7 @@ def measure_scores(
                     score=entry.score,
                 )
                 advance(1, f"{trial.name} {entry.tried}: {score:.4g}")
-    return journal.finished()
+    return journal.closed()
 
 
 def _checked_numbers(score_fn: ScoreFn, workers: object, prefix_cache: object) -> tuple[int, int | None]:

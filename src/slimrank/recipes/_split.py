@@ -17,7 +17,7 @@ from slimrank.plan import MultipleOf, Plan
 from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note
 from slimrank.scores import ScoreFn
-from slimrank.select import check_budgets, check_methods
+from slimrank.select import check_below, check_budgets, check_methods
 from slimrank.survey import DataSource, Session
 
 Tune = Callable[[nn.Module], object]
@@ -28,9 +28,9 @@ _N_SPLITS = 3
 def search_split(
     study: Study,
     *,
-    macs: float | None = None,
-    params: float | None = None,
-    bytes: float | None = None,
+    macs: float | str | None = None,
+    params: float | str | None = None,
+    bytes: float | str | None = None,
     methods: tuple[Method, Method] = ("spatial_svd", "weight_svd"),
     splits: Sequence[float] | None = None,
     score_fn: ScoreFn | None = None,
@@ -45,9 +45,9 @@ def search_split(
 
     Args:
         study: of the original model, with both methods measured.
-        macs: keep ratio of the original's MACs; exactly one budget.
-        params: keep ratio of the params.
-        bytes: keep ratio of the bytes.
+        macs: keep ratio of the original's MACs, or so many at most, as in ``Study.plan``; exactly one budget.
+        params: of the params, in the same way.
+        bytes: of the bytes, in the same way.
         methods: the first and the second.
         splits: keep ratios after the first step, between the budget and 1; None for three of them, evenly
             spaced as factors.
@@ -76,7 +76,9 @@ def search_split(
             "compressed before; give a study of the original"
         )
     asked = check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="search_split", only_one=True)
-    ((metric, budget),) = asked.items()
+    ((metric, wanted),) = asked.items()
+    check_below(wanted, metric, study.before.metric(metric))
+    budget = wanted.share(study.before.metric(metric))
     if len(methods) != 2 or methods[0] == methods[1]:
         raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
     check_methods(methods, study.methods)

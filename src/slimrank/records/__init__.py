@@ -22,6 +22,7 @@ from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairT
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
 from slimrank.records._reached_latency import PlannedLatency, ReachedLatency
+from slimrank.records._rows import Curves, Frame, GroupCurves, Layers, data_frame
 from slimrank.records._setting import (
     CHANNEL_ORDERS,
     EFFORTS,
@@ -52,11 +53,14 @@ __all__ = [
     "ChannelOrder",
     "Cost",
     "Curve",
+    "Curves",
     "DenseTime",
     "Effort",
     "Exported",
     "Form",
+    "Frame",
     "GroupCurve",
+    "GroupCurves",
     "GroupSpec",
     "Int8",
     "Kept",
@@ -64,6 +68,7 @@ __all__ = [
     "LayerResult",
     "LayerSpec",
     "LayerTimes",
+    "Layers",
     "Measurement",
     "Method",
     "Metric",
@@ -79,6 +84,7 @@ __all__ = [
     "Setting",
     "Summary",
     "TensorSpec",
+    "data_frame",
     "element_at",
     "ratio_of",
     "replaces_groups",

@@ -24,7 +24,7 @@ from slimrank.plan import (
     multiple_for,
     step_of,
 )
-from slimrank.records import PRUNING, Curve, GroupCurve, GroupSpec, LayerSpec, Setting, ratio_of
+from slimrank.records import PRUNING, Curve, GroupCurve, GroupSpec, LayerSpec, Metric, Setting, ratio_of
 from slimrank.report._facts import setting_facts
 from slimrank.report._groups import readers_of
 from slimrank.report._numbers import format_count, format_damage, format_percent
@@ -223,9 +223,14 @@ def _share_text(damage: float, plan: Plan) -> str:
     return f" ({format_percent(damage, plan.damage)} of the plan's)" if plan.damage else ""
 
 
+def _asked_text(plan: Plan, metric: Metric) -> str:
+    """One budget, as it was asked for."""
+    return f"{metric}={plan.asked.get(metric) or f'{plan.budgets[metric]:.4g}'}"
+
+
 def _rule_text(plan: Plan) -> str:
     """By what rule a plan was chosen."""
-    wanted = ", ".join(f"{metric}={ratio:.4g}" for metric, ratio in plan.budgets.items())
+    wanted = ", ".join(_asked_text(plan, metric) for metric in plan.budgets)
     if plan.latency is not None:
         wanted = ", ".join(text for text in (wanted, f"latency={plan.latency.asked:.4g}") if text)
     under = f" under {wanted}" if wanted else ""

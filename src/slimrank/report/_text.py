@@ -194,6 +194,8 @@ def plan_line(plan: Plan, unit: str = "") -> str:
         closing += f"; predicted loss of the score {format_damage(plan.score_loss)}"
     if plan.gap is not None:
         closing += f" ({_gap_text(plan.gap)})"
+    if plan.asked:
+        closing += f"; asked for: {', '.join(f'{metric} {words}' for metric, words in plan.asked.items())}"
     if plan.latency is not None:
         closing += f"; {_latency_text(plan.latency)}"
     return closing

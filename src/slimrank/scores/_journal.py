@@ -9,7 +9,7 @@ from pathlib import Path
 from slimrank._errors import FileError, ScoreError
 from slimrank.records import Method, replaces_groups
 from slimrank.scores._entry import EntryKey, ScoreEntry
-from slimrank.scores._scores import Scores, differing_keys
+from slimrank.scores._scores import Scores, differing_keys, with_flat_note
 
 _Entries = Mapping[str, tuple[ScoreEntry, ...]]
 
@@ -114,6 +114,17 @@ class ScoreJournal:
             self._update(
                 replace(table, entries=self._joined_entries(self._layers, table.entries, {name: (entry,)}))
             )
+
+    def closed(self) -> Scores:
+        """The table once all is scored, with a note where it tells nothing; in the file as well.
+
+        Raises:
+            ScoreError: nothing was scored.
+        """
+        table = with_flat_note(self.finished())
+        if table != self._table:
+            self._update(table)
+        return table
 
     def finished(self) -> Scores:
         """The table as it stands.

@@ -3,16 +3,19 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import cast
 
 from slimrank._errors import ScoreError
 from slimrank.files import Json, write_text
-from slimrank.records import Method
+from slimrank.records import Frame, Method, data_frame
 from slimrank.report import ScoreLine, finite_or_none, notebook_html, render_scores_html, render_table
 from slimrank.scores._aimet import StudyLike, read_aimet
 from slimrank.scores._entry import ScoreEntry
 from slimrank.scores._file import ScoresFields, read_scores, write_scores
+
+# How the note on a table begins whose scores are all equal.
+_FLAT = "all scores are the same"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -150,6 +153,35 @@ class Scores:
         first = "layer or group" if self.groups else "layer"
         return (first, "method", *(f">{ratio:.2f}" for ratio in self.candidates)), rows
 
+    def to_dataframe(self) -> Frame:
+        """A row for each score.
+
+        Returns:
+            Columns name, kind ("layer" or "group"), method, form, rank (of a group the units kept),
+            keep_ratio, score and loss.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        rows = [
+            (name, kind, entry)
+            for kind, table in (("layer", self.entries), ("group", self.groups))
+            for name, entries in table.items()
+            for entry in entries
+        ]
+        return data_frame(
+            {
+                "name": [name for name, _, _ in rows],
+                "kind": [kind for _, kind, _ in rows],
+                "method": [entry.method for _, _, entry in rows],
+                "form": [entry.form for _, _, entry in rows],
+                "rank": [entry.rank for _, _, entry in rows],
+                "keep_ratio": [entry.keep_ratio for _, _, entry in rows],
+                "score": [entry.score for _, _, entry in rows],
+                "loss": [self.loss(entry) for _, _, entry in rows],
+            }
+        )
+
     def report(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as one self-contained HTML page, with a chart for every layer and group.
 
@@ -209,6 +241,20 @@ class Scores:
 def _scores_fields(scores: Scores) -> ScoresFields:
     # mypy does not follow a dictionary that a comprehension builds into the TypedDict.
     return cast(ScoresFields, {known.name: getattr(scores, known.name) for known in fields(scores)})
+
+
+def with_flat_note(table: Scores) -> Scores:
+    """A table that says so where all its scores are equal, and only there."""
+    tried = [*table.entries.values(), *table.groups.values()]
+    entries = [entry for of_name in tried for entry in of_name]
+    notes = tuple(note for note in table.notes if not note.startswith(_FLAT))
+    if len(entries) > 1 and len({entry.score for entry in entries}) == 1:
+        notes += (
+            f"{_FLAT} ({entries[0].score:g}, the untouched model {table.baseline:g}): they do not tell "
+            "layers apart, and plans made with them choose by cost alone. Check score_fn, or give a finer "
+            "score: more samples, or a loss in place of an accuracy",
+        )
+    return replace(table, notes=notes)
 
 
 def check_scores(scores: Scores, fingerprint: Mapping[str, str]) -> None:

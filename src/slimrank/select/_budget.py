@@ -2,13 +2,46 @@
 """What was asked for, checked."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import floor, nextafter
 
 from slimrank._errors import BudgetError, OptionError, UnknownNameError
 from slimrank._names import nearest
-from slimrank._numbers import real_number
-from slimrank.records import METRICS, Cost, Metric, NetworkTimes
+from slimrank._numbers import percent_ratio, real_number, whole_number
+from slimrank.cost import read_bytes
+from slimrank.records import METRICS, Budgeted, Cost, Metric, NetworkTimes
+
+# What a number of each metric is, for people, and one as an example.
+_UNITS: Mapping[Metric, str] = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
+_NUMBERS: Mapping[Metric, str] = {
+    "macs": "macs=19_000_000",
+    "params": "params=1_200_000",
+    "bytes": 'bytes="2MB"',
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be left of one metric: a share, or a number. One of the first two is None.
+
+    Attributes:
+        ratio: keep ratio in (0, 1].
+        number: MACs, params or bytes, at least 1.
+        words: what was asked for, where that was no plain ratio, such as "50%", "2MB" or "19_000_000".
+    """
+
+    ratio: float | None = None
+    number: int | None = None
+    words: str = ""
+
+    def share(self, whole: float) -> float:
+        """The keep ratio, of a model that costs this."""
+        return self.ratio if self.ratio is not None else (self.number or 0) / max(whole, 1)
+
+    def text(self, metric: Budgeted) -> str:
+        """As it was asked for, for people."""
+        return f"{metric}={self.words or f'{self.ratio:g}'}"
 
 
 def check_metric(metric: str) -> Metric:
@@ -30,12 +63,13 @@ def check_metric(metric: str) -> Metric:
 
 
 def check_budgets(
-    budgets: Mapping[Metric, float | None], *, who: str = "a plan", only_one: bool = False
-) -> dict[Metric, float]:
-    """Budgets as plain floats: the one check behind every call that takes them.
+    budgets: Mapping[Metric, float | str | None], *, who: str = "a plan", only_one: bool = False
+) -> dict[Metric, Budget]:
+    """Budgets as values: the one check behind every call that takes them.
 
     Args:
-        budgets: metric -> keep ratio in (0, 1]; None for no such budget.
+        budgets: metric -> keep ratio in (0, 1] or a text such as "50%"; a whole number above 1 for so many
+            MACs, params or bytes; of bytes also a text such as "2MB"; None for no such budget.
         who: what needs them, for the message.
         only_one: exactly one budget, below 1, as for something that shares it.
 
@@ -43,10 +77,10 @@ def check_budgets(
         Those that are given, in the same order.
 
     Raises:
-        BudgetError: none given, too many, or one that is no keep ratio.
+        BudgetError: none given, too many, or one that is neither a keep ratio nor a number.
         UnknownNameError: no such metric.
     """
-    given = {check_metric(name): ratio for name, ratio in budgets.items() if ratio is not None}
+    given = {check_metric(name): asked for name, asked in budgets.items() if asked is not None}
     if only_one and len(given) != 1:
         raise BudgetError(
             f"{who} needs exactly one budget, and {len(given)} are given; give macs=, params= or bytes= as a "
@@ -56,16 +90,73 @@ def check_budgets(
         raise BudgetError(
             f"{who} needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
         )
-    found: dict[Metric, float] = {}
-    for metric, ratio in given.items():
-        number = real_number(ratio)
-        if number is None or not 0 < number <= 1 or (only_one and number == 1):
-            raise BudgetError(
-                f"budget: {metric}={ratio!r} is no keep ratio (cost after / cost before) in "
-                f"{'(0, 1)' if only_one else '(0, 1]'}; give e.g. {metric}=0.5 to keep half"
-            )
-        found[metric] = number
-    return found
+    return {metric: _read(metric, asked, only_one=only_one) for metric, asked in given.items()}
+
+
+def _read(metric: Metric, asked: object, *, only_one: bool) -> Budget:
+    """One budget.
+
+    Raises:
+        BudgetError: neither a keep ratio nor a number.
+    """
+    whole, ratio, words = whole_number(asked), real_number(asked), ""
+    # 1 is the ratio: a model of one MAC is none.
+    if whole is not None and whole > 1:
+        return Budget(number=whole, words=f"{whole:_}")
+    if isinstance(asked, str):
+        ratio, words = percent_ratio(asked), asked.strip()
+        if ratio is None and metric == "bytes" and _is_size(asked):
+            try:
+                return Budget(number=read_bytes(asked, metric), words=words)
+            except OptionError as error:
+                raise BudgetError(f"budget: {error}") from error
+    if ratio is not None and 0 < ratio <= 1 and not (only_one and ratio == 1):
+        return Budget(ratio=ratio, words=words)
+    allowed = "(0, 1)" if only_one else "(0, 1]"
+    raise BudgetError(
+        f"budget: {metric}={asked!r} is no keep ratio (cost after / cost before) in {allowed}; give e.g. "
+        f'{metric}=0.5 or {metric}="50%" to keep half, or {_NUMBERS[metric]} for so many {_UNITS[metric]} at '
+        "most"
+    )
+
+
+def _is_size(text: str) -> bool:
+    """Whether a text was meant as a number with a unit."""
+    return text.strip()[:1].isdecimal() and text.strip()[-1:].isalpha()
+
+
+def check_below(budget: Budget, metric: Metric, now: int) -> None:
+    """Refuses a number that the model does not even have.
+
+    Args:
+        budget: asked for.
+        metric: that it is for.
+        now: what the model costs.
+
+    Raises:
+        BudgetError: the model has less already.
+    """
+    if budget.number is not None and budget.number > now:
+        raise BudgetError(
+            f"budget: {budget.text(metric)} is above what the model costs: it has less already, {now:,} "
+            f"{_UNITS[metric]}; give less, or leave this budget out"
+        )
+
+
+def limit_of(budget: Budget, metric: Metric, before: Cost) -> int:
+    """The largest cost that a budget allows.
+
+    Args:
+        budget: asked for.
+        metric: that it is for.
+        before: cost that a keep ratio is a share of.
+
+    Returns:
+        MACs, params or bytes.
+    """
+    if budget.number is not None:
+        return budget.number
+    return cost_limit(before, metric, budget.share(before.metric(metric)))
 
 
 def cost_limit(before: Cost, metric: Metric, ratio: float) -> int:

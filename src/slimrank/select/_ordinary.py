@@ -70,6 +70,6 @@ def without_new_bias(curves: Sequence[Curve], layers: Mapping[str, LayerSpec]) -
     for curve in curves:
         spec = layers[curve.layer]
         has_bias = pair_has_bias(spec, plan_has_bias=False)
-        macs, params = pair_costs(spec, curve.form, curve.ranks, has_bias=has_bias)
+        macs, params = pair_costs(spec, curve.form, curve.ranks, curve.ranks_in, has_bias=has_bias)
         found.append(replace(curve, macs=macs, params=params, bytes=params * spec.itemsize))
     return tuple(found)

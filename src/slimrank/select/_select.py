@@ -32,11 +32,14 @@ from slimrank.plan import (
 )
 from slimrank.records import LATENCY, Budgeted, Cost, Metric, NetworkTimes, Setting, replaces_groups
 from slimrank.select._budget import (
+    Budget,
+    check_below,
     check_budgets,
     check_methods,
     check_metric,
     check_skip,
     cost_limit,
+    limit_of,
     time_limit,
 )
 from slimrank.select._option_costs import Costing, exact_times
@@ -116,7 +119,7 @@ class _Problem:
 def select_plan(
     source: PlanSource,
     *,
-    budgets: Mapping[Metric, float],
+    budgets: Mapping[Metric, float | str],
     select: Select = "optimal",
     multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
@@ -128,7 +131,8 @@ def select_plan(
 
     Args:
         source: a study, or whatever has structure, costs and curves.
-        budgets: metric -> keep ratio in (0, 1]: cost after / cost before, of the whole model. None is ever
+        budgets: metric -> keep ratio in (0, 1]: cost after / cost before, of the whole model; or a text such
+            as "50%", a whole number above 1 for so many MACs, params or bytes, or "2MB". None is ever
             exceeded.
         select: "optimal" for the least damage, with a certified gap; "greedy" for AIMET's threshold on the
             damage of each layer and each group; "uniform" for one keep ratio in all layers, in the first
@@ -153,7 +157,8 @@ def select_plan(
         a gap may still be the best there is.
 
     Raises:
-        BudgetError: no budget, one that is no keep ratio, or one that cannot be met.
+        BudgetError: no budget, one that is neither a keep ratio nor a number, that is above what the model
+            costs, or that cannot be met.
         UnknownNameError: a metric, method or selector that does not exist, or a glob that matches no layer.
         OptionError: a wrong multiple_of, or one text where several belong.
         NonFiniteError: a curve holds nan or inf.
@@ -177,7 +182,7 @@ def select_plan_and_rounding(
     source_with: Callable[[Rounding], PlanSource],
     structure: Structure,
     *,
-    budgets: Mapping[Metric, float],
+    budgets: Mapping[Metric, float | str],
     select: Select = "optimal",
     multiple_of: MultipleOf,
     methods: Sequence[str] | None = None,
@@ -218,15 +223,18 @@ def select_plan_and_rounding(
     step = None if latency is None or times is None else times.step
     *coarse, last = rounding_steps(multiple_of, structure, step=step)
     rule = coarse[0] if coarse else last
-    of = of or source_with(last).before
+    now = source_with(last).before
+    for metric, budget in counted.items():
+        check_below(budget, metric, now.metric(metric))
+    of = of or now
     limits: dict[Budgeted, float] = {
-        metric: cost_limit(of, metric, ratio) for metric, ratio in counted.items()
+        metric: limit_of(budget, metric, of) for metric, budget in counted.items()
     }
-    ratios: dict[Budgeted, float] = {metric: ratio for metric, ratio in counted.items()}
+    asked: dict[Budgeted, Budget] = {metric: budget for metric, budget in counted.items()}
     if latency is not None and times is not None:
         # As times are counted from here on: the network as it stands is then just within 1.
         times = exact_times(times)
-        limits[LATENCY], ratios[LATENCY] = time_limit(times, latency), latency
+        limits[LATENCY], asked[LATENCY] = time_limit(times, latency), Budget(ratio=latency)
     costing = Costing(limits, times)
 
     def problem_of(rounding: Rounding) -> _Problem:
@@ -244,7 +252,7 @@ def select_plan_and_rounding(
         )
 
     def planned(problem: _Problem) -> tuple[Plan, Rounding]:
-        plan = _selected(problem, select, ratios, of)
+        plan = _selected(problem, select, asked, of)
         return with_multiples(plan, multiple_of, problem.rounding, rule), problem.rounding
 
     finest = cache(lambda: problem_of(last))
@@ -263,15 +271,15 @@ def select_plan_and_rounding(
     return planned(finest())
 
 
-def _selected(problem: _Problem, select: Select, ratios: Mapping[Budgeted, float], of: Cost) -> Plan:
+def _selected(problem: _Problem, select: Select, asked: Mapping[Budgeted, Budget], of: Cost) -> Plan:
     """The plan with multiples that are settled."""
     source = problem.source
     if problem.joint is not None:
-        chosen, floor = _joint(problem, problem.joint, select, ratios, of)
+        chosen, floor = _joint(problem, problem.joint, select, asked, of)
     else:
-        chosen, floor = _layers(problem, select, ratios, of)
+        chosen, floor = _layers(problem, select, asked, of)
     if chosen is None:
-        wanted = ", ".join(f"{metric}={ratio:g}" for metric, ratio in ratios.items())
+        wanted = ", ".join(budget.text(metric) for metric, budget in asked.items())
         raise BudgetError(
             f"budget: no plan was found that keeps {wanted} together, though each alone can be met; "
             f"{floor} (each alone); raise one of them"
@@ -284,12 +292,22 @@ def _selected(problem: _Problem, select: Select, ratios: Mapping[Budgeted, float
         dropped=chosen.dropped,
         select=select,
         budgets={
-            metric: ratio * of.metric(metric) / max(original.metric(metric), 1) if of != original else ratio
-            for metric, ratio in ratios.items()
+            metric: _ratio_of_original(budget, of.metric(metric), original.metric(metric))
+            for metric, budget in asked.items()
             if metric != LATENCY
+        },
+        asked={
+            metric: budget.words for metric, budget in asked.items() if metric != LATENCY and budget.words
         },
         gap=chosen.gap,
     )
+
+
+def _ratio_of_original(budget: Budget, of: int, original: int) -> float:
+    """What a budget leaves of the original model."""
+    if budget.number is not None or of == original:
+        return budget.share(original)
+    return budget.share(of) * of / max(original, 1)
 
 
 def reachable_floor(
@@ -429,19 +447,19 @@ def _problem(
 
 
 def _layers(
-    problem: _Problem, select: Select, ratios: Mapping[Budgeted, float], of: Cost
+    problem: _Problem, select: Select, asked: Mapping[Budgeted, Budget], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers alone, and the smallest reachable ratios for people."""
     table, costing = problem.table(), problem.costing
     shared = costing.shared(of)
-    check_reachable(table, problem.source, costing, ratios, skipped=problem.skipped, of=shared)
+    check_reachable(table, problem.source, costing, asked, skipped=problem.skipped, of=shared)
     choice, gap = _of_layers(table, select)
     chosen = None if choice is None else _Chosen(settings=settings_of(table, choice), gap=gap)
-    return chosen, floors(table, problem.source, costing, shared)
+    return chosen, floors(table, problem.source, costing, shared, asked)
 
 
 def _joint(
-    problem: _Problem, joint: Joint, select: Select, ratios: Mapping[Budgeted, float], of: Cost
+    problem: _Problem, joint: Joint, select: Select, asked: Mapping[Budgeted, Budget], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
     source, limits, fixed = problem.source, problem.limits, problem.fixed
@@ -449,13 +467,13 @@ def _joint(
         joint = replace(joint, blocks=())
     has_widths = bool(joint.widths or joint.blocks)
     if not has_widths and not fixed:
-        return _layers(problem, select, ratios, of)
+        return _layers(problem, select, asked, of)
     costing = problem.costing
     floor = check_joint_reachable(
         joint,
         source,
         costing,
-        ratios,
+        asked,
         limits,
         skipped=problem.skipped,
         of=costing.shared(of),

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,8 +83,13 @@ def write_tensors(
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         with draft_of(path) as draft:
+            # safetensors writes to a file of its own that nobody else may read, and moves that here: the mode
+            # is that of any new file in this folder instead.
+            draft.touch()
+            mode = stat.S_IMODE(draft.stat().st_mode)
             # None, not {}: with neither tensors nor entries safetensors writes a header that it cannot read.
             save_file(ready, draft, dict(metadata) if metadata else None)
+            draft.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise FileError(
             f"{path} cannot be written ({error}); give a directory with room and rights"

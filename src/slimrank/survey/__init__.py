@@ -13,7 +13,7 @@ from slimrank.survey._memory_need import MemoryOption
 from slimrank.survey._options import Options, check_options, methods_in_order
 from slimrank.survey._previous import check_previous, check_previous_cost, previous_notes
 from slimrank.survey._session import DataSource, Inputs, Run, Session, open_session, restored_copy
-from slimrank.survey._skip import Skip, globs_of
+from slimrank.survey._skip import Skip, check_skip, globs_of
 from slimrank.survey._study_files import (
     StudyRecord,
     check_fingerprint,
@@ -45,6 +45,7 @@ __all__ = [
     "check_previous",
     "check_previous_cost",
     "check_saved_loss",
+    "check_skip",
     "claim",
     "fingerprint_in",
     "fingerprint_of",

@@ -58,6 +58,7 @@ _DATA_FREE = Note(
     text="data-free: factors come from the weights alone and damage is the share of each weight's energy "
     "that is lost; it is not anchored in measured divergences. Channels go by the norms of the weights that "
     "read them, blocks stay",
+    is_warning=True,
 )
 
 

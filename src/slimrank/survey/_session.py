@@ -237,7 +237,7 @@ def _check_skip(skip: Sequence[str], layers: Sequence[LayerSpec]) -> None:
     for pattern in skip:
         if not any(spec.reason == SKIPPED and fnmatchcase(spec.name, pattern) for spec in layers):
             names = [spec.name for spec in layers]
-            raise UnknownNameError(f"skip pattern {pattern!r} matches no layer; {nearest(pattern, names)}")
+            raise UnknownNameError(f"skip: {pattern!r} matches no layer; {nearest(pattern, names)}")
 
 
 def likelihood_on(model: nn.Module, feed: Feed, source: DataSource, options: Options) -> Likelihood:

@@ -3,12 +3,13 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from glob import escape
 
 from torch import nn
 
-from slimrank._errors import OptionError, StudyError
-from slimrank._names import listed
+from slimrank._errors import OptionError, StudyError, UnknownNameError
+from slimrank._names import listed, nearest
 
 Skip = str | nn.Module | Sequence[str | nn.Module]
 
@@ -64,6 +65,22 @@ def globs_of(skip: Skip, model: nn.Module | None, layers: Callable[[], Iterable[
                 f"skip holds a {type(item).__name__}; give globs or modules, e.g. skip=('fc', model.conv1)"
             )
     return tuple(dict.fromkeys(globs))
+
+
+def check_skip(skip: Sequence[str], model: nn.Module) -> None:
+    """Refuses globs that match no module of a model, before it runs.
+
+    Args:
+        skip: globs.
+        model: of the caller.
+
+    Raises:
+        UnknownNameError: such a glob; the message has the closest names.
+    """
+    names = [name for name, _ in model.named_modules()]
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UnknownNameError(f"skip: {pattern!r} matches no layer; {nearest(pattern, names[1:])}")
 
 
 def _layers_in(module: nn.Module, model: nn.Module | None, layers: Sequence[str]) -> list[str]:

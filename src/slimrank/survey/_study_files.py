@@ -107,7 +107,7 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
     if stored is not None and dict(stored) != dict(record.fingerprint):
         for name in (_PREVIOUS, *(path.name for glob in _MEASURED for path in store.root.glob(glob))):
             store.remove(name)
-    _write_fingerprint(store, record.fingerprint)
+    _write_fingerprint(store, record.fingerprint, None if session is None else session.options)
     record.untouched.save(make_directory(store.root) / _STRUCTURE)
     if record.previous is not None:
         record.previous.save(store.root / _PREVIOUS)
@@ -126,7 +126,8 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         "fingerprint": dict(record.fingerprint),
         "methods": list(record.methods),
         "unit": record.unit,
-        "notes": [[note.where, note.text] for note in record.notes],
+        # A third entry only where there is something to say: files are then as older versions wrote them.
+        "notes": [[note.where, note.text, *([True] if note.is_warning else [])] for note in record.notes],
         "seconds": [[phase, taken] for phase, taken in record.seconds.items()],
         "inputs": no_inputs is None,
         "inputs_reason": no_inputs,
@@ -173,7 +174,7 @@ def read_study(store: Store) -> StudyRecord:
         grams=store.read_tensors(GRADIENT_FILE),
         unit=str(facts.get("unit")),
         notes=tuple(
-            Note(where=str(entry[0]), text=str(entry[1]))
+            Note(where=str(entry[0]), text=str(entry[1]), is_warning=entry[2:] == [True])
             for entry in _list_of(facts, "notes")
             if isinstance(entry, list)
         ),
@@ -210,8 +211,8 @@ def saved_outputs(record: StudyRecord, outputs: OutputChoice) -> OutputChoice:
         return outputs
     if record.outputs == _FUNCTION:
         raise StudyError(
-            "the study was made with outputs= as a function, which no file can keep; "
-            "pass the same outputs= again (--outputs on the command line)"
+            "the study was made with outputs= as a function, which no file can keep; pass the same outputs= "
+            "again"
         )
     if isinstance(record.outputs, list):
         return tuple(key for key in record.outputs if isinstance(key, str | int))
@@ -226,8 +227,7 @@ def check_saved_loss(record: StudyRecord, loss: OwnLossFn | None) -> None:
     """
     if record.has_loss and loss is None:
         raise StudyError(
-            "the study was made with loss=, a function that no file can keep; pass the same loss= again "
-            "(--loss on the command line)"
+            "the study was made with loss=, a function that no file can keep; pass the same loss= again"
         )
 
 
@@ -277,8 +277,13 @@ def check_fingerprint(fingerprint: Mapping[str, str], record: StudyRecord, store
         )
 
 
-def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
+def claim(store: Store, fingerprint: Mapping[str, str], options: Options) -> None:
     """Ties a run directory to a study, or finds it tied to this one.
+
+    Args:
+        store: the directory.
+        fingerprint: of the study.
+        options: of the study, for the message.
 
     Raises:
         StudyError: it is tied to another one.
@@ -286,19 +291,37 @@ def claim(store: Store, fingerprint: Mapping[str, str]) -> None:
     """
     stored = fingerprint_in(store)
     if stored is None:
-        _write_fingerprint(store, fingerprint)
+        _write_fingerprint(store, fingerprint, options)
         return
     differing = [key for key, value in fingerprint.items() if stored.get(key) != value]
     if differing:
-        raise StudyError(
-            f"{store.root} holds a study of other {_topics_text(differing)}; "
-            "give another run_dir or delete it"
-        )
+        topics = _topics_text(differing, _changed_options(store, options))
+        raise StudyError(f"{store.root} holds a study of other {topics}; give another run_dir or delete it")
 
 
-def _topics_text(topics: Sequence[str]) -> str:
-    """Topics of a fingerprint, for people."""
+def _changed_options(store: Store, options: Options) -> str:
+    """The options in which a study differs from that of a directory, for people; "" where not known."""
+    known = store.read_json(_RUN).get("asked") if store.has(_RUN) else None
+    if not isinstance(known, dict):
+        # Directories of older versions have them only where the study was finished.
+        known = store.read_json(_STUDY).get("options") if store.has(_STUDY) else None
+    if not isinstance(known, dict):
+        return ""
+    there, here = options_to_json(options_from_json(known)), options_to_json(options)
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return ", ".join(f"{name}={there.get(name)!r} there and {here.get(name)!r} here" for name in names)
+
+
+def _topics_text(topics: Sequence[str], options: str = "") -> str:
+    """Topics of a fingerprint, for people.
+
+    Args:
+        topics: that differ.
+        options: which ones of the options; "" where that is not known.
+    """
     explained = {"outputs": "outputs (which ones, or their likelihood, weights or loss)"}
+    if options:
+        explained["options"] = f"options ({options})"
     return " and ".join(explained.get(topic, topic) for topic in topics)
 
 
@@ -314,8 +337,10 @@ def _check_format(store: Store) -> None:
             )
 
 
-def _write_fingerprint(store: Store, fingerprint: Mapping[str, str]) -> None:
-    store.write_json(_RUN, {"format": str(FORMAT), **fingerprint})
+def _write_fingerprint(store: Store, fingerprint: Mapping[str, str], options: Options | None) -> None:
+    # The options beside their digest, so that a message can say which ones differ.
+    asked: dict[str, Json] = {} if options is None else {"asked": options_to_json(options)}
+    store.write_json(_RUN, {"format": str(FORMAT), **fingerprint, **asked})
 
 
 def fingerprint_in(store: Store) -> Mapping[str, Json] | None:
@@ -333,7 +358,7 @@ def fingerprint_in(store: Store) -> Mapping[str, Json] | None:
 
 def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
     if store.has(_RUN):
-        return {key: value for key, value in store.read_json(_RUN).items() if key != "format"}
+        return {key: value for key, value in store.read_json(_RUN).items() if key not in {"format", "asked"}}
     return _object_of(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
 
 

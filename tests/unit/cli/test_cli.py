@@ -299,7 +299,7 @@ def test_wrong_weights_are_refused(entries: tuple[str, ...], message: str) -> No
         (("--loss", "mse"), "--loss 'mse' names nothing; write package.module:name"),
         (
             ("--outputs", "boxes"),
-            "outputs='boxes': the model returns one tensor [",
+            "--outputs 'boxes': the model returns one tensor [",
         ),
         (("--outputs", "0", "--outputs", "0"), "names an output twice"),
     ],

@@ -250,7 +250,7 @@ def select_possible(net: Source, budgets: Mapping[Metric, float], select: Select
     return [plan.settings == plans[0].settings for plan in plans]
 
 
-@pytest.mark.parametrize("ratio", [0, 0.0, -0.5, 1.0001, 2, float("nan"), float("inf"), True, "0.5"])
+@pytest.mark.parametrize("ratio", [0, 0.0, -0.5, 1.0001, 2.0, float("nan"), float("inf"), True, "0.5"])
 def test_what_is_no_keep_ratio(ratio: float) -> None:
     with pytest.raises(
         BudgetError, match=r"budget: macs=.* is no keep ratio .* in \(0, 1\]; give e.g. macs=0.5"

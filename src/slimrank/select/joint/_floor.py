@@ -8,6 +8,7 @@ import numpy as np
 from slimrank._errors import BudgetError
 from slimrank.plan import NOTHING_FIXED, Fixed, PlanSource, is_inside
 from slimrank.records import LATENCY, Budgeted
+from slimrank.select._budget import Budget
 from slimrank.select._option_costs import Costing
 from slimrank.select.joint._fastest import fastest_choice, small_choices
 from slimrank.select.joint._ranks import RankTables
@@ -51,7 +52,7 @@ def check_joint_reachable(
     joint: Joint,
     source: PlanSource,
     costing: Costing,
-    budgets: Mapping[Budgeted, float],
+    budgets: Mapping[Budgeted, Budget],
     limits: Mapping[Budgeted, float],
     *,
     skipped: Collection[str],
@@ -64,7 +65,7 @@ def check_joint_reachable(
         joint: everything that may be chosen.
         source: what it was made from.
         costing: of its metrics.
-        budgets: metric -> keep ratio.
+        budgets: metric -> what was asked for.
         limits: metric -> largest cost allowed.
         skipped: layers, groups and blocks that the caller wants left alone.
         of: (B,) cost that keep ratios are shares of.
@@ -77,11 +78,11 @@ def check_joint_reachable(
         BudgetError: a budget that no choice meets.
     """
     lowest = dict(zip(limits, lowest_costs(joint, limits), strict=True))
-    floors = f"{reachable(lowest, of)}{_unproved(joint, lowest, limits, of)}"
+    floors = f"{reachable(lowest, of, budgets)}{_unproved(joint, lowest, limits, of)}"
     for index, (metric, cost) in enumerate(lowest.items()):
         if cost > limits[metric]:
             raise BudgetError(
-                f"budget: {metric}={budgets[metric]:g} cannot be met; {floors}. "
+                f"budget: {budgets[metric].text(metric)} cannot be met; {floors}. "
                 f"{_holding_up(joint, source, costing, index, cost, skipped, fixed)}. "
                 f"{how_to_reach(metric, fixed.names)}"
             )

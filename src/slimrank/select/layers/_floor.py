@@ -9,6 +9,7 @@ import numpy as np
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
 from slimrank.records import LATENCY, Budgeted
+from slimrank.select._budget import Budget
 from slimrank.select._option_costs import Costing
 from slimrank.select.layers._table import Floats, Table
 
@@ -35,7 +36,7 @@ def check_reachable(
     table: Table,
     source: PlanSource,
     costing: Costing,
-    budgets: Mapping[Budgeted, float],
+    budgets: Mapping[Budgeted, Budget],
     *,
     skipped: Collection[str],
     of: Floats,
@@ -46,7 +47,7 @@ def check_reachable(
         table: of the options.
         source: what it was made from.
         costing: of its metrics.
-        budgets: metric -> keep ratio.
+        budgets: metric -> what was asked for.
         skipped: layers that the caller wants left alone.
         of: (B,) cost that keep ratios are shares of.
 
@@ -58,7 +59,8 @@ def check_reachable(
         room = table.room[index] + wholes[index] - table.whole[index].sum()
         if lowest_cost(table, wholes[index], index) > room:
             raise BudgetError(
-                f"budget: {metric}={budgets[metric]:g} cannot be met; {floors(table, source, costing, of)}. "
+                f"budget: {budgets[metric].text(metric)} cannot be met; "
+                f"{floors(table, source, costing, of, budgets)}. "
                 f"{_holding_up(table, source, costing, index, skipped)}. {how_to_reach(metric)}"
             )
 
@@ -77,28 +79,33 @@ def how_to_reach(metric: Budgeted, fixed: Sequence[str] = ()) -> str:
     return "Raise the budget, or allow more: fewer layers in skip, more methods, a smaller multiple_of"
 
 
-def floors(table: Table, source: PlanSource, costing: Costing, of: Floats) -> str:
-    """The smallest reachable keep ratio of each metric, for people."""
+def floors(
+    table: Table, source: PlanSource, costing: Costing, of: Floats, budgets: Mapping[Budgeted, Budget]
+) -> str:
+    """The smallest that can be reached of each metric, for people."""
     wholes = costing.whole_model(source)
     lowest = {
         metric: lowest_cost(table, wholes[index], index) for index, metric in enumerate(costing.metrics)
     }
-    return reachable(lowest, of)
+    return reachable(lowest, of, budgets)
 
 
-def reachable(lowest: Mapping[Budgeted, float], of: Floats) -> str:
-    """Smallest costs as keep ratios, for people.
+def reachable(lowest: Mapping[Budgeted, float], of: Floats, budgets: Mapping[Budgeted, Budget]) -> str:
+    """Smallest costs as keep ratios, or as numbers where numbers were asked for, for people.
 
     Args:
         lowest: metric -> smallest cost of the whole model.
         of: (B,) cost that keep ratios are shares of.
+        budgets: metric -> what was asked for.
 
     Returns:
         One sentence without its stop.
     """
     # Rounded up, so that the number shown can be asked for.
     parts = [
-        f"{metric}={ceil(cost / max(whole, 1) * 1e4) / 1e4:.4f}"
+        f"{metric}={ceil(cost):_}"
+        if budgets[metric].number is not None
+        else f"{metric}={ceil(cost / max(whole, 1) * 1e4) / 1e4:.4f}"
         for (metric, cost), whole in zip(lowest.items(), of.tolist(), strict=True)
     ]
     return f"the smallest reachable is {', '.join(parts)}"

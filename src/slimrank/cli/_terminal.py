@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables that fit the terminal: long names are shortened there, and nowhere else."""
+
+import shutil
+from typing import TextIO
+
+# Between what stays of a name.
+_GAP = "..."
+# Columns that a name keeps at least: a few of either end.
+_LEAST = 15
+
+
+def fitted_to(text: str, stream: TextIO) -> str:
+    """A text as a stream shows it best.
+
+    Args:
+        text: with any number of tables.
+        stream: that it goes to.
+
+    Returns:
+        The text; where the stream is a terminal, with tables that fit its width as far as they can.
+    """
+    return fit_tables(text, shutil.get_terminal_size().columns) if stream.isatty() else text
+
+
+def fit_tables(text: str, width: int) -> str:
+    """A text whose tables are not wider than this, where shorter names in their first column are enough.
+
+    Args:
+        text: tables as ``report.render_table`` writes them: headings, a line of dashes, rows, a blank line.
+        width: columns.
+
+    Returns:
+        The text; names that were too long have dots in their middle. A table that would not fit is left
+        whole.
+    """
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        heading = lines[index - 1].strip() if index else ""
+        if heading and line and not line.strip("-"):
+            rows = [index - 1, *_rows_after(lines, index)]
+            table = [lines[row] for row in rows]
+            fitted = _fitted(table, width)
+            for row, new in zip(rows, fitted, strict=True):
+                lines[row] = new
+            # As much shorter as the table.
+            lines[index] = line[max(map(len, table)) - max(map(len, fitted)) :]
+    return "\n".join(lines)
+
+
+def _rows_after(lines: list[str], index: int) -> range:
+    """Lines up to the next blank one."""
+    end = next((row for row in range(index + 1, len(lines)) if not lines[row].strip()), len(lines))
+    return range(index + 1, end)
+
+
+def _fitted(table: list[str], width: int) -> list[str]:
+    """Headings and rows with a narrower first column, where that makes them fit."""
+    over = max(map(len, table)) - width
+    first = _first_column(table)
+    narrow = first - over
+    if over <= 0 or narrow < min(_LEAST, first):
+        return table
+    return [f"{_shortened(line[:first].rstrip(), narrow):{narrow}}{line[first:]}".rstrip() for line in table]
+
+
+def _first_column(table: list[str]) -> int:
+    """Columns of the first cells: up to the first two blanks that all lines share."""
+    longest = max(map(len, table))
+    padded = [line.ljust(longest + 2) for line in table]
+    return next(end for end in range(1, longest + 1) if all(line[end : end + 2] == "  " for line in padded))
+
+
+def _shortened(name: str, width: int) -> str:
+    """A name within a width; more of its end, which tells layers apart, than of its start."""
+    if len(name) <= width:
+        return name
+    kept = width - len(_GAP)
+    return f"{name[: kept // 2]}{_GAP}{name[len(name) - (kept - kept // 2) :]}"

@@ -4,6 +4,8 @@
 import contextlib
 import json
 import logging
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from slimrank._errors import FileError
+from slimrank._version import __version__
 
 # What happened, as JSON can hold it; docs/howto/progress.md has the keys.
 Event = dict[str, str | int | float | None]
@@ -184,16 +189,32 @@ class _Running:
 
 
 class EventFile:
-    """Writes events to the end of a file, one line of JSON each.
+    """Writes events to the end of a file, one line of JSON each, and first which process writes them.
 
     Args:
-        path: of the file, in a folder that is there when the first event comes.
+        path: of the file; its folder is made when the first event comes.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._has_begun = False
 
     def __call__(self, event: Event) -> None:
-        """Writes an event; a line is written in one piece, so that readers never see a half of it."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        """Writes an event; a line is written in one piece, so that readers never see a half of it.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        lines = [event]
+        if not self._has_begun:
+            run: Event = {"event": "run", "time": event["time"], "slimrank": __version__}
+            lines.insert(0, {**run, "machine": platform.node(), "pid": os.getpid()})
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise FileError(
+                f"{self._path} cannot be written ({error.strerror}); give a run_dir with room and rights"
+            ) from error
+        self._has_begun = True

@@ -2,7 +2,6 @@
 """The study of a model: measured once, planned and applied any number of times."""
 
 import os
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -26,7 +25,6 @@ from slimrank._numbers import whole_number
 from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
 from slimrank._result import Result
 from slimrank._verify import build_result
-from slimrank._version import __version__
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
 from slimrank.files import Json
@@ -629,7 +627,7 @@ class Study:
     ) -> list[ParetoPoint]:
         """Each point with what its model loses or scores; the models are let go."""
         session = session_of(self)
-        phases = Phases(shown=session.progress)
+        phases = session.phases()
         measured = []
         for number, point in enumerate(points, start=1):
             result = self.apply(point.plan)
@@ -1094,7 +1092,6 @@ def _measured_study(
         journal = EventFile(store.root / EVENTS_FILE)
         phases.add_listener(journal)
         listeners = (*listeners, journal)
-        phases.emit("run", what="study", slimrank=__version__, machine=platform.node(), pid=os.getpid())
     session = replace(
         session,
         progress=phases.is_shown,

@@ -2,6 +2,7 @@
 """Events of a run: a caller's function, the run's journal, TensorBoard."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -42,10 +43,24 @@ def test_a_callback_and_the_journal_hear_of_all_work(tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
     journal = [json.loads(line) for line in lines]
     assert journal[0]["event"] == "run"
+    assert journal[0]["pid"] == os.getpid()
     # All but what came before the directory was claimed.
-    assert heard[heard.index(journal[0]) :] == journal
+    assert heard[heard.index(journal[1]) :] == journal[1:]
     # The directory stays one that a study is read from.
     assert sr.Study.load(tmp_path / "run").before == study.before
+
+
+def test_later_work_on_a_study_that_was_read_writes_its_own_journal(tmp_path: Path) -> None:
+    model = _model()
+    sr.study(model, _batches(), run_dir=tmp_path / "run", progress=False)
+    study = sr.Study.load(tmp_path / "run", model=model, run_dir=tmp_path / "later", progress=False)
+    assert not (tmp_path / "later").exists()
+    study.apply(study.plan(macs=0.5))
+    lines = (tmp_path / "later" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines[:2]] == ["run", "phase"]
+    study = sr.Study.load(tmp_path / "run", model=model, run_dir=tmp_path / "no" / "where", progress=False)
+    with pytest.raises(sr.FileError, match=r"events\.jsonl cannot be written \(.*\); give a run_dir"):
+        study.apply(study.plan(macs=0.5))
 
 
 def test_what_is_no_function_is_refused() -> None:

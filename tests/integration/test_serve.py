@@ -83,12 +83,36 @@ def test_events_come_as_they_are_written_and_go_on_after_a_break(run_dir: Path) 
         _add(run_dir, event="step", phase="curves", done=2, total=4, seconds=1.0, text="layer2")
         third = stream.next()
         assert json.loads(third["data"])["done"] == 2
-        assert int(third["id"]) == (run_dir / "events.jsonl").stat().st_size
+        found = (run_dir / "events.jsonl").stat()
+        assert third["id"] == f"{found.st_ino}-{found.st_size}"
         stream.close()
         _add(run_dir, event="end", phase="curves", done=4, total=4, seconds=2.0)
         again = _Stream(live.url, third["id"])
         assert json.loads(again.next()["data"])["event"] == "end"
         again.close()
+
+
+def test_another_journal_in_its_place_begins_anew(run_dir: Path) -> None:
+    journal = run_dir / "events.jsonl"
+    with sr.serve(run_dir) as live:
+        stream = _Stream(live.url)
+        seen = [stream.next() for _ in range(3)]
+        new = run_dir / "new"
+        new.mkdir()
+        _add(new, event="run", machine="elsewhere", pid=1)
+        _add(new, event="message", text="the second run, whose journal is longer than the first was" * 9)
+        journal.unlink()
+        # Gone for a moment, it is waited for.
+        assert stream.next() == {"event": "reset", "data": "{}"}
+        assert stream.next() == {"event": "status", "data": '{"alive": null}'}
+        (new / "events.jsonl").rename(journal)
+        told = [json.loads(stream.next()["data"]) for _ in range(2)]
+        assert [event["event"] for event in told] == ["run", "message"]
+        stream.close()
+        late = _Stream(live.url, seen[1]["id"])
+        assert late.next()["event"] == "reset"
+        assert json.loads(late.next()["data"])["machine"] == "elsewhere"
+        late.close()
 
 
 def test_a_half_written_line_waits_and_a_broken_one_is_told(run_dir: Path) -> None:

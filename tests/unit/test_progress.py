@@ -48,7 +48,8 @@ def test_events_tell_of_phases_steps_and_their_end(tmp_path: Path) -> None:
     assert heard[-1]["score"] == 0.5
     assert all(isinstance(event["time"], float) for event in heard)
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == heard
+    assert json.loads(lines[0])["event"] == "run"
+    assert [json.loads(line) for line in lines[1:]] == heard
 
 
 def test_steps_are_told_at_most_four_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,66 +10,68 @@ from torch import Tensor, nn
 
 from slimrank.records import LayerSpec
 
+# The module that a layer has inside while it is open.
+_GATES = "gates"
 
-class _Opened(nn.Module):
+
+def _opened(layer: nn.RNNBase) -> tuple[nn.Linear, nn.RNNBase]:
     """A recurrent layer as the linear one that it begins with, and what becomes of that one's outputs."""
-
-    def __init__(self, layer: nn.RNNBase) -> None:
-        super().__init__()
-        weights, biases = ([*_inputs(layer, role).values()] for role in ("weight_ih", "bias_ih"))
-        weight = torch.cat([part.detach() for part in weights])
-        self.gates = nn.Linear(weight.shape[1], len(weight), bias=bool(biases), device="meta")
-        self.gates.weight = nn.Parameter(weight, requires_grad=False)
-        if biases:
-            bias = torch.cat([part.detach() for part in biases])
-            self.gates.bias = nn.Parameter(bias, requires_grad=False)
-        self.rest = copy.deepcopy(layer)
-        # cuDNN only has gradients in training, where all that differs is dropout.
-        self.rest.train()
-        self.rest.dropout = 0.0
-        self.rest.input_size = len(weight)
-        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-        for key, part in zip(_inputs(layer, "weight_ih"), identity.chunk(len(weights)), strict=True):
-            setattr(self.rest, key, nn.Parameter(part.clone(), requires_grad=False))
-        for key, bias in _inputs(layer, "bias_ih").items():
-            setattr(self.rest, key, nn.Parameter(torch.zeros_like(bias), requires_grad=False))
-        self.rest.requires_grad_(requires_grad=False)
-
-    def forward(self, x: Tensor, hx: object = None) -> object:
-        """What the layer gives."""
-        return self.rest(self.gates(x), hx)
+    weights, biases = ([*_inputs(layer, role).values()] for role in ("weight_ih", "bias_ih"))
+    weight = torch.cat([part.detach() for part in weights])
+    gates = nn.Linear(weight.shape[1], len(weight), bias=bool(biases), device="meta")
+    gates.weight = nn.Parameter(weight, requires_grad=False)
+    if biases:
+        gates.bias = nn.Parameter(torch.cat([part.detach() for part in biases]), requires_grad=False)
+    rest = copy.deepcopy(layer)
+    # cuDNN only has gradients in training, where all that differs is dropout.
+    rest.train()
+    rest.dropout = 0.0
+    rest.input_size = len(weight)
+    identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+    for key, part in zip(_inputs(layer, "weight_ih"), identity.chunk(len(weights)), strict=True):
+        setattr(rest, key, nn.Parameter(part.clone(), requires_grad=False))
+    for key, bias in _inputs(layer, "bias_ih").items():
+        setattr(rest, key, nn.Parameter(torch.zeros_like(bias), requires_grad=False))
+    rest.requires_grad_(requires_grad=False)
+    return gates, rest
 
 
 @contextlib.contextmanager
 def opened(model: nn.Module, specs: Sequence[LayerSpec]) -> Iterator[Mapping[str, LayerSpec]]:
-    """Recurrent layers are opened while the context lasts.
+    """Recurrent layers are opened while the context lasts: they stay where they are, and run in two parts.
 
     Args:
-        model: in eval mode; its modules are exchanged, and put back at the end.
+        model: in eval mode; what is changed in its modules is put back at the end.
         specs: the layers that matter; those that are not recurrent stay.
 
     Yields:
         The layers by the name of the module whose outputs are those of their matrix.
     """
     taps: dict[str, LayerSpec] = {}
-    exchanged: list[tuple[nn.Module, str, nn.Module]] = []
+    changed: list[nn.Module] = []
     try:
         for spec in specs:
             layer = model.get_submodule(spec.name)
             if not spec.is_recurrent or not isinstance(layer, nn.RNNBase):
                 taps[spec.name] = spec
                 continue
-            taps[f"{spec.name}.gates"] = spec
-            new = _Opened(layer)
-            for parent in list(model.modules()):
-                for key, child in parent._modules.items():
-                    if child is layer:
-                        exchanged.append((parent, key, layer))
-                        parent._modules[key] = new
+            taps[f"{spec.name}.{_GATES}"] = spec
+            gates, rest = _opened(layer)
+
+            def forward(
+                input: Tensor, hx: object = None, *, gates: nn.Module = gates, rest: nn.Module = rest
+            ) -> object:
+                return rest(gates(input), hx)
+
+            changed.append(layer)
+            layer._modules[_GATES] = gates
+            # Beside its class: the caller's code may ask the layer what it is.
+            vars(layer)["forward"] = forward
         yield taps
     finally:
-        for parent, key, layer in exchanged:
-            parent._modules[key] = layer
+        for layer in changed:
+            del layer._modules[_GATES]
+            del vars(layer)["forward"]
 
 
 def _inputs(layer: nn.RNNBase, role: str) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from slimrank.plan import Plan, Step
 from slimrank.records import Note
 from slimrank.surgery import (
     Bypass,
+    FollowedForward,
     SlimAttention,
     drop_blocks,
     flatten_recurrent,
@@ -106,9 +107,15 @@ def apply_plan(
     return Applied(model=model, plan=plan, fits=fits, notes=notes)
 
 
+def _is_own(module: nn.Module) -> bool:
+    return isinstance(module, Bypass | SlimAttention) or isinstance(
+        vars(module).get("forward"), FollowedForward
+    )
+
+
 def _own_classes_note(model: nn.Module) -> tuple[Note, ...]:
     """What the user should know of modules that torch has no class for."""
-    names = [name for name, module in model.named_modules() if isinstance(module, Bypass | SlimAttention)]
+    names = [name for name, module in model.named_modules() if _is_own(module)]
     if not names:
         return ()
     text = (

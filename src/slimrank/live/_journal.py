@@ -57,7 +57,12 @@ def read_lines(path: Path, start: int) -> Iterator[Line]:
     Yields:
         The lines.
     """
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        # It was removed, or is being replaced.
+        return
+    with file:
         file.seek(start)
         end = start
         for text in file:

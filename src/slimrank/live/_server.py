@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from slimrank._errors import FileError, OptionError
+from slimrank._errors import OptionError
 from slimrank._numbers import whole_number
 from slimrank.live._guard import LOOPBACK, Guard
 from slimrank.live._journal import journal_of, read_lines
@@ -227,29 +227,38 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         try:
-            self._send_events(int(last_id) if last_id.isdecimal() else 0)
+            self._send_events(last_id)
         except (BrokenPipeError, ConnectionError):
             # The browser went.
             return
 
-    def _send_events(self, start: int) -> None:
+    def _send_events(self, last_id: str) -> None:
+        """Sends what is in the journal behind an event, then what is added; another journal from its start.
+
+        Args:
+            last_id: file and byte of the last event that the browser has seen; "" for none.
+        """
         journal, told, quiet_since = self.server.journal, "", time.monotonic()
-        if start > _size(journal):
-            # Another run took the place of the one that the browser saw.
-            start = 0
+        seen_file, _, seen_byte = last_id.partition("-")
+        file, start = seen_file, int(seen_byte) if seen_byte.isdecimal() else 0
         process: tuple[object, object] = (None, None)
-        if start:
-            for line in read_lines(journal, 0):
-                if line.end > start:
-                    break
-                process = _process_of(line.event) or process
+        is_first = True
         while not self.server.is_closing.is_set():
             parts = []
+            now, size = _identity(journal)
+            if now != file or size < start:
+                # Another run took the place of the one that the browser saw.
+                if start:
+                    parts.append("event: reset\ndata: {}\n\n")
+                file, start, process = now, 0, (None, None)
+            elif is_first:
+                process = _process_before(journal, start)
+            is_first = False
             for line in read_lines(journal, start):
                 start = line.end
                 process = _process_of(line.event) or process
                 event = {"event": "unreadable"} if line.event is None else line.event
-                parts.append(f"id: {line.end}\ndata: {json.dumps(event)}\n\n")
+                parts.append(f"id: {file}-{line.end}\ndata: {json.dumps(event)}\n\n")
             status = json.dumps({"alive": _is_alive(*process)})
             if status != told:
                 parts.append(f"event: status\ndata: {status}\n\n")
@@ -263,11 +272,23 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(_LOOK)
 
 
-def _size(path: Path) -> int:
+def _process_before(journal: Path, end: int) -> tuple[object, object]:
+    """The process that worked in a run's directory when its journal had so many bytes."""
+    process: tuple[object, object] = (None, None)
+    for line in read_lines(journal, 0):
+        if line.end > end:
+            break
+        process = _process_of(line.event) or process
+    return process
+
+
+def _identity(path: Path) -> tuple[str, int]:
+    """Which file a journal is, and its bytes; nothing where it is gone."""
     try:
-        return path.stat().st_size
-    except OSError as error:
-        raise FileError(f"{path} cannot be read ({error.strerror})") from error
+        found = path.stat()
+    except OSError:
+        return "", 0
+    return str(found.st_ino), found.st_size
 
 
 def _process_of(event: dict[str, object] | None) -> tuple[object, object] | None:

@@ -54,7 +54,7 @@ const showScores = () => {
   const part = byId("scores");
   part.hidden = false;
   const columns = [...shares].sort((a, b) => a - b);
-  const head = make("tr", {}, make("th", { textContent: "share that stays" }), ...columns.map((share) => make("th", { textContent: `${Math.round(100 * share)} %` })));
+  const head = make("tr", {}, make("th", { textContent: "share that stays" }), ...columns.map((share) => make("th", { textContent: `${Math.round(1000 * share) / 10} %` })));
   part.querySelector("thead").replaceChildren(head);
   const values = [...scores.values()].flatMap((row) => [...row.values()]);
   const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -92,7 +92,7 @@ const hear = (event) => {
     running = [...phases].filter(([, other]) => !other.over).map(([name]) => name).pop() ?? null;
   } else if (event.event === "score") {
     const name = `${event.layer}, ${event.method} ${event.form ?? ""}`;
-    const share = Math.round(100 * event.keep_ratio) / 100;
+    const share = Math.round(1000 * event.keep_ratio) / 1000;
     shares.add(share);
     if (!scores.has(name)) scores.set(name, new Map());
     scores.get(name).set(share, event.score);
@@ -109,8 +109,18 @@ const hear = (event) => {
   }
   showState();
 };
+const forget = () => {
+  phases.clear();
+  scores.clear();
+  shares.clear();
+  [running, lastError, unreadable] = [null, null, 0];
+  for (const name of ["phases", "numbers", "messages"]) byId(name).replaceChildren();
+  byId("scores").hidden = true;
+  showState();
+};
 const source = new EventSource(`/events${location.search}`);
 source.addEventListener("message", (message) => hear(JSON.parse(message.data)));
+source.addEventListener("reset", forget);
 source.addEventListener("status", (message) => {
   alive = JSON.parse(message.data).alive;
   showState();

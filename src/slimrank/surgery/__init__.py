@@ -5,7 +5,7 @@ from slimrank.surgery._attention import SlimAttention
 from slimrank.surgery._bypass import Bypass
 from slimrank.surgery._computed_kernels import computed_kernels, fold_as_planned, fold_kernels
 from slimrank.surgery._computed_weights import has_computed_weights, store_computed_weights
-from slimrank.surgery._constant_shapes import constant_path, runs_forward
+from slimrank.surgery._constant_shapes import FollowedForward, constant_path, runs_forward
 from slimrank.surgery._copy import copy_model, light_copy, put_back, quiet_copy, remember
 from slimrank.surgery._explicit_padding import explicit_padding
 from slimrank.surgery._fold_norms import fold_norm
@@ -25,6 +25,7 @@ from slimrank.surgery._slim import mask, slim
 
 __all__ = [
     "Bypass",
+    "FollowedForward",
     "SlimAttention",
     "bias_of",
     "bias_of_taps",

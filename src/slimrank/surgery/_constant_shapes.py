@@ -77,19 +77,17 @@ class ConstantShape:
         )
 
     def write(self) -> None:
-        """From now on the constant has another shape than the code says: a hook of the module tells it."""
+        """From now on the constant has another shape than the code says: the module's forward tells it."""
         if isinstance(self.module, fx.GraphModule):
-            # Its code can be written anew, and its copies lose hooks.
+            # Its code can be written anew.
             self._rewrite(self.module)
             return
-        for hook in self.module._forward_pre_hooks.values():
-            follower = getattr(hook, "__self__", None)
-            if isinstance(follower, _Follower):
-                follower.shapes.setdefault(self.name, self.shape)
-                return
-        follower = _Follower({self.name: self.shape})
-        self.module.register_forward_pre_hook(follower.enter)
-        self.module.register_forward_hook(follower.leave, always_call=True)
+        inner = vars(self.module).get("forward")
+        shapes: Mapping[str, tuple[int, ...]] = {self.name: self.shape}
+        if isinstance(inner, FollowedForward):
+            shapes, inner = {**shapes, **inner.shapes}, inner.inner
+        # Exchanged and not changed: another copy of the model may have the old one.
+        vars(self.module)["forward"] = FollowedForward(self.module, inner, shapes)
 
     def _rewrite(self, module: fx.GraphModule) -> None:
         sizes = _new_sizes(self.shape, _named(module, self.name).shape)
@@ -115,32 +113,36 @@ def _named(module: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-class _Follower:
-    """Two hooks of a module, between which sizes of its constants are taken as they are now.
+class FollowedForward:
+    """The forward of a module, in which sizes of its constants are taken as they are now.
 
-    Attributes:
+    Args:
+        module: whose forward it is.
+        inner: a forward that the module had beside that of its class; None for none.
         shapes: by name, the shape that the code was written for.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        inner: Callable[..., object] | None,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self.module = module
+        self.inner = inner
         self.shapes = shapes
-        self._running: list[_FollowedSizes] = []
 
-    def enter(self, module: nn.Module, _args: object) -> None:
-        """Before the forward."""
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Runs the forward."""
         sizes = {}
         for name, shape in self.shapes.items():
-            tensor = _named(module, name)
+            tensor = _named(self.module, name)
             if tensor.ndim == len(shape):
                 sizes[id(tensor)] = _new_sizes(shape, tensor.shape)
-        mode = _FollowedSizes(sizes)
-        mode.__enter__()  # type: ignore[no-untyped-call]
-        self._running.append(mode)
-
-    def leave(self, _module: nn.Module, _args: object, _output: object) -> None:
-        """After the forward, also where it raised an error."""
-        if self._running:
-            self._running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        with _FollowedSizes(sizes):
+            if self.inner is not None:
+                return self.inner(*args, **kwargs)
+            return type(self.module).forward(self.module, *args, **kwargs)
 
 
 def _new_sizes(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, int]:
@@ -179,6 +181,7 @@ class _FollowedSizes(TorchFunctionMode):
                 key: _replaced(value, sizes) if key in _SIZES else value for key, value in kwargs.items()
             }
         result = func(*args, **kwargs)
+        # What is computed of constants alone is one, too.
         if isinstance(result, Tensor) and result is not first:
             self._alive.append(result)
             self._sizes[id(result)] = sizes

@@ -39,9 +39,10 @@ def copy_model(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {}
     for module in model.modules():
         for value in vars(module).values():
-            # Such tensors (old-style weight norm keeps one) are refused by deepcopy.
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+            # Such tensors are refused by deepcopy: old-style weight norm keeps one, recurrent layers list it.
+            for tensor in value if type(value) is list else (value,):
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -116,9 +117,10 @@ def light_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
     for module in model.modules():
         for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-            elif type(value) in _CONTAINERS and not value:
+            for tensor in value if type(value) is list else (value,):
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
+            if type(value) in _CONTAINERS and not value:
                 # A module holds a dozen of them, mostly for hooks; deepcopy spends half of its time there.
                 memo[id(value)] = type(value)()
     return copy.deepcopy(model, memo)

@@ -11,7 +11,7 @@ from slimrank._names import nearest
 from slimrank.cost import query_scales, stays
 from slimrank.records import AxisUnits, ChannelMap, Kept, TensorSpec
 from slimrank.surgery._attention import SlimAttention
-from slimrank.surgery._constant_shapes import ConstantShape, is_constant_path
+from slimrank.surgery._constant_shapes import ConstantShape, constant_path, is_constant_path
 from slimrank.surgery._fused import unfuse
 from slimrank.surgery._replace import replace_tensors
 from slimrank.surgery._sizes import Cut, Size, synced_sizes
@@ -26,8 +26,8 @@ def slim(model: nn.Module, channels: ChannelMap, kept: Kept) -> None:
     Every tensor loses the indices whose units go, under each name that it has, and queries are scaled where
     attention takes its scale from the group; standard modules and the attributes listed with the groups are
     set to the sizes that are left. Torch's attention becomes one that takes any number of heads. Where a
-    group lists the shape of a constant, a hook of the module that reshapes it replaces the sizes that its
-    code holds. Optimisers and whoever else holds the old parameters keep those.
+    group lists the shape of a constant, the forward of the module that reshapes it takes the sizes that the
+    constant has now. Optimisers and whoever else holds the old parameters keep those.
 
     Args:
         model: the model that ``channels`` was read from; nothing is changed where an error is raised.
@@ -211,7 +211,16 @@ def _scaled(model: nn.Module, channels: ChannelMap, kept: Kept) -> list[Size]:
 
 def _reshaped(model: nn.Module, channels: ChannelMap, kept: Kept) -> list[ConstantShape]:
     """Constants whose shapes stand in the user's forward."""
-    named = dict.fromkeys(size for name in kept for size in channels.groups[name].sizes)
+    # A constant that two groups cut has its shape with one of them.
+    touched = {
+        tensor.name for tensor in channels.tensors.values() if any(axis.group in kept for axis in tensor.axes)
+    }
+    named = dict.fromkeys(
+        size
+        for name, group in channels.groups.items()
+        for size in group.sizes
+        if name in kept or f"{size[0]}.{size[1]}".lstrip(".").removesuffix(constant_path("")) in touched
+    )
     return [ConstantShape.read(model, module, path) for module, path in named if is_constant_path(path)]
 
 

@@ -196,8 +196,17 @@ def test_a_page_and_its_data_are_written_side_by_side(summary: Summary, tmp_path
     write_page(tmp_path / "page.html", data)
     assert json.loads((tmp_path / "page.json").read_text()) == json.loads(json.dumps(data))
     assert page_data((tmp_path / "page.html").read_text()) == json.loads(json.dumps(data))
+    write_page(tmp_path / "page.html", data)
     with pytest.raises(sr.FileError, match=r"its data go to a file with the suffix \.json; give the page an"):
         write_page(tmp_path / "page.json", data)
+    (tmp_path / "plan.json").write_text('{"steps": []}')
+    with pytest.raises(sr.FileError, match=r"plan\.json, which is there and holds something else; give the"):
+        write_page(tmp_path / "plan.html", data)
+    assert (tmp_path / "plan.json").read_text() == '{"steps": []}'
+    with pytest.raises(sr.FileError, match=r"there is no folder .*nowhere; make it first"):
+        write_page(tmp_path / "nowhere" / "page.html", data)
+    with pytest.raises(sr.FileError, match=r"it names no file; give one"):
+        write_page(Path(), data)
 
 
 @pytest.mark.parametrize("divergence", [None, 0.5])

@@ -87,7 +87,11 @@ class _Call:
         if base is None or kind.forward is not base.forward or "forward" in vars(self._module):
             return False
         known = {key for keys in self._keys() for key in keys.values()}
-        return set(self._parameters) <= known and isinstance(self._given, Tensor | PackedSequence)
+        # Of a layer whose weights are computed in every forward, some are not among its parameters.
+        needed = {
+            key for keys in self._keys() for role, key in keys.items() if role in {"weight_ih", "weight_hh"}
+        }
+        return needed <= set(self._parameters) <= known and isinstance(self._given, Tensor | PackedSequence)
 
     def freeze_all(self) -> None:
         """Nothing that it reads or makes may go."""

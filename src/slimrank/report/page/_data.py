@@ -240,9 +240,10 @@ def _told(summary: Summary) -> dict[str, Json]:
 
 def _measurement(measured: Measurement) -> dict[str, Json]:
     return {
-        **asdict(measured),
-        "before": finite_or_none(measured.before),
-        "after": finite_or_none(measured.after),
+        "name": measured.name,
+        "unit": measured.unit,
+        "before": finite_or_none(float(measured.before)),
+        "after": finite_or_none(float(measured.after)),
     }
 
 

@@ -171,5 +171,5 @@ def table(
 
 
 def _cell(tag: str, css: str, text: str, number: float | None) -> str:
-    value = "" if number is None else f' data-v="{number:g}"'
+    value = "" if number is None else f' data-v="{number!r}"'
     return f"<{tag}{css}{value}>{escape(text)}</{tag}>"

@@ -4,8 +4,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from slimrank._errors import FileError
-from slimrank.files import Json, to_text, write_bytes
+from slimrank._errors import FileError, SlimrankError
+from slimrank.files import Json, as_object, from_text, to_text, write_bytes
 from slimrank.report.page import _sections as sections
 from slimrank.report.page._advice import result_advice
 from slimrank.report.page._data import VERSION
@@ -56,9 +56,19 @@ def write_page(path: Path, data: Mapping[str, Json]) -> None:
         data: as for ``render_page``.
 
     Raises:
-        FileError: one of them cannot be written, or ``path`` is a ``.json`` file itself.
+        FileError: one of them cannot be written, ``path`` names no file or a ``.json`` file itself, or a
+            file of something else has the name of the data.
     """
+    if not path.name:
+        raise FileError(f"report {str(path)!r}: it names no file; give one, e.g. report.html")
     beside = path.with_suffix(".json")
+    if not path.parent.is_dir():
+        raise FileError(f"report {path}: there is no folder {path.parent}; make it first")
+    if beside.exists() and not _is_data(beside):
+        raise FileError(
+            f"report {path}: its data go to {beside}, which is there and holds something else; give the page "
+            "another name"
+        )
     if beside == path:
         raise FileError(
             f"report {path}: its data go to a file with the suffix .json; give the page another, e.g. .html"
@@ -66,6 +76,15 @@ def write_page(path: Path, data: Mapping[str, Json]) -> None:
     html = render_page(data)
     write_bytes(beside, f"{to_text(dict(data))}\n".encode())
     write_bytes(path, html.encode())
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file holds the data of a page."""
+    try:
+        found = as_object(from_text(path.read_text(encoding="utf-8"), str(path)), str(path))
+    except (OSError, ValueError, SlimrankError):
+        return False
+    return "report" in found
 
 
 def page_data(html: str) -> dict[str, Json]:

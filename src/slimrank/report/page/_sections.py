@@ -404,11 +404,27 @@ def blocks(data: Facts) -> str:
         )
         for row in rows
     ]
+    values = [
+        (
+            None,
+            *((None,) if data["kind"] == "result" else ()),
+            _number(row["macs"]),
+            _number(row["macs"]),
+            _number(row["params"]),
+            _maybe(row["damage"]),
+        )
+        for row in rows
+    ]
     state = ("in this model",) if data["kind"] == "result" else ()
     columns = ("block", *state, ">MACs", ">share", ">params", ">damage")
     gone = sum(1 for row in rows if row["dropped"])
     count = f"{gone} of {len(rows)} dropped" if gone else str(len(rows))
-    return part("Blocks that can be dropped whole", table(columns, cells), count=count, is_open=bool(gone))
+    return part(
+        "Blocks that can be dropped whole",
+        table(columns, cells, values=values),
+        count=count,
+        is_open=bool(gone),
+    )
 
 
 def left_alone(data: Facts) -> str:
@@ -495,7 +511,9 @@ def pareto(data: Facts) -> str:
     metric, points = str(found["metric"]), _rows(found["points"])
     chosen = None
     if data["keep_ratio"] is not None and metric in METRICS:
-        chosen = _number(_facts(data["keep_ratio"])[metric])
+        # Of the model that the plans start from, as their costs are.
+        start = _number(_facts(data["start"])[metric])
+        chosen = _number(_facts(data["after"])[metric]) / start if start else None
     lines = [
         _pareto_line(points, metric, key, colour) for colour, key in enumerate(("predicted", "measured"))
     ]

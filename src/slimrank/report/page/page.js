@@ -75,11 +75,12 @@ if (bars) {
     const longest = Math.max(1, ...costs.map((layer) => Math.max(layer.before[metric], layer.after?.[metric] ?? 0)));
     for (const item of bars.children) item.hidden = !items.includes(item);
     items.forEach((item, index) => {
-      const { before, after } = costs[index];
+      const before = costs[index].before;
+      const after = costs[index].after ?? before;
       const [wide, narrow] = item.querySelectorAll("i");
       wide.style.width = `${(100 * before[metric]) / longest}%`;
       if (narrow) narrow.style.width = `${(100 * after[metric]) / longest}%`;
-      const text = narrow ? `${short(before[metric])} \u2192 ${short(after[metric])}` : short(before[metric]);
+      const text = narrow && costs[index].after ? `${short(before[metric])} \u2192 ${short(after[metric])}` : short(before[metric]);
       item.querySelectorAll("span")[1].textContent = text;
     });
   });

@@ -68,9 +68,12 @@ def _best_widths(joint: Joint, dropped: frozenset[int], options: Sequence[Ints])
     found, least = State(widths=joint.whole), np.inf
     for start in range(0, prod(shape), _AT_ONCE):
         choices = np.arange(start, min(start + _AT_ONCE, prod(shape)))
-        # One more axis: without groups there is one choice as well.
-        places = np.unravel_index(choices, (*shape, 1))[:-1]
-        widths = [indices[place] for indices, place in zip(options, places, strict=True)]
+        # One by one: numpy unravels no more than 64 axes at once.
+        widths, rest = [], choices
+        for indices in reversed(options):
+            rest, place = np.divmod(rest, len(indices))
+            widths.append(indices[place])
+        widths.reverse()
         damage = np.full(len(choices), sum((joint.blocks[block].damage for block in dropped), 0.0))
         for group, width in zip(joint.widths, widths, strict=True):
             damage += group.damage[width]

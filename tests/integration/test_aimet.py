@@ -1022,3 +1022,20 @@ def test_the_page_runs(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names["result"].keep_ratio("macs") <= 0.75
     # One folder, one file: those that the page names.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compressed", "scores.json"]
+
+
+def test_a_callback_that_returns_no_finite_number_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+    pair = aimet.ModuleCompRatioPair(model[0], 0.5)
+    manual = aimet.WeightSvdParameters.ManualModeParams([pair])
+    mode = aimet.WeightSvdParameters.Mode.manual
+    with pytest.raises(sr.ScoreError, match=r"eval_callback returned nan; return a finite number"):
+        aimet.ModelCompressor.compress_model(
+            model,
+            lambda model, *_: float(model(torch.zeros(1, 8)).detach().sum()) * float("nan"),
+            1,
+            (1, 8),
+            aimet.CompressionScheme.weight_svd,
+            aimet.CostMetric.mac,
+            aimet.WeightSvdParameters(mode, manual),
+        )

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -202,6 +203,8 @@ class _Run:
             raise ScoreError(
                 f"eval_callback returned a {type(value).__name__}; return one number, e.g. the accuracy"
             )
+        if not isfinite(number):
+            raise ScoreError(f"eval_callback returned {number}; return a finite number, e.g. the accuracy")
         return number
 
     def _seen(self, sampler: InputSampler, original: nn.Module, notes: list[str]) -> list[Raw]:

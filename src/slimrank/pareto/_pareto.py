@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import cast
 
-from slimrank._errors import BudgetError
+from slimrank._errors import BudgetError, OptionError
 from slimrank.files import Json
 from slimrank.pareto._file import ParetoFields, read_pareto, write_pareto
 from slimrank.pareto._knee import knee_index
@@ -214,7 +214,12 @@ def pareto_facts(curve: Pareto) -> dict[str, Json]:
     Returns:
         Its keys, in the order in which people read them; "knee" is an index of the points, and what is not
         finite is None.
+
+    Raises:
+        OptionError: something else than a curve.
     """
+    if not isinstance(curve, Pareto):
+        raise OptionError(f"pareto is a {type(curve).__name__}; give what study.pareto() returned")
     points: list[Json] = [
         {
             "budget": point.budget,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import cast
 
-from slimrank._errors import ScoreError
+from slimrank._errors import OptionError, ScoreError
 from slimrank.files import Json, write_text
 from slimrank.records import Frame, Method, data_frame
 from slimrank.report import ScoreLine, finite_or_none, notebook_html, render_scores_html, render_table
@@ -296,5 +296,12 @@ def scores_facts(table: Scores) -> dict[str, Json]:
 
     Returns:
         Baseline, direction, and for each layer or group and method points of [share that stays, score, rank].
+
+    Raises:
+        OptionError: something else than a table.
     """
+    if not isinstance(table, Scores):
+        raise OptionError(
+            f"scores is a {type(table).__name__}; give a table, e.g. slimrank.Scores.load(path)"
+        )
     return table._facts()

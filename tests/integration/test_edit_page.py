@@ -301,7 +301,13 @@ def test_the_command_prints_the_address_and_ends_with_ctrl_c(
 ) -> None:
     study.save(tmp_path / "run")
     arguments = [sys.executable, "-m", "slimrank", "edit", str(path), "--study", str(tmp_path / "run")]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background hands on an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         parts = urlsplit(url)

@@ -49,7 +49,9 @@ def test_outputs_are_read_right_or_without_harm(name: str) -> None:
     assert not list(wrong_in(kind, likelihood))
     told = " ".join(likelihood.reasons)
     assert all(output.family in told for output in likelihood.outputs.values())
-    assert all("if that is wrong, pass e.g. likelihood=" in reason for reason in likelihood.reasons)
+    # Beside how they are read, outputs that are always largest at one place are told of.
+    reasons = [reason for reason in likelihood.reasons if "is sure of class" not in reason]
+    assert all("if that is wrong, pass e.g. likelihood=" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in _UNSURE])

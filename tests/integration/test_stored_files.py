@@ -145,7 +145,13 @@ def test_a_stored_study_is_written_as_it_was(name: str, stored: Path, tmp_path: 
     old, new = contents_of(stored / name), contents_of(tmp_path / "again")
     # How far a run had come is for its own directory only.
     assert new.keys() == {file for file in old if file not in _PROGRESS and not file.startswith("apply/")}
-    assert [file for file, content in new.items() if content != old[file]] == []
+    assert [file for file, content in new.items() if content != old[file]] == ["run.json"]
+    # By now a run says what was asked for, too.
+    was, now = (
+        json.loads((folder / "run.json").read_text()) for folder in (stored / name, tmp_path / "again")
+    )
+    assert now.pop("asked")
+    assert now == was
 
 
 @pytest.mark.parametrize("name", list(_PLANS))

@@ -11,7 +11,7 @@ from select_nets import METHODS, NETS, invented_times
 
 from seams import State, joint_of, whole_cost
 from slimrank import BudgetError, LatencyError, RankError, SlimrankError
-from slimrank.cost import group_is_inside, max_rank, model_cost, network_time, slimmed_spec
+from slimrank.cost import group_is_inside, model_cost, network_time, rank_problem, slimmed_spec
 from slimrank.plan import (
     Fixed,
     Plan,
@@ -137,8 +137,8 @@ def options_left(
         options = [(Cost(macs=0, params=0, bytes=0), 0.0)]
         for curve in net.curves:
             for rank, loss in zip(curve.ranks, curve.damage, strict=True):
-                if curve.layer == spec.name and rank <= max_rank(slimmed, curve.form):
-                    setting = Setting(method=curve.method, form=curve.form, rank=int(rank))
+                setting = curve.setting(int(rank))
+                if curve.layer == spec.name and rank_problem(slimmed, setting) is None:
                     options.append((cost_with({spec.name: setting}) - base, float(loss)))
         yield options
 

@@ -2,18 +2,14 @@
 """Figures for papers, by matplotlib, from the data that pages are drawn from."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Any, Protocol, cast
 
 from slimrank._errors import MissingPackageError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank.files import Json
 from slimrank.report._words import METRIC_LABELS, name_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 class Plot(Protocol):
@@ -103,13 +99,15 @@ def _points(curve: _Facts) -> list[tuple[float, float]]:
 
 
 def _damage(
-    make: type["Figure"], curves: Sequence[tuple[str, list[tuple[str, list[tuple[float, float]]]]]], unit: str
-) -> "Figure":
+    make: Callable[..., Any],
+    curves: Sequence[tuple[str, list[tuple[str, list[tuple[float, float]]]]]],
+    unit: str,
+) -> Plot:
     columns = min(_COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
     figure = make(figsize=(_SMALL[0] * columns, _SMALL[1] * rows), layout="constrained")
     for index, (name, lines) in enumerate(curves):
-        axes: Axes = figure.add_subplot(rows, columns, index + 1)
+        axes = figure.add_subplot(rows, columns, index + 1)
         for label, points in lines:
             axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, markersize=3, label=label)
         axes.set_yscale("log")
@@ -119,16 +117,16 @@ def _damage(
         axes.legend(fontsize=5, frameon=False)
     figure.supxlabel("share of the MACs, or of the units, that stays", fontsize=8)
     figure.supylabel(f"predicted damage ({unit})", fontsize=8)
-    return figure
+    return cast("Plot", figure)
 
 
-def _costs(make: type["Figure"], rows: Sequence[_Facts]) -> "Figure":
+def _costs(make: Callable[..., Any], rows: Sequence[_Facts]) -> Plot:
     names = [name_text(str(row["name"])) for row in rows][::-1]
     costs = [float(cast("int", cast("_Facts", row["before"])["macs"])) for row in rows][::-1]
     figure = make(figsize=(6, 0.8 + _BAR * max(1, len(rows))), layout="constrained")
-    axes: Axes = figure.add_subplot(1, 1, 1)
+    axes = figure.add_subplot(1, 1, 1)
     axes.barh(names, costs)
     axes.tick_params(labelsize=7)
     axes.set_xlabel(METRIC_LABELS["macs"], fontsize=8)
     axes.margins(y=0.01)
-    return figure
+    return cast("Plot", figure)

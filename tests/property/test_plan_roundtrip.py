@@ -26,7 +26,10 @@ from slimrank.records import (
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 DIMS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3, "recurrent": 0, "other": 0}
 SIZES = st.integers(1, 9)
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+# Words with one dot between each two; no other name can be that of a module.
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
+    lambda name: all(name.split("."))
+)
 RATIOS = st.floats(0, 1, exclude_min=True)
 
 
@@ -39,8 +42,7 @@ def specs(draw: st.DrawFn) -> LayerSpec:
     maps = [tuple(draw(SIZES) for _ in range(dims)) for _ in range(2)]
     shapes = ((1, c_in, *maps[0]), (1, c_out, *maps[1]))
     return LayerSpec(
-        # Words with one dot between each two; no other name can be that of a module.
-        name=draw(NAMES.filter(lambda name: all(name.split(".")))),
+        name=draw(NAMES),
         kind=kind,
         class_name=draw(st.text(max_size=5)),
         weight_shape=(c_out, c_in, *kernel),

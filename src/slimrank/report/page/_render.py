@@ -63,7 +63,9 @@ def write_page(path: Path, data: Mapping[str, Json]) -> None:
         raise FileError(f"report {str(path)!r}: it names no file; give one, e.g. report.html")
     beside = path.with_suffix(".json")
     if not path.parent.is_dir():
-        raise FileError(f"report {path}: there is no folder {path.parent}; make it first")
+        raise FileError(
+            f"report {path}: it cannot be written: there is no folder {path.parent}; make it first"
+        )
     if beside.exists() and not _is_data(beside):
         raise FileError(
             f"report {path}: its data go to {beside}, which is there and holds something else; give the page "

@@ -1,12 +1,13 @@
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seams import group_is_inside, units_from_json, units_to_json
-from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost
+from slimrank.cost import FORMS, forms_of, layer_cost, max_rank, pair_cost, usual_ranks_in
 from slimrank.plan import Plan, Step, is_inside, structure_of
 from slimrank.records import (
     METRICS,
@@ -154,7 +155,9 @@ def plans(draw: st.DrawFn) -> Plan:
             pair, layer = pair_cost(spec, form, rank, has_bias=spec.has_bias), layer_cost(spec)
             if pair.macs >= layer.macs and pair.params >= layer.params:
                 continue
-            chosen[spec.name] = (Setting(method=method, form=form, rank=rank),)
+            usual = usual_ranks_in(spec, form, np.array([rank]))
+            rank_in = None if usual is None else int(usual[0])
+            chosen[spec.name] = (Setting(method=method, form=form, rank=rank, rank_in=rank_in),)
     before = sum((layer_cost(spec) for spec in layers), Cost(macs=5, params=5, bytes=20))
     return Plan(
         steps=(

@@ -70,6 +70,23 @@ def cnn() -> nn.Module:
     return settle(Cnn().eval())
 
 
+class Residual(nn.Module):
+    """A block that can be dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x).relu()
+
+
+def with_a_block() -> nn.Sequential:
+    """Two convolutions, a block between them, and a linear layer; for pictures of 3 x 4 x 4."""
+    layers = (Residual(), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 6))
+    return settle(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers).eval())
+
+
 class Control(nn.Module):
     """Python control flow on the data, which no export can follow."""
 

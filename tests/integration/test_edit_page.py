@@ -15,34 +15,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 import slimrank as sr
 from slimrank.live import Live, edit_in_browser
 from slimrank.plan import Plan
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x).relu()
-
-
 @pytest.fixture(scope="module")
 def study() -> sr.Study:
     nets: ModuleType = sys.modules["nets"]
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        Residual(),
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(256, 6),
-    )
-    return sr.study(nets.settle(model.eval()), nets.noise(3, 4, 4, n=3), progress=False)
+    return sr.study(nets.with_a_block(), nets.noise(3, 4, 4, n=3), progress=False)
 
 
 @pytest.fixture

@@ -3,22 +3,17 @@
 
 import json
 import os
-import secrets
 import threading
-import webbrowser
 from functools import cached_property
 from html import escape
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 from slimrank._errors import SlimrankError
 from slimrank._study import Study
 from slimrank.live._editor import Editor, do
-from slimrank.live._guard import LOOPBACK, Guard
-from slimrank.live._server import Live, check_port, plain_page, port_error
+from slimrank.live._local import Live, LocalHandler, LocalServer, open_live
 from slimrank.plan import Plan
 from slimrank.report import document
 
@@ -47,36 +42,17 @@ def edit_in_browser(
     """
     path = Path(plan_path)
     editor = Editor(study, Plan.load(path), path)
-    check_port(port)
-    try:
-        server = _EditServer(port, editor, path.name)
-    except OSError as error:
-        raise port_error(port, error) from error
-    live = Live(server)
-    if open_browser:
-        webbrowser.open(live.url)
-    return live
+    return open_live(lambda number: _EditServer(number, editor, path.name), port, open_browser=open_browser)
 
 
-class _EditServer(ThreadingHTTPServer):
-    """Listens on this machine only."""
-
-    daemon_threads = True
-    # A port that another server has must be refused, not shared.
-    allow_reuse_address = os.name == "posix"
+class _EditServer(LocalServer):
+    """Of one plan."""
 
     def __init__(self, port: int, editor: Editor, name: str) -> None:
-        super().__init__((LOOPBACK, port), _Handler)
+        super().__init__(port, _Handler)
         self.editor, self.name = editor, name
         # Requests come in threads of their own; the plan is changed by one at a time.
         self.one_at_a_time = threading.Lock()
-        self.is_closing = threading.Event()
-        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24))
-
-    @property
-    def url(self) -> str:
-        """For a browser on this machine."""
-        return f"http://{LOOPBACK}:{self.guard.port}/?token={self.guard.token}"
 
     @cached_property
     def page(self) -> bytes:
@@ -98,36 +74,26 @@ class _EditServer(ThreadingHTTPServer):
         return document(f"{self.name}, edit", body, {}, code=code, connects=True).encode()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LocalHandler):
     server: _EditServer
-    protocol_version = "HTTP/1.1"
-    server_version = "slimrank"
-    sys_version = ""
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: requests hold the token."""
-
-    def do_GET(self) -> None:
-        """Answers with the page, or with what it shows."""
-        path, refusal = self._asked(changes=False)
-        if refusal is not None:
-            self._answer(HTTPStatus.FORBIDDEN, plain_page("Not shown", refusal))
-        elif path == "/":
-            self._answer(HTTPStatus.OK, self.server.page)
+    def show(self, path: str) -> bool:
+        """The page, or what it shows."""
+        if path == "/":
+            self.answer(HTTPStatus.OK, self.server.page)
         elif path == "/state":
             with self.server.one_at_a_time:
                 facts = self.server.editor.facts()
             self._tell(HTTPStatus.OK, facts)
         else:
-            self._answer(
-                HTTPStatus.NOT_FOUND, plain_page("Nothing here", "open the address that was printed")
-            )
+            return False
+        return True
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 - the name that the standard library calls
         """Changes the plan, and answers with what the page then shows."""
         # What is not read would be taken for the next request.
         self.close_connection = True
-        path, refusal = self._asked(changes=True)
+        path, refusal = self.asked(changes=True)
         length = self.headers.get("Content-Length", "")
         if refusal is not None:
             self._tell(HTTPStatus.FORBIDDEN, {"error": refusal})
@@ -155,24 +121,5 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._tell(HTTPStatus.OK, facts)
 
-    def _asked(self, *, changes: bool) -> tuple[str, str | None]:
-        """The path that is asked for, and why it is refused."""
-        address = urlsplit(self.path)
-        token = parse_qs(address.query).get("token", [None])[0]
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        return address.path, self.server.guard.refusal(headers, token, changes=changes)
-
     def _tell(self, status: HTTPStatus, content: object) -> None:
-        self._answer(status, json.dumps(content).encode(), kind="application/json")
-
-    def _answer(self, status: HTTPStatus, content: bytes, kind: str = "text/html; charset=utf-8") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(content)
+        self.answer(status, json.dumps(content).encode(), kind="application/json")

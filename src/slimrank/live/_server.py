@@ -4,86 +4,19 @@
 import json
 import os
 import platform
-import secrets
-import threading
 import time
-import webbrowser
 from functools import cached_property
 from html import escape
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
-from urllib.parse import parse_qs, urlsplit
 
-from slimrank._errors import OptionError
-from slimrank._numbers import whole_number
-from slimrank.live._guard import LOOPBACK, Guard
 from slimrank.live._journal import journal_of, read_lines
+from slimrank.live._local import Live, LocalHandler, LocalServer, open_live
 from slimrank.report import document
 
 # Seconds between two looks at the journal, and between two signs of life to the browser.
 _LOOK, _PING = 0.3, 15.0
-_HIGHEST_PORT = 65535
-
-
-class Server(Protocol):
-    """What ``Live`` runs."""
-
-    is_closing: threading.Event
-
-    @property
-    def url(self) -> str:
-        """For a browser on this machine."""
-        ...
-
-    def serve_forever(self) -> None:
-        """Answers until it is shut down."""
-        ...
-
-    def shutdown(self) -> None:
-        """Ends ``serve_forever``."""
-        ...
-
-    def server_close(self) -> None:
-        """Gives the port back."""
-        ...
-
-
-class Live:
-    """A server that shows a run or a plan; it runs until it is closed.
-
-    Attributes:
-        url: address for a browser on this machine; it holds the token without which nothing is shown.
-    """
-
-    def __init__(self, server: "Server") -> None:
-        self._server = server
-        self.url = server.url
-        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Waits until the server is closed, by Ctrl-C say."""
-        while self._thread.is_alive():
-            self._thread.join(0.5)
-
-    def close(self) -> None:
-        """Ends the server."""
-        self._server.is_closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> "Live":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool = False) -> Live:
@@ -114,53 +47,15 @@ def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool 
         OptionError: the port is in use, or no port.
     """
     journal = journal_of(run_dir)
-    number = check_port(port)
-    try:
-        server = _Server(number, journal)
-    except OSError as error:
-        raise port_error(port, error) from error
-    live = Live(server)
-    if open_browser:
-        webbrowser.open(live.url)
-    return live
+    return open_live(lambda number: _Server(number, journal), port, open_browser=open_browser)
 
 
-def check_port(port: object) -> int:
-    """The number of a port.
-
-    Raises:
-        OptionError: it is none.
-    """
-    number = whole_number(port)
-    if number is None or not 0 <= number <= _HIGHEST_PORT:
-        raise OptionError(f"port={port!r}; give a whole number from 0 to {_HIGHEST_PORT}, 0 for a free one")
-    return number
-
-
-def port_error(port: int, error: OSError) -> OptionError:
-    """What to say of a port that cannot be listened on."""
-    return OptionError(
-        f"port={port}: it cannot be listened on ({error.strerror}); give another, or 0 for a free one"
-    )
-
-
-class _Server(ThreadingHTTPServer):
-    """Listens on this machine only."""
-
-    daemon_threads = True
-    # A port that another server has must be refused, not shared.
-    allow_reuse_address = os.name == "posix"
+class _Server(LocalServer):
+    """Of one run."""
 
     def __init__(self, port: int, journal: Path) -> None:
-        super().__init__((LOOPBACK, port), _Handler)
+        super().__init__(port, _Handler)
         self.journal = journal
-        self.is_closing = threading.Event()
-        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24))
-
-    @property
-    def url(self) -> str:
-        """For a browser on this machine."""
-        return f"http://{LOOPBACK}:{self.guard.port}/?token={self.guard.token}"
 
     @cached_property
     def page(self) -> bytes:
@@ -181,42 +76,18 @@ class _Server(ThreadingHTTPServer):
         return document(f"{name}, live", body, {}, code=code, connects=True).encode()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(LocalHandler):
     server: _Server
-    protocol_version = "HTTP/1.1"
-    server_version = "slimrank"
-    sys_version = ""
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: requests hold the token."""
-
-    def do_GET(self) -> None:
-        """Answers with the page, or with events until the browser goes."""
-        address = urlsplit(self.path)
-        query = parse_qs(address.query)
-        token = query.get("token", [None])[0]
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        refusal = self.server.guard.refusal(headers, token)
-        if refusal is not None:
-            self._answer(HTTPStatus.FORBIDDEN, plain_page("Not shown", refusal))
-        elif address.path == "/":
-            self._answer(HTTPStatus.OK, self.server.page)
-        elif address.path == "/events":
-            self._stream(headers.get("last-event-id", ""))
+    def show(self, path: str) -> bool:
+        """The page, or events until the browser goes."""
+        if path == "/":
+            self.answer(HTTPStatus.OK, self.server.page)
+        elif path == "/events":
+            self._stream(self.headers.get("Last-Event-ID", ""))
         else:
-            self._answer(
-                HTTPStatus.NOT_FOUND, plain_page("Nothing here", "open the address that was printed")
-            )
-
-    def _answer(self, status: HTTPStatus, page: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(page)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("Referrer-Policy", "no-referrer")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        self.wfile.write(page)
+            return False
+        return True
 
     def _stream(self, last_id: str) -> None:
         """Sends the journal from a byte on, and what is added to it, until one of both ends goes."""
@@ -310,9 +181,3 @@ def _is_alive(machine: object, pid: object) -> bool | None:
         # It is somebody else's, and so it is there.
         return True
     return True
-
-
-def plain_page(heading: str, text: str) -> bytes:
-    """A page that says one thing."""
-    body = f'<h1>{escape(heading)}</h1>\n<p class="verdict">{escape(text)}</p>'
-    return document(heading, body).encode()

@@ -99,7 +99,7 @@ def result_facts(summary: Summary) -> dict[str, Json]:
         "damage": finite_or_none(summary.damage),
         "unit": summary.unit,
         "damage_unit": summary.damage_unit,
-        "measurements": [_measurement_facts(measurement) for measurement in summary.measurements],
+        "measurements": [measurement_facts(measurement) for measurement in summary.measurements],
         "exports": export_facts(summary.exports),
         "layers": layers,
         "warnings": warning_facts(summary.notes),
@@ -113,11 +113,12 @@ def warning_facts(notes: Sequence[Note]) -> list[Json]:
     return [str(note) for note in notes if note.is_warning]
 
 
-def _measurement_facts(measurement: Measurement) -> dict[str, Json]:
+def measurement_facts(measurement: Measurement) -> dict[str, Json]:
+    """One number before and after; what is not finite is None."""
     return {
         **asdict(measurement),
-        "before": finite_or_none(measurement.before),
-        "after": finite_or_none(measurement.after),
+        "before": finite_or_none(float(measurement.before)),
+        "after": finite_or_none(float(measurement.after)),
     }
 
 

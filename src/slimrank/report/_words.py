@@ -38,10 +38,15 @@ def setting_text(setting: Setting | None) -> str:
 
 def done_text(layer: LayerResult) -> str:
     """What was done to a layer: its setting, what became of its channels, or both; else "left alone"."""
-    if layer.slimmed is None:
-        return setting_text(layer.setting)
-    channels = layer.slimmed if layer.slimmed.startswith(_GONE) else f"channels {layer.slimmed}"
-    return channels if layer.setting is None else f"{setting_text(layer.setting)}, {channels}"
+    return done_of(layer.setting, layer.slimmed)
+
+
+def done_of(setting: Setting | None, slimmed: str | None) -> str:
+    """As ``done_text``, of a setting and of what became of channels."""
+    if slimmed is None:
+        return setting_text(setting)
+    channels = slimmed if slimmed.startswith(_GONE) else f"channels {slimmed}"
+    return channels if setting is None else f"{setting_text(setting)}, {channels}"
 
 
 def is_left_alone(layer: LayerResult) -> bool:

@@ -36,20 +36,24 @@ def copy_model(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ModelError(f"{name} is not initialised yet (a lazy layer); run the model once first")
-    memo: dict[int, object] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            # Such tensors are refused by deepcopy: old-style weight norm keeps one, recurrent layers list it.
-            for tensor in value if type(value) is list else (value,):
-                if isinstance(tensor, Tensor) and not tensor.is_leaf:
-                    memo[id(tensor)] = tensor.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, _computed_tensors(model))
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be deep-copied ({error}); "
             "remove what copy.deepcopy(model) refuses"
         ) from error
+
+
+def _computed_tensors(model: nn.Module) -> dict[int, object]:
+    """By id, copies of what deepcopy refuses: old-style weight norm keeps such a tensor, LSTMs list it."""
+    return {
+        id(tensor): tensor.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        for tensor in (value if type(value) is list else (value,))
+        if isinstance(tensor, Tensor) and not tensor.is_leaf
+    }
 
 
 def remember(model: nn.Module) -> Callable[[], None]:
@@ -114,12 +118,9 @@ def light_copy(model: nn.Module) -> nn.Module:
     Returns:
         The copy; its buffers are its own.
     """
-    memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
+    memo = _computed_tensors(model) | {id(parameter): parameter for parameter in model.parameters()}
     for module in model.modules():
         for value in vars(module).values():
-            for tensor in value if type(value) is list else (value,):
-                if isinstance(tensor, Tensor) and not tensor.is_leaf:
-                    memo[id(tensor)] = tensor.detach().clone()
             if type(value) in _CONTAINERS and not value:
                 # A module holds a dozen of them, mostly for hooks; deepcopy spends half of its time there.
                 memo[id(value)] = type(value)()

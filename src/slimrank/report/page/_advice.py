@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to do next, by what there is to gain."""
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 from slimrank.files import Json
+from slimrank.report.page._reading import Facts, facts_of, number_of, rows_of, texts_of
 
 # What holds less of the MACs, or of the damage, is not worth a line.
 _LEAST = 0.03
@@ -12,10 +12,9 @@ _LEAST = 0.03
 _MOST = 5
 # Damage measured over predicted from which the parts disturb each other.
 _WORSE = 3.0
-_Facts = Mapping[str, Json]
 
 
-def study_advice(data: _Facts) -> list[Json]:
+def study_advice(data: Facts) -> list[Json]:
     """What to do next with a study.
 
     Args:
@@ -30,7 +29,7 @@ def study_advice(data: _Facts) -> list[Json]:
     return [_line(first, None), *(_line(text, share) for share, text in lines[: _MOST - 1])]
 
 
-def result_advice(data: _Facts) -> list[Json]:
+def result_advice(data: Facts) -> list[Json]:
     """What to do next with a result.
 
     Args:
@@ -47,10 +46,10 @@ def result_advice(data: _Facts) -> list[Json]:
     ][:_MOST]
 
 
-def _first_steps(data: _Facts) -> list[str]:
+def _first_steps(data: Facts) -> list[str]:
     """What is more than one layer."""
     texts = []
-    divergence, damage = _number(data["divergence"]), _number(data["damage"])
+    divergence, damage = number_of(data["divergence"]), number_of(data["damage"])
     if data["divergence"] is None and data["unit"] == "":
         texts.append("Give batches, so that layers are fitted to data and the result is measured.")
     if divergence > _WORSE * damage > 0 and data["unit"] == data["damage_unit"]:
@@ -59,7 +58,7 @@ def _first_steps(data: _Facts) -> list[str]:
             f"larger "
             "budget, give more samples, or train the result for a while (slimrank.distill needs no labels)."
         )
-    names = [str(row["name"]) for row in _rows(data["measurements"])]
+    names = [str(row["name"]) for row in rows_of(data["measurements"])]
     if not any("latency" in name for name in names) and not data["exports"]:
         texts.append(
             "Fewer MACs are not always less time: measure it where the model will run, by "
@@ -69,17 +68,17 @@ def _first_steps(data: _Facts) -> list[str]:
     return texts
 
 
-def _costly(data: _Facts) -> list[tuple[float, str]]:
+def _costly(data: Facts) -> list[tuple[float, str]]:
     """Layers that cause much of the predicted damage."""
-    whole = _number(data["damage"])
+    whole = number_of(data["damage"])
     if whole <= 0:
         return []
     named = [
-        *((str(row["name"]), "layer", _number(row.get("damage"))) for row in _rows(data["layers"])),
-        *((str(row["name"]), "channel group", _number(row["damage"])) for row in _rows(data["groups"])),
+        *((str(row["name"]), "layer", number_of(row.get("damage"))) for row in rows_of(data["layers"])),
+        *((str(row["name"]), "channel group", number_of(row["damage"])) for row in rows_of(data["groups"])),
         *(
-            (str(row["name"]), "dropped block", _number(row["damage"]))
-            for row in _rows(data["blocks"])
+            (str(row["name"]), "dropped block", number_of(row["damage"]))
+            for row in rows_of(data["blocks"])
             if row["dropped"]
         ),
     ]
@@ -93,14 +92,14 @@ def _costly(data: _Facts) -> list[tuple[float, str]]:
     return [(damage / whole, text)]
 
 
-def _left_alone(data: _Facts) -> list[tuple[float, str]]:
+def _left_alone(data: Facts) -> list[tuple[float, str]]:
     """Layers that nothing can be done to, by their reason."""
-    macs = _number(cast("_Facts", data["start"])["macs"])
+    macs = number_of(facts_of(data["start"])["macs"])
     by_reason: dict[str, list[tuple[str, float]]] = {}
-    for row in _rows(data["layers"]):
-        before = cast("_Facts", row["before"])
+    for row in rows_of(data["layers"]):
+        before = facts_of(row["before"])
         if not row["methods"] and not row["makes"] and not row["reads"] and row["reason"]:
-            by_reason.setdefault(str(row["reason"]), []).append((str(row["name"]), _number(before["macs"])))
+            by_reason.setdefault(str(row["reason"]), []).append((str(row["name"]), number_of(before["macs"])))
     found = []
     for reason, layers in by_reason.items():
         share = sum(cost for _, cost in layers) / macs if macs else 0.0
@@ -109,16 +108,14 @@ def _left_alone(data: _Facts) -> list[tuple[float, str]]:
     return found
 
 
-def _frozen(data: _Facts) -> list[tuple[float, str]]:
+def _frozen(data: Facts) -> list[tuple[float, str]]:
     """Channel groups of which nothing can go, by their reason."""
-    macs = _number(cast("_Facts", data["start"])["macs"])
-    costs = {
-        str(row["name"]): _number(cast("_Facts", row["before"])["macs"]) for row in _rows(data["layers"])
-    }
+    macs = number_of(facts_of(data["start"])["macs"])
+    costs = {str(row["name"]): number_of(facts_of(row["before"])["macs"]) for row in rows_of(data["layers"])}
     by_reason: dict[str, set[str]] = {}
-    for row in _rows(data["groups"]):
+    for row in rows_of(data["groups"]):
         if row["reason"] is not None:
-            touched = [*cast("Sequence[str]", row["makers"]), *cast("Sequence[str]", row["readers"])]
+            touched = [*texts_of(row["makers"]), *texts_of(row["readers"])]
             by_reason.setdefault(str(row["reason"]), set()).update(touched)
     found = []
     for reason, touched_names in by_reason.items():
@@ -139,11 +136,3 @@ def _names(layers: Sequence[tuple[str, float]]) -> str:
 
 def _line(text: str, share: float | None) -> Json:
     return {"text": text, "share": None if share is None else round(share, 4)}
-
-
-def _rows(value: Json) -> Sequence[_Facts]:
-    return cast("Sequence[_Facts]", value)
-
-
-def _number(value: Json) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

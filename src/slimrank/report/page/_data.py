@@ -13,6 +13,7 @@ from slimrank.files import Json
 from slimrank.plan import Plan, is_inside
 from slimrank.records import (
     METRICS,
+    AxisUnits,
     BlockDamage,
     ChannelMap,
     Cost,
@@ -20,7 +21,6 @@ from slimrank.records import (
     GroupCurve,
     LayerResult,
     LayerSpec,
-    Measurement,
     Note,
     Summary,
     ratio_of,
@@ -34,7 +34,13 @@ from slimrank.report._agreement import (
     output_table,
 )
 from slimrank.report._exported import export_facts
-from slimrank.report._facts import agreement_facts, cost_facts, setting_facts, warning_facts
+from slimrank.report._facts import (
+    agreement_facts,
+    cost_facts,
+    measurement_facts,
+    setting_facts,
+    warning_facts,
+)
 from slimrank.report._groups import counts_text, groups_line, readers_of
 from slimrank.report._numbers import finite_or_none
 from slimrank.report._words import counted, is_left_alone, multiples_text, shape_text
@@ -85,13 +91,13 @@ def study_data(
         The data.
     """
     channels = ChannelMap() if channels is None else channels
+    known = _Known(channels, curves)
     layers = [
         _layer_data(
             spec.name,
             Cost(macs=spec.macs, params=spec.params, bytes=spec.params * spec.itemsize),
             spec,
-            channels,
-            curves,
+            known,
         )
         | {"reason": spec.reason}
         for spec in specs
@@ -154,9 +160,9 @@ def result_data(
     specs = {} if step is None else step.structure.layers
     channels = ChannelMap() if step is None else step.structure.channels
     dropped = () if plan is None else plan.dropped
+    known = _Known(channels, curves)
     layers = [
-        _layer_data(layer.name, layer.before, specs.get(layer.name), channels, curves)
-        | _done_data(layer, dropped)
+        _layer_data(layer.name, layer.before, specs.get(layer.name), known) | _done_data(layer, dropped)
         for layer in summary.layers
     ]
     done = sum(1 for layer in summary.layers if not is_left_alone(layer))
@@ -178,7 +184,7 @@ def result_data(
         "unit": summary.unit,
         "damage_unit": summary.damage_unit,
         "told": _told(summary),
-        "measurements": [_measurement(measured) for measured in summary.measurements],
+        "measurements": [measurement_facts(measured) for measured in summary.measurements],
         "exports": export_facts(summary.exports),
         "layers": layers,
         "groups": [
@@ -238,25 +244,28 @@ def _told(summary: Summary) -> dict[str, Json]:
     return found
 
 
-def _measurement(measured: Measurement) -> dict[str, Json]:
-    return {
-        "name": measured.name,
-        "unit": measured.unit,
-        "before": finite_or_none(float(measured.before)),
-        "after": finite_or_none(float(measured.after)),
-    }
+class _Known:
+    """What is known of layers, by their names: looked up for each of them.
+
+    Attributes:
+        blocks: that can be dropped.
+        axes: of the tensors of a layer.
+        curves: of a layer.
+    """
+
+    def __init__(self, channels: ChannelMap, curves: Sequence[Curve]) -> None:
+        self.blocks = channels.blocks
+        self.axes: dict[str, list[AxisUnits]] = {}
+        for tensor in channels.tensors.values():
+            self.axes.setdefault(tensor.name.rpartition(".")[0], []).extend(tensor.axes)
+        self.curves: dict[str, list[Curve]] = {}
+        for curve in curves:
+            self.curves.setdefault(curve.layer, []).append(curve)
 
 
-def _layer_data(
-    name: str, before: Cost, spec: LayerSpec | None, channels: ChannelMap, curves: Sequence[Curve]
-) -> dict[str, Json]:
+def _layer_data(name: str, before: Cost, spec: LayerSpec | None, known: _Known) -> dict[str, Json]:
     """What a layer is, what it costs, and what can be done to it."""
-    axes = [
-        axis
-        for tensor in channels.tensors.values()
-        if tensor.name.rpartition(".")[0] == name
-        for axis in tensor.axes
-    ]
+    axes = known.axes.get(name, [])
     return {
         "name": name,
         "kind": None if spec is None else spec.kind if spec.kind != "other" else spec.class_name,
@@ -267,8 +276,8 @@ def _layer_data(
         "methods": [] if spec is None else list(spec.methods),
         "makes": list(dict.fromkeys(axis.group for axis in axes if axis.role == "output")),
         "reads": list(dict.fromkeys(axis.group for axis in axes if axis.role == "input")),
-        "block": next((block for block in channels.blocks if is_inside(name, (block,))), None),
-        "curves": [_curve_data(curve, before.macs) for curve in curves if curve.layer == name],
+        "block": next((block for block in known.blocks if is_inside(name, (block,))), None),
+        "curves": [_curve_data(curve, before.macs) for curve in known.curves.get(name, [])],
     }
 
 

@@ -25,6 +25,7 @@ from slimrank.report._words import (
     ELSEWHERE_LABEL,
     METRIC_LABELS,
     MULTIPLES_LABEL,
+    done_of,
     first_of,
     layers_by_reason,
     name_text,
@@ -32,8 +33,8 @@ from slimrank.report._words import (
 )
 from slimrank.report.page._charts import Bar, Line, Span, bar_list, small_curves, span_chart, wide_plot
 from slimrank.report.page._frame import box, definitions, legend, paragraph, part, table
+from slimrank.report.page._reading import Facts, facts_of, number_of, number_or_none, rows_of, texts_of
 
-Facts = Mapping[str, Json]
 # Text for terminals is ASCII and has "->" instead.
 _ARROW = "\N{RIGHTWARDS ARROW}"
 # Layers that have a bar, layers and groups that have a curve, groups in the picture of who reads whom; the
@@ -47,7 +48,7 @@ _LONG = 60
 
 def warnings(data: Facts) -> str:
     """What must not be missed, above all else."""
-    texts = _texts(data["warnings"])
+    texts = texts_of(data["warnings"])
     if not texts:
         return ""
     heading = "Warning" if len(texts) == 1 else "Warnings"
@@ -64,16 +65,16 @@ def verdict(data: Facts) -> str:
 
 def numbers(data: Facts) -> str:
     """Costs, and what was measured, before and after."""
-    before, after = _facts(data["before"]), data["after"]
+    before, after = facts_of(data["before"]), data["after"]
     found = []
     for metric in METRICS:
-        old = int(_number(before[metric]))
+        old = int(number_of(before[metric]))
         if after is None:
             found.append(
                 _card(METRIC_LABELS[metric], "", format_metric(metric, old), format_exact(old), None)
             )
             continue
-        new = int(_number(_facts(after)[metric]))
+        new = int(number_of(facts_of(after)[metric]))
         detail = f"keep ratio {format_ratio(new, old)}"
         share = new / old if old else None
         old_text, new_text = format_metric(metric, old), format_metric(metric, new)
@@ -87,8 +88,8 @@ def numbers(data: Facts) -> str:
         detail = str(data["unit"])
         # Only of the same quantity: a share of weight energy does not predict a divergence.
         if data["damage"] is not None and data["damage_unit"] == data["unit"]:
-            detail += f"; predicted: {format_damage(_number(data['damage']))}"
-        value = format_damage(_number(data["divergence"]))
+            detail += f"; predicted: {format_damage(number_of(data['damage']))}"
+        value = format_damage(number_of(data["divergence"]))
         found.append(_card("held-out divergence", "", value, detail, None))
     return '<div class="numbers">\n' + "\n".join(found) + "\n</div>"
 
@@ -105,16 +106,16 @@ def _card(heading: str, before: str, after: str, detail: str, share: float | Non
 
 def advice(data: Facts) -> str:
     """What to do next."""
-    lines = "".join(f"<li>{escape(str(line['text']))}</li>" for line in _rows(data["advice"]))
+    lines = "".join(f"<li>{escape(str(line['text']))}</li>" for line in rows_of(data["advice"]))
     return box("What to do next", f'<ol class="advice">{lines}</ol>') if lines else ""
 
 
 def costs(data: Facts) -> str:
     """Where the cost is."""
-    layers = sorted(_rows(data["layers"]), key=lambda row: -_cost(row, "macs"))
+    layers = sorted(rows_of(data["layers"]), key=lambda row: -_cost(row, "macs"))
     shown = {str(row["name"]) for row in layers[:_MOST_BARS]}
-    rows = [row for row in _rows(data["layers"]) if str(row["name"]) in shown]
-    whole = _number(_facts(data["start"])["macs"])
+    rows = [row for row in rows_of(data["layers"]) if str(row["name"]) in shown]
+    whole = number_of(facts_of(data["start"])["macs"])
     bars = [_cost_bar(data, row, whole) for row in rows]
     colours = [("a", "can be compressed"), ("k", "left alone")]
     if data["kind"] == "result":
@@ -128,7 +129,7 @@ def costs(data: Facts) -> str:
 def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
     name, before = name_text(str(row["name"])), _cost(row, "macs")
     if data["kind"] == "study":
-        can = ", ".join(_texts(row["methods"])) or str(row["reason"] or "no method applies")
+        can = ", ".join(texts_of(row["methods"])) or str(row["reason"] or "no method applies")
         return Bar(
             layer=str(row["name"]),
             name=name,
@@ -147,7 +148,7 @@ def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
             hint=f"{name}: {format_exact(int(before))} MACs, left alone: "
             f"{row['reason'] or 'not in the plan'}",
         )
-    after = _number(_facts(row["after"])["macs"])
+    after = number_of(facts_of(row["after"])["macs"])
     setting = _setting(row)
     rank = "" if setting is None else f", rank {setting.rank_text}"
     return Bar(
@@ -163,19 +164,19 @@ def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
 
 def layer_table(data: Facts) -> str:
     """Every layer."""
-    rows = _rows(data["layers"])
+    rows = rows_of(data["layers"])
     body = _study_layers(data, rows) if data["kind"] == "study" else _result_layers(data, rows)
     heading = "What can be done to each layer" if data["kind"] == "study" else "Layers"
     return part(heading, body, count=str(len(rows)), is_open=len(rows) <= _LONG)
 
 
 def _study_layers(data: Facts, rows: Sequence[Facts]) -> str:
-    whole = _number(_facts(data["before"])["macs"])
+    whole = number_of(facts_of(data["before"])["macs"])
     cells: list[tuple[str, ...]] = []
     values: list[tuple[float | None, ...]] = []
     for row in rows:
         macs, params = _cost(row, "macs"), _cost(row, "params")
-        methods = ", ".join(_texts(row["methods"])) or "-"
+        methods = ", ".join(texts_of(row["methods"])) or "-"
         cells.append(
             (
                 name_text(str(row["name"])),
@@ -208,8 +209,8 @@ def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
     values: list[tuple[float | None, ...]] = []
     for row in rows:
         macs, params = _cost(row, "macs"), _cost(row, "params")
-        after = _facts(row["after"])
-        new, new_params = _number(after["macs"]), _number(after["params"])
+        after = facts_of(row["after"])
+        new, new_params = number_of(after["macs"]), number_of(after["params"])
         setting, ratio = _setting(row), format_ratio(new, macs)
         if _is_alone(row):
             cells.append(
@@ -233,17 +234,19 @@ def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
                     f"{format_count(int(macs))} {_ARROW} {format_count(int(new))}",
                     ratio,
                     f"{format_count(int(params))} {_ARROW} {format_count(int(new_params))}",
-                    format_damage(_maybe(row["damage"])),
+                    format_damage(number_or_none(row["damage"])),
                     str(row["fit"] or "-"),
                 )
             )
         rank = None if setting is None else float(setting.rank)
         kept = new / macs if macs else None
-        values.append((None, None, rank, new, kept, new_params, _maybe(row["damage"]), None))
+        values.append((None, None, rank, new, kept, new_params, number_or_none(row["damage"]), None))
     layers: list[str | None] = [str(row["name"]) for row in rows]
     idle = [_is_alone(row) for row in rows]
-    before = _number(_facts(data["start"])["macs"]) - sum(_cost(row, "macs") for row in rows)
-    new = _number(_facts(data["after"])["macs"]) - sum(_number(_facts(row["after"])["macs"]) for row in rows)
+    before = number_of(facts_of(data["start"])["macs"]) - sum(_cost(row, "macs") for row in rows)
+    new = number_of(facts_of(data["after"])["macs"]) - sum(
+        number_of(facts_of(row["after"])["macs"]) for row in rows
+    )
     if before > 0:
         macs_text = f"{format_count(int(before))} {_ARROW} {format_count(int(new))}"
         cells.append((ELSEWHERE_LABEL, "", "", macs_text, format_ratio(new, before), "", "", ""))
@@ -257,15 +260,15 @@ def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
 def curves(data: Facts) -> str:
     """Damage over what stays, of layers and groups, with what was chosen."""
     named: list[tuple[float, str]] = []
-    for row in _rows(data["layers"]):
+    for row in rows_of(data["layers"]):
         figure = small_curves(name_text(str(row["name"])), _layer_lines(row))
         if figure:
             named.append((_cost(row, "macs"), figure))
-    layer_costs = {str(row["name"]): _cost(row, "macs") for row in _rows(data["layers"])}
-    for group in _rows(data["groups"]):
+    layer_costs = {str(row["name"]): _cost(row, "macs") for row in rows_of(data["layers"])}
+    for group in rows_of(data["groups"]):
         figure = small_curves(str(group["name"]), [_group_line(group)])
         if figure:
-            touched = {*_texts(group["makers"]), *_texts(group["readers"])}
+            touched = {*texts_of(group["makers"]), *texts_of(group["readers"])}
             named.append((sum(layer_costs.get(name, 0.0) for name in touched), figure))
     costliest = sorted(range(len(named)), key=lambda index: -named[index][0])[:_MOST_CURVES]
     if not costliest:
@@ -288,7 +291,7 @@ def curves(data: Facts) -> str:
 def _layer_lines(row: Facts) -> list[Line]:
     """The curves of a layer: a colour for each method, a second form of one dashed."""
     lines, seen = [], set()
-    for curve in _rows(row["curves"]):
+    for curve in rows_of(row["curves"]):
         method, form = str(curve["method"]), str(curve["form"])
         lines.append(
             Line(
@@ -304,7 +307,7 @@ def _layer_lines(row: Facts) -> list[Line]:
 
 
 def _group_line(group: Facts) -> Line:
-    units, kept = _number(group["units"]), _maybe(group["kept"])
+    units, kept = number_of(group["units"]), number_or_none(group["kept"])
     return Line(
         name=f"channels, {units:g} units",
         points=[(keep, damage, _point(keep, count, damage)) for keep, damage, count in _points(group)],
@@ -330,13 +333,13 @@ def _chosen(row: Facts, curve: Facts) -> float | None:
 
 def channel_groups(data: Facts) -> str:
     """Who makes and who reads the channels that can only go together, and what freezes them."""
-    groups = _rows(data["groups"])
+    groups = rows_of(data["groups"])
     if not groups:
         return ""
-    places = {str(row["name"]): index for index, row in enumerate(_rows(data["layers"]))}
+    places = {str(row["name"]): index for index, row in enumerate(rows_of(data["layers"]))}
     spans = []
     for group in groups[:_MOST_SPANS]:
-        makers, readers = _texts(group["makers"]), _texts(group["readers"])
+        makers, readers = texts_of(group["makers"]), texts_of(group["readers"])
         state = "stays whole: " + str(group["reason"]) if group["reason"] is not None else _kept_text(group)
         spans.append(
             Span(
@@ -353,11 +356,11 @@ def channel_groups(data: Facts) -> str:
         (
             str(group["name"]),
             _kept_text(group),
-            f"{_number(group['unit_width']):g}",
-            first_of(tuple(_texts(group["makers"]))),
-            first_of(tuple(_texts(group["readers"]))),
-            first_of(tuple(_texts(group["sizes"]))),
-            format_damage(_maybe(group["damage"]) if data["kind"] == "result" else _at_half(group)),
+            f"{number_of(group['unit_width']):g}",
+            first_of(tuple(texts_of(group["makers"]))),
+            first_of(tuple(texts_of(group["readers"]))),
+            first_of(tuple(texts_of(group["sizes"]))),
+            format_damage(number_or_none(group["damage"]) if data["kind"] == "result" else _at_half(group)),
         )
         for group in able
     ]
@@ -380,7 +383,7 @@ def channel_groups(data: Facts) -> str:
 
 
 def _kept_text(group: Facts) -> str:
-    units, kept = _number(group["units"]), _maybe(group["kept"])
+    units, kept = number_of(group["units"]), number_or_none(group["kept"])
     return f"{units:g}" if kept is None else f"{kept:g} of {units:g}"
 
 
@@ -391,16 +394,16 @@ def _at_half(group: Facts) -> float | None:
 
 def blocks(data: Facts) -> str:
     """Blocks that can be dropped whole."""
-    rows = _rows(data["blocks"])
-    whole = _number(_facts(data["start"])["macs"])
+    rows = rows_of(data["blocks"])
+    whole = number_of(facts_of(data["start"])["macs"])
     cells = [
         (
             str(row["name"]),
             *(("dropped" if row["dropped"] else "stays",) if data["kind"] == "result" else ()),
-            format_count(int(_number(row["macs"]))),
-            format_percent(_number(row["macs"]), whole),
-            format_count(int(_number(row["params"]))),
-            format_damage(_maybe(row["damage"])),
+            format_count(int(number_of(row["macs"]))),
+            format_percent(number_of(row["macs"]), whole),
+            format_count(int(number_of(row["params"]))),
+            format_damage(number_or_none(row["damage"])),
         )
         for row in rows
     ]
@@ -408,10 +411,10 @@ def blocks(data: Facts) -> str:
         (
             None,
             *((None,) if data["kind"] == "result" else ()),
-            _number(row["macs"]),
-            _number(row["macs"]),
-            _number(row["params"]),
-            _maybe(row["damage"]),
+            number_of(row["macs"]),
+            number_of(row["macs"]),
+            number_of(row["params"]),
+            number_or_none(row["damage"]),
         )
         for row in rows
     ]
@@ -431,11 +434,11 @@ def left_alone(data: Facts) -> str:
     """Layers of which nothing can go, or went, by their reason."""
     if data["kind"] == "study":
         heading = "Cannot be compressed"
-        rows = [row for row in _rows(data["layers"]) if not row["methods"]]
+        rows = [row for row in rows_of(data["layers"]) if not row["methods"]]
         other = "no method applies"
     else:
         heading, other = "Left alone", "not in the plan"
-        rows = [row for row in _rows(data["layers"]) if _is_alone(row)]
+        rows = [row for row in rows_of(data["layers"]) if _is_alone(row)]
     reasons = {str(row["name"]): str(row["reason"] or other) for row in rows}
     return part(
         heading, definitions(layers_by_reason(reasons)), count=str(len(rows)), is_open=len(rows) <= _LONG
@@ -447,10 +450,10 @@ def totals(data: Facts) -> str:
     after = data["after"]
     if after is None:
         return ""
-    before = _facts(data["before"])
+    before = facts_of(data["before"])
     rows = []
     for metric in METRICS:
-        old, new = int(_number(before[metric])), int(_number(_facts(after)[metric]))
+        old, new = int(number_of(before[metric])), int(number_of(facts_of(after)[metric]))
         rows.append(
             (METRIC_LABELS[metric], format_exact(old), format_exact(new), format_percent(new - old, old))
         )
@@ -463,14 +466,14 @@ def totals(data: Facts) -> str:
         )
         for measured in _measurements(data)
     ]
-    told = _facts(data["told"])
+    told = facts_of(data["told"])
     pairs = [(DIVERGENCE_LABEL, str(told["divergence"]))]
     pairs += [(str(label), str(text)) for label, text in cast("Sequence[Sequence[str]]", told["agreement"])]
     if data["damage"] is not None:
-        pairs.append((DAMAGE_LABEL, f"{format_damage(_number(data['damage']))} {data['damage_unit']}"))
+        pairs.append((DAMAGE_LABEL, f"{format_damage(number_of(data['damage']))} {data['damage_unit']}"))
     plan = data["plan"]
-    if plan is not None and _facts(plan)["rounding"]:
-        pairs.append((MULTIPLES_LABEL, str(_facts(plan)["rounding"])))
+    if plan is not None and facts_of(plan)["rounding"]:
+        pairs.append((MULTIPLES_LABEL, str(facts_of(plan)["rounding"])))
     body = (
         table(("", ">before", ">after", ">change"), rows) + f'<div class="under">{definitions(pairs)}</div>'
     )
@@ -479,12 +482,12 @@ def totals(data: Facts) -> str:
 
 def outputs(data: Facts) -> str:
     """How each of several outputs, or elements, agrees."""
-    told = _facts(data["told"])
+    told = facts_of(data["told"])
     if told["outputs"] is None:
         return ""
-    found = _facts(told["outputs"])
+    found = facts_of(told["outputs"])
     body = table(
-        _texts(found["columns"]), [tuple(_texts(row)) for row in cast("Sequence[Json]", found["rows"])]
+        texts_of(found["columns"]), [tuple(texts_of(row)) for row in cast("Sequence[Json]", found["rows"])]
     )
     for heading, pairs in cast("Sequence[tuple[str, Sequence[Sequence[str]]]]", told["elements"]):
         items = "".join(f"<li><span>{escape(a)}</span>{escape(b)}</li>" for a, b in pairs)
@@ -507,13 +510,13 @@ def pareto(data: Facts) -> str:
     """Damage over cost, with what was chosen and where damage begins to rise fast."""
     if data["pareto"] is None:
         return ""
-    found = _facts(data["pareto"])
-    metric, points = str(found["metric"]), _rows(found["points"])
+    found = facts_of(data["pareto"])
+    metric, points = str(found["metric"]), rows_of(found["points"])
     chosen = None
     if data["keep_ratio"] is not None and metric in METRICS:
         # Of the model that the plans start from, as their costs are.
-        start = _number(_facts(data["start"])[metric])
-        chosen = _number(_facts(data["after"])[metric]) / start if start else None
+        start = number_of(facts_of(data["start"])[metric])
+        chosen = number_of(facts_of(data["after"])[metric]) / start if start else None
     lines = [
         _pareto_line(points, metric, key, colour) for colour, key in enumerate(("predicted", "measured"))
     ]
@@ -525,10 +528,10 @@ def pareto(data: Facts) -> str:
     plot = wide_plot(lines, across_label=label, up_label=f"damage, {unit}", chosen=chosen)
     rows = [
         (
-            f"{_number(point['cost']):.4f}",
-            format_damage(_maybe(point["predicted"])),
-            format_damage(_maybe(point["measured"])),
-            *(f"{_number(point[key]):g}" for key in ("layers", "groups", "blocks")),
+            f"{number_of(point['cost']):.4f}",
+            format_damage(number_or_none(point["predicted"])),
+            format_damage(number_or_none(point["measured"])),
+            *(f"{number_of(point[key]):g}" for key in ("layers", "groups", "blocks")),
             "knee" if index == found["knee"] else "",
         )
         for index, point in enumerate(points)
@@ -540,7 +543,7 @@ def pareto(data: Facts) -> str:
 
 
 def _pareto_line(points: Sequence[Facts], metric: str, key: str, colour: int) -> Line:
-    known = [(_number(point["cost"]), _maybe(point[key])) for point in points]
+    known = [(number_of(point["cost"]), number_or_none(point[key])) for point in points]
     return Line(
         name=key,
         colour=colour,
@@ -552,8 +555,8 @@ def scores(data: Facts) -> str:
     """Scores of layers by what stays of them, as a map of colours."""
     if data["scores"] is None:
         return ""
-    found = _facts(data["scores"])
-    rows, baseline = _rows(found["rows"]), _number(found["baseline"])
+    found = facts_of(data["scores"])
+    rows, baseline = rows_of(found["rows"]), number_of(found["baseline"])
     # A score may be missing that was not finite.
     tried = [_score_points(row) for row in rows]
     columns = max((len(points) for points in tried), default=0)
@@ -592,25 +595,25 @@ def _score_cell(point: tuple[float, float, float], redness: float) -> str:
 
 def notes(data: Facts) -> str:
     """What else the user should know."""
-    pairs = [(str(note["where"]), str(note["text"])) for note in _rows(data["notes"])]
+    pairs = [(str(note["where"]), str(note["text"])) for note in rows_of(data["notes"])]
     return part("Notes", definitions(pairs), count=str(len(pairs)))
 
 
 def reproduce(data: Facts) -> str:
     """By what it can be made again."""
-    seconds = {name: _number(value) for name, value in _facts(data["seconds"]).items()}
+    seconds = {name: number_of(value) for name, value in facts_of(data["seconds"]).items()}
     pairs = [("slimrank", str(data["slimrank"]))]
     plan = data["plan"]
     if plan is not None:
-        found = _facts(plan)
-        gap = _maybe(found["gap"])
+        found = facts_of(plan)
+        gap = number_or_none(found["gap"])
         chosen = str(found["select"])
         if gap is not None and gap < 1:
             chosen += f"; another choice could save at most {format_percent(gap, 1)} of its damage"
         pairs.append(("chosen by", chosen))
     if seconds:
         pairs.append(("time", format_phases(seconds)))
-    pairs += [(f"fingerprint: {name}", str(value)) for name, value in _facts(data["fingerprint"]).items()]
+    pairs += [(f"fingerprint: {name}", str(value)) for name, value in facts_of(data["fingerprint"]).items()]
     if data["kind"] == "study":
         again = "study.save(dir) and slimrank.Study.load(dir, model=...), as often as there are budgets"
     else:
@@ -620,8 +623,8 @@ def reproduce(data: Facts) -> str:
 
 
 def _measurements(data: Facts) -> Iterator[Measurement]:
-    for row in _rows(data["measurements"]):
-        values = [float("nan") if row[key] is None else _number(row[key]) for key in ("before", "after")]
+    for row in rows_of(data["measurements"]):
+        values = [float("nan") if row[key] is None else number_of(row[key]) for key in ("before", "after")]
         yield Measurement(name=str(row["name"]), before=values[0], after=values[1], unit=str(row["unit"]))
 
 
@@ -633,10 +636,8 @@ def _setting(row: Facts) -> Setting | None:
 
 def _done(row: Facts) -> str:
     """What was done to a layer: its setting, what became of its channels, or both."""
-    if row["slimmed"] is None:
-        return setting_text(_setting(row))
-    channels = str(row["slimmed"]) if row["dropped"] else f"channels {row['slimmed']}"
-    return channels if row["setting"] is None else f"{setting_text(_setting(row))}, {channels}"
+    slimmed = row["slimmed"]
+    return done_of(_setting(row), None if slimmed is None else str(slimmed))
 
 
 def _is_alone(row: Facts) -> bool:
@@ -644,30 +645,10 @@ def _is_alone(row: Facts) -> bool:
 
 
 def _cost(row: Facts, metric: str) -> float:
-    return _number(_facts(row["before"])[metric])
+    return number_of(facts_of(row["before"])[metric])
 
 
 def _points(curve: Facts) -> list[tuple[float, float, float]]:
     return [
         (float(x), float(y), float(rank)) for x, y, rank in cast("Sequence[Sequence[float]]", curve["points"])
     ]
-
-
-def _rows(value: Json) -> Sequence[Facts]:
-    return cast("Sequence[Facts]", value)
-
-
-def _facts(value: Json) -> Facts:
-    return cast("Facts", value)
-
-
-def _texts(value: Json) -> Sequence[str]:
-    return cast("Sequence[str]", value)
-
-
-def _number(value: Json) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _maybe(value: Json) -> float | None:
-    return None if value is None else _number(value)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What servers of pages for this machine have in common: who may ask, how is answered, how one is started."""
+
+import os
+import secrets
+import threading
+import webbrowser
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from html import escape
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from urllib.parse import parse_qs, urlsplit
+
+from slimrank._errors import OptionError
+from slimrank._numbers import whole_number
+from slimrank.live._guard import LOOPBACK, Guard
+from slimrank.report import document
+
+_HIGHEST_PORT = 65535
+
+
+class Live:
+    """A server that shows a run or a plan; it runs until it is closed.
+
+    Attributes:
+        url: address for a browser on this machine; it holds the token without which nothing is shown.
+    """
+
+    def __init__(self, server: "LocalServer") -> None:
+        self._server = server
+        self.url = server.url
+        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits until the server is closed, by Ctrl-C say."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._server.is_closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_live(make: "Callable[[int], LocalServer]", port: object, *, open_browser: bool) -> Live:
+    """Starts a server.
+
+    Args:
+        make: makes it, on a port.
+        port: on which to listen; 0 for a free one.
+        open_browser: also open the page.
+
+    Returns:
+        The server, running.
+
+    Raises:
+        OptionError: the port is in use, or no port.
+    """
+    number = _port_number(port)
+    try:
+        server = make(number)
+    except OSError as error:
+        raise OptionError(
+            f"port={port}: it cannot be listened on ({error.strerror}); give another, or 0 for a free one"
+        ) from error
+    live = Live(server)
+    if open_browser:
+        webbrowser.open(live.url)
+    return live
+
+
+def _port_number(port: object) -> int:
+    """The number of a port.
+
+    Raises:
+        OptionError: it is none.
+    """
+    number = whole_number(port)
+    if number is None or not 0 <= number <= _HIGHEST_PORT:
+        raise OptionError(f"port={port!r}; give a whole number from 0 to {_HIGHEST_PORT}, 0 for a free one")
+    return number
+
+
+class LocalServer(ThreadingHTTPServer):
+    """Listens on this machine only.
+
+    Attributes:
+        is_closing: set before it ends, for answers that go on.
+        guard: who may ask.
+    """
+
+    daemon_threads = True
+    # A port that another server has must be refused, not shared.
+    allow_reuse_address = os.name == "posix"
+
+    def __init__(self, port: int, handler: type["LocalHandler"]) -> None:
+        super().__init__((LOOPBACK, port), handler)
+        self.is_closing = threading.Event()
+        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24))
+
+    @property
+    def url(self) -> str:
+        """For a browser on this machine."""
+        return f"http://{LOOPBACK}:{self.guard.port}/?token={self.guard.token}"
+
+
+class LocalHandler(BaseHTTPRequestHandler, ABC):
+    """Answers who may ask."""
+
+    server: LocalServer
+    protocol_version = "HTTP/1.1"
+    server_version = "slimrank"
+    sys_version = ""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: requests hold the token."""
+
+    def do_GET(self) -> None:
+        """Answers who may ask."""
+        path, refusal = self.asked()
+        if refusal is not None:
+            self.answer(HTTPStatus.FORBIDDEN, _plain_page("Not shown", refusal))
+        elif not self.show(path):
+            page = _plain_page("Nothing here", "open the address that was printed")
+            self.answer(HTTPStatus.NOT_FOUND, page)
+
+    @abstractmethod
+    def show(self, path: str) -> bool:
+        """Answers with what is at a path; False where nothing is."""
+
+    def asked(self, *, changes: bool = False) -> tuple[str, str | None]:
+        """The path that is asked for, and why it is refused; ``changes`` as in ``Guard.refusal``."""
+        address = urlsplit(self.path)
+        token = parse_qs(address.query).get("token", [None])[0]
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return address.path, self.server.guard.refusal(headers, token, changes=changes)
+
+    def answer(self, status: HTTPStatus, content: bytes, kind: str = "text/html; charset=utf-8") -> None:
+        """Sends a whole answer."""
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def _plain_page(heading: str, text: str) -> bytes:
+    """A page that says one thing."""
+    body = f'<h1>{escape(heading)}</h1>\n<p class="verdict">{escape(text)}</p>'
+    return document(heading, body).encode()

@@ -15,6 +15,7 @@ from slimrank.cli._options import (
     PATH,
     StudyText,
     after_option,
+    architecture_option,
     budget_options,
     memory_option,
     on_layer_option,
@@ -96,6 +97,7 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @click.option("--max-quant-drop", type=float, help="Divergence per sample that --quantize may add.")
 @after_option
 @relative_to_option
+@architecture_option
 @overwrite_option
 @memory_option
 @quiet_option
@@ -128,6 +130,7 @@ def compress(
     max_quant_drop: float | None,
     after: Path | None,
     relative_to: Literal["model", "original"],
+    architecture: bool,
     overwrite: bool,
     memory: str | None,
     quiet: bool,
@@ -213,7 +216,7 @@ def compress(
             )
     if report_path is not None:
         result.report(report_path)
-    answer = save_result(result, out, overwrite=overwrite)
+    answer = save_result(result, out, overwrite=overwrite, architecture=architecture)
     if export_path is None:
         return answer
     try:

@@ -96,6 +96,11 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a mod
 _METHODS_HELP = f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}."
 methods_option = click.option("--methods", multiple=True, help=_METHODS_HELP)
 skip_option = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
+architecture_option = click.option(
+    "--architecture",
+    is_flag=True,
+    help="Save the architecture, too, as data: slimrank.load(DIR) then needs no class.",
+)
 after_option = click.option(
     "--after",
     type=PATH,

@@ -97,6 +97,7 @@ from slimrank.select import (
 )
 from slimrank.store import Store
 from slimrank.survey import (
+    Claim,
     DataSource,
     Inputs,
     MemoryOption,
@@ -1087,8 +1088,11 @@ def _measured_study(
     stored = None if store is None else fingerprint_in(store)
     session = read_as_stored(session, source, stored or {})
     fingerprint = fingerprint_of(session, model, previous)
+    claimed = Claim()
     if store is not None:
-        claim(store, fingerprint, session.options)
+        claimed = claim(store, fingerprint, session)
+        for note in claimed.notes:
+            phases.tell(str(note))
         journal = EventFile(store.root / EVENTS_FILE)
         phases.add_listener(journal)
         listeners = (*listeners, journal)
@@ -1099,7 +1103,8 @@ def _measured_study(
         run_dir=None if store is None else store.root,
         fingerprint=fingerprint,
     )
-    measured = measure(session, Run(phases=phases, store=store), _damage_at)
+    run = Run(phases=phases, store=store, is_read_only=claimed.is_read_only)
+    measured = measure(session, run, _damage_at)
     done = Study(
         structure=structure_of(measured.layers, measured.channels),
         before=before,
@@ -1110,13 +1115,13 @@ def _measured_study(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*received.notes, *session.notes, *measured.notes, *previous_notes(previous)),
+        notes=(*received.notes, *session.notes, *measured.notes, *previous_notes(previous), *claimed.notes),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
         _session=session,
     )
-    if store is not None:
+    if store is not None and not claimed.is_read_only:
         done.save(store.root)
     return done
 

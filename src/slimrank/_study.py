@@ -27,7 +27,7 @@ from slimrank._result import Result
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
-from slimrank.files import Json
+from slimrank.files import Json, check_folder
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, eval_mode, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.interop import Received, receive
@@ -905,6 +905,7 @@ class Study:
         check_fingerprint(fingerprint, record, store)
         listeners = listeners_of(callback, log_dir)
         if run_dir is not None:
+            check_folder(run_dir, "run_dir")
             listeners = (*listeners, EventFile(Path(run_dir) / EVENTS_FILE))
         session = replace(
             session,
@@ -1057,6 +1058,8 @@ def study_with(
         SlimrankError: as in ``study``.
     """
     check_options(options)
+    if run_dir is not None:
+        check_folder(run_dir, "run_dir")
     received = receive(model)
     model = received.model
     check_skip(options.skip, model)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
 from slimrank.cost import carries_mean, gains_bias
-from slimrank.files import Json, check_format, read_text, write_bytes
+from slimrank.files import Json, check_folder, check_format, read_text, write_bytes
 from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
@@ -196,8 +196,10 @@ def check_target(
         how_to_overwrite: what the message advises.
 
     Raises:
+        FileError: the folder that it would lie in is not there.
         NotEmptyError: it is a file, or holds something and ``overwrite`` is False or it is no saved model.
     """
+    check_folder(target, where)
     if not target.exists():
         return
     named = f"{where} {target}".lstrip()
@@ -397,7 +399,6 @@ def _move_into_place(draft: Path, target: Path) -> None:
             (target / name).unlink(missing_ok=True)
         return
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(target)
         return
     old = target.with_name(f".{target.name}.{os.getpid()}.old")

@@ -1158,6 +1158,15 @@ def _within_latency(
     return replace(plan, latency=latency), rounding
 
 
+def planned_without_new_bias(study: Study) -> Study:
+    """What ``Study.plan(new_bias=False)`` plans on: the study, counting no bias where a layer has none.
+
+    Raises:
+        OptionError: an earlier step made new biases.
+    """
+    return study._without_new_bias()
+
+
 def skipped_globs(study: Study, skip: Skip) -> tuple[str, ...]:
     """What a plan of a study leaves alone, as globs; modules are those of the model that was studied.
 

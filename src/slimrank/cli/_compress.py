@@ -23,6 +23,7 @@ from slimrank.cli._options import (
     quiet_option,
     relative_to_option,
     study_options,
+    widths_options,
 )
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._save import exported_facts, name_in_saved, save_result, saved_facts
@@ -97,6 +98,7 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @click.option("--max-quant-drop", type=float, help="Divergence per sample that --quantize may add.")
 @after_option
 @relative_to_option
+@widths_options
 @architecture_option
 @overwrite_option
 @memory_option
@@ -130,6 +132,8 @@ def compress(
     max_quant_drop: float | None,
     after: Path | None,
     relative_to: Literal["model", "original"],
+    uniform_widths: bool,
+    new_bias: bool,
     architecture: bool,
     overwrite: bool,
     memory: str | None,
@@ -174,6 +178,8 @@ def compress(
             memory=memory,
             previous=previous,
             relative_to=relative_to,
+            uniform_widths=uniform_widths,
+            new_bias=new_bias,
             **study_from_text(options),
         )
     else:
@@ -202,8 +208,11 @@ def compress(
                 score_fn=judge,
                 lower_is_better=lower_is_better,
                 multiple_of=rounding,
+                uniform_widths=uniform_widths,
+                new_bias=new_bias,
             )
         else:
+            refuse_given(ctx, ("uniform_widths", "new_bias"), "--split makes plans of one method each")
             result = sr.search_split(
                 measured,
                 macs=read_budget(macs),

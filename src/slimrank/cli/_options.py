@@ -114,6 +114,18 @@ relative_to_option = click.option(
     show_default=True,
     help="What keep ratios are shares of, after an earlier compression.",
 )
+widths_options = _together(
+    click.option(
+        "--uniform-widths", is_flag=True, help="The same width in all layers of a stack; no block goes."
+    ),
+    click.option(
+        "--no-new-bias",
+        "new_bias",
+        flag_value=False,
+        default=True,
+        help="No bias for layers that have none.",
+    ),
+)
 on_layer_option = click.option(
     "--on-layer", metavar="REF", help="Function of (model, layer name), called after each compressed layer."
 )

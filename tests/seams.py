@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from slimrank import Latencies, Study, _progress, _result
 from slimrank._numbers import real_number, whole_number
-from slimrank._progress import EventFile, Phases
+from slimrank._progress import EventFile, Expected, Overall, Phases
 from slimrank._result import add_export
 from slimrank._study import session_of
 from slimrank.aimet._inputs import InputSampler

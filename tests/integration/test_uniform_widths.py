@@ -240,16 +240,8 @@ def test_the_command_line_takes_both(
     done = CliRunner().invoke(seams.cli, ["plan", "run", *options, "--out", "plan.json"])
     assert done.exit_code == 0, done.output
     assert sr.Plan.load("plan.json") == study.plan(macs=0.6, uniform_widths=True, new_bias=False)
-    command = [
-        "compress",
-        "widths_net:build",
-        "widths_net:batches",
-        "--out",
-        "small",
-        "--no-compete",
-        "--quiet",
-    ]
-    done = CliRunner().invoke(seams.cli, [*command, *options])
+    command = ("compress", "widths_net:build", "widths_net:batches", "--out", "small", "--quiet")
+    done = CliRunner().invoke(seams.cli, [*command, "--no-compete", *options])
     assert done.exit_code == 0, done.output
     small = sr.Plan.load("small/plan.json")
     assert not small.has_bias

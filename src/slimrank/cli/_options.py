@@ -2,14 +2,13 @@
 """Options that several commands share."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
 import click
 
 import slimrank as sr
 from slimrank.calibrate import FAMILIES, LikelihoodChoice, OwnLossFn, Weights
-from slimrank.cli._command import Answer
+from slimrank.cli._command import PATH, Answer
 from slimrank.forward import OutputChoice
 from slimrank.records import EFFORTS, ChannelOrder, Effort, Method
 
@@ -87,7 +86,6 @@ def _together(*options: Callable[[_Function], _Function]) -> Callable[[_Function
     return add
 
 
-PATH = click.Path(path_type=Path)
 memory_option = click.option(
     "--memory", metavar="SIZE", help="Memory beside the model, e.g. 1GB; less takes longer.  [default: 2.5GB]"
 )

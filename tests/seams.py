@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from slimrank import Latencies, Study, _progress, _result
 from slimrank._numbers import real_number, whole_number
-from slimrank._progress import EventFile, Phases
+from slimrank._progress import EventFile, Expected, Overall, Phases
 from slimrank._result import add_export
 from slimrank._study import session_of
 from slimrank.aimet._inputs import InputSampler
@@ -62,7 +62,6 @@ from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._executorch import executorch_package
 from slimrank.deploy._executorch_profile import trace_times
-from slimrank.deploy._export import _TURN as EXPORT_TURN
 from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
 from slimrank.deploy._judge import decibels, signal_and_noise
@@ -83,6 +82,7 @@ from slimrank.deploy._onnx_profile import _graph_of as onnx_graph_of
 from slimrank.deploy._openvino_profile import single_runs
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
+from slimrank.deploy._quiet import EXPORT_TURN
 from slimrank.deploy._samples import is_constant, read_samples
 from slimrank.deploy._timing import time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install

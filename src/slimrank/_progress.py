@@ -7,7 +7,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ _LOG = logging.getLogger("slimrank.progress")
 _BETWEEN_EVENTS, _BETWEEN_LINES = 0.25, 60.0
 # Seconds of a phase below which its end is no line of a log.
 _BRIEF = 1.0
+# Share of the expected work from which on its pace, and not the estimate alone, tells what is left.
+_KNOWN_PACE = 0.05
 
 
 class Advance(Protocol):
@@ -37,6 +40,68 @@ class Advance(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a phase is expected to take in all, however often it begins.
+
+    Attributes:
+        seconds: its time.
+        steps: that it takes.
+    """
+
+    seconds: float
+    steps: int
+
+
+class Overall:
+    """How far a whole call is: its phases weighted by the time that they are expected to take.
+
+    Args:
+        name: of the call.
+        expected: by phase.
+    """
+
+    def __init__(self, name: str, expected: Mapping[str, Expected]) -> None:
+        self._name, self._expected = name, dict(expected)
+        self._steps = dict.fromkeys(expected, 0)
+        self._whole = sum(phase.seconds for phase in expected.values())
+        self._start = time.perf_counter()
+
+    def add(self, phase: str, steps: int) -> None:
+        """Tells that steps of a phase are done; those of a phase that was not expected count nothing."""
+        if phase in self._steps:
+            self._steps[phase] += steps
+
+    @property
+    def share(self) -> float:
+        """Of the expected work that is done, 0 to 1."""
+        return self._done / self._whole if self._whole > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """At the pace so far; in the beginning as expected."""
+        taken = time.perf_counter() - self._start
+        pace = taken / self._done if self.share > _KNOWN_PACE else 1.0
+        return max(0.0, (self._whole - self._done) * pace)
+
+    @property
+    def _done(self) -> float:
+        return sum(
+            phase.seconds * min(1.0, self._steps[name] / max(1, phase.steps))
+            for name, phase in self._expected.items()
+        )
+
+    def __str__(self) -> str:
+        return f"{self._name} {self.share:.0%}, about {seconds_text(self.seconds_left)} left"
+
+
+def seconds_text(seconds: float) -> str:
+    """A time that is known roughly, in words."""
+    if seconds < 100:
+        return f"{max(1, round(seconds, -1 if seconds > 30 else 0)):.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
 class Phases:
     """Phases of one run.
 
@@ -44,6 +109,7 @@ class Phases:
         is_shown: whether bars and lines are shown.
         seconds: wall time by phase.
         name: of the phase that began last; "" before the first one.
+        overall: how far the whole call is; None where that cannot be estimated (yet).
 
     Args:
         shown: draw bars where stderr is a terminal, else log a line per phase and minute; False only takes
@@ -55,6 +121,7 @@ class Phases:
         self.is_shown = shown
         self.seconds: dict[str, float] = {}
         self.name = ""
+        self.overall: Overall | None = None
         self._listeners = list(listeners)
 
     def add_listener(self, listener: Listener) -> None:
@@ -90,6 +157,7 @@ class Phases:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[overall]}", markup=False),
             TextColumn("{task.fields[text]}", markup=False),
         )
         console = Console(stderr=True)
@@ -101,10 +169,12 @@ class Phases:
         outcome = "stopped"
         try:
             with progress:
-                task = progress.add_task(name, total=total, text="")
+                task = progress.add_task(name, total=total, text="", overall=self._overall_text)
 
                 def advance(steps: int, text: str = "") -> None:
-                    progress.update(task, advance=steps, text=text)
+                    if self.overall is not None:
+                        self.overall.add(name, steps)
+                    progress.update(task, advance=steps, text=text, overall=self._overall_text)
                     running.advance(steps, text)
 
                 yield advance
@@ -112,6 +182,10 @@ class Phases:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + running.seconds
             running.finish(outcome)
+
+    @property
+    def _overall_text(self) -> str:
+        return "" if self.overall is None else f"({self.overall}, estimated)"
 
     def tell(self, text: str) -> None:
         """One line on stderr, where progress is shown."""
@@ -162,6 +236,10 @@ class _Running:
         now = time.perf_counter()
         if now - self._last_event >= _BETWEEN_EVENTS or self._done == self._total:
             self._last_event = now
+            overall = self._phases.overall
+            whole: dict[str, float] = {}
+            if overall is not None:
+                whole = {"overall": round(overall.share, 4), "seconds_left": round(overall.seconds_left, 1)}
             self._phases.emit(
                 "step",
                 phase=self._name,
@@ -169,14 +247,16 @@ class _Running:
                 total=self._total,
                 seconds=round(self.seconds, 3),
                 text=text,
+                **whole,
             )
         if self.is_logged and now - self._last_line >= _BETWEEN_LINES:
             self._last_line = now
             left = self.seconds * (self._total - self._done) / self._done if self._done else None
             rest = "" if left is None else f", about {left:.0f} s left"
-            _LOG.info(
-                "%s: %d of %d%s%s", self._name, self._done, self._total, rest, f" ({text})" if text else ""
-            )
+            overall = self._phases.overall
+            beside = f" ({text})" if text else ""
+            beside += "" if overall is None else f"; {overall} (estimated)"
+            _LOG.info("%s: %d of %d%s%s", self._name, self._done, self._total, rest, beside)
 
     def finish(self, outcome: str) -> None:
         """Tells that it ended, or was stopped."""

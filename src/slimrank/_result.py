@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,11 +17,15 @@ from slimrank.deploy import (
     ExportSource,
     Precision,
     Reading,
+    Recorded,
     Tokenizer,
+    check_target,
     export_model,
+    record_architecture,
     save_artifact,
     save_pretrained_model,
     update_artifact,
+    write_architecture,
 )
 from slimrank.files import Json, read_text
 from slimrank.forward import Batch, outside_inference_mode
@@ -188,6 +193,9 @@ class Result:
         *,
         overwrite: bool = False,
         measurements: Sequence[Measurement] = (),
+        architecture: bool = False,
+        batches: Iterable[object] | None = None,
+        inputs: Callable[[object], object] | None = None,
     ) -> None:
         """Writes ``model.safetensors``, ``plan.json``, ``manifest.json`` and ``report.html``, all or nothing.
 
@@ -197,16 +205,44 @@ class Result:
             path: a new or empty directory.
             overwrite: replace a directory that holds something.
             measurements: as in ``summary``; for the report.
+            architecture: record the model as a program of ``torch.export``, as data, so that
+                ``slimrank.load(path)`` needs no class. Nothing is written unless what was recorded answers as
+                the model does.
+            batches: real inputs to record with; None takes those of the study.
+            inputs: as in ``slimrank.study``, for ``batches``.
 
         Raises:
             NotEmptyError: the directory holds something and ``overwrite`` is False.
+            ExportError: the architecture cannot be recorded.
+            BatchesError: there are no batches to record it with.
             FileError: it cannot be written.
         """
-        summary = summary_of(self, measurements, Path(path))
-        manifest: dict[str, Json] = {**self._manifest(), _EXPORTS: export_facts(summary.exports)}
+        if not architecture and (batches is not None or inputs is not None):
+            raise OptionError("batches= and inputs= go with architecture=True, which records with them")
+        check_target(Path(path).resolve(), overwrite=overwrite)
+        recorded, told = None, self
+        if architecture:
+            recorded, notes = self._record(batches, inputs)
+            told = self.with_notes(notes, self.seconds)
+        summary = summary_of(told, measurements, Path(path))
+        manifest: dict[str, Json] = {**told._manifest(), _EXPORTS: export_facts(summary.exports)}
         data = result_data(summary, self.plan, curves=self._curves, group_curves=self._group_curves)
-        html = render_page(data)
-        save_artifact(path, self.model, self.plan, manifest, html, overwrite=overwrite)
+        write_more = None if recorded is None else partial(write_architecture, recorded=recorded)
+        save_artifact(
+            path,
+            self.model,
+            self.plan,
+            manifest,
+            render_page(data),
+            overwrite=overwrite,
+            write_more=write_more,
+        )
+
+    @outside_inference_mode
+    def _record(
+        self, batches: Iterable[object] | None, inputs: Callable[[object], object] | None
+    ) -> tuple[Recorded, tuple[Note, ...]]:
+        return record_architecture(self.model, self._samples(batches, inputs))
 
     @outside_inference_mode
     def save_pretrained(
@@ -286,20 +322,7 @@ class Result:
             SlimrankError: as in ``slimrank.export``.
         """
         source = self._source
-        samples: Iterable[Batch]
-        if batches is not None:
-            samples = checked_batches(batches, inputs, self.model)
-        elif inputs is not None:
-            raise OptionError(
-                "inputs= goes with batches=; those of the study are read as the study read them"
-            )
-        elif source is not None:
-            samples = source.batches()
-        else:
-            raise BatchesError(
-                "this result knows no data (it was made without batches, or comes from a pickle); pass "
-                "batches="
-            )
+        samples = self._samples(batches, inputs)
         reading = Reading()
         if source is not None:
             reading = Reading(outputs=source.outputs, likelihood=source.likelihood)
@@ -320,6 +343,23 @@ class Result:
             exported = replace(exported, notes=(*exported.notes, Note(where=format, text=text)))
         self._remember(exported)
         return exported
+
+    def _samples(
+        self, batches: Iterable[object] | None, inputs: Callable[[object], object] | None
+    ) -> Iterable[Batch]:
+        """The caller's batches, or those of the study."""
+        if batches is not None:
+            return checked_batches(batches, inputs, self.model)
+        if inputs is not None:
+            raise OptionError(
+                "inputs= goes with batches=; those of the study are read as the study read them"
+            )
+        if self._source is None:
+            raise BatchesError(
+                "this result knows no data (it was made without batches, or comes from a pickle); pass "
+                "batches="
+            )
+        return self._source.batches()
 
     def with_notes(self, notes: Sequence[Note], seconds: Mapping[str, float]) -> "Result":
         """The same result with notes added and other times."""

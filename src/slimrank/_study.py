@@ -27,7 +27,7 @@ from slimrank._result import Result
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
-from slimrank.files import Json
+from slimrank.files import Json, check_folder
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, eval_mode, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.interop import Received, receive
@@ -97,6 +97,7 @@ from slimrank.select import (
 )
 from slimrank.store import Store
 from slimrank.survey import (
+    Claim,
     DataSource,
     Inputs,
     MemoryOption,
@@ -904,6 +905,7 @@ class Study:
         check_fingerprint(fingerprint, record, store)
         listeners = listeners_of(callback, log_dir)
         if run_dir is not None:
+            check_folder(run_dir, "run_dir")
             listeners = (*listeners, EventFile(Path(run_dir) / EVENTS_FILE))
         session = replace(
             session,
@@ -1056,6 +1058,8 @@ def study_with(
         SlimrankError: as in ``study``.
     """
     check_options(options)
+    if run_dir is not None:
+        check_folder(run_dir, "run_dir")
     received = receive(model)
     model = received.model
     check_skip(options.skip, model)
@@ -1087,8 +1091,11 @@ def _measured_study(
     stored = None if store is None else fingerprint_in(store)
     session = read_as_stored(session, source, stored or {})
     fingerprint = fingerprint_of(session, model, previous)
+    claimed = Claim()
     if store is not None:
-        claim(store, fingerprint, session.options)
+        claimed = claim(store, fingerprint, session)
+        for note in claimed.notes:
+            phases.tell(str(note))
         journal = EventFile(store.root / EVENTS_FILE)
         phases.add_listener(journal)
         listeners = (*listeners, journal)
@@ -1099,7 +1106,8 @@ def _measured_study(
         run_dir=None if store is None else store.root,
         fingerprint=fingerprint,
     )
-    measured = measure(session, Run(phases=phases, store=store), _damage_at)
+    run = Run(phases=phases, store=store, is_read_only=claimed.is_read_only)
+    measured = measure(session, run, _damage_at)
     done = Study(
         structure=structure_of(measured.layers, measured.channels),
         before=before,
@@ -1110,13 +1118,13 @@ def _measured_study(
         methods=options.methods,
         grams=measured.grams,
         unit=session.damage_unit,
-        notes=(*received.notes, *session.notes, *measured.notes, *previous_notes(previous)),
+        notes=(*received.notes, *session.notes, *measured.notes, *previous_notes(previous), *claimed.notes),
         seconds=phases.seconds,
         fingerprint=fingerprint,
         previous=previous,
         _session=session,
     )
-    if store is not None:
+    if store is not None and not claimed.is_read_only:
         done.save(store.root)
     return done
 
@@ -1148,6 +1156,15 @@ def _within_latency(
             break
         budget *= asked / latency.predicted
     return replace(plan, latency=latency), rounding
+
+
+def planned_without_new_bias(study: Study) -> Study:
+    """What ``Study.plan(new_bias=False)`` plans on: the study, counting no bias where a layer has none.
+
+    Raises:
+        OptionError: an earlier step made new biases.
+    """
+    return study._without_new_bias()
 
 
 def skipped_globs(study: Study, skip: Skip) -> tuple[str, ...]:

@@ -375,17 +375,17 @@ def test_demo_measures_saves_and_loads(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_demo_ends_with_the_exported_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seams.short_demo(monkeypatch)
-    done = CliRunner().invoke(seams.cli, ["demo", "--out", str(tmp_path / "new" / "demo"), "--quiet"])
+    done = CliRunner().invoke(seams.cli, ["demo", "--out", str(tmp_path / "demo"), "--quiet"])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     # On a busy machine a note on the times follows.
     end = lines[lines.index("Exported:") :]
-    size = (tmp_path / "new" / "demo" / "compressed.onnx").stat().st_size / 1e6
+    size = (tmp_path / "demo" / "compressed.onnx").stat().st_size / 1e6
     assert f"compressed.onnx (onnx): {size:,.3f} MB, original 1." in end[1]
     assert "equal classes" in end[2]
     assert end[3].startswith("original ")
     assert end[3].endswith("batch 16, 1 thread")
-    report = (tmp_path / "new" / "demo" / "model" / "report.html").read_text()
+    report = (tmp_path / "demo" / "model" / "report.html").read_text()
     assert "compressed.onnx has the compressed network for onnxruntime" in report
 
 

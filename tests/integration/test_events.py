@@ -58,7 +58,10 @@ def test_later_work_on_a_study_that_was_read_writes_its_own_journal(tmp_path: Pa
     study.apply(study.plan(macs=0.5))
     lines = (tmp_path / "later" / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines[:2]] == ["run", "phase"]
-    study = sr.Study.load(tmp_path / "run", model=model, run_dir=tmp_path / "no" / "where", progress=False)
+    with pytest.raises(sr.FileError, match=r"run_dir .*where cannot be written: there is no folder .*no;"):
+        sr.Study.load(tmp_path / "run", model=model, run_dir=tmp_path / "no" / "where", progress=False)
+    (tmp_path / "file").write_text("")
+    study = sr.Study.load(tmp_path / "run", model=model, run_dir=tmp_path / "file", progress=False)
     with pytest.raises(sr.FileError, match=r"events\.jsonl cannot be written \(.*\); give a run_dir"):
         study.apply(study.plan(macs=0.5))
 

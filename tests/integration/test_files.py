@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import seams
 import slimrank as sr
+from slimrank.demo import run_demo
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = {"model.safetensors", "plan.json", "manifest.json", "report.html"}
@@ -189,8 +190,8 @@ with torch.no_grad():
         assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
     def test_a_new_folder_is_made(self, result: sr.Result, nets: ModuleType, tmp_path: Path) -> None:
-        result.save(tmp_path / "a" / "b" / "c")
-        sr.load(str(tmp_path / "a" / "b" / "c"), model=nets.cnn())
+        result.save(tmp_path / "a")
+        sr.load(str(tmp_path / "a"), model=nets.cnn())
 
     def test_an_empty_directory_is_taken_and_a_full_one_refused(
         self, result: sr.Result, tmp_path: Path
@@ -536,3 +537,42 @@ def test_an_edited_plan_is_checked(nets: ModuleType, tmp_path: Path) -> None:
         sr.Plan.load(tmp_path / "plan.json")
     (tmp_path / "plan.json").write_text(text.replace('"rank": 4', '"rank": 5'))
     assert sr.Plan.load(tmp_path / "plan.json").multiple_of == 1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda study, result, path: result.save(path),
+        lambda study, result, path: result.report(path),
+        lambda study, result, path: study.save(path),
+        lambda study, result, path: study.report(path),
+        lambda study, result, path: result.plan.save(path),
+        lambda study, result, path: study.pareto(points=2, measure=False).save(path),
+        lambda study, result, path: result.export(path.with_suffix(".pt2"), format="torch"),
+        lambda study, result, path: sr.study(nn.Linear(2, 2), [], run_dir=path),
+        lambda study, result, path: sr.study(nn.Linear(2, 2), [], log_dir=path),
+        lambda study, result, path: sr.compress(nn.Linear(2, 2), [], macs=0.5, run_dir=path),
+        lambda study, result, path: sr.measure_scores(study, lambda _: 0.0, path=path, progress=False),
+        lambda study, result, path: sr.measure_latency(study, backend="torch", path=path, progress=False),
+        lambda study, result, path: sr.finetune(
+            nn.Linear(2, 2),
+            [(torch.ones(4, 2), torch.ones(4, 2))] * 2,
+            lambda y, t: (y - t).square().mean(),
+            run_dir=path,
+            progress=False,
+        ),
+        lambda study, result, path: run_demo(path, progress=False),
+    ],
+)
+def test_no_call_makes_parent_folders(
+    write: Callable[[sr.Study, sr.Result, Path], object],
+    cnn_study: sr.Study,
+    cnn_result: sr.Result,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(
+        sr.FileError, match=rf"there is no folder {tmp_path / 'no'}|existing folder"
+    ) as caught:
+        write(cnn_study, cnn_result, tmp_path / "no" / "out.html")
+    assert str(tmp_path / "no") in str(caught.value)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 """Killed studies and applies go on where they stopped, and end as if nothing had happened, bit for bit."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import nn
 
 import seams
 import slimrank as sr
+from slimrank.records import Method
 
 
 def bits(study: sr.Study) -> list[tuple[str, str, str, list[bytes]]]:
@@ -125,7 +127,7 @@ sr.study(nets.cnn(), nets.noise(1, 8, 8), run_dir="run", progress=False)
         ("data", "inputs"),
         ("model", "structure and weights"),
         ("seed", "options"),
-        ("methods", "options"),
+        ("methods", r"options \(methods="),
         ("skip", "options"),
         ("outputs", "options|outputs"),
     ],
@@ -136,9 +138,10 @@ def test_a_run_directory_is_tied_to_its_study(
     def build() -> nn.Module:
         return nets.settle(nets.TupleOutput())
 
-    sr.study(build(), nets.noise(24), outputs=0, run_dir=tmp_path, progress=False)
+    both = ("weight_svd", "channel_pruning")
+    sr.study(build(), nets.noise(24), outputs=0, methods=both, run_dir=tmp_path, progress=False)
     model, batches = build(), nets.noise(24)
-    options: dict[str, object] = {"outputs": 0}
+    options: dict[str, object] = {"outputs": 0, "methods": both}
     if change == "weights":
         model.box.bias.data[0] += 1e-3
     elif change == "data":
@@ -148,7 +151,7 @@ def test_a_run_directory_is_tied_to_its_study(
     else:
         options |= {
             "seed": {"seed": 1},
-            "methods": {"methods": ("weight_svd",)},
+            "methods": {"methods": ("weight_svd", "spatial_svd")},
             "skip": {"skip": ("box",)},
             "outputs": {"outputs": 2},
         }[change]
@@ -156,6 +159,105 @@ def test_a_run_directory_is_tied_to_its_study(
         sr.StudyError, match=rf"holds a study of other ({words}).*give another run_dir or delete it"
     ):
         sr.study(model, batches, run_dir=tmp_path, progress=False, **options)
+
+
+def everything(study: sr.Study) -> object:
+    """All that was measured, to the bit."""
+    groups = [(curve.group, curve.order, curve.damage.tobytes()) for curve in study.group_curves]
+    return bits(study), groups, study.block_damages, study.fingerprint
+
+
+def run_notes(study: sr.Study) -> str:
+    return " ".join(note.text for note in study.notes if note.where == "run_dir")
+
+
+ALL: tuple[Method, ...] = (*sr.METHODS, *sr.MORE_METHODS)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "measured", "words"),
+    [
+        (sr.METHODS, ["stem", "conv", "last"], "curves of 1 layers, gradients, channel groups taken over"),
+        (("weight_svd",), ["stem", "conv", "last"], "curves of 1 layers taken over.*gradients, which more"),
+        (("channel_pruning",), ["stem", "conv", "last", "fc"], "channel groups taken over"),
+    ],
+)
+def test_a_study_of_more_methods_takes_over_what_is_valid(
+    earlier: tuple[Method, ...],
+    measured: list[str],
+    words: str,
+    nets: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches = nets.noise(1, 8, 8)
+    sr.study(nets.cnn(), batches, methods=earlier, run_dir=tmp_path, progress=False)
+    layers = seams.watch_layer_curves(monkeypatch)
+    study = sr.study(nets.cnn(), batches, methods=ALL, run_dir=tmp_path, progress=False)
+    assert layers == measured
+    assert re.search(words, run_notes(study))
+    assert everything(study) == everything(sr.study(nets.cnn(), batches, methods=ALL, progress=False))
+    assert everything(sr.Study.load(tmp_path)) == everything(study)
+
+
+def test_more_methods_go_on_after_an_interrupt(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = nets.noise(1, 8, 8)
+    sr.study(nets.cnn(), batches, methods=("weight_svd",), run_dir=tmp_path, progress=False)
+    with monkeypatch.context() as patch:
+        seams.interrupt_after_layers(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            sr.study(nets.cnn(), batches, run_dir=tmp_path, progress=False)
+    with pytest.raises(sr.StudyError, match="was not finished"):
+        sr.Study.load(tmp_path)
+    layers = seams.watch_layer_curves(monkeypatch)
+    study = sr.study(nets.cnn(), batches, run_dir=tmp_path, progress=False)
+    assert layers == ["conv", "last"]
+    assert everything(study) == everything(sr.study(nets.cnn(), batches, progress=False))
+
+
+def test_a_study_of_all_methods_serves_fewer(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = nets.noise(1, 8, 8)
+    whole = sr.study(nets.cnn(), batches, run_dir=tmp_path, progress=False)
+    subsets: list[tuple[Method, ...]] = [("spatial_svd",), ("weight_svd", "channel_pruning")]
+    seams.forbid_measuring(monkeypatch)
+    for methods in subsets:
+        study = sr.study(nets.cnn(), batches, methods=methods, run_dir=tmp_path, progress=False)
+        assert study.methods == methods
+        assert bits(study) == [curve for curve in bits(whole) if curve[1] in methods]
+        assert len(study.group_curves) == (len(whole.group_curves) if "channel_pruning" in methods else 0)
+        assert "what it measured of fewer is taken over" in run_notes(study)
+        assert study.apply(study.plan(macs=0.8)).keep_ratio("macs") <= 0.8
+    assert everything(sr.Study.load(tmp_path)) == everything(whole)
+
+
+def test_an_unfinished_study_of_all_methods_serves_fewer_and_goes_on(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = nets.noise(1, 8, 8)
+    with monkeypatch.context() as patch:
+        seams.interrupt_after_layers(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            sr.study(nets.cnn(), batches, run_dir=tmp_path, progress=False)
+    fewer = sr.study(nets.cnn(), batches, methods=("weight_svd",), run_dir=tmp_path, progress=False)
+    assert {curve.layer for curve in fewer.curves} == {"stem", "conv", "last", "fc"}
+    study = sr.study(nets.cnn(), batches, run_dir=tmp_path, progress=False)
+    assert everything(study) == everything(sr.study(nets.cnn(), batches, progress=False))
+
+
+def test_more_batches_take_the_directory_and_say_what_is_redone(nets: ModuleType, tmp_path: Path) -> None:
+    batches = nets.noise(1, 8, 8, n=4)
+    sr.study(nets.cnn(), batches[:2], methods=("weight_svd",), run_dir=tmp_path, progress=False)
+    study = sr.study(nets.cnn(), batches, run_dir=tmp_path, progress=False)
+    assert "the first 2 of these 4 batches: all that it measured were means" in run_notes(study)
+    assert everything(study) == everything(sr.study(nets.cnn(), batches, progress=False))
+    with pytest.raises(sr.StudyError, match="4 batches there and 2 here, of which the first 2 are alike"):
+        sr.study(nets.cnn(), batches[:2], run_dir=tmp_path, progress=False)
+    with pytest.raises(sr.StudyError, match="4 batches there and 5 here, of which the first 0 are alike"):
+        sr.study(nets.cnn(), nets.noise(1, 8, 8, n=5, seed=1), run_dir=tmp_path, progress=False)
 
 
 def test_an_interrupted_apply_goes_on(

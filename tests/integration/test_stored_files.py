@@ -146,11 +146,12 @@ def test_a_stored_study_is_written_as_it_was(name: str, stored: Path, tmp_path: 
     # How far a run had come is for its own directory only.
     assert new.keys() == {file for file in old if file not in _PROGRESS and not file.startswith("apply/")}
     assert [file for file, content in new.items() if content != old[file]] == ["run.json"]
-    # By now a run says what was asked for, too.
+    # By now a run says what was asked for, too, and of which batches.
     was, now = (
         json.loads((folder / "run.json").read_text()) for folder in (stored / name, tmp_path / "again")
     )
     assert now.pop("asked")
+    assert len(now.pop("batches")) == len(stored_net.stored_batches())
     assert now == was
 
 

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans that ordinary tools can read: one width for all layers of a stack, and no new biases."""
 
+import sys
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
+import seams
 import slimrank as sr
 from slimrank.records import Method
 
@@ -192,3 +195,62 @@ def test_steps_share_one_rule_for_biases(study: sr.Study, nets: ModuleType) -> N
     without = study.apply(study.plan(macs=0.8, new_bias=False))
     with pytest.raises(sr.PlanError, match="planned with new_bias=False"):
         sr.study(without.model, batches, previous=without.plan, progress=False)
+
+
+def has_new_bias(result: sr.Result, study: sr.Study) -> bool:
+    names = result.model.state_dict()
+    without = [name for name, spec in study.structure.layers.items() if not spec.has_bias]
+    return any(key.startswith(f"{name}.") and key.endswith("bias") for key in names for name in without)
+
+
+def test_compress_takes_both(study: sr.Study, nets: ModuleType) -> None:
+    batches = nets.noise(8, n=6, size=32)
+    result = sr.compress(stacks(nets), batches, macs=0.6, uniform_widths=True, new_bias=False, progress=False)
+    found = widths(result.plan)
+    assert len({found[f"first.{index}.up"] for index in range(3)}) == 1
+    assert not result.plan.dropped
+    assert not has_new_bias(result, study)
+    assert result.after == result.plan.after
+    assert result.keep_ratio("macs") <= 0.6
+    tried = " ".join(note.text for note in result.notes if note.where == "compete")
+    assert "optimal, recalibrated" in tried
+
+
+def test_smallest_takes_both(study: sr.Study) -> None:
+    keywords: dict[str, object] = {"max_drop": 0.5, "methods": PRUNING, "tolerance": 0.2}
+    result = sr.smallest(study, uniform_widths=True, new_bias=False, **keywords)  # type: ignore[arg-type]
+    found = widths(result.plan)
+    assert found["second.0.up"] == found["second.1.up"]
+    assert not has_new_bias(result, study)
+    # What no plan with uniform widths reaches is not tried.
+    least = sr.smallest(study, skip=("first.1.*",), uniform_widths=True, **{**keywords, "max_drop": 1e9})  # type: ignore[arg-type]
+    assert {name.partition(".")[0] for name in least.plan.groups} == {"second"}
+
+
+def test_the_command_line_takes_both(
+    study: sr.Study, nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    batches = nets.noise(8, n=6, size=32)
+    module = ModuleType("widths_net")
+    module.build, module.batches = lambda: stacks(nets), lambda: batches  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "widths_net", module)
+    study.save("run")
+    options = ("--macs", "0.6", "--uniform-widths", "--no-new-bias")
+    done = CliRunner().invoke(seams.cli, ["plan", "run", *options, "--out", "plan.json"])
+    assert done.exit_code == 0, done.output
+    assert sr.Plan.load("plan.json") == study.plan(macs=0.6, uniform_widths=True, new_bias=False)
+    command = ("compress", "widths_net:build", "widths_net:batches", "--out", "small", "--quiet")
+    done = CliRunner().invoke(seams.cli, [*command, "--no-compete", *options])
+    assert done.exit_code == 0, done.output
+    small = sr.Plan.load("small/plan.json")
+    assert not small.has_bias
+    assert len({widths(small)[f"first.{index}.up"] for index in range(3)}) == 1
+    done = CliRunner().invoke(
+        seams.cli, ["plan", "run", "--manual", "s.csv", "--uniform-widths", "--no-new-bias"]
+    )
+    assert "leave out --uniform-widths, --no-new-bias" in done.output
+    done = CliRunner().invoke(
+        seams.cli, [*command, "--overwrite", "--split", "--macs", "0.6", "--no-new-bias"]
+    )
+    assert "--no-new-bias: --split makes plans of one method each" in done.output

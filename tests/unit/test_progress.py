@@ -87,3 +87,49 @@ def test_a_line_a_minute_where_no_bar_can_be_drawn(
         now[0] += 100
         advance(2)
     assert not caplog.records
+
+
+def test_the_whole_is_weighted_by_what_phases_are_expected_to_take(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    caplog.set_level(logging.INFO, logger="slimrank.progress")
+    heard: list[dict[str, object]] = []
+    phases = seams.Phases(shown=True, listeners=[heard.append])
+    expected = {
+        "moments": seams.Expected(seconds=30, steps=100),
+        "curves": seams.Expected(seconds=270, steps=10),
+    }
+    phases.overall = seams.Overall("study", expected)
+    # Nothing is known of the pace yet.
+    assert str(phases.overall) == "study 0%, about 5 min left"
+    # Twice as slow as expected, in two rounds.
+    for _ in range(2):
+        with phases.phase("moments", 50) as advance:
+            now[0] += 30
+            advance(50)
+    assert str(phases.overall) == "study 10%, about 9 min left"
+    with phases.phase("curves", 10) as advance:
+        now[0] += 270
+        advance(5, "conv")
+        now[0] += 270
+        advance(5)
+    # What was not expected counts nothing, and no phase counts more than was expected of it.
+    for name in ("other", "curves"):
+        with phases.phase(name, 5) as advance:
+            advance(5)
+    assert phases.overall.share == 1
+    assert phases.overall.seconds_left == 0
+    assert caplog.records[2].getMessage() == (
+        "curves: 5 of 10, about 270 s left (conv); study 55%, about 4 min left (estimated)"
+    )
+    steps = [event for event in heard if event["event"] == "step"]
+    assert [event["overall"] for event in steps[:4]] == [0.05, 0.1, 0.55, 1.0]
+    assert steps[2]["seconds_left"] == 270
+
+
+def test_a_call_of_which_nothing_is_expected_is_at_its_start() -> None:
+    overall = seams.Overall("study", {})
+    assert overall.share == 0
+    assert overall.seconds_left == 0

@@ -13,6 +13,7 @@ from slimrank.cli._options import (
     PATH,
     FitText,
     after_option,
+    architecture_option,
     fit_options,
     memory_option,
     on_layer_option,
@@ -43,6 +44,7 @@ _FIXED = ("batches", "inputs", "likelihood", "weights", "fisher", "draws", "hold
 @fit_options
 @on_layer_option
 @after_option
+@architecture_option
 @overwrite_option
 @memory_option
 @quiet_option
@@ -56,6 +58,7 @@ def apply(
     batches: str | None,
     on_layer: str | None,
     after: Path | None,
+    architecture: bool,
     overwrite: bool,
     memory: str | None,
     quiet: bool,
@@ -88,4 +91,4 @@ def apply(
             memory=memory,
         )
         result = measured.apply(chosen, on_layer=hook)
-    return save_result(result, out, overwrite=overwrite)
+    return save_result(result, out, overwrite=overwrite, architecture=architecture)

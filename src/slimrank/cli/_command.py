@@ -30,6 +30,8 @@ _KEYWORD = re.compile(
 STOPPED = 130
 # Exit code where the user has to correct something: click takes the same for usage errors.
 REFUSED = 2
+# An argument that is a path.
+PATH = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from slimrank.cli._options import (
     PATH,
     StudyText,
     after_option,
+    architecture_option,
     budget_options,
     memory_option,
     on_layer_option,
@@ -22,6 +23,7 @@ from slimrank.cli._options import (
     quiet_option,
     relative_to_option,
     study_options,
+    widths_options,
 )
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._save import exported_facts, name_in_saved, save_result, saved_facts
@@ -96,6 +98,8 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @click.option("--max-quant-drop", type=float, help="Divergence per sample that --quantize may add.")
 @after_option
 @relative_to_option
+@widths_options
+@architecture_option
 @overwrite_option
 @memory_option
 @quiet_option
@@ -128,6 +132,9 @@ def compress(
     max_quant_drop: float | None,
     after: Path | None,
     relative_to: Literal["model", "original"],
+    uniform_widths: bool,
+    new_bias: bool,
+    architecture: bool,
     overwrite: bool,
     memory: str | None,
     quiet: bool,
@@ -171,6 +178,8 @@ def compress(
             memory=memory,
             previous=previous,
             relative_to=relative_to,
+            uniform_widths=uniform_widths,
+            new_bias=new_bias,
             **study_from_text(options),
         )
     else:
@@ -199,8 +208,11 @@ def compress(
                 score_fn=judge,
                 lower_is_better=lower_is_better,
                 multiple_of=rounding,
+                uniform_widths=uniform_widths,
+                new_bias=new_bias,
             )
         else:
+            refuse_given(ctx, ("uniform_widths", "new_bias"), "--split makes plans of one method each")
             result = sr.search_split(
                 measured,
                 macs=read_budget(macs),
@@ -213,7 +225,7 @@ def compress(
             )
     if report_path is not None:
         result.report(report_path)
-    answer = save_result(result, out, overwrite=overwrite)
+    answer = save_result(result, out, overwrite=overwrite, architecture=architecture)
     if export_path is None:
         return answer
     try:

@@ -13,14 +13,16 @@ from slimrank.cli._options import PATH
 from slimrank.cli._references import batches_at, function_at, model_at
 from slimrank.cli._save import exported_facts, name_in_saved
 from slimrank.cli._typed import outputs_at, read_likelihood_option
-from slimrank.deploy import FORMATS, Precision, format_of
+from slimrank.deploy import FORMATS, Precision, format_of, has_architecture
 
 
 @click.command(cls=Command)
 @click.argument("saved")
 @click.argument("out", type=PATH)
 @click.option("--batches", metavar="REF", required=True, help="Real inputs to check and to time it with.")
-@click.option("--model", metavar="REF", help="The original model, where SAVED is a directory.")
+@click.option(
+    "--model", metavar="REF", help="The original model, where SAVED is a directory without its architecture."
+)
 @click.option(
     "--format",
     type=str,
@@ -57,13 +59,15 @@ def export(
 ) -> Answer:
     """Write SAVED to the file OUT, which another runtime reads, checked and timed in that runtime.
 
-    SAVED is the directory of a compressed model, with --model for the original, beside which it is timed: its
-    manifest and report then name the file. Or a model that was never compressed, written as MODEL is
-    elsewhere.
+    SAVED is the directory of a compressed model, with --model for the original, beside which it is timed, or
+    without where it was saved with --architecture; its manifest and report then name the file. Or SAVED is a
+    model that was never compressed, written as MODEL is elsewhere.
     """
     if model is not None:
         original = model_at(model)
         network = sr.load(saved, model=original)
+    elif has_architecture(Path(saved)):
+        original, network = None, sr.load(saved)
     elif Path(saved).is_dir():
         raise OptionError(
             f"{saved} is a saved model, which holds no code; give the original with --model REF"
@@ -84,6 +88,6 @@ def export(
         batch=batch,
         threads=threads,
     )
-    if original is not None:
+    if Path(saved).is_dir():
         exported = name_in_saved(exported, Path(saved))
     return Answer(text=exported.summary(), facts=exported_facts(exported))

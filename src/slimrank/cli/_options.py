@@ -2,14 +2,13 @@
 """Options that several commands share."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
 import click
 
 import slimrank as sr
 from slimrank.calibrate import FAMILIES, LikelihoodChoice, OwnLossFn, Weights
-from slimrank.cli._command import Answer
+from slimrank.cli._command import PATH, Answer
 from slimrank.forward import OutputChoice
 from slimrank.records import EFFORTS, ChannelOrder, Effort, Method
 
@@ -87,7 +86,6 @@ def _together(*options: Callable[[_Function], _Function]) -> Callable[[_Function
     return add
 
 
-PATH = click.Path(path_type=Path)
 memory_option = click.option(
     "--memory", metavar="SIZE", help="Memory beside the model, e.g. 1GB; less takes longer.  [default: 2.5GB]"
 )
@@ -96,6 +94,11 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a mod
 _METHODS_HELP = f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}."
 methods_option = click.option("--methods", multiple=True, help=_METHODS_HELP)
 skip_option = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
+architecture_option = click.option(
+    "--architecture",
+    is_flag=True,
+    help="Save the architecture, too, as data: slimrank.load(DIR) then needs no class.",
+)
 after_option = click.option(
     "--after",
     type=PATH,
@@ -108,6 +111,18 @@ relative_to_option = click.option(
     default="model",
     show_default=True,
     help="What keep ratios are shares of, after an earlier compression.",
+)
+widths_options = _together(
+    click.option(
+        "--uniform-widths", is_flag=True, help="The same width in all layers of a stack; no block goes."
+    ),
+    click.option(
+        "--no-new-bias",
+        "new_bias",
+        flag_value=False,
+        default=True,
+        help="No bias for layers that have none.",
+    ),
 )
 on_layer_option = click.option(
     "--on-layer", metavar="REF", help="Function of (model, layer name), called after each compressed layer."

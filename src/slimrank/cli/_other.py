@@ -15,7 +15,7 @@ from slimrank.cli._save import exported_facts, saved_facts
 from slimrank.cli._typed import check_out
 from slimrank.demo import DemoRun, run_demo
 from slimrank.deploy import REPORT_FILE
-from slimrank.files import Json
+from slimrank.files import Json, make_directory
 
 # Packages whose versions a bug report needs.
 _PACKAGES = ("torch", "numpy", "scipy", "safetensors", "rich", "click")
@@ -31,7 +31,7 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
     Writes OUT/model: weights, plan, manifest and report.html; and OUT/compressed.onnx. Without the packages
     that export needs, it says how to get them.
     """
-    directory = out / "model"
+    directory = make_directory(out) / "model"
     check_out(directory, overwrite=True)
     run = run_demo(directory, macs=macs, progress=not quiet)
     same = "bit for bit the same" if run.loads_equal else "DIFFERENT"

@@ -17,6 +17,7 @@ from slimrank.cli._options import (
     methods_option,
     relative_to_option,
     skip_option,
+    widths_options,
 )
 from slimrank.cli._typed import read_budget, read_fixed, read_latency, read_multiple_of, split_names
 from slimrank.files import Json
@@ -54,6 +55,7 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--monotonic", is_flag=True, help="Make each layer's scores monotone first.")
 @click.option("--interpolate", is_flag=True, help="Offer ranks between the scored ones, too.")
 @relative_to_option
+@widths_options
 @click.option(
     "--manual",
     type=PATH,
@@ -73,6 +75,8 @@ def plan(
     monotonic: bool,
     interpolate: bool,
     relative_to: Literal["model", "original"],
+    uniform_widths: bool,
+    new_bias: bool,
     manual: Path | None,
     base: Path | None,
     other_path: Path | None,
@@ -90,7 +94,14 @@ def plan(
     if manual is not None:
         _refuse_beside_manual(
             ratios,
-            {"--scores": table, "--latency": latency, "--latencies": times, "--fix": fix},
+            {
+                "--scores": table,
+                "--latency": latency,
+                "--latencies": times,
+                "--fix": fix,
+                "--uniform-widths": uniform_widths,
+                "--no-new-bias": not new_bias,
+            },
             methods,
             skip,
         )
@@ -115,6 +126,8 @@ def plan(
             interpolate=interpolate,
             relative_to=relative_to,
             fixed=read_fixed(fix),
+            uniform_widths=uniform_widths,
+            new_bias=new_bias,
         )
     difference = None if other_path is None else sr.Plan.load(other_path).diff(chosen)
     if out is not None:

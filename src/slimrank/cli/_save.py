@@ -15,9 +15,9 @@ from slimrank.records import Measurement, Note
 from slimrank.report import int8_facts, result_facts
 
 
-def save_result(result: sr.Result, out: Path, *, overwrite: bool) -> Answer:
+def save_result(result: sr.Result, out: Path, *, overwrite: bool, architecture: bool) -> Answer:
     """Saves a compressed model and tells what became of it."""
-    result.save(out, overwrite=overwrite)
+    result.save(out, overwrite=overwrite, architecture=architecture)
     text = f"{result.summary()}\nSaved in {out}; report: {out / REPORT_FILE}"
     return Answer(text=text, facts=saved_facts(result, out))
 

@@ -67,6 +67,10 @@ def run_demo(directory: Path, *, macs: float = 0.5, progress: bool = True) -> De
         BudgetError: a budget that is no keep ratio, or out of reach.
         FileError: the directory cannot be written.
     """
+    if not directory.absolute().parent.is_dir():
+        raise sr.FileError(
+            f"{directory} cannot be written: there is no folder {directory.parent}; make it first"
+        )
     start = time.perf_counter()
     model = build()
     result = sr.compress(model, calibration_batches(), macs=macs, progress=progress)
@@ -161,11 +165,7 @@ def measure_times_ms(
 
 
 def _export(result: sr.Result, folder: Path) -> sr.Exported:
-    """The compressed network as an ONNX file in a folder, which is made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise sr.FileError(f"{folder} cannot be made ({error}); give a directory with rights") from error
+    """The compressed network as an ONNX file in a folder."""
     return result.export(folder / "compressed.onnx", batch=EXPORT_BATCH)
 
 

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Save and load, without pickle; files for other runtimes."""
 
+from slimrank.deploy._architecture import (
+    has_architecture,
+    load_architecture,
+    record_architecture,
+    write_architecture,
+)
 from slimrank.deploy._check import Reading
 from slimrank.deploy._difference import relative_difference
 from slimrank.deploy._export import (
@@ -38,6 +44,7 @@ from slimrank.deploy._prepare import Prepared, prepare
 from slimrank.deploy._pretrained import Tokenizer, load_pretrained_model, save_pretrained_model
 from slimrank.deploy._quantize import quantizer_for
 from slimrank.deploy._quantizer import Precision
+from slimrank.deploy._record_program import Recorded
 from slimrank.deploy._samples import read_samples
 from slimrank.deploy._saved_model import (
     PLAN_FILE,
@@ -73,6 +80,7 @@ __all__ = [
     "Precision",
     "Prepared",
     "Reading",
+    "Recorded",
     "RunNode",
     "TimedFile",
     "Tokenizer",
@@ -82,8 +90,10 @@ __all__ = [
     "export_model",
     "format_named",
     "format_of",
+    "has_architecture",
     "import_package",
     "is_saved_model",
+    "load_architecture",
     "load_artifact",
     "load_pretrained_model",
     "machine_name",
@@ -92,6 +102,7 @@ __all__ = [
     "profile_time",
     "quantizer_for",
     "read_samples",
+    "record_architecture",
     "relative_difference",
     "save_artifact",
     "save_pretrained_model",
@@ -99,6 +110,7 @@ __all__ = [
     "time_in_turns",
     "torch_threads",
     "update_artifact",
+    "write_architecture",
     "write_compiled",
     "write_loose",
     "write_open",

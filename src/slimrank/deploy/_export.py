@@ -2,7 +2,6 @@
 """A model to a file of a runtime: captured, written, checked, timed, moved into place."""
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
@@ -38,7 +37,7 @@ from slimrank.deploy._quantize import (
     quantizer_for,
 )
 from slimrank.deploy._quantizer import Quantizer
-from slimrank.deploy._quiet import told
+from slimrank.deploy._quiet import EXPORT_TURN, told
 from slimrank.deploy._runtime import Bound, Runtime
 from slimrank.deploy._samples import CALIBRATED, CHECKED, Samples, count_told, read_samples, shapes_told
 from slimrank.deploy._timing import time_in_turns
@@ -58,8 +57,6 @@ _APART = 0.1
 _BALANCED = 64
 # Samples of the example that any size is captured with: torch takes a size of 1 for fixed.
 _EXAMPLE = 2
-# Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
-_TURN = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,7 +120,7 @@ def export_model(
     """
     target = Path(path)
     # Packages that are imported here print, and are kept from reporting, for the whole process.
-    with _TURN:
+    with EXPORT_TURN:
         row = _row_for(target, format)
         quantizer = None if quantize is None else quantizer_for(format, quantize)
     max_drop = check_drop(max_quant_drop, quantize)
@@ -132,7 +129,7 @@ def export_model(
             raise OptionError(f"{name}={value!r}; give a whole number from 1 on")
     # Of Python, for runtimes and for JSON: numpy's are whole numbers, too.
     batch, threads = int(batch), int(threads)
-    with _TURN, draft_folder(target) as draft:
+    with EXPORT_TURN, draft_folder(target) as draft:
         samples = read_samples(batches, CHECKED if quantizer is None else CALIBRATED)
         few = samples.part(0, CHECKED)
         builder = _Builder(row=row, samples=few, batch=batch, threads=threads, file=target.name)
@@ -264,7 +261,7 @@ def write_timed(
     profile = row.profile
     if profile is None:
         raise ExportError(f"format={format!r}: its runtime does not tell what each node takes; take 'onnx'")
-    with _TURN:
+    with EXPORT_TURN:
         samples = read_samples(batches)
         built = _unchecked(row, model, samples, folder, batch=batch, threads=threads)
         path, runtime = built.path, built.runtime
@@ -311,7 +308,7 @@ def write_open(
         SlimrankError: as ``export_model``.
     """
     row = format_named(format)
-    with _TURN:
+    with EXPORT_TURN:
         samples = read_samples(batches, CHECKED if quantize is None else CALIBRATED)
         few = samples.part(0, CHECKED)
         calibration = [] if quantize is None else _balancing(samples, quantize)
@@ -395,7 +392,7 @@ def _float_only(
 ) -> tuple[_Built, Batch]:
     """A float file that was written, and the batch that it is run with."""
     row = format_named(format)
-    with _TURN:
+    with EXPORT_TURN:
         samples = read_samples(batches)
         built = _unchecked(row, model, samples, folder, batch=batch, threads=threads)
     return built, _given(built, samples, batch)
@@ -480,7 +477,7 @@ def check_export(
         ExportError: the name of the file says another format.
         FileError: the file cannot be written.
     """
-    with _TURN:
+    with EXPORT_TURN:
         _row_for(path, format)
         if quantize is not None:
             quantizer_for(format, quantize)
@@ -493,7 +490,7 @@ def check_export(
     if file.parent == directory and not directory.exists():
         return
     # Made and removed again: whether a folder takes files is known for sure only when it is tried.
-    with _TURN, draft_folder(path):
+    with EXPORT_TURN, draft_folder(path):
         pass
 
 

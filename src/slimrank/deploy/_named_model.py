@@ -27,8 +27,10 @@ class NamedModel(nn.Module):
 
     Attributes:
         title: name of the model's class, for messages.
+        positional: names of the positional arguments.
+        keywords: names of the others.
         fixed: values of the arguments without a tensor, by name.
-        arguments: names of the others.
+        arguments: names of those with one.
         outputs: names in a file by path, in order.
     """
 
@@ -36,21 +38,21 @@ class NamedModel(nn.Module):
         super().__init__()
         self.title = type(model).__name__
         self.model = model
-        self._keywords = tuple(batch.kwargs)
-        self._positional = tuple(_positional_names(model, len(batch.args), self._keywords))
-        values = zip((*self._positional, *self._keywords), (*batch.args, *batch.kwargs.values()), strict=True)
+        self.keywords = tuple(batch.kwargs)
+        self.positional = tuple(_positional_names(model, len(batch.args), self.keywords))
+        values = zip((*self.positional, *self.keywords), (*batch.args, *batch.kwargs.values()), strict=True)
         self.fixed = {name: value for name, value in values if not any(named_tensors(value))}
-        names = (*self._positional, *self._keywords)
+        names = (*self.positional, *self.keywords)
         self.arguments = tuple(name for name in names if name not in self.fixed)
         taken = (*self.arguments, *self.input_tensors(batch))
         self.outputs = dict(zip(outputs, _output_names(outputs, taken), strict=True))
 
     def inputs_of(self, batch: Batch) -> Batch:
         """The arguments that hold tensors, positional and keyword ones as they are in the batch."""
-        positional = zip(self._positional, batch.args, strict=True)
+        positional = zip(self.positional, batch.args, strict=True)
         return Batch(
             args=tuple(value for name, value in positional if name not in self.fixed),
-            kwargs={key: batch.kwargs[key] for key in self._keywords if key not in self.fixed},
+            kwargs={key: batch.kwargs[key] for key in self.keywords if key not in self.fixed},
             where=batch.where,
         )
 
@@ -80,10 +82,10 @@ class NamedModel(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> object:
         """The model's outputs, tensors only."""
         given = iter((*args, *kwargs.values()))
-        names = (*self._positional, *self._keywords)
+        names = (*self.positional, *self.keywords)
         values = [self.fixed[name] if name in self.fixed else next(given) for name in names]
-        n_positional = len(self._positional)
-        keywords = dict(zip(self._keywords, values[n_positional:], strict=True))
+        n_positional = len(self.positional)
+        keywords = dict(zip(self.keywords, values[n_positional:], strict=True))
         tensors = self.output_tensors(self.model(*values[:n_positional], **keywords))
         if tuple(self.outputs) == ("output",):
             return tensors[self.outputs["output"]]

@@ -104,7 +104,7 @@ class _Check:
 
 
 @outside_inference_mode
-def prepare(model: nn.Module, batch: Batch) -> Prepared:
+def prepare(model: nn.Module, batch: Batch, *, keeps_modules: bool = False) -> Prepared:
     """A private copy of a model that computes the same and is easier to export.
 
     Batch norms are folded into the layer before them, "same" padding is written in numbers, dropout goes,
@@ -115,6 +115,8 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
     Args:
         model: any module; it is not changed.
         batch: real data.
+        keeps_modules: modules, and so the names and values of all tensors, stay as they are; only caches and
+            experts of transformers' models are told how to compute.
 
     Returns:
         The copy, what stays as it was, and which outputs are tensors. Export it inside ``plain_attention``:
@@ -138,6 +140,9 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
         )
     if skipped := left_out(result):
         notes.append(f"outputs left out, since they hold no tensors or a cache: {listed(skipped)}")
+    names = tuple(name for name, _ in outputs)
+    if keeps_modules:
+        return Prepared(model=private, notes=tuple(notes), outputs=names)
     check = _Check(batch=batch, outputs=outputs, tolerance=_tolerance(private, outputs))
     unstable = check.difference(private)
     if unstable is None:
@@ -147,7 +152,7 @@ def prepare(model: nn.Module, batch: Batch) -> Prepared:
             "norms, padding and weights stay as they are: two forwards of the model differ, so no change "
             f"could be checked ({unstable})"
         )
-    return Prepared(model=private, notes=tuple(notes), outputs=tuple(name for name, _ in outputs))
+    return Prepared(model=private, notes=tuple(notes), outputs=names)
 
 
 def _forward(model: nn.Module, batch: Batch) -> object:

@@ -23,6 +23,7 @@ from slimrank.deploy._saved_model import (
     MANIFEST_FILE,
     OWN_FILES,
     WEIGHTS_FILE,
+    check_own_files,
     load_artifact,
     read_manifest,
     write_artifact,
@@ -169,11 +170,7 @@ def load_pretrained_model(path: str | os.PathLike[str]) -> nn.Module:
             f"{root} holds no model that result.save_pretrained() wrote; read what result.save() wrote by "
             "slimrank.load(directory, model=)"
         )
-    for file, digest in digests.items():
-        if not (root / file).is_file():
-            raise FileError(f"{root / file} is missing; restore a copy or compress again")
-        if digest_file(root / file) != digest:
-            raise FileError(f"{root / file} was altered after it was saved; restore a copy or compress again")
+    check_own_files(root, digests)
     transformers = _transformers("from_pretrained")
     model = load_artifact(root, _built(transformers, root, facts))
     for name, module, key, buffer in list(_unsaved_buffers(model)):

@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -16,6 +17,8 @@ _MAX_MESSAGE = 300
 _TALKERS = ("torch", "torchao", "nncf", "executorch")
 # What torch.export says in its first line where it found a dimension fixed.
 _CONSTRAINTS = "Constraints violated"
+# Torch's exporters, and the output that is held back meanwhile, belong to the process: threads take turns.
+EXPORT_TURN = threading.RLock()
 
 
 @contextlib.contextmanager

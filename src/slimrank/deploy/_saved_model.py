@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
 from slimrank.cost import carries_mean, gains_bias
-from slimrank.files import Json, check_format, read_text, write_bytes
+from slimrank.files import Json, check_folder, check_format, read_text, write_bytes
 from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
@@ -49,6 +49,7 @@ def save_artifact(
     report: str,
     *,
     overwrite: bool,
+    write_more: Callable[[Path], Mapping[str, Json]] | None = None,
 ) -> None:
     """Writes a compressed model to a directory, whole or not at all.
 
@@ -59,6 +60,7 @@ def save_artifact(
         manifest: facts to keep beside the model.
         report: HTML.
         overwrite: replace a saved model; files of other names stay.
+        write_more: as in ``write_artifact``; None for no more files.
 
     Raises:
         NotEmptyError: the directory holds something, and ``overwrite`` is False or it is no saved model.
@@ -67,7 +69,7 @@ def save_artifact(
 
     def write_report(draft: Path) -> Mapping[str, Json]:
         write_bytes(draft / REPORT_FILE, report.encode())
-        return {}
+        return {} if write_more is None else write_more(draft)
 
     write_artifact(path, model, plan, manifest, write_report, overwrite=overwrite)
 
@@ -194,8 +196,10 @@ def check_target(
         how_to_overwrite: what the message advises.
 
     Raises:
+        FileError: the folder that it would lie in is not there.
         NotEmptyError: it is a file, or holds something and ``overwrite`` is False or it is no saved model.
     """
+    check_folder(target, where)
     if not target.exists():
         return
     named = f"{where} {target}".lstrip()
@@ -233,10 +237,7 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         raise FileError(f"{root} is no directory; give one that result.save() wrote")
     manifest = read_manifest(root)
     plan = Plan.load(root / PLAN_FILE)
-    weights = root / WEIGHTS_FILE
-    tensors = read_tensors(weights)
-    if digest_file(weights) != manifest.get("weights_sha256"):
-        raise FileError(f"{weights} was altered after it was saved; restore a copy or compress again")
+    state = read_state(root, manifest)
     rebuilt = copy_model(model)
     if plan.steps:
         fold_as_planned(rebuilt, plan.steps[0].structure.layers)
@@ -247,15 +248,53 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         drop_blocks(rebuilt, step.dropped, step.structure.channels.blocks)
         for name in step.settings:
             layer = named_layer(rebuilt, name)
-            container = empty_replacement_in(step, name, layer, has_bias=_has_bias(so_far, name, tensors))
+            container = empty_replacement_in(step, name, layer, has_bias=_has_bias(so_far, name, state))
             container = container.to_empty(device=_layer_device(layer))
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)
-        _add_biases(rebuilt, so_far, tensors)
-    _load_state(rebuilt, tensors, _aliases_of(weights), root)
+        _add_biases(rebuilt, so_far, state)
+    _load_state(rebuilt, state, root)
     rebuilt.eval()
     flatten_recurrent(rebuilt)
     return rebuilt
+
+
+def read_state(root: Path, manifest: Mapping[str, Json]) -> dict[str, Tensor]:
+    """The state dict of a saved model, on the CPU.
+
+    Args:
+        root: directory of the model.
+        manifest: of the model.
+
+    Returns:
+        Tensors by name; names that share one have the same object.
+
+    Raises:
+        FileError: the weights are missing, truncated or altered.
+    """
+    weights = root / WEIGHTS_FILE
+    tensors = read_tensors(weights)
+    if digest_file(weights) != manifest.get("weights_sha256"):
+        raise FileError(f"{weights} was altered after it was saved; restore a copy or compress again")
+    aliases = _aliases_of(weights)
+    return tensors | {name: tensors[first] for name, first in aliases.items() if first in tensors}
+
+
+def check_own_files(root: Path, digests: Mapping[str, Json]) -> None:
+    """Refuses a saved model of which a file beside the weights is gone or was changed.
+
+    Args:
+        root: directory of the model.
+        digests: of these files, by name, as the manifest has them.
+
+    Raises:
+        FileError: with the file.
+    """
+    for file, digest in digests.items():
+        if not (root / file).is_file():
+            raise FileError(f"{root / file} is missing; restore a copy or compress again")
+        if digest_file(root / file) != digest:
+            raise FileError(f"{root / file} was altered after it was saved; restore a copy or compress again")
 
 
 def _add_biases(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
@@ -313,11 +352,7 @@ def _aliases_of(weights: Path) -> dict[str, str]:
     return {str(name): str(first) for name, first in aliases.items()}
 
 
-def _load_state(
-    model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str], root: Path
-) -> None:
-    state = dict(tensors)
-    state.update({name: tensors[first] for name, first in aliases.items() if first in tensors})
+def _load_state(model: nn.Module, state: Mapping[str, Tensor], root: Path) -> None:
     rebuilt_state = model.state_dict()
     missing = sorted(rebuilt_state.keys() - state.keys())
     extra = sorted(state.keys() - rebuilt_state.keys())
@@ -364,7 +399,6 @@ def _move_into_place(draft: Path, target: Path) -> None:
             (target / name).unlink(missing_ok=True)
         return
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         draft.replace(target)
         return
     old = target.with_name(f".{target.name}.{os.getpid()}.old")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON and text on disk, whole or not at all."""
 
-from slimrank.files._atomic import draft_of, make_directory, write_bytes, write_text
+from slimrank.files._atomic import check_folder, draft_of, make_directory, write_bytes, write_text
 from slimrank.files._format import check_format, spelled_number
 from slimrank.files._json import (
     Json,
@@ -26,6 +26,7 @@ __all__ = [
     "as_number",
     "as_object",
     "as_text",
+    "check_folder",
     "check_format",
     "draft_of",
     "from_text",

@@ -47,6 +47,12 @@ def write_text(path: str | os.PathLike[str], text: str, *, what: str) -> None:
         FileError: the file cannot be written.
     """
     target = Path(path)
+    missing = missing_folder(target)
+    if missing is not None:
+        raise FileError(
+            f"{what} {target}: cannot be written (there is no folder {missing}); give a file in an existing "
+            "folder"
+        )
     try:
         _write_whole(target, f"{text}\n".encode())
     except OSError as error:
@@ -56,7 +62,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, what: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file of a run or a report, whole or not at all; its folder is made where it is missing.
+    """Write a file of a run or a report, whole or not at all; its folder must be there.
 
     Args:
         path: of the file; an existing one is replaced.
@@ -65,21 +71,44 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    make_directory(path.parent)
+    check_folder(path)
     try:
         _write_whole(path, data)
     except OSError as error:
         raise _not_written(path, error) from error
 
 
-def make_directory(path: Path) -> Path:
-    """The directory, made where it is missing.
+def missing_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The folder that a file or directory would lie in, where it is not there; None where it is."""
+    target = Path(path)
+    return None if target.absolute().parent.is_dir() else target.parent
+
+
+def check_folder(path: str | os.PathLike[str], what: str = "") -> None:
+    """Refuses a file or a directory whose folder is not there: nothing makes folders above what it writes.
+
+    Args:
+        path: of the file or directory.
+        what: it is, for the message, such as the name of the argument.
 
     Raises:
-        FileError: something else stands there, or rights are missing.
+        FileError: with the folder that is missing.
     """
+    missing = missing_folder(path)
+    if missing is not None:
+        named = f"{what} {os.fspath(path)}".lstrip()
+        raise FileError(f"{named} cannot be written: there is no folder {missing}; make it first")
+
+
+def make_directory(path: Path) -> Path:
+    """The directory, made where it is missing; its folder must be there.
+
+    Raises:
+        FileError: its folder is missing, something else stands there, or rights are missing.
+    """
+    check_folder(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
     except OSError as error:
         raise _not_written(path, error) from error
     return path

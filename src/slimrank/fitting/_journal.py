@@ -75,8 +75,10 @@ class LayerFiles:
             + repr(sorted(fingerprint.items()))
         )
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._store = Store(run_dir / "apply" / key)
-        self._names = {name: f"{index:04d}.safetensors" for index, name in enumerate(layer_tasks(plan))}
+        self._store = Store(run_dir)
+        self._names = {
+            name: f"apply/{key}/{index:04d}.safetensors" for index, name in enumerate(layer_tasks(plan))
+        }
 
     def load(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of a layer that was fitted before."""

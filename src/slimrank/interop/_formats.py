@@ -206,6 +206,14 @@ FORMATS: tuple[Format, ...] = (
         can_export=True,
     ),
     Format(
+        name="a recorded architecture",
+        is_it=kind(r"slimrank\.deploy\._recorded_model\."),
+        place="module",
+        cure="it calls operations in place of modules; build the original, and load by "
+        "slimrank.load(directory, model=)",
+        can_export=True,
+    ),
+    Format(
         name="TorchScript",
         is_it=lambda thing: isinstance(thing, torch.jit.ScriptModule | torch.jit.ScriptFunction),
         place="module",

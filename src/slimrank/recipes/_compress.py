@@ -12,7 +12,7 @@ from torch import nn
 from slimrank._errors import OptionError
 from slimrank._progress import Event
 from slimrank._result import Result
-from slimrank._study import Study, study
+from slimrank._study import Study, planned_without_new_bias, study
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
@@ -80,13 +80,16 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     seed: int = 0,
     previous: Plan | None = None,
     relative_to: Literal["model", "original"] = "model",
+    uniform_widths: bool = False,
+    new_bias: bool = True,
 ) -> Result:
     """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
 
     These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
     ``weights``, ``loss``, ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``,
     ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``callback``, ``log_dir``, ``memory``, ``seed``
-    and ``previous``. These are explained in ``Study.plan``: ``multiple_of`` and ``relative_to``.
+    and ``previous``. These are explained in ``Study.plan``: ``multiple_of``, ``relative_to``,
+    ``uniform_widths`` and ``new_bias``.
 
     Args:
         model: any module; or a result, to compress its model once more.
@@ -164,10 +167,13 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
                 select=select,
                 methods=only,
                 relative_to=relative_to,
+                uniform_widths=uniform_widths,
+                new_bias=new_bias,
             )
 
-        rivals = Rivals(measured, plan_of, on_layer, max_damage=_MAX_DAMAGE[effort])
-        rivals.build("optimal", plan_of(measured, "optimal", None))
+        source = measured if new_bias else planned_without_new_bias(measured)
+        rivals = Rivals(source, plan_of, on_layer, max_damage=_MAX_DAMAGE[effort])
+        rivals.build("optimal", plan_of(source, "optimal", None))
         if compete and effort != "fast":
             rivals.build_others()
         return rivals.best()

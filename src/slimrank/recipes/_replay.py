@@ -13,7 +13,7 @@ from slimrank._study import check_plan
 from slimrank._verify import build_from_weights, build_result, measured_from
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import check_weights, describe_layers
-from slimrank.deploy import load_artifact
+from slimrank.deploy import load_architecture, load_artifact
 from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
 from slimrank.forward import OutputChoice, out_of_memory_told, outside_inference_mode
 from slimrank.interop import receive
@@ -139,18 +139,24 @@ def _check_complete(result: Result, plan: Plan) -> None:
         )
 
 
-def load(path: str | os.PathLike[str], *, model: nn.Module) -> nn.Module:
-    """Rebuilds a compressed model that ``Result.save`` wrote.
+def load(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> nn.Module:
+    """Rebuilds a compressed model that ``Result.save`` wrote, without its class where that was recorded.
 
     Args:
         path: the directory.
-        model: the original architecture, freshly built; it is copied, its weights do not matter.
+        model: the original architecture, freshly built; it is copied, its weights do not matter. None where
+            the architecture was recorded (``result.save(path, architecture=True)``): then a module comes back
+            that computes what was recorded. It has the parameters under their names and takes gradients, but
+            not the class, and does what the model did in eval mode for inputs of the recorded shapes.
 
     Returns:
         The compressed model with its weights, in eval mode.
 
     Raises:
-        FileError: a file is missing, truncated or altered.
+        FileError: a file is missing, truncated or altered; or ``model`` is None and no architecture, or that
+            of another version of torch, is there.
         PlanError: the directory belongs to another model.
     """
+    if model is None:
+        return load_architecture(path)
     return load_artifact(path, receive(model, needs_weights=False).model)

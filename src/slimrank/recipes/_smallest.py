@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from slimrank._errors import BudgetError, OptionError
 from slimrank._numbers import real_number
 from slimrank._result import Result
-from slimrank._study import Study, session_of, skipped_globs
+from slimrank._study import Study, planned_without_new_bias, session_of, skipped_globs
 from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
@@ -37,6 +37,8 @@ def smallest(
     multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
     skip: Skip = (),
+    uniform_widths: bool = False,
+    new_bias: bool = True,
 ) -> Result:
     """The smallest model whose measured loss stays within a drop.
 
@@ -61,6 +63,8 @@ def smallest(
             any ranks and widths are tried.
         methods: as in ``Study.plan``.
         skip: as in ``Study.plan``.
+        uniform_widths: as in ``Study.plan``.
+        new_bias: as in ``Study.plan``.
 
     Returns:
         The result; its notes list what was tried.
@@ -95,16 +99,19 @@ def smallest(
                 methods=methods,
                 skip=skip,
                 latencies=table,
+                uniform_widths=uniform_widths,
+                new_bias=new_bias,
                 **budget,  # type: ignore[arg-type]
             )
 
         floor = reachable_floor(
-            study,
+            study if new_bias else planned_without_new_bias(study),
             metric,
             multiple_of=multiple_of,
             methods=methods,
             skip=skipped_globs(study, skip),
             times=times,
+            uniform_widths=uniform_widths,
         )
         search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
         best: Result | None = None

@@ -319,6 +319,7 @@ def reachable_floor(
     skip: Sequence[str] = (),
     times: NetworkTimes | None = None,
     fixed: Fixed = NOTHING_FIXED,
+    uniform_widths: bool = False,
 ) -> float:
     """The smallest keep ratio of the whole model that any plan reaches, whatever the damage.
 
@@ -330,6 +331,7 @@ def reachable_floor(
         skip: as in ``select_plan``.
         times: that a latency is counted by.
         fixed: as in ``select_plan``.
+        uniform_widths: as in ``select_plan``.
 
     Returns:
         The keep ratio, 0 to 1; as a budget it can be met.
@@ -349,7 +351,15 @@ def reachable_floor(
     step = None if times is None else times.step
     rounding = rounding_steps(multiple_of, source.structure, step=step)[-1]
     problem = _problem(
-        source, limits, costing, rounding, select="optimal", methods=methods, skip=skip, fixed=fixed
+        source,
+        limits,
+        costing,
+        rounding,
+        select="optimal",
+        methods=methods,
+        skip=skip,
+        fixed=fixed,
+        uniform_widths=uniform_widths,
     )
     lowest = _lowest_costs(problem)[0]
     ratio = lowest / max(whole, 1)

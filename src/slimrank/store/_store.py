@@ -21,7 +21,7 @@ class Store:
     """Files of one run.
 
     Args:
-        root: the directory; made when the first file is written.
+        root: the directory; made when the first file is written, in a folder that must be there.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -38,7 +38,7 @@ class Store:
 
     def write_json(self, name: str, value: Json) -> None:
         """Writes JSON, sorted."""
-        write_bytes(self.root / name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+        write_bytes(self._path_of(name), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Json]:
         """Reads a JSON object.
@@ -63,7 +63,7 @@ class Store:
         self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
     ) -> None:
         """Writes tensors; storage that several names share is written once for each."""
-        write_tensors(self.root / name, tensors, metadata)
+        write_tensors(self._path_of(name), tensors, metadata)
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
         """Reads tensors onto the CPU.
@@ -73,12 +73,19 @@ class Store:
         """
         return read_tensors(self.root / name)
 
+    def _path_of(self, name: str) -> Path:
+        """Where to write a file: in the directory, or in a folder within it, which are made."""
+        path = make_directory(self.root) / name
+        folders = path.relative_to(self.root).parents
+        for folder in reversed(folders[:-1]):
+            make_directory(self.root / folder)
+        return path
+
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file whole or not at all."""
-    make_directory(path.parent)
+    """Writes a safetensors file whole or not at all; its folder must be there."""
     # Cloned: safetensors refuses tensors that share storage or are views of it.
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:

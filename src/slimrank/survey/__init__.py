@@ -2,6 +2,7 @@
 """Everything that is measured behind a study."""
 
 from slimrank.survey._anchors import independent_pair
+from slimrank.survey._claim import Claim, claim
 from slimrank.survey._fingerprint import fingerprint_of, read_as_stored
 from slimrank.survey._folded import as_planned
 from slimrank.survey._groups import GroupSurvey, fits_alone, group_chunks
@@ -18,7 +19,6 @@ from slimrank.survey._study_files import (
     StudyRecord,
     check_fingerprint,
     check_saved_loss,
-    claim,
     fingerprint_in,
     has_previous_plan,
     read_study,
@@ -28,6 +28,7 @@ from slimrank.survey._study_files import (
 )
 
 __all__ = [
+    "Claim",
     "DataSource",
     "GroupSurvey",
     "Inputs",

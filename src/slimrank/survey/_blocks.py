@@ -71,7 +71,7 @@ def measure_blocks(
     Returns:
         Damages in the order of the map; none in a data-free study.
     """
-    blocks, store = survey.channels.blocks, run.store
+    blocks, store, kept_in = survey.channels.blocks, run.store, run.kept_in
     names = tuple(blocks)
     if not names or survey.session.options.data_free:
         return ()
@@ -79,8 +79,8 @@ def measure_blocks(
     if finished is not None:
         return finished
     if not survey.session.options.effort_row.has_blocks:
-        if store is not None:
-            write_blocks(store, ())
+        if kept_in is not None:
+            write_blocks(kept_in, ())
         return ()
     measured = {} if store is None else read_drops(store, names)
     n_steps = 2 * len(names) - 1
@@ -91,14 +91,14 @@ def measure_blocks(
         limit = _ALL_LOST * survey.session.likelihood.all_lost
         for dropped in _drops_to_measure(names, worth, measured, limit):
             measured[dropped] = min(drops.divergence(dropped), CEILING)
-            if store is not None:
-                write_drops(store, names, measured)
+            if kept_in is not None:
+                write_drops(kept_in, names, measured)
             advance(1)
         # Once nothing is left of the outputs, or nothing is to be won, the others need no run.
         advance(n_steps - len(measured))
     damages = _damages_in_turn(names, worth, measured)
-    if store is not None:
-        write_blocks(store, damages)
+    if kept_in is not None:
+        write_blocks(kept_in, damages)
     return damages
 
 

@@ -20,6 +20,11 @@ _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
 _SECOND = "ranks_in"
 
 
+def layer_file(index: int) -> str:
+    """The file of the curves of a layer, by its index in the study."""
+    return f"curves-{index:04d}.safetensors"
+
+
 def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
     """Writes the curves of one layer, in a file named after its index."""
     tensors = {
@@ -28,14 +33,12 @@ def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
         for array in (*_ARRAYS, _SECOND)
         if getattr(curve, array) is not None
     }
-    store.write_tensors(
-        f"curves-{index:04d}.safetensors", tensors, {"layer": curves[0].layer} if curves else None
-    )
+    store.write_tensors(layer_file(index), tensors, {"layer": curves[0].layer} if curves else None)
 
 
 def read_layer(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
     """Reads the curves of one layer; none where it was not measured."""
-    name = f"curves-{index:04d}.safetensors"
+    name = layer_file(index)
     if not store.has(name):
         return ()
     tensors = store.read_tensors(name)
@@ -135,7 +138,7 @@ def read_group_curves(store: Store, channels: ChannelMap) -> tuple[GroupCurve, .
 
 
 # Damages of all blocks once every one is measured; until then, what was dropped so far.
-_DAMAGES, _DROPS = "blocks.safetensors", "blocks-dropped.safetensors"
+BLOCK_DAMAGES_FILE, _DROPS = "blocks.safetensors", "blocks-dropped.safetensors"
 # Blocks that are dropped together.
 Drop = tuple[str, ...]
 
@@ -171,7 +174,7 @@ def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
     """Writes the damages of all blocks of a study; of a study that measures none, that there are none."""
     values = torch.tensor([block.damage for block in damages], dtype=torch.float64)
     names = _names_tensor(block.block for block in damages)
-    store.write_tensors(_DAMAGES, {"damage": values, "names": names})
+    store.write_tensors(BLOCK_DAMAGES_FILE, {"damage": values, "names": names})
 
 
 def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
@@ -195,9 +198,9 @@ def read_block_damages(store: Store, names: Sequence[str]) -> tuple[BlockDamage,
 
     Empty where the study measured none.
     """
-    if not store.has(_DAMAGES):
+    if not store.has(BLOCK_DAMAGES_FILE):
         return None
-    tensors = store.read_tensors(_DAMAGES)
+    tensors = store.read_tensors(BLOCK_DAMAGES_FILE)
     if not len(tensors["damage"]):
         return ()
     if not torch.equal(tensors["names"], _names_tensor(names)):

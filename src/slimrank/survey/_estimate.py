@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from slimrank._progress import Expected, Overall, seconds_text
 from slimrank.calibrate import GRADIENT_ROWS, GradientOptions
 from slimrank.cost import (
     block_width,
@@ -79,7 +80,7 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"study: about {_seconds_text(self.seconds)} and {bytes_text(self.n_bytes)} beside the model "
+            f"study: about {seconds_text(self.seconds)} and {bytes_text(self.n_bytes)} beside the model "
             "(estimated)"
         )
 
@@ -104,10 +105,46 @@ def tell_estimate(session: Session, channels: ChannelMap, run: Run) -> None:
     ]
     groups = [group for index, group in survey.slimmable.items() if index not in known_groups]
     if specs or groups:
-        run.phases.tell(str(estimate_study(survey, measure_speed(survey), specs, groups)))
+        speed = measure_speed(survey)
+        run.phases.tell(str(estimate_study(survey, speed, specs, groups)))
+        run.phases.overall = Overall("study", expected_phases(survey, speed, specs, groups))
         busy = busy_text()
         if busy is not None:
             run.phases.tell(busy)
+
+
+def expected_phases(
+    survey: GroupSurvey, speed: Speed, layers: Sequence[LayerSpec], groups: Sequence[GroupSpec]
+) -> dict[str, Expected]:
+    """What each phase of a study takes, as phases tell their steps.
+
+    Args:
+        survey: as in ``estimate_study``, like the others.
+        speed: see there.
+        layers: see there.
+        groups: see there.
+    """
+    found = seconds_by_phase(survey, speed, layers, groups)
+    n_fit, row = len(survey.session.feed.fit), survey.session.options.effort_row
+    n_blocks = len(survey.channels.blocks)
+    # Divergences are measured while curves and groups are; how many there are shares their time.
+    anchors = found.pop("anchors", 0.0)
+    counts = {
+        "curves": len(row.ratios_for(len(layers))) * len(layers),
+        "groups": len(row.anchor_shares) * len(groups),
+    }
+    for name, count in counts.items():
+        found[name] += anchors * count / max(1, sum(counts.values()))
+    steps = {
+        "gradients": n_fit,
+        "moments": count_passes_of(survey, survey.session.budgets) * n_fit,
+        "curves": len(layers),
+        "groups": len(groups),
+        "blocks": 2 * n_blocks - 1 if n_blocks else 0,
+    }
+    return {
+        name: Expected(seconds=seconds, steps=steps[name]) for name, seconds in found.items() if steps[name]
+    }
 
 
 def measure_speed(survey: GroupSurvey) -> Speed:
@@ -255,9 +292,3 @@ def peak_bytes(survey: GroupSurvey) -> int:
     )
     in_curves += min(moments, budgets.layer_moments) + replay
     return int(_ALLOCATOR * max([*of_layers, *of_groups, in_curves]))
-
-
-def _seconds_text(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, round(seconds, -1 if seconds > 30 else 0)):.0f} s"
-    return f"{seconds / 60:.0f} min"

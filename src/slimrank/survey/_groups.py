@@ -143,7 +143,7 @@ def measure_groups(survey: GroupSurvey, moments: Mapping[str, Moments], run: Run
     Returns:
         Curves in the order of the map.
     """
-    slimmable, store = survey.slimmable, run.store
+    slimmable = survey.slimmable
     curves = stored_groups(survey, run)
     rest = {index: group for index, group in slimmable.items() if index not in curves}
     if survey.session.options.data_free:
@@ -160,8 +160,8 @@ def measure_groups(survey: GroupSurvey, moments: Mapping[str, Moments], run: Run
                 group = rest[index]
                 with out_of_memory_at(f"channel group {group.name!r}"):
                     curves[index] = _curve(survey, group, chunk.moments, anchors, run)
-                if store is not None:
-                    write_group(store, index, curves[index])
+                if run.kept_in is not None:
+                    write_group(run.kept_in, index, curves[index])
                 trim.after(sum(working_bytes(spec) for spec in survey.layers_needed(rest[index]).values()))
                 advance(1)
     return tuple(curves[index] for index in sorted(curves))

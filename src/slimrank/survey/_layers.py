@@ -29,7 +29,12 @@ def stored_curves(layers: Sequence[LayerSpec], run: Run) -> dict[int, tuple[Curv
     if run.store is None:
         return {}
     found = {index: read_layer(run.store, index, spec) for index, spec in enumerate(layers) if spec.methods}
-    return {index: curves for index, curves in found.items() if curves}
+    # The store may be that of more methods.
+    asked = {
+        index: tuple(curve for curve in curves if curve.method in layers[index].methods)
+        for index, curves in found.items()
+    }
+    return {index: curves for index, curves in asked.items() if curves}
 
 
 def measure_layers(
@@ -74,8 +79,8 @@ def measure_layers(
                         anchors,
                         run,
                     )
-                    if run.store is not None:
-                        write_layer(run.store, index, curves[index])
+                    if run.kept_in is not None:
+                        write_layer(run.kept_in, index, curves[index])
                     trim.after(working_bytes(spec))
                 advance(1)
     return curves

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from slimrank._errors import MissingPackageError, OptionError
 from slimrank._progress import Event, Listener
+from slimrank.files import check_folder
 
 # Keys of an event that are no figures of it.
 _NOT_FIGURES = ("time", "total")
@@ -34,6 +35,7 @@ def listeners_of(
     Raises:
         OptionError: ``callback`` cannot be called.
         MissingPackageError: TensorBoard is not installed.
+        FileError: the folder of ``log_dir`` is not there.
     """
     found: list[Listener] = []
     if callback is not None:
@@ -56,6 +58,7 @@ class _TensorBoard:
     """Writes the figures of events as scalars, named after event and phase or layer."""
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
+        check_folder(log_dir, "log_dir")
         try:
             module = import_module("torch.utils.tensorboard")
         except ImportError as error:

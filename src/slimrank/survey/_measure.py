@@ -142,8 +142,9 @@ def _grams(session: Session, names: Sequence[str], run: Run) -> Mapping[str, Ten
     """Of the layers that gradients reach, zeros and all."""
     options, store = session.options, run.store
     if store is not None and store.has(GRADIENT_FILE):
-        device = next(session.original.parameters()).device
-        return {name: gram.to(device) for name, gram in store.read_tensors(GRADIENT_FILE).items()}
+        device, wanted = next(session.original.parameters()).device, set(names)
+        stored = store.read_tensors(GRADIENT_FILE)
+        return {name: gram.to(device) for name, gram in stored.items() if name in wanted}
     specs = [spec for spec in session.captured.layers if spec.name in set(names)]
     gradient_options = GradientOptions(
         likelihood=session.likelihood,
@@ -155,8 +156,8 @@ def _grams(session: Session, names: Sequence[str], run: Run) -> Mapping[str, Ten
         grams = collect_gradients(
             session.original, session.feed, specs, gradient_options, seed=options.seed, advance=advance
         )
-    if store is not None:
-        store.write_tensors(GRADIENT_FILE, grams)
+    if run.kept_in is not None:
+        run.kept_in.write_tensors(GRADIENT_FILE, grams)
     return grams
 
 

@@ -121,11 +121,18 @@ class Run:
 
     Attributes:
         phases: progress.
-        store: where measurements are kept and found again; None for nowhere.
+        store: where measurements are found again; None for nowhere.
+        is_read_only: nothing is kept there: what the store holds measured more than this call asks for.
     """
 
     phases: Phases
     store: Store | None = None
+    is_read_only: bool = False
+
+    @property
+    def kept_in(self) -> Store | None:
+        """Where measurements are kept; None for nowhere."""
+        return None if self.is_read_only else self.store
 
     def collecting(self, session: Session) -> Collecting:
         """A phase for each pass over the fit samples that gathers moments."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of a study's directory: a plain value in, a plain value out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -35,7 +36,9 @@ FORMAT = 3
 # the plan that made the model.
 _STUDY, _STRUCTURE, _RUN, _PREVIOUS = "study.json", "untouched_plan.json", "run.json", "previous_plan.json"
 # Globs of the files that hold measurements: those of another study must not be taken for this one's.
-_MEASURED = ("curves-*", "group-*", "blocks*.safetensors", GRADIENT_FILE)
+MEASURED = ("curves-*", "group-*", "blocks*.safetensors", GRADIENT_FILE)
+# In run.json, beside the fingerprint.
+_ASKED, _BATCHES = "asked", "batches"
 # How ``outputs`` and ``loss`` stand in study.json where it was a function, which no file can keep.
 _FUNCTION = "function"
 
@@ -105,9 +108,10 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
     stored = _fingerprint_in(store)
     store.remove(_STUDY)
     if stored is not None and dict(stored) != dict(record.fingerprint):
-        for name in (_PREVIOUS, *(path.name for glob in _MEASURED for path in store.root.glob(glob))):
+        for name in (_PREVIOUS, *(path.name for glob in MEASURED for path in store.root.glob(glob))):
             store.remove(name)
-    _write_fingerprint(store, record.fingerprint, None if session is None else session.options)
+    options, digests = (None, None) if session is None else (session.options, session.feed.digests)
+    write_fingerprint(store, record.fingerprint, options, digests)
     record.untouched.save(make_directory(store.root) / _STRUCTURE)
     if record.previous is not None:
         record.previous.save(store.root / _PREVIOUS)
@@ -277,51 +281,75 @@ def check_fingerprint(fingerprint: Mapping[str, str], record: StudyRecord, store
         )
 
 
-def claim(store: Store, fingerprint: Mapping[str, str], options: Options) -> None:
-    """Ties a run directory to a study, or finds it tied to this one.
+def refuse_other_study(
+    store: Store, differing: Sequence[str], options: Options, batches: str | None = None
+) -> NoReturn:
+    """Tells in what a study differs from that of a run directory.
 
     Args:
         store: the directory.
-        fingerprint: of the study.
-        options: of the study, for the message.
+        differing: topics of the fingerprint.
+        options: of the study.
+        batches: in what its batches differ; None where that is not known.
 
     Raises:
-        StudyError: it is tied to another one.
-        FileError: it is of another format.
+        StudyError: always.
     """
-    stored = fingerprint_in(store)
-    if stored is None:
-        _write_fingerprint(store, fingerprint, options)
-        return
-    differing = [key for key, value in fingerprint.items() if stored.get(key) != value]
-    if differing:
-        topics = _topics_text(differing, _changed_options(store, options))
-        raise StudyError(f"{store.root} holds a study of other {topics}; give another run_dir or delete it")
+    topics = _topics_text(differing, _changed_options(store, options), batches or "")
+    raise StudyError(f"{store.root} holds a study of other {topics}; give another run_dir or delete it")
+
+
+def options_in(store: Store) -> Options | None:
+    """What was asked of the study that a run directory holds; None where that is not known."""
+    known = store.read_json(_RUN).get(_ASKED) if store.has(_RUN) else None
+    if not isinstance(known, dict):
+        # Directories of older versions have them only where the study was finished.
+        known = store.read_json(_STUDY).get("options") if store.has(_STUDY) else None
+    return options_from_json(known) if isinstance(known, dict) else None
+
+
+def digests_in(store: Store) -> tuple[str, ...] | None:
+    """Digests of the batches of the study that a run directory holds; None where they are not known."""
+    known = store.read_json(_RUN).get(_BATCHES) if store.has(_RUN) else None
+    return tuple(str(digest) for digest in known) if isinstance(known, list) else None
+
+
+def open_anew(store: Store, files: Iterable[str]) -> None:
+    """Makes a finished study one that is to be finished, without some of its measurements.
+
+    Args:
+        store: of the run directory.
+        files: globs of the measurements that go.
+    """
+    # Removed first, so that a directory with this file is whole.
+    store.remove(_STUDY)
+    for name in sorted({path.name for glob in files for path in store.root.glob(glob)}):
+        store.remove(name)
 
 
 def _changed_options(store: Store, options: Options) -> str:
     """The options in which a study differs from that of a directory, for people; "" where not known."""
-    known = store.read_json(_RUN).get("asked") if store.has(_RUN) else None
-    if not isinstance(known, dict):
-        # Directories of older versions have them only where the study was finished.
-        known = store.read_json(_STUDY).get("options") if store.has(_STUDY) else None
-    if not isinstance(known, dict):
+    asked = options_in(store)
+    if asked is None:
         return ""
-    there, here = options_to_json(options_from_json(known)), options_to_json(options)
+    there, here = options_to_json(asked), options_to_json(options)
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     return ", ".join(f"{name}={there.get(name)!r} there and {here.get(name)!r} here" for name in names)
 
 
-def _topics_text(topics: Sequence[str], options: str = "") -> str:
+def _topics_text(topics: Sequence[str], options: str = "", inputs: str = "") -> str:
     """Topics of a fingerprint, for people.
 
     Args:
         topics: that differ.
         options: which ones of the options; "" where that is not known.
+        inputs: which ones of the batches; "" where that is not known.
     """
     explained = {"outputs": "outputs (which ones, or their likelihood, weights or loss)"}
     if options:
         explained["options"] = f"options ({options})"
+    if inputs:
+        explained["inputs"] = f"inputs ({inputs})"
     return " and ".join(explained.get(topic, topic) for topic in topics)
 
 
@@ -337,10 +365,21 @@ def _check_format(store: Store) -> None:
             )
 
 
-def _write_fingerprint(store: Store, fingerprint: Mapping[str, str], options: Options | None) -> None:
-    # The options beside their digest, so that a message can say which ones differ.
-    asked: dict[str, Json] = {} if options is None else {"asked": options_to_json(options)}
-    store.write_json(_RUN, {"format": str(FORMAT), **fingerprint, **asked})
+def write_fingerprint(
+    store: Store, fingerprint: Mapping[str, str], options: Options | None, digests: Sequence[str] | None
+) -> None:
+    """Ties a run directory to a study.
+
+    Args:
+        store: the directory.
+        fingerprint: of the study.
+        options: of the study; None where they are not known.
+        digests: of its batches; None where they are not known.
+    """
+    # Options and batches beside their digest, so that a message can say which ones differ.
+    asked: dict[str, Json] = {} if options is None else {_ASKED: options_to_json(options)}
+    batches: dict[str, Json] = {} if digests is None else {_BATCHES: list(digests)}
+    store.write_json(_RUN, {"format": str(FORMAT), **fingerprint, **asked, **batches})
 
 
 def fingerprint_in(store: Store) -> Mapping[str, Json] | None:
@@ -358,7 +397,11 @@ def fingerprint_in(store: Store) -> Mapping[str, Json] | None:
 
 def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
     if store.has(_RUN):
-        return {key: value for key, value in store.read_json(_RUN).items() if key not in {"format", "asked"}}
+        return {
+            key: value
+            for key, value in store.read_json(_RUN).items()
+            if key not in {"format", _ASKED, _BATCHES}
+        }
     return _object_of(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
 
 

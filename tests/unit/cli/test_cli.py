@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 import seams
 import slimrank as sr
@@ -383,6 +385,25 @@ def test_help_imports_no_torch_and_commands_let_waiting_threads_sleep(tmp_path: 
         assert (shown.returncode, shown.stderr) == (0, b"")
         done = subprocess.run([*program, "env"], capture_output=True, check=False, text=True, env=environment)
         assert (done.returncode, done.stderr.strip()) == (1, policy)
+
+
+def test_plans_are_compared_without_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).eval()
+    study = sr.study(model, [torch.randn(4, 8)] * 2, data_free=True, progress=False)
+    for name, macs in (("a.json", 0.9), ("b.json", 0.6)):
+        study.plan(macs=macs, multiple_of=1).save(tmp_path / name)
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "slimrank", "diff", "a.json", "b.json"],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a.json (this), b.json (other)" in done.stdout
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slimrank import FileError
-from slimrank.files import draft_of, write_bytes, write_text
+from slimrank.files import check_folder, draft_of, make_directory, write_bytes, write_text
 
 
 @pytest.mark.parametrize("path", [".", "/", ""])
@@ -17,6 +17,19 @@ def test_a_path_without_a_name_is_refused(path: str) -> None:
         write_text(path, "text", what="plan file")
     with pytest.raises(FileError, match=r"cannot be written .*; give a directory with room and rights"):
         write_bytes(Path(path), b"data")
+
+
+def test_no_folder_is_made_above_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "file"
+    why = f"there is no folder {path.parent}"
+    with pytest.raises(FileError, match=rf"plan file {path}: cannot be written .{why}"):
+        write_text(path, "text", what="plan file")
+    with pytest.raises(FileError, match=rf"^{path} cannot be written: {why}; make it first"):
+        write_bytes(path, b"data")
+    with pytest.raises(FileError, match=rf"^run_dir {path} cannot be written"):
+        check_folder(path, "run_dir")
+    check_folder(Path("new"))
+    assert make_directory(path.parent).is_dir()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -13,7 +13,7 @@ from slimrank.survey import batches_from_files, batches_to_files
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
-    store = Store(tmp_path / "new" / "dir")
+    store = Store(tmp_path / "new")
     assert not store.has("a.json")
     store.write_json("a.json", {"b": [1, None, "x"], "a": {"c": 0.5}})
     assert store.read_json("a.json") == {"a": {"c": 0.5}, "b": [1, None, "x"]}
@@ -96,6 +96,14 @@ def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
         write_bytes(tmp_path / "file" / "a", b"")
     with pytest.raises(FileError, match="cannot be written"):
         Store(tmp_path / "file").write_tensors("t.safetensors", {"a": torch.ones(1)})
+
+
+def test_makes_its_directory_and_folders_within_but_none_above(tmp_path: Path) -> None:
+    Store(tmp_path / "run").write_tensors("deep/er/t.safetensors", {"a": torch.ones(1)})
+    assert (tmp_path / "run" / "deep" / "er" / "t.safetensors").is_file()
+    with pytest.raises(FileError, match=r"no/run cannot be written: there is no folder .*no; make it first"):
+        Store(tmp_path / "no" / "run").write_json("a.json", {})
+    assert not (tmp_path / "no").exists()
 
 
 def test_digest_follows_names_values_and_dtypes() -> None:

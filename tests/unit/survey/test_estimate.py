@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The estimate of time and memory: what it counts, and when it is told."""
 
+import re
 from io import StringIO
 
 import pytest
@@ -59,7 +60,7 @@ def test_budgets_of_nothing_cut_everything() -> None:
 def _told(model: nn.Module, stream: StringIO, *, progress: bool = True, **others: object) -> str:
     batches = list(torch.randn(24, 6, generator=torch.Generator().manual_seed(0)).split(8))
     sr.study(model, batches, progress=progress, **others)  # type: ignore[arg-type]
-    lines = [line for line in stream.getvalue().splitlines() if "estimated" in line]
+    lines = [line for line in stream.getvalue().splitlines() if "beside the model (estimated)" in line]
     stream.truncate(0)
     assert len(lines) <= 1
     return lines[0] if lines else ""
@@ -75,6 +76,23 @@ def test_it_is_told_where_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     assert "study: about 1 s and 2" in _told(_net(), shown)
     assert not _told(_net(), shown, progress=False)
     assert not _told(_net(), shown, data_free=True)
+
+
+def test_the_whole_is_told_beside_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = StringIO()
+    seams.show_progress_on(monkeypatch, shown)
+    events: list[dict[str, object]] = []
+    batches = list(torch.randn(24, 6, generator=torch.Generator().manual_seed(0)).split(8))
+    sr.study(_net(), batches, callback=events.append)
+    shares = [event["overall"] for event in events if "overall" in event]
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] == 1
+    assert all(event["seconds_left"] >= 0 for event in events if "overall" in event)
+    assert re.search(r"\(study \d+%, about \d+ s left, estimated\)", shown.getvalue())
+    events.clear()
+    sr.study(_net(), batches, progress=False, callback=events.append)
+    assert not any("overall" in event for event in events)
 
 
 def test_a_study_that_is_done_needs_no_estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:

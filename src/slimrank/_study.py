@@ -20,6 +20,7 @@ from slimrank._errors import (
     StudyError,
     UnknownNameError,
 )
+from slimrank._live_view import shown_live, shown_live_in_run_dir
 from slimrank._names import nearest
 from slimrank._numbers import whole_number
 from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
@@ -142,6 +143,17 @@ _SELECTORS: Mapping[str, Literal["optimal", "greedy", "uniform"]] = {
 _MAX_BUDGET_TRIES = 4
 # A share of a time below which a difference is rounding: coefficients are rounded before a plan is chosen.
 _LATENCY_ROUNDING = 1e-9
+
+
+def _directory_of(arguments: Mapping[str, object]) -> Path | None:
+    """Where later work on a study writes its events, of the arguments of a call."""
+    return session_of(arguments["study"] if "study" in arguments else arguments.get("self")).run_dir
+
+
+# Of calls that take a study.
+shown_live_of_study = shown_live(
+    _directory_of, "give the study one by run_dir= of slimrank.study or of Study.load"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -519,6 +531,7 @@ class Study:
         self._check_steps(plan)
         return edited_plan(self, plan, settings)
 
+    @shown_live_of_study
     @outside_inference_mode
     def pareto(
         self,
@@ -528,6 +541,7 @@ class Study:
         measure: bool = True,
         score_fn: ScoreFn | None = None,
         latencies: LatencyTable | None = None,
+        serve: bool = False,
     ) -> Pareto:
         """Plans from near the smallest model that can be reached to near the whole one, each measured.
 
@@ -544,6 +558,7 @@ class Study:
                 None for the held-out divergence.
             latencies: a table of times of this network (``slimrank.measure_latency``), for "latency": costs
                 are what it predicts. Of a table of int8 files, too, it is the float model that is measured.
+            serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
         Returns:
             The curve; ``knee()`` gives the point below which damage rises fastest.
@@ -551,7 +566,8 @@ class Study:
         Raises:
             UnknownNameError: no such metric.
             OptionError: fewer than 2 points, "latency" without ``latencies`` or they without it, a
-                ``score_fn`` that is no function or that nothing is measured by.
+                ``score_fn`` that is no function or that nothing is measured by; ``serve`` without a
+                directory.
             LatencyError: a table of another network.
             ScoreError: ``score_fn`` fails or returns no finite number.
             StudyError: models are to be built, and the study was loaded without one.
@@ -652,8 +668,11 @@ class Study:
             return None
         return tuple(method for method in self.methods if not replaces_groups(method))
 
+    @shown_live_of_study
     @outside_inference_mode
-    def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
+    def apply(
+        self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True, serve: bool = False
+    ) -> Result:
         """Builds the compressed model, layer by layer, and measures it.
 
         Where the built model counts above a budget of the plan, because a router sends rows to other experts
@@ -664,6 +683,7 @@ class Study:
             on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
             sequential: fit each layer to the inputs of the compressed model (guarded on held-out samples);
                 False fits weights to the original's inputs, and only the bias to the new ones.
+            serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
         Returns:
             The result.
@@ -671,7 +691,7 @@ class Study:
         Raises:
             PlanError: the plan belongs to another model.
             StudyError: the study was loaded without a model.
-            OptionError: ``on_layer`` cannot be called with a model and a name.
+            OptionError: ``on_layer`` cannot be called with a model and a name; ``serve`` without a directory.
             OutOfMemoryError: memory is used up.
         """
         check_plan(plan)
@@ -917,6 +937,7 @@ class Study:
         return replace(study, _session=session, grams=grams)
 
 
+@shown_live_in_run_dir
 def study(
     model: nn.Module | Result,
     batches: Iterable[object],
@@ -938,6 +959,7 @@ def study(
     progress: bool = True,
     callback: Callable[[Event], object] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
+    serve: bool = False,
     memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
@@ -976,6 +998,8 @@ def study(
         callback: called with every event of this call and of later work on the study, a dict;
             docs/howto/progress.md has its keys.
         log_dir: directory to which figures are written for TensorBoard; None for nowhere.
+        serve: show the run in the browser (``slimrank.serve``) while this call lasts; needs ``run_dir``. The
+            address is written to stderr, once.
         memory: bytes that it may take beside the model, about, or a text such as "2GB"; None for 2.5 GB, or
             1 GB beside what cannot be cut. Less takes longer; no result depends on it.
         seed: of everything drawn.
@@ -993,7 +1017,7 @@ def study(
         OutputError: outputs that cannot be compared.
         GradientError: outputs without gradient path.
         UnknownNameError: an unknown method, or a skip pattern that matches nothing.
-        OptionError: another option out of range.
+        OptionError: another option out of range, or ``serve`` without ``run_dir``.
         StudyError: ``run_dir`` holds a study of something else.
         PlanError: ``previous`` did not make this model.
         OutOfMemoryError: memory is used up; the message says where, and what is kept.

@@ -18,6 +18,7 @@ from slimrank.cli._options import (
     on_layer_option,
     overwrite_option,
     quiet_option,
+    serve_option,
 )
 from slimrank.cli._references import batches_at, model_at
 from slimrank.cli._save import save_result
@@ -45,6 +46,7 @@ _FIXED = ("batches", "inputs", "likelihood", "weights", "fisher", "draws", "hold
 @after_option
 @overwrite_option
 @memory_option
+@serve_option
 @quiet_option
 @click.pass_context
 def apply(
@@ -58,6 +60,7 @@ def apply(
     after: Path | None,
     overwrite: bool,
     memory: str | None,
+    serve: bool,
     quiet: bool,
     **options: Unpack[FitText],
 ) -> Answer:
@@ -70,6 +73,10 @@ def apply(
         if after is not None:
             raise OptionError(
                 "--after goes with the --study of that model; without one, PLAN replays every step"
+            )
+        if serve:
+            raise OptionError(
+                "--serve shows what is written to a run's directory; add --study RUN, or leave it out"
             )
         network = model_at(model)
         data = None if batches is None else batches_at(batches, "--batches")
@@ -87,5 +94,5 @@ def apply(
             progress=not quiet,
             memory=memory,
         )
-        result = measured.apply(chosen, on_layer=hook)
+        result = measured.apply(chosen, on_layer=hook, serve=serve)
     return save_result(result, out, overwrite=overwrite)

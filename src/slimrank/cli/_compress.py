@@ -21,6 +21,7 @@ from slimrank.cli._options import (
     overwrite_option,
     quiet_option,
     relative_to_option,
+    serve_option,
     study_options,
 )
 from slimrank.cli._references import batches_at, function_at
@@ -98,6 +99,7 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @relative_to_option
 @overwrite_option
 @memory_option
+@serve_option
 @quiet_option
 @click.pass_context
 def compress(
@@ -130,6 +132,7 @@ def compress(
     relative_to: Literal["model", "original"],
     overwrite: bool,
     memory: str | None,
+    serve: bool,
     quiet: bool,
     **options: Unpack[StudyText],
 ) -> Answer:
@@ -168,6 +171,7 @@ def compress(
             on_layer=hook_at(on_layer),
             run_dir=run_dir,
             progress=not quiet,
+            serve=serve,
             memory=memory,
             previous=previous,
             relative_to=relative_to,
@@ -186,6 +190,7 @@ def compress(
             batches_at(batches),
             run_dir=run_dir,
             progress=not quiet,
+            serve=serve,
             memory=memory,
             previous=previous,
             **chosen,
@@ -199,6 +204,7 @@ def compress(
                 score_fn=judge,
                 lower_is_better=lower_is_better,
                 multiple_of=rounding,
+                serve=serve,
             )
         else:
             result = sr.search_split(
@@ -210,6 +216,7 @@ def compress(
                 score_fn=judge,
                 lower_is_better=lower_is_better,
                 multiple_of=rounding,
+                serve=serve,
             )
     if report_path is not None:
         result.report(report_path)

@@ -91,6 +91,9 @@ PATH = click.Path(path_type=Path)
 memory_option = click.option(
     "--memory", metavar="SIZE", help="Memory beside the model, e.g. 1GB; less takes longer.  [default: 2.5GB]"
 )
+serve_option = click.option(
+    "--serve", is_flag=True, help="Show the run in the browser meanwhile; the address goes to stderr."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
 _METHODS_HELP = f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}."

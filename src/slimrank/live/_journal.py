@@ -74,7 +74,8 @@ def read_lines(path: Path, start: int) -> Iterator[Line]:
 
 def _event(text: bytes) -> dict[str, object] | None:
     try:
-        value = json.loads(text)
+        # JSON has no word for what is not finite, and a browser reads none.
+        value = json.loads(text, parse_constant=lambda _: None)
     except ValueError:
         return None
     return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What servers of pages for this machine have in common: who may ask, how is answered, how one is started."""
 
+import contextlib
 import os
 import secrets
 import threading
+import time
 import webbrowser
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +21,9 @@ from slimrank.live._guard import LOOPBACK, Guard
 from slimrank.report import document
 
 _HIGHEST_PORT = 65535
+# Seconds between two looks whether the server is to end, and that its pages have for the last events: a page
+# that does not listen any more holds nothing up.
+_POLL, _LAST_WORDS = 0.1, 1.0
 
 
 class Live:
@@ -31,7 +36,7 @@ class Live:
     def __init__(self, server: "LocalServer") -> None:
         self._server = server
         self.url = server.url
-        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=server.serve_forever, args=(_POLL,), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -40,8 +45,9 @@ class Live:
             self._thread.join(0.5)
 
     def close(self) -> None:
-        """Ends the server."""
+        """Ends the server, once its pages have heard the last of the run."""
         self._server.is_closing.set()
+        self._server.wait_for_streams(_LAST_WORDS)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -110,6 +116,23 @@ class LocalServer(ThreadingHTTPServer):
         super().__init__((LOOPBACK, port), handler)
         self.is_closing = threading.Event()
         self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24))
+        self._streams: set[threading.Thread] = set()
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """An answer that goes on until the server ends."""
+        thread = threading.current_thread()
+        self._streams.add(thread)
+        try:
+            yield
+        finally:
+            self._streams.discard(thread)
+
+    def wait_for_streams(self, seconds: float) -> None:
+        """Waits until answers that go on have ended, but no longer than so many seconds."""
+        end = time.monotonic() + seconds
+        for thread in tuple(self._streams):
+            thread.join(max(0.0, end - time.monotonic()))
 
     @property
     def url(self) -> str:

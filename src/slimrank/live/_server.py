@@ -11,6 +11,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
 
+from slimrank._progress import EVENTS_FILE
 from slimrank.live._journal import journal_of, read_lines
 from slimrank.live._local import Live, LocalHandler, LocalServer, open_live
 from slimrank.report import document
@@ -50,6 +51,16 @@ def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool 
     return open_live(lambda number: _Server(number, journal), port, open_browser=open_browser)
 
 
+def serve_from_start(run_dir: str | os.PathLike[str]) -> Live:
+    """As ``serve``, of a run that has not begun to write to its directory.
+
+    Raises:
+        OptionError: nothing can be listened on.
+    """
+    journal = Path(run_dir) / EVENTS_FILE
+    return open_live(lambda number: _Server(number, journal), 0, open_browser=False)
+
+
 class _Server(LocalServer):
     """Of one run."""
 
@@ -62,15 +73,19 @@ class _Server(LocalServer):
         """The page, which asks for the events."""
         name = self.journal.parent.resolve().name
         code = files("slimrank.live").joinpath("live.js").read_text(encoding="utf-8")
+        maps = "".join(
+            f'<details class="part" open id="{kind}" hidden><summary><h2>{heading}</h2></summary>'
+            '<div class="scroll"><table class="heat"><thead></thead><tbody></tbody></table></div></details>\n'
+            for kind, heading in (("damage", "Predicted damage"), ("score", "Eval scores"))
+        )
         body = (
             f'<h1>{escape(name)}</h1>\n<p class="verdict" id="state" role="status">Reading the journal</p>\n'
             '<p class="soft" id="detail"></p>\n<div class="numbers" id="numbers"></div>\n'
             '<details class="part" open><summary><h2>Phases</h2></summary><div><ul class="bars" id="phases">'
-            '</ul></div></details>\n<details class="part" open id="scores" hidden>'
-            "<summary><h2>Eval scores</h2>"
-            '</summary><div class="scroll"><table class="heat"><thead></thead><tbody></tbody></table></div>'
-            '</details>\n<details class="part" open><summary><h2>Messages</h2></summary><div>'
-            '<dl id="messages"></dl></div></details>\n'
+            '</ul></div></details>\n<details class="part" open id="training" hidden>'
+            f"<summary><h2>Training</h2></summary><div></div></details>\n{maps}"
+            '<details class="part" open id="said" hidden><summary><h2>Messages</h2></summary><div>'
+            '<dl id="messages"></dl></div></details>\n<dialog id="layer"></dialog>\n'
             "<noscript><p>This page needs its script to show a run that goes on.</p></noscript>"
         )
         return document(f"{name}, live", body, {}, code=code, connects=True).encode()
@@ -98,7 +113,8 @@ class _Handler(LocalHandler):
         self.end_headers()
         self.close_connection = True
         try:
-            self._send_events(last_id)
+            with self.server.stream():
+                self._send_events(last_id)
         except (BrokenPipeError, ConnectionError):
             # The browser went.
             return
@@ -114,7 +130,10 @@ class _Handler(LocalHandler):
         file, start = seen_file, int(seen_byte) if seen_byte.isdecimal() else 0
         process: tuple[object, object] = (None, None)
         is_first = True
-        while not self.server.is_closing.is_set():
+        is_over = False
+        while not is_over:
+            # Read before the journal: what a run wrote before it closed its page is still sent.
+            is_over = self.server.is_closing.is_set()
             parts = []
             now, size = _identity(journal)
             if now != file or size < start:
@@ -136,11 +155,13 @@ class _Handler(LocalHandler):
                 told = status
             if not parts and time.monotonic() - quiet_since > _PING:
                 parts.append(": still here\n\n")
+            if is_over:
+                parts.append("event: over\ndata: {}\n\n")
             if parts:
                 quiet_since = time.monotonic()
                 self.wfile.write("".join(parts).encode())
                 self.wfile.flush()
-            time.sleep(_LOOK)
+            self.server.is_closing.wait(_LOOK)
 
 
 def _process_before(journal: Path, end: int) -> tuple[object, object]:

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from slimrank._errors import OptionError
+from slimrank._live_view import shown_live_in_run_dir
 from slimrank._progress import Event
 from slimrank._result import Result
 from slimrank._study import Study, study
@@ -43,6 +44,7 @@ _MAX_DAMAGE: Mapping[Effort, float] = {"fast": 1.0, "normal": 1.1, "thorough": 1
 _ROUNDS = 3
 
 
+@shown_live_in_run_dir
 @outside_inference_mode
 def compress(  # noqa: D417 - the others are named in one sentence each; a test checks that
     model: nn.Module | Result,
@@ -76,6 +78,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     progress: bool = True,
     callback: Callable[[Event], object] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
+    serve: bool = False,
     memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
@@ -85,8 +88,9 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
 
     These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
     ``weights``, ``loss``, ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``,
-    ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``callback``, ``log_dir``, ``memory``, ``seed``
-    and ``previous``. These are explained in ``Study.plan``: ``multiple_of`` and ``relative_to``.
+    ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``callback``, ``log_dir``, ``serve``,
+    ``memory``, ``seed`` and ``previous``. These are explained in ``Study.plan``: ``multiple_of`` and
+    ``relative_to``.
 
     Args:
         model: any module; or a result, to compress its model once more.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from slimrank._errors import BudgetError, OptionError
 from slimrank._numbers import real_number
 from slimrank._result import Result
-from slimrank._study import Study, session_of, skipped_globs
+from slimrank._study import Study, session_of, shown_live_of_study, skipped_globs
 from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
@@ -24,6 +24,7 @@ _NEAR_END = 0.1
 _HALVINGS = 12
 
 
+@shown_live_of_study
 def smallest(
     study: Study,
     *,
@@ -37,6 +38,7 @@ def smallest(
     multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
     skip: Skip = (),
+    serve: bool = False,
 ) -> Result:
     """The smallest model whose measured loss stays within a drop.
 
@@ -61,6 +63,7 @@ def smallest(
             any ranks and widths are tried.
         methods: as in ``Study.plan``.
         skip: as in ``Study.plan``.
+        serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
         The result; its notes list what was tried.

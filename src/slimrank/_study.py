@@ -36,7 +36,6 @@ from slimrank.methods import METHODS
 from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
 from slimrank.plan import (
     NOTHING_FIXED,
-    Fixed,
     FixedSettings,
     LatencyTable,
     MultipleOf,
@@ -51,6 +50,7 @@ from slimrank.plan import (
     check_table,
     damage_at,
     edited_plan,
+    fixed_in,
     fixed_of,
     group_damage_at,
     latency_ratio,
@@ -352,11 +352,12 @@ class Study:
                 setting, or the path of a file of them; None for a name leaves alone all that has it, as in
                 ``edit``. All else is chosen around them, within the budgets. Ranks and widths are taken as
                 they stand, whatever ``multiple_of``; what is fixed wins over ``methods`` and ``skip``. Blocks
-                that hold something fixed stay.
+                that hold something fixed stay. ``Plan.fixed`` has the names.
             uniform_widths: groups whose names differ in numbers alone, such as those of all layers of a
                 transformer, keep the same number of units, and no block is dropped: what reads a model by
                 one width for all layers then reads this one. A stack of which one group cannot go, or is
-                skipped, stays whole. Ranks are not tied: pass ``methods=("channel_pruning",)`` for none.
+                skipped, stays whole. A fixed width is that of its whole stack. Ranks are not tied: pass
+                ``methods=("channel_pruning",)`` for none.
             new_bias: False gives no bias to layers that have none; their fits then hold the mean as well as
                 they can. Damages are predicted as with one, and so are a little low.
 
@@ -371,8 +372,8 @@ class Study:
             LatencyError: a table of times of another network.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
                 ``latencies`` or the other way round, an unknown ``relative_to``, or a fixed setting of the
-                wrong kind; ``new_bias=False`` where an earlier step made new biases, ``fixed`` beside
-                ``uniform_widths``.
+                wrong kind; ``new_bias=False`` where an earlier step made new biases; with ``uniform_widths``
+                fixed widths of one stack that differ or that not all of it can take, or a fixed drop.
             RankError: a fixed rank, ratio or width that cannot be.
             PlanError: something inside a block that is fixed to go is fixed too.
             FileError: the file of what is fixed cannot be read.
@@ -397,7 +398,7 @@ class Study:
             )
 
         skipped = skipped_globs(self, skip)
-        held = self._held(fixed, uniform_widths=uniform_widths)
+        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
         study = self if new_bias else self._without_new_bias()
 
         def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
@@ -434,6 +435,7 @@ class Study:
             chosen, rounding = selected(None)
         else:
             chosen, rounding = _within_latency(selected, table, asked)
+        chosen = replace(chosen, fixed=held.by_kind)
         if scores is None:
             return chosen
         # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
@@ -460,16 +462,8 @@ class Study:
             multiple_of=chosen.multiple_of,
             relaxed=chosen.relaxed,
             latency=chosen.latency,
+            fixed=chosen.fixed,
         )
-
-    def _held(self, fixed: FixedSettings | None, *, uniform_widths: bool) -> Fixed:
-        """What is not chosen any more."""
-        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
-        if held and uniform_widths:
-            raise OptionError(
-                "fixed= beside uniform_widths=True: a fixed width would tie a whole stack; give one"
-            )
-        return held
 
     def _without_new_bias(self) -> "Study":
         """The same study, whose plans count no bias where a layer has none."""
@@ -744,7 +738,7 @@ class Study:
             )
             notes.append(Note(where="apply", text=text))
             planned = found
-            result = build(replace(planned, budgets=plan.budgets, asked=plan.asked))
+            result = build(replace(planned, budgets=plan.budgets, asked=plan.asked, fixed=plan.fixed))
         return replace(result, notes=(*result.notes, *notes)) if notes else result
 
     def _plan_for_less(self, plan: Plan, built: Plan, budgets: Mapping[Metric, float]) -> Plan | None:
@@ -779,7 +773,8 @@ class Study:
                 multiple_of=plan.multiple_of if plan.relaxed is None else "auto",
                 methods=[method for method in self.methods if method in methods],
                 relative_to="model" if len(plan.steps) < 2 else "original",
-                uniform_widths=has_uniform_widths(plan.groups, self.structure.channels),
+                fixed=fixed_in(plan, built=built),
+                uniform_widths=not plan.dropped and has_uniform_widths(plan.groups, self.structure.channels),
                 new_bias=plan.has_bias,
             )
         except BudgetError:

@@ -16,6 +16,7 @@ from slimrank.cli._options import (
     StudyText,
     after_option,
     budget_options,
+    fix_option,
     memory_option,
     on_layer_option,
     overwrite_option,
@@ -31,6 +32,7 @@ from slimrank.cli._typed import (
     hook_at,
     model_to_compress,
     read_budget,
+    read_fixed,
     read_latency,
     read_multiple_of,
     refuse_given,
@@ -77,6 +79,7 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
     "--no-compete", "compete", flag_value=False, default=True, help="Build the optimal plan only: faster."
 )
 @study_options
+@fix_option
 @on_layer_option
 @click.option("--run-dir", type=PATH, help="Keep what is measured here, so that it can be resumed.")
 @click.option("--report", "report_path", type=PATH, help="Write the report here, too.")
@@ -121,6 +124,7 @@ def compress(
     score: str | None,
     lower_is_better: bool,
     compete: bool,
+    fix: tuple[str, ...],
     on_layer: str | None,
     run_dir: Path | None,
     report_path: Path | None,
@@ -174,6 +178,7 @@ def compress(
             serve=serve,
             memory=memory,
             previous=previous,
+            fixed=read_fixed(fix),
             relative_to=relative_to,
             **study_from_text(options),
         )
@@ -204,9 +209,11 @@ def compress(
                 score_fn=judge,
                 lower_is_better=lower_is_better,
                 multiple_of=rounding,
+                fixed=read_fixed(fix),
                 serve=serve,
             )
         else:
+            refuse_given(ctx, ("fix",), "--split makes plans of one method each")
             result = sr.search_split(
                 measured,
                 macs=read_budget(macs),

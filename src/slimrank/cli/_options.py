@@ -99,6 +99,13 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a mod
 _METHODS_HELP = f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}."
 methods_option = click.option("--methods", multiple=True, help=_METHODS_HELP)
 skip_option = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
+fix_option = click.option(
+    "--fix",
+    "fix",
+    multiple=True,
+    metavar="NAME=SETTING",
+    help="Hold a layer, group or block: fc=weight_svd:0.4, conv1=channel_pruning:keep=24, fc=none; or drop.",
+)
 after_option = click.option(
     "--after",
     type=PATH,

@@ -51,7 +51,10 @@ class Editor:
         study.edit(plan, {})
         self._asked = plan
         self._plan = plan
-        self._locks: frozenset[Lock] = frozenset()
+        kinds: dict[Kind, str] = {"layer": "layers", "group": "groups", "block": "blocks"}
+        self._locks = frozenset(
+            Lock(kind, name) for kind, plural in kinds.items() for name in plan.fixed.get(plural, ())
+        )
         self._past: list[tuple[Plan, frozenset[Lock]]] = []
         self._saved: Path | None = None
 

@@ -128,6 +128,8 @@ class Plan:
             budget is out of reach with it, or they were set by hand; None where no multiple was "auto".
         latency: what was asked for and predicted, where the last step was chosen by measured times; else
             None.
+        fixed: names of what was given, not chosen (``Study.plan(fixed=)``): under "layers", "groups" and
+            "blocks". What was given is what the plan does to them.
 
     Example:
         >>> from slimrank.plan import structure_of
@@ -164,6 +166,7 @@ class Plan:
     asked: Mapping[Metric, str] = field(default_factory=dict)
     relaxed: tuple[str, ...] | None = None
     latency: PlannedLatency | None = None
+    fixed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def manual(
@@ -314,6 +317,7 @@ class Plan:
             multiple_of=1,
             relaxed=None,
             latency=None,
+            fixed={},
         )
 
     def keep_ratio(self, metric: Metric) -> float:
@@ -368,6 +372,7 @@ class Plan:
             budgets={},
             asked={},
             latency=None,
+            fixed={},
         )
         return edited if self.relaxed is None else self._relaxed_as(edited)
 

@@ -20,9 +20,11 @@ from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.latency import check_conditions
 from slimrank.methods import METHODS
 from slimrank.plan import (
+    FixedSettings,
     LatencyTable,
     MultipleOf,
     Plan,
+    check_fixed,
     check_latency,
     check_multiple_of,
     latency_ratio,
@@ -82,6 +84,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
+    fixed: FixedSettings | None = None,
     relative_to: Literal["model", "original"] = "model",
 ) -> Result:
     """Study, plan and apply in one call; several plans compete by the held-out divergence of the built model.
@@ -89,8 +92,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
     ``weights``, ``loss``, ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``,
     ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``callback``, ``log_dir``, ``serve``,
-    ``memory``, ``seed`` and ``previous``. These are explained in ``Study.plan``: ``multiple_of`` and
-    ``relative_to``.
+    ``memory``, ``seed`` and ``previous``. These are explained in ``Study.plan``: ``multiple_of``, ``fixed``
+    and ``relative_to``.
 
     Args:
         model: any module; or a result, to compress its model once more.
@@ -127,6 +130,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         check_budgets(ratios, who="compress")
     timing.check(relative_to)
     check_multiple_of(multiple_of, None)
+    check_fixed(fixed)
     measured = study(
         model,
         batches,
@@ -167,6 +171,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
                 multiple_of=multiple_of,
                 select=select,
                 methods=only,
+                fixed=fixed,
                 relative_to=relative_to,
             )
 

@@ -28,6 +28,7 @@ from slimrank.deploy import (
 from slimrank.forward import Batch, outside_inference_mode
 from slimrank.latency import BACKENDS, PRECISIONS, Latencies, package_versions, quantize_of
 from slimrank.plan import (
+    FixedSettings,
     LatencyTable,
     MultipleOf,
     Structure,
@@ -78,6 +79,7 @@ def meet_latency(
     scores: Scores | None = None,
     monotonic: bool = False,
     interpolate: bool = False,
+    fixed: FixedSettings | None = None,
     serve: bool = False,
 ) -> Result:
     """Plans by measured times, builds, and measures the whole model in its runtime, until the budget holds.
@@ -102,6 +104,7 @@ def meet_latency(
         scores: see there.
         monotonic: see there.
         interpolate: see there.
+        fixed: see there.
         serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
@@ -135,6 +138,7 @@ def meet_latency(
             scores=scores,
             monotonic=monotonic,
             interpolate=interpolate,
+            fixed=fixed,
         )
         return study.apply(plan)
 

@@ -8,7 +8,16 @@ from slimrank._errors import BudgetError, OptionError
 from slimrank._numbers import real_number
 from slimrank._result import Result
 from slimrank._study import Study, session_of, shown_live_of_study, skipped_globs
-from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
+from slimrank.plan import (
+    NOTHING_FIXED,
+    FixedSettings,
+    LatencyTable,
+    MultipleOf,
+    Plan,
+    check_table,
+    fixed_of,
+    without_auto,
+)
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
 from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
@@ -38,6 +47,7 @@ def smallest(
     multiple_of: MultipleOf = "auto",
     methods: Sequence[Method] | None = None,
     skip: Skip = (),
+    fixed: FixedSettings | None = None,
     serve: bool = False,
 ) -> Result:
     """The smallest model whose measured loss stays within a drop.
@@ -63,6 +73,7 @@ def smallest(
             any ranks and widths are tried.
         methods: as in ``Study.plan``.
         skip: as in ``Study.plan``.
+        fixed: as in ``Study.plan``.
         serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
@@ -82,6 +93,7 @@ def smallest(
     times = None if table is None else table.times
     # Of times, the network as it stands may be well below the original in float32.
     whole = 1.0 if times is None else min(1.0, times.before / times.reference)
+    held = NOTHING_FIXED if fixed is None else fixed_of(study, fixed)
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = session.phases()
 
@@ -97,6 +109,7 @@ def smallest(
                 multiple_of=multiple_of,
                 methods=methods,
                 skip=skip,
+                fixed=held,
                 latencies=table,
                 **budget,  # type: ignore[arg-type]
             )
@@ -108,6 +121,7 @@ def smallest(
             methods=methods,
             skip=skipped_globs(study, skip),
             times=times,
+            fixed=held,
         )
         search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
         best: Result | None = None

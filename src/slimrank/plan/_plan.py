@@ -454,12 +454,13 @@ class Plan:
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
 
 
-def differences(plan: Plan, other: object) -> list[Difference]:
+def differences(plan: Plan, other: object, *, with_same: bool = False) -> list[Difference]:
     """What another plan does differently.
 
     Args:
         plan: the first.
         other: the second.
+        with_same: also what both do alike.
 
     Returns:
         Layers, then groups, then blocks; empty where both do the same.
@@ -469,7 +470,7 @@ def differences(plan: Plan, other: object) -> list[Difference]:
     """
     if not isinstance(other, Plan):
         raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
-    return plan_difference(plan.steps, other.steps, (plan.has_bias, other.has_bias))
+    return plan_difference(plan.steps, other.steps, (plan.has_bias, other.has_bias), with_same=with_same)
 
 
 def edited_plan(

@@ -58,6 +58,19 @@ def has_uniform_widths(groups: Mapping[str, Collection[int]], channels: ChannelM
     )
 
 
+def has_stacks(groups: Mapping[str, Collection[int]], channels: ChannelMap) -> bool:
+    """Whether several groups of one stack are slimmed.
+
+    Args:
+        groups: name -> units that stay, of the groups that are slimmed.
+        channels: of the model.
+
+    Returns:
+        Whether there is such a stack.
+    """
+    return any(sum(name in groups for name in names) > 1 for names in stacks_in(channels))
+
+
 def tied_as_fixed(
     fixed: Fixed, channels: ChannelMap, curves: Sequence[GroupCurve], *, offered: Collection[str]
 ) -> Fixed:

@@ -84,20 +84,22 @@ class _EditServer(LocalServer):
         code = files("slimrank.live").joinpath("edit.js").read_text(encoding="utf-8")
         parts = "".join(
             f'<details class="part" open id="{kind}s"><summary><h2>{heading}</h2></summary>'
-            '<div class="scroll"><table><thead></thead><tbody></tbody></table></div></details>\n'
+            '<div class="scroll"><table class="edited"><thead></thead><tbody></tbody></table></div>'
+            "</details>\n"
             for kind, heading in (("layer", "Layers"), ("group", "Channel groups"), ("block", "Blocks"))
         )
         body = (
             f"<h1>{escape(self.name)}</h1>\n"
             '<p class="verdict" id="state" role="status">Reading the plan</p>\n'
             '<p class="soft" id="detail"></p>\n<div class="numbers" id="numbers"></div>\n'
-            '<p><button id="replan">Replan the rest</button> <button id="undo">Undo</button> '
+            '<p class="tools under"><button id="replan">Replan the rest</button> '
+            '<button id="undo">Undo</button> '
             '<button id="save">Save as a new plan</button> <button id="build">Apply</button></p>\n'
             '<p class="soft" id="built" hidden></p>\n<p class="warning" id="notices" hidden></p>\n'
             f'{parts}<details class="part" open><summary><h2>Beside another plan</h2></summary>'
-            '<div class="scroll"><p class="tools"><label>Plan <select id="other"></select></label> '
+            '<div class="scroll"><p class="tools"><select id="other" aria-label="other plan"></select> '
             '<label><input type="checkbox" id="all"> also what is the same</label></p>'
-            '<table id="compared"><thead></thead><tbody></tbody></table></div></details>\n'
+            '<table class="compared" id="compared"><thead></thead><tbody></tbody></table></div></details>\n'
             "<noscript><p>This page needs its script to edit a plan.</p></noscript>"
         )
         return document(f"{self.name}, edit", body, {}, code=code, connects=True).encode()

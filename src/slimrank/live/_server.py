@@ -81,8 +81,9 @@ class _Server(LocalServer):
         body = (
             f'<h1>{escape(name)}</h1>\n<p class="verdict" id="state" role="status">Reading the journal</p>\n'
             '<p class="soft" id="detail"></p>\n<div class="numbers" id="numbers"></div>\n'
-            '<details class="part" open><summary><h2>Phases</h2></summary><div><ul class="bars" id="phases">'
-            '</ul></div></details>\n<details class="part" open id="training" hidden>'
+            '<details class="part" open><summary><h2>Phases</h2></summary>'
+            '<div><ul class="bars phases" id="phases"></ul></div></details>\n'
+            '<details class="part" open id="training" hidden>'
             f"<summary><h2>Training</h2></summary><div></div></details>\n{maps}"
             '<details class="part" open id="said" hidden><summary><h2>Messages</h2></summary><div>'
             '<dl id="messages"></dl></div></details>\n<dialog id="layer"></dialog>\n'

@@ -74,7 +74,7 @@ const lock = (kind, row) => {
 
 const fill = (id, heads, rows) => {
   byId(id).hidden = rows.length === 0;
-  byId(id).querySelector("thead").replaceChildren(make("tr", {}, ...heads.map((text) => make("th", { textContent: text }))));
+  byId(id).querySelector("thead").replaceChildren(make("tr", {}, ...heads.map((text) => make("th", { className: ["kind", "read by"].includes(text) ? "kind" : text ? "" : "why", textContent: text }))));
   byId(id).querySelector("tbody").replaceChildren(...rows);
 };
 
@@ -87,17 +87,17 @@ const layerRow = (row) => {
     ask({ action: "pair", name: row.name, method, rank }, () => `${row.name} changed.`);
   });
   const rank = row.method === null ? make("td") : slider(`rank of ${row.name}`, row.rank, row.top, row.why, (rank) => ({ action: "pair", name: row.name, method: row.method, rank }));
-  return make("tr", {}, make("th", { textContent: row.name }), make("td", { textContent: row.kind }), make("td", {}, choice), rank, make("td", { textContent: row.why }), lock("layer", row));
+  return make("tr", {}, make("th", { textContent: row.name }), lock("layer", row), make("td", { className: "kind", textContent: row.kind }), make("td", {}, choice), rank, make("td", { className: "soft why", textContent: row.why }));
 };
 
-const groupRow = (row) => make("tr", {}, make("th", { textContent: row.name }), make("td", { textContent: row.consumers.join(", ") }),
+const groupRow = (row) => make("tr", {}, make("th", { textContent: row.name }), lock("group", row), make("td", { className: "kind", textContent: row.consumers.join(", ") }),
   slider(`width of ${row.name}`, row.keep, row.units, row.why, (keep) => ({ action: "width", name: row.name, keep })),
-  make("td", { textContent: `of ${row.units}` }), lock("group", row));
+  make("td", { className: "soft why", textContent: `of ${row.units}` }));
 
 const blockRow = (row) => {
   const box = make("input", { type: "checkbox", checked: row.dropped, ariaLabel: `drop ${row.name}` });
   box.addEventListener("change", () => ask({ action: "block", name: row.name, dropped: box.checked }, () => `${row.name} changed.`));
-  return make("tr", {}, make("th", { textContent: row.name }), make("td", {}, box), lock("block", row));
+  return make("tr", {}, make("th", { textContent: row.name }), lock("block", row), make("td", {}, box));
 };
 
 const card = (heading, value, text, isOver = false) => make("section", { className: isOver ? "warning" : "" },
@@ -170,9 +170,9 @@ const show = (facts) => {
   byId("notices").textContent = facts.notices.join(" ");
   showCompared(facts);
   showBuilding(facts);
-  fill("layers", ["layer", "kind", "method", "rank", "", "locked"], facts.layers.map(layerRow));
-  fill("groups", ["group", "read by", "units kept", "", "locked"], facts.groups.map(groupRow));
-  fill("blocks", ["block", "dropped", "locked"], facts.blocks.map(blockRow));
+  fill("layers", ["layer", "locked", "kind", "method", "rank", ""], facts.layers.map(layerRow));
+  fill("groups", ["group", "locked", "read by", "units kept", ""], facts.groups.map(groupRow));
+  fill("blocks", ["block", "locked", "dropped"], facts.blocks.map(blockRow));
   byId("undo").disabled = facts.undo === 0;
   // The rows are new: who works with the keyboard stays where they were.
   if (focused) document.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();

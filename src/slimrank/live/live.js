@@ -32,6 +32,7 @@ let opened = null;
 const chart = (series, { across, log = false, guide = null }) => {
   const [width, height, left, top, right, bottom] = [420, 190, 52, 10, 10, 28];
   const all = series.flatMap((each) => each.points).filter(([, y]) => y !== null && (!log || y > 0));
+  if (!all.length) return make("p", { className: "soft", textContent: "no number yet" });
   const ys = [...all.map(([, y]) => y), ...(guide === null ? [] : [guide])];
   const xs = all.map(([x]) => x);
   const scale = (value) => (log ? Math.log(value) : value);
@@ -100,7 +101,7 @@ const openLayer = (name) => {
   for (const [kind, heading] of [["damage", "predicted damage"], ["score", "eval score"]]) {
     const series = [...maps[kind].values()].filter((row) => row.layer === name)
       .map((row) => ({ name: row.way, points: [...row.values].sort(([a], [b]) => a - b) }));
-    if (series.length) parts.push(make("h3", { textContent: heading }), chart(series, { across: shares, log: kind === "damage" && series.every((each) => each.points.some(([, value]) => value > 0)) }));
+    if (series.length) parts.push(make("h3", { textContent: heading }), chart(series, { across: shares, log: kind === "damage" && series.every((each) => each.points.every(([, value]) => value === null || value > 0)) }));
   }
   const close = make("button", { textContent: "Close" });
   close.addEventListener("click", () => byId("layer").close());

@@ -154,6 +154,26 @@ def test_a_click_on_a_layer_draws_its_curves(page: Page, tmp_path: Path) -> None
         assert sum(bool(cell) for cell in cells) == told
 
 
+def test_a_plan_of_the_run_is_edited_from_its_page(page: Page, tmp_path: Path) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    folder = tmp_path / "run"
+    study = sr.study(nets.with_a_block(), nets.noise(3, 4, 4, n=3), run_dir=folder, progress=False)
+    study.plan(macs=0.6).save(folder / "plan.json")
+    with sr.serve(folder) as live:
+        page.goto(live.url)
+        page.get_by_role("button", name="Edit plan.json").click()
+        _says(page, "Ready.")
+        _slide(page, "width of 2", 5)
+        _says(page, "2 changed.")
+        page.get_by_role("button", name="Save as a new plan").click()
+        _says(page, "Saved as plan-edited-1.json.")
+        page.goto(live.url)
+        page.get_by_role("button", name="Edit plan-edited-1.json").wait_for()
+        (folder / "study.json").unlink()
+        page.get_by_role("button", name="Edit plan-edited-1.json").click()
+        _says(page, "study.json", "#detail")
+
+
 def test_a_training_is_drawn_epoch_by_epoch(page: Page, tmp_path: Path) -> None:
     torch.manual_seed(0)
     labelled = [(torch.randn(16, 8), torch.randint(0, 3, (16,))) for _ in range(4)]
@@ -182,6 +202,8 @@ def test_what_a_journal_may_hold_is_shown(page: Page, tmp_path: Path) -> None:
         {"event": "result", "macs": 0.5, "params": 0.5, "bytes": 0.5, "divergence": None},
         {"event": "stopped", "phase": "curves", "done": 0, "total": 0, "seconds": 1.0},
         {"event": "something later versions write"},
+        {"event": "damage"},
+        {"event": "message"},
     ]
     lines = [json.dumps(event) for event in events]
     journal.write_text("\n".join([*lines[:3], '{"event": "da', *lines[3:]]) + '\n{"event": "mess')

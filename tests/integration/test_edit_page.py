@@ -277,10 +277,7 @@ def test_plans_of_the_run_can_be_compared_too(study: sr.Study, path: Path, tmp_p
     study.save(run)
     study.plan(macs=0.5).save(run / "kept.json")
     with edit_in_browser(path, study, run_dir=run) as live:
-        # A study keeps the plan that does nothing.
-        assert _state(live)["plans"] == ["as it was opened", "kept.json", "untouched_plan.json"]
-        rows = _do(live, action="compare", name="untouched_plan.json")["compared"]["rows"]
-        assert {row["other"] for row in rows} == {"left alone"}
+        assert _state(live)["plans"] == ["as it was opened", "kept.json"]
         assert _do(live, action="compare", name="kept.json")["compared"]["name"] == "kept.json"
 
 

@@ -16,6 +16,8 @@ from slimrank.plan import Plan
 
 # A file with these keys is a plan, or means to be one.
 _PLAN_KEYS = {"steps", "costs", "select"}
+# These a study keeps for itself.
+_OF_STUDIES = ("untouched_plan.json", "previous_plan.json")
 
 
 class OpenFile:
@@ -100,6 +102,8 @@ class Shelf:
         found: dict[str, Path] = {}
         for folder in self._folders:
             for path in sorted(folder.glob("*.json")):
+                if path.name in _OF_STUDIES:
+                    continue
                 key = path, _stamp(path)
                 if key not in self._known:
                     self._known[key] = _is_plan(path)

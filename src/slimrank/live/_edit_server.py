@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server of a plan that is edited in the browser."""
 
-import json
 import os
 import threading
 from functools import cached_property
@@ -16,9 +15,6 @@ from slimrank.live._editor import Editor, StaleError, do
 from slimrank.live._local import Live, LocalHandler, LocalServer, open_live
 from slimrank.plan import LatencyTable, Plan
 from slimrank.report import document
-
-# A request names one row and one value; more is no request of the page.
-_MOST_BYTES = 65_536
 
 
 def edit_in_browser(
@@ -107,6 +103,7 @@ class _EditServer(LocalServer):
 
 class _Handler(LocalHandler):
     server: _EditServer
+    changes_at = "/do"
 
     def show(self, path: str) -> bool:
         """The page, or what it shows."""
@@ -115,46 +112,16 @@ class _Handler(LocalHandler):
         elif path == "/state":
             with self.server.one_at_a_time:
                 facts = self.server.editor.facts()
-            self._tell(HTTPStatus.OK, facts)
+            self.tell(HTTPStatus.OK, facts)
         else:
             return False
         return True
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that the standard library calls
+    def change(self, request: object) -> tuple[HTTPStatus, object]:
         """Changes the plan, and answers with what the page then shows."""
-        # What is not read would be taken for the next request.
-        self.close_connection = True
-        path, refusal = self.asked(changes=True)
-        length = self.headers.get("Content-Length", "")
-        if refusal is not None:
-            self._tell(HTTPStatus.FORBIDDEN, {"error": refusal})
-        elif path != "/do":
-            self._tell(HTTPStatus.NOT_FOUND, {"error": "changes are sent to /do"})
-        elif self.headers.get("Content-Type") != "application/json":
-            self._tell(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "send JSON"})
-        elif not length.isdecimal() or int(length) > _MOST_BYTES:
-            text = f"give a Content-Length of at most {_MOST_BYTES}"
-            self._tell(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": text})
-        else:
-            self._change(self.rfile.read(int(length)))
-
-    def _change(self, body: bytes) -> None:
-        try:
-            request: object = json.loads(body)
-        except ValueError as error:
-            self._tell(HTTPStatus.BAD_REQUEST, {"error": f"this is no JSON ({error})"})
-            return
-        try:
-            with self.server.one_at_a_time:
-                facts = do(self.server.editor, request)
-        except StaleError as error:
-            with self.server.one_at_a_time:
-                facts = self.server.editor.facts()
-            self._tell(HTTPStatus.CONFLICT, {"error": str(error), "now": facts})
-        except SlimrankError as error:
-            self._tell(HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)})
-        else:
-            self._tell(HTTPStatus.OK, facts)
-
-    def _tell(self, status: HTTPStatus, content: object) -> None:
-        self.answer(status, json.dumps(content).encode(), kind="application/json")
+        editor = self.server.editor
+        with self.server.one_at_a_time:
+            try:
+                return HTTPStatus.OK, do(editor, request)
+            except StaleError as error:
+                return HTTPStatus.CONFLICT, {"error": str(error), "now": editor.facts()}

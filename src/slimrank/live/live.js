@@ -19,14 +19,14 @@ const seconds = (value) => {
   const [minutes, rest] = [Math.floor(whole / 60), String(whole % 60).padStart(2, "0")];
   return minutes < 60 ? `${minutes} min ${rest} s` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 };
-const short = (value) => (value === null ? "none" : value === 0 ? "0" : Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5 ? value.toExponential(1) : value.toPrecision(3));
+const short = (value) => (typeof value !== "number" ? "none" : value === 0 ? "0" : Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5 ? value.toExponential(1) : value.toPrecision(3));
 const percent = (share) => `${Math.round(1000 * share) / 10} %`;
 
 const phases = new Map();
 // What is drawn as a map of colours: layer and way -> share that is left -> value.
 const maps = { damage: new Map(), score: new Map() };
 const epochs = [];
-let [alive, running, unreadable, lastError, isOver, isLost] = [null, null, 0, null, false, false];
+let [alive, running, unreadable, lastError, isOver, isLost, problem] = [null, null, 0, null, false, false, ""];
 let opened = null;
 
 const chart = (series, { across, log = false, guide = null }) => {
@@ -91,8 +91,38 @@ const showState = () => {
   if (isGone) notes.push("What was measured is kept; start the same call again and it goes on.");
   if (unreadable) notes.push(`${unreadable} ${unreadable === 1 ? "line" : "lines"} of the journal cannot be read, after a crash say, and left out.`);
   if (isOver) notes.push("The call that showed this page has ended; slimrank serve shows the run again.");
-  else if (isLost) notes.push("The server does not answer; this page goes on when it does.");
+  if (problem) notes.push(problem);
+  if (isLost && !isOver) notes.push("The server does not answer; this page goes on when it does.");
   byId("detail").textContent = notes.join(" ");
+};
+
+// Plans that lie in the run's directory: each opens in an editor of its own.
+const askPlans = async () => {
+  try {
+    const response = await fetch(`/plans${location.search}`);
+    if (!response.ok) return;
+    const { plans } = await response.json();
+    byId("plans").hidden = plans.length === 0;
+    byId("plans").querySelector("div").replaceChildren(...plans.map((plan) => {
+      const button = make("button", { textContent: `Edit ${plan}` });
+      button.addEventListener("click", () => edit(plan));
+      return button;
+    }));
+  } catch {
+    // What the stream of events tells of the server is enough.
+  }
+};
+const edit = async (plan) => {
+  try {
+    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ plan }) };
+    const response = await fetch(`/edit${location.search}`, options);
+    const answer = await response.json();
+    if (response.ok) location.assign(answer.url);
+    else problem = `Not opened: ${answer.error}`;
+  } catch {
+    problem = "The server does not answer; slimrank edit opens a plan as well.";
+  }
+  showState();
 };
 
 const openLayer = (name) => {
@@ -182,6 +212,7 @@ const hear = (event) => {
     if (phase) Object.assign(phase, { done: event.done, total: event.total, spent: event.seconds, over: event.event });
     if (phase) showPhase(event.phase);
     if (event.event === "stopped") lastError = event.phase;
+    draw(askPlans);
     running = [...phases].filter(([, other]) => !other.over).map(([name]) => name).pop() ?? null;
   } else if (event.event === "damage" || event.event === "score") {
     const way = `${event.method}${event.form ? ` ${event.form}` : ""}`;
@@ -217,8 +248,17 @@ const forget = () => {
   for (const name of ["damage", "score", "training", "said"]) byId(name).hidden = true;
   showState();
 };
+askPlans();
 const source = new EventSource(`/events${location.search}`);
-source.addEventListener("message", (message) => hear(JSON.parse(message.data)));
+source.addEventListener("message", (message) => {
+  try {
+    hear(JSON.parse(message.data));
+  } catch {
+    // It lacks what an event of its kind has.
+    unreadable += 1;
+    draw(showState);
+  }
+});
 source.addEventListener("reset", forget);
 source.addEventListener("status", (message) => {
   alive = JSON.parse(message.data).alive;

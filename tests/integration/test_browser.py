@@ -171,7 +171,7 @@ def test_a_plan_of_the_run_is_edited_from_its_page(page: Page, tmp_path: Path) -
         page.get_by_role("button", name="Edit plan-edited-1.json").wait_for()
         (folder / "study.json").unlink()
         page.get_by_role("button", name="Edit plan-edited-1.json").click()
-        _says(page, "study.json", "#detail")
+        _says(page, "was not finished; run it again", "#detail")
 
 
 def test_a_training_is_drawn_epoch_by_epoch(page: Page, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ TEXT := $(VENV)/.text
 AIMET := build/aimet
 ZOO := build/zoo
 EXECUTORCH := build/executorch
+BROWSER := build/browser
 PRUNERS := build/torch-pruning
 # Short scripts that need no files; classifier first, for readers.
 EXAMPLES := classifier sensitivity_and_pareto several_outputs text_classifier latency_target int8 without_data aimet_port
@@ -24,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --d
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples lint check fix test test-executorch golden docs wheel-test aimet train-tasks \
+.PHONY: help setup demo examples lint check fix test test-executorch test-browser golden docs wheel-test aimet train-tasks \
 	bench-demo bench-scale bench-accuracy bench-text bench-speed bench-counts bench-methods bench-recovery bench-kill \
 	bench-pruning bench-plots bench-latency bench-latency-int8 bench-select bench-zoo bench-export bench-quantize bench-auto bench-agreement train-kinds
 
@@ -69,6 +70,15 @@ $(EXECUTORCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXECUTORCH)
 	$(EXECUTORCH)/bin/python -m pip install --quiet '$(TORCH)'
 	$(EXECUTORCH)/bin/python -m pip install --quiet --editable '.[dev,openvino,executorch]'
+	touch $@
+
+test-browser: $(BROWSER)/.ready  ## tests of the pages in a real Chromium, which must be in PATH (or in CHROMIUM); two minutes
+	$(BROWSER)/bin/python -m pytest -rs tests/integration/test_browser.py
+
+$(BROWSER)/.ready: pyproject.toml constraints.txt tests/browser-requirements.txt
+	$(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet '$(TORCH)'
+	$(BROWSER)/bin/python -m pip install --quiet --editable '.[dev]' -r tests/browser-requirements.txt
 	touch $@
 
 golden: $(READY)  ## rewrite the golden files and the frozen signatures, and show what moved

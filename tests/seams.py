@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 from torch import Tensor, nn
 
-from slimrank import Latencies, Study, _progress, _result
+from slimrank import Latencies, OptionError, Study, _progress, _result, live
 from slimrank._numbers import real_number, whole_number
 from slimrank._progress import EventFile, Expected, Overall, Phases
 from slimrank._result import add_export
@@ -799,3 +799,22 @@ def watch_variants(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> lis
 
     patch.setattr(_measure_latency, "_timed", watched)
     return timed
+
+
+def watch_live_views(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Directories that are shown in the browser from now on by ``serve=True``, in a list that grows."""
+    return _watch(monkeypatch, live, "serve_from_start", lambda run_dir: run_dir)
+
+
+def refuse_live_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no port can be listened on by ``serve=True``."""
+
+    def refuse(_: object) -> object:
+        raise OptionError("no port")
+
+    monkeypatch.setattr(live, "serve_from_start", refuse)
+
+
+def emit_with(listener: Callable[[dict[str, object]], object], **values: float) -> None:
+    """Lets a listener hear one event with such values."""
+    Phases(shown=False, listeners=(listener,)).emit("test", **values)  # type: ignore[arg-type]

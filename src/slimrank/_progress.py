@@ -4,6 +4,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -133,9 +134,10 @@ class Phases:
 
         Args:
             event: what kind of thing.
-            values: more keys.
+            values: more keys; what is not finite is told as None, since JSON has no word for it.
         """
-        told: Event = {"event": event, "time": round(time.time(), 3), **values}
+        finite = {key: None if _is_odd(value) else value for key, value in values.items()}
+        told: Event = {"event": event, "time": round(time.time(), 3), **finite}
         for listener in self._listeners:
             listener(dict(told))
 
@@ -209,6 +211,11 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
             # The phase adds all of its seconds when it ends, so the sum is right then.
             self.seconds[of] = self.seconds.get(of, 0.0) - taken
+
+
+def _is_odd(value: str | float | None) -> bool:
+    """Whether it is a number that is not finite."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class _Running:

@@ -20,6 +20,7 @@ from slimrank._errors import (
     StudyError,
     UnknownNameError,
 )
+from slimrank._live_view import shown_live, shown_live_in_run_dir
 from slimrank._names import nearest
 from slimrank._numbers import whole_number
 from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
@@ -35,7 +36,6 @@ from slimrank.methods import METHODS
 from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
 from slimrank.plan import (
     NOTHING_FIXED,
-    Fixed,
     FixedSettings,
     LatencyTable,
     MultipleOf,
@@ -50,6 +50,7 @@ from slimrank.plan import (
     check_table,
     damage_at,
     edited_plan,
+    fixed_in,
     fixed_of,
     group_damage_at,
     latency_ratio,
@@ -143,6 +144,17 @@ _SELECTORS: Mapping[str, Literal["optimal", "greedy", "uniform"]] = {
 _MAX_BUDGET_TRIES = 4
 # A share of a time below which a difference is rounding: coefficients are rounded before a plan is chosen.
 _LATENCY_ROUNDING = 1e-9
+
+
+def _directory_of(arguments: Mapping[str, object]) -> Path | None:
+    """Where later work on a study writes its events, of the arguments of a call."""
+    return session_of(arguments["study"] if "study" in arguments else arguments.get("self")).run_dir
+
+
+# Of calls that take a study.
+shown_live_of_study = shown_live(
+    _directory_of, "give the study one by run_dir= of slimrank.study or of Study.load"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -341,11 +353,12 @@ class Study:
                 setting, or the path of a file of them; None for a name leaves alone all that has it, as in
                 ``edit``. All else is chosen around them, within the budgets. Ranks and widths are taken as
                 they stand, whatever ``multiple_of``; what is fixed wins over ``methods`` and ``skip``. Blocks
-                that hold something fixed stay.
+                that hold something fixed stay. ``Plan.fixed`` has the names.
             uniform_widths: groups whose names differ in numbers alone, such as those of all layers of a
                 transformer, keep the same number of units, and no block is dropped: what reads a model by
                 one width for all layers then reads this one. A stack of which one group cannot go, or is
-                skipped, stays whole. Ranks are not tied: pass ``methods=("channel_pruning",)`` for none.
+                skipped, stays whole. A fixed width is that of its whole stack. Ranks are not tied: pass
+                ``methods=("channel_pruning",)`` for none.
             new_bias: False gives no bias to layers that have none; their fits then hold the mean as well as
                 they can. Damages are predicted as with one, and so are a little low.
 
@@ -360,8 +373,8 @@ class Study:
             LatencyError: a table of times of another network.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
                 ``latencies`` or the other way round, an unknown ``relative_to``, or a fixed setting of the
-                wrong kind; ``new_bias=False`` where an earlier step made new biases, ``fixed`` beside
-                ``uniform_widths``.
+                wrong kind; ``new_bias=False`` where an earlier step made new biases; with ``uniform_widths``
+                fixed widths of one stack that differ or that not all of it can take, or a fixed drop.
             RankError: a fixed rank, ratio or width that cannot be.
             PlanError: something inside a block that is fixed to go is fixed too.
             FileError: the file of what is fixed cannot be read.
@@ -386,7 +399,7 @@ class Study:
             )
 
         skipped = skipped_globs(self, skip)
-        held = self._held(fixed, uniform_widths=uniform_widths)
+        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
         study = self if new_bias else self._without_new_bias()
 
         def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
@@ -423,6 +436,7 @@ class Study:
             chosen, rounding = selected(None)
         else:
             chosen, rounding = _within_latency(selected, table, asked)
+        chosen = replace(chosen, fixed=held.by_kind)
         if scores is None:
             return chosen
         # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
@@ -449,16 +463,8 @@ class Study:
             multiple_of=chosen.multiple_of,
             relaxed=chosen.relaxed,
             latency=chosen.latency,
+            fixed=chosen.fixed,
         )
-
-    def _held(self, fixed: FixedSettings | None, *, uniform_widths: bool) -> Fixed:
-        """What is not chosen any more."""
-        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
-        if held and uniform_widths:
-            raise OptionError(
-                "fixed= beside uniform_widths=True: a fixed width would tie a whole stack; give one"
-            )
-        return held
 
     def _without_new_bias(self) -> "Study":
         """The same study, whose plans count no bias where a layer has none."""
@@ -520,6 +526,7 @@ class Study:
         self._check_steps(plan)
         return edited_plan(self, plan, settings)
 
+    @shown_live_of_study
     @outside_inference_mode
     def pareto(
         self,
@@ -529,6 +536,7 @@ class Study:
         measure: bool = True,
         score_fn: ScoreFn | None = None,
         latencies: LatencyTable | None = None,
+        serve: bool = False,
     ) -> Pareto:
         """Plans from near the smallest model that can be reached to near the whole one, each measured.
 
@@ -545,6 +553,7 @@ class Study:
                 None for the held-out divergence.
             latencies: a table of times of this network (``slimrank.measure_latency``), for "latency": costs
                 are what it predicts. Of a table of int8 files, too, it is the float model that is measured.
+            serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
         Returns:
             The curve; ``knee()`` gives the point below which damage rises fastest.
@@ -552,7 +561,8 @@ class Study:
         Raises:
             UnknownNameError: no such metric.
             OptionError: fewer than 2 points, "latency" without ``latencies`` or they without it, a
-                ``score_fn`` that is no function or that nothing is measured by.
+                ``score_fn`` that is no function or that nothing is measured by; ``serve`` without a
+                directory.
             LatencyError: a table of another network.
             ScoreError: ``score_fn`` fails or returns no finite number.
             StudyError: models are to be built, and the study was loaded without one.
@@ -653,8 +663,11 @@ class Study:
             return None
         return tuple(method for method in self.methods if not replaces_groups(method))
 
+    @shown_live_of_study
     @outside_inference_mode
-    def apply(self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True) -> Result:
+    def apply(
+        self, plan: Plan, *, on_layer: OnLayer | None = None, sequential: bool = True, serve: bool = False
+    ) -> Result:
         """Builds the compressed model, layer by layer, and measures it.
 
         Where the built model counts above a budget of the plan, because a router sends rows to other experts
@@ -665,6 +678,7 @@ class Study:
             on_layer: called as ``on_layer(model, layer_name)`` after each compressed layer, in order.
             sequential: fit each layer to the inputs of the compressed model (guarded on held-out samples);
                 False fits weights to the original's inputs, and only the bias to the new ones.
+            serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
         Returns:
             The result.
@@ -672,7 +686,7 @@ class Study:
         Raises:
             PlanError: the plan belongs to another model.
             StudyError: the study was loaded without a model.
-            OptionError: ``on_layer`` cannot be called with a model and a name.
+            OptionError: ``on_layer`` cannot be called with a model and a name; ``serve`` without a directory.
             OutOfMemoryError: memory is used up.
         """
         check_plan(plan)
@@ -725,7 +739,7 @@ class Study:
             )
             notes.append(Note(where="apply", text=text))
             planned = found
-            result = build(replace(planned, budgets=plan.budgets, asked=plan.asked))
+            result = build(replace(planned, budgets=plan.budgets, asked=plan.asked, fixed=plan.fixed))
         return replace(result, notes=(*result.notes, *notes)) if notes else result
 
     def _plan_for_less(self, plan: Plan, built: Plan, budgets: Mapping[Metric, float]) -> Plan | None:
@@ -760,7 +774,8 @@ class Study:
                 multiple_of=plan.multiple_of if plan.relaxed is None else "auto",
                 methods=[method for method in self.methods if method in methods],
                 relative_to="model" if len(plan.steps) < 2 else "original",
-                uniform_widths=has_uniform_widths(plan.groups, self.structure.channels),
+                fixed=fixed_in(plan, built=built),
+                uniform_widths=not plan.dropped and has_uniform_widths(plan.groups, self.structure.channels),
                 new_bias=plan.has_bias,
             )
         except BudgetError:
@@ -919,6 +934,7 @@ class Study:
         return replace(study, _session=session, grams=grams)
 
 
+@shown_live_in_run_dir
 def study(
     model: nn.Module | Result,
     batches: Iterable[object],
@@ -940,6 +956,7 @@ def study(
     progress: bool = True,
     callback: Callable[[Event], object] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
+    serve: bool = False,
     memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
@@ -978,6 +995,8 @@ def study(
         callback: called with every event of this call and of later work on the study, a dict;
             docs/howto/progress.md has its keys.
         log_dir: directory to which figures are written for TensorBoard; None for nowhere.
+        serve: show the run in the browser (``slimrank.serve``) while this call lasts; needs ``run_dir``. The
+            address is written to stderr, once.
         memory: bytes that it may take beside the model, about, or a text such as "2GB"; None for 2.5 GB, or
             1 GB beside what cannot be cut. Less takes longer; no result depends on it.
         seed: of everything drawn.
@@ -995,7 +1014,7 @@ def study(
         OutputError: outputs that cannot be compared.
         GradientError: outputs without gradient path.
         UnknownNameError: an unknown method, or a skip pattern that matches nothing.
-        OptionError: another option out of range.
+        OptionError: another option out of range, or ``serve`` without ``run_dir``.
         StudyError: ``run_dir`` holds a study of something else.
         PlanError: ``previous`` did not make this model.
         OutOfMemoryError: memory is used up; the message says where, and what is kept.

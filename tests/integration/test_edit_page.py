@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -18,8 +19,9 @@ import pytest
 from torch import nn
 
 import slimrank as sr
+from invented_times import Machine, Table, table_on
 from slimrank.live import Live, edit_in_browser
-from slimrank.plan import Plan
+from slimrank.plan import Plan, planned_latency
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_undo_goes_back_to_the_plan_as_it_was_opened(live: Live) -> None:
     _do(live, action="width", name="2", keep=9)
     _do(live, action="lock", kind="group", name="2", locked=True)
     assert _row(_do(live, action="undo"), "groups", "2")["locked"] is False
-    assert _do(live, action="undo") == first
+    assert {**_do(live, action="undo"), "version": 0} == first
     assert "there is nothing to undo" in _do(live, 422, action="undo")["error"]
 
 
@@ -207,7 +209,209 @@ def test_plans_chosen_by_scores_are_not_planned_again(study: sr.Study, tmp_path:
     path = tmp_path / "scored.json"
     study.plan(macs=0.7, scores=table).save(path)
     with edit_in_browser(path, study) as live:
-        assert "by measured times or by scores" in _do(live, 422, action="replan")["error"]
+        assert (
+            "it was chosen by scores, which this page does not have"
+            in _do(live, 422, action="replan")["error"]
+        )
+
+
+def test_a_slider_that_is_moved_changes_nothing_yet(live: Live) -> None:
+    before = _state(live)
+    told = _do(live, action="width", name="2", keep=9, preview=True)
+    assert set(told) == {"totals", "damage", "latency"}
+    assert _state(live) == before
+    made = _do(live, action="width", name="2", keep=9)
+    assert {key: made[key] for key in told} == told
+    refused = _do(live, 422, action="width", name="2", keep=0, preview=True)
+    assert "outside 1..16" in refused["error"]
+
+
+def test_two_plans_stand_side_by_side(live: Live, study: sr.Study, path: Path) -> None:
+    other = study.plan(macs=0.4, multiple_of=1)
+    other.save(path.with_name("other.json"))
+    path.with_name("notes.json").write_text('{"mine": 1}')
+    path.with_name("broken.json").write_text('{"steps": ')
+    assert _state(live)["plans"] == ["as it was opened", "other.json"]
+    found = _do(live, action="compare", name="other.json")["compared"]
+    plan = Plan.load(path)
+    assert found["ratios"]["params"] == other.keep_ratio("params")
+    assert found["damage"] == pytest.approx(other.damage)
+    rows = {(row["kind"], row["name"]): (row["this"], row["other"]) for row in found["rows"]}
+    for name in {*plan.settings, *other.settings}:
+        texts = rows["layer", name]
+        assert (texts[0] == texts[1]) == (plan.settings.get(name) == other.settings.get(name))
+        for text, own in zip(texts, (plan, other), strict=True):
+            assert (
+                (f"rank {own.settings[name].rank} " in text) if name in own.settings else text == "left alone"
+            )
+    # It follows the changes.
+    _do(live, action="compare", name="as it was opened")
+    same = _state(live)["compared"]["rows"]
+    assert same
+    assert all(row["this"] == row["other"] for row in same)
+    changed = _do(live, action="width", name="2", keep=9)["compared"]["rows"]
+    assert [row["name"] for row in changed if row["this"] != row["other"]] == ["2"]
+    assert _do(live, action="compare", name=None)["compared"] is None
+
+
+def test_only_plans_beside_this_one_are_opened(
+    live: Live, path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "far.json"
+    elsewhere.write_bytes(path.read_bytes())
+    for name in ("far.json", str(elsewhere), f"../{elsewhere.parent.name}/far.json", "plan.jso"):
+        assert "there is none beside this one" in _do(live, 422, action="compare", name=name)["error"]
+    foreign = sr.study(nn.Sequential(nn.Linear(8, 8)), nets.noise(8, n=3), progress=False)
+    foreign.plan(macs=0.9, multiple_of=1).save(path.with_name("foreign.json"))
+    path.with_name("torn.json").write_text('{"steps": [], "costs": {}, "select": "optimal"}')
+    before = _state(live)
+    assert "belongs to another model" in _do(live, 422, action="compare", name="foreign.json")["error"]
+    assert "torn.json" in _do(live, 422, action="compare", name="torn.json")["error"]
+    assert "is no name of a plan" in _do(live, 422, action="compare", name=3)["error"]
+    assert _state(live) == before
+
+
+def test_plans_of_the_run_can_be_compared_too(study: sr.Study, path: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    study.save(run)
+    study.plan(macs=0.5).save(run / "kept.json")
+    with edit_in_browser(path, study, run_dir=run) as live:
+        assert _state(live)["plans"] == ["as it was opened", "kept.json"]
+        assert _do(live, action="compare", name="kept.json")["compared"]["name"] == "kept.json"
+
+
+def test_a_change_from_a_window_that_is_behind_is_refused(live: Live) -> None:
+    behind = _state(live)["version"]
+    now = _do(live, action="width", name="2", keep=9, version=behind)
+    told = _do(live, 409, action="width", name="2", keep=12, version=behind)
+    assert "was changed in another window" in told["error"]
+    assert told["now"] == now == _state(live)
+    assert (
+        _row(_do(live, action="width", name="2", keep=12, version=now["version"]), "groups", "2")["keep"]
+        == 12
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of files are those of POSIX")
+def test_two_editors_on_one_plan_are_told_and_never_write_to_one_file(
+    live: Live, study: sr.Study, path: Path
+) -> None:
+    assert _state(live)["notices"] == []
+    with edit_in_browser(path, study) as second:
+        (notice,) = _state(second)["notices"]
+        assert "plan.json is open in another editor, too" in notice
+        assert _state(live)["notices"] == []
+        names = {_do(each, action="save")["saved"] for each in (live, second, live)}
+        assert names == {f"plan-edited-{number}.json" for number in (1, 2, 3)}
+    # The next one is alone again, but for the first.
+    live.close()
+    with edit_in_browser(path, study) as third:
+        assert _state(third)["notices"] == []
+
+
+def test_a_plan_that_changed_on_disk_is_told(live: Live, study: sr.Study, path: Path) -> None:
+    study.plan(macs=0.5).save(path)
+    assert "plan.json was changed or removed since it was opened" in _state(live)["notices"][0]
+    path.unlink()
+    assert "was changed or removed" in _state(live)["notices"][0]
+
+
+def test_what_was_fixed_is_locked_when_a_plan_is_opened(study: sr.Study, tmp_path: Path) -> None:
+    path = tmp_path / "held.json"
+    plan = study.plan(params=0.6, fixed={"2": ("spatial_svd", {"rank": 5}), "1": None})
+    plan.save(path)
+    with edit_in_browser(path, study) as live:
+        facts = _state(live)
+        assert _row(facts, "layers", "2")["locked"]
+        assert not _row(facts, "groups", "2")["locked"]
+        assert _row(facts, "blocks", "1")["locked"]
+        assert _row(_do(live, action="replan"), "layers", "2")["rank"] == 5
+
+
+@pytest.fixture
+def times(study: sr.Study) -> Table:
+    return table_on(study.structure, Machine(mac=1.0, call=10.0))
+
+
+def test_predicted_times_follow_each_change(study: sr.Study, path: Path, times: Table) -> None:
+    with edit_in_browser(path, study, latencies=times) as live:
+        first = _state(live)["latency"]
+        step = Plan.load(path).steps[-1]
+        assert first["ratio"] == pytest.approx(planned_latency(times, step, 1.0).predicted)
+        assert first["budget"] is None
+        found = _do(live, action="width", name="2", keep=4)["latency"]
+        edited = study.edit(Plan.load(path), {"2": ("channel_pruning", {"keep": 4})})
+        assert found["ratio"] == pytest.approx(planned_latency(times, edited.steps[-1], 1.0).predicted)
+        assert found["ratio"] < first["ratio"]
+        assert found["ms"] == pytest.approx(found["ratio"] * found["before_ms"])
+        _do(live, action="compare", name="as it was opened")
+        assert _state(live)["compared"]["latency"] == first
+
+
+def test_a_plan_for_a_time_is_planned_again_by_the_same_table(
+    study: sr.Study, tmp_path: Path, times: Table
+) -> None:
+    path = tmp_path / "timed.json"
+    study.plan(latency=0.8, latencies=times).save(path)
+    with edit_in_browser(path, study) as live:
+        assert "start slimrank edit with --latencies" in _do(live, 422, action="replan")["error"]
+    with edit_in_browser(path, study, latencies=times) as live:
+        row = next(row for row in _state(live)["groups"])
+        _do(live, action="lock", kind="group", name=row["name"], locked=True)
+        facts = _do(live, action="replan")
+        assert facts["latency"]["budget"] == pytest.approx(0.8)
+        assert facts["latency"]["ratio"] <= 0.8 * (1 + 1e-9)
+        assert _row(facts, "groups", row["name"])["keep"] == row["keep"]
+
+
+def test_times_of_another_network_are_refused(study: sr.Study, path: Path, times: Table) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    other = sr.study(nn.Sequential(nn.Linear(8, 8)), nets.noise(8, n=3), progress=False)
+    plan = path.with_name("linear.json")
+    other.plan(macs=0.9, multiple_of=1).save(plan)
+    with pytest.raises(sr.LatencyError):
+        edit_in_browser(plan, other, latencies=times)
+
+
+def test_a_plan_is_applied_from_the_page(live: Live, path: Path) -> None:
+    _do(live, action="width", name="2", keep=9)
+    facts = _do(live, action="build")
+    assert facts["building"]["plan"] == facts["saved"] == "plan-edited-1.json"
+    end = time.monotonic() + 60
+    while (found := _state(live)["building"])["state"] == "running":
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert found["state"] == "done", found
+    folder = path.with_name(found["folder"])
+    assert Plan.load(folder / "plan.json").groups == Plan.load(path.with_name("plan-edited-1.json")).groups
+    # Not saved again where nothing has changed, and no model is replaced.
+    again = _do(live, action="build")
+    assert again["saved"] == "plan-edited-1.json"
+
+
+def test_without_a_model_nothing_is_applied(study: sr.Study, path: Path, tmp_path: Path) -> None:
+    study.save(tmp_path / "run")
+    with edit_in_browser(path, sr.Study.load(tmp_path / "run")) as live:
+        assert _state(live)["building"] == {"state": "no model"}
+        assert "start slimrank edit with --model" in _do(live, 422, action="build")["error"]
+
+
+def test_a_model_that_cannot_be_built_is_told(
+    study: sr.Study, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise sr.OutOfMemoryError("memory is used up")
+
+    monkeypatch.setattr(sr.Study, "apply", fail)
+    with edit_in_browser(path, study) as live:
+        _do(live, action="build")
+        end = time.monotonic() + 20
+        while (found := _state(live)["building"])["state"] == "running":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert found["state"] == "failed"
+        assert found["error"] == "memory is used up"
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,24 @@ def test_a_result_is_never_above_its_budget(studies: list[sr.Study]) -> None:
     assert told
 
 
+def test_what_was_fixed_is_held_when_it_is_planned_again(studies: list[sr.Study]) -> None:
+    told = []
+    for study in studies:
+        for macs in (0.45, 0.35):
+            free = study.plan(macs=macs)
+            name, setting = next((name, pair) for name, pair in free.settings.items() if pair.rank > 2)
+            lower = (setting.method, {"rank": setting.rank - 1, "form": setting.form})
+            plan = study.plan(macs=macs, fixed={name: lower})
+            result = study.apply(plan)
+            again = [note for note in result.notes if "built again for less" in note.text]
+            if again:
+                assert result.plan.settings[name] == plan.settings[name]
+                assert result.plan.fixed == plan.fixed == {"layers": (name,)}
+                assert result.keep_ratio() <= macs
+            told += again
+    assert told
+
+
 def test_layers_with_a_hook_are_fitted_alike(studies: list[sr.Study]) -> None:
     """The original and the new model then run one after the other, batch by batch."""
     study = studies[0]

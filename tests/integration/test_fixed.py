@@ -183,3 +183,97 @@ def test_the_command_line_refuses_what_is_no_setting(
     code, text = _planned(study, tmp_path / "run", *(text for each in fixes for text in ("--fix", each)))
     assert code != 0
     assert match in " ".join(text.split())
+
+
+def test_a_plan_remembers_what_was_fixed(study: sr.Study, tmp_path: Path) -> None:
+    plan = study.plan(params=0.4, fixed=HELD)
+    assert plan.fixed == {"layers": ("0", "2"), "groups": ("0", "2"), "blocks": ("1",)}
+    assert study.plan(params=0.4).fixed == {}
+    assert "given, not chosen: 0, 2, 1" in plan.summary()
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    assert Plan.load(path) == plan
+    # Files that older versions wrote have no such key.
+    content = json.loads(path.read_text())
+    del content["fixed"]
+    path.write_text(json.dumps(content))
+    assert Plan.load(path).fixed == {}
+    # What was given belonged to the choice.
+    assert study.edit(plan, {}).fixed == {}
+    assert plan.replace("5", None).fixed == {}
+
+
+@pytest.mark.parametrize(
+    ("fixed", "match"),
+    [
+        ({"layers": ["nope"]}, r"fixed\.layers: the model has no 'nope'"),
+        ({"walls": []}, r"fixed: unknown .*'walls'"),
+        ({"groups": [3]}, r"fixed\.groups: .*3"),
+        (["2"], r"fixed"),
+    ],
+)
+def test_a_file_that_holds_something_else_is_refused(
+    study: sr.Study, tmp_path: Path, fixed: object, match: str
+) -> None:
+    path = tmp_path / "plan.json"
+    study.plan(params=0.4, fixed=HELD).save(path)
+    content = json.loads(path.read_text())
+    content["fixed"] = fixed
+    path.write_text(json.dumps(content))
+    with pytest.raises(sr.PlanError, match=match):
+        Plan.load(path)
+
+
+def test_scores_keep_the_names(study: sr.Study) -> None:
+    table = sr.measure_scores(study, lambda model: 1.0, candidates=2, progress=False)
+    plan = study.plan(params=0.8, scores=table, fixed={"2": ("spatial_svd", {"rank": 5})})
+    assert plan.fixed == {"layers": ("2",)}
+
+
+def test_compress_holds_what_is_fixed(tmp_path: Path) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    model, batches = nets.with_a_block(), nets.noise(3, 4, 4, n=3)
+    result = sr.compress(
+        model, batches, params=0.6, fixed={"2": ("spatial_svd", {"rank": 5})}, progress=False
+    )
+    assert result.plan.settings["2"].rank == 5
+    assert result.plan.fixed == {"layers": ("2",)}
+    assert result.keep_ratio("params") <= 0.6
+    heard: list[object] = []
+    with pytest.raises(sr.OptionError, match="fixed is a tuple; give name -> setting"):
+        sr.compress(model, batches, params=0.6, fixed=("2",), callback=heard.append)  # type: ignore[arg-type]
+    with pytest.raises(sr.FileError, match=r"missing\.json"):
+        sr.compress(model, batches, params=0.6, fixed=tmp_path / "missing.json", callback=heard.append)
+    # Refused before the study, which takes long.
+    assert heard == []
+
+
+def test_the_smallest_model_holds_what_is_fixed(study: sr.Study) -> None:
+    held: dict[str, SettingLike] = {"2": ("spatial_svd", {"rank": 6}), "0": None}
+    result = sr.smallest(study, max_drop=1.0, tolerance=0.2, fixed=held)
+    assert result.plan.settings["2"].rank == 6
+    assert "0" not in result.plan.settings
+    free = sr.smallest(study, max_drop=1.0, tolerance=0.2)
+    assert free.after.macs <= result.after.macs
+
+
+def test_the_command_line_of_compress_holds_settings(tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 12)).eval()\n"
+        "def data():\n    return [torch.randn(32, 16, generator=torch.Generator().manual_seed(1))]\n"
+    )
+    arguments = ["compress", f"{net}:build", f"{net}:data", "--out", str(tmp_path / "small"), "--quiet"]
+    shown = CliRunner().invoke(
+        seams.cli, [*arguments, "--macs", "0.7", "--no-compete", "--fix", "2=weight_svd:rank=3"]
+    )
+    assert shown.exit_code == 0, shown.stderr
+    plan = Plan.load(tmp_path / "small" / "plan.json")
+    assert plan.settings["2"].rank == 3
+    assert plan.fixed == {"layers": ("2",)}
+    split = [*arguments, "--macs", "0.7", "--split", "--fix", "2=none", "--overwrite"]
+    shown = CliRunner().invoke(seams.cli, split)
+    assert shown.exit_code != 0
+    assert "--fix" in shown.stderr

@@ -16,6 +16,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import torch
+from torch import nn
 
 import seams
 import slimrank as sr
@@ -219,6 +221,117 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, run_dir: Path) -> None
         taken.listen()
         with pytest.raises(sr.OptionError, match=r"it cannot be listened on \(.*\); give another, or 0"):
             sr.serve(run_dir, port=taken.getsockname()[1])
+
+
+def test_others_may_watch_where_that_is_asked_for(run_dir: Path) -> None:
+    with sr.serve(run_dir, host="0.0.0.0") as live:
+        parts = urlsplit(live.url)
+        port, right = parts.port, f"/?{parts.query}"
+        assert parts.hostname == socket.gethostname().lower()
+        local = f"http://127.0.0.1:{port}/"
+        # By number, or by the name of the machine: a foreign page has only its own name to use.
+        for host in (
+            f"127.0.0.1:{port}",
+            f"192.168.7.3:{port}",
+            f"[::1]:{port}",
+            f"{socket.gethostname()}:{port}",
+        ):
+            assert _get(local, right, Host=host)[0] == 200, host
+        for host in (f"evil.example:{port}", "192.168.7.3:1", f"192.168.7.3.evil.example:{port}", ""):
+            assert _get(local, right, Host=host)[0] == 403, host
+        assert _get(local, right, Origin="http://evil.example")[0] == 403
+        assert _get(local, "/?token=wrong")[0] == 403
+        # One person edits, from this machine.
+        status, text = _post(local, f"/edit?{parts.query}", {"plan": "plan.json"})
+        assert status == 422
+        assert "plans are edited from the machine of the run alone" in text
+    with sr.serve(run_dir) as live:
+        here = urlsplit(live.url)
+        assert _get(live.url, f"/?{here.query}", Host=f"192.168.7.3:{here.port}")[0] == 403
+    with pytest.raises(
+        sr.OptionError, match=r"host='192\.0\.2\.1', port=0: it cannot be listened on \(.*\); give an"
+    ):
+        sr.serve(run_dir, host="192.0.2.1")
+    with pytest.raises(sr.OptionError, match=r"host is a int; give an address"):
+        sr.serve(run_dir, host=3)  # type: ignore[arg-type]
+
+
+def _post(url: str, path: str, request: object, **headers: str) -> tuple[int, str]:
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+    sent = {"Origin": f"http://{parts.netloc}", "Content-Type": "application/json", **headers}
+    body = request if isinstance(request, bytes) else json.dumps(request).encode()
+    connection.request("POST", path, body=body, headers=sent)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, text
+
+
+def test_plans_of_a_run_are_listed_and_each_opens_in_an_editor(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, folder = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 5)), tmp_path / "run"
+    study = sr.study(model, [torch.randn(32, 16)], run_dir=folder, progress=False)
+    study.plan(macs=0.7).save(folder / "plan.json")
+    (folder / "notes.json").write_text("{}")
+    with sr.serve(folder) as live:
+        query = urlsplit(live.url).query
+        status, text, _ = _get(live.url, f"/plans?{query}")
+        assert (status, json.loads(text)) == (200, {"plans": ["plan.json"]})
+        status, text = _post(live.url, f"/edit?{query}", {"plan": "plan.json"})
+        assert status == 200, text
+        editor = json.loads(text)["url"]
+        parts = urlsplit(editor)
+        assert _get(editor, f"/state?{parts.query}")[0] == 200
+        # One editor for each plan.
+        assert json.loads(_post(live.url, f"/edit?{query}", {"plan": "plan.json"})[1])["url"] == editor
+        refusals: list[tuple[object, str, dict[str, str], int, str]] = [
+            ({"plan": "../run/plan.json"}, query, {}, 422, "there is none beside this one"),
+            ({"plan": "notes.json"}, query, {}, 422, "there is none beside this one"),
+            ({"plan": 3}, query, {}, 422, "is no object with a"),
+            ([1], query, {}, 422, "is no object with a"),
+            (b"[" * 60_000, query, {}, 400, "this is no JSON"),
+            ({"plan": "plan.json"}, "token=wrong", {}, 403, "the token is missing or wrong"),
+            ({"plan": "plan.json"}, query, {"Origin": "http://evil.example"}, 403, "a page of"),
+            ({"plan": "plan.json"}, query, {"Content-Type": "text/plain"}, 415, "send JSON"),
+        ]
+        for request, token, headers, expected, why in refusals:
+            status, text = _post(live.url, f"/edit?{token}", request, **headers)
+            assert status == expected, (request, text)
+            assert why in text
+        assert _post(live.url, f"/do?{query}", {"plan": "plan.json"})[0] == 404
+    # It ends with the page that opened it.
+    with pytest.raises(ConnectionRefusedError):
+        _get(editor)
+
+
+def test_a_plan_of_a_run_that_is_not_done_cannot_be_edited_yet(run_dir: Path, tmp_path: Path) -> None:
+    study = sr.study(nn.Sequential(nn.Linear(16, 16)), [torch.randn(32, 16)], progress=False)
+    study.plan(macs=0.9).save(run_dir / "plan.json")
+    with sr.serve(run_dir) as live:
+        status, text = _post(live.url, f"/edit?{urlsplit(live.url).query}", {"plan": "plan.json"})
+        assert status == 422
+        assert "study" in json.loads(text)["error"]
+
+
+def test_lines_that_are_no_events_are_told_whatever_they_hold(run_dir: Path) -> None:
+    journal = run_dir / "events.jsonl"
+    with journal.open("ab") as file:
+        file.write(b"[" * 100_000 + b"\n" + b"\xff\xfe\n" + b'{"event": 3}\n{"event": "x", "a": NaN}\n')
+    with sr.serve(run_dir) as live:
+        stream = _Stream(live.url)
+        told = [json.loads(stream.next()["data"]) for _ in range(6)]
+        stream.close()
+    assert [event["event"] for event in told[2:]] == ["unreadable", "unreadable", "unreadable", "x"]
+    # A browser reads no NaN.
+    assert told[5]["a"] is None
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_journal_that_cannot_be_read_is_refused(run_dir: Path) -> None:
+    (run_dir / "events.jsonl").chmod(0)
+    with pytest.raises(sr.FileError, match=r"events\.jsonl cannot be read; ask its owner"):
+        sr.serve(run_dir)
 
 
 def test_a_change_needs_an_origin_of_its_own() -> None:

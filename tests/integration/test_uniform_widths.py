@@ -106,10 +106,68 @@ def test_a_stack_with_a_skipped_layer_stays_whole(study: sr.Study) -> None:
         study.plan(macs=0.2, methods=PRUNING, skip=("first.1.*",), uniform_widths=True)
 
 
-def test_what_is_fixed_and_stacks_are_not_chosen_together(study: sr.Study) -> None:
-    name = next(iter(study.structure.layers))
-    with pytest.raises(sr.OptionError, match=r"a fixed width would tie a whole stack; give one"):
-        study.plan(macs=0.6, uniform_widths=True, fixed={name: None})
+@pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])
+def test_a_fixed_width_is_that_of_its_stack(select: str, study: sr.Study) -> None:
+    plan = study.plan(
+        macs=0.7,
+        methods=PRUNING,
+        select=select,  # type: ignore[arg-type]
+        uniform_widths=True,
+        fixed={"first.1.up": ("channel_pruning", {"keep": 5})},
+    )
+    found = widths(plan)
+    assert {found[f"first.{index}.up"] for index in range(3)} == {5}
+    assert found["second.0.up"] == found["second.1.up"]
+    assert plan.fixed == {"groups": ("first.1.up",)}
+    assert study.apply(plan).after == plan.after
+
+
+def test_the_rest_of_a_fixed_stack_is_the_best(study: sr.Study) -> None:
+    free = study.plan(macs=0.6, methods=PRUNING, multiple_of=1, uniform_widths=True)
+    name = "first.0.up"
+    width = widths(free)[name]
+    held = study.plan(
+        macs=0.6,
+        methods=PRUNING,
+        multiple_of=1,
+        uniform_widths=True,
+        fixed={name: ("channel_pruning", {"keep": width})},
+    )
+    assert held.groups == free.groups
+
+
+def test_a_layer_fixed_as_it_is_keeps_its_stack_whole(study: sr.Study) -> None:
+    plan = study.plan(macs=0.8, methods=PRUNING, uniform_widths=True, fixed={"first.1.up": None})
+    assert {name.partition(".")[0] for name in plan.groups} == {"second"}
+
+
+def test_a_fixed_pair_ties_nothing(study: sr.Study) -> None:
+    plan = study.plan(macs=0.7, uniform_widths=True, fixed={"first.1.up": ("weight_svd", {"rank": 2})})
+    assert plan.settings["first.1.up"].rank == 2
+    assert len({widths(plan)[f"first.{index}.up"] for index in range(3)}) == 1
+
+
+def test_widths_of_one_stack_that_cannot_go_together_are_named(study: sr.Study) -> None:
+    def fixed(**keep: int) -> dict[str, tuple[str, dict[str, int]]]:
+        return {name.replace("_", "."): ("channel_pruning", {"keep": count}) for name, count in keep.items()}
+
+    with pytest.raises(
+        sr.OptionError,
+        match=r"groups 'first\.0\.up' and 'first\.2\.up' are of one stack and keep 5 and 6 units",
+    ):
+        study.plan(macs=0.7, uniform_widths=True, fixed=fixed(first_0_up=5, first_2_up=6))
+    with pytest.raises(sr.OptionError, match=r"'first\.0\.up' and 'first\.1\.up' .* keep 5 and 8 units"):
+        study.plan(macs=0.7, uniform_widths=True, fixed={**fixed(first_0_up=5), "first.1.up": None})
+    with pytest.raises(
+        sr.OptionError,
+        match=r"'first\.0\.up' keeps 5 of 8 units, and 'first\.2\.up' .* cannot: it is skipped",
+    ):
+        study.plan(macs=0.7, uniform_widths=True, skip=("first.2.*",), fixed=fixed(first_0_up=5))
+    block = next(iter(study.structure.channels.blocks))
+    with pytest.raises(
+        sr.OptionError, match=r"is dropped, and uniform_widths=True drops none; leave one out"
+    ):
+        study.plan(macs=0.7, uniform_widths=True, fixed={block: "drop"})
 
 
 @pytest.mark.parametrize("methods", [PRUNING, ("weight_svd",), None])

@@ -19,6 +19,7 @@ from slimrank.cli._options import (
     on_layer_option,
     overwrite_option,
     quiet_option,
+    serve_option,
 )
 from slimrank.cli._references import batches_at, model_at
 from slimrank.cli._save import save_result
@@ -47,6 +48,7 @@ _FIXED = ("batches", "inputs", "likelihood", "weights", "fisher", "draws", "hold
 @architecture_option
 @overwrite_option
 @memory_option
+@serve_option
 @quiet_option
 @click.pass_context
 def apply(
@@ -61,6 +63,7 @@ def apply(
     architecture: bool,
     overwrite: bool,
     memory: str | None,
+    serve: bool,
     quiet: bool,
     **options: Unpack[FitText],
 ) -> Answer:
@@ -73,6 +76,10 @@ def apply(
         if after is not None:
             raise OptionError(
                 "--after goes with the --study of that model; without one, PLAN replays every step"
+            )
+        if serve:
+            raise OptionError(
+                "--serve shows what is written to a run's directory; add --study RUN, or leave it out"
             )
         network = model_at(model)
         data = None if batches is None else batches_at(batches, "--batches")
@@ -90,5 +97,5 @@ def apply(
             progress=not quiet,
             memory=memory,
         )
-        result = measured.apply(chosen, on_layer=hook)
+        result = measured.apply(chosen, on_layer=hook, serve=serve)
     return save_result(result, out, overwrite=overwrite, architecture=architecture)

@@ -17,11 +17,13 @@ from slimrank.cli._options import (
     after_option,
     architecture_option,
     budget_options,
+    fix_option,
     memory_option,
     on_layer_option,
     overwrite_option,
     quiet_option,
     relative_to_option,
+    serve_option,
     study_options,
     widths_options,
 )
@@ -32,6 +34,7 @@ from slimrank.cli._typed import (
     hook_at,
     model_to_compress,
     read_budget,
+    read_fixed,
     read_latency,
     read_multiple_of,
     refuse_given,
@@ -78,6 +81,7 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
     "--no-compete", "compete", flag_value=False, default=True, help="Build the optimal plan only: faster."
 )
 @study_options
+@fix_option
 @on_layer_option
 @click.option("--run-dir", type=PATH, help="Keep what is measured here, so that it can be resumed.")
 @click.option("--report", "report_path", type=PATH, help="Write the report here, too.")
@@ -102,6 +106,7 @@ _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
 @architecture_option
 @overwrite_option
 @memory_option
+@serve_option
 @quiet_option
 @click.pass_context
 def compress(
@@ -123,6 +128,7 @@ def compress(
     score: str | None,
     lower_is_better: bool,
     compete: bool,
+    fix: tuple[str, ...],
     on_layer: str | None,
     run_dir: Path | None,
     report_path: Path | None,
@@ -137,6 +143,7 @@ def compress(
     architecture: bool,
     overwrite: bool,
     memory: str | None,
+    serve: bool,
     quiet: bool,
     **options: Unpack[StudyText],
 ) -> Answer:
@@ -175,8 +182,10 @@ def compress(
             on_layer=hook_at(on_layer),
             run_dir=run_dir,
             progress=not quiet,
+            serve=serve,
             memory=memory,
             previous=previous,
+            fixed=read_fixed(fix),
             relative_to=relative_to,
             uniform_widths=uniform_widths,
             new_bias=new_bias,
@@ -195,6 +204,7 @@ def compress(
             batches_at(batches),
             run_dir=run_dir,
             progress=not quiet,
+            serve=serve,
             memory=memory,
             previous=previous,
             **chosen,
@@ -210,9 +220,13 @@ def compress(
                 multiple_of=rounding,
                 uniform_widths=uniform_widths,
                 new_bias=new_bias,
+                fixed=read_fixed(fix),
+                serve=serve,
             )
         else:
-            refuse_given(ctx, ("uniform_widths", "new_bias"), "--split makes plans of one method each")
+            refuse_given(
+                ctx, ("uniform_widths", "new_bias", "fix"), "--split makes plans of one method each"
+            )
             result = sr.search_split(
                 measured,
                 macs=read_budget(macs),
@@ -222,6 +236,7 @@ def compress(
                 score_fn=judge,
                 lower_is_better=lower_is_better,
                 multiple_of=rounding,
+                serve=serve,
             )
     if report_path is not None:
         result.report(report_path)

@@ -8,23 +8,43 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH
+from slimrank.cli._options import PATH, after_option
+from slimrank.cli._typed import check_after, model_to_compress, writable
 from slimrank.live import edit_in_browser
 
 
 @click.command(cls=Command)
 @click.argument("plan_path", metavar="PLAN", type=PATH)
 @click.option("--study", "study_dir", metavar="RUN", type=PATH, required=True, help="Study that PLAN is of.")
+@click.option("--model", metavar="REF", help="The model of the study: plans can then be applied there.")
+@after_option
+@click.option("--latencies", "times", type=PATH, help="Table of measured times: shows what each plan takes.")
 @click.option("--port", type=int, default=0, show_default=True, help="To listen on; 0 for a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
-def edit(plan_path: Path, study_dir: Path, port: int, open_browser: bool) -> Answer:
+def edit(
+    plan_path: Path,
+    study_dir: Path,
+    model: str | None,
+    after: Path | None,
+    times: Path | None,
+    port: int,
+    open_browser: bool,
+) -> Answer:
     """Edit PLAN in the browser: ranks, widths, blocks, locks, and the rest planned again.
 
     Prints the address, which holds a token, alone on a line; Ctrl-C ends it. It answers this machine only.
     PLAN itself is never changed: what is saved goes to new files beside it.
     """
-    measured = sr.Study.load(study_dir)
-    with edit_in_browser(plan_path, measured, port=port, open_browser=open_browser) as live:
+    if model is None:
+        measured = sr.Study.load(study_dir)
+    else:
+        check_after(study_dir, after)
+        network, _ = model_to_compress(model, after)
+        measured = sr.Study.load(study_dir, model=network, run_dir=writable(study_dir), progress=False)
+    table = None if times is None else sr.Latencies.load(times)
+    with edit_in_browser(
+        plan_path, measured, latencies=table, run_dir=study_dir, port=port, open_browser=open_browser
+    ) as live:
         click.echo(live.url)
         sys.stdout.flush()
         try:

@@ -8,14 +8,15 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, after_option, memory_option, quiet_option
+from slimrank.cli._options import PATH, after_option, memory_option, quiet_option, serve_option
 from slimrank.cli._references import batches_at, function_at
-from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given
+from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given, writable
 from slimrank.latency import BACKENDS, PRECISIONS
 
 # Options of a measurement, without effect where one is read.
 _OF_MEASURING = (
     "model", "batches", "backend", "threads", "batch", "precision", "inputs", "outputs", "loss", "memory",
+    "serve",
 )  # fmt: skip
 
 
@@ -54,6 +55,7 @@ _OF_MEASURING = (
 @click.option("--loss", metavar="REF", help="As in the study, where it was made with one.")
 @after_option
 @memory_option
+@serve_option
 @quiet_option
 @click.pass_context
 def latency(
@@ -73,6 +75,7 @@ def latency(
     loss: str | None,
     after: Path | None,
     memory: str | None,
+    serve: bool,
     quiet: bool,
 ) -> Answer:
     """Measure what every layer of the model of RUN takes in a runtime, here, in every form of a plan.
@@ -101,11 +104,14 @@ def latency(
             inputs=None if inputs is None else function_at(inputs, "--inputs"),
             outputs=outputs_at(outputs),
             loss=loss_at(loss),
+            run_dir=writable(study_dir),
             progress=not quiet,
             memory=memory,
         )
 
     if prepare is not None:
+        if serve:
+            raise click.UsageError("--serve shows what is measured here; --prepare measures nothing")
         folder = sr.prepare_latency(loaded(), prepare, threads=threads, batch=batch, progress=not quiet)
         return Answer(
             text=f"Copy {folder} to the machine, run `python measure.py` in it, copy measured.json back, and "
@@ -126,6 +132,7 @@ def latency(
         precision=precision,
         path=latency_path,
         progress=not quiet,
+        serve=serve,
     )
     return _answer(table, latency_path)
 

@@ -89,6 +89,9 @@ def _together(*options: Callable[[_Function], _Function]) -> Callable[[_Function
 memory_option = click.option(
     "--memory", metavar="SIZE", help="Memory beside the model, e.g. 1GB; less takes longer.  [default: 2.5GB]"
 )
+serve_option = click.option(
+    "--serve", is_flag=True, help="Show the run in the browser meanwhile; the address goes to stderr."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
 _METHODS_HELP = f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}."
@@ -98,6 +101,13 @@ architecture_option = click.option(
     "--architecture",
     is_flag=True,
     help="Save the architecture, too, as data: slimrank.load(DIR) then needs no class.",
+)
+fix_option = click.option(
+    "--fix",
+    "fix",
+    multiple=True,
+    metavar="NAME=SETTING",
+    help="Hold a layer, group or block: fc=weight_svd:0.4, conv1=channel_pruning:keep=24, fc=none; or drop.",
 )
 after_option = click.option(
     "--after",

@@ -12,14 +12,14 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import FileError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, after_option, memory_option, quiet_option
+from slimrank.cli._options import PATH, after_option, memory_option, quiet_option, serve_option
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given
 from slimrank.pareto import pareto_facts
 from slimrank.records import LATENCY, METRICS, Budgeted
 
 # Options of a measurement, without effect where nothing is measured.
-_OF_MEASURING = ("score_fn", "batches", "inputs", "outputs", "loss", "after", "memory", "quiet")
+_OF_MEASURING = ("score_fn", "batches", "inputs", "outputs", "loss", "after", "memory", "serve", "quiet")
 
 
 @click.command(cls=Command)
@@ -49,6 +49,7 @@ _OF_MEASURING = ("score_fn", "batches", "inputs", "outputs", "loss", "after", "m
 @click.option("--loss", metavar="REF", help="As in the study, where it was made with one.")
 @after_option
 @memory_option
+@serve_option
 @quiet_option
 @click.pass_context
 def pareto(
@@ -66,6 +67,7 @@ def pareto(
     loss: str | None,
     after: Path | None,
     memory: str | None,
+    serve: bool,
     quiet: bool,
 ) -> Answer:
     """Plan the study in RUN under many budgets, build and measure each plan, and draw the curve.
@@ -92,7 +94,9 @@ def pareto(
             memory=memory,
         )
     score = None if score_fn is None else cast(Callable[[nn.Module], float], function_at(score_fn, "--score"))
-    curve = measured.pareto(metric, points=points, measure=model is not None, score_fn=score, latencies=table)
+    curve = measured.pareto(
+        metric, points=points, measure=model is not None, score_fn=score, latencies=table, serve=serve
+    )
     if out is not None:
         curve.save(out)
     # In a pipe a number of columns is in COLUMNS at most; then as many as on an old terminal.

@@ -14,6 +14,7 @@ from slimrank.cli._options import (
     PATH,
     Budgets,
     budget_options,
+    fix_option,
     methods_option,
     relative_to_option,
     skip_option,
@@ -44,13 +45,7 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--latencies", "times", type=PATH, help="Table of measured times, of slimrank latency.")
 @methods_option
 @skip_option
-@click.option(
-    "--fix",
-    "fix",
-    multiple=True,
-    metavar="NAME=SETTING",
-    help="Hold a layer, group or block: fc=weight_svd:0.4, conv1=channel_pruning:keep=24, fc=none; or drop.",
-)
+@fix_option
 @click.option("--scores", "table", type=PATH, help="Choose by this eval-score table.")
 @click.option("--monotonic", is_flag=True, help="Make each layer's scores monotone first.")
 @click.option("--interpolate", is_flag=True, help="Offer ranks between the scored ones, too.")

@@ -12,7 +12,14 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, after_option, memory_option, methods_option, quiet_option
+from slimrank.cli._options import (
+    PATH,
+    after_option,
+    memory_option,
+    methods_option,
+    quiet_option,
+    serve_option,
+)
 from slimrank.cli._references import function_at
 from slimrank.cli._typed import (
     check_after,
@@ -21,6 +28,7 @@ from slimrank.cli._typed import (
     outputs_at,
     refuse_given,
     split_names,
+    writable,
 )
 from slimrank.records import Method
 
@@ -34,6 +42,7 @@ _ONLY_WHEN_MEASURED = (
     "loss",
     "after",
     "memory",
+    "serve",
 )
 
 
@@ -66,6 +75,7 @@ _ONLY_WHEN_MEASURED = (
 @click.option("--report", "report_path", type=PATH, help="Write the table as an HTML page, too.")
 @click.option("--from-aimet", type=PATH, metavar="FILE", help="Read AIMET's pickled table instead.")
 @click.option("--baseline", type=float, help="With --from-aimet: score of the original.")
+@serve_option
 @quiet_option
 @click.pass_context
 def score(
@@ -87,6 +97,7 @@ def score(
     report_path: Path | None,
     from_aimet: Path | None,
     baseline: float | None,
+    serve: bool,
     quiet: bool,
 ) -> Answer:
     """Score MODEL with each layer compressed to each candidate ratio: AIMET's eval-score table.
@@ -115,6 +126,7 @@ def score(
             model=network,
             outputs=outputs_at(outputs),
             loss=loss_at(loss),
+            run_dir=writable(study_dir),
             progress=not quiet,
             memory=memory,
         )
@@ -129,6 +141,7 @@ def score(
             workers=workers,
             prefix_cache=0 if no_prefix_cache else None,
             progress=not quiet,
+            serve=serve,
         )
     if report_path is not None:
         table.report(report_path)

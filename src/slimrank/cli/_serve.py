@@ -13,14 +13,21 @@ from slimrank.cli._options import PATH
 
 @click.command(cls=Command)
 @click.argument("run_dir", metavar="DIR", type=PATH)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 lets other machines watch. Not encrypted.",
+)
 @click.option("--port", type=int, default=0, show_default=True, help="To listen on; 0 for a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
-def serve(run_dir: Path, port: int, open_browser: bool) -> Answer:
+def serve(run_dir: Path, host: str, port: int, open_browser: bool) -> Answer:
     """Show the run in DIR in the browser, while it goes on or after it.
 
-    Prints the address, which holds a token, alone on a line; Ctrl-C ends it. It answers this machine only.
+    Prints the address, which holds a token, alone on a line; Ctrl-C ends it. It answers this machine only,
+    unless --host says otherwise. Plans in DIR can be edited there.
     """
-    with sr.serve(run_dir, port=port, open_browser=open_browser) as live:
+    with sr.serve(run_dir, host=host, port=port, open_browser=open_browser) as live:
         click.echo(live.url)
         sys.stdout.flush()
         try:

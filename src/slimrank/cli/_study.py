@@ -9,7 +9,15 @@ import click
 import slimrank as sr
 from slimrank._result import write_saved_report
 from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, StudyText, after_option, memory_option, quiet_option, study_options
+from slimrank.cli._options import (
+    PATH,
+    StudyText,
+    after_option,
+    memory_option,
+    quiet_option,
+    serve_option,
+    study_options,
+)
 from slimrank.cli._references import batches_at
 from slimrank.cli._typed import model_to_compress, study_from_text
 from slimrank.deploy import REPORT_FILE, is_saved_model
@@ -25,6 +33,7 @@ from slimrank.report import study_facts
 @click.option("--groups", "with_groups", is_flag=True, help="Also show the channel groups.")
 @after_option
 @memory_option
+@serve_option
 @quiet_option
 def study(
     model: str,
@@ -33,6 +42,7 @@ def study(
     with_groups: bool,
     after: Path | None,
     memory: str | None,
+    serve: bool,
     quiet: bool,
     **options: Unpack[StudyText],
 ) -> Answer:
@@ -47,6 +57,7 @@ def study(
         data,
         run_dir=run_dir,
         progress=not quiet,
+        serve=serve,
         memory=memory,
         previous=previous,
         **study_from_text(options),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Typed text to values."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -92,6 +93,11 @@ def check_after(study_dir: Path, after: Path | None) -> None:
             f"{study_dir} is a study of a model that had been compressed before; name the directory it was "
             "saved in with --after"
         )
+
+
+def writable(study_dir: Path) -> Path | None:
+    """The directory of a study, for the events of later work; None where nothing can be written to it."""
+    return study_dir if os.access(study_dir, os.W_OK) else None
 
 
 def model_to_compress(model: str, after: Path | None) -> tuple[nn.Module, sr.Plan | None]:

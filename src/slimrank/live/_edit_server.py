@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server of a plan that is edited in the browser."""
 
-import json
 import os
 import threading
 from functools import cached_property
@@ -12,23 +11,30 @@ from pathlib import Path
 
 from slimrank._errors import SlimrankError
 from slimrank._study import Study
-from slimrank.live._editor import Editor, do
+from slimrank.live._editor import Editor, StaleError, do
 from slimrank.live._local import Live, LocalHandler, LocalServer, open_live
-from slimrank.plan import Plan
+from slimrank.plan import LatencyTable, Plan
 from slimrank.report import document
-
-# A request names one row and one value; more is no request of the page.
-_MOST_BYTES = 65_536
 
 
 def edit_in_browser(
-    plan_path: str | os.PathLike[str], study: Study, *, port: int = 0, open_browser: bool = False
+    plan_path: str | os.PathLike[str],
+    study: Study,
+    *,
+    latencies: LatencyTable | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    port: int = 0,
+    open_browser: bool = False,
 ) -> Live:
     """Edits a plan in the browser; it is for this machine only.
 
     Args:
         plan_path: file of the plan. It is never changed: what is saved goes to new files beside it.
-        study: that the plan is of; it computes everything that the page shows.
+        study: that the plan is of; it computes everything that the page shows. With its model, plans can be
+            applied there.
+        latencies: a table of times of this network (``slimrank.measure_latency``), to show what each plan
+            takes, and to plan again for a latency; None for none.
+        run_dir: of the study: plans there can be compared with this one, as those beside it; None for none.
         port: on which to listen; 0 for a free one.
         open_browser: also open the page.
 
@@ -38,21 +44,35 @@ def edit_in_browser(
     Raises:
         FileError: the file cannot be read.
         PlanError: it is no plan, or one of another model.
+        LatencyError: a table of another network.
         OptionError: the port is in use, or no port.
     """
     path = Path(plan_path)
-    editor = Editor(study, Plan.load(path), path)
-    return open_live(lambda number: _EditServer(number, editor, path.name), port, open_browser=open_browser)
+    folder = None if run_dir is None else Path(run_dir)
+    editor = Editor(study, Plan.load(path), path, latencies=latencies, run_dir=folder)
+    try:
+        return open_live(
+            lambda number: _EditServer(number, editor, path.name), port, open_browser=open_browser
+        )
+    except SlimrankError:
+        editor.close()
+        raise
 
 
 class _EditServer(LocalServer):
     """Of one plan."""
 
     def __init__(self, port: int, editor: Editor, name: str) -> None:
-        super().__init__(port, _Handler)
+        # First: where the port is taken, the server closes itself at once.
         self.editor, self.name = editor, name
+        super().__init__(port, _Handler)
         # Requests come in threads of their own; the plan is changed by one at a time.
         self.one_at_a_time = threading.Lock()
+
+    def server_close(self) -> None:
+        """Also lets the plan's file go."""
+        super().server_close()
+        self.editor.close()
 
     @cached_property
     def page(self) -> bytes:
@@ -60,15 +80,22 @@ class _EditServer(LocalServer):
         code = files("slimrank.live").joinpath("edit.js").read_text(encoding="utf-8")
         parts = "".join(
             f'<details class="part" open id="{kind}s"><summary><h2>{heading}</h2></summary>'
-            '<div class="scroll"><table><thead></thead><tbody></tbody></table></div></details>\n'
+            '<div class="scroll"><table class="edited"><thead></thead><tbody></tbody></table></div>'
+            "</details>\n"
             for kind, heading in (("layer", "Layers"), ("group", "Channel groups"), ("block", "Blocks"))
         )
         body = (
             f"<h1>{escape(self.name)}</h1>\n"
             '<p class="verdict" id="state" role="status">Reading the plan</p>\n'
             '<p class="soft" id="detail"></p>\n<div class="numbers" id="numbers"></div>\n'
-            '<p><button id="replan">Replan the rest</button> <button id="undo">Undo</button> '
-            f'<button id="save">Save as a new plan</button></p>\n{parts}'
+            '<p class="tools under"><button id="replan">Replan the rest</button> '
+            '<button id="undo">Undo</button> '
+            '<button id="save">Save as a new plan</button> <button id="build">Apply</button></p>\n'
+            '<p class="soft" id="built" hidden></p>\n<p class="warning" id="notices" hidden></p>\n'
+            f'{parts}<details class="part" open><summary><h2>Beside another plan</h2></summary>'
+            '<div class="scroll"><p class="tools"><select id="other" aria-label="other plan"></select> '
+            '<label><input type="checkbox" id="all"> also what is the same</label></p>'
+            '<table class="compared" id="compared"><thead></thead><tbody></tbody></table></div></details>\n'
             "<noscript><p>This page needs its script to edit a plan.</p></noscript>"
         )
         return document(f"{self.name}, edit", body, {}, code=code, connects=True).encode()
@@ -76,6 +103,7 @@ class _EditServer(LocalServer):
 
 class _Handler(LocalHandler):
     server: _EditServer
+    changes_at = "/do"
 
     def show(self, path: str) -> bool:
         """The page, or what it shows."""
@@ -84,42 +112,16 @@ class _Handler(LocalHandler):
         elif path == "/state":
             with self.server.one_at_a_time:
                 facts = self.server.editor.facts()
-            self._tell(HTTPStatus.OK, facts)
+            self.tell(HTTPStatus.OK, facts)
         else:
             return False
         return True
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that the standard library calls
+    def change(self, request: object) -> tuple[HTTPStatus, object]:
         """Changes the plan, and answers with what the page then shows."""
-        # What is not read would be taken for the next request.
-        self.close_connection = True
-        path, refusal = self.asked(changes=True)
-        length = self.headers.get("Content-Length", "")
-        if refusal is not None:
-            self._tell(HTTPStatus.FORBIDDEN, {"error": refusal})
-        elif path != "/do":
-            self._tell(HTTPStatus.NOT_FOUND, {"error": "changes are sent to /do"})
-        elif self.headers.get("Content-Type") != "application/json":
-            self._tell(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "send JSON"})
-        elif not length.isdecimal() or int(length) > _MOST_BYTES:
-            text = f"give a Content-Length of at most {_MOST_BYTES}"
-            self._tell(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": text})
-        else:
-            self._change(self.rfile.read(int(length)))
-
-    def _change(self, body: bytes) -> None:
-        try:
-            request: object = json.loads(body)
-        except ValueError as error:
-            self._tell(HTTPStatus.BAD_REQUEST, {"error": f"this is no JSON ({error})"})
-            return
-        try:
-            with self.server.one_at_a_time:
-                facts = do(self.server.editor, request)
-        except SlimrankError as error:
-            self._tell(HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)})
-        else:
-            self._tell(HTTPStatus.OK, facts)
-
-    def _tell(self, status: HTTPStatus, content: object) -> None:
-        self.answer(status, json.dumps(content).encode(), kind="application/json")
+        editor = self.server.editor
+        with self.server.one_at_a_time:
+            try:
+                return HTTPStatus.OK, do(editor, request)
+            except StaleError as error:
+                return HTTPStatus.CONFLICT, {"error": str(error), "now": editor.facts()}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may ask the server: whoever knows the token, from this machine, by the name of this machine."""
 
+import ipaddress
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ class Guard:
     Attributes:
         port: of the server.
         token: that stands in every address.
+        names: of the machine, where others may ask as well; empty for this machine only.
     """
 
     port: int
     token: str
+    names: frozenset[str] = frozenset()
 
     def refusal(self, headers: Mapping[str, str], token: str | None, *, changes: bool = False) -> str | None:
         """Why a request is refused.
@@ -31,16 +34,32 @@ class Guard:
         Returns:
             The reason, for people; None where it may go on.
         """
-        hosts = {f"{name}:{self.port}" for name in (LOOPBACK, "localhost")}
         host = headers.get("host", "")
-        if host not in hosts:
+        if not self._is_own(host):
             # A foreign page can make its own name mean this machine; then it asks by that name.
             return f"this server is asked as {host!r}; open the address that it printed"
         origin = headers.get("origin")
-        if origin is not None and origin not in {f"http://{name}" for name in hosts}:
+        if origin is not None and not self._is_own(origin.removeprefix("http://")):
             return f"a page of {origin} asks; only the server's own pages may"
         if changes and origin is None:
             return "a change needs an Origin; use the page that the server shows"
         if token is None or not secrets.compare_digest(token.encode(), self.token.encode()):
             return "the token is missing or wrong; open the whole address that the server printed"
         return None
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a name with its port is this server's; a number is: no page can make that mean another."""
+        name, _, port = host.rpartition(":")
+        if port != str(self.port):
+            return False
+        if name in (LOOPBACK, "localhost", *self.names):
+            return True
+        return bool(self.names) and _is_number(name.removeprefix("[").removesuffix("]"))
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

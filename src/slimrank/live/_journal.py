@@ -34,7 +34,7 @@ def journal_of(run_dir: str | os.PathLike[str]) -> Path:
         The file.
 
     Raises:
-        FileError: no directory, or none of a run.
+        FileError: no directory, or none of a run; or one that cannot be read.
     """
     folder = Path(run_dir)
     if not folder.is_dir():
@@ -44,6 +44,8 @@ def journal_of(run_dir: str | os.PathLike[str]) -> Path:
         raise FileError(
             f"{folder} holds no run: there is no {EVENTS_FILE} in it; start one with run_dir={str(folder)!r}"
         )
+    if not os.access(path, os.R_OK):
+        raise FileError(f"{path} cannot be read; ask its owner for the right to")
     return path
 
 
@@ -74,7 +76,8 @@ def read_lines(path: Path, start: int) -> Iterator[Line]:
 
 def _event(text: bytes) -> dict[str, object] | None:
     try:
-        value = json.loads(text)
-    except ValueError:
+        # JSON has no word for what is not finite, and a browser reads none.
+        value = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None

@@ -1,24 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """What servers of pages for this machine have in common: who may ask, how is answered, how one is started."""
 
+import contextlib
+import json
 import os
 import secrets
+import socket
+import socketserver
 import threading
+import time
 import webbrowser
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 
-from slimrank._errors import OptionError
+from slimrank._errors import OptionError, SlimrankError
 from slimrank._numbers import whole_number
 from slimrank.live._guard import LOOPBACK, Guard
 from slimrank.report import document
 
 _HIGHEST_PORT = 65535
+# Of a host, that mean every address of the machine.
+_ALL = ("0.0.0.0", "::", "")
+# A request names one row and one value; more is no request of a page.
+_MOST_BYTES = 65_536
+# Seconds between two looks whether the server is to end, and that its pages have for the last events: a page
+# that does not listen any more holds nothing up.
+_POLL, _LAST_WORDS = 0.1, 1.0
 
 
 class Live:
@@ -31,7 +43,7 @@ class Live:
     def __init__(self, server: "LocalServer") -> None:
         self._server = server
         self.url = server.url
-        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=server.serve_forever, args=(_POLL,), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -40,8 +52,9 @@ class Live:
             self._thread.join(0.5)
 
     def close(self) -> None:
-        """Ends the server."""
+        """Ends the server, once its pages have heard the last of the run."""
         self._server.is_closing.set()
+        self._server.wait_for_streams(_LAST_WORDS)
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -55,24 +68,32 @@ class Live:
         self.close()
 
 
-def open_live(make: "Callable[[int], LocalServer]", port: object, *, open_browser: bool) -> Live:
+def open_live(
+    make: "Callable[[int], LocalServer]", port: object, *, open_browser: bool, host: str = LOOPBACK
+) -> Live:
     """Starts a server.
 
     Args:
         make: makes it, on a port.
         port: on which to listen; 0 for a free one.
         open_browser: also open the page.
+        host: that it listens on, for the message.
 
     Returns:
         The server, running.
 
     Raises:
-        OptionError: the port is in use, or no port.
+        OptionError: the port is in use, or no port; no such host.
     """
     number = _port_number(port)
     try:
         server = make(number)
     except OSError as error:
+        if host != LOOPBACK:
+            raise OptionError(
+                f"host={host!r}, port={port}: it cannot be listened on ({error.strerror}); give an address "
+                "of this machine, or '0.0.0.0' for all, and a port that is free"
+            ) from error
         raise OptionError(
             f"port={port}: it cannot be listened on ({error.strerror}); give another, or 0 for a free one"
         ) from error
@@ -95,7 +116,7 @@ def _port_number(port: object) -> int:
 
 
 class LocalServer(ThreadingHTTPServer):
-    """Listens on this machine only.
+    """Listens on this machine only, unless told otherwise.
 
     Attributes:
         is_closing: set before it ends, for answers that go on.
@@ -106,21 +127,49 @@ class LocalServer(ThreadingHTTPServer):
     # A port that another server has must be refused, not shared.
     allow_reuse_address = os.name == "posix"
 
-    def __init__(self, port: int, handler: type["LocalHandler"]) -> None:
-        super().__init__((LOOPBACK, port), handler)
+    def __init__(self, port: int, handler: type["LocalHandler"], host: str = LOOPBACK) -> None:
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), handler)
         self.is_closing = threading.Event()
-        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24))
+        self._name = socket.gethostname() if host in _ALL else host
+        names = frozenset[str]() if host == LOOPBACK else frozenset({self._name, socket.getfqdn()})
+        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24), names=names)
+        self._streams: set[threading.Thread] = set()
+
+    def server_bind(self) -> None:
+        """Asks no name server for the name of the machine, as that of the standard library does."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """An answer that goes on until the server ends."""
+        thread = threading.current_thread()
+        self._streams.add(thread)
+        try:
+            yield
+        finally:
+            self._streams.discard(thread)
+
+    def wait_for_streams(self, seconds: float) -> None:
+        """Waits until answers that go on have ended, but no longer than so many seconds."""
+        end = time.monotonic() + seconds
+        for thread in tuple(self._streams):
+            thread.join(max(0.0, end - time.monotonic()))
 
     @property
     def url(self) -> str:
-        """For a browser on this machine."""
-        return f"http://{LOOPBACK}:{self.guard.port}/?token={self.guard.token}"
+        """For a browser: on this machine, or on another one where they may ask."""
+        name = f"[{self._name}]" if ":" in self._name else self._name
+        return f"http://{name}:{self.guard.port}/?token={self.guard.token}"
 
 
 class LocalHandler(BaseHTTPRequestHandler, ABC):
     """Answers who may ask."""
 
     server: LocalServer
+    changes_at: str
     protocol_version = "HTTP/1.1"
     server_version = "slimrank"
     sys_version = ""
@@ -136,6 +185,49 @@ class LocalHandler(BaseHTTPRequestHandler, ABC):
         elif not self.show(path):
             page = _plain_page("Nothing here", "open the address that was printed")
             self.answer(HTTPStatus.NOT_FOUND, page)
+
+    def do_POST(self) -> None:
+        """Does what a page of the server asks for."""
+        # What is not read would be taken for the next request.
+        self.close_connection = True
+        path, refusal = self.asked(changes=True)
+        length = self.headers.get("Content-Length", "")
+        if refusal is not None:
+            self.tell(HTTPStatus.FORBIDDEN, {"error": refusal})
+        elif path != self.changes_at:
+            self.tell(HTTPStatus.NOT_FOUND, {"error": f"changes are sent to {self.changes_at}"})
+        elif self.headers.get("Content-Type") != "application/json":
+            self.tell(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": "send JSON"})
+        elif not length.isdecimal() or int(length) > _MOST_BYTES:
+            text = f"give a Content-Length of at most {_MOST_BYTES}"
+            self.tell(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": text})
+        else:
+            self._change(self.rfile.read(int(length)))
+
+    def _change(self, body: bytes) -> None:
+        try:
+            request: object = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            self.tell(HTTPStatus.BAD_REQUEST, {"error": f"this is no JSON ({error})"})
+            return
+        try:
+            status, facts = self.change(request)
+        except SlimrankError as error:
+            self.tell(HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)})
+        else:
+            self.tell(status, facts)
+
+    @abstractmethod
+    def change(self, request: object) -> tuple[HTTPStatus, object]:
+        """Does what a page asks for, and says how it went.
+
+        Raises:
+            SlimrankError: it cannot be done.
+        """
+
+    def tell(self, status: HTTPStatus, content: object) -> None:
+        """Answers with JSON."""
+        self.answer(status, json.dumps(content).encode(), kind="application/json")
 
     @abstractmethod
     def show(self, path: str) -> bool:

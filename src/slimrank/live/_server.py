@@ -4,6 +4,7 @@
 import json
 import os
 import platform
+import threading
 import time
 from functools import cached_property
 from html import escape
@@ -11,6 +12,12 @@ from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
 
+from slimrank._errors import OptionError
+from slimrank._progress import EVENTS_FILE
+from slimrank._study import Study
+from slimrank.live._beside import Shelf
+from slimrank.live._edit_server import edit_in_browser
+from slimrank.live._guard import LOOPBACK
 from slimrank.live._journal import journal_of, read_lines
 from slimrank.live._local import Live, LocalHandler, LocalServer, open_live
 from slimrank.report import document
@@ -19,14 +26,18 @@ from slimrank.report import document
 _LOOK, _PING = 0.3, 15.0
 
 
-def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool = False) -> Live:
+def serve(
+    run_dir: str | os.PathLike[str], *, host: str = LOOPBACK, port: int = 0, open_browser: bool = False
+) -> Live:
     """Shows a run in the browser: its phases with the time that is left, its scores, what it says.
 
     It reads what the run writes to its directory, so it can be started late, shows what a run that crashed
-    had done, and never slows a run down. It is for this machine only.
+    had done, and never slows a run down. It is for this machine only, unless ``host`` says otherwise.
 
     Args:
         run_dir: ``run_dir=`` of a study, of a run that goes on or of one that is over.
+        host: address to listen on; "0.0.0.0" for all of this machine: then whoever has the address, with its
+            token, can watch from other machines. What is sent is not encrypted.
         port: on which to listen; 0 for a free one.
         open_browser: also open the page.
 
@@ -44,33 +55,80 @@ def serve(run_dir: str | os.PathLike[str], *, port: int = 0, open_browser: bool 
 
     Raises:
         FileError: no run.
-        OptionError: the port is in use, or no port.
+        OptionError: the port is in use, or no port; a host that is no address of this machine.
     """
+    if not isinstance(host, str):
+        raise OptionError(f"host is a {type(host).__name__}; give an address, such as '0.0.0.0' for all")
     journal = journal_of(run_dir)
-    return open_live(lambda number: _Server(number, journal), port, open_browser=open_browser)
+    return open_live(
+        lambda number: _Server(number, journal, host), port, open_browser=open_browser, host=host
+    )
+
+
+def serve_from_start(run_dir: str | os.PathLike[str]) -> Live:
+    """As ``serve``, of a run that has not begun to write to its directory.
+
+    Raises:
+        OptionError: nothing can be listened on.
+    """
+    journal = Path(run_dir) / EVENTS_FILE
+    return open_live(lambda number: _Server(number, journal, LOOPBACK), 0, open_browser=False)
 
 
 class _Server(LocalServer):
     """Of one run."""
 
-    def __init__(self, port: int, journal: Path) -> None:
-        super().__init__(port, _Handler)
+    def __init__(self, port: int, journal: Path, host: str) -> None:
         self.journal = journal
+        self.shelf = Shelf([journal.parent])
+        self._editors: dict[str, Live] = {}
+        self._one_at_a_time = threading.Lock()
+        super().__init__(port, _Handler, host)
+
+    def edit(self, name: str) -> str:
+        """Opens an editor of a plan in the run's directory, one for each plan; its address.
+
+        Raises:
+            OptionError: there is no such plan, or others may watch: a plan is edited by one person.
+            SlimrankError: as in ``edit_in_browser``, and where the study is not done.
+        """
+        if self.guard.names:
+            raise OptionError("plans are edited from the machine of the run alone; use slimrank edit there")
+        with self._one_at_a_time:
+            path = self.shelf.path_of(name)
+            if name not in self._editors:
+                folder = self.journal.parent
+                self._editors[name] = edit_in_browser(path, Study.load(folder), run_dir=folder)
+            return self._editors[name].url
+
+    def server_close(self) -> None:
+        """Also ends the editors."""
+        super().server_close()
+        for editor in self._editors.values():
+            editor.close()
+        self._editors.clear()
 
     @cached_property
     def page(self) -> bytes:
         """The page, which asks for the events."""
         name = self.journal.parent.resolve().name
         code = files("slimrank.live").joinpath("live.js").read_text(encoding="utf-8")
+        maps = "".join(
+            f'<details class="part" open id="{kind}" hidden><summary><h2>{heading}</h2></summary>'
+            '<div class="scroll"><table class="heat"><thead></thead><tbody></tbody></table></div></details>\n'
+            for kind, heading in (("damage", "Predicted damage"), ("score", "Eval scores"))
+        )
         body = (
             f'<h1>{escape(name)}</h1>\n<p class="verdict" id="state" role="status">Reading the journal</p>\n'
             '<p class="soft" id="detail"></p>\n<div class="numbers" id="numbers"></div>\n'
-            '<details class="part" open><summary><h2>Phases</h2></summary><div><ul class="bars" id="phases">'
-            '</ul></div></details>\n<details class="part" open id="scores" hidden>'
-            "<summary><h2>Eval scores</h2>"
-            '</summary><div class="scroll"><table class="heat"><thead></thead><tbody></tbody></table></div>'
-            '</details>\n<details class="part" open><summary><h2>Messages</h2></summary><div>'
-            '<dl id="messages"></dl></div></details>\n'
+            '<details class="part" open><summary><h2>Phases</h2></summary>'
+            '<div><ul class="bars phases" id="phases"></ul></div></details>\n'
+            '<details class="part" open id="training" hidden>'
+            f"<summary><h2>Training</h2></summary><div></div></details>\n{maps}"
+            '<details class="part" open id="plans" hidden><summary><h2>Plans</h2></summary>'
+            '<div class="tools"></div></details>\n'
+            '<details class="part" open id="said" hidden><summary><h2>Messages</h2></summary><div>'
+            '<dl id="messages"></dl></div></details>\n<dialog id="layer"></dialog>\n'
             "<noscript><p>This page needs its script to show a run that goes on.</p></noscript>"
         )
         return document(f"{name}, live", body, {}, code=code, connects=True).encode()
@@ -78,6 +136,7 @@ class _Server(LocalServer):
 
 class _Handler(LocalHandler):
     server: _Server
+    changes_at = "/edit"
 
     def show(self, path: str) -> bool:
         """The page, or events until the browser goes."""
@@ -85,9 +144,19 @@ class _Handler(LocalHandler):
             self.answer(HTTPStatus.OK, self.server.page)
         elif path == "/events":
             self._stream(self.headers.get("Last-Event-ID", ""))
+        elif path == "/plans":
+            names = [] if self.server.guard.names else self.server.shelf.names()
+            self.tell(HTTPStatus.OK, {"plans": names})
         else:
             return False
         return True
+
+    def change(self, request: object) -> tuple[HTTPStatus, object]:
+        """Opens an editor."""
+        name = request.get("plan") if isinstance(request, dict) else None
+        if not isinstance(name, str):
+            raise OptionError('the request is no object with a "plan"')
+        return HTTPStatus.OK, {"url": self.server.edit(name)}
 
     def _stream(self, last_id: str) -> None:
         """Sends the journal from a byte on, and what is added to it, until one of both ends goes."""
@@ -98,8 +167,9 @@ class _Handler(LocalHandler):
         self.end_headers()
         self.close_connection = True
         try:
-            self._send_events(last_id)
-        except (BrokenPipeError, ConnectionError):
+            with self.server.stream():
+                self._send_events(last_id)
+        except ConnectionError:
             # The browser went.
             return
 
@@ -114,7 +184,10 @@ class _Handler(LocalHandler):
         file, start = seen_file, int(seen_byte) if seen_byte.isdecimal() else 0
         process: tuple[object, object] = (None, None)
         is_first = True
-        while not self.server.is_closing.is_set():
+        is_over = False
+        while not is_over:
+            # Read before the journal: what a run wrote before it closed its page is still sent.
+            is_over = self.server.is_closing.is_set()
             parts = []
             now, size = _identity(journal)
             if now != file or size < start:
@@ -136,11 +209,13 @@ class _Handler(LocalHandler):
                 told = status
             if not parts and time.monotonic() - quiet_since > _PING:
                 parts.append(": still here\n\n")
+            if is_over:
+                parts.append("event: over\ndata: {}\n\n")
             if parts:
                 quiet_since = time.monotonic()
                 self.wfile.write("".join(parts).encode())
                 self.wfile.flush()
-            time.sleep(_LOOK)
+            self.server.is_closing.wait(_LOOK)
 
 
 def _process_before(journal: Path, end: int) -> tuple[object, object]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plan values, their file, and their checks."""
 
-from slimrank.plan._fixed import NOTHING_FIXED, Fixed, FixedSettings, fixed_of
+from slimrank.plan._fixed import NOTHING_FIXED, Fixed, FixedSettings, check_fixed, fixed_in, fixed_of
 from slimrank.plan._latency import (
     LatencyTable,
     check_latency,
@@ -59,6 +59,7 @@ __all__ = [
     "Structure",
     "are_same_steps",
     "block_damage_at",
+    "check_fixed",
     "check_latency",
     "check_multiple_of",
     "check_structure",
@@ -67,6 +68,7 @@ __all__ = [
     "damage_at",
     "differences",
     "edited_plan",
+    "fixed_in",
     "fixed_of",
     "form_of",
     "group_damage_at",

@@ -39,7 +39,11 @@ _Kind = tuple[Literal["layer", "group", "block"], Sequence[str], Mapping[str, _A
 
 
 def plan_difference(
-    steps: Sequence[Step], other_steps: Sequence[Step], has_bias: tuple[bool, bool]
+    steps: Sequence[Step],
+    other_steps: Sequence[Step],
+    has_bias: tuple[bool, bool],
+    *,
+    with_same: bool = False,
 ) -> list[Difference]:
     """What two plans do differently.
 
@@ -47,6 +51,7 @@ def plan_difference(
         steps: of the first plan.
         other_steps: of the second plan.
         has_bias: of the first and the second plan, whether every second factor carries a bias.
+        with_same: also what both do alike; the two texts of a row are then equal.
 
     Returns:
         Layers, then groups, then blocks.
@@ -81,6 +86,8 @@ def plan_difference(
                 # Groups that keep as many units, but others, have the same text.
                 told = other.text + " (other units)" * (this.text == other.text)
                 rows.append(Difference(kind, name, this.text, told))
+            elif with_same and this.value is not None:
+                rows.append(Difference(kind, name, this.text, other.text))
     return rows
 
 

@@ -2,7 +2,7 @@
 """The plan file: JSON, sorted, written whole or not at all."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from hashlib import sha256
 from pathlib import Path
@@ -49,8 +49,11 @@ PLAN_FORMAT = 1
 # Every file has these.
 _PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
 # Older files lack the first; the second is written where a step slims groups, the third where "auto" chose
-# multiples, the fourth where the plan was chosen by measured times, the last where a budget was no ratio.
-_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency", "asked")
+# multiples, the fourth where the plan was chosen by measured times, the fifth where a budget was no ratio,
+# the last where something was not chosen but given.
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency", "asked", "fixed")
+# Of what is given.
+_FIXED_KINDS = ("layers", "groups", "blocks")
 # Who may have chosen a plan.
 _SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
 # Spelled out, so that a kind read from a file gets the type of the literal.
@@ -75,6 +78,7 @@ class PlanFields(TypedDict):
     asked: Mapping[Metric, str]
     relaxed: tuple[str, ...] | None
     latency: PlannedLatency | None
+    fixed: Mapping[str, tuple[str, ...]]
 
 
 def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> None:
@@ -131,6 +135,8 @@ def plan_to_json(plan: PlanFields, after: Cost) -> dict[str, Json]:
         content["relaxed"] = list(plan["relaxed"])
     if plan["asked"]:
         content["asked"] = {str(metric): words for metric, words in plan["asked"].items()}
+    if plan["fixed"]:
+        content["fixed"] = {kind: list(names) for kind, names in plan["fixed"].items()}
     if plan["latency"] is not None:
         content["latency"] = {
             known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)
@@ -194,11 +200,12 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
     relaxed = _relaxed_from_json(content["relaxed"], steps, where) if "relaxed" in content else None
     latency = _latency_from_json(content["latency"], f"{where}: latency") if "latency" in content else None
+    fixed = _fixed_from_json(content.get("fixed", {}), steps, f"{where}: fixed")
     written_after = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
     if written_after != after or content.get("choice", _choice_checksum(steps)) != _choice_checksum(steps):
         # A person edited the file: what was predicted and asked for belonged to the old settings.
         select, damage, score_loss, gap, latency = "manual", None, None, None, None
-        budgets, asked = {}, {}
+        budgets, asked, fixed = {}, {}, {}
         if not _are_multiples(steps, multiple_of):
             multiple_of, relaxed = 1, None
     return PlanFields(
@@ -214,6 +221,7 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
         asked=asked,
         relaxed=relaxed,
         latency=latency,
+        fixed=fixed,
     )
 
 
@@ -477,6 +485,26 @@ def _budgets_from_json(value: Json, where: str) -> dict[Metric, float]:
 def _asked_from_json(value: Json, where: str) -> dict[Metric, str]:
     content = as_object(value, where, required=(), optional=METRICS)
     return {metric: as_text(content[metric], f"{where}.{metric}") for metric in METRICS if metric in content}
+
+
+def _fixed_from_json(value: Json, steps: tuple[Step, ...], where: str) -> dict[str, tuple[str, ...]]:
+    content = as_object(value, where, required=(), optional=_FIXED_KINDS)
+    found = {}
+    for kind in _FIXED_KINDS:
+        if kind not in content:
+            continue
+        structure = steps[-1].structure if steps else None
+        known: dict[str, Collection[str]] = {
+            "layers": () if structure is None else structure.layers,
+            "groups": () if structure is None else structure.channels.groups,
+            "blocks": () if structure is None else structure.channels.blocks,
+        }
+        names = tuple(as_text(name, f"{where}.{kind}") for name in as_list(content[kind], f"{where}.{kind}"))
+        for name in names:
+            if name not in known[kind]:
+                raise PlanError(f"{where}.{kind}: the model has no {name!r}; {nearest(name, known[kind])}")
+        found[kind] = names
+    return found
 
 
 def _latency_from_json(value: Json, where: str) -> PlannedLatency:

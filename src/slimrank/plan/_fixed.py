@@ -45,6 +45,16 @@ class Fixed:
         return self.untouched | frozenset(self.settings)
 
     @property
+    def by_kind(self) -> dict[str, tuple[str, ...]]:
+        """Names of what is fixed, as ``Plan.fixed`` has them: of layers, of groups, of blocks."""
+        found = {
+            "layers": self.layers,
+            "groups": self.whole | frozenset(self.groups),
+            "blocks": self.standing | frozenset(self.dropped),
+        }
+        return {kind: tuple(sorted(names)) for kind, names in found.items() if names}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Everything that is fixed, each name once."""
         sure = (*self.settings, *self.groups, *self.dropped)
@@ -53,6 +63,51 @@ class Fixed:
 
 NOTHING_FIXED = Fixed()
 FixedSettings = Mapping[str, SettingLike] | str | os.PathLike[str] | Fixed
+
+
+def fixed_in(plan: Plan, *, built: Plan | None = None) -> Fixed:
+    """What was fixed when a plan was chosen, with the settings that the plan has.
+
+    Args:
+        plan: any.
+        built: what could be built of it: a group that could not be slimmed is then held whole.
+
+    Returns:
+        What was fixed.
+    """
+    slimmed = (plan if built is None else built).groups
+    layers, groups, blocks = (plan.fixed.get(kind, ()) for kind in ("layers", "groups", "blocks"))
+    return Fixed(
+        settings={name: plan.settings[name] for name in layers if name in plan.settings},
+        groups={name: slimmed[name] for name in groups if name in slimmed},
+        dropped=tuple(name for name in plan.dropped if name in blocks),
+        untouched=frozenset(name for name in layers if name not in plan.settings),
+        whole=frozenset(name for name in groups if name not in slimmed),
+        standing=frozenset(name for name in blocks if name not in plan.dropped),
+    )
+
+
+def check_fixed(settings: object) -> None:
+    """Refuses what can hold no settings, before anything is measured; names are checked where a plan is made.
+
+    Raises:
+        OptionError: neither settings by name nor the path of a file.
+        FileError: the file cannot be read.
+        PlanError: it holds something else.
+    """
+    if settings is None or isinstance(settings, Fixed):
+        return
+    if isinstance(settings, str | os.PathLike):
+        read_settings(settings)
+    elif not isinstance(settings, Mapping):
+        raise OptionError(_no_settings(settings))
+
+
+def _no_settings(settings: object) -> str:
+    return (
+        f"fixed is a {type(settings).__name__}; give name -> setting, e.g. "
+        '{"fc": ("weight_svd", 0.5)}, or the path of a CSV or JSON file'
+    )
 
 
 def fixed_of(source: PlanSource, settings: FixedSettings) -> Fixed:
@@ -75,10 +130,7 @@ def fixed_of(source: PlanSource, settings: FixedSettings) -> Fixed:
     if isinstance(settings, str | os.PathLike):
         settings = read_settings(settings)
     if not isinstance(settings, Mapping):
-        raise OptionError(
-            f"fixed is a {type(settings).__name__}; give name -> setting, e.g. "
-            '{"fc": ("weight_svd", 0.5)}, or the path of a CSV or JSON file'
-        )
+        raise OptionError(_no_settings(settings))
     structure = source.structure
     try:
         plan = Plan.manual(source, settings)

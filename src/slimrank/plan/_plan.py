@@ -128,6 +128,8 @@ class Plan:
             budget is out of reach with it, or they were set by hand; None where no multiple was "auto".
         latency: what was asked for and predicted, where the last step was chosen by measured times; else
             None.
+        fixed: names of what was given, not chosen (``Study.plan(fixed=)``): under "layers", "groups" and
+            "blocks". What was given is what the plan does to them.
 
     Example:
         >>> from slimrank.plan import structure_of
@@ -164,6 +166,7 @@ class Plan:
     asked: Mapping[Metric, str] = field(default_factory=dict)
     relaxed: tuple[str, ...] | None = None
     latency: PlannedLatency | None = None
+    fixed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def manual(
@@ -314,6 +317,7 @@ class Plan:
             multiple_of=1,
             relaxed=None,
             latency=None,
+            fixed={},
         )
 
     def keep_ratio(self, metric: Metric) -> float:
@@ -368,6 +372,7 @@ class Plan:
             budgets={},
             asked={},
             latency=None,
+            fixed={},
         )
         return edited if self.relaxed is None else self._relaxed_as(edited)
 
@@ -449,12 +454,13 @@ class Plan:
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
 
 
-def differences(plan: Plan, other: object) -> list[Difference]:
+def differences(plan: Plan, other: object, *, with_same: bool = False) -> list[Difference]:
     """What another plan does differently.
 
     Args:
         plan: the first.
         other: the second.
+        with_same: also what both do alike.
 
     Returns:
         Layers, then groups, then blocks; empty where both do the same.
@@ -464,7 +470,7 @@ def differences(plan: Plan, other: object) -> list[Difference]:
     """
     if not isinstance(other, Plan):
         raise OptionError(f"other is a {type(other).__name__}; give a Plan, e.g. Plan.load(path)")
-    return plan_difference(plan.steps, other.steps, (plan.has_bias, other.has_bias))
+    return plan_difference(plan.steps, other.steps, (plan.has_bias, other.has_bias), with_same=with_same)
 
 
 def edited_plan(

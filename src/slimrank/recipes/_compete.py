@@ -206,7 +206,13 @@ class Rivals:
             budgets=chosen.budgets,
             asked=chosen.asked,
         )
-        plan = replace(plan, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed, latency=chosen.latency)
+        plan = replace(
+            plan,
+            multiple_of=chosen.multiple_of,
+            relaxed=chosen.relaxed,
+            latency=chosen.latency,
+            fixed=chosen.fixed,
+        )
         self.build("optimal, recalibrated", plan)
 
     def _scale(self, label: str) -> float | None:

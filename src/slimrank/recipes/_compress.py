@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from slimrank._errors import OptionError
+from slimrank._live_view import shown_live_in_run_dir
 from slimrank._progress import Event
 from slimrank._result import Result
 from slimrank._study import Study, planned_without_new_bias, study
@@ -19,9 +20,11 @@ from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.latency import check_conditions
 from slimrank.methods import METHODS
 from slimrank.plan import (
+    FixedSettings,
     LatencyTable,
     MultipleOf,
     Plan,
+    check_fixed,
     check_latency,
     check_multiple_of,
     latency_ratio,
@@ -43,6 +46,7 @@ _MAX_DAMAGE: Mapping[Effort, float] = {"fast": 1.0, "normal": 1.1, "thorough": 1
 _ROUNDS = 3
 
 
+@shown_live_in_run_dir
 @outside_inference_mode
 def compress(  # noqa: D417 - the others are named in one sentence each; a test checks that
     model: nn.Module | Result,
@@ -76,9 +80,11 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     progress: bool = True,
     callback: Callable[[Event], object] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
+    serve: bool = False,
     memory: MemoryOption = None,
     seed: int = 0,
     previous: Plan | None = None,
+    fixed: FixedSettings | None = None,
     relative_to: Literal["model", "original"] = "model",
     uniform_widths: bool = False,
     new_bias: bool = True,
@@ -87,9 +93,9 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
 
     These arguments are explained in ``slimrank.study``: ``batches``, ``inputs``, ``outputs``, ``likelihood``,
     ``weights``, ``loss``, ``methods``, ``skip``, ``fisher``, ``draws``, ``holdout``, ``data_free``,
-    ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``callback``, ``log_dir``, ``memory``, ``seed``
-    and ``previous``. These are explained in ``Study.plan``: ``multiple_of``, ``relative_to``,
-    ``uniform_widths`` and ``new_bias``.
+    ``channel_order``, ``effort``, ``run_dir``, ``progress``, ``callback``, ``log_dir``, ``serve``,
+    ``memory``, ``seed`` and ``previous``. These are explained in ``Study.plan``: ``multiple_of``, ``fixed``,
+    ``relative_to``, ``uniform_widths`` and ``new_bias``.
 
     Args:
         model: any module; or a result, to compress its model once more.
@@ -126,6 +132,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
         check_budgets(ratios, who="compress")
     timing.check(relative_to)
     check_multiple_of(multiple_of, None)
+    check_fixed(fixed)
     measured = study(
         model,
         batches,
@@ -166,6 +173,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
                 multiple_of=multiple_of,
                 select=select,
                 methods=only,
+                fixed=fixed,
                 relative_to=relative_to,
                 uniform_widths=uniform_widths,
                 new_bias=new_bias,

@@ -4,11 +4,12 @@
 import os
 from collections.abc import Iterable
 
-from slimrank._study import Study, session_of
+from slimrank._study import Study, session_of, shown_live_of_study
 from slimrank.forward import Batch, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.latency import Latencies, check_conditions, measure_variants
 
 
+@shown_live_of_study
 @outside_inference_mode
 def measure_latency(
     study: Study,
@@ -19,6 +20,7 @@ def measure_latency(
     precision: str = "float32",
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    serve: bool = False,
 ) -> Latencies:
     """What each layer takes inside the network, in the runtime, on this machine, in every form of a plan.
 
@@ -39,6 +41,7 @@ def measure_latency(
             writes them. Ratios are shares of the time of the original in float32 either way.
         path: of a JSON file, written after every variant; if it exists, the table in it is gone on with.
         progress: show a bar on stderr.
+        serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
         The table.

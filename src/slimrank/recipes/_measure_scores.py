@@ -8,7 +8,7 @@ from itertools import chain
 
 from slimrank._errors import OptionError
 from slimrank._numbers import whole_number
-from slimrank._study import Study, session_of
+from slimrank._study import Study, session_of, shown_live_of_study
 from slimrank.forward import kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.recipes._score_candidates import (
     Candidate,
@@ -32,6 +32,7 @@ from slimrank.scores import (
 from slimrank.surgery import quiet_copy
 
 
+@shown_live_of_study
 @outside_inference_mode
 def measure_scores(
     study: Study,
@@ -45,6 +46,7 @@ def measure_scores(
     workers: int = 1,
     prefix_cache: int | None = None,
     progress: bool = True,
+    serve: bool = False,
 ) -> Scores:
     """Scores of the whole model, each with one layer compressed or one channel group slimmed: AIMET's table.
 
@@ -68,6 +70,7 @@ def measure_scores(
             again start at the layer under test; 0 for none, None for a share of the study's
             ``memory=``. Scores do not depend on it.
         progress: show a bar on stderr.
+        serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
         The table.

@@ -15,7 +15,7 @@ from torch import nn
 from slimrank._errors import BudgetError, LatencyError, OptionError
 from slimrank._numbers import whole_number
 from slimrank._result import Result
-from slimrank._study import Study, session_of
+from slimrank._study import Study, session_of, shown_live_of_study
 from slimrank.deploy import (
     Comparison,
     OpenFile,
@@ -28,6 +28,7 @@ from slimrank.deploy import (
 from slimrank.forward import Batch, outside_inference_mode
 from slimrank.latency import BACKENDS, PRECISIONS, Latencies, package_versions, quantize_of
 from slimrank.plan import (
+    FixedSettings,
     LatencyTable,
     MultipleOf,
     Structure,
@@ -60,6 +61,7 @@ _NOISY, _OTHER_MACHINE = 0.2, 1.3
 Build = Callable[[LatencyTable], Result]
 
 
+@shown_live_of_study
 @outside_inference_mode
 def meet_latency(
     study: Study,
@@ -77,6 +79,8 @@ def meet_latency(
     scores: Scores | None = None,
     monotonic: bool = False,
     interpolate: bool = False,
+    fixed: FixedSettings | None = None,
+    serve: bool = False,
 ) -> Result:
     """Plans by measured times, builds, and measures the whole model in its runtime, until the budget holds.
 
@@ -100,6 +104,8 @@ def meet_latency(
         scores: see there.
         monotonic: see there.
         interpolate: see there.
+        fixed: see there.
+        serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
         Of the results that hold the budget the one with the lowest divergence, else the fastest, with a
@@ -132,6 +138,7 @@ def meet_latency(
             scores=scores,
             monotonic=monotonic,
             interpolate=interpolate,
+            fixed=fixed,
         )
         return study.apply(plan)
 

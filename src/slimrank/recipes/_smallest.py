@@ -7,8 +7,23 @@ from collections.abc import Callable, Sequence
 from slimrank._errors import BudgetError, OptionError
 from slimrank._numbers import real_number
 from slimrank._result import Result
-from slimrank._study import Study, planned_without_new_bias, session_of, skipped_globs
-from slimrank.plan import LatencyTable, MultipleOf, Plan, check_table, without_auto
+from slimrank._study import (
+    Study,
+    planned_without_new_bias,
+    session_of,
+    shown_live_of_study,
+    skipped_globs,
+)
+from slimrank.plan import (
+    NOTHING_FIXED,
+    FixedSettings,
+    LatencyTable,
+    MultipleOf,
+    Plan,
+    check_table,
+    fixed_of,
+    without_auto,
+)
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
 from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
@@ -24,6 +39,7 @@ _NEAR_END = 0.1
 _HALVINGS = 12
 
 
+@shown_live_of_study
 def smallest(
     study: Study,
     *,
@@ -39,6 +55,8 @@ def smallest(
     skip: Skip = (),
     uniform_widths: bool = False,
     new_bias: bool = True,
+    fixed: FixedSettings | None = None,
+    serve: bool = False,
 ) -> Result:
     """The smallest model whose measured loss stays within a drop.
 
@@ -65,6 +83,8 @@ def smallest(
         skip: as in ``Study.plan``.
         uniform_widths: as in ``Study.plan``.
         new_bias: as in ``Study.plan``.
+        fixed: as in ``Study.plan``.
+        serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
         The result; its notes list what was tried.
@@ -83,6 +103,7 @@ def smallest(
     times = None if table is None else table.times
     # Of times, the network as it stands may be well below the original in float32.
     whole = 1.0 if times is None else min(1.0, times.before / times.reference)
+    held = NOTHING_FIXED if fixed is None else fixed_of(study, fixed)
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = session.phases()
 
@@ -98,6 +119,7 @@ def smallest(
                 multiple_of=multiple_of,
                 methods=methods,
                 skip=skip,
+                fixed=held,
                 latencies=table,
                 uniform_widths=uniform_widths,
                 new_bias=new_bias,
@@ -112,6 +134,7 @@ def smallest(
             skip=skipped_globs(study, skip),
             times=times,
             uniform_widths=uniform_widths,
+            fixed=held,
         )
         search = _Bisection(low=floor, high=1.0, max_drop=max_drop, per_damage=gauge.per_damage)
         best: Result | None = None

@@ -10,7 +10,7 @@ from torch import nn
 from slimrank._errors import BudgetError, OptionError, StudyError
 from slimrank._numbers import real_number
 from slimrank._result import Result
-from slimrank._study import Study, session_of, study_with
+from slimrank._study import Study, session_of, shown_live_of_study, study_with
 from slimrank._verify import measured_from
 from slimrank.forward import Batch
 from slimrank.plan import MultipleOf, Plan
@@ -25,6 +25,7 @@ Tune = Callable[[nn.Module], object]
 _N_SPLITS = 3
 
 
+@shown_live_of_study
 def search_split(
     study: Study,
     *,
@@ -37,6 +38,7 @@ def search_split(
     lower_is_better: bool = False,
     tune: Tune | None = None,
     multiple_of: MultipleOf = "auto",
+    serve: bool = False,
 ) -> Result:
     """The best way to share one budget between two methods, one after the other.
 
@@ -57,6 +59,7 @@ def search_split(
         tune: called with the model after each step, to train it further; it may work in place, or return the
             trained model.
         multiple_of: as in ``Study.plan``.
+        serve: as in ``slimrank.study``; shows the study's ``run_dir``.
 
     Returns:
         The best result; its plan holds both steps, its divergence is measured against the original, and its

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import NonFiniteError, OptionError, OutputError, UnknownNameError
+from slimrank._live_view import shown_live_in_run_dir
 from slimrank._names import nearest
 from slimrank._numbers import real_number
 from slimrank.calibrate import (
@@ -59,6 +60,7 @@ from slimrank.surgery import quiet_copy
 Features = Mapping[tuple[str, int], Tensor]
 
 
+@shown_live_in_run_dir
 @outside_inference_mode
 def distill(
     model: nn.Module,
@@ -85,6 +87,7 @@ def distill(
     run_dir: str | os.PathLike[str] | None = None,
     in_place: bool = False,
     progress: bool = True,
+    serve: bool = False,
     seed: int = 0,
 ) -> nn.Module:
     """A model trained towards its original's outputs, in its best state on held-out batches.
@@ -117,6 +120,7 @@ def distill(
         run_dir: as in ``finetune``.
         in_place: as in ``finetune``.
         progress: as in ``finetune``.
+        serve: as in ``finetune``.
         seed: as in ``finetune``.
 
     Returns:

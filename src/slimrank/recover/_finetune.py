@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor, nn
 
 from slimrank._errors import OptionError
+from slimrank._live_view import shown_live_in_run_dir
 from slimrank.forward import outside_inference_mode, run
 from slimrank.recover._examples import Example, Inputs, open_training_data, read_with
 from slimrank.recover._train import (
@@ -25,6 +26,7 @@ from slimrank.store import describe
 LossFn = Callable[..., Tensor]
 
 
+@shown_live_in_run_dir
 @outside_inference_mode
 def finetune(
     model: nn.Module,
@@ -45,6 +47,7 @@ def finetune(
     run_dir: str | os.PathLike[str] | None = None,
     in_place: bool = False,
     progress: bool = True,
+    serve: bool = False,
     seed: int = 0,
 ) -> nn.Module:
     """A model trained on labelled batches, in its best state on held-out ones: never worse than what came in.
@@ -78,9 +81,11 @@ def finetune(
             for AdamW.
         on_epoch: called with an ``Epoch`` after each: losses, learning rate, whether it is the best so far.
         run_dir: where the run is kept after every epoch, so that a killed one goes on at the last; on the CPU
-            it ends as if nothing had happened, bit for bit. None for nowhere.
+            it ends as if nothing had happened, bit for bit. None for nowhere. Its events are there as well.
         in_place: train the caller's own module (for ``on_layer``) instead of a copy.
         progress: show a bar on stderr.
+        serve: show the run in the browser (``slimrank.serve``) while this call lasts; needs ``run_dir``. The
+            address is written to stderr, once.
         seed: of held-out batches, order and dropout; global generators are left as they are.
 
     Returns:
@@ -89,7 +94,8 @@ def finetune(
     Raises:
         BatchesTypeError: batches that cannot be read several times, or that are no pairs.
         BatchesError: empty or changing batches, or ones that the model refuses.
-        OptionError: an option out of range, or a ``loss_fn`` that gives no scalar.
+        OptionError: an option out of range, a ``loss_fn`` that gives no scalar, or ``serve`` without
+            ``run_dir``.
         ModelError: nothing to train, or parameters in half precision.
         GradientError: a loss without gradient.
         NonFiniteError: inputs, or the held-out loss at the start, hold nan or inf.

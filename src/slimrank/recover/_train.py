@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from slimrank._errors import FileError, GradientError, ModelError, NonFiniteError, OptionError
 from slimrank._numbers import plain_number
-from slimrank._progress import Phases
+from slimrank._progress import EVENTS_FILE, EventFile, Phases
 from slimrank.files import Json
 from slimrank.forward import eval_mode
 from slimrank.recover._checkpoint import (
@@ -248,7 +249,9 @@ def train(
         if run_dir is not None:
             checkpoint = Checkpoint(run_dir, _fingerprint(working, data, objective, options, optimizer))
         run.start(checkpoint)
-        with Phases(shown=progress).phase(objective.name, total=options.epochs * len(data.fit)) as advance:
+        listeners = () if run_dir is None else (EventFile(Path(run_dir) / EVENTS_FILE),)
+        phases = Phases(shown=progress, listeners=listeners)
+        with phases.phase(objective.name, total=options.epochs * len(data.fit)) as advance:
             advance(run.step)
             while len(run.history) < options.epochs:
                 epoch = run.train_epoch(advance)
@@ -256,6 +259,7 @@ def train(
                     break
                 if checkpoint is not None:
                     checkpoint.store(run.state(), epoch.epoch)
+                _tell(phases, objective.name, epoch)
                 if on_epoch is not None:
                     on_epoch(epoch)
                 if not math.isfinite(epoch.held_out_loss):
@@ -271,6 +275,20 @@ def train(
             run.before,
         )
     return working
+
+
+def _tell(phases: Phases, name: str, epoch: Epoch) -> None:
+    """Tells listeners of an epoch."""
+    phases.emit(
+        "epoch",
+        phase=name,
+        epoch=epoch.epoch,
+        training_loss=epoch.training_loss,
+        held_out_loss=epoch.held_out_loss,
+        held_out_before=epoch.held_out_before,
+        learning_rate=epoch.learning_rate,
+        is_best=epoch.is_best,
+    )
 
 
 class _TrainingRun:

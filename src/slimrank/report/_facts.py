@@ -214,6 +214,7 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
         "gap": plan.gap,
         "multiple_of": dict(plan.multiple_of) if isinstance(plan.multiple_of, Mapping) else plan.multiple_of,
         "relaxed": None if plan.relaxed is None else list(plan.relaxed),
+        **({} if not plan.fixed else {"fixed": {kind: list(names) for kind, names in plan.fixed.items()}}),
         "settings": settings,
         "groups": {name: list(channels_kept) for name, channels_kept in plan.groups.items()},
         "dropped": list(plan.dropped),

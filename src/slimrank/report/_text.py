@@ -149,7 +149,9 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
         for spec in specs.values()
         if not spec.methods and slimmed_text(plan.steps[-1], spec) is None
     }
-    remarks = (plan_line(plan, unit), multiples_text(plan))
+    given = dict.fromkeys(name for names in plan.fixed.values() for name in names)
+    fixed = f"given, not chosen: {', '.join(given)}" if given else ""
+    remarks = (plan_line(plan, unit), multiples_text(plan), fixed)
     return joined_parts(
         [
             render_table(*plan_table(plan)),

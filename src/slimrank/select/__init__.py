@@ -2,7 +2,7 @@
 """Numbers to plans."""
 
 from slimrank.select._budget import check_below, check_budgets, check_methods
-from slimrank.select._ordinary import has_uniform_widths, without_new_bias
+from slimrank.select._ordinary import has_stacks, has_uniform_widths, without_new_bias
 from slimrank.select._select import Select, reachable_floor, select_plan, select_plan_and_rounding
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "check_below",
     "check_budgets",
     "check_methods",
+    "has_stacks",
     "has_uniform_widths",
     "reachable_floor",
     "select_plan",

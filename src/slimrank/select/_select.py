@@ -43,8 +43,9 @@ from slimrank.select._budget import (
     time_limit,
 )
 from slimrank.select._option_costs import Costing, exact_times
+from slimrank.select._ordinary import tied_as_fixed
 from slimrank.select.joint._floor import check_joint_reachable, lowest_costs
-from slimrank.select.joint._make_table import joint_of
+from slimrank.select.joint._make_table import joint_of, offered_groups
 from slimrank.select.joint._ranks import RankTables
 from slimrank.select.joint._search import choose_joint
 from slimrank.select.joint._simple_rules import choose_greedy_joint, choose_uniform_widths
@@ -431,6 +432,10 @@ def _problem(
         # One keep ratio for all: that of a group is no ratio of a layer.
         allowed = layers_alone
     takes_groups = any(replaces_groups(method) for method in allowed)
+    if fixed and uniform_widths:
+        channels = source.structure.channels
+        offered = offered_groups(channels, skipped)
+        fixed = tied_as_fixed(fixed, channels, source.group_curves, offered=offered)
     has_groups = takes_groups and bool(source.group_curves or source.block_damages)
     return _Problem(
         source=source,

@@ -45,6 +45,7 @@ from slimrank.surgery import (
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_group, write_group
 from slimrank.survey._session import Run, Session
+from slimrank.survey._told import tell_group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -162,6 +163,7 @@ def measure_groups(survey: GroupSurvey, moments: Mapping[str, Moments], run: Run
                     curves[index] = _curve(survey, group, chunk.moments, anchors, run)
                 if run.kept_in is not None:
                     write_group(run.kept_in, index, curves[index])
+                tell_group(run.phases, curves[index], group.units)
                 trim.after(sum(working_bytes(spec) for spec in survey.layers_needed(rest[index]).values()))
                 advance(1)
     return tuple(curves[index] for index in sorted(curves))

@@ -22,6 +22,7 @@ from slimrank.surgery import dense_weight
 from slimrank.survey._anchors import Anchors
 from slimrank.survey._curve_files import read_layer, write_layer
 from slimrank.survey._session import Run, Session
+from slimrank.survey._told import tell_curves
 
 
 def stored_curves(layers: Sequence[LayerSpec], run: Run) -> dict[int, tuple[Curve, ...]]:
@@ -81,6 +82,7 @@ def measure_layers(
                     )
                     if run.kept_in is not None:
                         write_layer(run.kept_in, index, curves[index])
+                    tell_curves(run.phases, spec, curves[index])
                     trim.after(working_bytes(spec))
                 advance(1)
     return curves
@@ -144,6 +146,7 @@ def _weight_curves(
                 spec, _methods_of(session, spec), weights_target(weight), has_bias=spec.has_bias
             )
             curves[index] = relative_curves(shares, float(weight.square().sum() / 2))
+            tell_curves(run.phases, spec, curves[index])
             advance(1)
     return curves
 

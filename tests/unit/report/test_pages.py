@@ -11,6 +11,7 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import slimrank as sr
@@ -21,6 +22,7 @@ from slimrank.records import (
     BlockDamage,
     ChannelMap,
     Cost,
+    Curve,
     GroupCurve,
     LayerSpec,
     Note,
@@ -28,6 +30,7 @@ from slimrank.records import (
     Summary,
 )
 from slimrank.report import page_data, render_page, result_data, study_data, write_page
+from specs import other
 
 
 def _result(summary: Summary, *, plan: Plan | None = None) -> str:
@@ -444,3 +447,82 @@ def test_a_curve_of_plans_and_a_score_table_are_shown_where_they_are_given(summa
     assert "chosen: 0.4667" in plot
     assert 'title="25.0%, 2">0.5<br>' in page
     assert "untouched 0.9, higher is better" in page
+
+
+def _measured_curve(points: int = 30) -> Curve:
+    """A curve of the first layer, measured at ranks 3 and 20."""
+    ranks = np.arange(1, points + 1, dtype=np.int64)
+    damage = 1.0 / ranks
+    return Curve(
+        layer="stem",
+        method="spatial_svd",
+        form="v_h",
+        ranks=ranks,
+        macs=ranks * 1_000,
+        params=ranks * 10,
+        bytes=ranks * 40,
+        error=damage,
+        damage=damage,
+        anchors={20: 0.06, 3: 0.4},
+    )
+
+
+def test_measured_points_stand_on_the_curves_and_in_a_table(
+    specs: tuple[LayerSpec, ...],
+    specs_cost: Cost,
+    channels: ChannelMap,
+    group_curves: Sequence[GroupCurve],
+) -> None:
+    (group,) = group_curves
+    up = other("up", "Linear", has_bias=True, reason="only its channels may go")
+    data = study_data(
+        "s",
+        (*specs, up),
+        specs_cost,
+        (),
+        channels=channels,
+        curves=[_measured_curve()],
+        group_curves=[replace(group, anchors={30: 0.24, 12: 9.0})],
+    )
+    (curve,) = data["layers"][0]["curves"]  # type: ignore[index, call-overload]
+    # Of 55,296 MACs; the points of the curve have what was measured among them.
+    assert curve["anchors"] == [[0.0543, 0.4, 3], [0.362, 0.06, 20]]
+    assert {3, 20} <= {size for _, _, size in curve["points"]}
+    # A number of units that the curve does not offer has no place on it.
+    assert data["groups"][0]["anchors"] == [[0.469, 0.24, 30]]  # type: ignore[index, call-overload]
+    page = render_page(data)
+    _read(page)
+    assert page.count('<circle class="m"') == 3
+    assert "<title>measured at 36.2% (20): 0.06</title>" in page
+    assert "dots were measured on held-out samples" in page
+    assert _rows(page, "stem")[0] == ["stem", "spatial_svd v_h", "5.4 %", "3", "0.333", "0.400"]
+    assert _rows(page, "up (group)") == [["up (group)", "channels", "46.9 %", "30", "0.250", "0.240"]]
+    # The picture of a group opens the layer that makes it.
+    assert page.count('<figure data-layer="stem">') == page.count('<figure data-layer="up">') == 1
+    del curve["anchors"], data["groups"][0]["anchors"]  # type: ignore[union-attr, arg-type, index, call-overload]
+    old = render_page(data)
+    assert '<circle class="m"' not in old
+    assert "dots were measured" not in old
+
+
+def test_the_chosen_rank_is_a_point_of_its_curve(summary: Summary) -> None:
+    data = result_data(summary, curves=[_measured_curve(100)])
+    (curve,) = data["layers"][0]["curves"]  # type: ignore[index, call-overload]
+    assert 7 in {size for _, _, size in curve["points"]}
+    assert 8 not in {size for _, _, size in curve["points"]}
+    page = render_page(data)
+    # At 7 % of the MACs of the layer, in a picture of 240 units with an edge of 8.
+    ring = re.search(r'<circle class="chosen" cx="(\d+)"', page)
+    assert ring is not None
+    assert int(ring[1]) == pytest.approx(8 + 7_000 / 1_000_000 * 224, abs=1)
+
+
+def test_a_damage_of_nothing_does_not_flatten_a_picture(summary: Summary) -> None:
+    curve = _measured_curve(20)
+    damage = curve.damage.copy()
+    damage[-1] = 1e-13
+    page = render_page(result_data(summary, curves=[replace(curve, damage=damage, anchors={})]))
+    figure = page[page.index("<figure data-layer") :]
+    label = re.search(r'aria-label="[^"]* from (\S+) to (\S+)"', figure[: figure.index("</figure>")])
+    assert label is not None
+    assert (label[1], label[2]) == ("1e-06", "1")

@@ -13,6 +13,8 @@ _WIDE, _TALL, _LEFT, _BOTTOM = 640, 240, 56, 26
 # Of one row in the picture of spans, and the room for names at the left.
 _ROW, _NAMES = 24, 190
 _NAME_LETTERS = 30
+# Powers of ten that a small picture shows: what is lower lies on its floor, and does not flatten the rest.
+_DECADES = 6
 _Scale = Callable[[float], float]
 
 
@@ -43,6 +45,8 @@ class Line:
     Attributes:
         name: plain text.
         points: x, y and what the pointer shows, by rising x.
+        has_dots: each of the points is drawn; else they are seen under the pointer alone.
+        measured: more points, drawn as larger dots.
         colour: index of its colour.
         is_dashed: beside another line of the same colour.
         chosen: x of the point that was chosen; None for none.
@@ -53,6 +57,8 @@ class Line:
     colour: int = 0
     is_dashed: bool = False
     chosen: float | None = None
+    has_dots: bool = True
+    measured: Sequence[tuple[float, float, str]] = ()
 
 
 def bar_list(bars: Sequence[Bar], label: str, *, is_switched: bool = False) -> str:
@@ -90,27 +96,29 @@ def _stroke(kind: str, share: float) -> str:
     return f'<i class="{kind}" style="width:{100 * share:.4g}%"></i>'
 
 
-def small_curves(title: str, lines: Sequence[Line]) -> str:
+def small_curves(title: str, lines: Sequence[Line], layer: str | None = None) -> str:
     """A small picture of damages over the share that stays, on a log scale of its own.
 
     Args:
         title: plain text.
         lines: x from 0 to 1.
+        layer: whose details a click opens; None for no layer.
 
     Returns:
         A ``figure``; "" where no line has two damages above 0.
     """
     shown = _drawable(lines)
-    heights = [log10(y) for line in shown for _, y, _ in line.points]
+    heights = [log10(y) for line in shown for _, y, _ in (*line.points, *line.measured)]
     if len(heights) < 2:
         return ""
-    low, high = min(heights), max(heights)
+    high = max(heights)
+    low = max(min(heights), high - _DECADES)
 
     def across(x: float) -> float:
         return _EDGE + min(x, 1.0) * (_WIDTH - 2 * _EDGE)
 
     def up(y: float) -> float:
-        share = (log10(y) - low) / (high - low) if high > low else 0.5
+        share = (max(log10(y), low) - low) / (high - low) if high > low else 0.5
         return _HEIGHT - _EDGE - share * (_HEIGHT - 2 * _EDGE)
 
     label = f"{title}: damage by the share that stays, from {10**low:.2g} to {10**high:.2g}"
@@ -119,8 +127,9 @@ def small_curves(title: str, lines: Sequence[Line]) -> str:
         f'<text x="{_WIDTH - 3}" y="10" text-anchor="end">{10**high:.2g}</text>'
         f'<text x="3" y="{_HEIGHT - 4}">{10**low:.2g}</text>'
     )
+    opens = "" if layer is None else f' data-layer="{escape(layer)}"'
     return (
-        f"<figure><figcaption>{escape(title)}<br>{_names(shown)}</figcaption>"
+        f"<figure{opens}><figcaption>{escape(title)}<br>{_names(shown)}</figcaption>"
         f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{ends}{drawn}</svg>'
         "</figure>"
     )
@@ -181,10 +190,11 @@ def wide_plot(lines: Sequence[Line], *, across_label: str, up_label: str, chosen
 
 def _drawable(lines: Sequence[Line]) -> list[Line]:
     """Lines without what has no place on a log scale, and without those of which nothing is left."""
-    kept = [
-        replace(line, points=[point for point in line.points if point[1] > 0 and isfinite(point[1])])
-        for line in lines
-    ]
+
+    def drawable(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+        return [point for point in points if point[1] > 0 and isfinite(point[1])]
+
+    kept = [replace(line, points=drawable(line.points), measured=drawable(line.measured)) for line in lines]
     return [line for line in kept if line.points]
 
 
@@ -193,12 +203,16 @@ def _names(lines: Sequence[Line]) -> str:
 
 
 def _polyline(line: Line, across: _Scale, up: _Scale) -> str:
-    """A line with a dot at each point, and a ring around the one that was chosen."""
+    """A line with its points and what was measured, and a ring around what was chosen."""
     path = " ".join(f"{across(x):.0f},{up(y):.1f}" for x, y, _ in line.points)
-    dots = "".join(
-        f'<circle cx="{across(x):.0f}" cy="{up(y):.1f}"><title>{escape(hint)}</title></circle>'
-        for x, y, hint in line.points
-    )
+
+    def circles(points: Sequence[tuple[float, float, str]], kind: str) -> str:
+        return "".join(
+            f'<circle{kind} cx="{across(x):.0f}" cy="{up(y):.1f}"><title>{escape(hint)}</title></circle>'
+            for x, y, hint in points
+        )
+
+    dots = circles(line.points, "" if line.has_dots else ' class="p"') + circles(line.measured, ' class="m"')
     ring = ""
     if line.chosen is not None:
         chosen = line.chosen

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 
+import numpy as np
+from numpy.typing import NDArray
+
 from slimrank._version import __version__
 from slimrank.files import Json
 from slimrank.plan import Plan, is_inside
@@ -22,6 +25,7 @@ from slimrank.records import (
     LayerResult,
     LayerSpec,
     Note,
+    Setting,
     Summary,
     ratio_of,
 )
@@ -92,6 +96,7 @@ def study_data(
     """
     channels = ChannelMap() if channels is None else channels
     known = _Known(channels, curves)
+    by_group = {curve.group: curve for curve in group_curves}
     layers = [
         _layer_data(
             spec.name,
@@ -122,7 +127,7 @@ def study_data(
         "measurements": [],
         "exports": [],
         "layers": layers,
-        "groups": [_group_data(name, channels, group_curves, None, {}) for name in channels.groups],
+        "groups": [_group_data(name, channels, by_group, None, {}) for name in channels.groups],
         "blocks": _block_data(channels, {block.block: block.damage for block in blocks}, ()),
         "plan": None,
         "seconds": dict(seconds or {}),
@@ -161,8 +166,10 @@ def result_data(
     channels = ChannelMap() if step is None else step.structure.channels
     dropped = () if plan is None else plan.dropped
     known = _Known(channels, curves)
+    by_group = {curve.group: curve for curve in group_curves}
     layers = [
-        _layer_data(layer.name, layer.before, specs.get(layer.name), known) | _done_data(layer, dropped)
+        _layer_data(layer.name, layer.before, specs.get(layer.name), known, layer.setting)
+        | _done_data(layer, dropped)
         for layer in summary.layers
     ]
     done = sum(1 for layer in summary.layers if not is_left_alone(layer))
@@ -188,7 +195,7 @@ def result_data(
         "exports": export_facts(summary.exports),
         "layers": layers,
         "groups": [
-            _group_data(name, channels, group_curves, kept.get(name), summary.group_damages)
+            _group_data(name, channels, by_group, kept.get(name), summary.group_damages)
             for name in channels.groups
         ],
         "blocks": _block_data(channels, summary.block_damages, dropped),
@@ -263,7 +270,9 @@ class _Known:
             self.curves.setdefault(curve.layer, []).append(curve)
 
 
-def _layer_data(name: str, before: Cost, spec: LayerSpec | None, known: _Known) -> dict[str, Json]:
+def _layer_data(
+    name: str, before: Cost, spec: LayerSpec | None, known: _Known, setting: Setting | None = None
+) -> dict[str, Json]:
     """What a layer is, what it costs, and what can be done to it."""
     axes = known.axes.get(name, [])
     return {
@@ -277,7 +286,7 @@ def _layer_data(name: str, before: Cost, spec: LayerSpec | None, known: _Known) 
         "makes": list(dict.fromkeys(axis.group for axis in axes if axis.role == "output")),
         "reads": list(dict.fromkeys(axis.group for axis in axes if axis.role == "input")),
         "block": next((block for block in known.blocks if is_inside(name, (block,))), None),
-        "curves": [_curve_data(curve, before.macs) for curve in known.curves.get(name, [])],
+        "curves": [_curve_data(curve, before.macs, setting) for curve in known.curves.get(name, [])],
     }
 
 
@@ -294,32 +303,56 @@ def _done_data(layer: LayerResult, dropped: Sequence[str]) -> dict[str, Json]:
     }
 
 
-def _curve_data(curve: Curve, macs: int) -> dict[str, Json]:
-    """Points of a curve: share of the layer's MACs that stays, damage, rank."""
-    points: list[Json] = [
-        [_short(curve.macs[index] / max(macs, 1)), _short(curve.damage[index]), int(curve.ranks[index])]
-        for index in _spread(len(curve.ranks))
-        if isfinite(curve.damage[index])
-    ]
-    return {"method": curve.method, "form": curve.form, "points": points}
+def _curve_data(curve: Curve, macs: int, setting: Setting | None) -> dict[str, Json]:
+    """Points of a curve, and what was measured of it: share of the layer's MACs that stays, damage, rank."""
+    shares = curve.macs / max(macs, 1)
+    is_chosen = setting is not None and (setting.method, setting.form) == (curve.method, curve.form)
+    chosen = setting.rank if setting is not None and is_chosen else None
+    return {
+        "method": curve.method,
+        "form": curve.form,
+        **_point_data(curve.ranks.tolist(), shares, curve.damage, curve.anchors, chosen),
+    }
+
+
+def _point_data(
+    sizes: Sequence[int],
+    shares: Sequence[float] | NDArray[np.float64],
+    damages: Sequence[float] | NDArray[np.float64],
+    anchors: Mapping[int, float],
+    chosen: int | None,
+) -> dict[str, Json]:
+    """Points of a curve: a few of all, with what was chosen and measured; and what was measured."""
+    index_of = {size: index for index, size in enumerate(sizes)}
+    measured = {index_of[size]: value for size, value in anchors.items() if size in index_of}
+    shown = {*_spread(len(sizes)), *measured, *([index_of[chosen]] if chosen in index_of else [])}
+    return {
+        "points": [
+            [_short(shares[index]), _short(damages[index]), sizes[index]]
+            for index in sorted(shown)
+            if isfinite(damages[index])
+        ],
+        "anchors": [
+            [_short(shares[index]), _short(value), sizes[index]]
+            for index, value in sorted(measured.items())
+            if isfinite(value)
+        ],
+    }
 
 
 def _group_data(
     name: str,
     channels: ChannelMap,
-    curves: Sequence[GroupCurve],
+    curves: Mapping[str, GroupCurve],
     kept: int | None,
     damages: Mapping[str, float],
 ) -> dict[str, Json]:
     group = channels.groups[name]
-    points: list[Json] = []
-    for curve in curves:
-        if curve.group == name:
-            points = [
-                [_short(curve.kept[index] / group.units), _short(curve.damage[index]), int(curve.kept[index])]
-                for index in _spread(len(curve.kept))
-                if isfinite(curve.damage[index])
-            ]
+    curve = curves.get(name)
+    points: dict[str, Json] = {"points": [], "anchors": []}
+    if curve is not None:
+        shares = curve.kept / group.units
+        points = _point_data(curve.kept.tolist(), shares, curve.damage, curve.anchors, kept)
     return {
         "name": name,
         "units": group.units,
@@ -328,7 +361,7 @@ def _group_data(
         "readers": list(readers_of(channels, group)),
         "sizes": [f"{module}.{size}" if module else size for module, size in group.sizes],
         "reason": group.reason,
-        "points": points,
+        **points,
         "kept": kept,
         "damage": finite_or_none(damages.get(name)),
     }

@@ -2,6 +2,7 @@
 """The sections of a page: each is a function of the page's data, and "" where there is nothing to show."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import cast
 
@@ -259,33 +260,88 @@ def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
 
 def curves(data: Facts) -> str:
     """Damage over what stays, of layers and groups, with what was chosen."""
-    named: list[tuple[float, str]] = []
+    found: list[_Damages] = []
     for row in rows_of(data["layers"]):
-        figure = small_curves(name_text(str(row["name"])), _layer_lines(row))
+        name = str(row["name"])
+        figure = small_curves(name_text(name), _layer_lines(row), name)
         if figure:
-            named.append((_cost(row, "macs"), figure))
+            found.append(_Damages(_cost(row, "macs"), figure, name_text(name), rows_of(row["curves"]), name))
     layer_costs = {str(row["name"]): _cost(row, "macs") for row in rows_of(data["layers"])}
     for group in rows_of(data["groups"]):
-        figure = small_curves(str(group["name"]), [_group_line(group)])
+        makers = texts_of(group["makers"])
+        maker = next((name for name in makers if name in layer_costs), None)
+        figure = small_curves(str(group["name"]), [_group_line(group)], maker)
         if figure:
-            touched = {*texts_of(group["makers"]), *texts_of(group["readers"])}
-            named.append((sum(layer_costs.get(name, 0.0) for name in touched), figure))
-    costliest = sorted(range(len(named)), key=lambda index: -named[index][0])[:_MOST_CURVES]
+            cost = sum(layer_costs.get(name, 0.0) for name in {*makers, *texts_of(group["readers"])})
+            found.append(_Damages(cost, figure, f"{group['name']} (group)", [group], maker))
+    costliest = sorted(range(len(found)), key=lambda index: -found[index].cost)[:_MOST_CURVES]
     if not costliest:
         return ""
-    figures = "\n".join(named[index][1] for index in sorted(costliest))
+    shown = [found[index] for index in sorted(costliest)]
+    table_text = _measured_table(shown)
     text = (
-        "Predicted damage of the whole network with only this layer or group compressed, by the share of "
-        "its MACs "
-        "or units that stays: 0 at the left, 1 at the right, each on a log scale of its own, whose ends "
-        "are written in."
+        "Damage of the whole network with only this layer or group compressed, by the share of its MACs or "
+        "units that stays: 0 at the left, 1 at the right, each on a log scale of its own, whose ends are "
+        "written in."
     )
-    if len(named) > len(costliest):
-        text += f" The {len(costliest)} costliest of {len(named)}; a click on a layer shows its own."
+    if table_text:
+        text += " Lines are predicted, dots were measured on held-out samples."
+    if len(found) > len(shown):
+        text += f" The {len(shown)} costliest of {len(found)}; a click on a layer shows its own."
     if data["kind"] == "result":
         text += " Rings mark what was chosen."
-    body = f'{paragraph(text)}<div class="charts">{figures}</div>'
-    return part("Damage curves", body, count=str(len(named)))
+    figures = "\n".join(one.figure for one in shown)
+    body = f'{paragraph(text)}<div class="charts">{figures}</div>{table_text}'
+    return part("Damage curves", body, count=str(len(found)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Damages:
+    """The damages of a layer or group.
+
+    Attributes:
+        cost: MACs of what it touches.
+        figure: HTML.
+        name: plain text.
+        curves: its curves.
+        layer: whose details a click opens.
+    """
+
+    cost: float
+    figure: str
+    name: str
+    curves: Sequence[Facts]
+    layer: str | None
+
+
+def _measured_table(shown: Sequence[_Damages]) -> str:
+    """What was measured of the curves that are drawn, beside what they predict there; "" for nothing."""
+    rows: list[tuple[str, ...]] = []
+    values: list[tuple[float | None, ...]] = []
+    layers: list[str | None] = []
+    for damages in shown:
+        for curve in damages.curves:
+            predicted = {size: damage for _, damage, size in _points(curve)}
+            for keep, divergence, size in _anchors(curve):
+                method = "channels" if "method" not in curve else f"{curve['method']} {curve['form']}"
+                damage = predicted.get(size)
+                rows.append(
+                    (
+                        damages.name,
+                        method.removesuffix(" linear"),
+                        format_percent(keep, 1),
+                        f"{size:g}",
+                        format_damage(damage),
+                        format_damage(divergence),
+                    )
+                )
+                values.append((None, None, keep, size, damage, divergence))
+                layers.append(damages.layer)
+    if not rows:
+        return ""
+    columns = ("layer or group", "method", ">stays", ">rank or units", ">predicted", ">measured")
+    body = table(columns, rows, values=values, layers=layers)
+    return f'<details class="under"><summary>Measured points, {len(rows)}</summary>{body}</details>'
 
 
 def _layer_lines(row: Facts) -> list[Line]:
@@ -300,6 +356,8 @@ def _layer_lines(row: Facts) -> list[Line]:
                 colour=_COLOURS.get(method, len(_COLOURS)),
                 is_dashed=method in seen,
                 chosen=_chosen(row, curve),
+                has_dots=False,
+                measured=_measured_points(curve),
             )
         )
         seen.add(method)
@@ -313,7 +371,17 @@ def _group_line(group: Facts) -> Line:
         points=[(keep, damage, _point(keep, count, damage)) for keep, damage, count in _points(group)],
         colour=_COLOURS[PRUNING],
         chosen=None if kept is None else kept / units,
+        has_dots=False,
+        measured=_measured_points(group),
     )
+
+
+def _measured_points(curve: Facts) -> list[tuple[float, float, str]]:
+    """What was measured of a curve, and what the pointer shows of it."""
+    return [
+        (keep, divergence, f"measured at {_point(keep, size, divergence)}")
+        for keep, divergence, size in _anchors(curve)
+    ]
 
 
 def _point(keep: float, count: float, damage: float) -> str:
@@ -649,6 +717,13 @@ def _cost(row: Facts, metric: str) -> float:
 
 
 def _points(curve: Facts) -> list[tuple[float, float, float]]:
-    return [
-        (float(x), float(y), float(rank)) for x, y, rank in cast("Sequence[Sequence[float]]", curve["points"])
-    ]
+    return _triples(curve["points"])
+
+
+def _anchors(curve: Facts) -> list[tuple[float, float, float]]:
+    """Share that stays, measured divergence and rank or units; pages of older versions have none."""
+    return _triples(curve.get("anchors", []))
+
+
+def _triples(points: Json) -> list[tuple[float, float, float]]:
+    return [(float(x), float(y), float(size)) for x, y, size in cast("Sequence[Sequence[float]]", points)]

@@ -94,25 +94,40 @@ const svg = (tag, attributes, ...children) => {
   element.append(...children);
   return element;
 };
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const curveOf = (curves) => {
-  const points = curves.flatMap((curve) => curve.points).filter(([, damage]) => damage > 0);
+  const measured = (curve) => (curve.anchors ?? []).filter(([, divergence]) => divergence > 0);
+  const points = curves.flatMap((curve) => [...curve.points, ...measured(curve)]).filter(([, damage]) => damage > 0);
   if (points.length < 2) return [];
   const logs = points.map(([, damage]) => Math.log10(damage));
-  const [low, high] = [Math.min(...logs), Math.max(...logs)];
+  const high = Math.max(...logs);
+  const low = Math.max(Math.min(...logs), high - 6);
   const across = (keep) => 10 + 580 * Math.min(keep, 1);
-  const up = (damage) => 170 - (150 * (Math.log10(damage) - low)) / Math.max(high - low, 1e-9);
+  const up = (damage) => 170 - (150 * (Math.max(Math.log10(damage), low) - low)) / Math.max(high - low, 1e-9);
   const lines = curves.map((curve, index) => {
     const good = curve.points.filter(([, damage]) => damage > 0);
     const line = good.map(([keep, damage]) => `${across(keep)},${up(damage)}`).join(" ");
-    const dots = good.map(([keep, damage, rank]) =>
-      svg("circle", { cx: across(keep), cy: up(damage) },
-        svg("title", {}, `keeps ${(100 * keep).toFixed(1)} % (${rank}): damage ${damage}`)));
-    return svg("g", { class: `c${index % 4}` }, svg("polyline", { points: line }), ...dots);
+    const dots = (triples, kind, word) => triples.map(([keep, damage, size]) =>
+      svg("circle", { class: kind, cx: across(keep), cy: up(damage) },
+        svg("title", {}, `keeps ${percent(keep)} (${size}): ${word} ${damage}`)));
+    const chosen = good.filter(([, , size]) => size === curve.chosen).map(([keep, damage]) =>
+      svg("circle", { class: "chosen", cx: across(keep), cy: up(damage) }));
+    return svg("g", { class: `c${index % 4}` }, svg("polyline", { points: line }),
+      ...dots(good, "p", "damage"), ...dots(measured(curve), "m", "measured"), ...chosen);
   });
   const picture = svg("svg", { viewBox: "0 0 600 190", role: "img", "aria-label": "Damage by what is kept" }, ...lines);
   const names = curves.map((curve, index) =>
     make("span", { className: `c${index % 4}text`, textContent: `${curve.method} ${curve.form ?? ""} ` }));
-  return [make("h3", { textContent: "Damage (log scale) by the share that stays, 0 to 1" }), picture, make("p", {}, ...names)];
+  const rows = curves.flatMap((curve) => measured(curve).map(([keep, divergence, size]) => {
+    const predicted = curve.points.find((point) => point[2] === size)?.[1] ?? "-";
+    const cells = [percent(keep), size, predicted, divergence].map((value) => make("td", { className: "n", textContent: value }));
+    return make("tr", {}, make("th", { textContent: `${curve.method} ${curve.form ?? ""}` }), ...cells);
+  }));
+  const headings = ["", "stays", "rank or units", "predicted", "measured"];
+  const head = headings.map((text, index) => make("th", { className: index ? "n" : "", textContent: text }));
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
+  return [make("h3", { textContent: "Damage (log scale) by the share that stays, 0 to 1" }), picture, make("p", {}, ...names),
+    ...(rows.length ? [make("div", { className: "scroll" }, table)] : [])];
 };
 const dialog = make("dialog");
 document.body.append(dialog);
@@ -144,7 +159,11 @@ const show = (layer) => {
   row("damage, predicted", layer.damage);
   row("fit", layer.fit);
   const groups = data.groups.filter((group) => layer.makes.includes(group.name) && group.points.length);
-  const curves = [...layer.curves, ...groups.map((group) => ({ method: `channels of ${group.name}`, points: group.points }))];
+  const chosen = (curve) => layer.setting?.method === curve.method && layer.setting?.form === curve.form ? layer.setting.rank : null;
+  const curves = [
+    ...layer.curves.map((curve) => ({ ...curve, chosen: chosen(curve) })),
+    ...groups.map((group) => ({ ...group, method: `channels of ${group.name}`, chosen: group.kept })),
+  ];
   dialog.replaceChildren(make("header", {}, title, close), list, ...curveOf(curves));
   dialog.showModal();
 };

@@ -35,6 +35,7 @@ from slimrank.report.page import (
     result_data,
     study_data,
     with_exported,
+    with_times,
     write_page,
 )
 
@@ -77,5 +78,6 @@ __all__ = [
     "warning_facts",
     "with_exported",
     "with_file",
+    "with_times",
     "write_page",
 ]

@@ -4,5 +4,15 @@
 from slimrank.report.page._data import result_data, study_data
 from slimrank.report.page._frame import document
 from slimrank.report.page._render import page_data, render_page, with_exported, write_page
+from slimrank.report.page._times import with_times
 
-__all__ = ["document", "page_data", "render_page", "result_data", "study_data", "with_exported", "write_page"]
+__all__ = [
+    "document",
+    "page_data",
+    "render_page",
+    "result_data",
+    "study_data",
+    "with_exported",
+    "with_times",
+    "write_page",
+]

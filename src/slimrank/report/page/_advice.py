@@ -12,6 +12,8 @@ _LEAST = 0.03
 _MOST = 5
 # Damage measured over predicted from which the parts disturb each other.
 _WORSE = 3.0
+# Share of the time that is left over that of the MACs from which a plan in measured time pays.
+_SLOWER = 0.1
 
 
 def study_advice(data: Facts) -> list[Json]:
@@ -59,7 +61,16 @@ def _first_steps(data: Facts) -> list[str]:
             "budget, give more samples, or train the result for a while (slimrank.distill needs no labels)."
         )
     names = [str(row["name"]) for row in rows_of(data["measurements"])]
-    if not any("latency" in name for name in names) and not data["exports"]:
+    times, ratios = data.get("latency"), data["keep_ratio"]
+    if times is not None and ratios is not None:
+        before, after = (number_of(facts_of(times)[key]) for key in ("before_ms", "after_ms"))
+        share, macs = after / before if before else 0.0, number_of(facts_of(ratios)["macs"])
+        if share > macs + _SLOWER:
+            texts.append(
+                f"{share:.0%} of the time is left, but {macs:.0%} of the MACs: plan in measured time "
+                "(study.plan(latency=0.6, latencies=table))."
+            )
+    elif not any("latency" in name for name in names) and not data["exports"]:
         texts.append(
             "Fewer MACs are not always less time: measure it where the model will run, by "
             "result.export(path), or "

@@ -145,6 +145,7 @@ def result_data(
     *,
     curves: Sequence[Curve] = (),
     group_curves: Sequence[GroupCurve] = (),
+    unrounded: Plan | None = None,
     pareto: Json = None,
     scores: Json = None,
 ) -> dict[str, Json]:
@@ -155,6 +156,8 @@ def result_data(
         plan: that made it; None where it is not known.
         curves: cost and damage by rank, of the study that it was planned on.
         group_curves: damage by units kept, of that study.
+        unrounded: the plan as it would be if ranks and widths were multiples of nothing; None where that is
+            not known, or nothing was rounded.
         pareto: as in ``study_data``.
         scores: as in ``study_data``.
 
@@ -170,6 +173,7 @@ def result_data(
     layers = [
         _layer_data(layer.name, layer.before, specs.get(layer.name), known, layer.setting)
         | _done_data(layer, dropped)
+        | {"unrounded": _unrounded_setting(layer.name, unrounded)}
         for layer in summary.layers
     ]
     done = sum(1 for layer in summary.layers if not is_left_alone(layer))
@@ -196,10 +200,11 @@ def result_data(
         "layers": layers,
         "groups": [
             _group_data(name, channels, by_group, kept.get(name), summary.group_damages)
+            | {"unrounded": None if unrounded is None else len(unrounded.groups.get(name, ())) or None}
             for name in channels.groups
         ],
         "blocks": _block_data(channels, summary.block_damages, dropped),
-        "plan": None if plan is None else _plan_data(plan),
+        "plan": None if plan is None else _plan_data(plan, unrounded),
         "seconds": dict(summary.seconds),
         "fingerprint": {},
         "pareto": pareto,
@@ -381,7 +386,13 @@ def _block_data(channels: ChannelMap, damages: Mapping[str, float], dropped: Seq
     ]
 
 
-def _plan_data(plan: Plan) -> dict[str, Json]:
+def _unrounded_setting(name: str, unrounded: Plan | None) -> Json:
+    """What would be chosen for a layer if nothing were rounded; None for nothing, or where not known."""
+    setting = None if unrounded is None else unrounded.settings.get(name)
+    return None if setting is None else setting_facts(setting)
+
+
+def _plan_data(plan: Plan, unrounded: Plan | None) -> dict[str, Json]:
     latency = plan.latency
     return {
         "select": plan.select,
@@ -389,7 +400,21 @@ def _plan_data(plan: Plan) -> dict[str, Json]:
         "gap": finite_or_none(plan.gap),
         "score_loss": finite_or_none(plan.score_loss),
         "rounding": multiples_text(plan),
+        "unrounded": None if unrounded is None else _unrounded_data(plan, unrounded),
         "latency": None if latency is None else dict(asdict(latency)),
+    }
+
+
+def _unrounded_data(plan: Plan, unrounded: Plan) -> dict[str, Json]:
+    """What rounding to multiples changed, over all."""
+    pairs = [
+        *((plan.settings.get(n), unrounded.settings.get(n)) for n in {**plan.settings, **unrounded.settings}),
+        *((plan.groups.get(n), unrounded.groups.get(n)) for n in {**plan.groups, **unrounded.groups}),
+    ]
+    return {
+        "damage": finite_or_none(unrounded.damage),
+        "changed": sum(1 for rounded, free in pairs if rounded != free),
+        "of": len(pairs),
     }
 
 

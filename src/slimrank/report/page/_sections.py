@@ -26,6 +26,7 @@ from slimrank.report._words import (
     ELSEWHERE_LABEL,
     METRIC_LABELS,
     MULTIPLES_LABEL,
+    counted,
     done_of,
     first_of,
     layers_by_reason,
@@ -85,6 +86,7 @@ def numbers(data: Facts) -> str:
             format_measured(value, measured.unit) for value in (measured.before, measured.after)
         )
         found.append(_card(measured.name, old_text, new_text, format_change(measured), None))
+    found += _time_card(data)
     if data["divergence"] is not None:
         detail = str(data["unit"])
         # Only of the same quantity: a share of weight energy does not predict a divergence.
@@ -93,6 +95,25 @@ def numbers(data: Facts) -> str:
         value = format_damage(number_of(data["divergence"]))
         found.append(_card("held-out divergence", "", value, detail, None))
     return '<div class="numbers">\n' + "\n".join(found) + "\n</div>"
+
+
+def _time_card(data: Facts) -> list[str]:
+    """The time of the network by a table of measured times, where one was given."""
+    if data.get("latency") is None:
+        return []
+    times = facts_of(data["latency"])
+    before, after = number_of(times["before_ms"]), number_or_none(times["after_ms"])
+    if after is None:
+        return [_card("time of a batch", "", format_measured(before, "ms"), _conditions(times), None)]
+    detail = f"keep ratio {format_ratio(after, before)}, by the times of its parts; {_conditions(times)}"
+    old, new = format_measured(before, "ms"), format_measured(after, "ms")
+    return [_card("time of a batch", old, new, detail, after / before if before else None)]
+
+
+def _conditions(times: Facts) -> str:
+    """What times were measured with."""
+    threads = int(number_of(times["threads"]))
+    return f"{times['backend']}, {times['precision']}, batch {times['batch']}, {counted(threads, 'thread')}"
 
 
 def _card(heading: str, before: str, after: str, detail: str, share: float | None) -> str:
@@ -113,7 +134,7 @@ def advice(data: Facts) -> str:
 
 def costs(data: Facts) -> str:
     """Where the cost is."""
-    layers = sorted(rows_of(data["layers"]), key=lambda row: -_cost(row, "macs"))
+    layers = sorted(rows_of(data["layers"]), key=lambda row: -_weight(data, row))
     shown = {str(row["name"]) for row in layers[:_MOST_BARS]}
     rows = [row for row in rows_of(data["layers"]) if str(row["name"]) in shown]
     whole = number_of(facts_of(data["start"])["macs"])
@@ -124,7 +145,24 @@ def costs(data: Facts) -> str:
     rest = len(layers) - len(rows)
     note = paragraph(f"The {len(rows)} costliest of {len(layers)} layers.") if rest else ""
     label = "Cost of each layer" if data["kind"] == "study" else "Cost of each layer before and after"
-    return part("Where the cost is", legend(colours) + note + bar_list(bars, label, is_switched=True))
+    lead = ""
+    if data.get("latency") is not None:
+        conditions = _conditions(facts_of(data["latency"]))
+        lead = paragraph(
+            f"Times of layers inside the network, in ms for one batch ({conditions}), follow from a table of "
+            "measured times."
+        )
+    body = legend(colours) + lead + note + bar_list(bars, label, is_switched=True)
+    return part("Where the cost is", body)
+
+
+def _weight(data: Facts, row: Facts) -> float:
+    """What a layer counts where only the costliest have room: its share of the MACs, and of the time."""
+    whole = number_of(facts_of(data["start"])["macs"])
+    share = _cost(row, "macs") / whole if whole else 0.0
+    if data.get("latency") is not None:
+        share += number_of(facts_of(row["before"])["ms"]) / number_of(facts_of(data["latency"])["before_ms"])
+    return share
 
 
 def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
@@ -137,7 +175,7 @@ def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
             before=before,
             after=before if row["methods"] else None,
             value=f"{format_count(int(before))}, {format_percent(before, whole)}",
-            hint=f"{name}: {format_exact(int(before))} MACs; {can}",
+            hint=f"{name}: {format_exact(int(before))} MACs{_time_hint(row)}; {can}",
         )
     if _is_alone(row):
         return Bar(
@@ -146,7 +184,7 @@ def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
             before=before,
             after=None,
             value=format_count(int(before)),
-            hint=f"{name}: {format_exact(int(before))} MACs, left alone: "
+            hint=f"{name}: {format_exact(int(before))} MACs{_time_hint(row)}, left alone: "
             f"{row['reason'] or 'not in the plan'}",
         )
     after = number_of(facts_of(row["after"])["macs"])
@@ -159,8 +197,24 @@ def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
         after=after,
         value=f"{format_count(int(before))} {_ARROW} {format_count(int(after))}",
         hint=f"{name}: {format_exact(int(before))} MACs before, {format_exact(int(after))} after, keep ratio "
-        f"{format_ratio(after, before)}; {_done(row)}{rank}",
+        f"{format_ratio(after, before)}{_time_hint(row)}; {_done(row)}{rank}",
     )
+
+
+def _time_hint(row: Facts) -> str:
+    """The time of a layer, where it is known."""
+    text = _time_text(row)
+    return "" if text == "-" else f", {text} ms"
+
+
+def _time_text(row: Facts) -> str:
+    """Milliseconds of a layer, before and after; "-" where they are not known."""
+    before = number_or_none(facts_of(row["before"]).get("ms"))
+    if before is None:
+        return "-"
+    after = None if "after" not in row else number_or_none(facts_of(row["after"]).get("ms"))
+    old = format_measured(before, "")
+    return old if after is None or after == before else f"{old} {_ARROW} {format_measured(after, '')}"
 
 
 def layer_table(data: Facts) -> str:
@@ -173,6 +227,7 @@ def layer_table(data: Facts) -> str:
 
 def _study_layers(data: Facts, rows: Sequence[Facts]) -> str:
     whole = number_of(facts_of(data["before"])["macs"])
+    has_times = data.get("latency") is not None
     cells: list[tuple[str, ...]] = []
     values: list[tuple[float | None, ...]] = []
     for row in rows:
@@ -188,74 +243,121 @@ def _study_layers(data: Facts, rows: Sequence[Facts]) -> str:
                 format_count(int(macs)),
                 format_percent(macs, whole),
                 format_count(int(params)),
+                *((_time_text(row),) if has_times else ()),
                 methods,
             )
         )
-        values.append((None, None, None, None, None, macs, macs / whole if whole else 0.0, params, None))
+        values.append(
+            (
+                *(None,) * 5,
+                macs,
+                macs / whole if whole else 0.0,
+                params,
+                *((number_or_none(facts_of(row["before"])["ms"]),) if has_times else ()),
+                None,
+            )
+        )
     elsewhere = whole - sum(_cost(row, "macs") for row in rows)
     layers: list[str | None] = [str(row["name"]) for row in rows]
     idle = [not row["methods"] for row in rows]
     if elsewhere > 0:
         share = format_percent(elsewhere, whole)
-        cells.append((ELSEWHERE_LABEL, "", "", "", "", format_count(int(elsewhere)), share, "", ""))
-        values.append((None, None, None, None, None, elsewhere, elsewhere / whole, None, None))
+        rest = ("",) * (3 if has_times else 2)
+        cells.append((ELSEWHERE_LABEL, "", "", "", "", format_count(int(elsewhere)), share, *rest))
+        values.append((None, None, None, None, None, elsewhere, elsewhere / whole, *(None for _ in rest)))
         layers.append(None)
         idle.append(True)
-    columns = ("layer", "kind", ">weight", ">output", ">calls", ">MACs", ">share", ">params", "methods")
+    times = (">ms",) if has_times else ()
+    columns = (
+        *("layer", "kind", ">weight", ">output", ">calls", ">MACs", ">share", ">params"),
+        *times,
+        "methods",
+    )
     return table(columns, cells, values=values, layers=layers, idle=idle)
 
 
 def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
     cells: list[tuple[str, ...]] = []
     values: list[tuple[float | None, ...]] = []
+    has_times, has_unrounded = data.get("latency") is not None, _has_unrounded(data)
     for row in rows:
         macs, params = _cost(row, "macs"), _cost(row, "params")
         after = facts_of(row["after"])
         new, new_params = number_of(after["macs"]), number_of(after["params"])
-        setting, ratio = _setting(row), format_ratio(new, macs)
-        if _is_alone(row):
-            cells.append(
-                (
-                    name_text(str(row["name"])),
-                    setting_text(None),
-                    "-",
-                    format_count(int(macs)),
-                    ratio,
-                    format_count(int(params)),
-                    "-",
-                    "-",
-                )
+        setting, is_alone = _setting(row), _is_alone(row)
+        free, free_rank = _free_text(row)
+        cells.append(
+            (
+                name_text(str(row["name"])),
+                setting_text(None) if is_alone else _done(row).replace("->", _ARROW),
+                "-" if setting is None else setting.rank_text,
+                *((free,) if has_unrounded else ()),
+                _from_to(macs, new, is_alone=is_alone),
+                format_ratio(new, macs),
+                _from_to(params, new_params, is_alone=is_alone),
+                *((_time_text(row),) if has_times else ()),
+                format_damage(number_or_none(row["damage"])),
+                str(row["fit"] or "-"),
             )
-        else:
-            cells.append(
-                (
-                    name_text(str(row["name"])),
-                    _done(row).replace("->", _ARROW),
-                    "-" if setting is None else setting.rank_text,
-                    f"{format_count(int(macs))} {_ARROW} {format_count(int(new))}",
-                    ratio,
-                    f"{format_count(int(params))} {_ARROW} {format_count(int(new_params))}",
-                    format_damage(number_or_none(row["damage"])),
-                    str(row["fit"] or "-"),
-                )
-            )
+        )
         rank = None if setting is None else float(setting.rank)
-        kept = new / macs if macs else None
-        values.append((None, None, rank, new, kept, new_params, number_or_none(row["damage"]), None))
+        values.append(
+            (
+                *(None, None, rank),
+                *((free_rank,) if has_unrounded else ()),
+                *(new, new / macs if macs else None, new_params),
+                *((number_or_none(after["ms"]),) if has_times else ()),
+                *(number_or_none(row["damage"]), None),
+            )
+        )
     layers: list[str | None] = [str(row["name"]) for row in rows]
     idle = [_is_alone(row) for row in rows]
     before = number_of(facts_of(data["start"])["macs"]) - sum(_cost(row, "macs") for row in rows)
     new = number_of(facts_of(data["after"])["macs"]) - sum(
         number_of(facts_of(row["after"])["macs"]) for row in rows
     )
+    free_columns, time_columns = (">unrounded",) * has_unrounded, (">ms",) * has_times
     if before > 0:
-        macs_text = f"{format_count(int(before))} {_ARROW} {format_count(int(new))}"
-        cells.append((ELSEWHERE_LABEL, "", "", macs_text, format_ratio(new, before), "", "", ""))
-        values.append((None, None, None, new, new / before, None, None, None))
+        head, rest = ("", "", *("" for _ in free_columns)), ("", *("" for _ in time_columns), "", "")
+        macs_text = _from_to(before, new, is_alone=False)
+        cells.append((ELSEWHERE_LABEL, *head, macs_text, format_ratio(new, before), *rest))
+        values.append((None, *(None for _ in head), new, new / before, *(None for _ in rest)))
         layers.append(None)
         idle.append(True)
-    columns = ("layer", "setting", ">rank", ">MACs", ">keep ratio", ">params", ">damage", "fit")
-    return table(columns, cells, values=values, layers=layers, idle=idle)
+    columns = (
+        *("layer", "setting", ">rank", *free_columns, ">MACs", ">keep ratio", ">params"),
+        *(*time_columns, ">damage", "fit"),
+    )
+    body = table(columns, cells, values=values, layers=layers, idle=idle)
+    if has_unrounded:
+        body = (
+            paragraph("Unrounded: what the same budget would take there if any rank and width were allowed.")
+            + body
+        )
+    return body
+
+
+def _from_to(before: float, after: float, *, is_alone: bool) -> str:
+    """A count before and after; one alone where nothing was done."""
+    old = format_count(int(before))
+    return old if is_alone else f"{old} {_ARROW} {format_count(int(after))}"
+
+
+def _has_unrounded(data: Facts) -> bool:
+    """Whether it is known what rounding to multiples changed."""
+    plan = data["plan"]
+    return plan is not None and facts_of(plan).get("unrounded") is not None
+
+
+def _free_text(row: Facts) -> tuple[str, float | None]:
+    """What a layer would be if nothing were rounded, and its rank; "whole" where it then stays as it is."""
+    setting = _setting(row, "unrounded")
+    if setting is None:
+        return ("-" if row["setting"] is None else "whole"), None
+    chosen = _setting(row)
+    is_same = chosen is not None and (chosen.method, chosen.form) == (setting.method, setting.form)
+    text = setting.rank_text if is_same else f"{setting_text(setting)} {setting.rank_text}"
+    return text, float(setting.rank)
 
 
 def curves(data: Facts) -> str:
@@ -420,10 +522,12 @@ def channel_groups(data: Facts) -> str:
             )
         )
     able = [group for group in groups if group["reason"] is None]
+    has_unrounded = _has_unrounded(data)
     rows = [
         (
             str(group["name"]),
             _kept_text(group),
+            *((_free_units(group),) if has_unrounded else ()),
             f"{number_of(group['unit_width']):g}",
             first_of(tuple(texts_of(group["makers"]))),
             first_of(tuple(texts_of(group["readers"]))),
@@ -433,7 +537,8 @@ def channel_groups(data: Facts) -> str:
         for group in able
     ]
     damage = ">damage" if data["kind"] == "result" else ">damage at half"
-    columns = ("group", ">units", ">unit width", "made by", "read by", "sizes changed", damage)
+    free = (">unrounded",) * has_unrounded
+    columns = ("group", ">units", *free, ">unit width", "made by", "read by", "sizes changed", damage)
     frozen = {str(group["name"]): str(group["reason"]) for group in groups if group["reason"] is not None}
     picture = span_chart(spans, len(places), "Channel groups over the layers in execution order")
     lead = paragraph(
@@ -453,6 +558,14 @@ def channel_groups(data: Facts) -> str:
 def _kept_text(group: Facts) -> str:
     units, kept = number_of(group["units"]), number_or_none(group["kept"])
     return f"{units:g}" if kept is None else f"{kept:g} of {units:g}"
+
+
+def _free_units(group: Facts) -> str:
+    """Units that would stay if nothing were rounded."""
+    units = number_or_none(group["unrounded"])
+    if units is None:
+        return "-" if group["kept"] is None else "whole"
+    return f"{units:g}"
 
 
 def _at_half(group: Facts) -> float | None:
@@ -541,11 +654,23 @@ def totals(data: Facts) -> str:
         pairs.append((DAMAGE_LABEL, f"{format_damage(number_of(data['damage']))} {data['damage_unit']}"))
     plan = data["plan"]
     if plan is not None and facts_of(plan)["rounding"]:
-        pairs.append((MULTIPLES_LABEL, str(facts_of(plan)["rounding"])))
+        pairs.append((MULTIPLES_LABEL, f"{facts_of(plan)['rounding']}{_rounding_cost(data)}"))
     body = (
         table(("", ">before", ">after", ">change"), rows) + f'<div class="under">{definitions(pairs)}</div>'
     )
     return part("Totals", body)
+
+
+def _rounding_cost(data: Facts) -> str:
+    """What rounding to multiples changed over all; "" where that is not known."""
+    if not _has_unrounded(data):
+        return ""
+    found = facts_of(facts_of(data["plan"])["unrounded"])
+    text = f"; with any rank and width, {found['changed']:g} of {found['of']:g} would differ"
+    if data["damage"] is None or found["damage"] is None:
+        return text
+    old, new = (format_damage(number_of(damage)) for damage in (data["damage"], found["damage"]))
+    return f"{text}, and the predicted damage would be {new} in place of {old}"
 
 
 def outputs(data: Facts) -> str:
@@ -696,10 +821,10 @@ def _measurements(data: Facts) -> Iterator[Measurement]:
         yield Measurement(name=str(row["name"]), before=values[0], after=values[1], unit=str(row["unit"]))
 
 
-def _setting(row: Facts) -> Setting | None:
-    if row.get("setting") is None:
+def _setting(row: Facts, key: str = "setting") -> Setting | None:
+    if row.get(key) is None:
         return None
-    return Setting(**cast("Mapping[str, object]", row["setting"]))  # type: ignore[arg-type]
+    return Setting(**cast("Mapping[str, object]", row[key]))  # type: ignore[arg-type]
 
 
 def _done(row: Facts) -> str:

@@ -9,6 +9,8 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 const short = (value) => {
+  if (typeof value !== "number") return "-";
+  if (!Number.isInteger(value)) return String(Number(value.toPrecision(4)));
   for (const [size, prefix] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
     if (Math.abs(value) >= size) return `${(value / size).toPrecision(3)} ${prefix}`;
   return String(value);
@@ -66,13 +68,14 @@ for (const table of document.querySelectorAll("table[data-tools]")) {
 // Bars: another metric.
 const bars = document.getElementById("bars");
 if (bars) {
-  const choice = make("select", {}, ...["macs", "params", "bytes"].map((name) => new Option(name, name)));
+  const metrics = ["macs", "params", "bytes", ...(data.latency ? ["ms"] : [])];
+  const choice = make("select", {}, ...metrics.map((name) => new Option(name, name)));
   choice.setAttribute("aria-label", "Metric of the bars");
   choice.addEventListener("change", () => {
     const metric = choice.value;
     const items = [...bars.children].filter((item) => layers.has(item.dataset.layer));
     const costs = items.map((item) => layers.get(item.dataset.layer));
-    const longest = Math.max(1, ...costs.map((layer) => Math.max(layer.before[metric], layer.after?.[metric] ?? 0)));
+    const longest = Math.max(...costs.map((layer) => Math.max(layer.before[metric], layer.after?.[metric] ?? 0))) || 1;
     for (const item of bars.children) item.hidden = !items.includes(item);
     items.forEach((item, index) => {
       const before = costs[index].before;
@@ -149,12 +152,17 @@ const show = (layer) => {
     row(metric, after === undefined || after === before ? before.toLocaleString("en")
       : `${before.toLocaleString("en")} \u2192 ${after.toLocaleString("en")}`);
   }
+  if (typeof layer.before.ms === "number")
+    row("ms of a batch", layer.after ? `${layer.before.ms} \u2192 ${layer.after.ms}` : layer.before.ms);
   row("methods", layer.methods);
   row("left alone", layer.reason);
   row("makes channels of", layer.makes);
   row("reads channels of", layer.reads);
   row("inside of block", layer.block);
-  if (layer.setting) row("chosen", Object.values(layer.setting).filter((value) => value !== null).join(" "));
+  const words = (setting) => Object.values(setting).filter((value) => value !== null).join(" ");
+  if (layer.setting) row("chosen", words(layer.setting));
+  if (data.plan?.unrounded && (layer.setting || layer.unrounded))
+    row("chosen if any rank were allowed", layer.unrounded ? words(layer.unrounded) : "left whole");
   row("channels", layer.slimmed);
   row("damage, predicted", layer.damage);
   row("fit", layer.fit);

@@ -23,14 +23,14 @@ class Bar:
     """One row of bars.
 
     Attributes:
-        layer: whose details a click opens; None for no layer.
+        layer: index of the layer whose details a click opens; None for no layer.
         name: plain text.
         before, after: lengths, any common unit; after is None where nothing was done.
         value: short text at the right end.
         hint: long text, shown under the pointer.
     """
 
-    layer: str | None
+    layer: int | None
     name: str
     before: float
     after: float | None
@@ -45,7 +45,7 @@ class Line:
     Attributes:
         name: plain text.
         points: x, y and what the pointer shows, by rising x.
-        has_dots: each of the points is drawn; else they are seen under the pointer alone.
+        has_dots: each of the points is drawn; else the script shows their numbers under the pointer.
         measured: more points, drawn as larger dots.
         colour: index of its colour.
         is_dashed: beside another line of the same colour.
@@ -82,7 +82,7 @@ def bar_list(bars: Sequence[Bar], label: str, *, is_switched: bool = False) -> s
 
 
 def _bar(bar: Bar, longest: float) -> str:
-    opens = "" if bar.layer is None else f' data-layer="{escape(bar.layer)}"'
+    opens = "" if bar.layer is None else f' data-layer="{bar.layer}"'
     strokes = _stroke("k" if bar.after is None else "b", bar.before / longest)
     if bar.after is not None:
         strokes += _stroke("a", bar.after / longest)
@@ -96,13 +96,14 @@ def _stroke(kind: str, share: float) -> str:
     return f'<i class="{kind}" style="width:{100 * share:.4g}%"></i>'
 
 
-def small_curves(title: str, lines: Sequence[Line], layer: str | None = None) -> str:
+def small_curves(title: str, lines: Sequence[Line], curves: str, layer: int | None = None) -> str:
     """A small picture of damages over the share that stays, on a log scale of its own.
 
     Args:
         title: plain text.
         lines: x from 0 to 1.
-        layer: whose details a click opens; None for no layer.
+        curves: what the script finds the data of the lines by: "layers" or "groups", and an index.
+        layer: index of the layer whose details a click opens; None for no layer.
 
     Returns:
         A ``figure``; "" where no line has two damages above 0.
@@ -121,13 +122,15 @@ def small_curves(title: str, lines: Sequence[Line], layer: str | None = None) ->
         share = (max(log10(y), low) - low) / (high - low) if high > low else 0.5
         return _HEIGHT - _EDGE - share * (_HEIGHT - 2 * _EDGE)
 
-    label = f"{title}: damage by the share that stays, from {10**low:.2g} to {10**high:.2g}"
+    label = f"damage by the share that stays, from {10**low:.2g} to {10**high:.2g}"
     drawn = "".join(_polyline(line, across, up) for line in shown)
     ends = (
         f'<text x="{_WIDTH - 3}" y="10" text-anchor="end">{10**high:.2g}</text>'
         f'<text x="3" y="{_HEIGHT - 4}">{10**low:.2g}</text>'
     )
-    opens = "" if layer is None else f' data-layer="{escape(layer)}"'
+    opens = f' data-curves="{escape(curves)}"'
+    if layer is not None:
+        opens = f' data-layer="{layer}"{opens}'
     return (
         f"<figure{opens}><figcaption>{escape(title)}<br>{_names(shown)}</figcaption>"
         f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{ends}{drawn}</svg>'
@@ -212,7 +215,7 @@ def _polyline(line: Line, across: _Scale, up: _Scale) -> str:
             for x, y, hint in points
         )
 
-    dots = circles(line.points, "" if line.has_dots else ' class="p"') + circles(line.measured, ' class="m"')
+    dots = (circles(line.points, "") if line.has_dots else "") + circles(line.measured, ' class="m"')
     ring = ""
     if line.chosen is not None:
         chosen = line.chosen
@@ -260,20 +263,17 @@ def span_chart(spans: Sequence[Span], count: int, label: str) -> str:
 
     rows = []
     for index, span in enumerate(spans):
-        middle = index * _ROW + _ROW / 2
+        middle = index * _ROW + _ROW // 2
         places = [*span.makers, *span.readers]
         if not places:
             continue
-        squares = "".join(
-            f'<rect x="{across(place) - 4:.1f}" y="{middle - 4}" width="8" height="8" rx="1.5"/>'
-            for place in span.makers
-        )
-        rings = "".join(f'<circle cx="{across(place):.1f}" cy="{middle}" r="4"/>' for place in span.readers)
+        squares = "".join(f'<rect x="{across(place) - 4:.0f}" y="{middle - 4}"/>' for place in span.makers)
+        rings = "".join(f'<circle cx="{across(place):.0f}" cy="{middle}"/>' for place in span.readers)
         frozen = ' class="frozen"' if span.is_frozen else ""
         rows.append(
             f'<g{frozen}><title>{escape(span.hint)}</title><text x="0" y="{middle + 4}">'
             f"{escape(_cut(span.name))}</text>"
-            f'<line x1="{across(min(places)):.1f}" x2="{across(max(places)):.1f}" y1="{middle}" '
+            f'<line x1="{across(min(places)):.0f}" x2="{across(max(places)):.0f}" y1="{middle}" '
             f'y2="{middle}"/>'
             f"{squares}{rings}</g>"
         )

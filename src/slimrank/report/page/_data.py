@@ -45,7 +45,7 @@ from slimrank.report._facts import (
     setting_facts,
     warning_facts,
 )
-from slimrank.report._groups import counts_text, groups_line, readers_of
+from slimrank.report._groups import counts_text, groups_line, readers_by_group
 from slimrank.report._numbers import finite_or_none
 from slimrank.report._words import counted, is_left_alone, multiples_text, shape_text
 from slimrank.report.page._advice import result_advice, study_advice
@@ -127,7 +127,7 @@ def study_data(
         "measurements": [],
         "exports": [],
         "layers": layers,
-        "groups": [_group_data(name, channels, by_group, None, {}) for name in channels.groups],
+        "groups": [_group_data(name, channels, known, by_group, None, {}) for name in channels.groups],
         "blocks": _block_data(channels, {block.block: block.damage for block in blocks}, ()),
         "plan": None,
         "seconds": dict(seconds or {}),
@@ -170,10 +170,11 @@ def result_data(
     dropped = () if plan is None else plan.dropped
     known = _Known(channels, curves)
     by_group = {curve.group: curve for curve in group_curves}
+    free = {} if unrounded is None else unrounded.settings
     layers = [
         _layer_data(layer.name, layer.before, specs.get(layer.name), known, layer.setting)
         | _done_data(layer, dropped)
-        | {"unrounded": _unrounded_setting(layer.name, unrounded)}
+        | {"unrounded": _setting_data(free.get(layer.name))}
         for layer in summary.layers
     ]
     done = sum(1 for layer in summary.layers if not is_left_alone(layer))
@@ -199,7 +200,7 @@ def result_data(
         "exports": export_facts(summary.exports),
         "layers": layers,
         "groups": [
-            _group_data(name, channels, by_group, kept.get(name), summary.group_damages)
+            _group_data(name, channels, known, by_group, kept.get(name), summary.group_damages)
             | {"unrounded": None if unrounded is None else len(unrounded.groups.get(name, ())) or None}
             for name in channels.groups
         ],
@@ -262,6 +263,7 @@ class _Known:
     Attributes:
         blocks: that can be dropped.
         axes: of the tensors of a layer.
+        readers: of a group: layers that sum over its channels.
         curves: of a layer.
     """
 
@@ -270,6 +272,7 @@ class _Known:
         self.axes: dict[str, list[AxisUnits]] = {}
         for tensor in channels.tensors.values():
             self.axes.setdefault(tensor.name.rpartition(".")[0], []).extend(tensor.axes)
+        self.readers = readers_by_group(channels)
         self.curves: dict[str, list[Curve]] = {}
         for curve in curves:
             self.curves.setdefault(curve.layer, []).append(curve)
@@ -299,7 +302,7 @@ def _done_data(layer: LayerResult, dropped: Sequence[str]) -> dict[str, Json]:
     """What became of a layer."""
     return {
         "after": cost_facts(layer.after),
-        "setting": None if layer.setting is None else setting_facts(layer.setting),
+        "setting": _setting_data(layer.setting),
         "slimmed": layer.slimmed,
         "dropped": is_inside(layer.name, dropped),
         "damage": finite_or_none(layer.damage),
@@ -348,6 +351,7 @@ def _point_data(
 def _group_data(
     name: str,
     channels: ChannelMap,
+    known: _Known,
     curves: Mapping[str, GroupCurve],
     kept: int | None,
     damages: Mapping[str, float],
@@ -363,7 +367,7 @@ def _group_data(
         "units": group.units,
         "unit_width": group.unit_width,
         "makers": list(group.producers),
-        "readers": list(readers_of(channels, group)),
+        "readers": list(known.readers[name]),
         "sizes": [f"{module}.{size}" if module else size for module, size in group.sizes],
         "reason": group.reason,
         **points,
@@ -386,9 +390,7 @@ def _block_data(channels: ChannelMap, damages: Mapping[str, float], dropped: Seq
     ]
 
 
-def _unrounded_setting(name: str, unrounded: Plan | None) -> Json:
-    """What would be chosen for a layer if nothing were rounded; None for nothing, or where not known."""
-    setting = None if unrounded is None else unrounded.settings.get(name)
+def _setting_data(setting: Setting | None) -> Json:
     return None if setting is None else setting_facts(setting)
 
 
@@ -407,13 +409,12 @@ def _plan_data(plan: Plan, unrounded: Plan | None) -> dict[str, Json]:
 
 def _unrounded_data(plan: Plan, unrounded: Plan) -> dict[str, Json]:
     """What rounding to multiples changed, over all."""
-    pairs = [
-        *((plan.settings.get(n), unrounded.settings.get(n)) for n in {**plan.settings, **unrounded.settings}),
-        *((plan.groups.get(n), unrounded.groups.get(n)) for n in {**plan.groups, **unrounded.groups}),
-    ]
+    pairs: list[tuple[object, object]] = []
+    for rounded, free in ((plan.settings, unrounded.settings), (plan.groups, unrounded.groups)):
+        pairs += [(rounded.get(name), free.get(name)) for name in {**rounded, **free}]
     return {
         "damage": finite_or_none(unrounded.damage),
-        "changed": sum(1 for rounded, free in pairs if rounded != free),
+        "changed": sum(1 for one, other in pairs if one != other),
         "of": len(pairs),
     }
 

@@ -136,9 +136,9 @@ def costs(data: Facts) -> str:
     """Where the cost is."""
     layers = sorted(rows_of(data["layers"]), key=lambda row: -_weight(data, row))
     shown = {str(row["name"]) for row in layers[:_MOST_BARS]}
-    rows = [row for row in rows_of(data["layers"]) if str(row["name"]) in shown]
+    rows = [(index, row) for index, row in enumerate(rows_of(data["layers"])) if str(row["name"]) in shown]
     whole = number_of(facts_of(data["start"])["macs"])
-    bars = [_cost_bar(data, row, whole) for row in rows]
+    bars = [_cost_bar(data, index, row, whole) for index, row in rows]
     colours = [("a", "can be compressed"), ("k", "left alone")]
     if data["kind"] == "result":
         colours = [("a", "after"), ("b", "before"), ("k", "left alone")]
@@ -165,38 +165,38 @@ def _weight(data: Facts, row: Facts) -> float:
     return share
 
 
-def _cost_bar(data: Facts, row: Facts, whole: float) -> Bar:
+def _cost_bar(data: Facts, index: int, row: Facts, whole: float) -> Bar:
     name, before = name_text(str(row["name"])), _cost(row, "macs")
     if data["kind"] == "study":
         can = ", ".join(texts_of(row["methods"])) or str(row["reason"] or "no method applies")
         return Bar(
-            layer=str(row["name"]),
+            layer=index,
             name=name,
             before=before,
             after=before if row["methods"] else None,
             value=f"{format_count(int(before))}, {format_percent(before, whole)}",
-            hint=f"{name}: {format_exact(int(before))} MACs{_time_hint(row)}; {can}",
+            hint=f"{format_exact(int(before))} MACs{_time_hint(row)}; {can}",
         )
     if _is_alone(row):
         return Bar(
-            layer=str(row["name"]),
+            layer=index,
             name=name,
             before=before,
             after=None,
             value=format_count(int(before)),
-            hint=f"{name}: {format_exact(int(before))} MACs{_time_hint(row)}, left alone: "
+            hint=f"{format_exact(int(before))} MACs{_time_hint(row)}, left alone: "
             f"{row['reason'] or 'not in the plan'}",
         )
     after = number_of(facts_of(row["after"])["macs"])
     setting = _setting(row)
     rank = "" if setting is None else f", rank {setting.rank_text}"
     return Bar(
-        layer=str(row["name"]),
+        layer=index,
         name=name,
         before=before,
         after=after,
         value=f"{format_count(int(before))} {_ARROW} {format_count(int(after))}",
-        hint=f"{name}: {format_exact(int(before))} MACs before, {format_exact(int(after))} after, keep ratio "
+        hint=f"{format_exact(int(before))} MACs before, {format_exact(int(after))} after, keep ratio "
         f"{format_ratio(after, before)}{_time_hint(row)}; {_done(row)}{rank}",
     )
 
@@ -213,8 +213,7 @@ def _time_text(row: Facts) -> str:
     if before is None:
         return "-"
     after = None if "after" not in row else number_or_none(facts_of(row["after"]).get("ms"))
-    old = format_measured(before, "")
-    return old if after is None or after == before else f"{old} {_ARROW} {format_measured(after, '')}"
+    return f"{before:.3g}" if after is None or after == before else f"{before:.3g} {_ARROW} {after:.3g}"
 
 
 def layer_table(data: Facts) -> str:
@@ -258,7 +257,7 @@ def _study_layers(data: Facts, rows: Sequence[Facts]) -> str:
             )
         )
     elsewhere = whole - sum(_cost(row, "macs") for row in rows)
-    layers: list[str | None] = [str(row["name"]) for row in rows]
+    layers: list[int | None] = list(range(len(rows)))
     idle = [not row["methods"] for row in rows]
     if elsewhere > 0:
         share = format_percent(elsewhere, whole)
@@ -279,7 +278,8 @@ def _study_layers(data: Facts, rows: Sequence[Facts]) -> str:
 def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
     cells: list[tuple[str, ...]] = []
     values: list[tuple[float | None, ...]] = []
-    has_times, has_unrounded = data.get("latency") is not None, _has_unrounded(data)
+    has_times = data.get("latency") is not None
+    has_unrounded = _has_unrounded(data) and any(row["setting"] or row["unrounded"] for row in rows)
     for row in rows:
         macs, params = _cost(row, "macs"), _cost(row, "params")
         after = facts_of(row["after"])
@@ -310,7 +310,7 @@ def _result_layers(data: Facts, rows: Sequence[Facts]) -> str:
                 *(number_or_none(row["damage"]), None),
             )
         )
-    layers: list[str | None] = [str(row["name"]) for row in rows]
+    layers: list[int | None] = list(range(len(rows)))
     idle = [_is_alone(row) for row in rows]
     before = number_of(facts_of(data["start"])["macs"]) - sum(_cost(row, "macs") for row in rows)
     new = number_of(facts_of(data["after"])["macs"]) - sum(
@@ -363,23 +363,22 @@ def _free_text(row: Facts) -> tuple[str, float | None]:
 def curves(data: Facts) -> str:
     """Damage over what stays, of layers and groups, with what was chosen."""
     found: list[_Damages] = []
-    for row in rows_of(data["layers"]):
-        name = str(row["name"])
-        figure = small_curves(name_text(name), _layer_lines(row), name)
-        if figure:
-            found.append(_Damages(_cost(row, "macs"), figure, name_text(name), rows_of(row["curves"]), name))
+    places = _places(data)
+    for index, row in enumerate(rows_of(data["layers"])):
+        name, curves = name_text(str(row["name"])), rows_of(row["curves"])
+        if _has_picture(curves):
+            found.append(_Damages(_cost(row, "macs"), name, curves, index, row, f"layers {index}"))
     layer_costs = {str(row["name"]): _cost(row, "macs") for row in rows_of(data["layers"])}
-    for group in rows_of(data["groups"]):
+    for index, group in enumerate(rows_of(data["groups"])):
         makers = texts_of(group["makers"])
-        maker = next((name for name in makers if name in layer_costs), None)
-        figure = small_curves(str(group["name"]), [_group_line(group)], maker)
-        if figure:
+        maker = next((places[name] for name in makers if name in places), None)
+        if _has_picture([group]):
             cost = sum(layer_costs.get(name, 0.0) for name in {*makers, *texts_of(group["readers"])})
-            found.append(_Damages(cost, figure, f"{group['name']} (group)", [group], maker))
-    costliest = sorted(range(len(found)), key=lambda index: -found[index].cost)[:_MOST_CURVES]
-    if not costliest:
+            name = f"{group['name']} (group)"
+            found.append(_Damages(cost, name, [group], maker, group, f"groups {index}", is_group=True))
+    shown = _costliest(found)
+    if not shown:
         return ""
-    shown = [found[index] for index in sorted(costliest)]
     table_text = _measured_table(shown)
     text = (
         "Damage of the whole network with only this layer or group compressed, by the share of its MACs or "
@@ -403,24 +402,48 @@ class _Damages:
 
     Attributes:
         cost: MACs of what it touches.
-        figure: HTML.
         name: plain text.
         curves: its curves.
-        layer: whose details a click opens.
+        layer: index of the layer whose details a click opens.
+        row: of the layer or group.
+        key: what the script finds its data by.
+        is_group: of a group.
     """
 
     cost: float
-    figure: str
     name: str
     curves: Sequence[Facts]
-    layer: str | None
+    layer: int | None
+    row: Facts
+    key: str
+    is_group: bool = False
+
+    @property
+    def figure(self) -> str:
+        """HTML."""
+        lines = [_group_line(self.row)] if self.is_group else _layer_lines(self.row)
+        return small_curves(name_text(str(self.row["name"])), lines, self.key, self.layer)
+
+
+def _has_picture(curves: Sequence[Facts]) -> bool:
+    """Whether there are two damages above 0, which can be drawn."""
+    return sum(1 for curve in curves for _, damage, _ in _shown_points(curve) if damage > 0) > 1
+
+
+def _costliest(found: Sequence[_Damages]) -> list[_Damages]:
+    """Those that have a picture, in their order: groups, which touch several layers, leave layers room."""
+    ranked = sorted(range(len(found)), key=lambda index: -found[index].cost)
+    layers = [index for index in ranked if not found[index].is_group]
+    groups = [index for index in ranked if found[index].is_group]
+    n_groups = min(len(groups), max(_MOST_CURVES // 3, _MOST_CURVES - len(layers)))
+    return [found[index] for index in sorted((*layers[: _MOST_CURVES - n_groups], *groups[:n_groups]))]
 
 
 def _measured_table(shown: Sequence[_Damages]) -> str:
     """What was measured of the curves that are drawn, beside what they predict there; "" for nothing."""
     rows: list[tuple[str, ...]] = []
     values: list[tuple[float | None, ...]] = []
-    layers: list[str | None] = []
+    layers: list[int | None] = []
     for damages in shown:
         for curve in damages.curves:
             predicted = {size: damage for _, damage, size in _points(curve)}
@@ -454,7 +477,7 @@ def _layer_lines(row: Facts) -> list[Line]:
         lines.append(
             Line(
                 name=method if form == "linear" else f"{method} {form}",
-                points=[(keep, damage, _point(keep, rank, damage)) for keep, damage, rank in _points(curve)],
+                points=_shown_points(curve),
                 colour=_COLOURS.get(method, len(_COLOURS)),
                 is_dashed=method in seen,
                 chosen=_chosen(row, curve),
@@ -470,7 +493,7 @@ def _group_line(group: Facts) -> Line:
     units, kept = number_of(group["units"]), number_or_none(group["kept"])
     return Line(
         name=f"channels, {units:g} units",
-        points=[(keep, damage, _point(keep, count, damage)) for keep, damage, count in _points(group)],
+        points=_shown_points(group),
         colour=_COLOURS[PRUNING],
         chosen=None if kept is None else kept / units,
         has_dots=False,
@@ -483,7 +506,16 @@ def _measured_points(curve: Facts) -> list[tuple[float, float, str]]:
     return [
         (keep, divergence, f"measured at {_point(keep, size, divergence)}")
         for keep, divergence, size in _anchors(curve)
+        if keep <= 1
     ]
+
+
+def _shown_points(curve: Facts) -> list[tuple[float, float, str]]:
+    """Points of a curve, and what the pointer shows of them.
+
+    What saves parameters alone has more MACs than the layer, and no place in a picture of shares.
+    """
+    return [(keep, damage, _point(keep, size, damage)) for keep, damage, size in _points(curve) if keep <= 1]
 
 
 def _point(keep: float, count: float, damage: float) -> str:
@@ -498,7 +530,8 @@ def _chosen(row: Facts, curve: Facts) -> float | None:
     points = _points(curve)
     if not points:
         return None
-    return min(points, key=lambda point: abs(point[2] - setting.rank))[0]
+    keep = min(points, key=lambda point: abs(point[2] - setting.rank))[0]
+    return keep if keep <= 1 else None
 
 
 def channel_groups(data: Facts) -> str:
@@ -506,7 +539,7 @@ def channel_groups(data: Facts) -> str:
     groups = rows_of(data["groups"])
     if not groups:
         return ""
-    places = {str(row["name"]): index for index, row in enumerate(rows_of(data["layers"]))}
+    places = _places(data)
     spans = []
     for group in groups[:_MOST_SPANS]:
         makers, readers = texts_of(group["makers"]), texts_of(group["readers"])
@@ -517,19 +550,18 @@ def channel_groups(data: Facts) -> str:
                 makers=[places[name] for name in makers if name in places],
                 readers=[places[name] for name in readers if name in places],
                 is_frozen=group["reason"] is not None,
-                hint=f"{group['name']}: made by {', '.join(makers) or '-'}; "
-                f"read by {', '.join(readers) or '-'}; {state}",
+                hint=f"made by {', '.join(makers) or '-'}; read by {', '.join(readers) or '-'}; {state}",
             )
         )
     able = [group for group in groups if group["reason"] is None]
-    has_unrounded = _has_unrounded(data)
+    has_unrounded = _has_unrounded(data) and any(g["kept"] or g["unrounded"] for g in able)
     rows = [
         (
             str(group["name"]),
             _kept_text(group),
             *((_free_units(group),) if has_unrounded else ()),
             f"{number_of(group['unit_width']):g}",
-            first_of(tuple(texts_of(group["makers"]))),
+            _makers_text(group),
             first_of(tuple(texts_of(group["readers"]))),
             first_of(tuple(texts_of(group["sizes"]))),
             format_damage(number_or_none(group["damage"]) if data["kind"] == "result" else _at_half(group)),
@@ -558,6 +590,13 @@ def channel_groups(data: Facts) -> str:
 def _kept_text(group: Facts) -> str:
     units, kept = number_of(group["units"]), number_or_none(group["kept"])
     return f"{units:g}" if kept is None else f"{kept:g} of {units:g}"
+
+
+def _makers_text(group: Facts) -> str:
+    """Who makes the channels of a group, whose name is mostly that of its first maker."""
+    makers = tuple(texts_of(group["makers"]))
+    text = first_of(makers)
+    return text.replace(makers[0], "itself", 1) if makers[:1] == (group["name"],) else text
 
 
 def _free_units(group: Facts) -> str:
@@ -666,6 +705,8 @@ def _rounding_cost(data: Facts) -> str:
     if not _has_unrounded(data):
         return ""
     found = facts_of(facts_of(data["plan"])["unrounded"])
+    if not found["changed"]:
+        return "; any rank and width would give the same"
     text = f"; with any rank and width, {found['changed']:g} of {found['of']:g} would differ"
     if data["damage"] is None or found["damage"] is None:
         return text
@@ -835,6 +876,11 @@ def _done(row: Facts) -> str:
 
 def _is_alone(row: Facts) -> bool:
     return row["setting"] is None and row["slimmed"] is None
+
+
+def _places(data: Facts) -> dict[str, int]:
+    """The index of each layer, by its name."""
+    return {str(row["name"]): index for index, row in enumerate(rows_of(data["layers"]))}
 
 
 def _cost(row: Facts, metric: str) -> float:

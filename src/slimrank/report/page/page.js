@@ -1,8 +1,13 @@
 // The page is complete without this script; it sorts, filters and copies tables, exchanges the metric of
 // the bars, and opens what is known of a layer. It reads the page's own data and nothing else.
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const layers = new Map(data.layers.map((layer) => [layer.name, layer]));
+const read = async () => {
+  const block = document.getElementById("data");
+  if (block.type === "application/json") return JSON.parse(block.textContent);
+  const bytes = Uint8Array.from(atob(block.textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+};
+const data = await read();
+const layerOf = (element) => data.layers[element.dataset.layer];
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
@@ -15,6 +20,13 @@ const short = (value) => {
     if (Math.abs(value) >= size) return `${(value / size).toPrecision(3)} ${prefix}`;
   return String(value);
 };
+
+// Long names break after dots and underscores, not in the middle of a word.
+for (const element of document.querySelectorAll("main tbody th, .bars span:first-child, dt, figcaption")) {
+  const name = element.firstChild;
+  const parts = name?.nodeType === Node.TEXT_NODE ? name.data.split(/(?<=[._])/) : [];
+  if (parts.length > 1) name.replaceWith(...parts.flatMap((part) => [part, make("wbr")]));
+}
 
 // Tables: headings sort, a field filters, a button copies.
 const cellValue = (row, index) => row.cells[index].dataset.v ?? row.cells[index].textContent.trim();
@@ -73,8 +85,8 @@ if (bars) {
   choice.setAttribute("aria-label", "Metric of the bars");
   choice.addEventListener("change", () => {
     const metric = choice.value;
-    const items = [...bars.children].filter((item) => layers.has(item.dataset.layer));
-    const costs = items.map((item) => layers.get(item.dataset.layer));
+    const items = [...bars.children].filter(layerOf);
+    const costs = items.map(layerOf);
     const longest = Math.max(...costs.map((layer) => Math.max(layer.before[metric], layer.after?.[metric] ?? 0))) || 1;
     for (const item of bars.children) item.hidden = !items.includes(item);
     items.forEach((item, index) => {
@@ -98,29 +110,34 @@ const svg = (tag, attributes, ...children) => {
   return element;
 };
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+// What saves parameters alone has more MACs than the layer, and no place in a picture of shares.
+const drawable = (points) => points.filter(([keep, damage]) => damage > 0 && keep <= 1);
 const curveOf = (curves) => {
-  const measured = (curve) => (curve.anchors ?? []).filter(([, divergence]) => divergence > 0);
-  const points = curves.flatMap((curve) => [...curve.points, ...measured(curve)]).filter(([, damage]) => damage > 0);
+  const measured = (curve) => drawable(curve.anchors ?? []);
+  const points = curves.flatMap((curve) => [...drawable(curve.points), ...measured(curve)]);
   if (points.length < 2) return [];
   const logs = points.map(([, damage]) => Math.log10(damage));
   const high = Math.max(...logs);
   const low = Math.max(Math.min(...logs), high - 6);
-  const across = (keep) => 10 + 580 * Math.min(keep, 1);
+  const across = (keep) => 10 + 580 * keep;
   const up = (damage) => 170 - (150 * (Math.max(Math.log10(damage), low) - low)) / Math.max(high - low, 1e-9);
+  // As in the small pictures: a colour for each method, a second form of one dashed.
+  const colours = curves.map((curve) => ({ weight_svd: 0, spatial_svd: 1, tucker2: 3 })[curve.method] ?? 2);
+  const kinds = colours.map((colour, index) => `c${colour}${colours.indexOf(colour) < index ? " dashed" : ""}`);
   const lines = curves.map((curve, index) => {
-    const good = curve.points.filter(([, damage]) => damage > 0);
+    const good = drawable(curve.points);
     const line = good.map(([keep, damage]) => `${across(keep)},${up(damage)}`).join(" ");
     const dots = (triples, kind, word) => triples.map(([keep, damage, size]) =>
       svg("circle", { class: kind, cx: across(keep), cy: up(damage) },
         svg("title", {}, `keeps ${percent(keep)} (${size}): ${word} ${damage}`)));
     const chosen = good.filter(([, , size]) => size === curve.chosen).map(([keep, damage]) =>
       svg("circle", { class: "chosen", cx: across(keep), cy: up(damage) }));
-    return svg("g", { class: `c${index % 4}` }, svg("polyline", { points: line }),
+    return svg("g", { class: kinds[index] }, svg("polyline", { points: line }),
       ...dots(good, "p", "damage"), ...dots(measured(curve), "m", "measured"), ...chosen);
   });
   const picture = svg("svg", { viewBox: "0 0 600 190", role: "img", "aria-label": "Damage by what is kept" }, ...lines);
   const names = curves.map((curve, index) =>
-    make("span", { className: `c${index % 4}text`, textContent: `${curve.method} ${curve.form ?? ""} ` }));
+    make("span", { className: `c${colours[index]}text`, textContent: `${curve.method} ${curve.form ?? ""} ` }));
   const rows = curves.flatMap((curve) => measured(curve).map(([keep, divergence, size]) => {
     const predicted = curve.points.find((point) => point[2] === size)?.[1] ?? "-";
     const cells = [percent(keep), size, predicted, divergence].map((value) => make("td", { className: "n", textContent: value }));
@@ -132,6 +149,20 @@ const curveOf = (curves) => {
   return [make("h3", { textContent: "Damage (log scale) by the share that stays, 0 to 1" }), picture, make("p", {}, ...names),
     ...(rows.length ? [make("div", { className: "scroll" }, table)] : [])];
 };
+
+// Small pictures hold their lines and what was measured; the numbers of a line come from the data.
+for (const figure of document.querySelectorAll("figure[data-curves]")) {
+  const [kind, index] = figure.dataset.curves.split(" ");
+  const curves = kind === "layers" ? data.layers[index].curves : [data.groups[index]];
+  const shown = curves.map((curve) => drawable(curve.points)).filter((points) => points.length);
+  figure.querySelectorAll("polyline").forEach((line, index) => {
+    const hidden = shown[index].map(([keep, damage, size], at) => {
+      const { x, y } = line.points[at];
+      return svg("circle", { class: "p", cx: x, cy: y }, svg("title", {}, `${percent(keep)} (${size}): ${damage}`));
+    });
+    line.after(...hidden);
+  });
+}
 const dialog = make("dialog");
 document.body.append(dialog);
 const show = (layer) => {
@@ -170,13 +201,13 @@ const show = (layer) => {
   const chosen = (curve) => layer.setting?.method === curve.method && layer.setting?.form === curve.form ? layer.setting.rank : null;
   const curves = [
     ...layer.curves.map((curve) => ({ ...curve, chosen: chosen(curve) })),
-    ...groups.map((group) => ({ ...group, method: `channels of ${group.name}`, chosen: group.kept })),
+    ...groups.map((group) => ({ ...group, method: group.name === layer.name ? "channels" : `channels of ${group.name}`, chosen: group.kept })),
   ];
   dialog.replaceChildren(make("header", {}, title, close), list, ...curveOf(curves));
   dialog.showModal();
 };
 for (const row of document.querySelectorAll("[data-layer]")) {
-  const layer = layers.get(row.dataset.layer);
+  const layer = layerOf(row);
   if (!layer) continue;
   row.tabIndex = 0;
   row.setAttribute("role", row.tagName === "TR" ? "row" : "button");

@@ -2,6 +2,7 @@
 """Pages of studies and results that were measured: what stands in their data, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,74 @@ def test_the_command_draws_a_curve_and_scores(
     assert data_of(tmp_path / "b.html")["pareto"] == data["pareto"]
     done = _run("small", "--out", "b.html", "--scores", "scores.json")
     assert "--scores is of a study; give the directory of the study" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("report",), ("explain", "0"), ("plan", "--macs=0.5"), ("pareto",)])
+def test_what_is_no_study_is_refused(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("plan.json").write_text("{}")
+
+    def refused(directory: str) -> str:
+        done = CliRunner().invoke(seams.cli, [command[0], directory, *command[1:]], catch_exceptions=False)
+        assert done.exit_code == 2, done.output
+        return done.stderr
+
+    assert "study empty: there is no study.json in it, so no study; give the run_dir=" in refused("empty")
+    assert "it is not there" in refused("nowhere")
+    file = refused("plan.json")
+    if command == ("report",):
+        assert "plan.json: it is a file, and a report is of a directory" in file
+        assert "A plan alone has no report: slimrank explain RUN LAYER --plan PLAN" in file
+    else:
+        assert "study plan.json: it is a file, not a directory; give the run_dir=" in file
+
+
+def test_a_run_that_is_not_whole_is_refused(run_dir: Path, study: sr.Study, tmp_path: Path) -> None:
+    assert study.curves
+    for name, cut, message in (
+        (
+            "study.json",
+            None,
+            r"was not finished; run it again .* \(slimrank serve .* shows how far it came\)",
+        ),
+        ("study.json", 200, "study.json is not whole JSON"),
+        ("curves-0000.safetensors", 100, "curves-0000.safetensors is truncated or altered"),
+    ):
+        broken = shutil.copytree(run_dir, tmp_path / f"{name}-{cut}")
+        if cut is None:
+            (broken / name).unlink()
+        else:
+            (broken / name).write_bytes((broken / name).read_bytes()[:cut])
+        done = _run(str(broken))
+        assert done.exit_code == 2
+        assert re.search(message, done.stderr), done.stderr
+        assert not (broken / "report.html").exists()
+
+
+def test_a_journal_that_was_cut_is_no_reason_to_show_nothing(
+    run_dir: Path, study: sr.Study, tmp_path: Path
+) -> None:
+    assert study.curves
+    cut = shutil.copytree(run_dir, tmp_path / "cut")
+    journal = cut / "events.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    done = _run(str(cut))
+    assert done.exit_code == 0, done.stderr
+    assert data_of(cut / "report.html")["kind"] == "study"
+
+
+def test_a_plan_that_is_applied_without_its_study_has_a_page(study: sr.Study, tmp_path: Path) -> None:
+    plan = study.plan(macs=0.6, multiple_of=4)
+    result = sr.apply(build(), plan, [torch.randn(16, 16)], progress=False)
+    result.report(tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    # What only a study knows is not there; what was built is.
+    assert all(row["curves"] == [] for row in data["layers"])
+    assert "Damage curves" not in html
+    assert data["plan"]["unrounded"] is None
+    assert "ranks and widths are multiples of 4" in html
+    assert {row["name"] for row in data["layers"] if row["setting"]} == set(plan.settings)

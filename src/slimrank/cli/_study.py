@@ -90,9 +90,10 @@ def report(
 ) -> Answer:
     """Write the study, or the saved model, in DIR as one HTML page, and its data as JSON beside it."""
     if not directory.is_dir():
+        what = "is a file, and a report is of a directory" if directory.exists() else "is not there"
         raise FileError(
-            f"{directory}: there is no such directory; give that of a study (slimrank study --out) or of a "
-            "saved model"
+            f"{directory}: it {what}; give that of a study (slimrank study --out) or of a saved model. A "
+            "plan alone has no report: slimrank explain RUN LAYER --plan PLAN and slimrank edit show one"
         )
     page = directory / REPORT_FILE if out is None else out
     is_model = is_saved_model(directory)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from slimrank._errors import FileError
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import (
@@ -27,7 +28,7 @@ from slimrank.records import (
     Summary,
     TensorSpec,
 )
-from slimrank.report import render_page, result_data, study_data
+from slimrank.report import page_data, render_page, result_data, study_data
 from specs import conv2d
 
 # As long as those of transformers.
@@ -195,3 +196,18 @@ def test_pages_are_small_and_quick_to_write(count: int, most: int) -> None:
         assert page.count("data-layer=") >= count
         assert len(page.encode()) <= most, f"{page_of.__name__}: {len(page.encode())} bytes"
         assert seconds < 5.0
+
+
+def test_packed_data_come_back_and_altered_ones_are_refused() -> None:
+    page = _result_page(large_study(40))
+    assert 'type="application/gzip"' in page
+    data = page_data(page)
+    assert len(data["layers"]) == 40  # type: ignore[arg-type]
+    assert render_page(data) == page
+    start = page.index('type="application/gzip" id="data">') + len('type="application/gzip" id="data">')
+    middle = start + 2000
+    for damaged in ("*", "A" if page[middle] != "A" else "B", ""):
+        with pytest.raises(FileError, match="it is no page that slimrank wrote, or was changed"):
+            page_data(page[:middle] + damaged + page[middle + 1 :])
+    with pytest.raises(FileError, match="it is no page that slimrank wrote, or was changed"):
+        page_data(page[:middle])

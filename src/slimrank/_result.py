@@ -44,6 +44,7 @@ from slimrank.records import (
     ratio_of,
 )
 from slimrank.report import (
+    MadeFrom,
     agreement_facts,
     agreement_text,
     cost_facts,
@@ -117,6 +118,8 @@ class Result:
     _group_curves: tuple[GroupCurve, ...] = ()
     # The plan as it would be if ranks and widths were multiples of nothing.
     _unrounded: Plan | None = None
+    # What that study can be made again by.
+    _made: MadeFrom | None = None
     # What the model was exported to, with whole paths: the working directory may change.
     _exports: list[Exported] = field(default_factory=list, compare=False)
 
@@ -189,6 +192,7 @@ class Result:
             curves=self._curves,
             group_curves=self._group_curves,
             unrounded=self._unrounded,
+            made=self._made,
             pareto=None if pareto is None else pareto_facts(pareto, self.plan.steps[-1].structure),
             scores=None if scores is None else scores_facts(scores),
         )
@@ -224,6 +228,7 @@ class Result:
             curves=self._curves,
             group_curves=self._group_curves,
             unrounded=self._unrounded,
+            made=self._made,
         )
         html = render_page(data)
         save_artifact(path, self.model, self.plan, manifest, html, overwrite=overwrite)

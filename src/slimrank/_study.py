@@ -77,6 +77,7 @@ from slimrank.records import (
     replaces_groups,
 )
 from slimrank.report import (
+    MadeFrom,
     Plot,
     draw_figure,
     explain_layer,
@@ -183,6 +184,8 @@ class Study:
     group_curves: GroupCurves = field(default_factory=GroupCurves)
     block_damages: tuple[BlockDamage, ...] = ()
     _session: Session | None = None
+    # What was asked, of a study that was read without its model.
+    _options: Options | None = None
 
     @property
     def layers(self) -> Layers:
@@ -293,7 +296,7 @@ class Study:
             self.notes,
             unit=self.unit,
             seconds=self.seconds,
-            fingerprint=self.fingerprint,
+            made=self._made(),
             channels=self.structure.channels,
             curves=self.curves,
             group_curves=self.group_curves,
@@ -301,6 +304,13 @@ class Study:
             pareto=pareto,
             scores=scores,
         )
+
+    def _made(self) -> MadeFrom:
+        """What the study can be made again by."""
+        options = self._options if self._session is None else self._session.options
+        call = None if options is None else f"slimrank.study(model, batches, {options.typed})"
+        seed = None if options is None else options.seed
+        return MadeFrom(call=call, seed=seed, fingerprint=self.fingerprint)
 
     def plan(
         self,
@@ -844,6 +854,7 @@ class Study:
             _curves=self.curves,
             _group_curves=self.group_curves,
             _unrounded=unrounded,
+            _made=self._made(),
         )
 
     def _check_steps(self, plan: Plan) -> None:
@@ -940,6 +951,7 @@ class Study:
             previous=record.previous,
             group_curves=GroupCurves(record.group_curves),
             block_damages=record.block_damages,
+            _options=record.options,
         )
         if model is None:
             return study

@@ -308,3 +308,20 @@ def test_a_plan_that_is_applied_without_its_study_has_a_page(study: sr.Study, tm
     assert data["plan"]["unrounded"] is None
     assert "ranks and widths are multiples of 4" in html
     assert {row["name"] for row in data["layers"] if row["setting"]} == set(plan.settings)
+
+
+def test_a_page_tells_how_its_study_was_made(study: sr.Study, run_dir: Path, tmp_path: Path) -> None:
+    call = "slimrank.study(model, batches, seed=0)"
+    result = study.apply(study.plan(macs=0.6))
+    for number, one in enumerate((study, sr.Study.load(run_dir), result)):
+        one.report(tmp_path / f"{number}.html")
+        data = data_of(tmp_path / f"{number}.html")
+        assert (data["call"], data["seed"]) == (call, 0)
+        assert data["fingerprint"] == dict(study.fingerprint)
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn(16, 16, generator=generator)]
+    other = sr.study(build(), batches, seed=5, draws=2, methods=("weight_svd",), progress=False)
+    other.report(tmp_path / "other.html")
+    assert data_of(tmp_path / "other.html")["call"] == (
+        "slimrank.study(model, batches, seed=5, methods=('weight_svd',), draws=2)"
+    )

@@ -29,6 +29,7 @@ from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
 from slimrank.report._words import slimmed_text
 from slimrank.report.page import (
+    MadeFrom,
     document,
     page_data,
     render_page,
@@ -41,6 +42,7 @@ from slimrank.report.page import (
 
 __all__ = [
     "Explanation",
+    "MadeFrom",
     "Plot",
     "ScoreLine",
     "agreement_facts",

@@ -29,7 +29,7 @@ from slimrank.records import (
     OutputAgreement,
     Summary,
 )
-from slimrank.report import page_data, render_page, result_data, study_data, write_page
+from slimrank.report import MadeFrom, page_data, render_page, result_data, study_data, write_page
 from specs import other
 
 
@@ -444,6 +444,97 @@ def test_a_curve_of_plans_and_a_score_table_are_shown_where_they_are_given(summa
     assert "chosen: 0.4667" in plot
     assert 'title="25.0%, 2">0.5<br>' in page
     assert "untouched 0.9, higher is better" in page
+    # The one with a score sorts and copies by it; the picture of plans is in the unit of the damage.
+    assert 'data-v="0.5" title="25.0%, 2"' in page
+    assert '<table class="heat" data-tools>' in page
+    assert "damage, nats per sample: " in page
+
+
+def _curve_of_plans(measured_unit: str, *measured: float | None) -> dict[str, object]:
+    points = [
+        {
+            "budget": share,
+            "cost": share,
+            "predicted": predicted,
+            "measured": value,
+            "layers": 1,
+            "groups": 0,
+            "blocks": 0,
+        }
+        for share, predicted, value in zip((0.25, 0.5, 0.75), (0.4, 0.1, 0.01), measured, strict=True)
+    ]
+    return {
+        "metric": "macs",
+        "unit": "nats per sample",
+        "measured_unit": measured_unit,
+        "baseline": 0.91 if measured_unit == "score" else None,
+        "knee": 1,
+        "points": points,
+    }
+
+
+def test_predicted_damage_stands_against_what_was_measured(summary: Summary) -> None:
+    heading = "Predicted against measured damage"
+    assert heading not in _result(summary)
+    curve = _curve_of_plans("nats per sample", 0.8, None, 0.01)
+    page = render_page(result_data(summary, pareto=curve))  # type: ignore[arg-type]
+    _read(page)
+    part = page[page.index(f"<h2>{heading}</h2>") :]
+    part = part[: part.index("</details>")]
+    # Two plans that were measured, and this model.
+    assert part.count('<circle class="m"') == 3
+    assert "<title>25.0% of the macs: predicted 0.4, measured 0.8</title>" in part
+    assert "<title>this model: predicted 0.0187, measured 0.0231</title>" in part
+    assert _rows(part, "25.0% of the macs") == [["25.0% of the macs", "0.400", "0.800", "2.000"]]
+    # Equal numbers lie on the line, which goes from the bottom left to the top right.
+    diagonal = re.search(r'<line class="guide" x1="(\d+)" y1="(\d+)" x2="(\d+)" y2="(\d+)"/>', part)
+    equal = re.search(r'cx="(\d+)" cy="([\d.]+)"><title>75.0% of the macs', part)
+    assert diagonal is not None
+    assert equal is not None
+    x1, y1, x2, y2 = (int(number) for number in diagonal.groups())
+    x, y = (float(number) for number in equal.groups())
+    assert (y - y1) / (y2 - y1) == pytest.approx((x - x1) / (x2 - x1), abs=0.01)
+    # What is in another unit is not compared.
+    assert heading not in _result(replace(summary, damage_unit="share of weight energy"))
+
+
+def test_a_score_has_a_picture_of_its_own_scale(summary: Summary) -> None:
+    page = render_page(result_data(summary, pareto=_curve_of_plans("score", 0.2, 0.8, 0.9)))  # type: ignore[arg-type]
+    _read(page)
+    assert "score (the original: 0.91): " in page
+    assert page.count('<div class="plot">') == 2
+    assert "Predicted against measured damage" not in page
+    # On an even scale from the lowest score to the original's, 0.8 stands at 0.6 of 0.71.
+    first = page[page.index('<div class="plot">') :]
+    heights = [float(text) for text in re.findall(r'cy="([\d.]+)"><title>', first[: first.index("</svg>")])]
+    assert (heights[0] - heights[1]) / (heights[0] - 8) == pytest.approx(0.6 / 0.71, abs=0.01)
+    assert "<title>0.91</title>" in first
+
+
+def test_advice_names_samples_and_training(summary: Summary, agreement: Agreement) -> None:
+    few = Note(where="calibrate", text="48 samples give fewer than 10 rows; More samples help")
+    texts = [
+        line["text"]  # type: ignore[index, call-overload]
+        for line in result_data(replace(summary, notes=(few,), agreement=agreement))["advice"]  # type: ignore[union-attr]
+    ]
+    assert "48 samples give fewer than 10 rows; More samples help." in texts
+    assert not any("distill" in str(text) for text in texts)
+    broken = Agreement({"box": replace(agreement["box"], lost=0.3)}, 0.1)
+    texts = [line["text"] for line in result_data(replace(summary, agreement=broken))["advice"]]  # type: ignore
+    assert any(str(text).startswith("The outputs lost 30% of what always") for text in texts)
+
+
+def test_how_to_reproduce(summary: Summary) -> None:
+    made = MadeFrom(call="slimrank.study(model, batches, seed=3)", seed=3, fingerprint={"weights": "f00"})
+    data = result_data(summary, made=made)
+    assert (data["call"], data["seed"], data["fingerprint"]) == (made.call, 3, {"weights": "f00"})
+    assert data["versions"]["numpy"] == np.__version__  # type: ignore[index, call-overload]
+    page = render_page(data)
+    assert "<dt>study</dt><dd>slimrank.study(model, batches, seed=3)</dd>" in page
+    assert "<dt>fingerprint: weights</dt><dd>f00</dd>" in page
+    # Pages of older versions have neither.
+    old = {key: value for key, value in data.items() if key not in ("call", "seed", "versions")}
+    assert f"<dt>versions</dt><dd>slimrank {sr.__version__}</dd>" in render_page(old)
 
 
 def _measured_curve(points: int = 30) -> Curve:

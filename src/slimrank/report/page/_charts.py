@@ -10,6 +10,8 @@ from math import isfinite, log10
 _WIDTH, _HEIGHT, _EDGE = 240, 110, 8
 # Of a wide picture, with room for the numbers at its sides.
 _WIDE, _TALL, _LEFT, _BOTTOM = 640, 240, 56, 26
+# Sides of a picture of pairs.
+_SQUARE = 300
 # Of one row in the picture of spans, and the room for names at the left.
 _ROW, _NAMES = 24, 190
 _NAME_LETTERS = 30
@@ -138,31 +140,45 @@ def small_curves(title: str, lines: Sequence[Line], curves: str, layer: int | No
     )
 
 
-def wide_plot(lines: Sequence[Line], *, across_label: str, up_label: str, chosen: float | None = None) -> str:
-    """A wide picture with axes; heights on a log scale.
+def wide_plot(
+    lines: Sequence[Line],
+    *,
+    across_label: str,
+    up_label: str,
+    chosen: float | None = None,
+    is_log: bool = True,
+    level: float | None = None,
+) -> str:
+    """A wide picture with axes.
 
     Args:
-        lines: x from 0 to 1, y above 0.
+        lines: x from 0 to 1; y above 0 where heights are on a log scale.
         across_label: of the x axis, plain text.
         up_label: of the y axis, plain text.
         chosen: x of a line from top to bottom; None for none.
+        is_log: heights are on a log scale.
+        level: y of a line from side to side; None for none.
 
     Returns:
         A ``div``; "" where there are no two points.
     """
-    shown = _drawable(lines)
+    shown = _drawable(lines) if is_log else [line for line in lines if line.points]
     points = [point for line in shown for point in line.points]
     if len(points) < 2:
         return ""
-    low, high = min(log10(y) for _, y, _ in points), max(log10(y) for _, y, _ in points)
+    height: _Scale = log10 if is_log else float
+    heights = [height(y) for _, y, _ in points] + ([] if level is None else [height(level)])
+    low, high = min(heights), max(heights)
     first = min(x for x, _, _ in points)
+    # Room for half of a number at the right end of the axis.
+    right = _WIDE - 3 * _EDGE
 
     def across(x: float) -> float:
         share = (x - first) / (1 - first) if first < 1 else 0.5
-        return _LEFT + min(max(share, 0.0), 1.0) * (_WIDE - _LEFT - _EDGE)
+        return _LEFT + min(max(share, 0.0), 1.0) * (right - _LEFT)
 
     def up(y: float) -> float:
-        share = (log10(y) - low) / (high - low) if high > low else 0.5
+        share = (height(y) - low) / (high - low) if high > low else 0.5
         return _TALL - _BOTTOM - share * (_TALL - _BOTTOM - _EDGE)
 
     marks = []
@@ -175,19 +191,70 @@ def wide_plot(lines: Sequence[Line], *, across_label: str, up_label: str, chosen
                 f'<text x="{across(x):.1f}" y="{_TALL - 10}" text-anchor="middle">{100 * x:.0f} %</text>'
             )
     for share in (0.0, 0.5, 1.0):
-        y = 10 ** (low + share * (high - low))
-        marks.append(f'<text x="4" y="{up(y) + 4:.1f}">{y:.2g}</text>')
+        y = low + share * (high - low)
+        y = 10**y if is_log else y
+        marks.append(f'<text x="4" y="{up(y) + 4:.1f}">{y:.3g}</text>')
     if chosen is not None:
         marks.append(
             f'<line class="guide" x1="{across(chosen):.1f}" x2="{across(chosen):.1f}" y1="{_EDGE}" '
             f'y2="{_TALL - _BOTTOM}"><title>chosen: {chosen:.4f}</title></line>'
         )
+    if level is not None:
+        marks.append(
+            f'<line class="guide" x1="{_LEFT}" x2="{right}" y1="{up(level):.1f}" y2="{up(level):.1f}">'
+            f"<title>{level:.4g}</title></line>"
+        )
     drawn = "".join(_polyline(line, across, up) for line in shown)
     return (
-        f'<div class="plot"><p>{escape(up_label)}: {_names(shown)}</p><svg role="img" '
-        f'aria-label="{escape(up_label)} by '
-        f'{escape(across_label)}" viewBox="0 0 {_WIDE} {_TALL}">{"".join(marks)}{drawn}</svg>'
+        f'<div class="plot"><p>{escape(up_label)}: {_names(shown)}</p><div class="scroll"><svg role="img" '
+        f'aria-label="{escape(up_label)} by {escape(across_label)}" style="min-width:30rem" '
+        f'viewBox="0 0 {_WIDE} {_TALL}">{"".join(marks)}{drawn}</svg></div>'
         f'<p class="soft">{escape(across_label)}</p></div>'
+    )
+
+
+def equal_plot(points: Sequence[tuple[float, float, str]], *, across_label: str, up_label: str) -> str:
+    """A picture of pairs of numbers that should be equal, on log scales, with the line where they are.
+
+    Args:
+        points: x, y and what the pointer shows, above 0.
+        across_label: of the x axis, plain text.
+        up_label: of the y axis, plain text.
+
+    Returns:
+        A ``div``; "" where there are no two points.
+    """
+    shown = [point for point in points if min(point[:2]) > 0 and isfinite(point[0]) and isfinite(point[1])]
+    if len(shown) < 2:
+        return ""
+    logs = [log10(value) for x, y, _ in shown for value in (x, y)]
+    low, high = min(logs), max(logs)
+
+    def share(value: float) -> float:
+        return (log10(value) - low) / (high - low) if high > low else 0.5
+
+    def across(x: float) -> float:
+        return _LEFT + share(x) * (_SQUARE - _LEFT - _EDGE)
+
+    def up(y: float) -> float:
+        return _SQUARE - _BOTTOM - share(y) * (_SQUARE - _BOTTOM - _EDGE)
+
+    ends = (10**low, 10**high)
+    marks = "".join(
+        f'<text x="{across(end):.0f}" y="{_SQUARE - 10}" text-anchor="{anchor}">{end:.2g}</text>'
+        f'<text x="4" y="{up(end) + 4:.0f}">{end:.2g}</text>'
+        for end, anchor in zip(ends, ("start", "end"), strict=True)
+    )
+    diagonal = (
+        f'<line class="guide" x1="{across(ends[0]):.0f}" y1="{up(ends[0]):.0f}" x2="{across(ends[1]):.0f}" '
+        f'y2="{up(ends[1]):.0f}"/>'
+    )
+    line = Line(name="", points=())
+    dots = _polyline(replace(line, measured=shown), across, up)
+    return (
+        f'<div class="plot square"><p>{escape(up_label)}, by {escape(across_label)}</p><svg role="img" '
+        f'aria-label="{escape(up_label)} by {escape(across_label)}" viewBox="0 0 {_SQUARE} {_SQUARE}">'
+        f"{marks}{diagonal}{dots}</svg></div>"
     )
 
 

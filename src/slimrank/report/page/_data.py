@@ -5,8 +5,10 @@ Its keys are documented in docs/howto/report.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from math import isfinite
+from platform import python_version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +60,21 @@ _ALL_ELEMENTS, _WORST_ELEMENTS = 64, 8
 _POINTS = 10
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeFrom:
+    """What a study can be made again by.
+
+    Attributes:
+        call: of Python; None where what was asked is not known.
+        seed: of everything drawn; None likewise.
+        fingerprint: of the study.
+    """
+
+    call: str | None
+    seed: int | None
+    fingerprint: Mapping[str, str]
+
+
 def study_data(
     title: str,
     specs: Sequence[LayerSpec],
@@ -66,7 +83,7 @@ def study_data(
     *,
     unit: str = "",
     seconds: Mapping[str, float] | None = None,
-    fingerprint: Mapping[str, str] | None = None,
+    made: MadeFrom | None = None,
     channels: ChannelMap | None = None,
     curves: Sequence[Curve] = (),
     group_curves: Sequence[GroupCurve] = (),
@@ -83,7 +100,7 @@ def study_data(
         notes: what the user should know.
         unit: of damage.
         seconds: wall time of each phase.
-        fingerprint: of the study.
+        made: what the study can be made again by; None where that is not known.
         channels: groups and blocks of the model; None where they were not looked for.
         curves: cost and damage by rank, of layers.
         group_curves: damage by units kept, of groups.
@@ -131,7 +148,7 @@ def study_data(
         "blocks": _block_data(channels, {block.block: block.damage for block in blocks}, ()),
         "plan": None,
         "seconds": dict(seconds or {}),
-        "fingerprint": dict(fingerprint or {}),
+        **_made_data(made),
         "pareto": pareto,
         "scores": scores,
     }
@@ -146,6 +163,7 @@ def result_data(
     curves: Sequence[Curve] = (),
     group_curves: Sequence[GroupCurve] = (),
     unrounded: Plan | None = None,
+    made: MadeFrom | None = None,
     pareto: Json = None,
     scores: Json = None,
 ) -> dict[str, Json]:
@@ -158,6 +176,7 @@ def result_data(
         group_curves: damage by units kept, of that study.
         unrounded: the plan as it would be if ranks and widths were multiples of nothing; None where that is
             not known, or nothing was rounded.
+        made: what that study can be made again by; None where that is not known.
         pareto: as in ``study_data``.
         scores: as in ``study_data``.
 
@@ -207,7 +226,7 @@ def result_data(
         "blocks": _block_data(channels, summary.block_damages, dropped),
         "plan": None if plan is None else _plan_data(plan, unrounded),
         "seconds": dict(summary.seconds),
-        "fingerprint": {},
+        **_made_data(made),
         "pareto": pareto,
         "scores": scores,
     }
@@ -219,10 +238,23 @@ def _head(kind: str, title: str, notes: Sequence[Note]) -> dict[str, Json]:
     return {
         "report": VERSION,
         "slimrank": __version__,
+        "versions": {
+            "python": python_version(),
+            **{package: version(package) for package in ("torch", "numpy")},
+        },
         "kind": kind,
         "title": title,
         "warnings": warning_facts(notes),
         "notes": [{"where": note.where, "text": note.text} for note in notes if not note.is_warning],
+    }
+
+
+def _made_data(made: MadeFrom | None) -> dict[str, Json]:
+    """By what it can be made again."""
+    return {
+        "call": None if made is None else made.call,
+        "seed": None if made is None else made.seed,
+        "fingerprint": {} if made is None else dict(made.fingerprint),
     }
 
 

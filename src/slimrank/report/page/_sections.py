@@ -2,7 +2,7 @@
 """The sections of a page: each is a function of the page's data, and "" where there is nothing to show."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import cast
 
@@ -33,7 +33,16 @@ from slimrank.report._words import (
     name_text,
     setting_text,
 )
-from slimrank.report.page._charts import Bar, Line, Span, bar_list, small_curves, span_chart, wide_plot
+from slimrank.report.page._charts import (
+    Bar,
+    Line,
+    Span,
+    bar_list,
+    equal_plot,
+    small_curves,
+    span_chart,
+    wide_plot,
+)
 from slimrank.report.page._frame import box, definitions, legend, paragraph, part, table
 from slimrank.report.page._reading import Facts, facts_of, number_of, number_or_none, rows_of, texts_of
 
@@ -68,11 +77,14 @@ def verdict(data: Facts) -> str:
 def numbers(data: Facts) -> str:
     """Costs, and what was measured, before and after."""
     before, after = facts_of(data["before"]), data["after"]
-    found = []
+    # The cost, times and what was measured of the outputs first: a phone shows hardly more at once.
+    found: list[str] = []
+    others: list[str] = []
     for metric in METRICS:
+        cards = found if metric == METRICS[0] else others
         old = int(number_of(before[metric]))
         if after is None:
-            found.append(
+            cards.append(
                 _card(METRIC_LABELS[metric], "", format_metric(metric, old), format_exact(old), None)
             )
             continue
@@ -80,13 +92,15 @@ def numbers(data: Facts) -> str:
         detail = f"keep ratio {format_ratio(new, old)}"
         share = new / old if old else None
         old_text, new_text = format_metric(metric, old), format_metric(metric, new)
-        found.append(_card(METRIC_LABELS[metric], old_text, new_text, detail, share))
+        cards.append(_card(METRIC_LABELS[metric], old_text, new_text, detail, share))
+    found += _time_card(data)
     for measured in _measurements(data):
         old_text, new_text = (
             format_measured(value, measured.unit) for value in (measured.before, measured.after)
         )
-        found.append(_card(measured.name, old_text, new_text, format_change(measured), None))
-    found += _time_card(data)
+        # Memory is a cost of the second rank.
+        cards = others if measured.name.startswith("peak of activations") else found
+        cards.append(_card(measured.name, old_text, new_text, format_change(measured), None))
     if data["divergence"] is not None:
         detail = str(data["unit"])
         # Only of the same quantity: a share of weight energy does not predict a divergence.
@@ -94,7 +108,7 @@ def numbers(data: Facts) -> str:
             detail += f"; predicted: {format_damage(number_of(data['damage']))}"
         value = format_damage(number_of(data["divergence"]))
         found.append(_card("held-out divergence", "", value, detail, None))
-    return '<div class="numbers">\n' + "\n".join(found) + "\n</div>"
+    return '<div class="numbers">\n' + "\n".join((*found, *others)) + "\n</div>"
 
 
 def _time_card(data: Facts) -> list[str]:
@@ -755,11 +769,19 @@ def pareto(data: Facts) -> str:
         _pareto_line(points, metric, key, colour) for colour, key in enumerate(("predicted", "measured"))
     ]
     unit = str(found["unit"])
-    if found["measured_unit"] != found["unit"]:
-        # A score is no damage: it has a picture of its own scale in the table below.
-        lines = lines[:1]
     label = f"share of the {metric} that stays" + ("; the dashed line is this model" if chosen else "")
-    plot = wide_plot(lines, across_label=label, up_label=f"damage, {unit}", chosen=chosen)
+    plot = ""
+    if found["measured_unit"] not in (None, found["unit"]):
+        # A score is no damage: it has a scale of its own.
+        measured_line, level = [replace(lines[1], name="measured")], number_or_none(found["baseline"])
+        heading = str(found["measured_unit"])
+        if level is not None:
+            heading += f" (the original: {level:.4g})"
+        plot = wide_plot(
+            measured_line, across_label=label, up_label=heading, chosen=chosen, is_log=False, level=level
+        )
+        lines = lines[:1]
+    plot += wide_plot(lines, across_label=label, up_label=f"damage, {unit}", chosen=chosen)
     rows = [
         (
             f"{number_of(point['cost']):.4f}",
@@ -770,10 +792,45 @@ def pareto(data: Facts) -> str:
         )
         for index, point in enumerate(points)
     ]
-    measured = f">measured ({found['measured_unit']})" if found["measured_unit"] else ">measured"
-    columns = (f"share of {metric}", f">predicted ({unit})", measured, ">layers", ">groups", ">blocks", "")
+    measured = ">measured" if found["measured_unit"] in (None, unit) else f">{found['measured_unit']}"
+    columns = (f"share of {metric}", ">predicted", measured, ">layers", ">groups", ">blocks", "")
     under = f'<div class="under">{table(columns, rows)}</div>'
     return part("Cost against damage", plot + under, count=f"{len(points)} plans")
+
+
+def predicted_and_measured(data: Facts) -> str:
+    """How far measured divergences are from predicted damages, of this model and of the plans of a curve."""
+    found: list[tuple[str, float | None, float | None]] = []
+    curve = None if data["pareto"] is None else facts_of(data["pareto"])
+    if curve is not None and curve["measured_unit"] == curve["unit"]:
+        found = [
+            (
+                f"{number_of(point['cost']):.1%} of the {curve['metric']}",
+                number_or_none(point["predicted"]),
+                number_or_none(point["measured"]),
+            )
+            for point in rows_of(curve["points"])
+        ]
+    if data["damage_unit"] == data["unit"]:
+        found.append(("this model", number_or_none(data["damage"]), number_or_none(data["divergence"])))
+    known = [(name, x, y) for name, x, y in found if x is not None and y is not None]
+    unit = str(data["unit"])
+    plot = equal_plot(
+        [(x, y, f"{name}: predicted {x:.3g}, measured {y:.3g}") for name, x, y in known],
+        across_label=f"predicted damage, {unit}",
+        up_label="measured divergence",
+    )
+    if not plot:
+        return ""
+    rows = [(name, format_damage(x), format_damage(y), format_ratio(y, x)) for name, x, y in known]
+    values = [(None, x, y, y / x if x else None) for _, x, y in known]
+    columns = ("plan", ">predicted", ">measured", ">measured / predicted")
+    lead = paragraph(
+        "On the dashed line they are equal; above it the parts of a plan disturb each other, below it they "
+        "make up for each other."
+    )
+    body = f'{lead}{plot}<div class="under">{table(columns, rows, values=values)}</div>'
+    return part("Predicted against measured damage", body, count=f"{len(known)} plans")
 
 
 def _pareto_line(points: Sequence[Facts], metric: str, key: str, colour: int) -> Line:
@@ -801,17 +858,16 @@ def scores(data: Facts) -> str:
         cells += "<td></td>" * (columns - len(points))
         name = f"{name_text(str(row['name']))}, {row['method']}"
         lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
-    heading = f'<th colspan="{columns}">what was tried, from the smallest</th>'
+    heading = "".join(f"<th>try {number}</th>" for number in range(1, columns + 1))
     body = (
-        f'<div class="scroll"><table class="heat"><thead><tr><th>layer or group, method</th>{heading}</tr>'
-        f"</thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        '<div class="scroll"><table class="heat" data-tools><thead><tr><th>layer or group, method</th>'
+        f"{heading}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
     better = "lower is better" if found["lower_is_better"] else "higher is better"
     lead = (
-        f"Score of the whole model with only this layer compressed, or group slimmed, and the share of it "
-        f"that "
-        f"stays; untouched {baseline:.4g}, {better}. The redder, the farther from it."
+        "Score of the whole model with only this layer compressed, or group slimmed, and the share of it "
+        f"that stays, from the smallest on; untouched {baseline:.4g}, {better}. The redder, the farther from "
+        "it."
     )
     return part("Eval scores", paragraph(lead) + body, count=str(len(rows)))
 
@@ -824,7 +880,10 @@ def _score_points(row: Facts) -> list[tuple[float, float, float]]:
 def _score_cell(point: tuple[float, float, float], redness: float) -> str:
     keep, score, rank = point
     colour = f"background:color-mix(in srgb, var(--hot) {70 * redness:.0f}%, transparent)"
-    return f'<td style="{colour}" title="{keep:.1%}, {rank:g}">{score:.4g}<br><small>{keep:.0%}</small></td>'
+    return (
+        f'<td style="{colour}" data-v="{score:.6g}" title="{keep:.1%}, {rank:g}">{score:.4g}<br>'
+        f"<small>{keep:.0%}</small></td>"
+    )
 
 
 def notes(data: Facts) -> str:
@@ -836,7 +895,12 @@ def notes(data: Facts) -> str:
 def reproduce(data: Facts) -> str:
     """By what it can be made again."""
     seconds = {name: number_of(value) for name, value in facts_of(data["seconds"]).items()}
-    pairs = [("slimrank", str(data["slimrank"]))]
+    versions = [f"slimrank {data['slimrank']}"]
+    # Pages of older versions do not tell the others, nor what was called.
+    versions += [f"{name} {number}" for name, number in facts_of(data.get("versions") or {}).items()]
+    pairs = [("versions", ", ".join(versions))]
+    if data.get("call") is not None:
+        pairs.append(("study", str(data["call"])))
     plan = data["plan"]
     if plan is not None:
         found = facts_of(plan)
@@ -851,7 +915,10 @@ def reproduce(data: Facts) -> str:
     if data["kind"] == "study":
         again = "study.save(dir) and slimrank.Study.load(dir, model=...), as often as there are budgets"
     else:
-        again = "slimrank.apply(model, plan, batches) on a fresh model of the same class and weights"
+        again = (
+            "study.apply(slimrank.Plan.load('plan.json')), or slimrank.apply(model, plan, batches) on a "
+            "fresh model of the same class and weights"
+        )
     pairs.append(("again", again))
     return part("How to reproduce", definitions(pairs), is_open=False)
 

@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,26 @@ def test_a_page_tells_how_its_study_was_made(study: sr.Study, run_dir: Path, tmp
     assert data_of(tmp_path / "other.html")["call"] == (
         "slimrank.study(model, batches, seed=5, methods=('weight_svd',), draws=2)"
     )
+
+
+def test_compress_for_a_latency_shows_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seams.invent_latencies(monkeypatch, lambda _before, _after: 0.5)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "report_net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n"
+        "    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 6)).eval()\n\n\n"
+        "def batches():\n    return [torch.ones(8, 16) * i for i in range(4)]\n"
+    )
+    args = ("report_net.py:build", "report_net.py:batches", "--macs", "0.6", "--latency", "1.0")
+    places = ("--run-dir", "run", "--out", "small", "--report", "page.html")
+    done = CliRunner().invoke(
+        seams.cli,
+        ["compress", *args, *places, "--backend", "torch", "--effort", "fast", "--quiet"],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0, done.stderr
+    data = data_of(tmp_path / "page.html")
+    assert data["latency"]["backend"] == "torch"
+    assert [row["before"]["ms"] > 0 for row in data["layers"]] == [True, True]
+    assert Path("run/latencies.json").is_file()

@@ -226,7 +226,7 @@ dialog.addEventListener("click", (event) => {
 // On paper everything is open.
 let closed = [];
 addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details.part:not([open])")];
+  closed = [...document.querySelectorAll("details:not([open])")];
   for (const part of closed) part.open = true;
 });
 addEventListener("afterprint", () => closed.forEach((part) => (part.open = false)));

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from html import escape
 from math import isfinite, log10
 
+from slimrank.report._words import short_name
+
 # Units of a small picture of a curve; the edge keeps dots at its border whole.
 _WIDTH, _HEIGHT, _EDGE = 240, 110, 8
 # Of a wide picture, with room for the numbers at its sides.
@@ -13,8 +15,8 @@ _WIDE, _TALL, _LEFT, _BOTTOM = 640, 240, 56, 26
 # Sides of a picture of pairs.
 _SQUARE = 300
 # Of one row in the picture of spans, and the room for names at the left.
-_ROW, _NAMES = 24, 190
-_NAME_LETTERS = 30
+_ROW, _NAMES = 24, 250
+_NAME_LETTERS = 40
 # Powers of ten that a small picture shows: what is lower lies on its floor, and does not flatten the rest.
 _DECADES = 6
 _Scale = Callable[[float], float]
@@ -339,7 +341,7 @@ def span_chart(spans: Sequence[Span], count: int, label: str) -> str:
         frozen = ' class="frozen"' if span.is_frozen else ""
         rows.append(
             f'<g{frozen}><title>{escape(span.hint)}</title><text x="0" y="{middle + 4}">'
-            f"{escape(_cut(span.name))}</text>"
+            f"{escape(short_name(span.name, _NAME_LETTERS))}</text>"
             f'<line x1="{across(min(places)):.0f}" x2="{across(max(places)):.0f}" y1="{middle}" '
             f'y2="{middle}"/>'
             f"{squares}{rings}</g>"
@@ -349,11 +351,3 @@ def span_chart(spans: Sequence[Span], count: int, label: str) -> str:
         f'style="min-width:34rem" '
         f'viewBox="0 0 {width} {_ROW * len(spans)}">{"".join(rows)}</svg></div>'
     )
-
-
-def _cut(name: str) -> str:
-    """A name in the room beside a picture: cut in the middle, so that block and layer stay readable."""
-    if len(name) <= _NAME_LETTERS:
-        return name
-    half = (_NAME_LETTERS - 1) // 2
-    return f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"

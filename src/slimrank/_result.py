@@ -13,6 +13,7 @@ from slimrank._errors import BatchesError, FileError, ModelError, OptionError, S
 from slimrank._version import __version__
 from slimrank.calibrate import checked_batches
 from slimrank.deploy import (
+    PLAN_FILE,
     REPORT_FILE,
     ExportSource,
     Precision,
@@ -30,7 +31,7 @@ from slimrank.deploy import (
 from slimrank.files import Json, read_text
 from slimrank.forward import Batch, outside_inference_mode
 from slimrank.pareto import Pareto, pareto_facts
-from slimrank.plan import Plan
+from slimrank.plan import LatencyTable, Plan
 from slimrank.records import (
     METRICS,
     ActivationBytes,
@@ -48,6 +49,7 @@ from slimrank.records import (
     ratio_of,
 )
 from slimrank.report import (
+    MadeFrom,
     agreement_facts,
     agreement_text,
     cost_facts,
@@ -63,6 +65,7 @@ from slimrank.report import (
     warning_facts,
     with_exported,
     with_file,
+    with_times,
     write_page,
 )
 from slimrank.scores import Scores, scores_facts
@@ -118,6 +121,10 @@ class Result:
     # Of the study that it was planned on, for its report.
     _curves: tuple[Curve, ...] = ()
     _group_curves: tuple[GroupCurve, ...] = ()
+    # The plan as it would be if ranks and widths were multiples of nothing.
+    _unrounded: Plan | None = None
+    # What that study can be made again by.
+    _made: MadeFrom | None = None
     # What the model was exported to, with whole paths: the working directory may change.
     _exports: list[Exported] = field(default_factory=list, compare=False)
 
@@ -163,6 +170,7 @@ class Result:
         *,
         pareto: Pareto | None = None,
         scores: Scores | None = None,
+        latencies: LatencyTable | None = None,
     ) -> None:
         """Writes one self-contained HTML page, and its data as JSON beside it.
 
@@ -172,9 +180,15 @@ class Result:
             measurements: as in ``summary``.
             pareto: plans of the same study over their cost, to show this model among them.
             scores: an eval-score table, to show as a map of colours.
+            latencies: a table of measured times of the network that the plan was made for
+                (``slimrank.measure_latency``), to show the time of each layer, before and after, beside its
+                costs.
 
         Raises:
             FileError: it cannot be written.
+            OptionError: something else than a curve or a table.
+            PlanError: ``pareto`` is of another model.
+            LatencyError: ``latencies`` is of another network.
         """
         page = Path(path)
         data = result_data(
@@ -182,9 +196,13 @@ class Result:
             self.plan,
             curves=self._curves,
             group_curves=self._group_curves,
-            pareto=None if pareto is None else pareto_facts(pareto),
+            unrounded=self._unrounded,
+            made=self._made,
+            pareto=None if pareto is None else pareto_facts(pareto, self.plan.steps[-1].structure),
             scores=None if scores is None else scores_facts(scores),
         )
+        if latencies is not None:
+            data = with_times(data, latencies, self.plan.steps[-1])
         write_page(page, data)
 
     def save(
@@ -226,7 +244,14 @@ class Result:
             told = self.with_notes(notes, self.seconds)
         summary = summary_of(told, measurements, Path(path))
         manifest: dict[str, Json] = {**told._manifest(), _EXPORTS: export_facts(summary.exports)}
-        data = result_data(summary, self.plan, curves=self._curves, group_curves=self._group_curves)
+        data = result_data(
+            summary,
+            self.plan,
+            curves=self._curves,
+            group_curves=self._group_curves,
+            unrounded=self._unrounded,
+            made=self._made,
+        )
         write_more = None if recorded is None else partial(write_architecture, recorded=recorded)
         save_artifact(
             path,
@@ -449,15 +474,26 @@ def add_export(directory: Path, exported: Exported) -> None:
     update_artifact(directory, change)
 
 
-def write_saved_report(directory: Path, page: Path) -> None:
+def write_saved_report(
+    directory: Path,
+    page: Path,
+    *,
+    pareto: Pareto | None = None,
+    latencies: LatencyTable | None = None,
+) -> None:
     """Writes the report of a saved model to another place, and its data beside it.
 
     Args:
         directory: of the saved model.
         page: of the report that is written.
+        pareto: as in ``Result.report``; what the report shows stays where none is given.
+        latencies: likewise.
 
     Raises:
-        FileError: the saved model has no report, or one that cannot be read; or the page cannot be written.
+        FileError: the saved model has no report or plan, or one that cannot be read; or the page cannot be
+            written.
+        PlanError: ``pareto`` is of another model.
+        LatencyError: ``latencies`` is of another network.
     """
     report = directory / REPORT_FILE
     advice = "save the model again"
@@ -466,6 +502,11 @@ def write_saved_report(directory: Path, page: Path) -> None:
         data = page_data(html)
     except SlimrankError as error:
         raise FileError(f"report {report}: {error}") from error
+    step = Plan.load(directory / PLAN_FILE).steps[-1]
+    if pareto is not None:
+        data = {**data, "pareto": pareto_facts(pareto, step.structure)}
+    if latencies is not None:
+        data = with_times(data, latencies, step)
     write_page(page, data)
 
 

@@ -43,6 +43,7 @@ from slimrank.plan import (
     PlanSource,
     Rounding,
     SettingLike,
+    Step,
     Structure,
     are_same_steps,
     block_damage_at,
@@ -77,6 +78,7 @@ from slimrank.records import (
     replaces_groups,
 )
 from slimrank.report import (
+    MadeFrom,
     Plot,
     draw_figure,
     explain_layer,
@@ -85,9 +87,10 @@ from slimrank.report import (
     render_layers,
     study_data,
     study_notebook,
+    with_times,
     write_page,
 )
-from slimrank.scores import ScoreFn, Scores, score_model, scored_source, scores_facts
+from slimrank.scores import ScoreFn, Scores, check_scores, score_model, scored_source, scores_facts
 from slimrank.select import (
     check_budgets,
     has_uniform_widths,
@@ -194,6 +197,8 @@ class Study:
     group_curves: GroupCurves = field(default_factory=GroupCurves)
     block_damages: tuple[BlockDamage, ...] = ()
     _session: Session | None = None
+    # What was asked, of a study that was read without its model.
+    _options: Options | None = None
 
     @property
     def layers(self) -> Layers:
@@ -245,7 +250,12 @@ class Study:
         return explain_layer(self, layer, plan, unit=self.unit).text
 
     def report(
-        self, path: str | os.PathLike[str], *, pareto: Pareto | None = None, scores: Scores | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pareto: Pareto | None = None,
+        scores: Scores | None = None,
+        latencies: LatencyTable | None = None,
     ) -> None:
         """Writes what was found as one self-contained HTML page, and its data as JSON beside it.
 
@@ -253,12 +263,24 @@ class Study:
             path: of the page; the data have its name with the suffix ``.json``.
             pareto: plans of this study over their cost (``Study.pareto``), to draw.
             scores: an eval-score table of this study, to show as a map of colours.
+            latencies: a table of measured times of this network (``slimrank.measure_latency``), to show the
+                time of each layer beside its costs.
 
         Raises:
             FileError: it cannot be written.
+            OptionError: something else than a curve or a table.
+            PlanError: ``pareto`` is of another model.
+            ScoreError: ``scores`` is of another study.
+            LatencyError: ``latencies`` is of another network.
         """
-        facts = None if pareto is None else pareto_facts(pareto)
-        write_page(Path(path), self._page_data(facts, None if scores is None else scores_facts(scores)))
+        facts = None if pareto is None else pareto_facts(pareto, self.structure)
+        table = None if scores is None else scores_facts(scores)
+        if scores is not None:
+            check_scores(scores, self.fingerprint)
+        data = self._page_data(facts, table)
+        if latencies is not None:
+            data = with_times(data, latencies, Step(structure=self.structure, layers={}))
+        write_page(Path(path), data)
 
     def plot(self, kind: str = "damage", names: Sequence[str] | None = None) -> Plot:
         """A figure for papers, by matplotlib.
@@ -287,7 +309,7 @@ class Study:
             self.notes,
             unit=self.unit,
             seconds=self.seconds,
-            fingerprint=self.fingerprint,
+            made=self._made(),
             channels=self.structure.channels,
             curves=self.curves,
             group_curves=self.group_curves,
@@ -295,6 +317,13 @@ class Study:
             pareto=pareto,
             scores=scores,
         )
+
+    def _made(self) -> MadeFrom:
+        """What the study can be made again by."""
+        options = self._options if self._session is None else self._session.options
+        call = None if options is None else f"slimrank.study(model, batches, {options.typed})"
+        seed = None if options is None else options.seed
+        return MadeFrom(call=call, seed=seed, fingerprint=self.fingerprint)
 
     def plan(
         self,
@@ -703,7 +732,7 @@ class Study:
                     session, planned, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
                 ),
             )
-        result = self._with_damages(result)
+        result = self._with_damages(result, plan)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _within_budgets(self, plan: Plan, build: Callable[[Plan], Result]) -> Result:
@@ -753,6 +782,36 @@ class Study:
         Returns:
             The plan; None where the budgets are out of reach so, or the plan was not chosen from damages.
         """
+        return self._planned_again(plan, built, budgets, plan.multiple_of if plan.relaxed is None else "auto")
+
+    def _unrounded(self, plan: Plan) -> Plan | None:
+        """A plan as it would be if ranks and widths were multiples of nothing, in its layers alone.
+
+        Args:
+            plan: of this study.
+
+        Returns:
+            The plan; None where nothing was rounded, or the plan was not chosen from damages.
+        """
+        numbers = plan.multiple_of.values() if isinstance(plan.multiple_of, Mapping) else (plan.multiple_of,)
+        if set(numbers) <= {1}:
+            return None
+        return self._planned_again(plan, plan, plan.budgets, 1)
+
+    def _planned_again(
+        self, plan: Plan, built: Plan, budgets: Mapping[Metric, float], multiple_of: MultipleOf
+    ) -> Plan | None:
+        """A plan by the rule of another one, of its methods, in its layers, groups and blocks alone.
+
+        Args:
+            plan: the other one.
+            built: what could be built of it.
+            budgets: keep ratios of the original model.
+            multiple_of: as in ``plan``.
+
+        Returns:
+            The plan; None where the budgets are out of reach so, or the plan was not chosen from damages.
+        """
         select = _SELECTORS.get(plan.select)
         if select is None or plan.latency is not None or plan.score_loss is not None:
             return None
@@ -771,7 +830,7 @@ class Study:
                 params=budgets.get("params"),
                 bytes=budgets.get("bytes"),
                 select=select,
-                multiple_of=plan.multiple_of if plan.relaxed is None else "auto",
+                multiple_of=multiple_of,
                 methods=[method for method in self.methods if method in methods],
                 relative_to="model" if len(plan.steps) < 2 else "original",
                 fixed=fixed_in(plan, built=built),
@@ -781,8 +840,16 @@ class Study:
         except BudgetError:
             return None
 
-    def _with_damages(self, result: Result) -> Result:
-        """The result with the damages that this study predicts for its layers, groups and blocks."""
+    def _with_damages(self, result: Result, plan: Plan) -> Result:
+        """The result with what this study knows of its layers, groups and blocks, for its report.
+
+        Args:
+            result: as built.
+            plan: that was to be built.
+
+        Returns:
+            The result, with predicted damages, and with what rounding changed.
+        """
         layers = tuple(
             layer
             if layer.setting is None
@@ -794,6 +861,7 @@ class Study:
             for name, channels_kept in result.plan.groups.items()
         }
         blocks = {name: block_damage_at(self.block_damages, name) for name in result.plan.dropped}
+        unrounded = self._unrounded(plan) if are_same_steps(plan.steps, result.plan.steps) else None
         return replace(
             result,
             layers=layers,
@@ -801,6 +869,8 @@ class Study:
             block_damages={name: damage for name, damage in blocks.items() if damage is not None},
             _curves=self.curves,
             _group_curves=self.group_curves,
+            _unrounded=unrounded,
+            _made=self._made(),
         )
 
     def _check_steps(self, plan: Plan) -> None:
@@ -897,6 +967,7 @@ class Study:
             previous=record.previous,
             group_curves=GroupCurves(record.group_curves),
             block_damages=record.block_damages,
+            _options=record.options,
         )
         if model is None:
             return study

@@ -169,9 +169,17 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
 
     assert _facts("report", "run", "--out", "study.html")
     assert "<!DOCTYPE html>" in (folder / "study.html").read_text()
-    assert _facts("report", "small", "--out", "small.html") == {"report": "small.html", "data": "small.json"}
+    assert _facts("report", "small", "--out", "small.html") == {
+        "report": "small.html",
+        "data": "small.json",
+        "latencies": None,
+    }
     assert (folder / "small.html").read_bytes() == (folder / "small" / "report.html").read_bytes()
-    assert _facts("report", "run") == {"report": "run/report.html", "data": "run/report.json"}
+    assert _facts("report", "run") == {
+        "report": "run/report.html",
+        "data": "run/report.json",
+        "latencies": None,
+    }
     data = json.loads((folder / "run" / "report.json").read_text())
     assert data["kind"] == "study"
     (folder / "small" / "report.html").write_text("<p>mine</p>")

@@ -325,7 +325,7 @@ def test_what_is_no_directory_of_slimrank(nets: ModuleType, tmp_path: Path) -> N
         sr.load(tmp_path / "nowhere", model=nets.cnn())
     with pytest.raises(sr.FileError, match="is this a directory of slimrank"):
         sr.load(tmp_path, model=nets.cnn())
-    with pytest.raises(sr.FileError, match="is this a directory of slimrank") as caught:
+    with pytest.raises(sr.FileError, match=r"there is no study\.json in it, so no study; give the") as caught:
         sr.Study.load(tmp_path)
     assert isinstance(caught.value, OSError)
 

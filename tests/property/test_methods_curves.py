@@ -23,7 +23,7 @@ from slimrank.methods import (
     layer_curves,
     metric_roots,
 )
-from slimrank.records import Call, Curve, Form, LayerSpec, Method
+from slimrank.records import Call, Curve, Form, LayerSpec, Method, Setting
 
 _few = settings(deadline=None, max_examples=25, derandomize=True)
 _sizes = st.integers(1, 5)
@@ -140,7 +140,8 @@ def _anchored(errors: np.ndarray, anchors: list[tuple[float, float]]) -> np.ndar
         error=errors,
         damage=errors,
     )
-    points = [Anchor(error=error, divergence=value) for error, value in anchors]
+    setting = Setting(method=method, form=form, rank=1)
+    points = [Anchor(setting=setting, error=error, divergence=value) for error, value in anchors]
     return anchored_curves([curve], points)[0].damage
 
 

@@ -43,6 +43,7 @@ from slimrank.cli._typed import (
 )
 from slimrank.deploy import FORMATS, Precision, check_export, format_of
 from slimrank.latency import BACKENDS, PRECISIONS
+from slimrank.recipes import LATENCIES_FILE
 from slimrank.records import Method
 
 # Methods of --split where --methods names none: those of ``slimrank.search_split``.
@@ -238,8 +239,10 @@ def compress(
                 multiple_of=rounding,
                 serve=serve,
             )
+    # A latency was planned by a table, which tells the time of each layer.
+    times = None if latency is None or run_dir is None else sr.Latencies.load(run_dir / LATENCIES_FILE)
     if report_path is not None:
-        result.report(report_path)
+        result.report(report_path, latencies=times)
     answer = save_result(result, out, overwrite=overwrite, architecture=architecture)
     if export_path is None:
         return answer
@@ -258,6 +261,6 @@ def compress(
     exported = name_in_saved(exported, out)
     if report_path is not None:
         # Again, now that there is a file to name.
-        result.report(report_path)
+        result.report(report_path, latencies=times)
     text = f"{answer.text}\n{exported.summary()}"
     return Answer(text=text, facts={**saved_facts(result, out), "exported": exported_facts(exported)})

@@ -7,6 +7,7 @@ from typing import Unpack
 import click
 
 import slimrank as sr
+from slimrank._errors import FileError, LatencyError
 from slimrank._result import write_saved_report
 from slimrank.cli._command import Answer, Command
 from slimrank.cli._options import (
@@ -22,6 +23,7 @@ from slimrank.cli._references import batches_at
 from slimrank.cli._typed import model_to_compress, study_from_text
 from slimrank.deploy import REPORT_FILE, is_saved_model
 from slimrank.files import Json
+from slimrank.recipes import LATENCIES_FILE
 from slimrank.report import study_facts
 
 
@@ -85,12 +87,54 @@ def study(
 @click.command(cls=Command)
 @click.argument("directory", metavar="DIR", type=PATH)
 @click.option("--out", type=PATH, help="HTML file; its data go beside it.  [default: report.html in DIR]")
-def report(directory: Path, out: Path | None) -> Answer:
+@click.option(
+    "--latencies",
+    "times",
+    type=PATH,
+    metavar="T.json",
+    help="Table of slimrank latency: the time of each layer.  [default: latencies.json in DIR, where it is]",
+)
+@click.option("--pareto", "curve", type=PATH, metavar="P.json", help="Curve of slimrank pareto, to draw.")
+@click.option("--scores", type=PATH, metavar="S.json", help="Table of slimrank score; of a study alone.")
+def report(
+    directory: Path, out: Path | None, times: Path | None, curve: Path | None, scores: Path | None
+) -> Answer:
     """Write the study, or the saved model, in DIR as one HTML page, and its data as JSON beside it."""
+    if not directory.is_dir():
+        what = "is a file, and a report is of a directory" if directory.exists() else "is not there"
+        raise FileError(
+            f"{directory}: it {what}; give that of a study (slimrank study --out) or of a saved model. A "
+            "plan alone has no report: slimrank explain RUN LAYER --plan PLAN and slimrank edit show one"
+        )
     page = directory / REPORT_FILE if out is None else out
-    if is_saved_model(directory):
-        write_saved_report(directory, page)
-    else:
-        sr.Study.load(directory).report(page)
+    is_model = is_saved_model(directory)
+    if is_model and scores is not None:
+        raise click.UsageError("--scores is of a study; give the directory of the study")
+    # Where compress with a latency keeps the one that it measured.
+    beside = directory / LATENCIES_FILE
+    is_found = times is None and not is_model and beside.is_file()
+    times, without = beside if is_found else times, ""
+    try:
+        table = None if times is None else sr.Latencies.load(times)
+    except LatencyError as error:
+        if not is_found:
+            raise
+        # Nobody asked for it, and a measurement that was stopped is no reason not to show the study.
+        table, times, without = None, None, f"; without times: {error}"
+    drawn = None if curve is None else sr.Pareto.load(curve)
+    try:
+        if is_model:
+            write_saved_report(directory, page, pareto=drawn, latencies=table)
+        else:
+            known = None if scores is None else sr.Scores.load(scores)
+            sr.Study.load(directory).report(page, pareto=drawn, scores=known, latencies=table)
+    except LatencyError as error:
+        raise LatencyError(f"{times}: {error}") from error
     data = page.with_suffix(".json")
-    return Answer(text=f"Report: {page}; data: {data}", facts={"report": str(page), "data": str(data)})
+    facts: dict[str, Json] = {
+        "report": str(page),
+        "data": str(data),
+        "latencies": None if times is None else str(times),
+    }
+    told = without if times is None else f"; times: {times}"
+    return Answer(text=f"Report: {page}; data: {data}{told}", facts=facts)

@@ -4,9 +4,9 @@
 import shutil
 from typing import TextIO
 
-# Between what stays of a name.
-_GAP = "..."
-# Columns that a name keeps at least: a few of either end.
+from slimrank.report import short_name
+
+# Columns that a name keeps at least.
 _LEAST = 15
 
 
@@ -31,8 +31,8 @@ def fit_tables(text: str, width: int) -> str:
         width: columns.
 
     Returns:
-        The text; names that were too long have dots in their middle. A table that would not fit is left
-        whole.
+        The text; names that were too long have shorter words, and all of their numbers. A table that would
+        not fit is left whole.
     """
     lines = text.split("\n")
     for index, line in enumerate(lines):
@@ -61,7 +61,7 @@ def _fitted(table: list[str], width: int) -> list[str]:
     narrow = first - over
     if over <= 0 or narrow < min(_LEAST, first):
         return table
-    return [f"{_shortened(line[:first].rstrip(), narrow):{narrow}}{line[first:]}".rstrip() for line in table]
+    return [f"{short_name(line[:first].rstrip(), narrow):{narrow}}{line[first:]}".rstrip() for line in table]
 
 
 def _first_column(table: list[str]) -> int:
@@ -69,11 +69,3 @@ def _first_column(table: list[str]) -> int:
     longest = max(map(len, table))
     padded = [line.ljust(longest + 2) for line in table]
     return next(end for end in range(1, longest + 1) if all(line[end : end + 2] == "  " for line in padded))
-
-
-def _shortened(name: str, width: int) -> str:
-    """A name within a width; more of its end, which tells layers apart, than of its start."""
-    if len(name) <= width:
-        return name
-    kept = width - len(_GAP)
-    return f"{name[: kept // 2]}{_GAP}{name[len(name) - (kept - kept // 2) :]}"

@@ -63,6 +63,7 @@ from slimrank.cost._slimming import (
 from slimrank.cost._time import (
     group_is_inside,
     group_time,
+    layer_times,
     network_time,
     pair_rows_and_columns,
     rows_and_columns,
@@ -99,6 +100,7 @@ __all__ = [
     "keeps_rows",
     "kept_shape",
     "layer_cost",
+    "layer_times",
     "least_shape",
     "live_bytes",
     "matrix_names",

@@ -34,15 +34,45 @@ def network_time(
     """
     blocks = tuple(block.name for block in outermost_blocks(channels, dropped))
     total = times.fixed + _block_time(times, blocks)
-    for name, layer in times.layers.items():
-        if name in layers and not f"{name}.".startswith(tuple(f"{block}." for block in blocks)):
-            total += _layer_time(times, layer, slimmed_spec(layers[name], channels, kept), settings.get(name))
+    for time in layer_times(times, layers, channels, settings=settings, kept=kept, dropped=dropped).values():
+        total += time
     for name in times.groups.keys() | times.ragged.keys():
         is_gone = any(group_is_inside(channels, name, (block,)) for block in blocks)
         if name in channels.groups and not is_gone:
             group = channels.groups[name]
             total += group_time(times, group, len(kept.get(name, range(group.units))))
     return total
+
+
+def layer_times(
+    times: NetworkTimes,
+    layers: Mapping[str, LayerSpec],
+    channels: ChannelMap,
+    *,
+    settings: Mapping[str, Setting],
+    kept: Kept,
+    dropped: Collection[str],
+) -> dict[str, float]:
+    """Time of each layer with settings, slimmed groups and dropped blocks.
+
+    Args:
+        times: measured.
+        layers: as in ``network_time``, and so are all others.
+        channels: see there.
+        settings: see there.
+        kept: see there.
+        dropped: see there.
+
+    Returns:
+        ns for one run of the batch that was measured, by layer: of those that the table has and that are in
+        no dropped block.
+    """
+    inside = tuple(f"{block.name}." for block in outermost_blocks(channels, dropped))
+    return {
+        name: _layer_time(times, layer, slimmed_spec(layers[name], channels, kept), settings.get(name))
+        for name, layer in times.layers.items()
+        if name in layers and not f"{name}.".startswith(inside)
+    }
 
 
 def _layer_time(times: NetworkTimes, layer: LayerTimes, spec: LayerSpec, setting: Setting | None) -> float:

@@ -262,9 +262,15 @@ def anchored_group_curve(curve: GroupCurve, measured: Mapping[int, float]) -> Gr
     smallest = min(measured)
     if len(curve.order) <= _FEW_UNITS:
         damage = np.where(counts < smallest, np.maximum(damage, worst * smallest / counts), damage)
-        return replace(curve, damage=damage)
+        return replace(curve, damage=damage, anchors=dict(measured))
     is_offered = counts >= smallest
-    return replace(curve, kept=counts[is_offered], error=curve.error[is_offered], damage=damage[is_offered])
+    return replace(
+        curve,
+        kept=counts[is_offered],
+        error=curve.error[is_offered],
+        damage=damage[is_offered],
+        anchors=dict(measured),
+    )
 
 
 def _offered_counts(n_units: int) -> NDArray[np.int64]:

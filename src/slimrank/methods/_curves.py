@@ -40,10 +40,12 @@ class Anchor:
     """One measured divergence of a layer.
 
     Attributes:
+        setting: what the layer was replaced with.
         error: quadratic form E of what the layer was replaced with.
         divergence: measured on held-out samples, everything else as in the original.
     """
 
+    setting: Setting
     error: float
     divergence: float
 
@@ -167,10 +169,21 @@ def anchored_curves(curves: Sequence[Curve], anchors: Sequence[Anchor]) -> tuple
         anchors: measured divergences.
 
     Returns:
-        The curves, damage replaced.
+        The curves, damage replaced; each with the anchors of its own form.
     """
     measured = [(anchor.error, anchor.divergence) for anchor in anchors]
-    return tuple(replace(curve, damage=divergence_over_error(curve.error, measured)) for curve in curves)
+    return tuple(
+        replace(
+            curve,
+            damage=divergence_over_error(curve.error, measured),
+            anchors={
+                anchor.setting.rank: anchor.divergence
+                for anchor in anchors
+                if (anchor.setting.method, anchor.setting.form) == (curve.method, curve.form)
+            },
+        )
+        for curve in curves
+    )
 
 
 def divergence_over_error(

@@ -5,11 +5,12 @@ import os
 from dataclasses import dataclass, fields
 from typing import cast
 
-from slimrank._errors import BudgetError, OptionError
+from slimrank._errors import BudgetError, OptionError, PlanError
 from slimrank.files import Json
 from slimrank.pareto._file import ParetoFields, read_pareto, write_pareto
 from slimrank.pareto._knee import knee_index
 from slimrank.pareto._point import ParetoPoint
+from slimrank.plan import Structure, check_structure
 from slimrank.records import Budgeted
 from slimrank.report import finite_or_none, format_damage, notebook_html, render_curve, render_table
 
@@ -205,11 +206,12 @@ class Pareto:
         )
 
 
-def pareto_facts(curve: Pareto) -> dict[str, Json]:
+def pareto_facts(curve: Pareto, structure: Structure | None = None) -> dict[str, Json]:
     """A curve as JSON, without its plans: what ``--json`` prints, and what a page may show.
 
     Args:
         curve: any.
+        structure: of the model that its plans must be for; None for any.
 
     Returns:
         Its keys, in the order in which people read them; "knee" is an index of the points, and what is not
@@ -217,9 +219,19 @@ def pareto_facts(curve: Pareto) -> dict[str, Json]:
 
     Raises:
         OptionError: something else than a curve.
+        PlanError: its plans are for another model.
     """
     if not isinstance(curve, Pareto):
         raise OptionError(f"pareto is a {type(curve).__name__}; give what study.pareto() returned")
+    if structure is not None:
+        for point in curve.points:
+            try:
+                check_structure(point.plan, structure, step=-1)
+            except PlanError as error:
+                raise PlanError(
+                    f"pareto: its plans are for another model ({error}); give a curve of this study, "
+                    "study.pareto()"
+                ) from error
     points: list[Json] = [
         {
             "budget": point.budget,

@@ -2,7 +2,7 @@
 """Whole ways on top of a study."""
 
 from slimrank.recipes._activation_bytes import activation_bytes
-from slimrank.recipes._compress import compress
+from slimrank.recipes._compress import LATENCIES_FILE, compress
 from slimrank.recipes._export import export
 from slimrank.recipes._from_onnx import from_onnx
 from slimrank.recipes._from_pretrained import from_pretrained
@@ -15,6 +15,7 @@ from slimrank.recipes._smallest import smallest
 from slimrank.recipes._split import search_split
 
 __all__ = [
+    "LATENCIES_FILE",
     "activation_bytes",
     "apply",
     "collect_latency",

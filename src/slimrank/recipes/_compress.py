@@ -37,6 +37,8 @@ from slimrank.records import ChannelOrder, Effort, Method, Metric
 from slimrank.select import check_budgets
 from slimrank.survey import Inputs, MemoryOption, Skip
 
+# In a run directory: the table of times that a latency was planned by.
+LATENCIES_FILE = "latencies.json"
 # Times the predicted damage of the optimal plan above which another one is not built. Of 40 plans above 1.1
 # times it, of four networks at two budgets with two seeds, one was better on fresh samples, by 3 %: where the
 # few held-out ones preferred such a plan, that was chance. More builds more plans in vain.
@@ -232,6 +234,6 @@ class _Timing:
             threads=self.threads,
             batch=self.batch,
             precision=self.precision,
-            path=None if run_dir is None else Path(run_dir) / "latencies.json",
+            path=None if run_dir is None else Path(run_dir) / LATENCIES_FILE,
             progress=progress,
         )

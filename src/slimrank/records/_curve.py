@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was measured of layers, groups and blocks: cost and damage of every choice."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ class Curve:
         macs, params, bytes: (K,) int64, cost of the pair at each rank (all calls, one sample).
         error: (K,) float64, the quadratic form E, never rising; no unit across layers.
         damage: (K,) float64, predicted divergence from the original; nats per sample once anchored.
+        anchors: rank -> divergence that was measured with the pair of this rank in place of the layer,
+            everything else as in the original; empty where none was measured, or none was kept.
     """
 
     layer: str
@@ -35,6 +38,7 @@ class Curve:
     error: NDArray[np.float64]
     damage: NDArray[np.float64]
     ranks_in: NDArray[np.int64] | None = None
+    anchors: Mapping[int, float] = field(default_factory=dict)
 
     def setting(self, rank: int) -> Setting:
         """What a plan says of one rank of the curve."""
@@ -69,6 +73,8 @@ class GroupCurve:
         kept: (K,) int64, how many units stay: ascending, each at least 1 and below the number of units.
         error: (K,) float64, the quadratic form, never rising with ``kept``; no unit across groups.
         damage: (K,) float64, predicted divergence from the original; nats per sample once anchored.
+        anchors: units that stay -> divergence that was measured with this group alone slimmed; empty where
+            none was measured, or none was kept.
     """
 
     group: str
@@ -76,6 +82,7 @@ class GroupCurve:
     kept: NDArray[np.int64]
     error: NDArray[np.float64]
     damage: NDArray[np.float64]
+    anchors: Mapping[int, float] = field(default_factory=dict)
 
     def channels_kept(self, count: int) -> tuple[int, ...]:
         """The units that stay when ``count`` of them do, ascending."""

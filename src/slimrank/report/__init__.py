@@ -27,19 +27,22 @@ from slimrank.report._plot import Plot, draw_figure
 from slimrank.report._scores_page import ScoreLine, render_scores_html
 from slimrank.report._table import render_table
 from slimrank.report._text import render_layers, render_plan, render_text
-from slimrank.report._words import slimmed_text
+from slimrank.report._words import short_name, slimmed_text
 from slimrank.report.page import (
+    MadeFrom,
     document,
     page_data,
     render_page,
     result_data,
     study_data,
     with_exported,
+    with_times,
     write_page,
 )
 
 __all__ = [
     "Explanation",
+    "MadeFrom",
     "Plot",
     "ScoreLine",
     "agreement_facts",
@@ -70,6 +73,7 @@ __all__ = [
     "result_data",
     "result_facts",
     "result_notebook",
+    "short_name",
     "slimmed_text",
     "study_data",
     "study_facts",
@@ -77,5 +81,6 @@ __all__ = [
     "warning_facts",
     "with_exported",
     "with_file",
+    "with_times",
     "write_page",
 ]

@@ -2,6 +2,7 @@
 """Channel groups and blocks: the cells that text and page share, and the text of a study."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from slimrank.plan import Plan, slimmable_groups
 from slimrank.records import PRUNING, BlockDamage, BlockSpec, ChannelMap, Cost, GroupCurve, GroupSpec, Summary
@@ -87,12 +88,17 @@ def group_rows(channels: ChannelMap, curves: Sequence[GroupCurve]) -> list[tuple
 
 def readers_of(channels: ChannelMap, group: GroupSpec) -> tuple[str, ...]:
     """Layers that sum over the channels of a group, those that cannot be fitted anew as well."""
-    others = (
-        tensor.name.rpartition(".")[0]
-        for tensor in channels.tensors.values()
-        if any(axis.group == group.name and axis.role == "input" for axis in tensor.axes)
-    )
-    return tuple(dict.fromkeys((*group.consumers, *others)))
+    return readers_by_group(replace(channels, groups={group.name: group}))[group.name]
+
+
+def readers_by_group(channels: ChannelMap) -> dict[str, tuple[str, ...]]:
+    """Layers that sum over the channels of each group, those that cannot be fitted anew as well."""
+    readers = {name: dict.fromkeys(group.consumers) for name, group in channels.groups.items()}
+    for tensor in channels.tensors.values():
+        for axis in tensor.axes:
+            if axis.role == "input" and axis.group in readers:
+                readers[axis.group].setdefault(tensor.name.rpartition(".")[0])
+    return {name: tuple(names) for name, names in readers.items()}
 
 
 def damage_at_half(curve: GroupCurve | None) -> float | None:

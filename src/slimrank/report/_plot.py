@@ -30,6 +30,8 @@ KINDS = ("damage", "costs")
 # Inches: of one small picture, pictures beside each other, and the height of a bar.
 _SMALL, _COLUMNS, _BAR = (2.4, 1.7), 4, 0.22
 _Facts = Mapping[str, Json]
+# Its name, and shares that stay with their damages: predicted, and measured.
+_Curve = tuple[str, list[tuple[float, float]], list[tuple[float, float]]]
 
 
 def draw_figure(data: _Facts, kind: str, names: Sequence[str] | None = None) -> Plot:
@@ -37,8 +39,8 @@ def draw_figure(data: _Facts, kind: str, names: Sequence[str] | None = None) -> 
 
     Args:
         data: of the page of a study.
-        kind: "damage" for damage over what stays, a small picture for each layer and group; "costs" for the
-            MACs of each layer.
+        kind: "damage" for damage over what stays, a small picture for each layer and group with dots where
+            it was measured; "costs" for the MACs of each layer.
         names: of layers and groups; None for all.
 
     Returns:
@@ -75,32 +77,36 @@ def draw_figure(data: _Facts, kind: str, names: Sequence[str] | None = None) -> 
     return _damage(figures.Figure, curves, str(data["damage_unit"]))
 
 
-def _layer_curves(rows: Sequence[_Facts]) -> list[tuple[str, list[tuple[str, list[tuple[float, float]]]]]]:
-    """By layer: the name of each curve, and its shares and damages."""
+def _layer_curves(rows: Sequence[_Facts]) -> list[tuple[str, list[_Curve]]]:
+    """By layer: its curves."""
     found = []
     for row in rows:
         lines = []
         for curve in cast("Sequence[_Facts]", row["curves"]):
-            points = _points(curve)
+            points = _points(curve, "points")
             if points:
-                lines.append((f"{curve['method']} {curve['form']}", points))
+                lines.append((f"{curve['method']} {curve['form']}", points, _points(curve, "anchors")))
         if lines:
             found.append((name_text(str(row["name"])), lines))
     return found
 
 
-def _group_curves(rows: Sequence[_Facts]) -> list[tuple[str, list[tuple[str, list[tuple[float, float]]]]]]:
-    return [(f"{row['name']} (group)", [("channels", _points(row))]) for row in rows if _points(row)]
+def _group_curves(rows: Sequence[_Facts]) -> list[tuple[str, list[_Curve]]]:
+    return [
+        (f"{row['name']} (group)", [("channels", _points(row, "points"), _points(row, "anchors"))])
+        for row in rows
+        if _points(row, "points")
+    ]
 
 
-def _points(curve: _Facts) -> list[tuple[float, float]]:
-    points = cast("Sequence[Sequence[float]]", curve["points"])
+def _points(curve: _Facts, key: str) -> list[tuple[float, float]]:
+    points = cast("Sequence[Sequence[float]]", curve[key])
     return [(keep, damage) for keep, damage, _ in points if damage > 0]
 
 
 def _damage(
     make: Callable[..., Any],
-    curves: Sequence[tuple[str, list[tuple[str, list[tuple[float, float]]]]]],
+    curves: Sequence[tuple[str, list[_Curve]]],
     unit: str,
 ) -> Plot:
     columns = min(_COLUMNS, len(curves))
@@ -108,15 +114,19 @@ def _damage(
     figure = make(figsize=(_SMALL[0] * columns, _SMALL[1] * rows), layout="constrained")
     for index, (name, lines) in enumerate(curves):
         axes = figure.add_subplot(rows, columns, index + 1)
-        for label, points in lines:
-            axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, markersize=3, label=label)
+        for label, points, measured in lines:
+            (line,) = axes.plot(*zip(*points, strict=True), linewidth=1, label=label)
+            if measured:
+                axes.plot(*zip(*measured, strict=True), "o", markersize=3, color=line.get_color())
         axes.set_yscale("log")
         axes.set_xlim(0, 1)
         axes.set_title(name, fontsize=7)
         axes.tick_params(labelsize=6)
         axes.legend(fontsize=5, frameon=False)
     figure.supxlabel("share of the MACs, or of the units, that stays", fontsize=8)
-    figure.supylabel(f"predicted damage ({unit})", fontsize=8)
+    has_dots = any(measured for _, lines in curves for _, _, measured in lines)
+    kinds = "lines predicted, dots measured" if has_dots else "predicted"
+    figure.supylabel(f"damage ({unit}), {kinds}", fontsize=8)
     return cast("Plot", figure)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words that text and page share."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -20,6 +21,10 @@ MULTIPLES_LABEL = "Rounding"
 ELSEWHERE_LABEL = "(outside layers)"
 # How the text of a layer in a dropped block begins; by it ``done_text`` knows such a layer.
 _GONE = "gone with "
+# A word, and the number that it ends in, if any.
+_NUMBER_AT_END = re.compile(r"(.*?)(\d*)")
+# Between both ends of a name that is too long even so.
+_GAP = "..."
 # What stands for the model itself, whose dotted name is empty.
 _ROOT = "(model)"
 
@@ -27,6 +32,39 @@ _ROOT = "(model)"
 def name_text(name: str) -> str:
     """A dotted name; "(model)" for the model itself, whose dotted name is empty."""
     return name or _ROOT
+
+
+def short_name(name: str, width: int) -> str:
+    """A dotted name within a width, with all of its numbers: they tell layers apart.
+
+    Args:
+        name: whole.
+        width: letters, at least 3.
+
+    Returns:
+        "enco~.layers.11.self_att~.quer~": words lose their ends, the longest first, and the last word least.
+        Where numbers and first letters alone are too long, both ends of the name around "...".
+    """
+    if len(name) <= width:
+        return name
+    words = [(match[1], match[2]) for part in name.split(".") if (match := _NUMBER_AT_END.fullmatch(part))]
+    kept = [len(stem) for stem, _ in words]
+    last = len(words) - 1
+
+    def shown() -> str:
+        return ".".join(
+            stem + number if count == len(stem) else f"{stem[:count]}~{number}"
+            for (stem, number), count in zip(words, kept, strict=True)
+        )
+
+    while len(text := shown()) > width:
+        longest = max(range(len(words)), key=lambda index: kept[index] / (2 if index == last else 1))
+        if kept[longest] <= 2:
+            end = width - len(_GAP)
+            return f"{name[: end // 2]}{_GAP}{name[len(name) - (end - end // 2) :]}"
+        # A cut of one letter would put another one in its place.
+        kept[longest] -= 2 if kept[longest] == len(words[longest][0]) else 1
+    return text
 
 
 def setting_text(setting: Setting | None) -> str:

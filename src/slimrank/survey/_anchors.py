@@ -178,5 +178,5 @@ class Anchors:
             def change(model: nn.Module, new: nn.Module = new) -> None:
                 replace_module(model, spec.name, new)
 
-            anchors.append(Anchor(error=error, divergence=self.divergence_with(change)))
+            anchors.append(Anchor(setting=setting, error=error, divergence=self.divergence_with(change)))
         return anchors

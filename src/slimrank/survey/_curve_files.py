@@ -18,6 +18,27 @@ GRADIENT_FILE = "gradients.safetensors"
 _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
 # The same of a form with two ranks alone.
 _SECOND = "ranks_in"
+# Sizes at which divergences were measured, (A,) int64, and these, (A,) float64. Files of older versions
+# have neither.
+_ANCHORED, _ANCHORS = "anchored", "anchors"
+
+
+def _anchors_to_tensors(anchors: Mapping[int, float], prefix: str = "") -> dict[str, Tensor]:
+    """Measured divergences by size, as tensors; none where there are none."""
+    if not anchors:
+        return {}
+    return {
+        f"{prefix}{_ANCHORED}": torch.tensor(list(anchors), dtype=torch.int64),
+        f"{prefix}{_ANCHORS}": torch.tensor(list(anchors.values()), dtype=torch.float64),
+    }
+
+
+def _anchors_from_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[int, float]:
+    """What ``_anchors_to_tensors`` made."""
+    if f"{prefix}{_ANCHORED}" not in tensors:
+        return {}
+    sizes, divergences = tensors[f"{prefix}{_ANCHORED}"], tensors[f"{prefix}{_ANCHORS}"]
+    return dict(zip(sizes.tolist(), divergences.tolist(), strict=True))
 
 
 def layer_file(index: int) -> str:
@@ -33,6 +54,8 @@ def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
         for array in (*_ARRAYS, _SECOND)
         if getattr(curve, array) is not None
     }
+    for curve in curves:
+        tensors |= _anchors_to_tensors(curve.anchors, f"{curve.method}.{curve.form}.")
     store.write_tensors(layer_file(index), tensors, {"layer": curves[0].layer} if curves else None)
 
 
@@ -49,7 +72,8 @@ def read_layer(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
                 continue
             names = (*_ARRAYS, _SECOND) if FORM_ROWS[form].has_third else _ARRAYS
             arrays = {array: tensors[f"{method}.{form}.{array}"].numpy() for array in names}
-            curves.append(Curve(layer=spec.name, method=method, form=form, **arrays))
+            anchors = _anchors_from_tensors(tensors, f"{method}.{form}.")
+            curves.append(Curve(layer=spec.name, method=method, form=form, anchors=anchors, **arrays))
     return tuple(curves)
 
 
@@ -94,6 +118,7 @@ def write_group(store: Store, index: int, curve: GroupCurve) -> None:
     tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _GROUP_ARRAYS}
     tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
     tensors["name"] = text_to_tensor(curve.group)
+    tensors |= _anchors_to_tensors(curve.anchors)
     store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
 
 
@@ -107,7 +132,12 @@ def read_group(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
         # A version that finds other groups in the same model wrote this file.
         return None
     arrays = {array: tensors[array].numpy() for array in _GROUP_ARRAYS}
-    return GroupCurve(group=group.name, order=tuple(tensors["order"].tolist()), **arrays)
+    return GroupCurve(
+        group=group.name,
+        order=tuple(tensors["order"].tolist()),
+        anchors=_anchors_from_tensors(tensors),
+        **arrays,
+    )
 
 
 def write_groups(store: Store, channels: ChannelMap, curves: Sequence[GroupCurve]) -> None:

@@ -64,6 +64,17 @@ class Options:
         return f"Options({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
+    def typed(self) -> str:
+        """As they are typed: the seed, and what is another than usual: "seed=0, draws=2"."""
+        usual = Options()
+        changed = [
+            f"{option.name}={getattr(self, option.name)!r}"
+            for option in fields(self)
+            if option.name != "seed" and getattr(self, option.name) != getattr(usual, option.name)
+        ]
+        return ", ".join([f"seed={self.seed}", *changed])
+
+    @property
     def effort_row(self) -> EffortRow:
         """What the effort measures."""
         return EFFORT_ROWS[self.effort]

@@ -153,13 +153,20 @@ def read_study(store: Store) -> StudyRecord:
         The record.
 
     Raises:
-        FileError: a file is missing, truncated, altered or of another format.
+        FileError: there is no study; or a file is missing, truncated, altered or of another format.
         StudyError: the study was not finished.
     """
-    if store.has(_RUN) and not store.has(_STUDY):
-        raise StudyError(
-            f"the study in {store.root} was not finished; run it again with this run_dir to go on"
-        )
+    advice = "give the run_dir= (--out) of a study"
+    if not store.root.is_dir():
+        what = "is a file, not a directory" if store.root.exists() else "is not there"
+        raise FileError(f"study {store.root}: it {what}; {advice}")
+    if not store.has(_STUDY):
+        if store.has(_RUN):
+            raise StudyError(
+                f"the study in {store.root} was not finished; run it again with this run_dir to go on "
+                f"(slimrank serve {store.root} shows how far it came)"
+            )
+        raise FileError(f"study {store.root}: there is no {_STUDY} in it, so no study; {advice}")
     facts = store.read_json(_STUDY)
     _check_format(store)
     untouched = Plan.load(store.root / _STRUCTURE)

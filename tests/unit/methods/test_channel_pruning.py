@@ -214,6 +214,7 @@ def test_anchored_curves_pass_through_what_was_measured(units: int, rng: torch.G
     anchored = anchored_group_curve(curve, measured)
     assert (np.diff(anchored.damage) <= 0).all()
     assert anchored.kept.tolist() == [count for count in curve.kept.tolist() if count >= min(measured)]
+    assert anchored.anchors == measured
     for count, value in measured.items():
         assert float(anchored.damage[anchored.kept == count][0]) == pytest.approx(value)
         np.testing.assert_array_equal(anchored.error, curve.error[np.isin(curve.kept, anchored.kept)])

@@ -62,7 +62,9 @@ def _curve(
 
 
 def _anchor(error: float, divergence: float) -> Anchor:
-    return Anchor(error=error, divergence=divergence)
+    return Anchor(
+        setting=Setting(method="weight_svd", form="linear", rank=1), error=error, divergence=divergence
+    )
 
 
 def _damage(error: Sequence[float], *anchors: tuple[float, float]) -> list[float]:
@@ -243,3 +245,24 @@ def test_all_pairs_of_a_layer_share_what_was_measured() -> None:
     curves = [_curve([1.0]), _curve([3.0], method="spatial_svd", form="v_h")]
     anchors = [_anchor(1.0, 2.0), _anchor(3.0, 7.0)]
     assert [c.damage.item() for c in anchored_curves(curves, anchors)] == pytest.approx([2.0, 7.0])
+
+
+def test_each_curve_keeps_what_was_measured_of_its_own_form() -> None:
+    curves = [
+        _curve([4.0, 1.0], method="spatial_svd", form="v_h"),
+        _curve([3.0, 2.0], method="spatial_svd", form="h_v"),
+    ]
+    settings = [
+        Setting(method="spatial_svd", form="v_h", rank=2),
+        Setting(method="spatial_svd", form="v_h", rank=1),
+        Setting(method="spatial_svd", form="h_v", rank=1),
+    ]
+    anchors = [
+        Anchor(setting=setting, error=error, divergence=divergence)
+        for setting, error, divergence in zip(settings, (1.0, 4.0, 3.0), (0.5, 0.4, 8.0), strict=True)
+    ]
+    first, second = anchored_curves(curves, anchors)
+    # As measured, also where a damage that never falls goes past it.
+    assert first.anchors == {2: 0.5, 1: 0.4}
+    assert second.anchors == {1: 8.0}
+    assert dict(curves[0].anchors) == {}

@@ -11,6 +11,7 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import slimrank as sr
@@ -21,13 +22,15 @@ from slimrank.records import (
     BlockDamage,
     ChannelMap,
     Cost,
+    Curve,
     GroupCurve,
     LayerSpec,
     Note,
     OutputAgreement,
     Summary,
 )
-from slimrank.report import page_data, render_page, result_data, study_data, write_page
+from slimrank.report import MadeFrom, page_data, render_page, result_data, study_data, write_page
+from specs import other
 
 
 def _result(summary: Summary, *, plan: Plan | None = None) -> str:
@@ -110,10 +113,7 @@ def test_page_is_well_formed_and_says_what_it_was_given(summary: Summary) -> Non
         summary.notes[0].text,
     ):
         assert expected in text
-    assert (
-        'title="stem: 1,000,000 MACs before, 200,000 after, keep ratio 0.200; spatial_svd v_h, rank 7"'
-        in page
-    )
+    assert 'title="1,000,000 MACs before, 200,000 after, keep ratio 0.200; spatial_svd v_h, rank 7"' in page
 
 
 def test_page_escapes_every_string(summary: Summary, specs: tuple[LayerSpec, ...], specs_cost: Cost) -> None:
@@ -132,7 +132,7 @@ def test_page_escapes_every_string(summary: Summary, specs: tuple[LayerSpec, ...
     ]
     for page in pages:
         # The page's data and its own script, and nothing that it was given.
-        assert [tag for tag, _, _ in _read(page).attributes if tag == "script"] == ["script", "script"]
+        assert [name for tag, name, _ in _read(page).attributes if tag == "script"] == ["type", "id", "type"]
         assert page.count("<script") == 2
         assert "alert('x')</script>" not in page
         assert escape(evil) in page
@@ -147,7 +147,8 @@ def test_page_loads_nothing(summary: Summary, specs: tuple[LayerSpec, ...], spec
         assert links == ["data:,"]
         assert "default-src 'none'" in page
         assert not re.search(r" on[a-z]+=", page)
-        script = page[page.rindex("<script>") + len("<script>") : page.rindex("</script>")]
+        script = page[page.rindex('<script type="module">') + len('<script type="module">') :]
+        script = script[: script.rindex("</script>")]
         digest = b64encode(sha256(script.encode()).digest()).decode()
         assert f"script-src 'sha256-{digest}'" in page
 
@@ -168,7 +169,7 @@ def test_a_long_name_is_whole_everywhere(summary: Summary) -> None:
     page = _result(replace(summary, layers=(replace(summary.layers[0], name=name),)))
     assert f"<span>{name}</span>" in page
     assert f"<th>{name}</th>" in page
-    assert f'title="{name}: 1,000,000 MACs before' in page
+    assert 'title="1,000,000 MACs before' in page
 
 
 def test_the_page_is_drawn_from_the_data_that_it_holds(
@@ -368,7 +369,7 @@ def test_page_shows_slimmed_layers_channels_that_stay_and_dropped_blocks(
     # Left alone is the last of the three alone.
     assert "<dt>block.1.depthwise</dt>" in page
     # Nobody predicted these.
-    assert _rows(page, "up") == [["up", "24 of 64", "1", "up", "down + 1 more", "width + 1 more", "-"]]
+    assert _rows(page, "up") == [["up", "24 of 64", "1", "itself", "down + 1 more", "width + 1 more", "-"]]
     assert [row[:2] + row[-1:] for row in _rows(page, "extra")] == [["extra", "dropped", "-"]]
     known = replace(summary, group_damages={"up": 0.125}, block_damages={"extra": 0.25})
     told = _result(known, plan=slim_plan)
@@ -382,12 +383,11 @@ def test_the_model_itself_has_a_name(
     for layer in (done, alone):
         page = _result(replace(summary, layers=(replace(layer, name=""),)))
         assert len(_rows(page, "(model)")) == 1
-        assert "(model): " in page
         assert "<span>(model)</span>" in page
     page = _study_page((replace(specs[0], name=""),), specs_cost)
     assert _rows(page, "(model)")[0][1] == "conv2d"
     assert "<span>(model)</span>" in page
-    assert "(model): 55,296 MACs; weight_svd" in page
+    assert 'title="55,296 MACs; weight_svd' in page
     assert "<dt>(model)</dt>" in _study_page((replace(specs[1], name=""),), specs_cost)
 
 
@@ -444,3 +444,173 @@ def test_a_curve_of_plans_and_a_score_table_are_shown_where_they_are_given(summa
     assert "chosen: 0.4667" in plot
     assert 'title="25.0%, 2">0.5<br>' in page
     assert "untouched 0.9, higher is better" in page
+    # The one with a score sorts and copies by it; the picture of plans is in the unit of the damage.
+    assert 'data-v="0.5" title="25.0%, 2"' in page
+    assert '<table class="heat" data-tools>' in page
+    assert "damage, nats per sample: " in page
+
+
+def _curve_of_plans(measured_unit: str, *measured: float | None) -> dict[str, object]:
+    points = [
+        {
+            "budget": share,
+            "cost": share,
+            "predicted": predicted,
+            "measured": value,
+            "layers": 1,
+            "groups": 0,
+            "blocks": 0,
+        }
+        for share, predicted, value in zip((0.25, 0.5, 0.75), (0.4, 0.1, 0.01), measured, strict=True)
+    ]
+    return {
+        "metric": "macs",
+        "unit": "nats per sample",
+        "measured_unit": measured_unit,
+        "baseline": 0.91 if measured_unit == "score" else None,
+        "knee": 1,
+        "points": points,
+    }
+
+
+def test_predicted_damage_stands_against_what_was_measured(summary: Summary) -> None:
+    heading = "Predicted against measured damage"
+    assert heading not in _result(summary)
+    curve = _curve_of_plans("nats per sample", 0.8, None, 0.01)
+    page = render_page(result_data(summary, pareto=curve))  # type: ignore[arg-type]
+    _read(page)
+    part = page[page.index(f"<h2>{heading}</h2>") :]
+    part = part[: part.index("</details>")]
+    # Two plans that were measured, and this model.
+    assert part.count('<circle class="m"') == 3
+    assert "<title>25.0% of the macs: predicted 0.4, measured 0.8</title>" in part
+    assert "<title>this model: predicted 0.0187, measured 0.0231</title>" in part
+    assert _rows(part, "25.0% of the macs") == [["25.0% of the macs", "0.400", "0.800", "2.000"]]
+    # Equal numbers lie on the line, which goes from the bottom left to the top right.
+    diagonal = re.search(r'<line class="guide" x1="(\d+)" y1="(\d+)" x2="(\d+)" y2="(\d+)"/>', part)
+    equal = re.search(r'cx="(\d+)" cy="([\d.]+)"><title>75.0% of the macs', part)
+    assert diagonal is not None
+    assert equal is not None
+    x1, y1, x2, y2 = (int(number) for number in diagonal.groups())
+    x, y = (float(number) for number in equal.groups())
+    assert (y - y1) / (y2 - y1) == pytest.approx((x - x1) / (x2 - x1), abs=0.01)
+    # What is in another unit is not compared.
+    assert heading not in _result(replace(summary, damage_unit="share of weight energy"))
+
+
+def test_a_score_has_a_picture_of_its_own_scale(summary: Summary) -> None:
+    page = render_page(result_data(summary, pareto=_curve_of_plans("score", 0.2, 0.8, 0.9)))  # type: ignore[arg-type]
+    _read(page)
+    assert "score (the original: 0.91): " in page
+    assert page.count('<div class="plot">') == 2
+    assert "Predicted against measured damage" not in page
+    # On an even scale from the lowest score to the original's, 0.8 stands at 0.6 of 0.71.
+    first = page[page.index('<div class="plot">') :]
+    heights = [float(text) for text in re.findall(r'cy="([\d.]+)"><title>', first[: first.index("</svg>")])]
+    assert (heights[0] - heights[1]) / (heights[0] - 8) == pytest.approx(0.6 / 0.71, abs=0.01)
+    assert "<title>0.91</title>" in first
+
+
+def test_advice_names_samples_and_training(summary: Summary, agreement: Agreement) -> None:
+    few = Note(where="calibrate", text="48 samples give fewer than 10 rows; More samples help")
+    texts = [
+        line["text"]  # type: ignore[index, call-overload]
+        for line in result_data(replace(summary, notes=(few,), agreement=agreement))["advice"]  # type: ignore[union-attr]
+    ]
+    assert "48 samples give fewer than 10 rows; More samples help." in texts
+    assert not any("distill" in str(text) for text in texts)
+    broken = Agreement({"box": replace(agreement["box"], lost=0.3)}, 0.1)
+    texts = [line["text"] for line in result_data(replace(summary, agreement=broken))["advice"]]  # type: ignore
+    assert any(str(text).startswith("The outputs lost 30% of what always") for text in texts)
+
+
+def test_how_to_reproduce(summary: Summary) -> None:
+    made = MadeFrom(call="slimrank.study(model, batches, seed=3)", seed=3, fingerprint={"weights": "f00"})
+    data = result_data(summary, made=made)
+    assert (data["call"], data["seed"], data["fingerprint"]) == (made.call, 3, {"weights": "f00"})
+    assert data["versions"]["numpy"] == np.__version__  # type: ignore[index, call-overload]
+    page = render_page(data)
+    assert "<dt>study</dt><dd>slimrank.study(model, batches, seed=3)</dd>" in page
+    assert "<dt>fingerprint: weights</dt><dd>f00</dd>" in page
+    # Pages of older versions have neither.
+    old = {key: value for key, value in data.items() if key not in ("call", "seed", "versions")}
+    assert f"<dt>versions</dt><dd>slimrank {sr.__version__}</dd>" in render_page(old)
+
+
+def _measured_curve(points: int = 30) -> Curve:
+    """A curve of the first layer, measured at ranks 3 and 20."""
+    ranks = np.arange(1, points + 1, dtype=np.int64)
+    damage = 1.0 / ranks
+    return Curve(
+        layer="stem",
+        method="spatial_svd",
+        form="v_h",
+        ranks=ranks,
+        macs=ranks * 1_000,
+        params=ranks * 10,
+        bytes=ranks * 40,
+        error=damage,
+        damage=damage,
+        anchors={20: 0.06, 3: 0.4},
+    )
+
+
+def test_measured_points_stand_on_the_curves_and_in_a_table(
+    specs: tuple[LayerSpec, ...],
+    specs_cost: Cost,
+    channels: ChannelMap,
+    group_curves: Sequence[GroupCurve],
+) -> None:
+    (group,) = group_curves
+    up = other("up", "Linear", has_bias=True, reason="only its channels may go")
+    data = study_data(
+        "s",
+        (*specs, up),
+        specs_cost,
+        (),
+        channels=channels,
+        curves=[_measured_curve()],
+        group_curves=[replace(group, anchors={30: 0.24, 12: 9.0})],
+    )
+    (curve,) = data["layers"][0]["curves"]  # type: ignore[index, call-overload]
+    # Of 55,296 MACs; the points of the curve have what was measured among them.
+    assert curve["anchors"] == [[0.0543, 0.4, 3], [0.362, 0.06, 20]]
+    assert {3, 20} <= {size for _, _, size in curve["points"]}
+    # A number of units that the curve does not offer has no place on it.
+    assert data["groups"][0]["anchors"] == [[0.469, 0.24, 30]]  # type: ignore[index, call-overload]
+    page = render_page(data)
+    _read(page)
+    assert page.count('<circle class="m"') == 3
+    assert "<title>measured at 36.2% (20): 0.06</title>" in page
+    assert "dots were measured on held-out samples" in page
+    assert _rows(page, "stem")[0] == ["stem", "spatial_svd v_h", "5.4 %", "3", "0.333", "0.400"]
+    assert _rows(page, "up (group)") == [["up (group)", "channels", "46.9 %", "30", "0.250", "0.240"]]
+    # The picture of a group opens the layer that makes it.
+    assert page.count('<figure data-layer="0" ') == page.count('<figure data-layer="2" ') == 1
+    del curve["anchors"], data["groups"][0]["anchors"]  # type: ignore[union-attr, arg-type, index, call-overload]
+    old = render_page(data)
+    assert '<circle class="m"' not in old
+    assert "dots were measured" not in old
+
+
+def test_the_chosen_rank_is_a_point_of_its_curve(summary: Summary) -> None:
+    data = result_data(summary, curves=[_measured_curve(100)])
+    (curve,) = data["layers"][0]["curves"]  # type: ignore[index, call-overload]
+    assert 7 in {size for _, _, size in curve["points"]}
+    assert 8 not in {size for _, _, size in curve["points"]}
+    page = render_page(data)
+    # At 7 % of the MACs of the layer, in a picture of 240 units with an edge of 8.
+    ring = re.search(r'<circle class="chosen" cx="(\d+)"', page)
+    assert ring is not None
+    assert int(ring[1]) == pytest.approx(8 + 7_000 / 1_000_000 * 224, abs=1)
+
+
+def test_a_damage_of_nothing_does_not_flatten_a_picture(summary: Summary) -> None:
+    curve = _measured_curve(20)
+    damage = curve.damage.copy()
+    damage[-1] = 1e-13
+    page = render_page(result_data(summary, curves=[replace(curve, damage=damage, anchors={})]))
+    figure = page[page.index("<figure data-layer") :]
+    label = re.search(r'aria-label="[^"]* from (\S+) to (\S+)"', figure[: figure.index("</figure>")])
+    assert label is not None
+    assert (label[1], label[2]) == ("1e-06", "1")

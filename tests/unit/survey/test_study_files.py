@@ -36,6 +36,7 @@ _CURVE = Curve(
     bytes=np.array([96, 160]),
     error=np.array([0.5, 0.25]),
     damage=np.array([0.2, 0.1]),
+    anchors={2: 0.11, 1: 0.19},
 )
 _RECORD = StudyRecord(
     structure=structure_of([_LAYER]),
@@ -63,6 +64,7 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
     assert {name: getattr(found, name) for name in plain} == {name: getattr(_RECORD, name) for name in plain}
     (curve,) = found.curves
     assert curve.damage.tolist() == [0.2, 0.1]
+    assert curve.anchors == {2: 0.11, 1: 0.19}
     assert torch.equal(found.grams["fc"], torch.eye(8))
     assert found.no_inputs == "the study has no data"
 

@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages: values to data, and data to one self-contained HTML document."""
 
-from slimrank.report.page._data import result_data, study_data
+from slimrank.report.page._data import MadeFrom, result_data, study_data
 from slimrank.report.page._frame import document
 from slimrank.report.page._render import page_data, render_page, with_exported, write_page
+from slimrank.report.page._times import with_times
 
-__all__ = ["document", "page_data", "render_page", "result_data", "study_data", "with_exported", "write_page"]
+__all__ = [
+    "MadeFrom",
+    "document",
+    "page_data",
+    "render_page",
+    "result_data",
+    "study_data",
+    "with_exported",
+    "with_times",
+    "write_page",
+]

@@ -12,6 +12,10 @@ _LEAST = 0.03
 _MOST = 5
 # Damage measured over predicted from which the parts disturb each other.
 _WORSE = 3.0
+# Share of the time that is left over that of the MACs from which a plan in measured time pays.
+_SLOWER = 0.1
+# Share of what always answering the average would lose from which training is advised.
+_LOST = 0.02
 
 
 def study_advice(data: Facts) -> list[Json]:
@@ -23,7 +27,7 @@ def study_advice(data: Facts) -> list[Json]:
     Returns:
         Texts, each with the share of the MACs that it is about; the largest first.
     """
-    lines = [*_left_alone(data), *_frozen(data)]
+    lines = [*_left_alone(data), *_frozen(data), *_few_samples(data)]
     lines.sort(key=lambda line: -line[0])
     first = "Choose what to keep: study.plan(macs=0.5), or slimrank plan DIR --macs 0.5 --out plan.json."
     return [_line(first, None), *(_line(text, share) for share, text in lines[: _MOST - 1])]
@@ -38,7 +42,7 @@ def result_advice(data: Facts) -> list[Json]:
     Returns:
         Texts, each with the share of the MACs or of the damage that it is about, if any; the largest first.
     """
-    lines = [*_costly(data), *_left_alone(data), *_frozen(data)]
+    lines = [*_costly(data), *_left_alone(data), *_frozen(data), *_few_samples(data), *_training(data)]
     lines.sort(key=lambda line: -line[0])
     return [
         *(_line(text, None) for text in _first_steps(data)),
@@ -59,7 +63,16 @@ def _first_steps(data: Facts) -> list[str]:
             "budget, give more samples, or train the result for a while (slimrank.distill needs no labels)."
         )
     names = [str(row["name"]) for row in rows_of(data["measurements"])]
-    if not any("latency" in name for name in names) and not data["exports"]:
+    times, ratios = data.get("latency"), data["keep_ratio"]
+    if times is not None and ratios is not None:
+        before, after = (number_of(facts_of(times)[key]) for key in ("before_ms", "after_ms"))
+        share, macs = after / before if before else 0.0, number_of(facts_of(ratios)["macs"])
+        if share > macs + _SLOWER:
+            texts.append(
+                f"{share:.0%} of the time is left, but {macs:.0%} of the MACs: plan in measured time "
+                "(study.plan(latency=0.6, latencies=table))."
+            )
+    elif not any("latency" in name for name in names) and not data["exports"]:
         texts.append(
             "Fewer MACs are not always less time: measure it where the model will run, by "
             "result.export(path), or "
@@ -90,6 +103,26 @@ def _costly(data: Facts) -> list[tuple[float, str]]:
         f"(study.plan(..., skip=[{name!r}]) leaves it whole) where that is too much."
     )
     return [(damage / whole, text)]
+
+
+def _few_samples(data: Facts) -> list[tuple[float, str]]:
+    """Layers whose inputs were seen too seldom."""
+    found = [str(note["text"]) for note in rows_of(data["notes"]) if note["where"] == "calibrate"]
+    # Behind all that holds much of the MACs: how much there is to gain is not known.
+    return [(_LEAST, f"{text}.") for text in found if "More samples help" in text]
+
+
+def _training(data: Facts) -> list[tuple[float, str]]:
+    """What the outputs lost, which training wins back in part."""
+    agreement = data["agreement"]
+    lost = 0.0 if agreement is None else number_of(facts_of(agreement)["lost"])
+    if lost < _LOST:
+        return []
+    text = (
+        f"The outputs lost {lost:.0%} of what always answering the average would lose: train the model for a "
+        "while, without labels by slimrank.distill, or with them by slimrank.finetune."
+    )
+    return [(min(lost, 1.0), text)]
 
 
 def _left_alone(data: Facts) -> list[tuple[float, str]]:

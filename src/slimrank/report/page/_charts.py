@@ -6,13 +6,19 @@ from dataclasses import dataclass, replace
 from html import escape
 from math import isfinite, log10
 
+from slimrank.report._words import short_name
+
 # Units of a small picture of a curve; the edge keeps dots at its border whole.
 _WIDTH, _HEIGHT, _EDGE = 240, 110, 8
 # Of a wide picture, with room for the numbers at its sides.
 _WIDE, _TALL, _LEFT, _BOTTOM = 640, 240, 56, 26
+# Sides of a picture of pairs.
+_SQUARE = 300
 # Of one row in the picture of spans, and the room for names at the left.
-_ROW, _NAMES = 24, 190
-_NAME_LETTERS = 30
+_ROW, _NAMES = 24, 250
+_NAME_LETTERS = 40
+# Powers of ten that a small picture shows: what is lower lies on its floor, and does not flatten the rest.
+_DECADES = 6
 _Scale = Callable[[float], float]
 
 
@@ -21,14 +27,14 @@ class Bar:
     """One row of bars.
 
     Attributes:
-        layer: whose details a click opens; None for no layer.
+        layer: index of the layer whose details a click opens; None for no layer.
         name: plain text.
         before, after: lengths, any common unit; after is None where nothing was done.
         value: short text at the right end.
         hint: long text, shown under the pointer.
     """
 
-    layer: str | None
+    layer: int | None
     name: str
     before: float
     after: float | None
@@ -43,6 +49,8 @@ class Line:
     Attributes:
         name: plain text.
         points: x, y and what the pointer shows, by rising x.
+        has_dots: each of the points is drawn; else the script shows their numbers under the pointer.
+        measured: more points, drawn as larger dots.
         colour: index of its colour.
         is_dashed: beside another line of the same colour.
         chosen: x of the point that was chosen; None for none.
@@ -53,6 +61,8 @@ class Line:
     colour: int = 0
     is_dashed: bool = False
     chosen: float | None = None
+    has_dots: bool = True
+    measured: Sequence[tuple[float, float, str]] = ()
 
 
 def bar_list(bars: Sequence[Bar], label: str, *, is_switched: bool = False) -> str:
@@ -76,7 +86,7 @@ def bar_list(bars: Sequence[Bar], label: str, *, is_switched: bool = False) -> s
 
 
 def _bar(bar: Bar, longest: float) -> str:
-    opens = "" if bar.layer is None else f' data-layer="{escape(bar.layer)}"'
+    opens = "" if bar.layer is None else f' data-layer="{bar.layer}"'
     strokes = _stroke("k" if bar.after is None else "b", bar.before / longest)
     if bar.after is not None:
         strokes += _stroke("a", bar.after / longest)
@@ -90,67 +100,87 @@ def _stroke(kind: str, share: float) -> str:
     return f'<i class="{kind}" style="width:{100 * share:.4g}%"></i>'
 
 
-def small_curves(title: str, lines: Sequence[Line]) -> str:
+def small_curves(title: str, lines: Sequence[Line], curves: str, layer: int | None = None) -> str:
     """A small picture of damages over the share that stays, on a log scale of its own.
 
     Args:
         title: plain text.
         lines: x from 0 to 1.
+        curves: what the script finds the data of the lines by: "layers" or "groups", and an index.
+        layer: index of the layer whose details a click opens; None for no layer.
 
     Returns:
         A ``figure``; "" where no line has two damages above 0.
     """
     shown = _drawable(lines)
-    heights = [log10(y) for line in shown for _, y, _ in line.points]
+    heights = [log10(y) for line in shown for _, y, _ in (*line.points, *line.measured)]
     if len(heights) < 2:
         return ""
-    low, high = min(heights), max(heights)
+    high = max(heights)
+    low = max(min(heights), high - _DECADES)
 
     def across(x: float) -> float:
         return _EDGE + min(x, 1.0) * (_WIDTH - 2 * _EDGE)
 
     def up(y: float) -> float:
-        share = (log10(y) - low) / (high - low) if high > low else 0.5
+        share = (max(log10(y), low) - low) / (high - low) if high > low else 0.5
         return _HEIGHT - _EDGE - share * (_HEIGHT - 2 * _EDGE)
 
-    label = f"{title}: damage by the share that stays, from {10**low:.2g} to {10**high:.2g}"
+    label = f"damage by the share that stays, from {10**low:.2g} to {10**high:.2g}"
     drawn = "".join(_polyline(line, across, up) for line in shown)
     ends = (
         f'<text x="{_WIDTH - 3}" y="10" text-anchor="end">{10**high:.2g}</text>'
         f'<text x="3" y="{_HEIGHT - 4}">{10**low:.2g}</text>'
     )
+    opens = f' data-curves="{escape(curves)}"'
+    if layer is not None:
+        opens = f' data-layer="{layer}"{opens}'
     return (
-        f"<figure><figcaption>{escape(title)}<br>{_names(shown)}</figcaption>"
+        f"<figure{opens}><figcaption>{escape(title)}<br>{_names(shown)}</figcaption>"
         f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{ends}{drawn}</svg>'
         "</figure>"
     )
 
 
-def wide_plot(lines: Sequence[Line], *, across_label: str, up_label: str, chosen: float | None = None) -> str:
-    """A wide picture with axes; heights on a log scale.
+def wide_plot(
+    lines: Sequence[Line],
+    *,
+    across_label: str,
+    up_label: str,
+    chosen: float | None = None,
+    is_log: bool = True,
+    level: float | None = None,
+) -> str:
+    """A wide picture with axes.
 
     Args:
-        lines: x from 0 to 1, y above 0.
+        lines: x from 0 to 1; y above 0 where heights are on a log scale.
         across_label: of the x axis, plain text.
         up_label: of the y axis, plain text.
         chosen: x of a line from top to bottom; None for none.
+        is_log: heights are on a log scale.
+        level: y of a line from side to side; None for none.
 
     Returns:
         A ``div``; "" where there are no two points.
     """
-    shown = _drawable(lines)
+    shown = _drawable(lines) if is_log else [line for line in lines if line.points]
     points = [point for line in shown for point in line.points]
     if len(points) < 2:
         return ""
-    low, high = min(log10(y) for _, y, _ in points), max(log10(y) for _, y, _ in points)
+    height: _Scale = log10 if is_log else float
+    heights = [height(y) for _, y, _ in points] + ([] if level is None else [height(level)])
+    low, high = min(heights), max(heights)
     first = min(x for x, _, _ in points)
+    # Room for half of a number at the right end of the axis.
+    right = _WIDE - 3 * _EDGE
 
     def across(x: float) -> float:
         share = (x - first) / (1 - first) if first < 1 else 0.5
-        return _LEFT + min(max(share, 0.0), 1.0) * (_WIDE - _LEFT - _EDGE)
+        return _LEFT + min(max(share, 0.0), 1.0) * (right - _LEFT)
 
     def up(y: float) -> float:
-        share = (log10(y) - low) / (high - low) if high > low else 0.5
+        share = (height(y) - low) / (high - low) if high > low else 0.5
         return _TALL - _BOTTOM - share * (_TALL - _BOTTOM - _EDGE)
 
     marks = []
@@ -163,28 +193,80 @@ def wide_plot(lines: Sequence[Line], *, across_label: str, up_label: str, chosen
                 f'<text x="{across(x):.1f}" y="{_TALL - 10}" text-anchor="middle">{100 * x:.0f} %</text>'
             )
     for share in (0.0, 0.5, 1.0):
-        y = 10 ** (low + share * (high - low))
-        marks.append(f'<text x="4" y="{up(y) + 4:.1f}">{y:.2g}</text>')
+        y = low + share * (high - low)
+        y = 10**y if is_log else y
+        marks.append(f'<text x="4" y="{up(y) + 4:.1f}">{y:.3g}</text>')
     if chosen is not None:
         marks.append(
             f'<line class="guide" x1="{across(chosen):.1f}" x2="{across(chosen):.1f}" y1="{_EDGE}" '
             f'y2="{_TALL - _BOTTOM}"><title>chosen: {chosen:.4f}</title></line>'
         )
+    if level is not None:
+        marks.append(
+            f'<line class="guide" x1="{_LEFT}" x2="{right}" y1="{up(level):.1f}" y2="{up(level):.1f}">'
+            f"<title>{level:.4g}</title></line>"
+        )
     drawn = "".join(_polyline(line, across, up) for line in shown)
     return (
-        f'<div class="plot"><p>{escape(up_label)}: {_names(shown)}</p><svg role="img" '
-        f'aria-label="{escape(up_label)} by '
-        f'{escape(across_label)}" viewBox="0 0 {_WIDE} {_TALL}">{"".join(marks)}{drawn}</svg>'
+        f'<div class="plot"><p>{escape(up_label)}: {_names(shown)}</p><div class="scroll"><svg role="img" '
+        f'aria-label="{escape(up_label)} by {escape(across_label)}" style="min-width:30rem" '
+        f'viewBox="0 0 {_WIDE} {_TALL}">{"".join(marks)}{drawn}</svg></div>'
         f'<p class="soft">{escape(across_label)}</p></div>'
+    )
+
+
+def equal_plot(points: Sequence[tuple[float, float, str]], *, across_label: str, up_label: str) -> str:
+    """A picture of pairs of numbers that should be equal, on log scales, with the line where they are.
+
+    Args:
+        points: x, y and what the pointer shows, above 0.
+        across_label: of the x axis, plain text.
+        up_label: of the y axis, plain text.
+
+    Returns:
+        A ``div``; "" where there are no two points.
+    """
+    shown = [point for point in points if min(point[:2]) > 0 and isfinite(point[0]) and isfinite(point[1])]
+    if len(shown) < 2:
+        return ""
+    logs = [log10(value) for x, y, _ in shown for value in (x, y)]
+    low, high = min(logs), max(logs)
+
+    def share(value: float) -> float:
+        return (log10(value) - low) / (high - low) if high > low else 0.5
+
+    def across(x: float) -> float:
+        return _LEFT + share(x) * (_SQUARE - _LEFT - _EDGE)
+
+    def up(y: float) -> float:
+        return _SQUARE - _BOTTOM - share(y) * (_SQUARE - _BOTTOM - _EDGE)
+
+    ends = (10**low, 10**high)
+    marks = "".join(
+        f'<text x="{across(end):.0f}" y="{_SQUARE - 10}" text-anchor="{anchor}">{end:.2g}</text>'
+        f'<text x="4" y="{up(end) + 4:.0f}">{end:.2g}</text>'
+        for end, anchor in zip(ends, ("start", "end"), strict=True)
+    )
+    diagonal = (
+        f'<line class="guide" x1="{across(ends[0]):.0f}" y1="{up(ends[0]):.0f}" x2="{across(ends[1]):.0f}" '
+        f'y2="{up(ends[1]):.0f}"/>'
+    )
+    line = Line(name="", points=())
+    dots = _polyline(replace(line, measured=shown), across, up)
+    return (
+        f'<div class="plot square"><p>{escape(up_label)}, by {escape(across_label)}</p><svg role="img" '
+        f'aria-label="{escape(up_label)} by {escape(across_label)}" viewBox="0 0 {_SQUARE} {_SQUARE}">'
+        f"{marks}{diagonal}{dots}</svg></div>"
     )
 
 
 def _drawable(lines: Sequence[Line]) -> list[Line]:
     """Lines without what has no place on a log scale, and without those of which nothing is left."""
-    kept = [
-        replace(line, points=[point for point in line.points if point[1] > 0 and isfinite(point[1])])
-        for line in lines
-    ]
+
+    def drawable(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+        return [point for point in points if point[1] > 0 and isfinite(point[1])]
+
+    kept = [replace(line, points=drawable(line.points), measured=drawable(line.measured)) for line in lines]
     return [line for line in kept if line.points]
 
 
@@ -193,12 +275,16 @@ def _names(lines: Sequence[Line]) -> str:
 
 
 def _polyline(line: Line, across: _Scale, up: _Scale) -> str:
-    """A line with a dot at each point, and a ring around the one that was chosen."""
+    """A line with its points and what was measured, and a ring around what was chosen."""
     path = " ".join(f"{across(x):.0f},{up(y):.1f}" for x, y, _ in line.points)
-    dots = "".join(
-        f'<circle cx="{across(x):.0f}" cy="{up(y):.1f}"><title>{escape(hint)}</title></circle>'
-        for x, y, hint in line.points
-    )
+
+    def circles(points: Sequence[tuple[float, float, str]], kind: str) -> str:
+        return "".join(
+            f'<circle{kind} cx="{across(x):.0f}" cy="{up(y):.1f}"><title>{escape(hint)}</title></circle>'
+            for x, y, hint in points
+        )
+
+    dots = (circles(line.points, "") if line.has_dots else "") + circles(line.measured, ' class="m"')
     ring = ""
     if line.chosen is not None:
         chosen = line.chosen
@@ -246,20 +332,17 @@ def span_chart(spans: Sequence[Span], count: int, label: str) -> str:
 
     rows = []
     for index, span in enumerate(spans):
-        middle = index * _ROW + _ROW / 2
+        middle = index * _ROW + _ROW // 2
         places = [*span.makers, *span.readers]
         if not places:
             continue
-        squares = "".join(
-            f'<rect x="{across(place) - 4:.1f}" y="{middle - 4}" width="8" height="8" rx="1.5"/>'
-            for place in span.makers
-        )
-        rings = "".join(f'<circle cx="{across(place):.1f}" cy="{middle}" r="4"/>' for place in span.readers)
+        squares = "".join(f'<rect x="{across(place) - 4:.0f}" y="{middle - 4}"/>' for place in span.makers)
+        rings = "".join(f'<circle cx="{across(place):.0f}" cy="{middle}"/>' for place in span.readers)
         frozen = ' class="frozen"' if span.is_frozen else ""
         rows.append(
             f'<g{frozen}><title>{escape(span.hint)}</title><text x="0" y="{middle + 4}">'
-            f"{escape(_cut(span.name))}</text>"
-            f'<line x1="{across(min(places)):.1f}" x2="{across(max(places)):.1f}" y1="{middle}" '
+            f"{escape(short_name(span.name, _NAME_LETTERS))}</text>"
+            f'<line x1="{across(min(places)):.0f}" x2="{across(max(places)):.0f}" y1="{middle}" '
             f'y2="{middle}"/>'
             f"{squares}{rings}</g>"
         )
@@ -268,11 +351,3 @@ def span_chart(spans: Sequence[Span], count: int, label: str) -> str:
         f'style="min-width:34rem" '
         f'viewBox="0 0 {width} {_ROW * len(spans)}">{"".join(rows)}</svg></div>'
     )
-
-
-def _cut(name: str) -> str:
-    """A name in the room beside a picture: cut in the middle, so that block and layer stay readable."""
-    if len(name) <= _NAME_LETTERS:
-        return name
-    half = (_NAME_LETTERS - 1) // 2
-    return f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"

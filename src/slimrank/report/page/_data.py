@@ -5,8 +5,13 @@ Its keys are documented in docs/howto/report.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from math import isfinite
+from platform import python_version
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slimrank._version import __version__
 from slimrank.files import Json
@@ -22,6 +27,7 @@ from slimrank.records import (
     LayerResult,
     LayerSpec,
     Note,
+    Setting,
     Summary,
     ratio_of,
 )
@@ -41,7 +47,7 @@ from slimrank.report._facts import (
     setting_facts,
     warning_facts,
 )
-from slimrank.report._groups import counts_text, groups_line, readers_of
+from slimrank.report._groups import counts_text, groups_line, readers_by_group
 from slimrank.report._numbers import finite_or_none
 from slimrank.report._words import counted, is_left_alone, multiples_text, shape_text
 from slimrank.report.page._advice import result_advice, study_advice
@@ -54,6 +60,21 @@ _ALL_ELEMENTS, _WORST_ELEMENTS = 64, 8
 _POINTS = 10
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeFrom:
+    """What a study can be made again by.
+
+    Attributes:
+        call: of Python; None where what was asked is not known.
+        seed: of everything drawn; None likewise.
+        fingerprint: of the study.
+    """
+
+    call: str | None
+    seed: int | None
+    fingerprint: Mapping[str, str]
+
+
 def study_data(
     title: str,
     specs: Sequence[LayerSpec],
@@ -62,7 +83,7 @@ def study_data(
     *,
     unit: str = "",
     seconds: Mapping[str, float] | None = None,
-    fingerprint: Mapping[str, str] | None = None,
+    made: MadeFrom | None = None,
     channels: ChannelMap | None = None,
     curves: Sequence[Curve] = (),
     group_curves: Sequence[GroupCurve] = (),
@@ -79,7 +100,7 @@ def study_data(
         notes: what the user should know.
         unit: of damage.
         seconds: wall time of each phase.
-        fingerprint: of the study.
+        made: what the study can be made again by; None where that is not known.
         channels: groups and blocks of the model; None where they were not looked for.
         curves: cost and damage by rank, of layers.
         group_curves: damage by units kept, of groups.
@@ -92,6 +113,7 @@ def study_data(
     """
     channels = ChannelMap() if channels is None else channels
     known = _Known(channels, curves)
+    by_group = {curve.group: curve for curve in group_curves}
     layers = [
         _layer_data(
             spec.name,
@@ -122,11 +144,11 @@ def study_data(
         "measurements": [],
         "exports": [],
         "layers": layers,
-        "groups": [_group_data(name, channels, group_curves, None, {}) for name in channels.groups],
+        "groups": [_group_data(name, channels, known, by_group, None, {}) for name in channels.groups],
         "blocks": _block_data(channels, {block.block: block.damage for block in blocks}, ()),
         "plan": None,
         "seconds": dict(seconds or {}),
-        "fingerprint": dict(fingerprint or {}),
+        **_made_data(made),
         "pareto": pareto,
         "scores": scores,
     }
@@ -140,6 +162,8 @@ def result_data(
     *,
     curves: Sequence[Curve] = (),
     group_curves: Sequence[GroupCurve] = (),
+    unrounded: Plan | None = None,
+    made: MadeFrom | None = None,
     pareto: Json = None,
     scores: Json = None,
 ) -> dict[str, Json]:
@@ -150,6 +174,9 @@ def result_data(
         plan: that made it; None where it is not known.
         curves: cost and damage by rank, of the study that it was planned on.
         group_curves: damage by units kept, of that study.
+        unrounded: the plan as it would be if ranks and widths were multiples of nothing; None where that is
+            not known, or nothing was rounded.
+        made: what that study can be made again by; None where that is not known.
         pareto: as in ``study_data``.
         scores: as in ``study_data``.
 
@@ -161,8 +188,12 @@ def result_data(
     channels = ChannelMap() if step is None else step.structure.channels
     dropped = () if plan is None else plan.dropped
     known = _Known(channels, curves)
+    by_group = {curve.group: curve for curve in group_curves}
+    free = {} if unrounded is None else unrounded.settings
     layers = [
-        _layer_data(layer.name, layer.before, specs.get(layer.name), known) | _done_data(layer, dropped)
+        _layer_data(layer.name, layer.before, specs.get(layer.name), known, layer.setting)
+        | _done_data(layer, dropped)
+        | {"unrounded": _setting_data(free.get(layer.name))}
         for layer in summary.layers
     ]
     done = sum(1 for layer in summary.layers if not is_left_alone(layer))
@@ -188,13 +219,14 @@ def result_data(
         "exports": export_facts(summary.exports),
         "layers": layers,
         "groups": [
-            _group_data(name, channels, group_curves, kept.get(name), summary.group_damages)
+            _group_data(name, channels, known, by_group, kept.get(name), summary.group_damages)
+            | {"unrounded": None if unrounded is None else len(unrounded.groups.get(name, ())) or None}
             for name in channels.groups
         ],
         "blocks": _block_data(channels, summary.block_damages, dropped),
-        "plan": None if plan is None else _plan_data(plan),
+        "plan": None if plan is None else _plan_data(plan, unrounded),
         "seconds": dict(summary.seconds),
-        "fingerprint": {},
+        **_made_data(made),
         "pareto": pareto,
         "scores": scores,
     }
@@ -206,10 +238,23 @@ def _head(kind: str, title: str, notes: Sequence[Note]) -> dict[str, Json]:
     return {
         "report": VERSION,
         "slimrank": __version__,
+        "versions": {
+            "python": python_version(),
+            **{package: version(package) for package in ("torch", "numpy")},
+        },
         "kind": kind,
         "title": title,
         "warnings": warning_facts(notes),
         "notes": [{"where": note.where, "text": note.text} for note in notes if not note.is_warning],
+    }
+
+
+def _made_data(made: MadeFrom | None) -> dict[str, Json]:
+    """By what it can be made again."""
+    return {
+        "call": None if made is None else made.call,
+        "seed": None if made is None else made.seed,
+        "fingerprint": {} if made is None else dict(made.fingerprint),
     }
 
 
@@ -250,6 +295,7 @@ class _Known:
     Attributes:
         blocks: that can be dropped.
         axes: of the tensors of a layer.
+        readers: of a group: layers that sum over its channels.
         curves: of a layer.
     """
 
@@ -258,12 +304,15 @@ class _Known:
         self.axes: dict[str, list[AxisUnits]] = {}
         for tensor in channels.tensors.values():
             self.axes.setdefault(tensor.name.rpartition(".")[0], []).extend(tensor.axes)
+        self.readers = readers_by_group(channels)
         self.curves: dict[str, list[Curve]] = {}
         for curve in curves:
             self.curves.setdefault(curve.layer, []).append(curve)
 
 
-def _layer_data(name: str, before: Cost, spec: LayerSpec | None, known: _Known) -> dict[str, Json]:
+def _layer_data(
+    name: str, before: Cost, spec: LayerSpec | None, known: _Known, setting: Setting | None = None
+) -> dict[str, Json]:
     """What a layer is, what it costs, and what can be done to it."""
     axes = known.axes.get(name, [])
     return {
@@ -277,7 +326,7 @@ def _layer_data(name: str, before: Cost, spec: LayerSpec | None, known: _Known) 
         "makes": list(dict.fromkeys(axis.group for axis in axes if axis.role == "output")),
         "reads": list(dict.fromkeys(axis.group for axis in axes if axis.role == "input")),
         "block": next((block for block in known.blocks if is_inside(name, (block,))), None),
-        "curves": [_curve_data(curve, before.macs) for curve in known.curves.get(name, [])],
+        "curves": [_curve_data(curve, before.macs, setting) for curve in known.curves.get(name, [])],
     }
 
 
@@ -285,7 +334,7 @@ def _done_data(layer: LayerResult, dropped: Sequence[str]) -> dict[str, Json]:
     """What became of a layer."""
     return {
         "after": cost_facts(layer.after),
-        "setting": None if layer.setting is None else setting_facts(layer.setting),
+        "setting": _setting_data(layer.setting),
         "slimmed": layer.slimmed,
         "dropped": is_inside(layer.name, dropped),
         "damage": finite_or_none(layer.damage),
@@ -294,41 +343,66 @@ def _done_data(layer: LayerResult, dropped: Sequence[str]) -> dict[str, Json]:
     }
 
 
-def _curve_data(curve: Curve, macs: int) -> dict[str, Json]:
-    """Points of a curve: share of the layer's MACs that stays, damage, rank."""
-    points: list[Json] = [
-        [_short(curve.macs[index] / max(macs, 1)), _short(curve.damage[index]), int(curve.ranks[index])]
-        for index in _spread(len(curve.ranks))
-        if isfinite(curve.damage[index])
-    ]
-    return {"method": curve.method, "form": curve.form, "points": points}
+def _curve_data(curve: Curve, macs: int, setting: Setting | None) -> dict[str, Json]:
+    """Points of a curve, and what was measured of it: share of the layer's MACs that stays, damage, rank."""
+    shares = curve.macs / max(macs, 1)
+    is_chosen = setting is not None and (setting.method, setting.form) == (curve.method, curve.form)
+    chosen = setting.rank if setting is not None and is_chosen else None
+    return {
+        "method": curve.method,
+        "form": curve.form,
+        **_point_data(curve.ranks.tolist(), shares, curve.damage, curve.anchors, chosen),
+    }
+
+
+def _point_data(
+    sizes: Sequence[int],
+    shares: Sequence[float] | NDArray[np.float64],
+    damages: Sequence[float] | NDArray[np.float64],
+    anchors: Mapping[int, float],
+    chosen: int | None,
+) -> dict[str, Json]:
+    """Points of a curve: a few of all, with what was chosen and measured; and what was measured."""
+    index_of = {size: index for index, size in enumerate(sizes)}
+    measured = {index_of[size]: value for size, value in anchors.items() if size in index_of}
+    shown = {*_spread(len(sizes)), *measured, *([index_of[chosen]] if chosen in index_of else [])}
+    return {
+        "points": [
+            [_short(shares[index]), _short(damages[index]), sizes[index]]
+            for index in sorted(shown)
+            if isfinite(damages[index])
+        ],
+        "anchors": [
+            [_short(shares[index]), _short(value), sizes[index]]
+            for index, value in sorted(measured.items())
+            if isfinite(value)
+        ],
+    }
 
 
 def _group_data(
     name: str,
     channels: ChannelMap,
-    curves: Sequence[GroupCurve],
+    known: _Known,
+    curves: Mapping[str, GroupCurve],
     kept: int | None,
     damages: Mapping[str, float],
 ) -> dict[str, Json]:
     group = channels.groups[name]
-    points: list[Json] = []
-    for curve in curves:
-        if curve.group == name:
-            points = [
-                [_short(curve.kept[index] / group.units), _short(curve.damage[index]), int(curve.kept[index])]
-                for index in _spread(len(curve.kept))
-                if isfinite(curve.damage[index])
-            ]
+    curve = curves.get(name)
+    points: dict[str, Json] = {"points": [], "anchors": []}
+    if curve is not None:
+        shares = curve.kept / group.units
+        points = _point_data(curve.kept.tolist(), shares, curve.damage, curve.anchors, kept)
     return {
         "name": name,
         "units": group.units,
         "unit_width": group.unit_width,
         "makers": list(group.producers),
-        "readers": list(readers_of(channels, group)),
+        "readers": list(known.readers[name]),
         "sizes": [f"{module}.{size}" if module else size for module, size in group.sizes],
         "reason": group.reason,
-        "points": points,
+        **points,
         "kept": kept,
         "damage": finite_or_none(damages.get(name)),
     }
@@ -348,7 +422,11 @@ def _block_data(channels: ChannelMap, damages: Mapping[str, float], dropped: Seq
     ]
 
 
-def _plan_data(plan: Plan) -> dict[str, Json]:
+def _setting_data(setting: Setting | None) -> Json:
+    return None if setting is None else setting_facts(setting)
+
+
+def _plan_data(plan: Plan, unrounded: Plan | None) -> dict[str, Json]:
     latency = plan.latency
     return {
         "select": plan.select,
@@ -356,7 +434,20 @@ def _plan_data(plan: Plan) -> dict[str, Json]:
         "gap": finite_or_none(plan.gap),
         "score_loss": finite_or_none(plan.score_loss),
         "rounding": multiples_text(plan),
+        "unrounded": None if unrounded is None else _unrounded_data(plan, unrounded),
         "latency": None if latency is None else dict(asdict(latency)),
+    }
+
+
+def _unrounded_data(plan: Plan, unrounded: Plan) -> dict[str, Json]:
+    """What rounding to multiples changed, over all."""
+    pairs: list[tuple[object, object]] = []
+    for rounded, free in ((plan.settings, unrounded.settings), (plan.groups, unrounded.groups)):
+        pairs += [(rounded.get(name), free.get(name)) for name in {**rounded, **free}]
+    return {
+        "damage": finite_or_none(unrounded.damage),
+        "changed": sum(1 for one, other in pairs if one != other),
+        "of": len(pairs),
     }
 
 

@@ -2,8 +2,11 @@
 """The frame of a page: head, style sheet, script, and the pieces of HTML that all sections are made of."""
 
 import base64
+import binascii
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
@@ -13,6 +16,11 @@ from slimrank._errors import FileError
 from slimrank.files import Json, as_object, from_text
 
 _DATA_START, _DATA_END = '<script type="application/json" id="data">', "</script>"
+# The same of data that are packed.
+_PACKED_START = '<script type="application/gzip" id="data">'
+# Characters of data from which on they are packed: pages of a few layers can be read in an editor, and
+# those of a thousand stay small.
+_PACKED_FROM = 50_000
 # Why a page is not read.
 CHANGED = "it is no page that slimrank wrote, or was changed; save the model again"
 # In JSON, these are the same letters; in a page, they could end the script.
@@ -33,7 +41,7 @@ def document(
         title: of the window, plain text.
         body: HTML.
         data: what the page shows, which its script reads; None for a page without script.
-        code: of the script; None for that of reports.
+        code: of the script; None for that of reports, which can unpack its data.
         connects: the script may ask the server that the page came from.
 
     Returns:
@@ -42,13 +50,21 @@ def document(
     """
     style, script, allowed = _resource("page.css"), "", ""
     if data is not None:
+        is_report = code is None
         code = _resource("page.js") if code is None else code
         digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
         allowed = f"script-src 'sha256-{digest}'; " + ("connect-src 'self'; " if connects else "")
         text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-        for letter, code_point in _MARKUP.items():
-            text = text.replace(letter, code_point)
-        script = f"{_DATA_START}{text}{_DATA_END}\n<script>{code}</script>\n"
+        if is_report and len(text) >= _PACKED_FROM:
+            start = _PACKED_START
+            # Without the time of writing, so that the same data give the same page.
+            text = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+        else:
+            start = _DATA_START
+            for letter, code_point in _MARKUP.items():
+                text = text.replace(letter, code_point)
+        kind = ' type="module"' if is_report else ""
+        script = f"{start}{text}{_DATA_END}\n<script{kind}>{code}</script>\n"
     policy = f"default-src 'none'; {allowed}style-src 'unsafe-inline'; img-src data:"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -65,7 +81,7 @@ def document(
 
 def holds_data(html: str) -> bool:
     """Whether a page has its data in it."""
-    return _DATA_START in html
+    return _DATA_START in html or _PACKED_START in html
 
 
 def data_of(html: str) -> dict[str, Json]:
@@ -80,10 +96,16 @@ def data_of(html: str) -> dict[str, Json]:
     Raises:
         FileError: no page of slimrank, or one that was changed.
     """
-    _, start, rest = html.partition(_DATA_START)
+    is_packed = _DATA_START not in html
+    _, start, rest = html.partition(_PACKED_START if is_packed else _DATA_START)
     text, end, _ = rest.partition(_DATA_END)
     if not (start and end):
         raise FileError(CHANGED)
+    if is_packed:
+        try:
+            text = gzip.decompress(base64.b64decode(text, validate=True)).decode()
+        except (binascii.Error, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+            raise FileError(CHANGED) from error
     return as_object(from_text(text, "data of the page"), "data of the page")
 
 
@@ -127,7 +149,7 @@ def table(
     rows: Iterable[Sequence[str]],
     *,
     values: Sequence[Sequence[float | None]] | None = None,
-    layers: Sequence[str | None] | None = None,
+    layers: Sequence[int | None] | None = None,
     idle: Sequence[bool] | None = None,
     kind: str = "",
 ) -> str:
@@ -137,7 +159,7 @@ def table(
         columns: headings, plain text; ``>`` before one aligns its column right.
         rows: cells, plain text; the first of a row is its heading.
         values: the numbers behind the cells, to sort and copy by; None where a cell is text.
-        layers: the layer that a row opens; None for none.
+        layers: index of the layer that a row opens; None for none.
         idle: whether a row stands back.
         kind: CSS class of the table.
 
@@ -157,7 +179,7 @@ def table(
             for column, (cell, css, number) in enumerate(zip(row, classes, numbers, strict=True))
         )
         layer = None if layers is None else layers[index]
-        opens = "" if layer is None else f' data-layer="{escape(layer)}"'
+        opens = "" if layer is None else f' data-layer="{layer}"'
         back = ' class="idle"' if idle is not None and idle[index] else ""
         lines.append(f"<tr{opens}{back}>{cells}</tr>")
     if not lines:
@@ -170,6 +192,12 @@ def table(
     )
 
 
+def _plain(number: float) -> str:
+    """A number, without ".0" where it is whole."""
+    return str(int(number)) if number == int(number) else repr(number)
+
+
 def _cell(tag: str, css: str, text: str, number: float | None) -> str:
-    value = "" if number is None else f' data-v="{number!r}"'
+    # A text that is the number needs no other one to be sorted by.
+    value = "" if number is None or text == f"{number:g}" else f' data-v="{_plain(number)}"'
     return f"<{tag}{css}{value}>{escape(text)}</{tag}>"

@@ -20,6 +20,7 @@ SECTIONS: tuple[Callable[[Mapping[str, Json]], str], ...] = (
     sections.numbers,
     sections.advice,
     sections.pareto,
+    sections.predicted_and_measured,
     sections.totals,
     sections.outputs,
     sections.exported,

@@ -1,18 +1,32 @@
 // The page is complete without this script; it sorts, filters and copies tables, exchanges the metric of
 // the bars, and opens what is known of a layer. It reads the page's own data and nothing else.
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const layers = new Map(data.layers.map((layer) => [layer.name, layer]));
+const read = async () => {
+  const block = document.getElementById("data");
+  if (block.type === "application/json") return JSON.parse(block.textContent);
+  const bytes = Uint8Array.from(atob(block.textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+};
+const data = await read();
+const layerOf = (element) => data.layers[element.dataset.layer];
 const make = (tag, properties = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
   return element;
 };
 const short = (value) => {
+  if (typeof value !== "number") return "-";
+  if (!Number.isInteger(value)) return String(Number(value.toPrecision(4)));
   for (const [size, prefix] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]])
     if (Math.abs(value) >= size) return `${(value / size).toPrecision(3)} ${prefix}`;
   return String(value);
 };
+
+// Long names break after dots and underscores, not in the middle of a word.
+for (const element of document.querySelectorAll("main tbody th, .bars span:first-child, dt, figcaption")) {
+  const name = element.firstChild;
+  const parts = name?.nodeType === Node.TEXT_NODE ? name.data.split(/(?<=[._])/) : [];
+  if (parts.length > 1) name.replaceWith(...parts.flatMap((part) => [part, make("wbr")]));
+}
 
 // Tables: headings sort, a field filters, a button copies.
 const cellValue = (row, index) => row.cells[index].dataset.v ?? row.cells[index].textContent.trim();
@@ -66,13 +80,14 @@ for (const table of document.querySelectorAll("table[data-tools]")) {
 // Bars: another metric.
 const bars = document.getElementById("bars");
 if (bars) {
-  const choice = make("select", {}, ...["macs", "params", "bytes"].map((name) => new Option(name, name)));
+  const metrics = ["macs", "params", "bytes", ...(data.latency ? ["ms"] : [])];
+  const choice = make("select", {}, ...metrics.map((name) => new Option(name, name)));
   choice.setAttribute("aria-label", "Metric of the bars");
   choice.addEventListener("change", () => {
     const metric = choice.value;
-    const items = [...bars.children].filter((item) => layers.has(item.dataset.layer));
-    const costs = items.map((item) => layers.get(item.dataset.layer));
-    const longest = Math.max(1, ...costs.map((layer) => Math.max(layer.before[metric], layer.after?.[metric] ?? 0)));
+    const items = [...bars.children].filter(layerOf);
+    const costs = items.map(layerOf);
+    const longest = Math.max(...costs.map((layer) => Math.max(layer.before[metric], layer.after?.[metric] ?? 0))) || 1;
     for (const item of bars.children) item.hidden = !items.includes(item);
     items.forEach((item, index) => {
       const before = costs[index].before;
@@ -94,26 +109,60 @@ const svg = (tag, attributes, ...children) => {
   element.append(...children);
   return element;
 };
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+// What saves parameters alone has more MACs than the layer, and no place in a picture of shares.
+const drawable = (points) => points.filter(([keep, damage]) => damage > 0 && keep <= 1);
 const curveOf = (curves) => {
-  const points = curves.flatMap((curve) => curve.points).filter(([, damage]) => damage > 0);
+  const measured = (curve) => drawable(curve.anchors ?? []);
+  const points = curves.flatMap((curve) => [...drawable(curve.points), ...measured(curve)]);
   if (points.length < 2) return [];
   const logs = points.map(([, damage]) => Math.log10(damage));
-  const [low, high] = [Math.min(...logs), Math.max(...logs)];
-  const across = (keep) => 10 + 580 * Math.min(keep, 1);
-  const up = (damage) => 170 - (150 * (Math.log10(damage) - low)) / Math.max(high - low, 1e-9);
+  const high = Math.max(...logs);
+  const low = Math.max(Math.min(...logs), high - 6);
+  const across = (keep) => 10 + 580 * keep;
+  const up = (damage) => 170 - (150 * (Math.max(Math.log10(damage), low) - low)) / Math.max(high - low, 1e-9);
+  // As in the small pictures: a colour for each method, a second form of one dashed.
+  const colours = curves.map((curve) => ({ weight_svd: 0, spatial_svd: 1, tucker2: 3 })[curve.method] ?? 2);
+  const kinds = colours.map((colour, index) => `c${colour}${colours.indexOf(colour) < index ? " dashed" : ""}`);
   const lines = curves.map((curve, index) => {
-    const good = curve.points.filter(([, damage]) => damage > 0);
+    const good = drawable(curve.points);
     const line = good.map(([keep, damage]) => `${across(keep)},${up(damage)}`).join(" ");
-    const dots = good.map(([keep, damage, rank]) =>
-      svg("circle", { cx: across(keep), cy: up(damage) },
-        svg("title", {}, `keeps ${(100 * keep).toFixed(1)} % (${rank}): damage ${damage}`)));
-    return svg("g", { class: `c${index % 4}` }, svg("polyline", { points: line }), ...dots);
+    const dots = (triples, kind, word) => triples.map(([keep, damage, size]) =>
+      svg("circle", { class: kind, cx: across(keep), cy: up(damage) },
+        svg("title", {}, `keeps ${percent(keep)} (${size}): ${word} ${damage}`)));
+    const chosen = good.filter(([, , size]) => size === curve.chosen).map(([keep, damage]) =>
+      svg("circle", { class: "chosen", cx: across(keep), cy: up(damage) }));
+    return svg("g", { class: kinds[index] }, svg("polyline", { points: line }),
+      ...dots(good, "p", "damage"), ...dots(measured(curve), "m", "measured"), ...chosen);
   });
   const picture = svg("svg", { viewBox: "0 0 600 190", role: "img", "aria-label": "Damage by what is kept" }, ...lines);
   const names = curves.map((curve, index) =>
-    make("span", { className: `c${index % 4}text`, textContent: `${curve.method} ${curve.form ?? ""} ` }));
-  return [make("h3", { textContent: "Damage (log scale) by the share that stays, 0 to 1" }), picture, make("p", {}, ...names)];
+    make("span", { className: `c${colours[index]}text`, textContent: `${curve.method} ${curve.form ?? ""} ` }));
+  const rows = curves.flatMap((curve) => measured(curve).map(([keep, divergence, size]) => {
+    const predicted = curve.points.find((point) => point[2] === size)?.[1] ?? "-";
+    const cells = [percent(keep), size, predicted, divergence].map((value) => make("td", { className: "n", textContent: value }));
+    return make("tr", {}, make("th", { textContent: `${curve.method} ${curve.form ?? ""}` }), ...cells);
+  }));
+  const headings = ["", "stays", "rank or units", "predicted", "measured"];
+  const head = headings.map((text, index) => make("th", { className: index ? "n" : "", textContent: text }));
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
+  return [make("h3", { textContent: "Damage (log scale) by the share that stays, 0 to 1" }), picture, make("p", {}, ...names),
+    ...(rows.length ? [make("div", { className: "scroll" }, table)] : [])];
 };
+
+// Small pictures hold their lines and what was measured; the numbers of a line come from the data.
+for (const figure of document.querySelectorAll("figure[data-curves]")) {
+  const [kind, index] = figure.dataset.curves.split(" ");
+  const curves = kind === "layers" ? data.layers[index].curves : [data.groups[index]];
+  const shown = curves.map((curve) => drawable(curve.points)).filter((points) => points.length);
+  figure.querySelectorAll("polyline").forEach((line, index) => {
+    const hidden = shown[index].map(([keep, damage, size], at) => {
+      const { x, y } = line.points[at];
+      return svg("circle", { class: "p", cx: x, cy: y }, svg("title", {}, `${percent(keep)} (${size}): ${damage}`));
+    });
+    line.after(...hidden);
+  });
+}
 const dialog = make("dialog");
 document.body.append(dialog);
 const show = (layer) => {
@@ -134,22 +183,31 @@ const show = (layer) => {
     row(metric, after === undefined || after === before ? before.toLocaleString("en")
       : `${before.toLocaleString("en")} \u2192 ${after.toLocaleString("en")}`);
   }
+  if (typeof layer.before.ms === "number")
+    row("ms of a batch", layer.after ? `${layer.before.ms} \u2192 ${layer.after.ms}` : layer.before.ms);
   row("methods", layer.methods);
   row("left alone", layer.reason);
   row("makes channels of", layer.makes);
   row("reads channels of", layer.reads);
   row("inside of block", layer.block);
-  if (layer.setting) row("chosen", Object.values(layer.setting).filter((value) => value !== null).join(" "));
+  const words = (setting) => Object.values(setting).filter((value) => value !== null).join(" ");
+  if (layer.setting) row("chosen", words(layer.setting));
+  if (data.plan?.unrounded && (layer.setting || layer.unrounded))
+    row("chosen if any rank were allowed", layer.unrounded ? words(layer.unrounded) : "left whole");
   row("channels", layer.slimmed);
   row("damage, predicted", layer.damage);
   row("fit", layer.fit);
   const groups = data.groups.filter((group) => layer.makes.includes(group.name) && group.points.length);
-  const curves = [...layer.curves, ...groups.map((group) => ({ method: `channels of ${group.name}`, points: group.points }))];
+  const chosen = (curve) => layer.setting?.method === curve.method && layer.setting?.form === curve.form ? layer.setting.rank : null;
+  const curves = [
+    ...layer.curves.map((curve) => ({ ...curve, chosen: chosen(curve) })),
+    ...groups.map((group) => ({ ...group, method: group.name === layer.name ? "channels" : `channels of ${group.name}`, chosen: group.kept })),
+  ];
   dialog.replaceChildren(make("header", {}, title, close), list, ...curveOf(curves));
   dialog.showModal();
 };
 for (const row of document.querySelectorAll("[data-layer]")) {
-  const layer = layers.get(row.dataset.layer);
+  const layer = layerOf(row);
   if (!layer) continue;
   row.tabIndex = 0;
   row.setAttribute("role", row.tagName === "TR" ? "row" : "button");
@@ -168,7 +226,7 @@ dialog.addEventListener("click", (event) => {
 // On paper everything is open.
 let closed = [];
 addEventListener("beforeprint", () => {
-  closed = [...document.querySelectorAll("details.part:not([open])")];
+  closed = [...document.querySelectorAll("details:not([open])")];
   for (const part of closed) part.open = true;
 });
 addEventListener("afterprint", () => closed.forEach((part) => (part.open = false)));

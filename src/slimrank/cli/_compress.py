@@ -108,6 +108,7 @@ def compress(
     macs: str | None,
     params: str | None,
     bytes: str | None,
+    activation_bytes: str | None,
     multiple_of: tuple[str, ...],
     latency: str | None,
     backend: str,
@@ -159,6 +160,7 @@ def compress(
             params=read_budget(params),
             bytes=read_budget(bytes),
             latency=read_latency(latency),
+            activation_bytes=read_budget(activation_bytes),
             backend=backend,
             threads=threads,
             batch=batch,
@@ -176,7 +178,17 @@ def compress(
     else:
         refuse_given(
             ctx,
-            ("on_layer", "compete", "relative_to", "latency", "backend", "threads", "batch", "precision"),
+            (
+                "on_layer",
+                "compete",
+                "relative_to",
+                "activation_bytes",
+                "latency",
+                "backend",
+                "threads",
+                "batch",
+                "precision",
+            ),
             "--max-drop and --split try plans of their own",
         )
         judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))

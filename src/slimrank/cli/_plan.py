@@ -18,6 +18,7 @@ from slimrank.cli._options import (
     relative_to_option,
     skip_option,
 )
+from slimrank.cli._references import model_at
 from slimrank.cli._typed import read_budget, read_fixed, read_latency, read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import MultipleOf, SettingLike, read_settings
@@ -41,6 +42,7 @@ from slimrank.report import plan_facts, render_plan
     help="Keep ratio of the measured time, or a time such as 4.5ms; with --latencies.",
 )
 @click.option("--latencies", "times", type=PATH, help="Table of measured times, of slimrank latency.")
+@click.option("--model", metavar="REF", help="The model, for --activation-bytes.")
 @methods_option
 @skip_option
 @click.option(
@@ -64,6 +66,7 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
 def plan(
     study_dir: Path,
+    model: str | None,
     latency: str | None,
     times: Path | None,
     methods: tuple[str, ...],
@@ -81,16 +84,24 @@ def plan(
 ) -> Answer:
     """Choose ranks, channels and blocks under a budget, from the study in DIR.
 
-    Needs no model and takes under a second.
+    Needs no model and takes under a second, but for --activation-bytes.
     """
-    measured = sr.Study.load(study_dir)
+    if model is None and budgets["activation_bytes"] is not None:
+        raise OptionError("--activation-bytes counts activations; give the model, too: --model module:build")
+    measured = sr.Study.load(study_dir, model=None if model is None else model_at(model))
     # Settings typed by hand are taken as they are, unless asked otherwise.
     multiple_of = read_multiple_of(budgets["multiple_of"], default="auto" if manual is None else 1)
     ratios = {metric: budgets[metric] for metric in METRICS}
     if manual is not None:
         _refuse_beside_manual(
             ratios,
-            {"--scores": table, "--latency": latency, "--latencies": times, "--fix": fix},
+            {
+                "--activation-bytes": budgets["activation_bytes"],
+                "--scores": table,
+                "--latency": latency,
+                "--latencies": times,
+                "--fix": fix,
+            },
             methods,
             skip,
         )
@@ -104,6 +115,7 @@ def plan(
             macs=read_budget(budgets["macs"]),
             params=read_budget(budgets["params"]),
             bytes=read_budget(budgets["bytes"]),
+            activation_bytes=read_budget(budgets["activation_bytes"]),
             latency=read_latency(latency),
             latencies=None if times is None else sr.Latencies.load(times),
             select=budgets["select"],

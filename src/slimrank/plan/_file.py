@@ -39,6 +39,7 @@ from slimrank.records import (
     LayerKind,
     LayerSpec,
     Metric,
+    PlannedActivations,
     PlannedLatency,
     Setting,
 )
@@ -49,8 +50,9 @@ PLAN_FORMAT = 1
 # Every file has these.
 _PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
 # Older files lack the first; the second is written where a step slims groups, the third where "auto" chose
-# multiples, the fourth where the plan was chosen by measured times, the last where a budget was no ratio.
-_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency", "asked")
+# multiples, the fourth where the plan was chosen by measured times, the fifth where a budget was no ratio,
+# the last where it was chosen for a peak of activations.
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency", "asked", "activations")
 # Who may have chosen a plan.
 _SELECT_NAMES = ("optimal", "greedy", "uniform", "manual")
 # Spelled out, so that a kind read from a file gets the type of the literal.
@@ -75,6 +77,7 @@ class PlanFields(TypedDict):
     asked: Mapping[Metric, str]
     relaxed: tuple[str, ...] | None
     latency: PlannedLatency | None
+    activations: PlannedActivations | None
 
 
 def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> None:
@@ -135,6 +138,10 @@ def plan_to_json(plan: PlanFields, after: Cost) -> dict[str, Json]:
         content["latency"] = {
             known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)
         }
+    if plan["activations"] is not None:
+        content["activations"] = {
+            known.name: getattr(plan["activations"], known.name) for known in fields(PlannedActivations)
+        }
     return content
 
 
@@ -194,10 +201,13 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
     multiple_of = _multiple_from_json(content["multiple_of"], steps, f"{where}: multiple_of")
     relaxed = _relaxed_from_json(content["relaxed"], steps, where) if "relaxed" in content else None
     latency = _latency_from_json(content["latency"], f"{where}: latency") if "latency" in content else None
+    activations = None
+    if "activations" in content:
+        activations = _activations_from_json(content["activations"], f"{where}: activations")
     written_after = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
     if written_after != after or content.get("choice", _choice_checksum(steps)) != _choice_checksum(steps):
         # A person edited the file: what was predicted and asked for belonged to the old settings.
-        select, damage, score_loss, gap, latency = "manual", None, None, None, None
+        select, damage, score_loss, gap, latency, activations = "manual", None, None, None, None, None
         budgets, asked = {}, {}
         if not _are_multiples(steps, multiple_of):
             multiple_of, relaxed = 1, None
@@ -214,6 +224,7 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
         asked=asked,
         relaxed=relaxed,
         latency=latency,
+        activations=activations,
     )
 
 
@@ -477,6 +488,16 @@ def _budgets_from_json(value: Json, where: str) -> dict[Metric, float]:
 def _asked_from_json(value: Json, where: str) -> dict[Metric, str]:
     content = as_object(value, where, required=(), optional=METRICS)
     return {metric: as_text(content[metric], f"{where}.{metric}") for metric in METRICS if metric in content}
+
+
+def _activations_from_json(value: Json, where: str) -> PlannedActivations:
+    content = as_object(value, where, required=tuple(known.name for known in fields(PlannedActivations)))
+    return PlannedActivations(
+        asked=as_number(content["asked"], f"{where}.asked"),
+        before=as_integer(content["before"], f"{where}.before"),
+        after=as_integer(content["after"], f"{where}.after"),
+        words=as_text(content["words"], f"{where}.words"),
+    )
 
 
 def _latency_from_json(value: Json, where: str) -> PlannedLatency:

@@ -73,6 +73,8 @@ class Rivals:
         # Where a group could not be slimmed after all, the result is above the budget: that must not win.
         is_over = any(result.keep_ratio(metric) > ratio for metric, ratio in plan.budgets.items())
         is_over |= plan.latency is not None and result.plan.latency is None
+        peak, wanted = result.activation_bytes, plan.activations
+        is_over |= peak is not None and wanted is not None and not wanted.holds(peak.after)
         if is_over:
             self._over.add(label)
         if not self._plans:
@@ -206,7 +208,13 @@ class Rivals:
             budgets=chosen.budgets,
             asked=chosen.asked,
         )
-        plan = replace(plan, multiple_of=chosen.multiple_of, relaxed=chosen.relaxed, latency=chosen.latency)
+        plan = replace(
+            plan,
+            multiple_of=chosen.multiple_of,
+            relaxed=chosen.relaxed,
+            latency=chosen.latency,
+            activations=chosen.activations,
+        )
         self.build("optimal, recalibrated", plan)
 
     def _scale(self, label: str) -> float | None:

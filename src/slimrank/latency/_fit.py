@@ -358,7 +358,7 @@ def _unit_sizes(spec: LayerSpec, batch: int) -> tuple[float, float, tuple[float,
     written = batch * sum(prod(call.output_shape) for call in spec.calls) / rows
     read = batch * sum(prod(call.input_shape) for call in spec.calls)
     # Each output of a depthwise kernel reads an input of its own.
-    return macs, written, (read / rows, 0.0) if spec.groups > 1 else (0.0, read / columns)
+    return macs, written, (read / rows, 0.0) if _is_depthwise(spec) else (0.0, read / columns)
 
 
 def _pair(
@@ -395,9 +395,13 @@ def _pair(
 def kernel_kind(spec: LayerSpec, kernel: Iterable[int]) -> str:
     """Operations that runtimes have one kernel for."""
     size = "x".join(map(str, kernel))
-    grouped = " grouped" if spec.groups > 1 else ""
+    grouped = " depthwise" if _is_depthwise(spec) else " grouped" if spec.groups > 1 else ""
     stride = " strided" if any(step > 1 for step in spec.stride) and size != "1x1" else ""
     return f"{spec.kind} {size}{grouped}{stride}"
+
+
+def _is_depthwise(spec: LayerSpec) -> bool:
+    return spec.groups > 1 and rows_and_columns(spec)[1] == 1
 
 
 def _dense_time(spec: LayerSpec, rates: _Vector, batch: int) -> DenseTime:

@@ -59,11 +59,11 @@ def draw_variants(
     """
     generator = np.random.default_rng(seed)
     groups = slimmable_groups(structure.channels) if PRUNING in methods else {}
-    steps = kernel_group_steps(structure, step)
+    whole_steps = kernel_group_steps(structure, step)
     widths = {
-        name: _widths(generator, group, count, steps.get(name, step))
+        name: _widths(generator, group, count, whole_steps.get(name, step))
         for name, group in groups.items()
-        if _unit_steps(group, steps.get(name, step))
+        if _unit_steps(group, whole_steps.get(name, step))
     }
     choices: dict[str, list[tuple[Method, Form] | None]] = {}
     for name, forms in _forms_by_layer(structure, methods).items():

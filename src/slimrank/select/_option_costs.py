@@ -21,7 +21,7 @@ from slimrank.cost import (
     layer_cost,
     middle_cost,
     pair_rows_and_columns,
-    rows_and_columns,
+    timed_sizes,
 )
 from slimrank.plan import PlanSource, is_inside
 from slimrank.records import (
@@ -325,7 +325,7 @@ class Costing:
         return self.as_array(Cost(macs=0, params=1, bytes=itemsize))
 
     def _whole_time(self, spec: LayerSpec, layer: LayerTimes) -> float:
-        return float(layer.dense.time(*step_edge(rows_and_columns(spec), self.step)))
+        return float(layer.dense.time(*timed_sizes(spec, self.step)))
 
     def _layer(self, name: str) -> LayerTimes | None:
         return None if self.times is None else self.times.layers.get(name)

@@ -703,7 +703,9 @@ class _TableMaker:
         rows, columns = (*self._weight(spec), *one)[:2]
         if spec.is_transposed:
             rows, columns = columns, rows
-        rows, columns = self._stairs(rows, columns)
+        stair_rows, stair_columns = self._stairs(rows, columns)
+        # As ``timed_sizes`` counts them.
+        rows, columns = stair_rows, columns if spec.groups > 1 else stair_columns
         return [
             TensorPiece(
                 groups=frozenset[int]().union(*(dim.groups for dim in dims)),

@@ -34,6 +34,7 @@ from slimrank.forward import OutputChoice, eval_mode, kept_text, out_of_memory_t
 from slimrank.interop import Received, receive
 from slimrank.methods import METHODS
 from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
+from slimrank.peaks import plan_within_peak, profile_peaks
 from slimrank.plan import (
     NOTHING_FIXED,
     FixedSettings,
@@ -74,6 +75,8 @@ from slimrank.records import (
     Method,
     Metric,
     Note,
+    PeakPoint,
+    PlannedActivations,
     ratio_of,
     replaces_groups,
 )
@@ -92,7 +95,10 @@ from slimrank.report import (
 )
 from slimrank.scores import ScoreFn, Scores, check_scores, score_model, scored_source, scores_facts
 from slimrank.select import (
+    Budget,
+    bytes_limit,
     check_budgets,
+    check_peak,
     has_uniform_widths,
     reachable_floor,
     select_plan,
@@ -332,6 +338,7 @@ class Study:
         params: float | str | None = None,
         bytes: float | str | None = None,
         latency: float | str | None = None,
+        activation_bytes: float | str | None = None,
         select: Literal["optimal", "greedy", "uniform"] = "optimal",
         multiple_of: MultipleOf = "auto",
         methods: Sequence[Method] | None = None,
@@ -345,7 +352,7 @@ class Study:
         uniform_widths: bool = False,
         new_bias: bool = True,
     ) -> Plan:
-        """Chooses a rank for every layer under a budget. Runs no model and writes no file.
+        """Chooses a rank for every layer under a budget. Runs no model, but for activations; writes no file.
 
         Args:
             macs: keep ratio of the MACs, in (0, 1], also as "50%"; or a whole number above 1, for so many
@@ -354,6 +361,10 @@ class Study:
             bytes: keep ratio of the bytes, or so many at most, also as "2MB" or "1.5MiB".
             latency: keep ratio of the measured time of one batch, of that of the original in float32, also
                 as "60%"; or a time, such as "4.5ms". Needs ``latencies``.
+            activation_bytes: keep ratio of the peak of the activations of one sample (see
+                ``slimrank.activation_bytes``), also as "50%"; or so many bytes at most, also as "2MB". The
+                first such plan of a study runs a variant of the model for each group and form, and each plan
+                is counted by a run of what it leaves. Its ``gap`` is not certified.
             select: "optimal" (exact, with a certified gap), "greedy" (AIMET's) or "uniform".
             multiple_of: ranks, and widths in outputs of the layer that makes the channels, are multiples of
                 this: a number, "auto", or name glob -> one of these, first match wins. "auto" takes 16, 8 or
@@ -392,7 +403,7 @@ class Study:
                 they can. Damages are predicted as with one, and so are a little low.
 
         Returns:
-            The plan; its counted cost, and its predicted time, are never above a budget.
+            The plan; its counted cost and peak, and its predicted time, are never above a budget.
 
         Raises:
             BudgetError: a budget that is no keep ratio and no number, above what the model costs already,
@@ -400,6 +411,7 @@ class Study:
             UnknownNameError: a method, selector or pattern that does not exist.
             ScoreError: a table of another study.
             LatencyError: a table of times of another network.
+            StudyError: ``activation_bytes``, and the study was loaded without a model.
             OptionError: ``monotonic`` or ``interpolate`` without ``scores``, ``latency`` without
                 ``latencies`` or the other way round, an unknown ``relative_to``, or a fixed setting of the
                 wrong kind; ``new_bias=False`` where an earlier step made new biases; with ``uniform_widths``
@@ -410,23 +422,14 @@ class Study:
         """
         ratios: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
         asked, table = self._asked_latency(latency, latencies, relative_to)
-        is_counted = asked is None or any(ratio is not None for ratio in ratios.values())
-        if is_counted:
+        peak = self._asked_peak(activation_bytes, relative_to)
+        if (asked is None and peak is None) or any(ratio is not None for ratio in ratios.values()):
             check_budgets(ratios)
         budgets = {metric: ratio for metric, ratio in ratios.items() if ratio is not None}
         if relative_to not in ("model", "original"):
             raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
         whole = self.previous.before if self.previous and relative_to == "original" else None
-        if scores is None and (monotonic or interpolate):
-            raise OptionError(
-                "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
-            )
-
-        if scores is not None and not isinstance(scores, Scores):
-            raise OptionError(
-                f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
-            )
-
+        _check_scores(scores, are_treated=monotonic or interpolate)
         skipped = skipped_globs(self, skip)
         held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
         study = self if new_bias else self._without_new_bias()
@@ -445,26 +448,42 @@ class Study:
                 rounding=rounding,
             )
 
-        def selected(latency: float | None) -> tuple[Plan, Rounding]:
+        allowed = self._comparable() if methods is None and scores is None else methods
+
+        def selected(latency: float | None, points: Mapping[PeakPoint, Budget]) -> tuple[Plan, Rounding]:
             return select_plan_and_rounding(
                 source,
                 self.structure,
                 budgets=budgets,
                 select=select,
                 multiple_of=multiple_of,
-                methods=self._comparable() if methods is None and scores is None else methods,
+                methods=allowed,
                 skip=skipped,
                 of=whole,
                 latency=latency,
                 times=None if table is None else table.times,
+                points=points,
                 fixed=held,
                 uniform_widths=uniform_widths,
             )
 
-        if asked is None or table is None:
-            chosen, rounding = selected(None)
-        else:
-            chosen, rounding = _within_latency(selected, table, asked)
+        def within_time(points: Mapping[PeakPoint, Budget]) -> tuple[Plan, Rounding]:
+            if asked is None or table is None:
+                return selected(None, points)
+            return _within_latency(lambda latency: selected(latency, points), table, asked)
+
+        def lowest_at(point: PeakPoint) -> float:
+            return reachable_floor(
+                study,
+                point,
+                multiple_of=multiple_of,
+                methods=allowed,
+                skip=skipped,
+                fixed=held,
+                uniform_widths=uniform_widths,
+            )
+
+        chosen, rounding = self._within_peak(peak, within_time, lowest_at)
         chosen = replace(chosen, fixed=held.by_kind)
         if scores is None:
             return chosen
@@ -492,8 +511,60 @@ class Study:
             multiple_of=chosen.multiple_of,
             relaxed=chosen.relaxed,
             latency=chosen.latency,
+            activations=chosen.activations,
             fixed=chosen.fixed,
         )
+
+    def _asked_peak(self, asked: float | str | None, relative_to: str) -> Budget | None:
+        """What may be left of the peak of activations; None where nothing is asked."""
+        if asked is None:
+            return None
+        budget = check_peak(asked)
+        if relative_to == "original":
+            raise OptionError(
+                "relative_to='original' is for costs of weights: activations are counted on the model that "
+                "was studied; leave it out beside activation_bytes="
+            )
+        session_of(self)
+        return budget
+
+    def _within_peak(
+        self,
+        budget: Budget | None,
+        selected: Callable[[Mapping[PeakPoint, Budget]], tuple[Plan, Rounding]],
+        lowest_at: Callable[[PeakPoint], float],
+    ) -> tuple[Plan, Rounding]:
+        """The plan whose peak of activations is within a budget, if there is one."""
+        if budget is None:
+            return selected({})
+        session = session_of(self)
+        if not session.profiles:
+            profile = profile_peaks(
+                session.original, self.structure, session.captured.sample, curves=self.curves
+            )
+            session.profiles.append(profile)
+        profile = session.profiles[0]
+        words = budget.words or f"{budget.ratio:g}"
+        text = f"activation_bytes={words}"
+        if budget.number is not None and budget.number > profile.peak:
+            raise BudgetError(
+                f"budget: {text} is above what the model needs: its peak has less already, {profile.peak:,} "
+                "bytes; give less, or leave this budget out"
+            )
+        limit = bytes_limit(budget, profile.peak)
+        chosen, rounding, counted = plan_within_peak(
+            profile,
+            limit,
+            lambda points, most: selected({point: Budget(number=most, words=words) for point in points}),
+            lowest_at,
+            text=text,
+        )
+        activations = PlannedActivations(
+            asked=budget.share(profile.peak), before=profile.peak, after=counted, words=budget.words
+        )
+        # What the bytes at a place come to is known nearly: no bound on other choices follows from that.
+        gap = chosen.gap if limit >= profile.peak else None
+        return replace(chosen, gap=gap, activations=activations), rounding
 
     def _without_new_bias(self) -> "Study":
         """The same study, whose plans count no bias where a layer has none."""
@@ -541,7 +612,7 @@ class Study:
 
         Returns:
             A new plan with its predicted ``damage``; its ``select`` is "manual", and ``gap``, ``budgets``,
-            ``score_loss`` and ``latency``, which belonged to the choice, are empty.
+            ``score_loss``, ``latency`` and ``activations``, which belonged to the choice, are empty.
 
         Raises:
             UnknownNameError: no such layer, group, block, method or form.
@@ -732,7 +803,7 @@ class Study:
                     session, planned, phases, grams=self.grams, on_layer=on_layer, sequential=sequential
                 ),
             )
-        result = self._with_damages(result, plan)
+        result = _with_peak_told(self._with_damages(result, plan), plan)
         return result.with_notes(self.notes, {**self.seconds, **phases.seconds})
 
     def _within_budgets(self, plan: Plan, build: Callable[[Plan], Result]) -> Result:
@@ -813,7 +884,8 @@ class Study:
             The plan; None where the budgets are out of reach so, or the plan was not chosen from damages.
         """
         select = _SELECTORS.get(plan.select)
-        if select is None or plan.latency is not None or plan.score_loss is not None:
+        is_other = plan.latency is not None or plan.activations is not None or plan.score_loss is not None
+        if select is None or is_other:
             return None
         methods = {setting.method for setting in plan.settings.values()}
         if plan.groups or plan.dropped:
@@ -1255,6 +1327,36 @@ def planned_without_new_bias(study: Study) -> Study:
         OptionError: an earlier step made new biases.
     """
     return study._without_new_bias()
+
+
+def _with_peak_told(result: Result, plan: Plan) -> Result:
+    """The result, with a warning where its peak of activations is above what the plan was chosen for."""
+    peak, asked = result.activation_bytes, plan.activations
+    if peak is None or asked is None or asked.holds(peak.after):
+        return result
+    text = (
+        f"the built model has {peak.after:,} bytes of activations at its peak, above the "
+        f"{asked.asked * asked.before:,.0f} of {asked.text}: a group could not be slimmed, or a router sent "
+        "other rows to its experts; plan a smaller budget"
+    )
+    return replace(result, notes=(*result.notes, Note(where="apply", text=text, is_warning=True)))
+
+
+def _check_scores(scores: object, *, are_treated: bool) -> None:
+    """Refuses what is no table of scores, and its options where there is none.
+
+    Raises:
+        OptionError: either.
+    """
+    if scores is None:
+        if are_treated:
+            raise OptionError(
+                "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
+            )
+    elif not isinstance(scores, Scores):
+        raise OptionError(
+            f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
+        )
 
 
 def skipped_globs(study: Study, skip: Skip) -> tuple[str, ...]:

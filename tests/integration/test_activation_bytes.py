@@ -2,13 +2,18 @@
 """Peaks of activations of plans and results, through the front door."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from click.testing import CliRunner
 
+import seams
 import slimrank as sr
+from invented_times import Machine, table_on
 from slimrank.plan import Plan
+from slimrank.report import render_plan
 
 # Bytes of one channel of the maps, 8 by 8 numbers.
 MAP = 4 * 64
@@ -62,6 +67,124 @@ def test_of_several_steps_the_original_is_needed(study: sr.Study, nets: ModuleTy
     assert first.activation_bytes is not None
     # A study of the first result starts from there.
     assert sr.activation_bytes(again, second.plan).before == first.activation_bytes.after
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"activation_bytes": 0.8},
+        {"activation_bytes": "60%", "macs": 0.7},
+        {"activation_bytes": 0.7, "select": "greedy"},
+        {"activation_bytes": 0.7, "select": "uniform", "methods": ("channel_pruning",)},
+        {"activation_bytes": 0.9, "fixed": {"conv": ("channel_pruning", {"keep": 12})}},
+    ],
+    ids=str,
+)
+def test_a_plan_keeps_its_peak_and_so_does_the_result(
+    study: sr.Study, asked: dict[str, object], tmp_path: Path
+) -> None:
+    plan = study.plan(**asked)  # type: ignore[arg-type]
+    peak = plan.activations
+    assert peak is not None
+    ratio = {"60%": 0.6}.get(str(asked["activation_bytes"]), asked["activation_bytes"])
+    assert peak.asked == ratio
+    assert peak.after <= ratio * peak.before  # type: ignore[operator]
+    result = study.apply(plan)
+    assert result.activation_bytes == sr.activation_bytes(study, plan)
+    assert (result.activation_bytes.before, result.activation_bytes.after) == (peak.before, peak.after)
+    assert not any("activations" in note.text for note in result.notes)
+    assert f"asked {peak.text}" in render_plan(plan, study.unit)
+    if "macs" in asked:
+        assert plan.keep_ratio("macs") <= 0.7
+        assert peak.words == "60%"
+    plan.save(tmp_path / "plan.json")
+    assert sr.Plan.load(tmp_path / "plan.json").activations == peak
+    assert study.edit(plan, {"fc": None}).activations is None
+
+
+def test_a_peak_in_bytes_is_kept_and_shown(study: sr.Study) -> None:
+    before = sr.activation_bytes(study, study.plan(macs=1.0)).before
+    plan = study.plan(activation_bytes=before - MAP)
+    assert plan.activations is not None
+    assert plan.activations.after <= before - MAP
+    assert plan.activations.words == f"{before - MAP:_}"
+    assert f"activation_bytes {plan.activations.keep_ratio:.4f}" in repr(plan)
+    assert plan.gap is None
+    free = study.plan(activation_bytes=1.0)
+    assert free.activations is not None
+    assert free.activations.after == before
+    assert not free.groups
+    assert "activation_bytes" in plan.diff(study.plan(activation_bytes=0.5))
+
+
+def test_a_peak_and_a_latency_hold_together(study: sr.Study) -> None:
+    table = table_on(study.structure, Machine())
+    plan = study.plan(activation_bytes=0.75, latency=0.7, latencies=table)
+    assert plan.activations is not None
+    assert plan.latency is not None
+    assert plan.activations.keep_ratio <= 0.75
+    assert plan.latency.predicted <= 0.7 * (1 + 1e-9)
+
+
+def test_compress_takes_a_peak(nets: ModuleType) -> None:
+    batches = nets.noise(1, 8, 8, n=4)
+    result = sr.compress(nets.cnn(), batches, activation_bytes=0.7, effort="fast", progress=False)
+    assert result.activation_bytes is not None
+    assert result.activation_bytes.keep_ratio <= 0.7
+    with pytest.raises(sr.BudgetError, match=r"activation_bytes='70' is no keep ratio"):
+        sr.compress(nets.cnn(), batches, activation_bytes="70", progress=False)
+    with pytest.raises(sr.OptionError, match="leave it out beside activation_bytes="):
+        sr.compress(nets.cnn(), batches, activation_bytes=0.5, relative_to="original", progress=False)
+
+
+def test_a_built_model_above_its_peak_is_told(study: sr.Study) -> None:
+    plan = study.plan(activation_bytes=0.8)
+    assert plan.activations is not None
+    tighter = replace(plan, activations=replace(plan.activations, asked=0.3))
+    notes = [note for note in study.apply(tighter).notes if note.is_warning]
+    assert any("above the" in note.text and "plan a smaller budget" in note.text for note in notes)
+
+
+def test_budgets_of_a_peak_that_cannot_be_are_refused_by_name(study: sr.Study, tmp_path: Path) -> None:
+    for wrong in (0, 1.5, -1, "many", "2 parsecs", True):
+        with pytest.raises(sr.BudgetError, match="activation_bytes"):
+            study.plan(activation_bytes=wrong)  # type: ignore[arg-type]
+    with pytest.raises(sr.BudgetError, match=r"activation_bytes=9_000_000_000 is above what the model needs"):
+        study.plan(activation_bytes=9_000_000_000)
+    with pytest.raises(sr.BudgetError) as told:
+        study.plan(activation_bytes=0.01)
+    text = str(told.value)
+    assert "activation_bytes=0.01 cannot be met; the smallest reachable is about activation_bytes=" in text
+    assert "What holds it up is" in text
+    assert "bytes are alive there" in text
+    with pytest.raises(sr.BudgetError, match=r"cannot be met; the smallest reachable is about .* of 'stem'"):
+        study.plan(activation_bytes=0.2, methods=("weight_svd",))
+    # What another budget cannot meet is told as before.
+    with pytest.raises(sr.BudgetError, match=r"macs=0\.0001 cannot be met"):
+        study.plan(activation_bytes=0.9, macs=0.0001)
+    with pytest.raises(sr.OptionError, match="leave it out beside activation_bytes="):
+        study.plan(activation_bytes=0.9, relative_to="original")
+    study.save(tmp_path / "study")
+    with pytest.raises(sr.StudyError, match="loaded without a model"):
+        sr.Study.load(tmp_path / "study").plan(activation_bytes=0.9)
+
+
+def test_the_command_line_takes_a_peak(study: sr.Study, tmp_path: Path, nets: ModuleType) -> None:
+    study.save(tmp_path / "study")
+    out = str(tmp_path / "plan.json")
+    runner, place = CliRunner(), str(tmp_path / "study")
+    refused = runner.invoke(seams.cli, ["plan", place, "--activation-bytes", "0.8"])
+    assert refused.exit_code
+    assert "--model module:build" in refused.output
+    done = runner.invoke(
+        seams.cli,
+        ["plan", place, "--activation-bytes", "80%", "--model", f"{nets.__file__}:cnn", "--out", out],
+    )
+    assert not done.exit_code, done.output
+    assert "asked activation_bytes=80%" in done.output
+    kept = sr.Plan.load(out).activations
+    assert kept is not None
+    assert kept.keep_ratio <= 0.8
 
 
 def test_bad_input_is_named(study: sr.Study, nets: ModuleType, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 import seams
 import slimrank as sr
+from invented_times import Machine, table_on
 from slimrank.deploy import OpenFile, write_timed
 from slimrank.forward import as_batch
 from slimrank.latency import BACKENDS, Backend, build_variant
@@ -232,12 +233,23 @@ def test_options_that_cannot_be(
         sr.measure_latency(cnn_study, progress=False, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("backend", "extra"), [("onnxruntime", "export"), ("openvino", "openvino"), ("executorch", "executorch")]
+)
 def test_a_runtime_that_is_missing_is_named_with_the_line_for_pip(
-    cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch
+    cnn_study: sr.Study, nets: ModuleType, monkeypatch: pytest.MonkeyPatch, backend: str, extra: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(sr.MissingPackageError, match=r"onnxruntime.*pip install 'slimrank\[export\]'"):
-        sr.measure_latency(cnn_study, progress=False)
+    monkeypatch.setitem(sys.modules, backend, None)
+    line = rf"{backend}.*pip install 'slimrank\[{extra}\]'"
+    with pytest.raises(sr.MissingPackageError, match=line):
+        sr.measure_latency(cnn_study, backend=backend, progress=False)
+    # Before anything is studied or built.
+    with pytest.raises(sr.MissingPackageError, match=line):
+        sr.compress(nets.cnn(), "no batches", latency=0.6, backend=backend, progress=False)
+    monkeypatch.setattr(type(cnn_study), "apply", None)
+    table = table_on(cnn_study.structure, Machine(), backend=backend)
+    with pytest.raises(sr.MissingPackageError, match=line):
+        sr.meet_latency(cnn_study, 0.9, latencies=table)
 
 
 @needs_onnx

@@ -93,16 +93,32 @@ def nets_original(study: sr.Study) -> nn.Module:
     return seams.session_of(study).original
 
 
-def test_nothing_takes_less_than_no_time_once_corrected() -> None:
-    for thousands in range(1, 200):
+@pytest.mark.parametrize(("predicted", "measured"), [(0.6, 0.53), (0.6, 0.3), (0.6, 0.7), (0.6, 0.59)])
+@pytest.mark.parametrize("share_fixed", [0.0, 0.01, 0.5])
+def test_corrected_times_are_those_of_the_line_through_what_was_measured(
+    predicted: float, measured: float, share_fixed: float
+) -> None:
+    asked = 0.58
+    for thousands in range(1, 40):
         before = 1e3 * thousands * 1.1
         times = NetworkTimes(
-            layers={}, groups={}, blocks={}, fixed=0.01 * before, before=before, reference=before
+            layers={},
+            groups={},
+            blocks={},
+            fixed=share_fixed * before,
+            before=before,
+            reference=before / 0.9,
         )
-        found = seams.corrected_times(times, 0.6, 0.53)
+        found = seams.corrected_times(times, predicted, measured, asked)
         assert found is not None
-        assert found.fixed == pytest.approx(0.0, abs=1e-6)
-        assert found.before == before
+        assert found.fixed >= 0.0
+        # What plans that save more and less than what was measured take, by the table and once corrected.
+        factor = min(max((0.9 - measured) / (0.9 - predicted), 0.25), 2.0)
+        scale = (found.before - found.fixed) / (times.before - times.fixed)
+        for told in (0.4, 0.5, 0.55, predicted, 0.65, 0.7, 0.85):
+            on_the_line = 0.9 - factor * (0.9 - told)
+            corrected = (found.fixed + scale * (told * times.reference - times.fixed)) / found.reference
+            assert (corrected <= asked) == (on_the_line <= asked)
 
 
 def test_a_time_that_was_asked_for_is_held_against_the_clock(

@@ -83,3 +83,26 @@ def test_costs_plans_and_files_are_exact(example: Example) -> None:
     # Kernels differ in the last bit with where tensors lie.
     for expected, got in zip(_outputs(result.model, batches[0]), _outputs(loaded, batches[0]), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(_some, max_examples=max(N_EXAMPLES // 10, 1))
+@given(example=random_nets(max_steps=4))
+def test_peaks_of_activations_are_kept_or_refused_with_the_floor(example: Example) -> None:
+    study = sr.study(example.model, [example.inputs(4)], draws=1, progress=False)
+    curves = {curve.group: curve for curve in study.group_curves}
+    smallest = sr.Plan.manual(
+        study,
+        {name: ("channel_pruning", {"keep": int(curve.kept.min())}) for name, curve in curves.items()},
+    )
+    for ratio in (0.8, 0.55):
+        try:
+            plan = study.plan(activation_bytes=ratio)
+        except sr.BudgetError:
+            # Without pairs and dropped blocks, nothing needs less than everything at its smallest.
+            assert sr.activation_bytes(study, smallest).keep_ratio > ratio
+            continue
+        assert plan.activations is not None
+        assert plan.activations.keep_ratio <= ratio
+        result = study.apply(plan)
+        assert result.activation_bytes is not None
+        assert result.activation_bytes.after == plan.activations.after

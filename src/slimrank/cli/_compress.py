@@ -10,9 +10,8 @@ from torch import nn
 
 import slimrank as sr
 from slimrank._errors import ExportError, SlimrankError
-from slimrank.cli._command import Answer, Command
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
-    PATH,
     StudyText,
     after_option,
     architecture_option,
@@ -118,6 +117,7 @@ def compress(
     macs: str | None,
     params: str | None,
     bytes: str | None,
+    activation_bytes: str | None,
     multiple_of: tuple[str, ...],
     latency: str | None,
     backend: str,
@@ -174,6 +174,7 @@ def compress(
             params=read_budget(params),
             bytes=read_budget(bytes),
             latency=read_latency(latency),
+            activation_bytes=read_budget(activation_bytes),
             backend=backend,
             threads=threads,
             batch=batch,
@@ -195,7 +196,17 @@ def compress(
     else:
         refuse_given(
             ctx,
-            ("on_layer", "compete", "relative_to", "latency", "backend", "threads", "batch", "precision"),
+            (
+                "on_layer",
+                "compete",
+                "relative_to",
+                "activation_bytes",
+                "latency",
+                "backend",
+                "threads",
+                "batch",
+                "precision",
+            ),
             "--max-drop and --split try plans of their own",
         )
         judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
@@ -225,9 +236,7 @@ def compress(
                 serve=serve,
             )
         else:
-            refuse_given(
-                ctx, ("uniform_widths", "new_bias", "fix"), "--split makes plans of one method each"
-            )
+            refuse_given(ctx, ("uniform_widths", "new_bias", "fix"), "--split makes plans of one method each")
             result = sr.search_split(
                 measured,
                 macs=read_budget(macs),

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 import slimrank as sr
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, after_option
+from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._options import after_option
 from slimrank.cli._typed import check_after, model_to_compress, writable
 from slimrank.live import edit_in_browser
 

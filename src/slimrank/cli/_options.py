@@ -71,6 +71,7 @@ class Budgets(TypedDict):
     macs: str | None
     params: str | None
     bytes: str | None
+    activation_bytes: str | None
     multiple_of: tuple[str, ...]
     select: NotRequired[Literal["optimal", "greedy", "uniform"]]
 
@@ -204,6 +205,11 @@ budget_options = _together(
     click.option("--params", metavar="RATIO|N", help="Keep ratio of the parameters, or so many at most."),
     click.option(
         "--bytes", metavar="RATIO|SIZE", help="Keep ratio of the weight bytes, or so many at most, as 2MB."
+    ),
+    click.option(
+        "--activation-bytes",
+        metavar="RATIO|SIZE",
+        help="Keep ratio of the peak of the activations of one sample, or so many bytes at most, as 2MB.",
     ),
     click.option(
         "--multiple-of",

@@ -9,9 +9,8 @@ import click
 
 import slimrank as sr
 from slimrank._errors import OptionError
-from slimrank.cli._command import Answer, Command
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
-    PATH,
     Budgets,
     budget_options,
     fix_option,
@@ -20,6 +19,7 @@ from slimrank.cli._options import (
     skip_option,
     widths_options,
 )
+from slimrank.cli._references import model_at
 from slimrank.cli._typed import read_budget, read_fixed, read_latency, read_multiple_of, split_names
 from slimrank.files import Json
 from slimrank.plan import MultipleOf, SettingLike, read_settings
@@ -43,6 +43,7 @@ from slimrank.report import plan_facts, render_plan
     help="Keep ratio of the measured time, or a time such as 4.5ms; with --latencies.",
 )
 @click.option("--latencies", "times", type=PATH, help="Table of measured times, of slimrank latency.")
+@click.option("--model", metavar="REF", help="The model, for --activation-bytes.")
 @methods_option
 @skip_option
 @fix_option
@@ -61,6 +62,7 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
 def plan(
     study_dir: Path,
+    model: str | None,
     latency: str | None,
     times: Path | None,
     methods: tuple[str, ...],
@@ -80,9 +82,11 @@ def plan(
 ) -> Answer:
     """Choose ranks, channels and blocks under a budget, from the study in DIR.
 
-    Needs no model and takes under a second.
+    Needs no model and takes under a second, but for --activation-bytes.
     """
-    measured = sr.Study.load(study_dir)
+    if model is None and budgets["activation_bytes"] is not None:
+        raise OptionError("--activation-bytes counts activations; give the model, too: --model module:build")
+    measured = sr.Study.load(study_dir, model=None if model is None else model_at(model))
     # Settings typed by hand are taken as they are, unless asked otherwise.
     multiple_of = read_multiple_of(budgets["multiple_of"], default="auto" if manual is None else 1)
     ratios = {metric: budgets[metric] for metric in METRICS}
@@ -90,6 +94,7 @@ def plan(
         _refuse_beside_manual(
             ratios,
             {
+                "--activation-bytes": budgets["activation_bytes"],
                 "--scores": table,
                 "--latency": latency,
                 "--latencies": times,
@@ -110,6 +115,7 @@ def plan(
             macs=read_budget(budgets["macs"]),
             params=read_budget(budgets["params"]),
             bytes=read_budget(budgets["bytes"]),
+            activation_bytes=read_budget(budgets["activation_bytes"]),
             latency=read_latency(latency),
             latencies=None if times is None else sr.Latencies.load(times),
             select=budgets["select"],

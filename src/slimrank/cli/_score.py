@@ -11,9 +11,8 @@ from torch import nn
 
 import slimrank as sr
 from slimrank._errors import OptionError
-from slimrank.cli._command import Answer, Command
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
-    PATH,
     after_option,
     memory_option,
     methods_option,

@@ -9,9 +9,8 @@ import click
 import slimrank as sr
 from slimrank._errors import FileError, LatencyError
 from slimrank._result import write_saved_report
-from slimrank.cli._command import Answer, Command
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
-    PATH,
     StudyText,
     after_option,
     memory_option,

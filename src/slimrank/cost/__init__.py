@@ -67,6 +67,7 @@ from slimrank.cost._time import (
     network_time,
     pair_rows_and_columns,
     rows_and_columns,
+    timed_sizes,
 )
 
 __all__ = [
@@ -128,6 +129,7 @@ __all__ = [
     "setting_cost",
     "slimmed_spec",
     "stays",
+    "timed_sizes",
     "usual_ranks_in",
     "working_bytes",
 ]

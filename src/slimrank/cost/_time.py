@@ -4,7 +4,16 @@
 from collections.abc import Collection, Mapping
 
 from slimrank.cost._slimming import outermost_blocks, slimmed_spec
-from slimrank.records import ChannelMap, GroupSpec, Kept, LayerSpec, LayerTimes, NetworkTimes, Setting
+from slimrank.records import (
+    ChannelMap,
+    GroupSpec,
+    Kept,
+    LayerSpec,
+    LayerTimes,
+    NetworkTimes,
+    Setting,
+    step_edge,
+)
 
 
 def network_time(
@@ -78,7 +87,7 @@ def layer_times(
 def _layer_time(times: NetworkTimes, layer: LayerTimes, spec: LayerSpec, setting: Setting | None) -> float:
     pair = None if setting is None else layer.pairs.get(setting.form)
     if setting is None or pair is None:
-        return float(layer.dense.time(*times.edge(rows_and_columns(spec))))
+        return float(layer.dense.time(*timed_sizes(spec, times.step)))
     rows, columns = times.edge(pair_rows_and_columns(spec))
     return float(pair.time(times.edge(setting.rank), rows, columns))
 
@@ -122,6 +131,21 @@ def rows_and_columns(spec: LayerSpec) -> tuple[int, int]:
     if spec.is_transposed:
         return spec.n_outputs, spec.weight_shape[0]
     return spec.n_outputs, next(iter(spec.weight_shape[1:2]), 1)
+
+
+def timed_sizes(spec: LayerSpec, step: int) -> tuple[int, int]:
+    """Outputs and inputs of a layer in one piece, up to the step up to which runtimes compute them.
+
+    Args:
+        spec: the layer.
+        step: of the hardware.
+
+    Returns:
+        As ``rows_and_columns``. What one group of a grouped convolution reads counts as it is: where it is no
+        whole step as it stands, kernels that pad nothing compute it, and else plans leave whole steps of it.
+    """
+    rows, columns = rows_and_columns(spec)
+    return int(step_edge(rows, step)), columns if spec.groups > 1 else int(step_edge(columns, step))
 
 
 def pair_rows_and_columns(spec: LayerSpec) -> tuple[int, int]:

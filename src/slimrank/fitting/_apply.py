@@ -167,6 +167,7 @@ def _without_failures(plan: Plan, data: Data) -> tuple[Plan, tuple[Note, ...]]:
         asked={},
         latency=None,
         fixed={},
+        activations=None,
     )
     return plan, tuple(
         Note(where=name, text=f"the plan slims it, but its channels all stay, so more is left: {problem}")

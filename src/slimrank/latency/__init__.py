@@ -7,7 +7,7 @@ from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import PRECISIONS, check_conditions, measure_variants, quantize_of
 from slimrank.latency._predict import predicted_time
-from slimrank.latency._variants import build_variant, draw_variants
+from slimrank.latency._variants import build_variant, draw_variants, untouched
 
 __all__ = [
     "BACKENDS",
@@ -24,4 +24,5 @@ __all__ = [
     "predicted_time",
     "prepare_variants",
     "quantize_of",
+    "untouched",
 ]

@@ -24,6 +24,7 @@ from slimrank.cost import (
     pair_rows_and_columns,
     rows_and_columns,
     slimmed_spec,
+    timed_sizes,
 )
 from slimrank.latency._parts import Parts
 from slimrank.latency._predict import changing_time, group_edge, predicted_time
@@ -186,7 +187,7 @@ def faster_pairs(structure: Structure, times: NetworkTimes) -> NetworkTimes:
 
     def kept(name: str, layer: LayerTimes) -> LayerTimes:
         spec = structure.layers[name]
-        most = (1 - _NOISE) * float(layer.dense.time(*times.edge(rows_and_columns(spec))))
+        most = (1 - _NOISE) * float(layer.dense.time(*timed_sizes(spec, times.step)))
         rows, columns = times.edge(pair_rows_and_columns(spec))
         pairs = {
             form: pair
@@ -239,7 +240,7 @@ def _entries(
             setting = variant.settings.get(name)
             found: tuple[_Operation, ...]
             if setting is None:
-                rows, columns = _edges(rows_and_columns(spec), step)
+                rows, columns = timed_sizes(spec, step)
                 found = (_dense(spec, rows, columns, batch),)
             else:
                 rank = int(step_edge(setting.rank, step))
@@ -255,7 +256,7 @@ def _layer_times(
     spec: LayerSpec, methods: Sequence[Method], rates: "_Rates", batch: int, step: int
 ) -> LayerTimes:
     """The formulas of a layer and its pairs."""
-    rows, columns = _edges(rows_and_columns(spec), step)
+    rows, columns = timed_sizes(spec, step)
     dense = _dense_time(spec, rates.of((spec.name, "", 0), _dense(spec, rows, columns, batch)), batch)
     rows, columns = _edges(pair_rows_and_columns(spec), step)
     pairs = {}
@@ -358,7 +359,7 @@ def _unit_sizes(spec: LayerSpec, batch: int) -> tuple[float, float, tuple[float,
     written = batch * sum(prod(call.output_shape) for call in spec.calls) / rows
     read = batch * sum(prod(call.input_shape) for call in spec.calls)
     # Each output of a depthwise kernel reads an input of its own.
-    return macs, written, (read / rows, 0.0) if spec.groups > 1 else (0.0, read / columns)
+    return macs, written, (read / rows, 0.0) if _is_depthwise(spec) else (0.0, read / columns)
 
 
 def _pair(
@@ -395,9 +396,13 @@ def _pair(
 def kernel_kind(spec: LayerSpec, kernel: Iterable[int]) -> str:
     """Operations that runtimes have one kernel for."""
     size = "x".join(map(str, kernel))
-    grouped = " grouped" if spec.groups > 1 else ""
+    grouped = " depthwise" if _is_depthwise(spec) else " grouped" if spec.groups > 1 else ""
     stride = " strided" if any(step > 1 for step in spec.stride) and size != "1x1" else ""
     return f"{spec.kind} {size}{grouped}{stride}"
+
+
+def _is_depthwise(spec: LayerSpec) -> bool:
+    return spec.groups > 1 and rows_and_columns(spec)[1] == 1
 
 
 def _dense_time(spec: LayerSpec, rates: _Vector, batch: int) -> DenseTime:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from slimrank.cost import pair_rows_and_columns, rows_and_columns, slimmed_spec
+from slimrank.cost import pair_rows_and_columns, slimmed_spec, timed_sizes
 from slimrank.latency._fit import Fit, Measured, faster_pairs, kernel_kind, part_formulas
 from slimrank.latency._parts import Parts
 from slimrank.latency._predict import changing_time
@@ -98,7 +98,7 @@ def _terms(structure: Structure, raw: NetworkTimes, variant: Step, kinds: Mappin
         setting = variant.settings.get(name)
         pair = None if setting is None else layer.pairs.get(setting.form)
         if setting is None or pair is None:
-            found[name, ""] = float(layer.dense.time(*raw.edge(rows_and_columns(spec))))
+            found[name, ""] = float(layer.dense.time(*timed_sizes(spec, raw.step)))
         else:
             rows, columns = raw.edge(pair_rows_and_columns(spec))
             found[name, setting.form] = float(pair.time(raw.edge(setting.rank), rows, columns))

@@ -19,7 +19,7 @@ from slimrank.cost import (
     slimmed_spec,
 )
 from slimrank.methods import empty_replacement
-from slimrank.plan import Step, Structure, is_inside, slimmable_groups, step_of
+from slimrank.plan import Step, Structure, is_inside, kernel_group_steps, slimmable_groups, step_of
 from slimrank.records import PRUNING, Form, GroupSpec, LayerSpec, Method, Setting
 from slimrank.surgery import dense_weight, drop_blocks, quiet_copy, replace_module, slim
 
@@ -49,7 +49,8 @@ def draw_variants(
         structure: of the model.
         methods: that plans may use.
         count: of variants.
-        step: ranks, and outputs of the first producers of groups, are multiples of this.
+        step: ranks, and outputs of the first producers of groups, are multiples of this; where kernels
+            compute the groups of a convolution one by one, those of each group are.
         seed: of the draw.
         mixed: drop some blocks as well.
 
@@ -58,10 +59,11 @@ def draw_variants(
     """
     generator = np.random.default_rng(seed)
     groups = slimmable_groups(structure.channels) if PRUNING in methods else {}
+    whole_steps = kernel_group_steps(structure, step)
     widths = {
-        name: _widths(generator, group, count, step)
+        name: _widths(generator, group, count, whole_steps.get(name, step))
         for name, group in groups.items()
-        if _unit_steps(group, step)
+        if _unit_steps(group, whole_steps.get(name, step))
     }
     choices: dict[str, list[tuple[Method, Form] | None]] = {}
     for name, forms in _forms_by_layer(structure, methods).items():

@@ -39,6 +39,7 @@ from slimrank.records import (
     LayerKind,
     LayerSpec,
     Metric,
+    PlannedActivations,
     PlannedLatency,
     Setting,
 )
@@ -50,8 +51,8 @@ PLAN_FORMAT = 1
 _PLAN_KEYS = ("format", "steps", "costs", "has_bias", "select", "damage", "gap", "multiple_of", "budgets")
 # Older files lack the first; the second is written where a step slims groups, the third where "auto" chose
 # multiples, the fourth where the plan was chosen by measured times, the fifth where a budget was no ratio,
-# the last where something was not chosen but given.
-_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency", "asked", "fixed")
+# the last where it was chosen for a peak of activations, and where something was not chosen but given.
+_OPTIONAL_PLAN_KEYS = ("score_loss", "choice", "relaxed", "latency", "asked", "activations", "fixed")
 # Of what is given.
 _FIXED_KINDS = ("layers", "groups", "blocks")
 # Who may have chosen a plan.
@@ -79,6 +80,7 @@ class PlanFields(TypedDict):
     relaxed: tuple[str, ...] | None
     latency: PlannedLatency | None
     fixed: Mapping[str, tuple[str, ...]]
+    activations: PlannedActivations | None
 
 
 def write_plan(path: str | os.PathLike[str], plan: PlanFields, after: Cost) -> None:
@@ -141,6 +143,10 @@ def plan_to_json(plan: PlanFields, after: Cost) -> dict[str, Json]:
         content["latency"] = {
             known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)
         }
+    if plan["activations"] is not None:
+        content["activations"] = {
+            known.name: getattr(plan["activations"], known.name) for known in fields(PlannedActivations)
+        }
     return content
 
 
@@ -201,10 +207,13 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
     relaxed = _relaxed_from_json(content["relaxed"], steps, where) if "relaxed" in content else None
     latency = _latency_from_json(content["latency"], f"{where}: latency") if "latency" in content else None
     fixed = _fixed_from_json(content.get("fixed", {}), steps, f"{where}: fixed")
+    activations = None
+    if "activations" in content:
+        activations = _activations_from_json(content["activations"], f"{where}: activations")
     written_after = _cost_from_json(costs["after"], f"{where}: costs.after") if "after" in costs else after
     if written_after != after or content.get("choice", _choice_checksum(steps)) != _choice_checksum(steps):
         # A person edited the file: what was predicted and asked for belonged to the old settings.
-        select, damage, score_loss, gap, latency = "manual", None, None, None, None
+        select, damage, score_loss, gap, latency, activations = "manual", None, None, None, None, None
         budgets, asked, fixed = {}, {}, {}
         if not _are_multiples(steps, multiple_of):
             multiple_of, relaxed = 1, None
@@ -222,6 +231,7 @@ def plan_from_json(value: Json, where: str) -> PlanFields:
         relaxed=relaxed,
         latency=latency,
         fixed=fixed,
+        activations=activations,
     )
 
 
@@ -505,6 +515,16 @@ def _fixed_from_json(value: Json, steps: tuple[Step, ...], where: str) -> dict[s
                 raise PlanError(f"{where}.{kind}: the model has no {name!r}; {nearest(name, known[kind])}")
         found[kind] = names
     return found
+
+
+def _activations_from_json(value: Json, where: str) -> PlannedActivations:
+    content = as_object(value, where, required=tuple(known.name for known in fields(PlannedActivations)))
+    return PlannedActivations(
+        asked=as_number(content["asked"], f"{where}.asked"),
+        before=as_integer(content["before"], f"{where}.before"),
+        after=as_integer(content["after"], f"{where}.after"),
+        words=as_text(content["words"], f"{where}.words"),
+    )
 
 
 def _latency_from_json(value: Json, where: str) -> PlannedLatency:

@@ -49,6 +49,7 @@ from slimrank.records import (
     Curve,
     GroupCurve,
     Metric,
+    PlannedActivations,
     PlannedLatency,
     Setting,
     ratio_of,
@@ -130,6 +131,8 @@ class Plan:
             None.
         fixed: names of what was given, not chosen (``Study.plan(fixed=)``): under "layers", "groups" and
             "blocks". What was given is what the plan does to them.
+        activations: what was asked for and counted, where the last step was chosen for a peak of
+            activations; else None.
 
     Example:
         >>> from slimrank.plan import structure_of
@@ -167,6 +170,7 @@ class Plan:
     relaxed: tuple[str, ...] | None = None
     latency: PlannedLatency | None = None
     fixed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    activations: PlannedActivations | None = None
 
     @classmethod
     def manual(
@@ -241,7 +245,7 @@ class Plan:
 
         Returns:
             The plan. Where settings were edited, its ``select`` is "manual", and ``damage``, ``score_loss``,
-            ``gap``, ``budgets`` and ``latency``, which belonged to the old ones, are empty.
+            ``gap``, ``budgets``, ``latency`` and ``activations``, which belonged to the old ones, are empty.
 
         Raises:
             FileError: the file is missing or cannot be read.
@@ -318,6 +322,7 @@ class Plan:
             relaxed=None,
             latency=None,
             fixed={},
+            activations=None,
         )
 
     def keep_ratio(self, metric: Metric) -> float:
@@ -347,7 +352,7 @@ class Plan:
 
         Returns:
             A new plan; its ``select`` is "manual", and ``damage``, ``score_loss``, ``gap``, ``budgets`` and
-            ``latency`` are empty.
+            ``latency`` and ``activations`` are empty.
 
         Raises:
             UnknownNameError: no such layer, group, block, method or form.
@@ -373,6 +378,7 @@ class Plan:
             asked={},
             latency=None,
             fixed={},
+            activations=None,
         )
         return edited if self.relaxed is None else self._relaxed_as(edited)
 
@@ -430,6 +436,9 @@ class Plan:
             rows.append(("damage", f"{self.damage:#.3g}", f"{other.damage:#.3g}"))
         if self.latency is not None and other.latency is not None:
             rows.append(("latency", f"{self.latency.predicted:.4f}", f"{other.latency.predicted:.4f}"))
+        if self.activations is not None and other.activations is not None:
+            peaks = self.activations.keep_ratio, other.activations.keep_ratio
+            rows.append(("activation_bytes", f"{peaks[0]:.4f}", f"{peaks[1]:.4f}"))
         table = [("layer", "this", "other"), *rows]
         widths = [max(len(row[column]) for row in table) for column in (0, 1)]
         return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}   {c}" for a, b, c in table)
@@ -451,6 +460,8 @@ class Plan:
         steps = f"step {len(self.steps)}, " if len(self.steps) > 1 else ""
         if self.latency is not None:
             ratios.append(f"latency {self.latency.predicted:.4f}")
+        if self.activations is not None:
+            ratios.append(f"activation_bytes {self.activations.keep_ratio:.4f}")
         return f"Plan({steps}{self.select}: {', '.join([*counts, *ratios])})"
 
 

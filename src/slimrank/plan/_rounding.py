@@ -117,12 +117,15 @@ def rounding_steps(
         # Below a step a rank costs what the step costs: lower numbers would only seem to be faster.
         multiple_of = _raised(multiple_of, step)
     if not has_auto(multiple_of):
-        return (Rounding(ranks=multiple_of, widths=multiple_of),)  # type: ignore[arg-type]
+        numbers: Multiples = multiple_of  # type: ignore[assignment]
+        held = {} if step is None else kernel_group_steps(structure, step)
+        widths = numbers if not held else _held_to(numbers, held, structure)
+        return (Rounding(ranks=numbers, widths=widths),)
     ranks = {
         name: _asked_for(multiple_of, name, rank_multiple(spec))
         for name, spec in _layers_with_pairs(structure).items()
     }
-    widths = {
+    by_group = {
         name: _asked_for(multiple_of, name, width_multiple(group))
         for name, group in slimmable_groups(structure.channels).items()
     }
@@ -132,13 +135,61 @@ def rounding_steps(
                 {name: _at_most(multiple_of, name, number, most) for name, number in ranks.items()}
             ),
             widths=_ByName(
-                {name: _at_most(multiple_of, name, number, most) for name, number in widths.items()}
+                {name: _at_most(multiple_of, name, number, most) for name, number in by_group.items()}
             ),
         )
         for most in _NUMBERS
     ]
     # Twice the same would only be tried in vain.
     return tuple(step for index, step in enumerate(steps) if step not in steps[:index])
+
+
+def kernel_group_steps(structure: Structure, step: int) -> dict[str, int]:
+    """What widths must be multiples of where kernels compute the groups of a grouped convolution one by one.
+
+    A step holds for what one kernel computes: 12 of 16 channels in each of 4 groups are 48, a multiple of 16,
+    and yet take longer than all 64 in onnxruntime, whose fast kernel wants whole steps in every group.
+
+    Args:
+        structure: of the model.
+        step: of the hardware's stairs.
+
+    Returns:
+        Group of channels -> the number, in outputs of its first producer; those alone that narrow every group
+        of a convolution whose groups are whole steps wide as it stands.
+    """
+    slimmable = slimmable_groups(structure.channels)
+    found: dict[str, int] = {}
+    for name, spec in structure.layers.items():
+        tensor = structure.channels.tensors.get(f"{name}.weight")
+        if tensor is None or spec.groups == 1 or spec.is_transposed:
+            continue
+        # Of one group: its outputs and its inputs.
+        sizes = (spec.weight_shape[0] // spec.groups, spec.weight_shape[1])
+        if any(size % step for size in sizes):
+            continue
+        for axis in tensor.axes:
+            if axis.dim > 1 or axis.group not in slimmable:
+                continue
+            units = axis.units[: sizes[axis.dim]]
+            if axis.dim == 0 and set(units) != set(axis.units):
+                # Groups go as wholes.
+                continue
+            group = slimmable[axis.group]
+            of_each = max(len(units) // group.units, 1)
+            number = lcm(step, group.unit_width * (step // gcd(step, of_each)))
+            found[axis.group] = lcm(found.get(axis.group, 1), number)
+    return found
+
+
+def _held_to(multiples: Multiples, held: Mapping[str, int], structure: Structure) -> Multiples:
+    """Multiples of groups, some of which have numbers of their own beside."""
+    return _ByName(
+        {
+            name: lcm(multiple_for(multiples, name), held.get(name, 1))
+            for name in slimmable_groups(structure.channels)
+        }
+    )
 
 
 def _raised(multiple_of: MultipleOf, step: int) -> Multiples:

@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The peak of the activations that a plan leaves."""
 
-from dataclasses import replace
-
-import torch
-from torch import Tensor
-
 from slimrank._errors import OptionError
 from slimrank._study import Study, session_of
 from slimrank.capture import peak_activation_bytes
-from slimrank.forward import Batch, eval_mode, map_tensors, outside_inference_mode
-from slimrank.latency import build_variant
+from slimrank.forward import eval_mode, outside_inference_mode
+from slimrank.peaks import count_peak
 from slimrank.plan import Plan, check_structure
 from slimrank.records import ActivationBytes
 
@@ -45,14 +40,5 @@ def activation_bytes(study: Study, plan: Plan) -> ActivationBytes:
     if not plan.steps:
         return ActivationBytes(before=before, after=before)
     check_structure(plan, study.structure, step=-1)
-    network = build_variant(session.original, plan.steps[-1], has_bias=plan.has_bias, seed=0)
-    with torch.no_grad(), eval_mode(network):
-        return ActivationBytes(before=before, after=peak_activation_bytes(network, _on_cpu(sample)))
-
-
-def _on_cpu(sample: Batch) -> Batch:
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.cpu()
-
-    kwargs = {name: map_tensors(value, moved) for name, value in sample.kwargs.items()}
-    return replace(sample, args=tuple(map_tensors(value, moved) for value in sample.args), kwargs=kwargs)
+    after = count_peak(session.original, plan.steps[-1], sample, has_bias=plan.has_bias)
+    return ActivationBytes(before=before, after=after)

@@ -73,6 +73,8 @@ class Rivals:
         # Where a group could not be slimmed after all, the result is above the budget: that must not win.
         is_over = any(result.keep_ratio(metric) > ratio for metric, ratio in plan.budgets.items())
         is_over |= plan.latency is not None and result.plan.latency is None
+        peak, wanted = result.activation_bytes, plan.activations
+        is_over |= peak is not None and wanted is not None and not wanted.holds(peak.after)
         if is_over:
             self._over.add(label)
         if not self._plans:
@@ -212,6 +214,7 @@ class Rivals:
             relaxed=chosen.relaxed,
             latency=chosen.latency,
             fixed=chosen.fixed,
+            activations=chosen.activations,
         )
         self.build("optimal, recalibrated", plan)
 

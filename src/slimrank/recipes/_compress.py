@@ -34,7 +34,7 @@ from slimrank.recipes._compete import Rivals
 from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._meet_latency import within_latency
 from slimrank.records import ChannelOrder, Effort, Method, Metric
-from slimrank.select import check_budgets
+from slimrank.select import check_budgets, check_peak
 from slimrank.survey import Inputs, MemoryOption, Skip
 
 # In a run directory: the table of times that a latency was planned by.
@@ -58,6 +58,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     params: float | str | None = None,
     bytes: float | str | None = None,
     latency: float | str | None = None,
+    activation_bytes: float | str | None = None,
     backend: str = "onnxruntime",
     threads: int = 1,
     batch: int = 1,
@@ -109,6 +110,8 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
             measured in the runtime (``slimrank.measure_latency``), and the result is measured and planned
             again until the budget holds (``slimrank.meet_latency``). With ``run_dir`` the table is kept
             there, as ``latencies.json``.
+        activation_bytes: keep ratio of the peak of the activations of one sample, or so many bytes at most,
+            also as "2MB"; as in ``Study.plan``.
         backend: the runtime, as in ``slimrank.measure_latency``; for a latency, as the next three.
         threads: of the runtime.
         batch: samples in the batch that is timed.
@@ -130,8 +133,15 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     # Before the study, which takes long.
     timing = _Timing(latency=latency, backend=backend, threads=threads, batch=batch, precision=precision)
     ratios: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
-    if latency is None or any(ratio is not None for ratio in ratios.values()):
+    is_other = latency is not None or activation_bytes is not None
+    if not is_other or any(ratio is not None for ratio in ratios.values()):
         check_budgets(ratios, who="compress")
+    if activation_bytes is not None:
+        check_peak(activation_bytes)
+        if relative_to == "original":
+            raise OptionError(
+                "relative_to='original' is for costs of weights; leave it out beside activation_bytes="
+            )
     timing.check(relative_to)
     check_multiple_of(multiple_of, None)
     check_fixed(fixed)
@@ -172,6 +182,7 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
                 bytes=bytes,
                 latency=latency,
                 latencies=table,
+                activation_bytes=activation_bytes,
                 multiple_of=multiple_of,
                 select=select,
                 methods=only,

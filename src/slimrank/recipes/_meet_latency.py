@@ -195,7 +195,8 @@ def within_latency(
             phases.tell(str(notes[-1]))
             if _is_done(tried[-1], asked):
                 break
-            times = corrected(current.times, tried[-1].planned.predicted, tried[-1].compared.ratio)
+            told = planned_latency(table, result.plan.steps[-1], asked).predicted
+            times = corrected(table.times, told, tried[-1].compared.ratio, asked)
             if times is None:
                 break
             current = Corrected(table=table, times=times)
@@ -288,16 +289,18 @@ class _Tried:
         return self.timed.compared
 
 
-def corrected(times: NetworkTimes, predicted: float, measured: float) -> NetworkTimes | None:
+def corrected(times: NetworkTimes, predicted: float, measured: float, asked: float) -> NetworkTimes | None:
     """Times by which a plan takes what was measured of it, and the network as it stands what it took.
 
     All that a plan saves is multiplied by one factor. Multiplying what is left instead would also move the
-    network as it stands, whose time is known.
+    network as it stands, whose time is known. Only where some plan would then take less than no time is what
+    is left multiplied, so that the same plans keep the budget: the network as it stands moves as well.
 
     Args:
-        times: that the plan was chosen by.
+        times: of the table, as they were measured.
         predicted: keep ratio that they say.
         measured: the one that was measured.
+        asked: keep ratio of the budget.
 
     Returns:
         The times; None where the plan saves nothing, so that nothing can be learnt of it.
@@ -306,12 +309,15 @@ def corrected(times: NetworkTimes, predicted: float, measured: float) -> Network
     if saved <= 0:
         return None
     changing = times.before - times.fixed
-    # Nothing takes less than no time.
-    most = min(_MOST_SAVED, times.before / changing) if changing > 0 else 1.0
-    factor = min(max(really / saved, _LEAST_SAVED), most)
-    scaled = times.scaled(factor)
-    # Where the cap binds, what is left is 0 but for rounding.
-    return replace(scaled, fixed=max(0.0, times.before - factor * changing), before=times.before)
+    factor = min(max(really / saved, _LEAST_SAVED), _MOST_SAVED)
+    if factor * changing <= times.before:
+        scaled = times.scaled(factor)
+        return replace(scaled, fixed=times.before - factor * changing, before=times.before)
+    limit = asked * times.reference
+    # The time that a plan may take by the table: then ``before - factor * (before - allowed)`` is the limit.
+    allowed = times.before - (times.before - limit) / factor
+    share = limit / allowed
+    return replace(times.scaled(share), fixed=share * times.fixed, before=share * times.before)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen values that go from room to room."""
 
-from slimrank.records._activation_bytes import ActivationBytes
+from slimrank.records._activation_bytes import ActivationBytes, PlannedActivations
 from slimrank.records._agreement import Agreement, OutputAgreement, element_at
 from slimrank.records._cost import LATENCY, METRICS, Budgeted, Cost, Metric, ratio_of
 from slimrank.records._curve import BlockDamage, Curve, GroupCurve
@@ -21,6 +21,7 @@ from slimrank.records._int8 import Int8
 from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime, step_edge, with_parts
 from slimrank.records._layer import Call, LayerKind, LayerSpec
 from slimrank.records._note import Note
+from slimrank.records._peak_point import Limited, PairBytes, PeakPoint
 from slimrank.records._reached_latency import PlannedLatency, ReachedLatency
 from slimrank.records._rows import Curves, Frame, GroupCurves, Layers, data_frame
 from slimrank.records._setting import (
@@ -69,14 +70,18 @@ __all__ = [
     "LayerSpec",
     "LayerTimes",
     "Layers",
+    "Limited",
     "Measurement",
     "Method",
     "Metric",
     "NetworkTimes",
     "Note",
     "OutputAgreement",
+    "PairBytes",
     "PairTime",
     "Passes",
+    "PeakPoint",
+    "PlannedActivations",
     "PlannedLatency",
     "ProductSpec",
     "ReachedLatency",

@@ -233,6 +233,8 @@ def _rule_text(plan: Plan) -> str:
     wanted = ", ".join(_asked_text(plan, metric) for metric in plan.budgets)
     if plan.latency is not None:
         wanted = ", ".join(text for text in (wanted, f"latency={plan.latency.asked:.4g}") if text)
+    if plan.activations is not None:
+        wanted = ", ".join(text for text in (wanted, plan.activations.text) if text)
     under = f" under {wanted}" if wanted else ""
     lost = "damage" if plan.score_loss is None else "loss of the score"
     rules = {

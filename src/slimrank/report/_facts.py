@@ -219,6 +219,7 @@ def plan_facts(plan: Plan, unit: str) -> dict[str, Json]:
         "groups": {name: list(channels_kept) for name, channels_kept in plan.groups.items()},
         "dropped": list(plan.dropped),
         **({} if plan.latency is None else {"latency": dict(asdict(plan.latency))}),
+        **({} if plan.activations is None else {"activations": dict(asdict(plan.activations))}),
     }
 
 

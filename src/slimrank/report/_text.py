@@ -200,6 +200,9 @@ def plan_line(plan: Plan, unit: str = "") -> str:
         closing += f"; asked for: {', '.join(f'{metric} {words}' for metric, words in plan.asked.items())}"
     if plan.latency is not None:
         closing += f"; {_latency_text(plan.latency)}"
+    if plan.activations is not None:
+        peak = plan.activations
+        closing += f"; peak of activations {peak.keep_ratio:.4f} of {peak.before:,} bytes, asked {peak.text}"
     return closing
 
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers to plans."""
 
-from slimrank.select._budget import check_below, check_budgets, check_methods
+from slimrank.select._budget import Budget, bytes_limit, check_below, check_budgets, check_methods, check_peak
 from slimrank.select._ordinary import has_stacks, has_uniform_widths, without_new_bias
 from slimrank.select._select import Select, reachable_floor, select_plan, select_plan_and_rounding
 
 __all__ = [
+    "Budget",
     "Select",
+    "bytes_limit",
     "check_below",
     "check_budgets",
     "check_methods",
+    "check_peak",
     "has_stacks",
     "has_uniform_widths",
     "reachable_floor",

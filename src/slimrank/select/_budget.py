@@ -10,14 +10,14 @@ from slimrank._errors import BudgetError, OptionError, UnknownNameError
 from slimrank._names import nearest
 from slimrank._numbers import percent_ratio, real_number, whole_number
 from slimrank.cost import read_bytes
-from slimrank.records import METRICS, Budgeted, Cost, Metric, NetworkTimes
+from slimrank.records import METRICS, Cost, Limited, Metric, NetworkTimes, PeakPoint
 
 # What a number of each metric is, for people, and one as an example.
 _UNITS: Mapping[Metric, str] = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
 _NUMBERS: Mapping[Metric, str] = {
-    "macs": "macs=19_000_000",
-    "params": "params=1_200_000",
-    "bytes": 'bytes="2MB"',
+    "macs": "19_000_000",
+    "params": "1_200_000",
+    "bytes": '"2MB"',
 }
 
 
@@ -39,9 +39,14 @@ class Budget:
         """The keep ratio, of a model that costs this."""
         return self.ratio if self.ratio is not None else (self.number or 0) / max(whole, 1)
 
-    def text(self, metric: Budgeted) -> str:
+    def text(self, metric: Limited) -> str:
         """As it was asked for, for people."""
-        return f"{metric}={self.words or f'{self.ratio:g}'}"
+        return f"{name_of(metric)}={self.words or f'{self.ratio:g}'}"
+
+
+def name_of(metric: Limited) -> str:
+    """What a caller calls the budget."""
+    return "activation_bytes" if isinstance(metric, PeakPoint) else metric
 
 
 def check_metric(metric: str) -> Metric:
@@ -93,12 +98,13 @@ def check_budgets(
     return {metric: _read(metric, asked, only_one=only_one) for metric, asked in given.items()}
 
 
-def _read(metric: Metric, asked: object, *, only_one: bool) -> Budget:
-    """One budget.
+def _read(metric: Metric, asked: object, *, only_one: bool, name: str = "") -> Budget:
+    """One budget; ``name`` is that of its argument where it differs from the metric.
 
     Raises:
         BudgetError: neither a keep ratio nor a number.
     """
+    name = name or metric
     whole, ratio, words = whole_number(asked), real_number(asked), ""
     # 1 is the ratio: a model of one MAC is none.
     if whole is not None and whole > 1:
@@ -107,16 +113,16 @@ def _read(metric: Metric, asked: object, *, only_one: bool) -> Budget:
         ratio, words = percent_ratio(asked), asked.strip()
         if ratio is None and metric == "bytes" and _is_size(asked):
             try:
-                return Budget(number=read_bytes(asked, metric), words=words)
+                return Budget(number=read_bytes(asked, name), words=words)
             except OptionError as error:
                 raise BudgetError(f"budget: {error}") from error
     if ratio is not None and 0 < ratio <= 1 and not (only_one and ratio == 1):
         return Budget(ratio=ratio, words=words)
     allowed = "(0, 1)" if only_one else "(0, 1]"
     raise BudgetError(
-        f"budget: {metric}={asked!r} is no keep ratio (cost after / cost before) in {allowed}; give e.g. "
-        f'{metric}=0.5 or {metric}="50%" to keep half, or {_NUMBERS[metric]} for so many {_UNITS[metric]} at '
-        "most"
+        f"budget: {name}={asked!r} is no keep ratio (cost after / cost before) in {allowed}; give e.g. "
+        f'{name}=0.5 or {name}="50%" to keep half, or {name}={_NUMBERS[metric]} for so many {_UNITS[metric]} '
+        "at most"
     )
 
 
@@ -157,6 +163,36 @@ def limit_of(budget: Budget, metric: Metric, before: Cost) -> int:
     if budget.number is not None:
         return budget.number
     return cost_limit(before, metric, budget.share(before.metric(metric)))
+
+
+def check_peak(asked: object) -> Budget:
+    """What may be left of the peak of activations, as a value.
+
+    Args:
+        asked: as for other budgets; a whole number above 1, or a text such as "2MB", for so many bytes.
+
+    Returns:
+        The budget.
+
+    Raises:
+        BudgetError: neither a keep ratio nor a number of bytes.
+    """
+    return _read("bytes", asked, only_one=False, name="activation_bytes")
+
+
+def bytes_limit(budget: Budget, peak: int) -> int:
+    """The most bytes of activations that a budget allows.
+
+    Args:
+        budget: asked for.
+        peak: of the model, which a keep ratio is a share of.
+
+    Returns:
+        Bytes.
+    """
+    if budget.number is not None:
+        return budget.number
+    return cost_limit(Cost(macs=0, params=0, bytes=peak), "bytes", budget.share(peak))
 
 
 def cost_limit(before: Cost, metric: Metric, ratio: float) -> int:

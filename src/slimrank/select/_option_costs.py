@@ -3,10 +3,11 @@
 
 An option is a rank of a form. Where layers alone are chosen they keep their shape, and the cost of an option
 stands in its curve. Next to groups a layer may lose rows and columns, so there the cost comes in parts. A
-latency is one more metric, whose costs come from measured times instead of shapes.
+latency is one more metric, whose costs come from measured times instead of shapes, and so are the bytes that
+are alive at one place of a forward pass.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import frexp, ldexp
 
@@ -20,20 +21,22 @@ from slimrank.cost import (
     layer_cost,
     middle_cost,
     pair_rows_and_columns,
-    rows_and_columns,
+    timed_sizes,
 )
 from slimrank.plan import PlanSource, is_inside
 from slimrank.records import (
     LATENCY,
-    Budgeted,
     Cost,
     Curve,
     Form,
     GroupSpec,
     LayerSpec,
     LayerTimes,
+    Limited,
     NetworkTimes,
+    PairBytes,
     PairTime,
+    PeakPoint,
     step_edge,
     with_parts,
 )
@@ -45,6 +48,8 @@ Floats = NDArray[np.float64]
 # that are left are for sums above the time of the network. An error of 2**-45, times the rows and columns of
 # a layer, is far below what can be measured.
 _TIME_BITS = 45
+
+_NO_BYTES = PairBytes(fixed=0, per_rank=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,18 +98,22 @@ class Costing:
         metrics: of the budgets.
         times: measured, rounded so that they add up exactly; None where no latency is among the metrics.
         latency: index of the latency; None where there is none.
+        points: index and formula of each place whose bytes are among the metrics.
     """
 
-    def __init__(self, metrics: Iterable[Budgeted], times: NetworkTimes | None = None) -> None:
+    def __init__(self, metrics: Iterable[Limited], times: NetworkTimes | None = None) -> None:
         """Round the times.
 
         Args:
             metrics: of the budgets.
             times: measured; needed where a latency is among the metrics.
         """
-        self.metrics: tuple[Budgeted, ...] = tuple(metrics)
+        self.metrics: tuple[Limited, ...] = tuple(metrics)
         self.latency = self.metrics.index(LATENCY) if LATENCY in self.metrics else None
         self.times = None if times is None or self.latency is None else exact_times(times)
+        self.points = tuple(
+            (index, metric) for index, metric in enumerate(self.metrics) if isinstance(metric, PeakPoint)
+        )
 
     @property
     def step(self) -> int:
@@ -121,16 +130,27 @@ class Costing:
             (B,) float64. Costs are whole numbers below 2**53, so float64 holds them exactly.
         """
         return np.array(
-            [0 if metric == LATENCY else cost.metric(metric) for metric in self.metrics], dtype=np.float64
+            [
+                0 if isinstance(metric, PeakPoint) or metric == LATENCY else cost.metric(metric)
+                for metric in self.metrics
+            ],
+            dtype=np.float64,
         )
 
     def _time(self, time: float) -> Floats:
         """(B,) float64, a time alone."""
         return time * np.array([float(metric == LATENCY) for metric in self.metrics])
 
+    def _alive(self, bytes_of: Callable[[PeakPoint], int]) -> Floats:
+        """(B,) float64, bytes at each place alone."""
+        alive = np.zeros(len(self.metrics))
+        for index, point in self.points:
+            alive[index] = bytes_of(point)
+        return alive
+
     def whole_model(self, source: PlanSource) -> Floats:
         """(B,) float64, cost of the model that is planned for, as it stands."""
-        counted = self.as_array(source.before)
+        counted = self.as_array(source.before) + self._alive(lambda point: point.whole)
         return counted if self.times is None else counted + self._time(self.times.before)
 
     def shared(self, of: Cost) -> Floats:
@@ -140,14 +160,14 @@ class Costing:
             of: counted cost that they are shares of.
 
         Returns:
-            Of a latency, the time of the original in float32.
+            Of a latency, the time of the original in float32; of a place, the peak of all places.
         """
-        counted = self.as_array(of)
+        counted = self.as_array(of) + self._alive(lambda point: point.peak)
         return counted if self.times is None else counted + self._time(self.times.reference)
 
     def whole_layer(self, spec: LayerSpec) -> Floats:
         """(B,) float64, cost of a layer that stays as it is."""
-        counted = self.as_array(layer_cost(spec))
+        counted = self.as_array(layer_cost(spec)) + self._alive(lambda point: _dense(point, spec))
         layer = self._layer(spec.name)
         if layer is None:
             return counted
@@ -166,10 +186,15 @@ class Costing:
             table of times.
         """
         stored = {"macs": curve.macs, "params": curve.params, "bytes": curve.bytes}
-        costs = [
-            self._pair_times(spec, curve) if metric == LATENCY else stored[metric] for metric in self.metrics
-        ]
-        return np.array(costs, dtype=np.float64)
+
+        def costs_in(metric: Limited) -> Floats:
+            if isinstance(metric, PeakPoint):
+                pair = _pair_bytes(metric, spec, curve.form)
+                alive = _dense(metric, spec) + pair.fixed + pair.per_rank * curve.ranks
+                return alive.astype(np.float64)
+            return self._pair_times(spec, curve) if metric == LATENCY else stored[metric].astype(np.float64)
+
+        return np.array([costs_in(metric) for metric in self.metrics], dtype=np.float64)
 
     def _pair_times(self, spec: LayerSpec, curve: Curve) -> Floats:
         pair = self._pair(spec.name, curve.form)
@@ -195,6 +220,8 @@ class Costing:
             The parts.
         """
         column, row = (self.as_array(cost) for cost in factor_costs(spec, form))
+        alive = self._alive(lambda point: _dense(point, spec) + _pair_bytes(point, spec, form).fixed)
+        per_rank = self._alive(lambda point: _pair_bytes(point, spec, form).per_rank)
         if ranks is not None:
             rank_in, rank = ranks
             nothing = 0 * column
@@ -202,7 +229,7 @@ class Costing:
                 column=nothing,
                 row=nothing,
                 each=nothing,
-                fixed=rank_in * rank * self.as_array(middle_cost(spec, form)),
+                fixed=rank_in * rank * self.as_array(middle_cost(spec, form)) + alive + rank * per_rank,
                 any_column=rank_in * column,
                 any_row=rank * row,
             )
@@ -210,13 +237,13 @@ class Costing:
         if pair is None:
             nothing = self._time(0.0)
             return CostParts(
-                column=column, row=row, each=nothing, fixed=nothing, any_column=nothing, any_row=nothing
+                column=column, row=row, each=per_rank, fixed=alive, any_column=nothing, any_row=nothing
             )
         return CostParts(
             column=column + self._time(pair.per_column),
             row=row + self._time(pair.per_row),
-            each=self._time(pair.per_rank),
-            fixed=self._time(pair.fixed),
+            each=self._time(pair.per_rank) + per_rank,
+            fixed=self._time(pair.fixed) + alive,
             any_column=self._time(pair.any_column),
             any_row=self._time(pair.any_row),
         )
@@ -234,7 +261,7 @@ class Costing:
 
     def unit_cost(self, group: str) -> Floats:
         """(B,) float64, cost of what goes with one unit of a group and is no tensor and no product."""
-        return self._time(self._unit_time(group))
+        return self._time(self._unit_time(group)) + self._alive(lambda point: point.units.get(group, 0))
 
     def whole_extra(self, group: GroupSpec) -> Floats:
         """(B,) float64, what that costs beyond a unit each as long as the group is whole."""
@@ -242,9 +269,10 @@ class Costing:
 
     def slimmed_group(self, group: GroupSpec, count: int) -> Floats:
         """(B,) float64, what that costs with ``count`` units, less what it costs whole."""
+        alive = self._alive(lambda point: point.units.get(group.name, 0)) * (count - group.units)
         if self.times is None:
-            return self._time(0.0)
-        return self._time(
+            return alive
+        return alive + self._time(
             _rounded(self.times, group_time(self.times, group, count)) - self._whole_group(group)
         )
 
@@ -259,6 +287,18 @@ class Costing:
         channels = source.structure.channels
         block = channels.blocks[name]
         counted = self.as_array(Cost(macs=block.macs, params=block.params, bytes=block.bytes))
+        if self.points:
+            inside = [
+                group for group in channels.groups.values() if group_is_inside(channels, group.name, (name,))
+            ]
+            # A place in the block is gone with it.
+            counted += self._alive(
+                lambda point: (
+                    point.whole
+                    if point.is_gone_with((name,))
+                    else sum(group.units * point.units.get(group.name, 0) for group in inside)
+                )
+            )
         if self.times is None:
             return counted
         layers = [spec for spec in source.structure.layers.values() if is_inside(spec.name, (name,))]
@@ -285,7 +325,7 @@ class Costing:
         return self.as_array(Cost(macs=0, params=1, bytes=itemsize))
 
     def _whole_time(self, spec: LayerSpec, layer: LayerTimes) -> float:
-        return float(layer.dense.time(*step_edge(rows_and_columns(spec), self.step)))
+        return float(layer.dense.time(*timed_sizes(spec, self.step)))
 
     def _layer(self, name: str) -> LayerTimes | None:
         return None if self.times is None else self.times.layers.get(name)
@@ -293,6 +333,16 @@ class Costing:
     def _pair(self, name: str, form: Form) -> PairTime | None:
         layer = self._layer(name)
         return None if layer is None else layer.pairs.get(form)
+
+
+def _dense(point: PeakPoint, spec: LayerSpec) -> int:
+    """Bytes at a place that count as those of a layer in one piece."""
+    return point.dense if point.module == spec.name else 0
+
+
+def _pair_bytes(point: PeakPoint, spec: LayerSpec, form: Form) -> PairBytes:
+    """What a pair in the place of a layer adds to the bytes at a place."""
+    return point.pairs.get(form, _NO_BYTES) if point.module == spec.name else _NO_BYTES
 
 
 def exact_times(times: NetworkTimes) -> NetworkTimes:

@@ -7,6 +7,7 @@ The simple road, over layers alone, is ``select/layers``; ``select/joint`` only 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Literal, assert_never
 
 import numpy as np
@@ -30,9 +31,20 @@ from slimrank.plan import (
     rounding_steps,
     with_multiples,
 )
-from slimrank.records import LATENCY, Budgeted, Cost, Metric, NetworkTimes, Setting, replaces_groups
+from slimrank.records import (
+    LATENCY,
+    METRICS,
+    Cost,
+    Limited,
+    Metric,
+    NetworkTimes,
+    PeakPoint,
+    Setting,
+    replaces_groups,
+)
 from slimrank.select._budget import (
     Budget,
+    bytes_limit,
     check_below,
     check_budgets,
     check_methods,
@@ -63,6 +75,7 @@ _SELECTS: tuple[Select, ...] = ("optimal", "greedy", "uniform")
 # the networks of the benchmark they cost up to 14 times the damage there, and from twice the distance on at
 # most 1.4 times, mostly 1.1.
 _ROOM = 2
+_NO_POINTS: Mapping[PeakPoint, Budget] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +96,7 @@ class _Problem:
     """
 
     source: PlanSource
-    limits: Mapping[Budgeted, float]
+    limits: Mapping[Limited, float]
     costing: Costing
     methods: tuple[str, ...]
     skipped: frozenset[str]
@@ -191,6 +204,7 @@ def select_plan_and_rounding(
     of: Cost | None = None,
     latency: float | None = None,
     times: NetworkTimes | None = None,
+    points: Mapping[PeakPoint, Budget] = _NO_POINTS,
     fixed: Fixed = NOTHING_FIXED,
     uniform_widths: bool = False,
 ) -> tuple[Plan, Rounding]:
@@ -208,6 +222,8 @@ def select_plan_and_rounding(
         latency: keep ratio of the time of the original in float32; None for no such budget. ``budgets`` may
             then be empty.
         times: that a latency is counted by. Ranks and widths are then multiples of their step too.
+        points: places of a forward pass, and what their bytes may be: shares are of the peak. ``budgets`` may
+            then be empty.
         fixed: as in ``select_plan``.
         uniform_widths: groups of one stack of layers keep the same number of units, and no block is dropped.
 
@@ -219,7 +235,7 @@ def select_plan_and_rounding(
     """
     if select not in _SELECTS:
         raise UnknownNameError(f"select: {select!r} does not exist; {nearest(str(select), _SELECTS)}")
-    counted = {} if latency is not None and not budgets else check_budgets(budgets)
+    counted = {} if (latency is not None or points) and not budgets else check_budgets(budgets)
     check_multiple_of(multiple_of, names_of(structure))
     step = None if latency is None or times is None else times.step
     *coarse, last = rounding_steps(multiple_of, structure, step=step)
@@ -228,14 +244,16 @@ def select_plan_and_rounding(
     for metric, budget in counted.items():
         check_below(budget, metric, now.metric(metric))
     of = of or now
-    limits: dict[Budgeted, float] = {
+    limits: dict[Limited, float] = {
         metric: limit_of(budget, metric, of) for metric, budget in counted.items()
     }
-    asked: dict[Budgeted, Budget] = {metric: budget for metric, budget in counted.items()}
+    asked: dict[Limited, Budget] = {metric: budget for metric, budget in counted.items()}
     if latency is not None and times is not None:
         # As times are counted from here on: the network as it stands is then just within 1.
         times = exact_times(times)
         limits[LATENCY], asked[LATENCY] = time_limit(times, latency), Budget(ratio=latency)
+    for point, budget in points.items():
+        limits[point], asked[point] = bytes_limit(budget, point.peak), budget
     costing = Costing(limits, times)
 
     def problem_of(rounding: Rounding) -> _Problem:
@@ -272,7 +290,7 @@ def select_plan_and_rounding(
     return planned(finest())
 
 
-def _selected(problem: _Problem, select: Select, asked: Mapping[Budgeted, Budget], of: Cost) -> Plan:
+def _selected(problem: _Problem, select: Select, asked: Mapping[Limited, Budget], of: Cost) -> Plan:
     """The plan with multiples that are settled."""
     source = problem.source
     if problem.joint is not None:
@@ -280,12 +298,13 @@ def _selected(problem: _Problem, select: Select, asked: Mapping[Budgeted, Budget
     else:
         chosen, floor = _layers(problem, select, asked, of)
     if chosen is None:
-        wanted = ", ".join(budget.text(metric) for metric, budget in asked.items())
+        wanted = ", ".join(dict.fromkeys(budget.text(metric) for metric, budget in asked.items()))
         raise BudgetError(
             f"budget: no plan was found that keeps {wanted} together, though each alone can be met; "
             f"{floor} (each alone); raise one of them"
         )
     original = source.previous.before if source.previous else source.before
+    counted = {metric: asked[metric] for metric in METRICS if metric in asked}
     return plan_on(
         source,
         chosen.settings,
@@ -294,12 +313,9 @@ def _selected(problem: _Problem, select: Select, asked: Mapping[Budgeted, Budget
         select=select,
         budgets={
             metric: _ratio_of_original(budget, of.metric(metric), original.metric(metric))
-            for metric, budget in asked.items()
-            if metric != LATENCY
+            for metric, budget in counted.items()
         },
-        asked={
-            metric: budget.words for metric, budget in asked.items() if metric != LATENCY and budget.words
-        },
+        asked={metric: budget.words for metric, budget in counted.items() if budget.words},
         gap=chosen.gap,
     )
 
@@ -313,7 +329,7 @@ def _ratio_of_original(budget: Budget, of: int, original: int) -> float:
 
 def reachable_floor(
     source: PlanSource,
-    metric: Budgeted,
+    metric: Limited,
     *,
     multiple_of: MultipleOf = 1,
     methods: Sequence[str] | None = None,
@@ -326,7 +342,7 @@ def reachable_floor(
 
     Args:
         source: a study, or whatever has structure, costs and curves.
-        metric: "macs", "params" or "bytes", or "latency" where there are times.
+        metric: "macs", "params" or "bytes", or "latency" where there are times, or a place of a forward pass.
         multiple_of: as in ``select_plan``.
         methods: as in ``select_plan``.
         skip: as in ``select_plan``.
@@ -335,7 +351,7 @@ def reachable_floor(
         uniform_widths: as in ``select_plan``.
 
     Returns:
-        The keep ratio, 0 to 1; as a budget it can be met.
+        The keep ratio, 0 to 1; as a budget it can be met. Of a place, its bytes as a share of the peak.
 
     Raises:
         UnknownNameError: a metric or method that does not exist, or a glob that matches no layer.
@@ -343,10 +359,10 @@ def reachable_floor(
         NonFiniteError: a curve holds nan or inf.
     """
     times = exact_times(times) if metric == LATENCY and times is not None else None
-    counted = None if times is not None else check_metric(metric)
+    counted = None if times is not None or isinstance(metric, PeakPoint) else check_metric(metric)
     costing = Costing((metric,), times)
     whole = float(costing.shared(source.before)[0])
-    limits: dict[Budgeted, float] = {metric: whole}
+    limits: dict[Limited, float] = {metric: whole}
     check_multiple_of(multiple_of, names_of(source.structure))
     # The last step: lower numbers reach lower budgets.
     step = None if times is None else times.step
@@ -364,6 +380,8 @@ def reachable_floor(
     )
     lowest = _lowest_costs(problem)[0]
     ratio = lowest / max(whole, 1)
+    if isinstance(metric, PeakPoint):
+        return ratio
 
     def limit(ratio: float) -> float:
         if times is not None:
@@ -414,7 +432,7 @@ class _Chosen:
 
 def _problem(
     source: PlanSource,
-    limits: Mapping[Budgeted, float],
+    limits: Mapping[Limited, float],
     costing: Costing,
     rounding: Rounding,
     *,
@@ -462,7 +480,7 @@ def _problem(
 
 
 def _layers(
-    problem: _Problem, select: Select, asked: Mapping[Budgeted, Budget], of: Cost
+    problem: _Problem, select: Select, asked: Mapping[Limited, Budget], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers alone, and the smallest reachable ratios for people."""
     table, costing = problem.table(), problem.costing
@@ -474,7 +492,7 @@ def _layers(
 
 
 def _joint(
-    problem: _Problem, joint: Joint, select: Select, asked: Mapping[Budgeted, Budget], of: Cost
+    problem: _Problem, joint: Joint, select: Select, asked: Mapping[Limited, Budget], of: Cost
 ) -> tuple[_Chosen | None, str]:
     """The choice over layers, groups and blocks, and the smallest reachable ratios for people."""
     source, limits, fixed = problem.source, problem.limits, problem.fixed

@@ -26,6 +26,7 @@ from slimrank.calibrate import (
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.cost import SAMPLING, MemoryBudgets
 from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
+from slimrank.peaks import PeakProfile
 from slimrank.records import LayerSpec, Note
 from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
@@ -81,6 +82,7 @@ class Session:
         run_dir: where fitted layers are kept, so that a killed run goes on; None for nowhere.
         fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
         callers: the caller's model, by whose modules layers may be named.
+        profiles: what is alive where in a forward pass, once a plan asked for it.
     """
 
     original: nn.Module
@@ -100,6 +102,7 @@ class Session:
     run_dir: Path | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     callers: CallersModel = field(default_factory=CallersModel)
+    profiles: list[PeakProfile] = field(default_factory=list)
 
     def phases(self, *, shown: bool | None = None) -> Phases:
         """Phases of one piece of later work.

@@ -11,6 +11,7 @@ import seams
 import slimrank as sr
 from slimrank.cost import forms_of, layer_cost, pair_cost, slimmed_spec
 from slimrank.latency import build_variant, draw_variants
+from slimrank.plan import kernel_group_steps, rounding_steps
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,31 @@ def test_mixed_variants_drop_blocks() -> None:
     variant = next(variant for variant in drawn if variant.dropped)
     network = build_variant(seams.original_of(study), variant, has_bias=True, seed=0)
     assert isinstance(network.get_submodule(variant.dropped[0]), nn.Identity)
+
+
+def test_groups_of_a_grouped_convolution_stay_whole_steps_wide() -> None:
+    """Kernels compute each group alone: 12 of 16 channels in each of 4 are no whole step, though 48 are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 128, 3, padding=1), nn.ReLU(), nn.Conv2d(128, 64, 3, padding=1, groups=4), nn.ReLU(),
+        nn.Conv2d(64, 32, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(32, 8, 1),
+    ).eval()  # fmt: skip
+    study = sr.study(model, [torch.randn(2, 4, 6, 6)], methods=("channel_pruning",), progress=False)
+    # Inputs of 32 channels in each group and outputs of 16; the last one has 8 in each, no step of 16.
+    assert kernel_group_steps(study.structure, 16) == {"0#2": 64, "2": 64}
+    assert kernel_group_steps(study.structure, 8) == {"0#2": 32, "2": 32, "4": 32}
+    (rounding,) = rounding_steps("auto", study.structure, step=16)
+    assert rounding.ranks == 16
+    assert rounding.widths == {"0": 16, "0#2": 64, "2": 64, "4": 16}
+    (rounding,) = rounding_steps(24, study.structure, step=16)
+    assert rounding.widths == {"0": 48, "0#2": 192, "2": 192, "4": 48}
+    drawn = draw_variants(study.structure, study.methods, count=12, step=16, seed=0)
+    seen = set()
+    for variant in drawn:
+        built = build_variant(model, variant, has_bias=True, seed=0)
+        assert isinstance(built[2], nn.Conv2d)
+        conv = built[2]
+        assert conv.weight.shape[1] % 16 == 0
+        assert conv.out_channels // conv.groups % 16 == 0
+        seen.add((conv.groups, conv.in_channels, conv.out_channels))
+    assert len(seen) > 2

@@ -256,17 +256,17 @@ def _most_saved(layer: JointLayer, joint: Joint, price: Floats, by: tuple[int, .
     dense = layer.fixed + sum(
         (piece.cost(widths) for piece in layer.dense if not piece.once), np.zeros(len(price))
     )
-    most = np.zeros(np.broadcast_shapes(rows.shape, columns.shape))
+    most, counted = np.zeros(np.broadcast_shapes(rows.shape, columns.shape)), joint.counted
     for form in layer.forms:
         saved = np.zeros((*most.shape, len(form.ranks))) - form.damage
         for metric, unit_price in enumerate(price):
             unit = form.column[metric] * columns + form.row[metric] * rows
-            if metric == joint.latency:
+            if metric not in counted:
                 # Parts of a time that do not go with rows and columns alike: at most all of the layer is
                 # saved, at least what a pair takes without columns is spent.
                 unit = form.each[metric] + form.row[metric] * (rows if by else 0 * rows)
             pair = np.multiply.outer(unit, form.ranks) + (layer.bias[metric] * rows)[..., None]
-            if metric == joint.latency:
+            if metric not in counted:
                 # As before, without columns.
                 at_any = form.any_row[metric] * (rows if by else 0 * rows)
             else:

@@ -139,7 +139,7 @@ class FastestPicks:
         less = cost < shapes.dense
         kernel_groups = shapes.kernel_groups
         is_smaller = rank * (first + second) < first * second // kernel_groups
-        is_smaller |= np.delete(less, self._latency, axis=-1).any(axis=-1)
+        is_smaller |= less[..., self._joint.counted].any(axis=-1)
         is_there = (rank > 0) & (rank <= np.minimum(first, second) // kernel_groups)
         allowed: Flags = is_there & is_smaller & less[..., self._latency]
         return allowed

@@ -7,7 +7,7 @@ import numpy as np
 
 from slimrank._errors import BudgetError
 from slimrank.plan import NOTHING_FIXED, Fixed, PlanSource, is_inside
-from slimrank.records import LATENCY, Budgeted
+from slimrank.records import LATENCY, Limited
 from slimrank.select._budget import Budget
 from slimrank.select._option_costs import Costing
 from slimrank.select.joint._fastest import fastest_choice, small_choices
@@ -20,7 +20,7 @@ from slimrank.select.layers._table import Floats
 _PROVED = 1e-6
 
 
-def lowest_costs(joint: Joint, limits: Mapping[Budgeted, float]) -> list[float]:
+def lowest_costs(joint: Joint, limits: Mapping[Limited, float]) -> list[float]:
     """The least cost of the whole model that was found, in each metric alone, whatever the damage.
 
     Args:
@@ -52,8 +52,8 @@ def check_joint_reachable(
     joint: Joint,
     source: PlanSource,
     costing: Costing,
-    budgets: Mapping[Budgeted, Budget],
-    limits: Mapping[Budgeted, float],
+    budgets: Mapping[Limited, Budget],
+    limits: Mapping[Limited, float],
     *,
     skipped: Collection[str],
     of: Floats,
@@ -90,7 +90,7 @@ def check_joint_reachable(
 
 
 def _unproved(
-    joint: Joint, lowest: Mapping[Budgeted, float], limits: Mapping[Budgeted, float], of: Floats
+    joint: Joint, lowest: Mapping[Limited, float], limits: Mapping[Limited, float], of: Floats
 ) -> str:
     """What the fastest choice is not proved to be, for people; "" where it is."""
     if joint.latency is None:

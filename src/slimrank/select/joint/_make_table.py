@@ -30,13 +30,13 @@ from slimrank.plan import NOTHING_FIXED, Fixed, Multiples, PlanSource, Rounding,
 from slimrank.records import (
     LATENCY,
     AxisUnits,
-    Budgeted,
     ChannelMap,
     Cost,
     Curve,
     GroupCurve,
     GroupSpec,
     LayerSpec,
+    Limited,
     NetworkTimes,
     Setting,
     TensorSpec,
@@ -69,7 +69,7 @@ _ARRAYS = ("ranks", "macs", "params", "bytes", "error", "damage")
 
 def joint_of(
     source: PlanSource,
-    limits: Mapping[Budgeted, float],
+    limits: Mapping[Limited, float],
     *,
     methods: Collection[str],
     skipped: Collection[str],
@@ -180,7 +180,7 @@ def _widths(curve: GroupCurve, group: GroupSpec, multiples: Multiples) -> Widths
 
 def _joint(
     source: PlanSource,
-    limits: Mapping[Budgeted, float],
+    limits: Mapping[Limited, float],
     maker: "_TableMaker",
     widths: Sequence[Widths],
     methods: Collection[str],
@@ -482,7 +482,7 @@ class _TableMaker:
                     )
         return pieces
 
-    def fits(self, limits: Mapping[Budgeted, float]) -> list[FitPiece]:
+    def fits(self, limits: Mapping[Limited, float]) -> list[FitPiece]:
         """What fixed pairs forbid."""
         # A power of two is a multiple of the unit that times are rounded to.
         most = max(*limits.values(), *self.costing.whole_model(self._source).tolist(), 1.0)
@@ -703,7 +703,9 @@ class _TableMaker:
         rows, columns = (*self._weight(spec), *one)[:2]
         if spec.is_transposed:
             rows, columns = columns, rows
-        rows, columns = self._stairs(rows, columns)
+        stair_rows, stair_columns = self._stairs(rows, columns)
+        # As ``timed_sizes`` counts them.
+        rows, columns = stair_rows, columns if spec.groups > 1 else stair_columns
         return [
             TensorPiece(
                 groups=frozenset[int]().union(*(dim.groups for dim in dims)),

@@ -113,9 +113,9 @@ class RankTables:
         # Columns and rows count all groups of a grouped convolution, ranks and the weight one of them.
         kernel_groups = shapes.kernel_groups
         good = np.isfinite(damage) & saves(cost, whole[:, :, None], joint.latency)
-        if joint.latency is not None:
+        counted = joint.counted
+        if len(counted) < len(cost):
             # What is faster must also be smaller: a plan takes no pair that saves neither params nor MACs.
-            counted = [index for index in range(len(cost)) if index != joint.latency]
             smaller = (cost[counted] < whole[counted][:, :, None]).any(axis=0)
             first = columns[:, None] * self._first_taps[there]
             second = rows[:, None] * self._second_taps[there]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimrank.records import LATENCY, Budgeted, Curve
+from slimrank.records import LATENCY, METRICS, Curve, Limited
 from slimrank.select.joint._counts import WidthIndices, Widths
 from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import Block, FitPiece, JointLayer, Piece
@@ -61,7 +61,7 @@ class Joint:
         fits: the pieces that forbid widths at which a fixed pair cannot be.
     """
 
-    metrics: tuple[Budgeted, ...]
+    metrics: tuple[Limited, ...]
     widths: tuple[Widths, ...]
     whole: tuple[int, ...]
     homes: tuple[tuple[tuple[int, ...], ...], ...]
@@ -84,6 +84,11 @@ class Joint:
     def latency(self) -> int | None:
         """Index of the latency among the metrics; None where there is none."""
         return self.metrics.index(LATENCY) if LATENCY in self.metrics else None
+
+    @property
+    def counted(self) -> list[int]:
+        """Indices of the metrics that are counted from weights: all but a latency and bytes at places."""
+        return [index for index, metric in enumerate(self.metrics) if metric in METRICS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ import numpy as np
 
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
-from slimrank.records import LATENCY, Budgeted
-from slimrank.select._budget import Budget
+from slimrank.records import LATENCY, Limited, PeakPoint
+from slimrank.select._budget import Budget, name_of
 from slimrank.select._option_costs import Costing
 from slimrank.select.layers._table import Floats, Table
 
@@ -36,7 +36,7 @@ def check_reachable(
     table: Table,
     source: PlanSource,
     costing: Costing,
-    budgets: Mapping[Budgeted, Budget],
+    budgets: Mapping[Limited, Budget],
     *,
     skipped: Collection[str],
     of: Floats,
@@ -65,7 +65,7 @@ def check_reachable(
             )
 
 
-def how_to_reach(metric: Budgeted, fixed: Sequence[str] = ()) -> str:
+def how_to_reach(metric: Limited, fixed: Sequence[str] = ()) -> str:
     """What to do about a budget out of reach, for people, beside what is fixed."""
     if fixed:
         shown = ", ".join(repr(name) for name in fixed[:_MAX_NAMED])
@@ -80,7 +80,7 @@ def how_to_reach(metric: Budgeted, fixed: Sequence[str] = ()) -> str:
 
 
 def floors(
-    table: Table, source: PlanSource, costing: Costing, of: Floats, budgets: Mapping[Budgeted, Budget]
+    table: Table, source: PlanSource, costing: Costing, of: Floats, budgets: Mapping[Limited, Budget]
 ) -> str:
     """The smallest that can be reached of each metric, for people."""
     wholes = costing.whole_model(source)
@@ -90,7 +90,7 @@ def floors(
     return reachable(lowest, of, budgets)
 
 
-def reachable(lowest: Mapping[Budgeted, float], of: Floats, budgets: Mapping[Budgeted, Budget]) -> str:
+def reachable(lowest: Mapping[Limited, float], of: Floats, budgets: Mapping[Limited, Budget]) -> str:
     """Smallest costs as keep ratios, or as numbers where numbers were asked for, for people.
 
     Args:
@@ -101,18 +101,27 @@ def reachable(lowest: Mapping[Budgeted, float], of: Floats, budgets: Mapping[Bud
     Returns:
         One sentence without its stop.
     """
+    found = [
+        (name_of(metric), budgets[metric].number is not None, cost, whole)
+        for (metric, cost), whole in zip(lowest.items(), of.tolist(), strict=True)
+    ]
+    # Of several places, the one that holds most.
+    highest = {name: (is_number, cost, whole) for name, is_number, cost, whole in sorted(found, key=_cost_of)}
     # Rounded up, so that the number shown can be asked for.
     parts = [
-        f"{metric}={ceil(cost):_}"
-        if budgets[metric].number is not None
-        else f"{metric}={ceil(cost / max(whole, 1) * 1e4) / 1e4:.4f}"
-        for (metric, cost), whole in zip(lowest.items(), of.tolist(), strict=True)
+        f"{name}={ceil(cost):_}" if is_number else f"{name}={ceil(cost / max(whole, 1) * 1e4) / 1e4:.4f}"
+        for name in dict.fromkeys(name for name, *_ in found)
+        for is_number, cost, whole in [highest[name]]
     ]
     return f"the smallest reachable is {', '.join(parts)}"
 
 
+def _cost_of(row: tuple[str, bool, float, float]) -> float:
+    return row[2]
+
+
 def what_remains(
-    metric: Budgeted,
+    metric: Limited,
     whole: float,
     parts: Sequence[tuple[float, str]],
     alone: Mapping[str, float],
@@ -142,11 +151,13 @@ def what_remains(
     listed = [
         f"{cost / whole:.1%} {text}" for cost, text in sorted(rows, key=lambda row: -row[0]) if cost > 0
     ]
-    return f"Of the {metric}, these remain: {', '.join(listed)}"
+    return f"Of the {name_of(metric)}, these remain: {', '.join(listed)}"
 
 
-def outside_layers(metric: Budgeted) -> str:
+def outside_layers(metric: Limited) -> str:
     """What no layer holds, in words."""
+    if isinstance(metric, PeakPoint):
+        return "what no plan changes there"
     if metric == LATENCY:
         return "what no layer holds: norms, activations, sums and what the runtime does between them"
     return "what no layer holds, e.g. attention products"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slimrank._errors import NonFiniteError
 from slimrank.cost import at_multiples, pair_has_bias
 from slimrank.plan import Multiples, PlanSource, multiple_for
-from slimrank.records import Budgeted, Curve, LayerSpec, NetworkTimes, Setting
+from slimrank.records import Curve, LayerSpec, Limited, NetworkTimes, Setting
 from slimrank.select._option_costs import Costing
 
 Floats = NDArray[np.float64]
@@ -79,7 +79,7 @@ def added(price: Floats, cost: Floats) -> Floats:
 
 def table_of(
     source: PlanSource,
-    limits: Mapping[Budgeted, float],
+    limits: Mapping[Limited, float],
     *,
     methods: Collection[str],
     skipped: Collection[str],

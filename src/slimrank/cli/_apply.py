@@ -8,9 +8,8 @@ import click
 
 import slimrank as sr
 from slimrank._errors import OptionError
-from slimrank.cli._command import Answer, Command
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
-    PATH,
     FitText,
     after_option,
     architecture_option,

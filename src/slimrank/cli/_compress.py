@@ -10,9 +10,8 @@ from torch import nn
 
 import slimrank as sr
 from slimrank._errors import ExportError, SlimrankError
-from slimrank.cli._command import Answer, Command
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
-    PATH,
     StudyText,
     after_option,
     architecture_option,

@@ -6,8 +6,7 @@ from pathlib import Path
 import click
 
 import slimrank as sr
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.report import explain_layer
 
 

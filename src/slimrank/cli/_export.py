@@ -8,8 +8,7 @@ import click
 
 import slimrank as sr
 from slimrank._errors import OptionError
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._references import batches_at, function_at, model_at
 from slimrank.cli._save import exported_facts, name_in_saved
 from slimrank.cli._typed import outputs_at, read_likelihood_option
@@ -70,7 +69,8 @@ def export(
         original, network = None, sr.load(saved)
     elif Path(saved).is_dir():
         raise OptionError(
-            f"{saved} is a saved model, which holds no code; give the original with --model REF"
+            f"{saved} is a saved model, which holds no code; give the original with --model REF, "
+            "or save with --architecture"
         )
     else:
         original, network = None, model_at(saved)

@@ -9,8 +9,8 @@ import click
 import torch
 
 import slimrank as sr
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, quiet_option
+from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._options import quiet_option
 from slimrank.cli._save import exported_facts, saved_facts
 from slimrank.cli._typed import check_out
 from slimrank.demo import DemoRun, run_demo

@@ -11,8 +11,8 @@ from torch import nn
 
 import slimrank as sr
 from slimrank._errors import FileError
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, after_option, memory_option, quiet_option
+from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._options import after_option, memory_option, quiet_option
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given
 from slimrank.pareto import pareto_facts

@@ -9,9 +9,8 @@ import click
 
 import slimrank as sr
 from slimrank._errors import OptionError
-from slimrank.cli._command import Answer, Command
+from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
-    PATH,
     Budgets,
     budget_options,
     methods_option,
@@ -46,7 +45,7 @@ from slimrank.report import plan_facts, render_plan
 @skip_option
 @click.option(
     "--fix",
-    "fix",
+    "fixed",
     multiple=True,
     metavar="NAME=SETTING",
     help="Hold a layer, group or block: fc=weight_svd:0.4, conv1=channel_pruning:keep=24, fc=none; or drop.",
@@ -70,7 +69,7 @@ def plan(
     times: Path | None,
     methods: tuple[str, ...],
     skip: tuple[str, ...],
-    fix: tuple[str, ...],
+    fixed: tuple[str, ...],
     table: Path | None,
     monotonic: bool,
     interpolate: bool,
@@ -98,7 +97,7 @@ def plan(
                 "--scores": table,
                 "--latency": latency,
                 "--latencies": times,
-                "--fix": fix,
+                "--fix": fixed,
                 "--uniform-widths": uniform_widths,
                 "--no-new-bias": not new_bias,
             },
@@ -125,7 +124,7 @@ def plan(
             monotonic=monotonic,
             interpolate=interpolate,
             relative_to=relative_to,
-            fixed=read_fixed(fix),
+            fixed=read_fixed(fixed),
             uniform_widths=uniform_widths,
             new_bias=new_bias,
         )

@@ -11,8 +11,8 @@ from torch import nn
 
 import slimrank as sr
 from slimrank._errors import OptionError
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, after_option, memory_option, methods_option, quiet_option
+from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._options import after_option, memory_option, methods_option, quiet_option
 from slimrank.cli._references import function_at
 from slimrank.cli._typed import (
     check_after,

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 import slimrank as sr
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH
+from slimrank.cli._command import PATH, Answer, Command
 
 
 @click.command(cls=Command)

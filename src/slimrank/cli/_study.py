@@ -8,8 +8,8 @@ import click
 
 import slimrank as sr
 from slimrank._result import write_saved_report
-from slimrank.cli._command import Answer, Command
-from slimrank.cli._options import PATH, StudyText, after_option, memory_option, quiet_option, study_options
+from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._options import StudyText, after_option, memory_option, quiet_option, study_options
 from slimrank.cli._references import batches_at
 from slimrank.cli._typed import model_to_compress, study_from_text
 from slimrank.deploy import REPORT_FILE, is_saved_model

@@ -381,6 +381,10 @@ def test_networks_of_many_kinds(kind: str, nets: ModuleType, tmp_path: Path) -> 
     result.save(tmp_path / "out", architecture=True)
     loaded, given = sr.load(tmp_path / "out"), batches[0] if kind == "detector" else (batches[0],)
     torch.testing.assert_close(loaded(*given), result.model(*given), rtol=1e-5, atol=1e-6)
+    # Tensors that the graph makes are made where the model is.
+    meta = copy.deepcopy(loaded).to("meta")
+    if kind != "detector":
+        assert meta(given[0].to("meta")).device.type == "meta"
     if kind == "tied":
         assert loaded.embed.weight is loaded.head.weight
 

@@ -89,13 +89,20 @@ def _in_options(error: SlimrankError, command: click.Command) -> str:
         return text
     named = [param for param in command.params if isinstance(param, click.Option)]
     # Of a flag such as --no-fisher the keyword says the opposite.
-    flags = {str(param.name): f"--{param.name}" for param in named if f"--{param.name}" in param.opts}
+    dashed = {str(param.name): str(param.name).replace("_", "-") for param in named}
+    opts = {opt for param in named for opt in param.opts if param.is_flag}
+    flags = {name: f"--{told}" for name, told in dashed.items() if f"--{told}" in opts}
+    switches = {f"{name}=True": option for name, option in flags.items()}
+    switches |= {f"{name}=False": f"--no-{told}" for name, told in dashed.items() if f"--no-{told}" in opts}
     spelled = {param: max(param.opts, key=len) for param in named if not param.is_flag}
     options = {option.removeprefix("--").replace("-", "_"): option for option in spelled.values()}
     options |= {str(param.name): option for param, option in spelled.items()}
     if text.partition(": ")[0] in options:
         name, _, rest = text.partition(": ")
         text = f"{options[name]}: {rest}"
+
+    for keyword, spelling in switches.items():
+        text = re.sub(rf"(?<![\w.(]){keyword}\b(?!\))", spelling, text)
 
     def option(found: re.Match[str]) -> str:
         if found["value"] is None and found["name"] in flags:

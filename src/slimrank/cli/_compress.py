@@ -129,7 +129,7 @@ def compress(
     score: str | None,
     lower_is_better: bool,
     compete: bool,
-    fix: tuple[str, ...],
+    fixed: tuple[str, ...],
     on_layer: str | None,
     run_dir: Path | None,
     report_path: Path | None,
@@ -187,7 +187,7 @@ def compress(
             serve=serve,
             memory=memory,
             previous=previous,
-            fixed=read_fixed(fix),
+            fixed=read_fixed(fixed),
             relative_to=relative_to,
             uniform_widths=uniform_widths,
             new_bias=new_bias,
@@ -232,11 +232,13 @@ def compress(
                 multiple_of=rounding,
                 uniform_widths=uniform_widths,
                 new_bias=new_bias,
-                fixed=read_fixed(fix),
+                fixed=read_fixed(fixed),
                 serve=serve,
             )
         else:
-            refuse_given(ctx, ("uniform_widths", "new_bias", "fix"), "--split makes plans of one method each")
+            refuse_given(
+                ctx, ("uniform_widths", "new_bias", "fixed"), "--split makes plans of one method each"
+            )
             result = sr.search_split(
                 measured,
                 macs=read_budget(macs),

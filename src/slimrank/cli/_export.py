@@ -69,7 +69,8 @@ def export(
         original, network = None, sr.load(saved)
     elif Path(saved).is_dir():
         raise OptionError(
-            f"{saved} is a saved model, which holds no code; give the original with --model REF"
+            f"{saved} is a saved model, which holds no code; give the original with --model REF, "
+            "or save with --architecture"
         )
     else:
         original, network = None, model_at(saved)

@@ -105,7 +105,7 @@ architecture_option = click.option(
 )
 fix_option = click.option(
     "--fix",
-    "fix",
+    "fixed",
     multiple=True,
     metavar="NAME=SETTING",
     help="Hold a layer, group or block: fc=weight_svd:0.4, conv1=channel_pruning:keep=24, fc=none; or drop.",

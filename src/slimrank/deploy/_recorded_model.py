@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,7 @@ class RecordedModel(nn.Module):
             BatchesError: an argument is missing or unknown, or a tensor has another shape or dtype.
         """
         inputs = self._tensors_of(args, kwargs)
-        device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        device = next((tensor.device for tensor in chain(self.parameters(), self.buffers())), None)
         if device is None and inputs:
             device = inputs[0].device
         values: list[object] = []

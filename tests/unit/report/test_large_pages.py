@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from slimrank._errors import FileError
+import slimrank as sr
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_costs
 from slimrank.plan import Plan, Step, structure_of
 from slimrank.records import (
@@ -207,7 +207,7 @@ def test_packed_data_come_back_and_altered_ones_are_refused() -> None:
     start = page.index('type="application/gzip" id="data">') + len('type="application/gzip" id="data">')
     middle = start + 2000
     for damaged in ("*", "A" if page[middle] != "A" else "B", ""):
-        with pytest.raises(FileError, match="it is no page that slimrank wrote, or was changed"):
+        with pytest.raises(sr.FileError, match="it is no page that slimrank wrote, or was changed"):
             page_data(page[:middle] + damaged + page[middle + 1 :])
-    with pytest.raises(FileError, match="it is no page that slimrank wrote, or was changed"):
+    with pytest.raises(sr.FileError, match="it is no page that slimrank wrote, or was changed"):
         page_data(page[:middle])

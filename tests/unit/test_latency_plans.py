@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import slimrank as sr
 from invented_times import Machine, Table, table_on
 from seams import cli, session_of
-from slimrank.cost import network_time
+from slimrank.cost import layer_times, network_time
+from slimrank.records import BlockSpec, Setting
 
 SLOW_PAIRS = Machine(pair_mac={"v_h": 3.0, "h_v": 3.0})
 
@@ -57,6 +58,27 @@ def predicted(study: sr.Study, table: Table, plan: sr.Plan) -> float:
         dropped=plan.dropped,
     )
     return time / table.times.reference
+
+
+def test_times_of_layers_are_those_of_the_formulas(study: sr.Study, table: Table) -> None:
+    setting = Setting(method="weight_svd", form="linear", rank=4)
+    channels = replace(study.structure.channels, blocks={"c": BlockSpec(name="c", macs=1, params=1, bytes=4)})
+    found = layer_times(
+        table.times,
+        study.structure.layers,
+        channels,
+        settings={"fc": setting},
+        kept={"a": range(4)},
+        dropped=["c"],
+    )
+    # A layer in a dropped block takes none; a call, or two of a pair, and a time for each MAC.
+    assert found == pytest.approx(
+        {
+            "a": 100 + study.layers["a"].macs * 4 / 16,  # type: ignore[call-overload]
+            "b": 100 + study.layers["b"].macs * 4 / 16,  # type: ignore[call-overload]
+            "fc": 200 + 4 * (16 + 10),
+        }
+    )
 
 
 @pytest.mark.parametrize("select", ["optimal", "greedy", "uniform"])

@@ -48,11 +48,7 @@ def shown_live(directory_of: DirectoryOf, advice: str) -> Callable[[Callable[_P,
             if not _is_asked(kwargs.get("serve", False)):
                 return function(*args, **kwargs)
             run_dir = directory_of(signature.bind(*args, **kwargs).arguments)
-            if run_dir is None:
-                raise OptionError(
-                    f"serve=True shows what a run writes to its directory, and there is none; {advice}"
-                )
-            with _shown(run_dir):
+            with live_view(run_dir, advice):
                 return function(*args, **kwargs)
 
         return wrapper
@@ -72,8 +68,9 @@ def run_dir_given(arguments: Mapping[str, object]) -> str | os.PathLike[str] | N
     raise OptionError(f"run_dir is a {type(given).__name__}; give the path of a directory")
 
 
+ADVICE = "add run_dir=, e.g. run_dir='run'"
 # Of calls that have ``run_dir=``.
-shown_live_in_run_dir = shown_live(run_dir_given, "add run_dir=, e.g. run_dir='run'")
+shown_live_in_run_dir = shown_live(run_dir_given, ADVICE)
 
 
 def _is_asked(serve: object) -> bool:
@@ -83,17 +80,28 @@ def _is_asked(serve: object) -> bool:
 
 
 @contextlib.contextmanager
-def _shown(run_dir: str | os.PathLike[str]) -> Iterator[None]:
-    """Shows a run while the context lasts, and says once where; a page that cannot be shown stops nothing."""
+def live_view(run_dir: str | os.PathLike[str] | None, advice: str) -> Iterator[None]:
+    """Shows a run while the context lasts, and says once where; a page that cannot be shown stops nothing.
+
+    Args:
+        run_dir: where the run writes its events; None for nowhere.
+        advice: what to do where that is nowhere.
+
+    Raises:
+        OptionError: it is nowhere.
+    """
+    if run_dir is None:
+        raise OptionError(f"serve=True shows what a run writes to its directory, and there is none; {advice}")
     live: _Live | None = None
     try:
         live = import_module("slimrank.live").serve_from_start(run_dir)
     except OptionError as error:
         _LOG.warning("serve=True: %s; the run goes on without its page", error)
     else:
-        # Not logged, and in no journal: the address holds the token.
-        sys.stderr.write(f"live view: {live.url}\n")
-        sys.stderr.flush()
+        # Not logged, and in no journal: the address holds the token. A run without stderr goes on, too.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stderr.write(f"live view: {live.url}\n")
+            sys.stderr.flush()
     try:
         yield
     finally:

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+import torch
+from click.testing import CliRunner
 from torch import nn
 
+import seams
 import slimrank as sr
 from invented_times import Machine, Table, table_on
 from slimrank.live import Live, edit_in_browser
@@ -504,3 +507,73 @@ def test_the_command_prints_the_address_and_ends_with_ctrl_c(
         connection.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0
+
+
+_NET = """
+import torch
+from torch import nn
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 12)).eval()
+def data():
+    return [torch.randn(32, 16, generator=torch.Generator().manual_seed(1))]
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
+def test_the_command_applies_with_a_model_and_tells_times(tmp_path: Path) -> None:
+    net, run, path = tmp_path / "net.py", tmp_path / "run", tmp_path / "plan.json"
+    net.write_text(_NET)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 12)).eval()
+    batches = [torch.randn(32, 16, generator=torch.Generator().manual_seed(1))]
+    study = sr.study(model, batches, run_dir=run, progress=False)
+    study.plan(macs=0.7).save(path)
+    arguments = [
+        sys.executable,
+        "-m",
+        "slimrank",
+        "edit",
+        str(path),
+        "--study",
+        str(run),
+        "--model",
+        f"{net}:build",
+    ]
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
+        assert process.stdout is not None
+        live = _At(process.stdout.readline().strip())
+        _do(live, action="build")  # type: ignore[arg-type]
+        end = time.monotonic() + 60
+        while (found := _state(live)["building"])["state"] == "running":  # type: ignore[arg-type]
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert found["state"] == "done", found
+        assert (tmp_path / found["folder"] / "plan.json").is_file()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    # Whoever watches the run sees the apply.
+    assert '"phase": "apply"' in (run / "events.jsonl").read_text()
+
+
+class _At(NamedTuple):
+    """A server that another process has."""
+
+    url: str
+
+
+def test_the_command_refuses_a_plan_of_another_study(study: sr.Study, path: Path, tmp_path: Path) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    other = sr.study(nn.Sequential(nn.Linear(8, 8)), nets.noise(8, n=3), progress=False)
+    other.save(tmp_path / "other")
+    shown = CliRunner().invoke(seams.cli, ["edit", str(path), "--study", str(tmp_path / "other")])
+    assert shown.exit_code == 2
+    assert "belongs to another model" in shown.stderr
+    shown = CliRunner().invoke(seams.cli, ["serve", str(tmp_path / "nowhere")])
+    assert shown.exit_code == 2
+    assert "nowhere is no directory" in shown.stderr

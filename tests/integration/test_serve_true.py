@@ -267,6 +267,9 @@ def test_commands_show_their_run(tmp_path: Path) -> None:
         ("pareto", str(run), "--model", f"{net}:build", "--points", "2", "--quiet"),
         ("compress", f"{net}:build", f"{net}:data", "--macs", "0.7", "--run-dir", str(tmp_path / "other"),
          "--out", str(tmp_path / "small"), "--no-compete", "--quiet"),
+        # A study, then a search: one page for both.
+        ("compress", f"{net}:build", f"{net}:data", "--max-drop", "9", "--run-dir", str(tmp_path / "other"),
+         "--out", str(tmp_path / "least"), "--quiet"),
     ]  # fmt: skip
     for call in calls:
         code, out, err = _called(*call, "--serve", "--json")

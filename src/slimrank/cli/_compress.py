@@ -2,6 +2,7 @@
 """``slimrank compress``."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, Unpack, cast
 
@@ -10,6 +11,7 @@ from torch import nn
 
 import slimrank as sr
 from slimrank._errors import ExportError, SlimrankError
+from slimrank._live_view import ADVICE, live_view
 from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
     StudyText,
@@ -209,47 +211,50 @@ def compress(
             ),
             "--max-drop and --split try plans of their own",
         )
-        judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
-        chosen = study_from_text(options)
-        measured = sr.study(
-            network,
-            batches_at(batches),
-            run_dir=run_dir,
-            progress=not quiet,
-            serve=serve,
-            memory=memory,
-            previous=previous,
-            **chosen,
-        )
-        rounding = read_multiple_of(multiple_of)
+        # Before the study, which takes long.
         if max_drop is not None:
             refuse_given(ctx, ("macs", "params", "bytes", "split"), "--max-drop finds the budget itself")
-            result = sr.smallest(
-                measured,
-                max_drop=max_drop,
-                score_fn=judge,
-                lower_is_better=lower_is_better,
-                multiple_of=rounding,
-                uniform_widths=uniform_widths,
-                new_bias=new_bias,
-                fixed=read_fixed(fixed),
-                serve=serve,
-            )
         else:
             refuse_given(
                 ctx, ("uniform_widths", "new_bias", "fixed"), "--split makes plans of one method each"
             )
-            result = sr.search_split(
-                measured,
-                macs=read_budget(macs),
-                params=read_budget(params),
-                bytes=read_budget(bytes),
-                methods=cast(tuple[Method, Method], split_names(options["methods"]) or _SPLIT),
-                score_fn=judge,
-                lower_is_better=lower_is_better,
-                multiple_of=rounding,
-                serve=serve,
+        held = read_fixed(fixed)
+        judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
+        chosen = study_from_text(options)
+        # One page for all that is done.
+        with live_view(run_dir, ADVICE) if serve else nullcontext():
+            measured = sr.study(
+                network,
+                batches_at(batches),
+                run_dir=run_dir,
+                progress=not quiet,
+                memory=memory,
+                previous=previous,
+                **chosen,
             )
+            rounding = read_multiple_of(multiple_of)
+            if max_drop is not None:
+                result = sr.smallest(
+                    measured,
+                    max_drop=max_drop,
+                    score_fn=judge,
+                    lower_is_better=lower_is_better,
+                    multiple_of=rounding,
+                    uniform_widths=uniform_widths,
+                    new_bias=new_bias,
+                    fixed=held,
+                )
+            else:
+                result = sr.search_split(
+                    measured,
+                    macs=read_budget(macs),
+                    params=read_budget(params),
+                    bytes=read_budget(bytes),
+                    methods=cast(tuple[Method, Method], split_names(options["methods"]) or _SPLIT),
+                    score_fn=judge,
+                    lower_is_better=lower_is_better,
+                    multiple_of=rounding,
+                )
     # A latency was planned by a table, which tells the time of each layer.
     times = None if latency is None or run_dir is None else sr.Latencies.load(run_dir / LATENCIES_FILE)
     if report_path is not None:

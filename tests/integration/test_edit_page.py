@@ -210,6 +210,15 @@ def test_plans_chosen_by_scores_are_not_planned_again(study: sr.Study, tmp_path:
         assert "by measured times or by scores" in _do(live, 422, action="replan")["error"]
 
 
+def test_plans_chosen_for_a_peak_of_activations_are_not_planned_again(
+    study: sr.Study, tmp_path: Path
+) -> None:
+    path = tmp_path / "peak.json"
+    study.plan(activation_bytes=0.9).save(path)
+    with edit_in_browser(path, study) as live:
+        assert "for a peak of activations" in _do(live, 422, action="replan")["error"]
+
+
 @pytest.mark.parametrize(
     ("request_", "match"),
     [

@@ -128,6 +128,11 @@ class Editor:
                 "plan: it was chosen by measured times or by scores, which this page does not have; use "
                 "slimrank plan with --latencies or --scores, and --fix for what is locked"
             )
+        if asked.activations is not None:
+            raise PlanError(
+                "plan: it was chosen for a peak of activations, which needs the model; use slimrank plan "
+                "with --activation-bytes and --model, and --fix for what is locked"
+            )
         if not asked.budgets:
             raise PlanError(
                 "plan: it has no budgets, so there is nothing to plan the rest for; edit one that slimrank "

@@ -30,7 +30,7 @@ from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._divergence import sampled_loss
 from slimrank.calibrate._output_model import Family
 from slimrank.calibrate._own_loss import open_loss
-from slimrank.capture._activations import peak_activation_bytes
+from slimrank.capture._activations import alive_by_place, peak_activation_bytes
 from slimrank.channels.trace._labels import ANY, Axis, Labels
 from slimrank.channels.trace._ops import Op, Traced
 from slimrank.channels.trial import _compare

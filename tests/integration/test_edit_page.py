@@ -417,6 +417,15 @@ def test_a_model_that_cannot_be_built_is_told(
         assert found["error"] == "memory is used up"
 
 
+def test_plans_chosen_for_a_peak_of_activations_are_not_planned_again(
+    study: sr.Study, tmp_path: Path
+) -> None:
+    path = tmp_path / "peak.json"
+    study.plan(activation_bytes=0.9).save(path)
+    with edit_in_browser(path, study) as live:
+        assert "for a peak of activations" in _do(live, 422, action="replan")["error"]
+
+
 @pytest.mark.parametrize(
     ("request_", "match"),
     [

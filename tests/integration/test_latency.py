@@ -19,7 +19,7 @@ import slimrank as sr
 from invented_times import Machine, table_on
 from slimrank.deploy import OpenFile, write_timed
 from slimrank.forward import as_batch
-from slimrank.latency import BACKENDS, Backend, build_variant
+from slimrank.latency import BACKENDS, Backend, build_variant, open_timed
 from slimrank.plan import Plan, step_of
 from slimrank.records import Setting
 
@@ -348,6 +348,20 @@ def test_a_table_of_a_runtime_that_tells_whole_times_only(
     assert (again.error, again.times.before) == pytest.approx((table.error, table.times.before))
     result = sr.meet_latency(cnn_study, 0.95, latencies=_within_reach(table), rounds=1)
     assert result.latency is not None
+
+
+@pytest.mark.slow
+# Of torch's own compiler.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_transformers_are_timed_as_a_whole_and_in_parts(nets: ModuleType, tmp_path: Path) -> None:
+    model = nets.Encoder().eval()
+    batches = [as_batch(batch) for batch in nets.noise(6, 24, n=2)]
+    file = open_timed("torch-compile", model, batches, tmp_path / "file", batch=8, threads=1)
+    file.run()
+    assert file.batch == 8
+    modules = {node.module for node in file.nodes()}
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert any(name in modules for name in layers)
 
 
 def test_a_machine_without_a_gpu_is_told(cnn_study: sr.Study, monkeypatch: pytest.MonkeyPatch) -> None:

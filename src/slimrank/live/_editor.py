@@ -178,6 +178,11 @@ class Editor:
                 "plan: it was chosen by scores, which this page does not have; use slimrank plan with "
                 "--scores, and --fix for what is locked"
             )
+        if asked.activations is not None:
+            raise PlanError(
+                "plan: it was chosen for a peak of activations, which needs the model; use slimrank plan "
+                "with --activation-bytes and --model, and --fix for what is locked"
+            )
         if asked.latency is not None and self._table is None:
             raise PlanError(
                 "plan: it was chosen by measured times, which this page does not have; start slimrank edit "

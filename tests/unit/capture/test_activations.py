@@ -133,3 +133,28 @@ def test_sparse_tensors_are_passed_over() -> None:
 
     # Torch adds the product to zeros: the input, these and the product.
     assert counted(Sparse(), torch.randn(1, 8)) == 4 * 8 * 3
+
+
+def test_places_tell_what_is_alive_where_and_who_made_it() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    sample = as_batch(torch.zeros(1, 4))
+    found = seams.alive_by_place(net, sample, ["0", "1", "2"])
+    assert max(alive.bytes for alive in found.values()) == seams.peak_activation_bytes(net, sample)
+    inside = {place.module: alive for place, alive in found.items() if place.is_inside}
+    assert {name: alive.bytes for name, alive in inside.items()} == {"0": 48, "1": 64, "2": 40}
+    made = {place.module: n_bytes for place, n_bytes in inside["1"].made.items()}
+    assert made == {"0": 32, "1": 32}
+    assert list(inside) == ["0", "1", "2"]
+
+
+def test_every_call_of_a_module_is_a_place() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.layer(x))
+
+    found = seams.alive_by_place(Twice().eval(), as_batch(torch.zeros(1, 4)), ["layer"])
+    assert [place.call for place in found if place.is_inside] == [0, 1]

@@ -9,7 +9,7 @@ import pytest
 
 from seams import Rivals
 from slimrank import BudgetError
-from slimrank.records import Agreement, Note, OutputAgreement
+from slimrank.records import ActivationBytes, Agreement, Note, OutputAgreement, PlannedActivations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class Asked:
     damage: float | None = 1.0
     budgets: Mapping[str, float] = field(default_factory=lambda: {"macs": 0.5})
     latency: float | None = None
+    activations: PlannedActivations | None = None
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -41,6 +42,7 @@ class Built:
     notes: tuple[Note, ...] = ()
     agreement: Agreement | None = None
     plan: Asked = Asked(settings="as built")
+    activation_bytes: ActivationBytes | None = None
 
     def keep_ratio(self, _metric: str) -> float:
         return self.macs
@@ -121,6 +123,19 @@ def test_what_could_not_be_built_within_a_latency_does_not_win() -> None:
     contest, _ = rivals({"over": Built(divergence=0.01), "within": Built(divergence=0.4, plan=kept)})
     for name in ("over", "within"):
         contest.build(name, Asked(settings=name, latency=0.6, budgets={}))  # type: ignore[arg-type]
+    assert contest.best().divergence == 0.4
+
+
+def test_what_has_too_many_activations_does_not_win() -> None:
+    peak = PlannedActivations(asked=0.5, before=100, after=50)
+    contest, _ = rivals(
+        {
+            "over": Built(divergence=0.01, activation_bytes=ActivationBytes(before=100, after=51)),
+            "within": Built(divergence=0.4, activation_bytes=ActivationBytes(before=100, after=50)),
+        }
+    )
+    for name in ("over", "within"):
+        contest.build(name, Asked(settings=name, activations=peak, budgets={}))  # type: ignore[arg-type]
     assert contest.best().divergence == 0.4
 
 

@@ -76,6 +76,27 @@ _BYTE_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("bytes", 1))
 _EXPORTS = "exports"
 
 
+@dataclass(frozen=True, slots=True)
+class Unrounded:
+    """The plan as it would be if ranks and widths were multiples of nothing, made when a report asks for it.
+
+    Copies of a result share it; a pickled result leaves it behind, with the study that it belongs to.
+
+    Attributes:
+        make: gives the plan; None where nothing was rounded.
+    """
+
+    make: Callable[[], Plan | None]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Unrounded":
+        """Itself."""
+        return self
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """None, for pickle."""
+        return type(None), ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Result:
     """A compressed model, counted and measured.
@@ -121,8 +142,7 @@ class Result:
     # Of the study that it was planned on, for its report.
     _curves: tuple[Curve, ...] = ()
     _group_curves: tuple[GroupCurve, ...] = ()
-    # The plan as it would be if ranks and widths were multiples of nothing.
-    _unrounded: Plan | None = None
+    _unrounded: Unrounded | None = field(default=None, compare=False)
     # What that study can be made again by.
     _made: MadeFrom | None = None
     # What the model was exported to, with whole paths: the working directory may change.
@@ -196,7 +216,7 @@ class Result:
             self.plan,
             curves=self._curves,
             group_curves=self._group_curves,
-            unrounded=self._unrounded,
+            unrounded=None if self._unrounded is None else self._unrounded.make(),
             made=self._made,
             pareto=None if pareto is None else pareto_facts(pareto, self.plan.steps[-1].structure),
             scores=None if scores is None else scores_facts(scores),
@@ -249,7 +269,7 @@ class Result:
             self.plan,
             curves=self._curves,
             group_curves=self._group_curves,
-            unrounded=self._unrounded,
+            unrounded=None if self._unrounded is None else self._unrounded.make(),
             made=self._made,
         )
         write_more = None if recorded is None else partial(write_architecture, recorded=recorded)

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ from slimrank._live_view import shown_live, shown_live_in_run_dir
 from slimrank._names import nearest
 from slimrank._numbers import whole_number
 from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
-from slimrank._result import Result
+from slimrank._result import Result, Unrounded
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
 from slimrank.capture import describe_layers
@@ -324,9 +325,13 @@ class Study:
             scores=scores,
         )
 
+    def _typed_options(self) -> Options | None:
+        """What was asked for when it was measured; None of a study that somebody put together."""
+        return self._options if self._session is None else self._session.options
+
     def _made(self) -> MadeFrom:
         """What the study can be made again by."""
-        options = self._options if self._session is None else self._session.options
+        options = self._typed_options()
         call = None if options is None else f"slimrank.study(model, batches, {options.typed})"
         seed = None if options is None else options.seed
         return MadeFrom(call=call, seed=seed, fingerprint=self.fingerprint)
@@ -759,7 +764,9 @@ class Study:
 
     def _comparable(self) -> tuple[Method, ...] | None:
         """Methods whose damages are in one unit; None for all."""
-        if self.has_bias or not self.curves:
+        options = self._typed_options()
+        is_data_free = not self.has_bias if options is None else options.data_free
+        if not is_data_free or not self.curves:
             return None
         return tuple(method for method in self.methods if not replaces_groups(method))
 
@@ -881,7 +888,8 @@ class Study:
             multiple_of: as in ``plan``.
 
         Returns:
-            The plan; None where the budgets are out of reach so, or the plan was not chosen from damages.
+            The plan; None where the budgets are out of reach so, or the plan was not chosen from damages,
+            changes nothing, or has methods that this study did not measure.
         """
         select = _SELECTORS.get(plan.select)
         is_other = plan.latency is not None or plan.activations is not None or plan.score_loss is not None
@@ -890,6 +898,8 @@ class Study:
         methods = {setting.method for setting in plan.settings.values()}
         if plan.groups or plan.dropped:
             methods.add(PRUNING)
+        if not methods or not methods.issubset(self.methods):
+            return None
         narrowed = replace(
             self,
             curves=Curves(curve for curve in self.curves if curve.layer in plan.settings),
@@ -906,7 +916,7 @@ class Study:
                 methods=[method for method in self.methods if method in methods],
                 relative_to="model" if len(plan.steps) < 2 else "original",
                 fixed=fixed_in(plan, built=built),
-                uniform_widths=not plan.dropped and has_uniform_widths(plan.groups, self.structure.channels),
+                uniform_widths=not plan.dropped and has_uniform_widths(built.groups, self.structure.channels),
                 new_bias=plan.has_bias,
             )
         except BudgetError:
@@ -933,7 +943,7 @@ class Study:
             for name, channels_kept in result.plan.groups.items()
         }
         blocks = {name: block_damage_at(self.block_damages, name) for name in result.plan.dropped}
-        unrounded = self._unrounded(plan) if are_same_steps(plan.steps, result.plan.steps) else None
+        is_as_planned = are_same_steps(plan.steps, result.plan.steps)
         return replace(
             result,
             layers=layers,
@@ -941,7 +951,7 @@ class Study:
             block_damages={name: damage for name, damage in blocks.items() if damage is not None},
             _curves=self.curves,
             _group_curves=self.group_curves,
-            _unrounded=unrounded,
+            _unrounded=Unrounded(partial(self._unrounded, plan)) if is_as_planned else None,
             _made=self._made(),
         )
 

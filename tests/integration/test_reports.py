@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,16 @@ def test_a_result_tells_what_rounding_changed(study: sr.Study, tmp_path: Path) -
         study.apply(other).report(tmp_path / "page.html")
         assert data_of(tmp_path / "page.html")["plan"]["unrounded"] is None
         assert '<th class="n">unrounded</th>' not in (tmp_path / "page.html").read_text()
+
+
+def test_what_rounding_changed_is_no_condition_of_a_result(study: sr.Study, nets: ModuleType) -> None:
+    # Nothing to plan again: a plan that changes nothing, and one of methods that this study did not measure.
+    assert study.apply(study.plan(macs=1.0)).after == study.before
+    pairs = sr.study(nets.mlp(), nets.noise(24, n=4, size=16), methods=("weight_svd",), progress=False)
+    pruned = sr.study(nets.mlp(), nets.noise(24, n=4, size=16), methods=("channel_pruning",), progress=False)
+    plan = pruned.plan(macs=0.6, multiple_of=4)
+    assert plan.groups
+    assert pairs.apply(plan).after == plan.after
 
 
 def _run(*args: str) -> Result:

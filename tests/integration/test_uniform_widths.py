@@ -186,6 +186,14 @@ def test_no_new_bias(methods: tuple[Method, ...] | None, study: sr.Study, nets: 
     assert any(".down." in name and name.endswith("bias") for name in with_new.model.state_dict())
 
 
+def test_compress_without_new_biases_prunes_as_the_study_plans(nets: ModuleType) -> None:
+    batches = nets.noise(8, n=6, size=32)
+    asked = sr.study(stacks(nets), batches, progress=False).plan(macs=0.4, new_bias=False)
+    assert asked.groups
+    plan = sr.compress(stacks(nets), batches, macs=0.4, new_bias=False, compete=False, progress=False).plan
+    assert (plan.settings, plan.groups, plan.has_bias) == (asked.settings, asked.groups, False)
+
+
 def test_fits_without_a_bias_hold_the_mean(nets: ModuleType) -> None:
     model = nets.settle(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12, bias=False)))
     with torch.no_grad():

@@ -63,10 +63,12 @@ def _first_steps(data: Facts) -> list[str]:
             "budget, give more samples, or train the result for a while (slimrank.distill needs no labels)."
         )
     names = [str(row["name"]) for row in rows_of(data["measurements"])]
-    times, ratios = data.get("latency"), data["keep_ratio"]
-    if times is not None and ratios is not None:
+    times = data.get("latency")
+    if times is not None and data["keep_ratio"] is not None:
         before, after = (number_of(facts_of(times)[key]) for key in ("before_ms", "after_ms"))
-        share, macs = after / before if before else 0.0, number_of(facts_of(ratios)["macs"])
+        # Times are those of the last step: so are the MACs beside them.
+        start, left = (number_of(facts_of(data[key])["macs"]) for key in ("start", "after"))
+        share, macs = after / before if before else 0.0, left / start if start else 0.0
         if share > macs + _SLOWER:
             texts.append(
                 f"{share:.0%} of the time is left, but {macs:.0%} of the MACs: plan in measured time "

@@ -119,7 +119,10 @@ def _time_card(data: Facts) -> list[str]:
     before, after = number_of(times["before_ms"]), number_or_none(times["after_ms"])
     if after is None:
         return [_card("time of a batch", "", format_measured(before, "ms"), _conditions(times), None)]
-    detail = f"keep ratio {format_ratio(after, before)}, by the times of its parts; {_conditions(times)}"
+    since = ", of the last step" if number_of(facts_of(data["plan"])["steps"]) > 1 else ""
+    detail = (
+        f"keep ratio {format_ratio(after, before)}{since}, by the times of its parts; {_conditions(times)}"
+    )
     old, new = format_measured(before, "ms"), format_measured(after, "ms")
     return [_card("time of a batch", old, new, detail, after / before if before else None)]
 

@@ -1400,7 +1400,7 @@ class TestCompressCommand:
             (("--export", "m.onnx", "--export-format", "onxx"), "did you mean 'onnx'"),
             (("--export-format", "torch"), "--export-format: it is about the file of --export FILE"),
             (("--export", "small.onnx", "--out", "small.onnx"), "give another path"),
-            (("--export", "a.onnx", "--out", "a.onnx/small"), "give another path"),
+            (("--export", "a.onnx", "--out", "a.onnx/small"), "there is no folder a.onnx"),
         ],
     )
     def test_what_would_fail_late_is_refused_before_the_work(

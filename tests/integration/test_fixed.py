@@ -174,7 +174,7 @@ def test_the_command_line_holds_settings(study: sr.Study, tmp_path: Path) -> Non
         (["5=weight_svd:rank=4.5"], "'4.5' is no number"),
         (["5=weight_svd:half"], "'half' is no number"),
         (["5=none", "5=weight_svd:0.5"], "'5' is fixed twice"),
-        (["nope=none"], "fixed: layer 'nope': the model has none"),
+        (["nope=none"], "--fix: layer 'nope': the model has none"),
     ],
 )
 def test_the_command_line_refuses_what_is_no_setting(

@@ -199,7 +199,7 @@ def test_the_command_takes_a_table_of_times(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run_dir, "run")
-    sr.measure_latency(study, backend="torch", path="times.json", progress=False)
+    sr.measure_latency(study, backend="torch", batch=256, path="times.json", progress=False)
     done = _run("run", "--out", "a.html", "--latencies", "times.json")
     assert done.exit_code == 0, done.stderr
     assert "times: times.json" in done.stdout
@@ -352,7 +352,7 @@ def test_compress_for_a_latency_shows_its_table(tmp_path: Path, monkeypatch: pyt
     places = ("--run-dir", "run", "--out", "small", "--report", "page.html")
     done = CliRunner().invoke(
         seams.cli,
-        ["compress", *args, *places, "--backend", "torch", "--effort", "fast", "--quiet"],
+        ["compress", *args, *places, "--backend", "torch", "--batch", "256", "--effort", "fast", "--quiet"],
         catch_exceptions=False,
     )
     assert done.exit_code == 0, done.stderr

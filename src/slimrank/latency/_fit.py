@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from slimrank._errors import LatencyError
 from slimrank.cost import (
     FORM_ROWS,
     FORMS,
@@ -113,6 +114,9 @@ def fit_times(
     Returns:
         The formulas. Node times are scaled, and the constant chosen, so that whole times come out on
         average: ``before`` need not be quite what was measured.
+
+    Raises:
+        LatencyError: smaller variants were not faster, so that nothing can be told of the layers.
     """
     whole = untouched(structure)
     profiles = _even(
@@ -137,6 +141,11 @@ def fit_times(
     changing = np.array([changing_time(raw, variant) for variant in (whole, *(e.variant for e in measured))])
     wholes = np.array([before, *(reference * entry.ratio for entry in measured)])
     fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
+    if not scale:
+        raise LatencyError(
+            "whole times do not follow what the variants change: the machine does other work, or the batch takes "
+            "too little time to tell layers apart; measure again on a quiet machine, or with a larger batch="
+        )
     scaled = raw.scaled(float(scale))
     times = replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))
     errors = [

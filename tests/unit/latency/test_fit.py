@@ -166,6 +166,31 @@ def test_a_form_that_is_never_faster_is_left_out(study: sr.Study) -> None:
         assert "kxk_1x1" in times.layers[name].pairs
 
 
+def test_times_that_do_not_follow_the_layers_are_refused(study: sr.Study) -> None:
+    untouched = Step(structure=study.structure, layers={})
+    measured = [
+        # The machine did other work: what has less to do took longer.
+        seams.Measured(
+            variant=variant,
+            parts=parts_on_the_machine(variant),
+            ratio=100 * (whole(untouched) / whole(variant)) ** 4,
+            spread=0.9,
+        )
+        for variant in draw_variants(study.structure, study.methods, count=8, step=STEP, seed=0)
+    ]
+    with pytest.raises(sr.LatencyError, match=r"do not follow what the variants change.*on a quiet machine"):
+        seams.fit_times(
+            study.structure,
+            study.methods,
+            measured,
+            original=parts_on_the_machine(untouched),
+            before=whole(untouched),
+            reference=whole(untouched),
+            batch=BATCH,
+            step=STEP,
+        )
+
+
 # By how much kernels are slower in a runtime that tells whole times only, by their form ("" in one piece).
 OTHER = {"": 0.8, "v_h": 1.5, "h_v": 1.4, "kxk_1x1": 1.1, "1x1_kxk": 1.2, "linear": 1.0}
 

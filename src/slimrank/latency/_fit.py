@@ -143,8 +143,9 @@ def fit_times(
     fixed, scale = nnls(np.column_stack([1 / wholes, changing / wholes]), np.ones(len(wholes)))[0]
     if not scale:
         raise LatencyError(
-            "whole times do not follow what the variants change: the machine does other work, or the batch takes "
-            "too little time to tell layers apart; measure again on a quiet machine, or with a larger batch="
+            "whole times do not follow what the variants change: the machine does other work, or the batch "
+            "takes too little time to tell layers apart; measure again on a quiet machine, or with a larger "
+            "batch="
         )
     scaled = raw.scaled(float(scale))
     times = replace(scaled, fixed=float(fixed), before=float(fixed + scale * changing[0]))

@@ -369,3 +369,79 @@ def test_the_command_prints_the_address_alone_and_ends_by_ctrl_c(command: subpro
     time.sleep(0.2)
     command.send_signal(signal.SIGINT)
     assert command.wait(timeout=20) == 0
+
+
+def _kept_open(url: str) -> HTTPConnection:
+    """A connection that has had an answer, and stays."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+    connection.request("GET", f"/?{parts.query}")
+    response = connection.getresponse()
+    response.read()
+    assert (response.status, response.will_close) == (200, False)
+    return connection
+
+
+def _run_with_a_plan(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 5))
+    study = sr.study(model, [torch.randn(32, 16)], run_dir=folder, progress=False)
+    study.plan(macs=0.7).save(folder / "plan.json")
+
+
+def test_a_server_that_ended_answers_no_connection_that_was_open(run_dir: Path) -> None:
+    with sr.serve(run_dir) as live:
+        connection = _kept_open(live.url)
+    connection.sock.settimeout(20)
+    assert connection.sock.recv(1) == b""
+    connection.close()
+
+
+def test_an_editor_that_opens_while_the_server_ends_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    _run_with_a_plan(folder)
+    loads, goes_on = threading.Event(), threading.Event()
+    load = sr.Study.load
+
+    def slow(path: Path) -> sr.Study:
+        loads.set()
+        assert goes_on.wait(20)
+        return load(path)
+
+    monkeypatch.setattr(sr.Study, "load", slow)
+    live = sr.serve(folder)
+    path, answers = f"/edit?{urlsplit(live.url).query}", []
+    asking = threading.Thread(target=lambda: answers.append(_post(live.url, path, {"plan": "plan.json"})))
+    asking.start()
+    assert loads.wait(20)
+    closing = threading.Thread(target=live.close)
+    closing.start()
+    closing.join(0.5)
+    assert closing.is_alive()
+    goes_on.set()
+    for thread in (closing, asking):
+        thread.join(20)
+        assert not thread.is_alive()
+    # It is answered, with an address where nothing is any more.
+    ((status, text),) = answers
+    assert status == 200
+    with pytest.raises(ConnectionRefusedError):
+        _get(json.loads(text)["url"])
+
+
+def test_a_server_that_ends_opens_no_editor(tmp_path: Path) -> None:
+    _run_with_a_plan(tmp_path / "run")
+    with sr.serve(tmp_path / "run") as live:
+        live._server.is_closing.set()
+        status, text = _post(live.url, f"/edit?{urlsplit(live.url).query}", {"plan": "plan.json"})
+        assert status == 422
+        assert "this server has ended; start it again" in text
+        connection = _kept_open(live.url)
+        live._server.has_ended = True
+        connection.request("GET", f"/?{urlsplit(live.url).query}")
+        response = connection.getresponse()
+        assert (response.status, response.will_close) == (403, True)
+        assert "this server has ended; start it again" in response.read().decode()
+        connection.close()

@@ -397,6 +397,21 @@ def test_a_server_that_ended_answers_no_connection_that_was_open(run_dir: Path) 
     connection.close()
 
 
+def test_a_browser_that_breaks_off_leaves_no_trace_and_other_errors_are_told(
+    run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with sr.serve(run_dir) as live:
+        for error in (ConnectionResetError("reset"), BrokenPipeError("gone"), ValueError("a mistake")):
+            try:
+                raise error
+            except (OSError, ValueError):
+                live._server.handle_error(None, ("127.0.0.1", 1))
+    told = capfd.readouterr().err
+    assert "ValueError: a mistake" in told
+    assert "reset" not in told
+    assert "gone" not in told
+
+
 def test_an_editor_that_opens_while_the_server_ends_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import socketserver
+import sys
 import threading
 import time
 import webbrowser
@@ -150,6 +151,11 @@ class LocalServer(ThreadingHTTPServer):
         """Asks no name server for the name of the machine, as that of the standard library does."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Tells what went wrong, unless a browser just broke its connection off."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def connected(self, connection: socket.socket) -> Iterator[None]:

@@ -305,6 +305,26 @@ def test_plans_of_a_run_are_listed_and_each_opens_in_an_editor(tmp_path: Path) -
         _get(editor)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])
+def test_plans_are_shown_on_every_address_of_this_machine_alone(host: str, tmp_path: Path) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as tried:
+        try:
+            tried.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+    _run_with_a_plan(tmp_path / "run")
+    with sr.serve(tmp_path / "run", host=host) as live:
+        parts = urlsplit(live.url)
+        assert parts.hostname == host
+        status, text, _ = _get(live.url, f"/plans?{parts.query}")
+        assert (status, json.loads(text)) == (200, {"plans": ["plan.json"]})
+        status, text = _post(live.url, f"/edit?{parts.query}", {"plan": "plan.json"})
+        assert status == 200, text
+        assert _get(live.url, f"/?{parts.query}", Host=f"192.168.7.3:{parts.port}")[0] == 403
+        assert _get(live.url, f"/?{parts.query}", Host=f"{socket.gethostname()}:{parts.port}")[0] == 403
+
+
 def test_a_plan_of_a_run_that_is_not_done_cannot_be_edited_yet(run_dir: Path, tmp_path: Path) -> None:
     study = sr.study(nn.Sequential(nn.Linear(16, 16)), [torch.randn(32, 16)], progress=False)
     study.plan(macs=0.9).save(run_dir / "plan.json")

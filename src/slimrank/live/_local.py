@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from slimrank._errors import OptionError, SlimrankError
 from slimrank._numbers import whole_number
-from slimrank.live._guard import LOOPBACK, Guard
+from slimrank.live._guard import LOOPBACK, Guard, is_loopback
 from slimrank.report import document
 
 _HIGHEST_PORT = 65535
@@ -144,8 +144,15 @@ class LocalServer(ThreadingHTTPServer):
         self._connections_lock = threading.Lock()
         super().__init__((host, port), handler)
         self._name = socket.gethostname() if host in _ALL else host
-        names = frozenset[str]() if host == LOOPBACK else frozenset({self._name, socket.getfqdn()})
-        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24), names=names)
+        # Of the address, not of the name that was typed: many names mean this machine alone.
+        is_local = is_loopback(self.server_name)
+        names = {self._name} if is_local else {self._name, socket.getfqdn()}
+        self.guard = Guard(
+            port=self.server_port,
+            token=secrets.token_urlsafe(24),
+            names=frozenset(names),
+            is_local=is_local,
+        )
 
     def server_bind(self) -> None:
         """Asks no name server for the name of the machine, as that of the standard library does."""

@@ -91,7 +91,7 @@ class _Server(LocalServer):
                 person.
             SlimrankError: as in ``edit_in_browser``, and where the study is not done.
         """
-        if self.guard.names:
+        if not self.guard.is_local:
             raise OptionError("plans are edited from the machine of the run alone; use slimrank edit there")
         with self.changes():
             path = self.shelf.path_of(name)
@@ -143,7 +143,7 @@ class _Handler(LocalHandler):
         elif path == "/events":
             self._stream(self.headers.get("Last-Event-ID", ""))
         elif path == "/plans":
-            names = [] if self.server.guard.names else self.server.shelf.names()
+            names = self.server.shelf.names() if self.server.guard.is_local else []
             self.tell(HTTPStatus.OK, {"plans": names})
         else:
             return False

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import seams
 import slimrank as sr
 from invented_times import Machine, table_on
+from slimrank.live import Live
 from slimrank.plan import Plan
 from slimrank.report import render_plan
 
@@ -185,6 +186,77 @@ def test_the_command_line_takes_a_peak(study: sr.Study, tmp_path: Path, nets: Mo
     kept = sr.Plan.load(out).activations
     assert kept is not None
     assert kept.keep_ratio <= 0.8
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(seams.cli, [str(argument) for argument in arguments])
+
+
+def test_the_command_line_takes_a_peak_of_a_second_compression(
+    study: sr.Study, tmp_path: Path, nets: ModuleType
+) -> None:
+    first = study.apply(Plan.manual(study, {"stem": ("channel_pruning", {"keep": 8})}))
+    first.save(tmp_path / "first")
+    again = sr.study(first, nets.noise(1, 8, 8, n=4), progress=False)
+    again.save(tmp_path / "again")
+    out = tmp_path / "plan.json"
+    asked = ("plan", tmp_path / "again", "--activation-bytes", 0.8, "--model", f"{nets.__file__}:cnn")
+    refused = _run(*asked)
+    assert refused.exit_code == 2
+    assert "name the directory it was saved in with --after" in " ".join(refused.stderr.split())
+    done = _run(*asked, "--after", tmp_path / "first", "--out", out)
+    assert not done.exit_code, done.output
+    assert sr.Plan.load(out).activations == again.plan(activation_bytes=0.8).activations
+
+
+_NET = """
+import torch
+from torch import nn
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 12)).eval()
+def data():
+    return [torch.randn(32, 16, generator=torch.Generator().manual_seed(1))]
+def loss(outputs, original):
+    return (outputs - original).square().sum(1)
+def first(outputs):
+    return outputs[:, :6]
+"""
+
+
+def test_commands_with_a_model_take_what_a_study_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, run, plan = tmp_path / "net.py", tmp_path / "run", tmp_path / "plan.json"
+    net.write_text(_NET)
+    of_study = ("--loss", f"{net}:loss", "--outputs", f"{net}:first")
+    made = _run("study", f"{net}:build", f"{net}:data", "--out", run, "--quiet", *of_study)
+    assert not made.exit_code, made.output
+    asked = ("plan", run, "--activation-bytes", 0.9, "--model", f"{net}:build")
+    refused = _run(*asked)
+    assert refused.exit_code == 2
+    done = _run(*asked, *of_study, "--out", plan)
+    assert not done.exit_code, done.output
+    assert sr.Plan.load(plan).activations is not None
+    edit = ("edit", plan, "--study", run)
+    with monkeypatch.context() as patched:
+        patched.setattr(Live, "wait", lambda _: None)
+        assert _run(*edit, "--model", f"{net}:build").exit_code == 2
+        done = _run(*edit, "--model", f"{net}:build", *of_study)
+    assert not done.exit_code, done.output
+    refused = _run(*edit, *of_study, "--after", tmp_path)
+    assert refused.exit_code == 2
+    told = " ".join(refused.stderr.split())
+    assert "--outputs, --loss, --after: it goes with --model REF; add it" in told
+
+
+def test_a_model_that_no_plan_needs_is_refused(study: sr.Study, tmp_path: Path, nets: ModuleType) -> None:
+    study.save(tmp_path / "study")
+    for given in (("--model", f"{nets.__file__}:cnn"), ("--loss", "net:loss"), ("--after", tmp_path)):
+        refused = _run("plan", tmp_path / "study", "--macs", 0.8, *given)
+        assert refused.exit_code == 2
+        told = " ".join(refused.stderr.split())
+        assert f"{given[0]}: only --activation-bytes needs the model; give that, too, or leave it" in told
 
 
 def test_bad_input_is_named(study: sr.Study, nets: ModuleType, tmp_path: Path) -> None:

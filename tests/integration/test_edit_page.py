@@ -494,6 +494,18 @@ def test_what_cannot_be_edited_is_refused(study: sr.Study, path: Path, tmp_path:
             edit_in_browser(path, study, port=taken.getsockname()[1])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks of files are those of POSIX")
+def test_a_plan_that_was_refused_is_not_held_open(study: sr.Study, path: Path) -> None:
+    nets: ModuleType = sys.modules["nets"]
+    other = sr.study(nn.Sequential(nn.Linear(8, 8)), nets.noise(8, n=3), progress=False)
+    # While the error is looked at, what it left is there.
+    with pytest.raises(sr.PlanError, match="belongs to another model") as told:
+        edit_in_browser(path, other)
+    with edit_in_browser(path, study) as live:
+        assert _state(live)["notices"] == []
+    assert told.value is not None
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_the_command_prints_the_address_and_ends_with_ctrl_c(
     study: sr.Study, path: Path, tmp_path: Path

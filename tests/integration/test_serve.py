@@ -305,6 +305,26 @@ def test_plans_of_a_run_are_listed_and_each_opens_in_an_editor(tmp_path: Path) -
         _get(editor)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])
+def test_plans_are_shown_on_every_address_of_this_machine_alone(host: str, tmp_path: Path) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as tried:
+        try:
+            tried.bind((host, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+    _run_with_a_plan(tmp_path / "run")
+    with sr.serve(tmp_path / "run", host=host) as live:
+        parts = urlsplit(live.url)
+        assert parts.hostname == host
+        status, text, _ = _get(live.url, f"/plans?{parts.query}")
+        assert (status, json.loads(text)) == (200, {"plans": ["plan.json"]})
+        status, text = _post(live.url, f"/edit?{parts.query}", {"plan": "plan.json"})
+        assert status == 200, text
+        assert _get(live.url, f"/?{parts.query}", Host=f"192.168.7.3:{parts.port}")[0] == 403
+        assert _get(live.url, f"/?{parts.query}", Host=f"{socket.gethostname()}:{parts.port}")[0] == 403
+
+
 def test_a_plan_of_a_run_that_is_not_done_cannot_be_edited_yet(run_dir: Path, tmp_path: Path) -> None:
     study = sr.study(nn.Sequential(nn.Linear(16, 16)), [torch.randn(32, 16)], progress=False)
     study.plan(macs=0.9).save(run_dir / "plan.json")
@@ -369,3 +389,94 @@ def test_the_command_prints_the_address_alone_and_ends_by_ctrl_c(command: subpro
     time.sleep(0.2)
     command.send_signal(signal.SIGINT)
     assert command.wait(timeout=20) == 0
+
+
+def _kept_open(url: str) -> HTTPConnection:
+    """A connection that has had an answer, and stays."""
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port or 0, timeout=20)
+    connection.request("GET", f"/?{parts.query}")
+    response = connection.getresponse()
+    response.read()
+    assert (response.status, response.will_close) == (200, False)
+    return connection
+
+
+def _run_with_a_plan(folder: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 5))
+    study = sr.study(model, [torch.randn(32, 16)], run_dir=folder, progress=False)
+    study.plan(macs=0.7).save(folder / "plan.json")
+
+
+def test_a_server_that_ended_answers_no_connection_that_was_open(run_dir: Path) -> None:
+    with sr.serve(run_dir) as live:
+        connection = _kept_open(live.url)
+    connection.sock.settimeout(20)
+    assert connection.sock.recv(1) == b""
+    connection.close()
+
+
+def test_a_browser_that_breaks_off_leaves_no_trace_and_other_errors_are_told(
+    run_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with sr.serve(run_dir) as live:
+        for error in (ConnectionResetError("reset"), BrokenPipeError("gone"), ValueError("a mistake")):
+            try:
+                raise error
+            except (OSError, ValueError):
+                live._server.handle_error(None, ("127.0.0.1", 1))
+    told = capfd.readouterr().err
+    assert "ValueError: a mistake" in told
+    assert "reset" not in told
+    assert "gone" not in told
+
+
+def test_an_editor_that_opens_while_the_server_ends_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    _run_with_a_plan(folder)
+    loads, goes_on = threading.Event(), threading.Event()
+    load = sr.Study.load
+
+    def slow(path: Path) -> sr.Study:
+        loads.set()
+        assert goes_on.wait(20)
+        return load(path)
+
+    monkeypatch.setattr(sr.Study, "load", slow)
+    live = sr.serve(folder)
+    path, answers = f"/edit?{urlsplit(live.url).query}", []
+    asking = threading.Thread(target=lambda: answers.append(_post(live.url, path, {"plan": "plan.json"})))
+    asking.start()
+    assert loads.wait(20)
+    closing = threading.Thread(target=live.close)
+    closing.start()
+    closing.join(0.5)
+    assert closing.is_alive()
+    goes_on.set()
+    for thread in (closing, asking):
+        thread.join(20)
+        assert not thread.is_alive()
+    # It is answered, with an address where nothing is any more.
+    ((status, text),) = answers
+    assert status == 200
+    with pytest.raises(ConnectionRefusedError):
+        _get(json.loads(text)["url"])
+
+
+def test_a_server_that_ends_opens_no_editor(tmp_path: Path) -> None:
+    _run_with_a_plan(tmp_path / "run")
+    with sr.serve(tmp_path / "run") as live:
+        live._server.is_closing.set()
+        status, text = _post(live.url, f"/edit?{urlsplit(live.url).query}", {"plan": "plan.json"})
+        assert status == 422
+        assert "this server has ended; start it again" in text
+        connection = _kept_open(live.url)
+        live._server.has_ended = True
+        connection.request("GET", f"/?{urlsplit(live.url).query}")
+        response = connection.getresponse()
+        assert (response.status, response.will_close) == (403, True)
+        assert "this server has ended; start it again" in response.read().decode()
+        connection.close()

@@ -8,8 +8,8 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
-from slimrank.cli._options import after_option
-from slimrank.cli._typed import check_after, model_to_compress, writable
+from slimrank.cli._options import after_option, as_studied_options
+from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given, writable
 from slimrank.live import edit_in_browser
 
 
@@ -17,14 +17,19 @@ from slimrank.live import edit_in_browser
 @click.argument("plan_path", metavar="PLAN", type=PATH)
 @click.option("--study", "study_dir", metavar="RUN", type=PATH, required=True, help="Study that PLAN is of.")
 @click.option("--model", metavar="REF", help="The model of the study: plans can then be applied there.")
+@as_studied_options
 @after_option
 @click.option("--latencies", "times", type=PATH, help="Table of measured times: shows what each plan takes.")
 @click.option("--port", type=int, default=0, show_default=True, help="To listen on; 0 for a free one.")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
+@click.pass_context
 def edit(
+    ctx: click.Context,
     plan_path: Path,
     study_dir: Path,
     model: str | None,
+    outputs: tuple[str, ...],
+    loss: str | None,
     after: Path | None,
     times: Path | None,
     port: int,
@@ -36,11 +41,19 @@ def edit(
     PLAN itself is never changed: what is saved goes to new files beside it.
     """
     if model is None:
+        refuse_given(ctx, ("outputs", "loss", "after"), "it goes with --model REF; add it")
         measured = sr.Study.load(study_dir)
     else:
         check_after(study_dir, after)
         network, _ = model_to_compress(model, after)
-        measured = sr.Study.load(study_dir, model=network, run_dir=writable(study_dir), progress=False)
+        measured = sr.Study.load(
+            study_dir,
+            model=network,
+            outputs=outputs_at(outputs),
+            loss=loss_at(loss),
+            run_dir=writable(study_dir),
+            progress=False,
+        )
     table = None if times is None else sr.Latencies.load(times)
     with edit_in_browser(
         plan_path, measured, latencies=table, run_dir=study_dir, port=port, open_browser=open_browser

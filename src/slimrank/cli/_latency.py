@@ -8,7 +8,7 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
-from slimrank.cli._options import after_option, memory_option, quiet_option, serve_option
+from slimrank.cli._options import after_option, as_studied_options, memory_option, quiet_option, serve_option
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given, writable
 from slimrank.latency import BACKENDS, PRECISIONS
@@ -46,13 +46,7 @@ _OF_MEASURING = (
     "--precision", default="float32", show_default=True, help=f"Of the files: {' or '.join(PRECISIONS)}."
 )
 @click.option("--inputs", metavar="REF", help="As in the study, for --batches.")
-@click.option(
-    "--outputs",
-    multiple=True,
-    metavar="KEY|REF",
-    help="As in the study, where it was made with a function.",
-)
-@click.option("--loss", metavar="REF", help="As in the study, where it was made with one.")
+@as_studied_options
 @after_option
 @memory_option
 @serve_option

@@ -116,6 +116,15 @@ after_option = click.option(
     metavar="DIR",
     help="Compress the model saved in DIR once more; MODEL is the original.",
 )
+as_studied_options = _together(
+    click.option(
+        "--outputs",
+        multiple=True,
+        metavar="KEY|REF",
+        help="As in the study, where it was made with a function.",
+    ),
+    click.option("--loss", metavar="REF", help="As in the study, where it was made with one."),
+)
 relative_to_option = click.option(
     "--relative-to",
     type=click.Choice(["model", "original"]),

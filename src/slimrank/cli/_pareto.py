@@ -12,7 +12,13 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import FileError
 from slimrank.cli._command import PATH, Answer, Command
-from slimrank.cli._options import after_option, memory_option, quiet_option, serve_option
+from slimrank.cli._options import (
+    after_option,
+    as_studied_options,
+    memory_option,
+    quiet_option,
+    serve_option,
+)
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given
 from slimrank.pareto import pareto_facts
@@ -40,13 +46,7 @@ _OF_MEASURING = ("score_fn", "batches", "inputs", "outputs", "loss", "after", "m
 @click.option("--out", type=PATH, help="The curve with its plans (JSON); without it the curve is only shown.")
 @click.option("--batches", metavar="REF", help="The study's data; else the inputs that it kept.")
 @click.option("--inputs", metavar="REF", help="As in the study, for --batches.")
-@click.option(
-    "--outputs",
-    multiple=True,
-    metavar="KEY|REF",
-    help="As in the study, where it was made with a function.",
-)
-@click.option("--loss", metavar="REF", help="As in the study, where it was made with one.")
+@as_studied_options
 @after_option
 @memory_option
 @serve_option

@@ -12,6 +12,8 @@ from slimrank._errors import OptionError
 from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
     Budgets,
+    after_option,
+    as_studied_options,
     budget_options,
     fix_option,
     methods_option,
@@ -19,8 +21,18 @@ from slimrank.cli._options import (
     skip_option,
     widths_options,
 )
-from slimrank.cli._references import model_at
-from slimrank.cli._typed import read_budget, read_fixed, read_latency, read_multiple_of, split_names
+from slimrank.cli._typed import (
+    check_after,
+    loss_at,
+    model_to_compress,
+    outputs_at,
+    read_budget,
+    read_fixed,
+    read_latency,
+    read_multiple_of,
+    refuse_given,
+    split_names,
+)
 from slimrank.files import Json
 from slimrank.plan import MultipleOf, SettingLike, read_settings
 from slimrank.records import METRICS, PRUNING, Metric
@@ -44,6 +56,8 @@ from slimrank.report import plan_facts, render_plan
 )
 @click.option("--latencies", "times", type=PATH, help="Table of measured times, of slimrank latency.")
 @click.option("--model", metavar="REF", help="The model, for --activation-bytes.")
+@as_studied_options
+@after_option
 @methods_option
 @skip_option
 @fix_option
@@ -60,9 +74,14 @@ from slimrank.report import plan_facts, render_plan
 @click.option("--base", type=PATH, help="With --manual: the plan that those settings change.")
 @click.option("--diff", "other_path", type=PATH, help="Show what this plan does otherwise than that one.")
 @click.option("--out", type=PATH, help="Plan file (JSON); without it the plan is only shown.")
+@click.pass_context
 def plan(
+    ctx: click.Context,
     study_dir: Path,
     model: str | None,
+    outputs: tuple[str, ...],
+    loss: str | None,
+    after: Path | None,
     latency: str | None,
     times: Path | None,
     methods: tuple[str, ...],
@@ -84,9 +103,14 @@ def plan(
 
     Needs no model and takes under a second, but for --activation-bytes.
     """
-    if model is None and budgets["activation_bytes"] is not None:
+    if budgets["activation_bytes"] is None:
+        refuse_given(
+            ctx,
+            ("model", "outputs", "loss", "after"),
+            "only --activation-bytes needs the model; give that, too, or leave it out",
+        )
+    elif model is None:
         raise OptionError("--activation-bytes counts activations; give the model, too: --model module:build")
-    measured = sr.Study.load(study_dir, model=None if model is None else model_at(model))
     # Settings typed by hand are taken as they are, unless asked otherwise.
     multiple_of = read_multiple_of(budgets["multiple_of"], default="auto" if manual is None else 1)
     ratios = {metric: budgets[metric] for metric in METRICS}
@@ -105,12 +129,14 @@ def plan(
             methods,
             skip,
         )
+        measured = sr.Study.load(study_dir)
         chosen = _manual_plan(measured, manual, base, multiple_of)
     else:
         if base is not None:
             raise OptionError(
                 "--base is what the settings of --manual change; give --manual, or leave it out"
             )
+        measured = _study_at(study_dir, model, outputs, loss, after)
         chosen = measured.plan(
             macs=read_budget(budgets["macs"]),
             params=read_budget(budgets["params"]),
@@ -144,6 +170,17 @@ def plan(
         f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it.",
     ]
     return Answer(text="\n".join(parts), facts=facts)
+
+
+def _study_at(
+    study_dir: Path, model: str | None, outputs: Sequence[str], loss: str | None, after: Path | None
+) -> sr.Study:
+    """The study, with its model where one is named."""
+    if model is None:
+        return sr.Study.load(study_dir)
+    check_after(study_dir, after)
+    network, _ = model_to_compress(model, after)
+    return sr.Study.load(study_dir, model=network, outputs=outputs_at(outputs), loss=loss_at(loss))
 
 
 def _refuse_beside_manual(

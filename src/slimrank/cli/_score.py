@@ -14,6 +14,7 @@ from slimrank._errors import OptionError
 from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import (
     after_option,
+    as_studied_options,
     memory_option,
     methods_option,
     quiet_option,
@@ -62,13 +63,7 @@ _ONLY_WHEN_MEASURED = (
 @click.option("--lower-is-better", is_flag=True, help="The score is a loss or an error rate.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes that evaluate.")
 @click.option("--no-prefix-cache", is_flag=True, help="Run every evaluation from the inputs.")
-@click.option(
-    "--outputs",
-    multiple=True,
-    metavar="KEY|REF",
-    help="As in the study, where it was made with a function.",
-)
-@click.option("--loss", metavar="REF", help="As in the study, where it was made with one.")
+@as_studied_options
 @after_option
 @memory_option
 @click.option("--report", "report_path", type=PATH, help="Write the table as an HTML page, too.")

@@ -2,7 +2,6 @@
 """The server of a plan that is edited in the browser."""
 
 import os
-import threading
 from functools import cached_property
 from html import escape
 from http import HTTPStatus
@@ -66,12 +65,9 @@ class _EditServer(LocalServer):
         # First: where the port is taken, the server closes itself at once.
         self.editor, self.name = editor, name
         super().__init__(port, _Handler)
-        # Requests come in threads of their own; the plan is changed by one at a time.
-        self.one_at_a_time = threading.Lock()
 
-    def server_close(self) -> None:
-        """Also lets the plan's file go."""
-        super().server_close()
+    def let_go(self) -> None:
+        """Lets the plan's file go."""
         self.editor.close()
 
     @cached_property
@@ -120,7 +116,7 @@ class _Handler(LocalHandler):
     def change(self, request: object) -> tuple[HTTPStatus, object]:
         """Changes the plan, and answers with what the page then shows."""
         editor = self.server.editor
-        with self.server.one_at_a_time:
+        with self.server.changes():
             try:
                 return HTTPStatus.OK, do(editor, request)
             except StaleError as error:

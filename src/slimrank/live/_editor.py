@@ -82,13 +82,10 @@ class Editor:
         """
         self._study, self._path = study, path
         self._table = None if latencies is None else check_table(latencies, study.structure)
-        self._open_file = OpenFile(path)
         self._shelf = Shelf([path.parent, *([] if run_dir is None else [run_dir])])
         self._compared: tuple[str, Plan] | None = None
         self._building = Building(study)
         self._version = 0
-        # An edit of nothing checks that the plan is of this study, and predicts its damage.
-        study.edit(plan, {})
         self._asked = plan
         self._plan = plan
         kinds: dict[Kind, str] = {"layer": "layers", "group": "groups", "block": "blocks"}
@@ -98,6 +95,14 @@ class Editor:
         self._past: list[tuple[Plan, frozenset[Lock]]] = []
         self._saved: Path | None = None
         self._saved_plan: Plan | None = None
+        # From here on a change of the file is told, so before what takes long.
+        self._open_file = OpenFile(path)
+        try:
+            # An edit of nothing checks that the plan is of this study, and predicts its damage.
+            study.edit(plan, {})
+        except BaseException:
+            self._open_file.close()
+            raise
 
     @property
     def plan(self) -> Plan:

@@ -16,12 +16,14 @@ class Guard:
     Attributes:
         port: of the server.
         token: that stands in every address.
-        names: of the machine, where others may ask as well; empty for this machine only.
+        names: by which it may be asked, beside "localhost".
+        is_local: whether it listens to this machine only; else others may ask as well.
     """
 
     port: int
     token: str
     names: frozenset[str] = frozenset()
+    is_local: bool = True
 
     def refusal(self, headers: Mapping[str, str], token: str | None, *, changes: bool = False) -> str | None:
         """Why a request is refused.
@@ -52,9 +54,15 @@ class Guard:
         name, _, port = host.rpartition(":")
         if port != str(self.port):
             return False
-        if name in (LOOPBACK, "localhost", *self.names):
+        if name in ("localhost", *self.names):
             return True
-        return bool(self.names) and _is_number(name.removeprefix("[").removesuffix("]"))
+        number = name.removeprefix("[").removesuffix("]")
+        return is_loopback(number) or (not self.is_local and _is_number(number))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is a number by which a machine means itself."""
+    return _is_number(address) and ipaddress.ip_address(address).is_loopback
 
 
 def _is_number(name: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import socketserver
+import sys
 import threading
 import time
 import webbrowser
@@ -20,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from slimrank._errors import OptionError, SlimrankError
 from slimrank._numbers import whole_number
-from slimrank.live._guard import LOOPBACK, Guard
+from slimrank.live._guard import LOOPBACK, Guard, is_loopback
 from slimrank.report import document
 
 _HIGHEST_PORT = 65535
@@ -31,6 +32,9 @@ _MOST_BYTES = 65_536
 # Seconds between two looks whether the server is to end, and that its pages have for the last events: a page
 # that does not listen any more holds nothing up.
 _POLL, _LAST_WORDS = 0.1, 1.0
+# Seconds that a connection may stay silent between two requests, or take nothing of an answer.
+_IDLE = 60.0
+_ENDED = "this server has ended; start it again, and open the address that it prints then"
 
 
 class Live:
@@ -119,8 +123,10 @@ class LocalServer(ThreadingHTTPServer):
     """Listens on this machine only, unless told otherwise.
 
     Attributes:
-        is_closing: set before it ends, for answers that go on.
+        is_closing: set before it ends, for answers that go on. Nothing is changed from then on.
+        has_ended: whether it answers nobody any more.
         guard: who may ask.
+        one_at_a_time: requests come in threads of their own; what they change is changed by one at a time.
     """
 
     daemon_threads = True
@@ -130,17 +136,75 @@ class LocalServer(ThreadingHTTPServer):
     def __init__(self, port: int, handler: type["LocalHandler"], host: str = LOOPBACK) -> None:
         if ":" in host:
             self.address_family = socket.AF_INET6
-        super().__init__((host, port), handler)
-        self.is_closing = threading.Event()
-        self._name = socket.gethostname() if host in _ALL else host
-        names = frozenset[str]() if host == LOOPBACK else frozenset({self._name, socket.getfqdn()})
-        self.guard = Guard(port=self.server_address[1], token=secrets.token_urlsafe(24), names=names)
+        # First: where the port is taken, the server closes itself at once.
+        self.is_closing, self.has_ended = threading.Event(), False
+        self.one_at_a_time = threading.Lock()
         self._streams: set[threading.Thread] = set()
+        self._connections: set[socket.socket] = set()
+        self._connections_lock = threading.Lock()
+        super().__init__((host, port), handler)
+        self._name = socket.gethostname() if host in _ALL else host
+        # Of the address, not of the name that was typed: many names mean this machine alone.
+        is_local = is_loopback(self.server_name)
+        names = {self._name} if is_local else {self._name, socket.getfqdn()}
+        self.guard = Guard(
+            port=self.server_port,
+            token=secrets.token_urlsafe(24),
+            names=frozenset(names),
+            is_local=is_local,
+        )
 
     def server_bind(self) -> None:
         """Asks no name server for the name of the machine, as that of the standard library does."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Tells what went wrong, unless a browser just broke its connection off."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def connected(self, connection: socket.socket) -> Iterator[None]:
+        """While a connection is open."""
+        with self._connections_lock:
+            self._connections.add(connection)
+            if self.has_ended:
+                _hear_no_more(connection)
+        try:
+            yield
+        finally:
+            with self._connections_lock:
+                self._connections.discard(connection)
+
+    def server_close(self) -> None:
+        """Also ends open connections, each after the answer that it waits for, and lets go.
+
+        A change that goes on is waited for, and what it opened is closed.
+        """
+        self.is_closing.set()
+        super().server_close()
+        with self._connections_lock:
+            self.has_ended = True
+            for connection in self._connections:
+                _hear_no_more(connection)
+        with self.one_at_a_time:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Closes what requests opened; nothing is opened any more."""
+
+    @contextlib.contextmanager
+    def changes(self) -> Iterator[None]:
+        """Changes are made by one at a time, and none once the server ends.
+
+        Raises:
+            OptionError: it ends.
+        """
+        with self.one_at_a_time:
+            if self.is_closing.is_set():
+                raise OptionError(_ENDED)
+            yield
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
@@ -165,14 +229,27 @@ class LocalServer(ThreadingHTTPServer):
         return f"http://{name}:{self.guard.port}/?token={self.guard.token}"
 
 
+def _hear_no_more(connection: socket.socket) -> None:
+    """Lets a connection end once what it was asked is answered."""
+    # The browser may have gone already.
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
+
+
 class LocalHandler(BaseHTTPRequestHandler, ABC):
     """Answers who may ask."""
 
     server: LocalServer
     changes_at: str
     protocol_version = "HTTP/1.1"
+    timeout = _IDLE
     server_version = "slimrank"
     sys_version = ""
+
+    def handle(self) -> None:
+        """Answers requests until the connection ends."""
+        with self.server.connected(self.connection):
+            super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing: requests hold the token."""
@@ -236,6 +313,9 @@ class LocalHandler(BaseHTTPRequestHandler, ABC):
     def asked(self, *, changes: bool = False) -> tuple[str, str | None]:
         """The path that is asked for, and why it is refused; ``changes`` as in ``Guard.refusal``."""
         address = urlsplit(self.path)
+        if self.server.has_ended:
+            self.close_connection = True
+            return address.path, _ENDED
         token = parse_qs(address.query).get("token", [None])[0]
         headers = {name.lower(): value for name, value in self.headers.items()}
         return address.path, self.server.guard.refusal(headers, token, changes=changes)

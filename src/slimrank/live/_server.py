@@ -4,7 +4,6 @@
 import json
 import os
 import platform
-import threading
 import time
 from functools import cached_property
 from html import escape
@@ -82,28 +81,27 @@ class _Server(LocalServer):
         self.journal = journal
         self.shelf = Shelf([journal.parent])
         self._editors: dict[str, Live] = {}
-        self._one_at_a_time = threading.Lock()
         super().__init__(port, _Handler, host)
 
     def edit(self, name: str) -> str:
         """Opens an editor of a plan in the run's directory, one for each plan; its address.
 
         Raises:
-            OptionError: there is no such plan, or others may watch: a plan is edited by one person.
+            OptionError: there is no such plan, the server ends, or others may watch: a plan is edited by one
+                person.
             SlimrankError: as in ``edit_in_browser``, and where the study is not done.
         """
-        if self.guard.names:
+        if not self.guard.is_local:
             raise OptionError("plans are edited from the machine of the run alone; use slimrank edit there")
-        with self._one_at_a_time:
+        with self.changes():
             path = self.shelf.path_of(name)
             if name not in self._editors:
                 folder = self.journal.parent
                 self._editors[name] = edit_in_browser(path, Study.load(folder), run_dir=folder)
             return self._editors[name].url
 
-    def server_close(self) -> None:
-        """Also ends the editors."""
-        super().server_close()
+    def let_go(self) -> None:
+        """Ends the editors."""
         for editor in self._editors.values():
             editor.close()
         self._editors.clear()
@@ -145,7 +143,7 @@ class _Handler(LocalHandler):
         elif path == "/events":
             self._stream(self.headers.get("Last-Event-ID", ""))
         elif path == "/plans":
-            names = [] if self.server.guard.names else self.server.shelf.names()
+            names = self.server.shelf.names() if self.server.guard.is_local else []
             self.tell(HTTPStatus.OK, {"plans": names})
         else:
             return False

@@ -64,6 +64,7 @@ from slimrank.deploy._executorch import executorch_package
 from slimrank.deploy._executorch_profile import trace_times
 from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
+from slimrank.deploy._graph_values import function_named
 from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._measure_script import (

@@ -44,9 +44,9 @@ _PRIVATE = frozenset(
         *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
     }
 )
-# Parts of the names of operations that change where a tensor lies or how long it is, read or write files, take
-# addresses packed as tensors, or serve one device or training. as_strided itself stays: torch refuses sizes and
-# strides that leave the memory of its tensor.
+# Parts of the names of operations that change where a tensor lies or how long it is, read or write files,
+# take addresses packed as tensors, or serve one device or training. as_strided itself stays: torch refuses
+# sizes and strides that leave the memory of its tensor.
 _REFUSED_PARTS = re.compile(
     "unsafe|set_$|^set$|set_data|resize|as_strided_|sparse|backward|jvp|nested|padded|file|save|print|warn"
     "|record_stream|pin_memory|pinned|^quantize|quantized|^q_|qparams|moving_avg|fbgemm|mkldnn|mps|cudnn"

@@ -58,12 +58,14 @@ from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
 from slimrank.deploy import _formats, _onnx, _samples, _saved_model, _timing
+from slimrank.deploy._architecture import record_architecture
 from slimrank.deploy._balance import balance_pairs
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._executorch import executorch_package
 from slimrank.deploy._executorch_profile import trace_times
 from slimrank.deploy._export import OpenFile, int8_cure, int8_timing_notes, timing_notes
 from slimrank.deploy._formats import FORMATS, Format
+from slimrank.deploy._graph_values import function_named
 from slimrank.deploy._judge import decibels, signal_and_noise
 from slimrank.deploy._layer_noise import _round_values as round_values
 from slimrank.deploy._measure_script import (
@@ -83,6 +85,7 @@ from slimrank.deploy._openvino_profile import single_runs
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._quantize import check_drop
 from slimrank.deploy._quiet import EXPORT_TURN
+from slimrank.deploy._recorded_model import RecordedModel
 from slimrank.deploy._samples import is_constant, read_samples
 from slimrank.deploy._timing import time_in_turns
 from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
@@ -95,6 +98,7 @@ from slimrank.fitting._install import fill as fill_pair
 from slimrank.fitting._journal import fit_from_journal, fit_to_tensors
 from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
+from slimrank.forward import Batch
 from slimrank.forward._record import handing_out, recording
 from slimrank.latency import BACKENDS, Backend, _backends, _elsewhere
 from slimrank.latency import _measure as _measure_latency

@@ -103,6 +103,19 @@ def test_loading_unpickles_and_evaluates_nothing(saved: Path, monkeypatch: pytes
     assert list(sr.load(saved).parameters())
 
 
+# Operations that write where a file says, or read what they were not given, without a check.
+UNCHECKED = (
+    *("_sparse_coo_tensor_unsafe.default", "_sparse_compressed_tensor_unsafe.default"),
+    *("_sparse_csr_tensor_unsafe.default", "sparse_coo_tensor.indices", "set_.source_Storage"),
+    *("set_.source_Tensor_storage_offset", "set_data.default", "resize_.default", "resize_as_.default"),
+    *("as_strided_.default", "_reshape_alias.default", "_resize_output_.default", "_fft_c2r.default"),
+    *("_unsafe_masked_index.default", "_nested_view_from_buffer.default", "record_stream.default"),
+    *("max_pool2d_with_indices_backward.default", "fbgemm_linear_int8_weight.default"),
+    *("quantize_per_tensor.default", "native_batch_norm.default", "segment_reduce.default"),
+    *("linalg_lu_solve.default", "fractional_max_pool2d.default", "_cufft_clear_plan_cache.default"),
+)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -110,8 +123,10 @@ def test_loading_unpickles_and_evaluates_nothing(saved: Path, monkeypatch: pytes
         ("builtins.eval", "no operation that a recorded program may call"),
         ("operator.attrgetter", "no operation that a recorded program may call"),
         ("ops.load_library.default", "no operation that a recorded program may call"),
-        ("aten.from_file.default", "computes no tensors"),
-        ("aten.save.default", "computes no tensors"),
+        ("aten.from_file.default", "may do more than compute"),
+        ("aten.save.default", "computes no tensors|there is no operation"),
+        *((f"aten.{name}", "may do more than compute") for name in UNCHECKED),
+        ("aten.add.out", r"writes into tensors that it is given \(out=\)"),
         ("aten.__init__.__globals__", "there is no operation"),
         ("aten.conv2d.__call__", "there is no operation"),
     ],
@@ -136,6 +151,13 @@ def test_operations_that_do_more_than_compute_are_refused(
         ("nodes", [{"call": "aten.relu.default", "args": [1, 2]}], "takes at most 1 arguments, not 2"),
         ("nodes", [{"call": "aten.relu.default", "args": [], "kwargs": {"x": 1}}], "takes no argument 'x'"),
         ("nodes", 3, "is no recorded architecture"),
+        ("results", [5], "its results are not tensors"),
+        ("results", [{"node": 10_000}], "no argument of a graph"),
+        ("outputs", {"tensor": 99}, "the outputs name tensor 99 of 1"),
+        ("outputs", {"list": [{"tensor": 0}, {"tensor": -1}]}, "the outputs name tensor -1 of 1"),
+        ("outputs", {"tensor": True}, "the outputs name tensor True of 1"),
+        ("outputs", {"pairs": [[[1], {"tensor": 0}]]}, "a structure of tensors"),
+        ("outputs", 3, "a structure of tensors"),
         ("inputs", [], "no argument of a graph|is no recorded architecture"),
         ("arguments", {"x": {"tensor": 3}}, "is no recorded architecture"),
     ],
@@ -148,6 +170,43 @@ def test_what_is_no_record_is_refused(
 
     with pytest.raises(sr.FileError, match=message):
         sr.load(altered(change))
+
+
+def test_operations_of_common_layers_are_allowed() -> None:
+    named = seams.function_named
+    for name in (
+        *("conv2d.default", "relu_.default", "_softmax.default", "softmax.int", "lstm.input", "gru.input"),
+        *("scaled_dot_product_attention.default", "batch_norm.default", "as_strided.default", "item.default"),
+        *("unsafe_chunk.default", "_unsafe_view.default", "_weight_norm.default", "index_put_.default"),
+        *("_assert_tensor_metadata.default", "_upsample_bilinear2d_aa.default", "fft_rfft2.default"),
+        *("lift_fresh_copy.default", "to.dtype", "__and__.Tensor", "clone.default"),
+    ):
+        assert callable(named(f"aten.{name}", "file"))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset"), [((5,), (1,), 0), ((1,), (1,), -1), ((2,), (-1,), 3), ((2,), (2**62,), 0)]
+)
+def test_as_strided_stays_within_the_memory_of_its_tensor(
+    size: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> None:
+    function = seams.function_named("aten.as_strided.default", "file")
+    with pytest.raises(RuntimeError, match=r"storage|Storage|Negative strides"):
+        function(torch.zeros(4), size, stride, offset)
+
+
+@pytest.mark.parametrize(("depth", "message"), [(900, "nested deeper than 100"), (100_000, "not whole JSON")])
+def test_what_is_nested_too_deep_is_refused(depth: int, message: str, saved: Path, tmp_path: Path) -> None:
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    facts = json.loads((saved / "architecture.json").read_text())
+    text = json.dumps({**facts, "nodes": "deep"}).replace('"deep"', "[" * depth + "]" * depth)
+    (tmp_path / "architecture.json").write_text(text)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["files_sha256"]["architecture.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(sr.FileError, match=message):
+        sr.load(tmp_path)
 
 
 def test_a_torch_without_an_operation_is_told(
@@ -191,6 +250,7 @@ def test_a_model_saved_without_it_says_what_to_do(cnn_result: sr.Result, tmp_pat
         ((torch.zeros(2, 1, 8, 8, dtype=torch.float64),), {}, "float64.*recorded for"),
         ((), {}, "x is missing"),
         ((3,), {}, "x is a int; give a tensor"),
+        ((torch.zeros(2, 1, 8, 8),), {"x": 1}, "'x' is given by position and by name; give it once"),
         ((torch.zeros(2, 1, 8, 8), 1), {}, "2 positional arguments"),
         ((torch.zeros(2, 1, 8, 8),), {"mask": 1}, "no argument 'mask'"),
     ],
@@ -254,6 +314,82 @@ def test_arguments_and_outputs_keep_their_structure(tmp_path: Path) -> None:
         loaded(**{**batch, "more": [batch["more"][0], {}]})
     with pytest.raises(sr.BatchesError, match="inputs have 2 and 8 samples"):
         loaded(**{**batch, "x": batch["x"][:2]})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("_inputs", "_outputs", "_class", "_where", "_calls", "_results", "_homes", "_torch", "_arguments"),
+        *("_program", "_keywords", "_positional", "_read", "_usage", "_tensors_of", "_add_tensors"),
+    ],
+)
+def test_modules_may_have_any_name(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.get_submodule(name)(x)  # type: ignore[no-any-return]
+
+    model, x = Named().eval(), torch.ones(3, 4)
+    recorded, _ = seams.record_architecture(model, [seams.Batch(args=(x,), kwargs={})])
+    loaded = seams.RecordedModel(recorded.facts, model.state_dict(), (), "file")
+    torch.testing.assert_close(loaded(x), model(x))
+    assert loaded.get_submodule(name).weight.shape == (4, 4)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+
+
+class Constants(nn.Module):
+    """Has the names that constants would get, and returns dicts with keys of several types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.out = pair()
+        self.constants = nn.ParameterList([nn.Parameter(torch.full((16,), 3.0))])
+        self.constants_ = nn.Linear(16, 16)
+
+    def forward(self, x: dict[int, Tensor]) -> dict[object, Tensor]:
+        y = self.out(self.enter(x[0]).relu()) * self.constants[0] + torch.arange(16.0)
+        return {0: y, 1: self.constants_(y) * torch.tensor([2.0] * 16), None: y, "1": y + 1}
+
+
+def test_constants_and_keys_stay_apart_from_those_of_the_model() -> None:
+    model, x = Constants().eval(), torch.randn(8, 24, generator=torch.Generator().manual_seed(1))
+    recorded, _ = seams.record_architecture(model, [seams.Batch(args=({0: x},), kwargs={})])
+    assert recorded.tensors
+    assert all(name.startswith("constants__.") for name in recorded.tensors)
+    facts = json.loads(json.dumps(recorded.facts))
+    state = {**model.state_dict(), **recorded.tensors}
+    loaded = seams.RecordedModel(facts, state, list(recorded.tensors), "file")
+    found, expected = loaded({0: x}), model({0: x})
+    assert list(found) == [0, 1, None, "1"]
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(sr.BatchesError, match="give a dict with the keys 0"):
+        loaded({"0": x})
+
+
+class Pairs(Constants):
+    def forward(self, x: Tensor) -> dict[object, Tensor]:  # type: ignore[override]
+        return {(0, 1): self.out(self.enter(x))}
+
+
+def test_keys_that_no_file_keeps_are_refused() -> None:
+    with pytest.raises(sr.ExportError, match=r"key \(0, 1\).*texts, whole numbers or None"):
+        seams.record_architecture(Pairs().eval(), [seams.Batch(args=(torch.zeros(8, 24),), kwargs={})])
+
+
+def test_constants_do_not_replace_weights(saved: Path, tmp_path: Path) -> None:
+    for file in saved.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "architecture.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["files_sha256"]["architecture.safetensors"] = manifest["weights_sha256"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(sr.FileError, match="holds weights of the model"):
+        sr.load(tmp_path)
 
 
 class TwoStages(nn.Module):

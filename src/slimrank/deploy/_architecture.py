@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import BatchesError, ExportError, FileError
+from slimrank._names import listed
 from slimrank.deploy._check import Reading, check_file
 from slimrank.deploy._named_model import named_model, output_tensors
 from slimrank.deploy._prepare import prepare
@@ -123,6 +124,11 @@ def load_architecture(path: str | os.PathLike[str]) -> nn.Module:
     check_own_files(root, digests)
     store = Store(root)
     state, unsaved = read_state(root, manifest), store.read_tensors(CONSTANTS_FILE)
+    twice = sorted(state.keys() & unsaved.keys())
+    if twice:
+        raise FileError(
+            f"{root / CONSTANTS_FILE} holds weights of the model ({listed(twice)}); save it again"
+        )
     return RecordedModel(
         store.read_json(PROGRAM_FILE), {**state, **unsaved}, list(unsaved), str(root / PROGRAM_FILE)
     )

@@ -3,6 +3,7 @@
 
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -27,8 +28,39 @@ _FUNCTIONS: Mapping[str, Callable[..., object]] = {
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
 }
 _FUNCTION_NAMES = {function: name for name, function in _FUNCTIONS.items()}
-# The only namespace of operations, and its operations that read or write files or print.
-_NAMESPACE, _REFUSED = "aten", frozenset({"from_file", "save", "_print", "warn"})
+# The only namespace of operations.
+_NAMESPACE = "aten"
+# Names that begin with _ are inner parts of torch, many of which check none of their arguments. These are in
+# graphs of torch.export, and check theirs.
+_PRIVATE = frozenset(
+    {
+        *("__and__", "__or__", "__xor__", "__lshift__", "__rshift__"),
+        *("__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
+        *("_softmax", "_log_softmax", "_safe_softmax", "_to_copy", "_unsafe_view", "_unique2"),
+        *("_local_scalar_dense", "_shape_as_tensor", "_conj", "_conj_physical", "_neg_view"),
+        *("_assert_async", "_assert_scalar", "_assert_tensor_metadata"),
+        *("_functional_assert_async", "_functional_assert_scalar"),
+        *("_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "_weight_norm"),
+        *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
+    }
+)
+# Parts of the names of operations that change where a tensor lies or how long it is, read or write files,
+# take addresses packed as tensors, or serve one device or training. as_strided itself stays: torch refuses
+# sizes and strides that leave the memory of its tensor.
+_REFUSED_PARTS = re.compile(
+    "unsafe|set_$|^set$|set_data|resize|as_strided_|sparse|backward|jvp|nested|padded|file|save|print|warn"
+    "|record_stream|pin_memory|pinned|^quantize|quantized|^q_|qparams|moving_avg|fbgemm|mkldnn|mps|cudnn"
+    "|miopen|vulkan|xla|overrideable|^native_|batch_norm_|dense_tensors|grad"
+)
+# Parts of names that the expression above finds, of operations that check what they are given.
+_CHECKED = frozenset({"unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"})
+# These use numbers in their tensors as positions without a check: pivots, lengths, samples.
+_UNCHECKED = frozenset(
+    {
+        *("lu_solve", "linalg_lu_solve", "linalg_ldl_solve", "lu_unpack"),
+        *("segment_reduce", "fractional_max_pool2d", "fractional_max_pool3d"),
+    }
+)
 # Kinds of torch that stand in arguments by their name.
 _NAMED_KINDS: Mapping[str, type] = {
     "dtype": torch.dtype,
@@ -86,10 +118,15 @@ def _why_refused(operation: OpOverload) -> str | None:
     """Why a recorded graph may not call an operation of torch; None where it may."""
     if operation.namespace != _NAMESPACE:
         return f"is not one of torch's own ({_NAMESPACE})"
-    is_computed = torch._C._dispatch_has_kernel(operation.name())
     # What the dispatcher does not know works on texts and lists of Python, as torch.jit needs it.
-    if operation._opname in _REFUSED or not is_computed:
+    if not torch._C._dispatch_has_kernel(operation.name()):
         return "computes no tensors"
+    if any(argument.is_out for argument in operation._schema.arguments):
+        return "writes into tensors that it is given (out=)"
+    name = operation._opname
+    is_plain = name in _PRIVATE if name.startswith("_") else not _REFUSED_PARTS.search(name)
+    if name in _UNCHECKED or not (is_plain or name in _CHECKED):
+        return "may do more than compute tensors from arguments that it checks"
     return None
 
 

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from slimrank._errors import BatchesError, FileError
+from slimrank._errors import BatchesError, ExportError, FileError
 from slimrank.deploy._graph_values import value_to_json
 from slimrank.files import Json
 
 _TENSOR, _DICT, _LIST, _TUPLE, _VALUE = "tensor", "dict", "list", "tuple", "value"
+# A dict of which not every key is a plain text, as pairs: keys of JSON objects are texts.
+_PAIRS = "pairs"
+_Key = str | int | None
 
 
 def outline_of(value: object, number: Callable[[Tensor], int | None]) -> Json:
@@ -23,12 +26,15 @@ def outline_of(value: object, number: Callable[[Tensor], int | None]) -> Json:
 
     Returns:
         The structure; None for what is left out, and for what no file can keep.
+
+    Raises:
+        ExportError: a key of a dict is no text, no whole number and not None.
     """
     if isinstance(value, Tensor):
         index = number(value)
         return None if index is None else {_TENSOR: index}
     if isinstance(value, Mapping):
-        return {_DICT: {str(key): outline_of(item, number) for key, item in value.items()}}
+        return _dict_outline(value, number)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
         return {_DICT: {name: outline_of(item, number) for name, item in items}}
@@ -39,6 +45,19 @@ def outline_of(value: object, number: Callable[[Tensor], int | None]) -> Json:
         return {_VALUE: value_to_json(value)}
     except TypeError:
         return None
+
+
+def _dict_outline(value: Mapping[object, object], number: Callable[[Tensor], int | None]) -> Json:
+    items = {key: outline_of(item, number) for key, item in value.items()}
+    for key in items:
+        if not _is_key(key):
+            raise ExportError(
+                f"a dict has the key {key!r}; the architecture can be recorded with keys that are texts, "
+                "whole numbers or None: return others, or leave architecture=True out"
+            )
+    if all(type(key) is str for key in items):
+        return {_DICT: {str(key): item for key, item in items.items()}}
+    return {_PAIRS: [[key, item] for key, item in items.items()]}  # type: ignore[list-item]
 
 
 def filled(outline: Json, tensors: Sequence[Tensor], where: str) -> object:
@@ -54,6 +73,8 @@ def filled(outline: Json, tensors: Sequence[Tensor], where: str) -> object:
         return tensors[content]
     if kind == _DICT and isinstance(content, dict):
         return {key: filled(item, tensors, where) for key, item in content.items()}
+    if kind == _PAIRS:
+        return {key: filled(item, tensors, where) for key, item in _pairs(content, where).items()}
     if kind in (_LIST, _TUPLE) and isinstance(content, list):
         items = [filled(item, tensors, where) for item in content]
         return items if kind == _LIST else tuple(items)
@@ -80,10 +101,9 @@ def tensors_of(outline: Json, value: object, name: str, where: str) -> dict[int,
             return {content: value}
         raise BatchesError(f"{name} is a {type(value).__name__}; give a tensor")
     if kind == _DICT and isinstance(content, dict):
-        if not isinstance(value, Mapping) or set(map(str, value)) != set(content):
-            raise BatchesError(f"{name}: give a dict with the keys {', '.join(content)}")
-        given = {str(key): item for key, item in value.items()}
-        entries = [(f"{name}.{key}", item, given[key]) for key, item in content.items()]
+        entries = _entries(content, value, name)
+    elif kind == _PAIRS:
+        entries = _entries(_pairs(content, where), value, name)
     elif kind in (_LIST, _TUPLE) and isinstance(content, list):
         if not isinstance(value, tuple | list) or len(value) != len(content):
             raise BatchesError(f"{name}: give a {kind} of {len(content)}")
@@ -97,6 +117,32 @@ def tensors_of(outline: Json, value: object, name: str, where: str) -> dict[int,
     for path, item, part in entries:
         found |= tensors_of(item, part, path, where)
     return found
+
+
+def check_outline(outline: Json, n_tensors: int, where: str) -> None:
+    """Refuses a structure that cannot be filled.
+
+    Raises:
+        FileError: it is no structure, or names a tensor that is none of ``n_tensors``.
+    """
+    kind, content = _read(outline, where)
+    if kind == _TENSOR:
+        if type(content) is not int or not 0 <= content < n_tensors:
+            raise FileError(
+                f"{where}: the outputs name tensor {content!r} of {n_tensors}; restore a copy, or save again"
+            )
+        return
+    items: Sequence[Json] = ()
+    if kind == _DICT and isinstance(content, dict):
+        items = list(content.values())
+    elif kind == _PAIRS:
+        items = list(_pairs(content, where).values())
+    elif kind in (_LIST, _TUPLE) and isinstance(content, list):
+        items = content
+    elif kind not in (_VALUE, None):
+        raise _unreadable(where)
+    for item in items:
+        check_outline(item, n_tensors, where)
 
 
 def numbers_in(outline: Json) -> list[int]:
@@ -124,6 +170,31 @@ def check_recorded(outline: Json, value: object, name: str) -> None:
         f"{name}={value!r}: the architecture was recorded with {name}={kept!r}, and computes nothing else; "
         "leave it out, or load by slimrank.load(directory, model=build())"
     )
+
+
+def _entries(
+    content: Mapping[str, Json] | Mapping[_Key, Json], value: object, name: str
+) -> list[tuple[str, Json, object]]:
+    """Path, structure and value of what stands in a dict."""
+    if not isinstance(value, Mapping) or set(value) != set(content):
+        raise BatchesError(f"{name}: give a dict with the keys {', '.join(map(str, content))}")
+    return [(f"{name}.{key}", item, value[key]) for key, item in content.items()]
+
+
+def _is_key(key: object) -> bool:
+    return key is None or isinstance(key, str | int)
+
+
+def _pairs(content: Json, where: str) -> dict[_Key, Json]:
+    """The dict that was written as pairs."""
+    if not isinstance(content, list):
+        raise _unreadable(where)
+    found: dict[_Key, Json] = {}
+    for pair in content:
+        if not isinstance(pair, list) or len(pair) != 2 or not _is_key(pair[0]):
+            raise _unreadable(where)
+        found[pair[0]] = pair[1]
+    return found
 
 
 def _read(outline: Json, where: str) -> tuple[str | None, Json]:

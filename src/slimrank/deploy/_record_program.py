@@ -22,8 +22,8 @@ from slimrank.files import Json
 
 # Written into each file; a higher number would keep older versions from misreading a new layout.
 PROGRAM_FORMAT = 1
-# Before the names of tensors that the model does not name.
-CONSTANTS = "constants"
+# Before the names of tensors that the model does not name; longer where the model has this name itself.
+_CONSTANTS = "constants"
 # What the wrapper that names inputs and outputs puts before the names of the model's tensors.
 _PREFIX = "model."
 # Calls a part of the graph with gradients off or on: the part is written in line.
@@ -59,7 +59,7 @@ def record_program(program: Program, model: nn.Module, result: object) -> Record
     """
     named, exported = program.model, program.exported
     tensors: dict[str, Tensor] = {}
-    sources = _sources(exported, tensors, named.title)
+    sources = _sources(exported, tensors, named.title, _free_prefix(named.model))
     writer = _Writer(named.title)
     placeholders = exported.graph.find_nodes(op="placeholder")
     results = writer.write(exported.graph_module, {node: sources.get(node.name) for node in placeholders})
@@ -104,13 +104,24 @@ def _input_facts(program: Program) -> list[Json]:
     return facts
 
 
-def _sources(exported: ExportedProgram, tensors: dict[str, Tensor], title: str) -> dict[str, Json]:
+def _free_prefix(model: nn.Module) -> str:
+    """What the names of constants begin with: no tensor and no module of the model is called so."""
+    prefix = _CONSTANTS
+    while hasattr(model, prefix):
+        prefix += "_"
+    return prefix
+
+
+def _sources(
+    exported: ExportedProgram, tensors: dict[str, Tensor], title: str, prefix: str
+) -> dict[str, Json]:
     """What each input of the graph is: an input of the model, or one of its tensors.
 
     Args:
         exported: the program.
         tensors: gets those that are in no state dict, by name.
         title: of the model, for errors.
+        prefix: of the names of constants.
 
     Returns:
         References by the name of the graph's input.
@@ -129,18 +140,18 @@ def _sources(exported: ExportedProgram, tensors: dict[str, Tensor], title: str) 
         if spec.kind is InputKind.USER_INPUT:
             sources[spec.arg.name] = {"input": next(inputs)}
             continue
-        name = _tensor_name(spec, len(tensors), title)
+        name = _tensor_name(spec, f"{prefix}.{len(tensors)}", title)
         sources[spec.arg.name] = {"tensor": name}
         if spec.kind is InputKind.CONSTANT_TENSOR or spec.persistent is False:
             tensors[name] = exported.constants[str(spec.target)]
     return sources
 
 
-def _tensor_name(spec: InputSpec, number: int, title: str) -> str:
+def _tensor_name(spec: InputSpec, constant: str, title: str) -> str:
     if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
         return str(spec.target).removeprefix(_PREFIX)
     if spec.kind is InputKind.CONSTANT_TENSOR:
-        return f"{CONSTANTS}.{number}"
+        return constant
     raise ExportError(
         f"{title} computes with {spec.target}, which is no tensor ({spec.kind.name}), so its architecture "
         "cannot be recorded"

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from slimrank._errors import BatchesError, FileError, PlanError
 from slimrank._names import listed
 from slimrank.deploy._graph_values import DEVICE, check_arguments, function_named, value_from_json
-from slimrank.deploy._outline import filled, numbers_in, tensors_of
+from slimrank.deploy._outline import check_outline, filled, numbers_in, tensors_of
 from slimrank.deploy._record_program import PROGRAM_FORMAT
 from slimrank.files import Json, as_flag, as_integer, as_list, as_object, as_text, check_format
+
+# Lists and objects within each other that a record may have; a graph has few, outputs seldom ten.
+_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,159 @@ class _InputFacts:
         )
 
 
+class _Program:
+    """What a record says, apart from the module, whose tensors may have any names.
+
+    Attributes:
+        where: the file, for errors.
+        is_trained: whether a parameter takes gradients, by name.
+        needed: names of the tensors that its operations read.
+        homes: module and attribute of each tensor, by name; filled by the module.
+
+    Args:
+        facts: of a recorded program.
+        where: the file, for errors.
+
+    Raises:
+        FileError, PlanError, KeyError, TypeError, IndexError: they are of no recorded program.
+    """
+
+    def __init__(self, facts: Mapping[str, Json], where: str) -> None:
+        self.where = where
+        self.homes: dict[str, tuple[nn.Module, str]] = {}
+        self._class, self._torch = as_text(facts["class"], where), as_text(facts["torch"], where)
+        self._positional = [as_text(name, where) for name in as_list(facts["positional"], where)]
+        self._keywords = [as_text(name, where) for name in as_list(facts["keywords"], where)]
+        self._arguments = as_object(facts["arguments"], where)
+        self._inputs = [_input_from_json(entry, where) for entry in as_list(facts["inputs"], where)]
+        self._outputs = facts["outputs"]
+        if sorted(numbers_in(self._arguments)) != list(range(len(self._inputs))):
+            raise TypeError("its arguments are not its inputs")
+        calls = [
+            self._call_from_json(entry, index) for index, entry in enumerate(as_list(facts["nodes"], where))
+        ]
+        self._results = [self._argument(value, len(calls)) for value in as_list(facts["results"], where)]
+        if not all(isinstance(value, _Result | _Input | _Stored) for value in self._results):
+            raise TypeError("its results are not tensors of it")
+        check_outline(self._outputs, len(self._results), where)
+        self._calls = _with_last_used(calls, self._results)
+        self.is_trained = {
+            name: as_flag(flag, where) for name, flag in as_object(facts["parameters"], where).items()
+        }
+        self.needed = {
+            value.name
+            for call in self._calls
+            for value in _flat([call.args, call.kwargs])
+            if isinstance(value, _Stored)
+        } | {value.name for value in _flat(self._results) if isinstance(value, _Stored)}
+
+    def __str__(self) -> str:
+        taken = ", ".join(str(entry) for entry in self._inputs)
+        return f"{self._class}, recorded with torch {self._torch}; takes {taken}"
+
+    def _call_from_json(self, entry: Json, index: int) -> _Call:
+        where = f"{self.where}: operation {index}"
+        parts = as_object(entry, where, required=("call", "args"), optional=("kwargs",))
+        name = as_text(parts["call"], where)
+        function = function_named(name, where)
+        args, kwargs = as_list(parts["args"], where), as_object(parts.get("kwargs", {}), where)
+        wrong = check_arguments(function, len(args), kwargs)
+        if wrong is not None:
+            raise FileError(f"{where}: {name} {wrong}")
+        return _Call(
+            function=function,
+            args=[self._argument(value, index) for value in args],
+            kwargs={key: self._argument(value, index) for key, value in kwargs.items()},
+        )
+
+    def _argument(self, value: Json, n_results: int) -> object:
+        """An argument with references in place of what is there only when it runs."""
+        if isinstance(value, list):
+            return [self._argument(item, n_results) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if len(value) == 1:
+            kind, content = next(iter(value.items()))
+            if kind == DEVICE:
+                return _Device()
+            if kind == "tensor":
+                return _Stored(as_text(content, self.where))
+            if kind in ("node", "input"):
+                index = as_integer(content, self.where)
+                if 0 <= index < (n_results if kind == "node" else len(self._inputs)):
+                    return _Result(index) if kind == "node" else _Input(index)
+        return value_from_json(value, self.where)
+
+    def run(self, inputs: Sequence[Tensor], device: torch.device | None) -> object:
+        """The outputs for inputs that were checked."""
+        values: list[object] = []
+
+        def resolved(value: object) -> object:
+            if isinstance(value, list):
+                return [resolved(item) for item in value]
+            if isinstance(value, _Result):
+                return values[value.index]
+            if isinstance(value, _Stored):
+                holder, key = self.homes[value.name]
+                return getattr(holder, key)
+            if isinstance(value, _Input):
+                return inputs[value.index]
+            return device if isinstance(value, _Device) else value
+
+        for call in self._calls:
+            given = [resolved(value) for value in call.args]
+            named = {key: resolved(value) for key, value in call.kwargs.items()}
+            values.append(call.function(*given, **named))
+            for index in call.last_used:
+                values[index] = None
+        results = [resolved(value) for value in self._results]
+        return filled(self._outputs, results, self.where)  # type: ignore[arg-type]
+
+    def tensors_of(self, args: Sequence[object], kwargs: Mapping[str, object]) -> list[Tensor]:
+        """The input tensors, checked."""
+        if len(args) > len(self._positional):
+            raise BatchesError(
+                f"{self._class}: {len(args)} positional arguments, where it was recorded with "
+                f"{len(self._positional)}{self._usage}"
+            )
+        twice = [name for name in self._positional[: len(args)] if name in kwargs]
+        if twice:
+            raise BatchesError(
+                f"{self._class}: {listed(twice)} is given by position and by name; give it once{self._usage}"
+            )
+        given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
+        unknown = sorted(set(given) - set(self._arguments))
+        if unknown:
+            raise BatchesError(f"{self._class}: no argument {listed(unknown)}{self._usage}")
+        found: dict[int, Tensor] = {}
+        for name, outline in self._arguments.items():
+            if name in given:
+                found |= tensors_of(outline, given[name], name, self.where)
+            elif isinstance(outline, dict) and "value" not in outline:
+                raise BatchesError(f"{self._class}: {name} is missing{self._usage}")
+        tensors = [found[number] for number in range(len(self._inputs))]
+        for entry, tensor in zip(self._inputs, tensors, strict=True):
+            if not entry.takes(tensor):
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise BatchesError(f"{self._class}: {entry.name} is {list(tensor.shape)} {kind}{self._usage}")
+        sizes = {
+            tensor.shape[0]
+            for entry, tensor in zip(self._inputs, tensors, strict=True)
+            if entry.shape and entry.shape[0] is None
+        }
+        if len(sizes) > 1:
+            raise BatchesError(
+                f"{self._class}: inputs have {' and '.join(map(str, sorted(sizes)))} samples; give as many "
+                "in each"
+            )
+        return tensors
+
+    @property
+    def _usage(self) -> str:
+        taken = "; ".join(str(entry) for entry in self._inputs)
+        return f"; this architecture was recorded for {taken}, and takes that"
+
+
 class RecordedModel(nn.Module):
     """A compressed model that was loaded without its class.
 
@@ -106,12 +262,10 @@ class RecordedModel(nn.Module):
             where=where,
             advice="use the version of slimrank that wrote it",
         )
-        self._where = where
         try:
-            self._read(facts)
-            is_trained = {
-                name: as_flag(flag, where) for name, flag in as_object(facts["parameters"], where).items()
-            }
+            _check_depth(facts)
+            # A name that Python makes longer: no tensor or module of the model is called so.
+            self.__program = _Program(facts, where)
         except FileError as error:
             raise FileError(
                 f"{error} (recorded with torch {facts.get('torch')}, this is torch {torch.__version__}; use "
@@ -119,85 +273,8 @@ class RecordedModel(nn.Module):
             ) from error
         except (PlanError, KeyError, TypeError, IndexError) as error:
             raise FileError(f"{where} is no recorded architecture ({error}); save it again") from error
-        self._add_tensors(state, is_trained, frozenset(unsaved))
+        _add_tensors(self, self.__program, state, frozenset(unsaved))
         self.eval()
-
-    def _read(self, facts: Mapping[str, Json]) -> None:
-        where = self._where
-        self._class, self._torch = as_text(facts["class"], where), as_text(facts["torch"], where)
-        self._positional = [as_text(name, where) for name in as_list(facts["positional"], where)]
-        self._keywords = [as_text(name, where) for name in as_list(facts["keywords"], where)]
-        self._arguments = as_object(facts["arguments"], where)
-        self._inputs = [_input_from_json(entry, where) for entry in as_list(facts["inputs"], where)]
-        self._outputs = facts["outputs"]
-        if sorted(numbers_in(self._arguments)) != list(range(len(self._inputs))):
-            raise TypeError("its arguments are not its inputs")
-        calls = [
-            self._call_from_json(entry, index) for index, entry in enumerate(as_list(facts["nodes"], where))
-        ]
-        self._results = [self._argument(value, len(calls)) for value in as_list(facts["results"], where)]
-        self._calls = _with_last_used(calls, self._results)
-
-    def _call_from_json(self, entry: Json, index: int) -> _Call:
-        where = f"{self._where}: operation {index}"
-        parts = as_object(entry, where, required=("call", "args"), optional=("kwargs",))
-        name = as_text(parts["call"], where)
-        function = function_named(name, where)
-        args, kwargs = as_list(parts["args"], where), as_object(parts.get("kwargs", {}), where)
-        wrong = check_arguments(function, len(args), kwargs)
-        if wrong is not None:
-            raise FileError(f"{where}: {name} {wrong}")
-        return _Call(
-            function=function,
-            args=[self._argument(value, index) for value in args],
-            kwargs={key: self._argument(value, index) for key, value in kwargs.items()},
-        )
-
-    def _argument(self, value: Json, n_results: int) -> object:
-        """An argument with references in place of what is there only when it runs."""
-        if isinstance(value, list):
-            return [self._argument(item, n_results) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if len(value) == 1:
-            kind, content = next(iter(value.items()))
-            if kind == DEVICE:
-                return _Device()
-            if kind == "tensor":
-                return _Stored(as_text(content, self._where))
-            if kind in ("node", "input"):
-                index = as_integer(content, self._where)
-                if 0 <= index < (n_results if kind == "node" else len(self._inputs)):
-                    return _Result(index) if kind == "node" else _Input(index)
-        return value_from_json(value, self._where)
-
-    def _add_tensors(
-        self, state: Mapping[str, Tensor], is_trained: Mapping[str, bool], unsaved: frozenset[str]
-    ) -> None:
-        """Registers tensors under their names, in plain modules for the dots, and notes where they are."""
-        needed = {
-            value.name
-            for call in self._calls
-            for value in _flat([call.args, call.kwargs])
-            if isinstance(value, _Stored)
-        } | {value.name for value in _flat(self._results) if isinstance(value, _Stored)}
-        missing = sorted(needed - state.keys())
-        if missing:
-            raise FileError(f"{self._where}: no file holds the tensors {listed(missing)}; restore a copy")
-        parameters: dict[int, nn.Parameter] = {}
-        self._homes: dict[str, tuple[nn.Module, str]] = {}
-        for name, tensor in state.items():
-            path, _, key = name.rpartition(".")
-            holder = _module_at(self, path)
-            if name in is_trained:
-                # Tied parameters stay one.
-                parameter = parameters.setdefault(
-                    id(tensor), nn.Parameter(tensor, requires_grad=is_trained[name])
-                )
-                holder.register_parameter(key, parameter)
-            else:
-                holder.register_buffer(key, tensor, persistent=name not in unsaved)
-            self._homes[name] = holder, key
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """The outputs for inputs of the recorded shapes.
@@ -212,76 +289,54 @@ class RecordedModel(nn.Module):
         Raises:
             BatchesError: an argument is missing or unknown, or a tensor has another shape or dtype.
         """
-        inputs = self._tensors_of(args, kwargs)
+        inputs = self.__program.tensors_of(args, kwargs)
         device = next((tensor.device for tensor in chain(self.parameters(), self.buffers())), None)
         if device is None and inputs:
             device = inputs[0].device
-        values: list[object] = []
-
-        def resolved(value: object) -> object:
-            if isinstance(value, list):
-                return [resolved(item) for item in value]
-            if isinstance(value, _Result):
-                return values[value.index]
-            if isinstance(value, _Stored):
-                holder, key = self._homes[value.name]
-                return getattr(holder, key)
-            if isinstance(value, _Input):
-                return inputs[value.index]
-            return device if isinstance(value, _Device) else value
-
-        for call in self._calls:
-            given = [resolved(value) for value in call.args]
-            named = {key: resolved(value) for key, value in call.kwargs.items()}
-            values.append(call.function(*given, **named))
-            for index in call.last_used:
-                values[index] = None
-        results = [resolved(value) for value in self._results]
-        return filled(self._outputs, results, self._where)  # type: ignore[arg-type]
+        return self.__program.run(inputs, device)
 
     def extra_repr(self) -> str:
         """What it takes, and which torch it was recorded with."""
-        taken = ", ".join(str(entry) for entry in self._inputs)
-        return f"{self._class}, recorded with torch {self._torch}; takes {taken}"
+        return str(self.__program)
 
-    def _tensors_of(self, args: Sequence[object], kwargs: Mapping[str, object]) -> list[Tensor]:
-        """The input tensors, checked."""
-        if len(args) > len(self._positional):
-            raise BatchesError(
-                f"{self._class}: {len(args)} positional arguments, where it was recorded with "
-                f"{len(self._positional)}{self._usage}"
-            )
-        given = {**dict(zip(self._positional, args, strict=False)), **kwargs}
-        unknown = sorted(set(given) - set(self._arguments))
-        if unknown:
-            raise BatchesError(f"{self._class}: no argument {listed(unknown)}{self._usage}")
-        found: dict[int, Tensor] = {}
-        for name, outline in self._arguments.items():
-            if name in given:
-                found |= tensors_of(outline, given[name], name, self._where)
-            elif isinstance(outline, dict) and "value" not in outline:
-                raise BatchesError(f"{self._class}: {name} is missing{self._usage}")
-        tensors = [found[number] for number in range(len(self._inputs))]
-        for entry, tensor in zip(self._inputs, tensors, strict=True):
-            if not entry.takes(tensor):
-                kind = str(tensor.dtype).removeprefix("torch.")
-                raise BatchesError(f"{self._class}: {entry.name} is {list(tensor.shape)} {kind}{self._usage}")
-        sizes = {
-            tensor.shape[0]
-            for entry, tensor in zip(self._inputs, tensors, strict=True)
-            if entry.shape and entry.shape[0] is None
-        }
-        if len(sizes) > 1:
-            raise BatchesError(
-                f"{self._class}: inputs have {' and '.join(map(str, sorted(sizes)))} samples; give as many "
-                "in each"
-            )
-        return tensors
 
-    @property
-    def _usage(self) -> str:
-        taken = "; ".join(str(entry) for entry in self._inputs)
-        return f"; this architecture was recorded for {taken}, and takes that"
+def _add_tensors(
+    root: nn.Module, program: _Program, state: Mapping[str, Tensor], unsaved: frozenset[str]
+) -> None:
+    """Registers tensors under their names, in plain modules for the dots, and notes where they are."""
+    missing = sorted(program.needed - state.keys())
+    if missing:
+        raise FileError(f"{program.where}: no file holds the tensors {listed(missing)}; restore a copy")
+    parameters: dict[int, nn.Parameter] = {}
+    for name, tensor in state.items():
+        path, _, key = name.rpartition(".")
+        try:
+            holder = _module_at(root, path)
+            if name in program.is_trained:
+                # Tied parameters stay one.
+                parameter = parameters.setdefault(
+                    id(tensor), nn.Parameter(tensor, requires_grad=program.is_trained[name])
+                )
+                holder.register_parameter(key, parameter)
+            else:
+                holder.register_buffer(key, tensor, persistent=name not in unsaved)
+        except (KeyError, TypeError) as error:
+            raise FileError(
+                f"{program.where}: a module cannot hold a tensor {name!r} ({error}); rename it in the class, "
+                "and save again"
+            ) from error
+        program.homes[name] = holder, key
+
+
+def _check_depth(facts: Mapping[str, Json]) -> None:
+    """Refuses what is nested so deep that reading it would fill the stack of Python."""
+    level: list[Json] = [dict(facts)]
+    for _ in range(_MAX_DEPTH):
+        lists = [list(value.values()) if isinstance(value, dict) else value for value in level]
+        level = [part for value in lists if isinstance(value, list) for part in value]
+        if not level:
+            return
+    raise TypeError(f"it is nested deeper than {_MAX_DEPTH} lists and objects")
 
 
 def _flat(value: object) -> list[object]:

@@ -44,7 +44,7 @@ class Store:
         """Reads a JSON object.
 
         Raises:
-            FileError: missing, truncated, or not an object.
+            FileError: missing, truncated, nested too deep, or not an object.
         """
         path = self.root / name
         try:
@@ -53,7 +53,7 @@ class Store:
             raise FileError(
                 f"{path} cannot be read ({error.strerror}); is this a directory of slimrank?"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
             raise FileError(f"{path} is not whole JSON ({error}); delete it or restore a copy") from error
         if not isinstance(value, dict):
             raise FileError(f"{path} holds a {type(value).__name__}, not an object; restore a copy")

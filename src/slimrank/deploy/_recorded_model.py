@@ -217,15 +217,16 @@ class _Program:
             if not entry.takes(tensor):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise BatchesError(f"{self._class}: {entry.name} is {list(tensor.shape)} {kind}{self._usage}")
-        sizes = {
+        # Not in a set: while it is captured, a number of samples may be a symbol.
+        sizes = [
             tensor.shape[0]
             for entry, tensor in zip(self._inputs, tensors, strict=True)
             if entry.shape and entry.shape[0] is None
-        }
-        if len(sizes) > 1:
+        ]
+        if any(size != sizes[0] for size in sizes[1:]):
             raise BatchesError(
-                f"{self._class}: inputs have {' and '.join(map(str, sorted(sizes)))} samples; give as many "
-                "in each"
+                f"{self._class}: inputs have {' and '.join(map(str, sorted(set(sizes))))} samples; give as "
+                "many in each"
             )
         return tensors
 

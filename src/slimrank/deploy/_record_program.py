@@ -202,7 +202,9 @@ class _Writer:
             return values[_node(node.args[0])][node.args[1]]  # type: ignore[index]
         name = function_name(node.target)
         if name is None:
-            raise self._refused(node, "that is no operation of torch's own on tensors (aten)")
+            raise self._refused(
+                node, "that is no operation of torch's own on tensors (aten), or one without checks"
+            )
         entry: dict[str, Json] = {
             "call": name,
             "args": [self._value(value, values, node) for value in node.args],

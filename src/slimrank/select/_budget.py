@@ -93,7 +93,8 @@ def check_budgets(
         )
     if not given:
         raise BudgetError(
-            f"{who} needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
+            f"{who} needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5, or one of "
+            "measured time or of memory: latency=, activation_bytes="
         )
     return {metric: _read(metric, asked, only_one=only_one) for metric, asked in given.items()}
 

@@ -141,6 +141,13 @@ def test_what_is_no_latency_is_refused(study: sr.Study, table: Table, latency: o
         study.plan(latency=latency, latencies=table)  # type: ignore[arg-type]
 
 
+def test_a_ratio_in_quotes_is_told_to_lose_them(study: sr.Study, table: Table) -> None:
+    with pytest.raises(sr.BudgetError, match=r"; a number is given without quotes: latency=0\.5$"):
+        study.plan(latency="0.5", latencies=table)
+    with pytest.raises(sr.BudgetError, match=r'latency="4\.5ms"$'):
+        study.plan(latency="4", latencies=table)
+
+
 def test_a_latency_needs_a_table_and_the_other_way_round(study: sr.Study, table: Table) -> None:
     with pytest.raises(sr.OptionError, match=r"latency=0\.6 needs measured times; pass latencies="):
         study.plan(latency=0.6)

@@ -7,7 +7,7 @@ from math import inf
 from typing import Protocol, runtime_checkable
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
-from slimrank._numbers import percent_ratio, real_number
+from slimrank._numbers import percent_ratio, quotes_hint, real_number
 from slimrank.cost import network_time
 from slimrank.plan._structure import Step, Structure
 from slimrank.records import NetworkTimes, PlannedLatency
@@ -139,7 +139,11 @@ def _number_of(latency: object) -> tuple[float, bool]:
         ratio = real_number(latency)
         if ratio is not None and 0 < ratio <= 1:
             return ratio, False
-    raise BudgetError(f"budget: latency={latency!r} is neither a ratio in (0, 1] nor a time; give {_EXAMPLE}")
+    # A number above 1 would be no latency without quotes either.
+    hint = quotes_hint(latency, "latency") if str(latency).strip()[:1] in ("0", ".") else ""
+    raise BudgetError(
+        f"budget: latency={latency!r} is neither a ratio in (0, 1] nor a time; give {_EXAMPLE}{hint}"
+    )
 
 
 def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLatency:

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import numpy as np
 
 _PERCENT = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18})\s*%\s*", re.ASCII)
+_PLAIN = re.compile(r"\s*(?:0|[1-9][0-9]{0,17}|[01]?\.[0-9]{1,18})\s*", re.ASCII)
 
 
 def real_number(value: object) -> float | None:
@@ -83,3 +84,21 @@ def percent_ratio(text: str) -> float | None:
     """
     found = _PERCENT.fullmatch(text)
     return None if found is None else float(Fraction(found[1]) / 100)
+
+
+def quotes_hint(asked: object, name: str) -> str:
+    """What to do about a ratio or a whole number that was given as a text, to end a message with.
+
+    Args:
+        asked: what was refused.
+        name: of its argument.
+
+    Returns:
+        "" for what is no such text.
+    """
+    if not isinstance(asked, str) or not _PLAIN.fullmatch(asked):
+        return ""
+    text = asked.strip()
+    if not (text.isdecimal() and int(text) > 1) and not 0 < float(text) <= 1:
+        return ""
+    return f"; a number is given without quotes: {name}={text}"

@@ -101,6 +101,7 @@ from slimrank.select import (
     check_budgets,
     check_peak,
     has_uniform_widths,
+    meant_percent,
     reachable_floor,
     select_plan,
     select_plan_and_rounding,
@@ -563,6 +564,7 @@ class Study:
             lambda points, most: selected({point: Budget(number=most, words=words) for point in points}),
             lowest_at,
             text=text,
+            hint=meant_percent(budget, "activation_bytes"),
         )
         activations = PlannedActivations(
             asked=budget.share(profile.peak), before=profile.peak, after=counted, words=budget.words

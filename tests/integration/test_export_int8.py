@@ -474,6 +474,12 @@ _CASES: Mapping[str, tuple[list[Tensor], Mapping[str, object], type[Exception], 
         sr.BatchesError,
         "every sample in them is the same, or one constant; give real inputs",
     ),
+    "zeros of either sign": (
+        [rows * 0 for rows in _rows(1)],
+        {"quantize": "int8"},
+        sr.BatchesError,
+        "every sample in them is the same, or one constant; give real inputs",
+    ),
     "one sample many times": (
         [_rows(1)[0][:1].expand(16, 24).clone()] * 2,
         {"quantize": "int8_weights"},

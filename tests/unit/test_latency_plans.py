@@ -114,17 +114,38 @@ def test_a_latency_is_a_ratio_or_a_time(study: sr.Study, table: Table) -> None:
         assert by_time.groups == by_ratio.groups
         assert by_time.latency is not None
         assert by_time.latency.asked == pytest.approx(0.6, rel=1e-9)
-    enough = study.plan(latency="1s", latencies=table)
+    # As it is shown, rounded up.
+    enough = study.plan(latency=f"{1.004 * whole}ns", latencies=table)
     assert not enough.settings
     assert not enough.groups
     assert enough.latency is not None
     assert enough.latency.asked == 1.0
 
 
+@pytest.mark.parametrize("latency", ["1s", "900ms"])
+def test_a_time_above_what_the_model_takes_is_refused(study: sr.Study, table: Table, latency: str) -> None:
+    words = (
+        rf"latency='{latency}' is above what the model takes: it takes less already, [0-9.]+ ms by the table"
+    )
+    with pytest.raises(sr.BudgetError, match=words):
+        study.plan(latency=latency, latencies=table)
+    with pytest.raises(sr.BudgetError, match="is above what the model takes"):
+        study.plan(latency=f"{1.01 * table.times.reference}ns", latencies=table)
+    with pytest.raises(sr.BudgetError, match="is above what the model takes"):
+        sr.meet_latency(study, latency, latencies=table)
+
+
 @pytest.mark.parametrize("latency", [0, -0.5, 1.5, True, float("nan"), "0ms", "4.5", "fast", "-3ms", [0.5]])
 def test_what_is_no_latency_is_refused(study: sr.Study, table: Table, latency: object) -> None:
     with pytest.raises(sr.BudgetError, match=r"is neither a ratio in \(0, 1\] nor a time; give latency=0\.6"):
         study.plan(latency=latency, latencies=table)  # type: ignore[arg-type]
+
+
+def test_a_ratio_in_quotes_is_told_to_lose_them(study: sr.Study, table: Table) -> None:
+    with pytest.raises(sr.BudgetError, match=r"; a number is given without quotes: latency=0\.5$"):
+        study.plan(latency="0.5", latencies=table)
+    with pytest.raises(sr.BudgetError, match=r'latency="4\.5ms"$'):
+        study.plan(latency="4", latencies=table)
 
 
 def test_a_latency_needs_a_table_and_the_other_way_round(study: sr.Study, table: Table) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration samples to check and to time an export with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -130,10 +130,19 @@ def _size(batch: Batch) -> int:
 def is_constant(batch: Batch) -> bool:
     """Whether all samples are the same; of a single one, whether every input holds one value only."""
     if batch.n_samples > 1:
-        first = digest_batch(take_samples(batch, [0]))
-        return all(digest_batch(take_samples(batch, [index])) == first for index in range(1, batch.n_samples))
+        first = _digest_sample(batch, 0)
+        return all(_digest_sample(batch, index) == first for index in range(1, batch.n_samples))
     tensors = [tensor for _, tensor in batch_tensors(batch) if tensor.numel()]
     return bool(tensors) and all(bool((tensor == tensor.flatten()[0]).all()) for tensor in tensors)
+
+
+def _digest_sample(batch: Batch, index: int) -> str:
+    """Fingerprint of the values of one sample, of which -0.0 and 0.0 are the same."""
+
+    def without_sign_of_zero(tensor: Tensor) -> Tensor:
+        return tensor + 0.0 if tensor.is_floating_point() else tensor
+
+    return digest_batch(_changed_tensors(take_samples(batch, [index]), without_sign_of_zero))
 
 
 def count_told(count: int) -> str:
@@ -165,8 +174,13 @@ def _on_cpu(batch: Batch) -> Batch:
         # A new tensor each time: torch.export has one input where two arguments are the same object.
         return tensor.detach().cpu()
 
+    return _changed_tensors(batch, move)
+
+
+def _changed_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch with every tensor changed."""
     return replace(
         batch,
-        args=tuple(map_tensors(value, move) for value in batch.args),
-        kwargs={key: map_tensors(value, move) for key, value in batch.kwargs.items()},
+        args=tuple(map_tensors(value, change) for value in batch.args),
+        kwargs={key: map_tensors(value, change) for key, value in batch.kwargs.items()},
     )

@@ -16,6 +16,9 @@ from slimrank.report import finite_or_none, format_damage, notebook_html, render
 
 # Columns of a summary that is not told how wide it may be.
 _WIDTH = 80
+# A curve bends from so many points on.
+_BEND_FROM = 3
+_NO_BEND = "Fewer than three points have no bend: the knee is only an end of them."
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -93,6 +96,8 @@ class Pareto:
 
         Returns:
             One of ``points``; the dearest where damage rises evenly, the cheapest where nothing is lost.
+            Fewer than three points have no bend, so one of their ends comes out by the same rule;
+            ``summary()`` says so.
 
         Raises:
             BudgetError: there are no points.
@@ -128,7 +133,8 @@ class Pareto:
         """
         if not self.points:
             return f"{self._heading()}\n"
-        return f"{self._heading()}\n{render_table(*self._table())}\n\n{self._drawn(width)}"
+        few = f"{_NO_BEND}\n" if len(self.points) < _BEND_FROM else ""
+        return f"{self._heading()}\n{render_table(*self._table())}\n{few}\n{self._drawn(width)}"
 
     def _repr_html_(self) -> str:
         return notebook_html("Pareto", [self._heading()], [self._table()] if self.points else [])

@@ -30,6 +30,7 @@ def plan_within_peak(
     lowest_at: Callable[[PeakPoint], float],
     *,
     text: str,
+    hint: str = "",
 ) -> tuple[Plan, _Rounding, int]:
     """The plan of least damage whose peak of activations, counted, is within a limit.
 
@@ -42,6 +43,7 @@ def plan_within_peak(
         selected: chooses a plan in which each of these places holds at most so many bytes.
         lowest_at: share of the peak that a place can go down to, whatever the damage.
         text: of the budget, for messages.
+        hint: ends the message of a limit out of reach.
 
     Returns:
         The plan, what its ranks are multiples of, and its peak.
@@ -59,7 +61,7 @@ def plan_within_peak(
         try:
             plan, rounding = selected(tuple(points.values()), most)
         except BudgetError as error:
-            _refuse(profile, points, most, lowest_at, text, error)
+            _refuse(profile, points, most, lowest_at, text, hint, error)
             raise
         step = plan.steps[-1]
         counted = count_peak(profile.model, step, profile.sample, has_bias=plan.has_bias)
@@ -98,6 +100,7 @@ def _refuse(
     most: int,
     lowest_at: Callable[[PeakPoint], float],
     text: str,
+    hint: str,
     cause: BudgetError,
 ) -> None:
     """Raises what tells more, where one of the places is what cannot be met."""
@@ -114,7 +117,7 @@ def _refuse(
         f"({floor / profile.peak:.4f} of {profile.peak:_}). What holds it up is {_where(worst)}: of the "
         f"model as it stands, {0 if alive is None else alive.bytes:_} bytes are alive there, {named}. Raise "
         "the budget, allow more (channel pruning of the layers that make these, fewer layers in skip, a "
-        "smaller multiple_of), or give the model smaller inputs"
+        f"smaller multiple_of), or give the model smaller inputs{hint}"
     ) from cause
 
 

@@ -7,13 +7,15 @@ from math import inf
 from typing import Protocol, runtime_checkable
 
 from slimrank._errors import BudgetError, LatencyError, OptionError
-from slimrank._numbers import percent_ratio, real_number
+from slimrank._numbers import percent_ratio, quotes_hint, real_number
 from slimrank.cost import network_time
 from slimrank.plan._structure import Step, Structure
 from slimrank.records import NetworkTimes, PlannedLatency
 
 _NANOSECONDS: Mapping[str, float] = {"ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9}
 _TIME = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(ns|us|µs|ms|s)\s*")
+# Times are shown with three digits: up to so much above is still what the model was shown to take.
+_SAME_TIME = 1.005
 _EXAMPLE = 'latency=0.6 for 60 % of the time of the original, or latency="4.5ms"'
 
 
@@ -88,13 +90,20 @@ def latency_ratio(latency: object, times: NetworkTimes) -> float:
         times: measured.
 
     Returns:
-        The ratio to the original in float32; 1 where a longer time is allowed than that takes.
+        The ratio to the original in float32.
 
     Raises:
-        BudgetError: neither.
+        BudgetError: neither, or a longer time than the original takes.
     """
     value, is_time = _number_of(latency)
-    return min(value / times.reference, 1.0) if is_time else value
+    if not is_time:
+        return value
+    if value > _SAME_TIME * times.reference:
+        raise BudgetError(
+            f"budget: latency={latency!r} is above what the model takes: it takes less already, "
+            f"{times.reference / _NANOSECONDS['ms']:.4g} ms by the table; give less, or leave this budget out"
+        )
+    return min(value / times.reference, 1.0)
 
 
 def milliseconds_of(latency: object) -> float | None:
@@ -130,7 +139,11 @@ def _number_of(latency: object) -> tuple[float, bool]:
         ratio = real_number(latency)
         if ratio is not None and 0 < ratio <= 1:
             return ratio, False
-    raise BudgetError(f"budget: latency={latency!r} is neither a ratio in (0, 1] nor a time; give {_EXAMPLE}")
+    # A number above 1 would be no latency without quotes either.
+    hint = quotes_hint(latency, "latency") if str(latency).strip()[:1] in ("0", ".") else ""
+    raise BudgetError(
+        f"budget: latency={latency!r} is neither a ratio in (0, 1] nor a time; give {_EXAMPLE}{hint}"
+    )
 
 
 def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLatency:

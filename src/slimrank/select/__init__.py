@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers to plans."""
 
-from slimrank.select._budget import Budget, bytes_limit, check_below, check_budgets, check_methods, check_peak
+from slimrank.select._budget import (
+    Budget,
+    bytes_limit,
+    check_below,
+    check_budgets,
+    check_methods,
+    check_peak,
+    meant_percent,
+)
 from slimrank.select._ordinary import has_stacks, has_uniform_widths, without_new_bias
 from slimrank.select._select import Select, reachable_floor, select_plan, select_plan_and_rounding
 
@@ -15,6 +23,7 @@ __all__ = [
     "check_peak",
     "has_stacks",
     "has_uniform_widths",
+    "meant_percent",
     "reachable_floor",
     "select_plan",
     "select_plan_and_rounding",

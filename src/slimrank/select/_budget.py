@@ -8,7 +8,7 @@ from math import floor, nextafter
 
 from slimrank._errors import BudgetError, OptionError, UnknownNameError
 from slimrank._names import nearest
-from slimrank._numbers import percent_ratio, real_number, whole_number
+from slimrank._numbers import percent_ratio, quotes_hint, real_number, whole_number
 from slimrank.cost import read_bytes
 from slimrank.records import METRICS, Cost, Limited, Metric, NetworkTimes, PeakPoint
 
@@ -19,6 +19,8 @@ _NUMBERS: Mapping[Metric, str] = {
     "params": "1_200_000",
     "bytes": '"2MB"',
 }
+# A whole number up to this may have been meant as percent.
+_MOST_PERCENT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,8 @@ def check_budgets(
         )
     if not given:
         raise BudgetError(
-            f"{who} needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5"
+            f"{who} needs a budget; give macs=, params= or bytes= as a keep ratio, e.g. macs=0.5, or one of "
+            "measured time or of memory: latency=, activation_bytes="
         )
     return {metric: _read(metric, asked, only_one=only_one) for metric, asked in given.items()}
 
@@ -122,13 +125,30 @@ def _read(metric: Metric, asked: object, *, only_one: bool, name: str = "") -> B
     raise BudgetError(
         f"budget: {name}={asked!r} is no keep ratio (cost after / cost before) in {allowed}; give e.g. "
         f'{name}=0.5 or {name}="50%" to keep half, or {name}={_NUMBERS[metric]} for so many {_UNITS[metric]} '
-        "at most"
+        f"at most{quotes_hint(asked, name)}"
     )
 
 
 def _is_size(text: str) -> bool:
     """Whether a text was meant as a number with a unit."""
     return text.strip()[:1].isdecimal() and text.strip()[-1:].isalpha()
+
+
+def meant_percent(budget: Budget, name: str) -> str:
+    """What was perhaps meant by a number that is out of reach, to end a message with.
+
+    Args:
+        budget: asked for.
+        name: what a caller calls it.
+
+    Returns:
+        A stop and a sentence; "" for a ratio, a size with its unit, or a number above 100.
+    """
+    words = budget.words
+    if budget.number is None or not words.isdecimal() or int(words) > _MOST_PERCENT:
+        return ""
+    unit = next((unit for metric, unit in _UNITS.items() if metric == name), _UNITS["bytes"])
+    return f'. {name}={words} is a number of {unit}; for {words} % give {name}="{words}%"'
 
 
 def check_below(budget: Budget, metric: Metric, now: int) -> None:

@@ -203,6 +203,16 @@ def test_constant_inputs_are_seen(value: float | None, is_constant: bool) -> Non
     assert seams.is_constant(_batch(tensor, torch.ones(6, dtype=torch.int64))) is is_constant
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_zeros_of_either_sign_are_one_constant(dtype: torch.dtype) -> None:
+    zeros = torch.tensor([[1.0, -2.0, 3.0], [-1.0, 2.0, -3.0], [1.0, 1.0, 1.0]], dtype=dtype) * 0
+    assert zeros.signbit().any()
+    assert seams.is_constant(_batch(zeros))
+    assert seams.is_constant(_batch(zeros[:1]))
+    assert not seams.is_constant(_batch(torch.cat([zeros, torch.ones(1, 3, dtype=dtype)])))
+    assert zeros.signbit().any()
+
+
 def test_samples_that_are_all_the_same_are_seen() -> None:
     row = torch.arange(4.0)
     assert seams.is_constant(_batch(row.expand(3, 4), torch.ones(3, 1)))

@@ -95,6 +95,13 @@ def test_knees_of_curves_without_a_bend() -> None:
     assert two.knee() is two.points[1]
 
 
+def test_a_summary_says_that_few_points_have_no_bend() -> None:
+    told = "Fewer than three points have no bend: the knee is only an end of them."
+    assert told in curve([0.3], costs=[0.5]).summary().splitlines()
+    assert told in curve([0.3, 0.1], costs=[0.5, 0.9]).summary().splitlines()
+    assert told not in curve([0.3, 0.1, 0.0], costs=[0.5, 0.7, 0.9]).summary()
+
+
 def test_a_model_without_finite_outputs_counts_as_worst() -> None:
     assert curve([inf, inf, *BENT[2:]]).knee().cost in (pytest.approx(0.4), pytest.approx(0.5))
 

@@ -147,6 +147,44 @@ def test_a_number_out_of_reach_names_the_smallest_number(select: str) -> None:
     assert select_plan(plain(), budgets={"macs": floor}, select=select).after.macs == floor  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("metric", "unit"), [("macs", "MACs"), ("params", "parameters"), ("bytes", "bytes")])
+@pytest.mark.parametrize("number", [2, 50, 100])
+def test_a_number_that_was_meant_as_percent(metric: str, unit: str, number: int) -> None:
+    words = rf'\. {metric}={number} is a number of {unit}; for {number} % give {metric}="{number}%"$'
+    with pytest.raises(sr.BudgetError, match=words):
+        select_plan(plain(), budgets={metric: number})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("asked", [101, 0.0001, "0.01%"])
+def test_what_was_not_meant_as_percent(asked: float | str) -> None:
+    with pytest.raises(sr.BudgetError, match="cannot be met") as caught:
+        select_plan(plain(), budgets={"macs": asked})
+    assert "is a number of" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "hint"),
+    [
+        ("macs", "0.5", True),
+        ("params", " .5 ", True),
+        ("macs", "400000", True),
+        ("bytes", "100000", True),
+        ("macs", "1", True),
+        ("macs", "1.5", False),
+        ("macs", "0", False),
+        ("macs", "half", False),
+    ],
+)
+def test_a_number_in_quotes_is_told_to_lose_them(metric: str, text: str, hint: bool) -> None:
+    with pytest.raises(sr.BudgetError, match="is no keep ratio") as caught:
+        select_plan(plain(), budgets={metric: text})  # type: ignore[dict-item]
+    ending = f"; a number is given without quotes: {metric}={text.strip()}"
+    assert str(caught.value).endswith(ending) is hint
+    if hint:
+        number = float(text) if "." in text else int(text)
+        select_plan(plain(), budgets={metric: number})  # type: ignore[dict-item]
+
+
 def test_a_plan_file_keeps_what_was_asked_and_older_ones_are_read(tmp_path: Path) -> None:
     plan = select_plan(plain(), budgets={"macs": 400_000, "bytes": "100kB"})
     path = tmp_path / "plan.json"
@@ -190,6 +228,14 @@ def test_a_study_and_what_it_builds_keep_numbers(study: sr.Study) -> None:
     assert result.keep_ratio("macs") <= 0.6
     assert result.plan.asked == {"bytes": "8kB", "macs": "60%"}
     assert "under macs=60%, bytes=8kB" in " ".join(study.explain("0", plan).split())
+
+
+def test_percent_without_its_sign_is_told_of_channels_and_peaks(study: sr.Study) -> None:
+    with pytest.raises(sr.BudgetError, match=r'macs=50 is a number of MACs; for 50 % give macs="50%"$'):
+        study.plan(macs=50)
+    words = r'activation_bytes=50 is a number of bytes; for 50 % give activation_bytes="50%"$'
+    with pytest.raises(sr.BudgetError, match=words):
+        study.plan(activation_bytes=50)
 
 
 def test_compress_takes_numbers_and_refuses_nonsense_at_once() -> None:

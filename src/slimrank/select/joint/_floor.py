@@ -8,7 +8,7 @@ import numpy as np
 from slimrank._errors import BudgetError
 from slimrank.plan import NOTHING_FIXED, Fixed, PlanSource, is_inside
 from slimrank.records import LATENCY, Limited
-from slimrank.select._budget import Budget
+from slimrank.select._budget import Budget, meant_percent, name_of
 from slimrank.select._option_costs import Costing
 from slimrank.select.joint._fastest import fastest_choice, small_choices
 from slimrank.select.joint._ranks import RankTables
@@ -84,7 +84,7 @@ def check_joint_reachable(
             raise BudgetError(
                 f"budget: {budgets[metric].text(metric)} cannot be met; {floors}. "
                 f"{_holding_up(joint, source, costing, index, cost, skipped, fixed)}. "
-                f"{how_to_reach(metric, fixed.names)}"
+                f"{how_to_reach(metric, fixed.names)}{meant_percent(budgets[metric], name_of(metric))}"
             )
     return floors
 

@@ -9,7 +9,7 @@ import numpy as np
 from slimrank._errors import BudgetError
 from slimrank.plan import PlanSource
 from slimrank.records import LATENCY, Limited, PeakPoint
-from slimrank.select._budget import Budget, name_of
+from slimrank.select._budget import Budget, meant_percent, name_of
 from slimrank.select._option_costs import Costing
 from slimrank.select.layers._table import Floats, Table
 
@@ -62,6 +62,7 @@ def check_reachable(
                 f"budget: {budgets[metric].text(metric)} cannot be met; "
                 f"{floors(table, source, costing, of, budgets)}. "
                 f"{_holding_up(table, source, costing, index, skipped)}. {how_to_reach(metric)}"
+                f"{meant_percent(budgets[metric], name_of(metric))}"
             )
 
 

@@ -61,7 +61,7 @@ def check_reachable(
             raise BudgetError(
                 f"budget: {budgets[metric].text(metric)} cannot be met; "
                 f"{floors(table, source, costing, of, budgets)}. "
-                f"{_holding_up(table, source, costing, index, skipped)}. {how_to_reach(metric)}"
+                f"{_holding_up(table, source, costing, index, skipped, of)}. {how_to_reach(metric)}"
             )
 
 
@@ -131,7 +131,7 @@ def what_remains(
 
     Args:
         metric: that this is about.
-        whole: of the model, at least 1.
+        whole: what shares are of, as those of the floor, at least 1.
         parts: what is no single layer: cost and name.
         alone: layer left alone -> cost.
         reasons: why each of these is.
@@ -164,7 +164,7 @@ def outside_layers(metric: Limited) -> str:
 
 
 def _holding_up(
-    table: Table, source: PlanSource, costing: Costing, index: int, skipped: Collection[str]
+    table: Table, source: PlanSource, costing: Costing, index: int, skipped: Collection[str], of: Floats
 ) -> str:
     layers, metric = source.structure.layers, costing.metrics[index]
     whole = float(costing.whole_model(source)[index])
@@ -178,7 +178,7 @@ def _holding_up(
     }
     return what_remains(
         metric,
-        max(whole, 1),
+        max(float(of[index]), 1),
         [
             (smallest, f"compressible layers ({len(table.names)}) at their smallest"),
             (outside, outside_layers(metric)),

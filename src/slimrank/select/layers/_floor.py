@@ -15,6 +15,8 @@ from slimrank.select.layers._table import Floats, Table
 
 # Layers named in a message about a budget out of reach: the largest. More would bury what to do.
 _MAX_NAMED = 4
+# What to do about a counted budget out of reach.
+HOW_TO_REACH = "Raise the budget, or allow more: fewer layers in skip, more methods, a smaller multiple_of"
 
 
 def lowest_cost(table: Table, whole: float, index: int) -> float:
@@ -76,7 +78,7 @@ def how_to_reach(metric: Limited, fixed: Sequence[str] = ()) -> str:
             "Raise the budget, or allow more: fewer layers in skip, more methods; another backend, more "
             "threads or precision='int8' may lower the floor"
         )
-    return "Raise the budget, or allow more: fewer layers in skip, more methods, a smaller multiple_of"
+    return HOW_TO_REACH
 
 
 def floors(

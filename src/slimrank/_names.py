@@ -20,13 +20,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
         known: what exists.
 
     Returns:
-        "did you mean 'a' or 'b'?", or where nothing is close "known are 'a', 'b'" with a count of the rest.
+        "did you mean 'a' or 'b'?", those that begin with the name first; or where nothing is close "known are
+        'a', 'b'" with a count of the rest.
     """
     names = list(dict.fromkeys(known))
-    close = get_close_matches(name, names, n=_MAX_CLOSE, cutoff=_MIN_LIKENESS)
+    close = [*_beginning_with(name, names), *get_close_matches(name, names, _MAX_CLOSE, _MIN_LIKENESS)]
     if close:
-        return "did you mean " + " or ".join(repr(match) for match in close) + "?"
+        offered = list(dict.fromkeys(close))[:_MAX_CLOSE]
+        return "did you mean " + " or ".join(repr(match) for match in offered) + "?"
     return f"known are {listed(names)}" if names else "none are known"
+
+
+def _beginning_with(name: str, names: Iterable[str]) -> list[str]:
+    """The names that begin with what was typed, those inside a module of that name first."""
+    longer = [known for known in names if name and known.startswith(name)]
+    return sorted(longer, key=lambda known: not known.startswith(f"{name}."))
 
 
 def listed(names: Iterable[str], limit: int = _MAX_LISTED) -> str:

@@ -796,6 +796,24 @@ def test_a_target_out_of_reach_names_the_floor(task: Task) -> None:
         _call(task, parameters=task.parameters(SPATIAL, "auto", target_comp_ratio=0.05))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "remains"),
+    # Of channels, an ignored layer may still make fewer.
+    [
+        (SPATIAL, r"% 'conv[13]' \(left alone: in modules_to_ignore\)"),
+        (PRUNING, r"% layers \(\d\) and groups \(2\)"),
+    ],
+)
+def test_a_floor_is_told_in_aimets_words(scheme: aimet.CompressionScheme, remains: str, task: Task) -> None:
+    ignored = (task.model.conv1, task.model.conv3)
+    parameters = task.parameters(scheme, "auto", ignored=ignored, target_comp_ratio=0.01)
+    with pytest.raises(sr.BudgetError, match=remains) as told:
+        _call(task, compress_scheme=scheme, parameters=parameters)
+    assert "Raise target_comp_ratio, or allow more: fewer modules in modules_to_ignore" in str(told.value)
+    for other in ("layers=", "skip", "score table", "multiple_of"):
+        assert other not in str(told.value)
+
+
 def test_manual_pairs_that_make_no_sense(task: Task) -> None:
     model = task.model
     model.pool = nn.AvgPool2d(2)

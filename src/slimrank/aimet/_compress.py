@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from slimrank._errors import OptionError, ScoreError
+from slimrank._errors import BudgetError, OptionError, ScoreError
 from slimrank._numbers import real_number
 from slimrank._result import Result
 from slimrank._study import Study, study
@@ -23,6 +23,7 @@ from slimrank.aimet._inputs import (
 )
 from slimrank.aimet._layers import (
     eval_scores,
+    floor_in_aimets_words,
     layers_of,
     manual_settings,
     names_to_score,
@@ -292,14 +293,17 @@ class _Run:
             scores = replace(scores, groups=_only(scores.groups, names))
         else:
             scores = replace(scores, entries=_only(scores.entries, names))
-        plan = measured.plan(
-            macs=greedy.target if request.metric == "macs" else None,
-            params=greedy.target if request.metric == "params" else None,
-            select="greedy",
-            multiple_of=request.multiple_of,
-            scores=scores,
-            monotonic=greedy.monotonic,
-        )
+        try:
+            plan = measured.plan(
+                macs=greedy.target if request.metric == "macs" else None,
+                params=greedy.target if request.metric == "params" else None,
+                select="greedy",
+                multiple_of=request.multiple_of,
+                scores=scores,
+                monotonic=greedy.monotonic,
+            )
+        except BudgetError as error:
+            raise BudgetError(floor_in_aimets_words(str(error), measured, greedy.ignored)) from error
         return plan, layers, scores
 
     def _of_other_inputs(self, stored: Scores, measured: Study, names: Sequence[str]) -> Scores | None:

@@ -20,7 +20,8 @@ from slimrank._result import Result
 from slimrank._study import Study
 from slimrank.plan import SettingLike
 from slimrank.records import PRUNING, Curve, GroupSpec, LayerSpec, Method
-from slimrank.scores import Scores
+from slimrank.scores import UNSCORED, Scores
+from slimrank.select import HOW_TO_REACH
 
 _Metric = Literal["macs", "params"]
 
@@ -69,6 +70,24 @@ def names_to_score(study: Study, method: Method, layers: Sequence[str]) -> tuple
             "is ignored; ignore fewer modules"
         )
     return names
+
+
+def floor_in_aimets_words(text: str, study: Study, ignored: Collection[str]) -> str:
+    """The message of a target out of reach, with AIMET's arguments in place of those of a plan.
+
+    Args:
+        text: the message of a plan.
+        study: of the model.
+        ignored: modules to leave alone, with all that is in them.
+    """
+    for name in study.structure.layers:
+        reason = "in modules_to_ignore" if _is_inside(name, ignored) else "none of its channels may go"
+        text = text.replace(f"{name!r} (left alone: {UNSCORED})", f"{name!r} (left alone: {reason})")
+    return text.replace(
+        HOW_TO_REACH,
+        "Raise target_comp_ratio, or allow more: fewer modules in modules_to_ignore, a smaller multiplicity, "
+        "another compress_scheme",
+    )
 
 
 def manual_settings(

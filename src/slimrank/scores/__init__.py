@@ -8,11 +8,12 @@ from slimrank.scores._file import CHANNELS
 from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._journal import ScoreJournal
 from slimrank.scores._scores import Scores, check_scores, scores_facts
-from slimrank.scores._source import ScoredSource, scored_source
+from slimrank.scores._source import UNSCORED, ScoredSource, scored_source
 from slimrank.scores._workers import count_workers, evaluate_with_workers
 
 __all__ = [
     "CHANNELS",
+    "UNSCORED",
     "AnyTrial",
     "Evaluator",
     "GroupTrial",

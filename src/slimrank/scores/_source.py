@@ -11,7 +11,8 @@ from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._scores import Scores, check_scores
 
 # The reason of a layer without scores, shown where a budget cannot be met without it.
-_UNSCORED = "not in the score table; measure it with layers="
+# Why a layer without scores is left alone.
+UNSCORED = "not in the score table; measure it with layers="
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +91,7 @@ def scored_source(
     layers = {
         name: spec
         if name in scores.entries or not spec.methods
-        else replace(spec, methods=(), reason=_UNSCORED)
+        else replace(spec, methods=(), reason=UNSCORED)
         for name, spec in source.structure.layers.items()
     }
     return ScoredSource(

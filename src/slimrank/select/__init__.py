@@ -12,8 +12,10 @@ from slimrank.select._budget import (
 )
 from slimrank.select._ordinary import has_stacks, has_uniform_widths, without_new_bias
 from slimrank.select._select import Select, reachable_floor, select_plan, select_plan_and_rounding
+from slimrank.select.layers._floor import HOW_TO_REACH
 
 __all__ = [
+    "HOW_TO_REACH",
     "Budget",
     "Select",
     "bytes_limit",

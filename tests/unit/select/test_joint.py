@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from slimrank.records import (
     GroupCurve,
     GroupSpec,
     Metric,
+    ProductSpec,
     TensorSpec,
 )
 from slimrank.select import reachable_floor, select_plan
@@ -235,6 +237,57 @@ def test_floor_is_met_and_below_it_is_refused() -> None:
         with pytest.raises(BudgetError, match=r"cannot be met; the smallest reachable is .* Of the"):
             select_plan(source, budgets={metric: floor * 0.9})
     assert reachable_floor(source, "macs") < reachable_floor(NET, "macs")
+
+
+def with_outside(source: Source) -> Source:
+    """The same with products of activations in the block, some of them with a group, and a norm."""
+    structure = source.structure
+    channels = structure.channels
+    norm = TensorSpec(
+        name="norm.weight",
+        shape=(32,),
+        itemsize=4,
+        is_parameter=True,
+        positions=0,
+        axes=(AxisUnits(group="first", dim=0, role="output", units=tuple(range(32))),),
+    )
+    block = channels.blocks["block"]
+    channels = replace(
+        channels,
+        tensors={**channels.tensors, norm.name: norm},
+        products=(ProductSpec(module="block", macs=3200, groups=("block.up",)),),
+        blocks={"block": replace(block, macs=block.macs + 4000)},
+    )
+    return replace(
+        source,
+        structure=replace(structure, channels=channels),
+        before=source.before + Cost(macs=4000, params=32, bytes=128),
+    )
+
+
+@pytest.mark.parametrize("metric", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("skip", [(), ("block",), ("last",)])
+@pytest.mark.parametrize("methods", [METHODS, ("channel_pruning",), ("weight_svd",)])
+def test_what_remains_adds_up_to_the_floor(
+    metric: Metric, skip: tuple[str, ...], methods: tuple[str, ...]
+) -> None:
+    source = with_outside(net(block=1.0))
+    floor = reachable_floor(source, metric, skip=skip, methods=methods)
+    with pytest.raises(BudgetError) as told:
+        select_plan(source, budgets={metric: floor * 0.9}, skip=skip, methods=methods)
+    shares = [float(share) for share in re.findall(r"(\d+\.\d)% ", str(told.value))]
+    # Each is rounded to a tenth of a percent.
+    assert sum(shares) == pytest.approx(100 * floor, abs=0.05 * len(shares) + 1e-9)
+
+
+def test_what_goes_with_the_floor_is_not_said_to_remain() -> None:
+    source = with_outside(net(block=1.0))
+    dropped = r"% layers \(2\) and groups \(1\) at their smallest, without blocks \(1\)"
+    with pytest.raises(BudgetError, match=dropped):
+        select_plan(source, budgets={"macs": 0.001})
+    # The norm has no layer and is none.
+    with pytest.raises(BudgetError, match=r", 2\.6% layers \(4\) and groups \(2\) at their smallest\. "):
+        select_plan(source, budgets={"macs": 0.001}, skip=("block",))
 
 
 def test_the_least_hurt_gives_most() -> None:

@@ -15,6 +15,8 @@ from slimrank.select.layers._table import Floats, Table
 
 # Layers named in a message about a budget out of reach: the largest. More would bury what to do.
 _MAX_NAMED = 4
+# What to do about a counted budget out of reach.
+HOW_TO_REACH = "Raise the budget, or allow more: fewer layers in skip, more methods, a smaller multiple_of"
 
 
 def lowest_cost(table: Table, whole: float, index: int) -> float:
@@ -61,7 +63,7 @@ def check_reachable(
             raise BudgetError(
                 f"budget: {budgets[metric].text(metric)} cannot be met; "
                 f"{floors(table, source, costing, of, budgets)}. "
-                f"{_holding_up(table, source, costing, index, skipped)}. {how_to_reach(metric)}"
+                f"{_holding_up(table, source, costing, index, skipped, of)}. {how_to_reach(metric)}"
                 f"{meant_percent(budgets[metric], name_of(metric))}"
             )
 
@@ -77,7 +79,7 @@ def how_to_reach(metric: Limited, fixed: Sequence[str] = ()) -> str:
             "Raise the budget, or allow more: fewer layers in skip, more methods; another backend, more "
             "threads or precision='int8' may lower the floor"
         )
-    return "Raise the budget, or allow more: fewer layers in skip, more methods, a smaller multiple_of"
+    return HOW_TO_REACH
 
 
 def floors(
@@ -132,7 +134,7 @@ def what_remains(
 
     Args:
         metric: that this is about.
-        whole: of the model, at least 1.
+        whole: what shares are of, as those of the floor, at least 1.
         parts: what is no single layer: cost and name.
         alone: layer left alone -> cost.
         reasons: why each of these is.
@@ -165,7 +167,7 @@ def outside_layers(metric: Limited) -> str:
 
 
 def _holding_up(
-    table: Table, source: PlanSource, costing: Costing, index: int, skipped: Collection[str]
+    table: Table, source: PlanSource, costing: Costing, index: int, skipped: Collection[str], of: Floats
 ) -> str:
     layers, metric = source.structure.layers, costing.metrics[index]
     whole = float(costing.whole_model(source)[index])
@@ -179,7 +181,7 @@ def _holding_up(
     }
     return what_remains(
         metric,
-        max(whole, 1),
+        max(float(of[index]), 1),
         [
             (smallest, f"compressible layers ({len(table.names)}) at their smallest"),
             (outside, outside_layers(metric)),

@@ -106,11 +106,12 @@ def test_probabilities_of_yes_are_read_as_such() -> None:
 
 def test_auto_gives_what_the_right_reading_gives() -> None:
     kind = KINDS["super-resolution"]
-    scores = []
+    found = []
     for likelihood in ("auto", "gaussian"):
-        study = sr.study(kind.load(), kind.batches()[:4], likelihood=likelihood, progress=False)  # type: ignore[arg-type]
-        scores.append(kind.score(study.apply(study.plan(macs=kind.macs)).model))
-    assert scores[0] == scores[1]
+        study = sr.study(kind.load(), kind.batches()[:2], likelihood=likelihood, progress=False)  # type: ignore[arg-type]
+        plan = study.plan(macs=kind.macs)
+        found.append((plan.settings, plan.groups, plan.damage))
+    assert found[0] == found[1]
 
 
 def test_kinds_train_the_same_twice() -> None:

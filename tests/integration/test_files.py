@@ -553,7 +553,9 @@ def test_an_edited_plan_is_checked(nets: ModuleType, tmp_path: Path) -> None:
         lambda study, result, path: sr.study(nn.Linear(2, 2), [], log_dir=path),
         lambda study, result, path: sr.compress(nn.Linear(2, 2), [], macs=0.5, run_dir=path),
         lambda study, result, path: sr.measure_scores(study, lambda _: 0.0, path=path, progress=False),
-        lambda study, result, path: sr.measure_latency(study, backend="torch", path=path, progress=False),
+        lambda study, result, path: sr.measure_latency(
+            study, backend="torch", batch=256, path=path, progress=False
+        ),
         lambda study, result, path: sr.finetune(
             nn.Linear(2, 2),
             [(torch.ones(4, 2), torch.ones(4, 2))] * 2,

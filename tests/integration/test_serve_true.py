@@ -48,7 +48,7 @@ def study_in_memory() -> sr.Study:
 
 def _on_study(call: str, study: sr.Study) -> object:
     def met() -> object:
-        table = sr.measure_latency(study, backend="torch", progress=False)
+        table = sr.measure_latency(study, backend="torch", batch=256, progress=False)
         return sr.meet_latency(study, 1.0, latencies=table, rounds=1, serve=True)
 
     methods: tuple[Method, Method] = ("weight_svd", "channel_pruning")
@@ -57,7 +57,9 @@ def _on_study(call: str, study: sr.Study) -> object:
         "pareto": lambda: study.pareto(points=2, serve=True),
         "smallest": lambda: sr.smallest(study, max_drop=10.0, tolerance=0.5, serve=True),
         "search_split": lambda: sr.search_split(study, macs=0.7, methods=methods, splits=(), serve=True),
-        "measure_latency": lambda: sr.measure_latency(study, backend="torch", progress=False, serve=True),
+        "measure_latency": lambda: sr.measure_latency(
+            study, backend="torch", batch=256, progress=False, serve=True
+        ),
         "measure_scores": lambda: sr.measure_scores(study, _spread, candidates=2, progress=False, serve=True),
         "meet_latency": met,
     }

@@ -126,7 +126,7 @@ def planned(net: Source, macs: float, multiple_of: object, select: Select, metho
         return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     macs=st.floats(0.002, 0.9),

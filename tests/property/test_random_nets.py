@@ -21,7 +21,7 @@ from slimrank.select import reachable_floor
 from slimrank.surgery import mask, quiet_copy, slim
 
 # ``make bench-zoo`` asks for hundreds.
-N_EXAMPLES = int(os.environ.get("SLIMRANK_RANDOM_NETS", "30"))
+N_EXAMPLES = int(os.environ.get("SLIMRANK_RANDOM_NETS", "24"))
 _slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 _some = settings(deadline=None, max_examples=N_EXAMPLES, derandomize=True, suppress_health_check=_slow)
 _few = settings(_some, max_examples=max(N_EXAMPLES // 6, 1))
@@ -85,7 +85,7 @@ def test_costs_plans_and_files_are_exact(example: Example) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(_some, max_examples=max(N_EXAMPLES // 15, 1))
+@settings(_some, max_examples=max(N_EXAMPLES // 12, 1))
 @given(example=random_nets(max_steps=4))
 def test_peaks_of_activations_are_kept_or_refused_with_the_floor(example: Example) -> None:
     study = sr.study(example.model, [example.inputs(4)], draws=1, progress=False)

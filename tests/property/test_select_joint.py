@@ -239,7 +239,7 @@ def within(net: Source, costs: Mapping[Metric, np.ndarray], budgets: Mapping[Met
     make=st.sampled_from(list(NETS.values())), seed=st.integers(0, 2**16), metrics=st.sampled_from(BUDGETS)
 )
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_pruning_alone_is_the_best_there_is_and_never_worse_with_more_budget(
     make: Callable[[int], Source], seed: int, metrics: tuple[Metric, ...]
 ) -> None:
@@ -280,7 +280,7 @@ def least_damages(net: Source) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @given(seed=st.integers(0, 2**16))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_groups_that_share_no_layer_are_chosen_best(seed: int) -> None:
     net = apart(seed)
     costs, damages = least_damages(net)

@@ -33,9 +33,9 @@ from slimrank.latency import (
     build_variant,
     draw_variants,
     open_timed,
-    predicted_time,
     quantize_of,
 )
+from slimrank.plan import predicted_time
 
 KEY = ("network", "backend", "precision", "batch", "plan")
 SEED, SECONDS = 1000, 2.0

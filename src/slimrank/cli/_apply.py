@@ -23,11 +23,10 @@ from slimrank.cli._options import (
 from slimrank.cli._references import batches_at, model_at
 from slimrank.cli._save import save_result
 from slimrank.cli._typed import (
-    check_after,
     check_out,
     fit_from_text,
     hook_at,
-    model_to_compress,
+    model_of_study,
     refuse_given,
 )
 
@@ -85,8 +84,7 @@ def apply(
         result = sr.apply(network, chosen, data, on_layer=hook, progress=not quiet, memory=memory, **fit)
     else:
         refuse_given(ctx, _FIXED, "fixed when the study was made; leave it out, or leave out --study")
-        check_after(study_dir, after)
-        network, _ = model_to_compress(model, after)
+        network = model_of_study(study_dir, model, after)
         measured = sr.Study.load(
             study_dir,
             model=network,

@@ -9,7 +9,13 @@ import click
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._options import after_option, as_studied_options
-from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given, writable
+from slimrank.cli._typed import (
+    loss_at,
+    model_of_study,
+    outputs_at,
+    refuse_given,
+    writable,
+)
 from slimrank.live import edit_in_browser
 
 
@@ -44,8 +50,7 @@ def edit(
         refuse_given(ctx, ("outputs", "loss", "after"), "it goes with --model REF; add it")
         measured = sr.Study.load(study_dir)
     else:
-        check_after(study_dir, after)
-        network, _ = model_to_compress(model, after)
+        network = model_of_study(study_dir, model, after)
         measured = sr.Study.load(
             study_dir,
             model=network,

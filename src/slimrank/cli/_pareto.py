@@ -20,7 +20,12 @@ from slimrank.cli._options import (
     serve_option,
 )
 from slimrank.cli._references import batches_at, function_at
-from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given
+from slimrank.cli._typed import (
+    loss_at,
+    model_of_study,
+    outputs_at,
+    refuse_given,
+)
 from slimrank.pareto import pareto_facts
 from slimrank.records import LATENCY, METRICS, Budgeted
 
@@ -80,8 +85,7 @@ def pareto(
         refuse_given(ctx, _OF_MEASURING, "nothing is measured without --model REF; add it")
         measured = sr.Study.load(study_dir)
     else:
-        check_after(study_dir, after)
-        network, _ = model_to_compress(model, after)
+        network = model_of_study(study_dir, model, after)
         measured = sr.Study.load(
             study_dir,
             model=network,

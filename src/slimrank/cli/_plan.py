@@ -22,9 +22,8 @@ from slimrank.cli._options import (
     widths_options,
 )
 from slimrank.cli._typed import (
-    check_after,
     loss_at,
-    model_to_compress,
+    model_of_study,
     outputs_at,
     read_budget,
     read_fixed,
@@ -178,8 +177,7 @@ def _study_at(
     """The study, with its model where one is named."""
     if model is None:
         return sr.Study.load(study_dir)
-    check_after(study_dir, after)
-    network, _ = model_to_compress(model, after)
+    network = model_of_study(study_dir, model, after)
     return sr.Study.load(study_dir, model=network, outputs=outputs_at(outputs), loss=loss_at(loss))
 
 

@@ -22,9 +22,8 @@ from slimrank.cli._options import (
 )
 from slimrank.cli._references import function_at
 from slimrank.cli._typed import (
-    check_after,
     loss_at,
-    model_to_compress,
+    model_of_study,
     outputs_at,
     refuse_given,
     split_names,
@@ -113,8 +112,7 @@ def score(
         if baseline is not None:
             raise OptionError("--baseline is for --from-aimet; otherwise the original is evaluated")
         function = function_at(score_fn, "SCORE_FN")
-        check_after(study_dir, after)
-        network, _ = model_to_compress(model, after)
+        network = model_of_study(study_dir, model, after)
         measured = sr.Study.load(
             study_dir,
             model=network,

@@ -108,6 +108,13 @@ def model_to_compress(model: str, after: Path | None) -> tuple[nn.Module, sr.Pla
     return sr.load(after, model=network), sr.Plan.load(after / PLAN_FILE)
 
 
+def model_of_study(study_dir: Path, model: str, after: Path | None) -> nn.Module:
+    """The model that a study is of; that of a second step is built by ``after``, which must be named."""
+    check_after(study_dir, after)
+    network, _ = model_to_compress(model, after)
+    return network
+
+
 def fit_from_text(options: FitText) -> Fit:
     """How data are read, from what was typed."""
     inputs = options["inputs"]

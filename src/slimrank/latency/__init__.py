@@ -6,7 +6,6 @@ from slimrank.latency._elsewhere import collect_variants, prepare_variants
 from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import PRECISIONS, check_conditions, measure_variants, quantize_of
-from slimrank.latency._predict import predicted_time
 from slimrank.latency._variants import build_variant, draw_variants, untouched
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "measure_variants",
     "open_timed",
     "package_versions",
-    "predicted_time",
     "prepare_variants",
     "quantize_of",
     "untouched",

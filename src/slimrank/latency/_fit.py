@@ -28,9 +28,9 @@ from slimrank.cost import (
     timed_sizes,
 )
 from slimrank.latency._parts import Parts
-from slimrank.latency._predict import changing_time, group_edge, predicted_time
+from slimrank.latency._predict import changing_time, group_edge
 from slimrank.latency._variants import untouched, useful_ranks
-from slimrank.plan import Step, Structure, is_inside, slimmable_groups
+from slimrank.plan import Step, Structure, is_inside, predicted_time, slimmable_groups
 from slimrank.records import DenseTime, Form, LayerSpec, LayerTimes, Method, NetworkTimes, PairTime, step_edge
 
 # Entries that the rates of all kernels count for beside those of one kind, and those of a kind beside a

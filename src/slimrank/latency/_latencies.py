@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from slimrank._errors import LatencyError, OptionError
 from slimrank.latency._file import ResultFields, read_latencies, write_latencies
-from slimrank.latency._predict import predicted_time
 from slimrank.latency._record import LatencyRecord
 from slimrank.latency._tie import differing_topics, tie_of
-from slimrank.plan import HasSteps, Structure
+from slimrank.plan import HasSteps, Structure, predicted_time
 from slimrank.records import NetworkTimes, Note
 from slimrank.report import notebook_html, render_table
 

@@ -9,6 +9,7 @@ from slimrank.plan._latency import (
     latency_ratio,
     milliseconds_of,
     planned_latency,
+    predicted_time,
 )
 from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method_of
 from slimrank.plan._plan import (
@@ -84,6 +85,7 @@ __all__ = [
     "plan_of_content",
     "plan_on",
     "planned_latency",
+    "predicted_time",
     "read_settings",
     "rounding_steps",
     "slimmable_groups",

@@ -146,6 +146,26 @@ def _number_of(latency: object) -> tuple[float, bool]:
     )
 
 
+def predicted_time(times: NetworkTimes, step: Step) -> float:
+    """The time of a network once a step of a plan is done.
+
+    Args:
+        times: of the network.
+        step: what is done to it.
+
+    Returns:
+        ns for one run of the batch.
+    """
+    return network_time(
+        times,
+        step.structure.layers,
+        step.structure.channels,
+        settings=step.settings,
+        kept=step.groups,
+        dropped=step.dropped,
+    )
+
+
 def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLatency:
     """What a table predicts for a step, beside what was asked for.
 
@@ -157,17 +177,9 @@ def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLat
     Returns:
         The two, and what they are of.
     """
-    time = network_time(
-        table.times,
-        step.structure.layers,
-        step.structure.channels,
-        settings=step.settings,
-        kept=step.groups,
-        dropped=step.dropped,
-    )
     return PlannedLatency(
         asked=asked,
-        predicted=time / table.times.reference,
+        predicted=predicted_time(table.times, step) / table.times.reference,
         before_ms=table.times.reference / 1e6,
         backend=table.backend,
         threads=table.threads,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Formulas from times that an invented machine would take."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import nn
 import seams
 import slimrank as sr
 from slimrank.cost import factor_costs, layer_cost, slimmed_spec
-from slimrank.latency import draw_variants, predicted_time
-from slimrank.plan import Step, Structure
+from slimrank.latency import draw_variants
+from slimrank.plan import Step, Structure, predicted_time
 from slimrank.records import Method, NetworkTimes
 
 BATCH, STEP = 4, 8
@@ -57,6 +58,27 @@ def whole(variant: Step) -> float:
     return FIXED + parts_on_the_machine(variant).total
 
 
+def formulas_of(
+    structure: Structure,
+    methods: Sequence[Method],
+    measured: Sequence[seams.Measured],
+    *,
+    float_ratio: float = 1.0,
+) -> NetworkTimes:
+    """The formulas that fit measurements on the machine; ``float_ratio`` as in ``fitted``."""
+    untouched = Step(structure=structure, layers={})
+    return seams.fit_times(
+        structure,
+        methods,
+        measured,
+        original=parts_on_the_machine(untouched),
+        before=whole(untouched),
+        reference=float_ratio * whole(untouched),
+        batch=BATCH,
+        step=STEP,
+    ).times
+
+
 def fitted(structure: Structure, *, speed: float = 1.0, float_ratio: float = 1.0) -> NetworkTimes:
     """The formulas of eight variants; profiles were taken on a machine that was faster or slower by then.
 
@@ -65,7 +87,7 @@ def fitted(structure: Structure, *, speed: float = 1.0, float_ratio: float = 1.0
         speed: by how much the machine was faster at most.
         float_ratio: time of the original in float32 over that in the precision of the table.
     """
-    methods = ("weight_svd", "spatial_svd", "channel_pruning")
+    methods: tuple[Method, ...] = ("weight_svd", "spatial_svd", "channel_pruning")
     untouched = Step(structure=structure, layers={})
     speeds = np.random.default_rng(0).uniform(1, speed, 8)
     measured = [
@@ -79,16 +101,7 @@ def fitted(structure: Structure, *, speed: float = 1.0, float_ratio: float = 1.0
             draw_variants(structure, methods, count=8, step=STEP, seed=0), speeds, strict=True
         )
     ]
-    return seams.fit_times(
-        structure,
-        methods,
-        measured,
-        original=parts_on_the_machine(untouched),
-        before=whole(untouched),
-        reference=float_ratio * whole(untouched),
-        batch=BATCH,
-        step=STEP,
-    ).times
+    return formulas_of(structure, methods, measured, float_ratio=float_ratio)
 
 
 @pytest.mark.parametrize(("speed", "tolerance"), [(1.0, 0.02), (1.3, 0.04)])
@@ -151,16 +164,7 @@ def test_a_form_that_is_never_faster_is_left_out(study: sr.Study) -> None:
         parts = replace(parts, factors=slow)
         ratio = (FIXED + parts.total) / whole(untouched)
         measured.append(seams.Measured(variant=variant, parts=parts, ratio=ratio, spread=0.0))
-    times = seams.fit_times(
-        study.structure,
-        study.methods,
-        measured,
-        original=parts_on_the_machine(untouched),
-        before=whole(untouched),
-        reference=whole(untouched),
-        batch=BATCH,
-        step=STEP,
-    ).times
+    times = formulas_of(study.structure, study.methods, measured)
     for name in ("2", "4", "6", "8"):
         assert "v_h" not in times.layers[name].pairs
         assert "kxk_1x1" in times.layers[name].pairs
@@ -179,16 +183,7 @@ def test_times_that_do_not_follow_the_layers_are_refused(study: sr.Study) -> Non
         for variant in draw_variants(study.structure, study.methods, count=8, step=STEP, seed=0)
     ]
     with pytest.raises(sr.LatencyError, match=r"do not follow what the variants change.*on a quiet machine"):
-        seams.fit_times(
-            study.structure,
-            study.methods,
-            measured,
-            original=parts_on_the_machine(untouched),
-            before=whole(untouched),
-            reference=whole(untouched),
-            batch=BATCH,
-            step=STEP,
-        )
+        formulas_of(study.structure, study.methods, measured)
 
 
 # By how much kernels are slower in a runtime that tells whole times only, by their form ("" in one piece).

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measured times in the data of a page, beside its counted costs."""
 
-from slimrank.cost import layer_times, network_time
+from slimrank.cost import layer_times
 from slimrank.files import Json
-from slimrank.plan import LatencyTable, Step, check_table
+from slimrank.plan import LatencyTable, Step, check_table, predicted_time
 from slimrank.report.page._advice import result_advice, study_advice
 from slimrank.report.page._reading import Facts, facts_of, rows_of
 
@@ -67,16 +67,7 @@ def _by_layer(table: LatencyTable, step: Step) -> dict[str, float]:
 
 def _whole(table: LatencyTable, step: Step) -> float:
     """Milliseconds of the network."""
-    return _rounded(
-        network_time(
-            table.times,
-            step.structure.layers,
-            step.structure.channels,
-            settings=step.settings,
-            kept=step.groups,
-            dropped=step.dropped,
-        )
-    )
+    return _rounded(predicted_time(table.times, step))
 
 
 def _rounded(time: float) -> float:

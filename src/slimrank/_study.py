@@ -51,13 +51,13 @@ from slimrank.plan import (
     block_damage_at,
     check_structure,
     check_table,
+    chosen_on,
     damage_at,
     edited_plan,
     fixed_in,
     fixed_of,
     group_damage_at,
     latency_ratio,
-    plan_on,
     planned_latency,
     structure_of,
 )
@@ -494,32 +494,8 @@ class Study:
         if scores is None:
             return chosen
         # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
-        losses = plan_on(
-            source(rounding, walk_down=False),
-            chosen.settings,
-            groups=chosen.groups,
-            dropped=chosen.dropped,
-            select=chosen.select,
-        )
-        predicted = plan_on(
-            study,
-            chosen.settings,
-            groups=chosen.groups,
-            dropped=chosen.dropped,
-            select=chosen.select,
-            budgets=chosen.budgets,
-            asked=chosen.asked,
-            gap=chosen.gap,
-        )
-        return replace(
-            predicted,
-            score_loss=losses.damage,
-            multiple_of=chosen.multiple_of,
-            relaxed=chosen.relaxed,
-            latency=chosen.latency,
-            activations=chosen.activations,
-            fixed=chosen.fixed,
-        )
+        losses = chosen_on(source(rounding, walk_down=False), chosen).damage
+        return replace(chosen_on(study, chosen), score_loss=losses)
 
     def _asked_peak(self, asked: float | str | None, relative_to: str) -> Budget | None:
         """What may be left of the peak of activations; None where nothing is asked."""

@@ -15,6 +15,7 @@ from slimrank.plan._layer_setting import SettingLike, damage_at, form_of, method
 from slimrank.plan._plan import (
     Plan,
     PlanSource,
+    chosen_on,
     differences,
     edited_plan,
     plan_content,
@@ -66,6 +67,7 @@ __all__ = [
     "check_multiple_of",
     "check_structure",
     "check_table",
+    "chosen_on",
     "cost_after",
     "damage_at",
     "differences",

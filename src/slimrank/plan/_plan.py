@@ -723,3 +723,19 @@ def _step_without(step: Step, name: str) -> Step:
         {group: kept for group, kept in step.groups.items() if group not in called},
         [block for block in step.dropped if block != name],
     )
+
+
+def chosen_on(source: PlanSource, chosen: Plan) -> Plan:
+    """The same choice on another source: what was asked for and promised stays, its damage is that source's.
+
+    Args:
+        source: with the model that the plan was chosen for, and damages of its own.
+        chosen: a plan by other damages.
+
+    Returns:
+        The plan, as ``plan_on`` makes its last step.
+    """
+    plan = plan_on(
+        source, chosen.settings, groups=chosen.groups, dropped=chosen.dropped, select=chosen.select
+    )
+    return changed(chosen, steps=plan.steps, before=plan.before, has_bias=plan.has_bias, damage=plan.damage)

@@ -13,7 +13,7 @@ from slimrank._study import Study, session_of
 from slimrank._verify import ROUGH_SAMPLES, rough_divergence, rough_feed
 from slimrank.calibrate import Feed
 from slimrank.fitting import OnLayer
-from slimrank.plan import Plan, are_same_steps, plan_on
+from slimrank.plan import Plan, are_same_steps, chosen_on
 from slimrank.records import PRUNING, Curves, GroupCurves, Method, Note, replaces_groups
 from slimrank.report import agreement_text
 
@@ -199,23 +199,7 @@ class Rivals:
         )
         chosen = self._plan_of(recalibrated, "optimal", None)
         # The choice is recalibrated; the damages that the plan shows are those of the study.
-        plan = plan_on(
-            self._measured,
-            chosen.settings,
-            groups=chosen.groups,
-            dropped=chosen.dropped,
-            select=chosen.select,
-            budgets=chosen.budgets,
-            asked=chosen.asked,
-        )
-        plan = replace(
-            plan,
-            multiple_of=chosen.multiple_of,
-            relaxed=chosen.relaxed,
-            latency=chosen.latency,
-            fixed=chosen.fixed,
-            activations=chosen.activations,
-        )
+        plan = replace(chosen_on(self._measured, chosen), gap=None)
         self.build("optimal, recalibrated", plan)
 
     def _scale(self, label: str) -> float | None:

@@ -29,7 +29,6 @@ from slimrank._study import session_of
 from slimrank.aimet._inputs import InputSampler
 from slimrank.calibrate import _chunks, _gradients
 from slimrank.calibrate._divergence import sampled_loss
-from slimrank.calibrate._output_model import Family
 from slimrank.calibrate._own_loss import open_loss
 from slimrank.capture._activations import alive_by_place, peak_activation_bytes
 from slimrank.channels.trace._labels import ANY, Axis, Labels
@@ -101,14 +100,14 @@ from slimrank.fitting._layer_tasks import layer_tasks
 from slimrank.fitting._rows import Gathered, Rows, thinned_rows
 from slimrank.forward import Batch
 from slimrank.forward._record import handing_out, recording
+from slimrank.latencies import LatencyRecord, Parts, Place, VariantTime
 from slimrank.latency import BACKENDS, Backend, _backends, _elsewhere
 from slimrank.latency import _measure as _measure_latency
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
 from slimrank.latency._measure import _parts as profiled_parts
 from slimrank.latency._measure import finished_table
-from slimrank.latency._parts import Parts, Place, parts_of
-from slimrank.latency._record import LatencyRecord, VariantTime
+from slimrank.latency._parts import parts_of
 from slimrank.latency._step import step_told
 from slimrank.latency._variants import shared_step, useful_ranks, without_useful_rank
 from slimrank.linalg import Moments, _moments, _obs, _split_pair
@@ -127,6 +126,7 @@ from slimrank.recipes import _compress, _meet_latency, _replay, _score_trials
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._meet_latency import corrected as corrected_times
 from slimrank.recipes._smallest import _Bisection as Bisection
+from slimrank.records import Family
 from slimrank.recover._checkpoint import (
     Checkpoint,
     TrainingState,

@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     )
     from slimrank._result import Result
     from slimrank._study import Study, study
-    from slimrank.latency import Latencies
+    from slimrank.latencies import Latencies
     from slimrank.live import serve
-    from slimrank.methods import METHODS, MORE_METHODS
     from slimrank.pareto import Pareto
     from slimrank.plan import Plan
     from slimrank.recipes import (
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
         search_split,
         smallest,
     )
-    from slimrank.records import Agreement, Exported, Int8, OutputAgreement
+    from slimrank.records import METHODS, MORE_METHODS, Agreement, Exported, Int8, OutputAgreement
     from slimrank.recover import distill, finetune
     from slimrank.scores import Scores
 
@@ -132,10 +131,10 @@ _HOMES = {
     "FileError": "slimrank._errors",
     "GradientError": "slimrank._errors",
     "Int8": "slimrank.records",
-    "Latencies": "slimrank.latency",
+    "Latencies": "slimrank.latencies",
     "LatencyError": "slimrank._errors",
-    "METHODS": "slimrank.methods",
-    "MORE_METHODS": "slimrank.methods",
+    "METHODS": "slimrank.records",
+    "MORE_METHODS": "slimrank.records",
     "MissingPackageError": "slimrank._errors",
     "ModelError": "slimrank._errors",
     "NonFiniteError": "slimrank._errors",

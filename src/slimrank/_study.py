@@ -27,17 +27,24 @@ from slimrank._numbers import whole_number
 from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
 from slimrank._result import Result, Unrounded
 from slimrank._verify import build_result
-from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
+from slimrank.calibrate import OwnLossFn
 from slimrank.capture import describe_layers
-from slimrank.files import Json, check_folder
+from slimrank.files import Json, Store, check_folder
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, eval_mode, kept_text, out_of_memory_told, outside_inference_mode
 from slimrank.interop import Received, receive
-from slimrank.methods import METHODS
+from slimrank.measured import (
+    Options,
+    StudyRecord,
+    check_fingerprint,
+    check_options,
+    fingerprint_in,
+    methods_in_order,
+    read_study,
+)
 from slimrank.pareto import Pareto, ParetoPoint, budgets_between, merged, pareto_facts, trace
 from slimrank.peaks import plan_within_peak, profile_peaks
 from slimrank.plan import (
-    NOTHING_FIXED,
     FixedSettings,
     LatencyTable,
     MultipleOf,
@@ -51,20 +58,24 @@ from slimrank.plan import (
     block_damage_at,
     check_structure,
     check_table,
-    chosen_on,
     damage_at,
     edited_plan,
-    fixed_in,
-    fixed_of,
     group_damage_at,
-    latency_ratio,
     planned_latency,
     structure_of,
 )
+from slimrank.planning import (
+    Selected,
+    choose_plan,
+    comparable_methods,
+    plan_again,
+    plan_unrounded,
+    without_new_biases,
+)
 from slimrank.records import (
     LATENCY,
+    METHODS,
     METRICS,
-    PRUNING,
     BlockDamage,
     Budgeted,
     ChannelOrder,
@@ -73,13 +84,15 @@ from slimrank.records import (
     Effort,
     GroupCurves,
     Layers,
+    LikelihoodChoice,
     Method,
-    Metric,
     Note,
     PeakPoint,
     PlannedActivations,
+    Weights,
+    likelihood_of,
     ratio_of,
-    replaces_groups,
+    weights_of,
 )
 from slimrank.report import (
     MadeFrom,
@@ -94,67 +107,46 @@ from slimrank.report import (
     with_times,
     write_page,
 )
-from slimrank.scores import ScoreFn, Scores, check_scores, score_model, scored_source, scores_facts
+from slimrank.scores import Scores, check_scores, scores_facts
+from slimrank.scoring import ScoreFn, score_model
 from slimrank.select import (
     Budget,
     bytes_limit,
-    check_budgets,
     check_peak,
-    has_uniform_widths,
     meant_percent,
     reachable_floor,
     select_plan,
-    select_plan_and_rounding,
-    without_new_bias,
 )
-from slimrank.store import Store
 from slimrank.survey import (
     Claim,
     DataSource,
     Inputs,
     MemoryOption,
-    Options,
     Run,
     Session,
     Skip,
-    StudyRecord,
     as_planned,
-    check_fingerprint,
-    check_options,
     check_previous,
     check_previous_cost,
     check_saved_loss,
     check_skip,
     claim,
-    fingerprint_in,
     fingerprint_of,
     globs_of,
     listeners_of,
     measure,
-    methods_in_order,
     open_session,
     previous_notes,
     read_as_stored,
-    read_study,
     restored_copy,
+    saved_grams,
     saved_outputs,
     saved_source,
     write_study,
 )
 
-# How often a plan is chosen whose predicted time is above the budget, before it is taken as it is: each takes
-# off what the one before was above.
-_MAX_LATENCY_TRIES = 4
-# The rules by which plans are chosen from damages.
-_SELECTORS: Mapping[str, Literal["optimal", "greedy", "uniform"]] = {
-    "optimal": "optimal",
-    "greedy": "greedy",
-    "uniform": "uniform",
-}
 # How often a plan is made for less, where the built model counts above a budget.
 _MAX_BUDGET_TRIES = 4
-# A share of a time below which a difference is rounding: coefficients are rounded before a plan is chosen.
-_LATENCY_ROUNDING = 1e-9
 
 
 def _directory_of(arguments: Mapping[str, object]) -> Path | None:
@@ -330,6 +322,25 @@ class Study:
         """What was asked for when it was measured; None of a study that somebody put together."""
         return self._options if self._session is None else self._session.options
 
+    @property
+    def _record(self) -> StudyRecord:
+        """What plans are chosen from, and what a directory keeps."""
+        return StudyRecord(
+            structure=self.structure,
+            before=self.before,
+            has_bias=self.has_bias,
+            curves=self.curves,
+            group_curves=self.group_curves,
+            block_damages=self.block_damages,
+            methods=self.methods,
+            unit=self.unit,
+            notes=self.notes,
+            seconds=self.seconds,
+            fingerprint=self.fingerprint,
+            previous=self.previous,
+            options=self._typed_options(),
+        )
+
     def _made(self) -> MadeFrom:
         """What the study can be made again by."""
         options = self._typed_options()
@@ -426,76 +437,27 @@ class Study:
             PlanError: something inside a block that is fixed to go is fixed too.
             FileError: the file of what is fixed cannot be read.
         """
-        ratios: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
-        asked, table = self._asked_latency(latency, latencies, relative_to)
         peak = self._asked_peak(activation_bytes, relative_to)
-        if (asked is None and peak is None) or any(ratio is not None for ratio in ratios.values()):
-            check_budgets(ratios)
-        budgets = {metric: ratio for metric, ratio in ratios.items() if ratio is not None}
-        if relative_to not in ("model", "original"):
-            raise OptionError(f"relative_to={relative_to!r}; give 'model' or 'original'")
-        whole = self.previous.before if self.previous and relative_to == "original" else None
-        _check_scores(scores, are_treated=monotonic or interpolate)
-        skipped = skipped_globs(self, skip)
-        held = NOTHING_FIXED if fixed is None else fixed_of(self, fixed)
-        study = self if new_bias else self._without_new_bias()
-
-        def source(rounding: Rounding, *, walk_down: bool = select == "greedy") -> PlanSource:
-            """What the plan is chosen from."""
-            if scores is None:
-                return study
-            return scored_source(
-                study,
-                scores,
-                fingerprint=self.fingerprint,
-                monotonic=monotonic,
-                interpolate=interpolate,
-                walk_down=walk_down,
-                rounding=rounding,
-            )
-
-        allowed = self._comparable() if methods is None and scores is None else methods
-
-        def selected(latency: float | None, points: Mapping[PeakPoint, Budget]) -> tuple[Plan, Rounding]:
-            return select_plan_and_rounding(
-                source,
-                self.structure,
-                budgets=budgets,
-                select=select,
-                multiple_of=multiple_of,
-                methods=allowed,
-                skip=skipped,
-                of=whole,
-                latency=latency,
-                times=None if table is None else table.times,
-                points=points,
-                fixed=held,
-                uniform_widths=uniform_widths,
-            )
-
-        def within_time(points: Mapping[PeakPoint, Budget]) -> tuple[Plan, Rounding]:
-            if asked is None or table is None:
-                return selected(None, points)
-            return _within_latency(lambda latency: selected(latency, points), table, asked)
-
-        def lowest_at(point: PeakPoint) -> float:
-            return reachable_floor(
-                study,
-                point,
-                multiple_of=multiple_of,
-                methods=allowed,
-                skip=skipped,
-                fixed=held,
-                uniform_widths=uniform_widths,
-            )
-
-        chosen, rounding = self._within_peak(peak, within_time, lowest_at)
-        chosen = replace(chosen, fixed=held.by_kind)
-        if scores is None:
-            return chosen
-        # The losses as they stand in the table, whatever rule chose; the damage beside them is the study's.
-        losses = chosen_on(source(rounding, walk_down=False), chosen).damage
-        return replace(chosen_on(study, chosen), score_loss=losses)
+        return choose_plan(
+            self._record,
+            macs=macs,
+            params=params,
+            bytes=bytes,
+            latency=latency,
+            select=select,
+            multiple_of=multiple_of,
+            methods=methods,
+            skip=skipped_globs(self, skip),
+            scores=scores,
+            latencies=latencies,
+            monotonic=monotonic,
+            interpolate=interpolate,
+            relative_to=relative_to,
+            fixed=fixed,
+            uniform_widths=uniform_widths,
+            new_bias=new_bias,
+            within_peak=None if peak is None else partial(self._within_peak, peak),
+        )
 
     def _asked_peak(self, asked: float | str | None, relative_to: str) -> Budget | None:
         """What may be left of the peak of activations; None where nothing is asked."""
@@ -512,13 +474,11 @@ class Study:
 
     def _within_peak(
         self,
-        budget: Budget | None,
-        selected: Callable[[Mapping[PeakPoint, Budget]], tuple[Plan, Rounding]],
+        budget: Budget,
+        selected: Selected,
         lowest_at: Callable[[PeakPoint], float],
     ) -> tuple[Plan, Rounding]:
-        """The plan whose peak of activations is within a budget, if there is one."""
-        if budget is None:
-            return selected({})
+        """The plan whose peak of activations is within a budget."""
         session = session_of(self)
         if not session.profiles:
             profile = profile_peaks(
@@ -548,39 +508,6 @@ class Study:
         # What the bytes at a place come to is known nearly: no bound on other choices follows from that.
         gap = chosen.gap if limit >= profile.peak else None
         return replace(chosen, gap=gap, activations=activations), rounding
-
-    def _without_new_bias(self) -> "Study":
-        """The same study, whose plans count no bias where a layer has none."""
-        if not self.has_bias:
-            return self
-        if self.previous is not None:
-            raise OptionError(
-                "new_bias=False: the model was compressed before by a plan that counts new biases, and a "
-                "plan has one rule for all its steps; leave it out"
-            )
-        curves = without_new_bias(self.curves, self.structure.layers)
-        return replace(self, has_bias=False, curves=Curves(curves))
-
-    def _asked_latency(
-        self, latency: float | str | None, latencies: LatencyTable | None, relative_to: str
-    ) -> tuple[float | None, LatencyTable | None]:
-        """The keep ratio of the time that is asked for, and the table; None where there is none."""
-        if latency is None and latencies is None:
-            return None, None
-        if latencies is None:
-            raise OptionError(
-                f"latency={latency!r} needs measured times; pass latencies=slimrank.measure_latency(study), "
-                "or a table that was saved: slimrank.Latencies.load(path)"
-            )
-        table = check_table(latencies, self.structure)
-        if latency is None:
-            raise OptionError("latencies= is given without a latency; add one, e.g. latency=0.6")
-        if relative_to == "original":
-            raise OptionError(
-                "relative_to='original' is for counted costs: the table has times of the model that was "
-                "studied; leave it out beside latency="
-            )
-        return latency_ratio(latency, table.times), table
 
     def edit(self, plan: Plan, settings: Mapping[str, SettingLike] | str | os.PathLike[str]) -> Plan:
         """A plan with other settings for some layers, groups or blocks, and what it then predicts.
@@ -675,7 +602,7 @@ class Study:
             return 1.0 if metric == LATENCY else ratio_of(plan.start, plan.after, metric)
 
         times = None if table is None else table.times
-        floor = reachable_floor(self, metric, methods=self._comparable(), times=times)
+        floor = reachable_floor(self, metric, methods=comparable_methods(self._record), times=times)
         # Of times, the network as it stands may be well below the original in float32.
         whole = 1.0 if times is None else min(1.0, times.before / times.reference)
         traced = trace(budgets_between(floor, whole, int(points)), plan_at, cost_of)
@@ -740,14 +667,6 @@ class Study:
             phases.tell(f"pareto: {number} of {len(points)}, {metric} {done.cost:.4f}: {text}")
         return measured
 
-    def _comparable(self) -> tuple[Method, ...] | None:
-        """Methods whose damages are in one unit; None for all."""
-        options = self._typed_options()
-        is_data_free = not self.has_bias if options is None else options.data_free
-        if not is_data_free or not self.curves:
-            return None
-        return tuple(method for method in self.methods if not replaces_groups(method))
-
     @shown_live_of_study
     @outside_inference_mode
     def apply(
@@ -809,7 +728,9 @@ class Study:
                 budgets[metric] = least * plan.budgets[metric] / counted[metric]
             told = ", ".join(f"{counted[metric]:.4f} of the {metric}" for metric in over)
             asked_text = ", ".join(f"{plan.budgets[metric]:.4f}" for metric in over)
-            found = self._plan_for_less(plan, result.plan, budgets)
+            # In its layers, groups and blocks alone.
+            multiple_of: MultipleOf = plan.multiple_of if plan.relaxed is None else "auto"
+            found = plan_again(self._record, plan, result.plan, budgets, multiple_of)
             if found is None:
                 text = (
                     f"the built model has {told}, above the {asked_text} that were asked for, and the layers "
@@ -826,79 +747,6 @@ class Study:
             planned = found
             result = build(replace(planned, budgets=plan.budgets, asked=plan.asked, fixed=plan.fixed))
         return replace(result, notes=(*result.notes, *notes)) if notes else result
-
-    def _plan_for_less(self, plan: Plan, built: Plan, budgets: Mapping[Metric, float]) -> Plan | None:
-        """A plan like another one for lower budgets: of its methods, in its layers, groups and blocks alone.
-
-        Args:
-            plan: what was to be built.
-            built: what could be built of it.
-            budgets: lower ones.
-
-        Returns:
-            The plan; None where the budgets are out of reach so, or the plan was not chosen from damages.
-        """
-        return self._planned_again(plan, built, budgets, plan.multiple_of if plan.relaxed is None else "auto")
-
-    def _unrounded(self, plan: Plan) -> Plan | None:
-        """A plan as it would be if ranks and widths were multiples of nothing, in its layers alone.
-
-        Args:
-            plan: of this study.
-
-        Returns:
-            The plan; None where nothing was rounded, or the plan was not chosen from damages.
-        """
-        numbers = plan.multiple_of.values() if isinstance(plan.multiple_of, Mapping) else (plan.multiple_of,)
-        if set(numbers) <= {1}:
-            return None
-        return self._planned_again(plan, plan, plan.budgets, 1)
-
-    def _planned_again(
-        self, plan: Plan, built: Plan, budgets: Mapping[Metric, float], multiple_of: MultipleOf
-    ) -> Plan | None:
-        """A plan by the rule of another one, of its methods, in its layers, groups and blocks alone.
-
-        Args:
-            plan: the other one.
-            built: what could be built of it.
-            budgets: keep ratios of the original model.
-            multiple_of: as in ``plan``.
-
-        Returns:
-            The plan; None where the budgets are out of reach so, or the plan was not chosen from damages,
-            changes nothing, or has methods that this study did not measure.
-        """
-        select = _SELECTORS.get(plan.select)
-        is_other = plan.latency is not None or plan.activations is not None or plan.score_loss is not None
-        if select is None or is_other:
-            return None
-        methods = {setting.method for setting in plan.settings.values()}
-        if plan.groups or plan.dropped:
-            methods.add(PRUNING)
-        if not methods or not methods.issubset(self.methods):
-            return None
-        narrowed = replace(
-            self,
-            curves=Curves(curve for curve in self.curves if curve.layer in plan.settings),
-            group_curves=GroupCurves(curve for curve in self.group_curves if curve.group in built.groups),
-            block_damages=tuple(block for block in self.block_damages if block.block in built.dropped),
-        )
-        try:
-            return narrowed.plan(
-                macs=budgets.get("macs"),
-                params=budgets.get("params"),
-                bytes=budgets.get("bytes"),
-                select=select,
-                multiple_of=multiple_of,
-                methods=[method for method in self.methods if method in methods],
-                relative_to="model" if len(plan.steps) < 2 else "original",
-                fixed=fixed_in(plan, built=built),
-                uniform_widths=not plan.dropped and has_uniform_widths(built.groups, self.structure.channels),
-                new_bias=plan.has_bias,
-            )
-        except BudgetError:
-            return None
 
     def _with_damages(self, result: Result, plan: Plan) -> Result:
         """The result with what this study knows of its layers, groups and blocks, for its report.
@@ -929,7 +777,7 @@ class Study:
             block_damages={name: damage for name, damage in blocks.items() if damage is not None},
             _curves=self.curves,
             _group_curves=self.group_curves,
-            _unrounded=Unrounded(partial(self._unrounded, plan)) if is_as_planned else None,
+            _unrounded=Unrounded(partial(plan_unrounded, self._record, plan)) if is_as_planned else None,
             _made=self._made(),
         )
 
@@ -954,22 +802,7 @@ class Study:
         Raises:
             FileError: it cannot be written.
         """
-        record = StudyRecord(
-            structure=self.structure,
-            before=self.before,
-            has_bias=self.has_bias,
-            curves=self.curves,
-            group_curves=self.group_curves,
-            block_damages=self.block_damages,
-            methods=self.methods,
-            grams=self.grams,
-            unit=self.unit,
-            notes=self.notes,
-            seconds=self.seconds,
-            fingerprint=self.fingerprint,
-            previous=self.previous,
-        )
-        write_study(Store(path), record, self._session)
+        write_study(Store(path), self._record, self.grams, self._session)
 
     @classmethod
     @outside_inference_mode
@@ -1012,14 +845,14 @@ class Study:
             OptionError: ``memory`` is no number of bytes, or too little.
         """
         store = Store(path)
-        record = read_study(store)
+        record, grams = read_study(store), saved_grams(store)
         study = cls(
             structure=record.structure,
             before=record.before,
             has_bias=record.has_bias,
             curves=Curves(record.curves),
             methods=record.methods,
-            grams=record.grams,
+            grams=grams,
             unit=record.unit,
             notes=record.notes,
             seconds=record.seconds,
@@ -1061,8 +894,8 @@ class Study:
             fingerprint=fingerprint,
         )
         device = next(session.original.parameters()).device
-        grams = {name: gram.to(device) for name, gram in record.grams.items()}
-        return replace(study, _session=session, grams=grams)
+        moved = {name: gram.to(device) for name, gram in grams.items()}
+        return replace(study, _session=session, grams=moved)
 
 
 @shown_live_in_run_dir
@@ -1289,32 +1122,14 @@ def _damage_at(source: PlanSource, keep: float) -> float:
     return inf if plan.damage is None else plan.damage
 
 
-def _within_latency(
-    selected: Callable[[float | None], tuple[Plan, Rounding]], table: LatencyTable, asked: float
-) -> tuple[Plan, Rounding]:
-    """The plan whose predicted time is within a keep ratio, and what its ranks are multiples of.
-
-    Where three groups and more make the width of a layer, a whole one between two steps counts a little less
-    while a plan is chosen than it takes: what that comes to is taken off the budget, and the plan is chosen
-    again.
-    """
-    budget = asked
-    for tries_left in reversed(range(_MAX_LATENCY_TRIES)):
-        plan, rounding = selected(budget)
-        latency = planned_latency(table, plan.steps[-1], asked)
-        if latency.predicted <= asked * (1 + _LATENCY_ROUNDING) or not tries_left:
-            break
-        budget *= asked / latency.predicted
-    return replace(plan, latency=latency), rounding
-
-
 def planned_without_new_bias(study: Study) -> Study:
     """What ``Study.plan(new_bias=False)`` plans on: the study, counting no bias where a layer has none.
 
     Raises:
         OptionError: an earlier step made new biases.
     """
-    return study._without_new_bias()
+    record = without_new_biases(study._record)
+    return replace(study, has_bias=record.has_bias, curves=Curves(record.curves))
 
 
 def _with_peak_told(result: Result, plan: Plan) -> Result:
@@ -1328,23 +1143,6 @@ def _with_peak_told(result: Result, plan: Plan) -> Result:
         "other rows to its experts; plan a smaller budget"
     )
     return replace(result, notes=(*result.notes, Note(where="apply", text=text, is_warning=True)))
-
-
-def _check_scores(scores: object, *, are_treated: bool) -> None:
-    """Refuses what is no table of scores, and its options where there is none.
-
-    Raises:
-        OptionError: either.
-    """
-    if scores is None:
-        if are_treated:
-            raise OptionError(
-                "monotonic= and interpolate= treat eval scores; pass scores= from slimrank.measure_scores"
-            )
-    elif not isinstance(scores, Scores):
-        raise OptionError(
-            f"scores is a {type(scores).__name__}; give a table, e.g. slimrank.Scores.load(path)"
-        )
 
 
 def skipped_globs(study: Study, skip: Skip) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import seams
 import slimrank as sr
-from slimrank.survey import Options
+from slimrank.measured import Options
 
 DEFAULTS: Mapping[str, object] = {field.name: field.default for field in fields(Options)}
 OTHERS: Mapping[str, object] = {

@@ -16,8 +16,6 @@ from slimrank.cost import FORM_ROWS, FORMS, forms_of, max_rank, setting_cost, us
 from slimrank.forward import Batch
 from slimrank.linalg import MomentSums
 from slimrank.methods import (
-    METHODS,
-    MORE_METHODS,
     TABLE,
     Factors,
     Target,
@@ -26,7 +24,7 @@ from slimrank.methods import (
     fit_factors,
     metric_roots,
 )
-from slimrank.records import Call, Form, LayerSpec, Setting
+from slimrank.records import METHODS, MORE_METHODS, Call, Form, LayerSpec, Setting
 from slimrank.surgery import dense_weight
 
 # torch says so of the layer itself already.

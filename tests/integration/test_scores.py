@@ -18,7 +18,8 @@ import slimrank as sr
 from slimrank import measure_scores
 from slimrank.cost import layer_cost, max_rank, pair_cost
 from slimrank.records import Method, Setting
-from slimrank.scores import ScoreEntry, ScoreFn, Scores
+from slimrank.scores import ScoreEntry, Scores
+from slimrank.scoring import ScoreFn
 
 DATA = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(7))
 

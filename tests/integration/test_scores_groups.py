@@ -16,7 +16,8 @@ import slimrank as sr
 from slimrank import measure_scores
 from slimrank.plan import plan_on
 from slimrank.records import PRUNING, Method
-from slimrank.scores import ScoreFn, Scores
+from slimrank.scores import Scores
+from slimrank.scoring import ScoreFn
 
 Methods = tuple[Method, ...]
 PRUNED: Methods = (PRUNING,)

@@ -12,16 +12,8 @@ from slimrank.calibrate import draw_positions, input_rows, output_rows
 from slimrank.capture import describe_layers
 from slimrank.cost import FORM_ROWS, forms_of, max_rank
 from slimrank.linalg import MomentSums
-from slimrank.methods import (
-    METHODS,
-    Target,
-    build_modules,
-    effective_weight,
-    error_by_rank,
-    fit_pair,
-    metric_roots,
-)
-from slimrank.records import Call, Form, LayerSpec
+from slimrank.methods import Target, build_modules, effective_weight, error_by_rank, fit_pair, metric_roots
+from slimrank.records import METHODS, Call, Form, LayerSpec
 from slimrank.surgery import dense_weight
 
 

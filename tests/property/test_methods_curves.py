@@ -13,7 +13,6 @@ from slimrank.capture import describe_layers
 from slimrank.cost import FORM_ROWS, forms_of, max_rank, pair_costs
 from slimrank.linalg import MomentSums, times_root
 from slimrank.methods import (
-    METHODS,
     Anchor,
     Target,
     anchored_curves,
@@ -23,7 +22,7 @@ from slimrank.methods import (
     layer_curves,
     metric_roots,
 )
-from slimrank.records import Call, Curve, Form, LayerSpec, Method, Setting
+from slimrank.records import METHODS, Call, Curve, Form, LayerSpec, Method, Setting
 
 _few = settings(deadline=None, max_examples=25, derandomize=True)
 _sizes = st.integers(1, 5)

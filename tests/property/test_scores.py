@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slimrank import BudgetError
+from slimrank._isotonic import never_falling
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
-from slimrank.methods import METHODS, never_falling
 from slimrank.plan import Rounding, Structure, structure_of
-from slimrank.records import PRUNING, Cost, LayerSpec
+from slimrank.records import METHODS, PRUNING, Cost, LayerSpec
 from slimrank.scores import CHANNELS, ScoreEntry, Scores, score_curves, scored_source
 from slimrank.select import Select, select_plan
 from specs import Source, conv2d, linear

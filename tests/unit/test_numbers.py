@@ -16,9 +16,9 @@ from torch import nn
 
 import seams
 import slimrank as sr
-from slimrank.calibrate import weights_of
 from slimrank.latency import check_conditions
 from slimrank.plan import check_latency, milliseconds_of
+from slimrank.records import weights_of
 
 # Written with few digits, so that each kind means the same number.
 _KINDS: Mapping[str, Callable[[float], object]] = {

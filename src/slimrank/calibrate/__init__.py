@@ -21,17 +21,12 @@ from slimrank.calibrate._gradients import (
     collect_gradients,
 )
 from slimrank.calibrate._likelihood import (
-    LikelihoodChoice,
-    LikelihoodName,
-    Weights,
     choose_likelihood,
-    likelihood_of,
     read_likelihood,
     readings_tried,
-    weights_of,
 )
 from slimrank.calibrate._moments import collect_moments, layer_seed, rows_wanted, states_of
-from slimrank.calibrate._output_model import FAMILIES, Family, Likelihood, OutputModel
+from slimrank.calibrate._output_model import Likelihood, OutputModel
 from slimrank.calibrate._own_loss import OwnLossFn, check_loss
 from slimrank.calibrate._rows import (
     draw_positions,
@@ -44,20 +39,15 @@ from slimrank.calibrate._rows import (
 )
 
 __all__ = [
-    "FAMILIES",
     "GRADIENT_ROWS",
     "SAMPLES_DRAWN_IN_FULL",
     "Chunk",
     "Collecting",
-    "Family",
     "Feed",
     "GradientOptions",
     "Likelihood",
-    "LikelihoodChoice",
-    "LikelihoodName",
     "OutputModel",
     "OwnLossFn",
-    "Weights",
     "bytes_in_graph",
     "check_loss",
     "checked_batches",
@@ -74,7 +64,6 @@ __all__ = [
     "is_mask_of",
     "layer_seed",
     "layers_that_count",
-    "likelihood_of",
     "measure_agreement",
     "measure_divergence",
     "moment_chunks",
@@ -89,5 +78,4 @@ __all__ = [
     "rows_wanted",
     "states_of",
     "token_mask",
-    "weights_of",
 ]

@@ -3,14 +3,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor
 
 from slimrank.calibrate._own_loss import OwnLoss
+from slimrank.records import Family
 
-Family = Literal["categorical", "bernoulli", "gaussian"]
-FAMILIES: tuple[Family, ...] = ("categorical", "bernoulli", "gaussian")
 NATS, RELATIVE, OWN = "nats per sample", "relative squared error", "loss per sample"
 
 

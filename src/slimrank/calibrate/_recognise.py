@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimrank.calibrate._output_model import Family
 from slimrank.calibrate._signs import Signs, signs_of, values_rows
+from slimrank.records import Family
 
 # How far from 1 the sum of probabilities may be: bfloat16 rounds each of them by up to 1/512 of it.
 _SUM_TOLERANCE = 3e-3

@@ -7,13 +7,11 @@ from typing import Literal, NotRequired, TypedDict, TypeVar
 import click
 
 import slimrank as sr
-from slimrank.calibrate import FAMILIES, LikelihoodChoice, OwnLossFn, Weights
+from slimrank.calibrate import OwnLossFn
 from slimrank.cli._command import PATH, Answer
 from slimrank.forward import OutputChoice
-from slimrank.records import EFFORTS, ChannelOrder, Effort, Method
+from slimrank.records import EFFORTS, LIKELIHOODS, ChannelOrder, Effort, LikelihoodChoice, Method, Weights
 
-# What --likelihood may say of an output.
-LIKELIHOODS = ("auto", *FAMILIES)
 _Function = TypeVar("_Function", bound=Callable[..., Answer])
 
 

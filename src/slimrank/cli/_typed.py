@@ -12,15 +12,15 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank._names import nearest
-from slimrank.calibrate import LikelihoodChoice, LikelihoodName, OwnLossFn, Weights
-from slimrank.cli._options import LIKELIHOODS, Fit, FitText, Measure, StudyText
+from slimrank.calibrate import OwnLossFn
+from slimrank.cli._options import Fit, FitText, Measure, StudyText
 from slimrank.cli._references import function_at, model_at, user_errors
 from slimrank.deploy import PLAN_FILE, check_target
 from slimrank.fitting import check_on_layer
 from slimrank.forward import OutputChoice, OutputKey
+from slimrank.measured import has_previous_plan
 from slimrank.plan import MultipleOf, SettingLike
-from slimrank.records import Method
-from slimrank.survey import has_previous_plan
+from slimrank.records import LIKELIHOODS, LikelihoodChoice, LikelihoodName, Method, Weights
 
 _Value = TypeVar("_Value")
 
@@ -191,7 +191,7 @@ def _family(text: str, entry: str) -> LikelihoodName:
             f"--likelihood {entry!r} is no family; give one of {', '.join(LIKELIHOODS)}, or NAME=FAMILY with "
             "one of these"
         )
-    return cast(LikelihoodName, text)
+    return text
 
 
 def read_weights(entries: Sequence[str]) -> Weights:

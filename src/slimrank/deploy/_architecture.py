@@ -27,11 +27,11 @@ from slimrank.deploy._saved_model import (
     read_manifest,
     read_state,
 )
-from slimrank.files import Json, write_bytes
+from slimrank.files import Json, Store, write_bytes
 from slimrank.forward import Batch, run
 from slimrank.records import Note
-from slimrank.store import Store, digest_file
 from slimrank.surgery import quiet_copy
+from slimrank.tensors import digest_file, read_tensors, write_tensors
 
 PROGRAM_FILE, CONSTANTS_FILE = "architecture.json", "architecture.safetensors"
 # Samples of the example that any number is captured with: torch takes a size of 1 for fixed.
@@ -94,7 +94,7 @@ def write_architecture(folder: Path, recorded: Recorded) -> dict[str, Json]:
     """
     store = Store(folder)
     write_bytes(folder / PROGRAM_FILE, _text_of(recorded).encode())
-    store.write_tensors(CONSTANTS_FILE, recorded.tensors)
+    write_tensors(store.path_of(CONSTANTS_FILE), recorded.tensors)
     return {OWN_FILES: {name: digest_file(folder / name) for name in (PROGRAM_FILE, CONSTANTS_FILE)}}
 
 
@@ -123,7 +123,7 @@ def load_architecture(path: str | os.PathLike[str]) -> nn.Module:
         raise FileError(f"{root} holds weights but no architecture; {cure}")
     check_own_files(root, digests)
     store = Store(root)
-    state, unsaved = read_state(root, manifest), store.read_tensors(CONSTANTS_FILE)
+    state, unsaved = read_state(root, manifest), read_tensors(store.root / CONSTANTS_FILE)
     twice = sorted(state.keys() & unsaved.keys())
     if twice:
         raise FileError(

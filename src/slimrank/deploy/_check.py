@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import ExportError
-from slimrank.calibrate import Likelihood, LikelihoodChoice, measure_agreement, read_likelihood
+from slimrank.calibrate import Likelihood, measure_agreement, read_likelihood
 from slimrank.deploy._difference import (
     largest_difference,
     largest_of,
@@ -29,6 +29,7 @@ from slimrank.forward import (
     pick_outputs,
     run,
 )
+from slimrank.records import LikelihoodChoice
 
 # Largest relative error of a float32 file; runtimes add in other orders, which costs some 1e-6.
 _BOUND = 1e-3

@@ -28,10 +28,10 @@ from slimrank.deploy._saved_model import (
     read_manifest,
     write_artifact,
 )
-from slimrank.files import Json
+from slimrank.files import Json, Store
 from slimrank.forward import Batch
 from slimrank.plan import Plan
-from slimrank.store import Store, digest_file, read_tensors
+from slimrank.tensors import digest_file, read_tensors, write_tensors
 
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 # The configuration that the plan starts from; config.json is that of the compressed model.
@@ -117,8 +117,9 @@ def save_pretrained_model(
         config.to_json_file(str(draft / CONFIG_FILE))
         if model.can_generate():
             _save_generation(model, draft)
-        Store(draft).write_tensors(
-            BUFFERS_FILE, {name: buffer for name, _, _, buffer in _unsaved_buffers(model)}
+        write_tensors(
+            Store(draft).path_of(BUFFERS_FILE),
+            {name: buffer for name, _, _, buffer in _unsaved_buffers(model)},
         )
         return {
             _FACTS: {

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from slimrank._errors import FileError, NotEmptyError, PlanError
 from slimrank.capture import describe_layers
 from slimrank.cost import carries_mean, gains_bias
-from slimrank.files import Json, check_folder, check_format, read_text, write_bytes
+from slimrank.files import Json, Store, check_folder, check_format, read_text, write_bytes
 from slimrank.fitting import empty_replacement_in, layer_tasks
 from slimrank.methods import has_bias_in, is_replaced_in
 from slimrank.plan import Plan, check_structure, structure_of
-from slimrank.store import Store, digest_file, read_tensors
 from slimrank.surgery import (
     bias_of,
     copy_model,
@@ -31,6 +30,7 @@ from slimrank.surgery import (
     set_weights,
     slim,
 )
+from slimrank.tensors import digest_file, read_tensors, write_tensors
 
 # Written into each manifest; a higher number would keep older versions from misreading a new layout.
 MODEL_FORMAT = 1
@@ -109,8 +109,10 @@ def write_artifact(
     shutil.rmtree(draft, ignore_errors=True)
     store = Store(draft)
     try:
-        store.write_tensors(
-            WEIGHTS_FILE, tensors, {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)}
+        write_tensors(
+            store.path_of(WEIGHTS_FILE),
+            tensors,
+            {"format": "pt", "aliases": json.dumps(aliases, sort_keys=True)},
         )
         plan.save(draft / PLAN_FILE)
         facts: dict[str, Json] = {

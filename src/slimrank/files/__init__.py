@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON and text on disk, whole or not at all."""
+"""JSON, text and arrays on disk, whole or not at all."""
 
+from slimrank.files._arrays import Array, arrays_draft, arrays_read
 from slimrank.files._atomic import check_folder, draft_of, make_directory, write_bytes, write_text
 from slimrank.files._format import check_format, spelled_number
 from slimrank.files._json import (
@@ -16,9 +17,14 @@ from slimrank.files._json import (
     to_text,
 )
 from slimrank.files._read import read_text
+from slimrank.files._store import Store
 
 __all__ = [
+    "Array",
     "Json",
+    "Store",
+    "arrays_draft",
+    "arrays_read",
     "as_flag",
     "as_integer",
     "as_integers",

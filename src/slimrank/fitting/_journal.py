@@ -9,11 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from slimrank.files import Store
 from slimrank.fitting._fit import Fit
 from slimrank.fitting._layer_tasks import LayerTask, layer_tasks
 from slimrank.methods import factors_from_tensors, factors_to_tensors
 from slimrank.plan import Plan
-from slimrank.store import Store
+from slimrank.tensors import read_tensors, write_tensors
 
 
 class FitJournal(Protocol):
@@ -83,8 +84,8 @@ class LayerFiles:
     def load(self, name: str) -> Mapping[str, Tensor] | None:
         """Tensors of a layer that was fitted before."""
         file = self._names[name]
-        return self._store.read_tensors(file) if self._store.has(file) else None
+        return read_tensors(self._store.root / file) if self._store.has(file) else None
 
     def store(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keeps a fitted layer."""
-        self._store.write_tensors(self._names[name], tensors)
+        write_tensors(self._store.path_of(self._names[name]), tensors)

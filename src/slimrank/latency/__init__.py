@@ -3,7 +3,6 @@
 
 from slimrank.latency._backends import BACKENDS, Backend, open_timed
 from slimrank.latency._elsewhere import collect_variants, prepare_variants
-from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import PRECISIONS, check_conditions, measure_variants, quantize_of
 from slimrank.latency._variants import build_variant, draw_variants, untouched
@@ -12,7 +11,6 @@ __all__ = [
     "BACKENDS",
     "PRECISIONS",
     "Backend",
-    "Latencies",
     "build_variant",
     "check_conditions",
     "collect_variants",

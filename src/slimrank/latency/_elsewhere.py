@@ -24,16 +24,21 @@ from slimrank.deploy import (
     write_loose,
 )
 from slimrank.forward import Batch
+from slimrank.latencies import (
+    ChoiceFields,
+    Conditions,
+    Latencies,
+    LatencyRecord,
+    VariantTime,
+    differing_topics,
+    tie_of,
+)
 from slimrank.latency._backends import BACKENDS
-from slimrank.latency._file import ChoiceFields
-from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import package_versions
 from slimrank.latency._measure import SECONDS, SEED, drawn_variants, finished_table
 from slimrank.latency._parts import parts_of
 from slimrank.latency._prepared import PreparedFile, read_measured, read_prepared, write_prepared
-from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
 from slimrank.latency._step import step_network, step_of_nodes
-from slimrank.latency._tie import differing_topics, tie_of
 from slimrank.latency._variants import build_variant, shared_step, untouched
 from slimrank.plan import Structure
 from slimrank.records import Method

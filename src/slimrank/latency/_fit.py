@@ -27,7 +27,7 @@ from slimrank.cost import (
     slimmed_spec,
     timed_sizes,
 )
-from slimrank.latency._parts import Parts
+from slimrank.latencies import Parts
 from slimrank.latency._predict import changing_time, group_edge
 from slimrank.latency._variants import untouched, useful_ranks
 from slimrank.plan import Step, Structure, is_inside, predicted_time, slimmable_groups

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from slimrank.cost import pair_rows_and_columns, slimmed_spec, timed_sizes
+from slimrank.latencies import Parts
 from slimrank.latency._fit import Fit, Measured, faster_pairs, kernel_kind, part_formulas
-from slimrank.latency._parts import Parts
 from slimrank.latency._predict import changing_time
 from slimrank.latency._variants import untouched
 from slimrank.plan import Step, Structure, is_inside

@@ -27,16 +27,23 @@ from slimrank.deploy import (
     quantizer_for,
 )
 from slimrank.forward import Batch
+from slimrank.latencies import (
+    Conditions,
+    Latencies,
+    LatencyRecord,
+    Parts,
+    VariantTime,
+    differing_topics,
+    read_latencies,
+    tie_of,
+    write_latencies,
+)
 from slimrank.latency._backends import BACKENDS, open_timed
-from slimrank.latency._file import read_latencies, write_latencies
 from slimrank.latency._fit import Measured, fit_times
 from slimrank.latency._fit_whole import fit_whole_times
-from slimrank.latency._latencies import Latencies
 from slimrank.latency._machine import package_versions
-from slimrank.latency._parts import Parts, parts_of
-from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
+from slimrank.latency._parts import parts_of
 from slimrank.latency._step import find_step
-from slimrank.latency._tie import differing_topics, tie_of
 from slimrank.latency._variants import (
     build_variant,
     draw_variants,

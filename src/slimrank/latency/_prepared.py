@@ -28,14 +28,14 @@ from slimrank.files import (
     to_text,
     write_text,
 )
-from slimrank.latency._file import (
+from slimrank.latencies import (
     ChoiceFields,
+    Conditions,
     choice_from,
     choice_to_json,
     conditions_from,
     conditions_to_json,
 )
-from slimrank.latency._record import Conditions
 
 _PREPARED = ("format", "id", "conditions", "seconds", "files")
 _FILE = ("file", "file_bytes", "file_sha256", "input", "input_bytes", "input_names", "graph", "variant")

@@ -22,7 +22,6 @@ from slimrank.methods._curves import (
     layer_curves,
     relative_curves,
 )
-from slimrank.methods._isotonic import never_falling
 from slimrank.methods._modules import (
     build_modules,
     build_replacement,
@@ -39,15 +38,13 @@ from slimrank.methods._modules import (
 )
 from slimrank.methods._pair import Pair, effective_weight, error_by_rank, fit_pair
 from slimrank.methods._pair_modules import empty_pair
-from slimrank.methods._table import METHODS, MORE_METHODS, TABLE, Factors, LayerFunctions, MethodRow
+from slimrank.methods._table import TABLE, Factors, LayerFunctions, MethodRow
 from slimrank.methods._target import Target, metric_roots, restricted_gram, weights_target
 
 __all__ = [
     "ANCHOR_RATIOS",
     "ANCHOR_SHARES",
     "CEILING",
-    "METHODS",
-    "MORE_METHODS",
     "TABLE",
     "Anchor",
     "Factors",
@@ -78,7 +75,6 @@ __all__ = [
     "is_replacement",
     "layer_curves",
     "metric_roots",
-    "never_falling",
     "open_container",
     "relative_curves",
     "relative_group_curve",

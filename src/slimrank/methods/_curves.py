@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from slimrank._isotonic import never_falling
 from slimrank.cost import FORM_ROWS, forms_of, is_wide, keeps_rows, layer_cost, max_rank, pair_costs
-from slimrank.methods._isotonic import never_falling
 from slimrank.methods._pair import true_error
 from slimrank.methods._table import layer_functions
 from slimrank.methods._target import Target

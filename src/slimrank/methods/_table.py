@@ -122,13 +122,11 @@ class MethodRow:
         name: as in plans.
         forms: its forms, in the order in which ties are decided; () where it replaces groups.
         functions: how it replaces a layer; None where it replaces groups, which only lose channels.
-        is_default: whether a study measures it where its caller names no methods.
     """
 
     name: Method
     forms: tuple[Form, ...] = ()
     functions: LayerFunctions | None = None
-    is_default: bool = True
 
     @property
     def replaces(self) -> Literal["layer", "group"]:
@@ -184,14 +182,11 @@ TABLE: Mapping[Method, MethodRow] = MappingProxyType(
         for row in (
             MethodRow(name="weight_svd", forms=FORMS["weight_svd"], functions=_PAIR),
             MethodRow(name="spatial_svd", forms=FORMS["spatial_svd"], functions=_PAIR),
-            MethodRow(name="tucker2", forms=FORMS["tucker2"], functions=_TUCKER, is_default=False),
+            MethodRow(name="tucker2", forms=FORMS["tucker2"], functions=_TUCKER),
             MethodRow(name=PRUNING),
         )
     }
 )
-# The public lists of names: what a study measures by default, and what exists beside it.
-METHODS: tuple[Method, ...] = tuple(name for name, row in TABLE.items() if row.is_default)
-MORE_METHODS: tuple[Method, ...] = tuple(name for name, row in TABLE.items() if not row.is_default)
 
 
 def layer_functions(method: Method) -> LayerFunctions:

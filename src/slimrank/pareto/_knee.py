@@ -7,7 +7,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from slimrank.methods import never_falling
+from slimrank._isotonic import never_falling
 
 # An infinite damage counts as so many times the largest finite one.
 _ABOVE_FINITE = 10.0

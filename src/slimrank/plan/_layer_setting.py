@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
 from numbers import Integral
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,6 @@ _MethodAndAmount = tuple[str, float | Mapping[str, int | float | str | Sequence[
 TypedSetting = Setting | _MethodAndAmount
 # Written out: through another union's name, mypy takes {"rank": 8, "form": "v_h"} for a dict of objects.
 SettingLike = Setting | _MethodAndAmount | Literal["drop"] | list[Setting | _MethodAndAmount] | None
-
-# What ``Plan.replace`` accepts: it has no study that says which methods were measured.
-METHOD_NAMES: tuple[Method, ...] = get_args(Method)
 
 # What a person may say of a pair, beside its method.
 _SETTING_KEYS = ("rank", "ratio", "form")

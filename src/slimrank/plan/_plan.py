@@ -16,7 +16,7 @@ from slimrank.cost import group_is_inside
 from slimrank.files import Json
 from slimrank.plan._diff import Difference, plan_difference
 from slimrank.plan._file import PlanFields, plan_from_json, plan_to_json, read_plan, write_plan
-from slimrank.plan._layer_setting import METHOD_NAMES, SettingLike, damage_at, setting_for
+from slimrank.plan._layer_setting import SettingLike, damage_at, setting_for
 from slimrank.plan._rounding import (
     MultipleOf,
     Multiples,
@@ -43,6 +43,7 @@ from slimrank.plan._typed_settings import (
     units_for,
 )
 from slimrank.records import (
+    ALL_METHODS,
     METRICS,
     BlockDamage,
     Cost,
@@ -385,8 +386,9 @@ class Plan:
     def _step_with(self, layer: str, setting: SettingLike) -> Step:
         """The last step with another setting for one name."""
         step = self.steps[-1]
-        typed = settings_by_kind(step.structure, {layer: setting}, methods=METHOD_NAMES)
-        return _changed_step(step, typed, METHOD_NAMES, self._own_multiples, has_bias=self.has_bias)
+        # There is no study that says which methods were measured.
+        typed = settings_by_kind(step.structure, {layer: setting}, methods=ALL_METHODS)
+        return _changed_step(step, typed, ALL_METHODS, self._own_multiples, has_bias=self.has_bias)
 
     @property
     def _own_multiples(self) -> Multiples:

@@ -14,11 +14,10 @@ from slimrank._live_view import shown_live_in_run_dir
 from slimrank._progress import Event
 from slimrank._result import Result
 from slimrank._study import Study, planned_without_new_bias, study
-from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights
+from slimrank.calibrate import OwnLossFn
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
 from slimrank.latency import check_conditions
-from slimrank.methods import METHODS
 from slimrank.plan import (
     FixedSettings,
     LatencyTable,
@@ -33,7 +32,7 @@ from slimrank.plan import (
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._meet_latency import within_latency
-from slimrank.records import ChannelOrder, Effort, Method, Metric
+from slimrank.records import METHODS, ChannelOrder, Effort, LikelihoodChoice, Method, Metric, Weights
 from slimrank.select import check_budgets, check_peak
 from slimrank.survey import Inputs, MemoryOption, Skip
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from slimrank._errors import OptionError
 from slimrank._result import Result
-from slimrank.calibrate import LikelihoodChoice, checked_batches, likelihood_of
+from slimrank.calibrate import checked_batches
 from slimrank.deploy import Precision, Reading, export_model
 from slimrank.forward import OutputChoice, check_outputs, outside_inference_mode
 from slimrank.interop import receive
-from slimrank.records import Exported
+from slimrank.records import Exported, LikelihoodChoice, likelihood_of
 from slimrank.survey import Inputs
 
 

@@ -9,7 +9,7 @@ from slimrank._errors import OptionError
 from slimrank._result import Result
 from slimrank.forward import eval_mode
 from slimrank.report import agreement_text
-from slimrank.scores import ScoreFn, score_model
+from slimrank.scoring import ScoreFn, score_model
 from slimrank.survey import Session, restored_copy
 
 # Nats of divergence per unit of score. On the networks tried a nat cost about a quarter of the accuracy: only

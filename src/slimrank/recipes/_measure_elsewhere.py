@@ -9,7 +9,8 @@ from slimrank._errors import OptionError
 from slimrank._progress import Phases
 from slimrank._study import Study, session_of
 from slimrank.forward import Batch, out_of_memory_told, outside_inference_mode
-from slimrank.latency import Latencies, check_conditions, collect_variants, prepare_variants
+from slimrank.latencies import Latencies
+from slimrank.latency import check_conditions, collect_variants, prepare_variants
 
 
 @outside_inference_mode

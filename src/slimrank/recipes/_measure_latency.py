@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from slimrank._study import Study, session_of, shown_live_of_study
 from slimrank.forward import Batch, kept_text, out_of_memory_told, outside_inference_mode
-from slimrank.latency import Latencies, check_conditions, measure_variants
+from slimrank.latencies import Latencies
+from slimrank.latency import check_conditions, measure_variants
 
 
 @shown_live_of_study

@@ -20,15 +20,8 @@ from slimrank.recipes._score_candidates import (
 )
 from slimrank.recipes._score_trials import group_trials, pair_trials
 from slimrank.records import LayerSpec, Method
-from slimrank.scores import (
-    AnyTrial,
-    Evaluator,
-    ScoreFn,
-    ScoreJournal,
-    Scores,
-    count_workers,
-    evaluate_with_workers,
-)
+from slimrank.scores import ScoreJournal, Scores
+from slimrank.scoring import AnyTrial, Evaluator, ScoreFn, count_workers, evaluate_with_workers
 from slimrank.surgery import quiet_copy
 
 

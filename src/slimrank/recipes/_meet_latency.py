@@ -26,7 +26,8 @@ from slimrank.deploy import (
     write_open,
 )
 from slimrank.forward import Batch, outside_inference_mode
-from slimrank.latency import BACKENDS, PRECISIONS, Latencies, package_versions, quantize_of
+from slimrank.latencies import Latencies
+from slimrank.latency import BACKENDS, PRECISIONS, package_versions, quantize_of
 from slimrank.plan import (
     FixedSettings,
     LatencyTable,

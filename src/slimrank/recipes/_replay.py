@@ -11,23 +11,23 @@ from slimrank._progress import Phases
 from slimrank._result import Result
 from slimrank._study import check_plan
 from slimrank._verify import build_from_weights, build_result, measured_from
-from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
+from slimrank.calibrate import OwnLossFn
 from slimrank.capture import check_weights, describe_layers
 from slimrank.deploy import load_architecture, load_artifact
 from slimrank.fitting import OnLayer, check_on_layer, layer_tasks
 from slimrank.forward import OutputChoice, out_of_memory_told, outside_inference_mode
 from slimrank.interop import receive
+from slimrank.measured import Options, check_options
 from slimrank.plan import Plan, check_structure, structure_of
+from slimrank.records import LikelihoodChoice, Weights, likelihood_of, weights_of
 from slimrank.surgery import copy_model
 from slimrank.survey import (
     DataSource,
     Inputs,
     MemoryOption,
-    Options,
     Run,
     Session,
     as_planned,
-    check_options,
     gather_gradients,
     open_session,
 )

@@ -17,7 +17,7 @@ from slimrank.forward import Batch, run, watch_modules
 from slimrank.methods import Target, weights_target
 from slimrank.recipes._score_candidates import Candidate
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec
-from slimrank.scores import GroupTrial, LayerTrial
+from slimrank.scoring import GroupTrial, LayerTrial
 from slimrank.surgery import bias_of, dense_weight
 from slimrank.survey import (
     GroupSurvey,

@@ -27,7 +27,7 @@ from slimrank.plan import (
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
 from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
-from slimrank.scores import ScoreFn
+from slimrank.scoring import ScoreFn
 from slimrank.select import Select, reachable_floor
 from slimrank.survey import Skip
 

@@ -16,7 +16,7 @@ from slimrank.forward import Batch
 from slimrank.plan import MultipleOf, Plan
 from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note
-from slimrank.scores import ScoreFn
+from slimrank.scoring import ScoreFn
 from slimrank.select import check_below, check_budgets, check_methods
 from slimrank.survey import DataSource, Session
 

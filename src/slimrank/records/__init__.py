@@ -20,13 +20,26 @@ from slimrank.records._group import (
 from slimrank.records._int8 import Int8
 from slimrank.records._latency import DenseTime, LayerTimes, NetworkTimes, PairTime, step_edge, with_parts
 from slimrank.records._layer import Call, LayerKind, LayerSpec
+from slimrank.records._likelihood import (
+    FAMILIES,
+    LIKELIHOODS,
+    Family,
+    LikelihoodChoice,
+    LikelihoodName,
+    Weights,
+    likelihood_of,
+    weights_of,
+)
 from slimrank.records._note import Note
 from slimrank.records._peak_point import Limited, PairBytes, PeakPoint
 from slimrank.records._reached_latency import PlannedLatency, ReachedLatency
 from slimrank.records._rows import Curves, Frame, GroupCurves, Layers, data_frame
 from slimrank.records._setting import (
+    ALL_METHODS,
     CHANNEL_ORDERS,
     EFFORTS,
+    METHODS,
+    MORE_METHODS,
     PRUNING,
     ChannelOrder,
     Effort,
@@ -38,10 +51,15 @@ from slimrank.records._setting import (
 from slimrank.records._summary import LayerResult, Measurement, Summary
 
 __all__ = [
+    "ALL_METHODS",
     "CHANNEL_ORDERS",
     "EFFORTS",
+    "FAMILIES",
     "LATENCY",
+    "LIKELIHOODS",
+    "METHODS",
     "METRICS",
+    "MORE_METHODS",
     "PRUNING",
     "ActivationBytes",
     "Agreement",
@@ -58,6 +76,7 @@ __all__ = [
     "DenseTime",
     "Effort",
     "Exported",
+    "Family",
     "Form",
     "Frame",
     "GroupCurve",
@@ -70,6 +89,8 @@ __all__ = [
     "LayerSpec",
     "LayerTimes",
     "Layers",
+    "LikelihoodChoice",
+    "LikelihoodName",
     "Limited",
     "Measurement",
     "Method",
@@ -89,10 +110,13 @@ __all__ = [
     "Setting",
     "Summary",
     "TensorSpec",
+    "Weights",
     "data_frame",
     "element_at",
+    "likelihood_of",
     "ratio_of",
     "replaces_groups",
     "step_edge",
+    "weights_of",
     "with_parts",
 ]

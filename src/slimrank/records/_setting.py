@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 Method = Literal["weight_svd", "spatial_svd", "tucker2", "channel_pruning"]
+# All, in the order in which they are listed everywhere; and the public lists of names: what is measured where
+# a caller names none, and what exists beside it.
+ALL_METHODS: tuple[Method, ...] = get_args(Method)
+MORE_METHODS: tuple[Method, ...] = ("tucker2",)
+METHODS: tuple[Method, ...] = tuple(method for method in ALL_METHODS if method not in MORE_METHODS)
 ChannelOrder = Literal["obs", "magnitude", "random"]
 # Every allowed order, to check what a caller asks for.
 CHANNEL_ORDERS: tuple[ChannelOrder, ...] = get_args(ChannelOrder)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from slimrank._errors import FileError, OptionError, StudyError
-from slimrank.files import Json, check_format, spelled_number
-from slimrank.store import Store
+from slimrank.files import Json, Store, check_format, spelled_number
+from slimrank.tensors import read_tensors, write_tensors
 
 # Raised when a file changes its meaning.
 FORMAT = 1
@@ -93,7 +93,7 @@ class Checkpoint:
         if not isinstance(name, str) or not isinstance(numbers, dict) or not isinstance(facts, dict):
             raise FileError(f"{self._store.root / _STATE} was altered; delete the directory and run again")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-        for key, tensor in self._store.read_tensors(name).items():
+        for key, tensor in read_tensors(self._store.root / name).items():
             part, _, rest = key.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         return TrainingState(
@@ -122,7 +122,7 @@ class Checkpoint:
         if state.best is not state.model:
             parts["best"] = state.best
         tensors = {f"{part}.{key}": tensor for part, named in parts.items() for key, tensor in named.items()}
-        self._store.write_tensors(name, tensors)
+        write_tensors(self._store.path_of(name), tensors)
         # The state names its tensors: until it is replaced, the epoch before holds.
         self._store.write_json(
             _STATE, {"tensors": name, "numbers": dict(state.numbers), "facts": dict(state.facts)}

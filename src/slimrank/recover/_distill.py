@@ -15,11 +15,8 @@ from slimrank._live_view import shown_live_in_run_dir
 from slimrank._names import nearest
 from slimrank._numbers import real_number
 from slimrank.calibrate import (
-    Family,
     Likelihood,
-    LikelihoodChoice,
     OwnLossFn,
-    Weights,
     check_loss,
     divergence,
     is_mask_of,
@@ -40,6 +37,7 @@ from slimrank.forward import (
     run,
     tap_layers,
 )
+from slimrank.records import Family, LikelihoodChoice, Weights
 from slimrank.recover._checkpoint import stored_run, tensors_of
 from slimrank.recover._examples import Example, Inputs, TrainingData, open_training_data, read_with
 from slimrank.recover._train import (
@@ -53,8 +51,8 @@ from slimrank.recover._train import (
     seeded_apart,
     train,
 )
-from slimrank.store import describe, digest_tensors
 from slimrank.surgery import quiet_copy
+from slimrank.tensors import describe, digest_tensors
 
 # Outputs of modules, by name of the module and number of its call in one forward.
 Features = Mapping[tuple[str, int], Tensor]

@@ -21,7 +21,7 @@ from slimrank.recover._train import (
     seeded_apart,
     train,
 )
-from slimrank.store import describe
+from slimrank.tensors import describe
 
 LossFn = Callable[..., Tensor]
 

@@ -31,8 +31,8 @@ from slimrank.recover._checkpoint import (
 )
 from slimrank.recover._examples import Example, TrainingData
 from slimrank.recover._norms import reestimate_, running_norms
-from slimrank.store import describe, digest_tensors
 from slimrank.surgery import copy_model
+from slimrank.tensors import describe, digest_tensors
 
 NormsChoice = Literal["frozen", "reestimated"]
 ScheduleChoice = Literal["cosine", "constant"]

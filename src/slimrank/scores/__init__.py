@@ -3,32 +3,22 @@
 
 from slimrank.scores._curves import score_curves
 from slimrank.scores._entry import ScoreEntry
-from slimrank.scores._evaluate import AnyTrial, Evaluator, GroupTrial, LayerTrial, ScoreFn, score_model
 from slimrank.scores._file import CHANNELS
 from slimrank.scores._group_curves import score_group_curves
 from slimrank.scores._journal import ScoreJournal
 from slimrank.scores._scores import Scores, check_scores, scores_facts
 from slimrank.scores._source import UNSCORED, ScoredSource, scored_source
-from slimrank.scores._workers import count_workers, evaluate_with_workers
 
 __all__ = [
     "CHANNELS",
     "UNSCORED",
-    "AnyTrial",
-    "Evaluator",
-    "GroupTrial",
-    "LayerTrial",
     "ScoreEntry",
-    "ScoreFn",
     "ScoreJournal",
     "ScoredSource",
     "Scores",
     "check_scores",
-    "count_workers",
-    "evaluate_with_workers",
     "score_curves",
     "score_group_curves",
-    "score_model",
     "scored_source",
     "scores_facts",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import ScoreError
+from slimrank._isotonic import never_falling
 from slimrank._names import nearest
 from slimrank.cost import (
     FORM_ROWS,
@@ -21,7 +22,6 @@ from slimrank.cost import (
     setting_cost,
     usual_ranks_in,
 )
-from slimrank.methods import never_falling
 from slimrank.plan import Structure, check_multiple_of, multiple_for, names_of
 from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 from slimrank.scores._entry import ScoreEntry

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimrank._errors import ScoreError
+from slimrank._isotonic import never_falling
 from slimrank._names import nearest
-from slimrank.methods import never_falling
 from slimrank.plan import multiple_for
 from slimrank.records import ChannelMap, GroupCurve
 from slimrank.scores._scores import Scores

@@ -6,18 +6,13 @@ from dataclasses import dataclass
 
 from slimrank.calibrate import part_of
 from slimrank.fitting import Data, apply_plan
+from slimrank.measured import Drop, read_block_damages, read_drops, write_blocks, write_drops
 from slimrank.methods import CEILING
 from slimrank.plan import Plan, PlanSource, Structure, is_inside, step_of, structure_of
 from slimrank.records import BlockDamage, BlockSpec, Cost, Curve, GroupCurve, Method
 from slimrank.surgery import copy_model
 from slimrank.survey._anchors import Anchors, as_evaluations, macs_within
-from slimrank.survey._curve_files import (
-    Drop,
-    read_block_damages,
-    read_drops,
-    write_blocks,
-    write_drops,
-)
+from slimrank.survey._effort import effort_row
 from slimrank.survey._groups import GroupSurvey
 from slimrank.survey._session import Run, Session
 
@@ -78,7 +73,7 @@ def measure_blocks(
     finished = None if store is None else read_block_damages(store, names)
     if finished is not None:
         return finished
-    if not survey.session.options.effort_row.has_blocks:
+    if not effort_row(survey.session.options).has_blocks:
         if kept_in is not None:
             write_blocks(kept_in, ())
         return ()

@@ -5,20 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from slimrank._names import listed
-from slimrank.records import LayerSpec, Note, replaces_groups
-from slimrank.store import Store
-from slimrank.survey._curve_files import BLOCK_DAMAGES_FILE, GRADIENT_FILE, layer_file
-from slimrank.survey._options import Options
-from slimrank.survey._session import Session
-from slimrank.survey._study_files import (
+from slimrank.files import Store
+from slimrank.measured import (
+    BLOCK_DAMAGES_FILE,
+    GRADIENT_FILE,
     MEASURED,
+    Options,
     digests_in,
     fingerprint_in,
+    layer_file,
     open_anew,
     options_in,
     refuse_other_study,
     write_fingerprint,
 )
+from slimrank.records import LayerSpec, Note, replaces_groups
+from slimrank.survey._session import Session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

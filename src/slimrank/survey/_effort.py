@@ -4,11 +4,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slimrank._errors import UnknownNameError
-from slimrank._names import nearest
 from slimrank.calibrate import SAMPLES_DRAWN_IN_FULL
+from slimrank.measured import Options
 from slimrank.methods import ANCHOR_RATIOS, ANCHOR_SHARES
-from slimrank.records import EFFORTS, Effort
+from slimrank.records import Effort
 
 # Layers up to which each is measured at more costs. On a network of eight this lowers divergences at 0.3 of
 # the MACs by a fifth; on networks of 16 and more, nothing was gained.
@@ -65,11 +64,6 @@ EFFORT_ROWS: Mapping[Effort, EffortRow] = {
 }
 
 
-def check_effort(effort: object) -> None:
-    """Refuses an effort that does not exist.
-
-    Raises:
-        UnknownNameError: with the nearest name.
-    """
-    if effort not in EFFORTS:
-        raise UnknownNameError(f"effort={effort!r} does not exist; {nearest(str(effort), EFFORTS)}")
+def effort_row(options: Options) -> EffortRow:
+    """What the effort of a study measures."""
+    return EFFORT_ROWS[options.effort]

@@ -29,6 +29,7 @@ from slimrank.linalg import MAX_EXACT_COLUMNS
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec
 from slimrank.survey._anchors import as_evaluations, count_samples
 from slimrank.survey._blocks import count_fit_samples
+from slimrank.survey._effort import effort_row
 from slimrank.survey._group_memory import count_passes_of, group_needs
 from slimrank.survey._groups import GroupSurvey, stored_groups
 from slimrank.survey._layers import stored_curves
@@ -125,7 +126,7 @@ def expected_phases(
         groups: see there.
     """
     found = seconds_by_phase(survey, speed, layers, groups)
-    n_fit, row = len(survey.session.feed.fit), survey.session.options.effort_row
+    n_fit, row = len(survey.session.feed.fit), effort_row(survey.session.options)
     n_blocks = len(survey.channels.blocks)
     # Divergences are measured while curves and groups are; how many there are shares their time.
     anchors = found.pop("anchors", 0.0)
@@ -199,7 +200,7 @@ def seconds_by_phase(
 ) -> dict[str, float]:
     """Seconds of each phase, for ``estimate_study``."""
     session = survey.session
-    n_fit, options, row = len(session.feed.fit), session.options, session.options.effort_row
+    n_fit, options, row = len(session.feed.fit), session.options, effort_row(session.options)
     needed = {spec.name: spec for spec in layers}
     for group in groups:
         needed |= {spec.name: spec for spec in survey.layers_needed(group).values()}
@@ -248,7 +249,7 @@ def seconds_by_phase(
 
 def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
     n_blocks = len(survey.channels.blocks)
-    if not n_blocks or not survey.session.options.effort_row.has_blocks:
+    if not n_blocks or not effort_row(survey.session.options).has_blocks:
         return 0.0
     runs = 2 * n_blocks - 1
     feed = survey.session.feed

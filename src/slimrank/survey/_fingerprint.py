@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from slimrank.calibrate import Family, Likelihood, readings_tried
+from slimrank.calibrate import Likelihood, readings_tried
 from slimrank.capture import describe_layers
 from slimrank.forward import OutputChoice, path_within
 from slimrank.plan import Plan, structure_of
-from slimrank.records import Note
-from slimrank.store import describe, digest_tensors
+from slimrank.records import Family, Note
 from slimrank.survey._session import DataSource, Session, likelihood_on
+from slimrank.tensors import describe, digest_tensors
 
 
 def fingerprint_of(session: Session, model: nn.Module, previous: Plan | None) -> dict[str, str]:

@@ -22,6 +22,7 @@ from slimrank.linalg import (
     ridge_of,
     times_vector,
 )
+from slimrank.measured import read_group, write_group
 from slimrank.methods import (
     anchor_counts,
     anchored_group_curve,
@@ -43,7 +44,7 @@ from slimrank.surgery import (
     tap_shares,
 )
 from slimrank.survey._anchors import Anchors
-from slimrank.survey._curve_files import read_group, write_group
+from slimrank.survey._effort import effort_row
 from slimrank.survey._session import Run, Session
 from slimrank.survey._told import tell_group
 
@@ -152,7 +153,7 @@ def measure_groups(survey: GroupSurvey, moments: Mapping[str, Moments], run: Run
             curves[index] = _weight_curve(survey, group)
         return tuple(curves[index] for index in sorted(curves))
     # Sized for all groups, also those of an earlier run: where that stopped must not change the numbers.
-    n_shares = len(survey.session.options.effort_row.anchor_shares)
+    n_shares = len(effort_row(survey.session.options).anchor_shares)
     anchors = Anchors(survey.session, n_shares * len(slimmable) if rest else 0)
     trim = Trimmer(survey.session.budgets.freed)
     for chunk in group_chunks(survey, rest, run.collecting(survey.session), moments):
@@ -346,7 +347,7 @@ def _curve(
             anchors.start_at(start, owners)
         measured = {
             count: anchors.divergence_with(partial(_slim_alone, survey, curve, count, moments))
-            for count in anchor_counts(curve, survey.session.options.effort_row.anchor_shares)
+            for count in anchor_counts(curve, effort_row(survey.session.options).anchor_shares)
         }
     return anchored_group_curve(curve, measured)
 

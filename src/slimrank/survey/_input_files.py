@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from slimrank._errors import FileError
-from slimrank.files import Json
+from slimrank.files import Json, Store
 from slimrank.forward import Batch
-from slimrank.store import Store
+from slimrank.tensors import read_tensors, write_tensors
 
 
 def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:
@@ -30,7 +30,7 @@ def batches_to_files(store: Store, batches: Sequence[Batch]) -> str | None:
         ]
     except TypeError as error:
         return str(error)
-    store.write_tensors("inputs.safetensors", tensors)
+    write_tensors(store.path_of("inputs.safetensors"), tensors)
     store.write_json("inputs.json", {"batches": entries})
     return None
 
@@ -47,7 +47,7 @@ def batches_from_files(store: Store) -> list[object]:
     Raises:
         FileError: missing, truncated or altered.
     """
-    tensors = store.read_tensors("inputs.safetensors")
+    tensors = read_tensors(store.root / "inputs.safetensors")
     listed = store.read_json("inputs.json").get("batches")
     if not isinstance(listed, list):
         raise FileError(f"{store.root / 'inputs.json'} holds no batches; restore a copy")

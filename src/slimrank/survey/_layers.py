@@ -9,6 +9,7 @@ from slimrank.calibrate import Chunk, Collecting, moment_chunks
 from slimrank.cost import block_width, working_bytes
 from slimrank.forward import Trimmer, out_of_memory_at
 from slimrank.linalg import Moments, ridge_of
+from slimrank.measured import read_layer, write_layer
 from slimrank.methods import (
     Target,
     anchored_curves,
@@ -20,7 +21,7 @@ from slimrank.methods import (
 from slimrank.records import Curve, LayerSpec, Method
 from slimrank.surgery import dense_weight
 from slimrank.survey._anchors import Anchors
-from slimrank.survey._curve_files import read_layer, write_layer
+from slimrank.survey._effort import effort_row
 from slimrank.survey._session import Run, Session
 from slimrank.survey._told import tell_curves
 
@@ -63,7 +64,7 @@ def measure_layers(
         return curves | _weight_curves(session, rest, run)
     # Sized for all layers, also those of an earlier run: where that stopped must not change the numbers.
     n_layers = sum(1 for spec in layers if spec.methods)
-    ratios = session.options.effort_row.ratios_for(n_layers)
+    ratios = effort_row(session.options).ratios_for(n_layers)
     anchors = Anchors(session, len(ratios) * n_layers if rest else 0, ratios)
     trim = Trimmer(session.budgets.freed)
     for chunk in layer_chunks(session, rest, run.collecting(session), moments):

@@ -16,6 +16,7 @@ from slimrank.channels import freeze, read_groups, try_groups, without_layers
 from slimrank.cost import block_width, matrix_tensor, rows_available
 from slimrank.forward import Batch, few_samples
 from slimrank.linalg import Moments
+from slimrank.measured import GRADIENT_FILE
 from slimrank.plan import structure_of
 from slimrank.records import (
     PRUNING,
@@ -28,12 +29,13 @@ from slimrank.records import (
     replaces_groups,
 )
 from slimrank.survey._blocks import DamageAt, Known, measure_blocks
-from slimrank.survey._curve_files import GRADIENT_FILE
+from slimrank.survey._effort import effort_row
 from slimrank.survey._estimate import tell_estimate
 from slimrank.survey._group_memory import pass_notes, with_room_for_groups
 from slimrank.survey._groups import GroupSurvey, measure_groups, stored_groups
 from slimrank.survey._layers import layer_chunks, measure_layers, stored_curves
 from slimrank.survey._session import Run, Session
+from slimrank.tensors import read_tensors, write_tensors
 
 # Rows per column below which the user is told to give more samples: such second moments are poor estimates.
 _FEW_ROWS = 10
@@ -143,21 +145,21 @@ def _grams(session: Session, names: Sequence[str], run: Run) -> Mapping[str, Ten
     options, store = session.options, run.store
     if store is not None and store.has(GRADIENT_FILE):
         device, wanted = next(session.original.parameters()).device, set(names)
-        stored = store.read_tensors(GRADIENT_FILE)
+        stored = read_tensors(store.root / GRADIENT_FILE)
         return {name: gram.to(device) for name, gram in stored.items() if name in wanted}
     specs = [spec for spec in session.captured.layers if spec.name in set(names)]
     gradient_options = GradientOptions(
         likelihood=session.likelihood,
         outputs=session.outputs,
         draws=options.draws,
-        in_full=options.effort_row.samples_drawn_in_full,
+        in_full=effort_row(options).samples_drawn_in_full,
     )
     with run.phases.phase("gradients", len(session.feed.fit)) as advance:
         grams = collect_gradients(
             session.original, session.feed, specs, gradient_options, seed=options.seed, advance=advance
         )
     if run.kept_in is not None:
-        run.kept_in.write_tensors(GRADIENT_FILE, grams)
+        write_tensors(run.kept_in.path_of(GRADIENT_FILE), grams)
     return grams
 
 

@@ -25,8 +25,8 @@ from slimrank.cost import (
     working_bytes,
 )
 from slimrank.fitting import forward_size
+from slimrank.measured import Options
 from slimrank.records import LayerSpec, replaces_groups
-from slimrank.survey._options import Options
 
 # ``memory=`` as a caller gives it: bytes, a text such as "2GB", or None for the default.
 MemoryOption = int | str | None

@@ -25,14 +25,14 @@ from slimrank.calibrate import (
 )
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.cost import SAMPLING, MemoryBudgets
+from slimrank.files import Store
 from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
+from slimrank.measured import Options
 from slimrank.peaks import PeakProfile
 from slimrank.records import LayerSpec, Note
-from slimrank.store import Store
 from slimrank.surgery import copy_model, quiet_copy
 from slimrank.survey._folded import folded_copy
 from slimrank.survey._memory_need import MemoryNeeds, MemoryOption, check_needs, memory_of, needs_of
-from slimrank.survey._options import Options
 from slimrank.survey._skip import CallersModel
 
 # Samples that tell how outputs are read: signs of classes show on some dozens, and less would mean numbers.

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from slimrank.calibrate import LikelihoodChoice, choose_likelihood, measure_agreement
+from slimrank.calibrate import choose_likelihood, measure_agreement
 from slimrank.forward import Batch, Picked
-from slimrank.records import Agreement
+from slimrank.records import Agreement, LikelihoodChoice
 
 
 def _agreement(

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seams import Family, sampled_loss
 from slimrank import OptionError, OutputError, UnknownNameError
-from slimrank.calibrate import Likelihood, LikelihoodChoice, OutputModel, choose_likelihood, divergence
+from slimrank.calibrate import Likelihood, OutputModel, choose_likelihood, divergence
 from slimrank.forward import Picked
+from slimrank.records import LikelihoodChoice
 
 _N_DRAWS = 20_000
 

@@ -13,7 +13,6 @@ from slimrank.capture import describe_layers
 from slimrank.cost import layer_cost, pair_cost
 from slimrank.linalg import Moments
 from slimrank.methods import (
-    METHODS,
     Anchor,
     Target,
     anchor_points,
@@ -23,7 +22,7 @@ from slimrank.methods import (
     metric_roots,
     relative_curves,
 )
-from slimrank.records import Call, Curve, Form, LayerSpec, Method, Setting
+from slimrank.records import METHODS, Call, Curve, Form, LayerSpec, Method, Setting
 
 
 def _spec(layer: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> LayerSpec:

@@ -11,7 +11,6 @@ from slimrank.capture import describe_layers
 from slimrank.cost import FORM_ROWS, forms_of, max_rank
 from slimrank.linalg import Moments, MomentSums, times_root
 from slimrank.methods import (
-    METHODS,
     Pair,
     Target,
     build_modules,
@@ -20,7 +19,7 @@ from slimrank.methods import (
     fit_pair,
     metric_roots,
 )
-from slimrank.records import Form, LayerSpec
+from slimrank.records import METHODS, Form, LayerSpec
 from slimrank.surgery import dense_weight
 
 _LAYERS: dict[str, nn.Module] = {

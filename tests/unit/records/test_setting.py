@@ -4,8 +4,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from slimrank.methods import METHODS, TABLE
-from slimrank.records import PRUNING, Curve, Method, Setting, replaces_groups
+from slimrank.methods import TABLE
+from slimrank.records import METHODS, PRUNING, Curve, Method, Setting, replaces_groups
 
 
 def test_one_method_replaces_groups_and_the_table_says_so() -> None:

@@ -60,7 +60,7 @@ def test_the_epoch_before_holds_until_the_new_one_is_whole(
     def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slimrank.store.Store.write_json", interrupt)
+    monkeypatch.setattr("slimrank.files.Store.write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.store(_state(1.0), 2)
     found = checkpoint.load()

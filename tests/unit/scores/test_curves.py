@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from slimrank import OptionError, ScoreError, UnknownNameError
+from slimrank._isotonic import never_falling
 from slimrank.cost import layer_cost
-from slimrank.methods import never_falling
 from slimrank.plan import structure_of
 from slimrank.records import Curve, Form, Method
 from slimrank.scores import ScoredSource, ScoreEntry, Scores, score_curves, scored_source

@@ -12,18 +12,11 @@ from torch import nn
 
 import slimrank as sr
 import specs
+from slimrank.files import Store
+from slimrank.measured import StudyRecord, check_fingerprint, read_study
 from slimrank.plan import structure_of
 from slimrank.records import Cost, Curve, Note
-from slimrank.store import Store
-from slimrank.survey import (
-    StudyRecord,
-    check_fingerprint,
-    check_saved_loss,
-    read_study,
-    saved_outputs,
-    saved_source,
-    write_study,
-)
+from slimrank.survey import check_saved_loss, saved_outputs, saved_source, write_study
 
 _LAYER = specs.linear("fc", 8, 8)
 _CURVE = Curve(

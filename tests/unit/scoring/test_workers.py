@@ -10,7 +10,7 @@ from torch import nn
 from slimrank import OptionError, ScoreError
 from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
-from slimrank.scores import Evaluator, LayerTrial, count_workers, evaluate_with_workers
+from slimrank.scoring import Evaluator, LayerTrial, count_workers, evaluate_with_workers
 from slimrank.surgery import dense_weight
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from slimrank import FileError
-from slimrank.files import write_bytes
+from slimrank.files import Store, write_bytes
 from slimrank.forward import as_batch
-from slimrank.store import Store, digest_tensors
 from slimrank.survey import batches_from_files, batches_to_files
+from slimrank.tensors import digest_tensors, read_tensors, write_tensors
 
 
 def test_json_comes_back(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_tensors_come_back(tmp_path: Path) -> None:
         "e": base[:0],
     }
     store = Store(tmp_path)
-    store.write_tensors("t.safetensors", tensors, {"layer": "x"})
-    found = store.read_tensors("t.safetensors")
+    write_tensors(store.path_of("t.safetensors"), tensors, {"layer": "x"})
+    found = read_tensors(store.root / "t.safetensors")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(found[name], tensor)
@@ -59,21 +59,21 @@ def test_tensors_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metadata", [None, {}, {"layer": "x"}])
 def test_no_tensors_come_back_as_none(metadata: dict[str, str] | None, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.write_tensors("t.safetensors", {}, metadata)
-    assert store.read_tensors("t.safetensors") == {}
+    write_tensors(store.path_of("t.safetensors"), {}, metadata)
+    assert read_tensors(store.root / "t.safetensors") == {}
 
 
 @pytest.mark.parametrize("length", [0, 4, 50])
 def test_tensors_that_are_not_whole(length: int, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.write_tensors("t.safetensors", {"a": torch.ones(100)})
+    write_tensors(store.path_of("t.safetensors"), {"a": torch.ones(100)})
     path = tmp_path / "t.safetensors"
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(FileError, match=r"t\.safetensors is truncated or altered"):
-        store.read_tensors("t.safetensors")
+        read_tensors(store.root / "t.safetensors")
     path.unlink()
     with pytest.raises(FileError, match=r"t\.safetensors does not exist; is this a directory of slimrank\?"):
-        store.read_tensors("t.safetensors")
+        read_tensors(store.root / "t.safetensors")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,11 +95,11 @@ def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="cannot be written"):
         write_bytes(tmp_path / "file" / "a", b"")
     with pytest.raises(FileError, match="cannot be written"):
-        Store(tmp_path / "file").write_tensors("t.safetensors", {"a": torch.ones(1)})
+        write_tensors(Store(tmp_path / "file").path_of("t.safetensors"), {"a": torch.ones(1)})
 
 
 def test_makes_its_directory_and_folders_within_but_none_above(tmp_path: Path) -> None:
-    Store(tmp_path / "run").write_tensors("deep/er/t.safetensors", {"a": torch.ones(1)})
+    write_tensors(Store(tmp_path / "run").path_of("deep/er/t.safetensors"), {"a": torch.ones(1)})
     assert (tmp_path / "run" / "deep" / "er" / "t.safetensors").is_file()
     with pytest.raises(FileError, match=r"no/run cannot be written: there is no folder .*no; make it first"):
         Store(tmp_path / "no" / "run").write_json("a.json", {})

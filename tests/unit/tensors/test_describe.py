@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from slimrank.store import describe
+from slimrank.tensors import describe
 
 
 def test_functions_are_told_by_what_they_do() -> None:

@@ -7,7 +7,7 @@ from types import CodeType, FunctionType, MethodType
 
 from torch import Tensor, nn
 
-from slimrank.store._store import digest_tensors
+from slimrank.tensors._tensors import digest_tensors
 
 # How deep objects inside objects are read: enough for functions that hold functions, and an end where objects
 # hold themselves.

@@ -6,18 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-from torch import Tensor
-
 from slimrank._errors import FileError, StudyError
-from slimrank.calibrate import OwnLossFn
-from slimrank.files import Json, check_format, make_directory, spelled_number
-from slimrank.forward import OutputChoice, map_tensors
-from slimrank.methods import TABLE
-from slimrank.plan import Plan, Step, Structure
-from slimrank.records import BlockDamage, Cost, Curve, GroupCurve, Method, Note
-from slimrank.store import Store
-from slimrank.survey._curve_files import (
+from slimrank.files import Json, Store, check_format, make_directory, spelled_number
+from slimrank.measured._curve_files import (
     GRADIENT_FILE,
     read_blocks,
     read_curves,
@@ -26,9 +17,9 @@ from slimrank.survey._curve_files import (
     write_curves,
     write_groups,
 )
-from slimrank.survey._input_files import batches_from_files, batches_to_files
-from slimrank.survey._options import Options, options_from_json, options_to_json
-from slimrank.survey._session import DataSource, Session
+from slimrank.measured._options import Options, options_from_json, options_to_json
+from slimrank.plan import Plan, Step, Structure
+from slimrank.records import ALL_METHODS, BlockDamage, Cost, Curve, GroupCurve, Method, Note
 
 # Raised when a file, a number in it or an option changes its meaning. Before format 2 not every file had one.
 FORMAT = 3
@@ -40,12 +31,12 @@ MEASURED = ("curves-*", "group-*", "blocks*.safetensors", GRADIENT_FILE)
 # In run.json, beside the fingerprint.
 _ASKED, _BATCHES = "asked", "batches"
 # How ``outputs`` and ``loss`` stand in study.json where it was a function, which no file can keep.
-_FUNCTION = "function"
+FUNCTION = "function"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StudyRecord:
-    """What a study's directory holds, except for the inputs.
+    """What a study's directory holds, but for the inputs and the gradients: all that plans are chosen from.
 
     Attributes:
         structure: every layer, in execution order, and the channel map.
@@ -55,7 +46,6 @@ class StudyRecord:
         group_curves: damage by the channels that stay, per channel group.
         block_damages: of replacing blocks by the identity.
         methods: the methods that were measured.
-        grams: second moments of output gradients, (C_out, C_out) or diagonal, by layer.
         unit: of damage.
         notes: what the user should know.
         seconds: wall time of each phase.
@@ -74,7 +64,6 @@ class StudyRecord:
     group_curves: tuple[GroupCurve, ...]
     block_damages: tuple[BlockDamage, ...]
     methods: tuple[Method, ...]
-    grams: Mapping[str, Tensor]
     unit: str
     notes: tuple[Note, ...]
     seconds: Mapping[str, float]
@@ -93,25 +82,23 @@ class StudyRecord:
         )
 
 
-def write_study(store: Store, record: StudyRecord, session: Session | None) -> None:
-    """Writes a study whole; files of an earlier study in the directory are replaced.
+def write_measurements(store: Store, record: StudyRecord, digests: Sequence[str] | None) -> None:
+    """Writes all of a study but what makes it whole, which comes last: ``write_facts``.
 
     Args:
-        store: the directory.
-        record: what to write; its options, outputs and inputs are taken from the session.
-        session: of the study; None where it was read without a model, so that it has no data.
+        store: the directory; files of an earlier study in it are replaced.
+        record: what to write.
+        digests: of its batches; None where they are not known.
 
     Raises:
         FileError: it cannot be written.
     """
-    # Removed first and written last, so that a directory with this file is whole.
     stored = _fingerprint_in(store)
     store.remove(_STUDY)
     if stored is not None and dict(stored) != dict(record.fingerprint):
         for name in (_PREVIOUS, *(path.name for glob in MEASURED for path in store.root.glob(glob))):
             store.remove(name)
-    options, digests = (None, None) if session is None else (session.options, session.feed.digests)
-    write_fingerprint(store, record.fingerprint, options, digests)
+    write_fingerprint(store, record.fingerprint, record.options, digests)
     record.untouched.save(make_directory(store.root) / _STRUCTURE)
     if record.previous is not None:
         record.previous.save(store.root / _PREVIOUS)
@@ -120,11 +107,18 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
     # Blocks are measured with data only.
     if record.structure.channels.blocks and record.has_bias:
         write_blocks(store, record.block_damages)
-    store.write_tensors(GRADIENT_FILE, record.grams)
-    no_inputs: str | None = "the study has no data"
-    if session is not None:
-        feed = session.feed
-        no_inputs = batches_to_files(store, [feed.read(raw) for raw in feed.batches])
+
+
+def write_facts(store: Store, record: StudyRecord) -> None:
+    """Writes the file of a study that makes its directory whole.
+
+    Args:
+        store: the directory.
+        record: of which all else is written.
+
+    Raises:
+        FileError: it cannot be written.
+    """
     facts: dict[str, Json] = {
         "format": FORMAT,
         "fingerprint": dict(record.fingerprint),
@@ -133,18 +127,18 @@ def write_study(store: Store, record: StudyRecord, session: Session | None) -> N
         # A third entry only where there is something to say: files are then as older versions wrote them.
         "notes": [[note.where, note.text, *([True] if note.is_warning else [])] for note in record.notes],
         "seconds": [[phase, taken] for phase, taken in record.seconds.items()],
-        "inputs": no_inputs is None,
-        "inputs_reason": no_inputs,
-        "options": None if session is None else options_to_json(session.options),
-        "outputs": None if session is None else _outputs_to_json(session.outputs),
+        "inputs": record.no_inputs is None,
+        "inputs_reason": record.no_inputs,
+        "options": None if record.options is None else options_to_json(record.options),
+        "outputs": record.outputs,
     }
-    if session is not None and session.likelihood.loss is not None:
-        facts["loss"] = _FUNCTION
+    if record.has_loss:
+        facts["loss"] = FUNCTION
     store.write_json(_STUDY, facts)
 
 
 def read_study(store: Store) -> StudyRecord:
-    """Reads what ``write_study`` left.
+    """Reads what ``write_measurements`` and ``write_facts`` left.
 
     Args:
         store: the directory.
@@ -181,8 +175,7 @@ def read_study(store: Store) -> StudyRecord:
         group_curves=read_group_curves(store, structure.channels),
         # Blocks are measured with data only.
         block_damages=read_blocks(store, structure.channels) if untouched.has_bias else (),
-        methods=tuple(method for method in TABLE if method in _list_of(facts, "methods")),
-        grams=store.read_tensors(GRADIENT_FILE),
+        methods=tuple(method for method in ALL_METHODS if method in _list_of(facts, "methods")),
         unit=str(facts.get("unit")),
         notes=tuple(
             Note(where=str(entry[0]), text=str(entry[1]), is_warning=entry[2:] == [True])
@@ -206,72 +199,6 @@ def read_study(store: Store) -> StudyRecord:
 def has_previous_plan(directory: Path) -> bool:
     """Whether a directory holds the study of a model that had been compressed before."""
     return (directory / _PREVIOUS).is_file()
-
-
-def saved_outputs(record: StudyRecord, outputs: OutputChoice) -> OutputChoice:
-    """Which outputs matter in a study that was read.
-
-    Args:
-        record: of the study.
-        outputs: as the caller gave it; None for as in the study.
-
-    Raises:
-        StudyError: the study was made with a function, and none is given.
-    """
-    if outputs is not None:
-        return outputs
-    if record.outputs == _FUNCTION:
-        raise StudyError(
-            "the study was made with outputs= as a function, which no file can keep; pass the same outputs= "
-            "again"
-        )
-    if isinstance(record.outputs, list):
-        return tuple(key for key in record.outputs if isinstance(key, str | int))
-    return record.outputs if isinstance(record.outputs, str | int) else None
-
-
-def check_saved_loss(record: StudyRecord, loss: OwnLossFn | None) -> None:
-    """Refuses to go on without the loss that a study was made with.
-
-    Raises:
-        StudyError: it was made with one, and none is given.
-    """
-    if record.has_loss and loss is None:
-        raise StudyError(
-            "the study was made with loss=, a function that no file can keep; pass the same loss= again"
-        )
-
-
-def saved_source(
-    store: Store,
-    record: StudyRecord,
-    outputs: OutputChoice,
-    loss: OwnLossFn | None,
-    device: torch.device,
-) -> DataSource:
-    """The inputs that a study kept.
-
-    Args:
-        store: the directory.
-        record: what it holds besides.
-        outputs: which outputs matter.
-        loss: the caller's, or None.
-        device: of the model; the inputs are moved there.
-
-    Returns:
-        The data as a loader would yield them.
-
-    Raises:
-        StudyError: the study kept none; the message says why.
-        FileError: a file is missing, truncated or altered.
-    """
-    if record.no_inputs is not None:
-        raise StudyError(f"{store.root} holds no inputs ({record.no_inputs}); pass batches= to apply plans")
-
-    def move(raw: object) -> object:
-        return map_tensors(raw, lambda tensor: tensor.to(device))
-
-    return DataSource(batches=batches_from_files(store), inputs=move, outputs=outputs, loss=loss)
 
 
 def check_fingerprint(fingerprint: Mapping[str, str], record: StudyRecord, store: Store) -> None:
@@ -410,12 +337,6 @@ def _fingerprint_in(store: Store) -> Mapping[str, Json] | None:
             if key not in {"format", _ASKED, _BATCHES}
         }
     return _object_of(store.read_json(_STUDY), "fingerprint") if store.has(_STUDY) else None
-
-
-def _outputs_to_json(outputs: OutputChoice) -> Json:
-    if callable(outputs):
-        return _FUNCTION
-    return outputs if outputs is None or isinstance(outputs, str | int) else list(outputs)
 
 
 def _object_of(facts: Mapping[str, Json], key: str) -> dict[str, Json]:

@@ -14,8 +14,7 @@ from slimrank._errors import ScoreError
 from slimrank.forward import PrefixCache
 from slimrank.methods import Factors, build_replacement, factors_on
 from slimrank.records import PRUNING, ChannelMap, LayerSpec, Method
-from slimrank.scores._entry import ScoreEntry
-from slimrank.scores._file import CHANNELS
+from slimrank.scores import CHANNELS, ScoreEntry
 from slimrank.surgery import put_back, replace_module, set_parameters, set_weights, slim
 
 ScoreFn = Callable[[nn.Module], float]

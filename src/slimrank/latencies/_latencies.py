@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slimrank._errors import LatencyError, OptionError
-from slimrank.latency._file import ResultFields, read_latencies, write_latencies
-from slimrank.latency._record import LatencyRecord
-from slimrank.latency._tie import differing_topics, tie_of
+from slimrank.latencies._file import ResultFields, read_latencies, write_latencies
+from slimrank.latencies._record import LatencyRecord
+from slimrank.latencies._tie import differing_topics, tie_of
 from slimrank.plan import HasSteps, Structure, predicted_time
 from slimrank.records import NetworkTimes, Note
 from slimrank.report import notebook_html, render_table

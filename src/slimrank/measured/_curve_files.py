@@ -3,14 +3,21 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from slimrank._errors import StudyError
 from slimrank.cost import FORM_ROWS, forms_of
-from slimrank.methods import TABLE
-from slimrank.records import BlockDamage, ChannelMap, Curve, GroupCurve, GroupSpec, LayerSpec, replaces_groups
-from slimrank.store import Store
+from slimrank.files import Array, Store
+from slimrank.records import (
+    ALL_METHODS,
+    BlockDamage,
+    ChannelMap,
+    Curve,
+    GroupCurve,
+    GroupSpec,
+    LayerSpec,
+    replaces_groups,
+)
 
 # Second moments of output gradients, of all layers in one file.
 GRADIENT_FILE = "gradients.safetensors"
@@ -23,21 +30,21 @@ _SECOND = "ranks_in"
 _ANCHORED, _ANCHORS = "anchored", "anchors"
 
 
-def _anchors_to_tensors(anchors: Mapping[int, float], prefix: str = "") -> dict[str, Tensor]:
-    """Measured divergences by size, as tensors; none where there are none."""
+def _anchors_to_arrays(anchors: Mapping[int, float], prefix: str = "") -> dict[str, Array]:
+    """Measured divergences by size, as arrays; none where there are none."""
     if not anchors:
         return {}
     return {
-        f"{prefix}{_ANCHORED}": torch.tensor(list(anchors), dtype=torch.int64),
-        f"{prefix}{_ANCHORS}": torch.tensor(list(anchors.values()), dtype=torch.float64),
+        f"{prefix}{_ANCHORED}": np.array(list(anchors), dtype=np.int64),
+        f"{prefix}{_ANCHORS}": np.array(list(anchors.values()), dtype=np.float64),
     }
 
 
-def _anchors_from_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[int, float]:
-    """What ``_anchors_to_tensors`` made."""
-    if f"{prefix}{_ANCHORED}" not in tensors:
+def _anchors_from_arrays(arrays: Mapping[str, Array], prefix: str = "") -> dict[int, float]:
+    """What ``_anchors_to_arrays`` made."""
+    if f"{prefix}{_ANCHORED}" not in arrays:
         return {}
-    sizes, divergences = tensors[f"{prefix}{_ANCHORED}"], tensors[f"{prefix}{_ANCHORS}"]
+    sizes, divergences = arrays[f"{prefix}{_ANCHORED}"], arrays[f"{prefix}{_ANCHORS}"]
     return dict(zip(sizes.tolist(), divergences.tolist(), strict=True))
 
 
@@ -48,32 +55,32 @@ def layer_file(index: int) -> str:
 
 def write_layer(store: Store, index: int, curves: Sequence[Curve]) -> None:
     """Writes the curves of one layer, in a file named after its index."""
-    tensors = {
-        f"{curve.method}.{curve.form}.{array}": torch.from_numpy(getattr(curve, array).copy())
+    arrays = {
+        f"{curve.method}.{curve.form}.{name}": getattr(curve, name)
         for curve in curves
-        for array in (*_ARRAYS, _SECOND)
-        if getattr(curve, array) is not None
+        for name in (*_ARRAYS, _SECOND)
+        if getattr(curve, name) is not None
     }
     for curve in curves:
-        tensors |= _anchors_to_tensors(curve.anchors, f"{curve.method}.{curve.form}.")
-    store.write_tensors(layer_file(index), tensors, {"layer": curves[0].layer} if curves else None)
+        arrays |= _anchors_to_arrays(curve.anchors, f"{curve.method}.{curve.form}.")
+    store.write_arrays(layer_file(index), arrays, {"layer": curves[0].layer} if curves else None)
 
 
 def read_layer(store: Store, index: int, spec: LayerSpec) -> tuple[Curve, ...]:
     """Reads the curves of one layer; none where it was not measured."""
-    name = layer_file(index)
-    if not store.has(name):
+    file = layer_file(index)
+    if not store.has(file):
         return ()
-    tensors = store.read_tensors(name)
+    arrays = store.read_arrays(file)
     curves = []
-    for method in TABLE:
+    for method in ALL_METHODS:
         for form in forms_of(spec, method):
-            if f"{method}.{form}.ranks" not in tensors:
+            if f"{method}.{form}.ranks" not in arrays:
                 continue
             names = (*_ARRAYS, _SECOND) if FORM_ROWS[form].has_third else _ARRAYS
-            arrays = {array: tensors[f"{method}.{form}.{array}"].numpy() for array in names}
-            anchors = _anchors_from_tensors(tensors, f"{method}.{form}.")
-            curves.append(Curve(layer=spec.name, method=method, form=form, anchors=anchors, **arrays))
+            of_form = {name: arrays[f"{method}.{form}.{name}"] for name in names}
+            anchors = _anchors_from_arrays(arrays, f"{method}.{form}.")
+            curves.append(Curve(layer=spec.name, method=method, form=form, anchors=anchors, **of_form))
     return tuple(curves)
 
 
@@ -108,35 +115,39 @@ def read_curves(store: Store, layers: Sequence[LayerSpec]) -> tuple[Curve, ...]:
 _GROUP_ARRAYS = ("kept", "error", "damage")
 
 
-def text_to_tensor(text: str) -> Tensor:
-    """Text among tensors: its bytes, uint8."""
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+def _text_to_array(text: str) -> Array:
+    """Text among arrays: its bytes, uint8."""
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _group_file(index: int) -> str:
+    return f"group-{index:04d}.safetensors"
 
 
 def write_group(store: Store, index: int, curve: GroupCurve) -> None:
     """Writes the curve of one group, in a file named after its index in the map."""
-    tensors = {array: torch.from_numpy(getattr(curve, array).copy()) for array in _GROUP_ARRAYS}
-    tensors["order"] = torch.tensor(curve.order, dtype=torch.int64)
-    tensors["name"] = text_to_tensor(curve.group)
-    tensors |= _anchors_to_tensors(curve.anchors)
-    store.write_tensors(f"group-{index:04d}.safetensors", tensors, {"group": curve.group})
+    arrays: dict[str, Array] = {name: getattr(curve, name) for name in _GROUP_ARRAYS}
+    arrays["order"] = np.array(curve.order, dtype=np.int64)
+    arrays["name"] = _text_to_array(curve.group)
+    arrays |= _anchors_to_arrays(curve.anchors)
+    store.write_arrays(_group_file(index), arrays, {"group": curve.group})
 
 
 def read_group(store: Store, index: int, group: GroupSpec) -> GroupCurve | None:
     """Reads the curve of one group; None where it was not measured."""
-    name = f"group-{index:04d}.safetensors"
-    if not store.has(name):
+    file = _group_file(index)
+    if not store.has(file):
         return None
-    tensors = store.read_tensors(name)
-    if not torch.equal(tensors["name"], text_to_tensor(group.name)) or len(tensors["order"]) != group.units:
+    arrays = store.read_arrays(file)
+    if not np.array_equal(arrays["name"], _text_to_array(group.name)) or len(arrays["order"]) != group.units:
         # A version that finds other groups in the same model wrote this file.
         return None
-    arrays = {array: tensors[array].numpy() for array in _GROUP_ARRAYS}
+    of_group = {name: arrays[name] for name in _GROUP_ARRAYS}
     return GroupCurve(
         group=group.name,
-        order=tuple(tensors["order"].tolist()),
-        anchors=_anchors_from_tensors(tensors),
-        **arrays,
+        order=tuple(arrays["order"].tolist()),
+        anchors=_anchors_from_arrays(arrays),
+        **of_group,
     )
 
 
@@ -173,38 +184,38 @@ BLOCK_DAMAGES_FILE, _DROPS = "blocks.safetensors", "blocks-dropped.safetensors"
 Drop = tuple[str, ...]
 
 
-def _names_tensor(names: Iterable[str]) -> torch.Tensor:
-    return text_to_tensor("\n".join(names))
+def _names_array(names: Iterable[str]) -> Array:
+    return _text_to_array("\n".join(names))
 
 
 def write_drops(store: Store, names: Sequence[str], measured: Mapping[Drop, float]) -> None:
     """Writes the divergences of dropped blocks that are measured so far."""
     dropped = [",".join(str(names.index(name)) for name in drop) for drop in measured]
-    tensors = {
-        "measured": torch.tensor(list(measured.values()), dtype=torch.float64),
-        "names": _names_tensor(names),
-        "dropped": text_to_tensor("\n".join(dropped)),
+    arrays: dict[str, Array] = {
+        "measured": np.array(list(measured.values()), dtype=np.float64),
+        "names": _names_array(names),
+        "dropped": _text_to_array("\n".join(dropped)),
     }
-    store.write_tensors(_DROPS, tensors)
+    store.write_arrays(_DROPS, arrays)
 
 
 def read_drops(store: Store, names: Sequence[str]) -> dict[Drop, float]:
     """Reads them back; empty where none was measured, or those of other blocks."""
     if not store.has(_DROPS):
         return {}
-    tensors = store.read_tensors(_DROPS)
-    if not torch.equal(tensors["names"], _names_tensor(names)):
+    arrays = store.read_arrays(_DROPS)
+    if not np.array_equal(arrays["names"], _names_array(names)):
         return {}
-    lines = bytes(tensors["dropped"].tolist()).decode().splitlines()
+    lines = arrays["dropped"].tobytes().decode().splitlines()
     drops = [tuple(names[int(number)] for number in line.split(",")) for line in lines]
-    return dict(zip(drops, tensors["measured"].tolist(), strict=True))
+    return dict(zip(drops, arrays["measured"].tolist(), strict=True))
 
 
 def write_blocks(store: Store, damages: Sequence[BlockDamage]) -> None:
     """Writes the damages of all blocks of a study; of a study that measures none, that there are none."""
-    values = torch.tensor([block.damage for block in damages], dtype=torch.float64)
-    names = _names_tensor(block.block for block in damages)
-    store.write_tensors(BLOCK_DAMAGES_FILE, {"damage": values, "names": names})
+    values = np.array([block.damage for block in damages], dtype=np.float64)
+    names = _names_array(block.block for block in damages)
+    store.write_arrays(BLOCK_DAMAGES_FILE, {"damage": values, "names": names})
 
 
 def read_blocks(store: Store, channels: ChannelMap) -> tuple[BlockDamage, ...]:
@@ -230,10 +241,10 @@ def read_block_damages(store: Store, names: Sequence[str]) -> tuple[BlockDamage,
     """
     if not store.has(BLOCK_DAMAGES_FILE):
         return None
-    tensors = store.read_tensors(BLOCK_DAMAGES_FILE)
-    if not len(tensors["damage"]):
+    arrays = store.read_arrays(BLOCK_DAMAGES_FILE)
+    if not len(arrays["damage"]):
         return ()
-    if not torch.equal(tensors["names"], _names_tensor(names)):
+    if not np.array_equal(arrays["names"], _names_array(names)):
         return None
-    damages = tensors["damage"].tolist()
+    damages = arrays["damage"].tolist()
     return tuple(BlockDamage(block=name, damage=damage) for name, damage in zip(names, damages, strict=True))

@@ -22,7 +22,7 @@ from torch import nn
 
 from slimrank._errors import OptionError
 from slimrank.forward import outside_inference_mode
-from slimrank.scores._evaluate import AnyTrial, Evaluator, ScoreFn
+from slimrank.scoring._evaluate import AnyTrial, Evaluator, ScoreFn
 
 # How often a worker looks whether its parent lives: it outlives it by at most this, at hardly any cost.
 _WATCH_SECONDS = 1.0

@@ -11,7 +11,7 @@ from slimrank import ScoreError
 from slimrank.capture import describe_layers
 from slimrank.methods import fit_pair, weights_target
 from slimrank.records import AxisUnits, ChannelMap, GroupSpec, TensorSpec
-from slimrank.scores import Evaluator, GroupTrial, LayerTrial
+from slimrank.scoring import Evaluator, GroupTrial, LayerTrial
 from slimrank.surgery import dense_weight
 
 

@@ -23,8 +23,8 @@ from slimrank.files import (
     to_text,
     write_text,
 )
-from slimrank.latency._parts import Parts, Place
-from slimrank.latency._record import Conditions, LatencyRecord, VariantTime
+from slimrank.latencies._parts import Parts, Place
+from slimrank.latencies._record import Conditions, LatencyRecord, VariantTime
 from slimrank.plan import form_of, method_of
 from slimrank.records import DenseTime, Form, LayerTimes, NetworkTimes, Note, PairTime, Setting
 

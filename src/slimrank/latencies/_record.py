@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from slimrank.latency._parts import Parts
+from slimrank.latencies._parts import Parts
 from slimrank.plan import Step, Structure, step_of
 from slimrank.records import Setting
 

@@ -7,11 +7,20 @@ from dataclasses import asdict, dataclass, field, fields
 from slimrank._errors import FileError, OptionError, UnknownNameError
 from slimrank._names import listed, nearest
 from slimrank._numbers import plain_number
-from slimrank.calibrate import LikelihoodChoice, Weights, likelihood_of, weights_of
 from slimrank.files import Json
-from slimrank.methods import METHODS, TABLE
-from slimrank.records import CHANNEL_ORDERS, ChannelOrder, Effort, Method
-from slimrank.survey._effort import EFFORT_ROWS, EffortRow, check_effort
+from slimrank.records import (
+    ALL_METHODS,
+    CHANNEL_ORDERS,
+    EFFORTS,
+    METHODS,
+    ChannelOrder,
+    Effort,
+    LikelihoodChoice,
+    Method,
+    Weights,
+    likelihood_of,
+    weights_of,
+)
 
 # Options that came later than the first files, and what they are where a file does not name them.
 _LATER = {"weights": None, "effort": "normal"}
@@ -75,11 +84,6 @@ class Options:
         return ", ".join([f"seed={self.seed}", *changed])
 
     @property
-    def effort_row(self) -> EffortRow:
-        """What the effort measures."""
-        return EFFORT_ROWS[self.effort]
-
-    @property
     def has_bias(self) -> bool:
         """Whether pairs carry a bias even where the layer has none: it absorbs the mean, which data tell."""
         return not self.data_free
@@ -99,8 +103,8 @@ def methods_in_order(methods: Sequence[Method]) -> tuple[Method, ...]:
     """
     if isinstance(methods, str):
         raise OptionError(f"methods is the text {methods!r}; give a tuple: methods=({methods!r},)")
-    unknown = tuple(method for method in methods if method not in TABLE)
-    return (*(method for method in TABLE if method in methods), *unknown)
+    unknown = tuple(method for method in methods if method not in ALL_METHODS)
+    return (*(method for method in ALL_METHODS if method in methods), *unknown)
 
 
 def check_options(options: Options) -> None:
@@ -113,14 +117,16 @@ def check_options(options: Options) -> None:
     likelihood_of(options.likelihood)
     weights_of(options.weights)
     if not options.methods:
-        raise OptionError(f"methods is empty; give some of {', '.join(TABLE)}")
+        raise OptionError(f"methods is empty; give some of {', '.join(ALL_METHODS)}")
     for method in options.methods:
-        if method not in TABLE:
-            raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, TABLE)}")
+        if method not in ALL_METHODS:
+            raise UnknownNameError(f"method {method!r} does not exist; {nearest(method, ALL_METHODS)}")
     if options.channel_order not in CHANNEL_ORDERS:
         close = nearest(str(options.channel_order), CHANNEL_ORDERS)
         raise UnknownNameError(f"channel_order={options.channel_order!r} does not exist; {close}")
-    check_effort(options.effort)
+    if options.effort not in EFFORTS:
+        close = nearest(str(options.effort), EFFORTS)
+        raise UnknownNameError(f"effort={options.effort!r} does not exist; {close}")
     if not isinstance(options.draws, int) or options.draws < 1:
         raise OptionError(f"draws={options.draws!r}; give a whole number of at least 1 (4 is a good one)")
     if not isinstance(options.seed, int) or options.seed < 0:
@@ -148,7 +154,7 @@ def options_from_json(value: Mapping[str, Json]) -> Options:
     if missing:
         raise FileError(f"study.json: options lacks {listed(missing)}; study again")
     return Options(
-        methods=tuple(method for method in TABLE if method in _list_of_option(value, "methods")),
+        methods=tuple(method for method in ALL_METHODS if method in _list_of_option(value, "methods")),
         skip=tuple(str(pattern) for pattern in _list_of_option(value, "skip")),
         likelihood=likelihood_of(value["likelihood"]),
         fisher=bool(value["fisher"]),

@@ -9,6 +9,7 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import check_out, fit_from_text, hook_at, model_of_study
 from slimrank.cli._options import (
     FitText,
     after_option,
@@ -22,13 +23,7 @@ from slimrank.cli._options import (
 )
 from slimrank.cli._references import batches_at, model_at
 from slimrank.cli._save import save_result
-from slimrank.cli._typed import (
-    check_out,
-    fit_from_text,
-    hook_at,
-    model_of_study,
-    refuse_given,
-)
+from slimrank.cli._typed import refuse_given
 
 # Decided when a study is made; without effect beside --study.
 _FIXED = ("batches", "inputs", "likelihood", "weights", "fisher", "draws", "holdout", "seed")

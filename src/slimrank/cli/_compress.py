@@ -13,6 +13,7 @@ import slimrank as sr
 from slimrank._errors import ExportError, SlimrankError
 from slimrank._live_view import ADVICE, live_view
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import check_out, hook_at, model_to_compress, study_from_text
 from slimrank.cli._options import (
     StudyText,
     after_option,
@@ -31,16 +32,12 @@ from slimrank.cli._options import (
 from slimrank.cli._references import batches_at, function_at
 from slimrank.cli._save import exported_facts, name_in_saved, save_result, saved_facts
 from slimrank.cli._typed import (
-    check_out,
-    hook_at,
-    model_to_compress,
     read_budget,
     read_fixed,
     read_latency,
     read_multiple_of,
     refuse_given,
     split_names,
-    study_from_text,
 )
 from slimrank.deploy import FORMATS, Precision, check_export, format_of
 from slimrank.latency import BACKENDS, PRECISIONS

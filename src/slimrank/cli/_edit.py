@@ -8,14 +8,9 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import loss_at, model_of_study, outputs_at
 from slimrank.cli._options import after_option, as_studied_options
-from slimrank.cli._typed import (
-    loss_at,
-    model_of_study,
-    outputs_at,
-    refuse_given,
-    writable,
-)
+from slimrank.cli._typed import refuse_given, writable
 from slimrank.live import edit_in_browser
 
 

@@ -9,9 +9,10 @@ import click
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import outputs_at
 from slimrank.cli._references import batches_at, function_at, model_at
 from slimrank.cli._save import exported_facts, name_in_saved
-from slimrank.cli._typed import outputs_at, read_likelihood_option
+from slimrank.cli._typed import read_likelihood_option
 from slimrank.deploy import FORMATS, Precision, format_of, has_architecture
 
 

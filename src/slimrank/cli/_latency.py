@@ -8,9 +8,10 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import check_after, loss_at, model_to_compress, outputs_at
 from slimrank.cli._options import after_option, as_studied_options, memory_option, quiet_option, serve_option
 from slimrank.cli._references import batches_at, function_at
-from slimrank.cli._typed import check_after, loss_at, model_to_compress, outputs_at, refuse_given, writable
+from slimrank.cli._typed import refuse_given, writable
 from slimrank.latency import BACKENDS, PRECISIONS
 
 # Options of a measurement, without effect where one is read.

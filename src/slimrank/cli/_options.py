@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several commands share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
 import click
 
 import slimrank as sr
-from slimrank.calibrate import OwnLossFn
 from slimrank.cli._command import PATH, Answer
-from slimrank.forward import OutputChoice
-from slimrank.records import EFFORTS, LIKELIHOODS, ChannelOrder, Effort, LikelihoodChoice, Method, Weights
+from slimrank.records import EFFORTS, LIKELIHOODS, ChannelOrder, Effort
 
 _Function = TypeVar("_Function", bound=Callable[..., Answer])
 
@@ -34,30 +32,6 @@ class StudyText(FitText):
 
     methods: tuple[str, ...]
     skip: tuple[str, ...]
-    data_free: bool
-    channel_order: ChannelOrder
-    effort: Effort
-
-
-class Fit(TypedDict):
-    """How data are read."""
-
-    inputs: Callable[[object], object] | None
-    outputs: OutputChoice
-    likelihood: LikelihoodChoice
-    weights: Weights
-    loss: OwnLossFn | None
-    fisher: bool
-    draws: int
-    holdout: float
-    seed: int
-
-
-class Measure(Fit):
-    """What a study measures."""
-
-    methods: Sequence[Method]
-    skip: Sequence[str]
     data_free: bool
     channel_order: ChannelOrder
     effort: Effort

@@ -10,9 +10,9 @@ import torch
 
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import check_out
 from slimrank.cli._options import quiet_option
 from slimrank.cli._save import exported_facts, saved_facts
-from slimrank.cli._typed import check_out
 from slimrank.demo import DemoRun, run_demo
 from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json, make_directory

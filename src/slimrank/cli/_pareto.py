@@ -12,6 +12,7 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import FileError
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import loss_at, model_of_study, outputs_at
 from slimrank.cli._options import (
     after_option,
     as_studied_options,
@@ -20,12 +21,7 @@ from slimrank.cli._options import (
     serve_option,
 )
 from slimrank.cli._references import batches_at, function_at
-from slimrank.cli._typed import (
-    loss_at,
-    model_of_study,
-    outputs_at,
-    refuse_given,
-)
+from slimrank.cli._typed import refuse_given
 from slimrank.pareto import pareto_facts
 from slimrank.records import LATENCY, METRICS, Budgeted
 

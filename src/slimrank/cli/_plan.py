@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``slimrank plan``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -22,9 +23,6 @@ from slimrank.cli._options import (
     widths_options,
 )
 from slimrank.cli._typed import (
-    loss_at,
-    model_of_study,
-    outputs_at,
     read_budget,
     read_fixed,
     read_latency,
@@ -32,8 +30,10 @@ from slimrank.cli._typed import (
     refuse_given,
     split_names,
 )
-from slimrank.files import Json
-from slimrank.plan import MultipleOf, SettingLike, read_settings
+from slimrank.files import Json, Store
+from slimrank.measured import read_study
+from slimrank.plan import MultipleOf, PlanSource, SettingLike, read_settings
+from slimrank.planning import choose_plan
 from slimrank.records import METRICS, PRUNING, Metric
 from slimrank.report import plan_facts, render_plan
 
@@ -128,19 +128,18 @@ def plan(
             methods,
             skip,
         )
-        measured = sr.Study.load(study_dir)
-        chosen = _manual_plan(measured, manual, base, multiple_of)
+        record = read_study(Store(study_dir))
+        unit, chosen = record.unit, _manual_plan(record, manual, base, multiple_of)
     else:
         if base is not None:
             raise OptionError(
                 "--base is what the settings of --manual change; give --manual, or leave it out"
             )
-        measured = _study_at(study_dir, model, outputs, loss, after)
-        chosen = measured.plan(
+        unit, choose = _chooser(study_dir, model, outputs, loss, after, budgets["activation_bytes"])
+        chosen = choose(
             macs=read_budget(budgets["macs"]),
             params=read_budget(budgets["params"]),
             bytes=read_budget(budgets["bytes"]),
-            activation_bytes=read_budget(budgets["activation_bytes"]),
             latency=read_latency(latency),
             latencies=None if times is None else sr.Latencies.load(times),
             select=budgets["select"],
@@ -160,25 +159,35 @@ def plan(
         chosen.save(out)
     facts: dict[str, Json] = {
         "plan": None if out is None else str(out),
-        **plan_facts(chosen, measured.unit),
+        **plan_facts(chosen, unit),
         "diff": difference,
     }
     parts = [
-        render_plan(chosen, measured.unit),
+        render_plan(chosen, unit),
         *([] if difference is None else [f"{other_path} (this) and the new plan (other):\n{difference}\n"]),
         f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it.",
     ]
     return Answer(text="\n".join(parts), facts=facts)
 
 
-def _study_at(
-    study_dir: Path, model: str | None, outputs: Sequence[str], loss: str | None, after: Path | None
-) -> sr.Study:
-    """The study, with its model where one is named."""
+def _chooser(
+    study_dir: Path,
+    model: str | None,
+    outputs: Sequence[str],
+    loss: str | None,
+    after: Path | None,
+    activation_bytes: str | None,
+) -> tuple[str, Callable[..., sr.Plan]]:
+    """The unit of damages, and what chooses a plan: from the files of the study, or with its model."""
     if model is None:
-        return sr.Study.load(study_dir)
+        record = read_study(Store(study_dir))
+        return record.unit, partial(choose_plan, record)
+    # Here, since all of it needs torch.
+    from slimrank.cli._models import loss_at, model_of_study, outputs_at  # noqa: PLC0415
+
     network = model_of_study(study_dir, model, after)
-    return sr.Study.load(study_dir, model=network, outputs=outputs_at(outputs), loss=loss_at(loss))
+    study = sr.Study.load(study_dir, model=network, outputs=outputs_at(outputs), loss=loss_at(loss))
+    return study.unit, partial(study.plan, activation_bytes=read_budget(activation_bytes))
 
 
 def _refuse_beside_manual(
@@ -193,12 +202,12 @@ def _refuse_beside_manual(
         raise OptionError(f"--manual says all; leave out {', '.join(given)}")
 
 
-def _manual_plan(measured: sr.Study, manual: Path, base: Path | None, multiple_of: MultipleOf) -> sr.Plan:
+def _manual_plan(record: PlanSource, manual: Path, base: Path | None, multiple_of: MultipleOf) -> sr.Plan:
     """The settings of a file, over those of another plan where one is given."""
     if base is None:
-        return sr.Plan.manual(measured, manual, multiple_of=multiple_of)
+        return sr.Plan.manual(record, manual, multiple_of=multiple_of)
     settings = {**_as_settings(sr.Plan.load(base)), **read_settings(manual)}
-    return sr.Plan.manual(measured, settings, multiple_of=multiple_of)
+    return sr.Plan.manual(record, settings, multiple_of=multiple_of)
 
 
 def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:

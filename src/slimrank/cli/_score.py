@@ -12,6 +12,7 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import loss_at, model_of_study, outputs_at
 from slimrank.cli._options import (
     after_option,
     as_studied_options,
@@ -21,14 +22,7 @@ from slimrank.cli._options import (
     serve_option,
 )
 from slimrank.cli._references import function_at
-from slimrank.cli._typed import (
-    loss_at,
-    model_of_study,
-    outputs_at,
-    refuse_given,
-    split_names,
-    writable,
-)
+from slimrank.cli._typed import refuse_given, split_names, writable
 from slimrank.records import Method
 
 # Without effect on a table that is done.

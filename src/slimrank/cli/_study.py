@@ -10,6 +10,7 @@ import slimrank as sr
 from slimrank._errors import FileError, LatencyError
 from slimrank._result import write_saved_report
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.cli._models import model_to_compress, study_from_text
 from slimrank.cli._options import (
     StudyText,
     after_option,
@@ -19,7 +20,6 @@ from slimrank.cli._options import (
     study_options,
 )
 from slimrank.cli._references import batches_at
-from slimrank.cli._typed import model_to_compress, study_from_text
 from slimrank.deploy import REPORT_FILE, is_saved_model
 from slimrank.files import Json
 from slimrank.recipes import LATENCIES_FILE

@@ -7,18 +7,9 @@ from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import click
-from torch import nn
 
-import slimrank as sr
 from slimrank._errors import OptionError
 from slimrank._names import nearest
-from slimrank.calibrate import OwnLossFn
-from slimrank.cli._options import Fit, FitText, Measure, StudyText
-from slimrank.cli._references import function_at, model_at, user_errors
-from slimrank.deploy import PLAN_FILE, check_target
-from slimrank.fitting import check_on_layer
-from slimrank.forward import OutputChoice, OutputKey
-from slimrank.measured import has_previous_plan
 from slimrank.plan import MultipleOf, SettingLike
 from slimrank.records import LIKELIHOODS, LikelihoodChoice, LikelihoodName, Method, Weights
 
@@ -72,102 +63,15 @@ def _read_setting(text: str, typed: str) -> SettingLike:
     return (method, value if not key else {key: value})
 
 
-def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:
-    """The function of --on-layer; what it raises is reported as an error of the user's code."""
-    if reference is None:
-        return None
-    function = function_at(reference, "--on-layer")
-    check_on_layer(function)
-
-    def hook(model: nn.Module, name: str) -> object:
-        with user_errors(f"--on-layer {reference!r}, layer {name!r}"):
-            return function(model, name)
-
-    return hook
-
-
-def check_after(study_dir: Path, after: Path | None) -> None:
-    """Refuses a study of a second step where the model of the first one is not named."""
-    if after is None and has_previous_plan(study_dir):
-        raise OptionError(
-            f"{study_dir} is a study of a model that had been compressed before; name the directory it was "
-            "saved in with --after"
-        )
-
-
 def writable(study_dir: Path) -> Path | None:
     """The directory of a study, for the events of later work; None where nothing can be written to it."""
     return study_dir if os.access(study_dir, os.W_OK) else None
-
-
-def model_to_compress(model: str, after: Path | None) -> tuple[nn.Module, sr.Plan | None]:
-    """The model to compress, and the plan that made it where it was compressed before."""
-    network = model_at(model)
-    if after is None:
-        return network, None
-    return sr.load(after, model=network), sr.Plan.load(after / PLAN_FILE)
-
-
-def model_of_study(study_dir: Path, model: str, after: Path | None) -> nn.Module:
-    """The model that a study is of; that of a second step is built by ``after``, which must be named."""
-    check_after(study_dir, after)
-    network, _ = model_to_compress(model, after)
-    return network
-
-
-def fit_from_text(options: FitText) -> Fit:
-    """How data are read, from what was typed."""
-    inputs = options["inputs"]
-    return {
-        "inputs": None if inputs is None else function_at(inputs, "--inputs"),
-        "outputs": outputs_at(options["outputs"]),
-        "likelihood": read_likelihood_option(options["likelihood"]),
-        "weights": read_weights(options["weights"]),
-        "loss": loss_at(options["loss"]),
-        "fisher": options["fisher"],
-        "draws": options["draws"],
-        "holdout": options["holdout"],
-        "seed": options["seed"],
-    }
-
-
-def study_from_text(options: StudyText) -> Measure:
-    """What a study measures, from what was typed."""
-    return {
-        **fit_from_text(options),
-        "methods": split_names(options["methods"]) or sr.METHODS,
-        "skip": options["skip"],
-        "data_free": options["data_free"],
-        "channel_order": options["channel_order"],
-        "effort": options["effort"],
-    }
 
 
 def split_names(names: Iterable[str]) -> tuple[Method, ...]:
     """Names given one by one or with commas between them; the library checks that they exist."""
     parts = [part.strip() for name in names for part in name.split(",")]
     return cast(tuple[Method, ...], tuple(part for part in parts if part))
-
-
-def outputs_at(texts: Sequence[str]) -> OutputChoice:
-    """A key, an index, a list of them, or where a colon stands in the only text the function it names."""
-    functions = [text for text in texts if ":" in text]
-    if functions and len(texts) > 1:
-        raise OptionError(
-            f"--outputs {functions[0]!r} is a function, which picks all outputs that matter; give it alone, "
-            "or keys and indices only"
-        )
-    if functions:
-        return function_at(functions[0], "--outputs")
-    if not texts:
-        return None
-    return _key(texts[0]) if len(texts) == 1 else tuple(_key(text) for text in texts)
-
-
-def _key(text: str) -> OutputKey:
-    if not text:
-        raise OptionError("--outputs is empty; give a key or an index of what the model returns")
-    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def read_likelihood_option(entries: Sequence[str]) -> LikelihoodChoice:
@@ -219,11 +123,6 @@ def _by_name(entries: Sequence[str], option: str, read: Callable[[str, str], _Va
             raise OptionError(f"{option} names {name!r} twice; name each output once")
         found[name] = read(text, entry)
     return found
-
-
-def loss_at(reference: str | None) -> OwnLossFn | None:
-    """The function of --loss."""
-    return None if reference is None else cast(OwnLossFn, function_at(reference, "--loss"))
 
 
 def read_multiple_of(entries: Sequence[str], *, default: int | Literal["auto"] = "auto") -> MultipleOf:
@@ -290,8 +189,3 @@ def refuse_given(ctx: click.Context, names: Sequence[str], why: str) -> None:
     ]
     if given:
         raise OptionError(f"{', '.join(given)}: {why}")
-
-
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuses now what saving would refuse after all the work."""
-    check_target(out, overwrite=overwrite, where="--out", how_to_overwrite="--overwrite")

@@ -152,6 +152,16 @@ def test_rooms_stand_from_the_ground_up() -> None:
     assert upwards == []
 
 
+def test_rooms_without_torch_import_only_such_rooms() -> None:
+    assert [
+        f"{name} imports {other}"
+        for name in _ROOMS
+        if name in _NO_TORCH
+        for other in _ROOMS[name]["imports"]
+        if other not in _NO_TORCH
+    ] == []
+
+
 def test_no_rule_names_a_room_that_is_not_there() -> None:
     there = {
         path.name.removesuffix(".py") for path in _SRC.iterdir() if not path.name.startswith(("__pyc", "py."))

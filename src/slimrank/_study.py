@@ -728,7 +728,7 @@ class Study:
                 budgets[metric] = least * plan.budgets[metric] / counted[metric]
             told = ", ".join(f"{counted[metric]:.4f} of the {metric}" for metric in over)
             asked_text = ", ".join(f"{plan.budgets[metric]:.4f}" for metric in over)
-            # In its layers, groups and blocks alone.
+            # Numbers that "auto" had to lower are found anew.
             multiple_of: MultipleOf = plan.multiple_of if plan.relaxed is None else "auto"
             found = plan_again(self._record, plan, result.plan, budgets, multiple_of)
             if found is None:

@@ -46,7 +46,7 @@ _MAX_LATENCY_TRIES = 4
 _LATENCY_ROUNDING = 1e-9
 
 
-def choose_plan(  # noqa: D417 - the others are named in one sentence; a test checks that
+def choose_plan(  # noqa: D417 - the others are those of Study.plan
     record: StudyRecord,
     *,
     macs: float | str | None = None,

@@ -123,6 +123,7 @@ def _data_of(session: Session, feed: Feed, grams: Mapping[str, Tensor], *, seque
         seed=session.options.seed,
         budgets=session.budgets,
         sequential=sequential,
+        seen=session.seen,
     )
 
 

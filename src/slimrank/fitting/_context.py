@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from slimrank.calibrate import Feed, collect_moments, evenly_spaced
-from slimrank.capture import Epilogue, find_epilogues
+from slimrank.capture import Epilogue
 from slimrank.cost import SAMPLING, bytes_text, fitting_bytes, live_bytes, paused_bytes
 from slimrank.fitting._data import Data
 from slimrank.fitting._layer_tasks import LayerTask
-from slimrank.forward import Batch, can_interleave, take_samples
+from slimrank.forward import Batch
 from slimrank.linalg import Moments
 from slimrank.plan import Plan
 from slimrank.records import LayerSpec, Note
@@ -113,8 +113,12 @@ def open_build(
         for name, task in tasks.items()
         if name not in shared_moments and not task.is_transposed and not task.spec.is_recurrent
     ]
-    epilogues = {} if has_hook else _epilogues(data, batches, one_call)
-    may_interleave = can_interleave(data.original, batches, list(tasks))
+    seen = data.seen_of(list(specs))
+    epilogues: Mapping[str, Epilogue] = {}
+    if data.sequential and one_call and not has_hook:
+        found = seen.epilogues(batches)
+        epilogues = {name: found[name] for name in one_call if name in found}
+    may_interleave = not tasks or seen.may_interleave(batches)
     needed = _most_while_paused(specs.values(), tasks, len(fit) + len(held_out), len(data.feed.fit))
     fits_at_once = needed <= data.budgets.fits
     context = BuildContext(
@@ -214,14 +218,6 @@ def _shared_moments(
     if not shared:
         return {}
     return collect_moments(data.original, data.feed, shared, seed=data.seed, advance=lambda _n: None)
-
-
-def _epilogues(data: Data, batches: Sequence[Batch], names: Sequence[str]) -> Mapping[str, Epilogue]:
-    """What follows layers, where fits are sequential and so can make up for it, or make use of it."""
-    if not data.sequential or not names:
-        return {}
-    batch = batches[0]
-    return find_epilogues(data.original, batch if batch.is_whole else take_samples(batch, [0]), names)
 
 
 def _copied_parameters(layer: nn.Module) -> list[Tensor]:

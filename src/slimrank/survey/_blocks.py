@@ -21,6 +21,8 @@ from slimrank.survey._session import Run, Session
 _BLOCK_MACS, _BLOCK_PASSES = 6e12, 1.0
 # Share of what outputs can lose at which they have nothing left that matters.
 _ALL_LOST = 0.5
+# Blocks that are dropped together in a measurement, over those in the one before.
+_GROWTH = 1.5
 # Samples that each model without blocks is fitted to: fewer say little, more hardly move the damages.
 _MIN_SAMPLES, _MAX_SAMPLES = 16, 64
 # Keep ratio down to which blocks are weighed with care. Below it, those that cost more than plans pay for
@@ -54,8 +56,8 @@ def measure_blocks(
     """Damages of every block that can be dropped.
 
     Each is dropped alone first. Those that a plan could drop are then dropped together with all that cost
-    less, until nothing is left of the outputs: several blocks of a stage are made up for by the same layers,
-    so their damages alone would not add up.
+    less, more and more of them until nothing is left of the outputs: several blocks of a stage are made up
+    for by the same layers, so their damages alone would not add up.
 
     Args:
         survey: model, data and map.
@@ -78,7 +80,7 @@ def measure_blocks(
             write_blocks(kept_in, ())
         return ()
     measured = {} if store is None else read_drops(store, names)
-    n_steps = 2 * len(names) - 1
+    n_steps = most_drops(len(names))
     with run.phases.phase("blocks", n_steps) as advance:
         advance(len(measured))
         drops = _Drops(survey)
@@ -116,13 +118,27 @@ def _drops_to_measure(
     """Which blocks to drop in each measurement that is still to be made; ``measured`` grows meanwhile."""
     yield from ((name,) for name in names if (name,) not in measured)
     rivals = _rivals(names, worth, measured)
-    for count in range(2, len(rivals) + 1):
+    for count in _counts(len(rivals)):
         drop = tuple(rivals[:count])
-        if drop in measured:
-            continue
-        if count > 2 and measured[drop[:-1]] > limit:
+        if drop not in measured:
+            yield drop
+        if measured[drop] > limit:
             return
-        yield drop
+
+
+def _counts(n_rivals: int) -> Iterator[int]:
+    """How many blocks to drop together: each number while they are few, then ever larger steps, and all."""
+    count = 2
+    while count < n_rivals:
+        yield count
+        count = max(count + 1, int(_GROWTH * count))
+    if n_rivals > 1:
+        yield n_rivals
+
+
+def most_drops(n_blocks: int) -> int:
+    """Measurements that so many blocks take at most: each alone, and several together."""
+    return n_blocks + sum(1 for _ in _counts(n_blocks))
 
 
 def _rivals(names: Sequence[str], worth: Mapping[str, float], measured: Mapping[Drop, float]) -> list[str]:
@@ -136,18 +152,25 @@ def _damages_in_turn(
 ) -> tuple[BlockDamage, ...]:
     """What each block adds to those that cost less, at least what it costs alone.
 
+    Blocks that were dropped together for the first time share what they added, by what each costs alone.
     Those that would come after everything is lost are charged as much as the last, and so are those that no
     plan should drop before the others.
     """
     rivals = _rivals(names, worth, measured)
-    damages, before, added = {}, 0.0, 0.0
-    for count, name in enumerate(rivals, start=1):
+    damages, before, last, n_known = {}, 0.0, 0.0, 0
+    for count in (1, *_counts(len(rivals))):
         together = measured.get(tuple(rivals[:count]))
-        if together is not None:
-            added, before = together - before, max(before, together)
-        damages[name] = max(measured[name,], added)
-    others = {name: max(measured[name,], added) for name in names if name not in damages}
-    return tuple(BlockDamage(block=name, damage=(damages | others)[name]) for name in names)
+        if together is None:
+            break
+        new = rivals[n_known:count]
+        alone = sum(measured[name,] for name in new)
+        for name in new:
+            last = (together - before) * (measured[name,] / alone if alone else 1 / len(new))
+            damages[name] = max(measured[name,], last)
+        before, n_known = max(before, together), count
+    return tuple(
+        BlockDamage(block=name, damage=damages.get(name, max(measured[name,], last))) for name in names
+    )
 
 
 class _Drops:
@@ -156,7 +179,7 @@ class _Drops:
     def __init__(self, survey: GroupSurvey) -> None:
         self._session = survey.session
         self._structure = structure_of(survey.layers.values(), survey.channels)
-        runs = 2 * len(survey.channels.blocks) - 1
+        runs = most_drops(len(survey.channels.blocks))
         self._anchors = Anchors(self._session, as_evaluations(runs))
         n_fit = count_fit_samples(self._session, runs)
         self._data = Data(
@@ -165,6 +188,7 @@ class _Drops:
             grams=survey.grams,
             seed=self._session.options.seed,
             budgets=self._session.budgets,
+            seen=self._session.seen,
         )
 
     def divergence(self, dropped: Sequence[str]) -> float:

@@ -28,7 +28,7 @@ from slimrank.forward import run as run_model
 from slimrank.linalg import MAX_EXACT_COLUMNS
 from slimrank.records import ChannelMap, GroupSpec, LayerSpec
 from slimrank.survey._anchors import as_evaluations, count_samples
-from slimrank.survey._blocks import count_fit_samples
+from slimrank.survey._blocks import count_fit_samples, most_drops
 from slimrank.survey._effort import effort_row
 from slimrank.survey._group_memory import count_passes_of, group_needs
 from slimrank.survey._groups import GroupSurvey, stored_groups
@@ -251,7 +251,7 @@ def _seconds_of_blocks(survey: GroupSurvey, speed: Speed) -> float:
     n_blocks = len(survey.channels.blocks)
     if not n_blocks or not effort_row(survey.session.options).has_blocks:
         return 0.0
-    runs = 2 * n_blocks - 1
+    runs = most_drops(n_blocks)
     feed = survey.session.feed
     n_fit = count_fit_samples(survey.session, runs)
     n_samples = n_fit * feed.n_samples / len(feed.fit) * _FORWARDS_OF_DROP + count_samples(

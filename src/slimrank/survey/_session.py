@@ -26,6 +26,7 @@ from slimrank.calibrate import (
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.cost import SAMPLING, MemoryBudgets
 from slimrank.files import Store
+from slimrank.fitting import SeenByLayers
 from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
 from slimrank.measured import Options
 from slimrank.peaks import PeakProfile
@@ -83,6 +84,7 @@ class Session:
         fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
         callers: the caller's model, by whose modules layers may be named.
         profiles: what is alive where in a forward pass, once a plan asked for it.
+        seen: what forwards of the original showed builds beside it.
     """
 
     original: nn.Module
@@ -103,6 +105,7 @@ class Session:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     callers: CallersModel = field(default_factory=CallersModel)
     profiles: list[PeakProfile] = field(default_factory=list)
+    seen: SeenByLayers = field(default_factory=dict)
 
     def phases(self, *, shown: bool | None = None) -> Phases:
         """Phases of one piece of later work.

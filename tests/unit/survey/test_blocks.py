@@ -21,6 +21,31 @@ def measured(
     return found
 
 
+def test_of_many_blocks_ever_more_are_dropped_at_once_and_all_in_the_end() -> None:
+    names = [f"block{i}" for i in range(11)]
+    alone = {name: 0.1 * (i + 1) for i, name in enumerate(names)}
+    worth = dict.fromkeys(names, 9.0)
+    found: dict[tuple[str, ...], float] = {}
+    for dropped in blocks_to_drop(names, worth, found, 1e9):
+        # Each adds three times what it costs alone.
+        found[dropped] = alone[dropped[0]] if len(dropped) == 1 else 3 * sum(map(alone.__getitem__, dropped))
+    assert [len(dropped) for dropped in found] == [1] * 11 + [2, 3, 4, 6, 9, 11]
+    costs = {one.block: one.damage for one in damages_in_turn(names, worth, found)}
+    # The first was measured alone, so the second takes what both miss.
+    assert costs["block0"] == pytest.approx(0.1)
+    assert costs["block1"] == pytest.approx(3 * 0.3 - 0.1)
+    assert [costs[name] for name in names[2:]] == pytest.approx([3 * alone[name] for name in names[2:]])
+
+
+def test_blocks_that_cost_nothing_alone_share_alike() -> None:
+    names = "abcdef"
+    worth = dict.fromkeys(names, 9.0)
+    found = {(name,): 0.0 for name in names}
+    found |= {tuple(names[:count]): total for count, total in {2: 0.0, 3: 0.0, 4: 0.0, 6: 0.8}.items()}
+    costs = {one.block: one.damage for one in damages_in_turn(names, worth, found)}
+    assert costs == pytest.approx({"a": 0, "b": 0, "c": 0, "d": 0, "e": 0.4, "f": 0.4})
+
+
 def damages(worth: Mapping[str, float], found: Mapping[tuple[str, ...], float]) -> dict[str, float]:
     return {one.block: one.damage for one in damages_in_turn("abc", worth, found)}
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from scipy.optimize import linprog
 
 from slimrank.select.joint._all_at_once import move_all_at_once
 from slimrank.select.joint._bound import bound_of, bounds_of
@@ -256,6 +255,9 @@ class _Search:
         Each choice met is a plane over the prices that the bound stays below: its damage plus the price of
         what it costs above the room.
         """
+        # Here, since it takes longer than most plans, and only several budgets need it.
+        from scipy.optimize import linprog  # noqa: PLC0415
+
         scale = self._joint.scale
         over = np.array([settled.over for settled in met]) / scale
         solved = linprog(

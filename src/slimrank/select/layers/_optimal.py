@@ -15,8 +15,6 @@ from itertools import islice, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 
 from slimrank.select.layers._improve import repair, spend_rest, top_up
 from slimrank.select.layers._table import Floats, Ints, Table, added, is_feasible, total_damage, used
@@ -303,6 +301,10 @@ def _relaxed(table: Table, feasible: Ints, price: Floats) -> tuple[Floats, list[
 
     Options are added to the relaxation as its prices ask for them.
     """
+    # Here, since it takes longer than most plans, and only several budgets need it.
+    from scipy.optimize import linprog  # noqa: PLC0415
+    from scipy.sparse import csr_array  # noqa: PLC0415
+
     rows = np.arange(len(table.names))
     member = np.zeros(table.damage.shape, dtype=np.bool_)
     member[rows, feasible] = True

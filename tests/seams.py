@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from slimrank import Latencies, OptionError, Study, _progress, _result, live
+from slimrank._isotonic import never_falling
 from slimrank._names import nearest
 from slimrank._numbers import real_number, whole_number
 from slimrank._progress import EventFile, Expected, Overall, Phases

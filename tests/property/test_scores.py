@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seams import never_falling
 from slimrank import BudgetError
-from slimrank._isotonic import never_falling
 from slimrank.cost import forms_of, layer_cost, max_rank, pair_cost
 from slimrank.plan import Rounding, Structure, structure_of
 from slimrank.records import METHODS, PRUNING, Cost, LayerSpec

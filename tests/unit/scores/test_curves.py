@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from seams import never_falling
 from slimrank import OptionError, ScoreError, UnknownNameError
-from slimrank._isotonic import never_falling
 from slimrank.cost import layer_cost
 from slimrank.plan import structure_of
 from slimrank.records import Curve, Form, Method

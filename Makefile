@@ -172,7 +172,7 @@ bench-counts: $(ZOO)/.ready  ## counts of thirty networks against torch, fvcore 
 $(ZOO)/.ready: pyproject.toml constraints.txt benchmarks/zoo-requirements.txt
 	$(PYTHON) -m venv $(ZOO)
 	$(ZOO)/bin/python -m pip install --quiet '$(TORCH)'
-	$(ZOO)/bin/python -m pip install --quiet --editable . transformers hypothesis pytest pytest-timeout
+	$(ZOO)/bin/python -m pip install --quiet --editable '.[bench]' transformers hypothesis pytest pytest-timeout
 	$(ZOO)/bin/python -m pip install --quiet --no-deps -r benchmarks/zoo-requirements.txt
 	touch $@
 

@@ -30,7 +30,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import slimrank as sr
-from benchmarks import scale_nets, zoo
+from benchmarks import resnet50, scale_nets, zoo
 from benchmarks.one_run import Clock
 from slimrank._progress import Phases
 from slimrank.forward import named_tensors
@@ -118,7 +118,7 @@ def floor(model: nn.Module, batches: Sequence[object]) -> None:
 
     Args:
         model: in eval mode.
-        batches: as ``scale_nets.batches`` makes them.
+        batches: of pictures.
     """
     for batch in batches:
         outputs = model(*batch) if isinstance(batch, tuple) else model(batch)
@@ -273,7 +273,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     zoo.stand_in_for_torchvision()
     model = scale_nets.build(args.network, args.pixels)
-    batches = scale_nets.batches(args.network, args.samples, args.pixels, args.batch)
+    batches = resnet50.batches(args.samples, args.pixels, args.batch)
     row = Row(network=args.network, samples=args.samples, pixels=args.pixels, batch=args.batch)
     row.values["params_before"] = sum(parameter.numel() for parameter in model.parameters())
     run(row, model, batches, args.samples)

@@ -49,10 +49,10 @@ _TORCHVISION: Mapping[str, int] = {
 _LOUD: Mapping[str, str] = {"wide_resnet50_2": "fc.weight"}
 _SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50",
                  "lraspp_mobilenet_v3_large")  # fmt: skip
-# Every box is kept and as many come out whatever the weights, so that outputs can be compared.
-_BOXES: Mapping[str, object] = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 10}
-_ROI_BOXES: Mapping[str, object] = {f"box_{key}": value for key, value in _BOXES.items()}
-_DETECTOR: Mapping[str, object] = {"weights_backbone": None, "num_classes": 5}
+_DETECTORS: Mapping[str, int] = {
+    "ssdlite320_mobilenet_v3_large": 320,
+    "fasterrcnn_mobilenet_v3_large_fpn": 96,
+}
 _TIMM: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "vit_tiny_patch16_224": (64, {"img_size": 64}),
     "deit_tiny_distilled_patch16_224": (64, {"img_size": 64}),
@@ -252,25 +252,30 @@ def _two_images(size: int) -> Callable[[int], Mapping]:
     }
 
 
-def _retinanet() -> nn.Module:
-    """The RetinaNet of torchvision on a smaller ResNet, which no builder offers."""
+def _retinanet_backbone() -> nn.Module:
+    """The backbone of a RetinaNet of torchvision on a smaller ResNet, which no builder offers."""
     stand_in_for_torchvision()
-    from torchvision.models.detection import RetinaNet  # noqa: PLC0415
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: PLC0415
     from torchvision.ops.feature_pyramid_network import LastLevelP6P7  # noqa: PLC0415
 
-    pyramid = resnet_fpn_backbone(
+    return resnet_fpn_backbone(
         backbone_name="resnet18",
         weights=None,
         returned_layers=[2, 3, 4],
         extra_blocks=LastLevelP6P7(256, 256),
     )
-    return RetinaNet(pyramid, num_classes=5, min_size=96, max_size=96, topk_candidates=30, **_BOXES)
 
 
-def _images(size: int) -> Callable[[int], Mapping]:
-    """A list of pictures, as detectors take them."""
-    return lambda n: {"images": list(noise("x", 3, size, size)(n)["x"].sigmoid())}
+def backbone(detector: str) -> nn.Module:
+    """The backbone of a detector of torchvision: boxes cannot be compared, so this is what users compress.
+
+    Args:
+        detector: name of its builder.
+
+    Returns:
+        The backbone: pictures (N, 3, H, W) to maps by name.
+    """
+    return from_torchvision(detector, weights_backbone=None).get_submodule("backbone")
 
 
 def build(net: Net) -> nn.Module:
@@ -303,14 +308,19 @@ def _nets() -> Iterator[Net]:
     yield Net(name="maxvit_t", source="torchvision", build=_maxvit, inputs=noise("x", 3, 64, 64))
     for name in _SEGMENTATION:
         yield _torchvision(name, noise("x", 3, 64, 64), weights_backbone=None)
-    yield _torchvision(
-        "ssdlite320_mobilenet_v3_large", _images(320), topk_candidates=30, **_DETECTOR, **_BOXES
+    for name, size in _DETECTORS.items():
+        yield Net(
+            name=f"{name}.backbone",
+            source="torchvision",
+            build=lambda name=name: backbone(name),
+            inputs=noise("x", 3, size, size),
+        )
+    yield Net(
+        name="retinanet_resnet18_fpn.backbone",
+        source="torchvision",
+        build=_retinanet_backbone,
+        inputs=noise("x", 3, 96, 96),
     )
-    small = {**_DETECTOR, "min_size": 96, "max_size": 96}
-    yield _torchvision(
-        "fasterrcnn_mobilenet_v3_large_fpn", _images(96), **small, rpn_post_nms_top_n_test=20, **_ROI_BOXES
-    )
-    yield Net(name="retinanet_resnet18_fpn", source="torchvision", build=_retinanet, inputs=_images(96))
     yield _torchvision("raft_small", _two_images(128))
     yield _torchvision("r3d_18", noise("x", 3, 4, 32, 32))
     for name, (size, options) in _TIMM.items():

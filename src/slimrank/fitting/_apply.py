@@ -38,7 +38,7 @@ _N_CHECK_BATCHES = 2
 # What stands for the model itself, whose dotted name is empty.
 _ROOT = "(model)"
 # Samples in each of them, where batches can be cut. A few show it: what differs does so for every sample.
-_N_CHECK_SAMPLES = 16
+_N_CHECK_SAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ from slimrank.methods import Target, fit_factors, weights_target
 from slimrank.surgery import bias_of, bias_of_taps, dense_weight
 
 # Rows that fits are compared on. More choose more surely; each candidate is applied to all of them.
-_HELD_OUT_ROWS = 8192
+_HELD_OUT_ROWS = 4096
 
 
 def fit_layer(context: BuildContext, layer: PendingLayer, gathered: Gathered | None) -> Fit:

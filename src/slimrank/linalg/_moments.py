@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -131,10 +132,15 @@ class Moments:
             return torch.stack([part.gram(columns) for part, columns in self._with_parts(left)]).sum(0)
         if self.matrix is not None:
             return self._times_matrix(left) @ left.T
-        if self.rows is None:
-            return left @ left.T
-        projected = left @ self.rows.to(left.dtype).T
-        return projected @ projected.T / self.n_rows
+        projected = self.on_rows(left)
+        return left @ left.T if projected is None else projected @ projected.T
+
+    def on_rows(self, left: Tensor) -> Tensor | None:
+        """(M, S) in its dtype, ``P`` with ``P P^T = left @ H @ left.T``; None where there are no rows."""
+        if self.rows is None or self.n_groups > 1:
+            return None
+        projected: Tensor = left @ self.rows.to(left.dtype).T / sqrt(self.n_rows)
+        return projected
 
     def diagonal_of(self, left: Tensor) -> Tensor:
         """Diagonal of ``left @ H @ left.T`` for ``left`` (M, D): (M,), in its dtype."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from slimrank.linalg._moments import Moments, gram
-from slimrank.linalg._psd import cholesky_psd, times_root
+from slimrank.linalg._psd import cholesky_psd, principal_directions, times_root
 
 
 def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[Tensor, Tensor]:
@@ -28,17 +28,19 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
     # Of the two matrices with the same eigenvalues, the smaller one is decomposed.
     if n_out <= n_in:
         products = moments.gram(weighted).double()
-        _, vectors = torch.linalg.eigh(products + ridge_value * gram(weighted.T).double())
-        basis = vectors.flip(1)
-        carried = (basis * (products @ basis)).sum(0)
+        basis = principal_directions(products + ridge_value * gram(weighted.T).double())
+        on_rows = moments.on_rows(weighted)
+        if on_rows is not None and on_rows.shape[1] < n_out:
+            carried = (basis.T @ on_rows.double()).square().sum(1)
+        else:
+            carried = (basis * (products @ basis)).sum(0)
         total = products.diagonal().sum()
     else:
         weighted = weighted.double()
         scaled = weighted @ cholesky_psd(moments.ridged(ridge))  # (O, D)
-        _, vectors = torch.linalg.eigh(scaled.T @ scaled)
         # QR instead of a division by singular values: columns stay orthonormal where the weight has no full
         # rank.
-        basis = torch.linalg.qr(scaled @ vectors.flip(1)).Q
+        basis = torch.linalg.qr(scaled @ principal_directions(scaled.T @ scaled)).Q
         carried = moments.diagonal_of(basis.T @ weighted)
         total = moments.diagonal_of(weighted).sum()
     errors = (total - torch.cat([carried.new_zeros(1), carried.clamp_min(0).cumsum(0)])).clamp_min(0) / 2

@@ -29,7 +29,7 @@ _PASS = 3
 # Held-out samples of a divergence even where these cost more than that.
 _MIN_SAMPLES = 16
 # Samples that tell whether forwards which start at a layer give what whole ones do.
-_CHECK_SAMPLES = 4
+_CHECK_SAMPLES = 2
 # Rounds in which factors that only serve a measurement are refined; a result's factors take more.
 _ALTERNATIONS = 1
 

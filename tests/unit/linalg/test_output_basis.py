@@ -131,3 +131,23 @@ def test_very_large_weights_are_decomposed_in_float32(rng: torch.Generator) -> N
     assert first.dtype == second.dtype == torch.float32
     exact_weight = (expected[1] @ expected[0]).float()
     torch.testing.assert_close(second @ first, exact_weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "rows"])
+def test_directions_of_a_wide_layer_are_right_to_float32(kind: str, rng: torch.Generator) -> None:
+    # Above 1,024 outputs they are found in float32.
+    decay = torch.logspace(0, -3, 1100, dtype=torch.float64)
+    weighted = decay[:, None] * torch.randn((1100, 1200), dtype=torch.float64, generator=rng)
+    sums = MomentSums(1200, keep_rows=kind == "rows")
+    sums.add(torch.randn((60, 1200), generator=rng))
+    moments = sums.moments()
+    basis, errors = output_basis(weighted, moments, ridge=1e-2)
+    total = float(errors[0])
+    torch.testing.assert_close(errors[0], _error(weighted, moments))
+    for rank in (5, 40, 300):
+        leading = basis[:, :rank]
+        explicit = _error(weighted - leading @ (leading.T @ weighted), moments)
+        torch.testing.assert_close(errors[rank], explicit, rtol=0, atol=1e-5 * total)
+    # 60 rows span 59 directions about their mean, and so many leading outputs carry nearly all.
+    assert float(errors[59]) < 1e-3 * total
+    torch.testing.assert_close(basis.T @ basis, torch.eye(1100, dtype=torch.float64), rtol=0, atol=1e-5)

@@ -50,7 +50,7 @@ from slimrank.cli._command import _in_options as in_options
 from slimrank.cli._main import cli
 from slimrank.cli._references import _object_named as named_reference
 from slimrank.cli._references import batches_at, model_at
-from slimrank.cli._terminal import fit_tables, fitted_to
+from slimrank.cli._terminal import fit_tables, fitted_to, wrap_prose
 from slimrank.cli._typed import outputs_at as outputs_option
 from slimrank.cli._typed import read_likelihood_option as likelihood_option
 from slimrank.cli._typed import read_multiple_of as multiple_of_option

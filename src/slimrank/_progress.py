@@ -193,7 +193,9 @@ class Phases:
         """One line on stderr, where progress is shown."""
         self.emit("message", text=text)
         if self.is_shown:
-            Console(stderr=True).print(text, highlight=False, markup=False)
+            console = Console(stderr=True)
+            # Only a terminal has a width at which lines can be broken.
+            console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
     @contextlib.contextmanager
     def part(self, name: str, of: str) -> Iterator[None]:

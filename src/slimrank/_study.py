@@ -225,10 +225,7 @@ class Study:
 
     def summary(self) -> str:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
-        warnings = "".join(f"Warning: {note}\n" for note in self.notes if note.is_warning)
-        notes = "\n".join(f"- {note}" for note in self.notes if not note.is_warning)
-        table = render_layers(self.layers, self.before)
-        return (f"{warnings}\n" if warnings else "") + table + (f"\n{notes}\n" if notes else "")
+        return render_layers(self.layers, self.before, self.notes)
 
     def groups(self) -> str:
         """A table of all channel groups: units, who makes and reads them, or why they stay."""

@@ -306,6 +306,33 @@ def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
     assert "is not empty" in _refused("compress", _MODEL, _BATCHES, "--macs", "0.6", "--out", "small")
 
 
+def test_in_a_pipe_no_line_is_broken(folder: Path) -> None:
+    commands = (
+        ("study", _MODEL, _BATCHES, "--out", "run", "--groups"),
+        ("plan", "run", "--macs", "0.6", "--out", "plan.json"),
+        ("explain", "run", "2", "--plan", "plan.json"),
+        ("compress", _MODEL, _BATCHES, "--macs", "0.6", "--out", "small", "--effort", "fast"),
+    )
+    longest = {}
+    for command in commands:
+        done = CliRunner().invoke(seams.cli, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+        lines = done.stdout.split("\n")
+        longest[command[0]] = max(map(len, lines))
+        # What goes on in another line is indented; tables and the beginnings of sentences are not.
+        assert [line for line in lines if line.startswith(" ") and not line.startswith(" - ")] == []
+    assert longest["explain"] > 200
+    assert longest["compress"] > 120
+
+
+def test_help_in_a_pipe_has_whole_sentences() -> None:
+    shown = subprocess.run([_PROGRAM, "--help"], capture_output=True, text=True, check=True).stdout
+    for name in seams.command_names():
+        assert f"  {name:<8}  {seams.told_help(name)}\n" in shown
+    options = subprocess.run([_PROGRAM, "plan", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "or so many bytes at most, as 2MB.\n" in options
+
+
 @pytest.mark.parametrize("macs", ["0", "-1", "1.01", "nan"])
 def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: str) -> None:
     line = _refused("compress", _MODEL, _BATCHES, f"--macs={macs}", "--out", "small")

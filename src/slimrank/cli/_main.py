@@ -2,6 +2,7 @@
 """The program ``slimrank``: the group of all commands, each imported when it is run."""
 
 import os
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from textwrap import shorten
@@ -46,6 +47,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "edit": ("_edit", "Edit PLAN in the browser: ranks, widths, blocks, locks, and the rest planned again."),
     "env": ("_other", "Show what a bug report needs."),
 }
+# Columns that no line fills.
+_WHOLE = 100_000
 
 
 class Commands(click.Group):
@@ -89,4 +92,5 @@ def main() -> None:
     # OpenMP's threads spin while they wait unless told otherwise before torch is imported. Beside a second
     # process on the machine that makes a study take five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    cli(prog_name="slimrank")
+    # Help for programs has each sentence in one line; None is what the terminal has.
+    cli(prog_name="slimrank", terminal_width=None if sys.stdout.isatty() else _WHOLE)

@@ -64,7 +64,8 @@ def wrap_prose(text: str, width: int) -> str:
         width: columns.
 
     Returns:
-        The text; columns and curves stay as they are, and what goes on in a new line stands below the beginning of its sentence.
+        The text; columns and curves stay as they are, and what goes on in a new line stands below the
+        beginning of its sentence.
     """
     lines = text.split("\n")
     in_tables = {row for index, rows in _tables(lines) for row in (index, *rows)}

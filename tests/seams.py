@@ -45,7 +45,7 @@ from slimrank.channels.trial._attention_scale import (
 from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
-from slimrank.cli import _main
+from slimrank.cli import _command, _main
 from slimrank.cli._command import _in_options as in_options
 from slimrank.cli._main import cli
 from slimrank.cli._references import _object_named as named_reference
@@ -781,6 +781,15 @@ def command(name: str) -> click.Command:
 def told_help(name: str) -> str:
     """What the program's help says of a command, whole."""
     return _main._COMMANDS[name][1]
+
+
+def interrupt_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes while a command's answer is laid out."""
+
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_command, "fitted_to", interrupt)
 
 
 def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from textwrap import shorten
 import click
 
 from slimrank._version import __version__
+from slimrank.cli._stopped import STOPPED, told_at_start
 
 # Command -> its file, and the first sentence of its help.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -65,6 +66,15 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f"slimrank.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Imports and runs the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Before the command's own answer to it: while torch was imported, say.
+            click.echo(f"\n{told_at_start()}", err=True)
+            ctx.exit(STOPPED)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists them in the help."""
         width = formatter.width - 6 - max(map(len, _COMMANDS))
@@ -87,8 +97,8 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """The program ``slimrank``."""
+def run() -> None:
+    """Runs the command that was typed, and exits with its code."""
     # OpenMP's threads spin while they wait unless told otherwise before torch is imported. Beside a second
     # process on the machine that makes a study take five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -783,6 +783,15 @@ def told_help(name: str) -> str:
     return _main._COMMANDS[name][1]
 
 
+def refuse_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no original is opened in a runtime by ``meet_latency``."""
+
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("a runtime was opened")
+
+    monkeypatch.setattr(_meet_latency, "timed_beside", refuse)
+
+
 def interrupt_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C comes while a command's answer is laid out."""
 

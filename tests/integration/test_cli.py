@@ -343,8 +343,8 @@ def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: s
 
 
 _NOT_BEGUN = (
-    "\nslimrank: stopped; the command had not begun, so nothing was changed; what earlier calls kept in a run "
-    "directory is there: the same command goes on from it\n"
+    "\nslimrank: stopped; the command had not begun, so nothing was changed; what earlier calls kept in a "
+    "run directory is there: the same command goes on from it\n"
 )
 
 
@@ -358,7 +358,7 @@ def test_ctrl_c_during_imports_is_told_in_a_line(folder: Path, imported: str) ->
         text=True,
         check=False,
         # A shell that runs the tests in the background hands on an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", _NOT_BEGUN)
 

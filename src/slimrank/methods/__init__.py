@@ -20,6 +20,7 @@ from slimrank.methods._curves import (
     anchor_points,
     anchored_curves,
     layer_curves,
+    possible_curves,
     relative_curves,
 )
 from slimrank.methods._isotonic import never_falling
@@ -80,6 +81,7 @@ __all__ = [
     "metric_roots",
     "never_falling",
     "open_container",
+    "possible_curves",
     "relative_curves",
     "relative_group_curve",
     "removal_by_magnitude",

@@ -31,6 +31,7 @@ from slimrank.plan import (
     FixedSettings,
     LatencyTable,
     MultipleOf,
+    Plan,
     Structure,
     are_same_steps,
     check_table,
@@ -124,8 +125,8 @@ def meet_latency(
     check_same_machine(table)
     asked = latency_ratio(latency, table.times)
 
-    def build(table: LatencyTable) -> Result:
-        plan = study.plan(
+    def planned(table: LatencyTable) -> Plan:
+        return study.plan(
             latency=asked,
             latencies=table,
             macs=macs,
@@ -140,7 +141,12 @@ def meet_latency(
             interpolate=interpolate,
             fixed=fixed,
         )
-        return study.apply(plan)
+
+    # Refuses what makes no plan, before the original is opened in the runtime and timed.
+    first = planned(table)
+
+    def build(current: LatencyTable) -> Result:
+        return study.apply(first if current is table else planned(current))
 
     return within_latency(study, build, table, asked, rounds=rounds, milliseconds=milliseconds_of(latency))
 

@@ -58,6 +58,7 @@ from slimrank.plan import (
     fixed_of,
     group_damage_at,
     latency_ratio,
+    latency_words,
     planned_latency,
     structure_of,
 )
@@ -474,7 +475,8 @@ class Study:
         def within_time(points: Mapping[PeakPoint, Budget]) -> tuple[Plan, Rounding]:
             if asked is None or table is None:
                 return selected(None, points)
-            return _within_latency(lambda latency: selected(latency, points), table, asked)
+            words = latency_words(latency)
+            return _within_latency(lambda ratio: selected(ratio, points), table, asked, words)
 
         def lowest_at(point: PeakPoint) -> float:
             return reachable_floor(
@@ -1405,7 +1407,7 @@ def _damage_at(source: PlanSource, keep: float) -> float:
 
 
 def _within_latency(
-    selected: Callable[[float | None], tuple[Plan, Rounding]], table: LatencyTable, asked: float
+    selected: Callable[[float | None], tuple[Plan, Rounding]], table: LatencyTable, asked: float, words: str
 ) -> tuple[Plan, Rounding]:
     """The plan whose predicted time is within a keep ratio, and what its ranks are multiples of.
 
@@ -1416,7 +1418,7 @@ def _within_latency(
     budget = asked
     for tries_left in reversed(range(_MAX_LATENCY_TRIES)):
         plan, rounding = selected(budget)
-        latency = planned_latency(table, plan.steps[-1], asked)
+        latency = planned_latency(table, plan.steps[-1], asked, words)
         if latency.predicted <= asked * (1 + _LATENCY_ROUNDING) or not tries_left:
             break
         budget *= asked / latency.predicted

@@ -36,6 +36,7 @@ from slimrank.plan import (
     are_same_steps,
     check_table,
     latency_ratio,
+    latency_words,
     milliseconds_of,
     planned_latency,
 )
@@ -126,7 +127,7 @@ def meet_latency(
     asked = latency_ratio(latency, table.times)
 
     def planned(table: LatencyTable) -> Plan:
-        return study.plan(
+        plan = study.plan(
             latency=asked,
             latencies=table,
             macs=macs,
@@ -141,6 +142,9 @@ def meet_latency(
             interpolate=interpolate,
             fixed=fixed,
         )
+        # Corrected times are of the same ratio, which the words were read as.
+        told = None if plan.latency is None else replace(plan.latency, words=latency_words(latency))
+        return replace(plan, latency=told)
 
     # Refuses what makes no plan, before the original is opened in the runtime and timed.
     first = planned(table)

@@ -231,7 +231,8 @@ def _rule_text(plan: Plan) -> str:
     """By what rule a plan was chosen."""
     wanted = ", ".join(_asked_text(plan, metric) for metric in plan.budgets)
     if plan.latency is not None:
-        wanted = ", ".join(text for text in (wanted, f"latency={plan.latency.asked:.4g}") if text)
+        latency = f"latency={plan.latency.words or f'{plan.latency.asked:.4g}'}"
+        wanted = ", ".join(text for text in (wanted, latency) if text)
     if plan.activations is not None:
         wanted = ", ".join(text for text in (wanted, plan.activations.text) if text)
     under = f" under {wanted}" if wanted else ""

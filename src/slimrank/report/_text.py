@@ -213,8 +213,9 @@ def plan_line(plan: Plan, unit: str = "") -> str:
 
 def _latency_text(latency: PlannedLatency) -> str:
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    asked = f"{latency.asked:.4f}" + f" ({latency.words})" * bool(latency.words)
     return (
-        f"predicted latency {latency.predicted:.4f} of {latency.before_ms:.3f} ms, asked {latency.asked:.4f} "
+        f"predicted latency {latency.predicted:.4f} of {latency.before_ms:.3f} ms, asked {asked} "
         f"({latency.backend}, {latency.precision}, batch {latency.batch}, {threads})"
     )
 

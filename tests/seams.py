@@ -124,6 +124,7 @@ from slimrank.plan._channels_file import channels_from_json, channels_to_json, u
 from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
 from slimrank.plan._step import group_is_inside
 from slimrank.recipes import _compress, _meet_latency, _replay, _score_trials
+from slimrank.recipes._builds import Builds
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._meet_latency import corrected as corrected_times
 from slimrank.recipes._smallest import _Bisection as Bisection

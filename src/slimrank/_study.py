@@ -24,7 +24,7 @@ from slimrank._errors import (
 from slimrank._live_view import shown_live, shown_live_in_run_dir
 from slimrank._names import nearest
 from slimrank._numbers import whole_number
-from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
+from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Overall, Phases
 from slimrank._result import Result, Unrounded
 from slimrank._verify import build_result
 from slimrank.calibrate import LikelihoodChoice, OwnLossFn, Weights, likelihood_of, weights_of
@@ -1432,6 +1432,11 @@ def planned_without_new_bias(study: Study) -> Study:
         OptionError: an earlier step made new biases.
     """
     return study._without_new_bias()
+
+
+def with_overall(study: Study, overall: Overall) -> Study:
+    """A study whose later work tells how far the call is that it is part of."""
+    return replace(study, _session=replace(session_of(study), overall=overall))
 
 
 def _with_peak_told(result: Result, plan: Plan) -> Result:

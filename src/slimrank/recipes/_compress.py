@@ -30,6 +30,7 @@ from slimrank.plan import (
     latency_ratio,
     milliseconds_of,
 )
+from slimrank.recipes._builds import Builds
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._meet_latency import within_latency
@@ -206,7 +207,9 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
             return plan_of(source, select, only, budgets, table)
 
         source = measured if new_bias else planned_without_new_bias(measured)
-        rivals = Rivals(source, planned, on_layer, max_damage=_MAX_DAMAGE[effort])
+        rivals = Rivals(
+            source, planned, on_layer, max_damage=_MAX_DAMAGE[effort], builds=Builds(source, "compress")
+        )
         rivals.build("optimal", planned(source, "optimal", None))
         if compete and effort != "fast":
             rivals.build_others()

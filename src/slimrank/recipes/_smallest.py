@@ -26,6 +26,7 @@ from slimrank.plan import (
     fixed_of,
     without_auto,
 )
+from slimrank.recipes._builds import Builds
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
 from slimrank.records import LATENCY, METRICS, Budgeted, Method, Note, ratio_of
@@ -39,6 +40,8 @@ _NEAR_END = 0.1
 # Halvings that find the ratio whose predicted damage is just allowed, to 1 / 4096 of the gap. Each makes a
 # plan.
 _HALVINGS = 12
+# What a try halves the gap between the bounds by, about: five of them find most models.
+_HALVINGS_OF_A_TRY = 1.4
 
 
 @shown_live_of_study
@@ -126,6 +129,7 @@ def smallest(
     planned_with(multiple_of, 1.0)
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = session.phases()
+    builds = Builds(study, "smallest")
 
     tried: list[Note] = []
 
@@ -154,7 +158,8 @@ def smallest(
                 # Ranks are whole: no plan lies between the bounds here, only one that was built already.
                 search.skip(asked, reached)
                 continue
-            result = study.apply(plan)
+            builds.begin(plan, search.tries_left(tolerance * whole))
+            result = builds.study.apply(plan)
             drop = gauge.drop(result)
             is_within = drop <= max_drop
             note = Note(
@@ -268,6 +273,11 @@ class _Bisection:
         # Before the first measurement nothing is known of the floor, so it may be tried itself.
         lowest = self.low + margin if self._known else self.low
         return min(max(high, lowest), self.high - margin)
+
+    def tries_left(self, gap: float) -> int:
+        """About how many models will be built until the bounds are so close."""
+        halvings = math.log2(max((self.high - self.low) / gap, 2.0))
+        return math.ceil(halvings / _HALVINGS_OF_A_TRY)
 
     def knows(self, reached: float) -> bool:
         """Whether a plan of this keep ratio was measured."""

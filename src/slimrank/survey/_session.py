@@ -10,7 +10,7 @@ from torch import nn
 
 from slimrank._errors import NonFiniteError, UnknownNameError
 from slimrank._names import nearest
-from slimrank._progress import Listener, Phases
+from slimrank._progress import Listener, Overall, Phases
 from slimrank.calibrate import (
     Collecting,
     Feed,
@@ -83,6 +83,7 @@ class Session:
         fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
         callers: the caller's model, by whose modules layers may be named.
         profiles: what is alive where in a forward pass, once a plan asked for it.
+        overall: how far the call is that later work is part of; None where it stands alone.
     """
 
     original: nn.Module
@@ -103,6 +104,7 @@ class Session:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     callers: CallersModel = field(default_factory=CallersModel)
     profiles: list[PeakProfile] = field(default_factory=list)
+    overall: Overall | None = None
 
     def phases(self, *, shown: bool | None = None) -> Phases:
         """Phases of one piece of later work.
@@ -110,7 +112,9 @@ class Session:
         Args:
             shown: whether bars are shown; None for what the session says.
         """
-        return Phases(shown=self.progress if shown is None else shown, listeners=self.listeners)
+        phases = Phases(shown=self.progress if shown is None else shown, listeners=self.listeners)
+        phases.overall = self.overall
+        return phases
 
     @property
     def damage_unit(self) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from unittest import mock
 
 import numpy as np
@@ -21,8 +21,9 @@ import slimrank as sr
 from benchmarks.bench_data import divergence
 from benchmarks.tables import FACTORS, Row, keep_rows
 from benchmarks.tasks.tasks import TASKS, Task, paired_interval
-from slimrank.capture import Epilogue, find_epilogues
-from slimrank.forward import as_batch
+from slimrank.capture import Epilogue
+from slimrank.fitting._seen import Seen
+from slimrank.forward import Batch, as_batch
 from slimrank.plan import damage_at
 from slimrank.recover._norms import reestimate_
 
@@ -33,10 +34,11 @@ N_ROUNDS, N_CORRECTED, LOWERED = 2, 6, 0.8
 
 
 def _only(**kept: bool) -> Callable[..., Mapping[str, Epilogue]]:
-    """``find_epilogues`` that knows of a part only."""
+    """``Seen.epilogues`` that knows of a part only."""
+    whole = Seen.epilogues
 
-    def find(*args: object) -> Mapping[str, Epilogue]:
-        epilogues = find_epilogues(*args)  # type: ignore[arg-type]
+    def find(seen: Seen, batches: Sequence[Batch]) -> Mapping[str, Epilogue]:
+        epilogues = whole(seen, batches)
         if not kept.get("clipping", False):
             return {name: dataclasses.replace(epilogue, bounds=None) for name, epilogue in epilogues.items()}
         return {name: epilogue for name, epilogue in epilogues.items() if epilogue.shortcut is None}
@@ -46,9 +48,9 @@ def _only(**kept: bool) -> Callable[..., Mapping[str, Epilogue]]:
 
 PATCHES: dict[str, dict[str, object]] = {
     "as it is": {},
-    "knows neither shortcut nor clipping": {"slimrank.fitting._context.find_epilogues": lambda *_: {}},
-    "knows the shortcut only": {"slimrank.fitting._context.find_epilogues": _only()},
-    "knows the clipping only": {"slimrank.fitting._context.find_epilogues": _only(clipping=True)},
+    "knows neither shortcut nor clipping": {"slimrank.fitting._seen.Seen.epilogues": lambda *_: {}},
+    "knows the shortcut only": {"slimrank.fitting._seen.Seen.epilogues": _only()},
+    "knows the clipping only": {"slimrank.fitting._seen.Seen.epilogues": _only(clipping=True)},
     "no alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 0},
     "12 rounds of alternating refinement": {"slimrank.fitting._fit.ALTERNATIONS": 12},
     "four times the rows": {

@@ -45,13 +45,13 @@ from slimrank.channels.trial._attention_scale import (
 from slimrank.channels.trial._compare import Comparison
 from slimrank.channels.trial._merge import mergeable, merged
 from slimrank.channels.trial._size_search import Hint, candidates, hypotheses, idle_norms, scope_of
-from slimrank.cli import _main
+from slimrank.cli import _command, _main
 from slimrank.cli._command import _in_options as in_options
 from slimrank.cli._main import cli
 from slimrank.cli._models import outputs_at as outputs_option
 from slimrank.cli._references import _object_named as named_reference
 from slimrank.cli._references import batches_at, model_at
-from slimrank.cli._terminal import fit_tables, fitted_to
+from slimrank.cli._terminal import fit_tables, fitted_to, wrap_prose
 from slimrank.cli._typed import read_likelihood_option as likelihood_option
 from slimrank.cli._typed import read_multiple_of as multiple_of_option
 from slimrank.cli._typed import read_weights as weights_option
@@ -89,7 +89,7 @@ from slimrank.deploy._quiet import EXPORT_TURN
 from slimrank.deploy._recorded_model import RecordedModel
 from slimrank.deploy._samples import is_constant, read_samples
 from slimrank.deploy._timing import time_in_turns
-from slimrank.fitting import Data, _context, _fit, _fit_layer, _install
+from slimrank.fitting import Data, _fit, _fit_layer, _install, _seen
 from slimrank.fitting._context import PendingLayer
 from slimrank.fitting._fit import Fit, LayerStatistics, best_fit
 from slimrank.fitting._gather import affine_of, have_same_positions
@@ -124,6 +124,7 @@ from slimrank.plan._channels_file import channels_from_json, channels_to_json, u
 from slimrank.plan._rounding import rank_multiple, rounding_steps, width_multiple
 from slimrank.plan._step import group_is_inside
 from slimrank.recipes import _compress, _meet_latency, _replay, _score_trials
+from slimrank.recipes._builds import Builds
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._meet_latency import corrected as corrected_times
 from slimrank.recipes._smallest import _Bisection as Bisection
@@ -502,9 +503,9 @@ def watch_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def watch_epilogues(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
-    """Arguments of each search for what follows the layers from now on; the search finds nothing.
+    """Arguments of each question for what follows the layers from now on; the answer is: nothing.
 
-    Patched: that search, which tells a fit which outputs a ReLU throws away and what shortcuts add.
+    Patched: the answer, which tells a fit which outputs a ReLU throws away and what shortcuts add.
     """
     calls: list[tuple[object, ...]] = []
 
@@ -512,7 +513,7 @@ def watch_epilogues(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]
         calls.append(args)
         return {}
 
-    monkeypatch.setattr(_context, "find_epilogues", find_nothing)
+    monkeypatch.setattr(_seen.Seen, "epilogues", find_nothing)
     return calls
 
 
@@ -782,6 +783,24 @@ def command(name: str) -> click.Command:
 def told_help(name: str) -> str:
     """What the program's help says of a command, whole."""
     return _main._COMMANDS[name][1]
+
+
+def refuse_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no original is opened in a runtime by ``meet_latency``."""
+
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("a runtime was opened")
+
+    monkeypatch.setattr(_meet_latency, "timed_beside", refuse)
+
+
+def interrupt_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes while a command's answer is laid out."""
+
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_command, "fitted_to", interrupt)
 
 
 def measure_fewer_variants(patch: pytest.MonkeyPatch) -> None:

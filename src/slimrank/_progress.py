@@ -63,10 +63,21 @@ class Overall:
     """
 
     def __init__(self, name: str, expected: Mapping[str, Expected]) -> None:
-        self._name, self._expected = name, dict(expected)
-        self._steps = dict.fromkeys(expected, 0)
-        self._whole = sum(phase.seconds for phase in expected.values())
+        self._name = name
+        self._steps: dict[str, int] = {}
         self._start = time.perf_counter()
+        self.expect(expected)
+
+    def expect(self, expected: Mapping[str, Expected]) -> None:
+        """Takes other expectations, as more becomes known; what is done stays done."""
+        self._expected = dict(expected)
+        self._steps = {name: self._steps.get(name, 0) for name in expected}
+        self._whole = sum(phase.seconds for phase in expected.values())
+
+    @property
+    def steps(self) -> Mapping[str, int]:
+        """That are done of each phase."""
+        return self._steps
 
     def add(self, phase: str, steps: int) -> None:
         """Tells that steps of a phase are done; those of a phase that was not expected count nothing."""
@@ -193,7 +204,9 @@ class Phases:
         """One line on stderr, where progress is shown."""
         self.emit("message", text=text)
         if self.is_shown:
-            Console(stderr=True).print(text, highlight=False, markup=False)
+            console = Console(stderr=True)
+            # Only a terminal has a width at which lines can be broken.
+            console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
     @contextlib.contextmanager
     def part(self, name: str, of: str) -> Iterator[None]:

@@ -24,7 +24,7 @@ from slimrank._errors import (
 from slimrank._live_view import shown_live, shown_live_in_run_dir
 from slimrank._names import nearest
 from slimrank._numbers import whole_number
-from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Phases
+from slimrank._progress import EVENTS_FILE, Event, EventFile, Listener, Overall, Phases
 from slimrank._result import Result, Unrounded
 from slimrank._verify import build_result
 from slimrank.calibrate import OwnLossFn
@@ -121,6 +121,7 @@ from slimrank.survey import (
     Claim,
     DataSource,
     Inputs,
+    Known,
     MemoryOption,
     Run,
     Session,
@@ -217,10 +218,7 @@ class Study:
 
     def summary(self) -> str:
         """A table of all layers: shape, MACs, params, methods that apply, or why none does."""
-        warnings = "".join(f"Warning: {note}\n" for note in self.notes if note.is_warning)
-        notes = "\n".join(f"- {note}" for note in self.notes if not note.is_warning)
-        table = render_layers(self.layers, self.before)
-        return (f"{warnings}\n" if warnings else "") + table + (f"\n{notes}\n" if notes else "")
+        return render_layers(self.layers, self.before, self.notes)
 
     def groups(self) -> str:
         """A table of all channel groups: units, who makes and reads them, or why they stay."""
@@ -983,6 +981,94 @@ def study(
         PlanError: ``previous`` did not make this model.
         OutOfMemoryError: memory is used up; the message says where, and what is kept.
     """
+    return study_and_check(
+        model,
+        batches,
+        None,
+        inputs=inputs,
+        outputs=outputs,
+        likelihood=likelihood,
+        weights=weights,
+        loss=loss,
+        methods=methods,
+        skip=skip,
+        fisher=fisher,
+        draws=draws,
+        holdout=holdout,
+        data_free=data_free,
+        channel_order=channel_order,
+        effort=effort,
+        run_dir=run_dir,
+        progress=progress,
+        callback=callback,
+        log_dir=log_dir,
+        memory=memory,
+        seed=seed,
+        previous=previous,
+    )
+
+
+def study_and_check(
+    model: nn.Module | Result,
+    batches: Iterable[object],
+    check: Callable[[Study], object] | None,
+    *,
+    inputs: Inputs,
+    outputs: OutputChoice,
+    likelihood: LikelihoodChoice,
+    weights: Weights,
+    loss: OwnLossFn | None,
+    methods: Sequence[Method],
+    skip: Skip,
+    fisher: bool,
+    draws: int,
+    holdout: float,
+    data_free: bool,
+    channel_order: ChannelOrder,
+    effort: Effort,
+    run_dir: str | os.PathLike[str] | None,
+    progress: bool,
+    callback: Callable[[Event], object] | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
+    memory: MemoryOption,
+    seed: int,
+    previous: Plan | None,
+) -> Study:
+    """``study`` for a call that goes on with it, and knows before it what it will ask of it.
+
+    Args:
+        model: as in ``study``, and so are all others.
+        batches: see there.
+        check: called before anything is measured, with a study of every rank, width and block that may come
+            out, none of which loses anything: what cannot be planned from it cannot be planned at all. What
+            it raises ends the study. None for nothing.
+        inputs: see there.
+        outputs: see there.
+        likelihood: see there.
+        weights: see there.
+        loss: see there.
+        methods: see there.
+        skip: see there.
+        fisher: see there.
+        draws: see there.
+        holdout: see there.
+        data_free: see there.
+        channel_order: see there.
+        effort: see there.
+        run_dir: see there.
+        progress: see there.
+        callback: see there.
+        log_dir: see there.
+        memory: see there.
+        seed: see there.
+        previous: see there.
+
+    Returns:
+        The study.
+
+    Raises:
+        SlimrankError: as in ``study``, and what ``check`` raises.
+    """
     model, previous = resolve_model(model, previous)
     options = Options(
         methods=methods_in_order(methods),
@@ -1007,6 +1093,7 @@ def study(
         listeners=listeners_of(callback, log_dir),
         memory=memory,
         previous=previous,
+        check=check,
     )
 
 
@@ -1021,6 +1108,7 @@ def study_with(
     listeners: tuple[Listener, ...] = (),
     memory: MemoryOption,
     previous: Plan | None,
+    check: Callable[[Study], object] | None = None,
 ) -> Study:
     """``study`` with its options as one value: who studies again changes what must differ, and no more.
 
@@ -1033,6 +1121,7 @@ def study_with(
         listeners: each is called with every event.
         memory: as in ``study``.
         previous: as in ``study``.
+        check: as in ``study_and_check``.
 
     Returns:
         The study.
@@ -1051,7 +1140,7 @@ def study_with(
         check_previous(model, previous, has_bias=options.has_bias)
     phases = Phases(shown=progress, listeners=listeners)
     with out_of_memory_told(lambda: f"phase {phases.name!r}", kept_text(run_dir)):
-        return _measured_study(received, source, options, phases, run_dir, listeners, memory, previous)
+        return _measured_study(received, source, options, phases, run_dir, listeners, memory, previous, check)
 
 
 def _measured_study(
@@ -1063,6 +1152,7 @@ def _measured_study(
     listeners: tuple[Listener, ...],
     memory: MemoryOption,
     previous: Plan | None,
+    check: Callable[[Study], object] | None,
 ) -> Study:
     """The study, once options are checked."""
     model = received.model
@@ -1090,7 +1180,12 @@ def _measured_study(
         fingerprint=fingerprint,
     )
     run = Run(phases=phases, store=store, is_read_only=claimed.is_read_only)
-    measured = measure(session, run, _damage_at)
+
+    def check_possible(known: Known) -> None:
+        if check is not None:
+            check(_possible_study(known, session, previous))
+
+    measured = measure(session, run, _damage_at, None if check is None else check_possible)
     done = Study(
         structure=structure_of(measured.layers, measured.channels),
         before=before,
@@ -1112,6 +1207,26 @@ def _measured_study(
     return done
 
 
+def _possible_study(known: Known, session: Session, previous: Plan | None) -> Study:
+    """A study of what may be measured, for plans alone."""
+    return Study(
+        structure=known.structure,
+        before=known.before,
+        has_bias=known.has_bias,
+        curves=Curves(known.curves),
+        group_curves=GroupCurves(known.group_curves),
+        block_damages=known.block_damages,
+        methods=known.methods,
+        grams={},
+        unit=session.damage_unit,
+        notes=(),
+        seconds={},
+        fingerprint=session.fingerprint,
+        previous=previous,
+        _options=session.options,
+    )
+
+
 def _damage_at(source: PlanSource, keep: float) -> float:
     """Predicted damage of the best plan at a keep ratio of the MACs; inf where none reaches it."""
     try:
@@ -1130,6 +1245,11 @@ def planned_without_new_bias(study: Study) -> Study:
     """
     record = without_new_biases(study._record)
     return replace(study, has_bias=record.has_bias, curves=Curves(record.curves))
+
+
+def with_overall(study: Study, overall: Overall) -> Study:
+    """A study whose later work tells how far the call is that it is part of."""
+    return replace(study, _session=replace(session_of(study), overall=overall))
 
 
 def _with_peak_told(result: Result, plan: Plan) -> Result:

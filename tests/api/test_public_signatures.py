@@ -117,9 +117,9 @@ def _python_lines() -> Iterator[str]:
 def _command_group() -> click.Group:
     """The group behind the program ``slimrank``, wherever it stands."""
     scripts = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    module, _, name = scripts["slimrank"].partition(":")
-    main = getattr(importlib.import_module(module), name)
-    (group,) = [value for value in main.__globals__.values() if isinstance(value, click.Group)]
+    # Imported by the program when it runs, so that Ctrl-C is answered meanwhile, too.
+    module = importlib.import_module(f"{scripts['slimrank'].partition(':')[0]}._main")
+    (group,) = [value for value in vars(module).values() if isinstance(value, click.Group)]
     return group
 
 

@@ -167,6 +167,8 @@ WEIGHT = aimet.CompressionScheme.weight_svd
             aimet.WeightSvdParameters.AutoModeParams,
             "rank_select_scheme, select_params, modules_to_ignore=None",
         ),
+        (aimet.CompressionStats.LayerStats, "name, comp_ratio"),
+        (aimet.GreedyCompressionRatioSelectionStats, "eval_scores_dict"),
     ],
 )
 def test_orders_and_defaults_are_aimets(call: Callable[..., object], parameters: str) -> None:
@@ -175,6 +177,70 @@ def test_orders_and_defaults_are_aimets(call: Callable[..., object], parameters:
         for p in inspect.signature(call).parameters.values()
     ]
     assert ", ".join(given) == parameters
+    kinds = {p.kind for p in inspect.signature(call).parameters.values()}
+    assert kinds == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
+def test_attributes_are_aimets(task: Task) -> None:
+    manual = aimet.SpatialSvdParameters.ManualModeParams([aimet.ModuleCompRatioPair(task.model.conv2, 0.5)])
+    greedy = aimet.GreedySelectionParameters(0.5)
+    auto = aimet.SpatialSvdParameters.AutoModeParams(greedy)
+    weight = aimet.WeightSvdParameters.AutoModeParams(aimet.RankSelectScheme.greedy, greedy)
+    mode = aimet.ChannelPruningParameters.Mode.manual
+    pruning = aimet.ChannelPruningParameters(task.loader, 500, False, mode, manual)
+    found = {
+        "ModuleCompRatioPair": vars(manual.list_of_module_comp_ratio_pairs[0]),
+        "ManualModeParams": vars(manual),
+        "AutoModeParams": vars(auto),
+        "AutoModeParams of weight SVD": vars(weight),
+        "GreedySelectionParameters": vars(greedy),
+        "SpatialSvdParameters": vars(aimet.SpatialSvdParameters(mode, manual)),
+        "WeightSvdParameters": vars(aimet.WeightSvdParameters(mode, manual)),
+        "ChannelPruningParameters": vars(pruning),
+    }
+    # As the objects of AIMET 2.42 have them.
+    svd = "mode, mode_params, multiplicity"
+    assert {name: ", ".join(values) for name, values in found.items()} == {
+        "ModuleCompRatioPair": "module, comp_ratio",
+        "ManualModeParams": "list_of_module_comp_ratio_pairs",
+        "AutoModeParams": "greedy_params, modules_to_ignore",
+        "AutoModeParams of weight SVD": "rank_select_scheme, select_params, modules_to_ignore",
+        "GreedySelectionParameters": "target_comp_ratio, num_comp_ratio_candidates, use_monotonic_fit, "
+        "saved_eval_scores_dict",
+        "SpatialSvdParameters": svd,
+        "WeightSvdParameters": svd,
+        "ChannelPruningParameters": "data_loader, num_reconstruction_samples, allow_custom_downsample_ops, "
+        f"{svd}",
+    }
+
+
+def test_statistics_have_the_attributes_and_types_of_aimets(task: Task) -> None:
+    _, automatic = task.compress(SPATIAL, task.parameters(SPATIAL, "auto"))
+    _, manual = task.compress(SPATIAL, task.parameters(SPATIAL, "manual"))
+    for statistics in (automatic, manual):
+        told = {
+            name: value
+            for name, value in vars(statistics).items()
+            if name not in ("notes", "result", "scores")
+        }
+        assert {name: type(value) for name, value in told.items()} == {
+            "baseline_model_accuracy": str,
+            "compressed_model_accuracy": str,
+            "memory_compression_ratio": str,
+            "mac_compression_ratio": str,
+            "per_layer_stats": list,
+            "compression_ratio_selection_stats": type(statistics.compression_ratio_selection_stats),
+        }
+        for text in list(told.values())[:4]:
+            assert re.fullmatch(r"-?\d+\.\d{6}", str(text))
+        for layer in statistics.per_layer_stats:
+            assert list(vars(layer)) == ["name", "compression_ratio"]
+            assert layer.compression_ratio is None or isinstance(layer.compression_ratio, Decimal)
+    assert manual.compression_ratio_selection_stats is None
+    chosen = automatic.compression_ratio_selection_stats
+    assert list(vars(chosen)) == ["eval_scores_dictionary"]
+    for scores in chosen.eval_scores_dictionary.values():
+        assert {(type(ratio), type(score)) for ratio, score in scores.items()} == {(Decimal, float)}
 
 
 @pytest.mark.parametrize(
@@ -376,6 +442,10 @@ def test_the_trainer_is_told_each_compressed_layer(
     assert all(built is model and flag is True for built, _, flag in layers)
     assert layers[0][1].weight_shape == (24, 16, 3, 3)
     assert layers[0][1].output_shape == (1, 24, 8, 8)
+    for _, layer, _ in layers:
+        assert getattr(layer.parent_module, layer.var_name_of_module_in_parent) is layer.module
+        assert layer.input_shape is None
+        assert layer.picked_for_compression is True
 
 
 def test_scores_may_be_any_number(task: Task) -> None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import seams
+import slimrank as sr
 
 # PAUSE slows the forward down, so that a run can be met midway.
 _CODE = """
@@ -121,6 +122,7 @@ def _start(*args: str, pause: float) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         # A shell that runs the tests in the background hands on an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
@@ -306,11 +308,105 @@ def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
     assert "is not empty" in _refused("compress", _MODEL, _BATCHES, "--macs", "0.6", "--out", "small")
 
 
+def test_in_a_pipe_no_line_is_broken(folder: Path) -> None:
+    commands = (
+        ("study", _MODEL, _BATCHES, "--out", "run", "--groups"),
+        ("plan", "run", "--macs", "0.6", "--out", "plan.json"),
+        ("explain", "run", "2", "--plan", "plan.json"),
+        ("compress", _MODEL, _BATCHES, "--macs", "0.6", "--out", "small", "--effort", "fast"),
+    )
+    longest = {}
+    for command in commands:
+        done = CliRunner().invoke(seams.cli, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+        lines = done.stdout.split("\n")
+        longest[command[0]] = max(map(len, lines))
+        # What goes on in another line is indented; tables and the beginnings of sentences are not.
+        assert [line for line in lines if line.startswith(" ") and not line.startswith(" - ")] == []
+    assert longest["explain"] > 200
+    assert longest["compress"] > 120
+
+
+def test_help_in_a_pipe_has_whole_sentences() -> None:
+    shown = subprocess.run([_PROGRAM, "--help"], capture_output=True, text=True, check=True).stdout
+    for name in seams.command_names():
+        assert f"  {name:<8}  {seams.told_help(name)}\n" in shown
+    options = subprocess.run([_PROGRAM, "plan", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "or so many bytes at most, as 2MB.\n" in options
+
+
 @pytest.mark.parametrize("macs", ["0", "-1", "1.01", "nan"])
 def test_a_budget_that_is_no_keep_ratio_is_refused_at_once(folder: Path, macs: str) -> None:
     line = _refused("compress", _MODEL, _BATCHES, f"--macs={macs}", "--out", "small")
     assert "is no keep ratio (cost after / cost before) in (0, 1]; give e.g. --macs 0.5" in line
     assert not (folder / "small").exists()
+
+
+_NOT_BEGUN = (
+    "\nslimrank: stopped; the command had not begun, so nothing was changed; what earlier calls kept in a "
+    "run directory is there: the same command goes on from it\n"
+)
+
+
+@pytest.mark.parametrize("imported", ["click", "torch"])
+def test_ctrl_c_during_imports_is_told_in_a_line(folder: Path, imported: str) -> None:
+    # What stands in the working directory is imported first.
+    (folder / f"{imported}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "slimrank", "study", _MODEL, _BATCHES, "--out", "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        # A shell that runs the tests in the background hands on an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", _NOT_BEGUN)
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_tells_what_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sr, "compress", _interrupt)
+    command = ["compress", _MODEL, _BATCHES, "--macs", "0.5", "--out", "small", "--overwrite"]
+
+    def told(*more: str) -> str:
+        done = CliRunner().invoke(seams.cli, [*command, *more])
+        assert done.exit_code == 130
+        return done.stderr.strip()
+
+    resume = "with --run-dir DIR the same command goes on where it was stopped"
+    assert told() == f"slimrank: stopped; nothing was kept; {resume}"
+    assert told("--run-dir", "run") == "slimrank: stopped; nothing was measured yet"
+    (folder / "run").mkdir()
+    kept = "what was measured is kept in run: the same command goes on from there"
+    assert told("--run-dir", "run") == f"slimrank: stopped; {kept}"
+    # As after the model was saved, and while its report was written.
+    (folder / "small").mkdir()
+    assert told() == f"slimrank: stopped; nothing was kept but what small holds; {resume}"
+
+
+def test_ctrl_c_while_the_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    seams.interrupt_answers(monkeypatch)
+    done = CliRunner().invoke(seams.cli, ["env"])
+    assert done.exit_code == 130
+    assert done.stderr == "\nslimrank: stopped; all was done, only its answer was not shown in full\n"
+
+
+@pytest.mark.slow
+def test_workers_that_are_starting_say_nothing_of_ctrl_c(folder: Path) -> None:
+    assert _facts("study", _MODEL, _BATCHES, "--out", "run", "--quiet")
+    (folder / "judge.py").write_text("import time\ndef score(model):\n    time.sleep(0.5)\n    return 1.0\n")
+    command = ("score", _MODEL, "judge.py:score", "--study", "run", "--out", "scores.json", "--quiet")
+    stopped = _start(*command, "--workers", "2", pause=0.0)
+    _wait_for(folder / "scores.json", stopped)
+    # As from a terminal: to the workers as well.
+    os.killpg(stopped.pid, signal.SIGINT)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    kept = "what was measured is kept in scores.json: the same command goes on from there"
+    assert errors == f"\nslimrank: stopped; {kept}\n"
 
 
 @pytest.mark.slow

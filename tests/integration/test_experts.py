@@ -173,7 +173,13 @@ def test_a_plan_whose_model_is_above_the_budget_is_named_and_does_not_win() -> N
     study = sr.study(net, [torch.randn(16, 12) for _ in range(3)], effort="fast", progress=False)
     # A plan that was typed is built as it stands.
     large = replace(study.plan(macs=0.8), budgets={"macs": 0.4}, select="manual")
-    rivals = seams.Rivals(study, lambda *_: pytest.fail("no plan is made"), None, max_damage=1.1)
+    rivals = seams.Rivals(
+        study,
+        lambda *_: pytest.fail("no plan is made"),
+        None,
+        max_damage=1.1,
+        builds=seams.Builds(study, "compress"),
+    )
     rivals.build("large", large)
     rivals.build("small", study.plan(macs=0.4))
     result = rivals.best()

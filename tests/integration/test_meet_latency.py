@@ -128,6 +128,8 @@ def test_a_time_that_was_asked_for_is_held_against_the_clock(
     seams.invent_latencies(monkeypatch, lambda before, after: 0.59)
     in_table = table.times.reference / 1e6
     late = sr.meet_latency(study, f"{0.6 * in_table}ms", latencies=table)
+    assert late.plan.latency is not None
+    assert late.plan.latency.words == f"{0.6 * in_table}ms"
     assert late.latency is not None
     assert late.latency.measured <= late.latency.asked
     (told,) = [note for note in late.notes if "above the budget" in note.text]

@@ -411,7 +411,11 @@ def test_where_the_first_plan_drops_a_block_one_that_keeps_all_competes() -> Non
     free = tuple(replace(one, damage=0.0) for one in study.block_damages)
     study = replace(study, block_damages=free)
     rivals = seams.Rivals(
-        study, lambda on, select, only: on.plan(macs=0.5, select=select, methods=only), None, max_damage=1.1
+        study,
+        lambda on, select, only: on.plan(macs=0.5, select=select, methods=only),
+        None,
+        max_damage=1.1,
+        builds=seams.Builds(study, "compress"),
     )
     plan = study.plan(macs=0.5)
     assert plan.dropped
@@ -435,7 +439,13 @@ class Counted(list[Tensor]):
 def test_the_samples_of_rough_divergences_are_read_once() -> None:
     model, batches = pruning_nets.build("residual"), Counted(pruning_nets.batches("residual", n=160))
     study = sr.study(model, batches, draws=1, progress=False)
-    rivals = seams.Rivals(study, lambda *_: pytest.fail("no plan is made"), None, max_damage=1.1)
+    rivals = seams.Rivals(
+        study,
+        lambda *_: pytest.fail("no plan is made"),
+        None,
+        max_damage=1.1,
+        builds=seams.Builds(study, "compress"),
+    )
     plan, passes, values = study.plan(macs=0.5), [], []
     for _ in range(3):
         before = batches.passes

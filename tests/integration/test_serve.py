@@ -305,7 +305,7 @@ def test_plans_of_a_run_are_listed_and_each_opens_in_an_editor(tmp_path: Path) -
         _get(editor)
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "127.0.0.2", "::1"])
 def test_plans_are_shown_on_every_address_of_this_machine_alone(host: str, tmp_path: Path) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as tried:
@@ -316,7 +316,10 @@ def test_plans_are_shown_on_every_address_of_this_machine_alone(host: str, tmp_p
     _run_with_a_plan(tmp_path / "run")
     with sr.serve(tmp_path / "run", host=host) as live:
         parts = urlsplit(live.url)
-        assert parts.hostname == host
+        assert parts.hostname == host.lower()
+        # Browsers write it in lower case.
+        named = f"{parts.hostname}:{parts.port}" if ":" not in host else f"[{host}]:{parts.port}"
+        assert _get(live.url, f"/?{parts.query}", Host=named, Origin=f"http://{named}")[0] == 200
         status, text, _ = _get(live.url, f"/plans?{parts.query}")
         assert (status, json.loads(text)) == (200, {"plans": ["plan.json"]})
         status, text = _post(live.url, f"/edit?{parts.query}", {"plan": "plan.json"})
@@ -352,6 +355,16 @@ def test_a_journal_that_cannot_be_read_is_refused(run_dir: Path) -> None:
     (run_dir / "events.jsonl").chmod(0)
     with pytest.raises(sr.FileError, match=r"events\.jsonl cannot be read; ask its owner"):
         sr.serve(run_dir)
+
+
+def test_names_of_hosts_are_the_same_in_any_case() -> None:
+    guard = seams.Guard(port=80, token="secret", names=frozenset({"Maria-PC"}), is_local=False)
+    for name in ("maria-pc:80", "MARIA-PC:80", "LOCALHOST:80", "[::ABCD]:80"):
+        headers = {"host": name, "origin": f"HTTP://{name.swapcase()}"}
+        assert guard.refusal(headers, "secret", changes=True) is None, name
+    for name in ("maria-pc.evil.example:80", "maria-pc:81", "maria:80"):
+        assert "this server is asked as" in str(guard.refusal({"host": name}, "secret"))
+    assert "the token is missing or wrong" in str(guard.refusal({"host": "maria-pc:80"}, "SECRET"))
 
 
 def test_a_change_needs_an_origin_of_its_own() -> None:

@@ -122,6 +122,23 @@ def test_a_latency_is_a_ratio_or_a_time(study: sr.Study, table: Table) -> None:
     assert enough.latency.asked == 1.0
 
 
+def test_a_plan_keeps_the_words_of_a_latency(study: sr.Study, table: Table, tmp_path: Path) -> None:
+    time = f"{0.6 * table.times.reference / 1e6:.6f}ms"
+    for asked, words in ((f" {time} ", time), ("60 %", "60 %"), (0.6, "")):
+        plan = study.plan(latency=asked, latencies=table)
+        plan.save(tmp_path / "plan.json")
+        loaded = sr.Plan.load(tmp_path / "plan.json")
+        assert loaded == plan
+        assert loaded.latency is not None
+        assert loaded.latency.words == words
+        # What is no text is as in files of before.
+        assert ('"words"' in (tmp_path / "plan.json").read_text()) == bool(words)
+        told = f"asked {plan.latency.asked:.4f}" + f" ({words})" * bool(words)  # type: ignore[union-attr]
+        assert told in loaded.summary()
+        explained = study.explain("a", plan)
+        assert f"latency={words or '0.6'}" in " ".join(explained.split())
+
+
 @pytest.mark.parametrize("latency", ["1s", "900ms"])
 def test_a_time_above_what_the_model_takes_is_refused(study: sr.Study, table: Table, latency: str) -> None:
     words = (

@@ -133,3 +133,11 @@ def test_a_call_of_which_nothing_is_expected_is_at_its_start() -> None:
     overall = seams.Overall("study", {})
     assert overall.share == 0
     assert overall.seconds_left == 0
+
+
+def test_a_line_is_whole_where_stderr_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    line = (
+        "smallest: macs 0.5243: drop 0.0123 nats per sample, within 0.02, the same class in 99.1 % of samples"
+    )
+    seams.Phases(shown=True).tell(line)
+    assert capfd.readouterr().err == f"{line}\n"

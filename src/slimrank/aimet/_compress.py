@@ -60,6 +60,9 @@ class TrainedLayer:
         name: dotted.
         weight_shape: of the original weight, (out, in / groups, height, width); a linear layer has 1 and 1.
         output_shape: of one sample, with the batch dimension.
+        parent_module: that holds the module.
+        var_name_of_module_in_parent: under which it does.
+        input_shape: always None, as AIMET leaves it.
         picked_for_compression: always, since a trainer is not called for others.
     """
 
@@ -67,6 +70,9 @@ class TrainedLayer:
     name: str
     weight_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    parent_module: nn.Module
+    var_name_of_module_in_parent: str
+    input_shape: None = None
     picked_for_compression: bool = True
 
 
@@ -331,11 +337,14 @@ class _Run:
         def train(model: nn.Module, name: str) -> None:
             spec = measured.structure.layers[name]
             shape = (*spec.weight_shape, 1, 1) if spec.kind == "linear" else spec.weight_shape
+            parent, _, child = name.rpartition(".")
             layer = TrainedLayer(
                 module=model.get_submodule(name),
                 name=name,
                 weight_shape=shape,
                 output_shape=spec.calls[-1].output_shape if spec.calls else (),
+                parent_module=model.get_submodule(parent),
+                var_name_of_module_in_parent=child,
             )
             train_model(model, layer)
 

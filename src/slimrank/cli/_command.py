@@ -14,10 +14,12 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from slimrank._errors import FileError, SlimrankError
+from slimrank.cli._stopped import STOPPED, told
 from slimrank.cli._terminal import fitted_to
 from slimrank.files import Json
 
@@ -26,8 +28,6 @@ _KEYWORD = re.compile(
     r"\w\((?:[^()]|\([^()]*\))*\)"
     r"|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?!lambda |slimrank\.)(?=(?P<value>[^\s,;.]|\.\d)?)"
 )
-# Exit code after Ctrl-C: 128 + SIGINT, as shells count.
-STOPPED = 130
 # Exit code where the user has to correct something: click takes the same for usage errors.
 REFUSED = 2
 # An argument that is a path.
@@ -74,11 +74,19 @@ class Command(click.Command):
             click.echo(f"slimrank: {' '.join(_in_options(error, ctx.command).split())}", err=True)
             ctx.exit(REFUSED)
         except KeyboardInterrupt:
-            click.echo(f"\nslimrank: stopped; {_how_to_go_on(ctx)}", err=True)
-            ctx.exit(STOPPED)
-        text = json.dumps(answer.facts, indent=1) if as_json else fitted_to(answer.text, sys.stdout)
-        click.echo(text.rstrip("\n"))
+            _stop(ctx, _how_to_go_on(ctx))
+        try:
+            text = json.dumps(answer.facts, indent=1) if as_json else fitted_to(answer.text, sys.stdout)
+            click.echo(text.rstrip("\n"))
+        except KeyboardInterrupt:
+            _stop(ctx, "all was done, only its answer was not shown in full")
         ctx.exit(answer.code)
+
+
+def _stop(ctx: click.Context, how_to_go_on: str) -> NoReturn:
+    """Ends the program after Ctrl-C."""
+    click.echo(f"\n{told(how_to_go_on)}", err=True)
+    ctx.exit(STOPPED)
 
 
 def _in_options(error: SlimrankError, command: click.Command) -> str:
@@ -131,7 +139,10 @@ def _how_to_go_on(ctx: click.Context) -> str:
     names = ("run_dir", "scores_path", "latency_path", "study_dir")
     path = next((ctx.params[name] for name in names if ctx.params.get(name)), None)
     if path is None:
-        return "nothing was kept"
+        out = ctx.params.get("out")
+        kept = f"nothing was kept but what {out} holds" if out and Path(out).exists() else "nothing was kept"
+        can_resume = any("--run-dir" in param.opts for param in ctx.command.params)
+        return kept + "; with --run-dir DIR the same command goes on where it was stopped" * can_resume
     if not Path(path).exists():
         return "nothing was measured yet"
     return f"what was measured is kept in {path}: the same command goes on from there"

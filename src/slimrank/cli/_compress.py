@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal, Unpack, cast
 
@@ -12,6 +13,7 @@ from torch import nn
 import slimrank as sr
 from slimrank._errors import ExportError, SlimrankError
 from slimrank._live_view import ADVICE, live_view
+from slimrank._study import study_and_check
 from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._models import check_out, hook_at, model_to_compress, study_from_text
 from slimrank.cli._options import (
@@ -41,8 +43,9 @@ from slimrank.cli._typed import (
 )
 from slimrank.deploy import FORMATS, Precision, check_export, format_of
 from slimrank.latency import BACKENDS, PRECISIONS
-from slimrank.recipes import LATENCIES_FILE
-from slimrank.records import Method
+from slimrank.recipes import LATENCIES_FILE, check_split, checked_drop
+from slimrank.records import Method, Metric
+from slimrank.report import check_page_path
 
 # Methods of --split where --methods names none: those of ``slimrank.search_split``.
 _SPLIT: tuple[Method, Method] = ("spatial_svd", "weight_svd")
@@ -149,20 +152,9 @@ def compress(
 ) -> Answer:
     """Study, plan and apply in one: compress MODEL on BATCHES, and save it."""
     check_out(out, overwrite=overwrite)
-    if export_path is None:
-        refuse_given(
-            ctx,
-            ("export_format", "quantize", "max_quant_drop"),
-            "it is about the file of --export FILE, which is not given",
-        )
-    else:
-        check_export(
-            export_path,
-            format=export_format or format_of(export_path),
-            saved_in=out,
-            quantize=quantize,
-            max_quant_drop=max_quant_drop,
-        )
+    if report_path is not None:
+        check_page_path(report_path)
+    _check_export(ctx, out, export_path, export_format, quantize, max_quant_drop)
     network, previous = model_to_compress(model, after)
     if max_drop is None and not split:
         refuse_given(ctx, ("score", "lower_is_better"), "it judges what --max-drop or --split tries")
@@ -211,25 +203,46 @@ def compress(
         # Before the study, which takes long.
         if max_drop is not None:
             refuse_given(ctx, ("macs", "params", "bytes", "split"), "--max-drop finds the budget itself")
+            checked_drop(max_drop)
         else:
             refuse_given(
                 ctx, ("uniform_widths", "new_bias", "fixed"), "--split makes plans of one method each"
             )
-        held = read_fixed(fixed)
+        held, rounding = read_fixed(fixed), read_multiple_of(multiple_of)
+        both = cast(tuple[Method, Method], split_names(options["methods"]) or _SPLIT)
+        budgets: dict[Metric, float | str | None] = {
+            "macs": read_budget(macs),
+            "params": read_budget(params),
+            "bytes": read_budget(bytes),
+        }
+
+        # Refuses, before anything is measured, what no plan can be made with.
+        check = (
+            partial(check_split, methods=both, multiple_of=rounding, budgets=budgets)
+            if split
+            else partial(
+                sr.Study.plan,
+                macs=1.0,
+                multiple_of=rounding,
+                uniform_widths=uniform_widths,
+                new_bias=new_bias,
+                fixed=held,
+            )
+        )
         judge = None if score is None else cast(Callable[[nn.Module], float], function_at(score, "--score"))
         chosen = study_from_text(options)
         # One page for all that is done.
         with live_view(run_dir, ADVICE) if serve else nullcontext():
-            measured = sr.study(
+            measured = study_and_check(
                 network,
                 batches_at(batches),
+                check,
                 run_dir=run_dir,
                 progress=not quiet,
                 memory=memory,
                 previous=previous,
                 **chosen,
             )
-            rounding = read_multiple_of(multiple_of)
             if max_drop is not None:
                 result = sr.smallest(
                     measured,
@@ -244,10 +257,10 @@ def compress(
             else:
                 result = sr.search_split(
                     measured,
-                    macs=read_budget(macs),
-                    params=read_budget(params),
-                    bytes=read_budget(bytes),
-                    methods=cast(tuple[Method, Method], split_names(options["methods"]) or _SPLIT),
+                    macs=budgets["macs"],
+                    params=budgets["params"],
+                    bytes=budgets["bytes"],
+                    methods=both,
                     score_fn=judge,
                     lower_is_better=lower_is_better,
                     multiple_of=rounding,
@@ -277,3 +290,28 @@ def compress(
         result.report(report_path, latencies=times)
     text = f"{answer.text}\n{exported.summary()}"
     return Answer(text=text, facts={**saved_facts(result, out), "exported": exported_facts(exported)})
+
+
+def _check_export(
+    ctx: click.Context,
+    out: Path,
+    export_path: Path | None,
+    export_format: str | None,
+    quantize: str | None,
+    max_quant_drop: float | None,
+) -> None:
+    """Refuses now what the export would refuse after all the work."""
+    if export_path is None:
+        refuse_given(
+            ctx,
+            ("export_format", "quantize", "max_quant_drop"),
+            "it is about the file of --export FILE, which is not given",
+        )
+        return
+    check_export(
+        export_path,
+        format=export_format or format_of(export_path),
+        saved_in=out,
+        quantize=quantize,
+        max_quant_drop=max_quant_drop,
+    )

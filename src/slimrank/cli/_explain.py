@@ -18,5 +18,7 @@ def explain(study_dir: Path, layer: str, plan_path: Path | None) -> Answer:
     """Say what the study in RUN found of LAYER, and what each choice for it would cost."""
     measured = sr.Study.load(study_dir)
     chosen = None if plan_path is None else sr.Plan.load(plan_path)
-    text = measured.explain(layer, chosen)
-    return Answer(text=text, facts=explain_layer(measured, layer, chosen, unit=measured.unit).facts)
+    # Refuses a plan of another study; its paragraphs are wrapped for people at a prompt.
+    measured.explain(layer, chosen)
+    found = explain_layer(measured, layer, chosen, unit=measured.unit, width=None)
+    return Answer(text=found.text, facts=found.facts)

@@ -2,6 +2,7 @@
 """The program ``slimrank``: the group of all commands, each imported when it is run."""
 
 import os
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from textwrap import shorten
@@ -9,6 +10,7 @@ from textwrap import shorten
 import click
 
 from slimrank._version import __version__
+from slimrank.cli._stopped import STOPPED, told_at_start
 
 # Command -> its file, and the first sentence of its help.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -46,6 +48,8 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "edit": ("_edit", "Edit PLAN in the browser: ranks, widths, blocks, locks, and the rest planned again."),
     "env": ("_other", "Show what a bug report needs."),
 }
+# Columns that no line fills.
+_WHOLE = 100_000
 
 
 class Commands(click.Group):
@@ -61,6 +65,15 @@ class Commands(click.Group):
             return None
         command: click.Command = getattr(import_module(f"slimrank.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Imports and runs the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Before the command's own answer to it: while torch was imported, say.
+            click.echo(f"\n{told_at_start()}", err=True)
+            ctx.exit(STOPPED)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Lists them in the help."""
@@ -84,9 +97,10 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """The program ``slimrank``."""
+def run() -> None:
+    """Runs the command that was typed, and exits with its code."""
     # OpenMP's threads spin while they wait unless told otherwise before torch is imported. Beside a second
     # process on the machine that makes a study take five times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    cli(prog_name="slimrank")
+    # Help for programs has each sentence in one line; None is what the terminal has.
+    cli(prog_name="slimrank", terminal_width=None if sys.stdout.isatty() else _WHOLE)

@@ -12,7 +12,7 @@ import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
 from slimrank.cli._models import check_out
 from slimrank.cli._options import quiet_option
-from slimrank.cli._save import exported_facts, saved_facts
+from slimrank.cli._save import exported_facts, result_text, saved_facts
 from slimrank.demo import DemoRun, run_demo
 from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json, make_directory
@@ -36,7 +36,7 @@ def demo(out: Path, macs: float, quiet: bool) -> Answer:
     run = run_demo(directory, macs=macs, progress=not quiet)
     same = "bit for bit the same" if run.loads_equal else "DIFFERENT"
     text = (
-        f"{run.result.summary(run.measurements)}\n"
+        f"{result_text(run.result, run.measurements)}\n"
         f"Saved in {directory}; loaded again with slimrank.load, its outputs are {same}.\n"
         f"Report: {directory / REPORT_FILE}\n"
         f"{run.seconds:.0f} seconds in all.\n"

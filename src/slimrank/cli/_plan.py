@@ -163,7 +163,7 @@ def plan(
         "diff": difference,
     }
     parts = [
-        render_plan(chosen, unit),
+        render_plan(chosen, unit, width=None),
         *([] if difference is None else [f"{other_path} (this) and the new plan (other):\n{difference}\n"]),
         f"Saved as {out}." if out is not None else "Not saved; --out plan.json saves it.",
     ]

@@ -12,14 +12,19 @@ from slimrank.cli._command import Answer
 from slimrank.deploy import REPORT_FILE
 from slimrank.files import Json
 from slimrank.records import Measurement, Note
-from slimrank.report import int8_facts, result_facts
+from slimrank.report import int8_facts, render_text, result_facts
 
 
 def save_result(result: sr.Result, out: Path, *, overwrite: bool, architecture: bool) -> Answer:
     """Saves a compressed model and tells what became of it."""
     result.save(out, overwrite=overwrite, architecture=architecture)
-    text = f"{result.summary()}\nSaved in {out}; report: {out / REPORT_FILE}"
+    text = f"{result_text(result)}\nSaved in {out}; report: {out / REPORT_FILE}"
     return Answer(text=text, facts=saved_facts(result, out))
+
+
+def result_text(result: sr.Result, measurements: Sequence[Measurement] = ()) -> str:
+    """What ``Result.summary`` says, in whole lines."""
+    return render_text(summary_of(result, measurements), plan=result.plan, width=None)
 
 
 def name_in_saved(exported: sr.Exported, directory: Path) -> sr.Exported:

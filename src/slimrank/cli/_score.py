@@ -23,6 +23,7 @@ from slimrank.cli._options import (
 )
 from slimrank.cli._references import function_at
 from slimrank.cli._typed import refuse_given, split_names, writable
+from slimrank.files import check_folder
 from slimrank.records import Method
 
 # Without effect on a table that is done.
@@ -92,6 +93,8 @@ def score(
     SCORE_FN is a function of the model that returns a number, higher is better. The table is written after
     every evaluation: a command that was stopped goes on where it was.
     """
+    if report_path is not None:
+        check_folder(report_path, "--report")
     if from_aimet is not None:
         if model or score_fn:
             raise OptionError("--from-aimet reads a table that is done; leave out MODEL and SCORE_FN")

@@ -23,7 +23,7 @@ from slimrank.cli._references import batches_at
 from slimrank.deploy import REPORT_FILE, is_saved_model
 from slimrank.files import Json
 from slimrank.recipes import LATENCIES_FILE
-from slimrank.report import study_facts
+from slimrank.report import render_groups, render_layers, study_facts
 
 
 @click.command(cls=Command)
@@ -75,9 +75,16 @@ def study(
             blocks=measured.block_damages,
         ),
     }
+    groups = render_groups(
+        measured.structure.channels,
+        measured.group_curves,
+        measured.block_damages,
+        before=measured.before,
+        width=None,
+    )
     parts = [
-        measured.summary(),
-        *([measured.groups()] if with_groups else []),
+        render_layers(measured.layers, measured.before, measured.notes, width=None),
+        *([groups] if with_groups else []),
         f"Kept in {run_dir}. Next: slimrank plan {run_dir} --macs 0.5 --out plan.json",
     ]
     return Answer(text="\n".join(parts), facts=facts)

@@ -1,26 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that fit the terminal: long names are shortened there, and nowhere else."""
+"""Texts that fit the terminal: long names are shortened and lines wrapped there, and nowhere else."""
 
+import re
 import shutil
+from collections.abc import Iterator, Sequence
+from textwrap import fill
 from typing import TextIO
 
 from slimrank.report import short_name
 
 # Columns that a name keeps at least.
 _LEAST = 15
+# Columns of a line that is still read with ease.
+_WIDEST = 110
+# Blanks, and the dash of an item.
+_BEFORE_SENTENCE = re.compile(r" *(?:- )?")
 
 
 def fitted_to(text: str, stream: TextIO) -> str:
     """A text as a stream shows it best.
 
     Args:
-        text: with any number of tables.
+        text: in whole lines, with any number of tables.
         stream: that it goes to.
 
     Returns:
-        The text; where the stream is a terminal, with tables that fit its width as far as they can.
+        The text as it is, for programs that read it line by line; where the stream is a terminal, with
+        tables that fit its width as far as they can, and other lines wrapped.
     """
-    return fit_tables(text, shutil.get_terminal_size().columns) if stream.isatty() else text
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return wrap_prose(fit_tables(text, width), min(width, _WIDEST))
 
 
 def fit_tables(text: str, width: int) -> str:
@@ -35,20 +46,51 @@ def fit_tables(text: str, width: int) -> str:
         not fit is left whole.
     """
     lines = text.split("\n")
-    for index, line in enumerate(lines):
-        heading = lines[index - 1].strip() if index else ""
-        if heading and line and not line.strip("-"):
-            rows = [index - 1, *_rows_after(lines, index)]
-            table = [lines[row] for row in rows]
-            fitted = _fitted(table, width)
-            for row, new in zip(rows, fitted, strict=True):
-                lines[row] = new
-            # As much shorter as the table.
-            lines[index] = line[max(map(len, table)) - max(map(len, fitted)) :]
+    for index, rows in _tables(lines):
+        table = [lines[row] for row in rows]
+        fitted = _fitted(table, width)
+        for row, new in zip(rows, fitted, strict=True):
+            lines[row] = new
+        # As much shorter as the table.
+        lines[index] = lines[index][max(map(len, table)) - max(map(len, fitted)) :]
     return "\n".join(lines)
 
 
-def _rows_after(lines: list[str], index: int) -> range:
+def wrap_prose(text: str, width: int) -> str:
+    """A text whose lines outside of tables are not longer than this, where words are short enough.
+
+    Args:
+        text: as for ``fit_tables``.
+        width: columns.
+
+    Returns:
+        The text; columns and curves stay as they are, and what goes on in a new line stands below the
+        beginning of its sentence.
+    """
+    lines = text.split("\n")
+    in_tables = {row for index, rows in _tables(lines) for row in (index, *rows)}
+    return "\n".join(
+        line if index in in_tables else _wrapped(line, width) for index, line in enumerate(lines)
+    )
+
+
+def _wrapped(line: str, width: int) -> str:
+    # Two blanks stand between columns, and in a curve that is drawn.
+    if len(line) <= width or "  " in line.strip():
+        return line
+    then = " " * len(_BEFORE_SENTENCE.match(line)[0])  # type: ignore[index]
+    return fill(line, width, subsequent_indent=then, break_long_words=False, break_on_hyphens=False)
+
+
+def _tables(lines: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
+    """Where lines of dashes are, and where the headings and rows that they belong to."""
+    for index, line in enumerate(lines):
+        heading = lines[index - 1].strip() if index else ""
+        if heading and line and not line.strip("-"):
+            yield index, [index - 1, *_rows_after(lines, index)]
+
+
+def _rows_after(lines: Sequence[str], index: int) -> range:
     """Lines up to the next blank one."""
     end = next((row for row in range(index + 1, len(lines)) if not lines[row].strip()), len(lines))
     return range(index + 1, end)

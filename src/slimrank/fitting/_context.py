@@ -113,7 +113,7 @@ def open_build(
         for name, task in tasks.items()
         if name not in shared_moments and not task.is_transposed and not task.spec.is_recurrent
     ]
-    seen = data.seen_of(list(specs))
+    seen = data.seen_of([name for name, spec in specs.items() if spec.has_matrix])
     epilogues: Mapping[str, Epilogue] = {}
     if data.sequential and one_call and not has_hook:
         found = seen.epilogues(batches)

@@ -4,7 +4,13 @@
 from slimrank.latency._backends import BACKENDS, Backend, open_timed
 from slimrank.latency._elsewhere import collect_variants, prepare_variants
 from slimrank.latency._machine import package_versions
-from slimrank.latency._measure import PRECISIONS, check_conditions, measure_variants, quantize_of
+from slimrank.latency._measure import (
+    PRECISIONS,
+    check_conditions,
+    check_kept,
+    measure_variants,
+    quantize_of,
+)
 from slimrank.latency._variants import build_variant, draw_variants, untouched
 
 __all__ = [
@@ -13,6 +19,7 @@ __all__ = [
     "Backend",
     "build_variant",
     "check_conditions",
+    "check_kept",
     "collect_variants",
     "draw_variants",
     "measure_variants",

@@ -156,19 +156,8 @@ def measure_variants(
         SlimrankError: for the export.
     """
     row, quantize = BACKENDS[backend], quantize_of(precision)
-    packages = row.packages
-    if quantize is not None:
-        packages = (*packages, *FORMATS[row.format].precisions[quantize].packages)
-    conditions = Conditions(
-        backend=backend,
-        threads=threads,
-        batch=batch,
-        precision=precision,
-        machine=row.machine(machine_name()),
-        versions=package_versions(packages),
-        fingerprint=tie_of(structure),
-        methods=tuple(methods),
-    )
+    here = _conditions_here(backend=backend, threads=threads, batch=batch, precision=precision)
+    conditions = replace(here, fingerprint=tie_of(structure), methods=tuple(methods))
     record = None if path is None else _found(Path(path), conditions)
     clock_threads = row.clock_threads(threads)
     # Parts of another runtime say nothing of the noise of this one.
@@ -268,6 +257,37 @@ def _parts(file: TimedFile, variant: Step, whole_ms: float, profiles: int) -> Pa
             break
         parts = parts.least(parts_of(file.nodes(), variant))
     return parts
+
+
+def check_kept(path: Path, *, backend: str, threads: int, batch: int, precision: str) -> None:
+    """Refuses the file of a table that cannot be gone on with, as far as that is known without the network.
+
+    Raises:
+        LatencyError: it was measured under other conditions.
+        FileError: it cannot be read, or is no file.
+    """
+    if path.exists():
+        there = read_latencies(path)[0].conditions
+        here = _conditions_here(backend=backend, threads=threads, batch=batch, precision=precision)
+        _found(path, replace(here, fingerprint=there.fingerprint, methods=there.methods))
+
+
+def _conditions_here(*, backend: str, threads: int, batch: int, precision: str) -> Conditions:
+    """What is known without a network."""
+    row, quantize = BACKENDS[backend], quantize_of(precision)
+    packages = row.packages
+    if quantize is not None:
+        packages = (*packages, *FORMATS[row.format].precisions[quantize].packages)
+    return Conditions(
+        backend=backend,
+        threads=threads,
+        batch=batch,
+        precision=precision,
+        machine=row.machine(machine_name()),
+        versions=package_versions(packages),
+        fingerprint={},
+        methods=(),
+    )
 
 
 def _found(path: Path, conditions: Conditions) -> LatencyRecord | None:

@@ -16,7 +16,7 @@ class Guard:
     Attributes:
         port: of the server.
         token: that stands in every address.
-        names: by which it may be asked, beside "localhost".
+        names: by which it may be asked, beside "localhost"; as all names of hosts, in any case.
         is_local: whether it listens to this machine only; else others may ask as well.
     """
 
@@ -41,7 +41,7 @@ class Guard:
             # A foreign page can make its own name mean this machine; then it asks by that name.
             return f"this server is asked as {host!r}; open the address that it printed"
         origin = headers.get("origin")
-        if origin is not None and not self._is_own(origin.removeprefix("http://")):
+        if origin is not None and not self._is_own(origin.lower().removeprefix("http://")):
             return f"a page of {origin} asks; only the server's own pages may"
         if changes and origin is None:
             return "a change needs an Origin; use the page that the server shows"
@@ -51,10 +51,10 @@ class Guard:
 
     def _is_own(self, host: str) -> bool:
         """Whether a name with its port is this server's; a number is: no page can make that mean another."""
-        name, _, port = host.rpartition(":")
+        name, _, port = host.lower().rpartition(":")
         if port != str(self.port):
             return False
-        if name in ("localhost", *self.names):
+        if name in ("localhost", *(known.lower() for known in self.names)):
             return True
         number = name.removeprefix("[").removesuffix("]")
         return is_loopback(number) or (not self.is_local and _is_number(number))

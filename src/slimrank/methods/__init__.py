@@ -20,6 +20,7 @@ from slimrank.methods._curves import (
     anchor_points,
     anchored_curves,
     layer_curves,
+    possible_curves,
     relative_curves,
 )
 from slimrank.methods._modules import (
@@ -76,6 +77,7 @@ __all__ = [
     "layer_curves",
     "metric_roots",
     "open_container",
+    "possible_curves",
     "relative_curves",
     "relative_group_curve",
     "removal_by_magnitude",

@@ -103,6 +103,40 @@ def layer_curves(
     return tuple(curves)
 
 
+def possible_curves(spec: LayerSpec, methods: Sequence[Method], *, has_bias: bool) -> tuple[Curve, ...]:
+    """Curves of a layer as they may come out, before anything is measured: no damage at any rank.
+
+    Args:
+        spec: the layer.
+        methods: names of the methods.
+        has_bias: whether pairs carry a bias.
+
+    Returns:
+        Curves of all forms, with every rank; of three factors with the least in front of it.
+    """
+    curves = []
+    for method in methods:
+        for form in forms_of(spec, method):
+            ranks: NDArray[np.int64] = np.arange(1, max_rank(spec, form) + 1, dtype=np.int64)
+            ranks_in = np.ones_like(ranks) if FORM_ROWS[form].has_third else None
+            macs, params = pair_costs(spec, form, ranks, ranks_in, has_bias=has_bias)
+            nothing = np.zeros(len(ranks))
+            curve = Curve(
+                layer=spec.name,
+                method=method,
+                form=form,
+                ranks=ranks,
+                macs=macs,
+                params=params,
+                bytes=params * spec.itemsize,
+                error=nothing,
+                damage=nothing,
+                ranks_in=ranks_in,
+            )
+            curves.append(curve)
+    return tuple(curves)
+
+
 def _corrected(spec: LayerSpec, curve: Curve, target: Target) -> NDArray[np.float64]:
     """A bound lowered to the errors of refined factors on un-ridged moments, computed at a few ranks."""
     ranks, bound = curve.ranks, curve.error

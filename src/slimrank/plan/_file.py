@@ -140,9 +140,9 @@ def plan_to_json(plan: PlanFields, after: Cost) -> dict[str, Json]:
     if plan["fixed"]:
         content["fixed"] = {kind: list(names) for kind, names in plan["fixed"].items()}
     if plan["latency"] is not None:
-        content["latency"] = {
-            known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)
-        }
+        told = {known.name: getattr(plan["latency"], known.name) for known in fields(PlannedLatency)}
+        # No words are no key, as in older files.
+        content["latency"] = {name: value for name, value in told.items() if name != "words" or value}
     if plan["activations"] is not None:
         content["activations"] = {
             known.name: getattr(plan["activations"], known.name) for known in fields(PlannedActivations)
@@ -528,7 +528,8 @@ def _activations_from_json(value: Json, where: str) -> PlannedActivations:
 
 
 def _latency_from_json(value: Json, where: str) -> PlannedLatency:
-    content = as_object(value, where, required=tuple(known.name for known in fields(PlannedLatency)))
+    names = tuple(known.name for known in fields(PlannedLatency) if known.name != "words")
+    content = as_object(value, where, required=names, optional=("words",))
     return PlannedLatency(
         asked=as_number(content["asked"], f"{where}.asked"),
         predicted=as_number(content["predicted"], f"{where}.predicted"),
@@ -537,6 +538,7 @@ def _latency_from_json(value: Json, where: str) -> PlannedLatency:
         threads=as_integer(content["threads"], f"{where}.threads"),
         batch=as_integer(content["batch"], f"{where}.batch"),
         precision=as_text(content["precision"], f"{where}.precision"),
+        words=as_text(content.get("words", ""), f"{where}.words"),
     )
 
 

@@ -166,13 +166,19 @@ def predicted_time(times: NetworkTimes, step: Step) -> float:
     )
 
 
-def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLatency:
+def latency_words(latency: object) -> str:
+    """A latency that was asked for, where that was no plain ratio, in one spelling; else ""."""
+    return " ".join(latency.split()) if isinstance(latency, str) else ""
+
+
+def planned_latency(table: LatencyTable, step: Step, asked: float, words: str = "") -> PlannedLatency:
     """What a table predicts for a step, beside what was asked for.
 
     Args:
         table: of the network that the step starts from.
         step: what is done to it.
         asked: keep ratio.
+        words: what was asked for, where that was no plain ratio.
 
     Returns:
         The two, and what they are of.
@@ -185,4 +191,5 @@ def planned_latency(table: LatencyTable, step: Step, asked: float) -> PlannedLat
         threads=table.threads,
         batch=table.batch,
         precision=table.precision,
+        words=words,
     )

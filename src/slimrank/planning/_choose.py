@@ -20,6 +20,7 @@ from slimrank.plan import (
     chosen_on,
     fixed_of,
     latency_ratio,
+    latency_words,
     planned_latency,
 )
 from slimrank.records import Method, Metric, PeakPoint, replaces_groups
@@ -129,7 +130,8 @@ def choose_plan(  # noqa: D417 - the others are those of Study.plan
     def within_time(points: Mapping[PeakPoint, Budget]) -> tuple[Plan, Rounding]:
         if asked is None or table is None:
             return selected(None, points)
-        return _within_latency(lambda latency: selected(latency, points), table, asked)
+        words = latency_words(latency)
+        return _within_latency(lambda ratio: selected(ratio, points), table, asked, words)
 
     def lowest_at(point: PeakPoint) -> float:
         return reachable_floor(
@@ -200,7 +202,7 @@ def _asked_latency(
 
 
 def _within_latency(
-    selected: Callable[[float | None], tuple[Plan, Rounding]], table: LatencyTable, asked: float
+    selected: Callable[[float | None], tuple[Plan, Rounding]], table: LatencyTable, asked: float, words: str
 ) -> tuple[Plan, Rounding]:
     """The plan whose predicted time is within a keep ratio, and what its ranks are multiples of.
 
@@ -211,7 +213,7 @@ def _within_latency(
     budget = asked
     for tries_left in reversed(range(_MAX_LATENCY_TRIES)):
         plan, rounding = selected(budget)
-        latency = planned_latency(table, plan.steps[-1], asked)
+        latency = planned_latency(table, plan.steps[-1], asked, words)
         if latency.predicted <= asked * (1 + _LATENCY_ROUNDING) or not tries_left:
             break
         budget *= asked / latency.predicted

@@ -11,13 +11,15 @@ from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._measure_scores import measure_scores
 from slimrank.recipes._meet_latency import meet_latency
 from slimrank.recipes._replay import apply, load
-from slimrank.recipes._smallest import smallest
-from slimrank.recipes._split import search_split
+from slimrank.recipes._smallest import checked_drop, smallest
+from slimrank.recipes._split import check_split, search_split
 
 __all__ = [
     "LATENCIES_FILE",
     "activation_bytes",
     "apply",
+    "check_split",
+    "checked_drop",
     "collect_latency",
     "compress",
     "export",

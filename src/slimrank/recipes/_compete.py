@@ -14,6 +14,7 @@ from slimrank._verify import ROUGH_SAMPLES, rough_divergence, rough_feed
 from slimrank.calibrate import Feed
 from slimrank.fitting import OnLayer
 from slimrank.plan import Plan, are_same_steps, chosen_on
+from slimrank.recipes._builds import Builds
 from slimrank.records import PRUNING, Curves, GroupCurves, Method, Note, replaces_groups
 from slimrank.report import agreement_text
 
@@ -30,6 +31,7 @@ class Rivals:
         plan_of: makes a plan of a study under the caller's budgets.
         on_layer: as in ``Study.apply``.
         max_damage: times the predicted damage of the first plan above which another one is not built.
+        builds: tells how far the call is; of the same study.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Rivals:
         plan_of: Callable[[Study, Literal["optimal", "uniform"], Sequence[Method] | None], Plan],
         on_layer: OnLayer | None,
         max_damage: float,
+        builds: Builds,
     ) -> None:
         self._measured = measured
         self._plan_of = plan_of
@@ -59,6 +62,9 @@ class Rivals:
         self._best: tuple[tuple[bool, float], str, Result] | None = None
         self._notes: list[Note] = []
         self._seconds = dict(measured.seconds)
+        self._builds = builds
+        # Plans that are still to be tried, this one included.
+        self._n_left = 1
 
     def build(self, label: str, plan: Plan) -> None:
         """Builds a plan, unless one that does the same was built; the best result so far is kept."""
@@ -66,7 +72,8 @@ class Rivals:
             if are_same_steps(plan.steps, built_plan.steps):
                 self._same_as[label] = built_label
                 return
-        result = self._measured.apply(plan, on_layer=self._on_layer)
+        self._builds.begin(plan, self._n_left)
+        result = self._builds.study.apply(plan, on_layer=self._on_layer)
         value = inf if result.divergence is None else result.divergence
         self._agreements[label] = f", {agreement_text(result.agreement)}" if result.agreement else ""
         self._count_seconds(result.seconds)
@@ -93,13 +100,17 @@ class Rivals:
         if self._measured.group_curves or self._measured.block_damages:
             measured.add(PRUNING)
         methods = tuple(method for method in self._measured.methods if method in measured)
+        pairs = tuple(method for method in methods if not replaces_groups(method))
+        is_joint = 0 < len(pairs) < len(methods)
+        has_blocks = any(plan.dropped for plan in self._plans.values())
+        alone = len(methods) if len(methods) > 1 else 0
+        # The last two: all pairs, and the recalibrated plan.
+        self._n_left = 1 + has_blocks + alone + is_joint * (1 + (len(pairs) > 1))
         self._try("uniform", "uniform", None)
-        if any(plan.dropped for plan in self._plans.values()):
+        if has_blocks:
             self._try("optimal, all blocks kept", "optimal", None, replace(self._measured, block_damages=()))
         if len(methods) < 2:
             return
-        pairs = tuple(method for method in methods if not replaces_groups(method))
-        is_joint = 0 < len(pairs) < len(methods)
         for method in methods:
             is_needed = is_joint and (method == PRUNING or pairs == (method,))
             self._try(f"optimal, {method} only", "optimal", (method,), is_needed=is_needed)
@@ -120,6 +131,18 @@ class Rivals:
         is_needed: bool = False,
     ) -> None:
         """Makes a plan and builds it, unless that is in vain; a note says why it was not built."""
+        self._attempt(label, select, only, measured, is_needed=is_needed)
+        self._n_left -= 1
+
+    def _attempt(
+        self,
+        label: str,
+        select: Literal["optimal", "uniform"],
+        only: Sequence[Method] | None,
+        measured: Study | None,
+        *,
+        is_needed: bool,
+    ) -> None:
         try:
             plan = self._plan_of(measured or self._measured, select, only)
         except BudgetError as error:
@@ -155,8 +178,9 @@ class Rivals:
         return rough_feed(session_of(self._measured))
 
     def _rough_divergence(self, plan: Plan) -> float:
-        session = session_of(self._measured)
+        session = session_of(self._builds.study)
         phases = session.phases()
+        self._builds.begin(plan, self._n_left + 1)
         grams, feed = self._measured.grams, self._rough_feed
         value = rough_divergence(session, plan, phases, grams=grams, feed=feed)
         self._count_seconds(phases.seconds)

@@ -13,11 +13,11 @@ from slimrank._errors import OptionError
 from slimrank._live_view import shown_live_in_run_dir
 from slimrank._progress import Event
 from slimrank._result import Result
-from slimrank._study import Study, planned_without_new_bias, study
+from slimrank._study import Study, planned_without_new_bias, study_and_check
 from slimrank.calibrate import OwnLossFn
 from slimrank.fitting import OnLayer, check_on_layer
 from slimrank.forward import OutputChoice, outside_inference_mode
-from slimrank.latency import check_conditions
+from slimrank.latency import check_conditions, check_kept
 from slimrank.plan import (
     FixedSettings,
     LatencyTable,
@@ -29,6 +29,7 @@ from slimrank.plan import (
     latency_ratio,
     milliseconds_of,
 )
+from slimrank.recipes._builds import Builds
 from slimrank.recipes._compete import Rivals
 from slimrank.recipes._measure_latency import measure_latency
 from slimrank.recipes._meet_latency import within_latency
@@ -132,21 +133,48 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     # Before the study, which takes long.
     timing = _Timing(latency=latency, backend=backend, threads=threads, batch=batch, precision=precision)
     ratios: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
-    is_other = latency is not None or activation_bytes is not None
-    if not is_other or any(ratio is not None for ratio in ratios.values()):
-        check_budgets(ratios, who="compress")
-    if activation_bytes is not None:
-        check_peak(activation_bytes)
-        if relative_to == "original":
-            raise OptionError(
-                "relative_to='original' is for costs of weights; leave it out beside activation_bytes="
-            )
-    timing.check(relative_to)
+    budgets: dict[str, float | str | None] = {
+        "macs": macs,
+        "params": params,
+        "bytes": bytes,
+        "latency": latency,
+        "activation_bytes": activation_bytes,
+    }
+    _check_budgets(ratios, budgets, relative_to)
+    timing.check(relative_to, run_dir)
     check_multiple_of(multiple_of, None)
     check_fixed(fixed)
-    measured = study(
+
+    def plan_of(
+        source: Study,
+        select: Literal["optimal", "uniform"],
+        only: Sequence[Method] | None,
+        budgets: Mapping[str, float | str | None],
+        table: LatencyTable | None = None,
+    ) -> Plan:
+        return source.plan(
+            **budgets,  # type: ignore[arg-type]
+            latencies=table,
+            multiple_of=multiple_of,
+            select=select,
+            methods=only,
+            fixed=fixed,
+            relative_to=relative_to,
+            uniform_widths=uniform_widths,
+            new_bias=new_bias,
+        )
+
+    def check(possible: Study) -> None:
+        """Refuses, before anything is measured, what no plan can be made with."""
+        known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+        # Times and peaks are not known yet, and what several budgets allow together is found by trying.
+        for name, ratio in (known or {"macs": 1.0}).items():
+            plan_of(possible, "optimal", None, {name: ratio})
+
+    measured = study_and_check(
         model,
         batches,
+        check,
         inputs=inputs,
         outputs=outputs,
         likelihood=likelihood,
@@ -172,28 +200,16 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     def best_with(table: LatencyTable | None) -> Result:
         """The best result of several plans, with the times of a table."""
 
-        def plan_of(
+        def planned(
             source: Study, select: Literal["optimal", "uniform"], only: Sequence[Method] | None
         ) -> Plan:
-            return source.plan(
-                macs=macs,
-                params=params,
-                bytes=bytes,
-                latency=latency,
-                latencies=table,
-                activation_bytes=activation_bytes,
-                multiple_of=multiple_of,
-                select=select,
-                methods=only,
-                fixed=fixed,
-                relative_to=relative_to,
-                uniform_widths=uniform_widths,
-                new_bias=new_bias,
-            )
+            return plan_of(source, select, only, budgets, table)
 
         source = measured if new_bias else planned_without_new_bias(measured)
-        rivals = Rivals(source, plan_of, on_layer, max_damage=_MAX_DAMAGE[effort])
-        rivals.build("optimal", plan_of(source, "optimal", None))
+        rivals = Rivals(
+            source, planned, on_layer, max_damage=_MAX_DAMAGE[effort], builds=Builds(source, "compress")
+        )
+        rivals.build("optimal", planned(source, "optimal", None))
         if compete and effort != "fast":
             rivals.build_others()
         return rivals.best()
@@ -207,6 +223,22 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
     )
 
 
+def _check_budgets(
+    ratios: Mapping[Metric, float | str | None], budgets: Mapping[str, float | str | None], relative_to: str
+) -> None:
+    """Refuses budgets that make no sense, whatever the model."""
+    if (budgets["latency"] is None and budgets["activation_bytes"] is None) or any(
+        ratio is not None for ratio in ratios.values()
+    ):
+        check_budgets(ratios, who="compress")
+    if budgets["activation_bytes"] is not None:
+        check_peak(budgets["activation_bytes"])
+        if relative_to == "original":
+            raise OptionError(
+                "relative_to='original' is for costs of weights; leave it out beside activation_bytes="
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Timing:
     """How ``compress`` measures time."""
@@ -217,7 +249,7 @@ class _Timing:
     batch: int
     precision: str
 
-    def check(self, relative_to: str) -> None:
+    def check(self, relative_to: str, run_dir: str | os.PathLike[str] | None) -> None:
         """Refuses what makes no sense, before anything is measured."""
         if self.latency is None:
             given = (self.backend, self.threads, self.batch, self.precision)
@@ -230,9 +262,12 @@ class _Timing:
         check_latency(self.latency)
         if relative_to == "original":
             raise OptionError("relative_to='original' is for counted costs; leave it out beside latency=")
-        check_conditions(
+        threads, batch = check_conditions(
             backend=self.backend, precision=self.precision, threads=self.threads, batch=self.batch
         )
+        if run_dir is not None:
+            table = Path(run_dir) / LATENCIES_FILE
+            check_kept(table, backend=self.backend, precision=self.precision, threads=threads, batch=batch)
 
     def table(
         self, measured: Study, run_dir: str | os.PathLike[str] | None, *, progress: bool

@@ -32,10 +32,12 @@ from slimrank.plan import (
     FixedSettings,
     LatencyTable,
     MultipleOf,
+    Plan,
     Structure,
     are_same_steps,
     check_table,
     latency_ratio,
+    latency_words,
     milliseconds_of,
     planned_latency,
 )
@@ -125,7 +127,7 @@ def meet_latency(
     check_same_machine(table)
     asked = latency_ratio(latency, table.times)
 
-    def build(table: LatencyTable) -> Result:
+    def planned(table: LatencyTable) -> Plan:
         plan = study.plan(
             latency=asked,
             latencies=table,
@@ -141,7 +143,15 @@ def meet_latency(
             interpolate=interpolate,
             fixed=fixed,
         )
-        return study.apply(plan)
+        # Corrected times are of the same ratio, which the words were read as.
+        told = None if plan.latency is None else replace(plan.latency, words=latency_words(latency))
+        return replace(plan, latency=told)
+
+    # Refuses what makes no plan, before the original is opened in the runtime and timed.
+    first = planned(table)
+
+    def build(current: LatencyTable) -> Result:
+        return study.apply(first if current is table else planned(current))
 
     return within_latency(study, build, table, asked, rounds=rounds, milliseconds=milliseconds_of(latency))
 

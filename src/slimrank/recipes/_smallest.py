@@ -3,8 +3,10 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from slimrank._errors import BudgetError, OptionError
+from slimrank._errors import BudgetError, OptionError, UnknownNameError
+from slimrank._names import nearest
 from slimrank._numbers import real_number
 from slimrank._result import Result
 from slimrank._study import (
@@ -24,9 +26,10 @@ from slimrank.plan import (
     fixed_of,
     without_auto,
 )
+from slimrank.recipes._builds import Builds
 from slimrank.recipes._gauge import gauge_of
 from slimrank.recipes._meet_latency import measured_beside, not_measured_note
-from slimrank.records import LATENCY, Budgeted, Method, Note, ratio_of
+from slimrank.records import LATENCY, METRICS, Budgeted, Method, Note, ratio_of
 from slimrank.scoring import ScoreFn
 from slimrank.select import Select, reachable_floor
 from slimrank.survey import Skip
@@ -37,6 +40,8 @@ _NEAR_END = 0.1
 # Halvings that find the ratio whose predicted damage is just allowed, to 1 / 4096 of the gap. Each makes a
 # plan.
 _HALVINGS = 12
+# What a try halves the gap between the bounds by, about: five of them find most models.
+_HALVINGS_OF_A_TRY = 1.4
 
 
 @shown_live_of_study
@@ -91,41 +96,46 @@ def smallest(
 
     Raises:
         BudgetError: no budget that was tried stays within the drop.
+        UnknownNameError: no such metric.
         OptionError: a drop or tolerance that makes no sense, "latency" without ``latencies``, or they without
-            it.
+            it; or as in ``Study.plan``.
         LatencyError: a table of another network.
         ScoreError: ``score_fn`` fails or returns no finite number.
         StudyError: the study was loaded without a model.
     """
     session = session_of(study)
-    max_drop, tolerance = _checked_numbers(max_drop, tolerance)
+    max_drop, tolerance = checked_drop(max_drop, tolerance)
     table = _table_for(metric, latencies, study)
     times = None if table is None else table.times
     # Of times, the network as it stands may be well below the original in float32.
     whole = 1.0 if times is None else min(1.0, times.before / times.reference)
     held = NOTHING_FIXED if fixed is None else fixed_of(study, fixed)
+
+    def planned_with(multiple_of: MultipleOf, ratio: float) -> Plan:
+        budget: dict[str, float] = {metric: ratio}
+        return study.plan(
+            select=select,
+            multiple_of=multiple_of,
+            methods=methods,
+            skip=skip,
+            fixed=held,
+            latencies=table,
+            uniform_widths=uniform_widths,
+            new_bias=new_bias,
+            **budget,  # type: ignore[arg-type]
+        )
+
+    # Refuses what makes no plan, before the score is asked for.
+    planned_with(multiple_of, 1.0)
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = session.phases()
+    builds = Builds(study, "smallest")
 
     tried: list[Note] = []
 
     def smallest_with(multiple_of: MultipleOf) -> Result | None:
         """The smallest model with these multiples; None where none that was tried holds."""
-
-        def planned(ratio: float) -> Plan:
-            budget: dict[str, float] = {metric: ratio}
-            return study.plan(
-                select=select,
-                multiple_of=multiple_of,
-                methods=methods,
-                skip=skip,
-                fixed=held,
-                latencies=table,
-                uniform_widths=uniform_widths,
-                new_bias=new_bias,
-                **budget,  # type: ignore[arg-type]
-            )
-
+        planned = partial(planned_with, multiple_of)
         floor = reachable_floor(
             study if new_bias else planned_without_new_bias(study),
             metric,
@@ -148,7 +158,8 @@ def smallest(
                 # Ranks are whole: no plan lies between the bounds here, only one that was built already.
                 search.skip(asked, reached)
                 continue
-            result = study.apply(plan)
+            builds.begin(plan, search.tries_left(tolerance * whole))
+            result = builds.study.apply(plan)
             drop = gauge.drop(result)
             is_within = drop <= max_drop
             note = Note(
@@ -184,8 +195,12 @@ def smallest(
     return measured_beside(study, table, best, asked)
 
 
-def _checked_numbers(max_drop: object, tolerance: object) -> tuple[float, float]:
-    """Both as floats."""
+def checked_drop(max_drop: object, tolerance: object = 0.01) -> tuple[float, float]:
+    """Both as floats.
+
+    Raises:
+        OptionError: a drop or tolerance that makes no sense.
+    """
     drop, share = real_number(max_drop), real_number(tolerance)
     if drop is None or not 0 <= drop < math.inf:
         raise OptionError(f"max_drop={max_drop!r}; give a number of at least 0, such as 0.01")
@@ -196,6 +211,9 @@ def _checked_numbers(max_drop: object, tolerance: object) -> tuple[float, float]
 
 def _table_for(metric: Budgeted, latencies: LatencyTable | None, study: Study) -> LatencyTable | None:
     """The table of times, where a latency is to be made small; else None."""
+    if metric not in (*METRICS, LATENCY):
+        close = nearest(str(metric), (*METRICS, LATENCY))
+        raise UnknownNameError(f"smallest: metric {metric!r} does not exist; {close}")
     if metric == LATENCY and latencies is None:
         raise OptionError(
             "metric='latency' needs measured times; pass latencies=slimrank.measure_latency(study)"
@@ -255,6 +273,11 @@ class _Bisection:
         # Before the first measurement nothing is known of the floor, so it may be tried itself.
         lowest = self.low + margin if self._known else self.low
         return min(max(high, lowest), self.high - margin)
+
+    def tries_left(self, gap: float) -> int:
+        """About how many models will be built until the bounds are so close."""
+        halvings = math.log2(max((self.high - self.low) / gap, 2.0))
+        return math.ceil(halvings / _HALVINGS_OF_A_TRY)
 
     def knows(self, reached: float) -> bool:
         """Whether a plan of this keep ratio was measured."""

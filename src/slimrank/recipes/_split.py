@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The best split of a budget between two methods."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,11 +13,11 @@ from slimrank._result import Result
 from slimrank._study import Study, session_of, shown_live_of_study, study_with
 from slimrank._verify import measured_from
 from slimrank.forward import Batch
-from slimrank.plan import MultipleOf, Plan
+from slimrank.plan import MultipleOf, Plan, check_multiple_of, names_of
 from slimrank.recipes._gauge import gauge_of
 from slimrank.records import Method, Metric, Note
 from slimrank.scoring import ScoreFn
-from slimrank.select import check_below, check_budgets, check_methods
+from slimrank.select import Budget, check_below, check_budgets, check_methods
 from slimrank.survey import DataSource, Session
 
 Tune = Callable[[nn.Module], object]
@@ -78,13 +78,9 @@ def search_split(
             "search_split shares the budget of an original model, and this study is of one that was "
             "compressed before; give a study of the original"
         )
-    asked = check_budgets({"macs": macs, "params": params, "bytes": bytes}, who="search_split", only_one=True)
-    ((metric, wanted),) = asked.items()
-    check_below(wanted, metric, study.before.metric(metric))
+    budgets: dict[Metric, float | str | None] = {"macs": macs, "params": params, "bytes": bytes}
+    metric, wanted = check_split(study, methods, multiple_of, budgets)
     budget = wanted.share(study.before.metric(metric))
-    if len(methods) != 2 or methods[0] == methods[1]:
-        raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
-    check_methods(methods, study.methods)
     ratios = _splits(budget, splits)
     gauge = gauge_of(session, score_fn, lower_is_better)
     phases = session.phases()
@@ -113,6 +109,36 @@ def search_split(
         for note in notes
     ]
     return result.with_notes(shown_notes, result.seconds)
+
+
+def check_split(
+    study: Study,
+    methods: Sequence[Method],
+    multiple_of: MultipleOf,
+    budgets: Mapping[Metric, float | str | None],
+) -> tuple[Metric, Budget]:
+    """Refuses what cannot be split.
+
+    Args:
+        study: of the model, or of what may come out of one.
+        methods: as in ``search_split``, and so are all others.
+        multiple_of: see there.
+        budgets: by metric.
+
+    Returns:
+        The budget.
+
+    Raises:
+        SlimrankError: as in ``search_split``.
+    """
+    asked = check_budgets(budgets, who="search_split", only_one=True)
+    ((metric, wanted),) = asked.items()
+    check_below(wanted, metric, study.before.metric(metric))
+    if len(methods) != 2 or methods[0] == methods[1]:
+        raise OptionError(f"methods={methods!r}; give two different ones, the first and the second")
+    check_methods(methods, study.methods)
+    check_multiple_of(multiple_of, names_of(study.structure))
+    return metric, wanted
 
 
 def _attempts(

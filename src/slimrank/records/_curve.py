@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slimrank.records._setting import Form, Method, Setting
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Curve:
     """Cost and damage of one layer in one form, at every rank that saves something.
 
@@ -62,8 +62,12 @@ class Curve:
         is_there = index < len(self.ranks) and self.ranks[index] == setting.rank
         return float(self.damage[index]) if is_there else None
 
+    def __repr__(self) -> str:
+        kind = f"{self.method} {self.form}"
+        return f"Curve({self.layer!r}, {kind}: {_range_text(self.ranks, 'rank', self)})"
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GroupCurve:
     """Damage of one group at every number of units that it may keep.
 
@@ -88,6 +92,10 @@ class GroupCurve:
         """The units that stay when ``count`` of them do, ascending."""
         return tuple(sorted(self.order[len(self.order) - count :]))
 
+    def __repr__(self) -> str:
+        units = f", of {len(self.order)} units"
+        return f"GroupCurve({self.group!r}{units}: {_range_text(self.kept, 'width', self)})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockDamage:
@@ -102,3 +110,13 @@ class BlockDamage:
 
     block: str
     damage: float
+
+
+def _range_text(choices: NDArray[np.int64], noun: str, curve: Curve | GroupCurve) -> str:
+    """How many choices a curve has, from which to which, and what they lose: its arrays are for programs."""
+    if not len(choices):
+        return f"no {noun} saves anything"
+    many = f"{len(choices)} {noun}s from {choices[0]} to {choices[-1]}"
+    count = many if len(choices) > 1 else f"{noun} {choices[0]}"
+    losses = " to ".join(f"{value:.3g}" for value in dict.fromkeys(curve.damage[[0, -1]].tolist()))
+    return f"{count}, damage {losses}, {len(curve.anchors)} measured"

@@ -16,6 +16,7 @@ class PlannedLatency:
         threads: that the runtime had.
         batch: samples of the batch.
         precision: of the file that is run: "float32" or "int8".
+        words: what was asked for, where that was no plain ratio, such as "4.5ms"; else "".
     """
 
     asked: float
@@ -25,6 +26,7 @@ class PlannedLatency:
     threads: int
     batch: int
     precision: str
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from slimrank._names import nearest
 from slimrank.records._curve import Curve, GroupCurve
 from slimrank.records._layer import LayerSpec
 
+# Rows that are shown; of more, so many at either end.
+_SHOWN, _AT_ENDS = 20, 8
 _Row = TypeVar("_Row")
 _Named = TypeVar("_Named")
 
@@ -51,6 +53,12 @@ class _ByName(tuple[_Row, ...], Generic[_Row, _Named]):
 
     def _named(self, name: str) -> _Named:
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        rows = [f"  {row!r}" for row in self]
+        if len(rows) > _SHOWN:
+            rows[_AT_ENDS:-_AT_ENDS] = [f"  ... {len(rows) - 2 * _AT_ENDS} more; to_dataframe() has all ..."]
+        return "\n".join([f"{type(self).__name__}({len(self)})" + ":" * bool(rows), *rows])
 
 
 class Layers(_ByName[LayerSpec, LayerSpec]):

@@ -30,6 +30,7 @@ from slimrank.report._text import render_layers, render_plan, render_text
 from slimrank.report._words import short_name, slimmed_text
 from slimrank.report.page import (
     MadeFrom,
+    check_page_path,
     document,
     page_data,
     render_page,
@@ -47,6 +48,7 @@ __all__ = [
     "ScoreLine",
     "agreement_facts",
     "agreement_text",
+    "check_page_path",
     "cost_facts",
     "difference_facts",
     "document",

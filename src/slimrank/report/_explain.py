@@ -4,7 +4,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from textwrap import fill
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from slimrank.records import PRUNING, Curve, GroupCurve, GroupSpec, LayerSpec, M
 from slimrank.report._facts import setting_facts
 from slimrank.report._groups import readers_of
 from slimrank.report._numbers import format_count, format_damage, format_percent
-from slimrank.report._table import joined_parts, render_table
+from slimrank.report._table import joined_parts, render_table, wrapped
 from slimrank.report._words import counted, name_text, setting_text, shape_text, slimmed_text, why_not
 
 # Shares of a layer's MACs, and of a group's units, that are shown where nothing was chosen.
@@ -76,7 +75,7 @@ class Explanation:
 
 
 def explain_layer(
-    source: PlanSource, layer: str, plan: Plan | None, *, unit: str, width: int = 110
+    source: PlanSource, layer: str, plan: Plan | None, *, unit: str, width: int | None = 110
 ) -> Explanation:
     """What was found of a layer, what a plan does to it and why, and what other choices would cost.
 
@@ -85,7 +84,7 @@ def explain_layer(
         layer: dotted name.
         plan: of this study; None for what could be done.
         unit: of damage.
-        width: columns at which the paragraph wraps; the table takes what it needs (about 90).
+        width: columns at which paragraphs wrap, None for nowhere; the table takes what it needs (about 90).
 
     Returns:
         The explanation.
@@ -100,7 +99,7 @@ def explain_layer(
     choices = list(_choices(source, spec, plan))
     found = [_geometry_text(source, spec), *_group_texts(source, spec), *_block_texts(source, spec)]
     done = [] if plan is None else _plan_texts(source, spec, plan, unit, choices)
-    paragraphs = [fill(" ".join(sentences), width) for sentences in (found, done) if sentences]
+    paragraphs = [wrapped(" ".join(sentences), width) for sentences in (found, done) if sentences]
     return Explanation(
         text=joined_parts([*paragraphs, _choice_table(choices, unit)]),
         facts=_facts(source, spec, plan, unit, choices, [*found, *done]),
@@ -232,7 +231,8 @@ def _rule_text(plan: Plan) -> str:
     """By what rule a plan was chosen."""
     wanted = ", ".join(_asked_text(plan, metric) for metric in plan.budgets)
     if plan.latency is not None:
-        wanted = ", ".join(text for text in (wanted, f"latency={plan.latency.asked:.4g}") if text)
+        latency = f"latency={plan.latency.words or f'{plan.latency.asked:.4g}'}"
+        wanted = ", ".join(text for text in (wanted, latency) if text)
     if plan.activations is not None:
         wanted = ", ".join(text for text in (wanted, plan.activations.text) if text)
     under = f" under {wanted}" if wanted else ""

@@ -34,7 +34,7 @@ def render_groups(
     blocks: Sequence[BlockDamage],
     *,
     before: Cost | None = None,
-    width: int = 110,
+    width: int | None = 110,
 ) -> str:
     """Channel groups and blocks as plain text: who makes and reads them, what they can lose, or why not.
 
@@ -43,7 +43,7 @@ def render_groups(
         curves: damage by units kept; groups without one show none.
         blocks: measured damage of dropping a block; blocks without one show none.
         before: counted cost of the whole model, for the share of each block; None leaves it out.
-        width: columns at which reasons wrap; tables take what they need (about 110).
+        width: columns at which reasons wrap, None for nowhere; tables take what they need (about 110).
 
     Returns:
         Lines of ASCII (names and reasons as given), the last one ended.

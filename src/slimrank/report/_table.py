@@ -31,15 +31,28 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def list_text(heading: str, items: Sequence[str], width: int) -> str:
+def wrapped(text: str, width: int | None, *, first: str = "", then: str = "") -> str:
+    """A text in lines that are not longer than ``width``; None leaves it in one.
+
+    Args:
+        text: one paragraph.
+        width: columns.
+        first: what its first line begins with.
+        then: what its other lines begin with.
+    """
+    return (
+        f"{first}{text}" if width is None else fill(text, width, initial_indent=first, subsequent_indent=then)
+    )
+
+
+def list_text(heading: str, items: Sequence[str], width: int | None) -> str:
     """A heading and its items, wrapped; "" where there are none."""
     if not items:
         return ""
-    lines = (fill(item, width, initial_indent=" - ", subsequent_indent="   ") for item in items)
-    return "\n".join([heading, *lines])
+    return "\n".join([heading, *(wrapped(item, width, first=" - ", then="   ") for item in items)])
 
 
-def reasons_text(heading: str, reasons: Mapping[str, str], width: int) -> str:
+def reasons_text(heading: str, reasons: Mapping[str, str], width: int | None) -> str:
     """A heading and the names that share a reason, each reason written once; "" where there are none."""
     return list_text(heading, [f"{names}: {reason}" for names, reason in layers_by_reason(reasons)], width)
 

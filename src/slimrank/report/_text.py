@@ -2,11 +2,10 @@
 """Plain text for terminals, logs and files: ASCII, no colours, no number cut short."""
 
 from collections.abc import Iterator, Sequence
-from textwrap import fill
 
 from slimrank.cost import layer_cost, pair_has_bias, setting_cost, slimmed_spec
 from slimrank.plan import Plan, is_inside
-from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, PlannedLatency, Summary
+from slimrank.records import METRICS, Cost, LayerResult, LayerSpec, Note, PlannedLatency, Summary
 from slimrank.report._agreement import agreement_lines, divergence_text, output_table
 from slimrank.report._groups import DROPPED_COLUMNS, KEPT_COLUMNS, counts_text, dropped_rows, kept_rows
 from slimrank.report._numbers import (
@@ -20,7 +19,7 @@ from slimrank.report._numbers import (
     format_ratio,
     macs_elsewhere,
 )
-from slimrank.report._table import joined_parts, list_text, reasons_text, render_table
+from slimrank.report._table import joined_parts, list_text, reasons_text, render_table, wrapped
 from slimrank.report._words import (
     DAMAGE_LABEL,
     DIVERGENCE_LABEL,
@@ -45,14 +44,14 @@ RESULT_COLUMNS = ("layer", "setting", ">rank", ">MACs", ">after", ">keep ratio",
 COST_COLUMNS = ("cost", ">before", ">after", ">keep ratio")
 
 
-def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110) -> str:
+def render_text(summary: Summary, *, plan: Plan | None = None, width: int | None = 110) -> str:
     """A result as plain text.
 
     Args:
         summary: what to show.
         plan: that made it, for what ranks and widths are multiples of, the groups it slims and the blocks it
             drops; None leaves them out.
-        width: columns at which remarks wrap; tables take what they need (about 100).
+        width: columns at which remarks wrap, None for nowhere; tables take what they need (about 100).
 
     Returns:
         Lines of ASCII (names and notes as given), the last one ended.
@@ -64,12 +63,12 @@ def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110)
         remarks.append(f"Time: {format_phases(summary.seconds)}")
     reasons = {layer.name: why_left(layer) for layer in summary.layers if is_left_alone(layer)}
     warnings, notes = warnings_and_others(summary.notes)
-    top = (fill(f"Warning: {warning}", width, subsequent_indent="  ") for warning in warnings)
+    top = (wrapped(f"Warning: {warning}", width, then="  ") for warning in warnings)
     parts = [
         "\n".join([summary.title, *top]),
         _cost_table("counted", summary.before, summary.after),
         _measurement_table(summary),
-        "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks),
+        "\n".join(wrapped(line, width, then="  ") for line in remarks),
         _output_table(summary),
         render_table(RESULT_COLUMNS, result_rows(summary)),
         *([] if plan is None else _groups_and_blocks(plan, summary)),
@@ -79,23 +78,29 @@ def render_text(summary: Summary, *, plan: Plan | None = None, width: int = 110)
     return joined_parts(parts)
 
 
-def render_layers(specs: Sequence[LayerSpec], before: Cost, *, width: int = 110) -> str:
+def render_layers(
+    specs: Sequence[LayerSpec], before: Cost, notes: Sequence[Note] = (), *, width: int | None = 110
+) -> str:
     """The layers of a model as plain text: what each costs and what can be done to it.
 
     Args:
         specs: every layer, in execution order.
         before: counted cost of the whole model.
-        width: columns at which remarks wrap; the table takes what it needs (about 110).
+        notes: of its study; warnings come first, others last, each on a line of its own.
+        width: columns at which reasons wrap, None for nowhere; the table takes what it needs (about 110).
 
     Returns:
         Lines of ASCII (names and reasons as given), the last one ended.
     """
     reasons = {spec.name: why_not(spec) for spec in specs if not spec.methods}
+    warnings, others = warnings_and_others(notes)
     return joined_parts(
         [
+            "\n".join(f"Warning: {warning}" for warning in warnings),
             render_table(LAYER_COLUMNS, layer_rows(specs, before)),
             layers_line(specs, before),
             reasons_text("Cannot be compressed", reasons, width),
+            "\n".join(f"- {note}" for note in others),
         ]
     )
 
@@ -132,13 +137,13 @@ def layers_line(specs: Sequence[LayerSpec], before: Cost) -> str:
     )
 
 
-def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
+def render_plan(plan: Plan, unit: str = "", *, width: int | None = 110) -> str:
     """A plan as plain text: what is done to each layer, and what the model then costs.
 
     Args:
         plan: what to show.
         unit: of its damage; "" where it is not known.
-        width: columns at which remarks wrap; tables take what they need (about 90).
+        width: columns at which remarks wrap, None for nowhere; tables take what they need (about 90).
 
     Returns:
         Lines of ASCII (names as given), the last one ended.
@@ -157,7 +162,7 @@ def render_plan(plan: Plan, unit: str = "", *, width: int = 110) -> str:
             render_table(*plan_table(plan)),
             *_groups_and_blocks(plan),
             _cost_table("computed from shapes", plan.before, plan.after),
-            "\n".join(fill(line, width, subsequent_indent="  ") for line in remarks if line),
+            "\n".join(wrapped(line, width, then="  ") for line in remarks if line),
             reasons_text("Cannot be compressed", reasons, width),
         ]
     )
@@ -208,8 +213,9 @@ def plan_line(plan: Plan, unit: str = "") -> str:
 
 def _latency_text(latency: PlannedLatency) -> str:
     threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    asked = f"{latency.asked:.4f}" + f" ({latency.words})" * bool(latency.words)
     return (
-        f"predicted latency {latency.predicted:.4f} of {latency.before_ms:.3f} ms, asked {latency.asked:.4f} "
+        f"predicted latency {latency.predicted:.4f} of {latency.before_ms:.3f} ms, asked {asked} "
         f"({latency.backend}, {latency.precision}, batch {latency.batch}, {threads})"
     )
 

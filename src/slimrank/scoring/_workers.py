@@ -6,11 +6,12 @@ import hashlib
 import importlib
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
@@ -113,11 +114,29 @@ def evaluate_with_workers(
         batch_size=1,
         return_as="generator_unordered" if is_streaming else "list",
     )
-    results: _Results = parallel(tasks()) if is_streaming else _in_rounds(parallel, tasks(), n_workers)
+    # Workers are started by this call.
+    with _interrupts_are_the_callers():
+        results: _Results = parallel(tasks()) if is_streaming else _in_rounds(parallel, tasks(), n_workers)
     for number, score in results:
         yield pending.pop(number), score
     if failed:
         raise failed[0]
+
+
+@contextmanager
+def _interrupts_are_the_callers() -> Iterator[None]:
+    """Processes that are started now leave Ctrl-C to this one, which ends them.
+
+    A terminal sends it to all of them, and a Python that is just starting answers with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_rounds(

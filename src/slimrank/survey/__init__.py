@@ -2,6 +2,7 @@
 """Everything that is measured behind a study."""
 
 from slimrank.survey._anchors import independent_pair
+from slimrank.survey._blocks import Known
 from slimrank.survey._claim import Claim, claim
 from slimrank.survey._fingerprint import fingerprint_of, read_as_stored
 from slimrank.survey._folded import as_planned
@@ -21,6 +22,7 @@ __all__ = [
     "DataSource",
     "GroupSurvey",
     "Inputs",
+    "Known",
     "MemoryOption",
     "Run",
     "Session",

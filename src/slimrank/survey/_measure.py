@@ -4,9 +4,10 @@
 They are capture, gradients, moments, curves and anchors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
 from slimrank._names import listed
@@ -17,7 +18,8 @@ from slimrank.cost import block_width, matrix_tensor, rows_available
 from slimrank.forward import Batch, few_samples
 from slimrank.linalg import Moments
 from slimrank.measured import GRADIENT_FILE
-from slimrank.plan import structure_of
+from slimrank.methods import possible_curves
+from slimrank.plan import slimmable_groups, structure_of
 from slimrank.records import (
     PRUNING,
     BlockDamage,
@@ -163,19 +165,25 @@ def _grams(session: Session, names: Sequence[str], run: Run) -> Mapping[str, Ten
     return grams
 
 
-def measure(session: Session, run: Run, damage_at: DamageAt) -> Measured:
+def measure(
+    session: Session, run: Run, damage_at: DamageAt, check: Callable[[Known], object] | None = None
+) -> Measured:
     """Curves of every compressible layer, group and block.
 
     Args:
         session: model, data and options.
         run: progress, and where measurements are kept and found again.
         damage_at: what plans without blocks cost, which tells whether blocks are worth measuring.
+        check: called before anything is measured, with all that may come out, of no damage; what it raises
+            ends the study.
 
     Returns:
         Layers, curves, gradients and notes.
     """
     options = session.options
     channels = _channels_of(session, run)
+    if check is not None:
+        check(_possible(session, channels))
     session = with_room_for_groups(session, channels)
     tell_estimate(session, channels, run)
     layers = list(session.captured.layers)
@@ -301,6 +309,38 @@ def _channels_of(session: Session, run: Run) -> ChannelMap:
     without_bias = [spec.name for spec in captured.layers if spec.name in readers and not spec.has_bias]
     norms = find_norms(model, captured.sample, without_bias) if without_bias else {}
     return without_layers(replace(channels, blocks=blocks, norms=norms), skipped)
+
+
+def _possible(session: Session, channels: ChannelMap) -> Known:
+    """All that may be measured: every rank of every layer, every width of every group, each block."""
+    layers, options = session.captured.layers, session.options
+    groups = slimmable_groups(channels)
+    return Known(
+        structure=structure_of(_with_groups(layers, channels), channels),
+        before=session.captured.before,
+        has_bias=options.has_bias,
+        curves=tuple(
+            curve
+            for spec in layers
+            for curve in possible_curves(
+                spec,
+                [method for method in options.methods if method in spec.methods],
+                has_bias=options.has_bias,
+            )
+        ),
+        group_curves=tuple(
+            GroupCurve(
+                group=name,
+                order=tuple(range(group.units)),
+                kept=np.arange(1, group.units, dtype=np.int64),
+                error=np.zeros(group.units - 1),
+                damage=np.zeros(group.units - 1),
+            )
+            for name, group in groups.items()
+        ),
+        methods=options.methods,
+        block_damages=tuple(BlockDamage(block=name, damage=0.0) for name in channels.blocks),
+    )
 
 
 def _few_samples(session: Session) -> Batch:

@@ -10,7 +10,7 @@ from torch import nn
 
 from slimrank._errors import NonFiniteError, UnknownNameError
 from slimrank._names import nearest
-from slimrank._progress import Listener, Phases
+from slimrank._progress import Listener, Overall, Phases
 from slimrank.calibrate import (
     Collecting,
     Feed,
@@ -85,6 +85,7 @@ class Session:
         callers: the caller's model, by whose modules layers may be named.
         profiles: what is alive where in a forward pass, once a plan asked for it.
         seen: what forwards of the original showed builds beside it.
+        overall: how far the call is that later work is part of; None where it stands alone.
     """
 
     original: nn.Module
@@ -106,6 +107,7 @@ class Session:
     callers: CallersModel = field(default_factory=CallersModel)
     profiles: list[PeakProfile] = field(default_factory=list)
     seen: SeenByLayers = field(default_factory=dict)
+    overall: Overall | None = None
 
     def phases(self, *, shown: bool | None = None) -> Phases:
         """Phases of one piece of later work.
@@ -113,7 +115,9 @@ class Session:
         Args:
             shown: whether bars are shown; None for what the session says.
         """
-        return Phases(shown=self.progress if shown is None else shown, listeners=self.listeners)
+        phases = Phases(shown=self.progress if shown is None else shown, listeners=self.listeners)
+        phases.overall = self.overall
+        return phases
 
     @property
     def damage_unit(self) -> str:

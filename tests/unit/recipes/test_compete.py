@@ -68,7 +68,14 @@ class Measured:
 def rivals(results: Mapping[str, Built]) -> tuple[Rivals, list[str]]:
     built: list[str] = []
     measured = Measured(results=results, built=built)
-    contest = Rivals(measured, lambda *_: pytest.fail("no plan is made"), None, max_damage=1.1)  # type: ignore[arg-type]
+    builds = SimpleNamespace(study=measured, begin=lambda *_: None)
+    contest = Rivals(
+        measured,  # type: ignore[arg-type]
+        lambda *_: pytest.fail("no plan is made"),
+        None,
+        max_damage=1.1,
+        builds=builds,  # type: ignore[arg-type]
+    )
     return contest, built
 
 
@@ -187,7 +194,9 @@ def test_what_is_predicted_to_be_much_worse_is_not_built(first: Built, is_bounde
         return Asked(settings=name, damage=damages[name])
 
     built: list[str] = []
-    contest = Rivals(Study(results=results, built=built), plan_of, None, max_damage=1.1)  # type: ignore[arg-type]
+    study = Study(results=results, built=built)
+    builds = SimpleNamespace(study=study, begin=lambda *_: None)
+    contest = Rivals(study, plan_of, None, max_damage=1.1, builds=builds)  # type: ignore[arg-type]
     contest.build("optimal", Asked(settings="all", damage=1.0))  # type: ignore[arg-type]
     contest.build_others()
     best = contest.best()

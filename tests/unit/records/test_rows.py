@@ -3,6 +3,7 @@ import copy
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from types import ModuleType
 
 import pytest
@@ -64,6 +65,44 @@ def test_names_that_do_not_exist(study: sr.Study) -> None:
         study.layers["conv"]
 
 
+def _values(row: object) -> dict[str, str]:
+    """All that a row holds, arrays in full."""
+    return {known.name: repr(getattr(row, known.name)) for known in fields(row)}  # type: ignore[arg-type]
+
+
+def test_a_curve_shows_itself_in_a_line(study: sr.Study) -> None:
+    curve, pruned = study.curves["2"][0], study.group_curves["0"]
+    first, last = (f"{damage:.3g}" for damage in curve.damage[[0, -1]])
+    shown = f"Curve('2', weight_svd {curve.form}: 7 ranks from 1 to 7, damage {first} to {last}, "
+    assert str(curve) == repr(curve) == f"{shown}{len(curve.anchors)} measured)"
+    high, low = (f"{damage:.3g}" for damage in pruned.damage[[0, -1]])
+    kept = f"GroupCurve('0', of 8 units: 7 widths from 1 to 7, damage {high} to {low}, "
+    assert str(pruned) == repr(pruned) == f"{kept}{len(pruned.anchors)} measured)"
+
+
+def test_a_curve_of_one_choice_and_of_none(study: sr.Study) -> None:
+    curve = study.curves["4"][0]
+    alone = replace(curve, ranks=curve.ranks[:1], damage=curve.damage[:1], anchors={})
+    assert repr(alone) == f"Curve('4', weight_svd linear: rank 1, damage {curve.damage[0]:.3g}, 0 measured)"
+    bare = replace(curve, ranks=curve.ranks[:0], damage=curve.damage[:0])
+    assert repr(bare) == "Curve('4', weight_svd linear: no rank saves anything)"
+
+
+def test_rows_show_themselves_one_a_line(study: sr.Study) -> None:
+    of_layer = study.curves["2"]
+    assert str(of_layer).splitlines() == [f"Curves({len(of_layer)}):", *(f"  {row!r}" for row in of_layer)]
+    assert "array(" not in f"{study.curves}{study.group_curves}"
+    assert str(type(study.group_curves)()) == "GroupCurves(0)"
+
+
+def test_of_many_rows_both_ends_are_shown(study: sr.Study) -> None:
+    many = type(study.curves)(list(study.curves) * 10)
+    lines = str(many).splitlines()
+    assert lines[0] == f"Curves({len(many)}):"
+    assert lines[9] == f"  ... {len(many) - 16} more; to_dataframe() has all ..."
+    assert [line.strip() for line in lines[1:9] + lines[10:]] == [repr(row) for row in many[:8] + many[-8:]]
+
+
 def test_they_are_tuples_in_every_other_way(study: sr.Study) -> None:
     for rows in (study.curves, study.group_curves, study.layers):
         plain = tuple(rows)
@@ -74,7 +113,7 @@ def test_they_are_tuples_in_every_other_way(study: sr.Study) -> None:
         assert (len(rows), list(rows)) == (len(plain), list(plain))
         again = pickle.loads(pickle.dumps(rows))
         assert type(again) is type(rows)
-        assert [repr(row) for row in again] == [repr(row) for row in plain]
+        assert [_values(row) for row in again] == [_values(row) for row in plain]
         assert copy.copy(rows) == rows
 
 

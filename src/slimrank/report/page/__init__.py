@@ -3,11 +3,12 @@
 
 from slimrank.report.page._data import MadeFrom, result_data, study_data
 from slimrank.report.page._frame import document
-from slimrank.report.page._render import page_data, render_page, with_exported, write_page
+from slimrank.report.page._render import check_page_path, page_data, render_page, with_exported, write_page
 from slimrank.report.page._times import with_times
 
 __all__ = [
     "MadeFrom",
+    "check_page_path",
     "document",
     "page_data",
     "render_page",

@@ -60,6 +60,19 @@ def write_page(path: Path, data: Mapping[str, Json]) -> None:
         FileError: one of them cannot be written, ``path`` names no file or a ``.json`` file itself, or a
             file of something else has the name of the data.
     """
+    check_page_path(path)
+    beside = path.with_suffix(".json")
+    html = render_page(data)
+    write_bytes(beside, f"{to_text(dict(data))}\n".encode())
+    write_bytes(path, html.encode())
+
+
+def check_page_path(path: Path) -> None:
+    """Refuses a path to which no page can be written.
+
+    Raises:
+        FileError: as ``write_page``.
+    """
     if not path.name:
         raise FileError(f"report {str(path)!r}: it names no file; give one, e.g. report.html")
     beside = path.with_suffix(".json")
@@ -76,9 +89,6 @@ def write_page(path: Path, data: Mapping[str, Json]) -> None:
         raise FileError(
             f"report {path}: its data go to a file with the suffix .json; give the page another, e.g. .html"
         )
-    html = render_page(data)
-    write_bytes(beside, f"{to_text(dict(data))}\n".encode())
-    write_bytes(path, html.encode())
 
 
 def _is_data(path: Path) -> bool:

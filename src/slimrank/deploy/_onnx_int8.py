@@ -72,7 +72,7 @@ def write_onnx_int8(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
-            # Measured without VNNI on five networks: 28 to 33 dB, and 10 to 16 with all 8 bits. Activations of
+            # Measured without VNNI on five networks: 28 to 33 dB, 10 to 16 with all 8 bits. Activations of
             # 7 bits lose up to 7 dB more; unsigned weights win 1 to 3 dB, and take up to 1.5 times as long.
             reduce_range=sums_overflow(),
             op_types_to_quantize=[*_PRODUCTS, *_BETWEEN],

@@ -265,6 +265,23 @@ def test_sums_of_two_products_stay_within_16_bits_where_there_is_no_vnni(
     assert (told in _notes(exported)) is (largest == 64)
 
 
+@needs_nncf
+@pytest.mark.parametrize(("has_vnni", "n_reduced"), [(False, 5), (True, 1)])
+def test_openvino_halves_all_weights_where_there_is_no_vnni(
+    has_vnni: bool, n_reduced: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.pretend_cpu(monkeypatch, "x86_64", has_vnni=has_vnni)
+    path, options = tmp_path / "m.xml", {"format": "openvino", "quantize": "int8"}
+    exported = sr.export(_small(), path, _images(), max_quant_drop=float("inf"), **options)  # type: ignore[arg-type]
+    nodes = _openvino().Core().read_model(path).get_ops()  # type: ignore[attr-defined]
+    stored = [node.get_data() for node in nodes if node.get_type_name() == "Constant"]
+    largest = [np.abs(data.astype(int)).max() for data in stored if data.dtype == np.int8 and data.ndim > 1]
+    assert len(largest) == 5
+    # With VNNI nncf does so to the first convolution alone.
+    assert sum(size <= 64 for size in largest) == n_reduced
+    assert ("no VNNI: weights have 7 bits" in _notes(exported)) is not has_vnni
+
+
 def test_tables_keep_8_bits_where_there_is_no_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seams.pretend_cpu(monkeypatch, "x86_64", has_vnni=False)
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ watch what happens inside: to interrupt, to count what is done again, to use few
 
 # ruff: noqa: F401 (what is imported here is for the tests)
 
+import platform
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,9 +59,10 @@ from slimrank.cli._typed import read_weights as weights_option
 from slimrank.cli._typed import split_names as split_option
 from slimrank.demo import _run as _demo_run
 from slimrank.demo._run import measure_times_ms
-from slimrank.deploy import _formats, _onnx, _samples, _saved_model, _timing
+from slimrank.deploy import _cpu, _formats, _onnx, _samples, _saved_model, _timing
 from slimrank.deploy._architecture import record_architecture
 from slimrank.deploy._balance import balance_pairs
+from slimrank.deploy._cpu import _has_vnni as cpu_has_vnni
 from slimrank.deploy._draft import draft_folder, move_into_place
 from slimrank.deploy._executorch import executorch_package
 from slimrank.deploy._executorch_profile import trace_times
@@ -707,6 +709,12 @@ def _first_batch(batches: Callable[[], list[object]]) -> list[object]:
 def time_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exported files are timed for a few rounds only."""
     monkeypatch.setattr(_timing, "_SECONDS", 0.0)
+
+
+def pretend_cpu(monkeypatch: pytest.MonkeyPatch, machine: str, *, has_vnni: bool) -> None:
+    """This machine's processor is of such a kind, for files in int8."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(_cpu, "_has_vnni", lambda: has_vnni)
 
 
 def limit_calibration(monkeypatch: pytest.MonkeyPatch, *, n_bytes: int) -> None:

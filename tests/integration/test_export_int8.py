@@ -230,6 +230,70 @@ def test_names_sizes_and_origin_are_those_of_the_float_file(tmp_path: Path) -> N
     assert small.stat().st_size < plain.stat().st_size
 
 
+def _largest_weights(path: Path) -> dict[str, int]:
+    """The largest size of a number in each value that a file stores in int8, zero points left out."""
+    stored = [
+        value for value in onnx.load(path).graph.initializer if value.data_type == onnx.TensorProto.INT8
+    ]
+    arrays = {value.name: onnx.numpy_helper.to_array(value).astype(int) for value in stored}
+    return {name: int(np.abs(array).max()) for name, array in arrays.items() if array.ndim > 1}
+
+
+# Processor, whether it has VNNI, the largest size of a weight.
+_CPUS = [("x86_64", False, 64), ("AMD64", False, 64), ("x86_64", True, 127), ("aarch64", False, 127)]
+
+
+@pytest.mark.parametrize(("machine", "has_vnni", "largest"), _CPUS)
+@pytest.mark.parametrize("precision", ["int8", "int8_weights"])
+def test_sums_of_two_products_stay_within_16_bits_where_there_is_no_vnni(
+    precision: str,
+    machine: str,
+    has_vnni: bool,
+    largest: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seams.pretend_cpu(monkeypatch, machine, has_vnni=has_vnni)
+    path, options = tmp_path / "m.onnx", {"quantize": precision, "max_quant_drop": float("inf")}
+    exported = sr.export(_small(), path, _images(), **options)  # type: ignore[arg-type]
+    found = _largest_weights(path)
+    assert len(found) == len(_int8(exported).layers)
+    assert set(found.values()) == {largest}
+    # Two products of a weight and the largest activation, in 16 bits with a sign.
+    assert (2 * 255 * largest < 2**15) is (largest == 64)
+    told = "this machine has no VNNI: weights have 7 bits, so that sums do not overflow"
+    assert (told in _notes(exported)) is (largest == 64)
+
+
+@needs_nncf
+@pytest.mark.parametrize(("has_vnni", "n_reduced"), [(False, 5), (True, 1)])
+def test_openvino_halves_all_weights_where_there_is_no_vnni(
+    has_vnni: bool, n_reduced: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seams.pretend_cpu(monkeypatch, "x86_64", has_vnni=has_vnni)
+    path, options = tmp_path / "m.xml", {"format": "openvino", "quantize": "int8"}
+    exported = sr.export(_small(), path, _images(), max_quant_drop=float("inf"), **options)  # type: ignore[arg-type]
+    nodes = _openvino().Core().read_model(path).get_ops()  # type: ignore[attr-defined]
+    stored = [node.get_data() for node in nodes if node.get_type_name() == "Constant"]
+    largest = [np.abs(data.astype(int)).max() for data in stored if data.dtype == np.int8 and data.ndim > 1]
+    assert len(largest) == 5
+    # With VNNI nncf does so to the first convolution alone.
+    assert sum(size <= 64 for size in largest) == n_reduced
+    assert ("no VNNI: weights have 7 bits" in _notes(exported)) is not has_vnni
+
+
+def test_tables_keep_8_bits_where_there_is_no_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seams.pretend_cpu(monkeypatch, "x86_64", has_vnni=False)
+    torch.manual_seed(0)
+    path, ids = tmp_path / "m.onnx", [torch.randint(0, 40, (8, 5)) for _ in range(4)]
+    sr.export(Products().eval(), path, ids, quantize="int8_weights")
+    model = onnx.load(path)
+    looked_up = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    largest = _largest_weights(path)
+    assert {largest[name] for name in looked_up} == {127}
+    assert {size for name, size in largest.items() if name not in looked_up} == {64}
+
+
 @needs_nncf
 def test_nncf_neither_reports_nor_compiles(tmp_path: Path, python: Callable[..., object]) -> None:
     done = python(

@@ -249,19 +249,25 @@ def test_layers_that_run_twice_are_quantised_twice(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_compiler")
 def test_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = _block(), tmp_path / "model.pt2"
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+
+    def largest() -> set[object]:
+        nodes = _read(path).graph.nodes
+        return {node.args[4] for node in nodes if "quantize_per_tensor" in str(node.target)}
+
+    seams.pretend_cpu(monkeypatch, "aarch64", has_vnni=False)
     exported = sr.export(model, path, _images(), format="torch", quantize="int8")
     assert exported.int8 is not None
     assert exported.int8.layers == ("stem", "pair.0", "pair.1", "head")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert "VNNI" not in _notes(exported)
+    seams.pretend_cpu(monkeypatch, "x86_64", has_vnni=False)
     exported = sr.export(model, path, _images(), format="torch", quantize="int8")
     assert "no VNNI: activations have 7 bits" in _notes(exported)
-    (largest,) = {
-        node.args[4] for node in _read(path).graph.nodes if "quantize_per_tensor" in str(node.target)
-    }
-    assert largest == 127
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert largest() == {127}
+    seams.pretend_cpu(monkeypatch, "x86_64", has_vnni=True)
+    exported = sr.export(model, path, _images(), format="torch", quantize="int8")
+    assert "VNNI" not in _notes(exported)
+    assert largest() == {255}
+    seams.pretend_cpu(monkeypatch, "riscv64", has_vnni=False)
     with pytest.raises(sr.ExportError, match=r"int8 kernels for x86 and ARM, and this machine is 'riscv64'"):
         sr.export(model, path, _images(), format="torch", quantize="int8")
 

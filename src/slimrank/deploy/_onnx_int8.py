@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slimrank.deploy._cpu import overflow_notes, sums_overflow
 from slimrank.deploy._onnx import KEPT_NOTE, feeds_of, onnx_package
 from slimrank.deploy._program import Program
 from slimrank.deploy._quantizer import Quantized
@@ -71,6 +72,9 @@ def write_onnx_int8(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
+            # Measured without VNNI on five networks: 28 to 33 dB, 10 to 16 with all 8 bits. Activations of
+            # 7 bits lose up to 7 dB more; unsigned weights win 1 to 3 dB, and take up to 1.5 times as long.
+            reduce_range=sums_overflow(),
             op_types_to_quantize=[*_PRODUCTS, *_BETWEEN],
             nodes_to_quantize=wanted,
             extra_options={"MatMulConstBOnly": True, "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
@@ -79,7 +83,7 @@ def write_onnx_int8(
     _free_values(made, wanted)
     _finish(made, float_path, path)
     layers, left = _outcome(made, kept, title)
-    return Quantized(layers=layers, left=left)
+    return Quantized(layers=layers, left=left, notes=overflow_notes("onnx", "weights"))
 
 
 def write_onnx_int8_weights(
@@ -117,6 +121,8 @@ def write_onnx_int8_weights(
         path,
         per_channel=True,
         weight_type=quantization.QuantType.QInt8,
+        # Of matrices alone: tables are not multiplied, and keep 8 bits.
+        reduce_range=sums_overflow(),
         op_types_to_quantize=list(_BY_WEIGHTS),
         nodes_to_exclude=excluded,
         extra_options={"MatMulConstBOnly": True},
@@ -134,7 +140,11 @@ def write_onnx_int8_weights(
             left.append((layer, _why_left(node, weights)))
         else:
             left.append((layer, f"onnxruntime has no {node.op_type} with int8 weights alone"))
-    return Quantized(layers=tuple(dict.fromkeys(layers)), left=tuple(dict.fromkeys(left)))
+    return Quantized(
+        layers=tuple(dict.fromkeys(layers)),
+        left=tuple(dict.fromkeys(left)),
+        notes=overflow_notes("onnx", "weights"),
+    )
 
 
 def layer_of(node: "NodeProto", title: str) -> str:

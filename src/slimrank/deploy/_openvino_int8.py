@@ -6,11 +6,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from slimrank.deploy._cpu import overflow_notes, sums_overflow
 from slimrank.deploy._openvino import EXTRA, array_of, openvino_core
 from slimrank.deploy._packages import import_package
 from slimrank.deploy._program import Program, node_layers
 from slimrank.deploy._quantizer import Quantized
 from slimrank.forward import Batch
+from slimrank.records import Note
 
 if TYPE_CHECKING:
     from openvino import Model, Node
@@ -69,11 +71,13 @@ def write_openvino_int8(
         # batches, which clip, 10 dB.
         advanced_parameters=advanced.AdvancedQuantizationParameters(
             disable_bias_correction=True,
+            # Otherwise it halves weights of the first convolutions alone.
+            overflow_fix=nncf.OverflowFix.ENABLE if sums_overflow() else None,
             smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),
             activations_range_estimator_params=_package(_RANGES).RangeEstimatorParametersSet.MINMAX,
         ),
     )
-    return _saved(made, program, path, kept, "nncf leaves")
+    return _saved(made, program, path, kept, "nncf leaves", overflow_notes("openvino", "weights"))
 
 
 def write_openvino_int8_weights(
@@ -114,7 +118,14 @@ def _kept_scope(nncf: ModuleType, model: "Model", program: Program, kept: Collec
     return nncf.IgnoredScope(names=names) if names else None
 
 
-def _saved(made: "Model", program: Program, path: Path, kept: Collection[str], does: str) -> Quantized:
+def _saved(
+    made: "Model",
+    program: Program,
+    path: Path,
+    kept: Collection[str],
+    does: str,
+    notes: tuple[Note, ...] = (),
+) -> Quantized:
     import_package("openvino", extra=EXTRA, what="format='openvino'").save_model(
         made, path, compress_to_fp16=False
     )
@@ -128,7 +139,7 @@ def _saved(made: "Model", program: Program, path: Path, kept: Collection[str], d
             left.append((name, f"{does} {node.get_type_name()} in float"))
     # A recurrent layer has several products, of which some may stay.
     left = [entry for entry in left if entry[0] not in layers]
-    return Quantized(layers=tuple(dict.fromkeys(layers)), left=tuple(dict.fromkeys(left)))
+    return Quantized(layers=tuple(dict.fromkeys(layers)), left=tuple(dict.fromkeys(left)), notes=notes)
 
 
 def _products(model: "Model") -> list["Node"]:

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from slimrank._errors import ExportError
 from slimrank._names import listed
+from slimrank.deploy._cpu import X86, overflow_notes, sums_overflow
 from slimrank.deploy._program import Program
 from slimrank.deploy._pt2e import Int8Program, quantize_program, torchao_package
 from slimrank.deploy._quantizer import Quantized
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 # Brings the operations of int8 files, which torch does not know of before.
 OPERATIONS = "torch.ao.quantization.fx._decomposed"
 _QUANTIZERS = "torchao.quantization.pt2e.quantizer"
-_X86 = ("x86_64", "amd64", "i386", "i686")
 _ARM = ("aarch64", "arm64")
 
 
@@ -142,10 +142,10 @@ def _make_quantizer(*, is_dynamic: bool) -> Callable[[Callable[[Node], bool]], "
         ExportError: it has none.
     """
     machine = platform.machine().lower()
-    if machine in _X86:
+    if machine in X86:
         module = torchao_package(f"{_QUANTIZERS}.x86_inductor_quantizer")
         config = module.get_default_x86_inductor_quantization_config(
-            is_dynamic=is_dynamic, reduce_range=not _has_vnni()
+            is_dynamic=is_dynamic, reduce_range=sums_overflow()
         )
         kind = module.X86InductorQuantizer
     elif machine in _ARM:
@@ -172,11 +172,6 @@ def _make_quantizer(*, is_dynamic: bool) -> Callable[[Callable[[Node], bool]], "
     return make
 
 
-def _has_vnni() -> bool:
-    """Whether sums of products of 8 bits cannot overflow 16 bits on this machine."""
-    return bool(torch.cpu._is_vnni_supported())
-
-
 def _written(made: Int8Program, path: Path, where: str) -> Quantized:
     write_torch(made.program, path)
     left = tuple((name, f"torchao's quantizer leaves {operation} {where}") for name, operation in made.left)
@@ -197,10 +192,7 @@ def _notes(exported: ExportedProgram) -> list[Note]:
             "do where an input is added to the output of a layer; hand it copies"
         )
         notes.append(Note(where="torch", text=text))
-    if platform.machine().lower() in _X86 and not _has_vnni():
-        text = "this machine has no VNNI: activations have 7 bits, so that sums do not overflow"
-        notes.append(Note(where="torch", text=text))
-    return notes
+    return [*notes, *overflow_notes("torch", "activations")]
 
 
 def _added_inputs(exported: ExportedProgram) -> list[str]:

@@ -4,6 +4,7 @@
 import copy
 import math
 import os
+from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -218,3 +219,29 @@ def test_samples_that_are_all_the_same_are_seen() -> None:
     assert seams.is_constant(_batch(row.expand(3, 4), torch.ones(3, 1)))
     assert not seams.is_constant(_batch(row[None], torch.ones(1, 1)))
     assert not seams.is_constant(_batch(row.expand(3, 4), torch.arange(3)))
+
+
+@pytest.mark.parametrize(
+    ("of_torch", "capabilities", "expected"),
+    [
+        (True, {}, True),
+        (False, {"avx_vnni": True}, True),
+        (False, {"avx_vnni": False}, False),
+        # Of ARM it tells other things.
+        (False, {"dot": True}, False),
+        # Before torch had it.
+        (False, None, False),
+    ],
+)
+def test_either_kind_of_vnni_counts(
+    of_torch: bool,
+    capabilities: Mapping[str, bool] | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: of_torch)
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert seams.cpu_has_vnni() is expected

@@ -36,5 +36,5 @@ def _has_vnni() -> bool:
     if torch.cpu._is_vnni_supported():
         return True
     # That function does not look at AVX-VNNI; older versions of torch do not tell of it at all.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx_vnni", False))

@@ -2,6 +2,7 @@
 """What the processor of this machine lacks for int8."""
 
 import platform
+from collections.abc import Mapping
 
 import torch
 
@@ -36,5 +37,5 @@ def _has_vnni() -> bool:
     if torch.cpu._is_vnni_supported():
         return True
     # That function does not look at AVX-VNNI; older versions of torch do not tell of it at all.
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx_vnni", False))

@@ -17,7 +17,6 @@ from slimrank._errors import (
     FileError,
     NonFiniteError,
     OptionError,
-    PlanError,
     StudyError,
     UnknownNameError,
 )
@@ -59,15 +58,16 @@ from slimrank.plan import (
     check_structure,
     check_table,
     damage_at,
-    edited_plan,
     group_damage_at,
     planned_latency,
     structure_of,
 )
 from slimrank.planning import (
     Selected,
+    check_steps,
     choose_plan,
     comparable_methods,
+    edit_plan,
     plan_again,
     plan_unrounded,
     without_new_biases,
@@ -244,7 +244,7 @@ class Study:
         """
         if plan is not None:
             check_plan(plan)
-            self._check_steps(plan)
+            check_steps(self._record, plan)
         return explain_layer(self, layer, plan, unit=self.unit).text
 
     def report(
@@ -531,8 +531,7 @@ class Study:
             PlanError: the plan belongs to another model, or something inside a dropped block is named.
         """
         check_plan(plan)
-        self._check_steps(plan)
-        return edited_plan(self, plan, settings)
+        return edit_plan(self._record, plan, settings)
 
     @shown_live_of_study
     @outside_inference_mode
@@ -692,7 +691,7 @@ class Study:
             OutOfMemoryError: memory is used up.
         """
         check_plan(plan)
-        self._check_steps(plan)
+        check_steps(self._record, plan)
         check_on_layer(on_layer)
         session = session_of(self)
         phases = session.phases()
@@ -778,18 +777,6 @@ class Study:
             _unrounded=Unrounded(partial(plan_unrounded, self._record, plan)) if is_as_planned else None,
             _made=self._made(),
         )
-
-    def _check_steps(self, plan: Plan) -> None:
-        """Refuses a plan whose last step does not start from the model of this study."""
-        check_structure(plan, self.structure, step=-1)
-        earlier = self.previous.steps if self.previous else ()
-        steps_before = plan.steps[:-1]
-        if not are_same_steps(steps_before, earlier):
-            raise PlanError(
-                f"plan: {len(steps_before)} steps come before its last one, and they are not the "
-                f"{len(earlier)} that made the model of this study; use "
-                "slimrank.apply(model, plan, batches) on the original"
-            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the study to a directory, inputs included, so that it can be planned and applied elsewhere.

@@ -286,6 +286,24 @@ def test_a_base_keeps_a_pair_and_channels_of_one_name_and_its_dropped_blocks(fol
     assert "1 block compressed" in shown
 
 
+def test_over_a_base_what_is_said_of_a_pair_leaves_channels_and_the_other_way_round(folder: Path) -> None:
+    assert _facts("study", _MODEL, _BATCHES, "--out", "run", "--quiet")
+    (folder / "first.json").write_text(
+        json.dumps({"0": [["channel_pruning", {"keep": 6}], ["weight_svd", {"rank": 2}]]})
+    )
+    first = _facts("plan", "run", "--manual", "first.json", "--out", "first_plan.json")
+    over = ("plan", "run", "--base", "first_plan.json", "--manual")
+    (folder / "channels.csv").write_text("layer,method,keep\n0,channel_pruning,4\n")
+    narrower = _facts(*over, "channels.csv")
+    assert narrower["settings"] == first["settings"]
+    assert len(narrower["groups"]["0"]) == 4  # type: ignore[index]
+    (folder / "pair.csv").write_text("layer,method,rank\n0,weight_svd,1\n")
+    lower = _facts(*over, "pair.csv")
+    assert lower["groups"] == first["groups"]
+    assert lower["settings"]["0"]["rank"] == 1  # type: ignore[index,call-overload]
+    assert "--base brings the multiples of its plan" in _refused(*over, "pair.csv", "--multiple-of", "2")
+
+
 def test_compress_saves_the_model_and_a_report(folder: Path) -> None:
     options = ("--macs", "0.6", "--methods", "weight_svd", "--no-compete", "--no-fisher", "--quiet")
     places = ("--out", "small", "--report", "page.html")

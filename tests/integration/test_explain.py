@@ -99,6 +99,17 @@ def test_every_alternative_costs_what_its_plan_costs(study: sr.Study) -> None:
     assert "If group '2' keeps 9 of 16 units, that costs" in words
 
 
+@pytest.mark.parametrize(("layer", "left"), [("0", 0.5), ("1.conv", 0.25), ("2", 0.25)])
+def test_channels_count_by_what_they_leave_of_the_layer_itself(
+    study: sr.Study, layer: str, left: float
+) -> None:
+    # "0" and "1.conv" make the channels that "1.conv" and "2" read.
+    plan = Plan.manual(study, {"0": ("channel_pruning", {"keep": 4}), "2": ("channel_pruning", {"keep": 8})})
+    rows = chosen_of(explained(study, layer, plan))
+    # The row of the pair that it is not, and that of its channels, say the same of it.
+    assert [row["layer_ratio"] for row in rows] == [pytest.approx(left)] * 2
+
+
 def test_a_layer_in_a_dropped_block(study: sr.Study) -> None:
     plan = Plan.manual(study, {"1": "drop", "0": ("channel_pruning", 0.5)})
     explanation = explained(study, "1.conv", plan)

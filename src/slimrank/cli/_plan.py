@@ -31,10 +31,9 @@ from slimrank.cli._typed import (
     split_names,
 )
 from slimrank.files import Json, Store
-from slimrank.measured import read_study
-from slimrank.plan import MultipleOf, PlanSource, SettingLike, read_settings
-from slimrank.planning import choose_plan
-from slimrank.records import METRICS, PRUNING, Metric
+from slimrank.measured import StudyRecord, read_study
+from slimrank.planning import choose_plan, edit_plan
+from slimrank.records import METRICS, Metric
 from slimrank.report import plan_facts, render_plan
 
 
@@ -110,8 +109,6 @@ def plan(
         )
     elif model is None:
         raise OptionError("--activation-bytes counts activations; give the model, too: --model module:build")
-    # Settings typed by hand are taken as they are, unless asked otherwise.
-    multiple_of = read_multiple_of(budgets["multiple_of"], default="auto" if manual is None else 1)
     ratios = {metric: budgets[metric] for metric in METRICS}
     if manual is not None:
         _refuse_beside_manual(
@@ -129,7 +126,7 @@ def plan(
             skip,
         )
         record = read_study(Store(study_dir))
-        unit, chosen = record.unit, _manual_plan(record, manual, base, multiple_of)
+        unit, chosen = record.unit, _manual_plan(record, manual, base, budgets["multiple_of"])
     else:
         if base is not None:
             raise OptionError(
@@ -143,7 +140,7 @@ def plan(
             latency=read_latency(latency),
             latencies=None if times is None else sr.Latencies.load(times),
             select=budgets["select"],
-            multiple_of=multiple_of,
+            multiple_of=read_multiple_of(budgets["multiple_of"]),
             methods=split_names(methods) or None,
             skip=skip,
             scores=None if table is None else sr.Scores.load(table),
@@ -202,21 +199,13 @@ def _refuse_beside_manual(
         raise OptionError(f"--manual says all; leave out {', '.join(given)}")
 
 
-def _manual_plan(record: PlanSource, manual: Path, base: Path | None, multiple_of: MultipleOf) -> sr.Plan:
+def _manual_plan(
+    record: StudyRecord, manual: Path, base: Path | None, multiple_of: tuple[str, ...]
+) -> sr.Plan:
     """The settings of a file, over those of another plan where one is given."""
     if base is None:
-        return sr.Plan.manual(record, manual, multiple_of=multiple_of)
-    settings = {**_as_settings(sr.Plan.load(base)), **read_settings(manual)}
-    return sr.Plan.manual(record, settings, multiple_of=multiple_of)
-
-
-def _as_settings(chosen: sr.Plan) -> dict[str, SettingLike]:
-    """All that a plan does, as ``Plan.manual`` takes it."""
-    settings: dict[str, SettingLike] = dict(chosen.settings)
-    for name, channels_kept in chosen.groups.items():
-        pair = chosen.settings.get(name)
-        channels = (PRUNING, {"channels_kept": channels_kept})
-        settings[name] = channels if pair is None else [pair, channels]
-    for block in chosen.dropped:
-        settings[block] = "drop"
-    return settings
+        # Settings typed by hand are taken as they are, unless asked otherwise.
+        return sr.Plan.manual(record, manual, multiple_of=read_multiple_of(multiple_of, default=1))
+    if multiple_of:
+        raise OptionError("--base brings the multiples of its plan; leave out --multiple-of")
+    return edit_plan(record, sr.Plan.load(base), manual)

@@ -9,12 +9,15 @@ from slimrank.planning._choose import (
     comparable_methods,
     without_new_biases,
 )
+from slimrank.planning._edit import check_steps, edit_plan
 
 __all__ = [
     "Selected",
     "WithinPeak",
+    "check_steps",
     "choose_plan",
     "comparable_methods",
+    "edit_plan",
     "plan_again",
     "plan_unrounded",
     "without_new_biases",

@@ -9,7 +9,7 @@ import numpy as np
 
 from slimrank._errors import PlanError, RankError, UnknownNameError
 from slimrank._names import listed, nearest
-from slimrank.cost import group_share, layer_cost, slimmed_spec
+from slimrank.cost import layer_cost, setting_cost, slimmed_spec
 from slimrank.files import Json
 from slimrank.plan import (
     Plan,
@@ -45,8 +45,8 @@ class _Choice:
         kind: "pair", "group" or "block".
         name: of the layer, group or block.
         text: what is done, for people.
-        layer_ratio: share of the layer's MACs that is left, of a group that of all that it touches; None
-            where these have none.
+        layer_ratio: share of the layer's MACs that is left, with all else as in the plan; None where it has
+            none.
         model_ratio: share of the model's MACs that is left, with all else as in the plan.
         damage: predicted for this choice alone; None where nothing was measured.
         is_chosen: it is what the plan does.
@@ -337,7 +337,7 @@ def _choices(source: PlanSource, spec: LayerSpec, plan: Plan | None) -> Iterator
     others = [*_pair_choices(source, spec, step, plan)]
     for group in _made_by(source, spec):
         if group.reason is None:
-            others += _group_choices(source, group, step, plan)
+            others += _group_choices(source, spec, group, step, plan)
     yield from (replace(choice, is_chosen=choice.is_chosen and not around) for choice in others)
     yield from _block_choices(source, spec, step, around)
 
@@ -424,7 +424,9 @@ def _best_within(curves: Sequence[Curve], limit: int, multiple: int) -> Setting 
     return curve.setting(rank)
 
 
-def _group_choices(source: PlanSource, group: GroupSpec, step: Step, plan: Plan | None) -> Iterator[_Choice]:
+def _group_choices(
+    source: PlanSource, spec: LayerSpec, group: GroupSpec, step: Step, plan: Plan | None
+) -> Iterator[_Choice]:
     curve = next((curve for curve in source.group_curves if curve.group == group.name), None)
     chosen = step.groups.get(group.name)
     units: list[Sequence[int] | None] = [None, *_widths(curve, group, chosen, plan)]
@@ -444,13 +446,21 @@ def _group_choices(source: PlanSource, group: GroupSpec, step: Step, plan: Plan 
             kind="group",
             name=group.name,
             text=f"{PRUNING} keeps {group.units if kept is None else len(kept)} of {group.units}",
-            layer_ratio=1.0
-            if kept is None
-            else group_share(source.structure.channels, group.name, len(kept)),
+            layer_ratio=_layer_ratio(spec, changed),
             model_ratio=_model_ratio(source, changed),
             damage=0.0 if kept is None else group_damage_at(source.group_curves, group.name, kept),
             is_chosen=plan is not None and (tuple(kept) if kept is not None else None) == chosen,
         )
+
+
+def _layer_ratio(spec: LayerSpec, step: Step) -> float | None:
+    """Share of a layer's MACs that a step leaves; None where it has none."""
+    whole = layer_cost(spec).macs
+    if not whole:
+        return None
+    slimmed, setting = slimmed_spec(spec, step.structure.channels, step.groups), step.settings.get(spec.name)
+    left = layer_cost(slimmed) if setting is None else setting_cost(slimmed, setting, has_bias=False)
+    return left.macs / whole
 
 
 def _widths(

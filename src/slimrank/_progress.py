@@ -66,6 +66,7 @@ class Overall:
         self._name = name
         self._steps: dict[str, int] = {}
         self._start = time.perf_counter()
+        self._most = 0.0
         self.expect(expected)
 
     def expect(self, expected: Mapping[str, Expected]) -> None:
@@ -86,14 +87,15 @@ class Overall:
 
     @property
     def share(self) -> float:
-        """Of the expected work that is done, 0 to 1."""
-        return self._done / self._whole if self._whole > 0 else 0.0
+        """Of the expected work that is done, 0 to 1; it never falls, also where more work becomes known."""
+        self._most = max(self._most, self._done / self._whole if self._whole > 0 else 0.0)
+        return self._most
 
     @property
     def seconds_left(self) -> float:
         """At the pace so far; in the beginning as expected."""
         taken = time.perf_counter() - self._start
-        pace = taken / self._done if self.share > _KNOWN_PACE else 1.0
+        pace = taken / self._done if self._done > _KNOWN_PACE * self._whole else 1.0
         return max(0.0, (self._whole - self._done) * pace)
 
     @property
@@ -104,6 +106,8 @@ class Overall:
         )
 
     def __str__(self) -> str:
+        if self.share >= 1:
+            return f"{self._name} 100%"
         return f"{self._name} {self.share:.0%}, about {seconds_text(self.seconds_left)} left"
 
 

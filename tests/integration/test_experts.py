@@ -179,6 +179,7 @@ def test_a_plan_whose_model_is_above_the_budget_is_named_and_does_not_win() -> N
         None,
         max_damage=1.1,
         builds=seams.Builds(study, "compress"),
+        competes=True,
     )
     rivals.build("large", large)
     rivals.build("small", study.plan(macs=0.4))

@@ -171,6 +171,12 @@ def test_errors_of_the_command_line_speak_of_its_options(error: sr.SlimrankError
     assert seams.in_options(error, command) == words
 
 
+def test_an_effort_that_is_as_usual_has_its_name(tmp_path: Path) -> None:
+    sr.study(net(), data(), run_dir=tmp_path, progress=False)
+    with pytest.raises(sr.StudyError, match=r"\(effort='normal' there and 'fast' here\); give"):
+        quick(net(), run_dir=tmp_path)
+
+
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_a_study_in_a_directory_of_another_one_is_told_the_options_that_differ(
     is_killed: bool, tmp_path: Path

@@ -55,6 +55,7 @@ def test_compress_tells_how_far_its_models_are(effort: str) -> None:
     assert (len(tried) > 1) == (effort != "fast")
     assert 0 < shares[0] < 1
     assert all(0 < share <= 1 for share in shares)
+    assert shares == sorted(shares)
     # Models that would be worse for certain are not built, so others may be the last.
     assert shares[-1] == 1.0 if effort == "fast" else shares[-1] > 0.4
 
@@ -82,5 +83,10 @@ def test_expectations_may_change_and_what_is_done_stays() -> None:
     overall.expect(
         {"apply": seams.Expected(seconds=20, steps=20), "verify": seams.Expected(seconds=20, steps=1)}
     )
-    assert overall.share == 0.125
+    # An eighth is done now, but who has read a half is not told less.
+    assert overall.share == 0.5
     assert overall.steps == {"apply": 5, "verify": 0}
+    overall.add("apply", 15)
+    assert str(overall).startswith("compress 50%, about ")
+    overall.add("verify", 1)
+    assert str(overall) == "compress 100%"

@@ -416,6 +416,7 @@ def test_where_the_first_plan_drops_a_block_one_that_keeps_all_competes() -> Non
         None,
         max_damage=1.1,
         builds=seams.Builds(study, "compress"),
+        competes=True,
     )
     plan = study.plan(macs=0.5)
     assert plan.dropped
@@ -445,6 +446,7 @@ def test_the_samples_of_rough_divergences_are_read_once() -> None:
         None,
         max_damage=1.1,
         builds=seams.Builds(study, "compress"),
+        competes=True,
     )
     plan, passes, values = study.plan(macs=0.5), [], []
     for _ in range(3):

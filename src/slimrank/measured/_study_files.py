@@ -2,7 +2,7 @@
 """The files of a study's directory: a plain value in, a plain value out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -266,9 +266,16 @@ def _changed_options(store: Store, options: Options) -> str:
     asked = options_in(store)
     if asked is None:
         return ""
-    there, here = options_to_json(asked), options_to_json(options)
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return ", ".join(f"{name}={there.get(name)!r} there and {here.get(name)!r} here" for name in names)
+    # Defaults, too, which the JSON leaves out.
+    there, here = _shown(asked), _shown(options)
+    return ", ".join(
+        f"{name}={there[name]!r} there and {here[name]!r} here" for name in there if there[name] != here[name]
+    )
+
+
+def _shown(options: Options) -> dict[str, Json]:
+    """Options by name, as people write them."""
+    return {field.name: getattr(options, field.name) for field in fields(options)} | options_to_json(options)
 
 
 def _topics_text(topics: Sequence[str], options: str = "", inputs: str = "") -> str:

@@ -32,6 +32,7 @@ class Rivals:
         on_layer: as in ``Study.apply``.
         max_damage: times the predicted damage of the first plan above which another one is not built.
         builds: tells how far the call is; of the same study.
+        competes: whether ``build_others`` will be called after the first plan.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class Rivals:
         on_layer: OnLayer | None,
         max_damage: float,
         builds: Builds,
+        *,
+        competes: bool,
     ) -> None:
         self._measured = measured
         self._plan_of = plan_of
@@ -65,6 +68,8 @@ class Rivals:
         self._builds = builds
         # Plans that are still to be tried, this one included.
         self._n_left = 1
+        if competes:
+            self._n_left += self._count_others(has_blocks=bool(measured.block_damages))
 
     def build(self, label: str, plan: Plan) -> None:
         """Builds a plan, unless one that does the same was built; the best result so far is kept."""
@@ -96,16 +101,11 @@ class Rivals:
         Those that are predicted to be worse than the first plan are left out. The two that the recalibrated
         one is made from are measured roughly.
         """
-        measured = {curve.method for curve in self._measured.curves}
-        if self._measured.group_curves or self._measured.block_damages:
-            measured.add(PRUNING)
-        methods = tuple(method for method in self._measured.methods if method in measured)
+        methods = self._methods
         pairs = tuple(method for method in methods if not replaces_groups(method))
         is_joint = 0 < len(pairs) < len(methods)
         has_blocks = any(plan.dropped for plan in self._plans.values())
-        alone = len(methods) if len(methods) > 1 else 0
-        # The last two: all pairs, and the recalibrated plan.
-        self._n_left = 1 + has_blocks + alone + is_joint * (1 + (len(pairs) > 1))
+        self._n_left = self._count_others(has_blocks=has_blocks)
         self._try("uniform", "uniform", None)
         if has_blocks:
             self._try("optimal, all blocks kept", "optimal", None, replace(self._measured, block_damages=()))
@@ -120,6 +120,21 @@ class Rivals:
         if len(pairs) > 1:
             self._try(f"optimal, {factors}", "optimal", pairs, is_needed=True)
         self._try_recalibrated(f"optimal, {factors}", f"optimal, {PRUNING} only")
+
+    @property
+    def _methods(self) -> tuple[Method, ...]:
+        """Methods of which something was measured."""
+        measured = {curve.method for curve in self._measured.curves}
+        if self._measured.group_curves or self._measured.block_damages:
+            measured.add(PRUNING)
+        return tuple(method for method in self._measured.methods if method in measured)
+
+    def _count_others(self, *, has_blocks: bool) -> int:
+        """Plans beside the first one: uniform, all blocks kept, single methods, pairs, recalibrated."""
+        n_methods = len(self._methods)
+        n_pairs = sum(1 for method in self._methods if not replaces_groups(method))
+        is_joint = 0 < n_pairs < n_methods
+        return 1 + has_blocks + (n_methods if n_methods > 1 else 0) + is_joint * (1 + (n_pairs > 1))
 
     def _try(
         self,

@@ -206,11 +206,17 @@ def compress(  # noqa: D417 - the others are named in one sentence each; a test 
             return plan_of(source, select, only, budgets, table)
 
         source = measured if new_bias else planned_without_new_bias(measured)
+        competes = compete and effort != "fast"
         rivals = Rivals(
-            source, planned, on_layer, max_damage=_MAX_DAMAGE[effort], builds=Builds(source, "compress")
+            source,
+            planned,
+            on_layer,
+            max_damage=_MAX_DAMAGE[effort],
+            builds=Builds(source, "models of compress"),
+            competes=competes,
         )
         rivals.build("optimal", planned(source, "optimal", None))
-        if compete and effort != "fast":
+        if competes:
             rivals.build_others()
         return rivals.best()
 

@@ -75,6 +75,7 @@ def rivals(results: Mapping[str, Built]) -> tuple[Rivals, list[str]]:
         None,
         max_damage=1.1,
         builds=builds,  # type: ignore[arg-type]
+        competes=False,
     )
     return contest, built
 
@@ -196,7 +197,7 @@ def test_what_is_predicted_to_be_much_worse_is_not_built(first: Built, is_bounde
     built: list[str] = []
     study = Study(results=results, built=built)
     builds = SimpleNamespace(study=study, begin=lambda *_: None)
-    contest = Rivals(study, plan_of, None, max_damage=1.1, builds=builds)  # type: ignore[arg-type]
+    contest = Rivals(study, plan_of, None, max_damage=1.1, builds=builds, competes=False)  # type: ignore[arg-type]
     contest.build("optimal", Asked(settings="all", damage=1.0))  # type: ignore[arg-type]
     contest.build_others()
     best = contest.best()

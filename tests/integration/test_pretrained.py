@@ -334,7 +334,7 @@ def test_saving_says_whether_transformers_alone_loads_it(
     study.apply(study.plan(macs=0.8, new_bias=False)).save_pretrained(tmp_path / "asked")
     level, text = told(caplog)
     assert level == "WARNING"
-    assert "is a pair of factors; plan with methods=('channel_pruning',)" in text
+    assert "' is a pair of factors; plan with methods=('channel_pruning',)" in text
     uniform(model, nets, {"intermediate.dense": 40}).save_pretrained(tmp_path / "plain")
     assert told(caplog) == ("INFO", f"{tmp_path / 'plain'}: plain AutoModel.from_pretrained loads it, too")
     uniform(model, nets, {"0.intermediate.dense": 40}).save_pretrained(tmp_path / "uneven")

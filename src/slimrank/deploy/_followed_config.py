@@ -8,7 +8,6 @@ from typing import Protocol, Self
 import torch
 from torch import nn
 
-from slimrank._names import listed
 from slimrank.forward import Batch, eval_mode, named_tensors, run
 from slimrank.plan import Plan, has_uniform_widths, stacks_in
 from slimrank.records import GroupSpec
@@ -101,11 +100,11 @@ def why_not_followed(model: nn.Module, plan: Plan, original: Config) -> str:
         return f"it was compressed in {len(plan.steps)} steps; compress the original in one"
     if plan.settings:
         return (
-            f"{listed(plan.settings, 1)} is a pair of factors; plan with methods=('channel_pruning',), "
+            f"{next(iter(plan.settings))!r} is a pair of factors; plan with methods=('channel_pruning',), "
             "uniform_widths=True and new_bias=False"
         )
     if plan.dropped:
-        return f"{listed(plan.dropped, 1)} is dropped; plan with uniform_widths=True, which drops no block"
+        return f"{next(iter(plan.dropped))!r} is dropped; plan with uniform_widths=True, which drops no block"
     (step,) = plan.steps
     channels = step.structure.channels
     if not has_uniform_widths(plan.groups, channels):
@@ -115,7 +114,7 @@ def why_not_followed(model: nn.Module, plan: Plan, original: Config) -> str:
         name for name, spec in step.structure.layers.items() if not spec.has_bias and f"{name}.bias" in wanted
     ]
     if new:
-        return f"{listed(new, 1)} has a new bias; plan with new_bias=False"
+        return f"{new[0]!r} has a new bias; plan with new_bias=False"
     return _why_not_in_fields(model, plan, original)
 
 
@@ -182,7 +181,7 @@ def _why_not_in_fields(model: nn.Module, plan: Plan, original: Config) -> str:
         ]
         if weight in state and tuple(state[weight].shape) not in built:
             return (
-                f"its configuration has no field for the width of {listed([name])}; leave that and those "
+                f"its configuration has no field for the width of {name!r}; leave that and those "
                 "like it in other layers out with skip="
             )
     return "what its configuration builds is another model, or computes something else"

@@ -116,7 +116,7 @@ def save_pretrained_model(
             config = copy.deepcopy(original)
             setattr(config, _WEIGHTS_FIELD, _REFUSAL)
         config.to_json_file(str(draft / CONFIG_FILE))
-        if model.can_generate():
+        if model.can_generate():  # type: ignore[operator]
             _save_generation(model, draft)
         write_tensors(
             Store(draft).path_of(BUFFERS_FILE),

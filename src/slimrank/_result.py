@@ -31,7 +31,7 @@ from slimrank.deploy import (
 from slimrank.files import Json, read_text
 from slimrank.forward import Batch, outside_inference_mode
 from slimrank.pareto import Pareto, pareto_facts
-from slimrank.plan import LatencyTable, Plan
+from slimrank.plan import LatencyTable, Plan, has_stacks, has_uniform_widths
 from slimrank.records import (
     METRICS,
     ActivationBytes,
@@ -305,7 +305,8 @@ class Result:
 
         Where only widths changed, alike in all layers (``Study.plan(uniform_widths=True, new_bias=False)``),
         the configuration follows if it can, and ``AutoModel.from_pretrained`` loads the model too. In all
-        other cases that call fails and names ``slimrank.from_pretrained``.
+        other cases that call fails and names ``slimrank.from_pretrained``. The logger ``slimrank.pretrained``
+        says which it is, and why: as a warning where the plan looks as if it was made for the former.
 
         Args:
             path: a new or empty directory.
@@ -331,8 +332,19 @@ class Result:
             manifest,
             tokenizer=tokenizer,
             overwrite=overwrite,
+            wants_ordinary=self._wants_ordinary(),
             batch=batch,
         )
+
+    def _wants_ordinary(self) -> bool:
+        """Whether it looks planned with ``uniform_widths=True`` or, on data, with ``new_bias=False``."""
+        plan = self.plan
+        if not plan.steps:
+            return False
+        channels = plan.steps[-1].structure.channels
+        is_uniform = has_stacks(plan.groups, channels) and has_uniform_widths(plan.groups, channels)
+        used_data = any(layer.fit not in (None, "weights") for layer in self.layers)
+        return is_uniform or (used_data and not plan.has_bias)
 
     @outside_inference_mode
     def export(

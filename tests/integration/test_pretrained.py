@@ -269,6 +269,93 @@ def test_what_no_configuration_says_is_refused(nets: ModuleType, tmp_path: Path)
             assert torch.equal(found, result.model(**batch).logits)
 
 
+def test_a_loaded_model_has_the_configuration_of_its_widths(nets: ModuleType, tmp_path: Path) -> None:
+    for build, keep in (
+        (llama, {"self_attn.q_proj": 2, "mlp.gate_proj": 24}),
+        (bert, {"intermediate.dense": 24}),
+    ):
+        model = build(nets)
+        result = uniform(model, nets, keep)
+        folder = tmp_path / type(model).__name__
+        result.save_pretrained(folder)
+        loaded = sr.from_pretrained(folder)
+        assert loaded.config.intermediate_size == 24
+        assert model.config.intermediate_size == 64
+        assert all(
+            module.config.intermediate_size == 24 for module in loaded.modules() if hasattr(module, "config")
+        )
+        # As a trainer does.
+        loaded.save_pretrained(folder / "resaved")
+        again = type(model).from_pretrained(folder / "resaved").eval()
+        batch = inputs_of(model, nets)[0]
+        with torch.no_grad():
+            expected = result.model(**batch).logits
+            assert torch.equal(loaded(**batch).logits, expected)
+            assert torch.equal(again(**batch).logits, expected)
+
+
+def test_a_loaded_model_is_compressed_again(nets: ModuleType, tmp_path: Path) -> None:
+    model = llama(nets)
+    uniform(model, nets, {"mlp.gate_proj": 40}).save_pretrained(tmp_path / "first")
+    loaded = sr.from_pretrained(tmp_path / "first")
+    batches = inputs_of(model, nets)
+    for previous in (None, sr.Plan.load(tmp_path / "first" / "plan.json")):
+        study = sr.study(
+            loaded, batches, previous=previous, data_free=True, methods=FACTORS, effort="fast", progress=False
+        )
+        result = study.apply(study.plan(macs=0.8))
+        folder = tmp_path / ("alone" if previous is None else "both")
+        result.save_pretrained(folder)
+        # Of what the first step of the plan starts from.
+        original = json.loads((folder / "original_config.json").read_text())
+        assert original["intermediate_size"] == (40 if previous is None else 64)
+        with torch.no_grad():
+            found = sr.from_pretrained(folder)(**batches[0]).logits
+            assert torch.equal(found, result.model(**batches[0]).logits)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> tuple[str, str]:
+    """Level and text of what the last save said."""
+    (record,) = (record for record in caplog.records if record.name == "slimrank.pretrained")
+    caplog.clear()
+    return record.levelname, record.getMessage()
+
+
+def test_saving_says_whether_transformers_alone_loads_it(
+    llama_result: sr.Result, nets: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "slimrank.pretrained")
+    llama_result.save_pretrained(tmp_path / "factors")
+    level, text = told(caplog)
+    assert level == "INFO"
+    assert "cannot load it" in text
+    model = bert(nets)
+    study = sr.study(model, inputs_of(model, nets), methods=FACTORS, effort="fast", progress=False)
+    study.apply(study.plan(macs=0.8, new_bias=False)).save_pretrained(tmp_path / "asked")
+    level, text = told(caplog)
+    assert level == "WARNING"
+    assert "' is a pair of factors; plan with methods=('channel_pruning',)" in text
+    uniform(model, nets, {"intermediate.dense": 40}).save_pretrained(tmp_path / "plain")
+    assert told(caplog) == ("INFO", f"{tmp_path / 'plain'}: plain AutoModel.from_pretrained loads it, too")
+    uniform(model, nets, {"0.intermediate.dense": 40}).save_pretrained(tmp_path / "uneven")
+    level, text = told(caplog)
+    assert level == "WARNING"
+    assert "widths differ from layer to layer; plan with uniform_widths=True" in text
+    uniform(model, nets, {"intermediate.dense": 40, "attention.self.query": 2}).save_pretrained(
+        tmp_path / "heads"
+    )
+    level, text = told(caplog)
+    assert level == "WARNING"
+    assert "no field for the width of 'bert.encoder.layer.0.attention.self.query'" in text
+    model = llama(nets)
+    study = sr.study(model, inputs_of(model, nets), effort="fast", progress=False)
+    plan = study.plan(macs=0.7, methods=("channel_pruning",), uniform_widths=True)
+    study.apply(plan).save_pretrained(tmp_path / "biases")
+    level, text = told(caplog)
+    assert level == "WARNING"
+    assert "has a new bias; plan with new_bias=False" in text
+
+
 @pytest.mark.parametrize(
     "file", ["config.json", "original_config.json", "plan.json", "model.safetensors", "buffers.safetensors"]
 )

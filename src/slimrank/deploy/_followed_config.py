@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slimrank.forward import Batch, eval_mode, named_tensors, run
-from slimrank.plan import Plan
+from slimrank.plan import Plan, has_uniform_widths, stacks_in
 from slimrank.records import GroupSpec
 
 # How configurations call the neurons of a layer.
@@ -85,6 +85,39 @@ def followed_configs(model: nn.Module, plan: Plan, original: Config) -> Iterator
             yield config
 
 
+def why_not_followed(model: nn.Module, plan: Plan, original: Config) -> str:
+    """What no configuration says of a compressed model, and what to plan with instead.
+
+    Args:
+        model: the compressed model, that no configuration builds.
+        plan: that it was made by.
+        original: configuration of the model before.
+
+    Returns:
+        The first reason that holds.
+    """
+    if len(plan.steps) > 1:
+        return f"it was compressed in {len(plan.steps)} steps; compress the original in one"
+    if plan.settings:
+        return (
+            f"{next(iter(plan.settings))!r} is a pair of factors; plan with methods=('channel_pruning',), "
+            "uniform_widths=True and new_bias=False"
+        )
+    if plan.dropped:
+        return f"{next(iter(plan.dropped))!r} is dropped; plan with uniform_widths=True, which drops no block"
+    (step,) = plan.steps
+    channels = step.structure.channels
+    if not has_uniform_widths(plan.groups, channels):
+        return "widths differ from layer to layer; plan with uniform_widths=True"
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    new = [
+        name for name, spec in step.structure.layers.items() if not spec.has_bias and f"{name}.bias" in wanted
+    ]
+    if new:
+        return f"{new[0]!r} has a new bias; plan with new_bias=False"
+    return _why_not_in_fields(model, plan, original)
+
+
 def is_same_model(
     loaded: nn.Module, model: nn.Module, batch: Batch | None, followed: Collection[tuple[object, object]]
 ) -> bool:
@@ -135,6 +168,23 @@ def fields_that_differ(original: Config, config: Config) -> set[tuple[object, ob
         for name, value in config.to_dict().items()
         if isinstance(value, int) and value != old.get(name)
     }
+
+
+def _why_not_in_fields(model: nn.Module, plan: Plan, original: Config) -> str:
+    """The first group whose width no reading of its own brings."""
+    channels, fields, state = plan.steps[-1].structure.channels, original.to_dict(), model.state_dict()
+    for name in (names[0] for names in stacks_in(channels) if names[0] in plan.groups):
+        weight = f"{name}.weight"
+        built = [
+            _built(type(model), original, dict(changes))[1].get(weight)
+            for changes in _readings(fields, channels.groups[name], len(plan.groups[name]))
+        ]
+        if weight in state and tuple(state[weight].shape) not in built:
+            return (
+                f"its configuration has no field for the width of {name!r}; leave that and those "
+                "like it in other layers out with skip="
+            )
+    return "what its configuration builds is another model, or computes something else"
 
 
 def _has_same_tensors(loaded: nn.Module, model: nn.Module) -> bool:

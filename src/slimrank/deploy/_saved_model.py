@@ -255,10 +255,25 @@ def load_artifact(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             container.requires_grad_(requires_grad=all(p.requires_grad for p in layer.parameters()))
             replace_module(rebuilt, name, container)
         _add_biases(rebuilt, so_far, state)
-    _load_state(rebuilt, state, root)
-    rebuilt.eval()
-    flatten_recurrent(rebuilt)
-    return rebuilt
+    return _loaded(rebuilt, state, root)
+
+
+def load_weights(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Gives the weights of a saved model to one that is built as it already (in place).
+
+    Args:
+        path: a directory that ``save_artifact`` wrote.
+        model: the compressed architecture, any weights.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        FileError: a file is missing, truncated or altered.
+        PlanError: the directory belongs to another model.
+    """
+    root = Path(path)
+    return _loaded(model, read_state(root, read_manifest(root)), root)
 
 
 def read_state(root: Path, manifest: Mapping[str, Json]) -> dict[str, Tensor]:
@@ -352,6 +367,13 @@ def _aliases_of(weights: Path) -> dict[str, str]:
         metadata = file.metadata() or {}
     aliases = json.loads(metadata.get("aliases", "{}"))
     return {str(name): str(first) for name, first in aliases.items()}
+
+
+def _loaded(model: nn.Module, state: Mapping[str, Tensor], root: Path) -> nn.Module:
+    _load_state(model, state, root)
+    model.eval()
+    flatten_recurrent(model)
+    return model
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], root: Path) -> None:

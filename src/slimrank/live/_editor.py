@@ -21,12 +21,13 @@ from slimrank.plan import (
     check_table,
     differences,
     group_damage_at,
+    has_stacks,
+    has_uniform_widths,
     is_inside,
     planned_latency,
     slimmable_groups,
 )
 from slimrank.records import METRICS, PRUNING, Form, LayerSpec, Method, Setting, replaces_groups
-from slimrank.select import has_stacks, has_uniform_widths
 
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
 Kind = Literal["layer", "group", "block"]

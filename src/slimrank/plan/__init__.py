@@ -35,6 +35,7 @@ from slimrank.plan._rounding import (
     without_auto,
 )
 from slimrank.plan._settings_file import read_settings
+from slimrank.plan._stacks import has_stacks, has_uniform_widths, stacks_in
 from slimrank.plan._step import block_damage_at, group_damage_at, is_inside, slimmable_groups, step_of
 from slimrank.plan._structure import (
     HasSteps,
@@ -77,6 +78,8 @@ __all__ = [
     "fixed_of",
     "form_of",
     "group_damage_at",
+    "has_stacks",
+    "has_uniform_widths",
     "is_inside",
     "kernel_group_steps",
     "latency_ratio",
@@ -93,6 +96,7 @@ __all__ = [
     "read_settings",
     "rounding_steps",
     "slimmable_groups",
+    "stacks_in",
     "step_of",
     "structure_of",
     "with_multiples",

@@ -7,10 +7,9 @@ from typing import Literal
 
 from slimrank._errors import BudgetError
 from slimrank.measured import StudyRecord
-from slimrank.plan import MultipleOf, Plan, fixed_in
+from slimrank.plan import MultipleOf, Plan, fixed_in, has_uniform_widths
 from slimrank.planning._choose import choose_plan
 from slimrank.records import PRUNING, Metric
-from slimrank.select import has_uniform_widths
 
 # The rules by which plans are chosen from damages.
 _SELECTORS: Mapping[str, Literal["optimal", "greedy", "uniform"]] = {

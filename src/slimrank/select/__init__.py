@@ -10,7 +10,7 @@ from slimrank.select._budget import (
     check_peak,
     meant_percent,
 )
-from slimrank.select._ordinary import has_stacks, has_uniform_widths, without_new_bias
+from slimrank.select._ordinary import without_new_bias
 from slimrank.select._select import Select, reachable_floor, select_plan, select_plan_and_rounding
 from slimrank.select.layers._floor import HOW_TO_REACH
 
@@ -23,8 +23,6 @@ __all__ = [
     "check_budgets",
     "check_methods",
     "check_peak",
-    "has_stacks",
-    "has_uniform_widths",
     "meant_percent",
     "reachable_floor",
     "select_plan",

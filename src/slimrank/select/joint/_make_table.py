@@ -26,7 +26,16 @@ from slimrank.cost import (
     middle_cost,
     pair_has_bias,
 )
-from slimrank.plan import NOTHING_FIXED, Fixed, Multiples, PlanSource, Rounding, is_inside, multiple_for
+from slimrank.plan import (
+    NOTHING_FIXED,
+    Fixed,
+    Multiples,
+    PlanSource,
+    Rounding,
+    is_inside,
+    multiple_for,
+    stacks_in,
+)
 from slimrank.records import (
     LATENCY,
     AxisUnits,
@@ -44,7 +53,6 @@ from slimrank.records import (
     step_edge,
 )
 from slimrank.select._option_costs import Costing
-from slimrank.select._ordinary import stacks_in
 from slimrank.select.joint._counts import Dim, Dims, Widths, tied, widths_of
 from slimrank.select.joint._grids import Grids, LayerGrids
 from slimrank.select.joint._pieces import (

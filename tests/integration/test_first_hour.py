@@ -142,6 +142,13 @@ def test_files_have_the_mode_that_the_umask_gives(umask: int, mode: int, tmp_pat
 @click.option("--latencies", "times")
 @click.option("--fast", is_flag=True)
 @click.option("--no-fisher", "fisher", flag_value=False, default=True)
+@click.option("--out", "run_dir")
+@click.option("--study", "study_dir")
+@click.option("--inputs")
+@click.option("--outputs")
+@click.option("--likelihood")
+@click.option("--skip")
+@click.option("--methods")
 def command() -> None:
     """With options whose names differ from their keywords in every way."""
 
@@ -165,10 +172,63 @@ def command() -> None:
         (sr.OptionError("times=slimrank.f(x) is code"), "times=slimrank.f(x) is code"),
         (sr.OptionError("in 'macs=1', a/macs=2 and my-macs=3"), "in 'macs=1', a/macs=2 and my-macs=3"),
         (sr.FileError("macs=0.5 is missing"), "macs=0.5 is missing"),
+        (
+            sr.BatchesError("a loader that yields (input, label) needs inputs=lambda b: b[0]"),
+            "a loader that yields (input, label) needs --inputs file.py:fn with def fn(b): return b[0]",
+        ),
+        (
+            sr.DeviceError("move the batches with inputs=lambda b: b.to('cpu'), or move the model"),
+            "move the batches with --inputs file.py:fn with def fn(b): return b.to('cpu'), or move the model",
+        ),
+        (
+            sr.BatchesError("check the inputs, or pass inputs=lambda b: ..."),
+            "check the inputs, or pass --inputs file.py:fn",
+        ),
+        (
+            sr.OptionError("pass outputs=lambda out: ... that picks tensors"),
+            "pass --outputs file.py:fn that picks tensors",
+        ),
+        (sr.OptionError("pass targets=lambda b: b[1]"), "pass targets=lambda b: b[1]"),
+        (
+            sr.StudyError("run holds a study of other weights; give another run_dir or delete it"),
+            "run holds a study of other weights; give another --out or delete it",
+        ),
+        (
+            sr.FileError("it is not there; give the run_dir= (--out) of a study"),
+            "it is not there; give the --out of slimrank study",
+        ),
+        (
+            sr.BudgetError("allow more: fewer layers in skip, more methods, a smaller multiple_of"),
+            "allow more: fewer layers in --skip, more --methods, a smaller --multiple-of",
+        ),
+        (
+            sr.OptionError("if that is wrong, pass e.g. likelihood='gaussian'"),
+            "if that is wrong, give e.g. --likelihood gaussian",
+        ),
+        (
+            sr.OptionError("if that is wrong, pass e.g. likelihood={'boxes.0': 'gaussian'}"),
+            "if that is wrong, give e.g. --likelihood boxes.0=gaussian",
+        ),
+        (
+            sr.OptionError("nothing was measured; pass batches= to fit to data"),
+            "nothing was measured; give --study or --batches to fit to data",
+        ),
     ],
 )
 def test_errors_of_the_command_line_speak_of_its_options(error: sr.SlimrankError, words: str) -> None:
     assert seams.in_options(error, command) == words
+
+
+@click.command()
+@click.argument("run_dir")
+def bare() -> None:
+    """Without options."""
+
+
+def test_errors_name_no_options_that_a_command_lacks() -> None:
+    asked = "run it again with this run_dir, fewer layers in skip, pass inputs=lambda b: b[0]"
+    told = "run it again with this directory, fewer layers in skip, pass inputs=lambda b: b[0]"
+    assert seams.in_options(sr.StudyError(asked), bare) == told
 
 
 @pytest.mark.parametrize("is_killed", [False, True])

@@ -2,7 +2,8 @@
 """Commands: one call, its answer as text or JSON, errors as exit codes. The only file that prints.
 
 Every command returns an ``Answer``; ``Command`` prints it and turns errors into exit codes:
-0 done, 1 a bug (with its traceback), 2 something to correct (one line), 130 Ctrl-C.
+0 done, 1 a bug (with its traceback), 2 something to correct (one line), 130 Ctrl-C. A closed pipe
+is answered by ``_main``.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ _KEYWORD = re.compile(
     r"\w\((?:[^()]|\([^()]*\))*\)"
     r"|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?!lambda |slimrank\.)(?=(?P<value>[^\s,;.]|\.\d)?)"
 )
-# Words of the library that name a keyword without "=", or show code: a keyword that has to be an option of the
-# command, the words, and what stands in their place; {} is the option.
+# Words of the library that name a keyword without "=", or show code: a keyword that has to be an option of
+# the command, the words, and what stands in their place; {} is the option.
 _PHRASES = tuple(
     (keyword, re.compile(words), spelling)
     for keyword, words, spelling in (

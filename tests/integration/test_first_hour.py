@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 import seams
@@ -89,6 +90,15 @@ def test_outputs_that_are_the_same_class_are_told(least: float, words: str | Non
 
 def test_a_network_that_is_not_sure_is_not_suspected() -> None:
     assert not any("sure of class" in note.text for note in quick(net()).notes)
+
+
+@pytest.mark.parametrize("typed", [("--skip", "0,2"), ("--skip", "0", "--skip", "2"), ("--skip", "0, 2,")])
+def test_skip_is_repeated_or_separated_by_commas(typed: tuple[str, ...], tmp_path: Path) -> None:
+    quick(net(), run_dir=tmp_path / "run")
+    call = ["plan", str(tmp_path / "run"), "--macs", "0.95", "--json"]
+    done = CliRunner().invoke(seams.cli, [*call, *typed], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert list(json.loads(done.stdout)["settings"]) == ["4"]
 
 
 def test_scores_that_are_all_equal_are_told(tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
 
     # The same plan without data, and with data of the caller's own.
     assert _facts("apply", _MODEL, "plan.json", "--out", "plain")["divergence"] is None
+    told = CliRunner().invoke(seams.cli, ["apply", _MODEL, "plan.json", "--out", "plain", "--overwrite"])
+    assert "; give --study or --batches to fit to data" in told.stdout
     own = ("apply", _MODEL, "plan.json", "--batches", "cli_net:labelled", "--inputs", "cli_net:images")
     assert _facts(*own, "--out", "small", "--overwrite")["divergence"] is not None
 
@@ -199,7 +201,21 @@ def test_study_plan_apply_and_load_in_a_new_process(folder: Path) -> None:
     )
     assert "--draws, --seed: fixed when the study was made" in fixed
     assert "plan.jsn" in _refused("apply", _MODEL, "plan.jsn", "--out", "x")
-    assert "no_run" in _refused("plan", "no_run", "--macs", "0.5")
+    assert "no_run: it is not there; give the --out of slimrank study" in _refused(
+        "plan", "no_run", "--macs", "0.5"
+    )
+    assert "small holds a saved model, not a run; give the directory of its study" in _refused(
+        "serve", "small"
+    )
+    assert "nodir is no directory; give that of a run, e.g. the --out of slimrank study" in _refused(
+        "serve", "nodir"
+    )
+    assert "give another --out or delete it" in _refused(
+        "study", "cli_net.py:residual", _BATCHES, "--out", "run"
+    )
+    assert "needs --inputs file.py:fn with def fn(b): return b[0]" in _refused(
+        "study", _MODEL, "cli_net:labelled", "--out", "other"
+    )
 
 
 def test_channels_from_the_study_to_the_saved_model(folder: Path) -> None:

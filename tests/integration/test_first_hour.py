@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 import seams
@@ -91,6 +92,15 @@ def test_a_network_that_is_not_sure_is_not_suspected() -> None:
     assert not any("sure of class" in note.text for note in quick(net()).notes)
 
 
+@pytest.mark.parametrize("typed", [("--skip", "0,2"), ("--skip", "0", "--skip", "2"), ("--skip", "0, 2,")])
+def test_skip_is_repeated_or_separated_by_commas(typed: tuple[str, ...], tmp_path: Path) -> None:
+    quick(net(), run_dir=tmp_path / "run")
+    call = ["plan", str(tmp_path / "run"), "--macs", "0.95", "--json"]
+    done = CliRunner().invoke(seams.cli, [*call, *typed], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert list(json.loads(done.stdout)["settings"]) == ["4"]
+
+
 def test_scores_that_are_all_equal_are_told(tmp_path: Path) -> None:
     study = quick(net(), methods=("weight_svd",))
     path = tmp_path / "scores.json"
@@ -142,6 +152,13 @@ def test_files_have_the_mode_that_the_umask_gives(umask: int, mode: int, tmp_pat
 @click.option("--latencies", "times")
 @click.option("--fast", is_flag=True)
 @click.option("--no-fisher", "fisher", flag_value=False, default=True)
+@click.option("--out", "run_dir")
+@click.option("--study", "study_dir")
+@click.option("--inputs")
+@click.option("--outputs")
+@click.option("--likelihood")
+@click.option("--skip")
+@click.option("--methods")
 def command() -> None:
     """With options whose names differ from their keywords in every way."""
 
@@ -165,6 +182,47 @@ def command() -> None:
         (sr.OptionError("times=slimrank.f(x) is code"), "times=slimrank.f(x) is code"),
         (sr.OptionError("in 'macs=1', a/macs=2 and my-macs=3"), "in 'macs=1', a/macs=2 and my-macs=3"),
         (sr.FileError("macs=0.5 is missing"), "macs=0.5 is missing"),
+        (
+            sr.BatchesError("a loader that yields (input, label) needs inputs=lambda b: b[0]"),
+            "a loader that yields (input, label) needs --inputs file.py:fn with def fn(b): return b[0]",
+        ),
+        (
+            sr.DeviceError("move the batches with inputs=lambda b: b.to('cpu'), or move the model"),
+            "move the batches with --inputs file.py:fn with def fn(b): return b.to('cpu'), or move the model",
+        ),
+        (
+            sr.BatchesError("check the inputs, or pass inputs=lambda b: ..."),
+            "check the inputs, or pass --inputs file.py:fn",
+        ),
+        (
+            sr.OptionError("pass outputs=lambda out: ... that picks tensors"),
+            "pass --outputs file.py:fn that picks tensors",
+        ),
+        (sr.OptionError("pass targets=lambda b: b[1]"), "pass targets=lambda b: b[1]"),
+        (
+            sr.StudyError("run holds a study of other weights; give another run_dir or delete it"),
+            "run holds a study of other weights; give another --out or delete it",
+        ),
+        (
+            sr.FileError("it is not there; give the run_dir= (--out) of a study"),
+            "it is not there; give the --out of slimrank study",
+        ),
+        (
+            sr.BudgetError("allow more: fewer layers in skip, more methods, a smaller multiple_of"),
+            "allow more: fewer layers in --skip, more --methods, a smaller --multiple-of",
+        ),
+        (
+            sr.OptionError("if that is wrong, pass e.g. likelihood='gaussian'"),
+            "if that is wrong, give e.g. --likelihood gaussian",
+        ),
+        (
+            sr.OptionError("if that is wrong, pass e.g. likelihood={'boxes.0': 'gaussian'}"),
+            "if that is wrong, give e.g. --likelihood boxes.0=gaussian",
+        ),
+        (
+            sr.OptionError("nothing was measured; pass batches= to fit to data"),
+            "nothing was measured; give --study or --batches to fit to data",
+        ),
     ],
 )
 def test_errors_of_the_command_line_speak_of_its_options(error: sr.SlimrankError, words: str) -> None:
@@ -175,6 +233,18 @@ def test_an_effort_that_is_as_usual_has_its_name(tmp_path: Path) -> None:
     sr.study(net(), data(), run_dir=tmp_path, progress=False)
     with pytest.raises(sr.StudyError, match=r"\(effort='normal' there and 'fast' here\); give"):
         quick(net(), run_dir=tmp_path)
+
+
+@click.command()
+@click.argument("run_dir")
+def bare() -> None:
+    """Without options."""
+
+
+def test_errors_name_no_options_that_a_command_lacks() -> None:
+    asked = "run it again with this run_dir, fewer layers in skip, pass inputs=lambda b: b[0]"
+    told = "run it again with this directory, fewer layers in skip, pass inputs=lambda b: b[0]"
+    assert seams.in_options(sr.StudyError(asked), bare) == told
 
 
 @pytest.mark.parametrize("is_killed", [False, True])

@@ -208,7 +208,9 @@ def test_names_of_folders_are_escaped(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_served_is_refused(tmp_path: Path, run_dir: Path) -> None:
-    with pytest.raises(sr.FileError, match=r"missing is no directory; give the run_dir= of a study"):
+    with pytest.raises(
+        sr.FileError, match=r"missing is no directory; give that of a run, e\.g\. the run_dir="
+    ):
         sr.serve(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(sr.FileError, match=r"empty holds no run: there is no events\.jsonl in it"):

@@ -2,7 +2,8 @@
 """Commands: one call, its answer as text or JSON, errors as exit codes. The only file that prints.
 
 Every command returns an ``Answer``; ``Command`` prints it and turns errors into exit codes:
-0 done, 1 a bug (with its traceback), 2 something to correct (one line), 130 Ctrl-C.
+0 done, 1 a bug (with its traceback), 2 something to correct (one line), 130 Ctrl-C. A closed pipe
+is answered by ``_main``.
 """
 
 import contextlib
@@ -27,6 +28,25 @@ from slimrank.files import Json
 _KEYWORD = re.compile(
     r"\w\((?:[^()]|\([^()]*\))*\)"
     r"|(?<![\w/.'\"=-])(?P<name>[a-z_]+)=(?!lambda |slimrank\.)(?=(?P<value>[^\s,;.]|\.\d)?)"
+)
+# Words of the library that name a keyword without "=", or show code: a keyword that has to be an option of
+# the command, the words, and what stands in their place; {} is the option.
+_PHRASES = tuple(
+    (keyword, re.compile(words), spelling)
+    for keyword, words, spelling in (
+        ("inputs", r"\binputs=lambda \w+: \.\.\.", "{} file.py:fn"),
+        ("inputs", r"\binputs=lambda (\w+): (\w[^\s,;]*)", r"{} file.py:fn with def fn(\1): return \2"),
+        ("outputs", r"\boutputs=lambda \w+: \.\.\.", "{} file.py:fn"),
+        ("likelihood", r"pass e\.g\. likelihood='(\w+)'", r"give e.g. {} \1"),
+        ("likelihood", r"pass e\.g\. likelihood=\{'([^']*)': '(\w+)'\}", r"give e.g. {} \1=\2"),
+        ("study_dir", r"pass batches= to fit to data", "give {} or --batches to fit to data"),
+        ("run_dir", r"\b(another|this) run_dir\b", r"\1 {}"),
+        ("", r"\b(another|this) run_dir\b", r"\1 directory"),
+        ("", r"\bthe run_dir= \(--out\) of a study", "the --out of slimrank study"),
+        ("skip", r"\blayers in skip\b", "layers in {}"),
+        ("methods", r"\bmore methods\b", "more {}"),
+        ("multiple_of", r"\bsmaller multiple_of\b", "smaller {}"),
+    )
 )
 # Exit code where the user has to correct something: click takes the same for usage errors.
 REFUSED = 2
@@ -76,11 +96,16 @@ class Command(click.Command):
         except KeyboardInterrupt:
             _stop(ctx, _how_to_go_on(ctx))
         try:
-            text = json.dumps(answer.facts, indent=1) if as_json else fitted_to(answer.text, sys.stdout)
+            text = json.dumps(answer.facts, indent=1) if as_json else _shown(answer, ctx.command)
             click.echo(text.rstrip("\n"))
         except KeyboardInterrupt:
             _stop(ctx, "all was done, only its answer was not shown in full")
         ctx.exit(answer.code)
+
+
+def _shown(answer: Answer, command: click.Command) -> str:
+    """The text of an answer as the terminal shows it best."""
+    return fitted_to(_phrased(answer.text, command), sys.stdout)
 
 
 def _stop(ctx: click.Context, how_to_go_on: str) -> NoReturn:
@@ -89,22 +114,37 @@ def _stop(ctx: click.Context, how_to_go_on: str) -> NoReturn:
     ctx.exit(STOPPED)
 
 
+def _options(command: click.Command) -> dict[str, str]:
+    """Keyword -> the option with a value that says it."""
+    named = [param for param in command.params if isinstance(param, click.Option) and not param.is_flag]
+    spelled = {param: max(param.opts, key=len) for param in named}
+    options = {option.removeprefix("--").replace("-", "_"): option for option in spelled.values()}
+    return options | {str(param.name): option for param, option in spelled.items()}
+
+
+def _phrased(text: str, command: click.Command) -> str:
+    """A text for people, with options of the command in phrases that speak of Python."""
+    options = _options(command)
+    for keyword, words, spelling in _PHRASES:
+        if not keyword or keyword in options:
+            text = words.sub(spelling.replace("{}", options.get(keyword, "")), text)
+    return text
+
+
 def _in_options(error: SlimrankError, command: click.Command) -> str:
     """The message of an error, with options of the command in place of keywords of Python."""
-    text = str(error)
+    text = _phrased(str(error), command)
     # Names of files may look like keywords.
     if isinstance(error, FileError):
         return text
-    named = [param for param in command.params if isinstance(param, click.Option)]
+    flagged = [param for param in command.params if isinstance(param, click.Option) and param.is_flag]
     # Of a flag such as --no-fisher the keyword says the opposite.
-    dashed = {str(param.name): str(param.name).replace("_", "-") for param in named}
-    opts = {opt for param in named for opt in param.opts if param.is_flag}
+    dashed = {str(param.name): str(param.name).replace("_", "-") for param in flagged}
+    opts = {opt for param in flagged for opt in param.opts}
     flags = {name: f"--{told}" for name, told in dashed.items() if f"--{told}" in opts}
     switches = {f"{name}=True": option for name, option in flags.items()}
     switches |= {f"{name}=False": f"--no-{told}" for name, told in dashed.items() if f"--no-{told}" in opts}
-    spelled = {param: max(param.opts, key=len) for param in named if not param.is_flag}
-    options = {option.removeprefix("--").replace("-", "_"): option for option in spelled.values()}
-    options |= {str(param.name): option for param, option in spelled.items()}
+    options = _options(command)
     if text.partition(": ")[0] in options:
         name, _, rest = text.partition(": ")
         text = f"{options[name]}: {rest}"

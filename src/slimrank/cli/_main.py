@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program ``slimrank``: the group of all commands, each imported when it is run."""
 
+import contextlib
 import os
+import select
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from textwrap import shorten
+from typing import TextIO
 
 import click
 
@@ -50,6 +54,39 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 # Columns that no line fills.
 _WHOLE = 100_000
+# Exit code where nobody reads on: 128 + SIGPIPE, as shells count.
+_UNREAD = 141
+
+
+@contextlib.contextmanager
+def _quiet_where_unread() -> Iterator[None]:
+    """Ends the program without a word where nobody reads what it prints, as after ``| head``."""
+    try:
+        yield
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        if not unread:
+            # Another pipe, such as one to a worker process; click would end without a word.
+            traceback.print_exc()
+            raise click.exceptions.Exit(1) from None
+        for stream in unread:
+            # Python writes what is left once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise click.exceptions.Exit(_UNREAD) from None
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has gone; a second write need not say so again."""
+    if not hasattr(select, "poll"):
+        # Windows, whose pipes end otherwise: no BrokenPipeError is of a stream.
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except OSError:
+        # No file at all: a stream in memory.
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Commands(click.Group):
@@ -66,10 +103,16 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f"slimrank.cli.{_COMMANDS[cmd_name][0]}"), cmd_name)
         return command
 
+    def make_context(self, *args: object, **kwargs: object) -> click.Context:
+        """Reads what was typed; help and version are printed here."""
+        with _quiet_where_unread():
+            return super().make_context(*args, **kwargs)  # type: ignore[arg-type]
+
     def invoke(self, ctx: click.Context) -> object:
         """Imports and runs the command."""
         try:
-            return super().invoke(ctx)
+            with _quiet_where_unread():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             # Before the command's own answer to it: while torch was imported, say.
             click.echo(f"\n{told_at_start()}", err=True)
@@ -93,7 +136,7 @@ def cli() -> None:
     MODEL, BATCHES and REF are written package.module:name or path/to/file.py:name. A function named
     so is called without arguments and gives the model, or the batches; an object is taken as it is.
 
-    Exit codes: 0 done, 1 a bug, 2 something to correct, 130 stopped by Ctrl-C.
+    Exit codes: 0 done, 1 a bug, 2 something to correct, 130 stopped by Ctrl-C, 141 nobody read on.
     """
 
 

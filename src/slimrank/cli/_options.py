@@ -8,6 +8,7 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer
+from slimrank.cli._typed import split_names
 from slimrank.records import EFFORTS, LIKELIHOODS, ChannelOrder, Effort
 
 _Function = TypeVar("_Function", bound=Callable[..., Answer])
@@ -67,9 +68,18 @@ serve_option = click.option(
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bars.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a model that was saved in --out.")
-_METHODS_HELP = f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}."
+_METHODS_HELP = (
+    f"Only these: {', '.join(sr.METHODS)}; not by default: {', '.join(sr.MORE_METHODS)}; repeat, or separate "
+    "by commas."
+)
 methods_option = click.option("--methods", multiple=True, help=_METHODS_HELP)
-skip_option = click.option("--skip", multiple=True, metavar="GLOB", help="Layers to leave alone.")
+skip_option = click.option(
+    "--skip",
+    multiple=True,
+    metavar="GLOB",
+    callback=lambda _context, _option, given: split_names(given),
+    help="Layers to leave alone; repeat, or separate by commas.",
+)
 architecture_option = click.option(
     "--architecture",
     is_flag=True,

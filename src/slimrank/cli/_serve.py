@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 import slimrank as sr
+from slimrank._errors import FileError
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.deploy import is_saved_model
 
 
 @click.command(cls=Command)
@@ -26,7 +28,16 @@ def serve(run_dir: Path, host: str, port: int, open_browser: bool) -> Answer:
     Prints the address, which holds a token, alone on a line; Ctrl-C ends it. It answers this machine only,
     unless --host says otherwise. Plans in DIR can be edited there.
     """
-    with sr.serve(run_dir, host=host, port=port, open_browser=open_browser) as live:
+    try:
+        running = sr.serve(run_dir, host=host, port=port, open_browser=open_browser)
+    except FileError as error:
+        if not is_saved_model(run_dir):
+            raise
+        raise FileError(
+            f"{run_dir} holds a saved model, not a run; give the directory of its study (slimrank study "
+            f"--out), or see the model's page: slimrank report {run_dir}"
+        ) from error
+    with running as live:
         click.echo(live.url)
         sys.stdout.flush()
         try:

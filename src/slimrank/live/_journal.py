@@ -38,11 +38,12 @@ def journal_of(run_dir: str | os.PathLike[str]) -> Path:
     """
     folder = Path(run_dir)
     if not folder.is_dir():
-        raise FileError(f"{folder} is no directory; give the run_dir= of a study, e.g. slimrank serve RUN")
+        raise FileError(f"{folder} is no directory; give that of a run, e.g. the run_dir= (--out) of a study")
     path = folder / EVENTS_FILE
     if not path.is_file():
         raise FileError(
-            f"{folder} holds no run: there is no {EVENTS_FILE} in it; start one with run_dir={str(folder)!r}"
+            f"{folder} holds no run: there is no {EVENTS_FILE} in it; give the directory of one, e.g. the "
+            "run_dir= (--out) of a study"
         )
     if not os.access(path, os.R_OK):
         raise FileError(f"{path} cannot be read; ask its owner for the right to")

@@ -18,6 +18,8 @@ from slimrank.plan._typed_settings import DROP
 _COLUMNS = ("layer", "method", "ratio", "rank", "form", "keep", "channels_kept")
 # A line without a method leaves its layer alone; a file without the column is more likely a mistake.
 _REQUIRED_COLUMNS = ("layer", "method")
+# What spreadsheets put between columns in place of a comma.
+_OTHER_SEPARATORS = (";", "\t")
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, SettingLike]:
@@ -106,6 +108,8 @@ def _settings_from_csv(text: str, where: str) -> dict[str, SettingLike]:
     reader = csv.DictReader(StringIO(text))
     columns = [column.strip() for column in reader.fieldnames or ()]
     for column in columns:
+        if any(separator in column for separator in _OTHER_SEPARATORS):
+            raise PlanError(f"{where}: the first line is {column!r}; separate columns by commas")
         if column not in _COLUMNS:
             raise PlanError(f"{where}: column {column!r} is unknown; {nearest(column, _COLUMNS)}")
     repeated = next((column for column in columns if columns.count(column) > 1), None)

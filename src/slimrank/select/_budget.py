@@ -19,8 +19,8 @@ _NUMBERS: Mapping[Metric, str] = {
     "params": "1_200_000",
     "bytes": '"2MB"',
 }
-# A whole number up to this may have been meant as percent.
-_MOST_PERCENT = 100
+# A whole number below this may have been meant as percent; as percent it would keep all.
+_WHOLE_PERCENT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,10 +142,10 @@ def meant_percent(budget: Budget, name: str) -> str:
         name: what a caller calls it.
 
     Returns:
-        A stop and a sentence; "" for a ratio, a size with its unit, or a number above 100.
+        A stop and a sentence; "" for a ratio, a size with its unit, or a number from 100 on.
     """
     words = budget.words
-    if budget.number is None or not words.isdecimal() or int(words) > _MOST_PERCENT:
+    if budget.number is None or not words.isdecimal() or int(words) >= _WHOLE_PERCENT:
         return ""
     unit = next((unit for metric, unit in _UNITS.items() if metric == name), _UNITS["bytes"])
     return f'. {name}={words} is a number of {unit}; for {words} % give {name}="{words}%"'

@@ -410,3 +410,41 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     done = _run("stduy")
     assert done.exit_code == 2
     assert "No such command 'stduy'" in done.stderr
+
+
+@pytest.mark.parametrize("args", [("--help",), ("plan", "--help"), ("env",)])
+def test_a_closed_pipe_is_quiet_and_no_bug(args: tuple[str, ...]) -> None:
+    unread, written = os.pipe()
+    os.close(unread)
+    done = subprocess.run(
+        [sys.executable, "-m", "slimrank", *args],
+        stdout=written,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(written)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_closed_pipe_of_an_error_is_no_bug() -> None:
+    unread, written = os.pipe()
+    os.close(unread)
+    done = subprocess.run(
+        [sys.executable, "-m", "slimrank", "explain", "no_run", "fc"],
+        stdout=subprocess.PIPE,
+        stderr=written,
+        check=False,
+    )
+    os.close(written)
+    assert (done.returncode, done.stdout) == (141, b"")
+
+
+def test_another_closed_pipe_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> None:
+        raise BrokenPipeError(32, "of a worker")
+
+    monkeypatch.setattr(sr.Study, "load", breaks)
+    done = _run("explain", "run", "fc")
+    assert done.exit_code == 1
+    assert "of a worker" in done.stderr

@@ -74,6 +74,12 @@ def test_a_file_from_a_spreadsheet_with_a_byte_order_mark_is_read(tmp_path: Path
     ("name", "text", "message"),
     [
         ("a.csv", "layer,method,rato\n", r"column 'rato' is unknown; did you mean 'ratio'"),
+        (
+            "a.csv",
+            "layer;method;ratio\nfc;weight_svd;0.5\n",
+            "'layer;method;ratio'; separate columns by commas",
+        ),
+        ("a.csv", "layer\tmethod\tratio\n", "separate columns by commas"),
         ("a.csv", "layer,method,ratio,ratio\n", "column 'ratio' stands twice"),
         ("a.csv", "layer,ratio\n", "names no column 'method'"),
         ("a.csv", "", "names no column 'layer'"),

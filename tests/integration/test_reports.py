@@ -264,7 +264,7 @@ def test_what_is_no_study_is_refused(
         assert done.exit_code == 2, done.output
         return done.stderr
 
-    assert "study empty: there is no study.json in it, so no study; give the run_dir=" in refused("empty")
+    assert "study empty: there is no study.json in it, so no study; give the --out of" in refused("empty")
     assert "it is not there" in refused("nowhere")
     file = refused("plan.json")
     if command == ("report",):

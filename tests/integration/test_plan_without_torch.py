@@ -139,5 +139,5 @@ def test_a_study_that_cannot_be_read_is_refused_in_the_words_of_the_library(
         sr.Study.load(tmp_path / "run")
     assert done.returncode == 2
     told, _, advice = str(error.value).replace(str(tmp_path / "run"), "run").partition("; ")
-    assert advice == "give the run_dir= of a study"
+    assert advice == "give the run_dir= (--out) of a study"
     assert done.stderr == f"slimrank: {told}; give the --out of slimrank study\n"

@@ -271,7 +271,7 @@ def test_what_is_no_study_is_refused(
         assert "plan.json: it is a file, and a report is of a directory" in file
         assert "A plan alone has no report: slimrank explain RUN LAYER --plan PLAN" in file
     else:
-        assert "study plan.json: it is a file, not a directory; give the run_dir=" in file
+        assert "study plan.json: it is a file, not a directory; give the --out of" in file
 
 
 def test_a_run_that_is_not_whole_is_refused(run_dir: Path, study: sr.Study, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -995,31 +995,37 @@ def study(
     )
 
 
+class Asked(TypedDict):
+    """What is asked of a study, and how its data are read, as ``study`` has it."""
+
+    inputs: Inputs
+    outputs: OutputChoice
+    likelihood: LikelihoodChoice
+    weights: Weights
+    loss: OwnLossFn | None
+    methods: Sequence[Method]
+    skip: Skip
+    fisher: bool
+    draws: int
+    holdout: float
+    data_free: bool
+    channel_order: ChannelOrder
+    effort: Effort
+    seed: int
+
+
 def study_and_check(
     model: nn.Module | Result,
     batches: Iterable[object],
     check: Callable[[Study], object] | None,
     *,
-    inputs: Inputs,
-    outputs: OutputChoice,
-    likelihood: LikelihoodChoice,
-    weights: Weights,
-    loss: OwnLossFn | None,
-    methods: Sequence[Method],
-    skip: Skip,
-    fisher: bool,
-    draws: int,
-    holdout: float,
-    data_free: bool,
-    channel_order: ChannelOrder,
-    effort: Effort,
     run_dir: str | os.PathLike[str] | None,
     progress: bool,
     callback: Callable[[Event], object] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
     memory: MemoryOption,
-    seed: int,
     previous: Plan | None,
+    **asked: Unpack[Asked],
 ) -> Study:
     """``study`` for a call that goes on with it, and knows before it what it will ask of it.
 
@@ -1029,26 +1035,13 @@ def study_and_check(
         check: called before anything is measured, with a study of every rank, width and block that may come
             out, none of which loses anything: what cannot be planned from it cannot be planned at all. What
             it raises ends the study. None for nothing.
-        inputs: see there.
-        outputs: see there.
-        likelihood: see there.
-        weights: see there.
-        loss: see there.
-        methods: see there.
-        skip: see there.
-        fisher: see there.
-        draws: see there.
-        holdout: see there.
-        data_free: see there.
-        channel_order: see there.
-        effort: see there.
         run_dir: see there.
         progress: see there.
         callback: see there.
         log_dir: see there.
         memory: see there.
-        seed: see there.
         previous: see there.
+        asked: see there.
 
     Returns:
         The study.
@@ -1058,19 +1051,19 @@ def study_and_check(
     """
     model, previous = resolve_model(model, previous)
     options = Options(
-        methods=methods_in_order(methods),
-        skip=globs_of(skip, model, lambda: [spec.name for spec in describe_layers(model)]),
-        likelihood=likelihood_of(likelihood),
-        fisher=fisher,
-        draws=draws,
-        holdout=holdout,
-        data_free=data_free,
-        channel_order=channel_order,
-        effort=effort,
-        seed=seed,
-        weights=weights_of(weights),
+        methods=methods_in_order(asked["methods"]),
+        skip=globs_of(asked["skip"], model, lambda: [spec.name for spec in describe_layers(model)]),
+        likelihood=likelihood_of(asked["likelihood"]),
+        fisher=asked["fisher"],
+        draws=asked["draws"],
+        holdout=asked["holdout"],
+        data_free=asked["data_free"],
+        channel_order=asked["channel_order"],
+        effort=asked["effort"],
+        seed=asked["seed"],
+        weights=weights_of(asked["weights"]),
     )
-    source = DataSource(batches=batches, inputs=inputs, outputs=outputs, loss=loss)
+    source = DataSource(batches=batches, inputs=asked["inputs"], outputs=asked["outputs"], loss=asked["loss"])
     return study_with(
         model,
         source,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``slimrank plan`` where torch cannot be imported: the same plans as ``Study.plan``."""
+"""``slimrank plan`` and ``explain`` where torch cannot be imported: the same as of a study."""
 
 import os
 import subprocess
@@ -70,12 +70,12 @@ def _table(study: sr.Study) -> sr.Latencies:
     )
 
 
-def _run_without_torch(folder: Path, *args: str) -> "subprocess.CompletedProcess[str]":
+def _run_without_torch(folder: Path, *args: str, command: str = "plan") -> "subprocess.CompletedProcess[str]":
     blocked = folder / "blocked"
     blocked.mkdir(exist_ok=True)
     (blocked / "torch.py").write_text("raise SystemExit('torch was imported')\n")
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "slimrank", "plan", "run", *args],
+        [sys.executable, "-W", "error", "-m", "slimrank", command, "run", *args],
         capture_output=True,
         check=False,
         text=True,
@@ -123,6 +123,13 @@ def test_a_plan_is_the_same_without_torch(
     assert "other.json (this) and the new plan (other):" in done.stdout
     expected(sr.Study.load(folder / "run"), folder).save(folder / "expected.json")
     assert (folder / "plan.json").read_text() == (folder / "expected.json").read_text()
+
+
+def test_a_layer_is_explained_without_torch(folder: Path) -> None:
+    done = _run_without_torch(folder, "0", "--plan", "other.json", command="explain")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = sr.Study.load(folder / "run").explain("0", sr.Plan.load(folder / "other.json"))
+    assert done.stdout.split() == told.split()
 
 
 def test_the_model_takes_torch(folder: Path) -> None:

@@ -7,6 +7,9 @@ import click
 
 import slimrank as sr
 from slimrank.cli._command import PATH, Answer, Command
+from slimrank.files import Store
+from slimrank.measured import read_study
+from slimrank.planning import check_steps
 from slimrank.report import explain_layer
 
 
@@ -16,9 +19,9 @@ from slimrank.report import explain_layer
 @click.option("--plan", "plan_path", type=PATH, help="Also what this plan does to the layer, and why.")
 def explain(study_dir: Path, layer: str, plan_path: Path | None) -> Answer:
     """Say what the study in RUN found of LAYER, and what each choice for it would cost."""
-    measured = sr.Study.load(study_dir)
+    record = read_study(Store(study_dir))
     chosen = None if plan_path is None else sr.Plan.load(plan_path)
-    # Refuses a plan of another study; its paragraphs are wrapped for people at a prompt.
-    measured.explain(layer, chosen)
-    found = explain_layer(measured, layer, chosen, unit=measured.unit, width=None)
+    if chosen is not None:
+        check_steps(record, chosen)
+    found = explain_layer(record, layer, chosen, unit=record.unit, width=None)
     return Answer(text=found.text, facts=found.facts)

@@ -9,6 +9,7 @@ from torch import nn
 
 import slimrank as sr
 from slimrank._errors import OptionError
+from slimrank._study import Asked
 from slimrank.calibrate import OwnLossFn
 from slimrank.cli._options import FitText, StudyText
 from slimrank.cli._references import function_at, model_at, user_errors
@@ -17,7 +18,7 @@ from slimrank.deploy import PLAN_FILE, check_target
 from slimrank.fitting import check_on_layer
 from slimrank.forward import OutputChoice, OutputKey
 from slimrank.measured import has_previous_plan
-from slimrank.records import ChannelOrder, Effort, LikelihoodChoice, Method, Weights
+from slimrank.records import LikelihoodChoice, Weights
 
 
 class Fit(TypedDict):
@@ -32,16 +33,6 @@ class Fit(TypedDict):
     draws: int
     holdout: float
     seed: int
-
-
-class Measure(Fit):
-    """What a study measures."""
-
-    methods: Sequence[Method]
-    skip: Sequence[str]
-    data_free: bool
-    channel_order: ChannelOrder
-    effort: Effort
 
 
 def hook_at(reference: str | None) -> Callable[[nn.Module, str], object] | None:
@@ -98,7 +89,7 @@ def fit_from_text(options: FitText) -> Fit:
     }
 
 
-def study_from_text(options: StudyText) -> Measure:
+def study_from_text(options: StudyText) -> Asked:
     """What a study measures, from what was typed."""
     return {
         **fit_from_text(options),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON, text and arrays on disk, whole or not at all."""
 
-from slimrank.files._arrays import Array, arrays_draft, arrays_read
+from slimrank.files._arrays import Array, read_safetensors, write_safetensors
 from slimrank.files._atomic import check_folder, draft_of, make_directory, write_bytes, write_text
 from slimrank.files._format import check_format, spelled_number
 from slimrank.files._json import (
@@ -23,8 +23,6 @@ __all__ = [
     "Array",
     "Json",
     "Store",
-    "arrays_draft",
-    "arrays_read",
     "as_flag",
     "as_integer",
     "as_integers",
@@ -37,9 +35,11 @@ __all__ = [
     "draft_of",
     "from_text",
     "make_directory",
+    "read_safetensors",
     "read_text",
     "spelled_number",
     "to_text",
     "write_bytes",
+    "write_safetensors",
     "write_text",
 ]

@@ -2,10 +2,9 @@
 """Files of named arrays, in the format of safetensors: nothing in them can run code."""
 
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +16,22 @@ from slimrank.files._atomic import draft_of
 
 # Of whatever type it was written with.
 Array = NDArray[Any]
+_Held = TypeVar("_Held")
 
 
-@contextmanager
-def arrays_draft(path: Path) -> Iterator[Path]:
-    """Where safetensors may write a file, so that it is whole or not there; its folder must be there.
+def write_safetensors(
+    path: Path,
+    save: Callable[[dict[str, _Held], Path, dict[str, str] | None], None],
+    held: dict[str, _Held],
+    metadata: Mapping[str, str] | None,
+) -> None:
+    """Writes a file of safetensors whole or not at all; its folder must be there.
+
+    Args:
+        path: of the file.
+        save: what safetensors writes such values with.
+        held: arrays or tensors by name, each contiguous and in storage of its own.
+        metadata: texts that stand in the file beside them; None for none.
 
     Raises:
         FileError: it cannot be written.
@@ -32,7 +42,8 @@ def arrays_draft(path: Path) -> Iterator[Path]:
             # is that of any new file in this folder instead.
             draft.touch()
             mode = stat.S_IMODE(draft.stat().st_mode)
-            yield draft
+            # None, not {}: with neither arrays nor entries safetensors writes a header that it cannot read.
+            save(held, draft, dict(metadata) if metadata else None)
             draft.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise FileError(
@@ -40,15 +51,18 @@ def arrays_draft(path: Path) -> Iterator[Path]:
         ) from error
 
 
-@contextmanager
-def arrays_read(path: Path) -> Iterator[None]:
-    """Tells what keeps safetensors from reading a file.
+def read_safetensors(path: Path, load: Callable[[Path], dict[str, _Held]]) -> dict[str, _Held]:
+    """Reads a file of safetensors.
+
+    Args:
+        path: of the file.
+        load: what safetensors reads such values with.
 
     Raises:
         FileError: missing, truncated or altered.
     """
     try:
-        yield
+        return load(path)
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist; is this a directory of slimrank?") from error
     except (OSError, SafetensorError, ValueError) as error:
@@ -64,9 +78,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str,
         FileError: it cannot be written.
     """
     ready = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with arrays_draft(path) as draft:
-        # None, not {}: with neither arrays nor entries safetensors writes a header that it cannot read.
-        save_file(ready, draft, dict(metadata) if metadata else None)
+    write_safetensors(path, save_file, ready, metadata)
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -75,6 +87,4 @@ def read_arrays(path: Path) -> dict[str, Array]:
     Raises:
         FileError: missing, truncated or altered.
     """
-    with arrays_read(path):
-        arrays: dict[str, Array] = load_file(path)
-    return arrays
+    return read_safetensors(path, load_file)

@@ -6,7 +6,7 @@ from slimrank.fitting._context import forward_size
 from slimrank.fitting._data import Data, OnLayer, check_on_layer
 from slimrank.fitting._journal import LayerFiles
 from slimrank.fitting._layer_tasks import layer_tasks, scaled
-from slimrank.fitting._seen import SeenByLayers
+from slimrank.fitting._seen import Seen
 from slimrank.fitting._states import state_fits
 from slimrank.fitting._stays import channels_left, what_stays
 
@@ -15,7 +15,7 @@ __all__ = [
     "Data",
     "LayerFiles",
     "OnLayer",
-    "SeenByLayers",
+    "Seen",
     "apply_plan",
     "channels_left",
     "check_on_layer",

@@ -113,12 +113,11 @@ def open_build(
         for name, task in tasks.items()
         if name not in shared_moments and not task.is_transposed and not task.spec.is_recurrent
     ]
-    seen = data.seen_of([name for name, spec in specs.items() if spec.has_matrix])
     epilogues: Mapping[str, Epilogue] = {}
     if data.sequential and one_call and not has_hook:
-        found = seen.epilogues(batches)
+        found = data.seen.epilogues(batches)
         epilogues = {name: found[name] for name in one_call if name in found}
-    may_interleave = not tasks or seen.may_interleave(batches)
+    may_interleave = not tasks or data.seen.may_interleave(batches)
     needed = _most_while_paused(specs.values(), tasks, len(fit) + len(held_out), len(data.feed.fit))
     fits_at_once = needed <= data.budgets.fits
     context = BuildContext(

@@ -2,8 +2,8 @@
 """What fits draw on, and the caller's hook."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slimrank._errors import OptionError
 from slimrank.calibrate import Feed
 from slimrank.cost import MemoryBudgets
-from slimrank.fitting._seen import Seen, SeenByLayers
+from slimrank.fitting._seen import Seen
 
 OnLayer = Callable[[nn.Module, str], object]
 
@@ -26,8 +26,8 @@ class Data:
         grams: (C_out, C_out) second moments of output gradients by layer; may lack layers.
         seed: of the rows drawn.
         budgets: memory of what can be cut.
+        seen: what forwards of the original show.
         sequential: fit to the inputs of the compressed model; False fits every layer on its own.
-        seen: what other builds beside the same original have looked at already; each adds to it.
     """
 
     original: nn.Module
@@ -35,16 +35,8 @@ class Data:
     grams: Mapping[str, Tensor]
     seed: int
     budgets: MemoryBudgets
+    seen: Seen
     sequential: bool = True
-    seen: SeenByLayers = field(default_factory=dict)
-
-    def seen_of(self, layers: Sequence[str]) -> Seen:
-        """What forwards of the original show, the same for every model that is built from these data.
-
-        Args:
-            layers: all of the original that a build may ask about, in execution order.
-        """
-        return self.seen.setdefault(tuple(layers), Seen(self.original, layers))
 
 
 def check_on_layer(on_layer: OnLayer | None) -> None:

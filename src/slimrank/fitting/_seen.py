@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What forwards of the original show, looked at once for all models that are built beside it."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -42,7 +42,3 @@ class Seen:
         if self._may_interleave is None:
             self._may_interleave = can_interleave(self._model, batches, self._layers)
         return self._may_interleave
-
-
-# By the layers that a build may ask about.
-SeenByLayers = MutableMapping[tuple[str, ...], Seen]

@@ -27,9 +27,9 @@ def output_basis(weighted: Tensor, moments: Moments, *, ridge: float) -> tuple[T
     ridge_value = ridge * moments.mean_diagonal or 1.0
     # Of the two matrices with the same eigenvalues, the smaller one is decomposed.
     if n_out <= n_in:
-        products = moments.gram(weighted).double()
-        basis = principal_directions(products + ridge_value * gram(weighted.T).double())
         on_rows = moments.on_rows(weighted)
+        products = (moments.gram(weighted) if on_rows is None else on_rows @ on_rows.T).double()
+        basis = principal_directions(products + ridge_value * gram(weighted.T).double())
         if on_rows is not None and on_rows.shape[1] < n_out:
             carried = (basis.T @ on_rows.double()).square().sum(1)
         else:

@@ -12,7 +12,7 @@ from slimrank.cost import FORM_ROWS, forms_of, is_wide, keeps_rows, layer_cost, 
 from slimrank.methods._pair import true_error
 from slimrank.methods._table import layer_functions
 from slimrank.methods._target import Target
-from slimrank.records import Curve, LayerSpec, Method, Setting
+from slimrank.records import Curve, Form, LayerSpec, Method, Setting
 
 # Shares of the MACs of a layer at which divergences are measured. More measurements make damages in between
 # more precise; each takes a forward over the held-out samples.
@@ -85,18 +85,8 @@ def layer_curves(
                 errors = functions.errors(spec, form, target, limit=int(ranks[saves][-1]))[1:]
             error = errors.cpu().numpy()
             error = np.minimum.accumulate(error[saves[: len(error)]])
-            curve = Curve(
-                layer=spec.name,
-                method=method,
-                form=form,
-                ranks=ranks[saves],
-                macs=macs[saves],
-                params=params[saves],
-                bytes=params[saves] * spec.itemsize,
-                error=error,
-                damage=error,
-                ranks_in=None if ranks_in is None else ranks_in[saves],
-            )
+            kept_in = None if ranks_in is None else ranks_in[saves]
+            curve = _curve(spec, method, form, (ranks[saves], kept_in), (macs[saves], params[saves]), error)
             if not FORM_ROWS[form].is_closed and target.moments.n_rows:
                 curve = replace(curve, error=_corrected(spec, curve, target))
             curves.append(replace(curve, damage=curve.error))
@@ -121,20 +111,32 @@ def possible_curves(spec: LayerSpec, methods: Sequence[Method], *, has_bias: boo
             ranks_in = np.ones_like(ranks) if FORM_ROWS[form].has_third else None
             macs, params = pair_costs(spec, form, ranks, ranks_in, has_bias=has_bias)
             nothing = np.zeros(len(ranks))
-            curve = Curve(
-                layer=spec.name,
-                method=method,
-                form=form,
-                ranks=ranks,
-                macs=macs,
-                params=params,
-                bytes=params * spec.itemsize,
-                error=nothing,
-                damage=nothing,
-                ranks_in=ranks_in,
-            )
-            curves.append(curve)
+            curves.append(_curve(spec, method, form, (ranks, ranks_in), (macs, params), nothing))
     return tuple(curves)
+
+
+def _curve(
+    spec: LayerSpec,
+    method: Method,
+    form: Form,
+    ranks: tuple[NDArray[np.int64], NDArray[np.int64] | None],
+    costs: tuple[NDArray[np.int64], NDArray[np.int64]],
+    error: NDArray[np.float64],
+) -> Curve:
+    """A curve whose damage is not anchored yet: ranks, and those in front of them; MACs and params."""
+    (outer, inner), (macs, params) = ranks, costs
+    return Curve(
+        layer=spec.name,
+        method=method,
+        form=form,
+        ranks=outer,
+        macs=macs,
+        params=params,
+        bytes=params * spec.itemsize,
+        error=error,
+        damage=error,
+        ranks_in=inner,
+    )
 
 
 def _corrected(spec: LayerSpec, curve: Curve, target: Target) -> NDArray[np.float64]:

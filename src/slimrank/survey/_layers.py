@@ -144,7 +144,7 @@ def _weight_curves(
         for index, spec in layers.items():
             weight = dense_weight(session.original.get_submodule(spec.name))
             shares = layer_curves(
-                spec, _methods_of(session, spec), weights_target(weight), has_bias=spec.has_bias
+                spec, methods_of(session, spec), weights_target(weight), has_bias=spec.has_bias
             )
             curves[index] = relative_curves(shares, float(weight.square().sum() / 2))
             tell_curves(run.phases, spec, curves[index])
@@ -157,12 +157,12 @@ def _curves_of(
 ) -> tuple[Curve, ...]:
     """Curves of one layer, anchored by measured divergences."""
     with out_of_memory_at(f"layer {spec.name!r}"):
-        curves = layer_curves(spec, _methods_of(session, spec), target, has_bias=True)
+        curves = layer_curves(spec, methods_of(session, spec), target, has_bias=True)
         with run.phases.part("anchors", of="curves"):
             measured = anchors.measure_layer(spec, target, curves)
         return anchored_curves(curves, measured)
 
 
-def _methods_of(session: Session, spec: LayerSpec) -> list[Method]:
+def methods_of(session: Session, spec: LayerSpec) -> list[Method]:
     """Methods that were asked for and that a layer can take."""
     return [method for method in session.options.methods if method in spec.methods]

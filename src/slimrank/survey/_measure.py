@@ -35,7 +35,7 @@ from slimrank.survey._effort import effort_row
 from slimrank.survey._estimate import tell_estimate
 from slimrank.survey._group_memory import pass_notes, with_room_for_groups
 from slimrank.survey._groups import GroupSurvey, measure_groups, stored_groups
-from slimrank.survey._layers import layer_chunks, measure_layers, stored_curves
+from slimrank.survey._layers import layer_chunks, measure_layers, methods_of, stored_curves
 from slimrank.survey._session import Run, Session
 from slimrank.tensors import read_tensors, write_tensors
 
@@ -322,11 +322,7 @@ def _possible(session: Session, channels: ChannelMap) -> Known:
         curves=tuple(
             curve
             for spec in layers
-            for curve in possible_curves(
-                spec,
-                [method for method in options.methods if method in spec.methods],
-                has_bias=options.has_bias,
-            )
+            for curve in possible_curves(spec, methods_of(session, spec), has_bias=options.has_bias)
         ),
         group_curves=tuple(
             GroupCurve(

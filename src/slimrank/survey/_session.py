@@ -26,7 +26,7 @@ from slimrank.calibrate import (
 from slimrank.capture import SKIPPED, Captured, capture
 from slimrank.cost import SAMPLING, MemoryBudgets
 from slimrank.files import Store
-from slimrank.fitting import SeenByLayers
+from slimrank.fitting import Seen
 from slimrank.forward import Batch, OutputChoice, Picked, check_outputs
 from slimrank.measured import Options
 from slimrank.peaks import PeakProfile
@@ -78,13 +78,13 @@ class Session:
         needs: what the model and its data take beside the model.
         memory: bytes that a run may take beside the model, as the caller gave them; no number depends on it.
         budgets: what that leaves for all that can be cut.
+        seen: what forwards of the original show builds beside it.
         progress: whether later work shows bars.
         listeners: each is called with every event of later work.
         run_dir: where fitted layers are kept, so that a killed run goes on; None for nowhere.
         fingerprint: ties what is kept there to structure, weights, inputs and options; empty for none.
         callers: the caller's model, by whose modules layers may be named.
         profiles: what is alive where in a forward pass, once a plan asked for it.
-        seen: what forwards of the original showed builds beside it.
         overall: how far the call is that later work is part of; None where it stands alone.
     """
 
@@ -100,13 +100,13 @@ class Session:
     needs: MemoryNeeds
     memory: int | None
     budgets: MemoryBudgets
+    seen: Seen
     progress: bool = False
     listeners: tuple[Listener, ...] = ()
     run_dir: Path | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     callers: CallersModel = field(default_factory=CallersModel)
     profiles: list[PeakProfile] = field(default_factory=list)
-    seen: SeenByLayers = field(default_factory=dict)
     overall: Overall | None = None
 
     def phases(self, *, shown: bool | None = None) -> Phases:
@@ -234,6 +234,7 @@ def open_session(
         needs=needs,
         memory=n_bytes,
         budgets=needs.budgets(n_bytes),
+        seen=Seen(original, [spec.name for spec in captured.layers if spec.has_matrix]),
         callers=CallersModel(model),
     )
 

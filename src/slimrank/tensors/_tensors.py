@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slimrank.files import arrays_draft, arrays_read
+from slimrank.files import read_safetensors, write_safetensors
 
 
 def write_tensors(
@@ -27,9 +27,7 @@ def write_tensors(
     """
     # Cloned: safetensors refuses tensors that share storage or are views of it.
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with arrays_draft(path) as draft:
-        # None, not {}: with neither tensors nor entries safetensors writes a header that it cannot read.
-        save_file(ready, draft, dict(metadata) if metadata else None)
+    write_safetensors(path, save_file, ready, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -38,9 +36,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         FileError: missing, truncated or altered.
     """
-    with arrays_read(path):
-        tensors: dict[str, Tensor] = load_file(path)
-    return tensors
+    return read_safetensors(path, load_file)
 
 
 def digest_file(path: Path) -> str:

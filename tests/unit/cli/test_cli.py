@@ -445,6 +445,6 @@ def test_another_closed_pipe_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BrokenPipeError(32, "of a worker")
 
     monkeypatch.setattr(sr.Study, "load", breaks)
-    done = _run("explain", "run", "fc")
+    done = _run("pareto", "run")
     assert done.exit_code == 1
     assert "of a worker" in done.stderr
